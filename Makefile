@@ -1,0 +1,26 @@
+# make demo   trains and tests a detector on a small data set that it makes itself
+# make test   every check that CI runs: format, lint, types, tests
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO_CONFIG := configs/digits/resnet18_c4.yaml
+DEMO_RUN := output/demo
+
+.PHONY: demo test
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+demo: .venv/installed
+	rm -rf $(DEMO_RUN)
+	$(BIN)/python datasets/make_digits.py
+	$(BIN)/python tools/train_net.py --config-file $(DEMO_CONFIG) --output-dir $(DEMO_RUN)
+	$(BIN)/python tools/test_net.py --config-file $(DEMO_CONFIG) --weights $(DEMO_RUN) --visualize 12
+
+# One thread a process: two test processes on two cores would otherwise wait for each other.
+test: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --durations 10

@@ -1,0 +1,1 @@
+"""Backbones and their weights: networks that turn images into named feature maps; knows nothing of detection."""

@@ -1,0 +1,44 @@
+"""A backbone as an image classifier: for pre-training, and to compare with torchvision's networks.
+
+Shapes: N images, H W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from backbones.base import Backbone
+from backbones.weights import LoadReport, load_matching, rename_torchvision
+
+__all__ = ["Classifier"]
+
+
+class Classifier(nn.Module):
+    """The backbone, its tail run on whole images, and a linear layer."""
+
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tail = backbone.tail()
+        self.fc = nn.Linear(self.tail.out_channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of normalised float images (N, 3, H, W)."""
+        features = self.backbone(images)
+        last = features[list(self.backbone.specs)[-1]]
+        return self.fc(self.tail(self.tail.pool_whole_image(last)))
+
+    def load_torchvision(self, state: Mapping[str, Tensor]) -> LoadReport:
+        """Loads the state dict of torchvision's network of the same architecture, all of it.
+
+        Raises:
+            ValueError: a name is missing or left over, or a shape differs; nothing is loaded then.
+        """
+        in_tail = tuple(f"{name}." for name, _ in self.tail.named_children())
+        renamed = {}
+        for name, value in rename_torchvision(state).items():
+            owner = "" if name.startswith("fc.") else "tail." if name.startswith(in_tail) else "backbone."
+            renamed[owner + name] = value
+        return load_matching(self, renamed, source="torchvision")

@@ -1,0 +1,132 @@
+"""The table of backbones by name, and the one function that builds them with or without weights."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from backbones.base import Backbone, InputStats
+from backbones.resnet import ResNet
+from backbones.vgg import VGG
+from backbones.weights import SOURCES, download_torchvision, load_matching, read_state_dict, rename_torchvision
+
+__all__ = ["Builder", "backbone_names", "build_backbone", "register"]
+
+Builder = Callable[..., Backbone]
+
+# Bound here, a variant does not offer the option: basic blocks have one place for the stride, and networks without
+# normalisation layers have nothing to choose about them.
+_BASIC_BLOCKS: dict[str, Any] = {"stride_in": "3x3"}
+_NO_NORM: dict[str, Any] = {"norm": None, "norm_eps": 0.0}
+
+_BUILDERS: dict[str, Builder] = {
+    "resnet18": partial(ResNet, 18, **_BASIC_BLOCKS),
+    "resnet34": partial(ResNet, 34, **_BASIC_BLOCKS),
+    "resnet50": partial(ResNet, 50),
+    "resnet101": partial(ResNet, 101),
+    "resnet152": partial(ResNet, 152),
+    "vgg11": partial(VGG, 11, **_NO_NORM),
+    "vgg11_bn": partial(VGG, 11),
+    "vgg13": partial(VGG, 13, **_NO_NORM),
+    "vgg13_bn": partial(VGG, 13),
+    "vgg16": partial(VGG, 16, **_NO_NORM),
+    "vgg16_bn": partial(VGG, 16),
+    "vgg19": partial(VGG, 19, **_NO_NORM),
+    "vgg19_bn": partial(VGG, 19),
+}
+
+
+def backbone_names() -> tuple[str, ...]:
+    """The names that ``build_backbone`` takes, in the order of the table."""
+    return tuple(_BUILDERS)
+
+
+def register(name: str, builder: Builder) -> None:
+    """Adds a backbone of outside code; the options it offers are the named arguments of ``builder``.
+
+    To be usable with weights, ``builder`` takes ``input_stats``, and ``norm_eps`` and ``stride_in`` where these apply.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in _BUILDERS:
+        raise ValueError(f"a backbone called {name!r} exists; choose a name other than {', '.join(_BUILDERS)}")
+    _BUILDERS[name] = builder
+
+
+def build_backbone(
+    name: str,
+    *,
+    weights: str | None = None,
+    weights_source: str = "torchvision",
+    load_weights: bool = True,
+    input_stats: InputStats | None = None,
+    **options: Any,
+) -> Backbone:
+    """A backbone by name.
+
+    Args:
+        name: one of ``backbone_names()``.
+        weights: None (random), "torchvision" (its ImageNet weights, downloaded once), or the path of a .pth, .pt or
+            .safetensors file with torchvision's names.
+        weights_source: what a file's weights were trained with, a key of ``weights.SOURCES``. With weights, it decides
+            ``input_stats`` and the options ``norm_eps`` and ``stride_in``, where the backbone has them.
+        load_weights: False builds what the weights need (``input_stats`` and so on) and leaves the values random, for a
+            caller who loads a whole detector next.
+        input_stats: how images are normalised; by default as the weights need it.
+        **options: of the backbone; None means its own default.
+
+    Raises:
+        ValueError: an unknown name, option or source, an option that contradicts the source, or weights that do not
+            fit.
+    """
+    if name not in _BUILDERS:
+        nearest = difflib.get_close_matches(name, _BUILDERS, n=1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise ValueError(f"no backbone {name!r}; {hint}known: {', '.join(_BUILDERS)}")
+    if weights_source not in SOURCES:
+        raise ValueError(f"no weights_source {weights_source!r}; known: {', '.join(SOURCES)}")
+    builder = _BUILDERS[name]
+    offered = _options_of(builder)
+    given = {key: value for key, value in {**options, "input_stats": input_stats}.items() if value is not None}
+    for key, value in given.items():
+        if key not in offered:
+            raise ValueError(f"{name} has no option {key!r} (got {value!r}); it has {', '.join(offered)}")
+    if weights is None:
+        return builder(**given)
+
+    if weights == "torchvision" and weights_source != "torchvision":
+        raise ValueError(
+            f"weights 'torchvision' cannot come from weights_source {weights_source!r}; "
+            "leave weights_source unset, or give the path of a file as weights"
+        )
+    bound = _bind(given, offered, weights_source)
+    backbone = builder(**bound)
+    if not load_weights:
+        return backbone
+    state = download_torchvision(name) if weights == "torchvision" else read_state_dict(weights)
+    load_matching(backbone, rename_torchvision(state), source=repr(weights), unused_ok=("fc.",))
+    return backbone
+
+
+def _options_of(builder: Builder) -> tuple[str, ...]:
+    """The named arguments of a builder, without those that a partial has bound."""
+    bound = builder.keywords if isinstance(builder, partial) else {}
+    return tuple(key for key in inspect.signature(builder).parameters if key not in bound)
+
+
+def _bind(given: Mapping[str, Any], offered: tuple[str, ...], source_name: str) -> dict[str, Any]:
+    """The given options and, of those offered, the ones that the source of the weights decides."""
+    source = SOURCES[source_name]
+    bound = dict(given)
+    for key in ("input_stats", "norm_eps", "stride_in"):
+        needed = getattr(source, key)
+        if key in offered and bound.setdefault(key, needed) != needed:
+            raise ValueError(
+                f"backbone.{key} is {bound[key]!r} but weights from {source_name!r} were trained with {needed!r}; "
+                f"leave backbone.{key} unset, or choose the weights_source that the weights come from"
+            )
+    return bound

@@ -1,0 +1,88 @@
+"""Normalisation layers of the backbones, among them batch normalisation with fixed statistics.
+
+Source: He et al. 2016, appendix A: in detection, batch normalisation is a fixed scale and offset per channel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["FrozenBatchNorm", "NormKind", "NormLayer", "frozen_kind", "make_norm"]
+
+NormKind = Literal["bn", "frozen_bn", "gn", "sync_bn"]
+NormLayer = Callable[[int], nn.Module]  # channels -> layer
+
+MAX_GROUPS = 32  # Wu and He 2018, "Group Normalization"
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation whose scale, offset and statistics never change; its names are those of BatchNorm2d."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # BatchNorm2d counts its training steps; fixed statistics have no use for the counter. torch hands each
+        # load its own copy of the mapping, so the caller's keeps the entry.
+        state_dict.pop(prefix + "num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def make_norm(kind: NormKind, eps: float) -> NormLayer:
+    """A function from a number of channels to a normalisation layer of this kind.
+
+    Group normalisation takes gcd(32, channels) groups: 32 where that divides the channels, else the largest power
+    of two that does.
+
+    Raises:
+        ValueError: an unknown kind; and, from the function, an odd number of channels for group normalisation.
+    """
+    match kind:
+        case "bn":
+            return partial(nn.BatchNorm2d, eps=eps)
+        case "frozen_bn":
+            return partial(FrozenBatchNorm, eps=eps)
+        case "gn":
+            return partial(_group_norm, eps=eps)
+        case "sync_bn":
+            return partial(nn.SyncBatchNorm, eps=eps)
+        case _:
+            raise ValueError(f"norm must be one of 'bn', 'frozen_bn', 'gn', 'sync_bn', got {kind!r}")
+
+
+def frozen_kind(kind: NormKind) -> NormKind:
+    """The kind for layers that must not change: batch statistics move without any gradient, so they get fixed."""
+    return "frozen_bn" if kind in ("bn", "sync_bn") else kind
+
+
+def _group_norm(channels: int, *, eps: float) -> nn.GroupNorm:
+    groups = math.gcd(MAX_GROUPS, channels)
+    if groups == 1:
+        raise ValueError(f"group normalisation needs an even number of channels to split, got {channels}")
+    return nn.GroupNorm(groups, channels, eps=eps)

@@ -1,0 +1,121 @@
+"""Reads YAML configs with ``_BASE_`` inheritance into the frozen dataclasses of config.py, and writes them back.
+
+The dataclasses are the schema: names, types, allowed values and defaults.  fvcore's CfgNode only follows
+``_BASE_`` and never builds Python objects from YAML (``allow_unsafe`` stays False).
+"""
+
+from __future__ import annotations
+
+import difflib
+from ast import literal_eval
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from fvcore.common.config import CfgNode
+
+__all__ = ["build_dataclass", "dump_config", "load_config", "parse_config"]
+
+ConfigT = TypeVar("ConfigT")
+
+
+def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str] = ()) -> ConfigT:
+    """The config at ``path``, its ``_BASE_`` files below it and ``section.key=value`` overrides on top.
+
+    Raises:
+        ValueError: the file is missing or is no YAML mapping; a key that ``schema`` lacks (the nearest is named); a
+            value of the wrong type or outside the allowed ones; an override without "=".
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no config file {str(path)!r}")
+    try:
+        tree = CfgNode.load_yaml_with_base(str(path))
+    except (yaml.YAMLError, AttributeError, TypeError, OSError) as error:
+        raise ValueError(f"{path} can't be read as a YAML mapping (or its _BASE_): {error}") from error
+    for override in overrides:
+        _override(tree, override)
+    return build_dataclass(schema, tree)
+
+
+def parse_config(schema: type[ConfigT], text: str) -> ConfigT:
+    """The config that ``dump_config`` wrote as ``text``."""
+    return build_dataclass(schema, yaml.safe_load(text) or {})
+
+
+def dump_config(config: Any) -> str:
+    """``config`` as YAML that ``load_config`` reads back to an equal config."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+
+
+def build_dataclass(schema: type[ConfigT], values: Mapping[str, Any], where: str = "") -> ConfigT:
+    """``values`` as the dataclass ``schema``; ``where`` stands before every key in an error.
+
+    Raises:
+        ValueError: see ``load_config``.
+    """
+    hints = get_type_hints(schema)
+    known = [f.name for f in fields(schema)]  # pyright: ignore[reportArgumentType]  # TypeVar can't say "a dataclass"
+    for name in values:
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
+            raise ValueError(f"no config key {where + str(name)!r}; {hint}")
+    try:
+        return schema(**{name: _convert(value, hints[name], where + name) for name, value in values.items()})
+    except TypeError as error:  # a key without a default is missing
+        raise ValueError(f"{where or 'config: '}{str(error).partition('() ')[2]}") from error
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    dotted_key, equals, text = override.partition("=")
+    if not equals:
+        raise ValueError(f"an override reads section.key=value, got {override!r}")
+    *sections, key = dotted_key.split(".")
+    node: Any = tree
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise ValueError(f"override {override!r}: {section!r} is not a section")
+    node[key] = yaml.safe_load(text)
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    """``value`` as the type that the annotation ``hint`` asks for."""
+    kind, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if is_dataclass(hint) and isinstance(value, Mapping):
+        return build_dataclass(hint, value, key + ".")  # pyright: ignore[reportArgumentType]  # hint is a class here
+    if kind is Literal and value in args:
+        return value
+    if kind in (Union, UnionType):  # X | None; a Literal gives the first, a class the second
+        return None if value is None else _convert(value, next(a for a in args if a is not NoneType), key)
+    if kind is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(item, args[0], f"{key}[{i}]") for i, item in enumerate(value))
+    if kind is dict and isinstance(value, Mapping):
+        return {str(name): _convert(item, args[1], f"{key}.{name}") for name, item in value.items()}
+    if hint in (int, float) and isinstance(value, str):
+        value = _number(value)  # YAML 1.1 reads 1e-4 as text
+    if hint is float and type(value) is int:
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    expected = f"one of {args}" if kind is Literal else getattr(kind or hint, "__name__", str(hint))
+    raise ValueError(f"config key {key!r} takes {expected}, got {value!r}")
+
+
+def _number(text: str) -> Any:
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with tuples as lists, which is all that safe YAML knows."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,55 @@
+"""From the data section of a config to loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import torch
+from torch.utils.data import DataLoader
+
+from detection.config import DataConfig
+from detection.data.dataset import Batch, DetectionDataset, collate
+from detection.data.index import AnnotationIndex
+from detection.data.samplers import TestBatches, TrainBatches
+from detection.data.transforms import Augment, Resize
+
+__all__ = ["build_test_loader", "build_train_loader"]
+
+
+def build_train_loader(
+    index: AnnotationIndex, config: DataConfig, *, batch_size: int, seed: int, start: int = 0
+) -> DataLoader[Batch]:
+    """Endless batches of ``batch_size`` augmented images, from batch number ``start`` of the run seeded ``seed``."""
+    resize = Resize(config.shorter_side, config.longer_side)
+    dataset = DetectionDataset(index, resize=resize, augment=Augment(config.augment), seed=seed)
+    rows = index.num_wanted().nonzero().flatten() if config.skip_empty else torch.arange(len(index))
+    batches = TrainBatches(
+        rows, index.sizes, batch_size=batch_size, seed=seed, group_by_aspect=config.group_by_aspect, start=start
+    )
+    return _loader(dataset, batches, config.workers)
+
+
+def build_test_loader(
+    index: AnnotationIndex, config: DataConfig, *, batch_size: int = 1, rows: Sequence[int] | None = None
+) -> DataLoader[Batch]:
+    """Every image of ``index`` once (or only ``rows``), resized and not augmented."""
+    dataset = DetectionDataset(index, resize=Resize(config.shorter_side, config.longer_side))
+    batches = TestBatches(range(len(index)) if rows is None else rows, batch_size=batch_size)
+    return _loader(dataset, batches, config.workers)
+
+
+def _loader(dataset: DetectionDataset, batches: TrainBatches | TestBatches, workers: int) -> DataLoader[Batch]:
+    return DataLoader[Any](  # of Sample by its stubs, which do not know collate_fn
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+    )
+
+
+def _start_worker(_worker: int) -> None:
+    cv2.setNumThreads(0)  # a worker is one process per core already

@@ -1,0 +1,135 @@
+"""Data-set cards: one YAML file says where a data set lies, what format it has and what its classes are.
+
+``load_dataset("voc2007:trainval")`` is the way from a card and a split to an AnnotationIndex.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from detection.config_io import build_dataclass
+from detection.data.coco import read_coco
+from detection.data.index import AnnotationIndex
+from detection.data.problems import Problem, refuse_errors
+from detection.data.voc import read_voc
+
+__all__ = ["Card", "data_root", "load_card", "load_dataset", "read_split"]
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """The keys of a card; datasets/README.md explains them."""
+
+    name: str
+    format: Literal["voc", "coco"]
+    classes: tuple[str, ...]
+    splits: dict[str, Any]
+    source: str = ""
+    root: str | None = None  # folder below the data root, or an absolute path; null: the card's name
+    bad_boxes: Literal["drop", "error"] = "drop"
+    exif: Literal["apply", "ignore"] = "apply"
+    voc_metric: Literal["11point", "area"] = "area"
+    download: tuple[dict[str, str], ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        doubled = {name for name in self.classes if self.classes.count(name) > 1}
+        if not self.classes or doubled:
+            raise ValueError(f"card {self.name!r} needs class names, each once; given twice: {sorted(doubled)}")
+
+    def folder(self, root: Path) -> Path:
+        """Where the data set lies below the data root ``root``."""
+        return root / (self.root or self.name)
+
+
+def data_root(configured: str | None = None) -> Path:
+    """The folder that holds the data sets: ``configured``, else $RESDET_DATA_ROOT, else datasets/."""
+    return Path(configured or os.environ.get("RESDET_DATA_ROOT") or REPOSITORY / "datasets")
+
+
+def load_card(name: str) -> Card:
+    """The card called ``name`` in datasets/, or the one at the path ``name`` if it ends in .yaml.
+
+    Raises:
+        ValueError: no such card, or a key or a value that no card has.
+    """
+    path = _find(name)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"card {path} can't be read: {error}") from error
+    if not isinstance(values, Mapping):
+        raise ValueError(f"card {path} holds no keys")
+    try:
+        return build_dataclass(Card, {"name": path.stem, **values})
+    except ValueError as error:
+        raise ValueError(f"card {path}: {error}") from error
+
+
+def load_dataset(specs: Sequence[str], root: Path) -> tuple[AnnotationIndex, list[Problem]]:
+    """The images of all ``specs`` ("card:split", concatenated) below the data root ``root``, and what was dropped.
+
+    Raises:
+        ValueError: a data set has errors (its files are named), an empty split, or other classes than the first.
+    """
+    parts, problems = [], []
+    for spec in specs:
+        card, split = _parse(spec)
+        index, found = read_split(card, split, root)
+        refuse_errors(found, f"data set {spec!r}")
+        if not len(index):
+            raise ValueError(f"data set {spec!r} has no images; its card is {_find(spec.rpartition(':')[0])}")
+        parts.append(index)
+        problems += found
+    return AnnotationIndex.concatenate(parts), problems
+
+
+def read_split(card: Card, split: str, root: Path) -> tuple[AnnotationIndex, list[Problem]]:
+    """The images of one split and all that is wrong with it, errors included.
+
+    Raises:
+        ValueError: the data set's folder is missing, or the card has no such split or describes it wrongly.
+    """
+    if split not in card.splits:
+        raise ValueError(f"card {card.name!r} has no split {split!r}; it has {', '.join(card.splits)}")
+    described = card.splits[split]
+    entries = described if isinstance(described, list) else [described]
+    folder = card.folder(root)
+    if not folder.is_dir():
+        raise ValueError(
+            f"data set {card.name!r} is not at {folder}; set data.root or $RESDET_DATA_ROOT to the folder above it. "
+            f"Where to get it: {card.source.strip() or 'its card does not say'}"
+        )
+    read = read_voc if card.format == "voc" else read_coco
+    results = [read(folder, entry, card.classes, drop=card.bad_boxes == "drop", exif=card.exif) for entry in entries]
+    return AnnotationIndex.concatenate([index for index, _ in results]), [p for _, found in results for p in found]
+
+
+def _parse(spec: str) -> tuple[Card, str]:
+    name, colon, split = spec.rpartition(":")
+    if not colon or not name or not split:
+        raise ValueError(f"a data set reads card:split, such as voc2007:trainval, got {spec!r}")
+    return load_card(name), split
+
+
+def _find(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise ValueError(f"no card {name!r}")
+        return Path(name)
+    folders = [Path("datasets"), REPOSITORY / "datasets"]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+    raise ValueError(f"no card {name!r} in datasets/; {hint}")

@@ -1,0 +1,278 @@
+"""A small detection data set made on the spot: handwritten digits pasted on crops of photographs.
+
+Everything comes with scikit-learn, so it needs no network.  Digits of the train and the test images are disjoint; both
+use crops of the same two photographs.  What an image shows depends on the seed, its split and its index only, so asking
+for more images leaves the first ones as they were.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import io
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from pycocotools import mask as coco_mask
+
+__all__ = ["CLASSES", "DigitSource", "Scene", "draw_scene", "load_sources", "write_digits"]
+
+CLASSES = tuple("0123456789")
+MARKER = ".made_by_make_digits"  # a folder without this file is somebody else's and stays as it is
+
+_SIDE = (128, 192)  # pixels of an image side
+_COUNT = (2, 6)  # digits of an image
+_SCALE = (28, 62)  # pixels that the 8 cells of a digit take
+_ANGLE = 15.0  # degrees, either way
+_MAX_OVERLAP = 0.08  # intersection of two boxes over the smaller one
+_TRAIN_SHARE = 0.8  # of scikit-learn's 1,797 digits; they are sorted by writer, so few writers are in both splits
+_SHARPEN = [min(max(round(127.5 + (value - 115) * 4), 0), 255) for value in range(256)]  # smooth ink to firm edges
+# VOC's colours: the bits of a number, dealt out to red, green and blue from the highest bit down.
+_PALETTE = [
+    sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3))
+    for number in range(256)
+    for channel in range(3)
+]
+
+
+@dataclass(frozen=True, slots=True)
+class DigitSource:
+    """What the images of one split are made from."""
+
+    digits: NDArray[np.uint8]  # (M, 8, 8), ink is 255
+    labels: NDArray[np.int64]  # (M,) 0..9
+    photos: tuple[Image.Image, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One image with its digits."""
+
+    image: NDArray[np.uint8]  # (H, W, 3) RGB
+    objects: NDArray[np.uint8]  # (H, W) 0 for the background, i + 1 for the visible pixels of digit i
+    labels: tuple[int, ...]  # (N,)
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """(N, H, W)."""
+        return self.objects == np.arange(1, len(self.labels) + 1)[:, None, None]
+
+    @property
+    def boxes(self) -> NDArray[np.int64]:
+        """(N, 4) tight boxes of the masks, pixels x1, y1, x2, y2 with width = x2 - x1."""
+        return np.array([_extent(mask) for mask in self.masks], dtype=np.int64).reshape(-1, 4)
+
+
+def load_sources() -> tuple[DigitSource, DigitSource]:
+    """The sources of the train and of the test images.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits, load_sample_images
+    except ImportError as error:
+        raise ImportError('the digits come with scikit-learn; install it with: pip install "resdet[demo]"') from error
+    images, labels = load_digits(return_X_y=True)
+    digits = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    photos = tuple(Image.fromarray(photo) for photo in load_sample_images()["images"])
+    end = int(len(digits) * _TRAIN_SHARE)
+    train, test = slice(None, end), slice(end, None)
+    return DigitSource(digits[train], labels[train], photos), DigitSource(digits[test], labels[test], photos)
+
+
+def draw_scene(source: DigitSource, rng: np.random.Generator) -> Scene:
+    """A photograph's crop with up to six digits on it; their boxes lie inside and hardly overlap."""
+    height, width = (int(side) for side in rng.integers(_SIDE[0], _SIDE[1] + 1, size=2))
+    pixels = _background(source, (height, width), rng)
+    objects = np.zeros((height, width), np.uint8)
+    labels: list[int] = []
+    taken: list[NDArray[np.int64]] = []
+    for index in rng.integers(len(source.digits), size=rng.integers(_COUNT[0], _COUNT[1] + 1)):
+        layer = _place(source.digits[index], (height, width), taken, rng)
+        if layer is None:  # no room left
+            continue
+        labels.append(int(source.labels[index]))
+        objects[layer > 127] = len(labels)
+        taken.append(_extent(layer > 127))
+        pixels = _paint(pixels, layer, rng)
+    return Scene(np.rint(pixels).astype(np.uint8), objects, tuple(labels))
+
+
+def _background(source: DigitSource, size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.floating]:
+    """(H, W, 3) a crop of one of the photographs, shrunk up to two times."""
+    height, width = size
+    photo = source.photos[rng.integers(len(source.photos))]
+    shrink = rng.uniform(1, 2)
+    crop_width, crop_height = int(width * shrink), int(height * shrink)
+    x, y = rng.integers(photo.width - crop_width + 1), rng.integers(photo.height - crop_height + 1)
+    box = (int(x), int(y), int(x) + crop_width, int(y) + crop_height)
+    return np.asarray(photo.resize((width, height), Image.Resampling.BILINEAR, box=box), np.float32)
+
+
+def _place(
+    digit: NDArray[np.uint8], size: tuple[int, int], taken: list[NDArray[np.int64]], rng: np.random.Generator
+) -> NDArray[np.uint8] | None:
+    """(H, W) the ink of ``digit`` (8, 8) at a free place of the image, or None after fifty misses."""
+    height, width = size
+    for _ in range(50):
+        glyph = _turn_and_scale(digit, rng)
+        x1, y1, x2, y2 = (int(side) for side in _extent(np.asarray(glyph) > 127))
+        x, y = int(rng.integers(width - (x2 - x1) + 1)), int(rng.integers(height - (y2 - y1) + 1))
+        box = np.array([x, y, x + x2 - x1, y + y2 - y1])
+        if all(_overlap(box, other) <= _MAX_OVERLAP for other in taken):
+            layer = Image.new("L", (width, height))
+            layer.paste(glyph, (x - x1, y - y1))  # what lies outside the image is cut off, and is no ink
+            return np.asarray(layer)
+    return None
+
+
+def _turn_and_scale(digit: NDArray[np.uint8], rng: np.random.Generator) -> Image.Image:
+    """The ink of ``digit``, large enough to see, with sharp but smooth edges."""
+    padded = Image.fromarray(np.pad(digit, 1))  # strokes touch the border of their 8x8 cells
+    side = round(rng.uniform(*_SCALE) * padded.width / 8)
+    glyph = padded.resize((side, side), Image.Resampling.BICUBIC)
+    glyph = glyph.rotate(rng.uniform(-_ANGLE, _ANGLE), Image.Resampling.BICUBIC, expand=True)
+    return glyph.point(_SHARPEN)
+
+
+def _paint(pixels: NDArray[np.floating], layer: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.floating]:
+    """``pixels`` (H, W, 3) with the ink of ``layer`` (H, W): bright in a dark halo, or dark in a bright one."""
+    hue, bright = rng.uniform(), rng.uniform() < 0.6
+    ink = colorsys.hsv_to_rgb(hue, rng.uniform(0.1, 0.5), 1.0) if bright else colorsys.hsv_to_rgb(hue, 0.9, 0.3)
+    halo = colorsys.hsv_to_rgb(hue, 0.5, 0.12) if bright else colorsys.hsv_to_rgb(hue, 0.12, 1.0)
+    blurred = np.asarray(Image.fromarray(layer).filter(ImageFilter.GaussianBlur(3)), np.float32)[..., None]
+    for color, alpha in ((halo, np.minimum(blurred / 255 * 3, 0.85)), (ink, layer[..., None] / 255)):
+        pixels = pixels + (np.array(color, np.float32) * 255 - pixels) * alpha.astype(np.float32)
+    return pixels
+
+
+def _extent(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(4,) the tight box of a mask (H, W) that is not empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+
+
+def _overlap(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
+    """Intersection of two boxes (4,) over the area of the smaller one, 0..1."""
+    sides = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
+    smaller = min(np.prod(first[2:] - first[:2]), np.prod(second[2:] - second[:2]))
+    return float(np.prod(sides.clip(min=0)) / smaller)
+
+
+def write_digits(root: Path, *, num_train: int = 600, num_test: int = 100, seed: int = 0) -> Path:
+    """The folder ``root``/digits, made anew: the same images in VOC layout (voc/) and in COCO layout (coco/).
+
+    Raises:
+        ValueError: the folder exists and was not made here, or a count is negative.
+        ImportError: scikit-learn is not installed.
+    """
+    if min(num_train, num_test, seed) < 0:
+        raise ValueError(f"counts and seed must not be negative, got {num_train}, {num_test} and {seed}")
+    target = (root / "digits").resolve()
+    if target.exists() and not (target / MARKER).is_file():
+        raise ValueError(f"{target} was not made by make_digits.py and stays as it is; move it or pass another --root")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    train, test = load_sources()
+    # A sibling folder shares the file system, so that the finished folder takes its place in one step.
+    with tempfile.TemporaryDirectory(prefix=".digits-", dir=target.parent) as work:
+        made, old = Path(work, "made"), Path(work, "old")
+        _write_split(made, "train", (_scene(train, seed, 0, i) for i in range(num_train)), first_id=1)
+        _write_split(made, "test", (_scene(test, seed, 1, i) for i in range(num_test)), first_id=num_train + 1)
+        (made / MARKER).write_text("make_digits.py replaces this folder as a whole\n", encoding="utf-8")
+        if target.exists():
+            target.rename(old)
+        try:
+            made.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+    return target
+
+
+def _scene(source: DigitSource, seed: int, split: int, index: int) -> Scene:
+    return draw_scene(source, np.random.default_rng((seed, split, index)))
+
+
+def _write_split(folder: Path, split: str, scenes: Iterable[Scene], first_id: int) -> None:
+    voc, coco = folder / "voc", folder / "coco"
+    for path in ("JPEGImages", "Annotations", "SegmentationObject", "ImageSets/Main", "ImageSets/Segmentation"):
+        (voc / path).mkdir(parents=True, exist_ok=True)
+    for path in (split, "annotations"):
+        (coco / path).mkdir(parents=True, exist_ok=True)
+    images, annotations, stems = [], [], []
+    for image_id, scene in enumerate(scenes, start=first_id):
+        stem = f"{image_id:06d}"
+        jpeg = _jpeg(scene.image)
+        (voc / "JPEGImages" / f"{stem}.jpg").write_bytes(jpeg)
+        (coco / split / f"{stem}.jpg").write_bytes(jpeg)
+        (voc / "Annotations" / f"{stem}.xml").write_bytes(_voc_xml(scene, f"{stem}.jpg"))
+        _palette_image(scene.objects).save(voc / "SegmentationObject" / f"{stem}.png")
+        height, width = scene.objects.shape
+        images.append({"id": image_id, "file_name": f"{stem}.jpg", "height": height, "width": width})
+        annotations.extend(_coco_annotations(scene, image_id, first_id=len(annotations) + 1))
+        stems.append(stem)
+    for task in ("Main", "Segmentation"):
+        (voc / "ImageSets" / task / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
+    tree = {
+        "info": {"description": f"handwritten digits on photographs, {split}"},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name, "supercategory": "digit"} for i, name in enumerate(CLASSES, start=1)],
+    }
+    (coco / "annotations" / f"instances_{split}.json").write_text(json.dumps(tree), encoding="utf-8")
+
+
+def _jpeg(image: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=95, subsampling=0)
+    return file.getvalue()
+
+
+def _palette_image(objects: NDArray[np.uint8]) -> Image.Image:
+    """Object numbers (H, W) as an image with VOC's colours."""
+    image = Image.fromarray(objects)
+    image.putpalette(_PALETTE)
+    return image
+
+
+def _voc_xml(scene: Scene, file_name: str) -> bytes:
+    """One annotation file; its boxes are 1-based and hold their last pixel."""
+    height, width = scene.objects.shape
+    root = ElementTree.Element("annotation")
+    _add(root, folder="voc", filename=file_name, segmented=1)
+    _add(ElementTree.SubElement(root, "size"), width=width, height=height, depth=3)
+    for label, (x1, y1, x2, y2) in zip(scene.labels, scene.boxes.tolist(), strict=True):
+        item = ElementTree.SubElement(root, "object")
+        _add(item, name=CLASSES[label], pose="Unspecified", truncated=0, difficult=0)
+        _add(ElementTree.SubElement(item, "bndbox"), xmin=x1 + 1, ymin=y1 + 1, xmax=x2, ymax=y2)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root) + b"\n"
+
+
+def _add(parent: ElementTree.Element, **children: object) -> None:
+    for name, value in children.items():
+        ElementTree.SubElement(parent, name).text = str(value)
+
+
+def _coco_annotations(scene: Scene, image_id: int, first_id: int) -> Iterator[dict[str, object]]:
+    rows = zip(scene.labels, scene.boxes.tolist(), scene.masks, strict=True)
+    for annotation_id, (label, (x1, y1, x2, y2), mask) in enumerate(rows, start=first_id):
+        rle: Any = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))  # its stubs take the bytes for text
+        yield {
+            "id": annotation_id,
+            "image_id": image_id,
+            "category_id": label + 1,  # COCO counts from 1
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": int(mask.sum()),
+            "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+            "iscrowd": 0,
+        }

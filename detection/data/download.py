@@ -1,0 +1,294 @@
+"""Archives of data sets: fetched with resume and checksum, unpacked only when every member stays in the folder.
+
+Nothing here trusts the server or the archive.  A download keeps its unfinished bytes in ``NAME.part`` and gets its
+final name only once its length and checksum are right.  An archive is checked as a whole before anything is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import ssl
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from stat import S_ISDIR, S_ISREG
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
+
+__all__ = ["Archive", "Download", "Progress", "fetch", "read_downloads", "unpack"]
+
+Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all where the server tells
+
+_CHUNK = 1 << 20  # bytes of one read
+_TIMEOUT = 60.0  # seconds without a byte before a connection counts as dropped
+_DROPPED = (URLError, ConnectionError, TimeoutError, HTTPException, ssl.SSLError)
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A file on a web server."""
+
+    url: str
+    md5: str | None = None  # 32 hexadecimal digits; without it only the length is checked
+
+    def __post_init__(self) -> None:
+        if urlsplit(self.url).scheme not in ("http", "https") or self.name in ("", ".", ".."):
+            raise ValueError(f"an archive needs an http(s) url that ends in a file name, got {self.url!r}")
+        if self.md5 is not None and not re.fullmatch("[0-9a-f]{32}", self.md5):
+            raise ValueError(f"md5 of {self.url} takes 32 lower-case hexadecimal digits, got {self.md5!r}")
+
+    @property
+    def name(self) -> str:
+        """The file name at the end of the url, without any folder."""
+        return re.split(r"[/\\]", unquote(urlsplit(self.url).path))[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """One entry of a card's ``download`` list."""
+
+    archive: Archive
+    into: str  # folder to unpack in, relative to the data root
+
+    def __post_init__(self) -> None:
+        if problem := _problem_of_path(self.into, symlinks=set()):
+            raise ValueError(f"'into: {self.into}' of {self.archive.url} {problem}; name a folder below the data root")
+
+
+def read_downloads(card: Mapping[str, Any], name: str) -> list[Download]:
+    """The ``download`` list of the card called ``name``.
+
+    Raises:
+        ValueError: the card has no such list (the message holds its ``source`` text), or an entry is wrong.
+    """
+    entries = card.get("download")
+    if not entries:
+        source = str(card.get("source", "the card does not say where the data comes from")).strip()
+        raise ValueError(f"card {name!r} lists no archives to download; its source: {source}")
+    downloads = []
+    for entry in entries:
+        if not isinstance(entry, Mapping) or "url" not in entry or entry.keys() - {"url", "md5", "into"}:
+            raise ValueError(f"card {name!r}: a download entry is {{url:, md5:, into:}}, got {entry!r}")
+        md5 = entry.get("md5")
+        archive = Archive(str(entry["url"]), None if md5 is None else str(md5))
+        downloads.append(Download(archive, str(entry.get("into", "."))))
+    return downloads
+
+
+def fetch(
+    archive: Archive, folder: Path, *, progress: Progress | None = None, attempts: int = 5, wait: float = 1.0
+) -> Path:
+    """The archive's path in ``folder``, downloaded unless it is already there with the right checksum.
+
+    An interrupted download goes on where it stopped, within this call and in later ones.
+
+    Args:
+        archive: what to download.
+        folder: made when missing.
+        progress: called after each chunk.
+        attempts: connections tried before giving up.
+        wait: seconds before the second attempt; doubles from one to the next.
+
+    Raises:
+        ValueError: the server refuses the url, or the bytes do not have the checksum.
+        ConnectionError: the connection dropped in each attempt; what came so far is kept.
+    """
+    path, part = folder / archive.name, folder / f"{archive.name}.part"
+    if path.is_file() and archive.md5 in (None, _md5(path)):
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    reason = ""
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(wait * 2 ** (attempt - 1))
+        try:
+            if _transfer(archive.url, part, progress or _ignore):
+                break
+        except _DROPPED as error:
+            reason = str(error)
+        else:
+            reason = "the connection ended early"
+    else:
+        size = part.stat().st_size if part.exists() else 0
+        raise ConnectionError(
+            f"{archive.url}: gave up after {attempts} attempts with {size} bytes in {part} ({reason}); "
+            "run the same command again to go on from there"
+        )
+    _check_md5(archive, part)
+    return part.replace(path)
+
+
+def _transfer(url: str, part: Path, progress: Progress) -> bool:
+    """Adds to ``part`` what one connection gives; True when the file is complete."""
+    offset = part.stat().st_size if part.exists() else 0
+    try:
+        response: HTTPResponse = urlopen(_request(url, offset), timeout=_TIMEOUT)
+    except HTTPError as error:
+        with error:
+            if error.code == 416 and offset:
+                return _settle_unsatisfied_range(error.headers.get("Content-Range"), part, offset)
+            if error.code >= 500 or error.code in (408, 429):  # the server's trouble, which may pass
+                raise
+            raise ValueError(
+                f"{url}: the server answered {error.code} {error.reason}; check the url in the card"
+            ) from error
+    with response:
+        start, total = _range_of(response)
+        if start not in (0, offset):
+            raise ConnectionError(f"asked for bytes from {offset}, got bytes from {start}")
+        with part.open("ab" if start else "wb") as file:
+            done = start
+            while chunk := response.read1(_CHUNK):  # read1 hands over what came before a connection broke
+                file.write(chunk)
+                done += len(chunk)
+                progress(done, total)
+    return total is None or done == total
+
+
+def _request(url: str, offset: int) -> Request:
+    return Request(url, headers={"Range": f"bytes={offset}-"} if offset else {})
+
+
+def _range_of(response: HTTPResponse) -> tuple[int, int | None]:
+    """First byte that ``response`` carries, and the length of the whole file where it is told."""
+    if response.status == 206:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if match is None:
+            raise ConnectionError(f"a partial answer with Content-Range {response.headers.get('Content-Range')!r}")
+        return int(match[1]), None if match[2] == "*" else int(match[2])
+    length = response.headers.get("Content-Length")  # a server without ranges: the whole file once more
+    return 0, None if length is None else int(length)
+
+
+def _settle_unsatisfied_range(content_range: str | None, part: Path, offset: int) -> bool:
+    """True when ``part`` already holds the whole file; otherwise it belongs to another file and goes."""
+    if content_range == f"bytes */{offset}":
+        return True
+    part.unlink()
+    return False
+
+
+def _check_md5(archive: Archive, part: Path) -> None:
+    if archive.md5 is None or (actual := _md5(part)) == archive.md5:
+        return
+    part.unlink()
+    raise ValueError(
+        f"{archive.name}: md5 is {actual}, expected {archive.md5}; the download was deleted: run the command again, "
+        f"and if it fails again compare the checksum in the card with the one published for {archive.url}"
+    )
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _ignore(done: int, total: int | None) -> None:
+    """Progress that nobody watches."""
+
+
+def unpack(archive_path: Path, folder: Path) -> None:
+    """Writes the members of a tar (plain or compressed) or zip file below ``folder``.
+
+    Raises:
+        ValueError: the file is no archive, or one of its members would land or point outside ``folder`` or is neither
+            file, folder nor link; nothing was written then.
+    """
+    # A tar file may end in a stored zip file, which then looks like a zip file as well: ask for tar first.
+    if tarfile.is_tarfile(archive_path):
+        with tarfile.open(archive_path) as tar:
+            members = tar.getmembers()
+            _check_members(archive_path, (_from_tar(member) for member in members))
+            try:
+                for member in members:
+                    tarfile.data_filter(member, str(folder))  # also follows links that lie in the folder already
+            except tarfile.FilterError as error:
+                raise ValueError(f"{archive_path}: {error}; nothing was unpacked") from error
+            folder.mkdir(parents=True, exist_ok=True)
+            tar.extractall(folder, members, filter="data")
+    elif zipfile.is_zipfile(archive_path):
+        with zipfile.ZipFile(archive_path) as archive:
+            _check_members(archive_path, (_from_zip(member) for member in archive.infolist()))
+            folder.mkdir(parents=True, exist_ok=True)
+            archive.extractall(folder)
+    else:
+        raise ValueError(f"{archive_path} is neither a tar nor a zip file; delete it and download it again")
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """What decides whether a member of an archive is safe to write."""
+
+    name: str
+    plain: bool = True  # a file or a folder
+    symlink_to: str | None = None  # relative to the folder of the member
+    hard_link_to: str | None = None  # relative to the root of the archive
+
+
+def _from_tar(member: tarfile.TarInfo) -> _Member:
+    return _Member(
+        member.name,
+        plain=member.isreg() or member.isdir(),
+        symlink_to=member.linkname if member.issym() else None,
+        hard_link_to=member.linkname if member.islnk() else None,
+    )
+
+
+def _from_zip(member: zipfile.ZipInfo) -> _Member:
+    mode = member.external_attr >> 16  # 0 where the archive was not made on Unix
+    # zipfile writes a symbolic link as a text file that holds its target: not what the archive means, so refused.
+    return _Member(member.filename, plain=mode >> 12 == 0 or S_ISREG(mode) or S_ISDIR(mode))
+
+
+def _check_members(archive_path: Path, members: Iterable[_Member]) -> None:
+    members = list(members)
+    symlinks = {_normal(member.name) for member in members if member.symlink_to is not None}
+    for member in members:
+        if problem := _problem_of_member(member, symlinks):
+            raise ValueError(f"{archive_path}: member {member.name!r} {problem}; nothing was unpacked")
+
+
+def _problem_of_member(member: _Member, symlinks: set[str]) -> str | None:
+    """Why ``member`` must not be written, or None; ``symlinks`` are the normal names of the archive's links."""
+    if problem := _problem_of_path(member.name, symlinks):
+        return problem
+    if member.symlink_to is not None:
+        target = str(PurePosixPath(member.name).parent / member.symlink_to)
+    elif member.hard_link_to is not None:
+        target = member.hard_link_to
+        if _normal(target) in symlinks:  # the copy of a relative link points elsewhere
+            return f"is a hard link to the symbolic link {target!r}"
+    else:
+        return None if member.plain else "is no file, folder or (in a tar file) link"
+    problem = _problem_of_path(target, symlinks)
+    return f"links to {target!r}, which {problem}" if problem else None
+
+
+def _problem_of_path(path: str, symlinks: set[str]) -> str | None:
+    """Why ``path`` may lead out of the folder it starts in, or None."""
+    windows = PureWindowsPath(path)
+    if windows.drive or windows.root:
+        return "is absolute"
+    place: list[str] = []
+    for depth, part in enumerate(windows.parts, start=1):
+        if part != "..":
+            place.append(part)
+        elif place:
+            place.pop()
+        else:
+            return "leaves the folder"
+        if depth < len(windows.parts) and "/".join(place) in symlinks:
+            return f"passes through the symbolic link {'/'.join(place)!r}"
+    return None
+
+
+def _normal(name: str) -> str:
+    return os.path.normpath(PureWindowsPath(name).as_posix()).replace(os.sep, "/")

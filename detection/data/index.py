@@ -1,0 +1,114 @@
+"""The annotations of a data set in packed arrays, which worker processes share instead of copying.
+
+A Python object per box would be copied into every worker as its reference counts change; a tensor is not.
+Shapes: N images, M objects of all images together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from detection.structures import Target
+
+__all__ = ["AnnotationIndex", "PackedStrings"]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedStrings:
+    """A sequence of strings in two tensors."""
+
+    characters: Tensor  # uint8, all strings one after the other
+    ends: Tensor  # (N,) int64
+
+    @classmethod
+    def pack(cls, strings: Sequence[str]) -> Self:
+        encoded = [text.encode() for text in strings]
+        lengths = torch.tensor([len(text) for text in encoded], dtype=torch.int64)
+        joined = bytearray(b"".join(encoded))
+        characters = torch.frombuffer(joined, dtype=torch.uint8) if joined else torch.zeros(0, dtype=torch.uint8)
+        return cls(characters, lengths.cumsum(0))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: int) -> str:
+        start = int(self.ends[row - 1]) if row else 0
+        return self.characters[start : int(self.ends[row])].numpy().tobytes().decode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotationIndex:
+    """Images and objects of one or several data sets with the same classes.
+
+    Boxes are in pixels of the stored image, width = x2 - x1; labels are 0..K-1.
+    """
+
+    class_names: tuple[str, ...]  # K
+    category_ids: tuple[int, ...]  # (K,) the ids of the data set's own files, for result files
+    paths: PackedStrings  # (N,) image files
+    image_ids: Tensor  # (N,) int64, unique
+    sizes: Tensor  # (N, 2) int32 height, width
+    apply_exif: Tensor  # (N,) bool: whether the image is turned as its EXIF tag says
+    ends: Tensor  # (N,) int64: image i owns the objects ends[i - 1] .. ends[i]
+    boxes: Tensor  # (M, 4) float32
+    labels: Tensor  # (M,) int64
+    ignore: Tensor  # (M,) bool
+    areas: Tensor  # (M,) float32, square pixels: of the mask where the files give it
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def objects(self, row: int) -> slice:
+        """Where the objects of image ``row`` stand."""
+        return slice(int(self.ends[row - 1]) if row else 0, int(self.ends[row]))
+
+    def target(self, row: int) -> Target:
+        """The objects of image ``row``, in pixels of the stored image."""
+        rows = self.objects(row)
+        return Target(boxes=self.boxes[rows], labels=self.labels[rows], ignore=self.ignore[rows])
+
+    def num_wanted(self) -> Tensor:
+        """How many objects (N,) each image has that are not ignored."""
+        counted = torch.cat([torch.zeros(1, dtype=torch.int64), (~self.ignore).cumsum(0)])
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), self.ends[:-1]])
+        return counted[self.ends] - counted[starts]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[AnnotationIndex]) -> AnnotationIndex:
+        """All images of ``parts``; image ids that occur twice are replaced by 1..N.
+
+        Raises:
+            ValueError: no parts, or parts with different classes.
+        """
+        if not parts:
+            raise ValueError("no data set given")
+        first = parts[0]
+        for part in parts[1:]:
+            if part.class_names != first.class_names:
+                raise ValueError(
+                    f"data sets with different classes can't be joined: {first.class_names} and {part.class_names}"
+                )
+        if len(parts) == 1:
+            return first
+        offsets = [0, *torch.tensor([len(part.boxes) for part in parts]).cumsum(0).tolist()]
+        image_ids = torch.cat([part.image_ids for part in parts])
+        if len(image_ids.unique()) < len(image_ids):
+            image_ids = torch.arange(1, len(image_ids) + 1)
+        return cls(
+            class_names=first.class_names,
+            category_ids=first.category_ids,
+            paths=PackedStrings.pack([part.paths[row] for part in parts for row in range(len(part))]),
+            image_ids=image_ids,
+            sizes=torch.cat([part.sizes for part in parts]),
+            apply_exif=torch.cat([part.apply_exif for part in parts]),
+            ends=torch.cat([part.ends + offset for part, offset in zip(parts, offsets[:-1], strict=True)]),
+            boxes=torch.cat([part.boxes for part in parts]),
+            labels=torch.cat([part.labels for part in parts]),
+            ignore=torch.cat([part.ignore for part in parts]),
+            areas=torch.cat([part.areas for part in parts]),
+        )

@@ -1,0 +1,121 @@
+"""Checks that both annotation readers share, and the way from their lists to an AnnotationIndex.
+
+Shapes: N images, M objects of all images together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from detection.data.index import AnnotationIndex, PackedStrings
+from detection.data.problems import Problem, Severity
+
+__all__ = ["IMAGE_SUFFIXES", "ImageRows", "ObjectRows", "build_index", "files_in", "nearest_class"]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+# Rounding in annotation tools; a box that sticks out by no more is cut without a word.
+ROUNDING = 1.0  # pixels
+
+
+@dataclass(slots=True)
+class ImageRows:
+    """One entry per image, in the order of the split."""
+
+    paths: list[str] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # (height, width)
+
+
+@dataclass(slots=True)
+class ObjectRows:
+    """One entry per object, in any order."""
+
+    images: list[int] = field(default_factory=list)  # rows of ImageRows
+    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)  # x1, y1, x2, y2
+    labels: list[int] = field(default_factory=list)
+    ignore: list[bool] = field(default_factory=list)
+    areas: list[float] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)  # for messages, such as "annotation 17"
+
+
+def build_index(
+    images: ImageRows,
+    objects: ObjectRows,
+    *,
+    class_names: tuple[str, ...],
+    category_ids: tuple[int, ...],
+    files: Sequence[str],
+    drop: bool,
+    exif: Literal["apply", "ignore"],
+) -> tuple[AnnotationIndex, list[Problem]]:
+    """The index of ``images`` and ``objects``, without the boxes that can't be used, and a Problem for each of them.
+
+    Args:
+        images: what the reader found.
+        objects: what the reader found.
+        class_names: of the K classes.
+        category_ids: of the K classes in the data set's own files.
+        files: the annotation file of every image.
+        drop: whether a bad box is left out (True) or is an error.
+        exif: whether images are turned as their EXIF tag says.
+    """
+    rows = np.array(objects.images, dtype=np.int64)
+    order = np.argsort(rows, kind="stable")
+    rows, boxes = rows[order], np.array(objects.boxes, dtype=np.float64).reshape(-1, 4)[order]
+    sizes = np.array(images.sizes, dtype=np.int64).reshape(-1, 2)
+    clipped = _clip(boxes, sizes[rows])
+    usable = np.asarray(np.isfinite(boxes).all(axis=1) & (clipped[:, 2:] > clipped[:, :2]).all(axis=1))
+    cut = np.asarray((np.abs(clipped - boxes) > ROUNDING).any(axis=1))
+    problems = []
+    for row in np.flatnonzero(~usable | cut).tolist():
+        image, name = int(rows[row]), objects.names[int(order[row])]
+        height, width = images.sizes[image]
+        detail = f"{name}, box (x1, y1, x2, y2) = {tuple(boxes[row].tolist())}, image {width}x{height}"
+        kind = "box cut at the image border" if usable[row] else "box outside the image or without area"
+        mild: Severity = "note" if usable[row] else "dropped"
+        problems.append(Problem(mild if drop else "error", kind, files[image], detail))
+    kept = order[usable]
+    index = AnnotationIndex(
+        class_names=class_names,
+        category_ids=category_ids,
+        paths=PackedStrings.pack(images.paths),
+        image_ids=torch.tensor(images.ids, dtype=torch.int64),
+        sizes=torch.from_numpy(sizes.astype(np.int32)),
+        apply_exif=torch.full((len(images.ids),), exif == "apply"),
+        ends=torch.from_numpy(np.searchsorted(rows[usable], np.arange(len(sizes)), side="right")),
+        boxes=torch.from_numpy(clipped[usable].astype(np.float32)),
+        labels=torch.from_numpy(np.array(objects.labels, dtype=np.int64)[kept]),
+        ignore=torch.from_numpy(np.array(objects.ignore, dtype=np.bool_)[kept]),
+        areas=torch.from_numpy(np.array(objects.areas, dtype=np.float32)[kept]),
+    )
+    return index, problems
+
+
+def files_in(folder: Path) -> set[str]:
+    """Names of the files in ``folder``; empty where it is missing."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries}
+    except OSError:
+        return set()
+
+
+def nearest_class(name: str, class_names: Sequence[str]) -> str:
+    """The end of a message about a class name that the card lacks."""
+    nearest = difflib.get_close_matches(name, class_names, n=1)
+    return f"{name!r}; did you mean {nearest[0]!r}?" if nearest else f"{name!r}; the card has {', '.join(class_names)}"
+
+
+def _clip(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+    limits = sizes[:, [1, 0, 1, 0]].astype(np.float64)
+    return np.clip(boxes, 0, limits)

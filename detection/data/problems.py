@@ -1,0 +1,53 @@
+"""What a reader finds wrong in a data set: collected first, judged once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Problem", "refuse_errors", "summarize"]
+
+Severity = Literal["error", "dropped", "note"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One finding.
+
+    Attributes:
+        severity: "error" stops a training, "dropped" leaves the object out, "note" only tells.
+        kind: short name that equal findings share, such as "box without area".
+        file: the file to open.
+        detail: the object and the value.
+    """
+
+    severity: Severity
+    kind: str
+    file: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.kind}: {self.detail}"
+
+
+def refuse_errors(problems: Sequence[Problem], source: str, *, most: int = 10) -> None:
+    """Raises if any of ``problems`` is an error.
+
+    Raises:
+        ValueError: names up to ``most`` errors and says how many there are.
+    """
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if not errors:
+        return
+    lines = [f"  {error}" for error in errors[:most]]
+    if len(errors) > most:
+        lines.append(f"  ... and {len(errors) - most} more; tools/check_data.py lists them all")
+    raise ValueError(f"{source} has {len(errors)} error{'s' * (len(errors) > 1)}:\n" + "\n".join(lines))
+
+
+def summarize(problems: Sequence[Problem]) -> str:
+    """One line with the count of every kind that is not an error; empty if there are none."""
+    counts = Counter(f"{p.kind} ({p.severity})" for p in problems if p.severity != "error")
+    return ", ".join(f"{count} x {kind}" for kind, count in counts.items())

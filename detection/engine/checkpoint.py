@@ -1,0 +1,162 @@
+"""Checkpoints: the model as safetensors with its config and class names, and the rest of the training state beside it.
+
+    checkpoints/0005000.safetensors   weights; metadata: config, class names, iteration
+    checkpoints/0005000.state.pt      optimizer, scaler, random state, best metric; read with weights_only
+    checkpoints/best.safetensors      the weights with the best metric so far
+
+A file is written under another name, synced and renamed, so that a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from backbones.weights import load_matching
+from detection.config import Config
+from detection.config_io import dump_config, parse_config
+from detection.engine.train import TrainState
+
+__all__ = ["Checkpoint", "Checkpoints", "load_detector_weights", "read_checkpoint", "resolve_weights"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A detector's weights and what belongs to them."""
+
+    path: Path
+    weights: dict[str, Tensor]
+    config: Config
+    class_names: tuple[str, ...]
+    iteration: int
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: RUN/checkpoints.
+        keep: how many of the newest stay.
+        config, class_names: stored in every checkpoint.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, config: Config, class_names: Sequence[str]) -> None:
+        self.folder, self.keep = folder, keep
+        self.config, self.class_names = config, tuple(class_names)
+
+    def save(self, state: TrainState) -> Path:
+        """Writes the checkpoint of ``state`` and removes all but the newest ones; the path of the weights."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{state.iteration:07d}.safetensors"
+        metadata = {
+            "config": dump_config(self.config),
+            "class_names": json.dumps(self.class_names),
+            "iteration": str(state.iteration),
+        }
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.model.state_dict().items()}
+        _write(_state_path(path), lambda temporary: torch.save(state.state_dict(), temporary))
+        _write(path, lambda temporary: save_file(weights, temporary, metadata=metadata))
+        for old in _numbered(self.folder)[: -self.keep]:
+            old.unlink()
+            _state_path(old).unlink(missing_ok=True)
+        return path
+
+    def keep_best(self, path: Path) -> None:
+        """Makes a copy of the weights at ``path`` the best of the run."""
+        _write(self.folder / "best.safetensors", lambda temporary: shutil.copyfile(path, temporary))
+
+    def newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """Weights file and training state of the newest checkpoint; None if there is none."""
+        for path in reversed(_numbered(self.folder)):
+            if _state_path(path).is_file():
+                return path, torch.load(_state_path(path), map_location="cpu", weights_only=True)
+        return None
+
+    def restore(self, newest: tuple[Path, dict[str, Any]], state: TrainState) -> None:
+        """Puts what ``newest`` returned back into ``state``."""
+        path, saved = newest
+        load_detector_weights(state.model, read_checkpoint(path), self.class_names)
+        state.load_state_dict(saved)
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """The checkpoint at ``path``: a .safetensors file, or a run directory, whose newest one is meant.
+
+    Raises:
+        ValueError: no such file, a corrupt one, or one that is not a detector of this project.
+    """
+    file = resolve_weights(path)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no dict
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"checkpoint {file} can't be read: {error}") from error
+    missing = [key for key in ("config", "class_names", "iteration") if key not in metadata]
+    if missing:
+        raise ValueError(f"{file} is no detector checkpoint: its metadata lacks {missing}")
+    return Checkpoint(
+        file,
+        weights,
+        parse_config(Config, metadata["config"]),
+        tuple(json.loads(metadata["class_names"])),
+        int(metadata["iteration"]),
+    )
+
+
+def resolve_weights(path: str | Path) -> Path:
+    """The weights file that ``path``, a file or a run directory, stands for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    found = _numbered(path / "checkpoints") if path.is_dir() else []
+    if not found:
+        raise ValueError(f"no checkpoint at {path}: give a .safetensors file or the directory of a run")
+    return found[-1]
+
+
+def load_detector_weights(model: nn.Module, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
+    """Puts the weights of ``checkpoint`` into ``model``, all of them.
+
+    Raises:
+        ValueError: other classes than ``class_names``, or weights of another architecture (the names are listed).
+    """
+    if checkpoint.class_names != tuple(class_names):
+        raise ValueError(
+            f"{checkpoint.path} was trained on {len(checkpoint.class_names)} classes {checkpoint.class_names}, "
+            f"the data set has {len(class_names)}: {tuple(class_names)}"
+        )
+    load_matching(model, checkpoint.weights, source=str(checkpoint.path))
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.safetensors") if path.stem.isdigit())
+
+
+def _state_path(weights: Path) -> Path:
+    return weights.with_name(f"{weights.stem}.state.pt")
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,101 @@
+"""Runs a detector over a test set and hands the records to the evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from detection.data.dataset import Batch
+from detection.data.index import AnnotationIndex
+from detection.engine.train import PRECISIONS
+from detection.evaluation.coco import evaluate_coco
+from detection.evaluation.records import Record
+from detection.evaluation.report import result_dict
+from detection.evaluation.voc import evaluate_voc
+from detection.model.detector import Detector
+from detection.model.postprocess import rescale
+from detection.structures import Detections
+
+__all__ = ["Predictions", "evaluate", "metric", "predict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """The records of a test set, and the time that the detector took, without reading the images."""
+
+    records: list[Record]
+    seconds_per_image: float
+
+
+@torch.inference_mode()
+def predict(
+    detector: Detector,
+    batches: Iterable[Batch],
+    index: AnnotationIndex,
+    *,
+    device: torch.device,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+) -> Predictions:
+    """A record for every image in ``batches``, with detections in the pixels of the stored image."""
+    detector.eval()
+    records, seconds, dtype = [], 0.0, PRECISIONS[precision]
+    for batch in batches:
+        started = time.perf_counter()
+        images = batch.images.to(device)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            detections = [image.to("cpu") for image in detector(images)]
+        seconds += time.perf_counter() - started
+        for row, size, found in zip(batch.rows, images.sizes, detections, strict=True):
+            records.append(_record(index, row, rescale(found, size, _size(index.sizes[row]))))
+    return Predictions(records, seconds / max(len(records), 1))
+
+
+def evaluate(
+    records: list[Record], class_names: tuple[str, ...], voc_metric: Literal["11point", "area"]
+) -> dict[str, Any]:
+    """The content of result.json."""
+    coco, voc = evaluate_coco(records, class_names), evaluate_voc(records, class_names)
+    return result_dict(coco, voc, class_names, voc_metric=voc_metric)
+
+
+def metric(result: dict[str, Any], key: str) -> float | None:
+    """The figure that the dotted ``key``, such as "bbox.AP", names; None if it could not be computed.
+
+    Raises:
+        ValueError: ``result`` has no such figure.
+    """
+    value: Any = result
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            known = list(value) if isinstance(value, dict) else []
+            raise ValueError(f"solver.best_metric {key!r} names no figure of result.json; at {part!r} it has {known}")
+        value = value[part]
+    if value is not None and not isinstance(value, (int, float)):
+        raise ValueError(f"solver.best_metric {key!r} names no single figure of result.json")
+    return value
+
+
+def _record(index: AnnotationIndex, row: int, detections: Detections) -> Record:
+    rows = index.objects(row)
+    return Record(
+        image_id=int(index.image_ids[row]),
+        file_name=index.paths[row],
+        size=_size(index.sizes[row]),
+        gt_boxes=index.boxes[rows].numpy(),
+        gt_labels=index.labels[rows].numpy(),
+        gt_ignore=index.ignore[rows].numpy(),
+        gt_areas=index.areas[rows].numpy(),
+        boxes=detections.boxes.numpy(),
+        scores=detections.scores.numpy(),
+        labels=detections.labels.numpy(),
+    )
+
+
+def _size(size: Tensor) -> tuple[int, int]:
+    height, width = size.tolist()
+    return height, width

@@ -1,0 +1,67 @@
+"""Optimizer and learning rate."""
+
+from __future__ import annotations
+
+import bisect
+import math
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import SGD, Optimizer
+
+from detection.config import SolverConfig
+
+__all__ = ["build_optimizer", "learning_rate", "set_learning_rate"]
+
+
+def build_optimizer(model: nn.Module, solver: SolverConfig) -> Optimizer:
+    """SGD with momentum over the trainable parameters of ``model``.
+
+    Biases learn at ``bias_lr_factor`` times the rate, and neither they nor norm layers decay, as in Caffe's prototxt
+    files for Fast R-CNN.
+
+    Raises:
+        ValueError: nothing is trainable.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for module in model.modules():
+        norm = isinstance(module, (_BatchNorm, nn.GroupNorm, nn.LayerNorm))
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                bias = name == "bias" and not norm
+                decay = 0.0 if bias or norm else solver.weight_decay
+                groups.setdefault((solver.bias_lr_factor if bias else 1.0, decay), []).append(parameter)
+    if not groups:
+        raise ValueError("the model has no trainable parameter: backbone.freeze_at fixes all of it")
+    described = [
+        {"params": parameters, "lr_factor": factor, "lr": solver.base_lr * factor, "weight_decay": decay}
+        for (factor, decay), parameters in groups.items()
+    ]
+    return SGD(described, lr=solver.base_lr, momentum=solver.momentum)
+
+
+def learning_rate(solver: SolverConfig, iteration: int) -> float:
+    """The rate of the optimizer step that starts at ``iteration`` (the first is 0)."""
+    if iteration < solver.warmup_iterations:
+        progress = iteration / solver.warmup_iterations
+        warmup = solver.warmup_factor + (1 - solver.warmup_factor) * progress
+    else:
+        warmup = 1.0
+    if solver.schedule == "cosine":
+        factor = (1 + math.cos(math.pi * min(iteration / solver.iterations, 1.0))) / 2
+    else:
+        factor = solver.gamma ** bisect.bisect_right(solver.steps, iteration)
+    return solver.base_lr * warmup * factor
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Gives every group its share of ``rate``."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_factor"]
+
+
+def clip_gradients(optimizer: Optimizer, max_norm: float) -> torch.Tensor:
+    """Scales all gradients so that their joint norm is at most ``max_norm``; returns the norm before."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return nn.utils.clip_grad_norm_(parameters, max_norm)

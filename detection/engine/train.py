@@ -1,0 +1,153 @@
+"""The training loop and the state that it changes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from detection.config import SolverConfig
+from detection.data.dataset import Batch
+from detection.engine.optim import clip_gradients, learning_rate, set_learning_rate
+
+__all__ = ["NotFiniteError", "TrainState", "train"]
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class NotFiniteError(RuntimeError):
+    """A loss became infinite or not a number."""
+
+
+@dataclass(slots=True)
+class TrainState:
+    """All that changes in a run; what a checkpoint holds."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scaler: GradScaler
+    iteration: int = 0  # optimizer steps done
+    best: float | None = None  # of the chosen metric
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the model's weights, in types that ``weights_only`` loading admits."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "iteration": self.iteration,
+            "best": self.best,
+            "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what ``state_dict`` gave; sets torch's random state."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.iteration, self.best = state["iteration"], state["best"]
+        torch.set_rng_state(state["random"]["cpu"])
+        if torch.cuda.is_available() and state["random"]["cuda"]:
+            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+
+
+@dataclass(slots=True)
+class _Window:
+    """Sums since the last report."""
+
+    losses: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    data_seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, losses: Mapping[str, float]) -> None:
+        for name, value in losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + value
+        self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        steps = max(self.steps, 1)
+        seconds = (time.perf_counter() - self.started) / steps
+        means = {f"loss/{name}": total / steps for name, total in self.losses.items()}
+        means["loss/total"] = sum(means.values())
+        return means | {"seconds_per_step": seconds, "data_seconds": self.data_seconds / steps}
+
+
+def train(
+    state: TrainState,
+    batches: Iterable[Batch],
+    solver: SolverConfig,
+    *,
+    device: torch.device,
+    report: Callable[[int, Mapping[str, float]], None],
+    after_step: Callable[[TrainState], None],
+) -> None:
+    """Takes optimizer steps from ``state.iteration`` to ``solver.iterations``.
+
+    Args:
+        state: changed in place.
+        batches: ``solver.accumulate`` of them make a step.
+        solver: rates, precision, how often to report.
+        device: where the model is.
+        report: gets the iteration and the means since the last report (losses, learning rate, seconds).
+        after_step: called after every step; saves and evaluates when it is due.
+
+    Raises:
+        NotFiniteError: a loss is infinite or not a number; the message has the losses, the iteration and the files.
+    """
+    parts, window = iter(batches), _Window()
+    while state.iteration < solver.iterations:
+        state.model.train()
+        rate = learning_rate(solver, state.iteration)
+        set_learning_rate(state.optimizer, rate)
+        window.add(_step(state, parts, solver, device, window))
+        state.iteration += 1
+        if state.iteration % solver.log_every == 0 or state.iteration == solver.iterations:
+            report(state.iteration, window.means() | {"learning_rate": rate})
+            window = _Window()
+        before = time.perf_counter()
+        after_step(state)
+        window.started += time.perf_counter() - before  # saving and evaluating are no training
+
+
+def _step(
+    state: TrainState, parts: Iterator[Batch], solver: SolverConfig, device: torch.device, window: _Window
+) -> dict[str, float]:
+    """One optimizer step; the losses, averaged over its parts."""
+    sums: dict[str, float] = {}
+    state.optimizer.zero_grad(set_to_none=True)
+    precision = PRECISIONS[solver.precision]
+    for _ in range(solver.accumulate):
+        before = time.perf_counter()
+        batch = next(parts).to(device)
+        window.data_seconds += time.perf_counter() - before
+        with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+            losses: dict[str, Tensor] = state.model(batch.images, batch.targets)
+        stacked = torch.stack(list(losses.values()))
+        values = dict(zip(losses, stacked.tolist(), strict=True))  # one wait for the device instead of one per loss
+        _check_finite(values, state.iteration, batch.paths)
+        state.scaler.scale(stacked.sum() / solver.accumulate).backward()
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value / solver.accumulate
+    if solver.clip_norm is not None:
+        state.scaler.unscale_(state.optimizer)
+        clip_gradients(state.optimizer, solver.clip_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    return sums
+
+
+def _check_finite(values: Mapping[str, float], iteration: int, paths: Sequence[str]) -> None:
+    if not all(math.isfinite(value) for value in values.values()):
+        losses = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        raise NotFiniteError(
+            f"loss is not finite at iteration {iteration}: {losses}; images: {', '.join(paths)}. "
+            "Lower solver.base_lr, lengthen solver.warmup_iterations or set solver.clip_norm; "
+            "tools/check_data.py looks for broken boxes"
+        )

@@ -1,0 +1,175 @@
+"""COCO box AP and AR, computed by faster-coco-eval or pycocotools, and detections in COCO's results format.
+
+Source: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; https://cocodataset.org/#detection-eval.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.evaluation.records import Record
+from detection.evaluation.voc import check_records
+
+__all__ = ["COCO_NUMBERS", "Backend", "CocoResult", "coco_results", "evaluate_coco"]
+
+Backend = Literal["auto", "pycocotools", "faster_coco_eval"]
+
+# Fields of CocoResult in the order of COCOeval.stats.
+COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CocoResult:
+    """COCO's twelve numbers, under COCO's names, and AP of each class.
+
+    All are fractions 0..1, and NaN where COCO gives -1: there was no ground truth to find.
+    """
+
+    AP: float  # mean over IoU 0.50, 0.55, ..., 0.95, as everything below without a threshold in its name
+    AP50: float
+    AP75: float
+    APs: float  # objects under 32 x 32 pixels
+    APm: float
+    APl: float  # objects over 96 x 96 pixels
+    AR1: float  # with at most 1 detection of a class in an image
+    AR10: float
+    AR100: float
+    ARs: float
+    ARm: float
+    ARl: float
+    class_ap: NDArray[np.float64]  # (K,)
+    class_ap50: NDArray[np.float64]  # (K,)
+    class_ap75: NDArray[np.float64]  # (K,)
+
+
+def evaluate_coco(records: Sequence[Record], class_names: Sequence[str], *, backend: Backend = "auto") -> CocoResult:
+    """COCO's box metric over ``records``; ignored ground truth counts as crowd.
+
+    Ties in score are ordered by image id, as COCO does. "auto" takes faster-coco-eval where it can be imported, else
+    pycocotools; both give the same numbers.
+
+    Raises:
+        ValueError: an unknown ``backend``, a label that ``class_names`` lacks, an image that occurs twice.
+    """
+    coco_class, eval_class = _import_backend(backend)
+    check_records(records, len(class_names))
+    category_ids = range(1, len(class_names) + 1)
+    images = [{"id": int(record.image_id)} for record in records]
+    categories = [{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)]
+    if not images or not categories:  # both back ends take an empty list of ids for "no restriction"
+        return _result(np.full(len(COCO_NUMBERS), -1.0), np.full((10, 1, len(categories)), -1.0))
+
+    def index(annotations: list[dict[str, Any]]) -> Any:
+        coco = coco_class()
+        coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
+        coco.createIndex()
+        return coco
+
+    with redirect_stdout(io.StringIO()):  # both libraries print their progress and their table
+        evaluation = eval_class(
+            index(_ground_truth(records, category_ids)), index(_detections(records, category_ids)), "bbox"
+        )
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    # (thresholds, recalls, classes, areas, detection limits): all areas, 100 detections
+    return _result(evaluation.stats[: len(COCO_NUMBERS)], evaluation.eval["precision"][..., 0, -1])
+
+
+def coco_results(records: Sequence[Record], category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """All detections in COCO's results format, ready for ``json.dump``.
+
+    Boxes become [x, y, width, height] in pixels; scores keep every digit. ``category_ids`` holds the data set's own
+    id of label 0, 1, ..., K-1.
+
+    Raises:
+        ValueError: a label without a category id, an image that occurs twice.
+    """
+    check_records(records, len(category_ids))
+    return [
+        {
+            "image_id": int(record.image_id),
+            "category_id": int(category_ids[label]),
+            "bbox": bbox,
+            "score": score,
+        }
+        for record in records
+        for label, bbox, score in zip(
+            record.labels.tolist(), _boxes_xywh(record.boxes), record.scores.tolist(), strict=True
+        )
+    ]
+
+
+def _import_backend(backend: Backend) -> tuple[Any, Any]:
+    """The classes COCO and COCOeval; faster-coco-eval's are a drop-in for those of pycocotools."""
+    if backend not in ("auto", "pycocotools", "faster_coco_eval"):
+        raise ValueError(f"backend is 'auto', 'pycocotools' or 'faster_coco_eval', got {backend!r}")
+    if backend != "pycocotools":
+        try:
+            from faster_coco_eval import COCO, COCOeval_faster
+        except ImportError:
+            if backend == "faster_coco_eval":
+                raise
+        else:
+            return COCO, COCOeval_faster
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    return COCO, COCOeval
+
+
+def _ground_truth(records: Sequence[Record], category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    annotations = [
+        {
+            "image_id": int(record.image_id),
+            "category_id": category_ids[label],
+            "bbox": bbox,
+            "area": area,
+            "iscrowd": int(ignore),  # both back ends overwrite a key "ignore" with this
+        }
+        for record in records
+        for label, bbox, area, ignore in zip(
+            record.gt_labels.tolist(),
+            _boxes_xywh(record.gt_boxes),
+            record.gt_areas.tolist(),
+            record.gt_ignore.tolist(),
+            strict=True,
+        )
+    ]
+    return _numbered(annotations)
+
+
+def _detections(records: Sequence[Record], category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """What ``COCO.loadRes`` would make of the results; that of pycocotools fails if there are none."""
+    results = coco_results(records, category_ids)
+    return _numbered([{**result, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0} for result in results])
+
+
+def _numbered(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With ids from 1: COCOeval takes a match with id 0 for no match."""
+    return [{**annotation, "id": i} for i, annotation in enumerate(annotations, start=1)]
+
+
+def _boxes_xywh(boxes: NDArray[np.float32]) -> list[list[float]]:
+    exact = boxes.astype(np.float64)  # x + width gives x2 back only if the difference is not rounded to float32
+    return np.concatenate([exact[:, :2], exact[:, 2:] - exact[:, :2]], axis=1).tolist()
+
+
+def _result(stats: NDArray[np.float64], precision: NDArray[np.float64]) -> CocoResult:
+    """COCO's ``stats`` (12,) and ``precision`` (IoU thresholds, recalls, K), with NaN for -1."""
+    numbers = np.where(stats < 0, np.nan, stats).tolist()
+    # The values of a class are all -1 or all known, so its plain mean is the mean of the known ones.
+    ap = np.where(precision < 0, np.nan, precision).mean(axis=1)  # (10, K)
+    return CocoResult(
+        **dict(zip(COCO_NUMBERS, numbers, strict=True)),
+        class_ap=ap.mean(axis=0),
+        class_ap50=ap[0],  # IoU thresholds 0.50, 0.55, ..., 0.95
+        class_ap75=ap[5],
+    )

@@ -1,0 +1,35 @@
+"""What evaluation reads: one record per test image, in original pixels.
+
+Boxes are (N, 4) float32 rows (x1, y1, x2, y2), width = x2 - x1; labels are 0..K-1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Record"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """Ground truth (G boxes) and detections (D boxes, any order) of one image."""
+
+    image_id: int  # unique in the data set
+    file_name: str
+    size: tuple[int, int]  # (height, width)
+    gt_boxes: NDArray[np.float32]  # (G, 4)
+    gt_labels: NDArray[np.int64]  # (G,)
+    gt_ignore: NDArray[np.bool_]  # (G,) VOC "difficult" or COCO "iscrowd": neither hit nor miss
+    gt_areas: NDArray[np.float32]  # (G,) pixels; decides small, medium or large in COCO's metric
+    boxes: NDArray[np.float32]  # (D, 4)
+    scores: NDArray[np.float32]  # (D,) 0..1
+    labels: NDArray[np.int64]  # (D,)
+
+    def __post_init__(self) -> None:
+        gt = {len(rows) for rows in (self.gt_boxes, self.gt_labels, self.gt_ignore, self.gt_areas)}
+        detected = {len(rows) for rows in (self.boxes, self.scores, self.labels)}
+        if len(gt) > 1 or len(detected) > 1:
+            raise ValueError(f"{self.file_name}: rows of unequal length, ground truth {gt}, detections {detected}")

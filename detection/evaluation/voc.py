@@ -1,0 +1,157 @@
+"""PASCAL VOC average precision, by the definition of VOC2007 (11 points) and by that of VOC2010 and later (area).
+
+Source: Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 2010, section 4.2, and the
+evaluation code of the VOC2007 and VOC2012 development kits.
+
+Shapes: N images, G ground-truth boxes and D detections of one image, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.evaluation.records import Record
+
+__all__ = ["VocResult", "check_records", "evaluate_voc"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VocResult:
+    """AP of each class as a fraction 0..1; NaN for a class that has no ground truth to find."""
+
+    ap_11point: NDArray[np.float64]  # (K,) mean of the best precision at recall 0, 0.1, ..., 1 (VOC2007)
+    ap_area: NDArray[np.float64]  # (K,) area under the monotone precision-recall curve (VOC2010 and later)
+
+    @property
+    def mean_ap_11point(self) -> float:
+        """Mean over the classes that have a value, NaN if none has."""
+        return _mean_of_known(self.ap_11point)
+
+    @property
+    def mean_ap_area(self) -> float:
+        """Mean over the classes that have a value, NaN if none has."""
+        return _mean_of_known(self.ap_area)
+
+
+def evaluate_voc(records: Sequence[Record], class_names: Sequence[str], *, iou_threshold: float = 0.5) -> VocResult:
+    """AP of every class over ``records``, as the VOC development kit defines it.
+
+    Detections of a class are ranked over all images by score; ties keep the order of the images, then of the rows.
+    Each is compared with the one object of its class and image that it overlaps most: a hit where IoU >=
+    ``iou_threshold`` and no detection ranked above has taken that object, otherwise a miss. A detection whose object
+    is ignored ("difficult") is neither, and ignored objects do not count in the recall.
+
+    Boxes have width = x2 - x1. VOC counts pixels from 1 with both ends inside the box, so its readers turn
+    (xmin, ymin, xmax, ymax) into (xmin - 1, ymin - 1, xmax, ymax); x2 - x1 is then the kit's xmax - xmin + 1, and the
+    IoU is exactly the kit's.
+
+    One departure: recall is compared with 0, 0.1, ..., 1 as exact fractions. In the kit's floating point 3 of 10
+    objects lie just below recall 0.3.
+
+    Raises:
+        ValueError: ``iou_threshold`` outside (0, 1], a label that ``class_names`` lacks, an image that occurs twice.
+    """
+    if not 0 < iou_threshold <= 1:
+        raise ValueError(f"iou_threshold is a fraction above 0 and at most 1, got {iou_threshold}; VOC uses 0.5")
+    check_records(records, len(class_names))
+    labels = np.concatenate([np.empty(0, np.int64), *(record.labels for record in records)])
+    scores = np.concatenate([np.empty(0, np.float32), *(record.scores for record in records)])
+    gt_labels = np.concatenate([np.empty(0, np.int64), *(record.gt_labels for record in records)])
+    # One more element than there are objects: row -1, "no object", is not ignored.
+    gt_ignore = np.concatenate([*(record.gt_ignore for record in records), np.zeros(1, np.bool_)])
+    matches = _match(records, iou_threshold)
+
+    ap = np.empty((len(class_names), 2))
+    for label in range(len(class_names)):
+        num_objects = int(np.count_nonzero((gt_labels == label) & ~gt_ignore[:-1]))
+        rows = np.flatnonzero(labels == label)
+        ranked = matches[rows[np.argsort(-scores[rows], kind="stable")]]
+        ap[label] = _average_precisions(_hits(ranked[~gt_ignore[ranked]]), num_objects)
+    return VocResult(ap_11point=ap[:, 0], ap_area=ap[:, 1])
+
+
+def check_records(records: Sequence[Record], num_classes: int) -> None:
+    """Raises what would otherwise end in a wrong number without a word.
+
+    Raises:
+        ValueError: a label outside 0..num_classes-1, or an image id that occurs twice.
+    """
+    seen: set[int] = set()
+    for record in records:
+        if record.image_id in seen:
+            raise ValueError(
+                f"{record.file_name}: image id {record.image_id} occurs twice, expected one record per image; "
+                "drop the images that a distributed sampler repeats"
+            )
+        seen.add(record.image_id)
+        labels = np.concatenate([record.gt_labels, record.labels])
+        outside = labels[(labels < 0) | (labels >= num_classes)]
+        if len(outside):
+            raise ValueError(
+                f"{record.file_name}: label {outside[0]}, expected 0..{num_classes - 1}; "
+                "are these the class names that the detector was trained with?"
+            )
+
+
+def _match(records: Sequence[Record], iou_threshold: float) -> NDArray[np.int64]:
+    """The object that each detection is compared with, -1 for none: rows of all ground truth, joined in order."""
+    matches, num_gt = [np.empty(0, np.int64)], 0
+    for record in records:
+        best_iou, best_row = _best_overlap(record)
+        matches.append(np.where(best_iou >= iou_threshold, best_row + num_gt, -1))
+        num_gt += len(record.gt_boxes)
+    return np.concatenate(matches)
+
+
+def _best_overlap(record: Record) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Largest IoU (D,) of each detection with an object of its class, 0 if there is none, and that object's row (D,).
+
+    Equal IoUs go to the first object.
+    """
+    if len(record.gt_boxes) == 0:  # argmax has no answer for no columns
+        return np.zeros(len(record.boxes)), np.zeros(len(record.boxes), np.int64)
+    # float64 as in the kit: float32 rounding could lift an IoU over the threshold.
+    boxes, gt_boxes = record.boxes.astype(np.float64), record.gt_boxes.astype(np.float64)
+    top_left = np.maximum(boxes[:, None, :2], gt_boxes[:, :2])
+    bottom_right = np.minimum(boxes[:, None, 2:], gt_boxes[:, 2:])
+    intersection = (bottom_right - top_left).clip(min=0).prod(axis=-1)  # (D, G)
+    union = _area(boxes)[:, None] + _area(gt_boxes) - intersection
+    iou = intersection / np.maximum(union, np.finfo(np.float64).tiny)  # two boxes without area: 0, not 0 / 0
+    iou[record.labels[:, None] != record.gt_labels] = 0
+    rows = iou.argmax(axis=1)
+    return iou[np.arange(len(iou)), rows], rows
+
+
+def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=-1)
+
+
+def _hits(matches: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of the ranked ``matches`` are the first to name their object; -1 names none."""
+    hits = np.zeros(len(matches), np.bool_)
+    hits[np.unique(matches, return_index=True)[1]] = True
+    return hits & (matches >= 0)
+
+
+def _average_precisions(hits: NDArray[np.bool_], num_objects: int) -> tuple[float, float]:
+    """The 11-point AP and the area AP of one class from its ranked detections, (NaN, NaN) without objects."""
+    if num_objects == 0:
+        return math.nan, math.nan
+    num_found = np.cumsum(hits)
+    precision = num_found / np.arange(1, len(hits) + 1)
+    best_from_here = np.maximum.accumulate(precision[::-1])[::-1]  # best precision at this recall or a higher one
+    # Integers, because recall >= 0.1 * i in floating point can miss by one bit.
+    first_reaching = np.searchsorted(10 * num_found, num_objects * np.arange(11))
+    ap_11point = np.append(best_from_here, 0.0)[first_reaching].mean()  # 0 where the recall is never reached
+    ap_area = best_from_here[hits].sum() / num_objects  # recall grows by 1 / num_objects at each hit
+    return float(ap_11point), float(ap_area)
+
+
+def _mean_of_known(values: NDArray[np.float64]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan

@@ -1,0 +1,51 @@
+"""Anchors: the reference boxes of the region proposal network, one set per cell of the feature map.
+
+Source: Faster R-CNN, section 3.1.1 (3 scales x 3 ratios; appendix of ResNet: 4 scales on COCO).
+Shapes: A anchors per cell, H W height and width of the feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["AnchorGenerator"]
+
+
+class AnchorGenerator(nn.Module):
+    """Lays the same A = sizes x ratios boxes over every cell of a feature map.
+
+    Args:
+        stride: pixels of the image per cell.
+        sizes: square roots of the anchors' areas, pixels of the resized image.
+        ratios: height / width.
+        offset: where in its cell an anchor is centred, 0 (top left) to 1.
+    """
+
+    cell_anchors: Tensor
+
+    def __init__(self, stride: int, *, sizes: Sequence[float], ratios: Sequence[float], offset: float = 0.5) -> None:
+        super().__init__()
+        if not sizes or not ratios or min(*sizes, *ratios) <= 0:
+            raise ValueError(f"anchors need positive sizes and ratios, got {tuple(sizes)} and {tuple(ratios)}")
+        self.stride, self.offset = stride, offset
+        size, ratio = torch.meshgrid(torch.tensor(sizes), torch.tensor(ratios).sqrt(), indexing="ij")
+        half = torch.stack([size / ratio, size * ratio], dim=-1).reshape(-1, 2) / 2  # (A, 2) as (width, height)
+        # Computed from the config, so a checkpoint does not need them.
+        self.register_buffer("cell_anchors", torch.cat([-half, half], dim=1), persistent=False)
+
+    @property
+    def num_anchors(self) -> int:
+        """A, per cell."""
+        return len(self.cell_anchors)
+
+    def forward(self, height: int, width: int) -> Tensor:
+        """Anchors (H * W * A, 4) in pixels of the resized image, row by row, all A of a cell together."""
+        device = self.cell_anchors.device
+        y = (torch.arange(height, device=device) + self.offset) * self.stride
+        x = (torch.arange(width, device=device) + self.offset) * self.stride
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        centers = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1)  # (H, W, 4)
+        return (centers[:, :, None] + self.cell_anchors).reshape(-1, 4)

@@ -1,0 +1,63 @@
+"""Draws detections, and the ground truth in white, on an image."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.evaluation.records import Record
+
+__all__ = ["draw_record", "save_picture"]
+
+WHITE = (255, 255, 255)
+
+
+def draw_record(
+    image: NDArray[np.uint8], record: Record, class_names: Sequence[str], *, min_score: float = 0.5
+) -> NDArray[np.uint8]:
+    """A copy of ``image`` (H, W, 3) RGB with the boxes of ``record``: thin white for the ground truth, a colour per
+    class for detections of at least ``min_score``, with name and score."""
+    scale = max(1.0, 480 / min(image.shape[:2]))  # small images grow, so that the labels can be read
+    canvas = np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+    for box in record.gt_boxes * scale:
+        _rectangle(canvas, box, WHITE, 1)
+    for row in np.flatnonzero(record.scores >= min_score)[::-1]:  # the best last, on top
+        label = int(record.labels[row])
+        color = _color(label, len(class_names))
+        box = record.boxes[row] * scale
+        _rectangle(canvas, box, color, 2)
+        _caption(canvas, f"{class_names[label]} {record.scores[row]:.2f}", box, color)
+    return canvas
+
+
+def save_picture(path: Path, image: NDArray[np.uint8]) -> None:
+    """Writes ``image`` (H, W, 3) RGB.
+
+    Raises:
+        ValueError: the file can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
+        raise ValueError(f"can't write the picture {path}")
+
+
+def _rectangle(canvas: NDArray[np.uint8], box: NDArray[np.float32], color: tuple[int, int, int], width: int) -> None:
+    x1, y1, x2, y2 = (round(float(value)) for value in box)
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), color, width, cv2.LINE_AA)
+
+
+def _caption(canvas: NDArray[np.uint8], text: str, box: NDArray[np.float32], color: tuple[int, int, int]) -> None:
+    (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
+    x, y = round(float(box[0])), max(round(float(box[1])), height + baseline)
+    cv2.rectangle(canvas, (x, y - height - baseline), (x + width, y), color, cv2.FILLED)
+    cv2.putText(canvas, text, (x, y - baseline // 2), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+
+
+def _color(label: int, num_classes: int) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hsv_to_rgb(label / max(num_classes, 1), 0.65, 1.0)
+    return round(red * 255), round(green * 255), round(blue * 255)

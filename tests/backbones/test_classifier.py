@@ -1,0 +1,85 @@
+"""Mirrors classifier.py: with torchvision's weights the outputs are torchvision's."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model
+
+from backbones.classifier import Classifier
+from backbones.factory import backbone_names, build_backbone
+
+
+def meta_classifier(name: str) -> Classifier:
+    with torch.device("meta"):
+        return Classifier(build_backbone(name), 1000)
+
+
+def random_state(module: nn.Module) -> dict[str, Tensor]:
+    """Values for every entry of a state dict, statistics of batch normalisation included, that keep outputs near 1."""
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, entry in module.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(7)
+            continue
+        value = torch.empty(entry.shape)
+        if entry.ndim > 1:
+            bound = math.sqrt(3 / entry[0].numel())
+            state[name] = value.uniform_(-bound, bound, generator=generator)
+        elif name.endswith(("running_mean", "bias")):
+            state[name] = value.uniform_(-0.2, 0.2, generator=generator)
+        else:
+            state[name] = value.uniform_(0.5, 1.5, generator=generator)
+    return state
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg11", "vgg16_bn"])
+@pytest.mark.parametrize("size", [(64, 96)])
+def test_outputs_equal_torchvisions(name: str, size: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        theirs = get_model(name, weights=None)
+    state = random_state(theirs)
+    theirs.load_state_dict(state, assign=True)
+    ours = meta_classifier(name).to_empty(device="cpu")
+    ours.load_torchvision(state)
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs.eval()(images)
+        got = ours.eval()(images)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", backbone_names())
+def test_torchvision_state_dict_loads_completely(name: str) -> None:
+    with torch.device("meta"):
+        state = get_model(name, weights=None).state_dict()
+    report = meta_classifier(name).load_torchvision(state)
+    assert len(report.loaded) == sum(not key.endswith("num_batches_tracked") for key in state)
+    assert (report.missing, report.unused, report.mismatched) == ((), (), ())
+
+
+def test_state_dict_of_another_depth_is_refused_and_changes_nothing() -> None:
+    with torch.device("meta"):
+        state = get_model("resnet34", weights=None).state_dict()
+    classifier = Classifier(build_backbone("resnet18"), 1000)
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    with pytest.raises(ValueError, match=r"(?s)missing: 0.*unused: .*backbone\.layer1\.2\.conv1\.weight"):
+        classifier.load_torchvision(state)
+    torch.testing.assert_close(dict(classifier.state_dict()), before, rtol=0, atol=0)
+
+
+def test_another_number_of_classes_is_refused() -> None:
+    with torch.device("meta"):
+        state = get_model("resnet18", weights=None).state_dict()
+    with pytest.raises(ValueError, match=r"mismatched: 2: fc\.weight \(module \(10, 512\), weights \(1000, 512\)\)"):
+        Classifier(build_backbone("resnet18"), 10).load_torchvision(state)
+
+
+def test_logits_per_image_from_the_last_feature() -> None:
+    with torch.device("meta"):
+        classifier = Classifier(build_backbone("resnet18", out_features=("c2", "c4")), 10)
+        assert classifier(torch.zeros(3, 3, 40, 56)).shape == (3, 10)
+        assert classifier(torch.zeros(0, 3, 40, 56)).shape == (0, 10)

@@ -1,0 +1,379 @@
+"""Mirrors detection/data/download.py; the server runs on 127.0.0.1."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import re
+import stat
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from detection.data.download import Archive, fetch, read_downloads, unpack
+
+DATASETS = Path(__file__).parents[3] / "datasets"
+CONTENT = bytes(range(256)) * 1000
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class FileServer(ThreadingHTTPServer):
+    """Serves CONTENT at every path but /missing."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content = CONTENT
+        self.ranges = True
+        self.cuts: list[int] = []  # bytes after which the next connections break
+        self.statuses: list[int] = []  # answers to the next requests, in place of the file
+        self.requests: list[str | None] = []  # their Range headers
+        self.sent = 0  # bytes of the file, over all connections
+
+    def archive(self, md5: str | None = MD5, name: str = "file.bin") -> Archive:
+        return Archive(f"http://127.0.0.1:{self.server_address[1]}/some/folder/{name}?version=1", md5)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        server = self.server
+        assert isinstance(server, FileServer)
+        wanted = self.headers.get("Range")
+        server.requests.append(wanted)
+        if server.statuses:
+            self.send_error(server.statuses.pop(0))
+            return
+        content = server.content
+        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and server.ranges else 0
+        if start and start >= len(content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        body = content[start:]
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if server.cuts:
+            body = body[: server.cuts.pop(0)]
+            self.close_connection = True
+        self.wfile.write(body)
+        server.sent += len(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keeps the test output clean."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with FileServer() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+# fetch
+
+
+@pytest.mark.parametrize("md5", [MD5, None])
+def test_downloads_to_the_name_in_the_url_and_reports_progress(
+    server: FileServer, tmp_path: Path, md5: str | None
+) -> None:
+    seen: list[tuple[int, int | None]] = []
+    path = fetch(server.archive(md5), tmp_path / "new", progress=lambda done, total: seen.append((done, total)))
+    assert path == tmp_path / "new" / "file.bin"
+    assert path.read_bytes() == CONTENT
+    assert files_below(tmp_path) == ["new/file.bin"]
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+
+
+def test_a_cut_connection_goes_on_without_sending_bytes_twice(server: FileServer, tmp_path: Path) -> None:
+    server.cuts = [100_000, 50_000]
+    path = fetch(server.archive(), tmp_path, wait=0)
+    assert path.read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=100000-", "bytes=150000-"]
+    assert server.sent == len(CONTENT)
+
+
+def test_a_later_call_goes_on_with_the_part_file(server: FileServer, tmp_path: Path) -> None:
+    server.cuts = [70_000]
+    with pytest.raises(ConnectionError, match=r"gave up after 1 attempts with 70000 bytes.*run the same command again"):
+        fetch(server.archive(), tmp_path, attempts=1)
+    assert files_below(tmp_path) == ["file.bin.part"]
+    assert fetch(server.archive(), tmp_path).read_bytes() == CONTENT
+    assert server.sent == len(CONTENT)
+
+
+def test_a_server_without_ranges_starts_over(server: FileServer, tmp_path: Path) -> None:
+    server.ranges, server.cuts = False, [100_000]
+    assert fetch(server.archive(), tmp_path, wait=0).read_bytes() == CONTENT
+    assert server.sent == len(CONTENT) + 100_000
+
+
+def test_a_short_file_is_never_taken_for_complete(server: FileServer, tmp_path: Path) -> None:
+    server.ranges, server.cuts = False, [100_000] * 3
+    with pytest.raises(ConnectionError, match="gave up after 3 attempts"):
+        fetch(server.archive(md5=None), tmp_path, attempts=3, wait=0)
+    assert files_below(tmp_path) == ["file.bin.part"]
+
+
+def test_a_complete_part_file_only_gets_its_name(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "file.bin.part").write_bytes(CONTENT)
+    assert fetch(server.archive(), tmp_path, wait=0).read_bytes() == CONTENT
+    assert server.sent == 0
+    assert files_below(tmp_path) == ["file.bin"]
+
+
+def test_a_part_file_longer_than_the_file_is_dropped(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "file.bin.part").write_bytes(CONTENT + b"stale")
+    assert fetch(server.archive(), tmp_path, wait=0).read_bytes() == CONTENT
+
+
+def test_a_wrong_checksum_deletes_the_download_and_names_both_sums(server: FileServer, tmp_path: Path) -> None:
+    expected = "0" * 32
+    with pytest.raises(ValueError, match=rf"file\.bin: md5 is {MD5}, expected {expected}.*run the command again"):
+        fetch(server.archive(expected), tmp_path)
+    assert files_below(tmp_path) == []
+
+
+def test_an_existing_file_is_not_downloaded_again(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "file.bin").write_bytes(CONTENT)
+    assert fetch(server.archive(), tmp_path) == tmp_path / "file.bin"
+    assert server.requests == []
+
+
+def test_an_existing_file_with_another_checksum_is_replaced(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "file.bin").write_bytes(b"damaged")
+    assert fetch(server.archive(), tmp_path).read_bytes() == CONTENT
+
+
+def test_an_empty_file_downloads(server: FileServer, tmp_path: Path) -> None:
+    server.content = b""
+    assert fetch(server.archive(hashlib.md5(b"").hexdigest()), tmp_path).read_bytes() == b""
+
+
+def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(server: FileServer, tmp_path: Path) -> None:
+    server.statuses = [503]
+    assert fetch(server.archive(), tmp_path, wait=0).read_bytes() == CONTENT
+    server.statuses = [404]
+    with pytest.raises(ValueError, match="answered 404 Not Found; check the url"):
+        fetch(server.archive(name="other.bin"), tmp_path, wait=0)
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/a.zip", "http://host/folder/", "http://host/.."])
+def test_an_archive_needs_a_web_address_with_a_file_name(url: str) -> None:
+    with pytest.raises(ValueError, match="http"):
+        Archive(url)
+
+
+@pytest.mark.parametrize("url", ["http://host/a/%2e%2e%2fevil.zip", "http://host/a/..%5Cevil.zip"])
+def test_the_name_of_an_archive_is_never_a_path(url: str) -> None:
+    assert Archive(url).name == "evil.zip"
+
+
+def test_an_md5_has_32_digits() -> None:
+    with pytest.raises(ValueError, match="32 lower-case hexadecimal digits, got 'abc'"):
+        Archive("http://host/a.zip", "abc")
+
+
+# unpack
+
+
+def tar_file(path: Path, *members: tuple[str, bytes, str], compression: str = "gz") -> Path:
+    """A tar file of (name, type, link target or text)."""
+    with tarfile.open(path, f"w:{compression}") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
+        for name, kind, text in members:
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            if kind == tarfile.REGTYPE:
+                info.size = len(text)
+                tar.addfile(info, io.BytesIO(text.encode()))
+            else:
+                info.linkname = text
+                info.mode = 0o755
+                tar.addfile(info)
+    return path
+
+
+def zip_file(path: Path, *members: tuple[str, int, str]) -> Path:
+    """A zip file of (name, Unix mode, text)."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, mode, text in members:
+            info = zipfile.ZipInfo("placeholder")
+            info.filename = info.orig_filename = name  # as given: the constructor tidies names
+            info.external_attr = mode << 16
+            archive.writestr(info, text)
+    return path
+
+
+FILE = ("good/a.txt", tarfile.REGTYPE, "text")
+
+
+@pytest.mark.parametrize(("name", "compression"), [("a.tar", ""), ("a.tar.gz", "gz"), ("a.tgz", "gz")])
+def test_a_tar_file_unpacks_with_its_inner_links(tmp_path: Path, name: str, compression: str) -> None:
+    members = (
+        ("./", tarfile.DIRTYPE, ""),
+        ("good", tarfile.DIRTYPE, ""),
+        FILE,
+        ("other/soft", tarfile.SYMTYPE, "../good/a.txt"),
+        ("hard", tarfile.LNKTYPE, "good/a.txt"),
+    )
+    unpack(tar_file(tmp_path / name, *members, compression=compression), tmp_path / "out")
+    assert files_below(tmp_path / "out") == ["good/a.txt", "hard", "other/soft"]
+    assert all((tmp_path / "out" / file).read_text() == "text" for file in files_below(tmp_path / "out"))
+
+
+def test_a_zip_file_unpacks_beside_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "old.txt").write_text("old")
+    unpack(zip_file(tmp_path / "a.zip", ("good/", 0o40755, ""), ("good/a.txt", 0o100644, "text")), tmp_path)
+    assert (tmp_path / "good" / "a.txt").read_text() == "text"
+    assert (tmp_path / "old.txt").read_text() == "old"
+
+
+def test_an_empty_archive_unpacks(tmp_path: Path) -> None:
+    unpack(zip_file(tmp_path / "a.zip"), tmp_path / "out")
+    unpack(tar_file(tmp_path / "a.tgz"), tmp_path / "out")
+    assert files_below(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("../evil", tarfile.REGTYPE, "x")], "leaves the folder"),
+        ([("good/../../evil", tarfile.REGTYPE, "x")], "leaves the folder"),
+        ([("/tmp/evil", tarfile.REGTYPE, "x")], "is absolute"),
+        ([("C:\\evil", tarfile.REGTYPE, "x")], "is absolute"),
+        ([("evil", tarfile.SYMTYPE, "../outside")], "leaves the folder"),
+        ([("evil", tarfile.SYMTYPE, "/etc")], "is absolute"),
+        ([("evil", tarfile.LNKTYPE, "../outside")], "leaves the folder"),
+        ([("evil", tarfile.LNKTYPE, "/etc/passwd")], "is absolute"),
+        ([("good/link", tarfile.SYMTYPE, "."), ("good/link/evil", tarfile.SYMTYPE, "..")], "passes through"),
+        ([("good/link", tarfile.SYMTYPE, "../b"), ("evil", tarfile.SYMTYPE, "good/link/../..")], "passes through"),
+        ([("good/link", tarfile.SYMTYPE, "../b"), ("evil", tarfile.LNKTYPE, "good/link")], "symbolic link"),
+        ([("evil", tarfile.CHRTYPE, "")], "is no file"),
+        ([("evil", tarfile.FIFOTYPE, "")], "is no file"),
+    ],
+)
+def test_a_tar_file_that_reaches_outside_writes_nothing(
+    tmp_path: Path, members: list[tuple[str, bytes, str]], message: str
+) -> None:
+    path = tar_file(tmp_path / "bad.tar.gz", FILE, *members)
+    with pytest.raises(ValueError, match=rf"bad\.tar\.gz: member {re.escape(repr(members[-1][0]))}.*{message}"):
+        unpack(path, tmp_path / "a" / "out")
+    assert files_below(tmp_path) == ["bad.tar.gz"]
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "message"),
+    [
+        ("../evil", 0o100644, "leaves the folder"),
+        ("good/../../evil", 0o100644, "leaves the folder"),
+        ("..\\evil", 0, "leaves the folder"),
+        ("/tmp/evil", 0o100644, "is absolute"),
+        ("C:/evil", 0, "is absolute"),
+        ("evil", stat.S_IFLNK | 0o777, "is no file"),
+    ],
+)
+def test_a_zip_file_that_reaches_outside_writes_nothing(tmp_path: Path, name: str, mode: int, message: str) -> None:
+    path = zip_file(tmp_path / "bad.zip", ("good/a.txt", 0o100644, "text"), (name, mode, "../outside"))
+    with pytest.raises(ValueError, match=rf"bad\.zip: member {re.escape(repr(name))} {message}"):
+        unpack(path, tmp_path / "a" / "out")
+    assert files_below(tmp_path) == ["bad.zip"]
+
+
+def test_a_link_that_lies_in_the_folder_already_is_not_followed_outside(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "good").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="nothing was unpacked"):
+        unpack(tar_file(tmp_path / "a.tar.gz", ("first", tarfile.REGTYPE, "x"), FILE), tmp_path / "out")
+    assert files_below(tmp_path / "elsewhere") == []
+    assert not (tmp_path / "out" / "first").exists()
+
+
+def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
+    (tmp_path / "page.zip").write_text("<html>moved</html>")
+    with pytest.raises(ValueError, match=r"page\.zip is neither a tar nor a zip file; delete it"):
+        unpack(tmp_path / "page.zip", tmp_path / "out")
+
+
+# cards and the script
+
+
+@pytest.mark.parametrize("path", sorted(DATASETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_cards_list_archives_with_checksums_or_say_where_the_data_is(path: Path) -> None:
+    card = yaml.safe_load(path.read_text())
+    if "download" in card:
+        assert all(download.archive.md5 for download in read_downloads(card, path.stem))
+    else:
+        with pytest.raises(ValueError, match=re.escape(card["source"].strip())):
+            read_downloads(card, path.stem)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"md5": MD5}, "a download entry is"),
+        ({"url": "http://host/a.zip", "inot": "x"}, "a download entry is"),
+        ({"url": "http://host/a.zip", "into": "../x"}, "leaves the folder"),
+        ({"url": "http://host/a.zip", "into": "/x"}, "is absolute"),
+    ],
+)
+def test_a_wrong_entry_of_a_card_is_named(entry: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_downloads({"download": [entry]}, "mine")
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("download_script", DATASETS / "download.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "CARDS", tmp_path)
+    monkeypatch.delenv("RESDET_DATA_ROOT", raising=False)
+    return module
+
+
+def test_the_script_fetches_and_unpacks_what_a_card_lists(
+    script: ModuleType, server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.content = tar_file(tmp_path / "a.tgz", FILE).read_bytes()
+    archive = server.archive(hashlib.md5(server.content).hexdigest(), name="a.tgz")
+    entry = {"url": archive.url, "md5": archive.md5, "into": "coco/annotations"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"download": [entry]}))
+    script.main(["mine", "--root", str(tmp_path / "root")])
+    monkeypatch.setenv("RESDET_DATA_ROOT", str(tmp_path / "other"))
+    script.main(["mine"])
+    expected = ["archives/a.tgz", "coco/annotations/good/a.txt"]
+    assert files_below(tmp_path / "root") == files_below(tmp_path / "other") == expected
+
+
+def test_the_script_names_unknown_cards_and_cards_without_archives(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("source: ask the author\n")
+    with pytest.raises(SystemExit, match=r"no card 'yours'.*known cards: mine"):
+        script.main(["yours"])
+    with pytest.raises(SystemExit, match=r"lists no archives.*ask the author"):
+        script.main(["mine"])

@@ -1,0 +1,269 @@
+"""Mirrors detection/evaluation/coco.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detection.evaluation.coco import COCO_NUMBERS, Backend, CocoResult, coco_results, evaluate_coco
+from detection.evaluation.records import Record
+
+BACKENDS = get_args(Backend)
+NAMES = ["cat", "dog", "cow", "unseen"]
+
+
+def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Small, medium and large boxes (count, 4) float32 with fractional corners."""
+    corner, size = rng.uniform(0, 60, (count, 2)), np.exp(rng.uniform(np.log(8), np.log(250), (count, 2)))
+    return np.concatenate([corner, corner + size], axis=1).astype(np.float32)
+
+
+def random_record(
+    rng: np.random.Generator, image_id: int, *, num_objects: int, num_detections: int, num_labels: int = 3
+) -> Record:
+    """Detections around the objects and elsewhere, with tied scores; some objects are crowds."""
+    gt_boxes = random_boxes(rng, num_objects)
+    gt_labels = rng.integers(0, num_labels, num_objects)
+    boxes, labels = random_boxes(rng, num_detections), rng.integers(0, num_labels, num_detections)
+    if num_objects:
+        near = rng.random(num_detections) < 0.7
+        source = rng.integers(0, num_objects, num_detections)[near]
+        extent = np.tile(gt_boxes[source, 2:] - gt_boxes[source, :2], 2)
+        boxes[near] = gt_boxes[source] + rng.normal(0, 0.06, (len(source), 4)) * extent
+        labels[near] = gt_labels[source]
+    return Record(
+        image_id=image_id,
+        file_name=f"{image_id}.jpg",
+        size=(400, 400),
+        gt_boxes=gt_boxes,
+        gt_labels=gt_labels,
+        gt_ignore=rng.random(num_objects) < 0.2,
+        gt_areas=((gt_boxes[:, 2:] - gt_boxes[:, :2]).prod(axis=1) * 0.8).astype(np.float32),  # as of masks
+        boxes=boxes,
+        scores=(rng.integers(0, 40, num_detections) / 40).astype(np.float32),
+        labels=labels,
+    )
+
+
+def random_records(seed: int) -> list[Record]:
+    rng = np.random.default_rng(seed)
+    return [
+        # One class here, so that the limit of 100 detections per class and image is reached.
+        random_record(rng, 900, num_objects=30, num_detections=250, num_labels=1),
+        *(random_record(rng, 3 * i, num_objects=int(rng.integers(0, 8)), num_detections=20) for i in range(1, 20)),
+        random_record(rng, 1, num_objects=0, num_detections=5),
+        random_record(rng, 2, num_objects=4, num_detections=0),
+        random_record(rng, 4, num_objects=0, num_detections=0),
+    ]
+
+
+def perfect(record: Record) -> Record:
+    """The objects of ``record`` as its detections."""
+    return replace(
+        record,
+        gt_ignore=np.zeros(len(record.gt_boxes), np.bool_),
+        boxes=record.gt_boxes,
+        scores=np.full(len(record.gt_boxes), 0.5, np.float32),
+        labels=record.gt_labels,
+    )
+
+
+def without_objects(record: Record) -> Record:
+    empty = {name: getattr(record, name)[:0] for name in ("gt_boxes", "gt_labels", "gt_ignore", "gt_areas")}
+    return replace(record, **empty)
+
+
+def without_detections(record: Record) -> Record:
+    return replace(record, boxes=record.boxes[:0], scores=record.scores[:0], labels=record.labels[:0])
+
+
+def numbers(result: CocoResult) -> np.ndarray:
+    """All twelve numbers and the three of each class, flat."""
+    twelve = [getattr(result, name) for name in COCO_NUMBERS]
+    return np.concatenate([twelve, result.class_ap, result.class_ap50, result.class_ap75])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_known_value(backend: Backend) -> None:
+    # Two objects of 50 x 50 and one detection of the first with IoU 30/50: a hit at 0.50, 0.55 and 0.60.
+    # There recall is 1/2 with precision 1: 51 of the 101 recalls 0, 0.01, ..., 0.5 count 1.
+    record = Record(
+        image_id=5,
+        file_name="5.jpg",
+        size=(200, 200),
+        gt_boxes=np.array([[0, 0, 50, 50], [100, 100, 150, 150]], np.float32),
+        gt_labels=np.zeros(2, np.int64),
+        gt_ignore=np.zeros(2, np.bool_),
+        gt_areas=np.full(2, 2500, np.float32),
+        boxes=np.array([[0, 0, 50, 30]], np.float32),
+        scores=np.array([0.9], np.float32),
+        labels=np.zeros(1, np.int64),
+    )
+    result = evaluate_coco([record], ["cat"], backend=backend)
+    twelve = numbers(result)[:12]
+    assert twelve[:3] == pytest.approx([51 / 101 * 3 / 10, 51 / 101, 0])  # AP, AP50, AP75
+    assert twelve[6:9] == pytest.approx([1 / 2 * 3 / 10] * 3)  # AR1, AR10, AR100
+    assert (result.APm, result.ARm) == (result.AP, result.AR100)  # 32 * 32 < 2500 < 96 * 96
+    assert np.isnan([result.APs, result.APl, result.ARs, result.ARl]).all()
+    assert [result.class_ap[0], result.class_ap50[0], result.class_ap75[0]] == pytest.approx([result.AP, 51 / 101, 0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_perfect_detections_reach_one(backend: Backend) -> None:
+    records = [
+        perfect(random_record(np.random.default_rng(seed), seed + 1, num_objects=8, num_detections=0))
+        for seed in range(5)
+    ]
+    result = evaluate_coco(records, NAMES, backend=backend)
+    reached = [getattr(result, name) for name in COCO_NUMBERS if name not in ("AR1", "AR10")]
+    assert reached == pytest.approx([1.0] * 10)
+    assert 0 < result.AR1 < 1
+    np.testing.assert_allclose(result.class_ap, [1, 1, 1, np.nan])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_back_ends_agree(seed: int) -> None:
+    records = random_records(seed)
+    ours = numbers(evaluate_coco(records, NAMES, backend="pycocotools"))
+    faster = numbers(evaluate_coco(records, NAMES, backend="faster_coco_eval"))
+    np.testing.assert_allclose(ours, faster, rtol=0, atol=1e-9)
+    assert (ours[:12] > 0).all()
+    assert (ours[:12] < 1).all()
+
+
+def test_equals_pycocotools_on_files(tmp_path: Path) -> None:
+    records = random_records(seed=7)
+    category_ids = [2, 5, 90, 91]
+    annotations = [
+        {
+            "image_id": record.image_id,
+            "category_id": category_ids[record.gt_labels[row]],
+            "bbox": [float(x1), float(y1), float(x2) - float(x1), float(y2) - float(y1)],
+            "area": float(record.gt_areas[row]),
+            "iscrowd": int(record.gt_ignore[row]),
+        }
+        for record in records
+        for row, (x1, y1, x2, y2) in enumerate(record.gt_boxes)
+    ]
+    truth = {
+        "info": {},
+        "images": [{"id": record.image_id, "height": 400, "width": 400} for record in records],
+        "categories": [{"id": i, "name": name} for i, name in zip(category_ids, NAMES, strict=True)],
+        "annotations": [{"id": i, **annotation} for i, annotation in enumerate(annotations, start=1)],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "results.json").write_text(json.dumps(coco_results(records, category_ids)))
+    coco = COCO(str(tmp_path / "truth.json"))
+    evaluation = COCOeval(coco, coco.loadRes(str(tmp_path / "results.json")), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    result = evaluate_coco(records, NAMES)
+    np.testing.assert_allclose([getattr(result, name) for name in COCO_NUMBERS], evaluation.stats, rtol=0, atol=1e-12)
+
+    for label, category_id in enumerate(category_ids[:3]):
+        evaluation.params.catIds = [category_id]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        of_class = [result.class_ap[label], result.class_ap50[label], result.class_ap75[label]]
+        np.testing.assert_allclose(of_class, evaluation.stats[:3], rtol=0, atol=1e-12)
+    assert np.isnan([result.class_ap[3], result.class_ap50[3], result.class_ap75[3]]).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_to_find_gives_no_value(backend: Backend) -> None:
+    records = random_records(seed=0)
+    for empty in ([], [without_objects(r) for r in records], [without_detections(without_objects(records[0]))]):
+        assert np.isnan(numbers(evaluate_coco(empty, NAMES, backend=backend))).all()
+    assert evaluate_coco([without_detections(without_objects(records[0]))], []).class_ap.shape == (0,)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_detections_give_zero(backend: Backend) -> None:
+    result = evaluate_coco([without_detections(r) for r in random_records(seed=0)], NAMES, backend=backend)
+    assert [getattr(result, name) for name in COCO_NUMBERS] == [0.0] * 12
+    np.testing.assert_array_equal(result.class_ap50, [0, 0, 0, np.nan])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_crowds_give_no_value(backend: Backend) -> None:
+    records = [replace(r, gt_ignore=np.ones(len(r.gt_boxes), np.bool_)) for r in random_records(seed=0)]
+    assert np.isnan(numbers(evaluate_coco(records, NAMES, backend=backend))).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_prints_nothing_and_leaves_records_alone(backend: Backend, capsys: pytest.CaptureFixture[str]) -> None:
+    records, untouched = random_records(seed=1), random_records(seed=1)
+    evaluate_coco(records, NAMES, backend=backend)
+    assert capsys.readouterr() == ("", "")
+    for record, same in zip(records, untouched, strict=True):
+        np.testing.assert_array_equal(record.boxes, same.boxes)
+        np.testing.assert_array_equal(record.gt_ignore, same.gt_ignore)
+
+
+def test_scores_are_not_rounded() -> None:
+    # The hit ranks above the miss by one bit of float32: precision is 1 only if that bit survives.
+    record = perfect(random_record(np.random.default_rng(0), 1, num_objects=1, num_detections=0, num_labels=1))
+    low = np.float32(0.5)
+    record = replace(
+        record,
+        boxes=np.concatenate([record.boxes + 500, record.boxes]),
+        scores=np.array([low, np.nextafter(low, np.float32(1))], np.float32),
+        labels=np.zeros(2, np.int64),
+    )
+    for backend in BACKENDS:
+        assert evaluate_coco([record], ["cat"], backend=backend).class_ap == pytest.approx([1.0])
+
+
+def test_auto_falls_back_to_pycocotools(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = random_records(seed=2)
+    expected = numbers(evaluate_coco(records, NAMES, backend="pycocotools"))
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    np.testing.assert_array_equal(numbers(evaluate_coco(records, NAMES)), expected)
+    with pytest.raises(ImportError):
+        evaluate_coco(records, NAMES, backend="faster_coco_eval")
+
+
+def test_mistakes_are_named() -> None:
+    record = random_record(np.random.default_rng(0), 1, num_objects=3, num_detections=3)
+    with pytest.raises(ValueError, match="backend is 'auto'"):
+        evaluate_coco([record], NAMES, backend="lvis")  # pyright: ignore[reportArgumentType]  # the mistake itself
+    with pytest.raises(ValueError, match="occurs twice"):
+        evaluate_coco([record, record], NAMES)
+    with pytest.raises(ValueError, match=r"expected 0\.\.0"):
+        evaluate_coco([replace(record, labels=np.full(3, 1))], ["cat"])
+    with pytest.raises(ValueError, match=r"expected 0\.\.1"):
+        coco_results([replace(record, labels=np.full(3, -1))], [18, 44])
+
+
+def test_results_are_plain_numbers_in_coco_format() -> None:
+    record = replace(
+        random_record(np.random.default_rng(0), 42, num_objects=0, num_detections=0),
+        boxes=np.array([[1.5, 2, 11.5, 22], [0, 0, 1, 1]], np.float32),
+        scores=np.array([0.75, 0.1], np.float32),
+        labels=np.array([1, 0]),
+    )
+    results = coco_results([record], np.array([18, 44]).tolist())
+    assert results == [
+        {"image_id": 42, "category_id": 44, "bbox": [1.5, 2.0, 10.0, 20.0], "score": 0.75},
+        {"image_id": 42, "category_id": 18, "bbox": [0.0, 0.0, 1.0, 1.0], "score": float(np.float32(0.1))},
+    ]
+    assert json.loads(json.dumps(results)) == results
+    assert coco_results([], [18, 44]) == []
+
+
+def test_results_give_the_corners_back() -> None:
+    # In float32 100.3 - 0.1 would be rounded.
+    record = random_record(np.random.default_rng(0), 1, num_objects=0, num_detections=1)
+    corners = np.array([[0.1, 0.3, 100.3, 70.7]], np.float32)
+    x, y, width, height = coco_results([replace(record, boxes=corners)], [1, 2, 3])[0]["bbox"]
+    assert [x, y, x + width, y + height] == corners[0].tolist()

@@ -1,0 +1,50 @@
+"""Test a detector: COCO AP and VOC AP, detections in COCO's results format, pictures.
+
+examples:
+  python tools/test_net.py --config-file configs/digits/resnet18_c4.yaml --weights output/resnet18_c4
+  python tools/test_net.py --config-file configs/voc/vgg16_c4_0712.yaml --weights model.safetensors --visualize 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from detection.config import Config
+from detection.config_io import load_config
+from detection.engine.checkpoint import read_checkpoint
+from detection.evaluation.report import format_tables
+from detection.run import run_test
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config-file", required=True, help="a YAML file of configs/")
+    parser.add_argument("--weights", required=True, help="a .safetensors checkpoint, or a run directory")
+    parser.add_argument("--output-dir", help="for results (default: test/ in the run directory of the weights)")
+    parser.add_argument("--visualize", type=int, default=0, metavar="N", help="draw the detections of N images")
+    parser.add_argument("--limit", type=int, metavar="N", help="test only the first N images")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as test.nms_iou=0.5")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    args = parse_args()
+    config = load_config(Config, args.config_file, args.overrides)
+    checkpoint = read_checkpoint(args.weights)
+    output = Path(args.output_dir) if args.output_dir else checkpoint.path.parent.parent / "test"
+    result = run_test(config, checkpoint, output, limit=args.limit, pictures=args.visualize)
+    print(format_tables(result))
+    print(f"result: {output / 'result.json'}  detections: {output / 'detections.json'}")
+    if args.visualize:
+        print(f"pictures: {output / 'pictures'}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

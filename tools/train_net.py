@@ -1,0 +1,47 @@
+"""Train a detector.
+
+examples:
+  python tools/train_net.py --config-file configs/digits/resnet18_c4.yaml
+  python tools/train_net.py --config-file configs/voc/vgg16_c4_0712.yaml --output-dir output/vgg16 solver.precision=bf16
+  python tools/train_net.py --config-file configs/voc/vgg16_c4_0712.yaml --output-dir output/vgg16 --resume
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from detection.config import Config
+from detection.config_io import load_config
+from detection.engine.train import NotFiniteError
+from detection.evaluation.report import format_tables
+from detection.run import run_training
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config-file", required=True, help="a YAML file of configs/")
+    parser.add_argument("--output-dir", help="run directory (default: output/<name of the config file>)")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run directory")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as solver.base_lr=0.01")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    args = parse_args()
+    config = load_config(Config, args.config_file, args.overrides)
+    output = Path(args.output_dir or config.output_dir or Path("output") / Path(args.config_file).stem)
+    result = run_training(config, output, resume=args.resume)
+    if result:
+        print(format_tables(result))
+        print(f"result: {output / 'result.json'}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, NotFiniteError) as error:
+        sys.exit(f"error: {error}")
