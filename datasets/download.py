@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from detection.data.download import Archive, Download, fetch, read_downloads, unpack
+from detection.data.cards import data_root, load_card
+from detection.data.download import Archive, fetch, read_downloads, unpack
 
-CARDS = Path(__file__).resolve().parent
 EXAMPLES = """examples:
   python datasets/download.py voc2007 voc2012            # 2.8 GB, into datasets/VOCdevkit
   python datasets/download.py coco2017 --root /data      # 19 GB, into /data/coco
@@ -34,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def download_cards(names: Sequence[str], root: Path) -> None:
     """Fetches and unpacks below ``root`` what the cards called ``names`` list; all cards are read first."""
     console = Console()
-    downloads = [download for name in names for download in _read(name)]
+    cards = [load_card(name) for name in names]
+    downloads = [download for card in cards for download in read_downloads(card)]
     for download in downloads:
         path = _fetch_with_bar(download.archive, root / "archives", console)
         folder = root / download.into
@@ -46,25 +45,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = ", ".join(_known_cards())
-    parser.add_argument("names", nargs="+", metavar="NAME", help=f"cards of datasets/: {known}")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="a card of datasets/, or the path of one")
     parser.add_argument(
         "--root",
         type=Path,
-        default=Path(os.environ.get("RESDET_DATA_ROOT") or CARDS),
+        default=data_root(),
         help="data root (default: $RESDET_DATA_ROOT, else datasets/)",
     )
     return parser.parse_args(arguments)
-
-
-def _known_cards() -> list[str]:
-    return sorted(path.stem for path in CARDS.glob("*.yaml"))
-
-
-def _read(name: str) -> list[Download]:
-    if name not in _known_cards():
-        raise ValueError(f"no card {name!r} in {CARDS}; known cards: {', '.join(_known_cards())}")
-    return read_downloads(yaml.safe_load((CARDS / f"{name}.yaml").read_text(encoding="utf-8")), name)
 
 
 def _fetch_with_bar(archive: Archive, folder: Path, console: Console) -> Path:

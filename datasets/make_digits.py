@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from detection.data.cards import data_root
 from detection.data.digits import write_digits
 
 EXAMPLES = """examples:
@@ -24,16 +24,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = write_digits(options.root, num_train=options.train, num_test=options.test, seed=options.seed)
     except (ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
-    sys.stdout.write(f"wrote {options.train} train and {options.test} test images to {folder}\n")
+    print(f"wrote {options.train} train and {options.test} test images to {folder}")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default_root = Path(os.environ.get("RESDET_DATA_ROOT") or Path(__file__).resolve().parent)
     parser.add_argument(
-        "--root", type=Path, default=default_root, help="data root (default: $RESDET_DATA_ROOT, else datasets/)"
+        "--root", type=Path, default=data_root(), help="data root (default: $RESDET_DATA_ROOT, else datasets/)"
     )
     parser.add_argument("--train", type=int, default=600, help="train images (default: %(default)s)")
     parser.add_argument("--test", type=int, default=100, help="test images (default: %(default)s)")

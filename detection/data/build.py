@@ -47,6 +47,7 @@ def _loader(dataset: DetectionDataset, batches: TrainBatches | TestBatches, work
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else starting the workers would draw from the run's random numbers
         worker_init_fn=_start_worker,
     )
 

@@ -13,15 +13,16 @@ import ssl
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from stat import S_ISDIR, S_ISREG
-from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
+
+from detection.data.cards import Card
 
 __all__ = ["Archive", "Download", "Progress", "fetch", "read_downloads", "unpack"]
 
@@ -63,23 +64,20 @@ class Download:
             raise ValueError(f"'into: {self.into}' of {self.archive.url} {problem}; name a folder below the data root")
 
 
-def read_downloads(card: Mapping[str, Any], name: str) -> list[Download]:
-    """The ``download`` list of the card called ``name``.
+def read_downloads(card: Card) -> list[Download]:
+    """The ``download`` list of ``card``.
 
     Raises:
         ValueError: the card has no such list (the message holds its ``source`` text), or an entry is wrong.
     """
-    entries = card.get("download")
-    if not entries:
-        source = str(card.get("source", "the card does not say where the data comes from")).strip()
-        raise ValueError(f"card {name!r} lists no archives to download; its source: {source}")
+    if not card.download:
+        source = card.source.strip() or "the card does not say where the data comes from"
+        raise ValueError(f"card {card.name!r} lists no archives to download; its source: {source}")
     downloads = []
-    for entry in entries:
-        if not isinstance(entry, Mapping) or "url" not in entry or entry.keys() - {"url", "md5", "into"}:
-            raise ValueError(f"card {name!r}: a download entry is {{url:, md5:, into:}}, got {entry!r}")
-        md5 = entry.get("md5")
-        archive = Archive(str(entry["url"]), None if md5 is None else str(md5))
-        downloads.append(Download(archive, str(entry.get("into", "."))))
+    for entry in card.download:
+        if "url" not in entry or entry.keys() - {"url", "md5", "into"}:
+            raise ValueError(f"card {card.name!r}: a download entry is {{url:, md5:, into:}}, got {entry!r}")
+        downloads.append(Download(Archive(entry["url"], entry.get("md5")), entry.get("into", ".")))
     return downloads
 
 

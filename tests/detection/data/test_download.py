@@ -18,6 +18,7 @@ from types import ModuleType
 import pytest
 import yaml
 
+from detection.data.cards import Card, load_card
 from detection.data.download import Archive, fetch, read_downloads, unpack
 
 DATASETS = Path(__file__).parents[3] / "datasets"
@@ -323,12 +324,13 @@ def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(DATASETS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_cards_list_archives_with_checksums_or_say_where_the_data_is(path: Path) -> None:
-    card = yaml.safe_load(path.read_text())
-    if "download" in card:
-        assert all(download.archive.md5 for download in read_downloads(card, path.stem))
+    card = load_card(str(path))
+    if card.download:
+        assert all(download.archive.md5 for download in read_downloads(card))
     else:
-        with pytest.raises(ValueError, match=re.escape(card["source"].strip())):
-            read_downloads(card, path.stem)
+        assert card.source
+        with pytest.raises(ValueError, match=re.escape(card.source.strip())):
+            read_downloads(card)
 
 
 @pytest.mark.parametrize(
@@ -342,17 +344,16 @@ def test_cards_list_archives_with_checksums_or_say_where_the_data_is(path: Path)
 )
 def test_a_wrong_entry_of_a_card_is_named(entry: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_downloads({"download": [entry]}, "mine")
+        read_downloads(Card(name="mine", format="voc", classes=("a",), splits={}, download=(entry,)))
 
 
 @pytest.fixture
-def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location("download_script", DATASETS / "download.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "CARDS", tmp_path)
     monkeypatch.delenv("RESDET_DATA_ROOT", raising=False)
     return module
 
@@ -363,17 +364,19 @@ def test_the_script_fetches_and_unpacks_what_a_card_lists(
     server.content = tar_file(tmp_path / "a.tgz", FILE).read_bytes()
     archive = server.archive(hashlib.md5(server.content).hexdigest(), name="a.tgz")
     entry = {"url": archive.url, "md5": archive.md5, "into": "coco/annotations"}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"download": [entry]}))
-    script.main(["mine", "--root", str(tmp_path / "root")])
+    card = tmp_path / "mine.yaml"
+    card.write_text(yaml.safe_dump({"format": "coco", "classes": ["a"], "splits": {}, "download": [entry]}))
+    script.main([str(card), "--root", str(tmp_path / "root")])
     monkeypatch.setenv("RESDET_DATA_ROOT", str(tmp_path / "other"))
-    script.main(["mine"])
+    script.main([str(card)])
     expected = ["archives/a.tgz", "coco/annotations/good/a.txt"]
     assert files_below(tmp_path / "root") == files_below(tmp_path / "other") == expected
 
 
 def test_the_script_names_unknown_cards_and_cards_without_archives(script: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("source: ask the author\n")
-    with pytest.raises(SystemExit, match=r"no card 'yours'.*known cards: mine"):
-        script.main(["yours"])
+    card = tmp_path / "mine.yaml"
+    card.write_text("{format: voc, classes: [a], splits: {}, source: ask the author}\n")
+    with pytest.raises(SystemExit, match=r"no card 'voc2077'.*did you mean 'voc2007'"):
+        script.main(["voc2077"])
     with pytest.raises(SystemExit, match=r"lists no archives.*ask the author"):
-        script.main(["mine"])
+        script.main([str(card)])

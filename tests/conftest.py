@@ -1,0 +1,152 @@
+"""Builders of tiny data sets that several test files share; each fixture gives a function."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from detection.data.index import AnnotationIndex, PackedStrings
+
+Box = tuple[float, float, float, float]
+VOCObjects = Sequence[tuple[str, Box, bool]]  # class name, (xmin, ymin, xmax, ymax) as in the XML, difficult
+Objects = Sequence[tuple[Box, int, bool]]  # (x1, y1, x2, y2), label, ignore
+
+
+@pytest.fixture
+def make_voc(tmp_path: Path) -> Callable[..., Path]:
+    """A VOC data set of 60x80 (height x width) pictures at tmp_path/FOLDER with one split."""
+
+    def make(
+        images: Mapping[str, VOCObjects],
+        *,
+        folder: str = "voc",
+        split: str = "train",
+        sizes: Mapping[str, tuple[int, int]] | None = None,
+    ) -> Path:
+        root = tmp_path / folder
+        for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (root / part).mkdir(parents=True, exist_ok=True)
+        for number, (stem, objects) in enumerate(images.items()):
+            size = (sizes or {}).get(stem, (60, 80))
+            _noise(size, seed=number).save(root / "JPEGImages" / f"{stem}.jpg")
+            (root / "Annotations" / f"{stem}.xml").write_text(_voc_xml(size, objects))
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in images))
+        return root
+
+    return make
+
+
+@pytest.fixture
+def make_coco(tmp_path: Path) -> Callable[..., Path]:
+    """A COCO data set of 60x80 (height x width) pictures at tmp_path/FOLDER with one split; gives its JSON file."""
+
+    def make(
+        images: Mapping[int, str],
+        annotations: Sequence[Mapping[str, Any]],
+        *,
+        categories: Mapping[int, str] | None = None,
+        folder: str = "coco",
+        split: str = "train",
+    ) -> Path:
+        root = tmp_path / folder
+        (root / split).mkdir(parents=True, exist_ok=True)
+        for number, name in images.items():
+            _noise((60, 80), seed=number).save(root / split / name)
+        content = {
+            "images": [{"id": number, "file_name": name, "height": 60, "width": 80} for number, name in images.items()],
+            "annotations": list(annotations),
+            "categories": [{"id": n, "name": name} for n, name in (categories or {3: "cat", 18: "dog"}).items()],
+        }
+        file = root / f"{split}.json"
+        file.write_text(json.dumps(content))
+        return file
+
+    return make
+
+
+@pytest.fixture
+def write_card(tmp_path: Path) -> Callable[..., str]:
+    """A card at tmp_path/NAME.yaml for what make_voc or make_coco wrote; keys given as None are left out."""
+
+    def write(kind: str, *, card: str | None = None, **keys: Any) -> str:
+        entry = (
+            {"list": "ImageSets/Main/train.txt"} if kind == "voc" else {"annotations": "train.json", "images": "train"}
+        )
+        values = {"format": kind, "root": kind, "classes": ["cat", "dog"], "splits": {"train": entry}} | keys
+        path = tmp_path / f"{card or kind}.yaml"
+        path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def make_index() -> Callable[..., AnnotationIndex]:
+    """An index made by hand, without files: one list of objects per image; an area is that of the box."""
+
+    def make(
+        images: Sequence[Objects],
+        *,
+        ids: Sequence[int] | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        paths: Sequence[str] | None = None,
+        class_names: tuple[str, ...] = ("cat", "dog"),
+    ) -> AnnotationIndex:
+        objects = [item for image in images for item in image]
+        boxes = torch.tensor([box for box, _, _ in objects], dtype=torch.float32).reshape(-1, 4)
+        return AnnotationIndex(
+            class_names=class_names,
+            category_ids=tuple(range(1, len(class_names) + 1)),
+            paths=PackedStrings.pack(paths or [f"{row}.jpg" for row in range(len(images))]),
+            image_ids=torch.tensor(ids or range(1, len(images) + 1), dtype=torch.int64),
+            sizes=torch.tensor(sizes or [(60, 80)] * len(images), dtype=torch.int32).reshape(-1, 2),
+            apply_exif=torch.ones(len(images), dtype=torch.bool),
+            ends=torch.tensor([len(image) for image in images], dtype=torch.int64).cumsum(0),
+            boxes=boxes,
+            labels=torch.tensor([label for _, label, _ in objects], dtype=torch.int64),
+            ignore=torch.tensor([ignore for _, _, ignore in objects], dtype=torch.bool),
+            areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def data_root_for_tests() -> Path:
+    """The folder with the small real data sets bccd and coco128, for tests marked ``data``."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(os.environ.get("RESDET_TEST_DATA") or beside)
+    missing = [name for name in ("bccd", "coco128") if not (root / name).is_dir()]
+    if missing:
+        pytest.skip(f"no {' and no '.join(missing)} in {root}; set RESDET_TEST_DATA to the folder that holds them")
+    return root
+
+
+def _noise(size: tuple[int, int], *, seed: int) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+
+
+def _voc_xml(size: tuple[int, int], objects: VOCObjects) -> str:
+    root = ElementTree.Element("annotation")
+    sizes = ElementTree.SubElement(root, "size")
+    for key, value in (("width", size[1]), ("height", size[0]), ("depth", 3)):
+        ElementTree.SubElement(sizes, key).text = str(value)
+    for name, box, difficult in objects:
+        node = ElementTree.SubElement(root, "object")
+        ElementTree.SubElement(node, "name").text = name
+        ElementTree.SubElement(node, "difficult").text = str(int(difficult))
+        bounds = ElementTree.SubElement(node, "bndbox")
+        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
+            ElementTree.SubElement(bounds, key).text = str(value)
+    return ElementTree.tostring(root, encoding="unicode")

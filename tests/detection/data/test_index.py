@@ -1,0 +1,141 @@
+"""Mirrors detection/data/index.py."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import fields, replace
+from multiprocessing.reduction import ForkingPickler
+
+import pytest
+import torch
+from torch import Tensor
+
+from detection.data.index import AnnotationIndex, PackedStrings
+
+MakeIndex = Callable[..., AnnotationIndex]
+BOX = (1.0, 2.0, 11.0, 22.0)
+OTHER = (5.0, 5.0, 15.0, 10.0)
+
+
+@pytest.fixture
+def index(make_index: MakeIndex) -> AnnotationIndex:
+    """Four images with 2, 0, 1 (ignored) and 3 objects."""
+    return make_index(
+        [
+            [(BOX, 0, False), (OTHER, 1, False)],
+            [],
+            [(BOX, 1, True)],
+            [(OTHER, 0, True), (BOX, 1, False), (BOX, 0, False)],
+        ]
+    )
+
+
+# strings
+
+
+@pytest.mark.parametrize(
+    "strings",
+    [[], [""], ["", "", ""], ["a", "", "bc"], ["grüße.jpg", "画像/猫.png", "🐈"], ["/x" * 200, "y"]],
+    ids=["none", "one empty", "only empty", "empty between", "non-ASCII", "long"],
+)
+def test_packed_strings_come_back(strings: list[str]) -> None:
+    packed = PackedStrings.pack(strings)
+    assert len(packed) == len(strings)
+    assert [packed[row] for row in range(len(packed))] == strings
+
+
+def test_packed_strings_are_one_tensor_of_characters() -> None:
+    packed = PackedStrings.pack(["ab", "ö"])
+    assert packed.characters.tolist() == list("abö".encode())
+    assert packed.ends.tolist() == [2, 4]
+
+
+def test_a_row_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(IndexError):
+        PackedStrings.pack(["a"])[1]
+
+
+# rows
+
+
+def test_objects_belong_to_their_images(index: AnnotationIndex) -> None:
+    assert len(index) == 4
+    assert [index.target(row).labels.tolist() for row in range(4)] == [[0, 1], [], [1], [0, 1, 0]]
+    assert index.target(3).ignore.tolist() == [True, False, False]
+    assert index.target(0).boxes.tolist() == [list(BOX), list(OTHER)]
+    assert index.target(1).boxes.shape == (0, 4)
+
+
+def test_wanted_objects_are_counted_per_image(index: AnnotationIndex) -> None:
+    assert index.num_wanted().tolist() == [2, 0, 0, 2]
+
+
+def test_wanted_objects_of_images_without_objects(make_index: MakeIndex) -> None:
+    assert make_index([[], [], []]).num_wanted().tolist() == [0, 0, 0]
+    assert make_index([]).num_wanted().tolist() == []
+    assert make_index([[], [(BOX, 0, False)], []]).num_wanted().tolist() == [0, 1, 0]
+
+
+# pickling
+
+
+@pytest.mark.parametrize("dumps", [pickle.dumps, ForkingPickler.dumps])
+def test_a_pickled_index_has_equal_rows(index: AnnotationIndex, dumps: Callable[[object], bytes]) -> None:
+    again: AnnotationIndex = pickle.loads(dumps(index))
+    assert (again.class_names, again.category_ids) == (index.class_names, index.category_ids)
+    for field in fields(index):
+        value = getattr(index, field.name)
+        if isinstance(value, Tensor):
+            assert torch.equal(getattr(again, field.name), value)
+    assert [again.paths[row] for row in range(len(again))] == [index.paths[row] for row in range(len(index))]
+    assert torch.equal(again.target(3).boxes, index.target(3).boxes)
+
+
+# joining
+
+
+def test_joined_indexes_hold_all_images_in_order(index: AnnotationIndex, make_index: MakeIndex) -> None:
+    second = make_index([[], [(OTHER, 1, False)]], ids=[70, 60], sizes=[(5, 6), (7, 8)], paths=["x.jpg", "y.jpg"])
+    joined = AnnotationIndex.concatenate([index, second])
+    assert len(joined) == 6
+    assert [joined.paths[row] for row in range(6)] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "x.jpg", "y.jpg"]
+    assert joined.sizes[4:].tolist() == [[5, 6], [7, 8]]
+    assert [len(joined.target(row)) for row in range(6)] == [2, 0, 1, 3, 0, 1]
+    assert joined.target(5).boxes.tolist() == [list(OTHER)]
+    assert joined.num_wanted().tolist() == [2, 0, 0, 2, 0, 1]
+    assert joined.areas.tolist() == [*index.areas.tolist(), 50.0]
+
+
+def test_ids_that_differ_are_kept(index: AnnotationIndex, make_index: MakeIndex) -> None:
+    joined = AnnotationIndex.concatenate([index, make_index([[], []], ids=[70, 60])])
+    assert joined.image_ids.tolist() == [1, 2, 3, 4, 70, 60]
+
+
+def test_ids_that_clash_are_numbered_anew(index: AnnotationIndex, make_index: MakeIndex) -> None:
+    joined = AnnotationIndex.concatenate([index, make_index([[], []], ids=[70, 4])])
+    assert joined.image_ids.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_each_part_keeps_its_exif_policy(index: AnnotationIndex, make_index: MakeIndex) -> None:
+    second = replace(make_index([[]], ids=[9]), apply_exif=torch.tensor([False]))
+    assert AnnotationIndex.concatenate([index, second]).apply_exif.tolist() == [True] * 4 + [False]
+
+
+def test_three_parts_with_an_empty_one_between(index: AnnotationIndex, make_index: MakeIndex) -> None:
+    joined = AnnotationIndex.concatenate([index, make_index([]), index])
+    assert [len(joined.target(row)) for row in range(8)] == [2, 0, 1, 3] * 2
+
+
+def test_one_part_is_itself(index: AnnotationIndex) -> None:
+    assert AnnotationIndex.concatenate([index]) is index
+
+
+def test_other_classes_are_refused(index: AnnotationIndex, make_index: MakeIndex) -> None:
+    with pytest.raises(ValueError, match=r"different classes .*\('cat', 'dog'\) and \('dog', 'cat'\)"):
+        AnnotationIndex.concatenate([index, make_index([[]], class_names=("dog", "cat"))])
+
+
+def test_no_parts_are_refused() -> None:
+    with pytest.raises(ValueError, match="no data set"):
+        AnnotationIndex.concatenate([])

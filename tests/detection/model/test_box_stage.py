@@ -1,0 +1,269 @@
+"""Mirrors detection/model/box_stage.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detection.model.box_coder import BoxCoder
+from detection.model.box_stage import BoxPredictor, BoxStage
+from detection.model.matcher import Matcher
+from detection.model.pooler import RegionPooler
+from detection.model.sampler import BalancedSampler
+from detection.structures import Proposals, Target
+
+Box = Sequence[float]
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+LOGITS = torch.log(torch.tensor([1.0, 2.0, 3.0, 4.0]))  # probabilities 0.1, 0.2, 0.3 and, of the background, 0.4
+FEATURE = torch.ones(1, 2, 8, 8)
+
+
+class SpyPooler(RegionPooler):
+    """Remembers which regions were asked for."""
+
+    boxes: list[Tensor]
+
+    def forward(self, feature: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        self.boxes = list(boxes)
+        return super().forward(feature, boxes)
+
+
+class MeanHead(nn.Module):
+    """The mean of a region over its cells: two channels in and out."""
+
+    out_channels = 2
+
+    def forward(self, regions: Tensor) -> Tensor:
+        return regions.mean(dim=(2, 3))
+
+
+class FixedPredictor(BoxPredictor):
+    """Says the same of every region."""
+
+    def __init__(self, logits: Tensor, deltas: Tensor) -> None:
+        super().__init__(2, num_classes=len(deltas))
+        self.said = nn.Parameter(logits), nn.Parameter(deltas)
+
+    def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        logits, deltas = self.said
+        return logits.expand(len(vectors), -1), deltas.expand(len(vectors), -1, -1)
+
+
+def make_stage(predictor: BoxPredictor, *, negative_iou_low: float = 0.0, **options: Any) -> BoxStage:
+    return BoxStage(
+        SpyPooler(16, 2),
+        MeanHead(),
+        predictor,
+        **{
+            "matcher": Matcher(0.5, 0.5, negative_iou_low=negative_iou_low),
+            "sampler": BalancedSampler(64, 0.25),
+            "coder": BoxCoder(WEIGHTS),
+            **options,
+        },
+    )
+
+
+def fixed(deltas: Tensor | None = None) -> FixedPredictor:
+    return FixedPredictor(LOGITS, torch.zeros(3, 4) if deltas is None else deltas)
+
+
+def make_proposals(*boxes: Box) -> Proposals:
+    rows = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return Proposals(boxes=rows, scores=torch.zeros(len(rows)))
+
+
+def make_target(boxes: Sequence[Box], labels: Sequence[int], ignore: Sequence[bool] | None = None) -> Target:
+    return Target(
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        ignore=torch.tensor(ignore or [False] * len(boxes), dtype=torch.bool),
+    )
+
+
+def regions_of(stage: BoxStage, image: int = 0) -> set[tuple[float, ...]]:
+    """What the last call pooled."""
+    assert isinstance(stage.pooler, SpyPooler)
+    return {tuple(box) for box in stage.pooler.boxes[image].tolist()}
+
+
+NEAR, OBJECT, FAR = (10.0, 10, 30, 30), (12.0, 10, 32, 30), (70.0, 70, 90, 90)  # IoU of the first two: 9 / 11
+
+
+class TestForward:
+    """Scores and boxes of proposals."""
+
+    def test_scores_are_probabilities_without_the_background(self) -> None:
+        (scored,) = make_stage(fixed())(FEATURE, [make_proposals(NEAR, FAR)], [(100, 100)])
+        torch.testing.assert_close(scored.scores, torch.tensor([[0.1, 0.2, 0.3]] * 2))
+
+    def test_each_class_moves_the_proposal_its_own_way(self) -> None:
+        deltas = torch.tensor([[1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, math.log(2) * 5, 0]])
+        (scored,) = make_stage(fixed(deltas))(FEATURE, [make_proposals(NEAR, FAR)], [(100, 100)])
+        expected = [
+            [[12.0, 10, 32, 30], [10, 8, 30, 28], [0, 10, 40, 30]],
+            [[72.0, 70, 92, 90], [70, 68, 90, 88], [60, 70, 100, 90]],
+        ]
+        torch.testing.assert_close(scored.boxes, torch.tensor(expected))
+
+    def test_boxes_are_clipped_to_their_image(self) -> None:
+        proposals = [make_proposals((10, 10, 90, 90)), make_proposals((10, 10, 90, 90))]
+        first, second = make_stage(fixed())(torch.ones(2, 2, 8, 8), proposals, [(80, 100), (100, 50)])
+        assert first.boxes[0, 0].tolist() == [10, 10, 90, 80]
+        assert second.boxes[0, 0].tolist() == [10, 10, 50, 90]
+
+    def test_each_image_gets_its_own_proposals(self) -> None:
+        feature = torch.stack([torch.full((2, 8, 8), 1.0), torch.full((2, 8, 8), 5.0), torch.full((2, 8, 8), 9.0)])
+        predictor = BoxPredictor(2, num_classes=1)
+        predictor.classes.weight.data = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+        proposals = [make_proposals(NEAR), make_proposals(), make_proposals(NEAR, FAR)]
+        scored = make_stage(predictor)(feature, proposals, [(100, 100)] * 3)
+        assert [len(image.scores) for image in scored] == [1, 0, 2]
+        torch.testing.assert_close(scored[0].scores, torch.tensor([[1.0]]).sigmoid())
+        torch.testing.assert_close(scored[2].scores, torch.tensor([[9.0], [9.0]]).sigmoid())
+
+    def test_no_proposals(self) -> None:
+        (scored,) = make_stage(BoxPredictor(2, num_classes=3))(FEATURE, [make_proposals()], [(100, 100)])
+        assert scored.scores.shape == (0, 3)
+        assert scored.boxes.shape == (0, 3, 4)
+
+
+class TestLosses:
+    """One object of class 1 out of 3, one region near it and one far away."""
+
+    proposals = make_proposals(NEAR, FAR)
+    target = make_target([OBJECT], [1])
+
+    def test_by_hand(self) -> None:
+        # Only class 1 may count; its deltas are right for NEAR (one tenth of its width, times 10) and 1 off for OBJECT.
+        deltas = torch.full((3, 4), 1000.0)
+        deltas[1] = torch.tensor([1.0, 0, 0, 0])
+        losses = make_stage(fixed(deltas)).losses(FEATURE, [self.proposals], [self.target])
+        assert losses["box_class"].item() == pytest.approx(-(2 * math.log(0.2) + math.log(0.4)) / 3, rel=1e-6)
+        assert losses["box_regression"].item() == pytest.approx(0.5 / 3, rel=1e-5)
+        assert set(losses) == {"box_class", "box_regression"}
+
+    def test_weight_and_beta(self) -> None:
+        deltas = torch.zeros(3, 4)
+        deltas[1, 0] = 1.0
+        stage = make_stage(fixed(deltas), smooth_l1_beta=0.5, box_loss_weight=4.0)
+        losses = stage.losses(FEATURE, [self.proposals], [self.target])
+        assert losses["box_regression"].item() == pytest.approx(4 * (1 - 0.25) / 3, rel=1e-5)
+
+    def test_ground_truth_is_a_region_too(self) -> None:
+        stage = make_stage(fixed())
+        stage.losses(FEATURE, [self.proposals], [self.target])
+        assert regions_of(stage) == {NEAR, OBJECT, FAR}
+
+    def test_all_regions_of_the_batch_weigh_the_same(self) -> None:
+        stage = make_stage(fixed())
+        losses = stage.losses(
+            torch.ones(2, 2, 8, 8), [self.proposals, make_proposals(FAR)], [self.target, make_target([], [])]
+        )
+        expected = -(2 * math.log(0.2) + 2 * math.log(0.4)) / 4
+        assert losses["box_class"].item() == pytest.approx(expected, rel=1e-6)
+
+    def test_only_the_column_of_the_label_learns(self) -> None:
+        predictor = fixed(torch.full((3, 4), 0.5))
+        make_stage(predictor).losses(FEATURE, [self.proposals], [self.target])["box_regression"].backward()
+        grad = predictor.said[1].grad
+        assert grad is not None
+        assert grad[1].all()
+        assert not grad[[0, 2]].any()
+
+    def test_region_takes_the_label_of_its_best_object(self) -> None:
+        target = make_target([OBJECT, NEAR], [0, 2])
+        losses = make_stage(fixed()).losses(FEATURE, [make_proposals((10.0, 10, 30.5, 30))], [target])
+        expected = -(math.log(0.1) + 2 * math.log(0.3)) / 3  # the region and the second object are of class 2
+        assert losses["box_class"].item() == pytest.approx(expected, rel=1e-6)
+
+    def test_sampler_bounds_the_positives(self) -> None:
+        stage = make_stage(fixed(), sampler=BalancedSampler(4, 0.25))
+        far = [(float(x), 70.0, x + 20.0, 90.0) for x in range(10)]
+        losses = stage.losses(FEATURE, [make_proposals(NEAR, *far)], [self.target])
+        assert len(regions_of(stage)) == 4
+        expected = -(math.log(0.2) + 3 * math.log(0.4)) / 4
+        assert losses["box_class"].item() == pytest.approx(expected, rel=1e-6)
+
+    def test_ignored_objects_give_neither_positives_nor_negatives(self) -> None:
+        stage = make_stage(fixed())
+        target = make_target([OBJECT, FAR], [1, 2], ignore=[False, True])
+        inside = (72.0, 72, 88, 88)
+        losses = stage.losses(FEATURE, [make_proposals(NEAR, FAR, inside)], [target])
+        assert regions_of(stage) == {NEAR, OBJECT}
+        assert losses["box_class"].item() == pytest.approx(-math.log(0.2), rel=1e-6)
+
+    def test_only_ignored_objects(self) -> None:
+        stage = make_stage(fixed())
+        losses = stage.losses(FEATURE, [self.proposals], [make_target([OBJECT], [1], ignore=[True])])
+        assert regions_of(stage) == {FAR}  # NEAR lies in the object by nine tenths
+        assert losses["box_class"].item() == pytest.approx(-math.log(0.4), rel=1e-6)
+        assert losses["box_regression"].item() == 0
+
+    def test_regions_below_the_low_threshold_are_not_drawn(self) -> None:
+        stage = make_stage(fixed(), negative_iou_low=0.1)
+        poor = (12.0, 10, 32, 14)  # IoU 0.2
+        stage.losses(FEATURE, [make_proposals(NEAR, FAR, poor)], [self.target])
+        assert regions_of(stage) == {NEAR, OBJECT, poor}
+
+    def test_no_objects(self) -> None:
+        stage = make_stage(fixed())
+        losses = stage.losses(FEATURE, [self.proposals], [make_target([], [])])
+        assert regions_of(stage) == {NEAR, FAR}
+        assert losses["box_class"].item() == pytest.approx(-math.log(0.4), rel=1e-6)
+        assert losses["box_regression"].item() == 0
+
+    def test_no_proposals(self) -> None:
+        stage = make_stage(fixed())
+        losses = stage.losses(FEATURE, [make_proposals()], [self.target])
+        assert regions_of(stage) == {OBJECT}
+        assert losses["box_class"].item() == pytest.approx(-math.log(0.2), rel=1e-6)
+
+    def test_nothing_at_all_gives_zero_with_a_gradient(self) -> None:
+        predictor = BoxPredictor(2, num_classes=3)
+        feature = FEATURE.clone().requires_grad_()
+        losses = make_stage(predictor).losses(feature, [make_proposals()], [make_target([], [])])
+        sum(losses.values(), torch.zeros(())).backward()
+        assert [loss.item() for loss in losses.values()] == [0, 0]
+        for parameter in predictor.parameters():
+            assert parameter.grad is not None
+            assert not parameter.grad.any()
+
+    def test_gradient_reaches_the_feature_and_both_layers(self) -> None:
+        torch.manual_seed(0)
+        predictor = BoxPredictor(2, num_classes=3)
+        feature = torch.rand(1, 2, 8, 8, requires_grad=True)
+        losses = make_stage(predictor).losses(feature, [self.proposals], [self.target])
+        sum(losses.values(), torch.zeros(())).backward()
+        for parameter in (feature, *predictor.parameters()):
+            assert parameter.grad is not None
+            assert parameter.grad.any()
+
+
+class TestPredictor:
+    """The two layers."""
+
+    def test_four_columns_in_a_row_belong_to_a_class(self) -> None:
+        predictor = BoxPredictor(2, num_classes=3)
+        predictor.deltas.bias.data = torch.arange(12.0)
+        nn.init.zeros_(predictor.deltas.weight)
+        logits, deltas = predictor(torch.rand(5, 2))
+        assert logits.shape == (5, 4)
+        torch.testing.assert_close(deltas, torch.arange(12.0).reshape(1, 3, 4).expand(5, 3, 4))
+
+    def test_starts_as_the_paper_says(self) -> None:
+        torch.manual_seed(0)
+        predictor = BoxPredictor(512, num_classes=20)
+        assert predictor.classes.weight.std().item() == pytest.approx(0.01, rel=0.1)
+        assert predictor.deltas.weight.std().item() == pytest.approx(0.001, rel=0.1)
+        assert not predictor.classes.bias.any()
+        assert not predictor.deltas.bias.any()
+
+    def test_says_float32_under_autocast(self) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            said = BoxPredictor(2, num_classes=3)(torch.rand(5, 2))
+        assert [part.dtype for part in said] == [torch.float32] * 2

@@ -1,0 +1,87 @@
+"""Mirrors detection/model/pooler.py."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from detection.model.pooler import RegionPooler
+
+Kind = Literal["roi_pool", "roi_align"]
+KINDS: list[Kind] = ["roi_pool", "roi_align"]
+
+
+def numbered_map(height: int, width: int) -> Tensor:
+    """(1, 1, H, W) counting from 0, row by row."""
+    return torch.arange(float(height * width)).reshape(1, 1, height, width)
+
+
+def test_roi_pool_by_hand() -> None:
+    # Cells 0..3 by 0..3 in four bins of two by two; the last cell of a region belongs to it, as in Fast R-CNN.
+    pooled = RegionPooler(2, 2)(numbered_map(4, 4), [torch.tensor([[0.0, 0, 6, 6]])])
+    torch.testing.assert_close(pooled, torch.tensor([[[[5.0, 7.0], [13.0, 15.0]]]]))
+
+
+def test_roi_pool_rounds_regions_to_cells() -> None:
+    # x from 1.2 / 2 to 4.8 / 2, that is from cell 1 to cell 2; y from cell 0 to cell 1.
+    pooled = RegionPooler(2, 1)(numbered_map(4, 4), [torch.tensor([[1.2, 0.0, 4.8, 2.0]])])
+    assert pooled.item() == 4 + 2
+
+
+def test_roi_pool_of_the_whole_image_into_one_cell_is_the_maximum() -> None:
+    feature = torch.rand(1, 7, 5, 6, generator=torch.Generator().manual_seed(0))
+    pooled = RegionPooler(16, 1)(feature, [torch.tensor([[0.0, 0, 6 * 16, 5 * 16]])])
+    torch.testing.assert_close(pooled.flatten(), feature.amax(dim=(2, 3)).flatten())
+
+
+@pytest.mark.parametrize("sampling_ratio", [1, 2, 3])
+def test_roi_align_is_exact_on_a_linear_ramp(sampling_ratio: int) -> None:
+    stride, size = 8, 3
+    x, y = (torch.arange(10.0) + 0.5) * stride, (torch.arange(8.0) + 0.5) * stride  # centres of the cells, pixels
+    ramp = (2 * x[None, :] - 3 * y[:, None] + 5)[None, None]
+    box = torch.tensor([[11.0, 9.5, 53.0, 47.0]])
+    pooled = RegionPooler(stride, size, kind="roi_align", sampling_ratio=sampling_ratio)(ramp, [box])
+    bins = (torch.arange(3.0) + 0.5) / size
+    bin_x, bin_y = 11 + bins * (53 - 11), 9.5 + bins * (47 - 9.5)
+    torch.testing.assert_close(pooled[0, 0], 2 * bin_x[None, :] - 3 * bin_y[:, None] + 5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_regions_come_image_by_image(kind: Kind) -> None:
+    feature = torch.tensor([1.0, 2.0, 3.0])[:, None, None, None].expand(3, 2, 4, 4)
+    boxes = [torch.tensor([[0.0, 0, 20, 20]]), torch.zeros(0, 4), torch.tensor([[0.0, 0, 30, 30], [8, 8, 40, 40]])]
+    pooled = RegionPooler(16, 2, kind=kind)(feature, boxes)
+    assert pooled.shape == (3, 2, 2, 2)
+    torch.testing.assert_close(pooled.mean(dim=(1, 2, 3)), torch.tensor([1.0, 3.0, 3.0]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_comes_out_as_it_went_in(kind: Kind) -> None:
+    feature = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    boxes = [torch.tensor([[3.0, 5.0, 70.0, 81.0]])]
+    pooler = RegionPooler(16, 2, kind=kind)
+    pooled = pooler(feature, boxes)
+    assert pooled.dtype == torch.bfloat16
+    torch.testing.assert_close(pooled, pooler(feature.float(), boxes).bfloat16())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_regions(kind: Kind) -> None:
+    feature = torch.rand(2, 3, 4, 4, requires_grad=True)
+    pooled = RegionPooler(16, 5, kind=kind)(feature, [torch.zeros(0, 4)] * 2)
+    assert pooled.shape == (0, 3, 5, 5)
+    pooled.sum().backward()
+    assert feature.grad is not None
+    assert not feature.grad.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_reaches_only_the_region(kind: Kind) -> None:
+    feature = torch.rand(1, 1, 8, 8, requires_grad=True)
+    RegionPooler(16, 2, kind=kind)(feature, [torch.tensor([[32.0, 32, 63, 63]])]).sum().backward()
+    assert feature.grad is not None
+    assert feature.grad[0, 0, 2:5, 2:5].any()
+    assert not feature.grad[0, 0, 6:].any()

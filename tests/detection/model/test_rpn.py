@@ -1,0 +1,292 @@
+"""Mirrors detection/model/rpn.py; the order of RPNHead's output is tested in test_anchors.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops import box_iou
+
+from detection.model.anchors import AnchorGenerator
+from detection.model.box_coder import BoxCoder
+from detection.model.matcher import Matcher
+from detection.model.rpn import RPN, ProposalFilter, RPNHead
+from detection.model.sampler import BalancedSampler
+from detection.structures import Target
+
+BETA = 1 / 9
+
+
+class FixedHead(RPNHead):
+    """Says the same of every feature map."""
+
+    def __init__(self, logits: Tensor, deltas: Tensor) -> None:
+        super().__init__(1, channels=1, num_anchors=1)
+        self.logits, self.wanted = nn.Parameter(logits), nn.Parameter(deltas)
+
+    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        return self.logits, self.wanted
+
+
+def make_target(boxes: Sequence[Sequence[float]], ignore: Sequence[bool] | None = None) -> Target:
+    return Target(
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.zeros(len(boxes), dtype=torch.int64),
+        ignore=torch.tensor(ignore or [False] * len(boxes), dtype=torch.bool),
+    )
+
+
+def make_filter(**options: Any) -> ProposalFilter:
+    return ProposalFilter(**{"pre_nms": 1000, "post_nms": 1000, "nms_iou": 0.7, "min_size": 0.0, **options})
+
+
+def make_rpn(head: RPNHead, *, size: float = 16.0, samples: int = 256, **options: Any) -> RPN:
+    """One square anchor per cell, stride 16."""
+    return RPN(
+        AnchorGenerator(16, sizes=[size], ratios=[1.0]),
+        head,
+        **{
+            "matcher": Matcher(0.7, 0.3, match_best=True),
+            "sampler": BalancedSampler(samples, 0.5),
+            "train_filter": make_filter(),
+            "test_filter": make_filter(),
+            "smooth_l1_beta": BETA,
+            **options,
+        },
+    )
+
+
+def grad_of(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def softplus(x: float) -> float:
+    """Cross-entropy of a logit x whose label is 0; of -x whose label is 1."""
+    return math.log1p(math.exp(x))
+
+
+class TestProposals:
+    """What comes out at test time, and of the filter."""
+
+    height, width, stride = 6, 8, 16
+
+    def propose(self, seed: int, **options: Any) -> tuple[Tensor, Tensor, RPN]:
+        """Boxes and scores from random logits and deltas at the nine anchors of each cell."""
+        generator = torch.Generator().manual_seed(seed)
+        rows = self.height * self.width * 9
+        head = FixedHead(torch.randn(1, rows, generator=generator), 0.3 * torch.randn(1, rows, 4, generator=generator))
+        rpn = make_rpn(head, test_filter=make_filter(**options))
+        rpn.anchors = AnchorGenerator(self.stride, sizes=[16.0, 32.0, 64.0], ratios=[0.5, 1.0, 2.0])
+        (proposals,) = rpn(torch.zeros(1, 1, self.height, self.width), [(90, 120)])
+        return proposals.boxes, proposals.scores, rpn
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_are_sorted_clipped_large_apart_and_not_too_many(self, seed: int) -> None:
+        boxes, scores, _ = self.propose(seed, pre_nms=300, post_nms=40, nms_iou=0.6, min_size=12)
+        assert len(boxes) == 40
+        assert (scores.diff() <= 0).all()
+        assert (boxes >= 0).all()
+        assert (boxes[:, 2] <= 120).all()
+        assert (boxes[:, 3] <= 90).all()
+        assert (boxes[:, 2:] - boxes[:, :2]).min() >= 12
+        assert (box_iou(boxes, boxes) - torch.eye(40)).max() <= 0.6
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_agree_with_torchvision(self, seed: int) -> None:
+        options = {"pre_nms": 200, "post_nms": 50, "nms_iou": 0.7, "min_size": 10.0}
+        boxes, scores, rpn = self.propose(seed, **options)
+        head = cast(FixedHead, rpn.head)
+        theirs = RegionProposalNetwork(
+            cast(Any, None),
+            cast(Any, None),
+            *(0.7, 0.3, 256, 0.5),
+            pre_nms_top_n={"training": 0, "testing": 200},
+            post_nms_top_n={"training": 0, "testing": 50},
+            nms_thresh=0.7,
+        )
+        theirs.min_size = 10.0
+        theirs.eval()
+        decoded = BoxCoder().decode(head.wanted, rpn.anchors(self.height, self.width)).detach()
+        (their_boxes,), (their_scores,) = theirs.filter_proposals(
+            decoded, head.logits.detach().flatten(), [(90, 120)], [head.logits.shape[1]]
+        )
+        torch.testing.assert_close(boxes, their_boxes)
+        torch.testing.assert_close(scores.sigmoid(), their_scores)
+
+    def test_only_the_best_enter_nms(self) -> None:
+        head = FixedHead(torch.tensor([[0.1, 0.9, 0.5]]), torch.zeros(1, 3, 4))
+        rpn = make_rpn(head, test_filter=make_filter(pre_nms=2))
+        (proposals,) = rpn(torch.zeros(1, 1, 1, 3), [(16, 48)])
+        torch.testing.assert_close(proposals.scores, torch.tensor([0.9, 0.5]))
+        torch.testing.assert_close(proposals.boxes, torch.tensor([[16.0, 0, 32, 16], [32, 0, 48, 16]]))
+
+    def test_nms_keeps_the_better_of_two(self) -> None:
+        boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60]])  # the first two: IoU 0.8
+        logits = torch.tensor([0.2, 0.9, 0.5])
+        kept = make_filter(nms_iou=0.7)(boxes, logits, (100, 100))
+        torch.testing.assert_close(kept.boxes, boxes[[1, 2]])
+        assert len(make_filter(nms_iou=0.85)(boxes, logits, (100, 100))) == 3
+
+    def test_shortest_side_counts_after_clipping(self) -> None:
+        boxes = torch.tensor([[0.0, 0, 8, 50], [-30, 0, 7.9, 50], [60, 0, 110, 7.9], [92, 50, 200, 60]])
+        kept = make_filter(min_size=8)(boxes, torch.tensor([4.0, 3, 2, 1]), (100, 100))
+        torch.testing.assert_close(kept.boxes, torch.tensor([[0.0, 0, 8, 50], [92, 50, 100, 60]]))
+
+    def test_empty_boxes_are_dropped_at_min_size_zero(self) -> None:
+        boxes = torch.tensor([[-20.0, 0, -5, 50], [3, 3, 3, 9], [100, 0, 130, 10]])
+        assert len(make_filter(min_size=0)(boxes, torch.zeros(3), (100, 100))) == 0
+
+    def test_may_be_none(self) -> None:
+        boxes, scores, _ = self.propose(0, min_size=1e6)
+        assert boxes.shape == (0, 4)
+        assert scores.shape == (0,)
+
+    def test_each_image_has_its_own_size(self) -> None:
+        head = FixedHead(torch.zeros(2, 3), torch.zeros(2, 3, 4))
+        first, second = make_rpn(head, size=32.0)(torch.zeros(2, 1, 1, 3), [(16, 48), (10, 20)])
+        assert first.boxes.amax(dim=0).tolist() == [24, 0, 48, 16]
+        assert second.boxes.amax(dim=0)[2:].tolist() == [20, 10]
+
+
+class TestLosses:
+    """Three anchors side by side in an image of 16 x 48; the object is two pixels right of the first."""
+
+    sizes = ((16, 48),)
+    feature = torch.zeros(1, 1, 1, 3)
+    target = make_target([[2.0, 0, 18, 16]])  # IoU 14 / 18 with the first anchor, 1 / 15 with the second
+    logits = (0.4, -0.3, 1.1)
+
+    def head(self, images: int = 1) -> FixedHead:
+        deltas = torch.zeros(images, 3, 4)
+        deltas[:, 1:] = 100  # of negatives, which have no box loss
+        return FixedHead(torch.tensor([self.logits] * images), deltas)
+
+    def test_by_hand(self) -> None:
+        _, losses = make_rpn(self.head()).losses(self.feature, self.sizes, [self.target])
+        objectness = (softplus(-0.4) + softplus(-0.3) + softplus(1.1)) / 3
+        assert losses["rpn_objectness"].item() == pytest.approx(objectness, rel=1e-6)
+        assert losses["rpn_box"].item() == pytest.approx((2 / 16 - BETA / 2) / 3, rel=1e-6)
+        assert set(losses) == {"rpn_objectness", "rpn_box"}
+
+    def test_box_weight_and_beta(self) -> None:
+        rpn = make_rpn(self.head(), box_loss_weight=3.0, smooth_l1_beta=1.0)
+        _, losses = rpn.losses(self.feature, self.sizes, [self.target])
+        assert losses["rpn_box"].item() == pytest.approx(3 * 0.5 * (2 / 16) ** 2 / 3, rel=1e-6)
+        objectness = (softplus(-0.4) + softplus(-0.3) + softplus(1.1)) / 3
+        assert losses["rpn_objectness"].item() == pytest.approx(objectness, rel=1e-6)
+
+    def test_all_sampled_anchors_of_the_batch_weigh_the_same(self) -> None:
+        # In the second image, 32 pixels wide, the third anchor lies outside: five anchors in all.
+        sizes, targets = [(16, 48), (16, 32)], [self.target, make_target([])]
+        _, losses = make_rpn(self.head(2)).losses(torch.zeros(2, 1, 1, 3), sizes, targets)
+        objectness = softplus(-0.4) + softplus(-0.3) + softplus(1.1) + softplus(0.4) + softplus(-0.3)
+        assert losses["rpn_objectness"].item() == pytest.approx(objectness / 5, rel=1e-6)
+        assert losses["rpn_box"].item() == pytest.approx((2 / 16 - BETA / 2) / 5, rel=1e-6)
+
+    def test_sampler_draws_from_each_image(self) -> None:
+        head = self.head(2)
+        rpn = make_rpn(head, samples=2)  # one positive, one negative
+        _, losses = rpn.losses(torch.zeros(2, 1, 1, 3), self.sizes * 2, [self.target] * 2)
+        losses["rpn_objectness"].backward()
+        assert (grad_of(head.logits) != 0).sum(dim=1).tolist() == [2, 2]
+        assert (grad_of(head.logits)[:, 0] < 0).all()
+
+    def test_no_objects(self) -> None:
+        head = self.head()
+        _, losses = make_rpn(head).losses(self.feature, self.sizes, [make_target([])])
+        assert losses["rpn_box"].item() == 0
+        assert losses["rpn_objectness"].item() == pytest.approx(sum(softplus(x) for x in self.logits) / 3, rel=1e-6)
+        sum(losses.values(), torch.zeros(())).backward()
+        assert not grad_of(head.wanted).any()
+
+    def test_anchors_in_ignored_objects_are_not_negative(self) -> None:
+        crowd = make_target([[0.0, 0, 30, 16]], ignore=[True])
+        head = self.head()
+        _, losses = make_rpn(head).losses(self.feature, self.sizes, [crowd])
+        assert losses["rpn_objectness"].item() == pytest.approx(softplus(1.1), rel=1e-6)  # the third anchor only
+        assert losses["rpn_box"].item() == 0
+
+    def test_no_anchor_inside(self) -> None:
+        head = self.head()
+        _, losses = make_rpn(head).losses(self.feature, [(15, 48)], [self.target])
+        sum(losses.values(), torch.zeros(())).backward()
+        assert [loss.item() for loss in losses.values()] == [0, 0]
+        assert not grad_of(head.logits).any()
+
+    def test_proposals_carry_no_gradient_and_pass_the_training_filter(self) -> None:
+        rpn = make_rpn(self.head(), train_filter=make_filter(post_nms=2), test_filter=make_filter(post_nms=1))
+        (proposals,), _ = rpn.losses(self.feature, self.sizes, [self.target])
+        assert len(proposals) == 2
+        assert len(rpn(self.feature, self.sizes)[0]) == 1
+        assert not proposals.boxes.requires_grad
+        assert not proposals.scores.requires_grad
+
+    @pytest.mark.parametrize(("sizes", "targets"), [(2, 1), (1, 2)])
+    def test_as_many_sizes_as_targets(self, sizes: int, targets: int) -> None:
+        with pytest.raises(ValueError, match="argument 2 is"):
+            make_rpn(self.head()).losses(self.feature, self.sizes * sizes, [self.target] * targets)
+
+
+@pytest.mark.parametrize(
+    ("allow_outside", "size", "trained"),
+    [
+        (False, (48, 48), [4]),  # anchors of 32 pixels at 8, 24 and 40: only the middle one lies inside
+        (False, (47, 48), [4]),
+        (False, (39, 48), []),
+        (True, (48, 48), list(range(9))),
+    ],
+)
+def test_anchors_that_cross_the_border_are_not_trained_on(
+    allow_outside: bool, size: tuple[int, int], trained: list[int]
+) -> None:
+    head = FixedHead(torch.zeros(1, 9), torch.zeros(1, 9, 4))
+    rpn = make_rpn(head, size=32.0, allow_outside=allow_outside)
+    _, losses = rpn.losses(torch.zeros(1, 1, 3, 3), [size], [make_target([[10.0, 10, 40, 40]])])
+    sum(losses.values(), torch.zeros(())).backward()
+    assert grad_of(head.logits)[0].nonzero().flatten().tolist() == trained
+
+
+def test_border_itself_is_inside() -> None:
+    head = FixedHead(torch.zeros(1, 9), torch.zeros(1, 9, 4))
+    rpn = make_rpn(head, size=16.0)
+    _, losses = rpn.losses(torch.zeros(1, 1, 3, 3), [(48, 48)], [make_target([[32.0, 32, 48, 48]])])
+    losses["rpn_objectness"].backward()
+    assert grad_of(head.logits)[0, 8] < 0  # positive: more of it lowers the loss
+    assert (grad_of(head.logits)[0, :8] > 0).all()
+
+
+class TestHead:
+    """The layers."""
+
+    def test_starts_as_the_paper_says(self) -> None:
+        torch.manual_seed(0)
+        head = RPNHead(64, channels=128, num_anchors=9)
+        for layer in (head.conv, head.objectness, head.deltas):
+            assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)
+            assert layer.bias is not None
+            assert not layer.bias.any()
+
+    @pytest.mark.parametrize(("images", "height", "width"), [(2, 3, 5), (1, 0, 4)])
+    def test_one_row_per_anchor(self, images: int, height: int, width: int) -> None:
+        logits, deltas = RPNHead(4, channels=6, num_anchors=3)(torch.rand(images, 4, height, width))
+        assert logits.shape == (images, height * width * 3)
+        assert deltas.shape == (images, height * width * 3, 4)
+
+    def test_says_float32_under_autocast(self) -> None:
+        head = RPNHead(4, channels=6, num_anchors=3)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert [out.dtype for out in head(torch.rand(1, 4, 3, 3))] == [torch.float32] * 2
+
+    def test_gradient_reaches_all_its_parameters_and_the_feature(self) -> None:
+        torch.manual_seed(0)
+        head, feature = RPNHead(4, channels=8, num_anchors=1), torch.rand(1, 4, 3, 3, requires_grad=True)
+        _, losses = make_rpn(head).losses(feature, [(48, 48)], [make_target([[2.0, 0, 18, 16]])])
+        sum(losses.values(), torch.zeros(())).backward()
+        for parameter in (*head.parameters(), feature):
+            assert grad_of(parameter).any()

@@ -1,0 +1,77 @@
+"""Mirrors detection/config.py; the YAML files of configs/ are held to it as well."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import FrozenInstanceError, fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from detection.config import Config, DataConfig, SolverConfig
+from detection.config_io import dump_config, load_config, parse_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+
+
+def test_every_section_has_defaults_and_they_survive_dump_and_load() -> None:
+    assert parse_config(Config, dump_config(Config())) == Config()
+
+
+def test_sections_cannot_be_changed() -> None:
+    config = Config()
+    for part in (config, *(getattr(config, f.name) for f in fields(config))):
+        if is_dataclass(part):
+            with pytest.raises(FrozenInstanceError):
+                setattr(part, fields(part)[0].name, None)
+
+
+def test_defaults_are_those_of_the_papers() -> None:
+    config = Config()
+    assert config.anchors.sizes == (128.0, 256.0, 512.0)
+    assert config.anchors.ratios == (0.5, 1.0, 2.0)
+    assert (config.rpn.positive_iou, config.rpn.negative_iou, config.rpn.samples_per_image) == (0.7, 0.3, 256)
+    assert (config.data.shorter_side, config.data.longer_side) == (600, 1000)
+    assert (config.solver.base_lr, config.solver.momentum, config.solver.weight_decay) == (1e-3, 0.9, 5e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"iterations": 0}, "solver.iterations must be at least 1, got 0"),
+        ({"images_per_step": 0}, "solver.images_per_step must be at least 1, got 0"),
+        ({"accumulate": -1}, "solver.accumulate must be at least 1, got -1"),
+        ({"log_every": 0}, "solver.log_every must be at least 1, got 0"),
+        ({"keep_checkpoints": 0}, "solver.keep_checkpoints must be at least 1, got 0"),
+        ({"images_per_step": 3, "accumulate": 2}, "images_per_step 3 must be a multiple of accumulate 2"),
+        ({"base_lr": 0.0}, "solver.base_lr must be positive, got 0.0"),
+        ({"steps": (5, 3)}, "solver.steps must rise, got (5, 3)"),
+    ],
+)
+def test_a_solver_that_cannot_work_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SolverConfig(**values)  # pyright: ignore[reportArgumentType]  # any values
+
+
+def test_images_that_divide_into_parts_are_accepted() -> None:
+    assert SolverConfig(images_per_step=16, accumulate=8).accumulate == 8
+
+
+def test_the_default_augmentation_is_the_flip() -> None:
+    assert DataConfig().augment == ({"HorizontalFlip": {"p": 0.5}},)
+
+
+def test_there_are_configs() -> None:
+    assert FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_file_of_configs_loads(path: Path) -> None:
+    config = load_config(Config, path)
+    assert parse_config(Config, dump_config(config)) == config
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_file_of_configs_opens_with_a_header(path: Path) -> None:
+    assert path.read_text().startswith("#")

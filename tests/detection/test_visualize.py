@@ -1,0 +1,98 @@
+"""Mirrors detection/visualize.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from detection.evaluation.records import Record
+from detection.visualize import draw_record, save_picture
+
+BLACK = np.zeros((480, 500, 3), np.uint8)  # too large to be grown
+NAMES = ("cat", "dog")
+
+
+def record(
+    *, gt: list[list[float]] | None = None, boxes: list[list[float]] | None = None, scores: tuple[float, ...] = ()
+) -> Record:
+    gt_boxes, found = (np.array(rows or [], np.float32).reshape(-1, 4) for rows in (gt, boxes))
+    return Record(
+        image_id=1,
+        file_name="a.jpg",
+        size=(480, 500),
+        gt_boxes=gt_boxes,
+        gt_labels=np.zeros(len(gt_boxes), np.int64),
+        gt_ignore=np.zeros(len(gt_boxes), np.bool_),
+        gt_areas=np.ones(len(gt_boxes), np.float32),
+        boxes=found,
+        scores=np.array(scores, np.float32),
+        labels=np.arange(len(found), dtype=np.int64) % len(NAMES),
+    )
+
+
+def drawn_box(picture: NDArray[np.uint8]) -> list[int]:
+    rows, columns = np.nonzero(picture.any(axis=2))
+    return [columns.min(), rows.min(), columns.max(), rows.max()]
+
+
+def test_nothing_to_draw_gives_a_copy() -> None:
+    picture = draw_record(BLACK, record(), NAMES)
+    np.testing.assert_array_equal(picture, BLACK)
+    assert picture is not BLACK
+
+
+def test_ground_truth_is_a_white_frame_on_its_box() -> None:
+    picture = draw_record(BLACK, record(gt=[[100, 200, 300, 250]]), NAMES)
+    assert min(*picture[200, 150], *picture[225, 300]) > 200
+    assert picture[225, 200].tolist() == [0, 0, 0]
+    np.testing.assert_allclose(drawn_box(picture), [100, 200, 300, 250], atol=1)
+
+
+def test_detections_are_drawn_in_a_colour_per_class_with_a_caption() -> None:
+    picture = draw_record(BLACK, record(boxes=[[100, 200, 200, 250], [300, 200, 400, 250]], scores=(0.9, 0.8)), NAMES)
+    cat, dog = picture[250, 150].tolist(), picture[250, 350].tolist()
+    assert cat != dog
+    assert max(cat) == max(dog) == 255
+    assert drawn_box(picture)[1] < 195  # the caption stands above its box
+    assert not BLACK.any()
+
+
+def test_unsure_detections_are_left_out() -> None:
+    unsure = record(boxes=[[100, 200, 200, 250]], scores=(0.49,))
+    assert not draw_record(BLACK, unsure, NAMES).any()
+    assert draw_record(BLACK, unsure, NAMES, min_score=0.4).any()
+
+
+def test_a_small_image_is_grown_with_its_boxes() -> None:
+    picture = draw_record(np.zeros((48, 60, 3), np.uint8), record(gt=[[10, 20, 30, 25]]), NAMES)
+    assert picture.shape == (480, 600, 3)
+    np.testing.assert_allclose(drawn_box(picture), [100, 200, 300, 250], atol=1)
+
+
+def test_a_caption_at_the_upper_border_stays_in_the_picture() -> None:
+    framed = draw_record(BLACK, record(boxes=[[100, 0, 200, 100]], scores=(0.9,)), NAMES)
+    frame = framed[100, 150]
+    assert (framed[3:10, 102:110] == frame).all(axis=2).any()
+
+
+def test_a_saved_picture_keeps_red_and_blue_apart(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "red.png"
+    save_picture(path, np.full((4, 5, 3), (250, 10, 20), np.uint8))
+    with Image.open(path) as image:
+        assert image.size == (5, 4)
+        assert image.getpixel((0, 0)) == (250, 10, 20)
+
+
+def test_a_folder_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(ValueError, match=r"a\.png"):
+        save_picture(tmp_path / "a.png", BLACK)
+
+
+def test_an_unknown_suffix_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.picture"):
+        save_picture(tmp_path / "a.picture", BLACK)
