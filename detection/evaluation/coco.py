@@ -14,8 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.evaluation.records import Record
-from detection.evaluation.voc import check_records
+from detection.evaluation.records import Record, check_records
 
 __all__ = ["COCO_NUMBERS", "Backend", "CocoResult", "coco_results", "evaluate_coco"]
 

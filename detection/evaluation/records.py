@@ -5,12 +5,13 @@ Boxes are (N, 4) float32 rows (x1, y1, x2, y2), width = x2 - x1; labels are 0..K
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Record"]
+__all__ = ["Record", "check_records"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,3 +34,26 @@ class Record:
         detected = {len(rows) for rows in (self.boxes, self.scores, self.labels)}
         if len(gt) > 1 or len(detected) > 1:
             raise ValueError(f"{self.file_name}: rows of unequal length, ground truth {gt}, detections {detected}")
+
+
+def check_records(records: Sequence[Record], num_classes: int) -> None:
+    """Raises what would otherwise end in a wrong number without a word.
+
+    Raises:
+        ValueError: a label outside 0..num_classes-1, or an image id that occurs twice.
+    """
+    seen: set[int] = set()
+    for record in records:
+        if record.image_id in seen:
+            raise ValueError(
+                f"{record.file_name}: image id {record.image_id} occurs twice, expected one record per image; "
+                "drop the images that a distributed sampler repeats"
+            )
+        seen.add(record.image_id)
+        labels = np.concatenate([record.gt_labels, record.labels])
+        outside = labels[(labels < 0) | (labels >= num_classes)]
+        if len(outside):
+            raise ValueError(
+                f"{record.file_name}: label {outside[0]}, expected 0..{num_classes - 1}; "
+                "are these the class names that the detector was trained with?"
+            )

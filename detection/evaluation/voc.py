@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.evaluation.records import Record
+from detection.evaluation.records import Record, check_records
 
-__all__ = ["VocResult", "check_records", "evaluate_voc"]
+__all__ = ["VocResult", "evaluate_voc"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,29 +73,6 @@ def evaluate_voc(records: Sequence[Record], class_names: Sequence[str], *, iou_t
         ranked = matches[rows[np.argsort(-scores[rows], kind="stable")]]
         ap[label] = _average_precisions(_hits(ranked[~gt_ignore[ranked]]), num_objects)
     return VocResult(ap_11point=ap[:, 0], ap_area=ap[:, 1])
-
-
-def check_records(records: Sequence[Record], num_classes: int) -> None:
-    """Raises what would otherwise end in a wrong number without a word.
-
-    Raises:
-        ValueError: a label outside 0..num_classes-1, or an image id that occurs twice.
-    """
-    seen: set[int] = set()
-    for record in records:
-        if record.image_id in seen:
-            raise ValueError(
-                f"{record.file_name}: image id {record.image_id} occurs twice, expected one record per image; "
-                "drop the images that a distributed sampler repeats"
-            )
-        seen.add(record.image_id)
-        labels = np.concatenate([record.gt_labels, record.labels])
-        outside = labels[(labels < 0) | (labels >= num_classes)]
-        if len(outside):
-            raise ValueError(
-                f"{record.file_name}: label {outside[0]}, expected 0..{num_classes - 1}; "
-                "are these the class names that the detector was trained with?"
-            )
 
 
 def _match(records: Sequence[Record], iou_threshold: float) -> NDArray[np.int64]:
