@@ -139,7 +139,7 @@ class SolverConfig:
             raise ValueError(
                 f"solver.images_per_step {self.images_per_step} must be a multiple of accumulate {self.accumulate}"
             )
-        if self.base_lr <= 0:
+        if not self.base_lr > 0:
             raise ValueError(f"solver.base_lr must be positive, got {self.base_lr}")
         if list(self.steps) != sorted(self.steps):
             raise ValueError(f"solver.steps must rise, got {self.steps}")

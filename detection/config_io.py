@@ -32,9 +32,13 @@ def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str
     if not Path(path).is_file():
         raise ValueError(f"no config file {str(path)!r}")
     try:
-        tree = CfgNode.load_yaml_with_base(str(path))
-    except (yaml.YAMLError, AttributeError, TypeError, OSError) as error:
-        raise ValueError(f"{path} can't be read as a YAML mapping (or its _BASE_): {error}") from error
+        tree: Any = CfgNode.load_yaml_with_base(str(path))
+    except RecursionError as error:
+        raise ValueError(f"{path} is its own _BASE_, directly or through another file") from error
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError, OSError) as error:
+        raise ValueError(f"{path} (or its _BASE_) can't be read as a YAML mapping: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} must hold a YAML mapping of sections, got a {type(tree).__name__}")
     for override in overrides:
         _override(tree, override)
     return build_dataclass(schema, tree)
@@ -79,7 +83,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
         node = node.setdefault(section, {})
         if not isinstance(node, dict):
             raise ValueError(f"override {override!r}: {section!r} is not a section")
-    node[key] = yaml.safe_load(text)
+    try:
+        node[key] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {override!r}: the value can't be read as YAML: {error}") from error
 
 
 def _convert(value: Any, hint: Any, key: str) -> Any:
@@ -89,7 +96,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return value
     if is_dataclass(hint) and isinstance(value, Mapping):
         return build_dataclass(hint, value, key + ".")  # pyright: ignore[reportArgumentType]  # hint is a class here
-    if kind is Literal and value in args:
+    if kind is Literal and any(value == choice and type(value) is type(choice) for choice in args):
         return value
     if kind in (Union, UnionType):  # X | None; a Literal gives the first, a class the second
         return None if value is None else _convert(value, next(a for a in args if a is not NoneType), key)

@@ -95,6 +95,9 @@ class ImageBatch:
         """A batch of (3, H, W) uint8 RGB images of any sizes."""
         if not images:
             raise ValueError("a batch needs at least one image")
+        for image in images:
+            if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+                raise ValueError(f"an image must be (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}")
         sizes = tuple((image.shape[-2], image.shape[-1]) for image in images)
         height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
         pixels = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)

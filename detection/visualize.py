@@ -41,8 +41,12 @@ def save_picture(path: Path, image: NDArray[np.uint8]) -> None:
     Raises:
         ValueError: the file can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except (cv2.error, OSError) as error:
+        raise ValueError(f"can't write the picture {path}: {error}") from error
+    if not written:
         raise ValueError(f"can't write the picture {path}")
 
 

@@ -12,6 +12,7 @@ import argparse
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -44,7 +45,7 @@ def show_counts(index: AnnotationIndex, console: Console) -> None:
     summary = summarize_index(index)
     table = Table("class", "objects", "ignored", "small", "medium", "large")
     for name, *counts in summary.classes:
-        table.add_row(name, *map(str, counts))
+        table.add_row(escape(name), *map(str, counts))
     table.add_section()
     table.add_row("all", *(str(sum(column)) for column in list(zip(*summary.classes, strict=True))[1:]))
     console.print(f"{summary.images} images, {summary.empty} without an object to train on")

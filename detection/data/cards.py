@@ -64,7 +64,7 @@ def load_card(name: str) -> Card:
     path = _find(name)
     try:
         values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"card {path} can't be read: {error}") from error
     if not isinstance(values, Mapping):
         raise ValueError(f"card {path} holds no keys")
@@ -102,6 +102,9 @@ def read_split(card: Card, split: str, root: Path) -> tuple[AnnotationIndex, lis
         raise ValueError(f"card {card.name!r} has no split {split!r}; it has {', '.join(card.splits)}")
     described = card.splits[split]
     entries = described if isinstance(described, list) else [described]
+    if not entries or not all(isinstance(entry, dict) for entry in entries):
+        keys = "{list:}" if card.format == "voc" else "{annotations:, images:}"
+        raise ValueError(f"card {card.name!r}: split {split!r} takes {keys}, or a list of such, got {described!r}")
     folder = card.folder(root)
     if not folder.is_dir():
         raise ValueError(
@@ -109,7 +112,11 @@ def read_split(card: Card, split: str, root: Path) -> tuple[AnnotationIndex, lis
             f"Where to get it: {card.source.strip() or 'its card does not say'}"
         )
     read = read_voc if card.format == "voc" else read_coco
-    results = [read(folder, entry, card.classes, drop=card.bad_boxes == "drop", exif=card.exif) for entry in entries]
+    drop = card.bad_boxes == "drop"
+    try:
+        results = [read(folder, entry, card.classes, drop=drop, exif=card.exif) for entry in entries]
+    except ValueError as error:
+        raise ValueError(f"card {card.name!r}, split {split!r}: {error}") from error
     return AnnotationIndex.concatenate([index for index, _ in results]), [p for _, found in results for p in found]
 
 

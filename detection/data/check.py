@@ -87,7 +87,7 @@ def _check_image(index: AnnotationIndex, row: int) -> list[Problem]:
         pixels = read_image(path, size=(height, width), apply_exif=bool(index.apply_exif[row]))
     except ValueError as error:
         return [Problem("error", "image", path, str(error))]
-    if np.ptp(pixels) == 0:
+    if np.ptp(pixels, axis=(0, 1)).max() == 0:
         return [Problem("note", "image of one colour", path, str(tuple(pixels[0, 0].tolist())))]
     return []
 

@@ -28,14 +28,14 @@ class COCOSplit:
 
 
 def read_coco(
-    folder: Path, entry: Any, classes: tuple[str, ...], *, drop: bool, exif: Literal["apply", "ignore"]
+    folder: Path, entry: dict[str, Any], classes: tuple[str, ...], *, drop: bool, exif: Literal["apply", "ignore"]
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
 
     Raises:
         ValueError: ``entry`` is no description of a COCO split.
     """
-    split = build_dataclass(COCOSplit, entry if isinstance(entry, dict) else {}, "splits.")
+    split = build_dataclass(COCOSplit, entry)
     file, problems = folder / split.annotations, list[Problem]()
     content = _load(file, problems)
     labels = _labels(content["categories"], classes, file, problems)
@@ -138,7 +138,7 @@ def _read_objects(
             number, image, category = int(record["id"]), int(record["image_id"]), int(record["category_id"])
             x, y, width, height = (float(value) for value in record["bbox"])
             ignore = bool(record.get("iscrowd", 0))
-            area = float(record.get("area", width * height))
+            area = float(record["area"]) if "area" in record else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             problems.append(Problem("error", "annotation record", str(file), f"{error!r} in {repr(record)[:200]}"))
             continue

@@ -6,14 +6,18 @@ takes the pixels as they are stored); a file that ends early is an error, never 
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-__all__ = ["read_image"]
+__all__ = ["image_size", "read_image"]
+
+MAX_PIXELS = 89_478_485  # Pillow's own limit; a header can claim any size
+EXIF_ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the values that swap height and width
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def read_image(path: str | Path, *, size: tuple[int, int] | None = None, apply_exif: bool = True) -> NDArray[np.uint8]:
@@ -28,23 +32,54 @@ def read_image(path: str | Path, *, size: tuple[int, int] | None = None, apply_e
         ValueError: the file is missing, truncated or no image, or disagrees with ``size``.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "error", Image.DecompressionBombWarning
-            )  # a header that claims over 89 million pixels
-            with Image.open(path) as image:
-                stored = image.height, image.width
-                upright = ImageOps.exif_transpose(image) if apply_exif else image
-                pixels = np.asarray(upright.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        with Image.open(path) as image:
+            _check_pixels(image)
+            stored = image.height, image.width
+            pixels = _rgb(ImageOps.exif_transpose(image) if apply_exif else image)
+    except UNREADABLE as error:
         raise ValueError(f"image {path} can't be read: {error}") from error
     if size is not None and pixels.shape[:2] != tuple(size):
         raise ValueError(_disagreement(path, pixels.shape[:2], stored, size))
     return pixels
 
 
+def image_size(path: str | Path, *, apply_exif: bool = True) -> tuple[int, int]:
+    """(height, width) that ``read_image`` gives, from the header alone.
+
+    Raises:
+        ValueError: the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            _check_pixels(image)
+            turned = apply_exif and image.getexif().get(EXIF_ORIENTATION) in TURNED
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except UNREADABLE as error:
+        raise ValueError(f"image {path} can't be read: {error}") from error
+
+
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"it claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit greys at 255
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range; save it with 8 bits")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))
+
+
 def _disagreement(path: str | Path, read: tuple[int, ...], stored: tuple[int, int], size: tuple[int, int]) -> str:
     message = f"image {path} is {read[1]}x{read[0]} pixels, its annotation says {size[1]}x{size[0]}"
     if stored == tuple(size):
         return message + "; its EXIF tag turns it: set `exif: ignore` in the card if the boxes fit the unturned picture"
+    if stored == read and image_size(path) == tuple(size):
+        return (
+            message + "; its EXIF tag would turn it: set `exif: apply` in the card if the boxes fit the turned picture"
+        )
     return message + "; correct the annotation or the file"

@@ -96,12 +96,13 @@ class AnnotationIndex:
         if len(parts) == 1:
             return first
         offsets = [0, *torch.tensor([len(part.boxes) for part in parts]).cumsum(0).tolist()]
+        same_ids = all(part.category_ids == first.category_ids for part in parts)
         image_ids = torch.cat([part.image_ids for part in parts])
         if len(image_ids.unique()) < len(image_ids):
             image_ids = torch.arange(1, len(image_ids) + 1)
         return cls(
             class_names=first.class_names,
-            category_ids=first.category_ids,
+            category_ids=first.category_ids if same_ids else tuple(range(1, len(first.class_names) + 1)),
             paths=PackedStrings.pack([part.paths[row] for part in parts for row in range(len(part))]),
             image_ids=image_ids,
             sizes=torch.cat([part.sizes for part in parts]),

@@ -44,7 +44,7 @@ class ObjectRows:
     boxes: list[tuple[float, float, float, float]] = field(default_factory=list)  # x1, y1, x2, y2
     labels: list[int] = field(default_factory=list)
     ignore: list[bool] = field(default_factory=list)
-    areas: list[float] = field(default_factory=list)
+    areas: list[float | None] = field(default_factory=list)  # None: of the box, after it was cut at the border
     names: list[str] = field(default_factory=list)  # for messages, such as "annotation 17"
 
 
@@ -85,6 +85,8 @@ def build_index(
         mild: Severity = "note" if usable[row] else "dropped"
         problems.append(Problem(mild if drop else "error", kind, files[image], detail))
     kept = order[usable]
+    areas = np.array(objects.areas, dtype=np.float64)[order]  # None becomes NaN
+    box_areas = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)
     index = AnnotationIndex(
         class_names=class_names,
         category_ids=category_ids,
@@ -96,7 +98,7 @@ def build_index(
         boxes=torch.from_numpy(clipped[usable].astype(np.float32)),
         labels=torch.from_numpy(np.array(objects.labels, dtype=np.int64)[kept]),
         ignore=torch.from_numpy(np.array(objects.ignore, dtype=np.bool_)[kept]),
-        areas=torch.from_numpy(np.array(objects.areas, dtype=np.float32)[kept]),
+        areas=torch.from_numpy(np.where(np.isnan(areas), box_areas, areas)[usable].astype(np.float32)),
     )
     return index, problems
 
@@ -105,7 +107,7 @@ def files_in(folder: Path) -> set[str]:
     """Names of the files in ``folder``; empty where it is missing."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
+            return {entry.name for entry in entries if entry.is_file()}
     except OSError:
         return set()
 

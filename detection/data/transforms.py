@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -67,7 +68,7 @@ class Augment:
     def __init__(self, steps: Sequence[Mapping[str, Any]]) -> None:
         self._transforms = [_transform(step) for step in steps]
         moves = any(isinstance(transform, A.DualTransform) for transform in self._transforms)
-        boxes = A.BboxParams(format="albumentations", label_fields=["rows"], clip=True, min_area=1)
+        boxes = A.BboxParams(format="albumentations", label_fields=["rows"], clip=True)
         self._compose = A.Compose(list(self._transforms), bbox_params=boxes if moves else None)
 
     def __call__(
@@ -86,20 +87,27 @@ class Augment:
             transform.set_random_seed(int(own))
         height, width = image.shape[:2]
         limits = np.array([width, height, width, height])
-        masks: dict[str, Any] = {} if target.masks is None else {"masks": target.masks.numpy().astype(np.uint8)}
+        masks: dict[str, Any] = {}
+        if target.masks is not None and len(target):  # albumentations can't stack no masks
+            masks = {"masks": target.masks.numpy().astype(np.uint8)}
         result = self._compose(image=image, bboxes=target.boxes.numpy() / limits, rows=np.arange(len(target)), **masks)
         return _unpack(result, target)
 
 
 def _unpack(result: Mapping[str, Any], target: Target) -> tuple[NDArray[np.uint8], Target]:
     image = np.ascontiguousarray(result["image"])
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(
+            f"data.augment must leave images (H, W, 3) uint8, got {image.shape} {image.dtype}; "
+            "the detector normalises them itself"
+        )
     height, width = image.shape[:2]
     kept = torch.as_tensor(np.asarray(result["rows"], dtype=np.int64))
     boxes = np.asarray(result["bboxes"], dtype=np.float64).reshape(-1, 4) * [width, height, width, height]
     changed = replace(target[kept], boxes=torch.from_numpy(boxes.astype(np.float32)))
     if target.masks is not None:
         # Every mask comes back, also of objects that are gone.
-        stacked = torch.from_numpy(np.asarray(result["masks"], dtype=np.uint8).reshape(-1, height, width))
+        stacked = torch.from_numpy(np.asarray(result.get("masks", ()), dtype=np.uint8).reshape(-1, height, width))
         changed = replace(changed, masks=stacked[kept].bool())
     return image, changed
 
@@ -115,6 +123,8 @@ def _transform(step: Mapping[str, Any]) -> A.BasicTransform:
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise ValueError(f"albumentations has no transform {name!r}{hint}")
     try:
-        return kind(**(arguments or {}))
-    except (TypeError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # an unknown argument is only warned of
+            return kind(**(arguments or {}))
+    except (TypeError, ValueError, NotImplementedError, UserWarning) as error:
         raise ValueError(f"augmentation {name} does not take {arguments}: {error}") from error

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
 
-from PIL import Image
-
 from detection.config_io import build_dataclass
+from detection.data.images import image_size
 from detection.data.index import AnnotationIndex
 from detection.data.objects import IMAGE_SUFFIXES, ImageRows, ObjectRows, build_index, files_in, nearest_class
 from detection.data.problems import Problem
@@ -32,14 +31,14 @@ class VOCSplit:
 
 
 def read_voc(
-    folder: Path, entry: Any, classes: tuple[str, ...], *, drop: bool, exif: Literal["apply", "ignore"]
+    folder: Path, entry: dict[str, Any], classes: tuple[str, ...], *, drop: bool, exif: Literal["apply", "ignore"]
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
 
     Raises:
         ValueError: ``entry`` is no description of a VOC split.
     """
-    split = build_dataclass(VOCSplit, entry if isinstance(entry, dict) else {}, "splits.")
+    split = build_dataclass(VOCSplit, entry)
     images, objects, files, problems = ImageRows(), ObjectRows(), list[str](), list[Problem]()
     stored = {}
     for name in sorted(files_in(folder / split.images)):
@@ -53,7 +52,7 @@ def read_voc(
             continue
         path = folder / split.images / stored[name]
         root = _parse(file, problems)
-        if root is not None and (size := _size(root, path, file, problems)):
+        if root is not None and (size := _size(root, path, file, problems, apply_exif=exif == "apply")):
             images.paths.append(str(path))
             images.ids.append(len(images.ids) + 1)
             images.sizes.append(size)
@@ -78,8 +77,13 @@ def _names(path: Path, problems: list[Problem]) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem("error", "split list can't be read", str(path), str(error)))
         return []
-    rows = [line.split() for line in lines if line.strip()]
-    names = [row[0] for row in rows if len(row) == 1 or row[1] != "-1"]
+    names = []
+    for line in filter(None, map(str.strip, lines)):
+        name, _, flag = line.rpartition(" ")
+        if flag not in ("-1", "0", "1") or not name:
+            names.append(line)
+        elif flag != "-1":
+            names.append(name.strip())
     seen = set[str]()
     for name in names:
         if name in seen:
@@ -95,20 +99,21 @@ def _parse(file: Path, problems: list[Problem]) -> ElementTree.Element | None:
         return ElementTree.parse(file).getroot()
     except FileNotFoundError:
         problems.append(Problem("error", "missing annotation", str(file), "no such file"))
-    except (ElementTree.ParseError, OSError, ValueError) as error:
+    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         problems.append(Problem("error", "XML that does not parse", str(file), str(error)))
     return None
 
 
-def _size(root: ElementTree.Element, image: Path, file: Path, problems: list[Problem]) -> tuple[int, int] | None:
+def _size(
+    root: ElementTree.Element, image: Path, file: Path, problems: list[Problem], *, apply_exif: bool
+) -> tuple[int, int] | None:
     """(height, width) as annotated, or of the image file where the annotation has none."""
     texts = root.findtext("size/height"), root.findtext("size/width")
     try:
         if None in texts or texts == ("0", "0"):
-            with Image.open(image) as opened:
-                return opened.height, opened.width
+            return image_size(image, apply_exif=apply_exif)
         height, width = (int(float(text or "")) for text in texts)
-    except (ValueError, OSError) as error:
+    except (ValueError, OverflowError) as error:
         problems.append(Problem("error", "size that can't be read", str(file), f"{texts}: {error}"))
         return None
     if height < 1 or width < 1:
@@ -145,5 +150,5 @@ def _read_objects(
         objects.boxes.append((xmin - 1, ymin - 1, xmax, ymax))
         objects.labels.append(classes.index(name))
         objects.ignore.append(difficult)
-        objects.areas.append((xmax - xmin + 1) * (ymax - ymin + 1))
+        objects.areas.append(None)
         objects.names.append(f"{where} ({name})")

@@ -55,6 +55,11 @@ def test_objects_are_sorted_by_image_and_keep_their_order_within() -> None:
     assert index.category_ids == (7, 3)
 
 
+def test_many_objects_of_one_image_keep_their_order() -> None:
+    index, _ = build(*((number % 2, (number, 1, number + 5, 6)) for number in range(60)))
+    assert index.boxes[:, 0].tolist() == [*range(0, 60, 2), *range(1, 60, 2)]
+
+
 def test_images_before_between_and_after_objects_may_be_empty() -> None:
     index, _ = build((1, (1, 1, 5, 5)), (3, (2, 2, 6, 6)), num_images=5)
     assert [len(index.target(row)) for row in range(5)] == [0, 1, 0, 1, 0]

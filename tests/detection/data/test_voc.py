@@ -60,7 +60,7 @@ def test_a_box_of_the_whole_image_ends_at_its_size(make_voc: MakeVOC) -> None:
 
 
 def test_images_come_in_the_order_of_the_list(make_voc: MakeVOC) -> None:
-    folder = make_voc({"b": [CAT], "a": [], "grün 2": [CAT, DOG]} | {"c.d": [DOG]}, sizes={"c.d": (40, 30)})
+    folder = make_voc({"b": [CAT], "a": [], "grün": [CAT, DOG]} | {"c.d": [DOG]}, sizes={"c.d": (40, 30)})
     (folder / ENTRY["list"]).write_text("c.d\n\n  b  \na\n")
     index, problems = read(folder)
     assert problems == []
@@ -264,7 +264,7 @@ def test_an_empty_list_gives_an_empty_index(make_voc: MakeVOC) -> None:
     assert (len(index), problems) == (0, [])
 
 
-@pytest.mark.parametrize("entry", [{"lst": "train.txt"}, {"list": 5}, {}, "train.txt", None])
-def test_an_entry_that_is_no_voc_split_is_refused(tmp_path: Path, entry: object) -> None:
+@pytest.mark.parametrize("entry", [{"lst": "train.txt"}, {"list": 5}, {}])
+def test_an_entry_that_is_no_voc_split_is_refused(tmp_path: Path, entry: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="list"):
         read_voc(tmp_path, entry, CLASSES, drop=True, exif="apply")

@@ -1,0 +1,116 @@
+"""Mirrors detection/data/dataset.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image
+
+from detection.data.dataset import DetectionDataset, Sample, collate
+from detection.data.images import read_image
+from detection.data.index import AnnotationIndex
+from detection.data.transforms import Augment, Resize
+from detection.structures import Target
+
+MakeIndex = Callable[..., AnnotationIndex]
+AS_STORED = Resize(60, 1000)
+
+
+@pytest.fixture
+def index(make_index: MakeIndex, tmp_path: Path) -> AnnotationIndex:
+    """Two noisy pictures of 60x80, the second without objects."""
+    paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    rng = np.random.default_rng(0)
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(path)
+    return make_index([[((10, 20, 30, 40), 1, False), ((0, 0, 80, 60), 0, True)], []], paths=paths)
+
+
+def sample(size: tuple[int, int], count: int, row: int) -> Sample:
+    target = Target(
+        boxes=torch.zeros(count, 4),
+        labels=torch.zeros(count, dtype=torch.int64),
+        ignore=torch.zeros(count, dtype=torch.bool),
+    )
+    return Sample(row, f"{row}.jpg", torch.full((3, *size), row, dtype=torch.uint8), target)
+
+
+def test_a_sample_is_pixels_and_target_at_the_detectors_scale(index: AnnotationIndex) -> None:
+    dataset = DetectionDataset(index, resize=Resize(120, 1000))
+    got = dataset[(5, 0)]
+    assert len(dataset) == 2
+    assert (got.row, got.path) == (0, index.paths[0])
+    assert (got.image.shape, got.image.dtype) == ((3, 120, 160), torch.uint8)
+    assert got.image.is_contiguous()
+    assert got.target.boxes.tolist() == [[20, 40, 60, 80], [0, 0, 160, 120]]
+    assert got.target.labels.tolist() == [1, 0]
+    assert got.target.ignore.tolist() == [False, True]
+
+
+def test_pixels_are_rgb_with_channels_first(index: AnnotationIndex) -> None:
+    got = DetectionDataset(index, resize=AS_STORED)[(0, 0)]
+    np.testing.assert_array_equal(got.image.permute(1, 2, 0), read_image(index.paths[0]))
+
+
+def test_an_image_without_objects_is_a_sample(index: AnnotationIndex) -> None:
+    augment = Augment([{"HorizontalFlip": {"p": 1}}])
+    got = DetectionDataset(index, resize=AS_STORED, augment=augment)[(0, 1)]
+    assert got.target.boxes.shape == (0, 4)
+
+
+def test_augmentation_comes_before_resizing(index: AnnotationIndex) -> None:
+    crop = Augment([{"Crop": {"x_min": 0, "y_min": 0, "x_max": 40, "y_max": 40, "p": 1}}])
+    got = DetectionDataset(index, resize=Resize(120, 1000), augment=crop)[(0, 0)]
+    assert got.image.shape == (3, 120, 120)
+    torch.testing.assert_close(got.target.boxes[0], torch.tensor([30.0, 60.0, 90.0, 120.0]))
+
+
+def test_seed_and_position_decide_the_augmentation(index: AnnotationIndex) -> None:
+    def pixels(seed: int, position: int) -> torch.Tensor:
+        augment = Augment([{"ColorJitter": {"p": 1}}])
+        return DetectionDataset(index, resize=AS_STORED, augment=augment, seed=seed)[(position, 0)].image
+
+    assert torch.equal(pixels(0, 3), pixels(0, 3))
+    assert not torch.equal(pixels(0, 3), pixels(0, 4))
+    assert not torch.equal(pixels(0, 3), pixels(1, 3))
+
+
+def test_a_missing_image_is_named(index: AnnotationIndex) -> None:
+    Path(index.paths[0]).unlink()
+    with pytest.raises(ValueError, match=r"image .*a\.png can't be read"):
+        DetectionDataset(index, resize=AS_STORED)[(0, 0)]
+
+
+@pytest.mark.parametrize(("apply_exif", "sizes"), [(True, (60, 40)), (False, (40, 60))])
+def test_the_exif_policy_of_each_image_holds(
+    make_index: MakeIndex, tmp_path: Path, apply_exif: bool, sizes: tuple[int, int]
+) -> None:
+    path, tag = tmp_path / "a.jpg", Image.Exif()
+    tag[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (60, 40)).save(path, exif=tag)
+    index = make_index([[]], paths=[str(path)], sizes=[sizes])
+    index.apply_exif[0] = apply_exif
+    assert DetectionDataset(index, resize=Resize(min(sizes), 1000))[(0, 0)].image.shape == (3, *sizes)
+    index.apply_exif[0] = not apply_exif
+    with pytest.raises(ValueError, match=r"a\.jpg is .* pixels, its annotation says"):
+        DetectionDataset(index, resize=AS_STORED)[(0, 0)]
+
+
+def test_a_batch_keeps_samples_in_their_order() -> None:
+    batch = collate([sample((4, 6), 2, row=5), sample((5, 3), 0, row=2)])
+    assert (batch.rows, batch.paths) == ((5, 2), ("5.jpg", "2.jpg"))
+    assert batch.images.sizes == ((4, 6), (5, 3))
+    assert batch.images.pixels.shape == (2, 3, 5, 6)
+    assert [len(target) for target in batch.targets] == [2, 0]
+
+
+def test_a_batch_moves_as_a_whole() -> None:
+    samples: Sequence[Sample] = [sample((4, 6), 2, row=5)]
+    moved = collate(samples).to("meta")
+    assert moved.images.pixels.is_meta
+    assert moved.targets[0].boxes.is_meta
+    assert moved.rows == (5,)

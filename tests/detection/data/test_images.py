@@ -1,0 +1,225 @@
+"""Mirrors detection/data/images.py."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from detection.data.images import read_image
+
+RED, BLUE = (254, 0, 0), (0, 0, 254)
+
+
+def assert_color(pixels: NDArray[np.uint8], color: tuple[int, int, int]) -> None:
+    assert pixels.dtype == np.uint8
+    np.testing.assert_allclose(pixels.reshape(-1, 3).astype(int), np.broadcast_to(color, (pixels.size // 3, 3)), atol=4)
+
+
+def photograph(path: Path, *, orientation: int | None = None) -> Path:
+    """A photograph of 40x60 (height x width), red on the left and blue on the right."""
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:, :32], pixels[:, 32:] = RED, BLUE
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(path, quality=95, subsampling=0, exif=exif)
+    return path
+
+
+# kinds of files
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
+def test_pixels_come_as_they_are_stored(tmp_path: Path, suffix: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(pixels).save(path, lossless=True)  # which only webp reads
+    read = read_image(path, size=(5, 7))
+    np.testing.assert_array_equal(read, pixels)
+    assert read.dtype == np.uint8
+
+
+def test_a_jpeg_is_rgb_not_bgr(tmp_path: Path) -> None:
+    pixels = read_image(str(photograph(tmp_path / "a.jpg")), size=(40, 60))
+    assert_color(pixels[:, :30], RED)
+    assert_color(pixels[:, 34:], BLUE)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_greyscale_becomes_rgb(tmp_path: Path, name: str) -> None:
+    Image.new("L", (8, 6), 100).save(tmp_path / name)
+    pixels = read_image(tmp_path / name, size=(6, 8))
+    assert pixels.shape == (6, 8, 3)
+    assert_color(pixels, (100, 100, 100))
+
+
+def test_black_and_white_becomes_rgb(tmp_path: Path) -> None:
+    Image.new("1", (8, 6), 1).save(tmp_path / "a.png")
+    assert_color(read_image(tmp_path / "a.png"), (255, 255, 255))
+
+
+@pytest.mark.parametrize("transparency", [None, 0, bytes([0, 128])], ids=["opaque", "one colour", "per colour"])
+def test_a_palette_with_transparency_becomes_rgb(tmp_path: Path, transparency: int | bytes | None) -> None:
+    image = Image.new("P", (8, 6), 1)
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.putpixel((0, 0), 0)
+    image.save(tmp_path / "a.png", transparency=transparency)
+    pixels = read_image(tmp_path / "a.png", size=(6, 8))
+    assert_color(pixels[1:], (0, 255, 0))
+    assert_color(pixels[:1, :1], (255, 0, 0))
+
+
+@pytest.mark.parametrize(("mode", "color"), [("RGBA", (10, 20, 30, 0)), ("LA", (10, 0))])
+def test_transparency_is_left_out(tmp_path: Path, mode: str, color: tuple[int, ...]) -> None:
+    Image.new(mode, (8, 6), color).save(tmp_path / "a.png")
+    assert_color(read_image(tmp_path / "a.png"), (10, 20, 30) if mode == "RGBA" else (10, 10, 10))
+
+
+def test_a_cmyk_jpeg_becomes_rgb(tmp_path: Path) -> None:
+    Image.new("CMYK", (8, 6), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
+    pixels = read_image(tmp_path / "a.jpg", size=(6, 8))
+    assert pixels.shape == (6, 8, 3)
+    assert_color(pixels, (255, 0, 0))
+
+
+def test_sixteen_bit_greyscale_keeps_its_greys_or_is_refused(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 8 * 6).reshape(6, 8).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    with contextlib.suppress(ValueError):
+        np.testing.assert_allclose(read_image(tmp_path / "a.png")[..., 0], ramp / 257, atol=1)
+
+
+# files that are no pictures
+
+
+def test_a_truncated_jpeg_is_named(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(stream, "JPEG")
+    path = tmp_path / "a.jpg"
+    path.write_bytes(stream.getvalue()[: len(stream.getvalue()) // 2])
+    with pytest.raises(ValueError, match=re.escape(f"image {path} can't be read") + ".*truncated"):
+        read_image(path)
+
+
+def test_a_truncated_png_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(ValueError, match=re.escape(f"image {path} can't be read")):
+        read_image(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF of a cat", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"image {path} can't be read")):
+        read_image(path)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"image {tmp_path / 'a.jpg'} can't be read")):
+        read_image(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match=re.escape(f"image {tmp_path} can't be read")):
+        read_image(tmp_path)
+
+
+def test_a_header_that_claims_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = photograph(tmp_path / "a.jpg")
+    for limit in (2000, 1000):  # Pillow warns over its limit of pixels and raises over twice that
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ValueError, match=re.escape(f"image {path} can't be read")):
+            read_image(path)
+
+
+def test_two_threads_that_read_at_a_time_leave_the_warning_filters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = photograph(tmp_path / "1.jpg"), photograph(tmp_path / "2.jpg")
+    first_inside, second_inside, first_done = Event(), Event(), Event()
+    open_image, before = Image.open, list(warnings.filters)
+
+    def open_overlapping(path: Path) -> Image.Image:
+        """Keeps the first inside until the second is, and the second until the first is done."""
+        (first_inside if path == first else second_inside).set()
+        (second_inside if path == first else first_done).wait(timeout=1)
+        return open_image(path)
+
+    monkeypatch.setattr(Image, "open", open_overlapping)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(read_image, first)
+        first_inside.wait(timeout=1)
+        other = pool.submit(read_image, second)
+        one.result()
+        first_done.set()
+        other.result()
+    assert list(warnings.filters) == before
+
+
+# sizes and EXIF
+
+
+def test_a_size_that_disagrees_is_named(tmp_path: Path) -> None:
+    path = photograph(tmp_path / "a.jpg")
+    message = f"image {path} is 60x40 pixels, its annotation says 61x40; correct the annotation or the file"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_image(path, size=(40, 61))
+
+
+def test_a_turned_photograph_is_put_upright(tmp_path: Path) -> None:
+    pixels = read_image(photograph(tmp_path / "a.jpg", orientation=6), size=(60, 40))  # a quarter turn clockwise
+    assert pixels.shape == (60, 40, 3)
+    assert_color(pixels[:30], RED)
+    assert_color(pixels[34:], BLUE)
+
+
+def test_a_mirrored_photograph_is_put_right(tmp_path: Path) -> None:
+    pixels = read_image(photograph(tmp_path / "a.jpg", orientation=2), size=(40, 60))
+    assert_color(pixels[:, :26], BLUE)
+    assert_color(pixels[:, 30:], RED)
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 6, 8])
+def test_a_tag_may_be_ignored(tmp_path: Path, orientation: int) -> None:
+    path = photograph(tmp_path / "a.jpg", orientation=orientation)
+    pixels = read_image(path, size=(40, 60), apply_exif=False)
+    assert_color(pixels[:, :30], RED)
+
+
+def test_a_size_that_disagrees_because_of_the_tag_names_tag_and_fix(tmp_path: Path) -> None:
+    path = photograph(tmp_path / "a.jpg", orientation=6)
+    with pytest.raises(ValueError, match=r"is 40x60 pixels, its annotation says 60x40; its EXIF tag .*`exif: ignore`"):
+        read_image(path, size=(40, 60))
+
+
+def test_a_size_that_fits_only_the_turned_picture_names_tag_and_fix(tmp_path: Path) -> None:
+    path = photograph(tmp_path / "a.jpg", orientation=6)
+    with pytest.raises(ValueError, match=r"is 60x40 pixels, its annotation says 40x60; .*EXIF.*`exif: apply`"):
+        read_image(path, size=(60, 40), apply_exif=False)
+
+
+# real data
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["train2017/000000000086.jpg", "val2017/000000007888.jpg"])
+def test_the_greyscale_photographs_of_coco128_become_rgb(data_root_for_tests: Path, name: str) -> None:
+    path = data_root_for_tests / "coco128" / name
+    with Image.open(path) as image:
+        assert image.mode == "L"
+        size = image.height, image.width
+    pixels = read_image(path, size=size)
+    assert pixels.shape == (*size, 3)
+    assert (pixels[..., 0] == pixels[..., 2]).all()
+    assert np.ptp(pixels) > 100

@@ -1,0 +1,116 @@
+"""Mirrors detection/engine/evaluate.py; the metrics themselves are tested in tests/detection/evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from detection.data.dataset import Batch
+from detection.data.index import AnnotationIndex, PackedStrings
+from detection.engine.evaluate import evaluate, metric, predict
+from detection.model.detector import Detector
+from detection.structures import Detections, ImageBatch, Target
+
+CPU = torch.device("cpu")
+# Two images, the second without objects, stored at 100 x 200 and 60 x 60, seen by the detector at half that size.
+INDEX = AnnotationIndex(
+    class_names=("cat", "dog"),
+    category_ids=(3, 8),
+    paths=PackedStrings.pack(["a/first.jpg", "a/second.jpg"]),
+    image_ids=torch.tensor([17, 4]),
+    sizes=torch.tensor([[100, 200], [60, 60]], dtype=torch.int32),
+    apply_exif=torch.tensor([False, False]),
+    ends=torch.tensor([2, 2]),
+    boxes=torch.tensor([[20.0, 10, 80, 50], [100, 20, 160, 90]]),
+    labels=torch.tensor([1, 0]),
+    ignore=torch.tensor([False, True]),
+    areas=torch.tensor([2000.0, 3000.0]),
+)
+
+
+class Oracle(nn.Module):
+    """Finds the dog of every image, in the pixels that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[bool, bool, bool]] = []
+
+    def forward(self, images: ImageBatch) -> list[Detections]:
+        self.seen.append((self.training, torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()))
+        dog = Detections(boxes=torch.tensor([[10.0, 5, 40, 25]]), scores=torch.tensor([0.9]), labels=torch.tensor([1]))
+        return [dog if size == (50, 100) else dog[:0] for size in images.sizes]
+
+
+def make_batches(*rows: int) -> Iterator[Batch]:
+    sizes = [(50, 100), (30, 30)]
+    for row in rows:
+        images = ImageBatch.from_images([torch.zeros(3, *sizes[row], dtype=torch.uint8)])
+        nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), ignore=torch.zeros(0).bool())
+        yield Batch(images, (nothing,), (row,), (INDEX.paths[row],))
+
+
+def run(oracle: Oracle, *rows: int, **options: Any) -> Any:
+    return predict(cast(Detector, oracle), make_batches(*rows), INDEX, device=CPU, **options)
+
+
+def test_records_are_in_pixels_of_the_stored_images() -> None:
+    predictions = run(Oracle(), 1, 0)
+    second, first = predictions.records
+    assert (first.image_id, first.file_name, first.size) == (17, "a/first.jpg", (100, 200))
+    assert (second.image_id, second.file_name, second.size) == (4, "a/second.jpg", (60, 60))
+    np.testing.assert_allclose(first.boxes, [[20, 10, 80, 50]])
+    np.testing.assert_allclose(first.scores, [0.9], rtol=1e-6)
+    assert first.labels.tolist() == [1]
+    np.testing.assert_allclose(first.gt_boxes, INDEX.boxes.numpy())
+    assert first.gt_labels.tolist() == [1, 0]
+    assert first.gt_ignore.tolist() == [False, True]
+    assert first.gt_areas.tolist() == [2000, 3000]
+    assert second.boxes.shape == second.gt_boxes.shape == (0, 4)
+    assert predictions.seconds_per_image > 0
+
+
+def test_no_images() -> None:
+    predictions = run(Oracle())
+    assert predictions.records == []
+    assert predictions.seconds_per_image == 0
+
+
+@pytest.mark.parametrize(("precision", "autocast"), [("fp32", False), ("bf16", True)])
+def test_detector_runs_in_test_mode_without_gradients(precision: str, autocast: bool) -> None:
+    oracle = Oracle()
+    run(oracle, 0, precision=precision)
+    assert oracle.seen == [(False, autocast, True)]
+
+
+def test_oracle_is_perfect() -> None:
+    result = evaluate(run(Oracle(), 0, 1).records, INDEX.class_names, "area")
+    assert metric(result, "bbox.AP") == pytest.approx(1.0)
+    assert metric(result, "voc.mAP") == pytest.approx(1.0)
+    assert metric(result, "voc.per_class.cat") is None  # its only object is ignored
+    assert metric(result, "bbox.per_class.dog.AP50") == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("voc_metric", ["11point", "area"])
+def test_voc_metric_is_passed_on(voc_metric: Any) -> None:
+    assert evaluate(run(Oracle(), 0).records, INDEX.class_names, voc_metric)["voc"]["metric"] == voc_metric
+
+
+RESULT = {"bbox": {"AP": 0.5, "AR": None, "per_class": {"cat": {"AP": 0.25}}}, "images": 3}
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"), [("bbox.AP", 0.5), ("bbox.AR", None), ("bbox.per_class.cat.AP", 0.25), ("images", 3)]
+)
+def test_figures_are_named_with_dots(key: str, expected: float | None) -> None:
+    assert metric(RESULT, key) == expected
+
+
+@pytest.mark.parametrize("key", ["bbox.ap", "segm.AP", "bbox", "bbox.AP.x", "", "bbox.per_class"])
+def test_names_of_no_figure_are_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=r"solver\.best_metric"):
+        metric(RESULT, key)

@@ -1,0 +1,254 @@
+"""Mirrors detection/engine/train.py; whole runs are in tests/detection/test_run.py."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import SGD
+
+from detection.config import SolverConfig
+from detection.data.dataset import Batch
+from detection.engine.train import NotFiniteError, TrainState, train
+from detection.structures import ImageBatch, Target
+
+CPU = torch.device("cpu")
+
+
+class LineModel(nn.Module):
+    """Fits w x + b to 1, where x is an image's brightness, and to 2: two losses, means over the images of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.tensor(0.25))
+        self.modes: list[bool] = []
+        self.autocast: list[bool] = []
+
+    def forward(self, images: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
+        assert len(images) == len(targets)
+        self.modes.append(self.training)
+        self.autocast.append(torch.is_autocast_enabled("cpu"))
+        x = images.pixels.float().mean(dim=(1, 2, 3)) / 100
+        y = self.w * x + self.b
+        return {"first": (y - 1).square().mean(), "second": (y - 2).square().mean()}
+
+
+class NanModel(LineModel):
+    """Gets a loss that is not finite at its third batch."""
+
+    value = float("nan")
+
+    def forward(self, images: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
+        losses = super().forward(images, targets)
+        return losses | {"third": losses["first"] * (self.value if len(self.modes) == 3 else 1.0)}
+
+
+def make_batch(*brightness: int) -> Batch:
+    images = [torch.full((3, 2, 2), value, dtype=torch.uint8) for value in brightness]
+    none = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64), ignore=torch.zeros(0).bool())
+    paths = tuple(f"image{value}.jpg" for value in brightness)
+    return Batch(ImageBatch.from_images(images), (none,) * len(images), tuple(range(len(images))), paths)
+
+
+def batches(size: int = 2) -> Iterator[Batch]:
+    """Brightness 10, 20, .. 80 again and again."""
+    values = itertools.cycle(range(10, 90, 10))
+    while True:
+        yield make_batch(*itertools.islice(values, size))
+
+
+def make_state(model: nn.Module | None = None, **sgd: Any) -> TrainState:
+    model = model or LineModel()
+    optimizer = SGD([{"params": list(model.parameters()), "lr_factor": 1.0}], lr=0.1, **sgd)
+    return TrainState(model, optimizer, GradScaler("cpu", enabled=False))
+
+
+class Reports:
+    """Remembers what was reported."""
+
+    def __init__(self) -> None:
+        self.iterations: list[int] = []
+        self.values: list[Mapping[str, float]] = []
+
+    def __call__(self, iteration: int, values: Mapping[str, float]) -> None:
+        self.iterations.append(iteration)
+        self.values.append(values)
+
+    def column(self, name: str) -> list[float]:
+        return [values[name] for values in self.values]
+
+
+def run(state: TrainState, *, parts: Iterator[Batch] | None = None, after_step: Any = None, **solver: Any) -> Reports:
+    reports = Reports()
+    config = SolverConfig(**{"iterations": 4, "base_lr": 0.1, "steps": (), "log_every": 1, **solver})
+    train(state, parts or batches(), config, device=CPU, report=reports, after_step=after_step or (lambda state: None))
+    return reports
+
+
+def weights(state: TrainState) -> list[float]:
+    return [parameter.item() for parameter in state.model.parameters()]
+
+
+def test_step_by_hand() -> None:
+    state = make_state()
+    reports = run(state, parts=iter([make_batch(40, 80)]), iterations=1)
+    y = [0.5 * 0.4 + 0.25, 0.5 * 0.8 + 0.25]
+    slope = [2 * (value - 1) + 2 * (value - 2) for value in y]
+    w, b = 0.5 - 0.1 * (slope[0] * 0.4 + slope[1] * 0.8) / 2, 0.25 - 0.1 * sum(slope) / 2
+    assert weights(state) == pytest.approx([w, b])
+    assert state.iteration == 1
+    (values,) = reports.values
+    first, second = ((y[0] - 1) ** 2 + (y[1] - 1) ** 2) / 2, ((y[0] - 2) ** 2 + (y[1] - 2) ** 2) / 2
+    assert values["loss/first"] == pytest.approx(first)
+    assert values["loss/second"] == pytest.approx(second)
+    assert values["loss/total"] == pytest.approx(first + second)
+
+
+def test_parts_of_a_step_add_up_to_the_whole_batch() -> None:
+    # True of this model, whose losses are means over images; a detector draws other samples for other batches.
+    whole, halves = make_state(momentum=0.9), make_state(momentum=0.9)
+    whole_reports = run(whole, parts=batches(4), images_per_step=4)
+    half_reports = run(halves, parts=batches(2), images_per_step=4, accumulate=2)
+    assert weights(halves) == pytest.approx(weights(whole), rel=1e-6)
+    for name in ("loss/first", "loss/second", "loss/total"):
+        assert half_reports.column(name) == pytest.approx(whole_reports.column(name), rel=1e-5)
+    assert halves.iteration == whole.iteration == 4
+
+
+def test_reports_come_every_so_often_and_at_the_end_with_means() -> None:
+    single, pairs = run(make_state(), iterations=5), run(make_state(), iterations=5, log_every=2)
+    assert single.iterations == [1, 2, 3, 4, 5]
+    assert pairs.iterations == [2, 4, 5]
+    losses = single.column("loss/total")
+    expected = [sum(losses[0:2]) / 2, sum(losses[2:4]) / 2, losses[4]]
+    assert pairs.column("loss/total") == pytest.approx(expected)
+
+
+def test_report_has_losses_rate_and_seconds() -> None:
+    (values, *_) = run(make_state()).values
+    assert set(values) == {
+        "loss/first",
+        "loss/second",
+        "loss/total",
+        "learning_rate",
+        "seconds_per_step",
+        "data_seconds",
+    }
+    assert 0 <= values["data_seconds"] <= values["seconds_per_step"]
+
+
+def test_rate_follows_the_schedule() -> None:
+    seen = []
+    reports = run(
+        make_state(),
+        after_step=lambda state: seen.append(state.optimizer.param_groups[0]["lr"]),
+        iterations=6,
+        steps=(4,),
+        warmup_iterations=2,
+        warmup_factor=0.5,
+    )
+    assert reports.column("learning_rate") == pytest.approx([0.05, 0.075, 0.1, 0.1, 0.01, 0.01])
+    assert seen == pytest.approx(reports.column("learning_rate"))
+
+
+def test_goes_on_from_the_iteration_of_the_state() -> None:
+    state = make_state()
+    state.iteration = 3
+    reports = run(state, iterations=5, steps=(4,))
+    assert reports.iterations == [4, 5]
+    assert reports.column("learning_rate") == pytest.approx([0.1, 0.01])
+
+
+def test_finished_run_takes_no_step() -> None:
+    state = make_state()
+    state.iteration = 4
+    assert run(state).iterations == []
+    assert weights(state) == [0.5, 0.25]
+
+
+def test_model_trains_after_an_evaluation() -> None:
+    model = LineModel().eval()
+    done = []
+
+    def evaluate(state: TrainState) -> None:
+        done.append(state.iteration)
+        state.model.eval()
+
+    run(make_state(model), after_step=evaluate)
+    assert done == [1, 2, 3, 4]
+    assert model.modes == [True] * 4
+
+
+def moved_by_first_step(state: TrainState, **solver: Any) -> float:
+    before = torch.tensor(weights(state))
+    run(state, iterations=1, base_lr=1.0, **solver)
+    return (torch.tensor(weights(state)) - before).norm().item()
+
+
+def test_clipping_bounds_the_step() -> None:
+    free = moved_by_first_step(make_state())
+    assert free > 1
+    assert moved_by_first_step(make_state(), clip_norm=0.3) == pytest.approx(0.3, rel=1e-4)
+    assert moved_by_first_step(make_state(), clip_norm=2 * free) == pytest.approx(free)
+
+
+def test_clipping_sees_gradients_without_the_factor_of_half_precision() -> None:
+    state = make_state()
+    state.scaler = GradScaler("cpu", init_scale=1024.0)
+    assert moved_by_first_step(state, precision="fp16", clip_norm=0.3) == pytest.approx(0.3, rel=1e-3)
+
+
+def test_clipping_sees_the_gradient_of_the_whole_step() -> None:
+    whole, halves = make_state(), make_state()
+    run(whole, parts=batches(4), images_per_step=4, clip_norm=0.1)
+    run(halves, parts=batches(2), images_per_step=4, accumulate=2, clip_norm=0.1)
+    assert weights(halves) == pytest.approx(weights(whole), rel=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", False), ("bf16", True)])
+def test_precision_turns_autocast_on(precision: str, expected: bool) -> None:
+    model = LineModel()
+    run(make_state(model), precision=precision)
+    assert model.autocast == [expected] * 4
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_loss_that_is_not_finite_stops_with_all_it_takes_to_find_the_cause(value: float) -> None:
+    model = NanModel()
+    model.value = value
+    state = make_state(model)
+    after_two: list[float] = []
+    with pytest.raises(NotFiniteError) as error:
+        run(state, after_step=lambda state: after_two.__setitem__(slice(None), weights(state)))
+    message = str(error.value)
+    for part in ("iteration 2", "first 0.", "second ", f"third {value}", "image50.jpg, image60.jpg"):
+        assert part in message
+    assert weights(state) == after_two  # the broken step was not taken
+    assert state.iteration == 2
+
+
+def test_second_part_of_a_step_is_checked_too() -> None:
+    state = make_state(NanModel())
+    with pytest.raises(NotFiniteError, match=r"iteration 1.*image50\.jpg, image60\.jpg"):
+        run(state, images_per_step=4, accumulate=2)
+
+
+def test_state_has_a_type_that_safe_loading_admits(tmp_path: Any) -> None:
+    state = make_state(momentum=0.9)
+    run(state)
+    torch.save(state.state_dict(), tmp_path / "state.pt")
+    other = make_state(momentum=0.9)
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert other.iteration == 4
+    momenta = [
+        torch.stack([s.optimizer.state[p]["momentum_buffer"] for p in s.model.parameters()]) for s in (state, other)
+    ]
+    assert torch.equal(*momenta)
+    drawn = torch.rand(3)
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(torch.rand(3), drawn)

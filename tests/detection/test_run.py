@@ -1,0 +1,337 @@
+"""Mirrors detection/run.py: whole runs on a handful of tiny images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, DataConfig, RPNConfig, SolverConfig
+from detection.config_io import load_config
+from detection.data.digits import CLASSES, write_digits
+from detection.engine.checkpoint import read_checkpoint
+from detection.engine.log import RunLog
+from detection.engine.train import NotFiniteError
+from detection.run import choose_device, run_test, run_training
+
+STEPS = 4
+LOSSES = ["loss/rpn_objectness", "loss/rpn_box", "loss/box_class", "loss/box_regression", "loss/total"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("root"), num_train=6, num_test=2).parent
+
+
+@pytest.fixture(scope="module")
+def config(root: Path) -> Config:
+    return Config(
+        backbone=BackboneConfig(name="resnet18", norm="gn", roi_size=2),
+        anchors=AnchorConfig(sizes=(16.0, 32.0)),
+        rpn=RPNConfig(
+            channels=16,
+            allow_outside=True,
+            samples_per_image=16,
+            pre_nms_train=64,
+            pre_nms_test=64,
+            post_nms_train=16,
+            post_nms_test=16,
+            min_size=2.0,
+        ),
+        box=BoxConfig(samples_per_image=8),
+        data=DataConfig(
+            train=("digits:train",),
+            test=("digits:test",),
+            root=str(root),
+            shorter_side=64,
+            longer_side=96,
+            workers=0,
+        ),
+        solver=SolverConfig(iterations=STEPS, checkpoint_every=2, log_every=1, steps=(3,), clip_norm=5.0),
+        device="cpu",
+    )
+
+
+def with_solver(config: Config, **options: Any) -> Config:
+    return replace(config, solver=replace(config.solver, **options))
+
+
+def with_data(config: Config, **options: Any) -> Config:
+    return replace(config, data=replace(config.data, **options))
+
+
+@pytest.fixture(scope="module")
+def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The directory and the result of a run that nothing interrupted."""
+    output = tmp_path_factory.mktemp("runs") / "finished"
+    return output, run_training(config, output)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_weights(run: Path, iteration: int = STEPS) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"{iteration:07d}.safetensors")
+
+
+def run_until(config: Config, output: Path, iteration: int) -> None:
+    """Trains until the process is interrupted, right after ``iteration`` was reported."""
+    record = RunLog.metrics
+
+    def interrupt(log: RunLog, step: int, values: Mapping[str, float]) -> None:
+        record(log, step, values)
+        if step == iteration:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "metrics", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(config, output)
+
+
+@pytest.fixture(scope="module")
+def resumed(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run that was interrupted."""
+    output = tmp_path_factory.mktemp("runs") / "resumed"
+    run_until(config, output, STEPS - 1)  # the checkpoint is one step older
+    torch.manual_seed(12345)  # a new process has another random state
+    run_training(config, output, resume=True)
+    return output
+
+
+class TestResume:
+    """A run that was cut off goes on from its last checkpoint as if nothing had happened."""
+
+    def test_weights_equal_those_of_an_uninterrupted_run(
+        self, finished: tuple[Path, dict[str, Any]], resumed: Path
+    ) -> None:
+        expected, found = final_weights(finished[0]), final_weights(resumed)
+        assert set(found) == set(expected)
+        assert not [name for name, weight in expected.items() if not torch.equal(found[name], weight)]
+
+    def test_losses_equal_those_of_an_uninterrupted_run(
+        self, finished: tuple[Path, dict[str, Any]], resumed: Path
+    ) -> None:
+        def figures(run: Path) -> list[list[float | None]]:
+            names = ("iteration", *LOSSES, "learning_rate", "bbox.AP", "voc.mAP")
+            return [[line.get(name) for name in names] for line in metrics(run)]
+
+        assert figures(resumed) == figures(finished[0])
+
+    def test_no_line_is_doubled(self, resumed: Path) -> None:
+        assert [line["iteration"] for line in metrics(resumed)] == [1, 2, 3, 4, 4]  # the last one: evaluation
+
+    def test_training_can_be_prolonged(self, config: Config, tmp_path: Path) -> None:
+        run_training(with_solver(with_data(config, test=()), iterations=2), tmp_path)
+        run_training(with_solver(with_data(config, test=()), iterations=3), tmp_path, resume=True)
+        assert [line["iteration"] for line in metrics(tmp_path)] == [1, 2, 3]
+        assert read_checkpoint(tmp_path).iteration == 3
+
+    def test_without_a_checkpoint_starts_anew(
+        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        run_until(config, tmp_path, 1)
+        run_training(config, tmp_path, resume=True)
+        assert [line["iteration"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 4]
+        expected, found = final_weights(finished[0]), final_weights(tmp_path)
+        assert not [name for name, weight in expected.items() if not torch.equal(found[name], weight)]
+
+    def test_other_run_in_the_directory_is_refused(self, config: Config, tmp_path: Path) -> None:
+        run_until(config, tmp_path, 3)
+        before = (tmp_path / "metrics.jsonl").read_bytes()
+        with pytest.raises(ValueError, match=r"holds a run \(0000002\.safetensors\); add --resume"):
+            run_training(config, tmp_path)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+    def test_other_architecture_is_refused(self, config: Config, tmp_path: Path) -> None:
+        run_until(config, tmp_path, 3)
+        other = replace(config, backbone=BackboneConfig(name="resnet34", norm="gn", roi_size=2))
+        with pytest.raises(ValueError, match="do not fit"):
+            run_training(other, tmp_path, resume=True)
+
+
+class TestTraining:
+    """The files of a run and what is in them."""
+
+    def test_metrics(self, finished: tuple[Path, dict[str, Any]]) -> None:
+        *steps, evaluation = metrics(finished[0])
+        timing = {"seconds_per_step", "data_seconds", "memory_gib", "time"}
+        assert [line["iteration"] for line in steps] == [1, 2, 3, 4]
+        for line in steps:
+            assert set(line) == {"iteration", "learning_rate", *LOSSES, *timing}
+            assert line["loss/total"] == pytest.approx(sum(line[name] for name in LOSSES[:-1]))
+        assert [line["learning_rate"] for line in steps] == pytest.approx([1e-3, 1e-3, 1e-3, 1e-4])
+        assert set(evaluation) == {"iteration", "bbox.AP", "bbox.AP50", "bbox.AP75", "voc.mAP", "memory_gib", "time"}
+
+    def test_result_is_the_file(self, finished: tuple[Path, dict[str, Any]]) -> None:
+        output, result = finished
+        assert json.loads((output / "result.json").read_text()) == result
+        assert result["images"] == 2
+        assert result["seconds_per_image"] > 0
+        assert set(result["bbox"]["per_class"]) == set(result["voc"]["per_class"]) == set(CLASSES)
+        assert result["voc"]["metric"] == "area"
+        assert metrics(output)[-1]["bbox.AP"] == result["bbox"]["AP"]
+
+    def test_config_reads_back(self, config: Config, finished: tuple[Path, dict[str, Any]]) -> None:
+        assert load_config(Config, finished[0] / "config.yaml") == config
+
+    def test_checkpoint_knows_its_run(self, config: Config, finished: tuple[Path, dict[str, Any]]) -> None:
+        read = read_checkpoint(finished[0])
+        assert (read.config, read.class_names, read.iteration) == (config, CLASSES, STEPS)
+
+    def test_same_seed_gives_the_same_weights_with_workers_too(
+        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        torch.manual_seed(999)
+        run_training(with_data(config, workers=1), tmp_path)
+        expected, found = final_weights(finished[0]), final_weights(tmp_path)
+        assert not [name for name, weight in expected.items() if not torch.equal(found[name], weight)]
+
+    def test_evaluating_on_the_way_does_not_change_the_training(
+        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        run_training(with_solver(config, evaluate_every=2, checkpoint_every=0), tmp_path)
+        expected, found = final_weights(finished[0]), final_weights(tmp_path)
+        assert not [name for name, weight in expected.items() if not torch.equal(found[name], weight)]
+        assert [line["iteration"] for line in metrics(tmp_path)] == [1, 2, 2, 3, 4, 4]
+
+    def test_best_checkpoint_has_the_best_metric(self, config: Config, tmp_path: Path) -> None:
+        figures = {1: 0.2, 2: 0.5, 3: 0.4, 4: None}
+        seen = iter(figures.values())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("detection.run.metric", lambda result, key: next(seen))
+            run_training(with_solver(config, evaluate_every=1, keep_checkpoints=1), tmp_path)
+        assert read_checkpoint(tmp_path / "checkpoints" / "best.safetensors").iteration == 2
+        assert read_checkpoint(tmp_path).iteration == 4
+
+    def test_parts_of_a_step(self, config: Config, tmp_path: Path) -> None:
+        accumulated = with_solver(with_data(config, test=()), images_per_step=4, accumulate=2, iterations=3)
+        run_until(accumulated, tmp_path / "cut", 3)
+        run_training(accumulated, tmp_path / "cut", resume=True)
+        run_training(accumulated, tmp_path / "whole")
+        for name in LOSSES:
+            cut, whole = ([line[name] for line in metrics(tmp_path / run)] for run in ("cut", "whole"))
+            assert cut == whole
+
+    def test_bfloat16(self, config: Config, tmp_path: Path) -> None:
+        result = run_training(with_solver(config, precision="bf16", iterations=2), tmp_path)
+        assert [line["iteration"] for line in metrics(tmp_path)] == [1, 2, 2]
+        assert result["images"] == 2
+        assert all(weight.dtype == torch.float32 for weight in final_weights(tmp_path, 2).values())
+
+    def test_no_test_set(self, config: Config, tmp_path: Path) -> None:
+        assert run_training(with_solver(with_data(config, test=()), iterations=1), tmp_path) == {}
+        assert not (tmp_path / "result.json").exists()
+        assert read_checkpoint(tmp_path).iteration == 1
+
+    def test_loss_that_is_not_finite_leaves_the_last_checkpoint(self, config: Config, tmp_path: Path) -> None:
+        wild = with_solver(with_data(config, test=()), base_lr=1e30, clip_norm=None, checkpoint_every=1)
+        with pytest.raises(NotFiniteError) as error:
+            run_training(wild, tmp_path)
+        for part in ("iteration 1", "rpn_objectness", "box_regression", ".jpg"):
+            assert part in str(error.value)
+        assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+            "0000001.safetensors",
+            "0000001.state.pt",
+        ]
+        assert read_checkpoint(tmp_path).iteration == 1
+
+
+class TestRefusals:
+    """Mistakes are named before any time is lost."""
+
+    def test_no_training_set(self, config: Config, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"data\.train is empty"):
+            run_training(with_data(config, train=()), tmp_path)
+
+    def test_unknown_card(self, config: Config, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="did you mean 'digits'"):
+            run_training(with_data(config, train=("digit:train",)), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_training_and_test_set_of_different_classes(self, config: Config, root: Path, tmp_path: Path) -> None:
+        # Labels of one set mean nothing in the other, and the figures would be wrong without a word.
+        card = tmp_path / "reversed.yaml"
+        annotations = "{annotations: annotations/instances_test.json, images: test}"
+        classes = json.dumps(list(reversed(CLASSES)))
+        card.write_text(f"format: coco\nroot: digits/coco\nclasses: {classes}\nsplits: {{test: {annotations}}}\n")
+        with pytest.raises(ValueError, match="classes"):
+            run_training(with_solver(with_data(config, test=(f"{card}:test",)), iterations=1), tmp_path / "run")
+
+    def test_figure_that_does_not_exist_costs_no_training(self, config: Config, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"solver\.best_metric"):
+            run_training(with_solver(config, best_metric="bbox.ap50", iterations=1, checkpoint_every=0), tmp_path)
+        # Refused at the start, or at least with the weights on the disk.
+        trained, saved = tmp_path / "metrics.jsonl", tmp_path / "checkpoints" / "0000001.safetensors"
+        assert not trained.exists() or saved.exists()
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
+    def test_cuda_without_a_device(self, config: Config) -> None:
+        with pytest.raises(ValueError, match="no CUDA device"):
+            choose_device(replace(config, device="cuda"))
+        assert choose_device(replace(config, device="auto")).type == "cpu"
+
+
+class TestTest:
+    """A test of a checkpoint."""
+
+    def run(self, config: Config, run: Path, output: Path, **options: Any) -> dict[str, Any]:
+        return run_test(config, read_checkpoint(run), output, **{"say": lambda text: None, **options})
+
+    def test_figures_equal_those_of_the_training(
+        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        run, expected = finished
+        result = self.run(config, run, tmp_path)
+        assert result["bbox"] == expected["bbox"]
+        assert result["voc"] == expected["voc"]
+        assert json.loads((tmp_path / "result.json").read_text()) == result
+        assert (tmp_path / "detections.json").read_bytes() == (run / "detections.json").read_bytes()
+        assert not (tmp_path / "pictures").exists()
+
+    def test_voc_layout_of_the_same_images_gives_the_same_figures(
+        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        run, expected = finished
+        result = self.run(with_data(config, test=("digits_voc:test",)), run, tmp_path)
+        assert result["voc"]["per_class"] == pytest.approx(expected["voc"]["per_class"])
+
+    def test_limit_and_pictures(self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+        said: list[str] = []
+        result = self.run(config, finished[0], tmp_path, limit=1, pictures=5, say=said.append)
+        assert result["images"] == 1
+        assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["000007.jpg"]
+        assert said[-1].startswith("1 images, ")
+
+    def test_no_detections(self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+        silent = replace(config, test=replace(config.test, score_threshold=1.0))
+        result = self.run(silent, finished[0], tmp_path, pictures=1)
+        assert result["bbox"]["AP"] == 0
+        assert json.loads((tmp_path / "detections.json").read_text()) == []
+        assert len(list((tmp_path / "pictures").iterdir())) == 1
+
+    def test_weights_of_another_backbone_are_refused_with_names(
+        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        other = replace(config, backbone=BackboneConfig(name="resnet50", norm="gn", roi_size=2))
+        with pytest.raises(ValueError, match="do not fit") as error:
+            self.run(other, finished[0], tmp_path)
+        assert "backbone.layer1.0.conv3.weight" in str(error.value)
+        assert str(finished[0]) in str(error.value)
+
+    def test_classes_of_another_data_set_are_refused_with_both_sides(
+        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        card = tmp_path / "letters.yaml"
+        annotations = "{annotations: annotations/instances_test.json, images: test}"
+        classes = json.dumps([*CLASSES, "a"])
+        card.write_text(f"format: coco\nroot: digits/coco\nclasses: {classes}\nsplits: {{test: {annotations}}}\n")
+        with pytest.raises(ValueError, match=r"'9'.*the data set has 11: .*'a'|class"):
+            self.run(with_data(config, test=(f"{card}:test",)), finished[0], tmp_path)

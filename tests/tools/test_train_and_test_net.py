@@ -1,0 +1,256 @@
+"""Mirrors tools/train_net.py and tools/test_net.py: train, then test, on a handful of tiny images."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import runpy
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from detection.data.digits import CLASSES, write_digits
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ("train_net", "test_net")
+CONFIG = """
+backbone: {name: resnet18, norm: gn, roi_size: 2}
+anchors: {sizes: [16, 32]}
+rpn: {channels: 16, allow_outside: true, pre_nms_train: 64, pre_nms_test: 64, post_nms_train: 16, post_nms_test: 16}
+box: {samples_per_image: 16}
+test: {score_threshold: 0.01}
+data: {train: [digits:train], test: [digits:test], shorter_side: 64, longer_side: 96, workers: 0}
+solver: {iterations: 2, images_per_step: 2, log_every: 1}
+device: cpu
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a program did."""
+
+    status: int | str | None  # what sys.exit got; None for a normal end
+    out: str
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """A data set, a config file, and a run of two iterations."""
+
+    root: Path
+    config: Path
+    run: Path
+    trained: Outcome
+
+
+def run_tool(name: str, *arguments: str | Path) -> Outcome:
+    """Runs tools/``name``.py as a program, but in this process, which saves its imports."""
+    out, status = io.StringIO(), None
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        try:
+            runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+    return Outcome(status, out.getvalue())
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    root = write_digits(tmp_path_factory.mktemp("data"), num_train=4, num_test=3).parent
+    folder = tmp_path_factory.mktemp("work")
+    config, run = folder / "tiny.yaml", folder / "run"
+    config.write_text(CONFIG)
+    trained = run_tool("train_net", "--config-file", config, "--output-dir", run, f"data.root={root}")
+    return Workspace(root, config, run, trained)
+
+
+def run_test_net(workspace: Workspace, *arguments: str | Path, weights: Path | None = None) -> Outcome:
+    options = ("--config-file", workspace.config, "--weights", weights or workspace.run)
+    return run_tool("test_net", *options, *arguments, f"data.root={workspace.root}")
+
+
+@pytest.fixture(scope="module")
+def tested(workspace: Workspace) -> Outcome:
+    return run_test_net(workspace, "--visualize", "2")
+
+
+def tables(out: str) -> str:
+    """The part of a program's output with the figures."""
+    assert "COCO box AP" in out, out
+    return out[out.index("COCO box AP") : out.index("result: ")]
+
+
+def fractions(tree: Any) -> list[float | None]:
+    """All figures in a part of result.json, but for names."""
+    if isinstance(tree, dict):
+        return [value for branch in tree.values() for value in fractions(branch)]
+    return [] if isinstance(tree, str) else [tree]
+
+
+def test_training_ends_well_and_shows_its_figures(workspace: Workspace) -> None:
+    assert workspace.trained.status is None
+    assert "mean" in tables(workspace.trained.out)
+    for line in ("1/2  rpn_objectness", "2/2  rpn_objectness", f"result: {workspace.run / 'result.json'}"):
+        assert line in workspace.trained.out
+
+
+@pytest.mark.parametrize("folder", [".", "test"])
+@pytest.mark.usefixtures("tested")
+def test_result_has_fractions_or_null(workspace: Workspace, folder: str) -> None:
+    result = json.loads((workspace.run / folder / "result.json").read_text())
+    for value in fractions({"bbox": result["bbox"], "voc": result["voc"]}):
+        assert value is None or 0 <= value <= 1
+    assert result["bbox"]["AP"] is not None
+    assert result["bbox"]["AP50"] >= result["bbox"]["AP"]
+    assert result["voc"]["mAP"] is not None
+    assert set(result["bbox"]["per_class"]) == set(result["voc"]["per_class"]) == set(CLASSES)
+    assert set(result["bbox"]["per_class"]["7"]) == {"AP", "AP50", "AP75"}
+    annotated = {int(a["category_id"]) - 1 for a in read_truth(workspace)["annotations"]}
+    absent = [name for name, ap in result["voc"]["per_class"].items() if ap is None]
+    assert absent == [name for label, name in enumerate(CLASSES) if label not in annotated]
+    assert result["images"] == 3
+    assert math.isfinite(result["seconds_per_image"])
+    assert result["peak_memory_gib"] > 0
+
+
+def read_truth(workspace: Workspace) -> dict[str, Any]:
+    return json.loads(truth_file(workspace).read_text())
+
+
+def truth_file(workspace: Workspace) -> Path:
+    return workspace.root / "digits" / "coco" / "annotations" / "instances_test.json"
+
+
+def test_test_gives_the_figures_of_the_training(workspace: Workspace, tested: Outcome) -> None:
+    assert tested.status is None
+    assert tables(tested.out) == tables(workspace.trained.out)
+    ours, theirs = (json.loads((workspace.run / f / "result.json").read_text()) for f in ("test", "."))
+    assert (ours["bbox"], ours["voc"]) == (theirs["bbox"], theirs["voc"])
+
+
+@pytest.mark.usefixtures("tested")
+def test_detections_load_in_pycocotools(workspace: Workspace) -> None:
+    file = workspace.run / "test" / "detections.json"
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(truth_file(workspace)))
+        loaded = truth.loadRes(str(file))
+    assert sorted(loaded.getImgIds()) == sorted(truth.getImgIds())
+    detections = json.loads(file.read_text())
+    assert detections
+    sizes = {image["id"]: (image["width"], image["height"]) for image in read_truth(workspace)["images"]}
+    for detection in detections:
+        x, y, width, height = detection["bbox"]
+        image_width, image_height = sizes[detection["image_id"]]
+        assert 1 <= detection["category_id"] <= 10
+        assert 0.01 < detection["score"] <= 1
+        assert min(x, y) >= 0
+        assert min(width, height) > 0
+        assert x + width <= image_width + 1e-3
+        assert y + height <= image_height + 1e-3
+
+
+def test_pictures_are_drawn_on_request(workspace: Workspace, tested: Outcome) -> None:
+    folder = workspace.run / "test" / "pictures"
+    assert f"pictures: {folder}" in tested.out
+    pictures = sorted(folder.iterdir())
+    assert [path.name for path in pictures] == ["000005.jpg", "000006.jpg"]
+    for path in pictures:
+        with Image.open(path) as image:
+            assert image.mode == "RGB"
+
+
+def test_checkpoint_elsewhere_limit_and_output_directory(workspace: Workspace, tmp_path: Path) -> None:
+    weights = shutil.copy(workspace.run / "checkpoints" / "0000002.safetensors", tmp_path / "model.safetensors")
+    outcome = run_test_net(workspace, "--limit", "1", "--output-dir", tmp_path / "out", weights=Path(weights))
+    assert outcome.status is None
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["images"] == 1
+    assert not (tmp_path / "out" / "pictures").exists()
+
+
+def test_overrides_reach_the_test(workspace: Workspace, tmp_path: Path) -> None:
+    run_test_net(workspace, "test.max_detections=1", "--output-dir", tmp_path)
+    found = [detection["image_id"] for detection in json.loads((tmp_path / "detections.json").read_text())]
+    assert len(found) == len(set(found)) > 0
+
+
+def test_resume_goes_on_and_a_second_start_does_not(workspace: Workspace, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(workspace.run, tmp_path / "run"))
+    arguments = ("--config-file", workspace.config, "--output-dir", run, f"data.root={workspace.root}")
+    again = run_tool("train_net", *arguments)
+    assert "add --resume" in str(again.status)
+    resumed = run_tool("train_net", *arguments, "--resume", "solver.iterations=3")
+    assert resumed.status is None
+    assert "3/3  rpn_objectness" in resumed.out
+    assert "1/3" not in resumed.out
+    assert (run / "checkpoints" / "0000003.safetensors").is_file()
+
+
+def test_weights_of_another_backbone_are_refused(workspace: Workspace, tmp_path: Path) -> None:
+    outcome = run_test_net(workspace, "--output-dir", tmp_path / "out", "backbone.name=resnet34")
+    assert str(outcome.status).startswith("error: the weights from ")
+    assert "backbone.layer1.2.conv1.weight" in str(outcome.status)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("weights", ["absent.safetensors", "."])
+def test_missing_weights_are_refused(workspace: Workspace, tmp_path: Path, weights: str) -> None:
+    outcome = run_test_net(workspace, weights=tmp_path / weights)
+    assert str(outcome.status).startswith("error: no checkpoint at ")
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_help_shows_examples(name: str) -> None:
+    outcome = run_tool(name, "--help")
+    assert outcome.status == 0
+    assert f"python tools/{name}.py --config-file configs/" in outcome.out
+    for option in ("--config-file", "--output-dir", "key=value"):
+        assert option in outcome.out
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_files_named_in_the_examples_exist(name: str) -> None:
+    words = run_tool(name, "--help").out.split()
+    configs = {word for word in words if word.startswith("configs/") and word.endswith(".yaml")}
+    assert configs
+    assert not [config for config in configs if not (ROOT / config).is_file()]
+
+
+def test_unknown_key_of_the_test_is_named(workspace: Workspace) -> None:
+    outcome = run_test_net(workspace, "test.nms=0.5")
+    assert str(outcome.status).startswith("error: no config key 'test.nms'; did you mean 'nms_iou'?")
+
+
+def test_missing_config_file_is_named(tmp_path: Path) -> None:
+    outcome = run_tool("train_net", "--config-file", tmp_path / "absent.yaml")
+    assert str(outcome.status).startswith("error: no config file ")
+
+
+def test_mistakes_end_in_one_line_on_stderr_and_status_1(workspace: Workspace, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "train_net.py"), "--config-file", str(workspace.config)]
+    ended = subprocess.run(
+        [*command, "--output-dir", str(tmp_path / "run"), "solver.base_rl=1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert ended.stderr == "error: no config key 'solver.base_rl'; did you mean 'base_lr'?\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_loss_that_is_not_finite_is_an_error_without_a_traceback(workspace: Workspace, tmp_path: Path) -> None:
+    arguments = ("--config-file", workspace.config, "--output-dir", tmp_path, f"data.root={workspace.root}")
+    outcome = run_tool("train_net", *arguments, "solver.base_lr=1e30")
+    assert str(outcome.status).startswith("error: loss is not finite at iteration 1: ")
