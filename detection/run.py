@@ -68,6 +68,12 @@ def run_training(config: Config, output: Path, *, resume: bool = False) -> dict[
     device = choose_device(config)
     index = _load(config.data.train, config, "data.train")
     test_index = _load(config.data.test, config, "data.test") if config.data.test else None
+    if test_index and test_index.class_names != index.class_names:
+        raise ValueError(
+            f"data.train has the classes {index.class_names}, data.test has {test_index.class_names}; "
+            "they must be the same, in the same order"
+        )
+    metric(evaluate([], index.class_names, "area"), config.solver.best_metric)  # a misspelt name ends here, not later
     checkpoints = Checkpoints(
         output / "checkpoints", keep=config.solver.keep_checkpoints, config=config, class_names=index.class_names
     )
@@ -80,6 +86,11 @@ def run_training(config: Config, output: Path, *, resume: bool = False) -> dict[
     state = TrainState(detector, optimizer, GradScaler(device.type, enabled=config.solver.precision == "fp16"))
     if newest:
         checkpoints.restore(newest, state)
+        if state.iteration >= config.solver.iterations:
+            raise ValueError(
+                f"{output} is at iteration {state.iteration} of {config.solver.iterations}: nothing is left to train; "
+                "raise solver.iterations, or test it with tools/test_net.py"
+            )
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.yaml").write_text(dump_config(config))
     with RunLog(output, iterations=config.solver.iterations, start=state.iteration) as log:
@@ -165,16 +176,15 @@ def _train(
     def after_step(state: TrainState) -> None:
         last = state.iteration == solver.iterations
         evaluates = test_index is not None and (last or _due(state.iteration, solver.evaluate_every))
-        improved = False
-        if evaluates and test_index is not None:
-            result.update(_evaluate(state, config, test_index, log, output))
-            value = metric(result, solver.best_metric)
-            improved = value is not None and (state.best is None or value > state.best)
-            state.best = value if improved else state.best
-        if last or improved or _due(state.iteration, solver.checkpoint_every):
-            path = checkpoints.save(state)
-            if improved:
-                checkpoints.keep_best(path)
+        if last or evaluates or _due(state.iteration, solver.checkpoint_every):
+            checkpoints.save(state)  # first, so that whatever an evaluation meets costs no training
+        if test_index is None or not evaluates:
+            return
+        result.update(_evaluate(state, config, test_index, log, output))
+        value = metric(result, solver.best_metric)
+        if value is not None and (state.best is None or value > state.best):
+            state.best = value
+            checkpoints.keep_best(checkpoints.save(state))
 
     train(state, loader, solver, device=device, report=log.metrics, after_step=after_step)
     log.say(f"trained {solver.iterations} iterations; checkpoints in {checkpoints.folder}")

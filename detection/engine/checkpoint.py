@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,10 +77,20 @@ class Checkpoints:
         _write(self.folder / "best.safetensors", lambda temporary: shutil.copyfile(path, temporary))
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """Weights file and training state of the newest checkpoint; None if there is none."""
+        """Weights file and training state of the newest checkpoint; None if there is none.
+
+        Raises:
+            ValueError: the state can't be read.
+        """
         for path in reversed(_numbered(self.folder)):
-            if _state_path(path).is_file():
-                return path, torch.load(_state_path(path), map_location="cpu", weights_only=True)
+            state = _state_path(path)
+            if state.is_file():
+                try:
+                    return path, torch.load(state, map_location="cpu", weights_only=True)
+                except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+                    raise ValueError(
+                        f"checkpoint {state} can't be read: {error}; remove it to go on from the one before"
+                    ) from error
         return None
 
     def restore(self, newest: tuple[Path, dict[str, Any]], state: TrainState) -> None:

@@ -12,7 +12,7 @@ from torch.optim import SGD, Optimizer
 
 from detection.config import SolverConfig
 
-__all__ = ["build_optimizer", "learning_rate", "set_learning_rate"]
+__all__ = ["build_optimizer", "clip_gradients", "learning_rate", "set_learning_rate"]
 
 
 def build_optimizer(model: nn.Module, solver: SolverConfig) -> Optimizer:

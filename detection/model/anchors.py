@@ -31,7 +31,9 @@ class AnchorGenerator(nn.Module):
         if not sizes or not ratios or min(*sizes, *ratios) <= 0:
             raise ValueError(f"anchors need positive sizes and ratios, got {tuple(sizes)} and {tuple(ratios)}")
         self.stride, self.offset = stride, offset
-        size, ratio = torch.meshgrid(torch.tensor(sizes), torch.tensor(ratios).sqrt(), indexing="ij")
+        size, ratio = torch.meshgrid(
+            torch.tensor(sizes, dtype=torch.float32), torch.tensor(ratios, dtype=torch.float32).sqrt(), indexing="ij"
+        )
         half = torch.stack([size / ratio, size * ratio], dim=-1).reshape(-1, 2) / 2  # (A, 2) as (width, height)
         # Computed from the config, so a checkpoint does not need them.
         self.register_buffer("cell_anchors", torch.cat([-half, half], dim=1), persistent=False)

@@ -130,9 +130,10 @@ class RPN(nn.Module):
     @torch.no_grad()
     def _sample(self, anchors: Tensor, size: tuple[int, int], target: Target) -> tuple[Tensor, Tensor, Tensor]:
         """Positive (P,) and negative (Q,) rows of ``anchors``, and the deltas (P, 4) wanted of the positives."""
-        rows = torch.arange(len(anchors), device=anchors.device)
-        if not self.allow_outside:
-            rows = inside(anchors, size).nonzero().flatten()
+        height, width = size
+        in_padding = (anchors[:, 0] >= width) | (anchors[:, 1] >= height)
+        usable = ~in_padding if self.allow_outside else inside(anchors, size)
+        rows = usable.nonzero().flatten()
         matches = self.matcher(anchors[rows], target)
         positives, negatives = self.sampler(matches.states)
         goals = self.coder.encode(target.boxes[matches.indices[positives]], anchors[rows[positives]])

@@ -197,6 +197,11 @@ class TestLosses:
         assert regions_of(stage) == {NEAR, OBJECT}
         assert losses["box_class"].item() == pytest.approx(-math.log(0.2), rel=1e-6)
 
+    def test_ignored_objects_are_no_regions_even_near_a_wanted_one(self) -> None:
+        stage = make_stage(fixed())
+        stage.losses(FEATURE, [make_proposals(FAR)], [make_target([OBJECT, NEAR], [1, 2], ignore=[False, True])])
+        assert regions_of(stage) == {OBJECT, FAR}
+
     def test_only_ignored_objects(self) -> None:
         stage = make_stage(fixed())
         losses = stage.losses(FEATURE, [self.proposals], [make_target([OBJECT], [1], ignore=[True])])
