@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.amp.grad_scaler import GradScaler
 
+from backbones.norm import FrozenBatchNorm
 from detection.build import build_detector
 from detection.config import Config
 from detection.config_io import dump_config
@@ -95,6 +96,11 @@ def run_training(config: Config, output: Path, *, resume: bool = False) -> dict[
     (output / "config.yaml").write_text(dump_config(config))
     with RunLog(output, iterations=config.solver.iterations, start=state.iteration) as log:
         log.say(_describe(config, detector, index, device, state.iteration))
+        if config.backbone.weights is None and any(isinstance(m, FrozenBatchNorm) for m in detector.modules()):
+            log.say(
+                "warning: backbone.norm frozen_bn without backbone.weights normalises nothing; deep networks diverge. "
+                "Set backbone.weights, or backbone.norm to bn or gn"
+            )
         return _train(state, config, index, test_index, checkpoints, log, output)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ def _loader(dataset: DetectionDataset, batches: TrainBatches | TestBatches, work
     return DataLoader[Any](  # of Sample by its stubs, which do not know collate_fn
         dataset,
         batch_sampler=batches,
-        num_workers=workers,
+        num_workers=min(workers, os.cpu_count() or 1),  # more than cores only wait; the number changes no sample
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else starting the workers would draw from the run's random numbers
