@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
@@ -17,7 +17,6 @@ from detection.evaluation.coco import evaluate_coco
 from detection.evaluation.records import Record
 from detection.evaluation.report import result_dict
 from detection.evaluation.voc import evaluate_voc
-from detection.model.detector import Detector
 from detection.model.postprocess import rescale
 from detection.structures import Detections
 
@@ -34,14 +33,17 @@ class Predictions:
 
 @torch.inference_mode()
 def predict(
-    detector: Detector,
+    detector: nn.Module,
     batches: Iterable[Batch],
     index: AnnotationIndex,
     *,
     device: torch.device,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
 ) -> Predictions:
-    """A record for every image in ``batches``, with detections in the pixels of the stored image."""
+    """A record for every image in ``batches``, with detections in the pixels of the stored image.
+
+    ``detector`` is a Detector or a Tester: what turns an ImageBatch into a list of Detections.
+    """
     detector.eval()
     records, seconds, dtype = [], 0.0, PRECISIONS[precision]
     for batch in batches:

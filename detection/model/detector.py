@@ -62,7 +62,7 @@ class Detector(nn.Module):
             proposals = self.propose(feature, images.sizes)
             return [self.postprocess(scored) for scored in self.boxes(feature, proposals, images.sizes)]
         proposals, losses = self.rpn.losses(feature, images.sizes, targets)
-        return losses | self.box_stage.losses(feature, proposals, targets)
+        return losses | self.box_stage.losses(feature, proposals, targets, images.sizes)
 
     def features(self, images: ImageBatch) -> Tensor:
         """The trunk's last feature map (N, C, H / stride, W / stride)."""
