@@ -43,7 +43,7 @@ def build_detector(config: Config, num_classes: int, *, pretrained: bool = True)
     head = RPNHead(spec.channels, channels=config.rpn.channels, num_anchors=anchors.num_anchors)
     rpn = _rpn(config.rpn, anchors, head, ignore_overlap=config.box.ignore_overlap)
     stage = _box_stage(config.box, backbone, stride=spec.stride, num_classes=num_classes)
-    detector = Detector(backbone, rpn, stage, postprocess=_postprocessor(config.test))
+    detector = Detector(backbone, rpn, stage, postprocess=_postprocessor(config.test), fixed=config.solver.fixed)
     return detector.to(memory_format=torch.channels_last)
 
 

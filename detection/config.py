@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 __all__ = [
+    "AlternatingConfig",
     "AnchorConfig",
     "BackboneConfig",
     "BoxConfig",
@@ -114,6 +115,7 @@ class DataConfig:
     group_by_aspect: bool = True  # batches hold only upright or only lying images
     skip_empty: bool = True  # train only on images with at least one object that is not ignored
     workers: int = 2
+    proposals: str | None = None  # file with the training set's proposals, for Fast R-CNN alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +139,8 @@ class SolverConfig:
     evaluate_every: int = 0  # iterations; 0: only at the end
     best_metric: str = "bbox.AP"  # a key of result.json
     log_every: int = 20  # iterations
+    # Parts that keep their weights and statistics and have no loss; ["box_stage"] trains an RPN alone.
+    fixed: tuple[Literal["backbone", "rpn", "box_stage"], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("iterations", "images_per_step", "accumulate", "log_every", "keep_checkpoints"):
@@ -153,6 +157,16 @@ class SolverConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AlternatingConfig:
+    """4-step alternating training: the lengths of its steps.  Source: Faster R-CNN, section 3.2."""
+
+    rpn_iterations: int = 80000  # steps 1 and 3
+    rpn_steps: tuple[int, ...] = (60000,)  # where the rate is multiplied by solver.gamma
+    box_iterations: int = 40000  # steps 2 and 4, as py-faster-rcnn
+    box_steps: tuple[int, ...] = (30000,)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
@@ -161,6 +175,9 @@ class Config:
     test: PostprocessConfig = field(default_factory=PostprocessConfig)
     data: DataConfig = field(default_factory=DataConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
+    alternating: AlternatingConfig = field(default_factory=AlternatingConfig)
+    init: str | None = None  # a detector to start from: a checkpoint or a run directory
+    init_classes: dict[str, str] = field(default_factory=dict)  # class here -> its name there, where they differ
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     output_dir: str | None = None  # null: output/<name of the config file>

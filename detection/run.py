@@ -27,7 +27,13 @@ from detection.data.cards import data_root, load_card, load_dataset
 from detection.data.images import read_image
 from detection.data.index import AnnotationIndex
 from detection.data.problems import summarize
-from detection.engine.checkpoint import Checkpoint, Checkpoints, load_detector_weights
+from detection.engine.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    load_detector_weights,
+    load_initial_weights,
+    read_checkpoint,
+)
 from detection.engine.evaluate import Predictions, evaluate, metric, predict
 from detection.engine.log import RunLog, peak_memory_gib
 from detection.engine.optim import build_optimizer
@@ -81,7 +87,11 @@ def run_training(config: Config, output: Path, *, resume: bool = False) -> dict[
     if newest and not resume:
         raise ValueError(f"{output} holds a run ({newest[0].name}); add --resume to go on, or choose another directory")
     torch.manual_seed(config.seed)
-    detector = build_detector(config, len(index.class_names), pretrained=newest is None).to(device)
+    fresh = newest is None
+    detector = build_detector(config, len(index.class_names), pretrained=fresh and config.init is None)
+    if fresh and config.init is not None:
+        load_initial_weights(detector, read_checkpoint(config.init), index.class_names, config.init_classes)
+    detector.to(device)
     optimizer = build_optimizer(detector, config.solver)
     state = TrainState(detector, optimizer, GradScaler(device.type, enabled=config.solver.precision == "fp16"))
     if newest:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from detection.boxes import clip, scale
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
 from detection.engine.train import PRECISIONS
@@ -17,10 +18,11 @@ from detection.evaluation.coco import evaluate_coco
 from detection.evaluation.records import Record
 from detection.evaluation.report import result_dict
 from detection.evaluation.voc import evaluate_voc
+from detection.model.detector import Detector
 from detection.model.postprocess import rescale
-from detection.structures import Detections
+from detection.structures import Detections, Proposals
 
-__all__ = ["Predictions", "evaluate", "metric", "predict"]
+__all__ = ["Predictions", "evaluate", "metric", "predict", "propose"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,23 @@ def predict(
         for row, size, found in zip(batch.rows, images.sizes, detections, strict=True):
             records.append(_record(index, row, rescale(found, size, _size(index.sizes[row]))))
     return Predictions(records, seconds / max(len(records), 1))
+
+
+@torch.inference_mode()
+def propose(
+    detector: Detector, batches: Iterable[Batch], index: AnnotationIndex, *, device: torch.device
+) -> list[Proposals]:
+    """The RPN's proposals for every image in ``batches``, in their order and in pixels of the stored images."""
+    detector.eval()
+    found = []
+    for batch in batches:
+        images = batch.images.to(device)
+        proposals = detector.propose(detector.features(images), images.sizes)
+        for row, size, image in zip(batch.rows, images.sizes, proposals, strict=True):
+            stored = _size(index.sizes[row])
+            boxes = clip(scale(image.boxes.cpu(), size, stored), stored)
+            found.append(Proposals(boxes=boxes, scores=image.scores.cpu()))
+    return found
 
 
 def evaluate(
