@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
 
 from backbones.base import Backbone
 from backbones.factory import build_backbone
-from detection.config import BackboneConfig, BoxConfig, Config, RPNConfig
+from detection.config import BackboneConfig, BoxConfig, Config, PostprocessConfig, RPNConfig
+from detection.inference.tester import Methods, Tester
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
 from detection.model.box_stage import BoxPredictor, BoxStage
@@ -19,7 +21,7 @@ from detection.model.postprocess import Postprocessor
 from detection.model.rpn import RPN, ProposalFilter, RPNHead
 from detection.model.sampler import BalancedSampler
 
-__all__ = ["build_detector"]
+__all__ = ["build_detector", "build_tester"]
 
 
 def build_detector(config: Config, num_classes: int, *, pretrained: bool = True) -> Detector:
@@ -41,9 +43,23 @@ def build_detector(config: Config, num_classes: int, *, pretrained: bool = True)
     head = RPNHead(spec.channels, channels=config.rpn.channels, num_anchors=anchors.num_anchors)
     rpn = _rpn(config.rpn, anchors, head, ignore_overlap=config.box.ignore_overlap)
     stage = _box_stage(config.box, backbone, stride=spec.stride, num_classes=num_classes)
-    postprocess = Postprocessor(**asdict(config.test))
-    detector = Detector(backbone, rpn, stage, postprocess=postprocess)
+    detector = Detector(backbone, rpn, stage, postprocess=_postprocessor(config.test), fixed=config.solver.fixed)
     return detector.to(memory_format=torch.channels_last)
+
+
+def build_tester(config: PostprocessConfig, detectors: Sequence[Detector]) -> Tester:
+    """The way to test that ``config`` describes, over one detector or an ensemble."""
+    methods = Methods(refine=config.refine, scales=config.scales, flip=config.flip)
+    return Tester(detectors, methods=methods, postprocess=_postprocessor(config))
+
+
+def _postprocessor(config: PostprocessConfig) -> Postprocessor:
+    return Postprocessor(
+        score_threshold=config.score_threshold,
+        nms_iou=config.nms_iou,
+        max_detections=config.max_detections,
+        vote_iou=config.vote_iou,
+    )
 
 
 def _backbone(config: BackboneConfig, *, pretrained: bool) -> Backbone:
@@ -74,7 +90,7 @@ def _box_stage(config: BoxConfig, backbone: Backbone, *, stride: int, num_classe
     return BoxStage(
         RegionPooler(stride, tail.roi_size, kind=config.pool, sampling_ratio=config.sampling_ratio),
         tail,
-        BoxPredictor(tail.out_channels, num_classes=num_classes),
+        BoxPredictor(tail.out_channels * (2 if config.context else 1), num_classes=num_classes),
         matcher=Matcher(
             config.positive_iou,
             config.positive_iou,
@@ -83,6 +99,7 @@ def _box_stage(config: BoxConfig, backbone: Backbone, *, stride: int, num_classe
         ),
         sampler=BalancedSampler(config.samples_per_image, config.positive_fraction),
         coder=BoxCoder(config.coder_weights),
+        context=config.context,
         smooth_l1_beta=config.smooth_l1_beta,
         box_loss_weight=config.box_loss_weight,
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 __all__ = [
+    "AlternatingConfig",
     "AnchorConfig",
     "BackboneConfig",
     "BoxConfig",
@@ -27,14 +28,12 @@ class BackboneConfig:
 
     name: str = "resnet50"
     weights: str | None = None  # null: He initialisation; "torchvision": ImageNet, downloaded; or a file
-    weights_source: Literal["torchvision", "caffe"] = (
-        "torchvision"  # what trained the file: binds mean, order, eps, stride
-    )
+    # What trained the file: binds mean, order, eps, stride.
+    weights_source: Literal["torchvision", "caffe"] = "torchvision"
     norm: Literal["bn", "frozen_bn", "gn", "sync_bn"] | None = None  # the paper fixes BN: frozen_bn
     norm_eps: float | None = None
-    stride_in: Literal["1x1", "3x3"] | None = (
-        None  # which convolution of a bottleneck strides; MSRA 1x1, torchvision 3x3
-    )
+    # Which convolution of a bottleneck strides; MSRA 1x1, torchvision 3x3.
+    stride_in: Literal["1x1", "3x3"] | None = None
     shortcut: Literal["A", "B", "C"] | None = None  # section 4.1, table 3
     freeze_at: int | None = None  # stages kept fixed, counted from the stem: 2 = conv1 and conv2_x
     tail_stride: Literal[1, 2] | None = None  # of conv5_x when it runs on regions
@@ -62,9 +61,8 @@ class RPNConfig:
     positive_fraction: float = 0.5
     allow_outside: bool = False  # train on anchors that cross the image border; the paper ignores them
     smooth_l1_beta: float = 1.0 / 9.0  # py-faster-rcnn's sigma 3
-    box_loss_weight: float = (
-        1.0  # on a sum over positives / sampled anchors; the paper's lambda 10 / 2400 against 1 / 256
-    )
+    # On a sum over positives / sampled anchors; the paper's lambda 10 / 2400 against 1 / 256.
+    box_loss_weight: float = 1.0
     pre_nms_train: int = 12000
     pre_nms_test: int = 6000
     post_nms_train: int = 2000
@@ -84,9 +82,9 @@ class BoxConfig:
     smooth_l1_beta: float = 1.0
     coder_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)  # 1 / the deltas' standard deviations 0.1, 0.1, 0.2, 0.2
     box_loss_weight: float = 1.0
-    ignore_overlap: float = (
-        0.7  # a region or anchor inside an ignored object by this share of its area is not a negative
-    )
+    context: bool = False  # append the whole image's vector to every region's: appendix B, global context
+    # A region or anchor inside an ignored object by this share of its area is not a negative.
+    ignore_overlap: float = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +92,16 @@ class PostprocessConfig:
     score_threshold: float = 0.05
     nms_iou: float = 0.3
     max_detections: int = 100  # per image
+    vote_iou: float | None = None  # box voting among boxes of at least this IoU; the paper gives no value
+    refine: bool = False  # a second pass from the boxes of the first: appendix B, box refinement
+    scales: tuple[int, ...] = ()  # shorter sides, rising, that the box stage looks at: appendix B, 200 to 1000
+    flip: bool = False  # average with the mirrored image
+
+    def __post_init__(self) -> None:
+        if len(self.scales) == 1 or list(self.scales) != sorted(set(self.scales)):
+            raise ValueError(f"test.scales takes two or more rising shorter sides, or none, got {self.scales}")
+        if self.vote_iou is not None and not 0 < self.vote_iou <= 1:
+            raise ValueError(f"test.vote_iou is a fraction above 0 and at most 1, or null, got {self.vote_iou}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +115,7 @@ class DataConfig:
     group_by_aspect: bool = True  # batches hold only upright or only lying images
     skip_empty: bool = True  # train only on images with at least one object that is not ignored
     workers: int = 2
+    proposals: str | None = None  # file with the training set's proposals, for Fast R-CNN alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +139,8 @@ class SolverConfig:
     evaluate_every: int = 0  # iterations; 0: only at the end
     best_metric: str = "bbox.AP"  # a key of result.json
     log_every: int = 20  # iterations
+    # Parts that keep their weights and statistics and have no loss; ["box_stage"] trains an RPN alone.
+    fixed: tuple[Literal["backbone", "rpn", "box_stage"], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("iterations", "images_per_step", "accumulate", "log_every", "keep_checkpoints"):
@@ -146,6 +157,16 @@ class SolverConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AlternatingConfig:
+    """4-step alternating training: the lengths of its steps.  Source: Faster R-CNN, section 3.2."""
+
+    rpn_iterations: int = 80000  # steps 1 and 3
+    rpn_steps: tuple[int, ...] = (60000,)  # where the rate is multiplied by solver.gamma
+    box_iterations: int = 40000  # steps 2 and 4, as py-faster-rcnn
+    box_steps: tuple[int, ...] = (30000,)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
@@ -154,6 +175,9 @@ class Config:
     test: PostprocessConfig = field(default_factory=PostprocessConfig)
     data: DataConfig = field(default_factory=DataConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
+    alternating: AlternatingConfig = field(default_factory=AlternatingConfig)
+    init: str | None = None  # a detector to start from: a checkpoint or a run directory
+    init_classes: dict[str, str] = field(default_factory=dict)  # class here -> its name there, where they differ
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     output_dir: str | None = None  # null: output/<name of the config file>

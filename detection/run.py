@@ -12,7 +12,7 @@ RUN/pictures/          detections drawn on test images
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from backbones.norm import FrozenBatchNorm
-from detection.build import build_detector
+from detection.build import build_detector, build_tester
 from detection.config import Config
 from detection.config_io import dump_config
 from detection.data.build import build_test_loader, build_train_loader
@@ -28,7 +28,13 @@ from detection.data.cards import data_root, load_card, load_dataset
 from detection.data.images import read_image
 from detection.data.index import AnnotationIndex
 from detection.data.problems import summarize
-from detection.engine.checkpoint import Checkpoint, Checkpoints, load_detector_weights
+from detection.engine.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    load_detector_weights,
+    load_initial_weights,
+    read_checkpoint,
+)
 from detection.engine.evaluate import Predictions, evaluate, metric, predict
 from detection.engine.log import RunLog, peak_memory_gib
 from detection.engine.optim import build_optimizer
@@ -82,7 +88,11 @@ def run_training(config: Config, output: Path, *, resume: bool = False) -> dict[
     if newest and not resume:
         raise ValueError(f"{output} holds a run ({newest[0].name}); add --resume to go on, or choose another directory")
     torch.manual_seed(config.seed)
-    detector = build_detector(config, len(index.class_names), pretrained=newest is None).to(device)
+    fresh = newest is None
+    detector = build_detector(config, len(index.class_names), pretrained=fresh and config.init is None)
+    if fresh and config.init is not None:
+        load_initial_weights(detector, read_checkpoint(config.init), index.class_names, config.init_classes)
+    detector.to(device)
     optimizer = build_optimizer(detector, config.solver)
     state = TrainState(detector, optimizer, GradScaler(device.type, enabled=config.solver.precision == "fp16"))
     if newest:
@@ -109,6 +119,7 @@ def run_test(
     checkpoint: Checkpoint,
     output: Path,
     *,
+    ensemble: Sequence[Checkpoint] = (),
     limit: int | None = None,
     pictures: int = 0,
     say: Say = print,
@@ -119,6 +130,7 @@ def run_test(
         config: of the run.
         checkpoint: weights of a detector that ``config`` describes.
         output: directory for result.json, detections.json and pictures/.
+        ensemble: further detectors, each built as its own config says; they must know the same classes.
         limit: only the first images.
         pictures: how many images to draw.
         say: takes lines to show.
@@ -128,12 +140,12 @@ def run_test(
     """
     device = choose_device(config)
     index = _load(config.data.test, config, "data.test")
-    detector = build_detector(config, len(index.class_names), pretrained=False)
-    load_detector_weights(detector, checkpoint, index.class_names)
-    detector.to(device)
+    detectors = [_restored(config, checkpoint, index.class_names)]
+    detectors += [_restored(member.config, member, index.class_names) for member in ensemble]
+    tester = build_tester(config.test, detectors).to(device)
     rows = range(len(index) if limit is None else min(limit, len(index)))
     loader = build_test_loader(index, config.data, rows=rows)
-    predictions = predict(detector, loader, index, device=device, precision=config.solver.precision)
+    predictions = predict(tester, loader, index, device=device, precision=config.solver.precision)
     result = _write_result(predictions, index, config, output)
     for record in predictions.records[:pictures]:
         row = index.image_ids.tolist().index(record.image_id)
@@ -142,6 +154,12 @@ def run_test(
         save_picture(output / "pictures" / f"{Path(record.file_name).stem}.jpg", drawn)
     say(f"{len(predictions.records)} images, {predictions.seconds_per_image:.3f} s per image, {device}")
     return result
+
+
+def _restored(config: Config, checkpoint: Checkpoint, class_names: Sequence[str]) -> Detector:
+    detector = build_detector(config, len(class_names), pretrained=False)
+    load_detector_weights(detector, checkpoint, class_names)
+    return detector
 
 
 def _load(specs: tuple[str, ...], config: Config, key: str, say: Say = print) -> AnnotationIndex:

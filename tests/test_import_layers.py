@@ -19,6 +19,7 @@ LAYERS = (
     ("detection.model",),
     ("detection.data", "detection.inference", "detection.evaluation", "detection.engine", "detection.visualize"),
     ("detection.build", "detection.run"),
+    ("detection.alternating", "detection.methods"),
     ("tools", "datasets"),
 )
 

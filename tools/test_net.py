@@ -3,6 +3,7 @@
 examples:
   python tools/test_net.py --config-file configs/digits/resnet18_c4.yaml --weights output/resnet18_c4
   python tools/test_net.py --config-file configs/voc/vgg16_c4_0712.yaml --weights model.safetensors --visualize 20
+  python tools/test_net.py --config-file configs/bccd/resnet18_c4.yaml --weights output/resnet18_c4 test.refine=true
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--config-file", required=True, help="a YAML file of configs/")
     parser.add_argument("--weights", required=True, help="a .safetensors checkpoint, or a run directory")
+    parser.add_argument(
+        "--ensemble", action="append", default=[], metavar="W", help="a further checkpoint (may be repeated)"
+    )
     parser.add_argument("--output-dir", help="for results (default: test/ in the run directory of the weights)")
     parser.add_argument("--visualize", type=int, default=0, metavar="N", help="draw the detections of N images")
     parser.add_argument("--limit", type=int, metavar="N", help="test only the first N images")
@@ -36,7 +40,8 @@ def main() -> None:
     config = load_config(Config, args.config_file, args.overrides)
     checkpoint = read_checkpoint(args.weights)
     output = Path(args.output_dir) if args.output_dir else checkpoint.path.parent.parent / "test"
-    result = run_test(config, checkpoint, output, limit=args.limit, pictures=args.visualize)
+    ensemble = [read_checkpoint(path) for path in args.ensemble]
+    result = run_test(config, checkpoint, output, ensemble=ensemble, limit=args.limit, pictures=args.visualize)
     print(format_tables(result))
     print(f"result: {output / 'result.json'}  detections: {output / 'detections.json'}")
     if args.visualize:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from detection.config import DataConfig
 from detection.data.dataset import Batch, DetectionDataset, collate
 from detection.data.index import AnnotationIndex
+from detection.data.proposals import read_proposals
 from detection.data.samplers import TestBatches, TrainBatches
 from detection.data.transforms import Augment, Resize
 
@@ -20,11 +21,17 @@ __all__ = ["build_test_loader", "build_train_loader"]
 
 
 def build_train_loader(
-    index: AnnotationIndex, config: DataConfig, *, batch_size: int, seed: int, start: int = 0
+    index: AnnotationIndex,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
 ) -> DataLoader[Batch]:
     """Endless batches of ``batch_size`` augmented images, from batch number ``start`` of the run seeded ``seed``."""
     resize = Resize(config.shorter_side, config.longer_side)
-    dataset = DetectionDataset(index, resize=resize, augment=Augment(config.augment), seed=seed)
+    proposals = read_proposals(config.proposals, index) if config.proposals else None
+    dataset = DetectionDataset(index, resize=resize, augment=Augment(config.augment), seed=seed, proposals=proposals)
     rows = index.num_wanted().nonzero().flatten() if config.skip_empty else torch.arange(len(index))
     batches = TrainBatches(
         rows, index.sizes, batch_size=batch_size, seed=seed, group_by_aspect=config.group_by_aspect, start=start

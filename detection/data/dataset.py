@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 
 from detection.data.images import read_image
 from detection.data.index import AnnotationIndex
+from detection.data.proposals import StoredProposals
 from detection.data.transforms import Augment, Resize
-from detection.structures import ImageBatch, Target
+from detection.structures import ImageBatch, Proposals, Target
 
 __all__ = ["Batch", "DetectionDataset", "Sample", "collate"]
 
@@ -25,6 +26,7 @@ class Sample:
     path: str
     image: Tensor  # (3, H, W) uint8 RGB
     target: Target  # pixels of the resized image
+    proposals: Proposals | None = None  # from a file, in pixels of the resized image
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,15 @@ class Batch:
     targets: tuple[Target, ...]
     rows: tuple[int, ...]
     paths: tuple[str, ...]
+    proposals: tuple[Proposals, ...] | None = None  # from a file
 
     def to(self, device: torch.device | str) -> Batch:
         targets = tuple(target.to(device) for target in self.targets)
-        return Batch(self.images.to(device), targets, self.rows, self.paths)
+        proposals = None if self.proposals is None else tuple(image.to(device) for image in self.proposals)
+        return replace(self, images=self.images.to(device), targets=targets, proposals=proposals)
 
     def pin_memory(self) -> Batch:
-        return Batch(self.images.pin_memory(), self.targets, self.rows, self.paths)
+        return replace(self, images=self.images.pin_memory())
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -55,12 +59,20 @@ class DetectionDataset(Dataset[Sample]):
         resize: to the detector's scale.
         augment: before resizing; None at test time.
         seed: of the run.
+        proposals: of every image, from a file.
     """
 
     def __init__(
-        self, index: AnnotationIndex, *, resize: Resize, augment: Augment | None = None, seed: int = 0
+        self,
+        index: AnnotationIndex,
+        *,
+        resize: Resize,
+        augment: Augment | None = None,
+        seed: int = 0,
+        proposals: StoredProposals | None = None,
     ) -> None:
         self.index, self.resize, self.augment, self.seed = index, resize, augment, seed
+        self.proposals = proposals
 
     def __len__(self) -> int:
         return len(self.index)
@@ -71,17 +83,40 @@ class DetectionDataset(Dataset[Sample]):
         height, width = self.index.sizes[row].tolist()
         image = read_image(path, size=(height, width), apply_exif=bool(self.index.apply_exif[row]))
         target = self.index.target(row)
+        if self.proposals is not None:
+            target = _with_proposals(target, self.proposals.of(row))
         if self.augment is not None:
             image, target = self.augment(image, target, seed=(self.seed, position))
         image, target = self.resize(image, target)
-        return Sample(row, path, torch.from_numpy(image).permute(2, 0, 1).contiguous(), target)
+        proposals = None
+        if self.proposals is not None:
+            target, proposals = _without_proposals(target)
+        return Sample(row, path, torch.from_numpy(image).permute(2, 0, 1).contiguous(), target, proposals)
+
+
+def _with_proposals(target: Target, proposals: Proposals) -> Target:
+    """``target`` with the proposals as further rows of label -1, so that they follow the pixels like objects."""
+    count = len(proposals)
+    return Target(
+        boxes=torch.cat([target.boxes, proposals.boxes]),
+        labels=torch.cat([target.labels, target.labels.new_full((count,), -1)]),
+        ignore=torch.cat([target.ignore, target.ignore.new_ones(count)]),
+    )
+
+
+def _without_proposals(target: Target) -> tuple[Target, Proposals]:
+    """The objects, and the proposals, best first; their scores are ranks, since training does not look at them."""
+    boxes = target.boxes[target.labels < 0]
+    return target[target.labels >= 0], Proposals(boxes=boxes, scores=-torch.arange(len(boxes)).float())
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """One batch of ``samples``, padded to a common size."""
+    proposals = tuple(sample.proposals for sample in samples if sample.proposals is not None)
     return Batch(
         ImageBatch.from_images([sample.image for sample in samples]),
         tuple(sample.target for sample in samples),
         tuple(sample.row for sample in samples),
         tuple(sample.path for sample in samples),
+        proposals if len(proposals) == len(samples) else None,
     )

@@ -13,7 +13,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,16 @@ from detection.config import Config
 from detection.config_io import dump_config, parse_config
 from detection.engine.train import TrainState
 
-__all__ = ["Checkpoint", "Checkpoints", "load_detector_weights", "read_checkpoint", "resolve_weights"]
+__all__ = [
+    "Checkpoint",
+    "Checkpoints",
+    "load_detector_weights",
+    "load_initial_weights",
+    "read_checkpoint",
+    "resolve_weights",
+]
+
+PREDICTOR = "box_stage.predictor."
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +161,56 @@ def load_detector_weights(model: nn.Module, checkpoint: Checkpoint, class_names:
             f"the data set has {len(class_names)}: {tuple(class_names)}"
         )
     load_matching(model, checkpoint.weights, source=str(checkpoint.path))
+
+
+def load_initial_weights(
+    model: nn.Module, checkpoint: Checkpoint, class_names: Sequence[str], renamed: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Puts the weights of ``checkpoint``, trained on other classes perhaps, into ``model`` as a start.
+
+    Everything but the two last layers must fit; of these, the rows of every class that both know are carried over, and
+    the background's. A class that ``checkpoint`` lacks keeps the model's own rows.
+
+    Args:
+        model: a detector for ``class_names``.
+        checkpoint: where to start from.
+        class_names: K names.
+        renamed: class name -> its name in ``checkpoint``, where they differ.
+
+    Returns:
+        The classes carried over.
+
+    Raises:
+        ValueError: weights of another architecture, a name in ``renamed`` that one side lacks, or no common class.
+    """
+    for here, there in renamed.items():
+        if here not in class_names or there not in checkpoint.class_names:
+            raise ValueError(
+                f"init_classes maps {here!r} to {there!r}; the data set has {tuple(class_names)}, "
+                f"{checkpoint.path} has {checkpoint.class_names}"
+            )
+    names = [renamed.get(name, name) for name in class_names]
+    pairs = [(k, checkpoint.class_names.index(name)) for k, name in enumerate(names) if name in checkpoint.class_names]
+    if not pairs:
+        raise ValueError(f"{checkpoint.path} knows none of the classes {tuple(class_names)}: {checkpoint.class_names}")
+    weights, own = dict(checkpoint.weights), model.state_dict()
+    for name in weights.keys() & own.keys():
+        if name.startswith(PREDICTOR):
+            per_class = 4 if "deltas" in name else 1
+            weights[name] = _carried(weights[name], own[name], pairs, per_class)
+    load_matching(model, weights, source=str(checkpoint.path))
+    return tuple(class_names[k] for k, _ in pairs)
+
+
+def _carried(there: Tensor, here: Tensor, pairs: Sequence[tuple[int, int]], per_class: int) -> Tensor:
+    """``here`` (rows, ...) with the rows of the classes in ``pairs`` taken from ``there``; class rows lie together."""
+    result = here.detach().cpu().clone()
+    for own, other in pairs:
+        rows = slice(own * per_class, (own + 1) * per_class)
+        result[rows] = there[other * per_class : (other + 1) * per_class]
+    if per_class == 1:  # the background is the last class
+        result[-1] = there[-1]
+    return result
 
 
 def _numbered(folder: Path) -> list[Path]:

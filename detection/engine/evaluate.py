@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from detection.boxes import clip, scale
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
 from detection.engine.train import PRECISIONS
@@ -19,9 +20,9 @@ from detection.evaluation.report import result_dict
 from detection.evaluation.voc import evaluate_voc
 from detection.model.detector import Detector
 from detection.model.postprocess import rescale
-from detection.structures import Detections
+from detection.structures import Detections, Proposals
 
-__all__ = ["Predictions", "evaluate", "metric", "predict"]
+__all__ = ["Predictions", "evaluate", "metric", "predict", "propose"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,17 @@ class Predictions:
 
 @torch.inference_mode()
 def predict(
-    detector: Detector,
+    detector: nn.Module,
     batches: Iterable[Batch],
     index: AnnotationIndex,
     *,
     device: torch.device,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
 ) -> Predictions:
-    """A record for every image in ``batches``, with detections in the pixels of the stored image."""
+    """A record for every image in ``batches``, with detections in the pixels of the stored image.
+
+    ``detector`` is a Detector or a Tester: what turns an ImageBatch into a list of Detections.
+    """
     detector.eval()
     records, seconds, dtype = [], 0.0, PRECISIONS[precision]
     for batch in batches:
@@ -53,6 +57,23 @@ def predict(
         for row, size, found in zip(batch.rows, images.sizes, detections, strict=True):
             records.append(_record(index, row, rescale(found, size, _size(index.sizes[row]))))
     return Predictions(records, seconds / max(len(records), 1))
+
+
+@torch.inference_mode()
+def propose(
+    detector: Detector, batches: Iterable[Batch], index: AnnotationIndex, *, device: torch.device
+) -> list[Proposals]:
+    """The RPN's proposals for every image in ``batches``, in their order and in pixels of the stored images."""
+    detector.eval()
+    found = []
+    for batch in batches:
+        images = batch.images.to(device)
+        proposals = detector.propose(detector.features(images), images.sizes)
+        for row, size, image in zip(batch.rows, images.sizes, proposals, strict=True):
+            stored = _size(index.sizes[row])
+            boxes = clip(scale(image.boxes.cpu(), size, stored), stored)
+            found.append(Proposals(boxes=boxes, scores=image.scores.cpu()))
+    return found
 
 
 def evaluate(

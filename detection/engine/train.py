@@ -128,7 +128,7 @@ def _step(
         batch = next(parts).to(device)
         window.data_seconds += time.perf_counter() - before
         with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
-            losses: dict[str, Tensor] = state.model(batch.images, batch.targets)
+            losses: dict[str, Tensor] = state.model(batch.images, batch.targets, batch.proposals)
         stacked = torch.stack(list(losses.values()))
         values = dict(zip(losses, stacked.tolist(), strict=True))  # one wait for the device instead of one per loss
         _check_finite(values, state.iteration, batch.paths)

@@ -67,6 +67,8 @@ class BoxStage(nn.Module):
         predictor: the two sibling layers.
         matcher, sampler, coder: how regions are labelled, drawn and encoded.
         smooth_l1_beta, box_loss_weight: of the box loss.
+        context: append the vector of the whole image, pooled as one region, to every region's; the predictor then takes
+            2 D ("Deep Residual Learning", appendix B, global context).
     """
 
     def __init__(
@@ -80,9 +82,10 @@ class BoxStage(nn.Module):
         coder: BoxCoder,
         smooth_l1_beta: float = 1.0,
         box_loss_weight: float = 1.0,
+        context: bool = False,
     ) -> None:
         super().__init__()
-        self.pooler, self.head, self.predictor = pooler, head, predictor
+        self.pooler, self.head, self.predictor, self.context = pooler, head, predictor, context
         self.matcher, self.sampler, self.coder = matcher, sampler, coder
         self.smooth_l1_beta, self.box_loss_weight = smooth_l1_beta, box_loss_weight
 
@@ -95,20 +98,41 @@ class BoxStage(nn.Module):
         self, feature: Tensor, proposals: Sequence[Proposals], sizes: Sequence[tuple[int, int]]
     ) -> list[ScoredBoxes]:
         """Scores and boxes of each image's ``proposals`` from ``feature`` (N, C, H, W)."""
-        logits, deltas = self._predict(feature, [image.boxes for image in proposals])
-        counts = [len(image) for image in proposals]
+        boxes = [image.boxes for image in proposals]
+        return self.predict(self.vectors(feature, boxes, sizes), boxes, sizes)
+
+    def vectors(self, feature: Tensor, boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """(R, D) what the head says of the regions ``boxes`` (R_i, 4) of each image; (R, 2 D) with context."""
+        if not self.context:
+            return self.head(self.pooler(feature, boxes))
+        whole = [image.new_tensor([[0, 0, width, height]]) for image, (height, width) in zip(boxes, sizes, strict=True)]
+        joined = [torch.cat([image, context]) for image, context in zip(boxes, whole, strict=True)]
+        per_image = self.head(self.pooler(feature, joined)).split([len(image) for image in joined])
+        pairs = [torch.cat([image[:-1], image[-1:].expand(len(image) - 1, -1)], dim=1) for image in per_image]
+        return torch.cat(pairs)
+
+    def predict(self, vectors: Tensor, boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[ScoredBoxes]:
+        """Scores and boxes from the ``vectors`` of the regions ``boxes`` (R_i, 4) of each image."""
+        logits, deltas = self.predictor(vectors)
+        counts = [len(image) for image in boxes]
         scored = []
         for image, image_logits, image_deltas, size in zip(
-            proposals, logits.split(counts), deltas.split(counts), sizes, strict=True
+            boxes, logits.split(counts), deltas.split(counts), sizes, strict=True
         ):
-            boxes = self.coder.decode(image_deltas, image.boxes[:, None])  # (R, K, 4)
-            scored.append(ScoredBoxes(image_logits.softmax(dim=1)[:, :-1], clip(boxes, size)))
+            decoded = self.coder.decode(image_deltas, image[:, None])  # (R, K, 4)
+            scored.append(ScoredBoxes(image_logits.softmax(dim=1)[:, :-1], clip(decoded, size)))
         return scored
 
-    def losses(self, feature: Tensor, proposals: Sequence[Proposals], targets: Sequence[Target]) -> dict[str, Tensor]:
+    def losses(
+        self,
+        feature: Tensor,
+        proposals: Sequence[Proposals],
+        targets: Sequence[Target],
+        sizes: Sequence[tuple[int, int]],
+    ) -> dict[str, Tensor]:
         """The losses ``box_class`` and ``box_regression`` of regions drawn from proposals and ground truth."""
         samples = [self._sample(image, target) for image, target in zip(proposals, targets, strict=True)]
-        logits, deltas = self._predict(feature, [boxes for boxes, _, _ in samples])
+        logits, deltas = self.predictor(self.vectors(feature, [boxes for boxes, _, _ in samples], sizes))
         labels = torch.cat([labels for _, labels, _ in samples])
         goals = torch.cat([goals for _, _, goals in samples])
         positives = (labels < self.num_classes).nonzero().flatten()
@@ -118,9 +142,6 @@ class BoxStage(nn.Module):
             "box_regression": smooth_l1(deltas[positives, labels[positives]], goals, self.smooth_l1_beta)
             * (scale * self.box_loss_weight),
         }
-
-    def _predict(self, feature: Tensor, boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        return self.predictor(self.head(self.pooler(feature, boxes)))
 
     @torch.no_grad()
     def _sample(self, proposals: Proposals, target: Target) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ Shapes: N images, C channels, H W height and width of the padded batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
+from typing import Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -32,37 +32,69 @@ class Detector(nn.Module):
         rpn: proposals.
         box_stage: scores and boxes of proposals.
         postprocess: which of these become detections.
+        fixed: of "backbone", "rpn" and "box_stage" those that are not trained: no gradient, no loss, always eval mode.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone, rpn: RPN, box_stage: BoxStage, *, postprocess: Postprocessor) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        rpn: RPN,
+        box_stage: BoxStage,
+        *,
+        postprocess: Postprocessor,
+        fixed: Sequence[str] = (),
+    ) -> None:
         super().__init__()
+        self.fixed = tuple(fixed)
         self.backbone, self.rpn, self.box_stage, self.postprocess = backbone, rpn, box_stage, postprocess
         self.feature = list(backbone.specs)[-1]
         stats = backbone.input_stats
         self.bgr = stats.channel_order == "bgr"
         self.register_buffer("mean", torch.tensor(stats.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(stats.std).view(3, 1, 1), persistent=False)
+        for name in self.fixed:
+            self.get_submodule(name).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of all parts but the fixed ones, whose statistics must not move."""
+        super().train(mode)
+        for name in self.fixed:
+            self.get_submodule(name).eval()
+        return self
 
     @overload
-    def forward(self, images: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]: ...
-    @overload
-    def forward(self, images: ImageBatch, targets: None = None) -> list[Detections]: ...
     def forward(
-        self, images: ImageBatch, targets: Sequence[Target] | None = None
+        self, images: ImageBatch, targets: Sequence[Target], proposals: Sequence[Proposals] | None = None
+    ) -> dict[str, Tensor]: ...
+    @overload
+    def forward(
+        self, images: ImageBatch, targets: None = None, proposals: Sequence[Proposals] | None = None
+    ) -> list[Detections]: ...
+    def forward(
+        self,
+        images: ImageBatch,
+        targets: Sequence[Target] | None = None,
+        proposals: Sequence[Proposals] | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
-        """Scalar losses by name if there are targets, else the detections of each image.
+        """Scalar losses by name, of the parts that are not fixed, if there are targets; else each image's detections.
 
-        Targets and detections are in pixels of the images as given.
+        ``proposals`` take the place of the RPN's. All boxes are in pixels of the images as given.
         """
         feature = self.features(images)
         if targets is None:
-            proposals = self.propose(feature, images.sizes)
+            proposals = self.propose(feature, images.sizes) if proposals is None else proposals
             return [self.postprocess(scored) for scored in self.boxes(feature, proposals, images.sizes)]
-        proposals, losses = self.rpn.losses(feature, images.sizes, targets)
-        return losses | self.box_stage.losses(feature, proposals, targets)
+        losses: dict[str, Tensor] = {}
+        if "rpn" not in self.fixed:
+            own, losses = self.rpn.losses(feature, images.sizes, targets)
+            proposals = own if proposals is None else proposals
+        if "box_stage" not in self.fixed:
+            proposals = self.propose(feature, images.sizes) if proposals is None else proposals
+            losses = losses | self.box_stage.losses(feature, proposals, targets, images.sizes)
+        return losses
 
     def features(self, images: ImageBatch) -> Tensor:
         """The trunk's last feature map (N, C, H / stride, W / stride)."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
+from torch import Tensor
 from torchvision.ops import batched_nms
 
-from detection.boxes import scale
+from detection.boxes import iou, scale
 from detection.model.box_stage import ScoredBoxes
 from detection.structures import Detections
 
@@ -22,23 +22,33 @@ class Postprocessor:
         score_threshold: probability that a detection must exceed.
         nms_iou: IoU above which the worse of two boxes of a class goes.
         max_detections: per image.
+        vote_iou: box voting: every detection's box becomes the mean, weighted by score, of all boxes of its class that
+            overlap it by at least this IoU, those that NMS removed included; None for no voting.
 
-    Source: py-faster-rcnn's test settings; the papers leave the threshold and the number open.
+    Source: py-faster-rcnn's test settings, which the papers leave open; voting: Gidaris and Komodakis 2015, 3.3.
     """
 
     score_threshold: float = 0.05
     nms_iou: float = 0.3
     max_detections: int = 100
+    vote_iou: float | None = None
 
     def __call__(self, scored: ScoredBoxes) -> Detections:
         """Detections, best first, in the pixels of ``scored``."""
         sides = scored.boxes[..., 2:] - scored.boxes[..., :2]
         rows, labels = ((scored.scores > self.score_threshold) & (sides > 0).all(dim=-1)).nonzero().unbind(1)
-        boxes, scores = scored.boxes[rows, labels], scored.scores[rows, labels]
-        kept = batched_nms(boxes, scores, labels, self.nms_iou)[: self.max_detections]
-        return Detections(boxes=boxes[kept], scores=scores[kept], labels=labels[kept])
+        found = Detections(boxes=scored.boxes[rows, labels], scores=scored.scores[rows, labels], labels=labels)
+        kept = found[batched_nms(found.boxes, found.scores, labels, self.nms_iou)[: self.max_detections]]
+        return kept if self.vote_iou is None else replace(kept, boxes=_vote(kept, found, self.vote_iou))
+
+
+def _vote(kept: Detections, voters: Detections, vote_iou: float) -> Tensor:
+    """The boxes (N, 4) of ``kept``, each the mean of the ``voters`` of its class that agree with it."""
+    agrees = (iou(kept.boxes, voters.boxes) >= vote_iou) & (kept.labels[:, None] == voters.labels)
+    weights = agrees * voters.scores  # (N, M); every kept box is among its own voters
+    return (weights @ voters.boxes) / weights.sum(dim=1, keepdim=True)
 
 
 def rescale(detections: Detections, size: tuple[int, int], new_size: tuple[int, int]) -> Detections:
     """``detections`` of an image of ``size`` (height, width), in pixels of the same image at ``new_size``."""
-    return replace(detections, boxes=scale(detections.boxes, size, new_size).to(torch.float32))
+    return replace(detections, boxes=scale(detections.boxes, size, new_size))

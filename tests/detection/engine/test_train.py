@@ -29,7 +29,7 @@ class LineModel(nn.Module):
         self.modes: list[bool] = []
         self.autocast: list[bool] = []
 
-    def forward(self, images: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def forward(self, images: ImageBatch, targets: Sequence[Target], proposals: None) -> dict[str, Tensor]:
         assert len(images) == len(targets)
         self.modes.append(self.training)
         self.autocast.append(torch.is_autocast_enabled("cpu"))
@@ -43,7 +43,7 @@ class NanModel(LineModel):
 
     value = float("nan")
 
-    def forward(self, images: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def forward(self, images: ImageBatch, targets: Sequence[Target], proposals: None) -> dict[str, Tensor]:
         losses = super().forward(images, targets)
         return losses | {"third": losses["first"] * (self.value if len(self.modes) == 3 else 1.0)}
 
