@@ -15,7 +15,7 @@ DEMO_RUN := output/demo
 demo: .venv/installed
 	rm -rf $(DEMO_RUN)
 	$(BIN)/python datasets/make_digits.py
-	$(BIN)/python tools/train_net.py --config-file $(DEMO_CONFIG) --output-dir $(DEMO_RUN)
+	$(BIN)/python tools/train_net.py --config-file $(DEMO_CONFIG) --output-dir $(DEMO_RUN) "data.test=[]"
 	$(BIN)/python tools/test_net.py --config-file $(DEMO_CONFIG) --weights $(DEMO_RUN) --visualize 12
 
 # One thread a process: two test processes on two cores would otherwise wait for each other.

@@ -6,7 +6,7 @@ Strict by default: a name that is missing, left over, or of another shape is an 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -168,8 +168,7 @@ def load_matching(
     state: Mapping[str, Tensor],
     *,
     source: str,
-    unused_ok: Callable[[str], bool] | tuple[str, ...] = (),
-    missing_ok: Callable[[str], bool] | tuple[str, ...] = (),
+    unused_ok: tuple[str, ...] = (),
 ) -> LoadReport:
     """Loads ``state`` into ``module`` and returns what became of every name, the allowed ones included.
 
@@ -180,8 +179,7 @@ def load_matching(
         module: receives the values; left as it was if an error is raised.
         state: tensors by the module's names.
         source: where ``state`` comes from, for the error.
-        unused_ok: prefixes of, or a test for, names that the module may lack.
-        missing_ok: prefixes of, or a test for, names that ``state`` may lack.
+        unused_ok: prefixes of names that the module may lack.
 
     Raises:
         ValueError: other names are missing or unused, or shapes differ.
@@ -199,8 +197,8 @@ def load_matching(
     )
     refused = LoadReport(
         loaded=report.loaded,
-        missing=_without(report.missing, missing_ok),
-        unused=_without(report.unused, unused_ok),
+        missing=report.missing,
+        unused=tuple(name for name in report.unused if not name.startswith(unused_ok)),
         mismatched=report.mismatched,
     )
     if refused.missing or refused.unused or refused.mismatched:
@@ -222,10 +220,3 @@ def _our_name(name: str) -> str:
 def _reportable(names: Iterable[str]) -> tuple[str, ...]:
     """The names without the step counters of batch normalisation, which decide nothing at a fixed momentum."""
     return tuple(name for name in names if name.rpartition(".")[2] != "num_batches_tracked")
-
-
-def _without(names: tuple[str, ...], allowed: Callable[[str], bool] | tuple[str, ...]) -> tuple[str, ...]:
-    """The names that are not allowed."""
-    if isinstance(allowed, tuple):
-        return tuple(name for name in names if not name.startswith(allowed))
-    return tuple(name for name in names if not allowed(name))

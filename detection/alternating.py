@@ -22,7 +22,8 @@ from detection.data.cards import data_root, load_dataset
 from detection.data.proposals import write_proposals
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint
 from detection.engine.evaluate import propose
-from detection.run import choose_device, run_training
+from detection.run import run_training
+from detection.testing import choose_device
 
 __all__ = ["run_alternating", "step_configs", "write_training_proposals"]
 

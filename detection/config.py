@@ -43,11 +43,8 @@ class BackboneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AnchorConfig:
-    sizes: tuple[float, ...] = (
-        128.0,
-        256.0,
-        512.0,
-    )  # square root of the area, pixels of the resized image; COCO adds 64
+    # Square root of the area, pixels of the resized image; COCO adds 64.
+    sizes: tuple[float, ...] = (128.0, 256.0, 512.0)
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
     offset: float = 0.5  # of the centre in its cell: 0.5 = middle, as py-faster-rcnn; 0 = corner, as torchvision
 
@@ -178,6 +175,10 @@ class Config:
     alternating: AlternatingConfig = field(default_factory=AlternatingConfig)
     init: str | None = None  # a detector to start from: a checkpoint or a run directory
     init_classes: dict[str, str] = field(default_factory=dict)  # class here -> its name there, where they differ
-    seed: int = 0
+    seed: int = 0  # of weights, shuffling, augmentation and sampling
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    output_dir: str | None = None  # null: output/<name of the config file>
+    output_dir: str | None = None  # null: output/<folder>/<name of the config file>
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")

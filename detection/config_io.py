@@ -65,7 +65,7 @@ def build_dataclass(schema: type[ConfigT], values: Mapping[str, Any], where: str
     for name in values:
         if name not in known:
             nearest = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
+            hint = f"did you mean {where + nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
             raise ValueError(f"no config key {where + str(name)!r}; {hint}")
     try:
         return schema(**{name: _convert(value, hints[name], where + name) for name, value in values.items()})
@@ -110,7 +110,10 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return float(value)
     if isinstance(hint, type) and type(value) is hint:
         return value
-    expected = f"one of {args}" if kind is Literal else getattr(kind or hint, "__name__", str(hint))
+    if kind is Literal:
+        expected = f"one of {args}"
+    else:
+        expected = "a list, such as [a, b]" if kind is tuple else getattr(kind or hint, "__name__", str(hint))
     raise ValueError(f"config key {key!r} takes {expected}, got {value!r}")
 
 

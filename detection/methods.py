@@ -12,7 +12,7 @@ import yaml
 from detection.config import Config
 from detection.config_io import build_dataclass
 from detection.engine.checkpoint import Checkpoint
-from detection.run import run_test
+from detection.testing import run_test
 
 __all__ = ["MethodRow", "Outcome", "format_outcomes", "load_rows", "run_methods"]
 

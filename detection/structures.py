@@ -16,6 +16,11 @@ from torch import Tensor
 __all__ = ["Detections", "ImageBatch", "Proposals", "Target"]
 
 
+def move(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """``tensor`` on ``device``; towards a GPU without waiting for the copy, away from it the values must be there."""
+    return tensor.to(device, non_blocking=torch.device(device).type == "cuda")
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Base of the containers below: every field that is not None has one row per object."""
@@ -37,8 +42,7 @@ class Rows:
         return replace(self, **{name: rows[index] for name, rows in self._rows().items()})
 
     def to(self, device: torch.device | str) -> Self:
-        moved = {name: rows.to(device, non_blocking=True) for name, rows in self._rows().items()}
-        return replace(self, **moved)
+        return replace(self, **{name: move(rows, device) for name, rows in self._rows().items()})
 
     def _rows(self) -> dict[str, Tensor]:
         named = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -106,7 +110,7 @@ class ImageBatch:
         return cls(pixels, sizes)
 
     def to(self, device: torch.device | str) -> Self:
-        return replace(self, pixels=self.pixels.to(device, non_blocking=True))
+        return replace(self, pixels=move(self.pixels, device))
 
     def pin_memory(self) -> Self:
         return replace(self, pixels=self.pixels.pin_memory())

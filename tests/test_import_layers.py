@@ -18,7 +18,8 @@ LAYERS = (
     ("detection.structures", "detection.boxes", "detection.config", "detection.config_io"),
     ("detection.model",),
     ("detection.data", "detection.inference", "detection.evaluation", "detection.engine", "detection.visualize"),
-    ("detection.build", "detection.run"),
+    ("detection.build",),
+    ("detection.testing", "detection.run"),
     ("detection.alternating", "detection.methods"),
     ("tools", "datasets"),
 )

@@ -1,9 +1,9 @@
 """Test a detector under a list of settings, one on top of the other: Table 9 of the ResNet paper.
 
 examples:
-  python tools/test_methods.py --config-file configs/bccd/resnet18_c4.yaml --weights output/resnet18_c4
-  python tools/test_methods.py --config-file configs/coco/resnet101_c4.yaml --weights output/resnet101_c4 \\
-      --context-weights output/resnet101_c4_context --ensemble output/resnet50_c4 --ensemble output/vgg16_c4
+  python tools/test_methods.py --config-file configs/bccd/resnet18_c4.yaml --weights output/bccd/resnet18_c4
+  python tools/test_methods.py --config-file configs/coco/resnet101_c4.yaml --weights output/coco/resnet101_c4 \\
+      --context-weights output/coco/resnet101_context --ensemble output/coco/resnet50_c4
 """
 
 from __future__ import annotations
@@ -55,5 +55,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

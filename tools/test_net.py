@@ -1,9 +1,10 @@
 """Test a detector: COCO AP and VOC AP, detections in COCO's results format, pictures.
 
 examples:
-  python tools/test_net.py --config-file configs/digits/resnet18_c4.yaml --weights output/resnet18_c4
+  python tools/test_net.py --config-file configs/digits/resnet18_c4.yaml --weights output/digits/resnet18_c4
   python tools/test_net.py --config-file configs/voc/vgg16_c4_0712.yaml --weights model.safetensors --visualize 20
-  python tools/test_net.py --config-file configs/bccd/resnet18_c4.yaml --weights output/resnet18_c4 test.refine=true
+  python tools/test_net.py --config-file configs/bccd/resnet18_c4.yaml --weights output/bccd/resnet18_c4 \\
+      test.refine=true test.vote_iou=0.5
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from detection.config import Config
 from detection.config_io import load_config
 from detection.engine.checkpoint import read_checkpoint
 from detection.evaluation.report import format_tables
-from detection.run import run_test
+from detection.testing import run_test
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,10 +30,16 @@ def parse_args() -> argparse.Namespace:
         "--ensemble", action="append", default=[], metavar="W", help="a further checkpoint (may be repeated)"
     )
     parser.add_argument("--output-dir", help="for results (default: test/ in the run directory of the weights)")
-    parser.add_argument("--visualize", type=int, default=0, metavar="N", help="draw the detections of N images")
-    parser.add_argument("--limit", type=int, metavar="N", help="test only the first N images")
+    parser.add_argument("--visualize", type=_count, default=0, metavar="N", help="draw the detections of N images")
+    parser.add_argument("--limit", type=_count, metavar="N", help="test only the first N images")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as test.nms_iou=0.5")
     return parser.parse_intermixed_args()
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"takes a number from 1, got {text!r}")
+    return int(text)
 
 
 def main() -> None:
@@ -51,5 +58,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

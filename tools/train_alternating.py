@@ -39,5 +39,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, NotFiniteError) as error:
+    except (ValueError, OSError, NotFiniteError) as error:
         sys.exit(f"error: {error}")

@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config-file", required=True, help="a YAML file of configs/")
-    parser.add_argument("--output-dir", help="run directory (default: output/<name of the config file>)")
+    parser.add_argument("--output-dir", help="run directory (default: output/<folder>/<name of the config file>)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run directory")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as solver.base_lr=0.01")
     return parser.parse_intermixed_args()
@@ -33,7 +33,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     config = load_config(Config, args.config_file, args.overrides)
-    output = Path(args.output_dir or config.output_dir or Path("output") / Path(args.config_file).stem)
+    path = Path(args.config_file)
+    output = Path(args.output_dir or config.output_dir or Path("output") / path.resolve().parent.name / path.stem)
     result = run_training(config, output, resume=args.resume)
     if result:
         print(format_tables(result))
@@ -43,5 +44,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, NotFiniteError) as error:
+    except (ValueError, OSError, NotFiniteError) as error:
         sys.exit(f"error: {error}")

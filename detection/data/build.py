@@ -27,8 +27,12 @@ def build_train_loader(
     batch_size: int,
     seed: int,
     start: int = 0,
+    pin: bool = False,
 ) -> DataLoader[Batch]:
-    """Endless batches of ``batch_size`` augmented images, from batch number ``start`` of the run seeded ``seed``."""
+    """Endless batches of ``batch_size`` augmented images, from batch number ``start`` of the run seeded ``seed``.
+
+    ``pin`` puts them into memory that copies to a GPU faster.
+    """
     resize = Resize(config.shorter_side, config.longer_side)
     proposals = read_proposals(config.proposals, index) if config.proposals else None
     dataset = DetectionDataset(index, resize=resize, augment=Augment(config.augment), seed=seed, proposals=proposals)
@@ -36,25 +40,32 @@ def build_train_loader(
     batches = TrainBatches(
         rows, index.sizes, batch_size=batch_size, seed=seed, group_by_aspect=config.group_by_aspect, start=start
     )
-    return _loader(dataset, batches, config.workers)
+    return _loader(dataset, batches, config.workers, pin)
 
 
 def build_test_loader(
-    index: AnnotationIndex, config: DataConfig, *, batch_size: int = 1, rows: Sequence[int] | None = None
+    index: AnnotationIndex,
+    config: DataConfig,
+    *,
+    batch_size: int = 1,
+    rows: Sequence[int] | None = None,
+    pin: bool = False,
 ) -> DataLoader[Batch]:
     """Every image of ``index`` once (or only ``rows``), resized and not augmented."""
     dataset = DetectionDataset(index, resize=Resize(config.shorter_side, config.longer_side))
     batches = TestBatches(range(len(index)) if rows is None else rows, batch_size=batch_size)
-    return _loader(dataset, batches, config.workers)
+    return _loader(dataset, batches, config.workers, pin)
 
 
-def _loader(dataset: DetectionDataset, batches: TrainBatches | TestBatches, workers: int) -> DataLoader[Batch]:
+def _loader(
+    dataset: DetectionDataset, batches: TrainBatches | TestBatches, workers: int, pin: bool
+) -> DataLoader[Batch]:
     return DataLoader[Any](  # of Sample by its stubs, which do not know collate_fn
         dataset,
         batch_sampler=batches,
         num_workers=min(workers, os.cpu_count() or 1),  # more than cores only wait; the number changes no sample
         collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
         generator=torch.Generator(),  # else starting the workers would draw from the run's random numbers
         worker_init_fn=_start_worker,
     )

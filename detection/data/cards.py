@@ -22,7 +22,9 @@ from detection.data.voc import read_voc
 
 __all__ = ["Card", "data_root", "load_card", "load_dataset", "read_split"]
 
-REPOSITORY = Path(__file__).parents[2]
+# Beside the code in a clone; in the current folder where only the packages are installed.
+_CLONE = Path(__file__).parents[2]
+DATASETS = _CLONE / "datasets" if (_CLONE / "pyproject.toml").is_file() else Path("datasets")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Card:
     format: Literal["voc", "coco"]
     classes: tuple[str, ...]
     splits: dict[str, Any]
-    source: str = ""
+    source: str = ""  # where the data come from, and their licence
     root: str | None = None  # folder below the data root, or an absolute path; null: the card's name
     bad_boxes: Literal["drop", "error"] = "drop"
     exif: Literal["apply", "ignore"] = "apply"
@@ -52,7 +54,7 @@ class Card:
 
 def data_root(configured: str | None = None) -> Path:
     """The folder that holds the data sets: ``configured``, else $RESDET_DATA_ROOT, else datasets/."""
-    return Path(configured or os.environ.get("RESDET_DATA_ROOT") or REPOSITORY / "datasets")
+    return Path(configured or os.environ.get("RESDET_DATA_ROOT") or DATASETS)
 
 
 def load_card(name: str) -> Card:
@@ -132,7 +134,7 @@ def _find(name: str) -> Path:
         if not Path(name).is_file():
             raise ValueError(f"no card {name!r}")
         return Path(name)
-    folders = [Path("datasets"), REPOSITORY / "datasets"]
+    folders = [Path("datasets"), DATASETS]
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"

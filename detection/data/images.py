@@ -12,12 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-__all__ = ["image_size", "read_image"]
+__all__ = ["ImageError", "image_size", "read_image"]
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit; a header can claim any size
 EXIF_ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the values that swap height and width
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+class ImageError(ValueError):
+    """An image that can't be used."""
+
+    def __init__(self, message: str) -> None:
+        # A worker process hands its exception over with a traceback in front; only the message helps a user.
+        super().__init__(message.rpartition("ImageError: ")[2].strip())
 
 
 def read_image(path: str | Path, *, size: tuple[int, int] | None = None, apply_exif: bool = True) -> NDArray[np.uint8]:
@@ -29,7 +37,7 @@ def read_image(path: str | Path, *, size: tuple[int, int] | None = None, apply_e
         apply_exif: turn the picture as its EXIF tag says.
 
     Raises:
-        ValueError: the file is missing, truncated or no image, or disagrees with ``size``.
+        ImageError: the file is missing, truncated or no image, or disagrees with ``size``.
     """
     try:
         with Image.open(path) as image:
@@ -37,9 +45,9 @@ def read_image(path: str | Path, *, size: tuple[int, int] | None = None, apply_e
             stored = image.height, image.width
             pixels = _rgb(ImageOps.exif_transpose(image) if apply_exif else image)
     except UNREADABLE as error:
-        raise ValueError(f"image {path} can't be read: {error}") from error
+        raise ImageError(f"image {path} can't be read: {error}") from error
     if size is not None and pixels.shape[:2] != tuple(size):
-        raise ValueError(_disagreement(path, pixels.shape[:2], stored, size))
+        raise ImageError(_disagreement(path, pixels.shape[:2], stored, size))
     return pixels
 
 

@@ -74,16 +74,17 @@ class Checkpoints:
             "iteration": str(state.iteration),
         }
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.model.state_dict().items()}
-        _write(_state_path(path), lambda temporary: torch.save(state.state_dict(), temporary))
+        self._save_state(state, path)
         _write(path, lambda temporary: save_file(weights, temporary, metadata=metadata))
         for old in _numbered(self.folder)[: -self.keep]:
             old.unlink()
             _state_path(old).unlink(missing_ok=True)
         return path
 
-    def keep_best(self, path: Path) -> None:
-        """Makes a copy of the weights at ``path`` the best of the run."""
+    def keep_best(self, path: Path, state: TrainState) -> None:
+        """Makes a copy of the weights at ``path`` the best of the run, and stores the metric that made them so."""
         _write(self.folder / "best.safetensors", lambda temporary: shutil.copyfile(path, temporary))
+        self._save_state(state, path)
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """Weights file and training state of the newest checkpoint; None if there is none.
@@ -101,6 +102,9 @@ class Checkpoints:
                         f"checkpoint {state} can't be read: {error}; remove it to go on from the one before"
                     ) from error
         return None
+
+    def _save_state(self, state: TrainState, weights: Path) -> None:
+        _write(_state_path(weights), lambda temporary: torch.save(state.state_dict(), temporary))
 
     def restore(self, newest: tuple[Path, dict[str, Any]], state: TrainState) -> None:
         """Puts what ``newest`` returned back into ``state``."""

@@ -20,10 +20,10 @@ from torch.utils.tensorboard import SummaryWriter
 __all__ = ["RunLog", "peak_memory_gib"]
 
 
-def peak_memory_gib() -> float:
-    """Most memory used so far, GiB: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**30
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory used so far, GiB: of the GPU ``device``, or of this process for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
@@ -34,12 +34,13 @@ class RunLog:
     Args:
         folder: of the run.
         iterations: how long it will be.
+        device: whose memory is reported.
         start: iteration to go on from; later lines of metrics.jsonl, of a run that was cut off, are removed.
     """
 
-    def __init__(self, folder: Path, *, iterations: int, start: int = 0) -> None:
+    def __init__(self, folder: Path, *, iterations: int, device: torch.device, start: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path, self._iterations = folder / "metrics.jsonl", iterations
+        self._path, self._iterations, self._device = folder / "metrics.jsonl", iterations, device
         _truncate(self._path, start)
         self._console = Console(soft_wrap=True)
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
@@ -68,7 +69,7 @@ class RunLog:
 
     def metrics(self, iteration: int, values: Mapping[str, float]) -> None:
         """Records ``values`` and shows the losses, the rate, the time left and the memory used."""
-        record = {"iteration": iteration, **values, "memory_gib": peak_memory_gib(), "time": time.time()}
+        record = {"iteration": iteration, **values, "memory_gib": peak_memory_gib(self._device), "time": time.time()}
         with self._path.open("a") as stream:
             stream.write(json.dumps(record) + "\n")
         for name, value in values.items():

@@ -18,8 +18,7 @@ __all__ = ["build_optimizer", "clip_gradients", "learning_rate", "set_learning_r
 def build_optimizer(model: nn.Module, solver: SolverConfig) -> Optimizer:
     """SGD with momentum over the trainable parameters of ``model``.
 
-    Biases learn at ``bias_lr_factor`` times the rate, and neither they nor norm layers decay, as in Caffe's prototxt
-    files for Fast R-CNN.
+    Biases learn at ``bias_lr_factor`` times the rate; neither they nor norm layers decay.
 
     Raises:
         ValueError: nothing is trainable.

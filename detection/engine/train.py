@@ -38,23 +38,39 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model's weights, in types that ``weights_only`` loading admits."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        device = next(self.model.parameters()).device
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "iteration": self.iteration,
             "best": self.best,
-            "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what ``state_dict`` gave; sets torch's random state."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        """Takes back what ``state_dict`` gave; sets torch's random state.
+
+        Rates, momentum and decay stay those of the config that the run goes on with.
+
+        Raises:
+            ValueError: the optimizer had other parameters.
+        """
+        own, saved = self.optimizer.state_dict(), state["optimizer"]
+        counts, saved_counts = ([len(g["params"]) for g in groups["param_groups"]] for groups in (own, saved))
+        if counts != saved_counts:
+            raise ValueError(
+                f"the checkpoint's optimizer has groups of {saved_counts} parameters, this config's has {counts}; "
+                "resume with the backbone.freeze_at, norm and solver.fixed that the run began with"
+            )
+        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.best = state["iteration"], state["best"]
-        torch.set_rng_state(state["random"]["cpu"])
-        if torch.cuda.is_available() and state["random"]["cuda"]:
-            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+        torch.set_rng_state(state["random"])
+        device = next(self.model.parameters()).device
+        if device.type == "cuda" and state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"], device)
 
 
 @dataclass(slots=True)

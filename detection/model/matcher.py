@@ -64,8 +64,7 @@ class Matcher:
         states[self._covered(boxes, target.boxes[target.ignore]) & (states == NEGATIVE)] = IGNORED
         states[best >= self.positive_iou] = POSITIVE
         if self.match_best:
-            rows = _rows_reaching(boxes, target.boxes[wanted], best_per_object)
-            states[rows] = POSITIVE
+            states[_reach_best(boxes, target.boxes[wanted], best_per_object)] = POSITIVE
         return Matches(states, indices)
 
     def _best(self, boxes: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -90,7 +89,7 @@ class Matcher:
         return covered
 
 
-def _rows_reaching(boxes: Tensor, objects: Tensor, best_per_object: Tensor) -> Tensor:
+def _reach_best(boxes: Tensor, objects: Tensor, best_per_object: Tensor) -> Tensor:
     """Whether (R,) a box has the highest IoU, above zero, of any object."""
     reached = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     if len(objects):

@@ -18,7 +18,8 @@ from detection.data.digits import CLASSES, write_digits
 from detection.engine.checkpoint import read_checkpoint
 from detection.engine.log import RunLog
 from detection.engine.train import NotFiniteError
-from detection.run import choose_device, run_test, run_training
+from detection.run import run_training
+from detection.testing import choose_device, run_test
 
 STEPS = 4
 LOSSES = ["loss/rpn_objectness", "loss/rpn_box", "loss/box_class", "loss/box_regression", "loss/total"]

@@ -131,7 +131,7 @@ class TestFiles:
     def test_best_stays_beside_them(self, run: Path) -> None:
         checkpoints, state = make_checkpoints(run, keep=1), make_state()
         best = weights_of(state)
-        checkpoints.keep_best(checkpoints.save(state))
+        checkpoints.keep_best(checkpoints.save(state), state)
         for _ in range(2):
             take_step(state)
             checkpoints.save(state)
@@ -143,13 +143,13 @@ class TestFiles:
     def test_a_better_one_takes_its_place(self, run: Path) -> None:
         checkpoints, state = make_checkpoints(run), make_state()
         for _ in range(2):
-            checkpoints.keep_best(checkpoints.save(state))
+            checkpoints.keep_best(checkpoints.save(state), state)
             take_step(state)
         assert read_checkpoint(run / "checkpoints" / "best.safetensors").iteration == 3
 
     def test_run_directory_stands_for_its_newest(self, run: Path) -> None:
         checkpoints, state = make_checkpoints(run), make_state()
-        checkpoints.keep_best(checkpoints.save(state))
+        checkpoints.keep_best(checkpoints.save(state), state)
         take_step(state)
         newest = checkpoints.save(state)
         assert resolve_weights(run) == newest
@@ -206,7 +206,7 @@ class TestInterruptedWrite:
 
     def test_of_the_best(self, run: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         checkpoints = make_checkpoints(run)
-        checkpoints.keep_best(saved)
+        checkpoints.keep_best(saved, make_state())
         before = names_in(run)
 
         def fails(source: Path, path: Path) -> None:
@@ -215,7 +215,7 @@ class TestInterruptedWrite:
 
         monkeypatch.setattr(checkpoint_module.shutil, "copyfile", fails)
         with pytest.raises(OSError, match="No space left"):
-            checkpoints.keep_best(saved)
+            checkpoints.keep_best(saved, make_state())
         assert names_in(run) == before
         assert read_checkpoint(run / "checkpoints" / "best.safetensors").iteration == 2
 

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from detection.engine.log import RunLog, peak_memory_gib
+
+CPU = torch.device("cpu")
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -16,7 +19,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def write(folder: Path, *iterations: int, start: int = 0) -> None:
-    with RunLog(folder, iterations=100, start=start) as log:
+    with RunLog(folder, iterations=100, device=CPU, start=start) as log:
         for iteration in iterations:
             log.metrics(iteration, {"loss/total": 1 / 3, "learning_rate": 1e-5})
 
@@ -60,7 +63,7 @@ def test_new_run_starts_empty(tmp_path: Path) -> None:
 
 
 def test_says_losses_rate_time_left_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with RunLog(tmp_path, iterations=100) as log:
+    with RunLog(tmp_path, iterations=100, device=CPU) as log:
         log.say("[bold]no markup[/bold]")
         log.metrics(40, {"loss/box_class": 0.25, "learning_rate": 1e-3, "seconds_per_step": 2.0, "data_seconds": 0.1})
         log.metrics(40, {"bbox.AP": 0.5, "voc.mAP": 0.75})
@@ -72,4 +75,4 @@ def test_says_losses_rate_time_left_and_figures(tmp_path: Path, capsys: pytest.C
 
 
 def test_peak_memory_is_in_gib() -> None:
-    assert 0.05 < peak_memory_gib() < 64
+    assert 0.05 < peak_memory_gib(CPU) < 64

@@ -44,7 +44,7 @@ class NanModel(LineModel):
     value = float("nan")
 
     def forward(self, images: ImageBatch, targets: Sequence[Target], proposals: None) -> dict[str, Tensor]:
-        losses = super().forward(images, targets)
+        losses = super().forward(images, targets, proposals)
         return losses | {"third": losses["first"] * (self.value if len(self.modes) == 3 else 1.0)}
 
 
