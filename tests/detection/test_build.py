@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from backbones.norm import FrozenBatchNorm
-from detection.build import build_detector
+from detection.build import build_detector, build_tester
 from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, PostprocessConfig, RPNConfig
+from detection.inference.tester import Methods
 from detection.model.box_coder import BoxCoder
 from detection.model.detector import Detector
 from detection.model.matcher import Matcher
@@ -49,8 +50,11 @@ CONFIG = Config(
         coder_weights=(1.0, 2.0, 3.0, 4.0),
         box_loss_weight=0.81,
         ignore_overlap=0.91,
+        context=True,
     ),
-    test=PostprocessConfig(score_threshold=0.11, nms_iou=0.41, max_detections=13),
+    test=PostprocessConfig(
+        score_threshold=0.11, nms_iou=0.41, max_detections=13, vote_iou=0.61, refine=True, scales=(64, 96), flip=True
+    ),
 )
 
 
@@ -93,11 +97,32 @@ def test_box_stage(detector: Detector) -> None:
     assert stage.coder == BoxCoder((1.0, 2.0, 3.0, 4.0))
     assert (stage.smooth_l1_beta, stage.box_loss_weight) == (0.71, 0.81)
     assert (stage.num_classes, stage.predictor.classes.out_features, stage.predictor.deltas.out_features) == (7, 8, 28)
-    assert stage.predictor.classes.in_features == stage.head.out_channels == 512
+    assert stage.context
+    assert stage.predictor.classes.in_features == stage.predictor.deltas.in_features == 2 * 512
+
+
+def test_predictor_without_context_takes_what_the_tail_gives() -> None:
+    with torch.device("meta"):
+        stage = build_detector(replace(CONFIG, box=replace(CONFIG.box, context=False)), 7).box_stage
+    assert not stage.context
+    assert stage.predictor.classes.in_features == stage.predictor.deltas.in_features == stage.head.out_channels == 512
 
 
 def test_postprocess(detector: Detector) -> None:
-    assert detector.postprocess == Postprocessor(0.11, 0.41, 13)
+    assert detector.postprocess == Postprocessor(0.11, 0.41, 13, 0.61)
+
+
+def test_tester(detector: Detector) -> None:
+    tester = build_tester(CONFIG.test, [detector, detector])
+    assert tester.methods == Methods(refine=True, scales=(64, 96), flip=True)
+    assert tester.postprocess == Postprocessor(0.11, 0.41, 13, 0.61)
+    assert list(tester.detectors) == [detector, detector]
+
+
+def test_default_tester_does_a_plain_test(detector: Detector) -> None:
+    tester = build_tester(PostprocessConfig(), [detector])
+    assert tester.methods == Methods()
+    assert tester.postprocess == Postprocessor()
 
 
 def test_backbone(detector: Detector) -> None:
@@ -125,7 +150,7 @@ def test_vgg_hands_over_its_fully_connected_layers() -> None:
     assert isinstance(dropout, nn.Dropout)
     assert dropout.p == 0.3
     assert detector.box_stage.pooler.size == 7
-    assert detector.box_stage.predictor.classes.in_features == 4096
+    assert detector.box_stage.predictor.classes.in_features == 2 * 4096  # with context
     assert detector.rpn.anchors.stride == 16
 
 

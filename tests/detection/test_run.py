@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from detection.build import build_detector
 from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, DataConfig, RPNConfig, SolverConfig
 from detection.config_io import load_config
 from detection.data.digits import CLASSES, write_digits
-from detection.engine.checkpoint import read_checkpoint
+from detection.engine.checkpoint import Checkpoint, read_checkpoint
 from detection.engine.log import RunLog
 from detection.engine.train import NotFiniteError
 from detection.run import run_training
@@ -336,3 +337,110 @@ class TestTest:
         card.write_text(f"format: coco\nroot: digits/coco\nclasses: {classes}\nsplits: {{test: {annotations}}}\n")
         with pytest.raises(ValueError, match=r"'9'.*the data set has 11: .*'a'|class"):
             self.run(with_data(config, test=(f"{card}:test",)), finished[0], tmp_path)
+
+
+def untrained(config: Config, class_names: tuple[str, ...] = CLASSES) -> Checkpoint:
+    """What a checkpoint of a detector that never learned anything reads as."""
+    torch.manual_seed(7)
+    weights = build_detector(config, len(class_names)).state_dict()
+    return Checkpoint(Path("other.safetensors"), weights, config, class_names, 0)
+
+
+def with_test(config: Config, **options: Any) -> Config:
+    return replace(config, test=replace(config.test, **options))
+
+
+METHODS: dict[str, Any] = {"refine": True, "vote_iou": 0.5, "scales": (48, 96), "flip": True, "score_threshold": 0.01}
+
+
+class TestMethods:
+    """The paper's test-time methods and ensembles, by config keys over one checkpoint."""
+
+    def run(self, config: Config, checkpoint: Checkpoint, output: Path, **options: Any) -> dict[str, Any]:
+        return run_test(config, checkpoint, output, **{"say": lambda text: None, **options})
+
+    def detections(self, output: Path) -> list[dict[str, Any]]:
+        return json.loads((output / "detections.json").read_text())
+
+    @pytest.mark.parametrize("name", list(METHODS)[:-1])
+    def test_each_key_changes_the_detections(
+        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path, name: str
+    ) -> None:
+        checkpoint = read_checkpoint(finished[0])
+        for output, options in (("plain", {}), (name, {name: METHODS[name]})):
+            result = self.run(with_test(config, score_threshold=0.01, **options), checkpoint, tmp_path / output)
+            assert result["images"] == 2
+        plain, found = self.detections(tmp_path / "plain"), self.detections(tmp_path / name)
+        assert plain
+        assert found
+        assert found != plain
+
+    def test_all_together_over_an_ensemble_of_other_architectures(
+        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        # Each member is built as its own config says: another depth, other anchors, context.
+        deeper = replace(
+            config, backbone=replace(config.backbone, name="resnet34"), anchors=AnchorConfig(sizes=(24.0,))
+        )
+        contextual = replace(config, box=replace(config.box, context=True))
+        ensemble = [untrained(deeper), untrained(contextual)]
+        checkpoint = read_checkpoint(finished[0])
+        result = self.run(with_test(config, **METHODS), checkpoint, tmp_path, ensemble=ensemble, pictures=1)
+        assert result["images"] == 2
+        found = self.detections(tmp_path)
+        assert found
+        assert all(entry["bbox"][2] > 0 and entry["bbox"][3] > 0 and 0.01 < entry["score"] <= 1 for entry in found)
+
+    def test_ensemble_of_twice_the_same_checkpoint_is_the_checkpoint(
+        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        checkpoint = read_checkpoint(finished[0])
+        settings = with_test(config, score_threshold=0.01)
+        single = self.run(settings, checkpoint, tmp_path / "single")
+        double = self.run(settings, checkpoint, tmp_path / "double", ensemble=[checkpoint])
+        for part in ("bbox", "voc"):
+            assert double[part]["per_class"].keys() == single[part]["per_class"].keys()
+        assert double["bbox"]["AP"] == pytest.approx(single["bbox"]["AP"], abs=1e-4)
+        assert double["voc"]["mAP"] == pytest.approx(single["voc"]["mAP"], abs=1e-4)
+        expected, found = self.detections(tmp_path / "single"), self.detections(tmp_path / "double")
+        scores = [sorted(entry["score"] for entry in entries) for entries in (found, expected)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+    @pytest.mark.parametrize("other", [(*CLASSES[1:], CLASSES[0]), (*CLASSES, "a"), CLASSES[:-1]])
+    def test_ensemble_of_other_classes_is_refused_with_both_sides(
+        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path, other: tuple[str, ...]
+    ) -> None:
+        checkpoint = read_checkpoint(finished[0])
+        with pytest.raises(ValueError, match=r"other\.safetensors") as error:
+            self.run(config, checkpoint, tmp_path / "out", ensemble=[untrained(config, other)])
+        assert str(other) in str(error.value)
+        assert str(CLASSES) in str(error.value)
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("context", [True, False], ids=["into_context", "out_of_context"])
+    def test_weights_with_and_without_context_do_not_fit_each_other(
+        self, config: Config, tmp_path: Path, context: bool
+    ) -> None:
+        module, weights = (replace(config, box=replace(config.box, context=on)) for on in (context, not context))
+        with pytest.raises(ValueError, match="do not fit") as error:
+            self.run(module, untrained(weights), tmp_path / "out")
+        sides = (1024, 512) if context else (512, 1024)
+        for name, rows in (("classes", 11), ("deltas", 40)):
+            shapes = f"module ({rows}, {sides[0]}), weights ({rows}, {sides[1]})"
+            assert f"box_stage.predictor.{name}.weight ({shapes})" in str(error.value)
+        assert not (tmp_path / "out").exists()
+
+    def test_context_trains_and_tests(self, config: Config, tmp_path: Path) -> None:
+        contextual = with_solver(replace(config, box=replace(config.box, context=True)), iterations=2)
+        trained = run_training(contextual, tmp_path / "run")
+        checkpoint = read_checkpoint(tmp_path / "run")
+        assert checkpoint.config.box.context
+        assert checkpoint.weights["box_stage.predictor.classes.weight"].shape == (11, 1024)
+        tested = self.run(contextual, checkpoint, tmp_path / "test")
+        assert tested["bbox"] == trained["bbox"]
+
+    def test_training_ends_with_the_test_that_the_config_describes(self, config: Config, tmp_path: Path) -> None:
+        settings = with_solver(with_test(config, **METHODS), iterations=1)
+        run_training(settings, tmp_path / "run")
+        self.run(settings, read_checkpoint(tmp_path / "run"), tmp_path / "test")
+        assert self.detections(tmp_path / "run") == self.detections(tmp_path / "test")

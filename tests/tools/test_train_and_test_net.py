@@ -183,6 +183,52 @@ def test_overrides_reach_the_test(workspace: Workspace, tmp_path: Path) -> None:
     assert len(found) == len(set(found)) > 0
 
 
+def test_methods_of_the_paper_by_overrides(workspace: Workspace, tmp_path: Path) -> None:
+    keys = ("test.refine=true", "test.vote_iou=0.5", "test.flip=true", "test.scales=[96,128]")
+    outcome = run_test_net(workspace, "--output-dir", tmp_path, *keys)
+    assert outcome.status is None
+    assert "mean" in tables(outcome.out)
+    assert json.loads((tmp_path / "result.json").read_text())["images"] == 3
+    detections = json.loads((tmp_path / "detections.json").read_text())
+    assert detections
+    for detection in detections:
+        assert all(math.isfinite(value) for value in (*detection["bbox"], detection["score"]))
+
+
+def test_ensemble_of_twice_the_same_run_gives_its_figures(
+    workspace: Workspace, tested: Outcome, tmp_path: Path
+) -> None:
+    outcome = run_test_net(workspace, "--ensemble", workspace.run, "--output-dir", tmp_path)
+    assert outcome.status is None
+    assert tables(outcome.out) == tables(tested.out)
+
+
+def test_ensemble_of_three_with_the_methods_of_the_paper(workspace: Workspace, tmp_path: Path) -> None:
+    weights = workspace.run / "checkpoints" / "0000002.safetensors"
+    members = ("--ensemble", workspace.run, "--ensemble", weights)
+    keys = ("test.refine=true", "test.vote_iou=0.5", "test.flip=true", "test.scales=[96,128]")
+    outcome = run_test_net(workspace, *members, "--limit", "1", "--output-dir", tmp_path, *keys)
+    assert outcome.status is None
+    assert json.loads((tmp_path / "detections.json").read_text())
+
+
+def test_missing_member_of_an_ensemble_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    outcome = run_test_net(workspace, "--ensemble", tmp_path / "absent.safetensors")
+    assert str(outcome.status).startswith("error: no checkpoint at ")
+    assert "absent.safetensors" in str(outcome.status)
+
+
+@pytest.mark.parametrize("override", ["test.scales=[96]", "test.scales=[128,96]", "test.scales=[96,96]"])
+def test_scales_that_are_no_pyramid_are_refused(workspace: Workspace, override: str) -> None:
+    assert str(run_test_net(workspace, override).status).startswith("error: test.scales takes two or more rising ")
+
+
+@pytest.mark.parametrize("value", ["0", "1.5", "-0.5"])
+def test_voting_iou_outside_0_to_1_is_refused(workspace: Workspace, value: str) -> None:
+    outcome = run_test_net(workspace, f"test.vote_iou={value}")
+    assert str(outcome.status).startswith("error: test.vote_iou is a fraction above 0 and at most 1")
+
+
 def test_resume_goes_on_and_a_second_start_does_not(workspace: Workspace, tmp_path: Path) -> None:
     run = Path(shutil.copytree(workspace.run, tmp_path / "run"))
     arguments = ("--config-file", workspace.config, "--output-dir", run, f"data.root={workspace.root}")

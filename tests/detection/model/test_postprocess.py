@@ -68,6 +68,102 @@ def test_nothing_found(regions: int) -> None:
     assert found.labels.dtype == torch.int64
 
 
+class TestVoting:
+    """Boxes 20 wide and 10 high unless said otherwise; shifted by d pixels to the right, two overlap by IoU
+    (20 - d) / (20 + d).
+
+    Row  box                    class 0  class 1
+    0    A  0, 0, 20, 10        0.8      0.3
+    1    B  4, 0, 24, 10        0.6      -        IoU with A 16 / 24 = 0.667: removed by it, and its voter
+    2    C  10, 0, 30, 10       0.4      -        IoU with A 10 / 30 = 0.333: removed by it, but no voter at 0.5
+    3    D  2, 0, 22, 10        0.04     0.9      class 0 below the score threshold; class 1 removes A's, IoU 18 / 22
+    4    F  100, 100, 120, 110  0.5      -
+    5    G  100, 105, 120, 115  0.3      -        IoU with F 100 / 300 = 0.333: removed by it, but no voter at 0.5
+    6    H  100, 102, 120, 112  -        0.2      near F, but of the other class: its own detection
+    7    J  100, 100, 120, 105  0.1      -        half of F, IoU 0.5: removed by it, and just its voter
+    """
+
+    scores = ((0.8, 0.3), (0.6, 0), (0.4, 0), (0.04, 0.9), (0.5, 0), (0.3, 0), (0, 0.2), (0.1, 0))
+    boxes = (
+        (0.0, 0, 20, 10),
+        (4.0, 0, 24, 10),
+        (10.0, 0, 30, 10),
+        (2.0, 0, 22, 10),
+        (100.0, 100, 120, 110),
+        (100.0, 105, 120, 115),
+        (100.0, 102, 120, 112),
+        (100.0, 100, 120, 105),
+    )
+    page = scored([list(row) for row in scores], list(boxes))
+    kept = ((0.9, 1), (0.8, 0), (0.5, 0), (0.2, 1))  # D, A, F, H
+
+    def test_worked_example(self) -> None:
+        found = Postprocessor(vote_iou=0.5)(self.page)
+        assert rows_of(found) == [*self.kept]  # scores and labels stay those of the boxes that NMS kept
+        expected = [
+            [1.5, 0, 21.5, 10],  # D and A of class 1: (0.9 * 2 + 0.3 * 0) / 1.2 = 1.5
+            [12 / 7, 0, 20 + 12 / 7, 10],  # A and B: (0.8 * 0 + 0.6 * 4) / 1.4 = 12 / 7
+            [100, 100, 120, 655 / 6],  # F and J: (0.5 * 110 + 0.1 * 105) / 0.6 = 65.5 / 0.6
+            [100, 102, 120, 112],  # H alone
+        ]
+        torch.testing.assert_close(found.boxes, torch.tensor(expected))
+
+    def test_lower_overlap_brings_more_voters(self) -> None:
+        found = Postprocessor(vote_iou=0.3)(self.page)
+        assert rows_of(found) == [*self.kept]
+        x1 = (0.6 * 4 + 0.4 * 10) / 1.8  # A, B, C
+        expected = [
+            [1.5, 0, 21.5, 10],
+            [x1, 0, 20 + x1, 10],
+            # F, J, G: y1 (0.5 * 100 + 0.1 * 100 + 0.3 * 105) / 0.9, y2 (0.5 * 110 + 0.1 * 105 + 0.3 * 115) / 0.9
+            [100, 91.5 / 0.9, 120, 100 / 0.9],
+            [100, 102, 120, 112],
+        ]
+        torch.testing.assert_close(found.boxes, torch.tensor(expected))
+
+    def test_no_voting_leaves_the_boxes_of_nms(self) -> None:
+        found = Postprocessor()(self.page)
+        assert rows_of(found) == [*self.kept]
+        assert torch.equal(found.boxes, torch.tensor([self.boxes[row] for row in (3, 0, 4, 6)]))
+
+    def test_only_equal_boxes_vote_at_one(self) -> None:
+        # Equal but for the rounding of the mean.
+        voted, plain = Postprocessor(vote_iou=1.0)(self.page), Postprocessor()(self.page)
+        assert torch.equal(voted.scores, plain.scores)
+        assert torch.equal(voted.labels, plain.labels)
+        torch.testing.assert_close(voted.boxes, plain.boxes, rtol=1e-6, atol=0)
+
+    def test_boxes_beyond_the_limit_of_detections_still_vote(self) -> None:
+        found = Postprocessor(vote_iou=0.5, max_detections=1)(self.page)
+        assert rows_of(found) == [(0.9, 1)]
+        torch.testing.assert_close(found.boxes, torch.tensor([[1.5, 0, 21.5, 10]]))
+
+    def test_voters_may_share_a_box_with_several_detections(self) -> None:
+        # NMS at 0.8 keeps A and B, which vote for each other: (0.8 * 0 + 0.6 * 4) / 1.4; C is B's voter too
+        # (IoU 14 / 26 = 0.538): (0.8 * 0 + 0.6 * 4 + 0.4 * 10) / 1.8.
+        found = Postprocessor(nms_iou=0.8, vote_iou=0.5)(self.page)
+        assert rows_of(found)[1:3] == [(0.8, 0), (0.6, 0)]
+        torch.testing.assert_close(found.boxes[1:3, 0], torch.tensor([2.4 / 1.4, 6.4 / 1.8]))
+
+    def test_class_specific_boxes_vote_for_their_own_class(self) -> None:
+        boxes = torch.tensor([[SQUARE, FAR], [SHIFTED, FAR]])
+        found = Postprocessor(vote_iou=0.5)(ScoredBoxes(torch.tensor([[0.6, 0.3], [0.2, 0.1]]), boxes))
+        assert rows_of(found) == [(0.6, 0), (0.3, 1)]
+        # (0.6 * 10 + 0.2 * 8) / 0.8 = 9.5
+        torch.testing.assert_close(found.boxes, torch.tensor([[0.0, 0, 10, 9.5], [50, 50, 60, 60]]))
+
+    @pytest.mark.parametrize("regions", [0, 3])
+    def test_nothing_found(self, regions: int) -> None:
+        boxes = ScoredBoxes(torch.ones(regions, 4), torch.zeros(regions, 4, 4))
+        found = Postprocessor(score_threshold=1.0, vote_iou=0.5)(boxes)
+        assert found.boxes.shape == (0, 4)
+        assert len(found) == 0
+
+    def test_tiny_scores_give_finite_boxes(self) -> None:
+        found = Postprocessor(score_threshold=0.0, vote_iou=0.5)(scored([[1e-30], [1e-30]], [SQUARE, SHIFTED]))
+        torch.testing.assert_close(found.boxes, torch.tensor([[0.0, 0, 10, 9]]))
+
+
 def detections(boxes: Tensor) -> Detections:
     return Detections(boxes=boxes, scores=torch.rand(len(boxes)), labels=torch.arange(len(boxes)))
 
