@@ -95,7 +95,7 @@ class PostprocessConfig:
     flip: bool = False  # average with the mirrored image
 
     def __post_init__(self) -> None:
-        if len(self.scales) == 1 or list(self.scales) != sorted(set(self.scales)):
+        if len(self.scales) == 1 or list(self.scales) != sorted(set(self.scales)) or min(self.scales, default=1) < 1:
             raise ValueError(f"test.scales takes two or more rising shorter sides, or none, got {self.scales}")
         if self.vote_iou is not None and not 0 < self.vote_iou <= 1:
             raise ValueError(f"test.vote_iou is a fraction above 0 and at most 1, or null, got {self.vote_iou}")

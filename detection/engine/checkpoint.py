@@ -208,6 +208,8 @@ def load_initial_weights(
 
 def _carried(there: Tensor, here: Tensor, pairs: Sequence[tuple[int, int]], per_class: int) -> Tensor:
     """``here`` (rows, ...) with the rows of the classes in ``pairs`` taken from ``there``; class rows lie together."""
+    if there.shape[1:] != here.shape[1:]:
+        return there  # for load_matching to refuse with both shapes
     result = here.detach().cpu().clone()
     for own, other in pairs:
         rows = slice(own * per_class, (own + 1) * per_class)

@@ -48,6 +48,8 @@ class Tester(nn.Module):
         postprocess: which scored boxes become detections.
     """
 
+    __test__ = False  # the name is no test case
+
     def __init__(self, detectors: Sequence[Detector], *, methods: Methods, postprocess: Postprocessor) -> None:
         super().__init__()
         self.detectors, self.methods, self.postprocess = nn.ModuleList(detectors), methods, postprocess

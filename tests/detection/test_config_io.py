@@ -137,11 +137,11 @@ def test_an_empty_text_gives_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("solver.base_rl=1", "'solver.base_rl'; did you mean 'base_lr'?"),
+        ("solver.base_rl=1", "'solver.base_rl'; did you mean 'solver.base_lr'?"),
         ("slover.base_lr=1", "'slover'; did you mean 'solver'?"),
         ("solver.zzz=1", "known keys: base_lr, iterations, clip_norm, steps"),
         ("net.norm=xx", "'net.norm' takes one of ('bn', 'frozen_bn', 'gn'), got 'xx'"),
-        ("net.stages=c5", "'net.stages' takes tuple, got 'c5'"),
+        ("net.stages=c5", "'net.stages' takes a list, such as [a, b], got 'c5'"),
         ("net.stages=[c4, 1]", "'net.stages[1]' takes str, got 1"),
         ("net.name=5", "'net.name' takes str, got 5"),
         ("net.name=null", "'net.name' takes str, got None"),
@@ -172,7 +172,7 @@ def test_an_override_that_is_no_yaml_is_named(child: Path) -> None:
 
 def test_a_mistake_in_a_base_is_found(child: Path, tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("net: {nrom: gn}\n")
-    with pytest.raises(ValueError, match=r"'net\.nrom'; did you mean 'norm'"):
+    with pytest.raises(ValueError, match=r"'net\.nrom'; did you mean 'net.norm'"):
         load_config(Run, child)
 
 
@@ -213,5 +213,5 @@ def test_a_key_without_default_that_is_missing_is_named() -> None:
 
 
 def test_the_place_stands_before_the_key() -> None:
-    with pytest.raises(ValueError, match=r"'splits\.cuont'; did you mean 'count'"):
+    with pytest.raises(ValueError, match=r"'splits\.cuont'; did you mean 'splits.count'"):
         build_dataclass(Required, {"path": "a", "cuont": 2}, "splits.")

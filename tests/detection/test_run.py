@@ -83,18 +83,22 @@ def final_weights(run: Path, iteration: int = STEPS) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / f"{iteration:07d}.safetensors")
 
 
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing is saved on the way out."""
+
+
 def run_until(config: Config, output: Path, iteration: int) -> None:
-    """Trains until the process is interrupted, right after ``iteration`` was reported."""
+    """Trains until the process is killed, right after ``iteration`` was reported."""
     record = RunLog.metrics
 
     def interrupt(log: RunLog, step: int, values: Mapping[str, float]) -> None:
         record(log, step, values)
         if step == iteration:
-            raise KeyboardInterrupt
+            raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunLog, "metrics", interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             run_training(config, output)
 
 
@@ -309,7 +313,7 @@ class TestTest:
         said: list[str] = []
         result = self.run(config, finished[0], tmp_path, limit=1, pictures=5, say=said.append)
         assert result["images"] == 1
-        assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["000007.jpg"]
+        assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["00000_000007.jpg"]
         assert said[-1].startswith("1 images, ")
 
     def test_no_detections(self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

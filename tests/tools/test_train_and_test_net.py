@@ -163,7 +163,7 @@ def test_pictures_are_drawn_on_request(workspace: Workspace, tested: Outcome) ->
     folder = workspace.run / "test" / "pictures"
     assert f"pictures: {folder}" in tested.out
     pictures = sorted(folder.iterdir())
-    assert [path.name for path in pictures] == ["000005.jpg", "000006.jpg"]
+    assert [path.name for path in pictures] == ["00000_000005.jpg", "00001_000006.jpg"]
     for path in pictures:
         with Image.open(path) as image:
             assert image.mode == "RGB"
@@ -273,7 +273,7 @@ def test_files_named_in_the_examples_exist(name: str) -> None:
 
 def test_unknown_key_of_the_test_is_named(workspace: Workspace) -> None:
     outcome = run_test_net(workspace, "test.nms=0.5")
-    assert str(outcome.status).startswith("error: no config key 'test.nms'; did you mean 'nms_iou'?")
+    assert str(outcome.status).startswith("error: no config key 'test.nms'; did you mean 'test.nms_iou'?")
 
 
 def test_missing_config_file_is_named(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_mistakes_end_in_one_line_on_stderr_and_status_1(workspace: Workspace, t
     )
     assert ended.returncode == 1
     assert ended.stdout == ""
-    assert ended.stderr == "error: no config key 'solver.base_rl'; did you mean 'base_lr'?\n"
+    assert ended.stderr == "error: no config key 'solver.base_rl'; did you mean 'solver.base_lr'?\n"
     assert not (tmp_path / "run").exists()
 
 

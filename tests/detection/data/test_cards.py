@@ -86,7 +86,7 @@ def test_a_missing_card_file_is_named(tmp_path: Path) -> None:
         ({"format": "voc2007"}, "'format' takes one of ('voc', 'coco'), got 'voc2007'"),
         ({"format": None}, "'format'"),
         ({"classes": [0, 1]}, "'classes[0]' takes str, got 0"),
-        ({"classes": "cat"}, "'classes' takes tuple, got 'cat'"),
+        ({"classes": "cat"}, "'classes' takes a list, such as [a, b], got 'cat'"),
         ({"classes": []}, "needs class names"),
         ({"classes": ["cat", "dog", "cat"]}, "each once; given twice: ['cat']"),
         ({"bad_boxes": "keep"}, "'bad_boxes' takes one of ('drop', 'error'), got 'keep'"),
