@@ -1,6 +1,7 @@
 """A whole test, from a config and checkpoints to the files of an output directory.
 
 result.json        fractions 0..1: COCO's twelve numbers, VOC mAP, both per class
+proposals.json     average recall of the RPN, on request
 detections.json    in COCO's results format; image ids are the data set's, for VOC 1..N in the order of the list
 pictures/          detections drawn on test images
 """
@@ -8,7 +9,9 @@ pictures/          detections drawn on test images
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,14 +26,17 @@ from detection.data.images import read_image
 from detection.data.index import AnnotationIndex
 from detection.data.problems import summarize
 from detection.engine.checkpoint import Checkpoint, load_detector_weights
-from detection.engine.evaluate import evaluate, predict
+from detection.engine.evaluate import evaluate, predict, propose
 from detection.engine.log import peak_memory_gib
 from detection.evaluation.coco import coco_results
+from detection.evaluation.proposals import ProposalRecord, average_recall
 from detection.evaluation.records import Record
 from detection.model.detector import Detector
 from detection.visualize import draw_record, save_picture
 
-__all__ = ["choose_device", "evaluate_detectors", "load_index", "run_test"]
+__all__ = ["choose_device", "evaluate_detectors", "load_index", "proposal_recall", "run_test"]
+
+RECALL_LIMITS = (100, 300, 1000)  # proposals per image
 
 # Keys that change what weights mean without changing a name or a shape among them.
 SILENT_KEYS = (
@@ -108,6 +114,38 @@ def run_test(
         save_picture(output / "pictures" / f"{number:05d}_{Path(record.file_name).stem}.jpg", drawn)
     say(f"{len(records)} images, {result['seconds_per_image']:.3f} s per image, {choose_device(config)}")
     return result
+
+
+def proposal_recall(
+    config: Config, checkpoint: Checkpoint, output: Path, *, limit: int | None = None
+) -> dict[str, float | None]:
+    """Average recall of the RPN's 100, 300 and 1000 best proposals on ``config.data.test``; writes proposals.json.
+
+    Args:
+        config: of the run.
+        checkpoint: weights of a detector that ``config`` describes; its box stage need not be trained.
+        output: directory for proposals.json.
+        limit: only the first images.
+
+    Raises:
+        ValueError: bad data or config, or weights that do not fit.
+    """
+    index = load_index(config, config.data.test, key="data.test", say=print)
+    most = max(RECALL_LIMITS)
+    rpn = replace(config.rpn, post_nms_test=most, pre_nms_test=max(most, config.rpn.pre_nms_test))
+    device = choose_device(config)
+    detector = _restored(replace(config, rpn=rpn), checkpoint, index.class_names).to(device)
+    rows = range(len(index) if limit is None else min(limit, len(index)))
+    loader = build_test_loader(index, config.data, rows=rows, pin=device.type == "cuda")
+    records = []
+    for row, proposals in zip(rows, propose(detector, loader, index, device=device), strict=True):
+        target = index.target(row)
+        wanted = target.boxes[~target.ignore].numpy()
+        records.append(ProposalRecord(gt_boxes=wanted, boxes=proposals.boxes.numpy()))
+    recall = {name: None if math.isnan(v) else v for name, v in average_recall(records, RECALL_LIMITS).items()}
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "proposals.json").write_text(json.dumps(recall, indent=2) + "\n")
+    return recall
 
 
 def evaluate_detectors(

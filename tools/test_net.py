@@ -17,7 +17,7 @@ from detection.config import Config
 from detection.config_io import load_config
 from detection.engine.checkpoint import read_checkpoint
 from detection.evaluation.report import format_tables
-from detection.testing import run_test
+from detection.testing import proposal_recall, run_test
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,6 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output-dir", help="for results (default: test/ in the run directory of the weights)")
     parser.add_argument("--visualize", type=_count, default=0, metavar="N", help="draw the detections of N images")
     parser.add_argument("--limit", type=_count, metavar="N", help="test only the first N images")
+    parser.add_argument("--proposals", action="store_true", help="only the RPN: average recall at 100, 300, 1000")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as test.nms_iou=0.5")
     return parser.parse_intermixed_args()
 
@@ -47,6 +48,10 @@ def main() -> None:
     config = load_config(Config, args.config_file, args.overrides)
     checkpoint = read_checkpoint(args.weights)
     output = Path(args.output_dir) if args.output_dir else checkpoint.path.parent.parent / "test"
+    if args.proposals:
+        recall = proposal_recall(config, checkpoint, output, limit=args.limit)
+        print("\n".join(f"{name:8} {'-' if value is None else f'{100 * value:.1f}'}" for name, value in recall.items()))
+        return
     ensemble = [read_checkpoint(path) for path in args.ensemble]
     result = run_test(config, checkpoint, output, ensemble=ensemble, limit=args.limit, pictures=args.visualize)
     print(format_tables(result))
