@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from detection.evaluation.records import Record
 
-__all__ = ["draw_record", "save_picture"]
+__all__ = ["draw_boxes", "draw_record", "save_picture"]
 
 WHITE = (255, 255, 255)
 
@@ -22,16 +22,39 @@ def draw_record(
 ) -> NDArray[np.uint8]:
     """A copy of ``image`` (H, W, 3) RGB with the boxes of ``record``: thin white for the ground truth, a colour per
     class for detections of at least ``min_score``, with name and score."""
-    scale = max(1.0, 480 / min(image.shape[:2]))  # small images grow, so that the labels can be read
+    shown = record.scores >= min_score
+    return draw_boxes(
+        image,
+        record.boxes[shown],
+        record.scores[shown],
+        record.labels[shown],
+        class_names,
+        gt_boxes=record.gt_boxes,
+    )
+
+
+def draw_boxes(
+    image: NDArray[np.uint8],
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    *,
+    gt_boxes: NDArray[np.float32] | None = None,
+) -> NDArray[np.uint8]:
+    """A copy of ``image`` (H, W, 3) RGB with ``boxes`` (N, 4), best first, and ``gt_boxes`` (G, 4) in thin white.
+
+    A small image grows, so that the labels can be read.
+    """
+    scale = max(1.0, 480 / min(image.shape[:2]))
     canvas = np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
-    for box in record.gt_boxes * scale:
+    for box in [] if gt_boxes is None else gt_boxes * scale:
         _rectangle(canvas, box, WHITE, 1)
-    for row in np.flatnonzero(record.scores >= min_score)[::-1]:  # the best last, on top
-        label = int(record.labels[row])
+    for row in reversed(range(len(boxes))):  # the best last, on top
+        label = int(labels[row])
         color = _color(label, len(class_names))
-        box = record.boxes[row] * scale
-        _rectangle(canvas, box, color, 2)
-        _caption(canvas, f"{class_names[label]} {record.scores[row]:.2f}", box, color)
+        _rectangle(canvas, boxes[row] * scale, color, 2)
+        _caption(canvas, f"{class_names[label]} {scores[row]:.2f}", boxes[row] * scale, color)
     return canvas
 
 

@@ -1,0 +1,111 @@
+"""Mirrors detection/predictor.py, and tools/predict.py, which is little more."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detection.build import build_detector
+from detection.config import (
+    AnchorConfig,
+    BackboneConfig,
+    Config,
+    DataConfig,
+    PostprocessConfig,
+    RPNConfig,
+    SolverConfig,
+)
+from detection.data.images import read_image
+from detection.engine.checkpoint import Checkpoints
+from detection.engine.optim import build_optimizer
+from detection.engine.train import TrainState
+from detection.predictor import Predictor
+from detection.structures import ImageBatch
+
+TOOL = Path(__file__).parents[2] / "tools" / "predict.py"
+CLASSES = ("bolt", "nut")
+CONFIG = Config(
+    backbone=BackboneConfig(name="resnet18", norm="gn", roi_size=2),
+    anchors=AnchorConfig(sizes=(16.0, 32.0)),
+    rpn=RPNConfig(channels=16, min_size=2.0, post_nms_test=16),
+    test=PostprocessConfig(score_threshold=0.0, max_detections=5),
+    data=DataConfig(shorter_side=64, longer_side=96),
+)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    detector = build_detector(CONFIG, len(CLASSES))
+    state = TrainState(detector, build_optimizer(detector, SolverConfig()), torch.amp.grad_scaler.GradScaler("cpu"))
+    Checkpoints(run / "checkpoints", keep=1, config=CONFIG, class_names=CLASSES).save(state)
+    return run
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (128, 160, 3), dtype=np.uint8)
+    path = tmp_path / "photos" / "a.png"
+    path.parent.mkdir()
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_boxes_are_in_pixels_of_the_given_image(weights: Path, photo: Path) -> None:
+    predictor, image = Predictor.load(weights), read_image(photo)
+    found = predictor(image)
+    half = Image.fromarray(image).resize((80, 64), Image.Resampling.NEAREST)
+    assert predictor.class_names == CLASSES
+    assert 0 < len(found) <= 5
+    assert (found.boxes[:, 2] <= 160).all()
+    assert (found.boxes[:, 3] <= 128).all()
+    assert found.boxes[:, 2:].max() > 96  # not those of the 64 x 80 pixels that the detector saw
+    small = predictor(np.asarray(half))
+    assert (small.boxes[:, 2] <= 80).all()
+
+
+def test_equals_the_detector_on_the_resized_image(weights: Path) -> None:
+    predictor = Predictor.load(weights)
+    image = np.random.default_rng(1).integers(0, 255, (64, 80, 3), dtype=np.uint8)  # resizing changes nothing
+    with torch.inference_mode():
+        (expected,) = predictor.tester(ImageBatch.from_images([torch.from_numpy(image).permute(2, 0, 1)]))
+    found = predictor(image)
+    torch.testing.assert_close(found.boxes, expected.boxes)
+    torch.testing.assert_close(found.scores, expected.scores)
+
+
+def test_what_is_no_image_is_refused(weights: Path) -> None:
+    with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8 RGB, got \(3, 8, 8\) float32"):
+        Predictor.load(weights)(np.zeros((3, 8, 8), dtype=np.float32))  # pyright: ignore[reportArgumentType]
+
+
+def run_tool(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
+    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+    runpy.run_path(str(TOOL), run_name="__main__")
+
+
+def test_the_program_writes_pictures_and_json(
+    weights: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run_tool(monkeypatch, photo.parent, "--weights", weights, "--output-dir", out, "--min-score", "0")
+    records = json.loads((out / "predictions.json").read_text())[str(photo)]
+    assert len(records) == 5
+    assert {record["class"] for record in records} <= set(CLASSES)
+    assert read_image(out / "00000_a.jpg").shape == (480, 600, 3)
+    assert str(photo) in capsys.readouterr().out
+
+
+def test_a_missing_image_is_named(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="error: no image or folder"):
+        run_tool(monkeypatch, tmp_path / "none.jpg", "--weights", weights)
+    with pytest.raises(SystemExit, match="error: no image in"):
+        run_tool(monkeypatch, tmp_path, "--weights", weights)
