@@ -104,7 +104,7 @@ class ImageBatch:
                 raise ValueError(f"an image must be (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}")
         sizes = tuple((image.shape[-2], image.shape[-1]) for image in images)
         height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
-        pixels = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
+        pixels = torch.zeros(len(images), 3, height, width, dtype=torch.uint8, device=images[0].device)
         for row, image, (h, w) in zip(pixels, images, sizes, strict=True):
             row[:, :h, :w] = image
         return cls(pixels, sizes)

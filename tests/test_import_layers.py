@@ -20,7 +20,7 @@ LAYERS = (
     ("detection.data", "detection.inference", "detection.evaluation", "detection.engine", "detection.visualize"),
     ("detection.build",),
     ("detection.testing", "detection.run"),
-    ("detection.alternating", "detection.methods", "detection.predictor"),
+    ("detection.alternating", "detection.methods", "detection.predictor", "detection.statistics"),
     ("tools", "datasets"),
 )
 

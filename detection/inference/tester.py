@@ -109,8 +109,7 @@ class _Pyramid:
         self.stage, self.sizes, self.scales = detector.box_stage, images.sizes, scales
         views = [resize_images(images, shorter) for shorter in scales] or [images]
         self.view_sizes = [view.sizes for view in views]
-        device = images.pixels.device
-        self.features = [base] if base is not None and not scales else [detector.features(v.to(device)) for v in views]
+        self.features = [base] if base is not None and not scales else [detector.features(view) for view in views]
 
     def vectors(self, boxes: Sequence[Tensor]) -> Tensor:
         """(R, D) of the regions ``boxes`` (R_i, 4) of each image, in pixels of the images as given.
