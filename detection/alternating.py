@@ -41,6 +41,8 @@ def step_configs(config: Config, output: Path) -> tuple[Config, ...]:
             fixed=fixed,
             iterations=lengths.rpn_iterations if rpn else lengths.box_iterations,
             steps=lengths.rpn_steps if rpn else lengths.box_steps,
+            images_per_step=(lengths.rpn_images_per_step if rpn else lengths.box_images_per_step)
+            or config.solver.images_per_step,
         )
         path = None if proposals is None else str(_proposals_path(output, proposals))
         data = replace(config.data, proposals=path, test=config.data.test if number == 4 else ())

@@ -161,6 +161,8 @@ class AlternatingConfig:
     rpn_steps: tuple[int, ...] = (60000,)  # where the rate is multiplied by solver.gamma
     box_iterations: int = 40000  # steps 2 and 4, as py-faster-rcnn
     box_steps: tuple[int, ...] = (30000,)
+    rpn_images_per_step: int | None = None  # null: solver.images_per_step
+    box_images_per_step: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
