@@ -46,8 +46,9 @@ def step_configs(config: Config, output: Path) -> tuple[Config, ...]:
         )
         path = None if proposals is None else str(_proposals_path(output, proposals))
         data = replace(config.data, proposals=path, test=config.data.test if number == 4 else ())
-        start = config.init if init is None else str(_folder(output, init))
-        return replace(config, solver=solver, data=data, init=start)
+        if init is None:
+            return replace(config, solver=solver, data=data)
+        return replace(config, solver=solver, data=data, init=str(_folder(output, init)), init_classes={})
 
     return (
         step(1, "box_stage"),

@@ -46,6 +46,17 @@ class Outcome:
 class _Rows:
     rows: tuple[MethodRow, ...]
 
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError("rows is empty")
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    config: Config
+    checkpoint: Checkpoint
+    ensemble: tuple[Checkpoint, ...]
+
 
 def load_rows(path: str | Path) -> tuple[MethodRow, ...]:
     """The rows in the YAML file at ``path``.
@@ -89,24 +100,36 @@ def run_methods(
     Raises:
         ValueError: bad data or config, weights that do not fit, or other classes in a checkpoint.
     """
-    settings: dict[str, Any] = asdict(config.test)
-    current, current_config, members = checkpoint, config, tuple[Checkpoint, ...]()
+    if context is not None and not context.config.box.context:
+        raise ValueError(f"{context.path} was not trained with box.context: it can't fill the rows that need context")
+    plans = [_plan(config, rows[: number + 1], checkpoint, context, ensemble) for number in range(len(rows))]
     outcomes = []
-    for number, row in enumerate(rows):
-        settings = settings | row.test
-        given = {"context": context is not None, "ensemble": bool(ensemble), None: True}
-        if not given[row.needs]:
+    for number, (row, plan) in enumerate(zip(rows, plans, strict=True)):
+        if (row.needs == "context" and context is None) or (row.needs == "ensemble" and not ensemble):
             outcomes.append(Outcome(row, None))
             continue
-        if row.needs == "context" and context is not None:
-            current, current_config = context, context.config
-        if row.needs == "ensemble":
-            members = tuple(ensemble)
-        tree = asdict(current_config) | {"test": settings, "data": asdict(config.data), "device": config.device}
-        row_config = build_dataclass(Config, tree)
-        result = run_test(row_config, current, output / str(number), ensemble=members, limit=limit)
+        result = run_test(plan.config, plan.checkpoint, output / str(number), ensemble=plan.ensemble, limit=limit)
         outcomes.append(Outcome(row, result))
     return outcomes
+
+
+def _plan(
+    config: Config,
+    rows: Sequence[MethodRow],
+    checkpoint: Checkpoint,
+    context: Checkpoint | None,
+    ensemble: Sequence[Checkpoint],
+) -> _Plan:
+    """How the last of ``rows`` is tested, with all that the rows above it have set."""
+    settings: dict[str, Any] = asdict(config.test)
+    for row in rows:
+        settings |= row.test
+    needs = {row.needs for row in rows}
+    model, trained = config, checkpoint
+    if "context" in needs and context is not None:
+        model, trained = context.config, context
+    tree = asdict(model) | {"test": settings, "data": asdict(config.data), "device": config.device}
+    return _Plan(build_dataclass(Config, tree), trained, tuple(ensemble) if "ensemble" in needs else ())
 
 
 def format_outcomes(outcomes: Sequence[Outcome]) -> str:

@@ -70,8 +70,14 @@ def read_proposals(path: str | Path, index: AnnotationIndex) -> StoredProposals:
         raise ValueError(f"{path} is no file of proposals: it lacks {', '.join(missing)}")
     image_ids, ends, boxes, scores = (tensors[key] for key in KEYS)
     counts = torch.diff(ends, prepend=ends.new_zeros(1))
-    if len(image_ids) != len(ends) or len(boxes) != len(scores) or (counts < 0).any() or counts.sum() != len(boxes):
-        raise ValueError(f"{path} is no file of proposals: its arrays have lengths that do not agree")
+    if (
+        boxes.shape[1:] != (4,)
+        or len(image_ids) != len(ends)
+        or len(boxes) != len(scores)
+        or (counts < 0).any()
+        or counts.sum() != len(boxes)
+    ):
+        raise ValueError(f"{path} is no file of proposals: its arrays have shapes that do not agree")
     _check_images(path, image_ids, index)
     stored = StoredProposals(ends, boxes, scores)
     order = {number: row for row, number in enumerate(image_ids.tolist())}

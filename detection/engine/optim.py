@@ -23,19 +23,26 @@ def build_optimizer(model: nn.Module, solver: SolverConfig) -> Optimizer:
     Raises:
         ValueError: nothing is trainable.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    # By kind, not by value, so that a run can go on with other values.
+    groups: dict[str, list[nn.Parameter]] = {"weight": [], "bias": [], "norm": []}
     for module in model.modules():
         norm = isinstance(module, (_BatchNorm, nn.GroupNorm, nn.LayerNorm))
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
-                bias = name == "bias" and not norm
-                decay = 0.0 if bias or norm else solver.weight_decay
-                groups.setdefault((solver.bias_lr_factor if bias else 1.0, decay), []).append(parameter)
-    if not groups:
+                groups["norm" if norm else "bias" if name == "bias" else "weight"].append(parameter)
+    if not any(groups.values()):
         raise ValueError("the model has no trainable parameter: backbone.freeze_at fixes all of it")
+    factors = {"weight": 1.0, "bias": solver.bias_lr_factor, "norm": 1.0}
+    decays = {"weight": solver.weight_decay, "bias": 0.0, "norm": 0.0}
     described = [
-        {"params": parameters, "lr_factor": factor, "lr": solver.base_lr * factor, "weight_decay": decay}
-        for (factor, decay), parameters in groups.items()
+        {
+            "params": parameters,
+            "lr": solver.base_lr * factors[kind],
+            "lr_factor": factors[kind],
+            "weight_decay": decays[kind],
+        }
+        for kind, parameters in groups.items()
+        if parameters
     ]
     return SGD(described, lr=solver.base_lr, momentum=solver.momentum)
 

@@ -133,6 +133,13 @@ class TestStepConfigs:
         lengths = [(step.solver.iterations, step.solver.steps) for step in step_configs(self.CONFIG, self.OUTPUT)]
         assert lengths == [(80, (60, 70)), (40, (30,)), (80, (60, 70)), (40, (30,))]
 
+    def test_images_of_a_step_may_differ(self) -> None:
+        lengths = replace(self.CONFIG.alternating, rpn_images_per_step=8, box_images_per_step=16)
+        steps = step_configs(replace(self.CONFIG, alternating=lengths), self.OUTPUT)
+        assert [step.solver.images_per_step for step in steps] == [8, 16, 8, 16]
+        steps = step_configs(self.CONFIG, self.OUTPUT)
+        assert [step.solver.images_per_step for step in steps] == [self.CONFIG.solver.images_per_step] * 4
+
     def test_only_the_last_is_tested(self) -> None:
         # The others have an RPN or a box stage that never learned anything.
         assert [step.data.test for step in step_configs(self.CONFIG, self.OUTPUT)] == [(), (), (), ("a:test",)]

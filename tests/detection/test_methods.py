@@ -172,7 +172,7 @@ class TestFormat:
         ]
 
     def test_no_rows(self) -> None:
-        assert format_outcomes([]).split() == "AP50 AP gain AP50 gain AP s/image paper AP50 / AP".split()
+        assert " ".join(format_outcomes([]).split()) == "AP50 AP gain AP50 gain AP s/image paper AP50 / AP"
 
 
 class TestTableFiles:

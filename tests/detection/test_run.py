@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,13 @@ from safetensors.torch import load_file
 from detection.build import build_detector
 from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, DataConfig, RPNConfig, SolverConfig
 from detection.config_io import load_config
+from detection.data.build import build_train_loader
+from detection.data.cards import load_dataset
 from detection.data.digits import CLASSES, write_digits
+from detection.data.images import ImageError
 from detection.engine.checkpoint import Checkpoint, read_checkpoint
 from detection.engine.log import RunLog
+from detection.engine.optim import build_optimizer
 from detection.engine.train import NotFiniteError
 from detection.run import run_training
 from detection.testing import choose_device, run_test
@@ -448,3 +453,192 @@ class TestMethods:
         run_training(settings, tmp_path / "run")
         self.run(settings, read_checkpoint(tmp_path / "run"), tmp_path / "test")
         assert self.detections(tmp_path / "run") == self.detections(tmp_path / "test")
+
+
+def differing(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> list[str]:
+    assert set(found) == set(expected)
+    return [name for name, weight in expected.items() if not torch.equal(found[name], weight)]
+
+
+class TestOtherSettingsOnTheWay:
+    """A run that goes on with another config takes that config's word."""
+
+    def resume(self, config: Config, output: Path, **solver: Any) -> None:
+        run_until(with_data(config, test=()), output, 3)  # the checkpoint is of iteration 2
+        run_training(with_solver(with_data(config, test=()), **solver), output, resume=True)
+
+    def saved_groups(self, run: Path) -> list[dict[str, Any]]:
+        state = torch.load(run / "checkpoints" / f"{STEPS:07d}.state.pt", weights_only=True)
+        return state["optimizer"]["param_groups"]
+
+    def test_momentum(self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+        self.resume(config, tmp_path, momentum=0.0)
+        assert {group["momentum"] for group in self.saved_groups(tmp_path)} == {0.0}
+        assert differing(final_weights(tmp_path), final_weights(finished[0]))
+
+    @pytest.mark.parametrize("decay", [0.25, 0.0])
+    def test_weight_decay(
+        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path, decay: float
+    ) -> None:
+        self.resume(config, tmp_path, weight_decay=decay)
+        assert {group["weight_decay"] for group in self.saved_groups(tmp_path)} == {decay, 0.0}
+        assert differing(final_weights(tmp_path), final_weights(finished[0]))
+
+    @pytest.mark.parametrize("factor", [3.0, 1.0])
+    def test_rate_of_biases(self, config: Config, tmp_path: Path, factor: float) -> None:
+        self.resume(config, tmp_path, bias_lr_factor=factor)
+        assert {group["lr_factor"] for group in self.saved_groups(tmp_path)} == {factor, 1.0}
+
+    def test_rate(self, config: Config, tmp_path: Path) -> None:
+        self.resume(config, tmp_path, base_lr=0.02)
+        rates = [line["learning_rate"] for line in metrics(tmp_path)]
+        assert rates == pytest.approx([1e-3, 1e-3, 2e-2, 2e-3])
+
+    def test_half_precision(self, config: Config, tmp_path: Path) -> None:
+        self.resume(config, tmp_path, precision="fp16")
+        assert read_checkpoint(tmp_path).iteration == STEPS
+        assert all(weight.isfinite().all() for weight in final_weights(tmp_path).values())
+
+    def test_out_of_half_precision(self, config: Config, tmp_path: Path) -> None:
+        run_until(with_solver(with_data(config, test=()), precision="fp16"), tmp_path, 3)
+        run_training(with_data(config, test=()), tmp_path, resume=True)
+        assert read_checkpoint(tmp_path).iteration == STEPS
+
+    def test_other_frozen_stages_are_refused_with_both_sides(self, config: Config, tmp_path: Path) -> None:
+        run_until(config, tmp_path, 3)
+        counts = [
+            [len(group["params"]) for group in build_optimizer(build_detector(c, 10), c.solver).param_groups]
+            for c in (config, with_freeze(config, 3))
+        ]
+        with pytest.raises(ValueError, match=r"backbone\.freeze_at, norm and solver\.fixed") as error:
+            run_training(with_freeze(config, 3), tmp_path, resume=True)
+        assert f"groups of {counts[0]} parameters, this config's has {counts[1]}" in str(error.value)
+        assert read_checkpoint(tmp_path).iteration == 2
+
+    def test_other_fixed_parts_are_refused(self, config: Config, tmp_path: Path) -> None:
+        run_until(config, tmp_path, 3)
+        with pytest.raises(ValueError, match=r"solver\.fixed"):
+            run_training(with_solver(config, fixed=("rpn",)), tmp_path, resume=True)
+
+
+def with_freeze(config: Config, stages: int) -> Config:
+    return replace(config, backbone=replace(config.backbone, freeze_at=stages))
+
+
+def later_image(config: Config) -> Path:
+    """An image of the third step that no step before has seen."""
+    index, _ = load_dataset(config.data.train, Path(str(config.data.root)))
+    batches = iter(build_train_loader(index, config.data, batch_size=2, seed=config.seed))
+    first, second, third = (next(batches).paths for _ in range(3))
+    (path, *_) = [path for path in third if path not in (*first, *second)]
+    return Path(path)
+
+
+class TestErrorsOnTheWay:
+    """Whatever ends a training costs no steps, unless the steps are what went wrong."""
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_unreadable_image(
+        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path, workers: int
+    ) -> None:
+        root = Path(shutil.copytree(str(config.data.root), tmp_path / "root"))
+        own = with_solver(with_data(config, root=str(root), workers=workers), checkpoint_every=0)
+        path = later_image(own)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ImageError) as error:
+            run_training(own, tmp_path / "run")
+        message = str(error.value)
+        assert message.startswith(f"image {path} can't be read: ")
+        assert "\n" not in message
+        assert "Traceback" not in message
+        assert read_checkpoint(tmp_path / "run").iteration == 2
+        # With the image put right, nothing is lost.
+        path.write_bytes(whole)
+        run_training(own, tmp_path / "run", resume=True)
+        assert differing(final_weights(tmp_path / "run"), final_weights(finished[0])) == []
+
+    def test_unreadable_image_in_the_first_step(self, config: Config, tmp_path: Path) -> None:
+        root = Path(shutil.copytree(str(config.data.root), tmp_path / "root"))
+        for path in root.rglob("*.jpg"):
+            path.write_bytes(b"")
+        with pytest.raises(ImageError):
+            run_training(with_data(config, root=str(root)), tmp_path / "run")
+        assert not (tmp_path / "run" / "checkpoints").exists()  # there is nothing to save
+
+    def test_ctrl_c(self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+        record = RunLog.metrics
+
+        def interrupt(log: RunLog, step: int, values: Mapping[str, float]) -> None:
+            record(log, step, values)
+            if step == 3:
+                raise KeyboardInterrupt
+
+        said: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RunLog, "metrics", interrupt)
+            patch.setattr(RunLog, "say", lambda log, text: said.append(text))
+            with pytest.raises(KeyboardInterrupt):
+                run_training(config, tmp_path)
+        saved = tmp_path / "checkpoints" / "0000003.safetensors"
+        assert said[-1] == f"stopped; saved {saved}, and --resume goes on from it"
+        assert read_checkpoint(tmp_path).iteration == 3
+        run_training(config, tmp_path, resume=True)
+        assert differing(final_weights(tmp_path), final_weights(finished[0])) == []
+
+    def test_no_memory_left_for_the_evaluation(self, config: Config, tmp_path: Path) -> None:
+        def fail(*_: Any, **__: Any) -> None:
+            raise RuntimeError("out of memory")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("detection.run.evaluate_detectors", fail)
+            with pytest.raises(RuntimeError, match="out of memory"):
+                run_training(config, tmp_path)
+        assert read_checkpoint(tmp_path).iteration == STEPS
+
+    def test_loss_that_is_not_finite_saves_nothing(self, config: Config, tmp_path: Path) -> None:
+        # The weights of the last step may be the cause.
+        run_until(with_data(config, test=()), tmp_path, 3)
+        before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()}
+        wild = with_solver(with_data(config, test=()), base_lr=1e30, clip_norm=None, checkpoint_every=0)
+        with pytest.raises(NotFiniteError, match="iteration 3"):
+            run_training(wild, tmp_path, resume=True)
+        assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == before
+
+
+class TestInit:
+    """Runs that start from another detector."""
+
+    def start(self, config: Config, run: Path, output: Path, **options: Any) -> Path:
+        """One step so small that it moves no weight by much."""
+        slow = with_solver(with_data(config, test=()), iterations=1, base_lr=1e-12)
+        run_training(replace(slow, init=str(run), **options), output)
+        return output
+
+    def test_starts_from_the_weights_of_the_run(
+        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        started = final_weights(self.start(replace(config, seed=5), finished[0], tmp_path), 1)
+        for name, weight in final_weights(finished[0]).items():
+            torch.testing.assert_close(started[name], weight, atol=1e-6, rtol=1e-6)
+
+    def test_a_run_that_goes_on_does_not_start_again(
+        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        source = Path(shutil.copytree(finished[0], tmp_path / "source"))
+        begun = with_solver(with_data(replace(config, init=str(source)), test=()), iterations=1)
+        run_training(begun, tmp_path / "run")
+        shutil.rmtree(source)
+        run_training(with_solver(begun, iterations=2), tmp_path / "run", resume=True)
+        assert read_checkpoint(tmp_path / "run").iteration == 2
+
+    def test_missing_start_is_named(self, config: Config, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"no checkpoint at .*absent"):
+            self.start(config, tmp_path / "absent", tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_wrong_class_name_is_named(
+        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        with pytest.raises(ValueError, match="init_classes maps '3' to 'three'"):
+            self.start(config, finished[0], tmp_path, init_classes={"3": "three"})

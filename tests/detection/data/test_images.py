@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pickle
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +13,12 @@ from threading import Event
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
+from torch.utils.data import DataLoader, Dataset
 
-from detection.data.images import read_image
+from detection.data.images import ImageError, read_image
 
 RED, BLUE = (254, 0, 0), (0, 0, 254)
 
@@ -223,3 +226,50 @@ def test_the_greyscale_photographs_of_coco128_become_rgb(data_root_for_tests: Pa
     assert pixels.shape == (*size, 3)
     assert (pixels[..., 0] == pixels[..., 2]).all()
     assert np.ptp(pixels) > 100
+
+
+# errors on their way to the user
+
+
+class Files(Dataset[torch.Tensor]):
+    """Reads files as a data set does."""
+
+    def __init__(self, *paths: Path, size: tuple[int, int] | None = None) -> None:
+        self.paths, self.size = paths, size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        return torch.from_numpy(read_image(self.paths[row], size=self.size).copy())
+
+
+def error_of(files: Files, workers: int) -> ImageError:
+    with pytest.raises(ImageError) as error:
+        list(DataLoader(files, batch_size=1, num_workers=workers))
+    return error.value
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "missing"])
+def test_an_error_reads_the_same_through_a_worker_process(tmp_path: Path, content: bytes | None) -> None:
+    good, bad = photograph(tmp_path / "good.jpg"), tmp_path / "bad.jpg"
+    if content is not None:
+        bad.write_bytes(content)
+    here, there = (str(error_of(Files(good, bad), workers)) for workers in (0, 1))
+    assert there == here
+    assert here.startswith(f"image {bad} can't be read: ")
+    assert "\n" not in here
+
+
+def test_a_size_that_disagrees_reads_the_same_through_a_worker_process(tmp_path: Path) -> None:
+    files = Files(photograph(tmp_path / "a.jpg"), size=(20, 30))
+    message = (
+        f"image {tmp_path / 'a.jpg'} is 60x40 pixels, its annotation says 30x20; correct the annotation or the file"
+    )
+    assert [str(error_of(files, workers)) for workers in (0, 1)] == [message, message]
+
+
+def test_an_error_survives_pickling_and_a_copy() -> None:
+    error = ImageError("image a.jpg can't be read: OSError: it ends early")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error) == "image a.jpg can't be read: OSError: it ends early"
+    assert isinstance(error, ValueError)  # what the programs show as one line

@@ -252,3 +252,72 @@ def test_state_has_a_type_that_safe_loading_admits(tmp_path: Any) -> None:
     drawn = torch.rand(3)
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert torch.equal(torch.rand(3), drawn)
+
+
+def saved_by(state: TrainState) -> dict[str, Any]:
+    """What ``state`` writes to a checkpoint after four steps."""
+    run(state)
+    return state.state_dict()
+
+
+def test_resumed_run_takes_the_settings_of_its_own_config() -> None:
+    saved = saved_by(make_state(momentum=0.9, weight_decay=0.1))
+    other = make_state(momentum=0.5, weight_decay=0.25)
+    other.optimizer.param_groups[0]["lr"] = 0.75
+    other.load_state_dict(saved)
+    (group,) = other.optimizer.param_groups
+    assert (group["momentum"], group["weight_decay"], group["lr"], group["lr_factor"]) == (0.5, 0.25, 0.75, 1.0)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.9, 0.5), (0.9, 0.0), (0.0, 0.9)])
+def test_step_after_a_resume_with_another_momentum_by_hand(before: float, after: float) -> None:
+    state = make_state(momentum=before)
+    saved = saved_by(state)
+    old = [state.optimizer.state[p].get("momentum_buffer") for p in state.model.parameters()]
+    velocity = [0.0 if buffer is None else buffer.item() for buffer in old]
+    other = make_state(momentum=after)
+    other.model.load_state_dict(state.model.state_dict())
+    other.load_state_dict(saved)
+    start = weights(other)
+    run(other, parts=iter([make_batch(40, 80)]), iterations=5)
+    w, b = start
+    slope = [2 * (w * x + b - 1) + 2 * (w * x + b - 2) for x in (0.4, 0.8)]
+    gradient = [(slope[0] * 0.4 + slope[1] * 0.8) / 2, sum(slope) / 2]
+    expected = [s - 0.1 * (after * v + g) for s, v, g in zip(start, velocity, gradient, strict=True)]
+    assert weights(other) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("groups", [[1], [1, 1], [2, 1]])
+def test_optimizer_of_other_parameters_is_refused_with_both_sides(groups: list[int]) -> None:
+    saved = saved_by(make_state(momentum=0.9))
+    other = make_state()
+    parameters = [[nn.Parameter(torch.tensor(0.0)) for _ in range(count)] for count in groups]
+    other.optimizer = SGD([{"params": group, "lr_factor": 1.0} for group in parameters], lr=0.1)
+    drawn = torch.get_rng_state()
+    with pytest.raises(ValueError, match="freeze_at, norm and solver") as error:
+        other.load_state_dict(saved)
+    assert f"groups of [2] parameters, this config's has {groups}" in str(error.value)
+    assert other.iteration == 0
+    assert not other.optimizer.state
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_resume_into_and_out_of_half_precision() -> None:
+    full, half = make_state(), make_state()
+    half.scaler = GradScaler("cpu", enabled=True, init_scale=128.0)
+    run(half, precision="fp16")
+    saved_full, saved_half = saved_by(full), half.state_dict()
+    into = make_state()
+    into.scaler = GradScaler("cpu", enabled=True, init_scale=64.0)
+    into.load_state_dict(saved_full)
+    assert (into.iteration, into.scaler.get_scale()) == (4, 64.0)
+    out = make_state()
+    out.load_state_dict(saved_half)
+    assert (out.iteration, out.scaler.is_enabled()) == (4, False)
+    again = make_state()
+    again.scaler = GradScaler("cpu", enabled=True, init_scale=64.0)
+    again.load_state_dict(saved_half)
+    assert again.scaler.get_scale() == 128.0
+    for state in (into, out, again):
+        run(state, iterations=5, precision="fp16" if state.scaler.is_enabled() else "fp32")
+        assert state.iteration == 5

@@ -14,7 +14,16 @@ from torchvision.ops import box_iou
 
 from backbones.base import Backbone, FeatureSpec, InputStats, Tail
 from detection.build import build_detector
-from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, PostprocessConfig, RPNConfig
+from detection.config import (
+    AnchorConfig,
+    BackboneConfig,
+    BoxConfig,
+    Config,
+    PostprocessConfig,
+    RPNConfig,
+    SolverConfig,
+)
+from detection.engine.optim import build_optimizer
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
 from detection.model.box_stage import BoxPredictor, BoxStage
@@ -24,7 +33,7 @@ from detection.model.pooler import RegionPooler
 from detection.model.postprocess import Postprocessor
 from detection.model.rpn import RPN, ProposalFilter, RPNHead
 from detection.model.sampler import BalancedSampler
-from detection.structures import Detections, ImageBatch, Target
+from detection.structures import Detections, ImageBatch, Proposals, Target
 
 LOSSES = ["rpn_objectness", "rpn_box", "box_class", "box_regression"]
 PLAIN = InputStats(mean=(120.0, 110.0, 100.0), std=(60.0, 50.0, 55.0), channel_order="rgb")
@@ -399,3 +408,136 @@ def test_learns_two_rectangles_by_heart() -> None:
     best, row = box_iou(target.boxes, found.boxes).max(dim=1)
     assert (best > 0.7).all()
     assert torch.equal(found.labels[row], target.labels)
+
+
+NORMED = replace(CONFIG, backbone=BackboneConfig(name="resnet18", norm="bn", freeze_at=0, roi_size=4))
+PARTS = ("backbone", "rpn", "box_stage")
+RPN_LOSSES, BOX_LOSSES = LOSSES[:2], LOSSES[2:]
+
+
+def with_fixed(*fixed: Any) -> Detector:
+    """A detector whose norm layers learn statistics, in training."""
+    return seeded(replace(NORMED, solver=SolverConfig(fixed=fixed))).train()
+
+
+def take_steps(detector: Detector, count: int = 2) -> None:
+    optimizer = build_optimizer(detector, SolverConfig(base_lr=0.01, momentum=0.9, weight_decay=0.1))
+    for _ in range(count):
+        losses = detector(ImageBatch.from_images([IMAGE, IMAGE.flip(2)]), [TARGET, TARGET])
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+
+
+FIXED = [("backbone",), ("rpn",), ("box_stage",), ("backbone", "rpn"), ("backbone", "box_stage")]
+
+
+@pytest.mark.parametrize("fixed", FIXED, ids="+".join)
+class TestFixedParts:
+    """Parts that are not trained, as in 4-step training."""
+
+    def test_stay_bit_for_bit_while_the_others_learn(self, fixed: tuple[str, ...]) -> None:
+        detector = with_fixed(*fixed)
+        before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+        take_steps(detector)
+        changed = {
+            name.partition(".")[0] for name, old in before.items() if not torch.equal(detector.state_dict()[name], old)
+        }
+        assert changed == set(PARTS) - set(fixed)
+
+    def test_have_no_gradient(self, fixed: tuple[str, ...]) -> None:
+        detector = with_fixed(*fixed)
+        for name, parameter in detector.named_parameters():
+            assert parameter.requires_grad == (name.partition(".")[0] not in fixed), name
+        losses = detector(ImageBatch.from_images([IMAGE]), [TARGET])
+        torch.stack(list(losses.values())).sum().backward()
+        for name, parameter in detector.named_parameters():
+            assert (parameter.grad is None) == (name.partition(".")[0] in fixed), name
+
+    def test_give_no_loss(self, fixed: tuple[str, ...]) -> None:
+        losses = with_fixed(*fixed)(ImageBatch.from_images([IMAGE]), [TARGET])
+        wanted = (RPN_LOSSES if "rpn" not in fixed else []) + (BOX_LOSSES if "box_stage" not in fixed else [])
+        assert list(losses) == wanted
+
+    def test_stay_in_eval_mode(self, fixed: tuple[str, ...]) -> None:
+        detector = with_fixed(*fixed)
+        for training in (True, False, True):
+            detector.train(training)
+            for part in PARTS:
+                modes = {module.training for module in detector.get_submodule(part).modules()}
+                assert modes == {training and part not in fixed}, part
+            assert detector.training == training
+
+    def test_detect_as_ever(self, fixed: tuple[str, ...]) -> None:
+        assert_same(*detect(with_fixed(*fixed), IMAGE), *detect(with_fixed(), IMAGE))
+
+
+def test_nothing_left_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        build_optimizer(with_fixed(*PARTS), SolverConfig())
+
+
+def test_nothing_is_fixed_unless_asked_for() -> None:
+    detector = with_fixed()
+    assert all(parameter.requires_grad for parameter in detector.parameters())
+    assert all(module.training for module in detector.modules())
+
+
+def test_a_fixed_rpn_proposes_as_in_a_test() -> None:
+    # It is one that was trained before, and what it proposes is what a test will get.
+    detector = with_fixed("rpn")
+    detector.rpn.train_filter.min_size = 1e6
+    none = make_target([], [])
+    assert detector(ImageBatch.from_images([IMAGE]), [none])["box_class"] > 0
+
+
+class TestGivenProposals:
+    """Proposals from a file take the place of the RPN's."""
+
+    BOXES = torch.tensor([[4.0, 4, 44, 44], [36, 16, 76, 56], [0, 40, 24, 64]])
+
+    def proposals(self) -> list[Proposals]:
+        return [Proposals(boxes=self.BOXES, scores=torch.zeros(3))]
+
+    @pytest.mark.parametrize("fixed", [(), ("rpn",), ("backbone", "rpn")], ids=["all", "fast_rcnn", "head"])
+    def test_are_what_the_box_stage_learns_from(self, fixed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+        detector, seen = with_fixed(*fixed), []
+        learn = detector.box_stage.losses
+        monkeypatch.setattr(
+            detector.box_stage,
+            "losses",
+            lambda feature, given, *rest: seen.append(given) or learn(feature, given, *rest),
+        )
+        losses = detector(ImageBatch.from_images([IMAGE]), [TARGET], self.proposals())
+        assert [torch.equal(given[0].boxes, self.BOXES) for given in seen] == [True]
+        assert list(losses) == ([] if "rpn" in fixed else RPN_LOSSES) + BOX_LOSSES
+
+    def test_change_the_losses(self, resnet: Detector) -> None:
+        images, none = ImageBatch.from_images([IMAGE]), make_target([], [])
+        empty = [Proposals(boxes=torch.zeros(0, 4), scores=torch.zeros(0))]
+        with torch.no_grad():
+            assert resnet(images, [none], empty)["box_class"] == 0  # no region is left
+            assert resnet(images, [none], self.proposals())["box_class"] > 0
+
+    def test_are_what_is_scored(self, resnet: Detector) -> None:
+        images = ImageBatch.from_images([IMAGE])
+        with torch.no_grad():
+            (found,) = resnet.eval()(images, None, self.proposals())
+            feature = resnet.features(images)
+            (scored,) = resnet.boxes(feature, self.proposals(), images.sizes)
+        assert_same(found, resnet.postprocess(scored))
+        assert len(found) <= 3 * 3  # proposals and classes
+
+    def test_none_give_no_detections(self, resnet: Detector) -> None:
+        empty = [Proposals(boxes=torch.zeros(0, 4), scores=torch.zeros(0))]
+        with torch.no_grad():
+            (found,) = resnet.eval()(ImageBatch.from_images([IMAGE]), None, empty)
+        assert len(found) == 0
+
+    def test_an_rpn_alone_has_no_use_for_them(self) -> None:
+        detector = with_fixed("box_stage")
+        torch.manual_seed(3)
+        without = detector(ImageBatch.from_images([IMAGE]), [TARGET])
+        torch.manual_seed(3)
+        given = detector(ImageBatch.from_images([IMAGE]), [TARGET], self.proposals())
+        assert {name: loss.item() for name, loss in given.items()} == {n: loss.item() for n, loss in without.items()}

@@ -1,0 +1,203 @@
+"""What a GPU must not change: tiny detectors on CUDA against the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.backends import cudnn
+from torchvision.ops import box_iou
+
+from detection.build import build_detector
+from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, PostprocessConfig, RPNConfig, SolverConfig
+from detection.data.dataset import Batch
+from detection.engine.optim import build_optimizer
+from detection.engine.train import TrainState, train
+from detection.model.detector import Detector
+from detection.structures import Detections, ImageBatch, Proposals, Target
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
+]
+
+DEVICE = torch.device("cuda")
+ALL = 100_000  # more samples than there are anchors and proposals: then no draw depends on the device
+CONFIG = Config(
+    backbone=BackboneConfig(name="resnet18", norm="gn", freeze_at=0, roi_size=4),
+    anchors=AnchorConfig(sizes=(16.0, 32.0)),
+    rpn=RPNConfig(
+        channels=32,
+        allow_outside=True,
+        samples_per_image=ALL,
+        pre_nms_train=ALL,
+        pre_nms_test=64,
+        post_nms_train=ALL,
+        post_nms_test=16,
+        nms_iou=1.0,  # keeps all, else scores that are nearly equal would decide
+        min_size=2.0,
+    ),
+    box=BoxConfig(samples_per_image=ALL, pool="roi_align"),  # RoIPool rounds, and a hair makes a pixel
+    test=PostprocessConfig(score_threshold=0.1, max_detections=ALL),
+)
+
+
+@pytest.fixture(autouse=True)
+def whole_precision() -> Iterator[None]:
+    """Convolutions in float32 instead of TF32, whose 10 bits would hide mistakes."""
+    with cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+def make_batch() -> Batch:
+    """Two images of different sizes, made by arithmetic, with two objects and one."""
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(80), indexing="ij")
+    image = torch.stack([2 * x + y, 3 * y, (x * y) % 256]).clamp(0, 255).to(torch.uint8)
+    images = ImageBatch.from_images([image, image[:, :48, :64].flip(2)])
+    targets = (make_target([[8, 8, 40, 40], [40, 20, 72, 52]], [1, 2]), make_target([[4, 12, 30, 40]], [0]))
+    return Batch(images, targets, (0, 1), ("a.jpg", "b.jpg"))
+
+
+def make_target(boxes: list[list[float]], labels: list[int]) -> Target:
+    return Target(
+        boxes=torch.tensor(boxes), labels=torch.tensor(labels), ignore=torch.zeros(len(boxes), dtype=torch.bool)
+    )
+
+
+def make_detector(device: torch.device) -> Detector:
+    """Class scores far enough apart to have an order that rounding does not change."""
+    torch.manual_seed(0)
+    detector = build_detector(CONFIG, 3)
+    nn.init.normal_(detector.box_stage.get_submodule("predictor.classes").get_parameter("weight"), std=0.5)
+    return detector.to(device)
+
+
+def make_state(device: torch.device, precision: str = "fp32") -> TrainState:
+    detector = make_detector(device)
+    scaler = GradScaler(device.type, enabled=precision == "fp16")
+    return TrainState(detector, build_optimizer(detector, SolverConfig()), scaler)
+
+
+def take_steps(state: TrainState, device: torch.device, **solver: Any) -> list[Mapping[str, float]]:
+    """Trains from batches on the CPU, as loaders give them; the reported means of every step."""
+
+    def batches() -> Iterator[Batch]:
+        while True:
+            yield make_batch()
+
+    reports: list[Mapping[str, float]] = []
+    config = SolverConfig(**{"iterations": 2, "steps": (), "log_every": 1, "base_lr": 1e-3, **solver})
+    train(
+        state,
+        batches(),
+        config,
+        device=device,
+        report=lambda step, values: reports.append(values),
+        after_step=lambda state: None,
+    )
+    return reports
+
+
+def cpu_weights(state: TrainState) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in state.model.state_dict().items()}
+
+
+def test_train_steps_equal_those_of_the_cpu() -> None:
+    cpu, gpu = make_state(torch.device("cpu")), make_state(DEVICE)
+    start = cpu_weights(cpu)
+    expected, found = take_steps(cpu, torch.device("cpu")), take_steps(gpu, DEVICE)
+    names = [name for name in expected[0] if name.startswith("loss/")]
+    assert len(names) == 5
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [ours[name] for name in names] == pytest.approx([theirs[name] for name in names], rel=2e-3)
+    after, wanted = cpu_weights(gpu), cpu_weights(cpu)
+    for name, tensor in wanted.items():
+        moved = (tensor - start[name]).norm()
+        assert (after[name] - tensor).norm() <= 0.02 * moved + 1e-6, name
+
+
+def proposals(device: torch.device) -> list[Proposals]:
+    boxes = torch.tensor([[4.0, 4, 36, 40], [0, 16, 24, 44], [20, 8, 60, 44], [30, 20, 64, 48]])
+    return [Proposals(boxes=boxes, scores=torch.zeros(4)).to(device)] * 2
+
+
+@torch.no_grad()
+def test_detections_of_given_proposals_equal_those_of_the_cpu() -> None:
+    images, cpu = make_batch().images, torch.device("cpu")
+    expected = make_detector(cpu).eval()(images, None, proposals(cpu))
+    found = make_detector(DEVICE).eval()(images.to(DEVICE), None, proposals(DEVICE))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert len(theirs)
+        assert ours.boxes.device.type == "cuda"
+        moved = ours.to("cpu")
+        assert torch.equal(moved.labels, theirs.labels)
+        torch.testing.assert_close(moved.scores, theirs.scores, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(moved.boxes, theirs.boxes, atol=0.05, rtol=0)
+
+
+@torch.no_grad()
+def test_detections_equal_those_of_the_cpu() -> None:
+    images = make_batch().images
+    expected = make_detector(torch.device("cpu")).eval()(images)
+    found = make_detector(DEVICE).eval()(images.to(DEVICE))
+    for ours, theirs in zip(found, expected, strict=True):
+        moved = ours.to("cpu")
+        assert len(theirs)
+        # Proposals whose logits are nearly equal may change places, and with them who suppresses whom.
+        assert abs(len(moved) - len(theirs)) <= 0.1 * len(theirs)
+        same = (box_iou(theirs.boxes, moved.boxes) > 0.99) & (theirs.labels[:, None] == moved.labels)
+        close = (theirs.scores[:, None] - moved.scores).abs() < 2e-3
+        assert (same & close).any(dim=1).float().mean() >= 0.9
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_stays_finite(precision: str) -> None:
+    state = make_state(DEVICE, precision)
+    reports = take_steps(state, DEVICE, precision=precision, iterations=8, clip_norm=5.0)
+    start = cpu_weights(make_state(torch.device("cpu")))
+    after = cpu_weights(state)
+    assert len(reports) == 8
+    assert all(torch.tensor(list(values.values())).isfinite().all() for values in reports)
+    assert all(tensor.isfinite().all() and tensor.dtype == torch.float32 for tensor in after.values())
+    assert any(not torch.equal(tensor, start[name]) for name, tensor in after.items())
+    with torch.no_grad(), torch.autocast("cuda", dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision]):
+        found = state.model.eval()(make_batch().images.to(DEVICE))
+    for image in found:
+        assert image.boxes.dtype == image.scores.dtype == torch.float32
+        assert image.boxes.isfinite().all()
+        assert image.scores.isfinite().all()
+
+
+def test_detections_moved_to_the_cpu_hold_their_values_at_once() -> None:
+    # A copy that does not wait would give whatever lay in that memory while the GPU is still busy.
+    busy = torch.rand(2048, 2048, device=DEVICE)
+    for _ in range(200):
+        busy = (busy @ busy).remainder(1.0)
+    count = 2048
+    found = Detections(boxes=busy[:, :4] + 1, scores=busy[:, 4] + 1, labels=torch.arange(1, count + 1, device=DEVICE))
+    moved = found.to("cpu")
+    at_once = [tensor.clone() for tensor in (moved.boxes, moved.scores, moved.labels)]
+    torch.cuda.synchronize()
+    for early, tensor in zip(at_once, (found.boxes, found.scores, found.labels), strict=True):
+        assert torch.equal(early, tensor.cpu())
+
+
+def test_a_batch_in_pinned_memory_arrives_whole() -> None:
+    batch = make_batch()
+    moved = batch.pin_memory().to(DEVICE)
+    assert torch.equal(moved.images.pixels.cpu(), batch.images.pixels)
+    for ours, theirs in zip(moved.targets, batch.targets, strict=True):
+        assert torch.equal(ours.boxes.cpu(), theirs.boxes)
+        assert torch.equal(ours.labels.cpu(), theirs.labels)
+
+
+def test_random_state_of_the_gpu_comes_back() -> None:
+    state = make_state(DEVICE)
+    saved = state.state_dict()
+    drawn = torch.rand(3, device=DEVICE)
+    state.load_state_dict(saved)
+    assert torch.equal(torch.rand(3, device=DEVICE), drawn)
