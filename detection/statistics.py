@@ -19,6 +19,7 @@ from backbones.base import Tail
 from detection.build import build_detector
 from detection.config import Config
 from detection.data.build import build_test_loader
+from detection.files import write_whole
 from detection.model.detector import Detector
 from detection.structures import ImageBatch
 from detection.testing import choose_device, load_index
@@ -61,9 +62,8 @@ def recompute_statistics(config: Config, path: Path, *, images: int) -> int:
         update_bn_stats(network, batches(), num_iters=len(loader))
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {**detector.backbone.state_dict(), **network.tail.state_dict()}
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({name: value.cpu().contiguous() for name, value in state.items()}, temporary)
-    temporary.replace(path)
+    weights = {name: value.cpu().contiguous() for name, value in state.items()}
+    write_whole(path, lambda temporary: save_file(weights, temporary))
     return len(rows)
 
 

@@ -15,7 +15,7 @@ SCRIPTS = sorted(path for top in ("tools", "datasets") for path in (ROOT / top).
 # Lowest first.  A module belongs to the longest prefix that matches it.
 LAYERS = (
     ("backbones",),
-    ("detection.structures", "detection.boxes", "detection.config", "detection.config_io"),
+    ("detection.structures", "detection.files", "detection.boxes", "detection.config", "detection.config_io"),
     ("detection.model",),
     ("detection.data", "detection.inference", "detection.evaluation", "detection.engine", "detection.visualize"),
     ("detection.build",),

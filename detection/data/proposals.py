@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from detection.data.index import AnnotationIndex
+from detection.files import write_whole
 from detection.structures import Proposals
 
 __all__ = ["StoredProposals", "read_proposals", "write_proposals"]
@@ -49,9 +50,7 @@ def write_proposals(path: Path, proposals: Sequence[Proposals], index: Annotatio
         "scores": torch.cat([image.scores for image in proposals]).float().contiguous(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary)
-    temporary.replace(path)
+    write_whole(path, lambda temporary: save_file(tensors, temporary))
 
 
 def read_proposals(path: str | Path, index: AnnotationIndex) -> StoredProposals:

@@ -10,10 +10,9 @@ A file is written under another name, synced and renamed, so that a reader never
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from backbones.weights import load_matching
 from detection.config import Config
 from detection.config_io import dump_config, parse_config
 from detection.engine.train import TrainState
+from detection.files import write_whole
 
 __all__ = [
     "Checkpoint",
@@ -75,7 +75,7 @@ class Checkpoints:
         }
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.model.state_dict().items()}
         self._save_state(state, path)
-        _write(path, lambda temporary: save_file(weights, temporary, metadata=metadata))
+        write_whole(path, lambda temporary: save_file(weights, temporary, metadata=metadata))
         for old in _numbered(self.folder)[: -self.keep]:
             old.unlink()
             _state_path(old).unlink(missing_ok=True)
@@ -83,7 +83,7 @@ class Checkpoints:
 
     def keep_best(self, path: Path, state: TrainState) -> None:
         """Makes a copy of the weights at ``path`` the best of the run, and stores the metric that made them so."""
-        _write(self.folder / "best.safetensors", lambda temporary: shutil.copyfile(path, temporary))
+        write_whole(self.folder / "best.safetensors", lambda temporary: shutil.copyfile(path, temporary))
         self._save_state(state, path)
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
@@ -104,7 +104,7 @@ class Checkpoints:
         return None
 
     def _save_state(self, state: TrainState, weights: Path) -> None:
-        _write(_state_path(weights), lambda temporary: torch.save(state.state_dict(), temporary))
+        write_whole(_state_path(weights), lambda temporary: torch.save(state.state_dict(), temporary))
 
     def restore(self, newest: tuple[Path, dict[str, Any]], state: TrainState) -> None:
         """Puts what ``newest`` returned back into ``state``."""
@@ -225,14 +225,3 @@ def _numbered(folder: Path) -> list[Path]:
 
 def _state_path(weights: Path) -> Path:
     return weights.with_name(f"{weights.stem}.state.pt")
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
