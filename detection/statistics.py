@@ -6,14 +6,19 @@ Learning", appendix A, recomputes the statistics on the training set before it f
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
 from backbones.base import Tail
 from detection.build import build_detector
@@ -27,15 +32,17 @@ from detection.testing import choose_device, load_index
 __all__ = ["recompute_statistics"]
 
 
-def recompute_statistics(config: Config, path: Path, *, images: int) -> int:
-    """Writes the config's backbone, its statistics recomputed on ``config.data.train``, to ``path``.
+def recompute_statistics(config: Config, path: Path, *, images: int, folder: Path | None = None) -> int:
+    """Writes the config's backbone, its statistics recomputed on a training set, to ``path``.
 
     The file is one that ``backbone.weights`` takes, with ``backbone.norm: frozen_bn``.
 
     Args:
-        config: of a run; its backbone, weights and training set are used, at the config's scale.
+        config: of a run; its backbone and weights are used.
         path: a .safetensors file to write.
         images: how many of the training set at most.
+        folder: a classification set, one subfolder per class, as the paper takes ImageNet's; None takes
+            ``config.data.train`` at the detector's scale.
 
     Returns:
         How many images were used.
@@ -43,28 +50,51 @@ def recompute_statistics(config: Config, path: Path, *, images: int) -> int:
     Raises:
         ValueError: bad data or config, or a backbone without batch normalisation.
     """
-    index = load_index(config, config.data.train, key="data.train", say=print)
+    batches = _detection_set(config, images) if folder is None else _image_folder(folder, images)
     backbone = replace(config.backbone, norm="bn", freeze_at=0)
-    detector = build_detector(replace(config, backbone=backbone), len(index.class_names))
+    detector = build_detector(replace(config, backbone=backbone), num_classes=1)  # its box stage is not used
     network = _WholeImages(detector)
     if not get_bn_modules(network.train()):
         raise ValueError(f"backbone {config.backbone.name!r} has no batch normalisation to recompute")
     device = choose_device(config)
     network.to(device)
-    rows = range(min(images, len(index)))
-    loader = build_test_loader(index, config.data, rows=rows)  # one at a time: padding would count as colour
+    used = 0
 
-    def batches() -> Iterator[ImageBatch]:
-        for batch in loader:
-            yield batch.images.to(device)
+    def on_device() -> Iterator[ImageBatch]:
+        nonlocal used
+        for batch in batches:
+            batch_images = batch if isinstance(batch, ImageBatch) else batch.images
+            used += len(batch_images)
+            yield batch_images.to(device)
 
     with torch.no_grad():
-        update_bn_stats(network, batches(), num_iters=len(loader))
+        update_bn_stats(network, on_device(), num_iters=len(batches))
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {**detector.backbone.state_dict(), **network.tail.state_dict()}
     weights = {name: value.cpu().contiguous() for name, value in state.items()}
     write_whole(path, lambda temporary: save_file(weights, temporary))
-    return len(rows)
+    return used
+
+
+def _detection_set(config: Config, images: int) -> DataLoader[Any]:
+    index = load_index(config, config.data.train, key="data.train", say=print)
+    # One at a time: padding would count as colour.
+    return build_test_loader(index, config.data, rows=range(min(images, len(index))))
+
+
+def _image_folder(folder: Path, images: int) -> DataLoader[Any]:
+    """Central 224 x 224 crops of images with a shorter side of 256, as classification sees them, from all classes."""
+    try:
+        found = ImageFolder(folder, transform=Compose([Resize(256), CenterCrop(224), PILToTensor()]))
+    except OSError as error:
+        raise ValueError(f"{folder} must be a folder with a subfolder of images per class: {error}") from error
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
+    rows = Subset(found, order[:images].tolist())
+    return DataLoader(rows, batch_size=32, collate_fn=_collate, num_workers=min(4, os.cpu_count() or 1))
+
+
+def _collate(samples: list[tuple[Tensor, int]]) -> ImageBatch:
+    return ImageBatch.from_images([image for image, _ in samples])
 
 
 class _WholeImages(nn.Module):

@@ -13,7 +13,8 @@ from detection.data.cards import load_card
 PAPER = Path(__file__).parents[1] / "configs" / "paper"
 FILES = sorted(PAPER.glob("*.yaml"))
 VOC = [path for path in FILES if "voc" in path.stem]
-COCO = [path for path in FILES if path not in VOC]
+IMAGENET = [path for path in FILES if path.stem.startswith("table12")]
+COCO = [path for path in FILES if path not in VOC + IMAGENET]
 
 
 def load(path: Path) -> Config:
@@ -24,6 +25,7 @@ def test_every_row_has_its_file() -> None:
     assert [path.stem for path in FILES] == [
         "faster_rcnn_coco_vgg16",
         "table10_resnet101_coco_voc07",
+        "table12_resnet101",
         "table7_resnet101_voc07",
         "table7_resnet101_voc12",
         "table7_vgg16_voc07",
@@ -84,6 +86,19 @@ def test_coco(path: Path) -> None:
     assert config.box.context == ("context" in path.stem)
 
 
+@pytest.mark.parametrize("path", IMAGENET, ids=lambda path: path.stem)
+def test_imagenet_detection_is_cocos_system(path: Path) -> None:
+    config, coco = load(path), load(PAPER / "table9_resnet101_context.yaml")
+    assert (config.data.train, config.data.test) == (
+        ("imagenet_det:train", "imagenet_det:val1"),
+        ("imagenet_det:val2",),
+    )
+    for section in ("backbone", "anchors", "rpn", "box", "alternating"):
+        assert getattr(config, section) == getattr(coco, section), section
+    assert config.solver.base_lr == 1e-3
+    assert (config.test.refine, config.test.scales) == (True, (200, 400, 600, 800, 1000))
+
+
 def test_voc_classes_find_their_rows_in_a_coco_detector() -> None:
     config = load(PAPER / "table10_resnet101_coco_voc07.yaml")
     voc, coco = load_card("voc2007").classes, load_card("coco2014").classes
@@ -103,6 +118,7 @@ def test_voc_classes_find_their_rows_in_a_coco_detector() -> None:
         ("table8_resnet101", ["48.4 / 27.2"]),
         ("table9_resnet101_context", ["51.1 / 30.0", "53.8 / 32.5"]),
         ("table10_resnet101_coco_voc07", ["85.6"]),
+        ("table12_resnet101", ["60.5", "58.8", "63.6 / 62.1"]),
         ("faster_rcnn_coco_vgg16", ["41.5 / 21.2"]),
     ],
 )

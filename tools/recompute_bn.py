@@ -2,6 +2,8 @@
 
 examples:
   python tools/recompute_bn.py --config-file configs/voc/resnet101_c4_0712.yaml --output resnet101.safetensors
+  python tools/recompute_bn.py --config-file configs/voc/resnet101_c4_0712.yaml --output resnet101.safetensors \
+      --image-folder /data/imagenet/train
   python tools/train_net.py --config-file configs/voc/resnet101_c4_0712.yaml backbone.weights=resnet101.safetensors
 """
 
@@ -22,6 +24,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--config-file", required=True, help="a YAML file of configs/")
     parser.add_argument("--output", required=True, type=Path, help="a .safetensors file to write")
+    parser.add_argument(
+        "--image-folder",
+        type=Path,
+        metavar="DIR",
+        help="a classification set, one subfolder per class (default: the config's data.train)",
+    )
     parser.add_argument("--images", type=int, default=10_000, help="at most so many (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as backbone.weights=resnet101.pth")
     return parser.parse_intermixed_args()
@@ -30,7 +38,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     config = load_config(Config, args.config_file, args.overrides)
-    used = recompute_statistics(config, args.output, images=args.images)
+    used = recompute_statistics(config, args.output, images=args.images, folder=args.image_folder)
     print(f"statistics of {used} images: {args.output}")
 
 

@@ -9,6 +9,7 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,19 +34,27 @@ class Card:
 
     name: str
     format: Literal["voc", "coco"]
-    classes: tuple[str, ...]
     splits: dict[str, Any]
+    classes: tuple[str, ...] = ()  # empty: those that ``names`` leads to, in its order
+    names: dict[str, str] = field(default_factory=dict)  # what the files call a class otherwise -> the class
     source: str = ""  # where the data come from, and their licence
     root: str | None = None  # folder below the data root, or an absolute path; null: the card's name
     bad_boxes: Literal["drop", "error"] = "drop"
     exif: Literal["apply", "ignore"] = "apply"
-    voc_metric: Literal["11point", "area"] = "area"
+    voc_metric: Literal["11point", "area", "imagenet"] = "area"
     download: tuple[dict[str, str], ...] = field(default=())
 
     def __post_init__(self) -> None:
+        if not self.classes:
+            object.__setattr__(self, "classes", tuple(dict.fromkeys(self.names.values())))
         doubled = {name for name in self.classes if self.classes.count(name) > 1}
         if not self.classes or doubled:
             raise ValueError(f"card {self.name!r} needs class names, each once; given twice: {sorted(doubled)}")
+        if self.names and self.format != "voc":
+            raise ValueError(f"card {self.name!r}: names is for the voc format; COCO files name their own categories")
+        unknown = sorted(set(self.names.values()) - set(self.classes))
+        if unknown:
+            raise ValueError(f"names of card {self.name!r} lead to {unknown}, which are not among its classes")
 
     def folder(self, root: Path) -> Path:
         """Where the data set lies below the data root ``root``."""
@@ -113,7 +122,7 @@ def read_split(card: Card, split: str, root: Path) -> tuple[AnnotationIndex, lis
             f"data set {card.name!r} is not at {folder}; set data.root or $RESDET_DATA_ROOT to the folder above it. "
             f"Where to get it: {card.source.strip() or 'its card does not say'}"
         )
-    read = read_voc if card.format == "voc" else read_coco
+    read = partial(read_voc, names=card.names) if card.format == "voc" else read_coco
     drop = card.bad_boxes == "drop"
     try:
         results = [read(folder, entry, card.classes, drop=drop, exif=card.exif) for entry in entries]

@@ -1,14 +1,15 @@
 """Reads PASCAL VOC annotations: a list of image names, one XML file per image.
 
 VOC's pixels count from 1 and its boxes include their last pixel; ours are (xmin - 1, ymin - 1, xmax, ymax), so that
-width = x2 - x1 is the number of pixels.
+width = x2 - x1 is the number of pixels.  ImageNet has the same files, counts from 0 and keeps images in subfolders.
 Source: the PASCAL VOC development kit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from xml.etree import ElementTree
 
@@ -25,39 +26,51 @@ __all__ = ["VOCSplit", "read_voc"]
 class VOCSplit:
     """A split as a card describes it; folders are below the data set's."""
 
-    list: str
+    list: str  # a file, or a pattern such as ImageSets/DET/train_*.txt: all images that one of its files names
     images: str = "JPEGImages"
     annotations: str = "Annotations"
+    first_pixel: int = 1  # how the files call the leftmost column and the topmost row
+
+    def __post_init__(self) -> None:
+        if self.first_pixel not in (0, 1):
+            raise ValueError(f"first_pixel is 0 or 1, got {self.first_pixel}")
 
 
 def read_voc(
-    folder: Path, entry: dict[str, Any], classes: tuple[str, ...], *, drop: bool, exif: Literal["apply", "ignore"]
+    folder: Path,
+    entry: dict[str, Any],
+    classes: tuple[str, ...],
+    *,
+    drop: bool,
+    exif: Literal["apply", "ignore"],
+    names: Mapping[str, str] | None = None,
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
+
+    ``names`` are classes that the files call otherwise: {name in the files: class}.
 
     Raises:
         ValueError: ``entry`` is no description of a VOC split.
     """
     split = build_dataclass(VOCSplit, entry)
     images, objects, files, problems = ImageRows(), ObjectRows(), list[str](), list[Problem]()
-    stored = {}
-    for name in sorted(files_in(folder / split.images)):
-        if name.lower().endswith(IMAGE_SUFFIXES):
-            stored.setdefault(Path(name).stem, name)
-    for name in _names(folder / split.list, problems):
+    labels = {name: label for label, name in enumerate(classes)}
+    labels |= {other: labels[name] for other, name in (names or {}).items()}
+    stored = _StoredImages(folder / split.images)
+    for name, list_file in _listed(folder, split.list, stored, problems):
         file = folder / split.annotations / f"{name}.xml"
-        if name not in stored:
-            path = folder / split.images / f"{name}.jpg"
-            problems.append(Problem("error", "missing image", str(path), f"named in {folder / split.list}"))
+        path = stored.find(name)
+        if path is None:
+            missing = folder / split.images / f"{name}.jpg"
+            problems.append(Problem("error", "missing image", str(missing), f"named in {list_file}"))
             continue
-        path = folder / split.images / stored[name]
         root = _parse(file, problems)
         if root is not None and (size := _size(root, path, file, problems, apply_exif=exif == "apply")):
             images.paths.append(str(path))
             images.ids.append(len(images.ids) + 1)
             images.sizes.append(size)
             files.append(str(file))
-            _read_objects(root, file, len(images.ids) - 1, classes, objects, problems)
+            _read_objects(root, file, len(images.ids) - 1, labels, split.first_pixel, objects, problems)
     index, found = build_index(
         images,
         objects,
@@ -70,28 +83,66 @@ def read_voc(
     return index, problems + found
 
 
-def _names(path: Path, problems: list[Problem]) -> list[str]:
-    """The image names in a split's list; of two columns, as in per-class lists, rows with -1 are left out."""
+class _StoredImages:
+    """The images below a folder by name: the path below it, without the suffix.  Lists a subfolder when first asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._listed: dict[str, dict[str, Path]] = {}
+
+    def find(self, name: str) -> Path | None:
+        """The image called ``name``; None if there is none."""
+        parent, _, stem = name.rpartition("/")
+        if parent not in self._listed:
+            folder, found = self._folder / parent, {}
+            for file in sorted(files_in(folder)):
+                if file.lower().endswith(IMAGE_SUFFIXES):
+                    found.setdefault(Path(file).stem, folder / file)
+            self._listed[parent] = found
+        return self._listed[parent].get(stem)
+
+
+def _listed(folder: Path, pattern: str, stored: _StoredImages, problems: list[Problem]) -> Iterator[tuple[str, Path]]:
+    """The image names of a split, each once, and the list that has it.
+
+    Of one list a name may occur once; several, as in ImageNet one per class, may share images.
+    """
+    found = set[str]()
+    for path in (sorted(folder.glob(pattern)) if "*" in pattern else ()) or [folder / pattern]:
+        own = set[str]()
+        for name in _names(path, stored, problems):
+            if name in own:
+                problems.append(Problem("error", "duplicate image", str(path), repr(name)))
+            elif _leaves(name):
+                problems.append(Problem("error", "image name that leaves the folder", str(path), repr(name)))
+            elif name not in found:
+                yield name, path
+            own.add(name)
+        found |= own
+
+
+def _names(path: Path, stored: _StoredImages, problems: list[Problem]) -> Iterator[str]:
+    """The names in one list.
+
+    A second column is the flag of a class (-1: the image has no such object, and is left out) or, in ImageNet, a
+    running number.
+    """
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem("error", "split list can't be read", str(path), str(error)))
-        return []
-    names = []
+        return
     for line in filter(None, map(str.strip, lines)):
-        name, _, flag = line.rpartition(" ")
-        if flag not in ("-1", "0", "1") or not name:
-            names.append(line)
-        elif flag != "-1":
-            names.append(name.strip())
-    seen = set[str]()
-    for name in names:
-        if name in seen:
-            problems.append(Problem("error", "duplicate image", str(path), repr(name)))
-        if "/" in name or "\\" in name or name.startswith("."):
-            problems.append(Problem("error", "image name with a path", str(path), repr(name)))
-        seen.add(name)
-    return [name for name in dict.fromkeys(names) if not ("/" in name or "\\" in name or name.startswith("."))]
+        name, _, number = line.rpartition(" ")
+        if not name or not number.lstrip("-").isdigit() or (not _leaves(line) and stored.find(line)):
+            yield line
+        elif number != "-1":
+            yield name.strip()
+
+
+def _leaves(name: str) -> bool:
+    """Whether the path ``name`` could lead out of the folder it is taken below."""
+    return "\\" in name or name.startswith("/") or any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def _parse(file: Path, problems: list[Problem]) -> ElementTree.Element | None:
@@ -126,16 +177,19 @@ def _read_objects(
     root: ElementTree.Element,
     file: Path,
     image: int,
-    classes: tuple[str, ...],
+    labels: Mapping[str, int],
+    first_pixel: int,
     objects: ObjectRows,
     problems: list[Problem],
 ) -> None:
     for number, node in enumerate(root.iter("object"), start=1):
         where = f"object {number}"
         name = (node.findtext("name") or "").strip()
-        if name not in classes:
+        if name not in labels:
             problems.append(
-                Problem("error", "class that the card lacks", str(file), f"{where}, {nearest_class(name, classes)}")
+                Problem(
+                    "error", "class that the card lacks", str(file), f"{where}, {nearest_class(name, list(labels))}"
+                )
             )
             continue
         try:
@@ -147,8 +201,9 @@ def _read_objects(
             problems.append(Problem("error", "object that can't be read", str(file), f"{where} ({name}): {error}"))
             continue
         objects.images.append(image)
-        objects.boxes.append((xmin - 1, ymin - 1, xmax, ymax))
-        objects.labels.append(classes.index(name))
+        end = 1 - first_pixel
+        objects.boxes.append((xmin - first_pixel, ymin - first_pixel, xmax + end, ymax + end))
+        objects.labels.append(labels[name])
         objects.ignore.append(difficult)
         objects.areas.append(None)
         objects.names.append(f"{where} ({name})")

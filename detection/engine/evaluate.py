@@ -16,7 +16,7 @@ from detection.data.index import AnnotationIndex
 from detection.engine.train import PRECISIONS
 from detection.evaluation.coco import evaluate_coco
 from detection.evaluation.records import Record
-from detection.evaluation.report import result_dict
+from detection.evaluation.report import VocMetric, result_dict
 from detection.evaluation.voc import evaluate_voc
 from detection.model.detector import Detector
 from detection.model.postprocess import rescale
@@ -76,11 +76,10 @@ def propose(
     return found
 
 
-def evaluate(
-    records: list[Record], class_names: tuple[str, ...], voc_metric: Literal["11point", "area"]
-) -> dict[str, Any]:
+def evaluate(records: list[Record], class_names: tuple[str, ...], voc_metric: VocMetric) -> dict[str, Any]:
     """The content of result.json."""
-    coco, voc = evaluate_coco(records, class_names), evaluate_voc(records, class_names)
+    coco = evaluate_coco(records, class_names)
+    voc = evaluate_voc(records, class_names, imagenet=voc_metric == "imagenet")
     return result_dict(coco, voc, class_names, voc_metric=voc_metric)
 
 

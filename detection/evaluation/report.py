@@ -11,10 +11,14 @@ from detection.evaluation.voc import VocResult
 
 __all__ = ["VocMetric", "format_tables", "result_dict"]
 
-VocMetric = Literal["11point", "area"]
+VocMetric = Literal["11point", "area", "imagenet"]
 
 _CLASS_NUMBERS = ("AP", "AP50", "AP75")
-_VOC_DEFINITIONS = {"11point": "11-point interpolation (VOC2007)", "area": "area under the curve (VOC2010 and later)"}
+_VOC_DEFINITIONS = {
+    "11point": "11-point interpolation (VOC2007)",
+    "area": "area under the curve (VOC2010 and later)",
+    "imagenet": "area under the curve, ImageNet's matching",
+}
 _NAME_WIDTH, _CELL_WIDTH = 50, 8  # columns; longer class names are cut, so a row of three numbers stays within 80
 
 
@@ -23,13 +27,14 @@ def result_dict(
 ) -> dict[str, Any]:
     """The content of result.json: fractions 0..1, None where there is no value (JSON knows no NaN).
 
-    ``voc_metric`` is the definition behind "mAP" and "per_class" of the VOC part; the means by both are always there.
+    ``voc_metric`` is the definition behind "mAP" and "per_class" of the VOC part; the means by both interpolations are
+    always there. ImageNet's is the area, and ``voc`` then comes from its matching.
 
     Raises:
         ValueError: an unknown ``voc_metric``, or results of another number of classes than ``class_names``.
     """
     if voc_metric not in _VOC_DEFINITIONS:
-        raise ValueError(f"voc_metric is '11point' or 'area', got {voc_metric!r}")
+        raise ValueError(f"voc_metric is one of {', '.join(_VOC_DEFINITIONS)}, got {voc_metric!r}")
     classes = zip(class_names, coco.class_ap, coco.class_ap50, coco.class_ap75, strict=True)
     means = {"11point": _json_number(voc.mean_ap_11point), "area": _json_number(voc.mean_ap_area)}
     voc_ap = voc.ap_11point if voc_metric == "11point" else voc.ap_area
@@ -41,7 +46,7 @@ def result_dict(
             },
         },
         "voc": {
-            "mAP": means[voc_metric],
+            "mAP": means["11point" if voc_metric == "11point" else "area"],
             "metric": voc_metric,
             "mAP_11point": means["11point"],
             "mAP_area": means["area"],

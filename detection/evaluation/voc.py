@@ -1,7 +1,8 @@
 """PASCAL VOC average precision, by the definition of VOC2007 (11 points) and by that of VOC2010 and later (area).
 
 Source: Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 2010, section 4.2, and the
-evaluation code of the VOC2007 and VOC2012 development kits.
+evaluation code of the VOC2007 and VOC2012 development kits.  ImageNet's rule of matching: the ILSVRC2015 development
+kit, section 2.3.
 
 Shapes: N images, G ground-truth boxes and D detections of one image, K classes.
 """
@@ -9,7 +10,7 @@ Shapes: N images, G ground-truth boxes and D detections of one image, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,9 @@ class VocResult:
         return _mean_of_known(self.ap_area)
 
 
-def evaluate_voc(records: Sequence[Record], class_names: Sequence[str], *, iou_threshold: float = 0.5) -> VocResult:
+def evaluate_voc(
+    records: Sequence[Record], class_names: Sequence[str], *, iou_threshold: float = 0.5, imagenet: bool = False
+) -> VocResult:
     """AP of every class over ``records``, as the VOC development kit defines it.
 
     Detections of a class are ranked over all images by score; ties keep the order of the images, then of the rows.
@@ -49,6 +52,9 @@ def evaluate_voc(records: Sequence[Record], class_names: Sequence[str], *, iou_t
     Boxes have width = x2 - x1. VOC counts pixels from 1 with both ends inside the box, so its readers turn
     (xmin, ymin, xmax, ymax) into (xmin - 1, ymin - 1, xmax, ymax); x2 - x1 is then the kit's xmax - xmin + 1, and the
     IoU is exactly the kit's.
+
+    With ``imagenet``, an object of w x h pixels is found at IoU >= min(``iou_threshold``, w h / ((w + 10) (h + 10))),
+    and a detection takes, of the objects not yet taken that it finds, the one that it overlaps most.
 
     One departure: recall is compared with 0, 0.1, ..., 1 as exact fractions. In the kit's floating point 3 of 10
     objects lie just below recall 0.3.
@@ -64,7 +70,7 @@ def evaluate_voc(records: Sequence[Record], class_names: Sequence[str], *, iou_t
     gt_labels = np.concatenate([np.empty(0, np.int64), *(record.gt_labels for record in records)])
     # One more element than there are objects: row -1, "no object", is not ignored.
     gt_ignore = np.concatenate([*(record.gt_ignore for record in records), np.zeros(1, np.bool_)])
-    matches = _match(records, iou_threshold)
+    matches = _match(records, _match_imagenet if imagenet else _match_voc, iou_threshold)
 
     ap = np.empty((len(class_names), 2))
     for label in range(len(class_names)):
@@ -75,33 +81,58 @@ def evaluate_voc(records: Sequence[Record], class_names: Sequence[str], *, iou_t
     return VocResult(ap_11point=ap[:, 0], ap_area=ap[:, 1])
 
 
-def _match(records: Sequence[Record], iou_threshold: float) -> NDArray[np.int64]:
+def _match(
+    records: Sequence[Record], rule: Callable[[Record, float], NDArray[np.int64]], iou_threshold: float
+) -> NDArray[np.int64]:
     """The object that each detection is compared with, -1 for none: rows of all ground truth, joined in order."""
     matches, num_gt = [np.empty(0, np.int64)], 0
     for record in records:
-        best_iou, best_row = _best_overlap(record)
-        matches.append(np.where(best_iou >= iou_threshold, best_row + num_gt, -1))
+        rows = rule(record, iou_threshold)
+        matches.append(np.where(rows < 0, -1, rows + num_gt))
         num_gt += len(record.gt_boxes)
     return np.concatenate(matches)
 
 
-def _best_overlap(record: Record) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Largest IoU (D,) of each detection with an object of its class, 0 if there is none, and that object's row (D,).
+def _match_voc(record: Record, iou_threshold: float) -> NDArray[np.int64]:
+    """The row (D,) of the object of its class that each detection overlaps most, -1 below the threshold.
 
     Equal IoUs go to the first object.
     """
     if len(record.gt_boxes) == 0:  # argmax has no answer for no columns
-        return np.zeros(len(record.boxes)), np.zeros(len(record.boxes), np.int64)
+        return np.full(len(record.boxes), -1)
+    iou = _iou(record)
+    rows = iou.argmax(axis=1)
+    return np.where(iou[np.arange(len(iou)), rows] >= iou_threshold, rows, -1)
+
+
+def _match_imagenet(record: Record, iou_threshold: float) -> NDArray[np.int64]:
+    """The row (D,) of the object that each detection takes, -1 for none."""
+    matches = np.full(len(record.boxes), -1)
+    if len(record.gt_boxes) == 0:
+        return matches
+    gt_boxes = record.gt_boxes.astype(np.float64)
+    loosened = _area(gt_boxes) / (gt_boxes[:, 2:] - gt_boxes[:, :2] + 10).prod(axis=-1)
+    iou = _iou(record)
+    iou[iou < np.minimum(iou_threshold, loosened)] = 0
+    for row in np.argsort(-record.scores, kind="stable"):
+        best = int(iou[row].argmax())
+        if iou[row, best] > 0:
+            matches[row] = best
+            iou[:, best] = 0
+    return matches
+
+
+def _iou(record: Record) -> NDArray[np.float64]:
+    """IoU (D, G) of detections and objects, 0 for those of other classes."""
     # float64 as in the kit: float32 rounding could lift an IoU over the threshold.
     boxes, gt_boxes = record.boxes.astype(np.float64), record.gt_boxes.astype(np.float64)
     top_left = np.maximum(boxes[:, None, :2], gt_boxes[:, :2])
     bottom_right = np.minimum(boxes[:, None, 2:], gt_boxes[:, 2:])
-    intersection = (bottom_right - top_left).clip(min=0).prod(axis=-1)  # (D, G)
+    intersection = (bottom_right - top_left).clip(min=0).prod(axis=-1)
     union = _area(boxes)[:, None] + _area(gt_boxes) - intersection
     iou = intersection / np.maximum(union, np.finfo(np.float64).tiny)  # two boxes without area: 0, not 0 / 0
     iou[record.labels[:, None] != record.gt_labels] = 0
-    rows = iou.argmax(axis=1)
-    return iou[np.arange(len(iou)), rows], rows
+    return iou
 
 
 def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

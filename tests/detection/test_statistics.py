@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from backbones.factory import build_backbone
@@ -17,6 +18,7 @@ from detection.data.build import build_test_loader
 from detection.data.cards import load_dataset
 from detection.data.digits import write_digits
 from detection.statistics import recompute_statistics
+from detection.structures import ImageBatch
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +64,36 @@ def test_a_network_without_them_is_refused(config: Config, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="has no option 'norm'"):
         recompute_statistics(plain, tmp_path / "x.safetensors", images=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_image_folder_is_seen_as_in_classification(config: Config, tmp_path: Path) -> None:
+    # One flat colour per image: the crop is that colour, so the mean response of a 1x1 network is known.
+    for number, colour in enumerate([(10, 20, 30), (110, 20, 30)]):
+        folder = tmp_path / "images" / f"class{number}"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (400, 300), colour).save(folder / "a.png")
+    path = tmp_path / "backbone.safetensors"
+    torch.manual_seed(0)
+    assert recompute_statistics(config, path, images=100, folder=tmp_path / "images") == 2
+    torch.manual_seed(0)
+    trained = build_detector(replace(config, backbone=replace(config.backbone, norm="bn", freeze_at=0)), 10)
+    crops = [torch.tensor(colour, dtype=torch.uint8) for colour in [(10, 20, 30), (110, 20, 30)]]
+    images = ImageBatch.from_images([crop[:, None, None].expand(3, 224, 224) for crop in crops])
+    with torch.no_grad():
+        wanted = trained.backbone.get_submodule("conv1")(trained._normalize(images)).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(read_state_dict(path)["bn1.running_mean"], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_only_so_many_images_of_a_folder_are_read(config: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "images" / "only"
+    folder.mkdir(parents=True)
+    for number in range(4):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(folder / f"{number}.png")
+    path = tmp_path / "backbone.safetensors"
+    assert recompute_statistics(config, path, images=3, folder=tmp_path / "images") == 3
+
+
+def test_a_folder_without_classes_is_refused(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ValueError, match="must be a folder with a subfolder of images per class"):
+        recompute_statistics(config, tmp_path / "x.safetensors", images=1, folder=tmp_path / "images")

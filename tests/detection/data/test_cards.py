@@ -408,3 +408,46 @@ def test_train_and_val_of_coco128_join_with_their_own_ids(data_root_for_tests: P
     row = index.image_ids.tolist().index(139)
     person = torch.tensor([412.8, 157.61, 412.8 + 53.05, 157.61 + 138.01])  # as published by COCO
     assert (index.target(row).boxes - person).abs().amax(dim=1).min() < 0.01
+
+
+def test_imagenet_detection_is_what_its_readme_says() -> None:
+    card = load_card("imagenet_det")
+    assert (len(card.names), len(card.classes), len(set(card.classes))) == (200, 200, 200)
+    assert all(len(name) == 9 and name[0] == "n" and name[1:].isdigit() for name in card.names)
+    assert (card.names["n02084071"], card.classes[0], card.classes[-1]) == ("dog", "accordion", "zebra")
+    assert card.voc_metric == "imagenet"
+
+
+def test_imagenet_classes_are_in_torchvisions_order() -> None:
+    classes = load_card("imagenet_loc").classes
+    assert len(classes) == 1000
+    assert classes == tuple(sorted(classes))
+    assert (classes[0], classes[207], classes[999]) == (
+        "n01440764",
+        "n02099601",
+        "n15075141",
+    )  # tench, golden retriever
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{format: voc, splits: {}, classes: [a], names: {n1: b}}", r"names of card 'card' lead to \['b'\]"),
+        ("{format: coco, splits: {}, classes: [a], names: {n1: a}}", "names is for the voc format"),
+        ("{format: voc, splits: {}}", "needs class names"),
+    ],
+)
+def test_names_that_lead_nowhere_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "card.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_card(str(path))
+
+
+def test_names_give_the_classes_and_reach_the_reader(make_voc: Callable[..., Path], tmp_path: Path) -> None:
+    make_voc({"a": [("n2", (1, 1, 10, 20), False), ("n1", (1, 1, 9, 9), False), ("n3", (1, 1, 9, 9), False)]})
+    card = {"format": "voc", "root": "voc", "names": {"n1": "dog", "n2": "cat", "n3": "dog"}}
+    path = tmp_path / "card.yaml"
+    path.write_text(yaml.safe_dump(card | {"splits": {"train": {"list": "ImageSets/Main/train.txt"}}}, sort_keys=False))
+    index, problems = load_dataset([f"{path}:train"], tmp_path)
+    assert (index.class_names, index.labels.tolist(), problems) == (("dog", "cat"), [1, 0, 0], [])

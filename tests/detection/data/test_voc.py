@@ -221,12 +221,12 @@ def test_a_doubled_image_is_named_and_read_once(make_voc: MakeVOC) -> None:
     assert problem.file == str(folder / ENTRY["list"])
 
 
-@pytest.mark.parametrize("name", ["../a", "/etc/a", "sub/a", "..", "..\\a"])
-def test_a_name_with_a_path_is_refused(make_voc: MakeVOC, name: str) -> None:
+@pytest.mark.parametrize("name", ["../a", "/etc/a", "sub/../../a", "..", "..\\a", ".hidden", "sub/.a"])
+def test_a_name_that_leaves_the_folder_is_refused(make_voc: MakeVOC, name: str) -> None:
     folder = make_voc({"a": [CAT]})
     (folder / ENTRY["list"]).write_text(f"a\n{name}\n")
     problem = only_problem(folder)
-    assert (problem.severity, problem.kind) == ("error", "image name with a path")
+    assert (problem.severity, problem.kind) == ("error", "image name that leaves the folder")
     assert problem.detail == repr(name)
 
 
@@ -268,3 +268,71 @@ def test_an_empty_list_gives_an_empty_index(make_voc: MakeVOC) -> None:
 def test_an_entry_that_is_no_voc_split_is_refused(tmp_path: Path, entry: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="list"):
         read_voc(tmp_path, entry, CLASSES, drop=True, exif="apply")
+
+
+# ImageNet's dialect: subfolders, running numbers, one list per class, WordNet ids, pixels from 0
+
+
+def move_to(folder: Path, name: str, subfolder: str) -> None:
+    for kind, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".xml")):
+        target = folder / kind / subfolder
+        target.mkdir(parents=True, exist_ok=True)
+        (folder / kind / f"{name}{suffix}").rename(target / f"{name}{suffix}")
+
+
+def test_a_name_may_lead_into_subfolders(make_voc: MakeVOC) -> None:
+    folder = make_voc({"a": [CAT], "b": [DOG]})
+    move_to(folder, "b", "n01/extra")
+    (folder / ENTRY["list"]).write_text("n01/extra/b\na\n")
+    index, problems = read(folder)
+    assert problems == []
+    assert [index.paths[row] for row in range(2)] == [
+        str(folder / "JPEGImages" / "n01" / "extra" / "b.jpg"),
+        str(folder / "JPEGImages" / "a.jpg"),
+    ]
+
+
+def test_an_image_missing_in_a_subfolder_is_named(make_voc: MakeVOC) -> None:
+    folder = make_voc({"a": [CAT]})
+    (folder / ENTRY["list"]).write_text("a\nn01/b\n")
+    problem = only_problem(folder)
+    assert (problem.kind, problem.file) == ("missing image", str(folder / "JPEGImages" / "n01" / "b.jpg"))
+
+
+def test_a_running_number_is_no_part_of_the_name(make_voc: MakeVOC) -> None:
+    folder = make_voc({"a": [CAT], "b": [DOG], "photo 7": [CAT]})
+    (folder / ENTRY["list"]).write_text("a 1\nb 2\nphoto 7\n")
+    index, problems = read(folder)
+    assert problems == []
+    assert [Path(index.paths[row]).stem for row in range(3)] == ["a", "b", "photo 7"]
+
+
+def test_lists_of_a_pattern_are_joined_and_may_share_images(make_voc: MakeVOC) -> None:
+    folder = make_voc({"a": [CAT], "b": [DOG], "c": [CAT]})
+    for number, text in enumerate(("a 1\nb -1\n", "a 1\nc 0\n", "b 1\n"), start=1):
+        (folder / "ImageSets" / "Main" / f"train_{number}.txt").write_text(text)
+    index, problems = read_voc(folder, {"list": "ImageSets/Main/train_*.txt"}, CLASSES, drop=True, exif="apply")
+    assert problems == []
+    assert [Path(index.paths[row]).stem for row in range(len(index))] == ["a", "c", "b"]
+
+
+def test_a_pattern_without_files_is_named(make_voc: MakeVOC) -> None:
+    folder = make_voc({"a": [CAT]})
+    index, (problem,) = read_voc(folder, {"list": "ImageSets/Main/val_*.txt"}, CLASSES, drop=True, exif="apply")
+    assert (len(index), problem.kind) == (0, "split list can't be read")
+    assert problem.file == str(folder / "ImageSets" / "Main" / "val_*.txt")
+
+
+def test_other_names_lead_to_classes(make_voc: MakeVOC) -> None:
+    folder = make_voc({"a": [("n02121808", (1, 1, 10, 20), False), DOG]})
+    names = {"n02121808": "cat"}
+    index, problems = read_voc(folder, ENTRY, CLASSES, drop=True, exif="apply", names=names)
+    assert (index.labels.tolist(), problems) == ([0, 1], [])
+
+
+def test_pixels_may_count_from_zero(make_voc: MakeVOC) -> None:
+    folder = make_voc({"a": [("cat", (0, 0, 79, 59), False)]})
+    index, problems = read_voc(folder, ENTRY | {"first_pixel": 0}, CLASSES, drop=True, exif="apply")
+    assert (index.boxes.tolist(), problems) == ([[0, 0, 80, 60]], [])
+    with pytest.raises(ValueError, match="first_pixel is 0 or 1, got 2"):
+        read_voc(folder, ENTRY | {"first_pixel": 2}, CLASSES, drop=True, exif="apply")

@@ -95,7 +95,7 @@ def test_oracle_is_perfect() -> None:
     assert metric(result, "bbox.per_class.dog.AP50") == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("voc_metric", ["11point", "area"])
+@pytest.mark.parametrize("voc_metric", ["11point", "area", "imagenet"])
 def test_voc_metric_is_passed_on(voc_metric: Any) -> None:
     assert evaluate(run(Oracle(), 0).records, INDEX.class_names, voc_metric)["voc"]["metric"] == voc_metric
 

@@ -108,7 +108,7 @@ def test_no_classes() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(ValueError, match="voc_metric is '11point' or 'area', got 'voc07'"):
+    with pytest.raises(ValueError, match="voc_metric is one of 11point, area, imagenet, got 'voc07'"):
         result_dict(COCO, VOC, NAMES, voc_metric="voc07")  # pyright: ignore[reportArgumentType]  # the mistake itself
     with pytest.raises(ValueError, match="zip"):
         result_dict(COCO, VOC, NAMES[:2], voc_metric="area")

@@ -279,3 +279,47 @@ def test_agrees_with_a_slow_reading_of_the_definition(seed: int) -> None:
         result.ap_area, [np.nan if curve is None else slow_ap_area(curve) for curve in curves], atol=1e-12
     )
     assert 0 < result.mean_ap_area < 1
+
+
+# ImageNet's rule
+
+
+def imagenet(*records: Record) -> float:
+    return float(evaluate_voc(records, ["cat"], imagenet=True).ap_area[0])
+
+
+def test_imagenet_asks_less_of_small_objects() -> None:
+    # 10 x 10 pixels: threshold 100 / (20 * 20) = 0.25, which a box of 20 x 20 around it just reaches.
+    small, around = (50.0, 50.0, 60.0, 60.0), (45.0, 45.0, 65.0, 65.0)
+    assert imagenet(record([small], [(around, 0.9)])) == 1
+    assert imagenet(record([small], [((45.0, 45.0, 65.0, 66.0), 0.9)])) == 0
+    assert both(record([small], [(around, 0.9)])) == (0, 0)
+
+
+def test_imagenet_asks_half_of_large_objects() -> None:
+    # 40 x 40 pixels would ask 1600 / 2500 = 0.64; the limit stays 0.5.
+    large = (0.0, 0.0, 40.0, 40.0)
+    assert imagenet(record([large], [((0.0, 0.0, 40.0, 80.0), 0.9)])) == 1
+    assert imagenet(record([large], [((0.0, 0.0, 40.0, 81.0), 0.9)])) == 0
+
+
+def test_imagenet_gives_a_second_detection_the_next_object() -> None:
+    # Both detections overlap the first object most. VOC compares the second with it alone and counts a miss;
+    # ImageNet goes on to the object that is not taken yet.
+    first, second = (0.0, 0.0, 40.0, 40.0), (10.0, 0.0, 50.0, 40.0)  # IoU 30 / 50 = 0.6
+    image = record([first, second], [(first, 0.9), ((2.0, 0.0, 42.0, 40.0), 0.8)])
+    assert imagenet(image) == 1
+    assert both(image)[1] == 0.5
+
+
+def test_imagenet_lets_the_better_score_choose_first() -> None:
+    first, second = (0.0, 0.0, 40.0, 40.0), (10.0, 0.0, 50.0, 40.0)
+    ranked = record([first, second], [((20.0, 0.0, 60.0, 40.0), 0.3), (second, 0.9)])
+    assert imagenet(ranked) == 0.5  # the worse finds only the second object, which is taken
+    assert imagenet(record([], [(first, 0.5)])) != imagenet(ranked)  # no object: no value
+
+
+def test_imagenet_takes_classes_apart() -> None:
+    image = record([A, A], [(A, 0.9), (A, 0.8)], gt_labels=[0, 1], labels=[1, 1])
+    result = evaluate_voc([image], ["cat", "dog"], imagenet=True)
+    assert result.ap_area.tolist() == [0, 1]
