@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -72,6 +72,16 @@ class Tail(nn.Module, ABC):
     def forward(self, regions: Tensor) -> Tensor:
         """Vectors (R, out_channels) of pooled regions (R, in_channels, S, S)."""
 
+    def maps(self, regions: Tensor) -> Tensor:
+        """The tail's last feature maps (R, out_channels, S', S') of pooled regions, where a mask can be read from them.
+
+        Raises:
+            ValueError: this tail has none.
+        """
+        raise ValueError(
+            f"{type(self).__name__} ends in vectors, not in maps; masks need a residual tail or box.head fc"
+        )
+
     def pool_whole_image(self, features: Tensor) -> Tensor:
         """What a feature map (N, C, H, W) of whole images becomes before the tail can classify the images."""
         return features
@@ -83,7 +93,12 @@ class Backbone(nn.Module, ABC):
     Attributes:
         specs: channels and stride of each feature map that ``forward`` returns, by stride.
         input_stats: how its input must be normalised.
+        size_divisor: the height and width that it is given must be multiples of this.
+        pyramid: names of the features that a feature pyramid is built over, of strides 4, 8, ..
     """
+
+    size_divisor: int = 1
+    pyramid: ClassVar[tuple[str, ...]] = ("c2", "c3", "c4", "c5")
 
     def __init__(self, specs: dict[str, FeatureSpec], input_stats: InputStats) -> None:
         super().__init__()

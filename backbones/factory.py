@@ -11,9 +11,9 @@ from typing import Any
 from backbones.base import Backbone, InputStats
 from backbones.resnet import ResNet
 from backbones.vgg import VGG
-from backbones.weights import SOURCES, download_torchvision, load_matching, read_state_dict, rename_torchvision
+from backbones.weights import SOURCES, download_torchvision, load_matching, our_names, read_state_dict
 
-__all__ = ["Builder", "backbone_names", "build_backbone", "register"]
+__all__ = ["Builder", "backbone_names", "build_backbone", "pyramid_features", "register"]
 
 Builder = Callable[..., Backbone]
 
@@ -57,6 +57,13 @@ def register(name: str, builder: Builder) -> None:
     _BUILDERS[name] = builder
 
 
+def pyramid_features(name: str) -> tuple[str, ...]:
+    """The ``out_features`` with which the backbone ``name`` carries a feature pyramid."""
+    builder = _BUILDERS.get(name)
+    kind = builder.func if isinstance(builder, partial) else builder
+    return getattr(kind, "pyramid", Backbone.pyramid)
+
+
 def build_backbone(
     name: str,
     *,
@@ -70,10 +77,11 @@ def build_backbone(
 
     Args:
         name: one of ``backbone_names()``.
-        weights: None (random), "torchvision" (its ImageNet weights, downloaded once), or the path of a .pth, .pt or
-            .safetensors file with torchvision's names.
-        weights_source: what a file's weights were trained with, a key of ``weights.SOURCES``. With weights, it decides
-            ``input_stats`` and the options ``norm_eps`` and ``stride_in``, where the backbone has them.
+        weights: None (random), "torchvision" (its ImageNet weights, downloaded once), or the path of a .pth, .pt, .pkl
+            or .safetensors file with torchvision's or Caffe's names.
+        weights_source: what a file's weights were trained with, a key of ``weights.SOURCES``. It decides
+            ``input_stats`` and the options ``norm_eps`` and ``stride_in``, where the backbone has them; "torchvision"
+            only if there are weights, the others also for a caller who loads a whole detector next.
         load_weights: False builds what the weights need (``input_stats`` and so on) and leaves the values random, for a
             caller who loads a whole detector next.
         input_stats: how images are normalised; by default as the weights need it.
@@ -95,9 +103,8 @@ def build_backbone(
     for key, value in given.items():
         if key not in offered:
             raise ValueError(f"{name} has no option {key!r} (got {value!r}); it has {', '.join(offered)}")
-    if weights is None:
+    if weights is None and weights_source == "torchvision":
         return builder(**given)
-
     if weights == "torchvision" and weights_source != "torchvision":
         raise ValueError(
             f"weights 'torchvision' cannot come from weights_source {weights_source!r}; "
@@ -105,10 +112,10 @@ def build_backbone(
         )
     bound = _bind(given, offered, weights_source)
     backbone = builder(**bound)
-    if not load_weights:
+    if weights is None or not load_weights:
         return backbone
     state = download_torchvision(name) if weights == "torchvision" else read_state_dict(weights)
-    load_matching(backbone, rename_torchvision(state), source=repr(weights), unused_ok=("fc.",))
+    load_matching(backbone, our_names(state, source=weights_source), source=repr(weights), unused_ok=("fc.",))
     return backbone
 
 

@@ -42,6 +42,7 @@ class BlockDesign:
     stride_in: Literal["1x1", "3x3"]
     shortcut: Literal["A", "B", "C"]
     norm: NormLayer
+    dilation: int = 1  # of the 3x3 convolutions
 
 
 class PaddedShortcut(nn.Module):
@@ -64,9 +65,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, width: int, *, stride: int, design: BlockDesign) -> None:
         super().__init__()
-        self.conv1 = _conv(in_channels, width, 3, stride)
+        self.conv1 = _conv(in_channels, width, 3, stride, design.dilation)
         self.bn1 = design.norm(width)
-        self.conv2 = _conv(width, width, 3, 1)
+        self.conv2 = _conv(width, width, 3, 1, design.dilation)
         self.bn2 = design.norm(width)
         self.downsample = _shortcut(in_channels, width, stride=stride, design=design)
 
@@ -87,7 +88,7 @@ class Bottleneck(nn.Module):
         first, second = (stride, 1) if design.stride_in == "1x1" else (1, stride)
         self.conv1 = _conv(in_channels, width, 1, first)
         self.bn1 = design.norm(width)
-        self.conv2 = _conv(width, width, 3, second)
+        self.conv2 = _conv(width, width, 3, second, design.dilation)
         self.bn2 = design.norm(width)
         self.conv3 = _conv(width, width * self.expansion, 1, 1)
         self.bn3 = design.norm(width * self.expansion)
@@ -121,9 +122,13 @@ class ResNetTail(Tail):
 
     def forward(self, regions: Tensor) -> Tensor:
         """Vectors (R, out_channels) of pooled regions (R, in_channels, S, S), of any S."""
+        return self.maps(regions).mean(dim=(2, 3))
+
+    def maps(self, regions: Tensor) -> Tensor:
+        """(R, out_channels, S / stride, S / stride) before the average."""
         for layer in self.children():
             regions = layer(regions)
-        return regions.mean(dim=(2, 3))  # (R, out_channels)
+        return regions
 
 
 class ResNet(Backbone):
@@ -140,7 +145,8 @@ class ResNet(Backbone):
         norm_eps: added to the variance.
         freeze_at: 0 freezes nothing, 1 the stem, 2 also conv2_x, .. 5 everything. Frozen parameters need no gradient
             and batch normalisation among them keeps its statistics.
-        tail_stride: stride of conv5_x in the tail; in the trunk it is always 2.
+        tail_stride: stride of conv5_x in the tail; in the trunk it is 2.
+        dilate_c5: conv5_x in the trunk keeps stride 16 and dilates its 3x3 convolutions instead ("DC5").
         roi_size: side of the regions for the tail. By default the one that leaves 7x7 cells before the average: 14
             for conv5_x of stride 2 and 7 for stride 1.
         input_stats: how the input is normalised.
@@ -160,6 +166,7 @@ class ResNet(Backbone):
         norm_eps: float = 1e-5,
         freeze_at: int = 0,
         tail_stride: int = 2,
+        dilate_c5: bool = False,
         roi_size: int | None = None,
         input_stats: InputStats = IMAGENET_RGB,
     ) -> None:
@@ -171,12 +178,14 @@ class ResNet(Backbone):
         names = order_features(out_features, STAGES)
         block, counts = DEPTHS[depth]
         channels = [64 * 2**i * block.expansion for i in range(4)]
-        super().__init__(
-            {s: FeatureSpec(channels[i], 4 * 2**i) for i, s in enumerate(STAGES) if s in names}, input_stats
-        )
-
         trunk_length = STAGES.index(names[-1]) + 1
-        strides = (1, 2, 2, tail_stride if trunk_length < len(STAGES) else 2)
+        if dilate_c5 and trunk_length < len(STAGES):
+            raise ValueError(f"dilate_c5 is about c5 in the trunk; the features {', '.join(names)} end before it")
+        strides = (1, 2, 2, 1 if dilate_c5 else tail_stride if trunk_length < len(STAGES) else 2)
+        total = [4 * math.prod(strides[: i + 1]) for i in range(4)]
+        super().__init__(
+            {s: FeatureSpec(channels[i], total[i]) for i, s in enumerate(STAGES) if s in names}, input_stats
+        )
         self._trunk, self._tail_stages = STAGES[:trunk_length], STAGES[trunk_length:]
         self._tail_channels = channels[-1]
         self._roi_size = 7 * math.prod(strides[trunk_length:]) if roi_size is None else roi_size
@@ -187,7 +196,7 @@ class ResNet(Backbone):
         self.bn1 = norms[0](64)
         in_channels = 64
         for i, stage in enumerate(STAGES):
-            design = BlockDesign(stride_in, shortcut, norms[i + 1])
+            design = BlockDesign(stride_in, shortcut, norms[i + 1], 2 if dilate_c5 and stage == "c5" else 1)
             blocks = [
                 block(
                     in_channels if j == 0 else channels[i], 64 * 2**i, stride=strides[i] if j == 0 else 1, design=design
@@ -231,9 +240,10 @@ class ResNet(Backbone):
                 self.get_submodule(name).requires_grad_(False)
 
 
-def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> nn.Conv2d:
+def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int, dilation: int = 1) -> nn.Conv2d:
     """Padded such that the size becomes ceil(size / stride); the normalisation layer after it holds the bias."""
-    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+    padding = dilation * (kernel_size // 2)
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False)
 
 
 def _shortcut(in_channels: int, out_channels: int, *, stride: int, design: BlockDesign) -> nn.Module | None:

@@ -81,6 +81,8 @@ class VGG(Backbone):
         ValueError: for a value that is not among those above.
     """
 
+    pyramid = ("c3", "c4", "c5")
+
     def __init__(
         self,
         depth: int,

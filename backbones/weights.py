@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from backbones.base import IMAGENET_RGB, InputStats
+from backbones.caffe import NORM_EPS, has_caffe_names, rename_caffe
+from backbones.pickles import read_pickle
 
 __all__ = [
     "SOURCES",
@@ -25,6 +28,7 @@ __all__ = [
     "WeightsSource",
     "download_torchvision",
     "load_matching",
+    "our_names",
     "read_state_dict",
     "rename_torchvision",
 ]
@@ -65,7 +69,13 @@ SOURCES: dict[str, WeightsSource] = {
     # The paper's released models and the VGG-16 of py-faster-rcnn
     "caffe": WeightsSource(
         InputStats(mean=(102.9801, 115.9465, 122.7717), std=(1.0, 1.0, 1.0), channel_order="bgr"),
-        norm_eps=1e-5,
+        norm_eps=NORM_EPS,
+        stride_in="1x1",
+    ),
+    # The same networks in Detectron2, which takes torchvision's mean
+    "msra": WeightsSource(
+        InputStats(mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0), channel_order="bgr"),
+        norm_eps=NORM_EPS,
         stride_in="1x1",
     ),
 }
@@ -110,20 +120,18 @@ class LoadReport:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of one by torch.save: plain or under "state_dict" or "model".
+    """The tensors of a .safetensors file, of one by torch.save, or the arrays of a pickle (.pkl).
+
+    They may lie under "state_dict" or "model". In a pickle, a pair of arrays at NAME is NAME_w and NAME_b.
 
     Raises:
         ValueError: no such file, one that cannot be read safely, or one that holds something else.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"no weights file {str(path)!r}; give the path of a .pth, .pt or .safetensors file")
+        raise ValueError(f"no weights file {str(path)!r}; give the path of a .pth, .pt, .pkl or .safetensors file")
     try:
-        content: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        content: Any = _read(path)
     except UNREADABLE as error:
         raise ValueError(
             f"cannot read weights from {str(path)!r}; it is damaged or holds more than tensors: {error}"
@@ -133,10 +141,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, Mapping):
         raise ValueError(f"{str(path)!r} must hold a mapping of names to tensors, got a {type(content).__name__}")
+    content = _with_tensors(content)
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"{str(path)!r} must map names to tensors, got a {type(value).__name__} at {name!r}")
-    return dict(content)
+    return content
 
 
 def download_torchvision(name: str) -> dict[str, Tensor]:
@@ -161,6 +170,21 @@ def download_torchvision(name: str) -> dict[str, Tensor]:
 def rename_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """torchvision's names -> ours: VGG's linear layers are fc6 and fc7, the last layer of any network is fc."""
     return {_our_name(name): value for name, value in state.items()}
+
+
+def our_names(state: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """``state``, which has torchvision's or Caffe's names, by ours.
+
+    Raises:
+        ValueError: Caffe's names, but ``source`` (a key of ``SOURCES``) says that torchvision trained it.
+    """
+    if not has_caffe_names(state):
+        return rename_torchvision(state)
+    if source == "torchvision":
+        raise ValueError(
+            "the weights have Caffe's names; set backbone.weights_source to 'msra' (ResNet) or 'caffe' (VGG)"
+        )
+    return rename_caffe(state)
 
 
 def load_matching(
@@ -208,6 +232,27 @@ def load_matching(
         )
     module.load_state_dict({name: state[name] for name in fitting}, strict=False)
     return report
+
+
+def _read(path: Path) -> Any:
+    match path.suffix:
+        case ".safetensors":
+            return load_file(path)
+        case ".pkl":
+            return read_pickle(path)
+        case _:
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _with_tensors(content: Mapping[Any, Any]) -> dict[Any, Any]:
+    """``content`` with tensors in the place of arrays, and pairs of arrays under two names."""
+    flat = dict[Any, Any]()
+    for name, value in content.items():
+        if isinstance(value, (tuple, list)) and len(value) == 2:
+            flat |= {f"{name}_w": value[0], f"{name}_b": value[1]}
+        else:
+            flat[name] = value
+    return {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in flat.items()}
 
 
 def _our_name(name: str) -> str:

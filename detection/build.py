@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Literal
 
 import torch
 
-from backbones.base import Backbone
-from backbones.factory import build_backbone
-from detection.config import BackboneConfig, BoxConfig, Config, PostprocessConfig, RPNConfig
+from backbones.base import Backbone, FeatureSpec, Tail
+from backbones.factory import build_backbone, pyramid_features
+from backbones.fpn import FPN
+from backbones.norm import NormLayer, make_norm
+from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, PostprocessConfig, RPNConfig
 from detection.inference.tester import Methods, Tester
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
+from detection.model.box_heads import FCHead
 from detection.model.box_stage import BoxPredictor, BoxStage
+from detection.model.cascade import CascadeBoxStage
 from detection.model.detector import Detector
+from detection.model.mask_stage import MaskHead, MaskStage
 from detection.model.matcher import Matcher
 from detection.model.pooler import RegionPooler
 from detection.model.postprocess import Postprocessor
@@ -36,14 +42,19 @@ def build_detector(config: Config, num_classes: int, *, pretrained: bool = True)
         ValueError: an option that the backbone lacks, or weights that do not fit it.
     """
     backbone = _backbone(config.backbone, pretrained=pretrained)
-    spec = list(backbone.specs.values())[-1]
-    anchors = AnchorGenerator(
-        spec.stride, sizes=config.anchors.sizes, ratios=config.anchors.ratios, offset=config.anchors.offset
-    )
-    head = RPNHead(spec.channels, channels=config.rpn.channels, num_anchors=anchors.num_anchors)
+    anchors = _anchors(config.anchors, list(backbone.specs.values()), pyramid=config.backbone.fpn)
+    channels = list(backbone.specs.values())[-1].channels
+    head = RPNHead(channels, channels=config.rpn.channels, num_anchors=anchors[0].num_anchors, convs=config.rpn.convs)
     rpn = _rpn(config.rpn, anchors, head, ignore_overlap=config.box.ignore_overlap)
-    stage = _box_stage(config.box, backbone, stride=spec.stride, num_classes=num_classes)
-    detector = Detector(backbone, rpn, stage, postprocess=_postprocessor(config.test), fixed=config.solver.fixed)
+    box_stage = _box_stage(config.box, backbone, num_classes=num_classes)
+    detector = Detector(
+        backbone,
+        rpn,
+        box_stage,
+        postprocess=_postprocessor(config.test),
+        mask_stage=_mask_stage(config, backbone, box_stage, num_classes=num_classes) if config.mask.enabled else None,
+        fixed=config.solver.fixed,
+    )
     return detector.to(memory_format=torch.channels_last)
 
 
@@ -59,16 +70,37 @@ def _postprocessor(config: PostprocessConfig) -> Postprocessor:
         nms_iou=config.nms_iou,
         max_detections=config.max_detections,
         vote_iou=config.vote_iou,
+        soft_nms_sigma=config.soft_nms_sigma,
     )
 
 
 def _backbone(config: BackboneConfig, *, pretrained: bool) -> Backbone:
     options = asdict(config)
     name, weights, source = options.pop("name"), options.pop("weights"), options.pop("weights_source")
-    return build_backbone(name, weights=weights, weights_source=source, load_weights=pretrained, **options)
+    fpn, channels, norm = options.pop("fpn"), options.pop("fpn_channels"), options.pop("fpn_norm")
+    if fpn:
+        options["out_features"] = pyramid_features(name)
+    elif config.dilate_c5:
+        options["out_features"] = ("c5",)
+    body = build_backbone(name, weights=weights, weights_source=source, load_weights=pretrained, **options)
+    return FPN(body, channels=channels, norm=_norm(norm)) if fpn else body
 
 
-def _rpn(config: RPNConfig, anchors: AnchorGenerator, head: RPNHead, *, ignore_overlap: float) -> RPN:
+def _norm(kind: Literal["bn", "gn", "sync_bn"] | None) -> NormLayer | None:
+    return None if kind is None else make_norm(kind, eps=1e-5)
+
+
+def _anchors(config: AnchorConfig, specs: Sequence[FeatureSpec], *, pyramid: bool) -> list[AnchorGenerator]:
+    if pyramid and len(config.sizes) != len(specs):
+        raise ValueError(f"anchors.sizes needs one size for each of the {len(specs)} levels, got {config.sizes}")
+    dealt = [(size,) for size in config.sizes] if pyramid else [config.sizes]
+    return [
+        AnchorGenerator(spec.stride, sizes=sizes, ratios=config.ratios, offset=config.offset, rounded=config.rounded)
+        for spec, sizes in zip(specs, dealt, strict=True)
+    ]
+
+
+def _rpn(config: RPNConfig, anchors: Sequence[AnchorGenerator], head: RPNHead, *, ignore_overlap: float) -> RPN:
     def proposal_filter(pre_nms: int, post_nms: int) -> ProposalFilter:
         return ProposalFilter(pre_nms=pre_nms, post_nms=post_nms, nms_iou=config.nms_iou, min_size=config.min_size)
 
@@ -85,21 +117,77 @@ def _rpn(config: RPNConfig, anchors: AnchorGenerator, head: RPNHead, *, ignore_o
     )
 
 
-def _box_stage(config: BoxConfig, backbone: Backbone, *, stride: int, num_classes: int) -> BoxStage:
-    tail = backbone.tail()
+def _box_stage(config: BoxConfig, backbone: Backbone, *, num_classes: int) -> BoxStage | CascadeBoxStage:
+    if not config.cascade:
+        return _one_stage(config, backbone, config.positive_iou, factor=1, num_classes=num_classes)
+    stages = enumerate(config.cascade, start=1)
+    return CascadeBoxStage(
+        [_one_stage(config, backbone, iou, factor=factor, num_classes=num_classes) for factor, iou in stages]
+    )
+
+
+def _one_stage(
+    config: BoxConfig, backbone: Backbone, positive_iou: float, *, factor: int, num_classes: int
+) -> BoxStage:
+    spec = list(backbone.specs.values())[-1]
+    if config.head == "tail":
+        tail = backbone.tail()
+        head, roi_size = tail, tail.roi_size
+    else:
+        roi_size = config.pool_size
+        head = FCHead(
+            spec.channels,
+            roi_size,
+            convs=config.head_convs,
+            fcs=config.head_fcs,
+            channels=config.head_channels,
+            norm=_norm(config.head_norm),
+        )
     return BoxStage(
-        RegionPooler(stride, tail.roi_size, kind=config.pool, sampling_ratio=config.sampling_ratio),
-        tail,
-        BoxPredictor(tail.out_channels * (2 if config.context else 1), num_classes=num_classes),
+        RegionPooler(_pooled(backbone), roi_size, kind=config.pool, sampling_ratio=config.sampling_ratio),
+        head,
+        BoxPredictor(
+            head.out_channels * (2 if config.context else 1),
+            num_classes=num_classes,
+            class_agnostic=config.class_agnostic,
+        ),
         matcher=Matcher(
-            config.positive_iou,
-            config.positive_iou,
+            positive_iou,
+            positive_iou,
             negative_iou_low=config.negative_iou_low,
             ignore_overlap=config.ignore_overlap,
         ),
         sampler=BalancedSampler(config.samples_per_image, config.positive_fraction),
-        coder=BoxCoder(config.coder_weights),
+        coder=BoxCoder(tuple(weight * factor for weight in config.coder_weights)),
         context=config.context,
         smooth_l1_beta=config.smooth_l1_beta,
+        use_giou=config.loss == "giou",
         box_loss_weight=config.box_loss_weight,
     )
+
+
+def _mask_stage(
+    config: Config, backbone: Backbone, box_stage: BoxStage | CascadeBoxStage, *, num_classes: int
+) -> MaskStage:
+    mask, spec = config.mask, list(backbone.specs.values())[-1]
+    tail = box_stage.head if isinstance(box_stage, BoxStage) and isinstance(box_stage.head, Tail) else None
+    pooler = RegionPooler(
+        _pooled(backbone),
+        tail.roi_size if tail else mask.pool_size,
+        kind=config.box.pool,
+        sampling_ratio=config.box.sampling_ratio,
+    )
+    head = MaskHead(
+        tail.out_channels if tail else spec.channels,
+        num_classes=num_classes,
+        convs=0 if tail else mask.convs,
+        channels=mask.channels,
+        norm=_norm(mask.norm),
+    )
+    return MaskStage(pooler, head, loss_weight=mask.loss_weight)
+
+
+def _pooled(backbone: Backbone) -> list[int]:
+    """Strides of the features that regions are pooled from: all, but of a pyramid not p6, which only proposes."""
+    strides = [spec.stride for spec in backbone.specs.values()]
+    return strides[:-1] if isinstance(backbone, FPN) else strides

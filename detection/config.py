@@ -16,6 +16,8 @@ __all__ = [
     "BoxConfig",
     "Config",
     "DataConfig",
+    "LocalizationConfig",
+    "MaskConfig",
     "PostprocessConfig",
     "RPNConfig",
     "SolverConfig",
@@ -29,7 +31,7 @@ class BackboneConfig:
     name: str = "resnet50"
     weights: str | None = None  # null: He initialisation; "torchvision": ImageNet, downloaded; or a file
     # What trained the file: binds mean, order, eps, stride.
-    weights_source: Literal["torchvision", "caffe"] = "torchvision"
+    weights_source: Literal["torchvision", "caffe", "msra"] = "torchvision"
     norm: Literal["bn", "frozen_bn", "gn", "sync_bn"] | None = None  # the paper fixes BN: frozen_bn
     norm_eps: float | None = None
     # Which convolution of a bottleneck strides; MSRA 1x1, torchvision 3x3.
@@ -37,21 +39,27 @@ class BackboneConfig:
     shortcut: Literal["A", "B", "C"] | None = None  # section 4.1, table 3
     freeze_at: int | None = None  # stages kept fixed, counted from the stem: 2 = conv1 and conv2_x
     tail_stride: Literal[1, 2] | None = None  # of conv5_x when it runs on regions
+    dilate_c5: bool | None = None  # conv5_x in the trunk at stride 16 ("DC5"); box.head is then fc
     roi_size: int | None = None  # side of the pooled region that the tail expects, cells
     dropout: float | None = None  # VGG's fc6 and fc7
+    fpn: bool = False  # a feature pyramid over the stages; box.head is then fc
+    fpn_channels: int = 256
+    fpn_norm: Literal["bn", "gn", "sync_bn"] | None = None  # after the pyramid's convolutions; null: none
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnchorConfig:
-    # Square root of the area, pixels of the resized image; COCO adds 64.
+    # Square root of the area, pixels of the resized image; COCO adds 64. With backbone.fpn one per level, p2 to p6.
     sizes: tuple[float, ...] = (128.0, 256.0, 512.0)
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
     offset: float = 0.5  # of the centre in its cell: 0.5 = middle, as py-faster-rcnn; 0 = corner, as torchvision
+    rounded: bool = False  # to whole pixels, as torchvision
 
 
 @dataclass(frozen=True, kw_only=True)
 class RPNConfig:
     channels: int = 512  # of the 3x3 convolution
+    convs: int = 1  # 3x3 convolutions
     positive_iou: float = 0.7
     negative_iou: float = 0.3
     samples_per_image: int = 256
@@ -60,7 +68,7 @@ class RPNConfig:
     smooth_l1_beta: float = 1.0 / 9.0  # py-faster-rcnn's sigma 3
     # On a sum over positives / sampled anchors; the paper's lambda 10 / 2400 against 1 / 256.
     box_loss_weight: float = 1.0
-    pre_nms_train: int = 12000
+    pre_nms_train: int = 12000  # of each level of a pyramid
     pre_nms_test: int = 6000
     post_nms_train: int = 2000
     post_nms_test: int = 300
@@ -70,18 +78,53 @@ class RPNConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BoxConfig:
-    pool: Literal["roi_pool", "roi_align"] = "roi_pool"
-    sampling_ratio: int = 2  # RoIAlign: sampling points per cell and side
+    # roi_align_unaligned is off by half a cell, as torchvision's detectors.
+    pool: Literal["roi_pool", "roi_align", "roi_align_unaligned"] = "roi_pool"
+    sampling_ratio: int = 2  # RoIAlign: sampling points per cell and side; 0: one per cell of the feature map
+    head: Literal["tail", "fc"] = "tail"  # the backbone's layers after the trunk, or fully connected ones
+    pool_size: int = 7  # side of the pooled regions; head fc only, a tail knows its own
+    head_convs: int = 0  # 3x3 convolutions of 256 channels before the fully connected layers; head fc only
+    head_fcs: int = 2
+    head_channels: int = 1024
+    head_norm: Literal["bn", "gn", "sync_bn"] | None = None  # after the convolutions
+    class_agnostic: bool = False  # one box per region instead of one per class
+    cascade: tuple[float, ...] = ()  # IoUs of the stages of a Cascade R-CNN, such as [0.5, 0.6, 0.7]; empty: one stage
     samples_per_image: int = 64  # 2 images x 64 = the paper's mini-batch of 128 regions
     positive_fraction: float = 0.25
     positive_iou: float = 0.5
     negative_iou_low: float = 0.0  # the VOC papers have 0.1 (heuristic hard negatives); 0 on COCO
-    smooth_l1_beta: float = 1.0
-    coder_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)  # 1 / the deltas' standard deviations 0.1, 0.1, 0.2, 0.2
+    loss: Literal["smooth_l1", "giou"] = "smooth_l1"  # of the boxes
+    smooth_l1_beta: float = 1.0  # 0 is L1
+    # 1 / the deltas' standard deviations 0.1, 0.1, 0.2, 0.2; stage i of a cascade takes i times as much.
+    coder_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)
     box_loss_weight: float = 1.0
     context: bool = False  # append the whole image's vector to every region's: appendix B, global context
     # A region or anchor inside an ignored object by this share of its area is not a negative.
     ignore_overlap: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.cascade and (self.head != "fc" or not self.class_agnostic or self.context):
+            raise ValueError(
+                "box.cascade moves one box per region from stage to stage: set box.head to fc, "
+                "box.class_agnostic to true and box.context to false"
+            )
+        if self.head_fcs < 1:
+            raise ValueError(f"box.head_fcs must be at least 1, got {self.head_fcs}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    """The mask branch; over box.head tail it shares the tail and has no convolutions.
+
+    Source: Mask R-CNN, section 3 and figure 4.
+    """
+
+    enabled: bool = False
+    pool_size: int = 14  # side of the pooled regions; a shared tail knows its own
+    convs: int = 4  # 3x3 convolutions before the upsampling
+    channels: int = 256
+    norm: Literal["bn", "gn", "sync_bn"] | None = None  # after the convolutions
+    loss_weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +132,8 @@ class PostprocessConfig:
     score_threshold: float = 0.05
     nms_iou: float = 0.3
     max_detections: int = 100  # per image
+    # Soft-NMS instead of NMS: a box's score falls by exp(-IoU^2 / sigma) with every better box of its class.
+    soft_nms_sigma: float | None = None
     vote_iou: float | None = None  # box voting among boxes of at least this IoU; the paper gives no value
     refine: bool = False  # a second pass from the boxes of the first: appendix B, box refinement
     scales: tuple[int, ...] = ()  # shorter sides, rising, that the box stage looks at: appendix B, 200 to 1000
@@ -97,6 +142,8 @@ class PostprocessConfig:
     def __post_init__(self) -> None:
         if len(self.scales) == 1 or list(self.scales) != sorted(set(self.scales)) or min(self.scales, default=1) < 1:
             raise ValueError(f"test.scales takes two or more rising shorter sides, or none, got {self.scales}")
+        if self.soft_nms_sigma is not None and not self.soft_nms_sigma > 0:
+            raise ValueError(f"test.soft_nms_sigma is positive, or null for plain NMS, got {self.soft_nms_sigma}")
         if self.vote_iou is not None and not 0 < self.vote_iou <= 1:
             raise ValueError(f"test.vote_iou is a fraction above 0 and at most 1, or null, got {self.vote_iou}")
 
@@ -166,15 +213,41 @@ class AlternatingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LocalizationConfig:
+    """ImageNet localisation; ``solver`` holds for both networks.  Source: "Deep Residual Learning", appendix C."""
+
+    crop: int = 224  # side of the centre crop of a 1-crop test, and of a warped region, pixels
+    crop_shorter_side: int = 256  # of the image that the centre crop is cut from
+    scales: tuple[int, ...] = (224, 256, 384, 480, 640)  # shorter sides of a dense test: section 3.4
+    proposals: int = 200  # per image and class
+    rcnn_iterations: int = 60000  # optimizer steps; the RPN's are solver.iterations
+    rcnn_steps: tuple[int, ...] = (40000,)  # where the rate is multiplied by solver.gamma
+    classifier: str | None = None  # predicts the classes of a test: "torchvision", or a file with torchvision's names
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "proposals", "rcnn_iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"localization.{name} must be at least 1, got {getattr(self, name)}")
+        if self.crop_shorter_side < self.crop:
+            raise ValueError(
+                f"localization.crop_shorter_side {self.crop_shorter_side} must be at least the crop's side {self.crop}"
+            )
+        if list(self.scales) != sorted(set(self.scales)) or min(self.scales, default=0) < 1:
+            raise ValueError(f"localization.scales takes one or more rising shorter sides, got {self.scales}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     rpn: RPNConfig = field(default_factory=RPNConfig)
     box: BoxConfig = field(default_factory=BoxConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
     test: PostprocessConfig = field(default_factory=PostprocessConfig)
     data: DataConfig = field(default_factory=DataConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     alternating: AlternatingConfig = field(default_factory=AlternatingConfig)
+    localization: LocalizationConfig = field(default_factory=LocalizationConfig)
     init: str | None = None  # a detector to start from: a checkpoint or a run directory
     init_classes: dict[str, str] = field(default_factory=dict)  # class here -> its name there, where they differ
     seed: int = 0  # of weights, shuffling, augmentation and sampling

@@ -51,9 +51,9 @@ def recompute_statistics(config: Config, path: Path, *, images: int, folder: Pat
         ValueError: bad data or config, or a backbone without batch normalisation.
     """
     batches = _detection_set(config, images) if folder is None else _image_folder(folder, images)
-    backbone = replace(config.backbone, norm="bn", freeze_at=0)
-    detector = build_detector(replace(config, backbone=backbone), num_classes=1)  # its box stage is not used
-    network = _WholeImages(detector)
+    backbone = replace(config.backbone, norm="bn", freeze_at=0, fpn=False, dilate_c5=None)
+    # Trunk and tail are the whole network, whatever stands on them in the config.
+    network = _WholeImages(build_detector(Config(backbone=backbone, device=config.device), num_classes=1))
     if not get_bn_modules(network.train()):
         raise ValueError(f"backbone {config.backbone.name!r} has no batch normalisation to recompute")
     device = choose_device(config)
@@ -70,7 +70,7 @@ def recompute_statistics(config: Config, path: Path, *, images: int, folder: Pat
     with torch.no_grad():
         update_bn_stats(network, on_device(), num_iters=len(batches))
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {**detector.backbone.state_dict(), **network.tail.state_dict()}
+    state = {**network.detector.backbone.state_dict(), **network.tail.state_dict()}
     weights = {name: value.cpu().contiguous() for name, value in state.items()}
     write_whole(path, lambda temporary: save_file(weights, temporary))
     return used
@@ -107,4 +107,4 @@ class _WholeImages(nn.Module):
         self.detector, self.tail = detector, head
 
     def forward(self, images: ImageBatch) -> Tensor:
-        return self.tail(self.tail.pool_whole_image(self.detector.features(images)))
+        return self.tail(self.tail.pool_whole_image(self.detector.features(images)[-1]))

@@ -62,6 +62,7 @@ class Detections(Rows):
 
     scores: Tensor  # (N,) probabilities
     labels: Tensor  # (N,) int64, 0..K-1
+    masks: Tensor | None = None  # (N, S, S) probabilities in the box
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Target(Rows):
 
     labels: Tensor  # (N,) int64, 0..K-1
     ignore: Tensor  # (N,) bool: VOC "difficult" or COCO "iscrowd"; neither hit nor miss
-    masks: Tensor | None = None  # (N, H, W) bool
+    masks: Tensor | None = None  # (N, H, W) bool; without a pixel where the mask is unknown
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,13 +44,16 @@ SILENT_KEYS = (
     "backbone.norm_eps",
     "backbone.stride_in",
     "backbone.tail_stride",
+    "backbone.dilate_c5",
     "backbone.roi_size",
     "anchors.sizes",
     "anchors.ratios",
     "anchors.offset",
+    "anchors.rounded",
     "box.pool",
     "box.sampling_ratio",
     "box.coder_weights",
+    "mask.pool_size",
 )
 
 
@@ -74,7 +77,7 @@ def load_index(config: Config, specs: tuple[str, ...], *, key: str, say: Callabl
     """
     if not specs:
         raise ValueError(f"{key} is empty; give a list of card:split, such as [voc2007:trainval]")
-    index, problems = load_dataset(specs, data_root(config.data.root))
+    index, problems = load_dataset(specs, data_root(config.data.root), masks=config.mask.enabled)
     if problems:
         say(f"{', '.join(specs)}: {summarize(problems)}; tools/check_data.py lists them")
     return index

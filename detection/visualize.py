@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.evaluation.records import Record
+from detection.masks import RLE, decode
 
 __all__ = ["draw_boxes", "draw_record", "save_picture"]
 
@@ -21,8 +22,9 @@ def draw_record(
     image: NDArray[np.uint8], record: Record, class_names: Sequence[str], *, min_score: float = 0.5
 ) -> NDArray[np.uint8]:
     """A copy of ``image`` (H, W, 3) RGB with the boxes of ``record``: thin white for the ground truth, a colour per
-    class for detections of at least ``min_score``, with name and score."""
+    class for detections of at least ``min_score``, with name, score and, where it has one, mask."""
     shown = record.scores >= min_score
+    masks = None if record.masks is None else [record.masks[row] for row in np.flatnonzero(shown)]
     return draw_boxes(
         image,
         record.boxes[shown],
@@ -30,6 +32,7 @@ def draw_record(
         record.labels[shown],
         class_names,
         gt_boxes=record.gt_boxes,
+        masks=masks,
     )
 
 
@@ -41,13 +44,17 @@ def draw_boxes(
     class_names: Sequence[str],
     *,
     gt_boxes: NDArray[np.float32] | None = None,
+    masks: Sequence[RLE] | None = None,
 ) -> NDArray[np.uint8]:
     """A copy of ``image`` (H, W, 3) RGB with ``boxes`` (N, 4), best first, and ``gt_boxes`` (G, 4) in thin white.
 
-    A small image grows, so that the labels can be read.
+    ``masks``, one per box and of the whole image, are half transparent with an outline.  A small image grows, so that
+    the labels can be read.
     """
     scale = max(1.0, 480 / min(image.shape[:2]))
     canvas = np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+    for row, rle in reversed(list(enumerate(masks or ()))):
+        _fill(canvas, rle, _color(int(labels[row]), len(class_names)))
     for box in [] if gt_boxes is None else gt_boxes * scale:
         _rectangle(canvas, box, WHITE, 1)
     for row in reversed(range(len(boxes))):  # the best last, on top
@@ -76,6 +83,16 @@ def save_picture(path: Path, image: NDArray[np.uint8]) -> None:
 def _rectangle(canvas: NDArray[np.uint8], box: NDArray[np.float32], color: tuple[int, int, int], width: int) -> None:
     x1, y1, x2, y2 = (round(float(value)) for value in box)
     cv2.rectangle(canvas, (x1, y1), (x2, y2), color, width, cv2.LINE_AA)
+
+
+def _fill(canvas: NDArray[np.uint8], rle: RLE, color: tuple[int, int, int]) -> None:
+    height, width = rle["size"]
+    mask = decode([rle], (height, width))[0].numpy().astype(np.uint8)
+    grown = np.asarray(cv2.resize(mask, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST), dtype=np.uint8)
+    inside = grown > 0
+    canvas[inside] = (canvas[inside].astype(np.uint16) + np.array(color, np.uint16)) // 2
+    contours, _ = cv2.findContours(grown, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(canvas, contours, -1, color, 1)
 
 
 def _caption(canvas: NDArray[np.uint8], text: str, box: NDArray[np.float32], color: tuple[int, int, int]) -> None:

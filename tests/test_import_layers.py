@@ -15,12 +15,25 @@ SCRIPTS = sorted(path for top in ("tools", "datasets") for path in (ROOT / top).
 # Lowest first.  A module belongs to the longest prefix that matches it.
 LAYERS = (
     ("backbones",),
-    ("detection.structures", "detection.files", "detection.boxes", "detection.config", "detection.config_io"),
+    (
+        "detection.structures",
+        "detection.files",
+        "detection.boxes",
+        "detection.masks",
+        "detection.config",
+        "detection.config_io",
+    ),
     ("detection.model",),
     ("detection.data", "detection.inference", "detection.evaluation", "detection.engine", "detection.visualize"),
     ("detection.build",),
-    ("detection.testing", "detection.run"),
-    ("detection.alternating", "detection.methods", "detection.predictor", "detection.statistics"),
+    ("detection.testing", "detection.run", "detection.weights"),
+    (
+        "detection.alternating",
+        "detection.localization",
+        "detection.methods",
+        "detection.predictor",
+        "detection.statistics",
+    ),
     ("tools", "datasets"),
 )
 

@@ -14,7 +14,9 @@ PAPER = Path(__file__).parents[1] / "configs" / "paper"
 FILES = sorted(PAPER.glob("*.yaml"))
 VOC = [path for path in FILES if "voc" in path.stem]
 IMAGENET = [path for path in FILES if path.stem.startswith("table12")]
-COCO = [path for path in FILES if path not in VOC + IMAGENET]
+LOCALIZATION = [path for path in FILES if path.stem.startswith("table14")]
+DETECTION = [path for path in FILES if path not in LOCALIZATION]
+COCO = [path for path in DETECTION if path not in VOC + IMAGENET]
 
 
 def load(path: Path) -> Config:
@@ -26,6 +28,7 @@ def test_every_row_has_its_file() -> None:
         "faster_rcnn_coco_vgg16",
         "table10_resnet101_coco_voc07",
         "table12_resnet101",
+        "table14_resnet101",
         "table7_resnet101_voc07",
         "table7_resnet101_voc12",
         "table7_vgg16_voc07",
@@ -36,7 +39,7 @@ def test_every_row_has_its_file() -> None:
     ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DETECTION, ids=lambda path: path.stem)
 def test_what_all_share(path: Path) -> None:
     config = load(path)
     assert (config.data.shorter_side, config.data.longer_side) == (600, 1000)
@@ -99,6 +102,20 @@ def test_imagenet_detection_is_cocos_system(path: Path) -> None:
     assert (config.test.refine, config.test.scales) == (True, (200, 400, 600, 800, 1000))
 
 
+@pytest.mark.parametrize("path", LOCALIZATION, ids=lambda path: path.stem)
+def test_localization(path: Path) -> None:
+    config = load(path)
+    assert (config.data.train, config.data.test) == (("imagenet_loc:train",), ("imagenet_loc:val",))
+    assert (config.solver.images_per_step, config.rpn.samples_per_image, config.rpn.positive_fraction) == (256, 8, 0.5)
+    lengths = config.localization
+    assert (lengths.crop, lengths.crop_shorter_side, lengths.proposals) == (224, 256, 200)
+    resize, crop, flip = config.data.augment
+    assert (min(resize["SmallestMaxSize"]["max_size"]), max(resize["SmallestMaxSize"]["max_size"])) == (256, 480)
+    assert crop == {"RandomCrop": {"height": 224, "width": 224}}
+    assert flip == {"HorizontalFlip": {"p": 0.5}}
+    assert (config.backbone.name, config.backbone.norm) == ("resnet101", "frozen_bn")
+
+
 def test_voc_classes_find_their_rows_in_a_coco_detector() -> None:
     config = load(PAPER / "table10_resnet101_coco_voc07.yaml")
     voc, coco = load_card("voc2007").classes, load_card("coco2014").classes
@@ -119,6 +136,7 @@ def test_voc_classes_find_their_rows_in_a_coco_detector() -> None:
         ("table9_resnet101_context", ["51.1 / 30.0", "53.8 / 32.5"]),
         ("table10_resnet101_coco_voc07", ["85.6"]),
         ("table12_resnet101", ["60.5", "58.8", "63.6 / 62.1"]),
+        ("table14_resnet101", ["10.6", "8.9", "9.0"]),
         ("faster_rcnn_coco_vgg16", ["41.5 / 21.2"]),
     ],
 )

@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from detection.data.images import read_image
 from detection.data.objects import IMAGE_SUFFIXES
+from detection.masks import RLE, paste
 from detection.predictor import Predictor
 from detection.structures import Detections
 from detection.visualize import draw_boxes, save_picture
@@ -49,13 +51,17 @@ def find_images(paths: list[Path]) -> list[Path]:
     return found
 
 
-def as_records(detections: Detections, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
-    return [
-        {"class": class_names[label], "score": score, "box": box}
-        for box, score, label in zip(
-            detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
-        )
+def as_records(
+    detections: Detections, masks: Sequence[RLE] | None, class_names: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """One entry per detection; its mask, if there is one, in COCO's compressed run-length code."""
+    rows = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
+    records: list[dict[str, Any]] = [
+        {"class": class_names[label], "score": score, "box": box} for box, score, label in rows
     ]
+    for record, mask in zip(records, masks or (), strict=masks is not None):
+        record["mask"] = {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
+    return records
 
 
 def main() -> None:
@@ -67,9 +73,10 @@ def main() -> None:
         image = read_image(path)
         found = predictor(image)
         found = found[found.scores >= args.min_score]
-        records[str(path)] = as_records(found, predictor.class_names)
+        masks = None if found.masks is None else paste(found.masks, found.boxes, image.shape[:2])
+        records[str(path)] = as_records(found, masks, predictor.class_names)
         drawn = draw_boxes(
-            image, found.boxes.numpy(), found.scores.numpy(), found.labels.numpy(), predictor.class_names
+            image, found.boxes.numpy(), found.scores.numpy(), found.labels.numpy(), predictor.class_names, masks=masks
         )
         save_picture(args.output_dir / f"{number:05d}_{path.stem}.jpg", drawn)
         counts = {name: sum(r["class"] == name for r in records[str(path)]) for name in predictor.class_names}

@@ -35,7 +35,14 @@ def build_train_loader(
     """
     resize = Resize(config.shorter_side, config.longer_side)
     proposals = read_proposals(config.proposals, index) if config.proposals else None
-    dataset = DetectionDataset(index, resize=resize, augment=Augment(config.augment), seed=seed, proposals=proposals)
+    dataset = DetectionDataset(
+        index,
+        resize=resize,
+        augment=Augment(config.augment),
+        seed=seed,
+        proposals=proposals,
+        masks=index.masks is not None,
+    )
     rows = index.num_wanted().nonzero().flatten() if config.skip_empty else torch.arange(len(index))
     batches = TrainBatches(
         rows, index.sizes, batch_size=batch_size, seed=seed, group_by_aspect=config.group_by_aspect, start=start

@@ -85,8 +85,10 @@ def load_card(name: str) -> Card:
         raise ValueError(f"card {path}: {error}") from error
 
 
-def load_dataset(specs: Sequence[str], root: Path) -> tuple[AnnotationIndex, list[Problem]]:
+def load_dataset(specs: Sequence[str], root: Path, *, masks: bool = False) -> tuple[AnnotationIndex, list[Problem]]:
     """The images of all ``specs`` ("card:split", concatenated) below the data root ``root``, and what was dropped.
+
+    ``masks`` also reads those of the objects, which takes time and memory.
 
     Raises:
         ValueError: a data set has errors (its files are named), an empty split, or other classes than the first.
@@ -94,7 +96,7 @@ def load_dataset(specs: Sequence[str], root: Path) -> tuple[AnnotationIndex, lis
     parts, problems = [], []
     for spec in specs:
         card, split = _parse(spec)
-        index, found = read_split(card, split, root)
+        index, found = read_split(card, split, root, masks=masks)
         refuse_errors(found, f"data set {spec!r}")
         if not len(index):
             raise ValueError(f"data set {spec!r} has no images; its card is {_find(spec.rpartition(':')[0])}")
@@ -103,8 +105,8 @@ def load_dataset(specs: Sequence[str], root: Path) -> tuple[AnnotationIndex, lis
     return AnnotationIndex.concatenate(parts), problems
 
 
-def read_split(card: Card, split: str, root: Path) -> tuple[AnnotationIndex, list[Problem]]:
-    """The images of one split and all that is wrong with it, errors included.
+def read_split(card: Card, split: str, root: Path, *, masks: bool = False) -> tuple[AnnotationIndex, list[Problem]]:
+    """The images of one split and all that is wrong with it, errors included; with ``masks`` those of the objects too.
 
     Raises:
         ValueError: the data set's folder is missing, or the card has no such split or describes it wrongly.
@@ -125,7 +127,7 @@ def read_split(card: Card, split: str, root: Path) -> tuple[AnnotationIndex, lis
     read = partial(read_voc, names=card.names) if card.format == "voc" else read_coco
     drop = card.bad_boxes == "drop"
     try:
-        results = [read(folder, entry, card.classes, drop=drop, exif=card.exif) for entry in entries]
+        results = [read(folder, entry, card.classes, drop=drop, exif=card.exif, masks=masks) for entry in entries]
     except ValueError as error:
         raise ValueError(f"card {card.name!r}, split {split!r}: {error}") from error
     return AnnotationIndex.concatenate([index for index, _ in results]), [p for _, found in results for p in found]

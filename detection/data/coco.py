@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -28,9 +28,17 @@ class COCOSplit:
 
 
 def read_coco(
-    folder: Path, entry: dict[str, Any], classes: tuple[str, ...], *, drop: bool, exif: Literal["apply", "ignore"]
+    folder: Path,
+    entry: dict[str, Any],
+    classes: tuple[str, ...],
+    *,
+    drop: bool,
+    exif: Literal["apply", "ignore"],
+    masks: bool = False,
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
+
+    With ``masks``, segmentations are read too: polygons, and RLE of crowds.
 
     Raises:
         ValueError: ``entry`` is no description of a COCO split.
@@ -44,7 +52,7 @@ def read_coco(
     ids = {label: category for category, label in labels.items() if isinstance(label, int)}
     index, found = build_index(
         images,
-        objects,
+        objects if masks else replace(objects, segmentations=[]),
         class_names=classes,
         category_ids=tuple(ids.get(label, -1) for label in range(len(classes))),
         files=[str(file)] * len(images.ids),
@@ -160,5 +168,6 @@ def _read_objects(
             objects.ignore.append(ignore)
             objects.areas.append(area)
             objects.names.append(where)
+            objects.segmentations.append(record.get("segmentation"))
         seen.add(number)
     return objects

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detection.data.images import read_image
-from detection.data.index import AnnotationIndex
+from detection.data.index import NO_MASKS, AnnotationIndex
 from detection.data.proposals import StoredProposals
 from detection.data.transforms import Augment, Resize
 from detection.structures import ImageBatch, Proposals, Target
@@ -60,6 +60,10 @@ class DetectionDataset(Dataset[Sample]):
         augment: before resizing; None at test time.
         seed: of the run.
         proposals: of every image, from a file.
+        masks: whether targets have masks.
+
+    Raises:
+        ValueError: masks of an index without masks, or together with proposals.
     """
 
     def __init__(
@@ -70,9 +74,14 @@ class DetectionDataset(Dataset[Sample]):
         augment: Augment | None = None,
         seed: int = 0,
         proposals: StoredProposals | None = None,
+        masks: bool = False,
     ) -> None:
+        if masks and index.masks is None:
+            raise ValueError(NO_MASKS)
+        if masks and proposals is not None:
+            raise ValueError("masks can't be trained on proposals from a file; leave data.proposals empty")
         self.index, self.resize, self.augment, self.seed = index, resize, augment, seed
-        self.proposals = proposals
+        self.proposals, self.masks = proposals, masks
 
     def __len__(self) -> int:
         return len(self.index)
@@ -82,7 +91,7 @@ class DetectionDataset(Dataset[Sample]):
         path = self.index.paths[row]
         height, width = self.index.sizes[row].tolist()
         image = read_image(path, size=(height, width), apply_exif=bool(self.index.apply_exif[row]))
-        target = self.index.target(row)
+        target = self.index.target(row, masks=self.masks)
         if self.proposals is not None:
             target = _with_proposals(target, self.proposals.of(row))
         if self.augment is not None:

@@ -13,9 +13,15 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from detection.masks import RLE, decode, empty_rle
 from detection.structures import Target
 
-__all__ = ["AnnotationIndex", "PackedStrings"]
+__all__ = ["NO_MASKS", "AnnotationIndex", "PackedStrings"]
+
+NO_MASKS = (
+    "the data set has no masks, or they were not read; COCO files need `segmentation`, and the split of a VOC card "
+    "`instances: SegmentationObject`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +30,14 @@ class PackedStrings:
 
     characters: Tensor  # uint8, all strings one after the other
     ends: Tensor  # (N,) int64
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[PackedStrings]) -> Self:
+        offsets = [0, *torch.tensor([len(part.characters) for part in parts]).cumsum(0).tolist()]
+        return cls(
+            torch.cat([part.characters for part in parts]),
+            torch.cat([part.ends + offset for part, offset in zip(parts, offsets[:-1], strict=True)]),
+        )
 
     @classmethod
     def pack(cls, strings: Sequence[str]) -> Self:
@@ -59,6 +73,7 @@ class AnnotationIndex:
     labels: Tensor  # (M,) int64
     ignore: Tensor  # (M,) bool
     areas: Tensor  # (M,) float32, square pixels: of the mask where the files give it
+    masks: PackedStrings | None = None  # (M,) counts of their RLE, without a pixel if unknown; None: not read
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -67,10 +82,33 @@ class AnnotationIndex:
         """Where the objects of image ``row`` stand."""
         return slice(int(self.ends[row - 1]) if row else 0, int(self.ends[row]))
 
-    def target(self, row: int) -> Target:
-        """The objects of image ``row``, in pixels of the stored image."""
+    def target(self, row: int, *, masks: bool = False) -> Target:
+        """The objects of image ``row``, in pixels of the stored image, with their ``masks`` on request.
+
+        An object whose mask the files do not give has one without a pixel.
+        """
         rows = self.objects(row)
-        return Target(boxes=self.boxes[rows], labels=self.labels[rows], ignore=self.ignore[rows])
+        return Target(
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            ignore=self.ignore[rows],
+            masks=decode(self.rles(row), self._size(row)) if masks else None,
+        )
+
+    def rles(self, row: int) -> tuple[RLE, ...]:
+        """The masks of the objects of image ``row``, in pixels of the stored image.
+
+        Raises:
+            ValueError: the masks were not read.
+        """
+        if self.masks is None:
+            raise ValueError(NO_MASKS)
+        rows, size = self.objects(row), [*self._size(row)]
+        return tuple({"size": size, "counts": self.masks[number].encode()} for number in range(rows.start, rows.stop))
+
+    def _size(self, row: int) -> tuple[int, int]:
+        height, width = self.sizes[row].tolist()
+        return height, width
 
     def num_wanted(self) -> Tensor:
         """How many objects (N,) each image has that are not ignored."""
@@ -81,6 +119,8 @@ class AnnotationIndex:
     @classmethod
     def concatenate(cls, parts: Sequence[AnnotationIndex]) -> AnnotationIndex:
         """All images of ``parts``; image ids that occur twice are replaced by 1..N.
+
+        If only some parts have masks, those of the others have no pixel.
 
         Raises:
             ValueError: no parts, or parts with different classes.
@@ -103,7 +143,7 @@ class AnnotationIndex:
         return cls(
             class_names=first.class_names,
             category_ids=first.category_ids if same_ids else tuple(range(1, len(first.class_names) + 1)),
-            paths=PackedStrings.pack([part.paths[row] for part in parts for row in range(len(part))]),
+            paths=PackedStrings.concatenate([part.paths for part in parts]),
             image_ids=image_ids,
             sizes=torch.cat([part.sizes for part in parts]),
             apply_exif=torch.cat([part.apply_exif for part in parts]),
@@ -112,4 +152,18 @@ class AnnotationIndex:
             labels=torch.cat([part.labels for part in parts]),
             ignore=torch.cat([part.ignore for part in parts]),
             areas=torch.cat([part.areas for part in parts]),
+            masks=_concatenate_masks(parts),
         )
+
+
+def _concatenate_masks(parts: Sequence[AnnotationIndex]) -> PackedStrings | None:
+    if all(part.masks is None for part in parts):
+        return None
+    return PackedStrings.concatenate([_unknown_masks(part) if part.masks is None else part.masks for part in parts])
+
+
+def _unknown_masks(index: AnnotationIndex) -> PackedStrings:
+    numbers = index.ends.diff(prepend=torch.zeros(1, dtype=torch.int64)).tolist()
+    images = zip(index.sizes.tolist(), numbers, strict=True)
+    empty = [[empty_rle((height, width))["counts"].decode()] * number for (height, width), number in images]
+    return PackedStrings.pack([counts for image in empty for counts in image])

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from detection.data.index import AnnotationIndex, PackedStrings
 from detection.data.problems import Problem, Severity
+from detection.masks import empty_rle, to_rle
 
 __all__ = ["IMAGE_SUFFIXES", "ImageRows", "ObjectRows", "build_index", "files_in", "nearest_class"]
 
@@ -25,6 +26,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 # Rounding in annotation tools; a box that sticks out by no more is cut without a word.
 ROUNDING = 1.0  # pixels
+
+MASKLESS = "mask that is missing or can't be used; the object's box is kept"
 
 
 @dataclass(slots=True)
@@ -46,6 +49,7 @@ class ObjectRows:
     ignore: list[bool] = field(default_factory=list)
     areas: list[float | None] = field(default_factory=list)  # None: of the box, after it was cut at the border
     names: list[str] = field(default_factory=list)  # for messages, such as "annotation 17"
+    segmentations: list[Any] = field(default_factory=list)  # as in COCO, None if unknown; empty: masks are not read
 
 
 def build_index(
@@ -85,6 +89,7 @@ def build_index(
         mild: Severity = "note" if usable[row] else "dropped"
         problems.append(Problem(mild if drop else "error", kind, files[image], detail))
     kept = order[usable]
+    masks, without = _pack_masks(images, objects, kept.tolist(), files)
     areas = np.array(objects.areas, dtype=np.float64)[order]  # None becomes NaN
     box_areas = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)
     index = AnnotationIndex(
@@ -99,8 +104,30 @@ def build_index(
         labels=torch.from_numpy(np.array(objects.labels, dtype=np.int64)[kept]),
         ignore=torch.from_numpy(np.array(objects.ignore, dtype=np.bool_)[kept]),
         areas=torch.from_numpy(np.where(np.isnan(areas), box_areas, areas)[usable].astype(np.float32)),
+        masks=masks,
     )
-    return index, problems
+    return index, problems + without
+
+
+def _pack_masks(
+    images: ImageRows, objects: ObjectRows, rows: list[int], files: Sequence[str]
+) -> tuple[PackedStrings | None, list[Problem]]:
+    """The masks of the objects ``rows``; without a pixel, and with a Problem, where there is none that can be used.
+
+    No masks and no problems where the files have none at all.
+    """
+    if not any(objects.segmentations):
+        return None, []
+    counts, problems = list[str](), list[Problem]()
+    for row in rows:
+        image = objects.images[row]
+        try:
+            rle = to_rle(objects.segmentations[row], images.sizes[image])
+        except ValueError as error:
+            problems.append(Problem("dropped", MASKLESS, files[image], f"{objects.names[row]}: {error}"))
+            rle = empty_rle(images.sizes[image])
+        counts.append(rle["counts"].decode())
+    return PackedStrings.pack(counts), problems
 
 
 def files_in(folder: Path) -> set[str]:

@@ -18,6 +18,7 @@ from detection.data.images import image_size
 from detection.data.index import AnnotationIndex
 from detection.data.objects import IMAGE_SUFFIXES, ImageRows, ObjectRows, build_index, files_in, nearest_class
 from detection.data.problems import Problem
+from detection.data.segmentation import read_instances
 
 __all__ = ["VOCSplit", "read_voc"]
 
@@ -30,6 +31,7 @@ class VOCSplit:
     images: str = "JPEGImages"
     annotations: str = "Annotations"
     first_pixel: int = 1  # how the files call the leftmost column and the topmost row
+    instances: str | None = None  # the folder SegmentationObject; null: no masks
 
     def __post_init__(self) -> None:
         if self.first_pixel not in (0, 1):
@@ -44,10 +46,12 @@ def read_voc(
     drop: bool,
     exif: Literal["apply", "ignore"],
     names: Mapping[str, str] | None = None,
+    masks: bool = False,
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
 
-    ``names`` are classes that the files call otherwise: {name in the files: class}.
+    ``names`` are classes that the files call otherwise: {name in the files: class}.  With ``masks``, the split's
+    ``instances`` are read too.
 
     Raises:
         ValueError: ``entry`` is no description of a VOC split.
@@ -71,6 +75,9 @@ def read_voc(
             images.sizes.append(size)
             files.append(str(file))
             _read_objects(root, file, len(images.ids) - 1, labels, split.first_pixel, objects, problems)
+            if masks and split.instances:
+                new = objects.boxes[len(objects.segmentations) :]
+                objects.segmentations += read_instances(folder / split.instances / f"{name}.png", new, size, problems)
     index, found = build_index(
         images,
         objects,

@@ -1,7 +1,8 @@
 """Checkpoints: the model as safetensors with its config and class names, and the rest of the training state beside it.
 
-    checkpoints/0005000.safetensors   weights; metadata: config, class names, iteration
-    checkpoints/0005000.state.pt      optimizer, scaler, random state, best metric; read with weights_only
+    checkpoints/0005000.safetensors   weights to test with; metadata: config, class names, iteration
+    checkpoints/0005000.state.pt      optimizer, scaler, random state, best metric; read with weights_only; where the
+                                      weights are averaged (solver.ema_decay), also those that training goes on with
     checkpoints/best.safetensors      the weights with the best metric so far
 
 A file is written under another name, synced and renamed, so that a reader never sees half of one.
@@ -35,9 +36,11 @@ __all__ = [
     "load_initial_weights",
     "read_checkpoint",
     "resolve_weights",
+    "write_converted",
 ]
 
-PREDICTOR = "box_stage.predictor."
+# The layers with rows for every class, and how many rows one has; the logits also have the background's, the last.
+CLASS_ROWS = {"predictor.classes.": 1, "predictor.deltas.": 4, "mask_stage.head.masks.": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +71,8 @@ class Checkpoints:
         """Writes the checkpoint of ``state`` and removes all but the newest ones; the path of the weights."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{state.iteration:07d}.safetensors"
-        metadata = {
-            "config": dump_config(self.config),
-            "class_names": json.dumps(self.class_names),
-            "iteration": str(state.iteration),
-        }
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.model.state_dict().items()}
         self._save_state(state, path)
-        write_whole(path, lambda temporary: save_file(weights, temporary, metadata=metadata))
+        _write(Checkpoint(path, state.tested.state_dict(), self.config, self.class_names, state.iteration))
         for old in _numbered(self.folder)[: -self.keep]:
             old.unlink()
             _state_path(old).unlink(missing_ok=True)
@@ -153,6 +150,26 @@ def resolve_weights(path: str | Path) -> Path:
     return found[-1]
 
 
+def write_converted(path: str | Path, config: Config, class_names: Sequence[str], state: Mapping[str, Tensor]) -> Path:
+    """Writes a detector that was trained elsewhere, and its config; the path of the weights.
+
+    Args:
+        path: a .safetensors file, with the config at the same path as .yaml; or a directory, which becomes that of a
+            run: config.yaml and checkpoints/0000000.safetensors.
+        config: builds the detector.
+        class_names: K names.
+        state: the detector's state dict.
+    """
+    path = Path(path)
+    is_file = path.suffix == ".safetensors"
+    file = path if is_file else path / "checkpoints" / "0000000.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    described = path.with_suffix(".yaml") if is_file else path / "config.yaml"
+    described.write_text(dump_config(config))
+    _write(Checkpoint(file, dict(state), config, tuple(class_names), iteration=0))
+    return file
+
+
 def load_detector_weights(model: nn.Module, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
     """Puts the weights of ``checkpoint`` into ``model``, all of them.
 
@@ -172,8 +189,8 @@ def load_initial_weights(
 ) -> tuple[str, ...]:
     """Puts the weights of ``checkpoint``, trained on other classes perhaps, into ``model`` as a start.
 
-    Everything but the two last layers must fit; of these, the rows of every class that both know are carried over, and
-    the background's. A class that ``checkpoint`` lacks keeps the model's own rows.
+    Everything but the last layers of the stages must fit; of these, the rows of every class that both know are carried
+    over, and the background's. A class that ``checkpoint`` lacks keeps the model's own rows.
 
     Args:
         model: a detector for ``class_names``.
@@ -199,24 +216,38 @@ def load_initial_weights(
         raise ValueError(f"{checkpoint.path} knows none of the classes {tuple(class_names)}: {checkpoint.class_names}")
     weights, own = dict(checkpoint.weights), model.state_dict()
     for name in weights.keys() & own.keys():
-        if name.startswith(PREDICTOR):
-            per_class = 4 if "deltas" in name else 1
-            weights[name] = _carried(weights[name], own[name], pairs, per_class)
+        for layer, per_class in CLASS_ROWS.items():
+            if layer in name:
+                weights[name] = _carried(weights[name], own[name], pairs, per_class, background="classes" in layer)
     load_matching(model, weights, source=str(checkpoint.path))
     return tuple(class_names[k] for k, _ in pairs)
 
 
-def _carried(there: Tensor, here: Tensor, pairs: Sequence[tuple[int, int]], per_class: int) -> Tensor:
+def _carried(
+    there: Tensor, here: Tensor, pairs: Sequence[tuple[int, int]], per_class: int, *, background: bool
+) -> Tensor:
     """``here`` (rows, ...) with the rows of the classes in ``pairs`` taken from ``there``; class rows lie together."""
     if there.shape[1:] != here.shape[1:]:
         return there  # for load_matching to refuse with both shapes
+    if len(there) == len(here) == per_class:
+        return there  # one box for all classes, or one class
     result = here.detach().cpu().clone()
     for own, other in pairs:
         rows = slice(own * per_class, (own + 1) * per_class)
         result[rows] = there[other * per_class : (other + 1) * per_class]
-    if per_class == 1:  # the background is the last class
+    if background:
         result[-1] = there[-1]
     return result
+
+
+def _write(checkpoint: Checkpoint) -> None:
+    metadata = {
+        "config": dump_config(checkpoint.config),
+        "class_names": json.dumps(checkpoint.class_names),
+        "iteration": str(checkpoint.iteration),
+    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+    write_whole(checkpoint.path, lambda temporary: save_file(weights, temporary, metadata=metadata))
 
 
 def _numbered(folder: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from detection.evaluation.coco import evaluate_coco
 from detection.evaluation.records import Record
 from detection.evaluation.report import VocMetric, result_dict
 from detection.evaluation.voc import evaluate_voc
+from detection.masks import paste
 from detection.model.detector import Detector
 from detection.model.postprocess import rescale
 from detection.structures import Detections, Proposals
@@ -68,7 +69,7 @@ def propose(
     found = []
     for batch in batches:
         images = batch.images.to(device)
-        proposals = detector.propose(detector.features(images), images.sizes)
+        proposals = detector.propose(detector.features(images), images)
         for row, size, image in zip(batch.rows, images.sizes, proposals, strict=True):
             stored = _size(index.sizes[row])
             boxes = clip(scale(image.boxes.cpu(), size, stored), stored)
@@ -76,11 +77,19 @@ def propose(
     return found
 
 
-def evaluate(records: list[Record], class_names: tuple[str, ...], voc_metric: VocMetric) -> dict[str, Any]:
-    """The content of result.json."""
+def evaluate(
+    records: list[Record], class_names: tuple[str, ...], voc_metric: VocMetric, *, masks: bool = False
+) -> dict[str, Any]:
+    """The content of result.json.
+
+    It has a section "segm" if the records have masks of objects and of detections, or ``masks`` is set: without
+    records, the names of all figures.
+    """
+    masks = masks or any(record.masks is not None and record.gt_masks is not None for record in records)
     coco = evaluate_coco(records, class_names)
+    segm = evaluate_coco(records, class_names, iou_type="segm") if masks else None
     voc = evaluate_voc(records, class_names, imagenet=voc_metric == "imagenet")
-    return result_dict(coco, voc, class_names, voc_metric=voc_metric)
+    return result_dict(coco, voc, class_names, voc_metric=voc_metric, segm=segm)
 
 
 def metric(result: dict[str, Any], key: str) -> float | None:
@@ -101,11 +110,11 @@ def metric(result: dict[str, Any], key: str) -> float | None:
 
 
 def _record(index: AnnotationIndex, row: int, detections: Detections) -> Record:
-    rows = index.objects(row)
+    rows, size, masks = index.objects(row), _size(index.sizes[row]), detections.masks
     return Record(
         image_id=int(index.image_ids[row]),
         file_name=index.paths[row],
-        size=_size(index.sizes[row]),
+        size=size,
         gt_boxes=index.boxes[rows].numpy(),
         gt_labels=index.labels[rows].numpy(),
         gt_ignore=index.ignore[rows].numpy(),
@@ -113,6 +122,8 @@ def _record(index: AnnotationIndex, row: int, detections: Detections) -> Record:
         boxes=detections.boxes.numpy(),
         scores=detections.scores.numpy(),
         labels=detections.labels.numpy(),
+        gt_masks=None if masks is None or index.masks is None else index.rles(row),
+        masks=None if masks is None else tuple(paste(masks, detections.boxes, size)),
     )
 
 

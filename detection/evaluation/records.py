@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.masks import RLE
+
 __all__ = ["Record", "check_records"]
 
 
@@ -28,10 +30,13 @@ class Record:
     boxes: NDArray[np.float32]  # (D, 4)
     scores: NDArray[np.float32]  # (D,) 0..1
     labels: NDArray[np.int64]  # (D,)
+    gt_masks: tuple[RLE, ...] | None = None  # (G,) of the whole image; without a pixel where the mask is unknown
+    masks: tuple[RLE, ...] | None = None  # (D,) of the whole image
 
     def __post_init__(self) -> None:
-        gt = {len(rows) for rows in (self.gt_boxes, self.gt_labels, self.gt_ignore, self.gt_areas)}
-        detected = {len(rows) for rows in (self.boxes, self.scores, self.labels)}
+        gt_rows = (self.gt_boxes, self.gt_labels, self.gt_ignore, self.gt_areas, self.gt_masks)
+        gt = {len(rows) for rows in gt_rows if rows is not None}
+        detected = {len(rows) for rows in (self.boxes, self.scores, self.labels, self.masks) if rows is not None}
         if len(gt) > 1 or len(detected) > 1:
             raise ValueError(f"{self.file_name}: rows of unequal length, ground truth {gt}, detections {detected}")
 

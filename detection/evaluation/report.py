@@ -23,28 +23,28 @@ _NAME_WIDTH, _CELL_WIDTH = 50, 8  # columns; longer class names are cut, so a ro
 
 
 def result_dict(
-    coco: CocoResult, voc: VocResult, class_names: Sequence[str], *, voc_metric: VocMetric
+    coco: CocoResult,
+    voc: VocResult,
+    class_names: Sequence[str],
+    *,
+    voc_metric: VocMetric,
+    segm: CocoResult | None = None,
 ) -> dict[str, Any]:
     """The content of result.json: fractions 0..1, None where there is no value (JSON knows no NaN).
 
     ``voc_metric`` is the definition behind "mAP" and "per_class" of the VOC part; the means by both interpolations are
-    always there. ImageNet's is the area, and ``voc`` then comes from its matching.
+    always there. ImageNet's is the area, and ``voc`` then comes from its matching. ``segm`` is COCO's metric of masks.
 
     Raises:
         ValueError: an unknown ``voc_metric``, or results of another number of classes than ``class_names``.
     """
     if voc_metric not in _VOC_DEFINITIONS:
         raise ValueError(f"voc_metric is one of {', '.join(_VOC_DEFINITIONS)}, got {voc_metric!r}")
-    classes = zip(class_names, coco.class_ap, coco.class_ap50, coco.class_ap75, strict=True)
     means = {"11point": _json_number(voc.mean_ap_11point), "area": _json_number(voc.mean_ap_area)}
     voc_ap = voc.ap_11point if voc_metric == "11point" else voc.ap_area
     return {
-        "bbox": {
-            **{name: _json_number(getattr(coco, name)) for name in COCO_NUMBERS},
-            "per_class": {
-                name: dict(zip(_CLASS_NUMBERS, map(_json_number, values), strict=True)) for name, *values in classes
-            },
-        },
+        "bbox": _coco_dict(coco, class_names),
+        **({} if segm is None else {"segm": _coco_dict(segm, class_names)}),
         "voc": {
             "mAP": means["11point" if voc_metric == "11point" else "area"],
             "metric": voc_metric,
@@ -55,23 +55,40 @@ def result_dict(
     }
 
 
+def _coco_dict(coco: CocoResult, class_names: Sequence[str]) -> dict[str, Any]:
+    classes = zip(class_names, coco.class_ap, coco.class_ap50, coco.class_ap75, strict=True)
+    return {
+        **{name: _json_number(getattr(coco, name)) for name in COCO_NUMBERS},
+        "per_class": {
+            name: dict(zip(_CLASS_NUMBERS, map(_json_number, values), strict=True)) for name, *values in classes
+        },
+    }
+
+
 def format_tables(result: dict[str, Any]) -> str:
     """The COCO and VOC tables of a ``result_dict`` in percent, "-" for no value, at most 80 columns wide."""
-    bbox, voc = result["bbox"], result["voc"]
-    coco_rows = [(name, [values[key] for key in _CLASS_NUMBERS]) for name, values in bbox["per_class"].items()]
+    voc = result["voc"]
     voc_rows = [(name, [ap]) for name, ap in voc["per_class"].items()]
     return "\n".join(
         [
-            "COCO box AP and AR (%)",
-            *_table([("", [bbox[name] for name in COCO_NUMBERS[:6]])], COCO_NUMBERS[:6]),
-            *_table([("", [bbox[name] for name in COCO_NUMBERS[6:]])], COCO_NUMBERS[6:]),
-            "",
-            *_table(coco_rows, _CLASS_NUMBERS, corner="class"),
-            "",
+            *_coco_tables("box", result["bbox"]),
+            *(_coco_tables("mask", result["segm"]) if "segm" in result else []),
             f"VOC AP (%), {_VOC_DEFINITIONS[voc['metric']]}",
             *_table([*voc_rows, ("mean", [voc["mAP"]])], ["AP"], corner="class"),
         ]
     )
+
+
+def _coco_tables(what: str, numbers: dict[str, Any]) -> list[str]:
+    class_rows = [(name, [values[key] for key in _CLASS_NUMBERS]) for name, values in numbers["per_class"].items()]
+    return [
+        f"COCO {what} AP and AR (%)",
+        *_table([("", [numbers[name] for name in COCO_NUMBERS[:6]])], COCO_NUMBERS[:6]),
+        *_table([("", [numbers[name] for name in COCO_NUMBERS[6:]])], COCO_NUMBERS[6:]),
+        "",
+        *_table(class_rows, _CLASS_NUMBERS, corner="class"),
+        "",
+    ]
 
 
 def _table(

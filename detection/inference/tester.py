@@ -7,14 +7,14 @@ Shapes: N images, R regions, K classes, D width of the tail's output.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from detection.boxes import scale
 from detection.inference.views import adjacent_scales, flip_boxes, flip_images, resize_images
-from detection.model.box_stage import ScoredBoxes
+from detection.model.box_stage import BoxStage, ScoredBoxes
 from detection.model.detector import Detector
 from detection.model.postprocess import Postprocessor
 from detection.structures import Detections, ImageBatch, Proposals
@@ -52,18 +52,24 @@ class Tester(nn.Module):
 
     def __init__(self, detectors: Sequence[Detector], *, methods: Methods, postprocess: Postprocessor) -> None:
         super().__init__()
+        if methods != Methods() and not all(isinstance(detector.box_stage, BoxStage) for detector in detectors):
+            raise ValueError(
+                "refinement, scales and flip look at one box stage, and a cascade has several; set test.refine, "
+                "test.scales and test.flip to their defaults"
+            )
         self.detectors, self.methods, self.postprocess = nn.ModuleList(detectors), methods, postprocess
 
     def forward(self, images: ImageBatch) -> list[Detections]:
         """Detections of each image, best first, in pixels of the images as given."""
         lookups = [_Lookup(detector, images, self.methods) for detector in self._members()]
-        per_member = [lookup.detector.propose(lookup.base, images.sizes) for lookup in lookups]
+        per_member = [lookup.detector.propose(lookup.base, images) for lookup in lookups]
         proposals = [_union(image) for image in zip(*per_member, strict=True)]
         scored = self._score(lookups, proposals)
         if self.methods.refine:
             again = self._score(lookups, [refined_proposals(image) for image in scored])
             scored = [_join(first, second) for first, second in zip(scored, again, strict=True)]
-        return [self.postprocess(image) for image in scored]
+        found = [self.postprocess(image) for image in scored]
+        return merge_masks([lookup.detector.masks(lookup.base, found) for lookup in lookups])
 
     def _score(self, lookups: Sequence[_Lookup], proposals: Sequence[Proposals]) -> list[ScoredBoxes]:
         per_member = [lookup.score(proposals) for lookup in lookups]
@@ -85,12 +91,15 @@ class _Lookup:
 
     def score(self, proposals: Sequence[Proposals]) -> list[ScoredBoxes]:
         """Scores and boxes of the proposals of each image, averaged over the sides."""
+        stage = self.detector.box_stage
+        if not isinstance(stage, BoxStage):
+            return self.detector.boxes(self.base, proposals, self.sizes)
         results = []
         for number, side in enumerate(self.sides):
             boxes = [image.boxes for image in proposals]
             if number:
                 boxes = [flip_boxes(b, width) for b, (_, width) in zip(boxes, self.sizes, strict=True)]
-            scored = self.detector.box_stage.predict(side.vectors(boxes), boxes, self.sizes)
+            scored = stage.predict(side.vectors(boxes), boxes, self.sizes)
             if number:
                 scored = [
                     ScoredBoxes(image.scores, flip_boxes(image.boxes, width))
@@ -104,9 +113,9 @@ class _Pyramid:
     """One detector's feature maps of a batch at all scales."""
 
     def __init__(
-        self, detector: Detector, images: ImageBatch, scales: Sequence[int], base: Tensor | None = None
+        self, detector: Detector, images: ImageBatch, scales: Sequence[int], base: list[Tensor] | None = None
     ) -> None:
-        self.stage, self.sizes, self.scales = detector.box_stage, images.sizes, scales
+        self.detector, self.sizes, self.scales = detector, images.sizes, scales
         views = [resize_images(images, shorter) for shorter in scales] or [images]
         self.view_sizes = [view.sizes for view in views]
         self.features = [base] if base is not None and not scales else [detector.features(view) for view in views]
@@ -116,18 +125,20 @@ class _Pyramid:
 
         With scales, each region's vector is the element-wise maximum (maxout) over its two adjacent scales.
         """
+        stage = self.detector.box_stage
+        assert isinstance(stage, BoxStage)
         if not self.scales:
-            return self.stage.vectors(self.features[0], boxes, self.sizes)
+            return stage.vectors(self.features[0], boxes, self.sizes)
         lower = torch.cat([adjacent_scales(b, size, self.scales) for b, size in zip(boxes, self.sizes, strict=True)])
         image = torch.cat([torch.full((len(b),), row) for row, b in enumerate(boxes)]).to(lower.device)
         merged: Tensor | None = None
-        for level, (feature, sizes) in enumerate(zip(self.features, self.view_sizes, strict=True)):
+        for level, (features, sizes) in enumerate(zip(self.features, self.view_sizes, strict=True)):
             looked_up = (lower == level) | (lower + 1 == level)
             regions = [
                 scale(b, size, view)[looked_up[image == row]]
                 for row, (b, size, view) in enumerate(zip(boxes, self.sizes, sizes, strict=True))
             ]
-            vectors = self.stage.vectors(feature, regions, sizes)
+            vectors = stage.vectors(features, regions, sizes)
             if merged is None:
                 merged = vectors.new_full((len(lower), vectors.shape[1]), float("-inf"))
             merged[looked_up] = torch.maximum(merged[looked_up], vectors)
@@ -149,6 +160,15 @@ def merge_scored(members: Sequence[ScoredBoxes]) -> ScoredBoxes:
         return members[0]
     scores = torch.stack([member.scores for member in members]).mean(dim=0)
     return ScoredBoxes(scores, torch.stack([member.boxes for member in members]).mean(dim=0))
+
+
+def merge_masks(members: Sequence[list[Detections]]) -> list[Detections]:
+    """The same detections of each image, with the mean of the masks of those ``members`` that have any."""
+    merged = []
+    for image in zip(*members, strict=True):
+        masks = [member.masks for member in image if member.masks is not None]
+        merged.append(replace(image[0], masks=torch.stack(masks).mean(dim=0) if masks else None))
+    return merged
 
 
 def _union(members: Sequence[Proposals]) -> Proposals:

@@ -22,32 +22,50 @@ class AnchorGenerator(nn.Module):
         sizes: square roots of the anchors' areas, pixels of the resized image.
         ratios: height / width.
         offset: where in its cell an anchor is centred, 0 (top left) to 1.
+        rounded: as torchvision: coordinates in the cell rounded to whole pixels, and cells as far apart as fits whole
+            pixels into the image, which for the coarsest level of a pyramid can be less than the stride.
     """
 
     cell_anchors: Tensor
 
-    def __init__(self, stride: int, *, sizes: Sequence[float], ratios: Sequence[float], offset: float = 0.5) -> None:
+    def __init__(
+        self,
+        stride: int,
+        *,
+        sizes: Sequence[float],
+        ratios: Sequence[float],
+        offset: float = 0.5,
+        rounded: bool = False,
+    ) -> None:
         super().__init__()
         if not sizes or not ratios or min(*sizes, *ratios) <= 0:
             raise ValueError(f"anchors need positive sizes and ratios, got {tuple(sizes)} and {tuple(ratios)}")
-        self.stride, self.offset = stride, offset
+        self.stride, self.offset, self.rounded = stride, offset, rounded
         size, ratio = torch.meshgrid(
             torch.tensor(sizes, dtype=torch.float32), torch.tensor(ratios, dtype=torch.float32).sqrt(), indexing="ij"
         )
         half = torch.stack([size / ratio, size * ratio], dim=-1).reshape(-1, 2) / 2  # (A, 2) as (width, height)
+        corners = torch.cat([-half, half], dim=1)
         # Computed from the config, so a checkpoint does not need them.
-        self.register_buffer("cell_anchors", torch.cat([-half, half], dim=1), persistent=False)
+        self.register_buffer("cell_anchors", corners.round() if rounded else corners, persistent=False)
 
     @property
     def num_anchors(self) -> int:
         """A, per cell."""
         return len(self.cell_anchors)
 
-    def forward(self, height: int, width: int) -> Tensor:
-        """Anchors (H * W * A, 4) in pixels of the resized image, row by row, all A of a cell together."""
+    def forward(self, height: int, width: int, padded: tuple[int, int] | None = None) -> Tensor:
+        """Anchors (H * W * A, 4) in pixels of the resized image, row by row, all A of a cell together.
+
+        ``padded`` is the (height, width) in pixels that the feature map was computed from; rounded anchors need it.
+        """
         device = self.cell_anchors.device
-        y = (torch.arange(height, device=device) + self.offset) * self.stride
-        x = (torch.arange(width, device=device) + self.offset) * self.stride
+        strides = self.stride, self.stride
+        if self.rounded:
+            assert padded is not None
+            strides = padded[0] // height, padded[1] // width
+        y = (torch.arange(height, device=device) + self.offset) * strides[0]
+        x = (torch.arange(width, device=device) + self.offset) * strides[1]
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         centers = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1)  # (H, W, 4)
         return (centers[:, :, None] + self.cell_anchors).reshape(-1, 4)

@@ -1,7 +1,7 @@
 """The Fast R-CNN stage: scores and refined boxes of proposals.
 
 Source: Fast R-CNN, sections 2.1 to 2.3; "Deep Residual Learning", appendix A (the tail as head).
-Shapes: N images, C channels, R regions, K classes, S pooled size, D width of the head's output.
+Shapes: N images, C channels, R regions, P of them positive, K classes, S pooled size, D width of the head's output.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch.nn import functional as F  # noqa: N812  # the name that torch's own 
 
 from detection.boxes import clip
 from detection.model.box_coder import BoxCoder
-from detection.model.losses import smooth_l1
-from detection.model.matcher import Matcher
+from detection.model.losses import giou, smooth_l1
+from detection.model.matcher import NEGATIVE, POSITIVE, Matcher
 from detection.model.pooler import RegionPooler
 from detection.model.sampler import BalancedSampler
 from detection.structures import Proposals, Target
 
-__all__ = ["BoxPredictor", "BoxStage", "RegionHead", "ScoredBoxes"]
+__all__ = ["BoxPredictor", "BoxStage", "RegionHead", "RegionSample", "ScoredBoxes"]
 
 
 class RegionHead(Protocol):
@@ -41,20 +41,33 @@ class ScoredBoxes:
     boxes: Tensor  # (R, K, 4) clipped, pixels of the resized image
 
 
-class BoxPredictor(nn.Module):
-    """The two sibling layers: K + 1 class logits (the last is the background) and K x 4 box deltas."""
+@dataclass(frozen=True, slots=True)
+class RegionSample:
+    """The R regions of one image that are trained on, the P positives first."""
 
-    def __init__(self, in_channels: int, *, num_classes: int) -> None:
+    boxes: Tensor  # (R, 4)
+    labels: Tensor  # (R,) int64, K for the background
+    objects: Tensor  # (P,) int64, the row of the target that a positive belongs to
+    goals: Tensor  # (P, 4) that object's box
+
+
+class BoxPredictor(nn.Module):
+    """The two sibling layers: K + 1 class logits (the last is the background) and K x 4 box deltas.
+
+    With ``class_agnostic`` there is one set of deltas for all classes.
+    """
+
+    def __init__(self, in_channels: int, *, num_classes: int, class_agnostic: bool = False) -> None:
         super().__init__()
         self.classes = nn.Linear(in_channels, num_classes + 1)
-        self.deltas = nn.Linear(in_channels, num_classes * 4)
+        self.deltas = nn.Linear(in_channels, 4 if class_agnostic else num_classes * 4)
         nn.init.normal_(self.classes.weight, std=0.01)  # Fast R-CNN, section 2.3
         nn.init.normal_(self.deltas.weight, std=0.001)
         nn.init.zeros_(self.classes.bias)
         nn.init.zeros_(self.deltas.bias)
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (R, K + 1) and deltas (R, K, 4), float32, of ``vectors`` (R, D)."""
+        """Logits (R, K + 1) and deltas (R, K or 1, 4), float32, of ``vectors`` (R, D)."""
         return self.classes(vectors).float(), self.deltas(vectors).unflatten(1, (-1, 4)).float()
 
 
@@ -62,11 +75,12 @@ class BoxStage(nn.Module):
     """Pool, head, predict; given targets, sample regions and return losses.
 
     Args:
-        pooler: regions of the feature map.
-        head: the backbone's tail.
+        pooler: regions of the feature maps.
+        head: the backbone's tail, or layers of its own.
         predictor: the two sibling layers.
         matcher, sampler, coder: how regions are labelled, drawn and encoded.
         smooth_l1_beta, box_loss_weight: of the box loss.
+        use_giou: the box loss is the generalised IoU's, on boxes, instead of smooth L1's on deltas.
         context: append the vector of the whole image, pooled as one region, to every region's; the predictor then takes
             2 D ("Deep Residual Learning", appendix B, global context).
     """
@@ -82,12 +96,13 @@ class BoxStage(nn.Module):
         coder: BoxCoder,
         smooth_l1_beta: float = 1.0,
         box_loss_weight: float = 1.0,
+        use_giou: bool = False,
         context: bool = False,
     ) -> None:
         super().__init__()
         self.pooler, self.head, self.predictor, self.context = pooler, head, predictor, context
         self.matcher, self.sampler, self.coder = matcher, sampler, coder
-        self.smooth_l1_beta, self.box_loss_weight = smooth_l1_beta, box_loss_weight
+        self.smooth_l1_beta, self.box_loss_weight, self.use_giou = smooth_l1_beta, box_loss_weight, use_giou
 
     @property
     def num_classes(self) -> int:
@@ -95,62 +110,90 @@ class BoxStage(nn.Module):
         return self.predictor.classes.out_features - 1
 
     def forward(
-        self, feature: Tensor, proposals: Sequence[Proposals], sizes: Sequence[tuple[int, int]]
+        self, features: Sequence[Tensor], proposals: Sequence[Proposals], sizes: Sequence[tuple[int, int]]
     ) -> list[ScoredBoxes]:
-        """Scores and boxes of each image's ``proposals`` from ``feature`` (N, C, H, W)."""
+        """Scores and boxes of each image's ``proposals`` from the levels ``features`` (N, C, H, W)."""
         boxes = [image.boxes for image in proposals]
-        return self.predict(self.vectors(feature, boxes, sizes), boxes, sizes)
+        return self.predict(self.vectors(features, boxes, sizes), boxes, sizes)
 
-    def vectors(self, feature: Tensor, boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
+    def vectors(self, features: Sequence[Tensor], boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
         """(R, D) what the head says of the regions ``boxes`` (R_i, 4) of each image; (R, 2 D) with context."""
         if not self.context:
-            return self.head(self.pooler(feature, boxes))
+            return self.head(self.pooler(features, boxes))
         whole = [image.new_tensor([[0, 0, width, height]]) for image, (height, width) in zip(boxes, sizes, strict=True)]
         joined = [torch.cat([image, context]) for image, context in zip(boxes, whole, strict=True)]
-        per_image = self.head(self.pooler(feature, joined)).split([len(image) for image in joined])
+        per_image = self.head(self.pooler(features, joined)).split([len(image) for image in joined])
         pairs = [torch.cat([image[:-1], image[-1:].expand(len(image) - 1, -1)], dim=1) for image in per_image]
         return torch.cat(pairs)
 
     def predict(self, vectors: Tensor, boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[ScoredBoxes]:
         """Scores and boxes from the ``vectors`` of the regions ``boxes`` (R_i, 4) of each image."""
         logits, deltas = self.predictor(vectors)
+        return self.decode(logits, deltas, boxes, sizes)
+
+    def decode(
+        self, logits: Tensor, deltas: Tensor, boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[ScoredBoxes]:
+        """Scores and boxes from the predictor's ``logits`` (R, K + 1) and ``deltas`` (R, K or 1, 4)."""
         counts = [len(image) for image in boxes]
         scored = []
         for image, image_logits, image_deltas, size in zip(
             boxes, logits.split(counts), deltas.split(counts), sizes, strict=True
         ):
-            decoded = self.coder.decode(image_deltas, image[:, None])  # (R, K, 4)
-            scored.append(ScoredBoxes(image_logits.softmax(dim=1)[:, :-1], clip(decoded, size)))
+            decoded = clip(self.coder.decode(image_deltas, image[:, None]), size)  # (R, K or 1, 4)
+            scores = image_logits.softmax(dim=1)[:, :-1]
+            scored.append(ScoredBoxes(scores, decoded.expand(-1, scores.shape[1], -1)))
         return scored
 
+    @torch.no_grad()
+    def sample(self, proposals: Sequence[Proposals], targets: Sequence[Target]) -> list[RegionSample]:
+        """The regions of each image to train on, drawn from its proposals and its objects."""
+        samples = []
+        for image, target in zip(proposals, targets, strict=True):
+            boxes = torch.cat([image.boxes, target.boxes[~target.ignore]])  # objects too, as py-faster-rcnn
+            matches = self.matcher(boxes, target)
+            positives, negatives = self.sampler(matches.states)
+            samples.append(self._labelled(boxes, target, positives, negatives, matches.indices))
+        return samples
+
+    @torch.no_grad()
+    def label(self, boxes: Sequence[Tensor], targets: Sequence[Target]) -> list[RegionSample]:
+        """All of ``boxes`` (R_i, 4) of each image that are not ignored, as they are trained on without drawing."""
+        samples = []
+        for image, target in zip(boxes, targets, strict=True):
+            matches = self.matcher(image, target)
+            positives = (matches.states == POSITIVE).nonzero().flatten()
+            negatives = (matches.states == NEGATIVE).nonzero().flatten()
+            samples.append(self._labelled(image, target, positives, negatives, matches.indices))
+        return samples
+
     def losses(
-        self,
-        feature: Tensor,
-        proposals: Sequence[Proposals],
-        targets: Sequence[Target],
-        sizes: Sequence[tuple[int, int]],
+        self, features: Sequence[Tensor], samples: Sequence[RegionSample], sizes: Sequence[tuple[int, int]]
     ) -> dict[str, Tensor]:
-        """The losses ``box_class`` and ``box_regression`` of regions drawn from proposals and ground truth."""
-        samples = [self._sample(image, target) for image, target in zip(proposals, targets, strict=True)]
-        logits, deltas = self.predictor(self.vectors(feature, [boxes for boxes, _, _ in samples], sizes))
-        labels = torch.cat([labels for _, labels, _ in samples])
-        goals = torch.cat([goals for _, _, goals in samples])
+        """The losses ``box_class`` and ``box_regression`` of the regions ``samples`` of each image."""
+        logits, deltas = self.predictor(self.vectors(features, [sample.boxes for sample in samples], sizes))
+        return self.losses_of(logits, deltas, samples)
+
+    def losses_of(self, logits: Tensor, deltas: Tensor, samples: Sequence[RegionSample]) -> dict[str, Tensor]:
+        """The two losses from the predictor's ``logits`` (R, K + 1) and ``deltas`` (R, K or 1, 4)."""
+        labels = torch.cat([sample.labels for sample in samples])
+        goals = torch.cat([sample.goals for sample in samples])
         positives = (labels < self.num_classes).nonzero().flatten()
+        chosen = deltas[positives, labels[positives] if deltas.shape[1] > 1 else 0]  # (P, 4)
+        regions = torch.cat([sample.boxes for sample in samples])[positives]
+        if self.use_giou:
+            box = giou(self.coder.decode(chosen, regions), goals)
+        else:
+            box = smooth_l1(chosen, self.coder.encode(goals, regions), self.smooth_l1_beta)
         scale = 1 / max(len(labels), 1)
         return {
             "box_class": F.cross_entropy(logits, labels, reduction="sum") * scale,
-            "box_regression": smooth_l1(deltas[positives, labels[positives]], goals, self.smooth_l1_beta)
-            * (scale * self.box_loss_weight),
+            "box_regression": box * (scale * self.box_loss_weight),
         }
 
-    @torch.no_grad()
-    def _sample(self, proposals: Proposals, target: Target) -> tuple[Tensor, Tensor, Tensor]:
-        """Regions (R, 4), positives first; labels (R,), K for the background; deltas (P, 4) of the positives."""
-        wanted = ~target.ignore
-        boxes = torch.cat([proposals.boxes, target.boxes[wanted]])  # objects too, as py-faster-rcnn
-        matches = self.matcher(boxes, target)
-        positives, negatives = self.sampler(matches.states)
-        objects = matches.indices[positives]
+    def _labelled(
+        self, boxes: Tensor, target: Target, positives: Tensor, negatives: Tensor, matched: Tensor
+    ) -> RegionSample:
+        objects = matched[positives]
         labels = torch.cat([target.labels[objects], torch.full_like(negatives, self.num_classes)])
-        goals = self.coder.encode(target.boxes[objects], boxes[positives])
-        return boxes[torch.cat([positives, negatives])], labels, goals
+        return RegionSample(boxes[torch.cat([positives, negatives])], labels, objects, target.boxes[objects])

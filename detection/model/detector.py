@@ -1,19 +1,21 @@
-"""Faster R-CNN over any backbone: trunk, region proposal network, box stage.
+"""Faster and Mask R-CNN over any backbone: trunk, region proposal network, box stage, mask stage.
 
-Source: Faster R-CNN (Ren et al. 2017); "Deep Residual Learning", appendix A.
+Source: Faster R-CNN (Ren et al. 2017); "Deep Residual Learning", appendix A; Mask R-CNN (He et al. 2017).
 Shapes: N images, C channels, H W height and width of the padded batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self, overload
 
 import torch
 from torch import Tensor, nn
 
-from backbones.base import Backbone
+from backbones.base import Backbone, Tail
 from detection.model.box_stage import BoxStage, ScoredBoxes
+from detection.model.cascade import CascadeBoxStage
+from detection.model.mask_stage import MaskStage
 from detection.model.postprocess import Postprocessor
 from detection.model.rpn import RPN
 from detection.structures import Detections, ImageBatch, Proposals, Target
@@ -24,13 +26,14 @@ __all__ = ["Detector"]
 class Detector(nn.Module):
     """Losses of images with targets, detections of images without.
 
-    The verbs ``features``, ``propose`` and ``boxes`` are the steps of a test; methods that change how a detector is
-    tested compose them.
+    The verbs ``features``, ``propose``, ``boxes`` and ``masks`` are the steps of a test; methods that change how a
+    detector is tested compose them.
 
     Args:
-        backbone: the trunk; its last feature feeds the RPN and the box stage.
+        backbone: the trunk; its features, finest first, feed the RPN and the stages.
         rpn: proposals.
         box_stage: scores and boxes of proposals.
+        mask_stage: masks of detections; None for a detector without.
         postprocess: which of these become detections.
         fixed: of "backbone", "rpn" and "box_stage" those that are not trained: no gradient, no loss, always eval mode.
     """
@@ -42,15 +45,16 @@ class Detector(nn.Module):
         self,
         backbone: Backbone,
         rpn: RPN,
-        box_stage: BoxStage,
+        box_stage: BoxStage | CascadeBoxStage,
         *,
         postprocess: Postprocessor,
+        mask_stage: MaskStage | None = None,
         fixed: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.fixed = tuple(fixed)
         self.backbone, self.rpn, self.box_stage, self.postprocess = backbone, rpn, box_stage, postprocess
-        self.feature = list(backbone.specs)[-1]
+        self.mask_stage = mask_stage
         stats = backbone.input_stats
         self.bgr = stats.channel_order == "bgr"
         self.register_buffer("mean", torch.tensor(stats.mean).view(3, 1, 1), persistent=False)
@@ -83,37 +87,72 @@ class Detector(nn.Module):
 
         ``proposals`` take the place of the RPN's. All boxes are in pixels of the images as given.
         """
-        feature = self.features(images)
+        features = self.features(images)
         if targets is None:
-            proposals = self.propose(feature, images.sizes) if proposals is None else proposals
-            return [self.postprocess(scored) for scored in self.boxes(feature, proposals, images.sizes)]
+            proposals = self.propose(features, images) if proposals is None else proposals
+            found = [self.postprocess(scored) for scored in self.boxes(features, proposals, images.sizes)]
+            return self.masks(features, found)
         losses: dict[str, Tensor] = {}
         if "rpn" not in self.fixed:
-            own, losses = self.rpn.losses(feature, images.sizes, targets)
+            own, losses = self.rpn.losses(features, images.sizes, self._padded(images), targets)
             proposals = own if proposals is None else proposals
         if "box_stage" not in self.fixed:
-            proposals = self.propose(feature, images.sizes) if proposals is None else proposals
-            losses = losses | self.box_stage.losses(feature, proposals, targets, images.sizes)
+            proposals = self.propose(features, images) if proposals is None else proposals
+            losses = losses | self._region_losses(features, proposals, targets, images.sizes)
         return losses
 
-    def features(self, images: ImageBatch) -> Tensor:
-        """The trunk's last feature map (N, C, H / stride, W / stride)."""
-        return self.backbone(self._normalize(images))[self.feature]
+    def features(self, images: ImageBatch) -> list[Tensor]:
+        """The trunk's feature maps (N, C, H / stride, W / stride), finest first."""
+        return list(self.backbone(self._normalize(images)).values())
 
-    def propose(self, feature: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Proposals]:
-        """Proposals of each image, best first."""
-        return self.rpn(feature, sizes)
+    def propose(self, features: Sequence[Tensor], images: ImageBatch) -> list[Proposals]:
+        """Proposals of each of the ``images`` that the ``features`` are of, best first."""
+        return self.rpn(features, images.sizes, self._padded(images))
 
     def boxes(
-        self, feature: Tensor, proposals: Sequence[Proposals], sizes: Sequence[tuple[int, int]]
+        self, features: Sequence[Tensor], proposals: Sequence[Proposals], sizes: Sequence[tuple[int, int]]
     ) -> list[ScoredBoxes]:
         """Scores and boxes of every proposal of each image, before thresholds and NMS."""
-        return self.box_stage(feature, proposals, sizes)
+        return self.box_stage(features, proposals, sizes)
+
+    def masks(self, features: Sequence[Tensor], detections: list[Detections]) -> list[Detections]:
+        """``detections`` of each image with their masks; as they are, from a detector without a mask stage."""
+        if self.mask_stage is None:
+            return detections
+        return self.mask_stage(features, detections, self._shared_body())
+
+    def _region_losses(
+        self,
+        features: Sequence[Tensor],
+        proposals: Sequence[Proposals],
+        targets: Sequence[Target],
+        sizes: Sequence[tuple[int, int]],
+    ) -> dict[str, Tensor]:
+        samples = self.box_stage.sample(proposals, targets)
+        if isinstance(self.box_stage, CascadeBoxStage):
+            losses = self.box_stage.losses(features, samples, sizes, targets)
+        else:
+            losses = self.box_stage.losses(features, samples, sizes)
+        if self.mask_stage is not None:
+            losses |= self.mask_stage.losses(features, samples, targets, self._shared_body())
+        return losses
+
+    def _shared_body(self) -> Callable[[Tensor], Tensor] | None:
+        """The box stage's tail up to its last maps, which the mask stage shares; None for heads of their own."""
+        head = getattr(self.box_stage, "head", None)
+        return head.maps if isinstance(head, Tail) else None
+
+    def _padded(self, images: ImageBatch) -> tuple[int, int]:
+        """(height, width) of the batch as the backbone gets it."""
+        divisor = self.backbone.size_divisor
+        height, width = images.pixels.shape[-2:]
+        return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
     def _normalize(self, images: ImageBatch) -> Tensor:
         """(N, 3, H, W) float32 in the backbone's channel order; the padding is zero, which is the mean colour."""
         pixels = images.pixels.flip(1) if self.bgr else images.pixels
-        batch = torch.zeros_like(pixels, dtype=torch.float32, memory_format=torch.channels_last)
+        shape = (len(images), 3, *self._padded(images))
+        batch = torch.empty(shape, device=pixels.device, memory_format=torch.channels_last).zero_()
         for image, row, (height, width) in zip(pixels, batch, images.sizes, strict=True):
             row[:, :height, :width] = (image[:, :height, :width] - self.mean) / self.std
         return batch

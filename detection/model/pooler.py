@@ -1,6 +1,7 @@
-"""Region pooling: a fixed-size piece of the feature map for every region.
+"""Region pooling: a fixed-size piece of a feature map for every region.
 
-Source: Fast R-CNN, section 2.1 (RoI pooling); Mask R-CNN, section 3 (RoIAlign).
+Source: Fast R-CNN, section 2.1 (RoI pooling); Mask R-CNN, section 3 (RoIAlign); "Feature Pyramid Networks", equation 1
+(which level a region is pooled from).
 Shapes: N images, C channels, R regions of all images together, S pooled size.
 """
 
@@ -9,36 +10,67 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align, roi_pool
 
-__all__ = ["RegionPooler"]
+__all__ = ["PoolKind", "RegionPooler"]
+
+PoolKind = Literal["roi_pool", "roi_align", "roi_align_unaligned"]
+
+# A region of 224 x 224 pixels, the size of the images of the pre-training, is pooled at stride 16 (FPN, section 4.2).
+CANONICAL_SIDE, CANONICAL_LEVEL = 224.0, 4
 
 
 class RegionPooler(nn.Module):
-    """Pools regions from one feature map.
+    """Pools regions from one feature map, or each from the level of a pyramid that fits its size.
 
     Args:
-        stride: pixels of the image per cell of the feature map.
+        strides: pixels of the image per cell of each feature map, doubling.
         size: S, cells per side.
-        kind: "roi_pool" takes the maximum over rounded bins, "roi_align" averages interpolated points.
-        sampling_ratio: points per bin and side; RoIAlign only.
+        kind: "roi_pool" takes the maximum over rounded bins, "roi_align" averages interpolated points;
+            "roi_align_unaligned" is off by half a cell, as in torchvision's detectors.
+        sampling_ratio: points per bin and side; 0 takes one per cell of the feature map. RoIAlign only.
     """
 
     def __init__(
-        self, stride: int, size: int, *, kind: Literal["roi_pool", "roi_align"] = "roi_pool", sampling_ratio: int = 2
+        self, strides: Sequence[int], size: int, *, kind: PoolKind = "roi_pool", sampling_ratio: int = 2
     ) -> None:
         super().__init__()
-        self.stride, self.size, self.kind, self.sampling_ratio = stride, size, kind, sampling_ratio
+        self.strides, self.size, self.kind, self.sampling_ratio = tuple(strides), size, kind, sampling_ratio
+        if list(self.strides) != [self.strides[0] * 2**i for i in range(len(self.strides))]:
+            raise ValueError(f"the strides of a pyramid double from level to level, got {self.strides}")
 
-    def forward(self, feature: Tensor, boxes: Sequence[Tensor]) -> Tensor:
-        """(R, C, S, S) from ``feature`` (N, C, H, W) and the boxes (R_i, 4) of each image, image by image."""
+    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """(R, C, S, S) from the levels (N, C, H, W) and the boxes (R_i, 4) of each image, image by image.
+
+        Levels beyond the pooler's are left aside.
+        """
         # In float32: the operators lack bfloat16, and half precision moves a box by up to half a pixel at 1000.
-        pooled = self._pool(feature.float(), [box.float() for box in boxes])
-        return pooled.to(feature.dtype)
+        levels = [feature.float() for feature in features[: len(self.strides)]]
+        image = torch.cat([box.new_full((len(box), 1), row, dtype=torch.float32) for row, box in enumerate(boxes)])
+        regions = torch.cat([image, torch.cat(list(boxes)).float()], dim=1)  # (R, 5): row of the image, box
+        if len(levels) == 1:
+            return self._pool(levels[0], regions, self.strides[0]).to(features[0].dtype)
+        chosen = self._levels(regions[:, 1:])
+        pooled = levels[0].new_zeros(len(regions), levels[0].shape[1], self.size, self.size)
+        for number, (level, stride) in enumerate(zip(levels, self.strides, strict=True)):
+            rows = (chosen == number).nonzero().flatten()
+            pooled = pooled.index_copy(0, rows, self._pool(level, regions[rows], stride))
+        return pooled.to(features[0].dtype)
 
-    def _pool(self, feature: Tensor, regions: list[Tensor]) -> Tensor:
-        scale, size = 1 / self.stride, (self.size, self.size)
+    def _levels(self, boxes: Tensor) -> Tensor:
+        """The level (R,) of each of ``boxes`` (R, 4), 0 for the finest."""
+        sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
+        level = torch.floor(CANONICAL_LEVEL + torch.log2(sides / CANONICAL_SIDE) + 1e-6)  # a side of 0 gives -inf
+        finest = self.strides[0].bit_length() - 1
+        return level.clamp(finest, finest + len(self.strides) - 1).long() - finest
+
+    def _pool(self, feature: Tensor, regions: Tensor, stride: int) -> Tensor:
+        size = (self.size, self.size)
         if self.kind == "roi_pool":
-            return roi_pool(feature, regions, size, spatial_scale=scale)
-        return roi_align(feature, regions, size, spatial_scale=scale, sampling_ratio=self.sampling_ratio, aligned=True)
+            return roi_pool(feature, regions, size, spatial_scale=1 / stride)
+        aligned = self.kind == "roi_align"
+        return roi_align(
+            feature, regions, size, spatial_scale=1 / stride, sampling_ratio=self.sampling_ratio, aligned=aligned
+        )

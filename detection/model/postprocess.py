@@ -1,9 +1,13 @@
-"""What is kept of the scored boxes of an image: score threshold, NMS within each class, the best of what is left."""
+"""What is kept of the scored boxes of an image: score threshold, NMS within each class, the best of what is left.
+
+Shapes: M boxes, K classes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
@@ -25,20 +29,28 @@ class Postprocessor:
         vote_iou: box voting: every detection's box becomes the mean, weighted by score, of all boxes of its class that
             overlap it by at least this IoU, those that NMS removed included; None for no voting.
 
-    Source: py-faster-rcnn's test settings, which the papers leave open; voting: Gidaris and Komodakis 2015, 3.3.
+        soft_nms_sigma: lowers scores of overlapping boxes instead of dropping the boxes; None for plain NMS.
+
+    Source: py-faster-rcnn's test settings, which the papers leave open; voting: Gidaris and Komodakis 2015, 3.3;
+    Soft-NMS: Bodla et al. 2017, section 3, the Gaussian.
     """
 
     score_threshold: float = 0.05
     nms_iou: float = 0.3
     max_detections: int = 100
     vote_iou: float | None = None
+    soft_nms_sigma: float | None = None
 
     def __call__(self, scored: ScoredBoxes) -> Detections:
         """Detections, best first, in the pixels of ``scored``."""
         sides = scored.boxes[..., 2:] - scored.boxes[..., :2]
         rows, labels = ((scored.scores > self.score_threshold) & (sides > 0).all(dim=-1)).nonzero().unbind(1)
         found = Detections(boxes=scored.boxes[rows, labels], scores=scored.scores[rows, labels], labels=labels)
-        kept = found[batched_nms(found.boxes, found.scores, labels, self.nms_iou)[: self.max_detections]]
+        if self.soft_nms_sigma is None:
+            kept = found[batched_nms(found.boxes, found.scores, labels, self.nms_iou)[: self.max_detections]]
+        else:
+            softened = _soften(found, self.soft_nms_sigma, self.score_threshold)
+            kept = softened[softened.scores.argsort(descending=True, stable=True)[: self.max_detections]]
         return kept if self.vote_iou is None else replace(kept, boxes=_vote(kept, found, self.vote_iou))
 
 
@@ -47,6 +59,19 @@ def _vote(kept: Detections, voters: Detections, vote_iou: float) -> Tensor:
     agrees = (iou(kept.boxes, voters.boxes) >= vote_iou) & (kept.labels[:, None] == voters.labels)
     weights = agrees * voters.scores  # (N, M); every kept box is among its own voters
     return (weights @ voters.boxes) / weights.sum(dim=1, keepdim=True)
+
+
+def _soften(found: Detections, sigma: float, score_threshold: float) -> Detections:
+    """``found`` with the scores that Soft-NMS leaves, without those that fall to the threshold."""
+    scores, same = found.scores.clone(), found.labels[:, None] == found.labels
+    decay = torch.where(same, torch.exp(-iou(found.boxes, found.boxes).square() / sigma), 1.0)  # (M, M)
+    waiting = torch.ones_like(scores, dtype=torch.bool)
+    for _ in range(len(found)):
+        best = int(torch.where(waiting, scores, -1.0).argmax())
+        waiting[best] = False
+        scores = torch.where(waiting, scores * decay[best], scores)
+    kept = scores > score_threshold
+    return replace(found, scores=scores)[kept]
 
 
 def rescale(detections: Detections, size: tuple[int, int], new_size: tuple[int, int]) -> Detections:

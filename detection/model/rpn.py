@@ -1,7 +1,7 @@
-"""Region proposal network.
+"""Region proposal network, over one feature map or the levels of a pyramid.
 
-Source: Faster R-CNN, section 3.1.
-Shapes: N images, C channels, A anchors per cell, R = H * W * A anchors of an image.
+Source: Faster R-CNN, section 3.1; "Feature Pyramid Networks", section 4.1.
+Shapes: N images, C channels, A anchors per cell, L levels, R_l = H * W * A anchors of an image at one level, R at all.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
-from torchvision.ops import nms
+from torchvision.ops import batched_nms
 
 from detection.boxes import clip, inside
 from detection.model.anchors import AnchorGenerator
@@ -25,30 +25,35 @@ __all__ = ["RPN", "ProposalFilter", "RPNHead"]
 
 
 class RPNHead(nn.Module):
-    """A 3x3 convolution, then objectness and box deltas of the A anchors at every cell."""
+    """3x3 convolutions, then objectness and box deltas of the A anchors at every cell; the same on every level."""
 
-    def __init__(self, in_channels: int, *, channels: int, num_anchors: int) -> None:
+    def __init__(self, in_channels: int, *, channels: int, num_anchors: int, convs: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.more = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convs - 1)])
         self.objectness = nn.Conv2d(channels, num_anchors, 1)
         self.deltas = nn.Conv2d(channels, num_anchors * 4, 1)
-        for layer in (self.conv, self.objectness, self.deltas):
+        for layer in (self.conv, *self.more, self.objectness, self.deltas):
+            assert isinstance(layer, nn.Conv2d)
+            assert layer.bias is not None
             nn.init.normal_(layer.weight, std=0.01)  # Faster R-CNN, section 3.1.3
-            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]  # a convolution made with a bias has one
+            nn.init.zeros_(layer.bias)
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, R) and deltas (N, R, 4) from ``feature`` (N, C, H, W), in the order of the anchors."""
+        """Logits (N, R_l) and deltas (N, R_l, 4) from one level (N, C, H, W), in the order of the anchors."""
         hidden = F.relu(self.conv(feature))
+        for layer in self.more:
+            hidden = F.relu(layer(hidden))
         logits = self.objectness(hidden).permute(0, 2, 3, 1).flatten(1)  # (N, A, H, W) -> (N, H * W * A)
         deltas = self.deltas(hidden).permute(0, 2, 3, 1)  # (N, H, W, A * 4)
         return logits.float(), deltas.reshape(len(feature), -1, 4).float()
 
 
 class ProposalFilter:
-    """Which decoded anchors become proposals: the best, clipped, not tiny, and not doubled.
+    """Which decoded anchors become proposals: the best of each level, clipped, not tiny, and not doubled.
 
     Args:
-        pre_nms: how many of the best scores enter NMS.
+        pre_nms: how many of a level's best scores enter NMS, which is done within each level.
         post_nms: how many proposals an image keeps.
         nms_iou: IoU above which the worse of two boxes goes.
         min_size: shortest side, pixels of the resized image.
@@ -58,16 +63,16 @@ class ProposalFilter:
         self.pre_nms, self.post_nms, self.nms_iou, self.min_size = pre_nms, post_nms, nms_iou, min_size
 
     def top(self, logits: Tensor) -> Tensor:
-        """Rows of the ``pre_nms`` best of ``logits`` (R,), best first."""
-        return logits.topk(min(self.pre_nms, len(logits))).indices
+        """Columns (N, <= pre_nms) of the best ``logits`` (N, R_l) of one level, best first."""
+        return logits.topk(min(self.pre_nms, logits.shape[1]), dim=1).indices
 
-    def __call__(self, boxes: Tensor, logits: Tensor, size: tuple[int, int]) -> Proposals:
-        """Proposals from ``boxes`` (R, 4) with ``logits`` (R,), best first, in an image of ``size``."""
+    def __call__(self, boxes: Tensor, logits: Tensor, levels: Tensor, size: tuple[int, int]) -> Proposals:
+        """Proposals from ``boxes`` (R, 4) with ``logits`` and ``levels`` (R,), best first, in an image of ``size``."""
         boxes = clip(boxes, size)
         sides = boxes[:, 2:] - boxes[:, :2]
         large = (sides >= self.min_size).all(dim=1) & (sides > 0).all(dim=1)
-        boxes, logits = boxes[large], logits[large]
-        kept = nms(boxes, logits, self.nms_iou)[: self.post_nms]
+        boxes, logits, levels = boxes[large], logits[large], levels[large]
+        kept = batched_nms(boxes, logits, levels, self.nms_iou)[: self.post_nms]
         return Proposals(boxes=boxes[kept], scores=logits[kept])
 
 
@@ -75,8 +80,8 @@ class RPN(nn.Module):
     """Proposals and, given targets, the two losses of the region proposal network.
 
     Args:
-        anchors: the anchors of the feature map.
-        head: logits and deltas from the feature map.
+        anchors: those of each level.
+        head: logits and deltas from a level.
         matcher, sampler, coder: how anchors are labelled, drawn and encoded.
         train_filter, test_filter: which boxes become proposals.
         allow_outside: whether anchors that cross the image border are trained on.
@@ -85,7 +90,7 @@ class RPN(nn.Module):
 
     def __init__(
         self,
-        anchors: AnchorGenerator,
+        anchors: Sequence[AnchorGenerator],
         head: RPNHead,
         *,
         matcher: Matcher,
@@ -98,24 +103,37 @@ class RPN(nn.Module):
         box_loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        self.anchors, self.head = anchors, head
+        self.anchors, self.head = nn.ModuleList(anchors), head
         self.matcher, self.sampler, self.coder = matcher, sampler, coder or BoxCoder()
         self.train_filter, self.test_filter = train_filter, test_filter
         self.allow_outside = allow_outside
         self.smooth_l1_beta, self.box_loss_weight = smooth_l1_beta, box_loss_weight
 
-    def forward(self, feature: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Proposals]:
-        """Test-time proposals of each image from ``feature`` (N, C, H, W)."""
-        logits, deltas = self.head(feature)
-        return self._proposals(logits, deltas, self.anchors(*feature.shape[-2:]), sizes, self.test_filter)
+    def forward(
+        self, features: Sequence[Tensor], sizes: Sequence[tuple[int, int]], padded: tuple[int, int]
+    ) -> list[Proposals]:
+        """Test-time proposals of each image.
+
+        Args:
+            features: of each level (N, C, H, W).
+            sizes: (height, width) of each image.
+            padded: (height, width) of the batch that the features were computed from.
+        """
+        logits, deltas = self._predict(features)
+        return self._proposals(logits, deltas, self._anchors(features, padded), sizes, self.test_filter)
 
     def losses(
-        self, feature: Tensor, sizes: Sequence[tuple[int, int]], targets: Sequence[Target]
+        self,
+        features: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+        padded: tuple[int, int],
+        targets: Sequence[Target],
     ) -> tuple[list[Proposals], dict[str, Tensor]]:
         """Training proposals of each image, without a gradient, and the losses ``rpn_objectness`` and ``rpn_box``."""
-        logits, deltas = self.head(feature)
-        anchors = self.anchors(*feature.shape[-2:])
-        proposals = self._proposals(logits, deltas, anchors, sizes, self.train_filter)
+        level_logits, level_deltas = self._predict(features)
+        level_anchors = self._anchors(features, padded)
+        proposals = self._proposals(level_logits, level_deltas, level_anchors, sizes, self.train_filter)
+        anchors, logits, deltas = torch.cat(level_anchors), torch.cat(level_logits, 1), torch.cat(level_deltas, 1)
         samples = [self._sample(anchors, size, target) for size, target in zip(sizes, targets, strict=True)]
         objectness, box, count = logits.new_zeros(()), logits.new_zeros(()), 0
         for row, (positives, negatives, goals) in enumerate(samples):
@@ -126,6 +144,16 @@ class RPN(nn.Module):
             count += len(drawn)
         scale = 1 / max(count, 1)
         return proposals, {"rpn_objectness": objectness * scale, "rpn_box": box * scale * self.box_loss_weight}
+
+    def _predict(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits (N, R_l) and deltas (N, R_l, 4) of every level."""
+        outputs = [self.head(feature) for feature in features]
+        return [logits for logits, _ in outputs], [deltas for _, deltas in outputs]
+
+    def _anchors(self, features: Sequence[Tensor], padded: tuple[int, int]) -> list[Tensor]:
+        """Anchors (R_l, 4) of every level."""
+        pairs = zip(self.anchors, features, strict=True)
+        return [anchors(feature.shape[-2], feature.shape[-1], padded) for anchors, feature in pairs]
 
     @torch.no_grad()
     def _sample(self, anchors: Tensor, size: tuple[int, int], target: Target) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,15 +170,18 @@ class RPN(nn.Module):
     @torch.no_grad()
     def _proposals(
         self,
-        logits: Tensor,
-        deltas: Tensor,
-        anchors: Tensor,
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        anchors: Sequence[Tensor],
         sizes: Sequence[tuple[int, int]],
         keep: ProposalFilter,
     ) -> list[Proposals]:
-        proposals = []
-        for image_logits, image_deltas, size in zip(logits, deltas, sizes, strict=True):
-            top = keep.top(image_logits)
-            boxes = self.coder.decode(image_deltas[top], anchors[top])
-            proposals.append(keep(boxes, image_logits[top], size))
-        return proposals
+        boxes, scores, levels = list[Tensor](), list[Tensor](), list[Tensor]()
+        for number, (level_logits, level_deltas, level_anchors) in enumerate(zip(logits, deltas, anchors, strict=True)):
+            top = keep.top(level_logits)  # (N, T)
+            chosen = level_deltas.gather(1, top[..., None].expand(-1, -1, 4))
+            boxes.append(self.coder.decode(chosen, level_anchors[top]))  # (N, T, 4)
+            scores.append(level_logits.gather(1, top))
+            levels.append(torch.full_like(top[0], number))
+        joined = zip(torch.cat(boxes, 1), torch.cat(scores, 1), sizes, strict=True)
+        return [keep(image, image_scores, torch.cat(levels), size) for image, image_scores, size in joined]

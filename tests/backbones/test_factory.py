@@ -1,10 +1,12 @@
 """Mirrors factory.py."""
 
 import hashlib
+import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -151,8 +153,33 @@ def test_other_shortcuts_refuse_the_projections_they_lack(files: dict[str, str])
         build_backbone("resnet18", weights=files["resnet18"], shortcut="A")
 
 
+def test_vgg_from_a_pickle_of_caffe_s(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        shapes = [tuple(value.shape) for value in build_backbone("vgg11", roi_size=1).state_dict().values()]
+    convolutions = ["conv1_1", "conv2_1", "conv3_1", "conv3_2", "conv4_1", "conv4_2", "conv5_1", "conv5_2"]
+    arrays = [np.full(shape, i, np.float32) for i, shape in enumerate([*shapes, (3, 4096), (3,)])]
+    pairs = zip(arrays[::2], arrays[1::2], strict=True)
+    path = tmp_path / "vgg11.pkl"
+    path.write_bytes(pickle.dumps(dict(zip([*convolutions, "fc6", "fc7", "fc8"], pairs, strict=True)), protocol=4))
+    state = build_backbone("vgg11", weights=str(path), weights_source="caffe", roi_size=1).state_dict()
+    assert all(value.eq(i).all() for i, value in enumerate(state.values()))
+    with pytest.raises(ValueError, match="have Caffe's names"):
+        build_backbone("vgg11", weights=str(path), roi_size=1)
+
+
+def test_source_without_weights_builds_what_its_weights_need() -> None:
+    with torch.device("meta"):
+        backbone = build_backbone("resnet50", weights_source="msra")
+        unbound = build_backbone("resnet50", stride_in="1x1", norm_eps=1e-3)
+    assert backbone.input_stats == SOURCES["msra"].input_stats
+    assert backbone.get_submodule("layer2.0.conv1").stride == (2, 2)
+    assert unbound.input_stats == IMAGENET_RGB
+    with pytest.raises(ValueError, match=r"backbone\.stride_in is '3x3' but weights from 'msra'"):
+        build_backbone("resnet50", weights_source="msra", stride_in="3x3")
+
+
 def test_unknown_source_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="no weights_source 'timm'; known: torchvision, caffe"):
+    with pytest.raises(ValueError, match="no weights_source 'timm'; known: torchvision, caffe, msra"):
         build_backbone("resnet18", weights_source="timm")
 
 

@@ -1,8 +1,10 @@
 """Mirrors weights.py."""
 
 import hashlib
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -10,7 +12,14 @@ from torch import nn
 from torchvision.models import ResNet18_Weights
 
 from backbones.norm import FrozenBatchNorm
-from backbones.weights import LoadReport, download_torchvision, load_matching, read_state_dict, rename_torchvision
+from backbones.weights import (
+    LoadReport,
+    download_torchvision,
+    load_matching,
+    our_names,
+    read_state_dict,
+    rename_torchvision,
+)
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.zeros(2)}
 
@@ -177,3 +186,31 @@ def test_long_lists_are_cut() -> None:
         "unused: 0",
         "mismatched: 0",
     ]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_reads_pickled_arrays_and_pairs_of_them(tmp_path: Path, wrapped: bool) -> None:
+    arrays = {"a": np.arange(6.0, dtype=np.float32).reshape(2, 3), "conv1_1": (np.ones((2, 3)), np.zeros(2))}
+    content = {"model": arrays, "__author__": "me", "matching_heuristics": True} if wrapped else arrays
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps(content, protocol=2))
+    state = read_state_dict(tmp_path / "weights.pkl")
+    assert list(state) == ["a", "conv1_1_w", "conv1_1_b"]
+    torch.testing.assert_close(state["a"], torch.arange(6.0).reshape(2, 3))
+    assert state["conv1_1_w"].shape == (2, 3)
+
+
+def test_pickle_with_other_content_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps(small_net()))
+    with pytest.raises(ValueError, match=r"cannot read weights from '.*weights\.pkl'.*it names torch\.nn\."):
+        read_state_dict(path)
+    path.write_bytes(pickle.dumps({"a": "text"}))
+    with pytest.raises(ValueError, match=r"must map names to tensors, got a str at 'a'"):
+        read_state_dict(path)
+
+
+def test_names_of_either_kind_become_ours() -> None:
+    assert list(our_names({"classifier.6.bias": torch.zeros(1)}, source="caffe")) == ["fc.bias"]
+    assert list(our_names({"conv1_1_w": torch.zeros(1)}, source="caffe")) == ["features.0.weight"]
+    with pytest.raises(ValueError, match=r"have Caffe's names; set backbone\.weights_source to 'msra'"):
+        our_names({"conv1_w": torch.zeros(1)}, source="torchvision")

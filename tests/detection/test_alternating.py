@@ -218,7 +218,7 @@ class TestProposals:
         for batch in build_test_loader(index, config.data):
             (row,), (size,) = batch.rows, batch.images.sizes
             with torch.no_grad():
-                (wanted,) = detector.propose(detector.features(batch.images), batch.images.sizes)
+                (wanted,) = detector.propose(detector.features(batch.images), batch.images)
             height, width = index.sizes[row].tolist()
             found = stored.of(row)
             factors = torch.tensor([width / size[1], height / size[0]] * 2)

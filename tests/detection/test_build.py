@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,13 @@ from torch import nn
 
 from backbones.norm import FrozenBatchNorm
 from detection.build import build_detector, build_tester
-from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, PostprocessConfig, RPNConfig
+from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, MaskConfig, PostprocessConfig, RPNConfig
 from detection.inference.tester import Methods
+from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
+from detection.model.box_heads import FCHead
+from detection.model.box_stage import BoxStage
+from detection.model.cascade import CascadeBoxStage
 from detection.model.detector import Detector
 from detection.model.matcher import Matcher
 from detection.model.postprocess import Postprocessor
@@ -22,9 +27,10 @@ from detection.model.sampler import BalancedSampler
 # No value is a default.
 CONFIG = Config(
     backbone=BackboneConfig(name="resnet18", norm="gn", freeze_at=1, tail_stride=1, roi_size=5, shortcut="A"),
-    anchors=AnchorConfig(sizes=(16.0, 48.0), ratios=(0.4, 0.9, 1.6), offset=0.25),
+    anchors=AnchorConfig(sizes=(16.0, 48.0), ratios=(0.4, 0.9, 1.6), offset=0.25, rounded=True),
     rpn=RPNConfig(
         channels=24,
+        convs=2,
         positive_iou=0.61,
         negative_iou=0.22,
         samples_per_image=33,
@@ -51,9 +57,18 @@ CONFIG = Config(
         box_loss_weight=0.81,
         ignore_overlap=0.91,
         context=True,
+        class_agnostic=True,
+        loss="giou",
     ),
     test=PostprocessConfig(
-        score_threshold=0.11, nms_iou=0.41, max_detections=13, vote_iou=0.61, refine=True, scales=(64, 96), flip=True
+        score_threshold=0.11,
+        nms_iou=0.41,
+        max_detections=13,
+        vote_iou=0.61,
+        refine=True,
+        scales=(64, 96),
+        flip=True,
+        soft_nms_sigma=0.7,
     ),
 )
 
@@ -63,18 +78,27 @@ def detector() -> Detector:
     return build_detector(CONFIG, 7)
 
 
+OF_FC_HEADS = {"head", "pool_size", "head_convs", "head_fcs", "head_channels", "head_norm", "cascade"}
+
+
+def stage_of(detector: Detector) -> BoxStage:
+    assert isinstance(detector.box_stage, BoxStage)
+    return detector.box_stage
+
+
 def test_example_config_differs_from_every_default() -> None:
     for section in ("anchors", "rpn", "box", "test"):
         given, default = asdict(getattr(CONFIG, section)), asdict(getattr(Config(), section))
-        assert not [name for name in given if given[name] == default[name]]
+        assert {name for name in given if given[name] == default[name]} <= OF_FC_HEADS
 
 
 def test_anchors(detector: Detector) -> None:
-    anchors = detector.rpn.anchors
-    assert (anchors.stride, anchors.offset, anchors.num_anchors) == (16, 0.25, 6)
+    (anchors,) = detector.rpn.anchors
+    assert isinstance(anchors, AnchorGenerator)
+    assert (anchors.stride, anchors.offset, anchors.rounded, anchors.num_anchors) == (16, 0.25, True, 6)
     sides = anchors.cell_anchors[:, 2:] - anchors.cell_anchors[:, :2]
-    torch.testing.assert_close(sides.prod(dim=1).sqrt(), torch.tensor([16.0, 48.0]).repeat_interleave(3))
-    torch.testing.assert_close(sides[:, 1] / sides[:, 0], torch.tensor([0.4, 0.9, 1.6] * 2))
+    exact = torch.tensor([[size / ratio**0.5, size * ratio**0.5] for size in (16, 48) for ratio in (0.4, 0.9, 1.6)])
+    torch.testing.assert_close(sides, (exact / 2).round() * 2)
 
 
 def test_rpn(detector: Detector) -> None:
@@ -89,33 +113,34 @@ def test_rpn(detector: Detector) -> None:
 
 
 def test_box_stage(detector: Detector) -> None:
-    stage = detector.box_stage
+    stage = stage_of(detector)
     pooler = stage.pooler
-    assert (pooler.stride, pooler.size, pooler.kind, pooler.sampling_ratio) == (16, 5, "roi_align", 3)
+    assert (pooler.strides, pooler.size, pooler.kind, pooler.sampling_ratio) == ((16,), 5, "roi_align", 3)
     assert stage.matcher == Matcher(0.53, 0.53, negative_iou_low=0.12, ignore_overlap=0.91)
     assert stage.sampler == BalancedSampler(17, 0.31)
     assert stage.coder == BoxCoder((1.0, 2.0, 3.0, 4.0))
-    assert (stage.smooth_l1_beta, stage.box_loss_weight) == (0.71, 0.81)
-    assert (stage.num_classes, stage.predictor.classes.out_features, stage.predictor.deltas.out_features) == (7, 8, 28)
+    assert (stage.smooth_l1_beta, stage.box_loss_weight, stage.use_giou) == (0.71, 0.81, True)
+    assert (stage.num_classes, stage.predictor.classes.out_features, stage.predictor.deltas.out_features) == (7, 8, 4)
     assert stage.context
     assert stage.predictor.classes.in_features == stage.predictor.deltas.in_features == 2 * 512
 
 
 def test_predictor_without_context_takes_what_the_tail_gives() -> None:
     with torch.device("meta"):
-        stage = build_detector(replace(CONFIG, box=replace(CONFIG.box, context=False)), 7).box_stage
+        stage = stage_of(build_detector(replace(CONFIG, box=replace(CONFIG.box, context=False)), 7))
     assert not stage.context
-    assert stage.predictor.classes.in_features == stage.predictor.deltas.in_features == stage.head.out_channels == 512
+    assert stage.predictor.classes.in_features == stage.predictor.deltas.in_features == 512
+    assert stage.head.out_channels == 512
 
 
 def test_postprocess(detector: Detector) -> None:
-    assert detector.postprocess == Postprocessor(0.11, 0.41, 13, 0.61)
+    assert detector.postprocess == Postprocessor(0.11, 0.41, 13, 0.61, 0.7)
 
 
 def test_tester(detector: Detector) -> None:
     tester = build_tester(CONFIG.test, [detector, detector])
     assert tester.methods == Methods(refine=True, scales=(64, 96), flip=True)
-    assert tester.postprocess == Postprocessor(0.11, 0.41, 13, 0.61)
+    assert tester.postprocess == Postprocessor(0.11, 0.41, 13, 0.61, 0.7)
     assert list(tester.detectors) == [detector, detector]
 
 
@@ -139,7 +164,7 @@ def test_default_backbone_fixes_batch_normalisation() -> None:
     with torch.device("meta"):
         detector = build_detector(Config(), 20)
     assert isinstance(detector.get_submodule("backbone.bn1"), FrozenBatchNorm)
-    assert detector.box_stage.pooler.size == 14
+    assert stage_of(detector).pooler.size == 14
     assert detector.rpn.head.conv.in_channels == 1024
 
 
@@ -149,9 +174,9 @@ def test_vgg_hands_over_its_fully_connected_layers() -> None:
     dropout = detector.get_submodule("box_stage.head.dropout")
     assert isinstance(dropout, nn.Dropout)
     assert dropout.p == 0.3
-    assert detector.box_stage.pooler.size == 7
-    assert detector.box_stage.predictor.classes.in_features == 2 * 4096  # with context
-    assert detector.rpn.anchors.stride == 16
+    assert stage_of(detector).pooler.size == 7
+    assert stage_of(detector).predictor.classes.in_features == 2 * 4096  # with context
+    assert [anchors.stride for anchors in detector.rpn.anchors] == [16]
 
 
 def test_option_that_the_backbone_lacks_is_refused() -> None:
@@ -170,3 +195,106 @@ def test_convolutions_are_channels_last(detector: Detector) -> None:
     weight = detector.get_submodule("backbone.layer1.0.conv1").weight
     assert isinstance(weight, torch.Tensor)
     assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+# Pyramids, fully connected heads, cascades and masks
+
+PYRAMID = Config(
+    backbone=BackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=32, fpn_norm="gn"),
+    anchors=AnchorConfig(sizes=(32.0, 64.0, 128.0, 256.0, 512.0), ratios=(0.5, 1.0)),
+    box=BoxConfig(
+        head="fc",
+        pool="roi_align",
+        pool_size=5,
+        head_convs=2,
+        head_fcs=1,
+        head_channels=48,
+        head_norm="gn",
+        coder_weights=(10.0, 10.0, 5.0, 5.0),
+        class_agnostic=True,
+    ),
+    mask=MaskConfig(enabled=True, pool_size=6, convs=3, channels=16, norm="gn", loss_weight=0.5),
+)
+
+
+def test_a_pyramid_proposes_on_five_levels_and_pools_from_four() -> None:
+    detector = build_detector(PYRAMID, 7)
+    assert [(a.stride, a.num_anchors) for a in detector.rpn.anchors] == [(4, 2), (8, 2), (16, 2), (32, 2), (64, 2)]
+    assert detector.rpn.head.conv.in_channels == 32
+    stage = stage_of(detector)
+    assert (stage.pooler.strides, stage.pooler.size) == ((4, 8, 16, 32), 5)
+
+
+def test_a_head_of_its_own() -> None:
+    stage = stage_of(build_detector(PYRAMID, 7))
+    head = stage.head
+    assert isinstance(head, FCHead)
+    assert head.out_channels == stage.predictor.classes.in_features == 48
+    convs = [module for module in head.modules() if isinstance(module, nn.Conv2d)]
+    assert [(conv.in_channels, conv.out_channels, conv.bias) for conv in convs] == [(32, 256, None), (256, 256, None)]
+    assert [module.in_features for module in head.modules() if isinstance(module, nn.Linear)] == [256 * 5 * 5]
+    assert len([module for module in head.modules() if isinstance(module, nn.GroupNorm)]) == 2
+
+
+def test_a_mask_stage() -> None:
+    stage = build_detector(PYRAMID, 7).mask_stage
+    assert stage is not None
+    assert (stage.pooler.strides, stage.pooler.size, stage.loss_weight) == ((4, 8, 16, 32), 6, 0.5)
+    convs = [module for module in stage.head.modules() if isinstance(module, nn.Conv2d)]
+    assert [conv.out_channels for conv in convs] == [16, 16, 16, 7]
+    assert build_detector(replace(PYRAMID, mask=MaskConfig()), 7).mask_stage is None
+
+
+def test_masks_over_a_tail_share_it() -> None:
+    config = Config(backbone=BackboneConfig(name="resnet18"), mask=MaskConfig(enabled=True))
+    with torch.device("meta"):
+        stage = build_detector(config, 7).mask_stage
+    assert stage is not None
+    assert (stage.pooler.size, stage.head.upsample.in_channels, len(stage.head.convs)) == (14, 512, 0)
+
+
+def test_a_cascade() -> None:
+    detector = build_detector(replace(PYRAMID, box=replace(PYRAMID.box, cascade=(0.5, 0.6, 0.7))), 7)
+    assert isinstance(detector.box_stage, CascadeBoxStage)
+    stages = [stage for stage in detector.box_stage.stages if isinstance(stage, BoxStage)]
+    assert [stage.matcher.positive_iou for stage in stages] == [0.5, 0.6, 0.7]
+    assert [stage.coder.weights[0] for stage in stages] == [10, 20, 30]
+    assert len({id(stage.head) for stage in stages}) == 3
+
+
+@pytest.mark.parametrize(
+    "change", [{"head": "tail"}, {"class_agnostic": False}, {"context": True}], ids=["tail", "class boxes", "context"]
+)
+def test_what_a_cascade_can_not_be_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"box\.cascade moves one box per region"):
+        replace(PYRAMID.box, **{"cascade": (0.5, 0.6), **change})
+
+
+def test_dilated_c5_keeps_its_stride() -> None:
+    config = Config(backbone=BackboneConfig(name="resnet18", dilate_c5=True), box=BoxConfig(head="fc"))
+    with torch.device("meta"):
+        detector = build_detector(config, 7)
+    assert [(name, spec.stride, spec.channels) for name, spec in detector.backbone.specs.items()] == [("c5", 16, 512)]
+
+
+def test_sizes_of_a_pyramid_are_one_per_level() -> None:
+    with pytest.raises(ValueError, match=r"anchors\.sizes needs one size for each of the 5 levels, got \(32\.0,\)"):
+        build_detector(replace(PYRAMID, anchors=AnchorConfig(sizes=(32.0,))), 7)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg16_bn", "resnet50"])
+def test_a_pyramid_stands_on_any_backbone(name: str) -> None:
+    with torch.device("meta"):
+        detector = build_detector(replace(PYRAMID, backbone=BackboneConfig(name=name, fpn=True)), 7)
+    assert [spec.stride for spec in detector.backbone.specs.values()] == [4, 8, 16, 32, 64]
+
+
+def test_a_tail_after_a_pyramid_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"set box\.head to fc"):
+        build_detector(replace(PYRAMID, box=BoxConfig()), 7)
+
+
+def test_methods_over_a_cascade_are_refused() -> None:
+    detector = build_detector(replace(PYRAMID, box=replace(PYRAMID.box, cascade=(0.5, 0.6))), 7)
+    with pytest.raises(ValueError, match="a cascade has several"):
+        build_tester(PostprocessConfig(refine=True), [detector])

@@ -129,3 +129,14 @@ def test_a_batch_moves_and_keeps_its_sizes() -> None:
     batch = ImageBatch.from_images([torch.zeros(3, 2, 5, dtype=torch.uint8)]).to("meta")
     assert batch.pixels.is_meta
     assert batch.sizes == ((2, 5),)
+
+
+def test_masks_of_detections_are_rows_and_may_be_missing() -> None:
+    boxes, scores, labels = torch.zeros(3, 4), torch.arange(3.0), torch.arange(3)
+    assert Detections(boxes=boxes, scores=scores, labels=labels)[:2].masks is None
+    masks = torch.arange(3.0)[:, None, None].expand(3, 28, 28)
+    picked = Detections(boxes=boxes, scores=scores, labels=labels, masks=masks)[torch.tensor([2, 0])]
+    assert picked.masks is not None
+    assert picked.masks[:, 0, 0].tolist() == [2, 0]
+    with pytest.raises(ValueError, match="masks has 2 rows, boxes have 3"):
+        Detections(boxes=boxes, scores=scores, labels=labels, masks=masks[:2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detection.evaluation.records import Record
+from detection.masks import encode
 from detection.visualize import draw_record, save_picture
 
 BLACK = np.zeros((480, 500, 3), np.uint8)  # too large to be grown
@@ -96,3 +98,28 @@ def test_a_folder_in_the_way_is_named(tmp_path: Path) -> None:
 def test_an_unknown_suffix_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.picture"):
         save_picture(tmp_path / "a.picture", BLACK)
+
+
+def test_masks_are_half_transparent_in_the_colour_of_their_class_with_an_outline() -> None:
+    grey = np.full((480, 500, 3), 100, np.uint8)
+    shape = np.zeros((480, 500), np.bool_)
+    shape[210:240, 120:180] = True
+    found = record(boxes=[[100, 200, 200, 250], [300, 200, 400, 250]], scores=(0.9, 0.4))
+    plain = draw_record(grey, found, NAMES)
+    picture = draw_record(grey, replace(found, masks=(encode(shape), encode(np.ones_like(shape)))), NAMES)
+    color = plain[250, 150]  # of the frame
+    np.testing.assert_allclose(picture[225, 150], (color.astype(float) + 100) / 2, atol=1)
+    np.testing.assert_array_equal(picture[210, 150], color)  # the outline
+    np.testing.assert_array_equal(picture[205, 150], grey[205, 150])
+    changed = (picture != plain).any(axis=2)
+    assert not changed[:200].any()  # the mask of the other detection, which is too unsure, is not drawn
+    assert changed[212:238, 122:178].all()
+
+
+def test_a_mask_grows_with_a_small_image() -> None:
+    shape = np.zeros((48, 60), np.bool_)
+    shape[20:30, 10:40] = True
+    small = replace(record(boxes=[[10, 20, 40, 30]], scores=(0.9,)), size=(48, 60), masks=(encode(shape),))
+    picture = draw_record(np.zeros((48, 60, 3), np.uint8), small, NAMES)
+    assert picture[205:295, 105:395].any(axis=2).all()
+    assert not picture[310:, :].any()

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from pycocotools.coco import COCO
+from torch import Tensor
 
 from detection.data.coco import read_coco
 from detection.data.index import AnnotationIndex
@@ -23,8 +26,8 @@ def annotation(number: int, image: int, category: int = 3, **others: Any) -> dic
     return {"id": number, "image_id": image, "category_id": category, "bbox": [10, 20, 30, 5], **others}
 
 
-def read(file: Path, *, drop: bool = True) -> tuple[AnnotationIndex, list[Problem]]:
-    return read_coco(file.parent, ENTRY, CLASSES, drop=drop, exif="apply")
+def read(file: Path, *, drop: bool = True, masks: bool = False) -> tuple[AnnotationIndex, list[Problem]]:
+    return read_coco(file.parent, ENTRY, CLASSES, drop=drop, exif="apply", masks=masks)
 
 
 def only_problem(file: Path) -> Problem:
@@ -254,3 +257,74 @@ def test_a_record_of_another_kind_is_named(make_coco: MakeCOCO, section: str, ki
 def test_an_entry_that_is_no_coco_split_is_refused(tmp_path: Path, entry: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="annotations"):
         read_coco(tmp_path, entry, CLASSES, drop=True, exif="apply")
+
+
+# masks
+
+POLYGON = [[10, 20, 40, 20, 40, 25, 10, 25]]
+CROWD = {"size": [60, 80], "counts": [60 * 10 + 20, 5, 60 * 70 - 25]}  # five pixels of column 10
+
+
+def masks_of(index: AnnotationIndex, row: int) -> Tensor:
+    masks = index.target(row, masks=True).masks
+    assert masks is not None
+    return masks
+
+
+def test_masks_of_polygons_and_crowds_are_read_on_request(make_coco: MakeCOCO) -> None:
+    crowd = annotation(2, 900, segmentation=CROWD, iscrowd=1)
+    file = make_coco(IMAGES, [crowd, annotation(1, 7, segmentation=POLYGON), annotation(3, 900, bbox=[0, 0, 0, 5])])
+    assert read(file)[0].masks is None
+    index, problems = read(file, masks=True)
+    assert [problem.kind for problem in problems] == ["box outside the image or without area"]
+    assert masks_of(index, 1)[0].nonzero().tolist() == [[y, 10] for y in range(20, 25)]
+    assert index.ignore.tolist() == [False, True]
+    polygon = masks_of(index, 0)
+    assert (polygon.shape, int(polygon[0, 20:25, 10:40].sum()), int(polygon.sum())) == ((1, 60, 80), 150, 150)
+    assert index.target(0).masks is None
+
+
+@pytest.mark.parametrize("segmentation", [[], None])
+def test_a_file_without_any_segmentation_has_no_masks_and_no_problems(
+    make_coco: MakeCOCO, segmentation: object
+) -> None:
+    index, problems = read(make_coco(IMAGES, [annotation(1, 7, segmentation=segmentation)]), masks=True)
+    assert (index.masks, problems) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ([], "segmentation is [], expected polygons or an RLE"),
+        (None, "segmentation is None, expected polygons or an RLE"),
+        ([[1, 1, 2, 1]], "polygon 1 is [1, 1, 2, 1], expected x and y of at least 3 points"),
+        ({"size": [60, 80], "counts": [1, 2]}, "RLE counts sum to 3, the image has 60 * 80 pixels"),
+        ([[90, 1, 95, 1, 95, 9]], "its mask covers no pixel of the image"),
+    ],
+)
+def test_an_object_without_a_mask_keeps_its_box_and_is_named(
+    make_coco: MakeCOCO, segmentation: object, reason: str
+) -> None:
+    file = make_coco(IMAGES, [annotation(5, 7, segmentation=segmentation), annotation(6, 7, segmentation=POLYGON)])
+    index, (problem,) = read(file, masks=True)
+    assert (problem.severity, problem.file) == ("dropped", str(file))
+    assert problem.kind == "mask that is missing or can't be used; the object's box is kept"
+    assert problem.detail == f"annotation 5 of image 7: {reason}"
+    assert index.boxes.tolist() == [[10, 20, 40, 25]] * 2
+    assert [bool(mask.any()) for mask in masks_of(index, 0)] == [False, True]
+
+
+@pytest.mark.data
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools 2.0.11 on numpy 2
+@pytest.mark.parametrize(("split", "objects"), [("train", 746), ("val", 712)])
+def test_all_masks_of_coco128_are_those_of_pycocotools(data_root_for_tests: Path, split: str, objects: int) -> None:
+    folder = data_root_for_tests / "coco128"
+    entry = {"annotations": f"annotations/instances_seg_{split}2017.json", "images": f"{split}2017"}
+    coco = COCO(str(folder / entry["annotations"]))
+    classes = tuple(category["name"] for category in coco.dataset["categories"])
+    index, problems = read_coco(folder, entry, classes, drop=True, exif="apply", masks=True)
+    assert (len(index.boxes), problems) == (objects, [])
+    for row, image in enumerate(index.image_ids.tolist()):
+        masks = masks_of(index, row)
+        expected = [coco.annToMask(annotation) for annotation in coco.loadAnns(coco.getAnnIds(image))]
+        np.testing.assert_array_equal(masks, np.reshape(expected, masks.shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from PIL import ExifTags, Image
 
 from detection.data.dataset import DetectionDataset, Sample, collate
 from detection.data.images import read_image
-from detection.data.index import AnnotationIndex
+from detection.data.index import AnnotationIndex, PackedStrings
+from detection.data.proposals import StoredProposals
 from detection.data.transforms import Augment, Resize
+from detection.masks import encode
 from detection.structures import Target
 
 MakeIndex = Callable[..., AnnotationIndex]
@@ -114,3 +117,35 @@ def test_a_batch_moves_as_a_whole() -> None:
     assert moved.images.pixels.is_meta
     assert moved.targets[0].boxes.is_meta
     assert moved.rows == (5,)
+
+
+# masks
+
+
+def masked(index: AnnotationIndex) -> tuple[AnnotationIndex, torch.Tensor]:
+    """``index`` with masks that fill the boxes of its two objects but for their left half."""
+    masks = torch.zeros(2, 60, 80, dtype=torch.bool)
+    masks[0, 20:40, 20:30] = True
+    masks[1, :, 40:] = True
+    return replace(index, masks=PackedStrings.pack([encode(mask.numpy())["counts"].decode() for mask in masks])), masks
+
+
+def test_masks_come_on_request_and_follow_the_pixels(index: AnnotationIndex) -> None:
+    with_masks, masks = masked(index)
+    assert DetectionDataset(with_masks, resize=AS_STORED)[(0, 0)].target.masks is None
+    flip = Augment([{"HorizontalFlip": {"p": 1}}])
+    got = DetectionDataset(with_masks, resize=Resize(120, 1000), augment=flip, masks=True)[(0, 0)].target.masks
+    assert got is not None
+    expected = masks.flip(2).repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+    assert torch.equal(got, expected)
+    nothing = DetectionDataset(with_masks, resize=Resize(120, 1000), augment=flip, masks=True)[(0, 1)].target.masks
+    assert nothing is not None
+    assert nothing.shape == (0, 120, 160)
+
+
+def test_masks_that_are_missing_or_go_with_proposals_are_refused(index: AnnotationIndex) -> None:
+    with pytest.raises(ValueError, match="no masks, or they were not read"):
+        DetectionDataset(index, resize=AS_STORED, masks=True)
+    proposals = StoredProposals(ends=torch.tensor([0, 0]), boxes=torch.zeros(0, 4), scores=torch.zeros(0))
+    with pytest.raises(ValueError, match=r"masks .* proposals from a file; leave data\.proposals empty"):
+        DetectionDataset(masked(index)[0], resize=AS_STORED, masks=True, proposals=proposals)

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools.coco import COCO
 
+from detection.data.coco import read_coco as read_coco_index
 from detection.data.digits import CLASSES, DigitSource, Scene, draw_scene, load_sources, write_digits
+from detection.data.voc import read_voc
 
 DATASETS = Path(__file__).parents[3] / "datasets"
 COUNTS = {"train": 12, "test": 8}
@@ -228,3 +230,18 @@ def test_the_cards_fit_the_files(folder: Path) -> None:
         assert (root / coco_card["root"] / entry["annotations"]).is_file()
         assert (root / coco_card["root"] / entry["images"]).is_dir()
         assert (root / voc_card["root"] / voc_card["splits"][split]["list"]).is_file()
+
+
+@pytest.mark.parametrize("split", COUNTS)
+def test_the_readers_find_the_same_masks_in_both_layouts(folder: Path, split: str) -> None:
+    coco_entry = {"annotations": f"annotations/instances_{split}.json", "images": split}
+    voc_entry = {"list": f"ImageSets/Main/{split}.txt", "instances": "SegmentationObject"}
+    coco, problems = read_coco_index(folder / "coco", coco_entry, CLASSES, drop=False, exif="apply", masks=True)
+    voc, more = read_voc(folder / "voc", voc_entry, CLASSES, drop=False, exif="apply", masks=True)
+    assert problems == more == []
+    assert len(coco) == COUNTS[split]
+    for row in range(len(coco)):
+        assert coco.rles(row) == voc.rles(row)
+        masks = coco.target(row, masks=True).masks
+        assert masks is not None
+        assert masks.any(dim=(1, 2)).all()

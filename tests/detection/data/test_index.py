@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from detection.data.index import AnnotationIndex, PackedStrings
+from detection.masks import encode
 
 MakeIndex = Callable[..., AnnotationIndex]
 BOX = (1.0, 2.0, 11.0, 22.0)
@@ -139,3 +140,51 @@ def test_other_classes_are_refused(index: AnnotationIndex, make_index: MakeIndex
 def test_no_parts_are_refused() -> None:
     with pytest.raises(ValueError, match="no data set"):
         AnnotationIndex.concatenate([])
+
+
+# masks
+
+
+def with_masks(index: AnnotationIndex, *masks: Tensor) -> AnnotationIndex:
+    return replace(index, masks=PackedStrings.pack([encode(mask.numpy())["counts"].decode() for mask in masks]))
+
+
+def masks_of(index: AnnotationIndex, row: int) -> Tensor:
+    masks = index.target(row, masks=True).masks
+    assert masks is not None
+    return masks
+
+
+def test_masks_are_decoded_on_request_only(make_index: MakeIndex) -> None:
+    small, large = torch.rand(2, 4, 6) > 0.5, torch.rand(1, 9, 5) > 0.5
+    plain = make_index([[(BOX, 0, False), (BOX, 1, False)], [], [(BOX, 0, True)]], sizes=[(4, 6), (2, 3), (9, 5)])
+    index = with_masks(plain, *small, *large)
+    expected = [small, torch.zeros(0, 2, 3, dtype=torch.bool), large]
+    for row, masks in enumerate(expected):
+        assert index.target(row).masks is None
+        assert torch.equal(masks_of(index, row), masks)
+        assert [rle["size"] for rle in index.rles(row)] == [[*masks.shape[1:]]] * len(masks)
+
+
+def test_masks_that_were_not_read_are_refused(index: AnnotationIndex) -> None:
+    with pytest.raises(ValueError, match=r"no masks, or they were not read; .*`instances: SegmentationObject`"):
+        index.target(0, masks=True)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_objects_of_a_part_without_masks_get_empty_ones(make_index: MakeIndex, first: bool) -> None:
+    mask = torch.rand(4, 6) > 0.5
+    masked = with_masks(make_index([[], [(BOX, 0, False)]], sizes=[(3, 3), (4, 6)]), mask)
+    plain = make_index([[(BOX, 0, False), (BOX, 1, False)], [(BOX, 0, False)]], sizes=[(5, 5), (7, 9)])
+    joined = AnnotationIndex.concatenate([masked, plain] if first else [plain, masked])
+    shift = 0 if first else 2
+    assert torch.equal(masks_of(joined, 1 + shift), mask[None])
+    assert torch.equal(masks_of(joined, 2 - shift), torch.zeros(2, 5, 5).bool())
+    assert torch.equal(masks_of(joined, 3 - shift), torch.zeros(1, 7, 9).bool())
+    assert AnnotationIndex.concatenate([plain, plain]).masks is None
+
+
+def test_packed_strings_are_joined_in_order() -> None:
+    parts = [["ab", ""], [], ["画像", "c"]]
+    joined = PackedStrings.concatenate([PackedStrings.pack(part) for part in parts])
+    assert [joined[row] for row in range(len(joined))] == ["ab", "", "画像", "c"]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
+from torch import Tensor
 
 from detection.data.images import read_image
 from detection.data.index import AnnotationIndex
@@ -336,3 +337,44 @@ def test_pixels_may_count_from_zero(make_voc: MakeVOC) -> None:
     assert (index.boxes.tolist(), problems) == ([[0, 0, 80, 60]], [])
     with pytest.raises(ValueError, match="first_pixel is 0 or 1, got 2"):
         read_voc(folder, ENTRY | {"first_pixel": 2}, CLASSES, drop=True, exif="apply")
+
+
+# masks
+
+WITH_MASKS = {**ENTRY, "instances": "SegmentationObject"}
+
+
+def masks_of(index: AnnotationIndex, row: int) -> Tensor:
+    masks = index.target(row, masks=True).masks
+    assert masks is not None
+    return masks
+
+
+def test_masks_are_read_on_request_where_the_split_names_their_folder(make_voc: MakeVOC) -> None:
+    folder = make_voc({"a": [CAT, ("dog", (31, 31, 50, 40), False)], "b": [("dog", (41, 11, 60, 20), False)], "c": []})
+    numbers = np.zeros((60, 80), np.uint8)
+    numbers[2:20, :10], numbers[30:40, 30:50] = 2, 1  # not in the order of the objects
+    (folder / "SegmentationObject").mkdir()
+    Image.fromarray(numbers).save(folder / "SegmentationObject" / "a.png")
+    index, problems = read_voc(folder, WITH_MASKS, CLASSES, drop=True, exif="apply", masks=True)
+    np.testing.assert_array_equal(masks_of(index, 0), [numbers == 2, numbers == 1])
+    (problem,) = problems  # b has no masks
+    assert (problem.severity, problem.file) == ("dropped", str(folder / "Annotations" / "b.xml"))
+    assert problem.detail == "object 1 (dog): segmentation is None, expected polygons or an RLE"
+    assert [bool(masks_of(index, row).any()) for row in (1, 2)] == [False, False]
+    for entry, wanted in ((ENTRY, True), (WITH_MASKS, False)):
+        index, problems = read_voc(folder, entry, CLASSES, drop=True, exif="apply", masks=wanted)
+        assert (index.masks, problems) == (None, [])
+
+
+def test_a_mask_stays_with_its_object_when_another_is_dropped(make_voc: MakeVOC) -> None:
+    outside = ("cat", (200, 1, 210, 20), False)
+    folder = make_voc({"a": [outside, CAT], "b": [outside, ("dog", (31, 31, 50, 40), False)]})
+    (folder / "SegmentationObject").mkdir()
+    for stem, box in (("a", (slice(20), slice(10))), ("b", (slice(30, 40), slice(30, 50)))):
+        numbers = np.zeros((60, 80), np.uint8)
+        numbers[box] = 1
+        Image.fromarray(numbers).save(folder / "SegmentationObject" / f"{stem}.png")
+    index, problems = read_voc(folder, WITH_MASKS, CLASSES, drop=True, exif="apply", masks=True)
+    assert [problem.kind for problem in problems] == ["box outside the image or without area"] * 2
+    assert [int(masks_of(index, row).sum()) for row in (0, 1)] == [200, 200]

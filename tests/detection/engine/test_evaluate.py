@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import nn
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex, PackedStrings
 from detection.engine.evaluate import evaluate, metric, predict
+from detection.evaluation.records import Record
+from detection.masks import decode, empty_rle, encode
 from detection.model.detector import Detector
 from detection.structures import Detections, ImageBatch, Target
 
@@ -114,3 +117,48 @@ def test_figures_are_named_with_dots(key: str, expected: float | None) -> None:
 def test_names_of_no_figure_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match=r"solver\.best_metric"):
         metric(RESULT, key)
+
+
+# masks
+
+
+class MaskOracle(Oracle):
+    """Finds the dog with a mask that fills its box."""
+
+    def forward(self, images: ImageBatch) -> list[Detections]:
+        return [replace(found, masks=torch.ones(len(found), 28, 28)) for found in super().forward(images)]
+
+
+def masked_index() -> AnnotationIndex:
+    """The dog fills its box, the cat's mask is unknown."""
+    dog = np.zeros((100, 200), np.bool_)
+    dog[10:50, 20:80] = True
+    counts = [encode(dog)["counts"].decode(), empty_rle((100, 200))["counts"].decode()]
+    return replace(INDEX, masks=PackedStrings.pack(counts))
+
+
+def predict_masks(index: AnnotationIndex) -> list[Record]:
+    return predict(cast(Detector, MaskOracle()), make_batches(0, 1), index, device=CPU).records
+
+
+def test_masks_are_pasted_at_the_size_of_the_stored_image() -> None:
+    first, second = predict_masks(masked_index())
+    assert first.masks is not None
+    assert first.gt_masks is not None
+    (mask,) = decode(first.masks, (100, 200))
+    assert mask.nonzero().aminmax(dim=0).min.tolist() == pytest.approx([10, 20], abs=1)
+    assert mask.nonzero().aminmax(dim=0).max.tolist() == pytest.approx([49, 79], abs=1)
+    assert first.gt_masks == masked_index().rles(0)
+    assert (second.masks, second.gt_masks) == ((), ())
+
+
+def test_mask_figures_are_there_where_objects_and_detections_have_masks() -> None:
+    result = evaluate(predict_masks(masked_index()), INDEX.class_names, "area")
+    assert metric(result, "segm.AP50") == pytest.approx(1.0)
+    assert metric(result, "segm.per_class.cat.AP") is None
+    without = [predict_masks(INDEX), run(Oracle(), 0, 1).records]
+    assert all("segm" not in evaluate(records, INDEX.class_names, "area") for records in without)
+    assert "segm" not in evaluate([], INDEX.class_names, "area")
+    assert metric(evaluate([], INDEX.class_names, "area", masks=True), "segm.AP50") is None
+    plain = predict(cast(Detector, Oracle()), make_batches(0), masked_index(), device=CPU).records[0]
+    assert (plain.masks, plain.gt_masks) == (None, None)

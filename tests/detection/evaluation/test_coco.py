@@ -15,6 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detection.evaluation.coco import COCO_NUMBERS, Backend, CocoResult, coco_results, evaluate_coco
 from detection.evaluation.records import Record
+from detection.masks import RLE, empty_rle, encode
 
 BACKENDS = get_args(Backend)
 NAMES = ["cat", "dog", "cow", "unseen"]
@@ -73,6 +74,7 @@ def perfect(record: Record) -> Record:
         boxes=record.gt_boxes,
         scores=np.full(len(record.gt_boxes), 0.5, np.float32),
         labels=record.gt_labels,
+        masks=record.gt_masks,
     )
 
 
@@ -267,3 +269,123 @@ def test_results_give_the_corners_back() -> None:
     corners = np.array([[0.1, 0.3, 100.3, 70.7]], np.float32)
     x, y, width, height = coco_results([replace(record, boxes=corners)], [1, 2, 3])[0]["bbox"]
     assert [x, y, x + width, y + height] == corners[0].tolist()
+
+
+# masks
+
+
+def ellipses(boxes: np.ndarray, rng: np.random.Generator) -> tuple[RLE, ...]:
+    """Masks of 400 x 400 pixels that fill ``boxes`` more or less."""
+    y, x = np.mgrid[:400, :400] + 0.5
+    rles = []
+    for x1, y1, x2, y2 in boxes:
+        place = np.array([(x - (x1 + x2) / 2) / (x2 - x1), (y - (y1 + y2) / 2) / (y2 - y1)])
+        rles.append(encode((place**2).sum(axis=0) < rng.uniform(0.15, 0.3)))
+    return tuple(rles)
+
+
+def masked_records(seed: int) -> list[Record]:
+    rng, records = np.random.default_rng(seed), random_records(seed)
+    return [
+        replace(record, gt_masks=ellipses(record.gt_boxes, rng), masks=ellipses(record.boxes, rng))
+        for record in records[1:7] + records[-3:]
+    ]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_known_mask_value(backend: Backend) -> None:
+    # Boxes that agree; the first mask is half of its object's, the second one is all of it.
+    left, whole = np.zeros((60, 80), np.bool_), np.zeros((60, 80), np.bool_)
+    left[10:50, 10:30] = True
+    whole[10:50, 10:50] = True
+    record = Record(
+        image_id=5,
+        file_name="5.jpg",
+        size=(60, 80),
+        gt_boxes=np.array([[10, 10, 50, 50]], np.float32),
+        gt_labels=np.zeros(1, np.int64),
+        gt_ignore=np.zeros(1, np.bool_),
+        gt_areas=np.full(1, 1600, np.float32),
+        boxes=np.array([[10, 10, 50, 50]], np.float32),
+        scores=np.array([0.9], np.float32),
+        labels=np.zeros(1, np.int64),
+        gt_masks=(encode(whole),),
+        masks=(encode(left),),
+    )
+    boxes = evaluate_coco([record], ["cat"], backend=backend)
+    masks = evaluate_coco([record], ["cat"], iou_type="segm", backend=backend)
+    best = evaluate_coco([perfect(record)], ["cat"], iou_type="segm", backend=backend)
+    assert numbers(boxes)[:3] == pytest.approx([1, 1, 1])  # AP, AP50, AP75
+    assert numbers(masks)[:3] == pytest.approx([0.1, 1, 0])  # an IoU of 0.5 is a hit at 0.5 only
+    assert numbers(best)[:3] == pytest.approx([1, 1, 1])
+    assert masks.APm == masks.AP  # 32 * 32 < 1600 < 96 * 96
+
+
+def test_mask_ap_equals_pycocotools_on_files(tmp_path: Path) -> None:
+    records = masked_records(seed=3)
+    category_ids = [2, 5, 90, 91]
+    annotations = [
+        {
+            "id": number,
+            "image_id": record.image_id,
+            "category_id": category_ids[record.gt_labels[row]],
+            "bbox": [0, 0, 1, 1],
+            "area": float(record.gt_areas[row]),
+            "iscrowd": int(record.gt_ignore[row]),
+            "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+        }
+        for number, (record, row, rle) in enumerate(
+            ((record, row, rle) for record in records for row, rle in enumerate(record.gt_masks or ())), start=1
+        )
+    ]
+    truth = {
+        "info": {},
+        "images": [{"id": record.image_id, "height": 400, "width": 400} for record in records],
+        "categories": [{"id": i, "name": name} for i, name in zip(category_ids, NAMES, strict=True)],
+        "annotations": annotations,
+    }
+    results = json.loads(json.dumps(coco_results(records, category_ids)))
+    for result in results:
+        del result["bbox"]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    coco = COCO(str(tmp_path / "truth.json"))
+    evaluation = COCOeval(coco, coco.loadRes(results), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    for backend in BACKENDS:
+        result = evaluate_coco(records, NAMES, iou_type="segm", backend=backend)
+        ours = [getattr(result, name) for name in COCO_NUMBERS]
+        np.testing.assert_allclose(ours, evaluation.stats, rtol=0, atol=1e-9)
+        assert 0 < result.AP < 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_object_of_unknown_mask_is_neither_hit_nor_miss(backend: Backend) -> None:
+    found = []
+    for record in map(perfect, masked_records(seed=1)):
+        assert record.masks is not None
+        unknown = tuple(empty_rle(record.size) if row == 0 else rle for row, rle in enumerate(record.masks))
+        rest = {name: getattr(record, name)[1:] for name in ("boxes", "scores", "labels", "masks")}
+        found.append(replace(record, gt_masks=unknown, **rest))
+    assert numbers(evaluate_coco(found, NAMES, iou_type="segm", backend=backend))[0] == pytest.approx(1)
+    assert evaluate_coco(found, NAMES, backend=backend).AP < 1  # the objects count for boxes, and were not found
+
+
+def test_records_without_masks_are_named() -> None:
+    (record, *_) = masked_records(seed=0)
+    for name, whose in (("gt_masks", "objects"), ("masks", "detections")):
+        with pytest.raises(ValueError, match=rf"{record.file_name}: no masks of its {whose}, expected them"):
+            evaluate_coco([replace(record, **{name: None})], NAMES, iou_type="segm")
+    with pytest.raises(ValueError, match="rows of unequal length"):
+        replace(record, masks=())
+    assert np.isnan(evaluate_coco([], NAMES, iou_type="segm").AP)
+
+
+def test_results_have_masks_as_text() -> None:
+    record = masked_records(seed=0)[0]
+    assert record.masks
+    results = coco_results([record], [2, 5, 90, 91])
+    assert results[0]["segmentation"] == {"size": [400, 400], "counts": record.masks[0]["counts"].decode()}
+    assert all("segmentation" in result for result in json.loads(json.dumps(results)))
+    assert "segmentation" not in coco_results([replace(record, masks=None)], [2, 5, 90, 91])[0]

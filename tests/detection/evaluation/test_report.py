@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,3 +113,20 @@ def test_mistakes_are_named() -> None:
         result_dict(COCO, VOC, NAMES, voc_metric="voc07")  # pyright: ignore[reportArgumentType]  # the mistake itself
     with pytest.raises(ValueError, match="zip"):
         result_dict(COCO, VOC, NAMES[:2], voc_metric="area")
+
+
+def test_masks_get_a_section_and_a_table_of_their_own() -> None:
+    segm = replace(COCO, AP=0.2, class_ap=np.array([0.25, 0.15, np.nan]))
+    result = result_dict(COCO, VOC, NAMES, voc_metric="11point", segm=segm)
+    assert list(result) == ["bbox", "segm", "voc"]
+    assert (result["segm"]["AP"], result["bbox"]["AP"]) == (0.2, 0.2716)
+    assert result["segm"]["per_class"]["dining table"]["AP"] == 0.15
+    assert "segm" not in result_dict(COCO, VOC, NAMES, voc_metric="11point")
+    boxes, voc = TABLES.split("VOC AP")
+    masks = (
+        boxes.replace("box", "mask")
+        .replace("27.2", "20.0")
+        .replace("  24.3", "  15.0")
+        .replace(" 30.0    60", " 25.0    60")
+    )
+    assert format_tables(result) == f"{boxes}{masks}VOC AP{voc}"

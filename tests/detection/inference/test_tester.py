@@ -15,7 +15,7 @@ from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, Po
 from detection.inference import tester  # not the class: pytest would collect it for its name
 from detection.inference.tester import Methods, merge_scored, refined_proposals
 from detection.inference.views import adjacent_scales, flip_boxes, flip_images, resize_images
-from detection.model.box_stage import ScoredBoxes
+from detection.model.box_stage import BoxStage, ScoredBoxes
 from detection.model.detector import Detector
 from detection.model.postprocess import Postprocessor
 from detection.structures import Detections, ImageBatch, Proposals
@@ -48,8 +48,8 @@ def with_opinions(config: Config, seed: int) -> Detector:
     """A random detector whose scores and boxes differ from region to region."""
     torch.manual_seed(seed)
     detector = build_detector(config, CLASSES).eval().requires_grad_(False)
-    nn.init.normal_(detector.box_stage.predictor.classes.weight, std=0.1)
-    nn.init.normal_(detector.box_stage.predictor.deltas.weight, std=0.1)
+    nn.init.normal_(stage_of(detector).predictor.classes.weight, std=0.1)
+    nn.init.normal_(stage_of(detector).predictor.deltas.weight, std=0.1)
     return detector
 
 
@@ -94,9 +94,14 @@ def detect(detectors: Sequence[Detector], methods: Methods = PLAIN, **options: A
     return tester.Tester(detectors, methods=methods, postprocess=postprocess)(IMAGES)
 
 
-def propose(detector: Detector, images: ImageBatch = IMAGES) -> tuple[Tensor, list[Proposals]]:
-    feature = detector.features(images)
-    return feature, detector.propose(feature, images.sizes)
+def stage_of(detector: Detector) -> BoxStage:
+    assert isinstance(detector.box_stage, BoxStage)
+    return detector.box_stage
+
+
+def propose(detector: Detector, images: ImageBatch = IMAGES) -> tuple[list[Tensor], list[Proposals]]:
+    features = detector.features(images)
+    return features, detector.propose(features, images)
 
 
 def assert_scored(found: Sequence[ScoredBoxes], expected: Sequence[ScoredBoxes], *, exact: bool = False) -> None:
@@ -120,7 +125,7 @@ def propose_always(monkeypatch: pytest.MonkeyPatch, detector: Detector, *boxes: 
     """Makes ``detector`` propose ``boxes`` in every image."""
     rows = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     proposals = Proposals(boxes=rows, scores=torch.zeros(len(rows)))
-    monkeypatch.setattr(detector, "propose", lambda feature, sizes: [proposals for _ in sizes])
+    monkeypatch.setattr(detector, "propose", lambda features, images: [proposals for _ in images.sizes])
 
 
 class TestNoMethods:
@@ -169,12 +174,12 @@ class TestScales:
                 box * torch.tensor([w / width, h / height, w / width, h / height])
                 for box, (height, width), (h, w) in zip(boxes, IMAGES.sizes, view.sizes, strict=True)
             ]
-            passes.append(detector.box_stage.vectors(detector.features(view), moved, view.sizes))
+            passes.append(stage_of(detector).vectors(detector.features(view), moved, view.sizes))
         expected = torch.stack(
             [torch.maximum(passes[k][row], passes[k + 1][row]) for row, k in enumerate(lower[0] + lower[1])]
         )
         assert not torch.allclose(expected, passes[1], rtol=1e-2)
-        scored = detector.box_stage.predict(expected, boxes, IMAGES.sizes)
+        scored = stage_of(detector).predict(expected, boxes, IMAGES.sizes)
         assert_scored(score([detector], Methods(scales=scales)), scored)
 
     def test_views_as_large_as_the_image_are_the_plain_test(self, detector: Detector) -> None:
@@ -189,9 +194,9 @@ class TestScales:
         seen: list[Sequence[tuple[int, int]]] = []
         original = detector.propose
 
-        def spy(feature: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Proposals]:
-            seen.append(sizes)
-            return original(feature, sizes)
+        def spy(features: Sequence[Tensor], images: ImageBatch) -> list[Proposals]:
+            seen.append(images.sizes)
+            return original(features, images)
 
         monkeypatch.setattr(detector, "propose", spy)
         scored = score([detector], Methods(scales=(48, 96)))
@@ -212,7 +217,7 @@ class TestScales:
     def test_one_image_without_proposals(self, detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
         _, (first, second) = propose(detector)
         for kept in ([first, second[:0]], [first[:0], second]):
-            monkeypatch.setattr(detector, "propose", lambda feature, sizes, kept=kept: kept)
+            monkeypatch.setattr(detector, "propose", lambda features, images, kept=kept: kept)
             scored = score([detector], Methods(scales=(48, 96)))
             assert [len(image.scores) for image in scored] == [len(image) for image in kept]
 
@@ -277,7 +282,7 @@ class TestRefinement:
 
     def test_zero_deltas_only_repeat_the_proposals(self) -> None:
         detector = seeded()
-        nn.init.zeros_(detector.box_stage.predictor.deltas.weight)  # the biases start at zero
+        nn.init.zeros_(stage_of(detector).predictor.deltas.weight)  # the biases start at zero
         plain, refined = (score([detector], Methods(refine=refine)) for refine in (False, True))
         for once, twice in zip(plain, refined, strict=True):
             count = len(once.scores)

@@ -113,3 +113,17 @@ def test_checkpoints_do_not_hold_anchors() -> None:
 def test_impossible_anchors_are_refused(sizes: list[float], ratios: list[float]) -> None:
     with pytest.raises(ValueError, match="positive sizes and ratios"):
         AnchorGenerator(16, sizes=sizes, ratios=ratios)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (800, 1344), (416, 608)])
+def test_rounded_anchors_are_torchvisions_on_every_level(size: tuple[int, int]) -> None:
+    sizes = (32.0, 64.0, 128.0, 256.0, 512.0)
+    shapes = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in (4, 8, 16, 32, 64)]
+    theirs = TorchvisionAnchors(tuple((s,) for s in sizes), ((0.5, 1.0, 2.0),) * 5)
+    images = ImageList(torch.zeros(1, 3, *size), [size])
+    (wanted,) = theirs(images, [torch.zeros(1, 1, *shape) for shape in shapes])
+    ours = [
+        AnchorGenerator(stride, sizes=[side], ratios=[0.5, 1.0, 2.0], offset=0.0, rounded=True)(*shape, size)
+        for stride, side, shape in zip((4, 8, 16, 32, 64), sizes, shapes, strict=True)
+    ]
+    torch.testing.assert_close(torch.cat(ours), wanted)

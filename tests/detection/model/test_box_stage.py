@@ -20,7 +20,7 @@ from detection.structures import Proposals, Target
 Box = Sequence[float]
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 LOGITS = torch.log(torch.tensor([1.0, 2.0, 3.0, 4.0]))  # probabilities 0.1, 0.2, 0.3 and, of the background, 0.4
-FEATURE = torch.ones(1, 2, 8, 8)
+FEATURES = (torch.ones(1, 2, 8, 8),)
 SIZES = [(100, 100)]
 
 
@@ -29,9 +29,9 @@ class SpyPooler(RegionPooler):
 
     boxes: list[Tensor]
 
-    def forward(self, feature: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         self.boxes = list(boxes)
-        return super().forward(feature, boxes)
+        return super().forward(features, boxes)
 
 
 class MeanHead(nn.Module):
@@ -57,7 +57,7 @@ class FixedPredictor(BoxPredictor):
 
 def make_stage(predictor: BoxPredictor, *, negative_iou_low: float = 0.0, **options: Any) -> BoxStage:
     return BoxStage(
-        SpyPooler(16, 2),
+        SpyPooler([16], 2),
         MeanHead(),
         predictor,
         **{
@@ -86,6 +86,17 @@ def make_target(boxes: Sequence[Box], labels: Sequence[int], ignore: Sequence[bo
     )
 
 
+def losses_of(
+    stage: BoxStage,
+    features: Sequence[Tensor],
+    proposals: Sequence[Proposals],
+    targets: Sequence[Target],
+    sizes: Sequence[tuple[int, int]],
+) -> dict[str, Tensor]:
+    """The losses of regions drawn from proposals and ground truth."""
+    return stage.losses(features, stage.sample(proposals, targets), sizes)
+
+
 def regions_of(stage: BoxStage, image: int = 0) -> set[tuple[float, ...]]:
     """What the last call pooled."""
     assert isinstance(stage.pooler, SpyPooler)
@@ -99,12 +110,12 @@ class TestForward:
     """Scores and boxes of proposals."""
 
     def test_scores_are_probabilities_without_the_background(self) -> None:
-        (scored,) = make_stage(fixed())(FEATURE, [make_proposals(NEAR, FAR)], [(100, 100)])
+        (scored,) = make_stage(fixed())(FEATURES, [make_proposals(NEAR, FAR)], [(100, 100)])
         torch.testing.assert_close(scored.scores, torch.tensor([[0.1, 0.2, 0.3]] * 2))
 
     def test_each_class_moves_the_proposal_its_own_way(self) -> None:
         deltas = torch.tensor([[1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, math.log(2) * 5, 0]])
-        (scored,) = make_stage(fixed(deltas))(FEATURE, [make_proposals(NEAR, FAR)], [(100, 100)])
+        (scored,) = make_stage(fixed(deltas))(FEATURES, [make_proposals(NEAR, FAR)], [(100, 100)])
         expected = [
             [[12.0, 10, 32, 30], [10, 8, 30, 28], [0, 10, 40, 30]],
             [[72.0, 70, 92, 90], [70, 68, 90, 88], [60, 70, 100, 90]],
@@ -113,7 +124,7 @@ class TestForward:
 
     def test_boxes_are_clipped_to_their_image(self) -> None:
         proposals = [make_proposals((10, 10, 90, 90)), make_proposals((10, 10, 90, 90))]
-        first, second = make_stage(fixed())(torch.ones(2, 2, 8, 8), proposals, [(80, 100), (100, 50)])
+        first, second = make_stage(fixed())([torch.ones(2, 2, 8, 8)], proposals, [(80, 100), (100, 50)])
         assert first.boxes[0, 0].tolist() == [10, 10, 90, 80]
         assert second.boxes[0, 0].tolist() == [10, 10, 50, 90]
 
@@ -122,13 +133,13 @@ class TestForward:
         predictor = BoxPredictor(2, num_classes=1)
         predictor.classes.weight.data = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
         proposals = [make_proposals(NEAR), make_proposals(), make_proposals(NEAR, FAR)]
-        scored = make_stage(predictor)(feature, proposals, [(100, 100)] * 3)
+        scored = make_stage(predictor)([feature], proposals, [(100, 100)] * 3)
         assert [len(image.scores) for image in scored] == [1, 0, 2]
         torch.testing.assert_close(scored[0].scores, torch.tensor([[1.0]]).sigmoid())
         torch.testing.assert_close(scored[2].scores, torch.tensor([[9.0], [9.0]]).sigmoid())
 
     def test_no_proposals(self) -> None:
-        (scored,) = make_stage(BoxPredictor(2, num_classes=3))(FEATURE, [make_proposals()], [(100, 100)])
+        (scored,) = make_stage(BoxPredictor(2, num_classes=3))(FEATURES, [make_proposals()], [(100, 100)])
         assert scored.scores.shape == (0, 3)
         assert scored.boxes.shape == (0, 3, 4)
 
@@ -143,7 +154,7 @@ class TestLosses:
         # Only class 1 may count; its deltas are right for NEAR (one tenth of its width, times 10) and 1 off for OBJECT.
         deltas = torch.full((3, 4), 1000.0)
         deltas[1] = torch.tensor([1.0, 0, 0, 0])
-        losses = make_stage(fixed(deltas)).losses(FEATURE, [self.proposals], [self.target], SIZES)
+        losses = losses_of(make_stage(fixed(deltas)), FEATURES, [self.proposals], [self.target], SIZES)
         assert losses["box_class"].item() == pytest.approx(-(2 * math.log(0.2) + math.log(0.4)) / 3, rel=1e-6)
         assert losses["box_regression"].item() == pytest.approx(0.5 / 3, rel=1e-5)
         assert set(losses) == {"box_class", "box_regression"}
@@ -152,24 +163,24 @@ class TestLosses:
         deltas = torch.zeros(3, 4)
         deltas[1, 0] = 1.0
         stage = make_stage(fixed(deltas), smooth_l1_beta=0.5, box_loss_weight=4.0)
-        losses = stage.losses(FEATURE, [self.proposals], [self.target], SIZES)
+        losses = losses_of(stage, FEATURES, [self.proposals], [self.target], SIZES)
         assert losses["box_regression"].item() == pytest.approx(4 * (1 - 0.25) / 3, rel=1e-5)
 
     def test_ground_truth_is_a_region_too(self) -> None:
         stage = make_stage(fixed())
-        stage.losses(FEATURE, [self.proposals], [self.target], SIZES)
+        losses_of(stage, FEATURES, [self.proposals], [self.target], SIZES)
         assert regions_of(stage) == {NEAR, OBJECT, FAR}
 
     def test_all_regions_of_the_batch_weigh_the_same(self) -> None:
         stage = make_stage(fixed())
         proposals, targets = [self.proposals, make_proposals(FAR)], [self.target, make_target([], [])]
-        losses = stage.losses(torch.ones(2, 2, 8, 8), proposals, targets, SIZES * 2)
+        losses = losses_of(stage, [torch.ones(2, 2, 8, 8)], proposals, targets, SIZES * 2)
         expected = -(2 * math.log(0.2) + 2 * math.log(0.4)) / 4
         assert losses["box_class"].item() == pytest.approx(expected, rel=1e-6)
 
     def test_only_the_column_of_the_label_learns(self) -> None:
         predictor = fixed(torch.full((3, 4), 0.5))
-        make_stage(predictor).losses(FEATURE, [self.proposals], [self.target], SIZES)["box_regression"].backward()
+        losses_of(make_stage(predictor), FEATURES, [self.proposals], [self.target], SIZES)["box_regression"].backward()
         grad = predictor.said[1].grad
         assert grad is not None
         assert grad[1].any()
@@ -177,14 +188,14 @@ class TestLosses:
 
     def test_region_takes_the_label_of_its_best_object(self) -> None:
         target = make_target([OBJECT, NEAR], [0, 2])
-        losses = make_stage(fixed()).losses(FEATURE, [make_proposals((10.0, 10, 30.5, 30))], [target], SIZES)
+        losses = losses_of(make_stage(fixed()), FEATURES, [make_proposals((10.0, 10, 30.5, 30))], [target], SIZES)
         expected = -(math.log(0.1) + 2 * math.log(0.3)) / 3  # the region and the second object are of class 2
         assert losses["box_class"].item() == pytest.approx(expected, rel=1e-6)
 
     def test_sampler_bounds_the_positives(self) -> None:
         stage = make_stage(fixed(), sampler=BalancedSampler(4, 0.25))
         far = [(float(x), 70.0, x + 20.0, 90.0) for x in range(10)]
-        losses = stage.losses(FEATURE, [make_proposals(NEAR, *far)], [self.target], SIZES)
+        losses = losses_of(stage, FEATURES, [make_proposals(NEAR, *far)], [self.target], SIZES)
         assert len(regions_of(stage)) == 4
         expected = -(math.log(0.2) + 3 * math.log(0.4)) / 4
         assert losses["box_class"].item() == pytest.approx(expected, rel=1e-6)
@@ -193,18 +204,20 @@ class TestLosses:
         stage = make_stage(fixed())
         target = make_target([OBJECT, FAR], [1, 2], ignore=[False, True])
         inside = (72.0, 72, 88, 88)
-        losses = stage.losses(FEATURE, [make_proposals(NEAR, FAR, inside)], [target], SIZES)
+        losses = losses_of(stage, FEATURES, [make_proposals(NEAR, FAR, inside)], [target], SIZES)
         assert regions_of(stage) == {NEAR, OBJECT}
         assert losses["box_class"].item() == pytest.approx(-math.log(0.2), rel=1e-6)
 
     def test_ignored_objects_are_no_regions_even_near_a_wanted_one(self) -> None:
         stage = make_stage(fixed())
-        stage.losses(FEATURE, [make_proposals(FAR)], [make_target([OBJECT, NEAR], [1, 2], ignore=[False, True])], SIZES)
+        losses_of(
+            stage, FEATURES, [make_proposals(FAR)], [make_target([OBJECT, NEAR], [1, 2], ignore=[False, True])], SIZES
+        )
         assert regions_of(stage) == {OBJECT, FAR}
 
     def test_only_ignored_objects(self) -> None:
         stage = make_stage(fixed())
-        losses = stage.losses(FEATURE, [self.proposals], [make_target([OBJECT], [1], ignore=[True])], SIZES)
+        losses = losses_of(stage, FEATURES, [self.proposals], [make_target([OBJECT], [1], ignore=[True])], SIZES)
         assert regions_of(stage) == {FAR}  # NEAR lies in the object by nine tenths
         assert losses["box_class"].item() == pytest.approx(-math.log(0.4), rel=1e-6)
         assert losses["box_regression"].item() == 0
@@ -212,26 +225,26 @@ class TestLosses:
     def test_regions_below_the_low_threshold_are_not_drawn(self) -> None:
         stage = make_stage(fixed(), negative_iou_low=0.1)
         poor = (12.0, 10, 32, 14)  # IoU 0.2
-        stage.losses(FEATURE, [make_proposals(NEAR, FAR, poor)], [self.target], SIZES)
+        losses_of(stage, FEATURES, [make_proposals(NEAR, FAR, poor)], [self.target], SIZES)
         assert regions_of(stage) == {NEAR, OBJECT, poor}
 
     def test_no_objects(self) -> None:
         stage = make_stage(fixed())
-        losses = stage.losses(FEATURE, [self.proposals], [make_target([], [])], SIZES)
+        losses = losses_of(stage, FEATURES, [self.proposals], [make_target([], [])], SIZES)
         assert regions_of(stage) == {NEAR, FAR}
         assert losses["box_class"].item() == pytest.approx(-math.log(0.4), rel=1e-6)
         assert losses["box_regression"].item() == 0
 
     def test_no_proposals(self) -> None:
         stage = make_stage(fixed())
-        losses = stage.losses(FEATURE, [make_proposals()], [self.target], SIZES)
+        losses = losses_of(stage, FEATURES, [make_proposals()], [self.target], SIZES)
         assert regions_of(stage) == {OBJECT}
         assert losses["box_class"].item() == pytest.approx(-math.log(0.2), rel=1e-6)
 
     def test_nothing_at_all_gives_zero_with_a_gradient(self) -> None:
         predictor = BoxPredictor(2, num_classes=3)
-        feature = FEATURE.clone().requires_grad_()
-        losses = make_stage(predictor).losses(feature, [make_proposals()], [make_target([], [])], SIZES)
+        feature = FEATURES[0].clone().requires_grad_()
+        losses = losses_of(make_stage(predictor), [feature], [make_proposals()], [make_target([], [])], SIZES)
         sum(losses.values(), torch.zeros(())).backward()
         assert [loss.item() for loss in losses.values()] == [0, 0]
         for parameter in predictor.parameters():
@@ -242,7 +255,7 @@ class TestLosses:
         torch.manual_seed(0)
         predictor = BoxPredictor(2, num_classes=3)
         feature = torch.rand(1, 2, 8, 8, requires_grad=True)
-        losses = make_stage(predictor).losses(feature, [self.proposals], [self.target], SIZES)
+        losses = losses_of(make_stage(predictor), [feature], [self.proposals], [self.target], SIZES)
         sum(losses.values(), torch.zeros(())).backward()
         for parameter in (feature, *predictor.parameters()):
             assert parameter.grad is not None
@@ -252,7 +265,7 @@ class TestLosses:
 class TestContext:
     """The vector of the whole image beside every region's; two images of different sizes."""
 
-    feature = torch.rand(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    features = (torch.rand(2, 2, 8, 8, generator=torch.Generator().manual_seed(0)),)
     sizes = ((100, 90), (60, 120))
     wholes = ((0.0, 0, 90, 100), (0.0, 0, 120, 60))
 
@@ -262,9 +275,9 @@ class TestContext:
     def test_is_the_whole_image_pooled_as_a_region_beside_each_region(self) -> None:
         stage = make_stage(BoxPredictor(4, num_classes=3), context=True)
         boxes = [self.boxes(NEAR, FAR), self.boxes((20.0, 5, 110, 50))]
-        vectors = stage.vectors(self.feature, boxes, self.sizes)
+        vectors = stage.vectors(self.features, boxes, self.sizes)
         plain, whole = make_stage(fixed()), [self.boxes(box) for box in self.wholes]
-        regions, contexts = (plain.vectors(self.feature, rows, self.sizes) for rows in (boxes, whole))
+        regions, contexts = (plain.vectors(self.features, rows, self.sizes) for rows in (boxes, whole))
         assert vectors.shape == (3, 4)
         torch.testing.assert_close(vectors, torch.cat([regions, contexts[[0, 0, 1]]], dim=1))
         assert not torch.allclose(contexts[0], contexts[1])  # the two images differ in theirs
@@ -275,7 +288,7 @@ class TestContext:
         feature[0, 0, :2, :4] = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])
         feature[0, 1, :2, :4] = 1
         stage = make_stage(BoxPredictor(4, num_classes=3), context=True)
-        pooled = stage.vectors(feature, [self.boxes((0.0, 0, 15, 15))], [(31, 63)])
+        pooled = stage.vectors([feature], [self.boxes((0.0, 0, 15, 15))], [(31, 63)])
         # RoIPool counts cells inclusively, up to round(63 / 16) = 4 and round(31 / 16) = 2: five columns, three rows.
         # Of its 2 x 2 bins, only the first lies in the image: rows 0 and 1, columns 0 to 2, with the maximum 7.
         assert pooled[0, 2:].tolist() == [(7 + 100 + 100 + 100) / 4, (1 + 100 + 100 + 100) / 4]
@@ -284,19 +297,19 @@ class TestContext:
 
     def test_changes_nothing_if_left_out(self) -> None:
         stage, boxes = make_stage(fixed()), [self.boxes(NEAR, FAR), self.boxes()]
-        expected = stage.head(stage.pooler(self.feature, boxes))
-        assert torch.equal(stage.vectors(self.feature, boxes, self.sizes), expected)
+        expected = stage.head(stage.pooler(self.features, boxes))
+        assert torch.equal(stage.vectors(self.features, boxes, self.sizes), expected)
         assert expected.shape == (2, 2)
 
     @pytest.mark.parametrize("counts", [(0, 0), (0, 2), (2, 0)])
     def test_images_without_proposals(self, counts: tuple[int, int]) -> None:
         stage = make_stage(BoxPredictor(4, num_classes=3), context=True)
         proposals = [make_proposals(*[NEAR] * count) for count in counts]
-        scored = stage(self.feature, proposals, self.sizes)
+        scored = stage(self.features, proposals, self.sizes)
         assert tuple(len(image.scores) for image in scored) == counts
         assert all(image.boxes.shape == (count, 3, 4) for image, count in zip(scored, counts, strict=True))
-        alone = make_stage(fixed()).vectors(self.feature, [self.boxes(box) for box in self.wholes], self.sizes)
-        vectors = stage.vectors(self.feature, [image.boxes for image in proposals], self.sizes)
+        alone = make_stage(fixed()).vectors(self.features, [self.boxes(box) for box in self.wholes], self.sizes)
+        vectors = stage.vectors(self.features, [image.boxes for image in proposals], self.sizes)
         expected = [alone[row].expand(count, -1) for row, count in enumerate(counts)]
         torch.testing.assert_close(vectors[:, 2:], torch.cat(expected))
 
@@ -304,11 +317,11 @@ class TestContext:
         torch.manual_seed(0)
         predictor = BoxPredictor(4, num_classes=3)
         proposals = [make_proposals(NEAR), make_proposals(NEAR)]
-        changed = self.feature.clone()
+        changed = self.features[0].clone()
         changed[0, :, 5:, 5:] += 10  # far from the region, inside the first image
         for context in (True, False):
             stage = make_stage(predictor if context else fixed(), context=context)
-            before, after = (stage(feature, proposals, self.sizes) for feature in (self.feature, changed))
+            before, after = (stage(features, proposals, self.sizes) for features in (self.features, [changed]))
             assert torch.equal(before[0].scores, after[0].scores) is not context
             assert torch.equal(before[1].scores, after[1].scores)
 
@@ -317,17 +330,17 @@ class TestContext:
         stage = make_stage(BoxPredictor(4, num_classes=3), context=True)
         proposals = [make_proposals(NEAR, FAR), make_proposals(FAR)]
         boxes = [image.boxes for image in proposals]
-        stepwise = stage.predict(stage.vectors(self.feature, boxes, self.sizes), boxes, self.sizes)
-        for found, expected in zip(stage(self.feature, proposals, self.sizes), stepwise, strict=True):
+        stepwise = stage.predict(stage.vectors(self.features, boxes, self.sizes), boxes, self.sizes)
+        for found, expected in zip(stage(self.features, proposals, self.sizes), stepwise, strict=True):
             assert torch.equal(found.scores, expected.scores)
             assert torch.equal(found.boxes, expected.boxes)
 
     def test_gradient_reaches_both_halves_and_the_feature_outside_the_regions(self) -> None:
         torch.manual_seed(0)
         predictor = BoxPredictor(4, num_classes=3)
-        stage, feature = make_stage(predictor, context=True), self.feature.clone().requires_grad_()
+        stage, feature = make_stage(predictor, context=True), self.features[0].clone().requires_grad_()
         proposals, targets = [make_proposals(NEAR)] * 2, [make_target([OBJECT], [1])] * 2
-        losses = stage.losses(feature, proposals, targets, self.sizes)
+        losses = losses_of(stage, [feature], proposals, targets, self.sizes)
         sum(losses.values(), torch.zeros(())).backward()
         for layer in (predictor.classes, predictor.deltas):
             assert layer.weight.grad is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -184,3 +186,30 @@ def test_rescale_keeps_the_whole_image_whole() -> None:
 
 def test_rescale_nothing() -> None:
     assert rescale(detections(torch.zeros(0, 4)), (10, 10), (20, 20)).boxes.shape == (0, 4)
+
+
+# Soft-NMS
+
+
+def test_soft_nms_lowers_scores_by_hand() -> None:
+    # IoU 0.8 of the first two: the worse keeps 0.6 exp(-0.64 / 0.5); the third does not touch them.
+    found = Postprocessor(soft_nms_sigma=0.5)(scored([[0.9], [0.6], [0.5]], [SQUARE, SHIFTED, FAR]))
+    assert rows_of(found) == [(0.9, 0), (0.5, 0), (round(0.6 * math.exp(-0.64 / 0.5), 4), 0)]
+    torch.testing.assert_close(found.boxes, torch.tensor([SQUARE, FAR, SHIFTED]))
+
+
+def test_soft_nms_lets_every_better_box_count() -> None:
+    # Three equal boxes: the second falls by exp(-1 / sigma), the third twice.
+    found = Postprocessor(soft_nms_sigma=2.0, score_threshold=0.01)(scored([[0.9], [0.8], [0.7]], [SQUARE] * 3))
+    fall = math.exp(-1 / 2)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.8 * fall, 0.7 * fall**2])
+
+
+def test_soft_nms_takes_classes_apart_and_drops_what_falls_to_the_threshold() -> None:
+    rows = scored([[0.9, 0.0], [0.6, 0.8]], [SQUARE, SHIFTED])
+    found = Postprocessor(soft_nms_sigma=0.5, score_threshold=0.2)(rows)
+    assert rows_of(found) == [(0.9, 0), (0.8, 1)]
+
+
+def test_soft_nms_of_nothing() -> None:
+    assert len(Postprocessor(soft_nms_sigma=0.5)(scored([[0.0]], [SQUARE]))) == 0

@@ -20,6 +20,8 @@ from detection.model.sampler import BalancedSampler
 from detection.structures import Target
 
 BETA = 1 / 9
+PADDED = (96, 128)  # only rounded anchors look at it
+ONE_LEVEL = torch.zeros(10, dtype=torch.int64)
 
 
 class FixedHead(RPNHead):
@@ -48,7 +50,7 @@ def make_filter(**options: Any) -> ProposalFilter:
 def make_rpn(head: RPNHead, *, size: float = 16.0, samples: int = 256, **options: Any) -> RPN:
     """One square anchor per cell, stride 16."""
     return RPN(
-        AnchorGenerator(16, sizes=[size], ratios=[1.0]),
+        [AnchorGenerator(16, sizes=[size], ratios=[1.0])],
         head,
         **{
             "matcher": Matcher(0.7, 0.3, match_best=True),
@@ -82,8 +84,9 @@ class TestProposals:
         rows = self.height * self.width * 9
         head = FixedHead(torch.randn(1, rows, generator=generator), 0.3 * torch.randn(1, rows, 4, generator=generator))
         rpn = make_rpn(head, test_filter=make_filter(**options))
-        rpn.anchors = AnchorGenerator(self.stride, sizes=[16.0, 32.0, 64.0], ratios=[0.5, 1.0, 2.0])
-        (proposals,) = rpn(torch.zeros(1, 1, self.height, self.width), [(90, 120)])
+        anchors = AnchorGenerator(self.stride, sizes=[16.0, 32.0, 64.0], ratios=[0.5, 1.0, 2.0])
+        rpn.anchors = nn.ModuleList([anchors])
+        (proposals,) = rpn([torch.zeros(1, 1, self.height, self.width)], [(90, 120)], PADDED)
         return proposals.boxes, proposals.scores, rpn
 
     @pytest.mark.parametrize("seed", range(3))
@@ -112,7 +115,7 @@ class TestProposals:
         )
         theirs.min_size = 10.0
         theirs.eval()
-        decoded = BoxCoder().decode(head.wanted, rpn.anchors(self.height, self.width)).detach()
+        decoded = BoxCoder().decode(head.wanted, rpn.anchors[0](self.height, self.width)).detach()
         (their_boxes,), (their_scores,) = theirs.filter_proposals(
             decoded, head.logits.detach().flatten(), [(90, 120)], [head.logits.shape[1]]
         )
@@ -122,25 +125,25 @@ class TestProposals:
     def test_only_the_best_enter_nms(self) -> None:
         head = FixedHead(torch.tensor([[0.1, 0.9, 0.5]]), torch.zeros(1, 3, 4))
         rpn = make_rpn(head, test_filter=make_filter(pre_nms=2))
-        (proposals,) = rpn(torch.zeros(1, 1, 1, 3), [(16, 48)])
+        (proposals,) = rpn([torch.zeros(1, 1, 1, 3)], [(16, 48)], PADDED)
         torch.testing.assert_close(proposals.scores, torch.tensor([0.9, 0.5]))
         torch.testing.assert_close(proposals.boxes, torch.tensor([[16.0, 0, 32, 16], [32, 0, 48, 16]]))
 
     def test_nms_keeps_the_better_of_two(self) -> None:
         boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60]])  # the first two: IoU 0.8
         logits = torch.tensor([0.2, 0.9, 0.5])
-        kept = make_filter(nms_iou=0.7)(boxes, logits, (100, 100))
+        kept = make_filter(nms_iou=0.7)(boxes, logits, ONE_LEVEL[: len(boxes)], (100, 100))
         torch.testing.assert_close(kept.boxes, boxes[[1, 2]])
-        assert len(make_filter(nms_iou=0.85)(boxes, logits, (100, 100))) == 3
+        assert len(make_filter(nms_iou=0.85)(boxes, logits, ONE_LEVEL[: len(boxes)], (100, 100))) == 3
 
     def test_shortest_side_counts_after_clipping(self) -> None:
         boxes = torch.tensor([[0.0, 0, 8, 50], [-30, 0, 7.9, 50], [60, 0, 110, 7.9], [92, 50, 200, 60]])
-        kept = make_filter(min_size=8)(boxes, torch.tensor([4.0, 3, 2, 1]), (100, 100))
+        kept = make_filter(min_size=8)(boxes, torch.tensor([4.0, 3, 2, 1]), ONE_LEVEL[: len(boxes)], (100, 100))
         torch.testing.assert_close(kept.boxes, torch.tensor([[0.0, 0, 8, 50], [92, 50, 100, 60]]))
 
     def test_empty_boxes_are_dropped_at_min_size_zero(self) -> None:
         boxes = torch.tensor([[-20.0, 0, -5, 50], [3, 3, 3, 9], [100, 0, 130, 10]])
-        assert len(make_filter(min_size=0)(boxes, torch.zeros(3), (100, 100))) == 0
+        assert len(make_filter(min_size=0)(boxes, torch.zeros(3), ONE_LEVEL[: len(boxes)], (100, 100))) == 0
 
     def test_may_be_none(self) -> None:
         boxes, scores, _ = self.propose(0, min_size=1e6)
@@ -149,7 +152,7 @@ class TestProposals:
 
     def test_each_image_has_its_own_size(self) -> None:
         head = FixedHead(torch.zeros(2, 3), torch.zeros(2, 3, 4))
-        first, second = make_rpn(head, size=32.0)(torch.zeros(2, 1, 1, 3), [(16, 48), (10, 20)])
+        first, second = make_rpn(head, size=32.0)([torch.zeros(2, 1, 1, 3)], [(16, 48), (10, 20)], PADDED)
         assert first.boxes.amax(dim=0).tolist() == [24, 0, 48, 16]
         assert second.boxes.amax(dim=0)[2:].tolist() == [20, 10]
 
@@ -158,7 +161,7 @@ class TestLosses:
     """Three anchors side by side in an image of 16 x 48; the object is two pixels right of the first."""
 
     sizes = ((16, 48),)
-    feature = torch.zeros(1, 1, 1, 3)
+    features = (torch.zeros(1, 1, 1, 3),)
     target = make_target([[2.0, 0, 18, 16]])  # IoU 14 / 18 with the first anchor, 1 / 15 with the second
     logits = (0.4, -0.3, 1.1)
 
@@ -168,7 +171,7 @@ class TestLosses:
         return FixedHead(torch.tensor([self.logits] * images), deltas)
 
     def test_by_hand(self) -> None:
-        _, losses = make_rpn(self.head()).losses(self.feature, self.sizes, [self.target])
+        _, losses = make_rpn(self.head()).losses(self.features, self.sizes, PADDED, [self.target])
         objectness = (softplus(-0.4) + softplus(-0.3) + softplus(1.1)) / 3
         assert losses["rpn_objectness"].item() == pytest.approx(objectness, rel=1e-6)
         assert losses["rpn_box"].item() == pytest.approx((2 / 16 - BETA / 2) / 3, rel=1e-6)
@@ -176,7 +179,7 @@ class TestLosses:
 
     def test_box_weight_and_beta(self) -> None:
         rpn = make_rpn(self.head(), box_loss_weight=3.0, smooth_l1_beta=1.0)
-        _, losses = rpn.losses(self.feature, self.sizes, [self.target])
+        _, losses = rpn.losses(self.features, self.sizes, PADDED, [self.target])
         assert losses["rpn_box"].item() == pytest.approx(3 * 0.5 * (2 / 16) ** 2 / 3, rel=1e-6)
         objectness = (softplus(-0.4) + softplus(-0.3) + softplus(1.1)) / 3
         assert losses["rpn_objectness"].item() == pytest.approx(objectness, rel=1e-6)
@@ -184,7 +187,7 @@ class TestLosses:
     def test_all_sampled_anchors_of_the_batch_weigh_the_same(self) -> None:
         # In the second image, 32 pixels wide, the third anchor lies outside: five anchors in all.
         sizes, targets = [(16, 48), (16, 32)], [self.target, make_target([])]
-        _, losses = make_rpn(self.head(2)).losses(torch.zeros(2, 1, 1, 3), sizes, targets)
+        _, losses = make_rpn(self.head(2)).losses([torch.zeros(2, 1, 1, 3)], sizes, PADDED, targets)
         objectness = softplus(-0.4) + softplus(-0.3) + softplus(1.1) + softplus(0.4) + softplus(-0.3)
         assert losses["rpn_objectness"].item() == pytest.approx(objectness / 5, rel=1e-6)
         assert losses["rpn_box"].item() == pytest.approx((2 / 16 - BETA / 2) / 5, rel=1e-6)
@@ -192,14 +195,14 @@ class TestLosses:
     def test_sampler_draws_from_each_image(self) -> None:
         head = self.head(2)
         rpn = make_rpn(head, samples=2)  # one positive, one negative
-        _, losses = rpn.losses(torch.zeros(2, 1, 1, 3), self.sizes * 2, [self.target] * 2)
+        _, losses = rpn.losses([torch.zeros(2, 1, 1, 3)], self.sizes * 2, PADDED, [self.target] * 2)
         losses["rpn_objectness"].backward()
         assert (grad_of(head.logits) != 0).sum(dim=1).tolist() == [2, 2]
         assert (grad_of(head.logits)[:, 0] < 0).all()
 
     def test_no_objects(self) -> None:
         head = self.head()
-        _, losses = make_rpn(head).losses(self.feature, self.sizes, [make_target([])])
+        _, losses = make_rpn(head).losses(self.features, self.sizes, PADDED, [make_target([])])
         assert losses["rpn_box"].item() == 0
         assert losses["rpn_objectness"].item() == pytest.approx(sum(softplus(x) for x in self.logits) / 3, rel=1e-6)
         sum(losses.values(), torch.zeros(())).backward()
@@ -208,13 +211,13 @@ class TestLosses:
     def test_anchors_in_ignored_objects_are_not_negative(self) -> None:
         crowd = make_target([[0.0, 0, 30, 16]], ignore=[True])
         head = self.head()
-        _, losses = make_rpn(head).losses(self.feature, self.sizes, [crowd])
+        _, losses = make_rpn(head).losses(self.features, self.sizes, PADDED, [crowd])
         assert losses["rpn_objectness"].item() == pytest.approx(softplus(1.1), rel=1e-6)  # the third anchor only
         assert losses["rpn_box"].item() == 0
 
     def test_no_anchor_inside(self) -> None:
         head = self.head()
-        _, losses = make_rpn(head).losses(self.feature, [(15, 48)], [self.target])
+        _, losses = make_rpn(head).losses(self.features, [(15, 48)], PADDED, [self.target])
         sum(losses.values(), torch.zeros(())).backward()
         assert [loss.item() for loss in losses.values()] == [0, 0]
         assert not grad_of(head.logits).any()
@@ -222,16 +225,16 @@ class TestLosses:
     def test_proposals_carry_no_gradient_and_pass_the_training_filter(self) -> None:
         head = FixedHead(torch.tensor([self.logits]), torch.zeros(1, 3, 4))
         rpn = make_rpn(head, train_filter=make_filter(post_nms=2), test_filter=make_filter(post_nms=1))
-        (proposals,), _ = rpn.losses(self.feature, self.sizes, [self.target])
+        (proposals,), _ = rpn.losses(self.features, self.sizes, PADDED, [self.target])
         assert len(proposals) == 2
-        assert len(rpn(self.feature, self.sizes)[0]) == 1
+        assert len(rpn(self.features, self.sizes, PADDED)[0]) == 1
         assert not proposals.boxes.requires_grad
         assert not proposals.scores.requires_grad
 
     @pytest.mark.parametrize(("sizes", "targets"), [(2, 1), (1, 2)])
     def test_as_many_sizes_as_targets(self, sizes: int, targets: int) -> None:
         with pytest.raises(ValueError, match=r"zip\(\) argument"):
-            make_rpn(self.head()).losses(self.feature, self.sizes * sizes, [self.target] * targets)
+            make_rpn(self.head()).losses(self.features, self.sizes * sizes, PADDED, [self.target] * targets)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +251,7 @@ def test_anchors_that_cross_the_border_are_not_trained_on(
 ) -> None:
     head = FixedHead(torch.zeros(1, 9), torch.zeros(1, 9, 4))
     rpn = make_rpn(head, size=32.0, allow_outside=allow_outside, matcher=Matcher(0.7, 0.5))
-    _, losses = rpn.losses(torch.zeros(1, 1, 3, 3), [size], [make_target([[10.0, 10, 40, 40]])])
+    _, losses = rpn.losses([torch.zeros(1, 1, 3, 3)], [size], PADDED, [make_target([[10.0, 10, 40, 40]])])
     sum(losses.values(), torch.zeros(())).backward()
     assert grad_of(head.logits)[0].nonzero().flatten().tolist() == trained
 
@@ -256,7 +259,7 @@ def test_anchors_that_cross_the_border_are_not_trained_on(
 def test_border_itself_is_inside() -> None:
     head = FixedHead(torch.zeros(1, 9), torch.zeros(1, 9, 4))
     rpn = make_rpn(head, size=16.0)
-    _, losses = rpn.losses(torch.zeros(1, 1, 3, 3), [(48, 48)], [make_target([[32.0, 32, 48, 48]])])
+    _, losses = rpn.losses([torch.zeros(1, 1, 3, 3)], [(48, 48)], PADDED, [make_target([[32.0, 32, 48, 48]])])
     losses["rpn_objectness"].backward()
     assert grad_of(head.logits)[0, 8] < 0  # positive: more of it lowers the loss
     assert (grad_of(head.logits)[0, :8] > 0).all()
@@ -286,7 +289,7 @@ class TestHead:
     def test_gradient_reaches_all_its_parameters_and_the_feature(self) -> None:
         torch.manual_seed(0)
         head, feature = RPNHead(4, channels=8, num_anchors=1), torch.rand(1, 4, 3, 3, requires_grad=True)
-        _, losses = make_rpn(head).losses(feature, [(48, 48)], [make_target([[2.0, 0, 18, 16]])])
+        _, losses = make_rpn(head).losses([feature], [(48, 48)], PADDED, [make_target([[2.0, 0, 18, 16]])])
         sum(losses.values(), torch.zeros(())).backward()
         for parameter in (*head.parameters(), feature):
             assert grad_of(parameter).any()

@@ -1,0 +1,79 @@
+"""Reads VOC's instance masks: one palette image per picture, whose pixels are object numbers.
+
+0 is the background and 255 (void) the seam around objects, which belongs to none of them.
+Source: the PASCAL VOC development kit, segmentation task.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from detection.boxes import iou
+from detection.data.images import UNREADABLE
+from detection.data.problems import Problem
+from detection.masks import encode
+
+__all__ = ["read_instances"]
+
+VOID = 255
+# VOC's seam takes some 3 pixels off every side of a mask: of an object of 12x12 pixels, a quarter of its box is left.
+MIN_IOU = 0.25
+
+
+def read_instances(
+    file: Path, boxes: list[tuple[float, float, float, float]], size: tuple[int, int], problems: list[Problem]
+) -> list[object]:
+    """The RLE of each object of one image, in the order of its ``boxes``; None where it has no mask.
+
+    Object numbers need not follow the annotation: the box and the mask that overlap best belong together, then the
+    best of the others, and so on.  A file that is missing leaves all objects without a mask.
+
+    Args:
+        file: the PNG file.
+        boxes: of the objects, (x1, y1, x2, y2) in pixels.
+        size: (height, width) of the image as annotated.  The file is not turned, so it has to fit the boxes.
+        problems: takes an error if the file can't be read or has another size.
+    """
+    numbers = _read(file, size, problems)
+    masks = [numbers == number for number in np.unique(numbers) if number not in (0, VOID)]
+    overlaps = iou(torch.tensor(boxes).reshape(-1, 4), torch.tensor([_extent(mask) for mask in masks]).reshape(-1, 4))
+    return [None if row is None else encode(masks[row]) for row in _match(overlaps)]
+
+
+def _read(file: Path, size: tuple[int, int], problems: list[Problem]) -> NDArray[np.uint8]:
+    """(H, W); (0, 0) where there is no such file or it can't be used."""
+    try:
+        with Image.open(file) as image:
+            if (image.height, image.width) != size:
+                raise ValueError(f"it is {image.width}x{image.height} pixels, its annotation says {size[1]}x{size[0]}")
+            if image.mode not in ("P", "L"):
+                raise ValueError(f"its mode is {image.mode}, expected object numbers (P, a palette, or L)")
+            return np.asarray(image)
+    except FileNotFoundError:
+        pass  # VOC has boxes for far more images than masks
+    except UNREADABLE as error:
+        problems.append(Problem("error", "instance masks that can't be read", str(file), str(error)))
+    return np.zeros((0, 0), np.uint8)
+
+
+def _extent(mask: NDArray[np.bool_]) -> list[float]:
+    """The tight box (x1, y1, x2, y2) of a mask with pixels."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
+
+
+def _match(overlaps: Tensor) -> list[int | None]:
+    """The mask of each object, by IoU (objects, masks), the best pair first; each mask goes to one object."""
+    left = overlaps.nan_to_num()  # a box may hold any number here; the index checks it later
+    matches: list[int | None] = [None] * len(overlaps)
+    while left.numel() and left.max() >= MIN_IOU:
+        row, column = divmod(int(left.argmax()), left.shape[1])
+        matches[row] = column
+        left[row], left[:, column] = 0, 0
+    return matches

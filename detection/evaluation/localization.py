@@ -1,0 +1,79 @@
+"""Localisation error: is one of a few (class, box) guesses right about an image and where its object is?
+
+Source: Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015, section 4.2.
+
+Shapes: G ground-truth boxes and P guesses of one image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from detection.boxes import iou
+
+__all__ = ["LocalizationErrors", "LocalizationRecord", "localization_error"]
+
+MAX_GUESSES = 5
+IOU_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalizationRecord:
+    """One image: its class, where objects of that class are, and guesses, best first; boxes x1, y1, x2, y2."""
+
+    file_name: str
+    label: int  # 0..K-1
+    gt_boxes: NDArray[np.float32]  # (G, 4) usable objects of the image's class; none leaves the image out
+    labels: NDArray[np.int64]  # (P,) guessed classes
+    boxes: NDArray[np.float32]  # (P, 4) guessed boxes
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != len(self.boxes):
+            raise ValueError(f"{self.file_name}: {len(self.labels)} guessed classes for {len(self.boxes)} boxes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalizationErrors:
+    """Errors as fractions 0..1 of the images; NaN without images."""
+
+    images: int  # that have ground truth
+    top1: float  # the first guess is wrong
+    top5: float  # the first five are
+    top5_class: float  # the first five are, wherever their boxes lie: the classification error
+
+
+def localization_error(records: Sequence[LocalizationRecord]) -> LocalizationErrors:
+    """The errors over all ``records`` with ground truth.
+
+    A guess is right if its class is the image's and its box has an IoU of at least 0.5 with any of the boxes.  Guesses
+    after the fifth count nowhere.
+    """
+    usable = [record for record in records if len(record.gt_boxes)]
+    hits = [_hits(record) for record in usable]
+    return LocalizationErrors(
+        images=len(usable),
+        top1=_share(not located[:1].any() for _, located in hits),
+        top5=_share(not located.any() for _, located in hits),
+        top5_class=_share(not classified.any() for classified, _ in hits),
+    )
+
+
+def _hits(record: LocalizationRecord) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which of the first five guesses have the image's class, and which of these also a right box."""
+    classified = record.labels[:MAX_GUESSES] == record.label
+    # float64: float32 rounding could lift an IoU over the threshold.
+    boxes, gt_boxes = (
+        torch.from_numpy(rows.astype(np.float64)) for rows in (record.boxes[:MAX_GUESSES], record.gt_boxes)
+    )
+    return classified, classified & (iou(boxes, gt_boxes).numpy().max(axis=1) >= IOU_THRESHOLD)
+
+
+def _share(wrong: Iterable[bool]) -> float:
+    values = list(wrong)
+    return sum(values) / len(values) if values else math.nan

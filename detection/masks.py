@@ -1,0 +1,202 @@
+"""Pure functions on instance masks: COCO's segmentations, crops for training, and pasting into whole images.
+
+A mask is stored as COCO's compressed run-length code (RLE), is (H, W) bool in the pixels of a whole image, or (S, S)
+probabilities in a box.  Boxes are (N, 4) rows (x1, y1, x2, y2) in pixels, sizes (height, width).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as pycocotools_mask
+from torch import Tensor
+from torch.nn import functional
+from torchvision.ops import roi_align
+
+__all__ = ["RLE", "crop_and_resize", "decode", "empty_rle", "encode", "is_empty", "paste", "to_rle"]
+
+MAX_COORDINATE = 1e5  # pixels; pycocotools takes memory for every pixel along an edge, also outside the image
+
+
+coco_mask: Any = pycocotools_mask  # its type stubs take the bytes of an RLE for text
+
+
+class RLE(TypedDict):
+    """A mask of a whole image as pycocotools keeps it."""
+
+    size: list[int]  # height, width
+    counts: bytes  # run lengths down the columns, compressed to ASCII
+
+
+def to_rle(segmentation: object, size: tuple[int, int]) -> RLE:
+    """The mask that a COCO ``segmentation`` describes in an image of ``size``.
+
+    Args:
+        segmentation: polygons [[x, y, x, y, ...], ...] in pixels, whose union is the mask, or an RLE
+            {"size": [height, width], "counts": run lengths, plain or compressed}.
+        size: (height, width) of the image.
+
+    Raises:
+        ValueError: a polygon with fewer than 3 points or no finite numbers, run lengths that do not fill the image, or
+            a mask without a pixel.
+    """
+    if isinstance(segmentation, Mapping):
+        rle = _checked_runs(segmentation, size)
+    elif isinstance(segmentation, list) and segmentation:
+        polygons = [_checked_polygon(number, points) for number, points in enumerate(segmentation, start=1)]
+        rle: RLE = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
+    else:
+        raise ValueError(f"segmentation is {_short(segmentation)}, expected polygons or an RLE")
+    if is_empty(rle):
+        raise ValueError("its mask covers no pixel of the image")
+    return rle
+
+
+def empty_rle(size: tuple[int, int]) -> RLE:
+    """The mask without a pixel of an image of ``size``."""
+    return _from_runs([size[0] * size[1]], size)
+
+
+def is_empty(rle: RLE) -> bool:
+    """Whether a mask has no pixel."""
+    return not coco_mask.area(rle)
+
+
+def encode(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> RLE:
+    """The RLE of ``mask`` (H, W); nothing is copied if it is uint8 in Fortran order."""
+    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+
+
+def decode(rles: Sequence[RLE], size: tuple[int, int]) -> Tensor:
+    """The masks (N, H, W) bool of an image of ``size``."""
+    if not rles:
+        return torch.zeros((0, *size), dtype=torch.bool)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 does not know numpy 2's __array__
+        columns = coco_mask.decode(list(rles))  # (H, W, N) uint8
+    return torch.from_numpy(np.ascontiguousarray(columns.transpose(2, 0, 1))).view(torch.bool)
+
+
+def crop_and_resize(masks: Tensor, boxes: Tensor, side: int, *, rows: Tensor | None = None) -> Tensor:
+    """Training targets (R, S, S) float32 in 0..1: the part of a mask in each box, resized by RoIAlign.
+
+    An output cell is the mean of the mask at bilinear samples, and is not rounded to 0 or 1.
+
+    Args:
+        masks: (G, H, W) bool.
+        boxes: (R, 4) in pixels of the masks.
+        side: S, cells.
+        rows: (R,) int64 0..G-1, the mask that each box belongs to; None: mask r for box r.  Indexing ``masks`` instead
+            would copy a whole image per box.
+
+    Source: He et al., "Mask R-CNN", section 3; equal to torchvision's targets, so that the losses agree.
+    """
+    rows = torch.arange(len(boxes), device=boxes.device) if rows is None else rows
+    regions = torch.cat([rows[:, None].to(boxes.dtype), boxes], dim=1)
+    return roi_align(masks[:, None].to(boxes.dtype), regions, (side, side), spatial_scale=1.0)[:, 0]
+
+
+def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], *, threshold: float = 0.5) -> list[RLE]:
+    """The masks of a whole image of ``size`` that probabilities in boxes make; pixels of at least ``threshold``.
+
+    One mask at a time is drawn, so the memory is one byte per pixel of the image, however many there are.
+
+    Args:
+        masks: (N, S, S) probabilities, each of its box.
+        boxes: (N, 4) in pixels of the image.
+        size: (height, width) of the image.
+        threshold: 0..1.
+
+    Source: He et al., "Mask R-CNN", section 3.1.  Padding, rounding of the boxes and bilinear resizing are those of
+    torchvision, whose probabilities before the threshold are the same.
+    """
+    canvas = np.zeros(size, dtype=np.uint8, order="F")
+    rles = []
+    for window, probabilities in _windows(masks.detach().float().cpu(), boxes.detach().float().cpu(), size):
+        canvas[window] = (probabilities >= threshold).numpy()
+        rles.append(encode(canvas))
+        canvas[window] = 0
+    return rles
+
+
+def _windows(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    """The rows and columns of the image that each mask covers, and its probabilities there."""
+    samples = masks.shape[-1] + 2
+    padded = functional.pad(masks, (1, 1, 1, 1))  # so that a mask fades out at its border
+    center, half = (boxes[:, 2:] + boxes[:, :2]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * 0.5
+    half = half * (samples / masks.shape[-1])
+    corners = torch.cat([center - half, center + half], dim=1).long()
+    for mask, (x1, y1, x2, y2) in zip(padded, corners.tolist(), strict=True):
+        rows, down = _interpolation(y1, y2, samples, size[0])
+        columns, across = _interpolation(x1, x2, samples, size[1])
+        yield (rows, columns), down @ mask @ across.T  # bilinear: linear in each direction
+
+
+def _interpolation(first: int, last: int, samples: int, limit: int) -> tuple[slice, Tensor]:
+    """The pixels 0..limit-1 among ``first``..``last``, and the weight (pixels, samples) of each sample at each pixel.
+
+    The samples are spread evenly over ``first``..``last``.
+    """
+    start, stop = max(first, 0), max(min(last + 1, limit), first, 0)
+    per_pixel = samples / max(last - first + 1, 1)
+    places = ((torch.arange(start, stop) - first + 0.5) * per_pixel - 0.5).clamp(0, samples - 1)
+    return slice(start, stop), (1 - (places[:, None] - torch.arange(samples)).abs()).clamp(min=0)
+
+
+def _checked_polygon(number: int, points: object) -> NDArray[np.float64]:
+    try:
+        numbers = np.asarray(points, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"polygon {number} is {_short(points)}, expected numbers x, y, x, y, ...") from error
+    if numbers.ndim != 1 or len(numbers) < 6 or len(numbers) % 2:
+        raise ValueError(f"polygon {number} is {_short(points)}, expected x and y of at least 3 points")
+    if not (np.abs(numbers) <= MAX_COORDINATE).all():  # NaN is not
+        raise ValueError(f"polygon {number} is {_short(points)}, expected pixels of the image")
+    return numbers
+
+
+def _checked_runs(segmentation: Mapping[Any, Any], size: tuple[int, int]) -> RLE:
+    counts, given = segmentation.get("counts"), segmentation.get("size")
+    if given != [*size]:
+        raise ValueError(f"RLE size is {_short(given)}, the image has [height, width] {[*size]}")
+    if isinstance(counts, (str, bytes)):
+        counts = _uncompressed(counts.encode() if isinstance(counts, str) else counts)
+    if not isinstance(counts, list) or not all(isinstance(run, int) and run >= 0 for run in counts):
+        raise ValueError(f"RLE counts are {_short(counts)}, expected run lengths")
+    if sum(counts) != size[0] * size[1]:
+        raise ValueError(f"RLE counts sum to {sum(counts)}, the image has {size[0]} * {size[1]} pixels")
+    return _from_runs(counts, size)
+
+
+def _uncompressed(counts: bytes) -> list[int]:
+    """The run lengths in compressed ``counts``.
+
+    A number is written in groups of 5 bits plus 48, the lowest first; a sixth bit says that another group follows.
+    From the fourth number on it is the difference to the number before the last.  Source: pycocotools, maskApi.c.
+    """
+    runs, value, bits = list[int](), 0, 0
+    for byte in counts:
+        group = byte - 48
+        value |= (group & 31) << bits
+        bits += 5
+        if not group & 32:
+            sign = (group & 16) << (bits - 4)  # the highest bit of the last group: two's complement
+            runs.append(value - sign + (runs[-2] if len(runs) > 2 else 0))
+            value = bits = 0
+    if bits or not all(48 <= byte < 112 for byte in counts):
+        raise ValueError(f"RLE counts are {_short(counts)}, which is no compressed RLE")
+    return runs
+
+
+def _from_runs(runs: list[int], size: tuple[int, int]) -> RLE:
+    return coco_mask.frPyObjects({"size": [*size], "counts": runs}, *size)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,0 +1,241 @@
+"""torchvision's Faster and Mask R-CNN with a pyramid over a ResNet -> our config and our names.
+
+Names and shapes tell fasterrcnn_resnet50_fpn, its v2, maskrcnn_resnet50_fpn and its v2 apart, the number of classes and
+which ResNet it is.
+
+Source: torchvision 0.29, models/detection/faster_rcnn.py, mask_rcnn.py, rpn.py and roi_heads.py, from whose default
+arguments the settings come.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+from backbones.resnet import DEPTHS, Bottleneck
+from backbones.weights import load_matching
+from detection.build import build_detector
+from detection.config import (
+    AnchorConfig,
+    BackboneConfig,
+    BoxConfig,
+    Config,
+    DataConfig,
+    MaskConfig,
+    PostprocessConfig,
+    RPNConfig,
+)
+
+__all__ = ["convert_torchvision"]
+
+# How releases before 0.13, and so the published v1 files, name some layers.
+OLD_NAMES = (
+    (re.compile(r"(rpn\.head\.conv)\.(weight|bias)"), r"\1.0.0.\2"),
+    (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)"), r"\1.0.\2"),
+    (re.compile(r"(roi_heads\.mask_head)\.mask_fcn(\d)\.(weight|bias)"), lambda m: f"{m[1]}.{int(m[2]) - 1}.0.{m[3]}"),
+)
+
+# The first prefix that fits is replaced.
+PREFIXES = {
+    **{f"backbone.fpn.inner_blocks.{i}.": f"backbone.lateral.c{i + 2}." for i in range(4)},
+    **{f"backbone.fpn.layer_blocks.{i}.": f"backbone.output.c{i + 2}." for i in range(4)},
+    "rpn.head.conv.0.0.": "rpn.head.conv.",
+    "rpn.head.conv.1.0.": "rpn.head.more.0.",
+    "rpn.head.cls_logits.": "rpn.head.objectness.",
+    "rpn.head.bbox_pred.": "rpn.head.deltas.",
+    "roi_heads.box_head.fc6.": "box_stage.head.fcs.0.",
+    "roi_heads.box_head.fc7.": "box_stage.head.fcs.2.",
+    "roi_heads.box_head.5.": "box_stage.head.fcs.0.",  # v2: four convolutions and a Flatten come before
+    "roi_heads.box_head.": "box_stage.head.convs.",
+    "roi_heads.box_predictor.cls_score.": "box_stage.predictor.classes.",
+    "roi_heads.box_predictor.bbox_pred.": "box_stage.predictor.deltas.",
+    "roi_heads.mask_head.": "mask_stage.head.convs.",
+    "roi_heads.mask_predictor.conv5_mask.": "mask_stage.head.upsample.",
+    "roi_heads.mask_predictor.mask_fcn_logits.": "mask_stage.head.masks.",
+}
+
+CLASSES, DELTAS, MASKS = "box_stage.predictor.classes", "box_stage.predictor.deltas", "mask_stage.head.masks"
+NEEDED = ("rpn.head.conv.weight", "box_stage.head.fcs.0.weight", f"{CLASSES}.weight", f"{DELTAS}.weight")
+
+# The published models give a row to each of COCO's category ids 0..90, of which 80 are used; the rest is called N/A.
+COCO_ROWS: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+
+
+def convert_torchvision(
+    state: Mapping[str, Tensor], *, class_names: Sequence[str], norm_eps: float | None = None
+) -> tuple[Config, dict[str, Tensor]]:
+    """The config under which a detector gives torchvision's numbers, and ``state`` by that detector's names.
+
+    torchvision's background is row 0, ours the last of the class logits; boxes and masks have none. Where ``state`` has
+    the published 91 rows and ``class_names`` are COCO's 80, the rows of unused category ids are dropped: their small
+    probability is then shared out among the other classes.
+
+    Args:
+        state: the state dict of a torchvision detector.
+        class_names: K names, in the order of the rows 1..K; COCO's 80 in any order for 91 rows.
+        norm_eps: of the body's batch normalisation; None takes what the names tell: 1e-5 for BatchNorm2d (v2, and v1
+            trained from nothing), 0.0 for the published v1 files. Other v1 models need it.
+
+    Raises:
+        ValueError: another architecture (the names are listed), another number of classes, or the names do not tell
+            ``norm_eps``.
+    """
+    renamed = {_our_name(name): value for name, value in state.items()}
+    missing = [name for name in NEEDED if name not in renamed]
+    if missing:
+        raise ValueError(
+            "these are no weights of torchvision's fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn or their v2: "
+            f"nothing in them becomes {', '.join(missing)}"
+        )
+    rows = _class_rows(len(renamed[f"{CLASSES}.weight"]), class_names)
+    config = _config(renamed, norm_eps=_norm_eps(state) if norm_eps is None else norm_eps)
+    converted = renamed | _reordered(renamed, rows)
+    load_matching(build_detector(config, len(rows), pretrained=False), converted, source="torchvision's detector")
+    return config, converted
+
+
+def _our_name(name: str) -> str:
+    for pattern, replacement in OLD_NAMES:
+        name = pattern.sub(replacement, name) if pattern.fullmatch(name) else name
+    for theirs, ours in PREFIXES.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def _class_rows(count: int, class_names: Sequence[str]) -> list[int]:
+    """The row of ``count`` that each of ``class_names`` has; row 0 is the background's."""
+    if count == len(class_names) + 1:
+        return list(range(1, count))
+    if count == len(COCO_ROWS) and set(class_names) == set(COCO_ROWS[1:]) - {"N/A"}:
+        return [COCO_ROWS.index(name) for name in class_names]
+    used = ", or COCO's 80 by their names in datasets/coco2017.yaml" if count == len(COCO_ROWS) else ""
+    raise ValueError(
+        f"the weights know {count - 1} classes beside the background, class_names has {len(class_names)}: "
+        f"give {count - 1} names{used}"
+    )
+
+
+def _reordered(state: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
+    """The layers with a row per class, those of ``rows`` only; the logits' background comes last."""
+    layers = {}
+    for kind in ("weight", "bias"):
+        layers[f"{CLASSES}.{kind}"] = state[f"{CLASSES}.{kind}"][[*rows, 0]]
+        layers[f"{DELTAS}.{kind}"] = state[f"{DELTAS}.{kind}"].unflatten(0, (-1, 4))[rows].flatten(0, 1)
+        if f"{MASKS}.{kind}" in state:
+            layers[f"{MASKS}.{kind}"] = state[f"{MASKS}.{kind}"][rows]
+    return layers
+
+
+def _norm_eps(state: Mapping[str, Tensor]) -> float:
+    """What is added to the variance in the body's batch normalisation.
+
+    FrozenBatchNorm2d adds 1e-5, but the published v1 models were trained before it added anything, and torchvision sets
+    0.0 after loading them. Their files have old names; a state dict saved later has new ones, whatever it began with.
+    """
+    if _counts_steps(state):
+        return 1e-5
+    if any(pattern.fullmatch(name) for name in state for pattern, _ in OLD_NAMES):
+        return 0.0
+    raise ValueError(
+        "the names do not tell the eps of the fixed batch normalisation; give norm_eps: 0.0 if the model began with "
+        "weights='DEFAULT' or 'COCO_V1' of a v1 model, 1e-5 if it began with weights_backbone"
+    )
+
+
+def _counts_steps(state: Mapping[str, Tensor]) -> bool:
+    """Whether the body has BatchNorm2d; FrozenBatchNorm2d has no step counters."""
+    return "backbone.body.bn1.num_batches_tracked" in state
+
+
+def _resnet(state: Mapping[str, Tensor]) -> str:
+    names = [name.split(".") for name in state if name.startswith("backbone.body.layer")]
+    found = tuple(len({parts[3] for parts in names if parts[2] == f"layer{i}"}) for i in range(1, 5))
+    bottleneck = "backbone.body.layer1.0.conv3.weight" in state
+    for depth, (block, counts) in DEPTHS.items():
+        if counts == found and (block is Bottleneck) == bottleneck:
+            return f"resnet{depth}"
+    raise ValueError(
+        f"the body has stages of {found} blocks, expected those of "
+        + ", ".join(f"resnet{depth} {counts}" for depth, (_, counts) in DEPTHS.items())
+    )
+
+
+def _config(state: Mapping[str, Tensor], *, norm_eps: float) -> Config:
+    """torchvision's settings for the layers in ``state``, which has our names."""
+    return Config(
+        backbone=BackboneConfig(
+            name=_resnet(state),
+            norm="bn" if _counts_steps(state) else "frozen_bn",
+            norm_eps=norm_eps,
+            freeze_at=2,  # trainable_backbone_layers=3, the default after loading weights
+            fpn=True,
+            fpn_channels=state["rpn.head.conv.weight"].shape[1],
+            fpn_norm=_norm_after(state, "backbone.lateral.c2"),
+        ),
+        anchors=AnchorConfig(sizes=(32.0, 64.0, 128.0, 256.0, 512.0), ratios=(0.5, 1.0, 2.0), offset=0.0, rounded=True),
+        rpn=RPNConfig(
+            channels=state["rpn.head.conv.weight"].shape[0],
+            convs=2 if "rpn.head.more.0.weight" in state else 1,
+            positive_iou=0.7,
+            negative_iou=0.3,
+            samples_per_image=256,
+            positive_fraction=0.5,
+            allow_outside=True,
+            smooth_l1_beta=1 / 9,
+            pre_nms_train=2000,
+            pre_nms_test=1000,
+            post_nms_train=2000,
+            post_nms_test=1000,
+            nms_iou=0.7,
+            min_size=1e-3,
+        ),
+        box=_box_config(state),
+        mask=_mask_config(state),
+        test=PostprocessConfig(score_threshold=0.05, nms_iou=0.5, max_detections=100),
+        data=DataConfig(shorter_side=800, longer_side=1333),
+    )
+
+
+def _box_config(state: Mapping[str, Tensor]) -> BoxConfig:
+    return BoxConfig(
+        pool="roi_align_unaligned",
+        sampling_ratio=2,
+        head="fc",
+        pool_size=7,
+        head_convs=_count(state, "box_stage.head.convs"),
+        head_fcs=_count(state, "box_stage.head.fcs"),
+        head_channels=len(state["box_stage.head.fcs.0.weight"]),
+        head_norm=_norm_after(state, "box_stage.head.convs.0"),
+        samples_per_image=512,
+        positive_fraction=0.25,
+        positive_iou=0.5,
+        smooth_l1_beta=1 / 9,
+        coder_weights=(10.0, 10.0, 5.0, 5.0),
+    )
+
+
+def _mask_config(state: Mapping[str, Tensor]) -> MaskConfig:
+    if f"{MASKS}.weight" not in state:
+        return MaskConfig()
+    return MaskConfig(
+        enabled=True,
+        pool_size=14,
+        convs=_count(state, "mask_stage.head.convs"),
+        channels=state[f"{MASKS}.weight"].shape[1],
+        norm=_norm_after(state, "mask_stage.head.convs.0"),
+    )
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many children of the layer ``prefix`` have weights."""
+    depth = prefix.count(".") + 1
+    return len({name.split(".")[depth] for name in state if name.startswith(f"{prefix}.")})
+
+
+def _norm_after(state: Mapping[str, Tensor], block: str) -> Literal["bn"] | None:
+    return "bn" if f"{block}.1.running_mean" in state else None

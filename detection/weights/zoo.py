@@ -1,0 +1,155 @@
+"""Published detectors that load here: torchvision's and Detectron2's, with their published figures.
+
+Their names, addresses and figures are those of the two projects; a file is checked against the digits of its checksum
+that its name carries.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+from torchvision.models import WeightsEnum
+from torchvision.models.detection import (
+    FasterRCNN_ResNet50_FPN_V2_Weights,
+    FasterRCNN_ResNet50_FPN_Weights,
+    MaskRCNN_ResNet50_FPN_V2_Weights,
+    MaskRCNN_ResNet50_FPN_Weights,
+)
+
+from backbones.weights import read_state_dict
+from detection.config import Config
+from detection.data.cards import load_card
+from detection.data.download import Archive, Progress
+from detection.data.download import fetch as download
+from detection.engine.checkpoint import write_converted
+from detection.weights.detectron2 import convert_detectron2
+from detection.weights.torchvision import convert_torchvision
+
+__all__ = ["ZOO", "Entry", "fetch", "find_entry"]
+
+Source = Literal["torchvision", "detectron2"]
+
+LICENCES: dict[Source, str] = {
+    "torchvision": "BSD 3-Clause, the library's; its documentation says that models may have further terms",
+    "detectron2": "CC BY-SA 3.0",
+}
+CHECKSUMS: dict[Source, tuple[str, int]] = {"torchvision": ("sha256", 8), "detectron2": ("md5", 6)}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A published detector."""
+
+    name: str
+    source: Source
+    url: str
+    data: str  # card:split that the figures are of
+    ap: float  # percent, mean over IoU 0.5 to 0.95; on VOC from 11-point curves
+    ap50: float | None = None  # null: not published
+    mask_ap: float | None = None
+
+    @property
+    def licence(self) -> str:
+        return LICENCES[self.source]
+
+    @property
+    def checksum(self) -> tuple[str, str]:
+        """Name of the hash function, and the first digits of its result, from the file's name."""
+        algorithm, length = CHECKSUMS[self.source]
+        match = re.search(rf"[-_]([0-9a-f]{{{length}}})\.(pth|pkl)$", self.url)
+        if match is None:
+            raise ValueError(
+                f"the name of a file from {self.source} ends in {length} digits of a hash, got {self.url!r}"
+            )
+        return algorithm, match[1]
+
+
+def _torchvision(name: str, weights: WeightsEnum) -> Entry:
+    figures = weights.meta["_metrics"]["COCO-val2017"]
+    return Entry(name, "torchvision", weights.url, "coco2017:val", figures["box_map"], mask_ap=figures.get("mask_map"))
+
+
+def _detectron2(
+    path: str, ap: float, *, mask_ap: float | None = None, ap50: float | None = None, data: str = "coco2017:val"
+) -> Entry:
+    name = path.split("/")[1] + ("_voc" if data.startswith("voc") else "")
+    url = f"https://dl.fbaipublicfiles.com/detectron2/{path}.pkl"
+    return Entry(name, "detectron2", url, data, ap, ap50, mask_ap)
+
+
+# Source: torchvision's weight entries, and Detectron2's MODEL_ZOO.md of 2020.
+ZOO: tuple[Entry, ...] = (
+    _torchvision("fasterrcnn_resnet50_fpn", FasterRCNN_ResNet50_FPN_Weights.COCO_V1),
+    _torchvision("fasterrcnn_resnet50_fpn_v2", FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1),
+    _torchvision("maskrcnn_resnet50_fpn", MaskRCNN_ResNet50_FPN_Weights.COCO_V1),
+    _torchvision("maskrcnn_resnet50_fpn_v2", MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1),
+    _detectron2("COCO-Detection/faster_rcnn_R_50_C4_3x/137849393/model_final_f97cb7", 38.4),
+    _detectron2("COCO-Detection/faster_rcnn_R_101_C4_3x/138204752/model_final_298dad", 41.1),
+    _detectron2("COCO-Detection/faster_rcnn_R_50_DC5_3x/137849425/model_final_68d202", 39.0),
+    _detectron2("COCO-Detection/faster_rcnn_R_50_FPN_3x/137849458/model_final_280758", 40.2),
+    _detectron2("COCO-Detection/faster_rcnn_R_101_FPN_3x/137851257/model_final_f6e8b1", 42.0),
+    _detectron2("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_3x/137849525/model_final_4ce675", 39.8, mask_ap=34.4),
+    _detectron2("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217", 41.0, mask_ap=37.2),
+    _detectron2("Misc/cascade_mask_rcnn_R_50_FPN_3x/144998488/model_final_480dd8", 44.3, mask_ap=38.5),
+    _detectron2(
+        "PascalVOC-Detection/faster_rcnn_R_50_C4/142202221/model_final_b1acc2", 51.9, ap50=80.3, data="voc2007:test"
+    ),
+)
+
+
+def find_entry(name: str) -> Entry:
+    """The row of ``ZOO`` called ``name``.
+
+    Raises:
+        ValueError: there is none; the nearest is named.
+    """
+    known = {entry.name: entry for entry in ZOO}
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise ValueError(f"no detector {name!r} in the zoo; {hint}known: {', '.join(known)}")
+    return known[name]
+
+
+def fetch(entry: Entry, folder: Path, *, progress: Progress | None = None) -> Path:
+    """The directory of ``entry`` in ``folder``, that of a run: config.yaml and checkpoints/.
+
+    Downloaded, checked and converted unless it is there; an interrupted download goes on in a later call.
+
+    Raises:
+        ValueError: the server refuses the address, the file has another checksum, or it does not fit.
+        ConnectionError: the connection dropped again and again; what came so far is kept.
+    """
+    run = folder / entry.name
+    if any((run / "checkpoints").glob("*.safetensors")):
+        return run
+    file = download(Archive(entry.url), run, progress=progress)
+    _check(entry, file)
+    class_names = load_card(entry.data.rpartition(":")[0]).classes
+    config, state = _convert(entry, file, class_names)
+    write_converted(run, replace(config, data=replace(config.data, test=(entry.data,))), class_names, state)
+    return run
+
+
+def _check(entry: Entry, file: Path) -> None:
+    algorithm, digits = entry.checksum
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, algorithm).hexdigest()
+    if not found.startswith(digits):
+        file.unlink()
+        raise ValueError(
+            f"{file.name}: {algorithm} is {found}, expected {digits}..; the download was deleted: run the command "
+            f"again, and if it fails again, {entry.url} holds another file than its name says"
+        )
+
+
+def _convert(entry: Entry, file: Path, class_names: Sequence[str]) -> tuple[Config, dict[str, Tensor]]:
+    convert = convert_torchvision if entry.source == "torchvision" else convert_detectron2
+    return convert(read_state_dict(file), class_names=class_names)

@@ -1,0 +1,462 @@
+"""Mirrors weights/detectron2.py: the nine architectures of Detectron2's zoo, by their names and shapes."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
+
+from backbones.weights import SOURCES, read_state_dict
+from detection.build import build_detector
+from detection.config import Config
+from detection.engine.checkpoint import load_detector_weights, read_checkpoint, write_converted
+from detection.model.detector import Detector
+from detection.model.pooler import RegionPooler
+from detection.structures import ImageBatch
+from detection.weights.detectron2 import convert_detectron2
+
+Shapes = dict[str, tuple[int, ...]]
+
+REFERENCE = Path(__file__).parents[4] / "shared" / "reference" / "detectron2_checkpoints.json"
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+SPECS: dict[str, dict[str, Any]] = {
+    "faster_rcnn_R_50_C4": {"kind": "c4"},
+    "faster_rcnn_R_101_C4": {"kind": "c4", "depth": 101},
+    "faster_rcnn_R_50_DC5": {"kind": "dc5"},
+    "faster_rcnn_R_50_FPN": {"kind": "fpn"},
+    "faster_rcnn_R_101_FPN": {"kind": "fpn", "depth": 101},
+    "mask_rcnn_R_50_C4": {"kind": "c4", "masks": True},
+    "mask_rcnn_R_50_FPN": {"kind": "fpn", "masks": True},
+    "cascade_mask_rcnn_R_50_FPN": {"kind": "fpn", "masks": True, "cascade": True},
+    "faster_rcnn_R_50_C4_voc": {"kind": "c4", "classes": 20},
+}
+DEFAULT = [name for name in SPECS if "101" not in name]
+ALL = [pytest.param(name, marks=[] if name in DEFAULT else pytest.mark.slow) for name in SPECS]
+
+
+def layer(name: str, *shape: int) -> Shapes:
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+def normalised(name: str, *shape: int) -> Shapes:
+    parts = ("weight", "bias", "running_mean", "running_var")
+    return {f"{name}.weight": shape, **{f"{name}.norm.{part}": shape[:1] for part in parts}}
+
+
+def stage_shapes(prefix: str, number: int, blocks: int) -> Shapes:
+    """Stage ``number`` (2 to 5) of a ResNet of bottleneck blocks."""
+    width, shapes = 64 * 2 ** (number - 2), Shapes()
+    for block in range(blocks):
+        entering = 4 * width if block else 64 if number == 2 else 2 * width
+        place = f"{prefix}.res{number}.{block}"
+        if block == 0:
+            shapes |= normalised(f"{place}.shortcut", 4 * width, entering, 1, 1)
+        shapes |= normalised(f"{place}.conv1", width, entering, 1, 1)
+        shapes |= normalised(f"{place}.conv2", width, width, 3, 3)
+        shapes |= normalised(f"{place}.conv3", 4 * width, width, 1, 1)
+    return shapes
+
+
+def detector_shapes(
+    *, kind: str, depth: int = 50, classes: int = 80, masks: bool = False, cascade: bool = False
+) -> Shapes:
+    """Names and shapes of a Detectron2 detector, written down independently of the code under test."""
+    body = "backbone.bottom_up" if kind == "fpn" else "backbone"
+    shapes = normalised(f"{body}.stem.conv1", 64, 3, 7, 7)
+    for number, blocks in enumerate(BLOCKS[depth], start=2):
+        shapes |= stage_shapes("roi_heads" if kind == "c4" and number == 5 else body, number, blocks)
+    for number in range(2, 6) if kind == "fpn" else ():
+        shapes |= layer(f"backbone.fpn_lateral{number}", 256, 64 * 2**number, 1, 1)
+        shapes |= layer(f"backbone.fpn_output{number}", 256, 256, 3, 3)
+    channels, anchors = {"c4": (1024, 15), "dc5": (2048, 15), "fpn": (256, 3)}[kind]
+    rpn = "proposal_generator.rpn_head"
+    shapes |= layer(f"{rpn}.conv", channels, channels, 3, 3)
+    shapes |= layer(f"{rpn}.objectness_logits", anchors, channels, 1, 1)
+    shapes |= layer(f"{rpn}.anchor_deltas", anchors * 4, channels, 1, 1)
+    width = 2048 if kind == "c4" else 1024
+    for stage in (".0", ".1", ".2") if cascade else ("",):
+        if kind != "c4":
+            shapes |= layer(f"roi_heads.box_head{stage}.fc1", 1024, channels * 49)
+            shapes |= layer(f"roi_heads.box_head{stage}.fc2", 1024, 1024)
+        shapes |= layer(f"roi_heads.box_predictor{stage}.cls_score", classes + 1, width)
+        shapes |= layer(f"roi_heads.box_predictor{stage}.bbox_pred", 4 if cascade else 4 * classes, width)
+    if masks:
+        for number in range(1, 5) if kind == "fpn" else ():
+            shapes |= layer(f"roi_heads.mask_head.mask_fcn{number}", 256, 256, 3, 3)
+        deconv = "roi_heads.mask_head.deconv"
+        shapes |= {f"{deconv}.weight": (2048 if kind == "c4" else 256, 256, 2, 2), f"{deconv}.bias": (256,)}
+        shapes |= layer("roi_heads.mask_head.predictor", classes, 256, 1, 1)
+    return shapes
+
+
+@cache
+def numbered_state(name: str) -> dict[str, Tensor]:
+    """Every tensor is one number, another for each, repeated without memory."""
+    shapes = detector_shapes(**SPECS[name])
+    return {key: torch.tensor(float(number)).expand(shape) for number, (key, shape) in enumerate(shapes.items(), 1)}
+
+
+@cache
+def conversion(name: str) -> tuple[Config, dict[str, Tensor]]:
+    """Of ``numbered_state``, as the zoo's."""
+    return convert_detectron2(numbered_state(name), class_names=class_names(name))
+
+
+def class_names(name: str) -> list[str]:
+    return [f"class {label}" for label in range(SPECS[name].get("classes", 80))]
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Any]:
+    if not REFERENCE.is_file():
+        pytest.skip(f"no {REFERENCE}: names, shapes and settings of the zoo's files")
+    return json.loads(REFERENCE.read_text())
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_layouts_of_this_test_are_the_zoo_s(reference: dict[str, Any], name: str) -> None:
+    assert {key: list(shape) for key, shape in detector_shapes(**SPECS[name]).items()} == reference[name]["tensors"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_zoo_s_settings_are_those_taken_without_any(reference: dict[str, Any], name: str) -> None:
+    settings = reference[name]["settings"]
+    given, _ = convert_detectron2(numbered_state(name), class_names=class_names(name), settings=settings)
+    assert given == conversion(name)[0]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_is_missing_or_unused_and_no_value_changes(name: str) -> None:
+    state = numbered_state(name)
+    config, converted = conversion(name)
+    assert sorted(value.flatten()[0].item() for value in converted.values()) == list(range(1, len(state) + 1))
+    with torch.device("meta"):
+        own = build_detector(config, len(class_names(name)), pretrained=False).state_dict()
+    assert {key: value.shape for key, value in own.items()} == {key: value.shape for key, value in converted.items()}
+
+
+BODY = {
+    "stem.conv1.norm.running_mean": "bn1.running_mean",
+    "res2.0.shortcut.weight": "layer1.0.downsample.0.weight",
+    "res3.0.shortcut.norm.running_var": "layer2.0.downsample.1.running_var",
+    "res4.5.conv2.weight": "layer3.5.conv2.weight",
+    "res4.1.conv3.norm.bias": "layer3.1.bn3.bias",
+}
+RPN = {
+    "proposal_generator.rpn_head.conv.bias": "rpn.head.conv.bias",
+    "proposal_generator.rpn_head.objectness_logits.weight": "rpn.head.objectness.weight",
+    "proposal_generator.rpn_head.anchor_deltas.bias": "rpn.head.deltas.bias",
+}
+BOX = {
+    "roi_heads.box_predictor.cls_score.weight": "box_stage.predictor.classes.weight",
+    "roi_heads.box_predictor.bbox_pred.bias": "box_stage.predictor.deltas.bias",
+}
+FC = {
+    "roi_heads.box_head.fc1.weight": "box_stage.head.fcs.0.weight",
+    "roi_heads.box_head.fc2.bias": "box_stage.head.fcs.2.bias",
+}
+PLACES: dict[str, dict[str, str]] = {
+    "mask_rcnn_R_50_C4": {
+        **{f"backbone.{theirs}": f"backbone.{ours}" for theirs, ours in BODY.items()},
+        "roi_heads.res5.2.conv1.norm.weight": "box_stage.head.layer4.2.bn1.weight",
+        "roi_heads.mask_head.deconv.weight": "mask_stage.head.upsample.weight",
+        **RPN,
+        **BOX,
+    },
+    "faster_rcnn_R_50_DC5": {"backbone.res5.0.conv3.weight": "backbone.layer4.0.conv3.weight", **RPN, **BOX, **FC},
+    "mask_rcnn_R_50_FPN": {
+        **{f"backbone.bottom_up.{theirs}": f"backbone.body.{ours}" for theirs, ours in BODY.items()},
+        "backbone.fpn_lateral2.weight": "backbone.lateral.c2.0.weight",
+        "backbone.fpn_output5.bias": "backbone.output.c5.0.bias",
+        "roi_heads.mask_head.mask_fcn1.weight": "mask_stage.head.convs.0.0.weight",
+        "roi_heads.mask_head.mask_fcn4.bias": "mask_stage.head.convs.3.0.bias",
+        "roi_heads.mask_head.predictor.bias": "mask_stage.head.masks.bias",
+        **RPN,
+        **BOX,
+        **FC,
+    },
+    "cascade_mask_rcnn_R_50_FPN": {
+        "roi_heads.box_head.1.fc2.weight": "box_stage.stages.1.head.fcs.2.weight",
+        "roi_heads.box_predictor.2.bbox_pred.weight": "box_stage.stages.2.predictor.deltas.weight",
+        "roi_heads.box_predictor.0.cls_score.bias": "box_stage.stages.0.predictor.classes.bias",
+    },
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_values_land_in_their_place(name: str) -> None:
+    state, (_, converted) = numbered_state(name), conversion(name)
+    for theirs, ours in PLACES[name].items():
+        assert converted[ours] is state[theirs], theirs
+
+
+def test_a_pickle_of_the_zoo_becomes_a_checkpoint_of_ours(tmp_path: Path) -> None:
+    """With all that the zoo's files hold, older ones the anchors too."""
+    arrays = {key: value.numpy().copy() for key, value in numbered_state("faster_rcnn_R_50_C4_voc").items()}
+    constants = {"pixel_mean": torch.tensor(SOURCES["msra"].input_stats.mean).view(3, 1, 1), "pixel_std": torch.ones(3)}
+    arrays |= {key: value.numpy() for key, value in constants.items()}
+    arrays["proposal_generator.anchor_generator.cell_anchors.0"] = zoo_anchors([32, 64, 128, 256, 512]).numpy()
+    with (tmp_path / "model_final.pkl").open("wb") as file:
+        pickle.dump({"model": arrays, "__author__": "Detectron2 Model Zoo"}, file, protocol=4)
+    names = class_names("faster_rcnn_R_50_C4_voc")
+    config, state = convert_detectron2(read_state_dict(tmp_path / "model_final.pkl"), class_names=names)
+    checkpoint = read_checkpoint(write_converted(tmp_path / "run", config, names, state))
+    assert checkpoint.config == config
+    detector = build_detector(checkpoint.config, 20, pretrained=False)
+    load_detector_weights(detector, checkpoint, names)
+    expected = arrays["roi_heads.box_predictor.bbox_pred.weight"][0, 0]
+    assert detector.get_parameter("box_stage.predictor.deltas.weight").eq(float(expected)).all()
+
+
+def zoo_anchors(sizes: list[int]) -> Tensor:
+    """Detectron2's anchors around the corner of a cell: for each size one of each ratio."""
+    boxes = []
+    for size in sizes:
+        for ratio in (0.5, 1.0, 2.0):
+            width = (size**2 / ratio) ** 0.5
+            boxes.append([-width / 2, -width * ratio / 2, width / 2, width * ratio / 2])
+    return torch.tensor(boxes)
+
+
+# settings
+
+
+def converted_config(name: str, **settings: Any) -> Config:
+    dotted = {key.replace("__", "."): value for key, value in settings.items()}
+    return convert_detectron2(numbered_state(name), class_names=class_names(name), settings=dotted)[0]
+
+
+def test_settings_of_a_c4() -> None:
+    config, _ = conversion("mask_rcnn_R_50_C4")
+    backbone, rpn, box = config.backbone, config.rpn, config.box
+    assert (backbone.name, backbone.norm, backbone.roi_size, backbone.fpn) == ("resnet50", "frozen_bn", 14, False)
+    assert config.anchors.sizes == (32.0, 64.0, 128.0, 256.0, 512.0)
+    assert (config.anchors.offset, config.anchors.rounded) == (0.0, False)
+    assert (rpn.channels, rpn.pre_nms_train, rpn.pre_nms_test) == (1024, 12000, 6000)
+    assert (rpn.post_nms_train, rpn.post_nms_test, rpn.min_size, rpn.smooth_l1_beta) == (2000, 1000, 0.0, 0.0)
+    assert (rpn.samples_per_image, rpn.positive_fraction, rpn.allow_outside) == (256, 0.5, True)
+    assert (box.head, box.pool, box.sampling_ratio, box.smooth_l1_beta) == ("tail", "roi_align", 0, 0.0)
+    assert (box.samples_per_image, box.positive_fraction, box.coder_weights) == (512, 0.25, (10.0, 10.0, 5.0, 5.0))
+    assert (config.mask.enabled, config.test.nms_iou, config.test.score_threshold) == (True, 0.5, 0.05)
+    assert (config.test.max_detections, config.data.shorter_side, config.data.longer_side) == (100, 800, 1333)
+
+
+def test_settings_of_a_cascade() -> None:
+    config, _ = conversion("cascade_mask_rcnn_R_50_FPN")
+    assert (config.backbone.fpn, config.backbone.fpn_channels, config.backbone.dilate_c5) == (True, 256, None)
+    assert (config.rpn.channels, config.rpn.pre_nms_train, config.rpn.pre_nms_test) == (256, 2000, 1000)
+    assert (config.rpn.post_nms_train, config.rpn.post_nms_test) == (1000, 1000)
+    assert (config.box.cascade, config.box.class_agnostic) == ((0.5, 0.6, 0.7), True)
+    assert (config.box.head, config.box.pool_size, config.box.head_channels) == ("fc", 7, 1024)
+    assert (config.mask.pool_size, config.mask.convs, config.mask.channels) == (14, 4, 256)
+
+
+def test_settings_replace_those_of_the_zoo() -> None:
+    config = converted_config(
+        "faster_rcnn_R_50_C4",
+        MODEL__ANCHOR_GENERATOR__SIZES=[[16, 32, 64, 128, 256]],
+        MODEL__ANCHOR_GENERATOR__OFFSET=0.5,
+        MODEL__ROI_BOX_HEAD__POOLER_RESOLUTION=7,
+        MODEL__ROI_HEADS__NMS_THRESH_TEST=0.6,
+        INPUT__MIN_SIZE_TEST=600,
+    )
+    assert (config.anchors.sizes, config.anchors.offset) == ((16.0, 32.0, 64.0, 128.0, 256.0), 0.5)
+    assert (config.backbone.roi_size, config.test.nms_iou, config.data.shorter_side) == (7, 0.6, 600)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"INPUT__FORMAT": "RGB"}, r"INPUT\.FORMAT is 'RGB'; a detector here has 'BGR' and cannot be changed"),
+        ({"MODEL__PIXEL_STD": [57.375, 57.12, 58.395]}, r"MODEL\.PIXEL_STD is .*has \(1\.0, 1\.0, 1\.0\)"),
+        ({"MODEL__RESNETS__STRIDE_IN_1X1": False}, "STRIDE_IN_1X1 is False"),
+        ({"MODEL__RESNETS__RES5_DILATION": 2}, "RES5_DILATION is 2; a detector here has 1"),
+        ({"MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIPool"}, "POOLER_TYPE is 'ROIPool'"),
+        ({"MODEL__ANCHOR_GENERATOR__SIZES": [[32, 64]]}, r"mismatched: 4: rpn\.head\.objectness"),
+        ({"MODEL__ROI_HEADS__NMS_THRESH_TEST": "high"}, r"test\.nms_iou' takes float, got 'high'"),
+        ({"MODEL__ROI_HEADS__NMS": 0.5}, r"no use for Detectron2's setting 'MODEL\.ROI_HEADS\.NMS'; known: MODEL\."),
+    ],
+)
+def test_a_setting_without_a_place_here_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        converted_config("faster_rcnn_R_50_C4", **settings)
+
+
+# misfits
+
+
+def c4_state(**changes: Tensor) -> dict[str, Tensor]:
+    return numbered_state("faster_rcnn_R_50_C4") | {key.replace("__", "."): value for key, value in changes.items()}
+
+
+def without(text: str) -> dict[str, Tensor]:
+    return {name: value for name, value in c4_state().items() if text not in name}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: {}, r"no weights of Detectron2's .*: none of backbone\.fpn_lateral2\.weight, roi_heads\.res5"),
+        (lambda: without("rpn_head"), "an RPN's or a box predictor's are missing"),
+        (lambda: without("box_predictor"), "an RPN's or a box predictor's are missing"),
+        (lambda: without("res4.5."), r"stages of \(3, 4, 5, 3\) bottleneck blocks, expected .*resnet50 \(3, 4, 6, 3\)"),
+        (lambda: without("bbox_pred.weight"), r"missing: 1: box_stage\.predictor\.deltas\.weight"),
+        (lambda: c4_state(roi_heads__keypoint_head__x=torch.zeros(1)), r"unused: 1: roi_heads\.keypoint_head\.x"),
+        (lambda: c4_state(pixel_mean=torch.tensor([123.675, 116.28, 103.53])), r"pixel_mean is \[123\.6.*has \[103\.5"),
+        (lambda: c4_state(pixel_std=torch.full((3,), 57.0)), r"pixel_std is \[57\.0"),
+        (
+            lambda: c4_state(proposal_generator__anchor_generator__cell_anchors__0=zoo_anchors([16, 32, 64, 128, 256])),
+            r"cell_anchors\.0 is .*say in settings what differs",
+        ),
+        (
+            lambda: c4_state(proposal_generator__anchor_generator__cell_anchors__1=zoo_anchors([64])),
+            r"cell_anchors\.1 is .* has None",
+        ),
+    ],
+)
+def test_other_weights_are_refused(make: Callable[[], dict[str, Tensor]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert_detectron2(make(), class_names=class_names("faster_rcnn_R_50_C4"))
+
+
+def test_another_number_of_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match="know 80 classes beside the background, class_names has 20: give 80 names"):
+        convert_detectron2(c4_state(), class_names=class_names("faster_rcnn_R_50_C4_voc"))
+
+
+def test_a_pyramid_s_anchors_are_checked_level_by_level() -> None:
+    state = dict(numbered_state("faster_rcnn_R_50_FPN"))
+    for number, size in enumerate((32, 64, 128, 256, 512)):
+        state[f"proposal_generator.anchor_generator.cell_anchors.{number}"] = zoo_anchors([size])
+    _, converted = convert_detectron2(state, class_names=class_names("faster_rcnn_R_50_FPN"))
+    assert not any("anchor" in name for name in converted)
+
+
+# the same numbers, by a forward pass written down with Detectron2's names
+
+
+def drawn_state(name: str) -> dict[str, Tensor]:
+    """Random values under which activations keep their size; the layers after the RPN are one number."""
+    generator, state = torch.Generator().manual_seed(0), dict[str, Tensor]()
+    for key, shape in detector_shapes(**SPECS[name]).items():
+        if key.startswith("roi_heads."):
+            state[key] = torch.tensor(0.01).expand(shape)
+        elif len(shape) == 4:
+            fan_in = shape[1] * shape[2] * shape[3]
+            state[key] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
+        elif key.endswith("running_var"):
+            state[key] = 0.5 + torch.rand(shape, generator=generator)
+        else:
+            state[key] = 0.5 * key.endswith("norm.weight") + 0.1 * torch.randn(shape, generator=generator)
+    return state
+
+
+def convolve(state: Mapping[str, Tensor], name: str, x: Tensor, *, stride: int = 1, dilation: int = 1) -> Tensor:
+    weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
+    padding = dilation * (weight.shape[-1] // 2)
+    x = F.conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation)
+    if f"{name}.norm.weight" not in state:
+        return x
+    scale, shift, mean, var = (
+        state[f"{name}.norm.{part}"].view(-1, 1, 1) for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    return (x - mean) / (var + 1e-5).sqrt() * scale + shift
+
+
+def zoo_body(state: Mapping[str, Tensor], body: str, x: Tensor, *, dilated: bool) -> list[Tensor]:
+    """res2, res3, .. of the stages under ``body``: the stride is in the 1x1 convolution."""
+    x = F.max_pool2d(F.relu(convolve(state, f"{body}.stem.conv1", x, stride=2)), 3, stride=2, padding=1)
+    outputs = []
+    for stage in range(2, 6):
+        dilation = 2 if dilated and stage == 5 else 1
+        block = 0
+        while f"{body}.res{stage}.{block}.conv1.weight" in state:
+            place = f"{body}.res{stage}.{block}"
+            stride = 2 if block == 0 and stage > 2 and dilation == 1 else 1
+            out = F.relu(convolve(state, f"{place}.conv1", x, stride=stride))
+            out = F.relu(convolve(state, f"{place}.conv2", out, dilation=dilation))
+            shortcut = convolve(state, f"{place}.shortcut", x, stride=stride) if block == 0 else x
+            x = F.relu(convolve(state, f"{place}.conv3", out) + shortcut)
+            block += 1
+        outputs += [x] if block else []
+    return outputs
+
+
+def zoo_pyramid(state: Mapping[str, Tensor], stages: list[Tensor]) -> list[Tensor]:
+    levels, above = list[Tensor](), torch.zeros(())
+    for stage, x in reversed(list(enumerate(stages, start=2))):
+        above = convolve(state, f"backbone.fpn_lateral{stage}", x) + above
+        levels.insert(0, convolve(state, f"backbone.fpn_output{stage}", above))
+        above = F.interpolate(above, scale_factor=2, mode="nearest")
+    return [*levels, F.max_pool2d(levels[-1], 1, stride=2)]
+
+
+def loaded(config: Config, state: Mapping[str, Tensor]) -> Detector:
+    """The detector of ``config`` up to its RPN; its box head is small, which saves time."""
+    small = replace(config, box=replace(config.box, pool_size=1, head_channels=8))
+    detector = build_detector(small, 80, pretrained=False).eval()
+    own = {name: value for name, value in state.items() if name.startswith(("backbone.", "rpn."))}
+    missing, unused = detector.load_state_dict(own, strict=False)
+    assert not unused
+    assert all(name.startswith("box_stage.") for name in missing)
+    return detector
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn_R_50_DC5", "faster_rcnn_R_50_FPN"])
+@torch.inference_mode()
+def test_features_and_rpn_give_detectron2_s_numbers(name: str) -> None:
+    state = drawn_state(name)
+    detector = loaded(*convert_detectron2(state, class_names=class_names(name)))
+    pixels = torch.randint(0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    mean = torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1)
+    kind = SPECS[name]["kind"]
+    body = "backbone.bottom_up" if kind == "fpn" else "backbone"
+    stages = zoo_body(state, body, pixels.flip(1).float() - mean, dilated=kind == "dc5")
+    expected = zoo_pyramid(state, stages) if kind == "fpn" else stages[-1:]
+    features = detector.features(ImageBatch(pixels, ((64, 96),)))
+    assert [feature.shape[-2:] for feature in features] == [level.shape[-2:] for level in expected]
+    rpn = "proposal_generator.rpn_head"
+    for ours, theirs in zip(features, expected, strict=True):
+        assert_near(ours, theirs)
+        hidden = F.relu(convolve(state, f"{rpn}.conv", theirs))
+        logits, deltas = detector.rpn.head(ours)
+        # (N, A, H, W) and (N, A * 4, H, W): anchors of a cell together
+        assert_near(logits[0], convolve(state, f"{rpn}.objectness_logits", hidden)[0].permute(1, 2, 0).flatten())
+        boxes = convolve(state, f"{rpn}.anchor_deltas", hidden)[0].unflatten(0, (-1, 4))
+        assert_near(deltas[0], boxes.permute(2, 3, 0, 1).reshape(-1, 4))
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    scale = expected.abs().max()
+    torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+def test_anchors_start_at_the_corner_of_the_first_cell() -> None:
+    config, _ = conversion("faster_rcnn_R_50_FPN")
+    anchors = build_detector(config, 80, pretrained=False).rpn.anchors
+    for number, (level, stride) in enumerate(zip(anchors, (4, 8, 16, 32, 64), strict=True)):
+        first = zoo_anchors([32 * 2**number])
+        laid = level(2, 3)
+        torch.testing.assert_close(laid[:3], first, rtol=1e-6, atol=1e-4)
+        torch.testing.assert_close(laid[-3:], first + stride * torch.tensor([2, 1, 2, 1]), rtol=1e-6, atol=1e-4)
+
+
+def test_the_tail_of_a_c4_halves_in_its_first_convolution() -> None:
+    config, _ = conversion("faster_rcnn_R_50_C4")
+    with torch.device("meta"):
+        detector = build_detector(config, 80, pretrained=False)
+    strides = [detector.get_submodule(f"box_stage.head.layer4.0.conv{i}").stride for i in (1, 2, 3)]
+    assert strides == [(2, 2), (1, 1), (1, 1)]
+    pooler = detector.get_submodule("box_stage.pooler")
+    assert isinstance(pooler, RegionPooler)
+    assert (pooler.size, pooler.sampling_ratio, pooler.kind) == (14, 0, "roi_align")
+    assert detector.bgr

@@ -1,0 +1,72 @@
+"""Mirrors the --zoo option of tools/test_net.py."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
+
+from detection.data.cards import load_card
+from detection.data.digits import write_digits
+from detection.engine.checkpoint import write_converted
+from detection.weights import zoo
+from detection.weights.torchvision import convert_torchvision
+from detection.weights.zoo import Entry
+
+TOOL = str(Path(__file__).parents[2] / "tools" / "test_net.py")
+ENTRY = Entry("small", "torchvision", "http://host/model-00000000.pth", "digits:test", ap=12.3, mask_ap=45.6)
+
+
+def run_tool(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
+    """What the program exits with, or None."""
+    monkeypatch.setattr(sys, "argv", ["test_net.py", *arguments])
+    try:
+        runpy.run_path(TOOL, run_name="__main__")
+    except SystemExit as end:
+        return end.code
+    return None
+
+
+def test_a_detector_of_the_zoo_is_tested_as_it_was_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_digits(tmp_path / "data", num_train=1, num_test=2).parent
+    with torch.device("meta"):
+        shapes = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=11).state_dict()
+    state = {name: torch.tensor(0.01).expand(value.shape) for name, value in shapes.items()}
+    names = load_card("digits").classes
+    config, converted = convert_torchvision(state, class_names=names)
+
+    def fetch(entry: Entry, folder: Path) -> Path:
+        run = folder / entry.name
+        write_converted(run, config, names, converted)
+        return run
+
+    monkeypatch.setattr(zoo, "ZOO", (ENTRY,))
+    monkeypatch.setattr(zoo, "fetch", fetch)
+    monkeypatch.chdir(tmp_path)
+    small = ("data.shorter_side=64", "rpn.post_nms_test=8", "device=cpu", "data.workers=0", "data.test=[digits:test]")
+    assert run_tool(monkeypatch, "--zoo", "small", "--limit", "1", f"data.root={root}", *small) is None
+    out = capsys.readouterr().out
+    assert "small: http://host/model-00000000.pth, BSD" in out
+    assert "published for digits:test: box AP 12.3, mask AP 45.6" in out
+    assert json.loads((tmp_path / "output" / "zoo" / "small" / "test" / "result.json").read_text())["images"] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--weights", "a"), ("--config-file", "a"), ("--zoo", "small", "--weights", "a")]
+)
+def test_a_config_and_weights_or_the_zoo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    assert run_tool(monkeypatch, *arguments) == 2
+    assert "give --config-file and --weights, or --zoo alone" in capsys.readouterr().err
+
+
+def test_an_unknown_name_ends_with_the_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "error: no detector 'faster' in the zoo" in str(run_tool(monkeypatch, "--zoo", "faster"))

@@ -1,0 +1,41 @@
+"""Train and test ImageNet localisation as in the paper; run again, it goes on where it stopped.
+
+examples:
+  python tools/localize.py --config-file configs/imagenet/loc_resnet101.yaml --output-dir output/loc_resnet101
+  python tools/localize.py --config-file configs/imagenet/loc_resnet101.yaml --output-dir output/loc_resnet101 \\
+      localization.classifier=classifier.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from detection.config import Config
+from detection.config_io import load_config
+from detection.engine.train import NotFiniteError
+from detection.localization import format_errors, run_localization
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config-file", required=True, help="a YAML file of configs/")
+    parser.add_argument("--output-dir", required=True, help="holds rpn, rcnn, the proposals and localization.json")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as localization.rcnn_iterations=20000")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    args = parse_args()
+    config = load_config(Config, args.config_file, args.overrides)
+    print(format_errors(run_localization(config, Path(args.output_dir))))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, NotFiniteError) as error:
+        sys.exit(f"error: {error}")
