@@ -16,6 +16,7 @@ __all__ = [
     "BoxConfig",
     "Config",
     "DataConfig",
+    "JitterConfig",
     "LocalizationConfig",
     "MaskConfig",
     "PostprocessConfig",
@@ -149,17 +150,47 @@ class PostprocessConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JitterConfig:
+    """Large-scale jitter.  Source: Ghiasi et al. 2021, "Simple Copy-Paste", section 3."""
+
+    size: int = 1024  # side of the square canvas, pixels
+    low: float = 0.1  # the image is made to fit a square of low to high times the canvas
+    high: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not 0 < self.low <= self.high:
+            raise ValueError(
+                "data.jitter takes a size of at least 1 and 0 < low <= high, "
+                f"got size {self.size}, low {self.low}, high {self.high}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     train: tuple[str, ...] = ()  # "card:split", concatenated; a card is a name in datasets/ or a path to a YAML file
     test: tuple[str, ...] = ()
     root: str | None = None  # data root; null: $RESDET_DATA_ROOT, else datasets/
     shorter_side: int = 600  # pixels after resizing
     longer_side: int = 1000  # at most
+    train_shorter_sides: tuple[int, ...] = ()  # one is drawn for every training image; empty: shorter_side
+    jitter: JitterConfig | None = None  # of training images, instead of both
     augment: tuple[dict[str, Any], ...] = ({"HorizontalFlip": {"p": 0.5}},)  # albumentations transforms, in order
+    copy_paste: float = 0.0  # probability that objects of another training image are pasted; needs masks
     group_by_aspect: bool = True  # batches hold only upright or only lying images
     skip_empty: bool = True  # train only on images with at least one object that is not ignored
+    # Images with a class that fewer than this share of the images has come several times a pass (LVIS: 0.001); 0: off.
+    repeat_threshold: float = 0.0
     workers: int = 2
     proposals: str | None = None  # file with the training set's proposals, for Fast R-CNN alone
+
+    def __post_init__(self) -> None:
+        if min(self.train_shorter_sides, default=1) < 1:
+            raise ValueError(f"data.train_shorter_sides must be at least 1, got {self.train_shorter_sides}")
+        if self.jitter is not None and self.train_shorter_sides:
+            raise ValueError("data.jitter draws the scale itself: leave data.train_shorter_sides empty, or jitter null")
+        for name in ("copy_paste", "repeat_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name} is a fraction from 0 to 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +198,9 @@ class SolverConfig:
     iterations: int = 70000  # optimizer steps
     images_per_step: int = 2  # over all accumulated parts
     accumulate: int = 1  # parts that a step is computed in, one after the other
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     base_lr: float = 1e-3
-    momentum: float = 0.9
+    momentum: float = 0.9  # of SGD; AdamW has torch's betas
     weight_decay: float = 5e-4  # not on biases and not on norm layers
     bias_lr_factor: float = 2.0  # Caffe's convention, as py-faster-rcnn
     schedule: Literal["multistep", "cosine"] = "multistep"
@@ -177,6 +209,7 @@ class SolverConfig:
     warmup_iterations: int = 0  # linear, from warmup_factor to 1
     warmup_factor: float = 0.001
     clip_norm: float | None = None  # of the whole gradient
+    ema_decay: float = 0.0  # of the averaged weights, which are tested and saved (engine/ema.py); 0: none
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # autocast
     checkpoint_every: int = 5000  # iterations; 0: only at the end
     keep_checkpoints: int = 2  # the newest k; the best one is kept beside them
@@ -198,6 +231,8 @@ class SolverConfig:
             raise ValueError(f"solver.base_lr must be positive, got {self.base_lr}")
         if list(self.steps) != sorted(self.steps):
             raise ValueError(f"solver.steps must rise, got {self.steps}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"solver.ema_decay is at least 0 and below 1, such as 0.9998, got {self.ema_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ RUN/result.json        of the last evaluation, with detections.json: see testing
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from detection.data.build import build_train_loader
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
 from detection.engine.checkpoint import Checkpoints, load_initial_weights, read_checkpoint
+from detection.engine.ema import EMA
 from detection.engine.evaluate import evaluate, metric
 from detection.engine.log import RunLog
 from detection.engine.optim import build_optimizer
@@ -77,7 +78,9 @@ def load_data(config: Config) -> tuple[AnnotationIndex, AnnotationIndex | None]:
     Raises:
         ValueError: no training set, a data set with errors, or two sets of different classes.
     """
-    index = load_index(config, config.data.train, key="data.train", say=print)
+    masks = config.mask.enabled or config.data.copy_paste > 0
+    reading = replace(config, mask=replace(config.mask, enabled=masks))
+    index = load_index(reading, config.data.train, key="data.train", say=print)
     if not config.data.test:
         return index, None
     test_index = load_index(config, config.data.test, key="data.test", say=print)
@@ -194,7 +197,7 @@ class _Run:
         path = self.checkpoints.save(state)  # first, so that whatever an evaluation meets costs no training
         if self.test is None or not evaluates:
             return {}
-        tested = self.test(state.model)
+        tested = self.test(state.tested)
         known = {name: value for name, value in tested.figures.items() if value is not None}
         self.log.metrics(state.iteration, known)
         value = metric(tested.result, solver.best_metric)
@@ -228,7 +231,8 @@ def _initial_state(
     torch.manual_seed(config.seed)
     model = build(fresh).to(device)
     scaler = GradScaler(device.type, enabled=config.solver.precision == "fp16")
-    return TrainState(model, build_optimizer(model, config.solver), scaler)
+    ema = EMA(model, config.solver.ema_decay) if config.solver.ema_decay else None
+    return TrainState(model, build_optimizer(model, config.solver), scaler, ema=ema)
 
 
 def _say_what_trains(

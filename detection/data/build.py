@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 
 from detection.config import DataConfig
 from detection.data.dataset import Batch, DetectionDataset, collate
-from detection.data.index import AnnotationIndex
+from detection.data.index import NO_MASKS, AnnotationIndex
 from detection.data.proposals import read_proposals
-from detection.data.samplers import TestBatches, TrainBatches
-from detection.data.transforms import Augment, Resize
+from detection.data.samplers import TestBatches, TrainBatches, repeat_factors
+from detection.data.transforms import Augment, Jitter, RandomResize, Resize, Scaling
 
 __all__ = ["build_test_loader", "build_train_loader"]
 
@@ -32,20 +32,31 @@ def build_train_loader(
     """Endless batches of ``batch_size`` augmented images, from batch number ``start`` of the run seeded ``seed``.
 
     ``pin`` puts them into memory that copies to a GPU faster.
+
+    Raises:
+        ValueError: nothing to train on, an augmentation that can't work, or objects to paste without masks.
     """
-    resize = Resize(config.shorter_side, config.longer_side)
+    if config.copy_paste and index.masks is None:
+        raise ValueError(f"data.copy_paste pastes masks, which data.train {list(config.train)} lacks: {NO_MASKS}")
     proposals = read_proposals(config.proposals, index) if config.proposals else None
     dataset = DetectionDataset(
         index,
-        resize=resize,
+        resize=_train_resize(config),
         augment=Augment(config.augment),
         seed=seed,
         proposals=proposals,
         masks=index.masks is not None,
+        copy_paste=config.copy_paste,
     )
     rows = index.num_wanted().nonzero().flatten() if config.skip_empty else torch.arange(len(index))
     batches = TrainBatches(
-        rows, index.sizes, batch_size=batch_size, seed=seed, group_by_aspect=config.group_by_aspect, start=start
+        rows,
+        index.sizes,
+        batch_size=batch_size,
+        seed=seed,
+        group_by_aspect=config.group_by_aspect,
+        start=start,
+        repeats=repeat_factors(index, rows, config.repeat_threshold) if config.repeat_threshold else None,
     )
     return _loader(dataset, batches, config.workers, pin)
 
@@ -62,6 +73,14 @@ def build_test_loader(
     dataset = DetectionDataset(index, resize=Resize(config.shorter_side, config.longer_side))
     batches = TestBatches(range(len(index)) if rows is None else rows, batch_size=batch_size)
     return _loader(dataset, batches, config.workers, pin)
+
+
+def _train_resize(config: DataConfig) -> Scaling:
+    if config.jitter is not None:
+        return Jitter(config.jitter.size, config.jitter.low, config.jitter.high)
+    if config.train_shorter_sides:
+        return RandomResize(config.train_shorter_sides, config.longer_side)
+    return Resize(config.shorter_side, config.longer_side)
 
 
 def _loader(

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from detection.data.images import read_image
 from detection.data.index import NO_MASKS, AnnotationIndex
 from detection.data.proposals import StoredProposals
-from detection.data.transforms import Augment, Resize
+from detection.data.transforms import Augment, Scaling, paste
 from detection.structures import ImageBatch, Proposals, Target
 
 __all__ = ["Batch", "DetectionDataset", "Sample", "collate"]
@@ -54,6 +56,9 @@ class DetectionDataset(Dataset[Sample]):
     A sample is asked for by (position, row): its place in the whole run, which seeds its augmentation, and its row in
     the index.  So the number of worker processes changes nothing.
 
+    With ``copy_paste``, a random number of another image's objects is pasted: those with a mask that are not ignored,
+    from 1 to all.  The other image is augmented and resized like any.
+
     Args:
         index: images and objects.
         resize: to the detector's scale.
@@ -61,6 +66,7 @@ class DetectionDataset(Dataset[Sample]):
         seed: of the run.
         proposals: of every image, from a file.
         masks: whether targets have masks.
+        copy_paste: probability that objects are pasted, which needs ``masks``.
 
     Raises:
         ValueError: masks of an index without masks, or together with proposals.
@@ -70,24 +76,38 @@ class DetectionDataset(Dataset[Sample]):
         self,
         index: AnnotationIndex,
         *,
-        resize: Resize,
+        resize: Scaling,
         augment: Augment | None = None,
         seed: int = 0,
         proposals: StoredProposals | None = None,
         masks: bool = False,
+        copy_paste: float = 0.0,
     ) -> None:
         if masks and index.masks is None:
             raise ValueError(NO_MASKS)
         if masks and proposals is not None:
             raise ValueError("masks can't be trained on proposals from a file; leave data.proposals empty")
         self.index, self.resize, self.augment, self.seed = index, resize, augment, seed
-        self.proposals, self.masks = proposals, masks
+        self.proposals, self.masks, self.copy_paste = proposals, masks, copy_paste
+        self.pasted_from = index.num_wanted().nonzero().flatten() if copy_paste else None
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         position, row = key
+        seed = (self.seed, position)
+        image, target = self._view(row, seed)
+        if self.pasted_from is not None:
+            image, target = self._paste(image, target, self.pasted_from[self.pasted_from != row], seed)
+        proposals = None
+        if self.proposals is not None:
+            target, proposals = _without_proposals(target)
+        pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous()
+        return Sample(row, self.index.paths[row], pixels, target, proposals)
+
+    def _view(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
+        """The image (H, W, 3) of ``row`` and its target, augmented and resized; proposals are rows of the target."""
         path = self.index.paths[row]
         height, width = self.index.sizes[row].tolist()
         image = read_image(path, size=(height, width), apply_exif=bool(self.index.apply_exif[row]))
@@ -95,12 +115,23 @@ class DetectionDataset(Dataset[Sample]):
         if self.proposals is not None:
             target = _with_proposals(target, self.proposals.of(row))
         if self.augment is not None:
-            image, target = self.augment(image, target, seed=(self.seed, position))
-        image, target = self.resize(image, target)
-        proposals = None
-        if self.proposals is not None:
-            target, proposals = _without_proposals(target)
-        return Sample(row, path, torch.from_numpy(image).permute(2, 0, 1).contiguous(), target, proposals)
+            image, target = self.augment(image, target, seed=seed)
+        return self.resize(image, target, seed=seed)
+
+    def _paste(
+        self, image: NDArray[np.uint8], target: Target, rows: Tensor, seed: tuple[int, int]
+    ) -> tuple[NDArray[np.uint8], Target]:
+        """``image`` and ``target``, perhaps with objects of one of the images ``rows`` (R,) over it."""
+        chance = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
+        if chance.random() >= self.copy_paste or not len(rows):
+            return image, target
+        other, objects = self._view(int(rows[chance.integers(len(rows))]), (*seed, 1))
+        assert objects.masks is not None
+        usable = (objects.masks.flatten(1).any(dim=1) & ~objects.ignore).nonzero().flatten()
+        if not len(usable):
+            return image, target
+        chosen = chance.permutation(len(usable))[: chance.integers(1, len(usable) + 1)]
+        return paste(image, target, other, objects[usable[torch.from_numpy(chosen)]])
 
 
 def _with_proposals(target: Target, proposals: Proposals) -> Target:

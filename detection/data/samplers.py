@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-__all__ = ["TestBatches", "TrainBatches"]
+from detection.data.index import AnnotationIndex
+
+__all__ = ["TestBatches", "TrainBatches", "repeat_factors"]
 
 Key = tuple[int, int]  # (position in the run, row of the index)
 
@@ -26,14 +28,25 @@ class TrainBatches(Sampler[list[Key]]):
         seed: of the run.
         group_by_aspect: batches of only upright or only lying images, which saves padding.
         start: number of the batch to begin with.
+        repeats: (R,) how often a pass has each of ``rows``; of a fraction every pass draws anew whether it counts.
+            None: once.
     """
 
     def __init__(
-        self, rows: Tensor, sizes: Tensor, *, batch_size: int, seed: int, group_by_aspect: bool = True, start: int = 0
+        self,
+        rows: Tensor,
+        sizes: Tensor,
+        *,
+        batch_size: int,
+        seed: int,
+        group_by_aspect: bool = True,
+        start: int = 0,
+        repeats: Tensor | None = None,
     ) -> None:
         if not len(rows):
             raise ValueError("no image to train on: none has an object that is not ignored (data.skip_empty)")
         self.rows, self.batch_size, self.seed, self.start = rows, batch_size, seed, start
+        self.repeats = repeats
         lying = sizes[rows, 1] >= sizes[rows, 0]
         self.groups = (lying if group_by_aspect else torch.zeros_like(lying)).long()
 
@@ -52,7 +65,32 @@ class TrainBatches(Sampler[list[Key]]):
     def _places(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed)
         while True:
-            yield from torch.randperm(len(self.rows), generator=generator).tolist()
+            if self.repeats is None:
+                yield from torch.randperm(len(self.rows), generator=generator).tolist()
+            else:
+                counts = (self.repeats + torch.rand(len(self.rows), generator=generator)).long()
+                places = torch.arange(len(self.rows)).repeat_interleave(counts)
+                yield from places[torch.randperm(len(places), generator=generator)].tolist()
+
+
+def repeat_factors(index: AnnotationIndex, rows: Tensor, threshold: float) -> Tensor:
+    """How often (R,) a pass has each image of ``rows`` (R,), float32, so that rare classes are seen more often.
+
+    For a class c that the share f(c) of these images has, r(c) = max(1, sqrt(threshold / f(c))); an image has the
+    largest r of its classes.  Objects that are ignored do not count.
+
+    Source: Gupta et al. 2019, "LVIS", appendix, repeat factor sampling.
+    """
+    num_classes, counts = len(index.class_names), torch.diff(index.ends, prepend=index.ends.new_zeros(1))
+    places = torch.full((len(index),), -1)
+    places[rows] = torch.arange(len(rows))
+    owners = places.repeat_interleave(counts)  # (M,) the place in ``rows`` of the image of each object
+    counted = (owners >= 0) & ~index.ignore
+    pairs = (owners * num_classes + index.labels)[counted].unique()  # an image and one of its classes each
+    images, classes = pairs // num_classes, pairs % num_classes
+    shares = classes.bincount(minlength=num_classes) / len(rows)
+    repeats = (threshold / shares).sqrt().clamp(min=1)
+    return torch.ones(len(rows)).scatter_reduce(0, images, repeats[classes], "amax")
 
 
 class TestBatches(Sampler[list[Key]]):

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from detection.config import SolverConfig
 
@@ -16,9 +16,10 @@ __all__ = ["build_optimizer", "clip_gradients", "learning_rate", "set_learning_r
 
 
 def build_optimizer(model: nn.Module, solver: SolverConfig) -> Optimizer:
-    """SGD with momentum over the trainable parameters of ``model``.
+    """SGD with momentum, or AdamW with torch's betas, over the trainable parameters of ``model``.
 
-    Biases learn at ``bias_lr_factor`` times the rate; neither they nor norm layers decay.
+    Biases learn at ``bias_lr_factor`` times the rate; neither they nor norm layers decay.  AdamW takes no notice of
+    ``momentum``.
 
     Raises:
         ValueError: nothing is trainable.
@@ -44,6 +45,8 @@ def build_optimizer(model: nn.Module, solver: SolverConfig) -> Optimizer:
         for kind, parameters in groups.items()
         if parameters
     ]
+    if solver.optimizer == "adamw":
+        return AdamW(described, lr=solver.base_lr)
     return SGD(described, lr=solver.base_lr, momentum=solver.momentum)
 
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from detection.config import SolverConfig
 from detection.data.dataset import Batch
+from detection.engine.ema import EMA
 from detection.engine.optim import clip_gradients, learning_rate, set_learning_rate
 
 __all__ = ["NotFiniteError", "TrainState", "train"]
@@ -35,26 +36,34 @@ class TrainState:
     scaler: GradScaler
     iteration: int = 0  # optimizer steps done
     best: float | None = None  # of the chosen metric
+    ema: EMA | None = None
+
+    @property
+    def tested(self) -> nn.Module:
+        """The model that is tested, and whose weights are saved: the averaged one, if there is one."""
+        return self.model if self.ema is None else self.ema.model
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the model's weights, in types that ``weights_only`` loading admits."""
+        """Everything but the weights of ``tested``, in types that ``weights_only`` loading admits."""
         device = next(self.model.parameters()).device
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "iteration": self.iteration,
             "best": self.best,
+            "ema": None if self.ema is None else {"steps": self.ema.steps, "trained": self.model.state_dict()},
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what ``state_dict`` gave; sets torch's random state.
+        """Takes back what ``state_dict`` gave; sets torch's random state.  ``model`` has the saved weights already.
 
-        Rates, momentum and decay stay those of the config that the run goes on with.
+        Rates, momentum and decay stay those of the config that the run goes on with.  An average of weights that only
+        the config has starts from the saved ones.
 
         Raises:
-            ValueError: the optimizer had other parameters.
+            ValueError: the optimizer was another one, or had other parameters.
         """
         own, saved = self.optimizer.state_dict(), state["optimizer"]
         counts, saved_counts = ([len(g["params"]) for g in groups["param_groups"]] for groups in (own, saved))
@@ -63,7 +72,15 @@ class TrainState:
                 f"the checkpoint's optimizer has groups of {saved_counts} parameters, this config's has {counts}; "
                 "resume with the backbone.freeze_at, norm and solver.fixed that the run began with"
             )
+        if ("betas" in own["param_groups"][0]) != ("betas" in saved["param_groups"][0]):
+            raise ValueError("the checkpoint is of another solver.optimizer (sgd or adamw); resume with that one")
         self.optimizer.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
+        averaged = state.get("ema")
+        if self.ema is not None:
+            self.ema.model.load_state_dict(self.model.state_dict())
+            self.ema.steps = averaged["steps"] if averaged else 0
+        if averaged:
+            self.model.load_state_dict(averaged["trained"])
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.best = state["iteration"], state["best"]
@@ -123,6 +140,8 @@ def train(
         rate = learning_rate(solver, state.iteration)
         set_learning_rate(state.optimizer, rate)
         window.add(_step(state, parts, solver, device, window))
+        if state.ema is not None:
+            state.ema.update(state.model)
         state.iteration += 1
         if state.iteration % solver.log_every == 0 or state.iteration == solver.iterations:
             report(state.iteration, window.means() | {"learning_rate": rate})

@@ -53,11 +53,10 @@ class RegionPooler(nn.Module):
         if len(levels) == 1:
             return self._pool(levels[0], regions, self.strides[0]).to(features[0].dtype)
         chosen = self._levels(regions[:, 1:])
-        pooled = levels[0].new_zeros(len(regions), levels[0].shape[1], self.size, self.size)
-        for number, (level, stride) in enumerate(zip(levels, self.strides, strict=True)):
-            rows = (chosen == number).nonzero().flatten()
-            pooled = pooled.index_copy(0, rows, self._pool(level, regions[rows], stride))
-        return pooled.to(features[0].dtype)
+        rows = [(chosen == number).nonzero().flatten() for number in range(len(levels))]
+        pooled = [self._pool(*part) for part in zip(levels, (regions[own] for own in rows), self.strides, strict=True)]
+        back = torch.cat(rows).argsort()  # to the order of the boxes
+        return torch.cat(pooled)[back].to(features[0].dtype)
 
     def _levels(self, boxes: Tensor) -> Tensor:
         """The level (R,) of each of ``boxes`` (R, 4), 0 for the finest."""

@@ -59,6 +59,7 @@ PREFIXES = {
 }
 
 CLASSES, DELTAS, MASKS = "box_stage.predictor.classes", "box_stage.predictor.deltas", "mask_stage.head.masks"
+PER_CLASS = {CLASSES: 1, DELTAS: 4, MASKS: 1}  # rows
 NEEDED = ("rpn.head.conv.weight", "box_stage.head.fcs.0.weight", f"{CLASSES}.weight", f"{DELTAS}.weight")
 
 # The published models give a row to each of COCO's category ids 0..90, of which 80 are used; the rest is called N/A.
@@ -121,13 +122,19 @@ def _class_rows(count: int, class_names: Sequence[str]) -> list[int]:
 
 
 def _reordered(state: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
-    """The layers with a row per class, those of ``rows`` only; the logits' background comes last."""
+    """The layers with rows for every class, those of the classes ``rows`` only; the logits' background comes last."""
+    count = len(state[f"{CLASSES}.weight"])
     layers = {}
-    for kind in ("weight", "bias"):
-        layers[f"{CLASSES}.{kind}"] = state[f"{CLASSES}.{kind}"][[*rows, 0]]
-        layers[f"{DELTAS}.{kind}"] = state[f"{DELTAS}.{kind}"].unflatten(0, (-1, 4))[rows].flatten(0, 1)
-        if f"{MASKS}.{kind}" in state:
-            layers[f"{MASKS}.{kind}"] = state[f"{MASKS}.{kind}"][rows]
+    for layer, per_class in PER_CLASS.items():
+        for name in (f"{layer}.weight", f"{layer}.bias"):
+            if name not in state:
+                continue
+            if len(state[name]) != per_class * count:
+                raise ValueError(
+                    f"{name} has {len(state[name])} rows, torchvision's have {per_class} for each of {count} classes"
+                )
+            kept = [*rows, 0] if layer == CLASSES else rows
+            layers[name] = state[name].unflatten(0, (count, per_class))[kept].flatten(0, 1)
     return layers
 
 

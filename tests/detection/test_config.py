@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.config import Config, DataConfig, SolverConfig
+from detection.config import Config, DataConfig, JitterConfig, SolverConfig
 from detection.config_io import dump_config, load_config, parse_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -48,6 +48,8 @@ def test_defaults_are_those_of_the_papers() -> None:
         ({"images_per_step": 3, "accumulate": 2}, "images_per_step 3 must be a multiple of accumulate 2"),
         ({"base_lr": 0.0}, "solver.base_lr must be positive, got 0.0"),
         ({"steps": (5, 3)}, "solver.steps must rise, got (5, 3)"),
+        ({"ema_decay": 1.0}, "solver.ema_decay is at least 0 and below 1, such as 0.9998, got 1.0"),
+        ({"ema_decay": -0.1}, "got -0.1"),
     ],
 )
 def test_a_solver_that_cannot_work_is_refused(values: dict[str, object], message: str) -> None:
@@ -57,6 +59,41 @@ def test_a_solver_that_cannot_work_is_refused(values: dict[str, object], message
 
 def test_images_that_divide_into_parts_are_accepted() -> None:
     assert SolverConfig(images_per_step=16, accumulate=8).accumulate == 8
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train_shorter_sides": (640, 0)}, "data.train_shorter_sides must be at least 1, got (640, 0)"),
+        ({"copy_paste": 1.5}, "data.copy_paste is a fraction from 0 to 1, got 1.5"),
+        ({"repeat_threshold": -0.1}, "data.repeat_threshold is a fraction from 0 to 1, got -0.1"),
+        ({"jitter": JitterConfig(), "train_shorter_sides": (640,)}, "leave data.train_shorter_sides empty, or jitter"),
+    ],
+)
+def test_data_that_cannot_be_made_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        DataConfig(**values)  # pyright: ignore[reportArgumentType]  # any values
+
+
+@pytest.mark.parametrize("values", [{"size": 0}, {"low": 0.0}, {"low": 1.5, "high": 1.0}])
+def test_a_jitter_that_cannot_work_is_refused_with_its_values(values: dict[str, float]) -> None:
+    with pytest.raises(
+        ValueError, match=r"data\.jitter takes a size of at least 1 and 0 < low <= high, got size "
+    ) as error:
+        JitterConfig(**values)  # pyright: ignore[reportArgumentType]  # any values
+    assert all(f"{name} {value}" in str(error.value) for name, value in values.items())
+
+
+def test_jitter_reads_as_a_section_and_its_defaults_are_the_papers() -> None:
+    text = "data: {jitter: {size: 512}}"
+    assert parse_config(Config, text).data.jitter == JitterConfig(size=512, low=0.1, high=2.0)
+    assert parse_config(Config, dump_config(parse_config(Config, text))) == parse_config(Config, text)
+
+
+def test_modern_options_are_off_by_default() -> None:
+    data, solver = DataConfig(), SolverConfig()
+    assert (data.train_shorter_sides, data.jitter, data.copy_paste, data.repeat_threshold) == ((), None, 0, 0)
+    assert (solver.optimizer, solver.ema_decay) == ("sgd", 0)
 
 
 def test_the_default_augmentation_is_the_flip() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from detection.engine.checkpoint import Checkpoint, read_checkpoint
 from detection.engine.log import RunLog
 from detection.engine.optim import build_optimizer
 from detection.engine.train import NotFiniteError
-from detection.run import run_training
+from detection.run import load_data, run_training
 from detection.testing import choose_device, run_test
 
 STEPS = 4
@@ -255,6 +255,41 @@ class TestTraining:
         assert read_checkpoint(tmp_path).iteration == 1
 
 
+@pytest.fixture(scope="module")
+def averaging(config: Config) -> Config:
+    return with_solver(config, ema_decay=0.9, optimizer="adamw", base_lr=1e-4, clip_norm=None)
+
+
+@pytest.fixture(scope="module")
+def averaged(averaging: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run with averaged weights that nothing interrupted."""
+    output = tmp_path_factory.mktemp("runs") / "averaged"
+    run_training(averaging, output)
+    return output
+
+
+class TestAverage:
+    """Runs whose weights are averaged; by AdamW, so that its state is part of the resume as well."""
+
+    def test_resume_equals_an_uninterrupted_run(self, averaging: Config, averaged: Path, tmp_path: Path) -> None:
+        run_until(averaging, tmp_path, STEPS - 1)
+        torch.manual_seed(12345)
+        run_training(averaging, tmp_path, resume=True)
+        assert differing(final_weights(averaged), final_weights(tmp_path)) == []
+        states = [torch.load(run / "checkpoints" / f"{STEPS:07d}.state.pt") for run in (averaged, tmp_path)]
+        assert [state["ema"]["steps"] for state in states] == [STEPS, STEPS]
+        trained = [state["ema"]["trained"] for state in states]
+        assert differing(*trained) == []
+        assert differing(trained[0], final_weights(averaged))  # the average is another model
+
+    def test_the_average_is_tested(self, averaging: Config, averaged: Path, tmp_path: Path) -> None:
+        best = averaged / "checkpoints" / "best.safetensors"
+        assert differing(load_file(best), final_weights(averaged)) == []
+        for checkpoint in (averaged, best):
+            run_test(averaging, read_checkpoint(checkpoint), tmp_path, say=lambda text: None)
+            assert (tmp_path / "detections.json").read_bytes() == (averaged / "detections.json").read_bytes()
+
+
 class TestRefusals:
     """Mistakes are named before any time is lost."""
 
@@ -288,6 +323,28 @@ class TestRefusals:
         with pytest.raises(ValueError, match="no CUDA device"):
             choose_device(replace(config, device="cuda"))
         assert choose_device(replace(config, device="auto")).type == "cpu"
+
+    def test_pasting_from_a_data_set_without_masks(
+        self, config: Config, make_voc: Callable[..., Path], write_card: Callable[..., str], tmp_path: Path
+    ) -> None:
+        make_voc({"a": [("cat", (11, 21, 40, 50), False)]})
+        train = f"{write_card('voc')}:train"
+        pasting = with_data(config, root=str(tmp_path), train=(train,), test=(), copy_paste=0.5)
+        with pytest.raises(ValueError, match=r"data\.copy_paste pastes masks, which data\.train .*voc\.yaml:train"):
+            run_training(pasting, tmp_path / "run")
+        assert not (tmp_path / "run" / "checkpoints").exists()
+
+    def test_pasting_reads_the_masks_without_a_mask_stage(
+        self, config: Config, make_coco: Callable[..., Path], write_card: Callable[..., str], tmp_path: Path
+    ) -> None:
+        square = {"bbox": [5, 5, 10, 10], "segmentation": [[5, 5, 15, 5, 15, 15, 5, 15]], "area": 100, "iscrowd": 0}
+        make_coco({1: "a.jpg"}, [{"id": 1, "image_id": 1, "category_id": 3, **square}])
+        card = f"{write_card('coco')}:train"
+        pasting = with_data(config, root=str(tmp_path), train=(card,), test=(card,), copy_paste=0.5)
+        index, test_index = load_data(pasting)
+        assert index.masks is not None
+        assert test_index is not None
+        assert test_index.masks is None
 
 
 class TestTest:

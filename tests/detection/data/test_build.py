@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from detection.config import DataConfig
+from detection.config import DataConfig, JitterConfig
 from detection.data.build import build_test_loader, build_train_loader
 from detection.data.cards import load_dataset
 from detection.data.dataset import Batch
-from detection.data.index import AnnotationIndex
+from detection.data.index import AnnotationIndex, PackedStrings
+from detection.masks import encode
 
 CAT = ("cat", (11, 21, 40, 50), False)
 DOG = ("dog", (31, 5, 60, 30), False)
@@ -91,6 +92,53 @@ def test_images_have_the_configured_scale(index: AnnotationIndex) -> None:
     config = replace(CONFIG, augment=())
     sizes = {size for batch in train_batches(index, config, 12) for size in batch.images.sizes}
     assert sizes == {(48, 64), (64, 48)}
+
+
+def test_training_images_have_one_of_the_sides_and_test_images_the_one(index: AnnotationIndex) -> None:
+    config = replace(CONFIG, augment=(), train_shorter_sides=(30, 60))
+    sizes = {min(size) for batch in train_batches(index, config, 12) for size in batch.images.sizes}
+    assert sizes == {30, 60}
+    assert {min(size) for batch in build_test_loader(index, config) for size in batch.images.sizes} == {48}
+    assert_equal(train_batches(index, config, 4, start=5), train_batches(index, config, 9)[5:])
+
+
+def test_jittered_images_fill_the_canvas_and_test_images_do_not(index: AnnotationIndex) -> None:
+    config = replace(CONFIG, augment=(), jitter=JitterConfig(size=40))
+    first, *others = train_batches(index, config, 6)
+    assert {size for batch in (first, *others) for size in batch.images.sizes} == {(40, 40)}
+    assert_equal(train_batches(index, replace(config, workers=1), 6), [first, *others])
+    assert next(iter(build_test_loader(index, config))).images.sizes == ((64, 48),)
+
+
+def test_images_of_a_rare_class_come_more_often(make_index: Callable[..., AnnotationIndex], tmp_path: Path) -> None:
+    Image.linear_gradient("L").resize((80, 60)).save(tmp_path / "a.png")
+    rare = make_index([[((0, 0, 9, 9), int(row == 3), False)] for row in range(8)], paths=[str(tmp_path / "a.png")] * 8)
+    config = replace(CONFIG, augment=(), repeat_threshold=0.5)  # sqrt(0.5 / (1 / 8)) = 2
+    rows = [row for batch in train_batches(rare, config, 9) for row in batch.rows]
+    assert sorted(rows) == sorted([3, 3, 0, 1, 2, 4, 5, 6, 7] * 2)
+
+
+def test_pasting_without_masks_is_refused_with_the_key_and_the_data_set(index: AnnotationIndex) -> None:
+    config = replace(CONFIG, copy_paste=0.5, train=("voc:train",))
+    with pytest.raises(ValueError, match=r"data\.copy_paste pastes masks, which data\.train \['voc:train'\] lacks"):
+        build_train_loader(index, config, batch_size=2, seed=0)
+
+
+def test_objects_are_pasted_whatever_the_number_of_workers(
+    make_index: Callable[..., AnnotationIndex], tmp_path: Path
+) -> None:
+    Image.linear_gradient("L").resize((80, 60)).save(tmp_path / "a.png")
+    objects = [[((10 * row, 10, 10 * row + 10, 30), row % 2, False)] for row in range(6)]
+    plain = make_index(objects, paths=[str(tmp_path / "a.png")] * 6)
+    stack = torch.zeros(6, 60, 80, dtype=torch.uint8)
+    for row, mask in enumerate(stack):
+        mask[10:30, 10 * row : 10 * row + 10] = 1
+    packed = PackedStrings.pack([encode(mask.numpy())["counts"].decode() for mask in stack])
+    masked, config = replace(plain, masks=packed), replace(CONFIG, augment=(), copy_paste=1.0)
+    batches = train_batches(masked, config, 6)
+    assert all(len(target) == 2 for batch in batches for target in batch.targets)
+    assert_equal(train_batches(masked, replace(config, workers=1), 6), batches)
+    assert_equal(train_batches(masked, config, 2, start=4), batches[4:])
 
 
 def test_upright_and_lying_images_are_kept_apart_only_if_asked(index: AnnotationIndex) -> None:

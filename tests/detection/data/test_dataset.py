@@ -149,3 +149,71 @@ def test_masks_that_are_missing_or_go_with_proposals_are_refused(index: Annotati
     proposals = StoredProposals(ends=torch.tensor([0, 0]), boxes=torch.zeros(0, 4), scores=torch.zeros(0))
     with pytest.raises(ValueError, match=r"masks .* proposals from a file; leave data\.proposals empty"):
         DetectionDataset(masked(index)[0], resize=AS_STORED, masks=True, proposals=proposals)
+
+
+# pasted objects
+
+
+def pasting(index: AnnotationIndex, probability: float = 1.0, *, seed: int = 0) -> DetectionDataset:
+    flip = Augment([{"HorizontalFlip": {"p": 0.5}}])
+    return DetectionDataset(index, resize=AS_STORED, augment=flip, seed=seed, masks=True, copy_paste=probability)
+
+
+def test_objects_of_another_image_are_pasted_but_not_the_ignored(index: AnnotationIndex) -> None:
+    with_masks, masks = masked(index)
+    pixels, source, boxes = read_image(index.paths[1]), read_image(index.paths[0]), set()
+    for position in range(12):
+        got = pasting(with_masks)[(position, 1)]
+        assert got.target.labels.tolist() == [1]
+        boxes.add(tuple(got.target.boxes[0].tolist()))
+        assert got.target.masks is not None
+        mask = got.target.masks[0].numpy()
+        found, flipped = got.image.permute(1, 2, 0).numpy(), masks[0].flip(1)
+        own, other = (
+            next(image for image in (array, array[:, ::-1]) if (image[where] == found[where]).all())
+            for array, where in ((pixels, ~mask), (source, mask))
+        )
+        assert torch.equal(torch.from_numpy(mask), masks[0] if other is source else flipped)
+        assert own.shape == found.shape
+    assert boxes == {(10, 20, 30, 40), (50, 20, 70, 40)}  # the other image is augmented as well
+
+
+def test_an_image_takes_nothing_from_itself(index: AnnotationIndex) -> None:
+    with_masks, _ = masked(index)
+    for position in range(4):
+        plain, got = (pasting(with_masks, probability)[(position, 0)] for probability in (0.0, 1.0))
+        assert torch.equal(got.image, plain.image)
+        assert torch.equal(got.target.boxes, plain.target.boxes)
+
+
+def test_pasting_happens_as_often_as_asked_and_by_the_seed(index: AnnotationIndex) -> None:
+    with_masks, _ = masked(index)
+
+    def pasted(seed: int) -> list[bool]:
+        return [len(pasting(with_masks, 0.25, seed=seed)[(position, 1)].target) == 1 for position in range(120)]
+
+    assert 15 <= sum(pasted(0)) <= 45  # 30 expected, deviation 4.7
+    assert pasted(0) == pasted(0)
+    assert pasted(0) != pasted(1)
+
+
+def test_one_to_all_objects_are_pasted(make_index: MakeIndex, index: AnnotationIndex) -> None:
+    boxes = [(0, 0, 20, 20), (30, 0, 50, 20), (60, 0, 80, 20)]
+    three = make_index([[(box, number % 2, False) for number, box in enumerate(boxes)], []], paths=index_paths(index))
+    stack = torch.zeros(3, 60, 80, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(stack, boxes, strict=True):
+        mask[y1:y2, x1:x2] = True
+    packed = PackedStrings.pack([encode(mask.numpy())["counts"].decode() for mask in stack])
+    dataset = pasting(replace(three, masks=packed))
+    counts = [len(dataset[(position, 1)].target) for position in range(60)]
+    assert all(8 <= counts.count(number) <= 32 for number in (1, 2, 3))  # 20 each expected, deviation 3.7
+
+
+def test_objects_without_a_mask_are_not_pasted(index: AnnotationIndex) -> None:
+    with_masks, masks = masked(index)
+    unknown = PackedStrings.pack([encode(np.zeros((60, 80), np.uint8))["counts"].decode()] * len(masks))
+    assert len(pasting(replace(with_masks, masks=unknown))[(0, 1)].target) == 0
+
+
+def index_paths(index: AnnotationIndex) -> list[str]:
+    return [index.paths[row] for row in range(len(index))]

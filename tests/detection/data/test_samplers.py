@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
 
-from detection.data.samplers import TestBatches, TrainBatches
+from detection.data.index import AnnotationIndex
+from detection.data.samplers import TestBatches, TrainBatches, repeat_factors
 
 # rows 0..9: three upright, one square, six lying
 SIZES = torch.tensor([[80, 60]] * 3 + [[60, 60]] + [[60, 80]] * 6)
@@ -15,8 +18,8 @@ ROWS = torch.arange(10)
 Batches = list[list[tuple[int, int]]]
 
 
-def draw(count: int, *, rows: torch.Tensor = ROWS, batch_size: int = 2, group: bool = True, **others: int) -> Batches:
-    options = {"seed": 0} | others
+def draw(count: int, *, rows: torch.Tensor = ROWS, batch_size: int = 2, group: bool = True, **others: Any) -> Batches:
+    options: dict[str, Any] = {"seed": 0} | others
     sampler = TrainBatches(rows, SIZES, batch_size=batch_size, group_by_aspect=group, **options)
     return list(islice(sampler, count))
 
@@ -98,6 +101,41 @@ def test_a_batch_may_be_larger_than_the_data_set() -> None:
 def test_no_image_to_train_on_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no image to train on.*data\.skip_empty"):
         TrainBatches(torch.zeros(0, dtype=torch.int64), SIZES, batch_size=2, seed=0)
+
+
+# repeated images
+
+REPEATS = torch.tensor([2.0, 1.25] + [1.0] * 8)
+
+
+def repeated(count: int, *, group: bool = False, **others: Any) -> Batches:
+    return draw(count, group=group, repeats=REPEATS, **others)
+
+
+def test_images_come_as_often_as_their_factor_says() -> None:
+    counts = torch.bincount(torch.tensor(rows_of(repeated(2250))), minlength=10)  # 400 passes of 11.25 images
+    assert counts[0] == pytest.approx(800, abs=4)
+    assert counts[1] == pytest.approx(500, abs=30)  # the fraction is drawn: deviation 8.7
+    assert all(abs(count - 400) <= 4 for count in counts[2:].tolist())
+
+
+@pytest.mark.parametrize("group", [True, False])
+@pytest.mark.parametrize("start", [1, 17, 60])
+def test_a_repeating_run_that_starts_later_goes_on_exactly(group: bool, start: int) -> None:
+    assert repeated(10, start=start, group=group) == repeated(start + 10, group=group)[start:]
+    assert repeated(10, seed=1) != repeated(10)
+
+
+def test_repeat_factors_by_hand(make_index: Callable[..., AnnotationIndex]) -> None:
+    cat, dog, hard_dog = (((0, 0, 9, 9), label, ignore) for label, ignore in ((0, False), (1, False), (1, True)))
+    index = make_index([[cat], [cat, cat], [cat, dog], [cat, hard_dog], [], [cat], [cat], [cat]])
+    # Of the 8 images 7 have a cat and 1 a dog: sqrt(0.5 / (1 / 8)) = 2, and 0.5 is below the share of cats.
+    expected = torch.tensor([1.0, 1, 2, 1, 1, 1, 1, 1])
+    torch.testing.assert_close(repeat_factors(index, torch.arange(8), 0.5), expected)
+    # Of the images that are trained on, 1 in 2 has a dog, and all have a cat.
+    torch.testing.assert_close(repeat_factors(index, torch.tensor([2, 5]), 0.5), torch.ones(2))
+    torch.testing.assert_close(repeat_factors(index, torch.tensor([5, 2]), 1.0), torch.tensor([1.0, 2.0**0.5]))
+    assert repeat_factors(index, torch.tensor([4]), 0.5).tolist() == [1.0]
 
 
 # testing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from detection.data.transforms import Augment, Resize
+from detection.data.transforms import PADDING, Augment, Jitter, RandomResize, Resize, paste
 from detection.structures import Target
 
 Pixels = NDArray[np.uint8]
@@ -126,6 +126,166 @@ def test_resizing_leaves_its_arguments() -> None:
     image.setflags(write=False)
     Resize(45, 300)(image, target)
     assert target.boxes.tolist() == [list(map(float, MIDDLE))]
+
+
+# random scales
+
+
+def test_one_of_the_sides_is_drawn() -> None:
+    image, target = scene(MIDDLE)
+    resize, drawn = RandomResize((45, 90, 180), 1000), list[int]()
+    for seed in range(120):
+        resized = resize(image, target, seed=(0, seed))
+        drawn.append(resized[0].shape[0])
+        assert_same(resized, Resize(drawn[-1], 1000)(image, target))
+    assert all(25 <= drawn.count(side) <= 55 for side in (45, 90, 180))  # 40 each expected, deviation 5.2
+    assert_same(resize(image, target, seed=(0, 7)), resize(image, target, seed=(0, 7)))
+
+
+def test_jitter_of_factor_one_fits_the_image_into_the_canvas_and_pads() -> None:
+    image, target = scene((20, 10, 40, 30), size=(60, 90))
+    canvas, moved = Jitter(180, 1.0, 1.0)(image, target, seed=(0,))
+    resized, expected = Resize(120, 1000)(image, target)
+    assert canvas.shape == (180, 180, 3)
+    np.testing.assert_array_equal(canvas[:120], resized)
+    assert (canvas[120:] == PADDING).all()
+    assert moved.boxes.tolist() == [[40, 20, 80, 60]]
+    assert moved.masks is not None
+    assert expected.masks is not None
+    assert torch.equal(moved.masks[:, :120], expected.masks)
+    assert not moved.masks[:, 120:].any()
+
+
+def test_jitter_crops_what_exceeds_the_canvas() -> None:
+    image, target = scene((0, 0, 45, 60), (45, 0, 90, 60), size=(60, 90))
+    corners = set()
+    for seed in range(40):
+        canvas, moved = Jitter(90, 2.0, 2.0)(image, target, seed=(seed,))  # 120 x 180 pixels before the crop
+        assert not (canvas[:, :, 1] == 0).any()  # no background, and no padding either
+        left = 90 - int(moved.boxes[0, 2]) if 0 in moved.labels else 90
+        corners.add(left)
+        for label, box in zip(moved.labels.tolist(), moved.boxes.tolist(), strict=True):
+            assert box == ([0, 0, 90 - left, 90] if label == 0 else [90 - left, 0, 90, 90])
+    assert len(corners) > 20
+    assert min(corners) >= 0
+    assert max(corners) <= 90
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_jitter_keeps_boxes_and_masks_on_their_pixels(seed: int) -> None:
+    image, target = scene(MIDDLE)
+    image.setflags(write=False)
+    canvas, moved = Jitter(100, 0.3, 3.0)(image, target, seed=(seed,))
+    visible = box_of((canvas[..., 1] > 127) & (canvas[..., 0] == 0))
+    assert (canvas.shape, canvas.dtype, len(moved)) == ((100, 100, 3), np.uint8, int(visible is not None))
+    if visible is not None:
+        assert moved.masks is not None
+        np.testing.assert_allclose(moved.boxes[0], visible, atol=1.01)
+        np.testing.assert_allclose(box_of(moved.masks[0].numpy()) or [], visible, atol=1.01)
+
+
+def test_jitter_draws_from_its_range_by_the_seed_alone() -> None:
+    image, target = scene((0, 0, 120, 90))
+    jitter = Jitter(120, 0.25, 0.75)
+    widths = [jitter(image, target, seed=(0, seed))[1].boxes[0, 2].item() for seed in range(60)]
+    assert 30 <= min(widths) < 36
+    assert 84 < max(widths) <= 90
+    assert_same(jitter(image, target, seed=(0, 5)), jitter(image, target, seed=(0, 5)))
+
+
+def test_jitter_drops_what_is_smaller_than_a_pixel() -> None:
+    image, target = scene((10, 10, 30, 30), (40, 40, 49, 80), size=(100, 100))
+    _, moved = Jitter(100, 0.1, 0.1)(image, target, seed=(0,))  # the second becomes 0.9 pixels wide
+    assert moved.labels.tolist() == [0]
+    torch.testing.assert_close(moved.boxes, torch.tensor([[1.0, 1, 3, 3]]))
+
+
+def test_jitter_drops_objects_whose_mask_is_left_out_but_keeps_unknown_masks() -> None:
+    image, target = scene((10, 10, 90, 90), (10, 10, 90, 90), size=(100, 100))
+    assert target.masks is not None
+    masks = torch.zeros_like(target.masks)
+    masks[0, 11, 11] = True  # between the points that a tenth of the size takes
+    _, moved = Jitter(100, 0.1, 0.1)(image, replace(target, masks=masks), seed=(0,))
+    assert moved.labels.tolist() == [1]
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_jitter_without_objects(masks: bool) -> None:
+    canvas, moved = Jitter(50, 0.1, 2.0)(*scene(masks=masks), seed=(3,))
+    assert canvas.shape == (50, 50, 3)
+    assert moved.boxes.shape == (0, 4)
+    assert masks == (moved.masks is not None and moved.masks.shape == (0, 50, 50))
+
+
+# pasted objects
+
+
+def test_pasting_by_hand() -> None:
+    image, target = scene((0, 0, 20, 20), (40, 0, 60, 20), (80, 0, 100, 20))
+    other, objects = scene((10, 0, 30, 20), (40, 0, 60, 20))
+    for array in (image, other):
+        array.setflags(write=False)
+    pasted, moved = paste(image, target, other + 1, objects)
+    # The first is covered from x = 10 on, the second wholly, the third not; then come the new ones.
+    assert moved.boxes.tolist() == [[0, 0, 10, 20], [80, 0, 100, 20], [10, 0, 30, 20], [40, 0, 60, 20]]
+    assert moved.labels.tolist() == [0, 2, 0, 1]
+    assert moved.ignore.tolist() == [False, False, False, True]
+    assert moved.masks is not None
+    assert [box_of(mask.numpy()) for mask in moved.masks] == moved.boxes.tolist()
+    assert not (moved.masks[0] & moved.masks[2]).any()
+    expected = image.copy()
+    expected[0:20, 10:30], expected[0:20, 40:60] = other[0:20, 10:30] + 1, other[0:20, 40:60] + 1
+    np.testing.assert_array_equal(pasted, expected)
+
+
+def test_only_the_pixels_of_the_mask_are_pasted() -> None:
+    image, target = scene()
+    other, objects = scene((10, 10, 30, 30))
+    assert objects.masks is not None
+    objects.masks[0, 20:] = False
+    pasted, moved = paste(image, target, other, objects)
+    assert box_of(pasted[..., 1]) == [10, 10, 30, 20]
+    assert moved.boxes.tolist() == [[10, 10, 30, 30]]  # its own, as annotated
+
+
+def test_objects_of_a_larger_image_are_cut_at_the_border() -> None:
+    image, target = scene(MIDDLE, size=(90, 120))
+    other, objects = scene((100, 70, 130, 110), (125, 0, 140, 20), (0, 0, 10, 10), size=(120, 150))
+    pasted, moved = paste(image, target, other, objects)
+    assert pasted.shape == (90, 120, 3)
+    assert moved.boxes.tolist() == [list(MIDDLE), [100, 70, 120, 90], [0, 0, 10, 10]]  # the second is outside
+    assert moved.masks is not None
+    assert moved.masks.shape == (3, 90, 120)
+
+
+def test_objects_of_a_smaller_image_fit() -> None:
+    pasted, moved = paste(*scene(MIDDLE, size=(90, 120)), *scene((5, 5, 20, 20), size=(40, 30)))
+    assert pasted.shape == (90, 120, 3)
+    assert moved.boxes.tolist() == [list(MIDDLE), [5, 5, 20, 20]]
+
+
+def test_an_object_with_an_unknown_mask_keeps_its_box() -> None:
+    image, target = scene((0, 0, 20, 20), (40, 0, 60, 20))
+    assert target.masks is not None
+    target.masks[0] = False
+    _, moved = paste(image, target, *scene((0, 0, 80, 30)))
+    assert moved.boxes.tolist() == [[0, 0, 20, 20], [0, 0, 80, 30]]
+    assert moved.masks is not None
+    assert not moved.masks[0].any()
+
+
+def test_pasting_onto_nothing_and_leaving_the_arguments() -> None:
+    image, target = scene(MIDDLE)
+    other, objects = scene((30, 30, 60, 60))
+    before = (image.copy(), target.boxes.clone(), None if target.masks is None else target.masks.clone())
+    paste(image, target, other, objects)
+    np.testing.assert_array_equal(image, before[0])
+    assert torch.equal(target.boxes, before[1])
+    assert target.masks is not None
+    assert before[2] is not None
+    assert torch.equal(target.masks, before[2])
+    _, moved = paste(*scene(), other, objects)
+    assert moved.boxes.tolist() == [[30, 30, 60, 60]]
 
 
 # moves

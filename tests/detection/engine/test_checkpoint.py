@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD
 
 from detection.config import BackboneConfig, Config, DataConfig, SolverConfig
+from detection.config_io import load_config
 from detection.engine import checkpoint as checkpoint_module
 from detection.engine.checkpoint import (
     Checkpoint,
@@ -21,7 +22,9 @@ from detection.engine.checkpoint import (
     load_initial_weights,
     read_checkpoint,
     resolve_weights,
+    write_converted,
 )
+from detection.engine.ema import EMA
 from detection.engine.train import TrainState
 
 CONFIG = Config(
@@ -113,6 +116,35 @@ class TestRoundTrip:
         for _ in range(3):
             take_step(other)
         assert_equal(weights_of(other), weights_of(state))
+
+    def test_averaged_weights_are_those_that_a_reader_gets(self, run: Path) -> None:
+        checkpoints, state = make_checkpoints(run), make_state()
+        state.ema = EMA(state.model, 0.9)
+        take_step(state)
+        state.ema.update(state.model)
+        checkpoints.keep_best(checkpoints.save(state), state)
+        averaged = dict(state.ema.model.state_dict())
+        assert not torch.equal(averaged["0.weight"], weights_of(state)["0.weight"])
+        for path in (run, run / "checkpoints" / "best.safetensors"):
+            assert_equal(read_checkpoint(path).weights, averaged)
+
+    def test_restored_average_goes_on_as_if_never_stopped(self, run: Path) -> None:
+        checkpoints, state = make_checkpoints(run), make_state()
+        state.ema = EMA(state.model, 0.9)
+        checkpoints.save(state)
+        for _ in range(3):
+            take_step(state)
+            state.ema.update(state.model)
+        other = make_state(seed=1)
+        other.ema = EMA(other.model, 0.9)
+        newest = checkpoints.newest()
+        assert newest is not None
+        checkpoints.restore(newest, other)
+        for _ in range(3):
+            take_step(other)
+            other.ema.update(other.model)
+        assert_equal(weights_of(other), weights_of(state))
+        assert_equal(dict(other.tested.state_dict()), dict(state.tested.state_dict()))
 
     def test_no_best_yet(self, run: Path, saved: Path) -> None:
         newest = make_checkpoints(run).newest()
@@ -288,6 +320,29 @@ class TestRefusals:
         assert_equal(model.state_dict(), before)
 
 
+class TestConvertedDetector:
+    """A detector that was trained elsewhere."""
+
+    WEIGHTS: ClassVar = {"a": torch.arange(3.0), "b": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)}
+
+    def check(self, path: Path, config: Path) -> None:
+        checkpoint = read_checkpoint(path)
+        assert (checkpoint.config, checkpoint.class_names, checkpoint.iteration) == (CONFIG, CLASSES, 0)
+        assert_equal(checkpoint.weights, self.WEIGHTS)
+        assert load_config(Config, config) == CONFIG
+
+    def test_directory_becomes_a_run(self, run: Path) -> None:
+        path = write_converted(run, CONFIG, CLASSES, self.WEIGHTS)
+        assert path == run / "checkpoints" / "0000000.safetensors"
+        self.check(run, run / "config.yaml")
+        assert make_checkpoints(run).newest() is None  # nothing to resume
+
+    def test_file_has_its_config_beside_it(self, tmp_path: Path) -> None:
+        path = tmp_path / "new" / "coco.safetensors"
+        assert write_converted(str(path), CONFIG, CLASSES, self.WEIGHTS) == path
+        self.check(path, tmp_path / "new" / "coco.yaml")
+
+
 class Predictor(nn.Module):
     """The two last layers, with weights that say where they come from: 1000 side + 10 class + coordinate."""
 
@@ -313,6 +368,18 @@ class TinyDetector(nn.Module):
         self.box_stage.predictor = Predictor(classes, features, side)
         nn.init.constant_(self.backbone.get_parameter("0.weight"), float(side))
         nn.init.constant_(self.backbone.get_buffer("1.running_mean"), float(side))
+
+
+class TinyCascade(nn.Module):
+    """As ``TinyDetector``, of two stages with one box for all classes."""
+
+    def __init__(self, classes: int, *, side: int) -> None:
+        super().__init__()
+        predictors = [Predictor(classes, 2, side) for _ in range(2)]
+        for predictor in predictors:
+            predictor.deltas = Predictor(1, 2, side).deltas
+        self.box_stage = nn.Module()
+        self.box_stage.stages = nn.ModuleList(nn.ModuleDict({"predictor": predictor}) for predictor in predictors)
 
 
 THERE = ("person", "airplane", "cat")
@@ -351,6 +418,27 @@ class TestInitialWeights:
         assert sources(fewer)[0] == [2020, 2030]
         load_initial_weights(more, tiny_checkpoint(), ("a", "b", "c", "d", "airplane"), {})
         assert sources(more)[0] == [1000, 1010, 1020, 1030, 2010, 2030]
+
+    def test_mask_rows_have_no_background(self) -> None:
+        here, there = TinyDetector(3), TinyDetector(3, side=2)
+        for model, side in ((here, 1000.0), (there, 2000.0)):
+            model.mask_stage = nn.Module()
+            model.mask_stage.head = nn.Module()
+            model.mask_stage.head.masks = nn.Conv2d(2, 3, 1)
+            nn.init.zeros_(model.mask_stage.head.masks.weight)
+            model.get_parameter("mask_stage.head.masks.bias").data.copy_(side + torch.arange(3))
+        checkpoint = Checkpoint(Path("coco.safetensors"), dict(there.state_dict()), CONFIG, THERE, 0)
+        load_initial_weights(here, checkpoint, ("cat", "dog", "cow"), {})
+        assert here.get_parameter("mask_stage.head.masks.bias").tolist() == [2002, 1001, 1002]
+
+    def test_every_stage_of_a_cascade_and_its_one_box_for_all_classes(self) -> None:
+        here, there = TinyCascade(2, side=1), TinyCascade(3, side=2)
+        checkpoint = Checkpoint(Path("coco.safetensors"), dict(there.state_dict()), CONFIG, THERE, 0)
+        load_initial_weights(here, checkpoint, ("dog", "cat"), {})
+        for number in range(2):
+            stage = f"box_stage.stages.{number}.predictor"
+            assert here.get_parameter(f"{stage}.classes.bias").tolist() == [1000, 2020, 2030]
+            assert here.get_parameter(f"{stage}.deltas.bias").tolist() == [2000, 2001, 2002, 2003]
 
     def test_everything_else_is_loaded_statistics_included(self) -> None:
         model = TinyDetector(2)

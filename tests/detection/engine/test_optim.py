@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,6 +80,30 @@ def test_step_by_hand() -> None:
         weight, bias = weight - 0.1 * momentum_w, bias - 0.2 * momentum_b
     assert model.weight.item() == pytest.approx(weight)
     assert model.bias.item() == pytest.approx(bias)
+
+
+def test_adamw_has_the_same_rates_and_decays() -> None:
+    model = make_model()
+    found = settings(model, build_optimizer(model, replace(SOLVER, optimizer="adamw")))
+    assert found == settings(model, build_optimizer(model, SOLVER))
+
+
+def test_adamw_step_by_hand() -> None:
+    model = nn.Linear(1, 1)
+    nn.init.constant_(model.weight, 5.0)
+    nn.init.constant_(model.bias, 5.0)
+    optimizer = build_optimizer(model, replace(SOLVER, optimizer="adamw"))
+    model(torch.tensor([[3.0]])).backward()
+    optimizer.step()
+    # The first step is the rate times the gradient's sign, whatever its size; decay is rate times decay times weight.
+    assert model.weight.item() == pytest.approx(5.0 - 0.1 * 0.02 * 5.0 - 0.1)
+    assert model.bias.item() == pytest.approx(5.0 - 0.2)
+
+
+def test_adamw_takes_no_notice_of_momentum() -> None:
+    for momentum in (0.0, 0.8):
+        optimizer = build_optimizer(make_model(), replace(SOLVER, optimizer="adamw", momentum=momentum))
+        assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.999)}
 
 
 def test_nothing_trainable_is_refused() -> None:

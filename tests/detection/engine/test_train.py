@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from torch.optim import SGD
 
 from detection.config import SolverConfig
 from detection.data.dataset import Batch
+from detection.engine.ema import EMA
+from detection.engine.optim import build_optimizer
 from detection.engine.train import NotFiniteError, TrainState, train
 from detection.structures import ImageBatch, Target
 
@@ -321,3 +324,91 @@ def test_resume_into_and_out_of_half_precision() -> None:
     for state in (into, out, again):
         run(state, iterations=5, precision="fp16" if state.scaler.is_enabled() else "fp32")
         assert state.iteration == 5
+
+
+def averaged_state(decay: float = 0.5) -> TrainState:
+    state = make_state(momentum=0.9)
+    state.ema = EMA(state.model, decay)
+    return state
+
+
+def test_weights_are_averaged_after_every_step_and_before_it_is_looked_at() -> None:
+    state, trained, averaged = averaged_state(), [0.5], [0.5]
+
+    def look(state: TrainState) -> None:
+        trained.append(weights(state)[0])
+        averaged.append(next(state.tested.parameters()).item())
+
+    run(state, after_step=look)
+    for step, decay in enumerate([2 / 11, 3 / 12, 4 / 13, 5 / 14], start=1):
+        assert averaged[step] == pytest.approx(decay * averaged[step - 1] + (1 - decay) * trained[step])
+
+
+def test_an_average_does_not_change_the_training() -> None:
+    plain, averaged = make_state(momentum=0.9), averaged_state()
+    run(plain)
+    run(averaged)
+    assert weights(averaged) == weights(plain)
+    assert plain.tested is plain.model
+    assert averaged.tested is not averaged.model
+
+
+def resumed(saved_from: TrainState, into: TrainState) -> TrainState:
+    """``into`` with the state and, as a checkpoint does it, the saved weights of ``saved_from``."""
+    into.model.load_state_dict(saved_from.tested.state_dict())
+    into.load_state_dict(deepcopy(saved_from.state_dict()))
+    return into
+
+
+def test_resume_restores_the_trained_weights_and_the_average() -> None:
+    saved = averaged_state()
+    run(saved)
+    other = resumed(saved, averaged_state())
+    for state in (saved, other):
+        run(state, parts=batches(), iterations=7)
+    assert weights(other) == weights(saved)
+    assert [p.item() for p in other.tested.parameters()] == [p.item() for p in saved.tested.parameters()]
+
+
+def test_resume_into_and_out_of_an_average() -> None:
+    plain, averaged = make_state(momentum=0.9), averaged_state()
+    run(plain)
+    run(averaged)
+    into, out = resumed(plain, averaged_state()), resumed(averaged, make_state(momentum=0.9))
+    assert into.ema is not None
+    assert into.ema.steps == 0
+    assert [p.item() for p in into.tested.parameters()] == weights(into) == weights(plain)
+    assert weights(out) == weights(averaged)
+
+
+def test_a_state_without_the_key_of_the_average_still_loads() -> None:
+    saved = saved_by(make_state(momentum=0.9))
+    del saved["ema"]
+    other = make_state(momentum=0.9)
+    other.load_state_dict(saved)
+    assert other.iteration == 4
+
+
+@pytest.mark.parametrize(("before", "after"), [("sgd", "adamw"), ("adamw", "sgd")])
+def test_resume_with_another_optimizer_is_refused(before: str, after: str) -> None:
+    saved, other = (make_state() for _ in range(2))
+    for state, name in ((saved, before), (other, after)):
+        state.optimizer = build_optimizer(state.model, SolverConfig(optimizer=name))  # pyright: ignore[reportArgumentType]
+    run(saved)
+    with pytest.raises(ValueError, match=r"another solver\.optimizer \(sgd or adamw\)"):
+        other.load_state_dict(saved.state_dict())
+    assert other.iteration == 0
+
+
+def test_adamw_resumes_exactly() -> None:
+    def make() -> TrainState:
+        state = make_state()
+        state.optimizer = build_optimizer(state.model, SolverConfig(optimizer="adamw"))
+        return state
+
+    saved = make()
+    run(saved)
+    other = resumed(saved, make())
+    for state in (saved, other):
+        run(state, parts=batches(), iterations=7)
+    assert weights(other) == weights(saved) != [0.5, 0.25]

@@ -1,0 +1,38 @@
+"""Exponential moving average of a model's weights: one set of weights to test instead of the last step's."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+__all__ = ["EMA"]
+
+
+class EMA:
+    """A second model, whose weights are the average of another's over its steps.
+
+    Floating-point buffers, such as batch-norm statistics, are averaged too; counters are copied.  Step t = 1, 2, ..
+    takes a decay of min(decay, (1 + t) / (10 + t)), so that the initial weights are soon forgotten.
+
+    Args:
+        model: the trained one, which is copied.
+        decay: 0..1, the share of the old average that a step keeps.
+
+    Source: the decay at the start is that of TensorFlow's ExponentialMovingAverage.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay, self.steps = deepcopy(model).requires_grad_(False), decay, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Takes a step of ``model``, the one that is trained, into the average."""
+        self.steps += 1
+        share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for mean, value in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, share)
+            else:
+                mean.copy_(value)

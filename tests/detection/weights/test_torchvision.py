@@ -1,0 +1,560 @@
+"""Mirrors detection/weights/torchvision.py.
+
+Both detectors run in float64 here. In float32 they round differently, and a rounding that moves an IoU over a threshold
+changes a detection; what is left of float32 in ours, boxes and regions, is worth some 1e-5 pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from inspect import signature
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+from torchvision.models.detection import (
+    FasterRCNN,
+    FasterRCNN_ResNet50_FPN_Weights,
+    MaskRCNN,
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+    maskrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn_v2,
+)
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import FrozenBatchNorm2d
+
+from detection.build import build_detector
+from detection.config import Config
+from detection.config_io import load_config
+from detection.data.cards import load_card
+from detection.data.images import read_image
+from detection.engine.checkpoint import load_detector_weights, load_initial_weights, read_checkpoint, write_converted
+from detection.model.detector import Detector
+from detection.structures import Detections, ImageBatch, Target
+from detection.weights.torchvision import convert_torchvision
+
+CLASSES = ("cat", "dog", "cow", "bus", "cup")
+COCO_ROWS: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+COCO_NAMES = tuple(name for name in COCO_ROWS[1:] if name != "N/A")
+ModelT = TypeVar("ModelT", bound=FasterRCNN)
+LOSSES = {
+    "rpn_objectness": "loss_objectness",
+    "rpn_box": "loss_rpn_box_reg",
+    "box_class": "loss_classifier",
+    "box_regression": "loss_box_reg",
+    "mask": "loss_mask",
+}
+
+# Standard deviation of the outputs of a random model, 1 where nothing is said: scores differ and do not saturate, and
+# boxes stay near.
+SPREAD = {
+    "rpn.head.cls_logits": 1.5,
+    "rpn.head.bbox_pred": 0.2,
+    "roi_heads.box_predictor.cls_score": 2.0,
+    "roi_heads.mask_predictor.mask_fcn_logits": 2.0,
+}
+
+
+# Fewer regions than torchvision's defaults, for time; few enough that the sampler and the limits decide something.
+FEW = {
+    "rpn_post_nms_top_n_train": 60,
+    "rpn_post_nms_top_n_test": 60,
+    "box_batch_size_per_image": 32,
+    "box_detections_per_img": 20,
+}
+
+
+class Untouched(GeneralizedRCNNTransform):
+    """Normalises and pads, but leaves the pixels of images and boxes, and the 28x28 masks, as they are."""
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        return image, target
+
+    def postprocess(
+        self,
+        result: list[dict[str, Tensor]],
+        image_shapes: list[tuple[int, int]],
+        original_image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        return result
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[MaskRCNN, Detector]:
+    """A narrow Mask R-CNN over a ResNet-18 that looks like the published v1 files: old names and an eps of 0."""
+    theirs = randomise(narrow_model(lambda channels: FrozenBatchNorm2d(channels, eps=0.0)))
+    return theirs, converted(as_published(theirs.state_dict()))
+
+
+@pytest.fixture(scope="module")
+def state(small: tuple[MaskRCNN, Detector]) -> dict[str, Tensor]:
+    """Its weights by the old names; tests must not change them."""
+    return as_published(small[0].state_dict())
+
+
+def narrow_model(norm: Callable[[int], nn.Module], *, depth: int = 18, num_classes: int = len(CLASSES)) -> MaskRCNN:
+    """torchvision's v1 in all but the widths."""
+    torch.manual_seed(0)
+    body = getattr(torchvision.models, f"resnet{depth}")(norm_layer=norm)
+    widths = [body.fc.in_features // 2**number for number in (3, 2, 1, 0)]
+    stages = {f"layer{number + 1}": str(number) for number in range(4)}
+    return MaskRCNN(
+        BackboneWithFPN(body, stages, widths, out_channels=64),
+        box_head=TwoMLPHead(64 * 7 * 7, 128),
+        box_predictor=FastRCNNPredictor(128, num_classes + 1),
+        mask_head=MaskRCNNHeads(64, (32, 32), 1),
+        mask_predictor=MaskRCNNPredictor(32, 32, num_classes + 1),
+        **FEW,
+    )
+
+
+def build(builder: Callable[..., FasterRCNN], num_classes: int = len(CLASSES), **options: int) -> FasterRCNN:
+    torch.manual_seed(0)
+    return builder(weights=None, weights_backbone=None, num_classes=num_classes + 1, **options)
+
+
+def randomise(model: ModelT, *, seed: int = 0) -> ModelT:
+    """``model`` in eval mode, its statistics random, its weights such that every channel's outputs spread by SPREAD."""
+    generator = torch.Generator().manual_seed(seed)
+    handles = list[RemovableHandle]()
+    for name, layer in model.named_modules():
+        if isinstance(layer, (nn.BatchNorm2d, FrozenBatchNorm2d)):
+            named = layer.state_dict()
+            named["running_mean"].normal_(0, 0.2, generator=generator)
+            named["running_var"].uniform_(0.5, 1.5, generator=generator)
+            named["running_var"][::8] = 1e-3  # small enough for eps to matter
+            named["weight"].uniform_(0.5, 1.5, generator=generator)
+            named["bias"].normal_(0, 0.2, generator=generator)
+        elif isinstance(layer, (nn.Conv2d, nn.Linear)):
+            handles.append(layer.register_forward_hook(scale_once(SPREAD.get(name, 1.0))))
+    detect(model.eval(), [noise((96, 128), seed=seed)])
+    for handle in handles:
+        handle.remove()
+    return model
+
+
+def scale_once(spread: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+    """A hook that changes a layer at its first call: every output channel gets this standard deviation.
+
+    Where the layer has a bias, also the mean 0: of several classes each then is the best somewhere.
+    """
+    waiting = True
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        nonlocal waiting
+        if not waiting:
+            return None
+        waiting = False
+        channels = output.transpose(0, 1).flatten(1)
+        factor, mean = spread / channels.std(dim=1), torch.zeros(len(channels))
+        weight, bias = layer.get_parameter("weight").data, getattr(layer, "bias", None)
+        weight.mul_(factor.view(-1, *[1] * (weight.ndim - 1)))
+        if bias is not None:
+            mean = channels.mean(dim=1)
+            bias.data.sub_(mean).mul_(factor)
+        shape = (-1, *[1] * (output.ndim - 2))
+        return (output - mean.view(shape)) * factor.view(shape)
+
+    return hook
+
+
+def as_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` by the names that torchvision used before 0.13."""
+    renamed = {}
+    for name, value in state.items():
+        old = re.sub(r"(rpn\.head\.conv)\.0\.0\.", r"\1.", name)
+        old = re.sub(r"(_blocks\.\d)\.0\.", r"\1.", old)
+        renamed[re.sub(r"mask_head\.(\d)\.0\.", lambda m: f"mask_head.mask_fcn{int(m[1]) + 1}.", old)] = value
+    return renamed
+
+
+def converted(
+    state: Mapping[str, Tensor], names: Sequence[str] = CLASSES, *, norm_eps: float | None = None
+) -> Detector:
+    """Our detector with the weights ``state``, and with FEW regions."""
+    config, weights = convert_torchvision(state, class_names=names, norm_eps=norm_eps)
+    few = replace(
+        config,
+        rpn=replace(config.rpn, post_nms_train=60, post_nms_test=60),
+        box=replace(config.box, samples_per_image=32),
+        test=replace(config.test, max_detections=20),
+    )
+    detector = build_detector(few, len(names), pretrained=False)
+    detector.load_state_dict(weights, strict=False)  # only step counters may differ: convert_torchvision has checked
+    return detector.eval()
+
+
+def noise(size: tuple[int, int], *, seed: int) -> Tensor:
+    """A picture (3, H, W) uint8 of coloured blobs and grain."""
+    generator = torch.Generator().manual_seed(seed)
+    blobs = torch.rand(1, 3, 10, 10, generator=generator) * 255
+    picture = functional.interpolate(blobs, size=size, mode="bicubic")[0]
+    return (picture + 10 * torch.randn(3, *size, generator=generator)).clamp(0, 255).to(torch.uint8)
+
+
+def detect(model: FasterRCNN, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    leave_sizes(model)
+    with torch.no_grad():
+        return model([image / 255 for image in images])
+
+
+def leave_sizes(model: FasterRCNN) -> None:
+    transform = model.transform
+    assert isinstance(transform, GeneralizedRCNNTransform)
+    model.transform = Untouched(800, 1333, transform.image_mean, transform.image_std)
+
+
+def assert_same_detections(theirs: FasterRCNN, ours: Detector, images: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        found = ours(ImageBatch.from_images(images))
+    for expected, image in zip(detect(theirs, images), found, strict=True):
+        assert len(expected["scores"]) >= 10, "a comparison of nothing"
+        assert len(expected["labels"].unique()) > 1
+        assert_same(expected, in_order(image, expected))
+
+
+def in_order(found: Detections, expected: Mapping[str, Tensor]) -> Detections:
+    """``found`` with every detection at the place of the nearest one of its class in ``expected``.
+
+    Two scores that differ by less than the rounding may come in either order.
+    """
+    distance = torch.cdist(expected["boxes"], found.boxes.to(expected["boxes"]), p=torch.inf)
+    distance[expected["labels"][:, None] - 1 != found.labels] = torch.inf
+    nearest = distance.argmin(dim=1)
+    assert nearest.sort().values.tolist() == list(range(len(found)))
+    return found[nearest]
+
+
+def assert_same(expected: Mapping[str, Tensor], found: Detections) -> None:
+    assert found.labels.equal(expected["labels"] - 1)
+    torch.testing.assert_close(found.boxes, expected["boxes"], rtol=0, atol=1e-3, check_dtype=False)
+    torch.testing.assert_close(found.scores, expected["scores"], rtol=0, atol=1e-5, check_dtype=False)
+    assert ("masks" in expected) == (found.masks is not None)
+    if found.masks is not None:
+        assert expected["masks"].std() > 0.1
+        torch.testing.assert_close(found.masks, expected["masks"][:, 0], rtol=0, atol=1e-4, check_dtype=False)
+
+
+def make_target(size: tuple[int, int], *, seed: int, count: int = 4) -> Target:
+    """Objects of 30 to 80 pixels, each with an ellipse as its mask."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = size
+    sides = 30 + 50 * torch.rand(count, 2, generator=generator)
+    corners = torch.rand(count, 2, generator=generator) * (torch.tensor([width, height]) - sides)
+    boxes = torch.cat([corners, corners + sides], dim=1)
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    centers, radii = (corners + sides / 2)[..., None, None], (sides / 2)[..., None, None]
+    masks = ((x - centers[:, 0]) / radii[:, 0]) ** 2 + ((y - centers[:, 1]) / radii[:, 1]) ** 2 <= 1
+    labels = torch.randint(0, len(CLASSES), (count,), generator=generator)
+    return Target(boxes=boxes.float(), labels=labels, ignore=torch.zeros(count, dtype=torch.bool), masks=masks)
+
+
+def their_losses(model: FasterRCNN, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
+    """In training mode, but for batch normalisation."""
+    leave_sizes(model)
+    model.train()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+    given = [
+        {"boxes": target.boxes.double(), "labels": target.labels + 1, "masks": target.masks.byte()}
+        for target in targets
+        if target.masks is not None
+    ]
+    losses = model([image / 255 for image in images], given)
+    model.eval()
+    return losses
+
+
+def assert_same_losses(theirs: FasterRCNN, ours: Detector, targets: Sequence[Target]) -> None:
+    """Losses, and the gradients of their sum at the ends of the trunk and of the RPN.
+
+    Both draw from torch's random state in the same order, so the same anchors and regions are trained on. The sizes are
+    multiples of 32: torchvision would train on anchors in the padding, ours does not.
+    """
+    images = [noise((128, 160), seed=number) for number in range(len(targets))]
+    torch.manual_seed(3)
+    expected = their_losses(theirs, images, targets)
+    torch.manual_seed(3)
+    found = ours(ImageBatch.from_images(images), targets)
+    assert {LOSSES[name] for name in found} == set(expected)
+    for name, loss in found.items():
+        assert loss > 1e-3, name
+        torch.testing.assert_close(
+            loss,
+            expected[LOSSES[name]],
+            rtol=0,
+            atol=1e-5,
+            check_dtype=False,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+    sum(expected.values(), start=torch.zeros(())).backward()
+    sum(found.values(), start=torch.zeros(())).backward()
+    for name, their_name in (
+        ("backbone.body.layer4.0.conv1", "backbone.body.layer4.0.conv1"),
+        ("rpn.head.conv", "rpn.head.conv.0.0"),
+    ):
+        wanted = theirs.get_parameter(f"{their_name}.weight").grad
+        got = ours.get_parameter(f"{name}.weight").grad
+        assert wanted is not None
+        assert got is not None
+        # As a whole: at a ReLU's kink, rounding decides whether an element has a gradient.
+        assert (got - wanted).norm() <= 1e-3 * wanted.norm(), name
+    for model in (theirs, ours):
+        model.zero_grad(set_to_none=True)
+
+
+class TestSameNumbers:
+    """Feature maps, detections and losses equal torchvision's."""
+
+    @pytest.mark.parametrize(
+        "sizes", [[(128, 160)], [(107, 151)], [(128, 160), (163, 99), (107, 151)]], ids=["one", "odd", "three"]
+    )
+    def test_detections_of_noise(self, small: tuple[MaskRCNN, Detector], sizes: list[tuple[int, int]]) -> None:
+        assert_same_detections(*small, [noise(size, seed=number) for number, size in enumerate(sizes)])
+
+    @pytest.mark.data
+    def test_detections_of_ten_photographs(self, small: tuple[MaskRCNN, Detector], data_root_for_tests: Path) -> None:
+        paths = sorted((data_root_for_tests / "coco128" / "val2017").glob("*.jpg"))[:10]
+        images = [shrunk(path) for path in paths]
+        assert len(images) == 10
+        for batch in (images[:3], images[3:6], images[6:9], images[9:]):
+            assert_same_detections(*small, batch)
+
+    def test_losses_and_gradients(self, small: tuple[MaskRCNN, Detector]) -> None:
+        assert_same_losses(*small, [make_target((128, 160), seed=number) for number in range(2)])
+
+    def test_losses_where_an_image_has_no_objects(self, small: tuple[MaskRCNN, Detector]) -> None:
+        assert_same_losses(*small, [make_target((128, 160), seed=0), make_target((128, 160), seed=1, count=0)])
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "builder",
+        [fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2],
+        ids=lambda builder: builder.__name__,
+    )
+    def test_every_builder(self, builder: Callable[..., FasterRCNN]) -> None:
+        theirs = randomise(build(builder, **FEW))
+        assert_same_detections(theirs, converted(theirs.state_dict()), [noise((96, 128), seed=0)])
+
+    @pytest.mark.slow
+    def test_losses_of_the_second_version(self) -> None:
+        theirs = randomise(build(maskrcnn_resnet50_fpn_v2, **FEW))
+        assert_same_losses(theirs, converted(theirs.state_dict()), [make_target((128, 160), seed=0)])
+
+
+def shrunk(path: Path) -> Tensor:
+    """The picture at ``path`` as (3, H, W) uint8, its shorter side 128 pixels."""
+    image = torch.tensor(read_image(path)).permute(2, 0, 1)[None]
+    scale = 128 / min(image.shape[-2:])
+    size = [round(side * scale) for side in image.shape[-2:]]
+    return functional.interpolate(image.double(), size=size, mode="bilinear", antialias=True)[0].to(torch.uint8)
+
+
+class TestConfig:
+    """Everything but the weights that changes numbers."""
+
+    def test_settings_are_the_defaults_of_torchvision(self, state: dict[str, Tensor]) -> None:
+        config, _ = convert_torchvision(state, class_names=CLASSES)
+        default = {name: entry.default for name, entry in signature(MaskRCNN.__init__).parameters.items()}
+        assert config.data.shorter_side == default["min_size"]
+        assert config.data.longer_side == default["max_size"]
+        rpn, box, test = config.rpn, config.box, config.test
+        assert (rpn.pre_nms_train, rpn.pre_nms_test, rpn.post_nms_train, rpn.post_nms_test) == tuple(
+            default[f"rpn_{when}_nms_top_n_{mode}"] for when in ("pre", "post") for mode in ("train", "test")
+        )
+        assert rpn.nms_iou == default["rpn_nms_thresh"]
+        assert (rpn.positive_iou, rpn.negative_iou) == (default["rpn_fg_iou_thresh"], default["rpn_bg_iou_thresh"])
+        assert rpn.samples_per_image == default["rpn_batch_size_per_image"]
+        assert rpn.positive_fraction == default["rpn_positive_fraction"]
+        assert (test.score_threshold, test.nms_iou) == (default["box_score_thresh"], default["box_nms_thresh"])
+        assert test.max_detections == default["box_detections_per_img"]
+        assert box.positive_iou == default["box_fg_iou_thresh"] == default["box_bg_iou_thresh"]
+        assert box.negative_iou_low == 0
+        assert box.samples_per_image == default["box_batch_size_per_image"]
+        assert box.positive_fraction == default["box_positive_fraction"]
+
+    def test_layers_are_read_off_the_weights(self, state: dict[str, Tensor]) -> None:
+        config, _ = convert_torchvision(state, class_names=CLASSES)
+        assert config.backbone.fpn_channels == config.rpn.channels == 64
+        assert (config.box.head_convs, config.box.head_fcs, config.box.head_channels) == (0, 2, 128)
+        assert (config.mask.enabled, config.mask.convs, config.mask.channels) == (True, 2, 32)
+        assert (config.backbone.fpn_norm, config.box.head_norm, config.mask.norm) == (None, None, None)
+
+    def test_without_masks(self, state: dict[str, Tensor]) -> None:
+        boxes_only = {name: value for name, value in state.items() if "mask" not in name}
+        config, weights = convert_torchvision(boxes_only, class_names=CLASSES)
+        assert not config.mask.enabled
+        assert not any("mask" in name for name in weights)
+
+    @pytest.mark.parametrize("depth", [18, 34, 50, 101])
+    def test_the_body_is_told_by_its_blocks(self, depth: int) -> None:
+        config, _ = convert_torchvision(narrow_model(nn.BatchNorm2d, depth=depth).state_dict(), class_names=CLASSES)
+        assert config.backbone.name == f"resnet{depth}"
+
+    def test_published_files_have_an_eps_of_zero(self, state: dict[str, Tensor]) -> None:
+        narrow_model(FrozenBatchNorm2d).load_state_dict(state)  # torchvision, too, reads the old names
+        backbone = convert_torchvision(state, class_names=CLASSES)[0].backbone
+        assert (backbone.norm, backbone.norm_eps) == ("frozen_bn", 0.0)
+
+    def test_trained_batch_normalisation_has_its_eps(self) -> None:
+        backbone = convert_torchvision(narrow_model(nn.BatchNorm2d).state_dict(), class_names=CLASSES)[0].backbone
+        assert (backbone.norm, backbone.norm_eps) == ("bn", 1e-5)
+
+    def test_eps_of_other_fixed_batch_normalisation_must_be_given(self, small: tuple[MaskRCNN, Detector]) -> None:
+        state = small[0].state_dict()
+        with pytest.raises(ValueError, match=r"do not tell the eps .* give norm_eps: 0\.0 if .* 1e-5 if"):
+            convert_torchvision(state, class_names=CLASSES)
+        assert convert_torchvision(state, class_names=CLASSES, norm_eps=1e-5)[0].backbone.norm_eps == 1e-5
+        assert convert_torchvision(as_published(state), class_names=CLASSES, norm_eps=1e-5)[0].backbone.norm_eps == 1e-5
+
+    def test_old_and_new_names_give_the_same(self, small: tuple[MaskRCNN, Detector]) -> None:
+        state = small[0].state_dict()
+        config, weights = convert_torchvision(state, class_names=CLASSES, norm_eps=0.0)
+        old_config, old_weights = convert_torchvision(as_published(state), class_names=CLASSES)
+        assert old_config == config
+        assert set(old_weights) == set(weights)
+        assert all(old_weights[name].equal(value) for name, value in weights.items())
+
+
+class TestRows:
+    """Rows of the layers with one per class."""
+
+    def test_background_comes_last_and_has_no_box_and_no_mask(self, state: dict[str, Tensor]) -> None:
+        _, weights = convert_torchvision(state, class_names=CLASSES)
+        for kind in ("weight", "bias"):
+            logits = state[f"roi_heads.box_predictor.cls_score.{kind}"]
+            assert weights[f"box_stage.predictor.classes.{kind}"].equal(torch.cat([logits[1:], logits[:1]]))
+            deltas = state[f"roi_heads.box_predictor.bbox_pred.{kind}"]
+            assert weights[f"box_stage.predictor.deltas.{kind}"].equal(deltas[4:])
+            masks = state[f"roi_heads.mask_predictor.mask_fcn_logits.{kind}"]
+            assert weights[f"mask_stage.head.masks.{kind}"].equal(masks[1:])
+
+    def test_rows_of_unused_category_ids_are_dropped(self) -> None:
+        theirs = narrow_model(nn.BatchNorm2d, num_classes=90)
+        config, weights = convert_torchvision(theirs.state_dict(), class_names=COCO_NAMES)
+        assert len(COCO_NAMES) == 80
+        logits = theirs.state_dict()["roi_heads.box_predictor.cls_score.bias"]
+        deltas = theirs.state_dict()["roi_heads.box_predictor.bbox_pred.bias"]
+        masks = theirs.state_dict()["roi_heads.mask_predictor.mask_fcn_logits.weight"]
+        for name, category_id in (("person", 1), ("stop sign", 13), ("toothbrush", 90)):
+            row = COCO_NAMES.index(name)
+            assert weights["box_stage.predictor.classes.bias"][row] == logits[category_id]
+            ours = weights["box_stage.predictor.deltas.bias"][4 * row : 4 * row + 4]
+            assert ours.equal(deltas[4 * category_id : 4 * category_id + 4])
+            assert weights["mask_stage.head.masks.weight"][row].equal(masks[category_id])
+        assert weights["box_stage.predictor.classes.bias"][-1] == logits[0]
+        build_detector(config, 80, pretrained=False).load_state_dict(weights)
+
+    def test_the_other_scores_take_what_the_dropped_rows_held(self) -> None:
+        theirs = randomise(narrow_model(nn.BatchNorm2d, num_classes=90))
+        ours = converted(theirs.state_dict(), COCO_NAMES)
+        unused = [row for row, name in enumerate(COCO_ROWS) if name == "N/A"]
+        theirs.get_parameter("roi_heads.box_predictor.cls_score.bias").data[unused] = -torch.inf
+        image = noise((96, 128), seed=0)
+        with torch.no_grad():
+            (found,) = ours(ImageBatch.from_images([image]))
+        (expected,) = detect(theirs, [image])
+        ids = torch.tensor([COCO_ROWS.index(name) for name in COCO_NAMES])
+        assert len(expected["scores"]) >= 10
+        assert_same(expected, in_order(replace(found, labels=ids[found.labels] - 1), expected))
+
+    def test_names_of_the_used_categories_may_come_in_any_order(self) -> None:
+        state = narrow_model(nn.BatchNorm2d, num_classes=90).state_dict()
+        _, weights = convert_torchvision(state, class_names=COCO_NAMES[::-1])
+        row = state["roi_heads.box_predictor.cls_score.weight"][90]
+        assert weights["box_stage.predictor.classes.weight"][0].equal(row)
+
+    def test_ninety_classes_of_ones_own(self) -> None:
+        state = narrow_model(nn.BatchNorm2d, num_classes=90).state_dict()
+        names = [f"class {number}" for number in range(90)]
+        _, weights = convert_torchvision(state, class_names=names)
+        assert len(weights["box_stage.predictor.classes.weight"]) == 91
+
+    def test_card_has_the_names_that_torchvision_has(self) -> None:
+        assert load_card("coco2017").classes == COCO_NAMES
+
+
+class TestFile:
+    """The file that a conversion ends in."""
+
+    def test_it_is_a_run_that_holds_the_detector(self, state: dict[str, Tensor], tmp_path: Path) -> None:
+        config, weights = convert_torchvision(state, class_names=CLASSES)
+        write_converted(tmp_path / "run", config, CLASSES, weights)
+        checkpoint = read_checkpoint(tmp_path / "run")
+        assert checkpoint.config == config == load_config(Config, tmp_path / "run" / "config.yaml")
+        detector = build_detector(config, len(CLASSES), pretrained=False)
+        load_detector_weights(detector, checkpoint, CLASSES)
+        assert all(detector.state_dict()[name].equal(value) for name, value in weights.items())
+
+    def test_it_starts_a_detector_of_other_classes(self, state: dict[str, Tensor], tmp_path: Path) -> None:
+        config, weights = convert_torchvision(state, class_names=CLASSES)
+        path = write_converted(tmp_path / "mine.safetensors", config, CLASSES, weights)
+        detector = build_detector(config, 2, pretrained=False)
+        assert load_initial_weights(detector, read_checkpoint(path), ("yak", "dog"), {}) == ("dog",)
+        for layer in ("box_stage.predictor.classes.bias", "mask_stage.head.masks.weight"):
+            assert detector.state_dict()[layer][1].equal(weights[layer][1])
+
+
+class TestRefusals:
+    """Each says what was found and what would do."""
+
+    def test_other_number_of_classes(self, state: dict[str, Tensor]) -> None:
+        with pytest.raises(ValueError, match=r"know 5 classes beside the background, class_names has 2: give 5 names$"):
+            convert_torchvision(state, class_names=("cat", "dog"))
+
+    def test_other_names_for_the_published_rows(self) -> None:
+        state = narrow_model(nn.BatchNorm2d, num_classes=90).state_dict()
+        with pytest.raises(ValueError, match=r"give 90 names, or COCO's 80 by their names in datasets/coco2017\.yaml"):
+            convert_torchvision(state, class_names=[*COCO_NAMES[:-1], "tooth brush"])
+
+    def test_other_detectors(self) -> None:
+        state = {"backbone.body.conv1.weight": torch.zeros(1), "head.regression_head.conv.0.weight": torch.zeros(1)}
+        with pytest.raises(ValueError, match=r"no weights of .*fasterrcnn.* nothing in them becomes rpn\.head\.conv"):
+            convert_torchvision(state, class_names=CLASSES)
+
+    def test_layers_that_ours_lacks(self, state: dict[str, Tensor]) -> None:
+        state = state | {"roi_heads.keypoint_head.0.weight": torch.zeros(1)}
+        with pytest.raises(ValueError, match=r"(?s)do not fit Detector.*unused: 1: roi_heads\.keypoint_head\.0"):
+            convert_torchvision(state, class_names=CLASSES)
+
+    def test_layers_that_are_missing(self, state: dict[str, Tensor]) -> None:
+        lacking = ("rpn.head.bbox_pred.bias", "roi_heads.box_predictor.cls_score.bias")
+        state = {name: value for name, value in state.items() if name not in lacking}
+        with pytest.raises(
+            ValueError, match=r"missing: 2: rpn\.head\.deltas\.bias, box_stage\.predictor\.classes\.bias"
+        ):
+            convert_torchvision(state, class_names=CLASSES)
+
+    def test_a_predictor_with_one_box_for_all_classes(self, state: dict[str, Tensor]) -> None:
+        name = "roi_heads.box_predictor.bbox_pred.weight"
+        with pytest.raises(ValueError, match=r"predictor\.deltas\.weight has 4 rows, .* have 4 for each of 6 classes"):
+            convert_torchvision(state | {name: state[name][:4]}, class_names=CLASSES)
+
+    def test_a_body_of_other_shapes(self, state: dict[str, Tensor]) -> None:
+        name = "backbone.body.layer1.0.conv1.weight"
+        with pytest.raises(ValueError, match=r"backbone\.body\.layer1\.0\.conv1\.weight \(module .*\(128, 64, 3, 3\)"):
+            convert_torchvision(state | {name: torch.zeros(128, 64, 3, 3)}, class_names=CLASSES)
+
+    def test_a_body_of_other_blocks(self, state: dict[str, Tensor]) -> None:
+        state = {name: value for name, value in state.items() if "layer3.1" not in name}
+        with pytest.raises(ValueError, match=r"stages of \(2, 2, 1, 2\) blocks, expected .*resnet18 \(2, 2, 2, 2\)"):
+            convert_torchvision(state, class_names=CLASSES)

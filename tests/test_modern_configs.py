@@ -1,0 +1,151 @@
+"""The modern recipes, held for every file of configs/coco/modern and configs/voc/modern.
+
+The values are those of Detectron2's configs of 2019; only the files with a figure of its model zoo claim one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from detection.build import build_detector
+from detection.config import Config, JitterConfig
+from detection.config_io import load_config
+from detection.data.cards import load_card
+from detection.model.cascade import CascadeBoxStage
+from detection.model.detector import Detector
+
+ROOT = Path(__file__).parents[1]
+COCO, VOC = ROOT / "configs" / "coco" / "modern", ROOT / "configs" / "voc" / "modern"
+FILES = [path for folder in (COCO, VOC) for path in sorted(folder.glob("*.yaml")) if path.stem != "recipe"]
+OWN = COCO / "mask_rcnn_r50_fpn_lsj_adamw.yaml"  # the one that is not Detectron2's
+BASELINES = [path for path in FILES if path != OWN]
+
+# The figures of Detectron2's MODEL_ZOO.md; None: it has none.
+FIGURES = {
+    "cascade_mask_rcnn_r50_fpn_3x": ("44.3", "38.5"),
+    "cascade_rcnn_r50_fpn_1x": None,
+    "faster_rcnn_r101_fpn_3x": ("42.0",),
+    "faster_rcnn_r50_c4_1x": ("35.7",),
+    "faster_rcnn_r50_dc5_1x": ("37.3",),
+    "faster_rcnn_r50_fpn_1x": ("37.9",),
+    "faster_rcnn_r50_fpn_3x": ("40.2",),
+    "mask_rcnn_r101_fpn_3x": ("42.9", "38.6"),
+    "mask_rcnn_r50_fpn_1x": ("38.6", "35.2"),
+    "mask_rcnn_r50_fpn_3x": ("41.0", "37.2"),
+    "mask_rcnn_r50_fpn_lsj_adamw": None,
+    "faster_rcnn_r50_c4_18k": ("80.3", "51.9"),
+    "faster_rcnn_r50_fpn_18k": None,
+}
+
+
+def load(path: Path) -> Config:
+    return load_config(Config, path)
+
+
+def build(path: Path) -> Detector:
+    """The detector of ``path``, without memory for its weights."""
+    config = load(path)
+    with torch.device("meta"):
+        return build_detector(config, len(load_card(config.data.train[0].partition(":")[0]).classes), pretrained=False)
+
+
+def header(path: Path) -> str:
+    return "".join(line for line in path.read_text().splitlines(True) if line.startswith("#"))
+
+
+def test_every_recipe_has_its_file() -> None:
+    assert [path.stem for path in FILES] == list(FIGURES)
+
+
+@pytest.mark.parametrize("path", BASELINES, ids=lambda path: path.stem)
+def test_what_all_baselines_share(path: Path) -> None:
+    config = load(path)
+    rpn, box, test, data, solver = config.rpn, config.box, config.test, config.data, config.solver
+    assert config.anchors.sizes == (32.0, 64.0, 128.0, 256.0, 512.0)
+    assert (config.anchors.ratios, config.anchors.offset, config.anchors.rounded) == ((0.5, 1.0, 2.0), 0, False)
+    assert (rpn.positive_iou, rpn.negative_iou, rpn.samples_per_image, rpn.positive_fraction) == (0.7, 0.3, 256, 0.5)
+    assert (rpn.nms_iou, rpn.post_nms_test, rpn.allow_outside, rpn.min_size) == (0.7, 1000, True, 0)
+    assert (box.pool, box.sampling_ratio, box.samples_per_image, box.positive_fraction) == ("roi_align", 0, 512, 0.25)
+    assert (box.positive_iou, box.negative_iou_low, box.coder_weights) == (0.5, 0, (10.0, 10.0, 5.0, 5.0))
+    assert (rpn.smooth_l1_beta, box.smooth_l1_beta, rpn.box_loss_weight, box.box_loss_weight) == (0, 0, 1, 1)
+    assert (test.score_threshold, test.nms_iou, test.max_detections) == (0.05, 0.5, 100)
+    assert (data.shorter_side, data.longer_side, data.augment) == (800, 1333, ({"HorizontalFlip": {"p": 0.5}},))
+    assert (solver.optimizer, solver.images_per_step, solver.base_lr, solver.momentum) == ("sgd", 16, 0.02, 0.9)
+    assert (solver.weight_decay, solver.bias_lr_factor, solver.gamma, solver.schedule) == (1e-4, 1, 0.1, "multistep")
+    assert (solver.warmup_factor, solver.ema_decay, data.jitter, data.copy_paste) == (0.001, 0, None, 0)
+    backbone = config.backbone
+    assert (backbone.weights, backbone.weights_source) == ("torchvision", "torchvision")
+    assert (backbone.norm, backbone.freeze_at) == ("frozen_bn", 2)
+
+
+@pytest.mark.parametrize("path", [path for path in BASELINES if path.parent == COCO], ids=lambda path: path.stem)
+def test_schedules_on_coco(path: Path) -> None:
+    config = load(path)
+    times = 3 if path.stem.endswith("3x") else 1
+    steps = {1: (60000, 80000), 3: (210000, 250000)}
+    assert (config.solver.iterations, config.solver.steps) == (90000 * times, steps[times])
+    assert config.solver.warmup_iterations == 1000
+    assert config.data.train_shorter_sides == tuple(range(640, 801, 32))
+    assert (config.data.train, config.data.test) == (("coco2017:train",), ("coco2017:val",))
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent == VOC], ids=lambda path: path.stem)
+def test_schedules_on_voc(path: Path) -> None:
+    config = load(path)
+    assert (config.solver.iterations, config.solver.steps, config.solver.warmup_iterations) == (
+        18000,
+        (12000, 16000),
+        100,
+    )
+    assert config.data.train_shorter_sides == tuple(range(480, 801, 32))
+    assert (config.data.train, config.data.test) == (("voc2007:trainval", "voc2012:trainval"), ("voc2007:test",))
+    assert config.solver.best_metric == "voc.mAP"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_parts_are_those_of_the_name(path: Path) -> None:
+    config, detector = load(path), build(path)
+    assert all(parameter.is_meta for parameter in detector.parameters())
+    assert config.backbone.name == ("resnet101" if "_r101_" in path.stem else "resnet50")
+    assert ("mask_rcnn" in path.stem) == (detector.mask_stage is not None) == config.mask.enabled
+    assert ("cascade" in path.stem) == isinstance(detector.box_stage, CascadeBoxStage)
+    anchors = [level.num_anchors for level in detector.rpn.anchors]  # pyright: ignore[reportAttributeAccessIssue]
+    strides = [spec.stride for spec in detector.backbone.specs.values()]
+    counts = (config.rpn.channels, config.rpn.pre_nms_train, config.rpn.post_nms_train, config.rpn.pre_nms_test)
+    if "_fpn_" in path.stem:
+        assert (anchors, strides) == ([3] * 5, [4, 8, 16, 32, 64])
+        assert counts == (256, 2000, 2000 if "cascade" in path.stem else 1000, 1000)
+    else:
+        assert (anchors, strides) == ([15], [16])
+        assert counts == (1024 if "_c4_" in path.stem else 2048, 12000, 2000, 6000)
+    assert (config.box.head == "tail") == ("_c4_" in path.stem)
+
+
+def test_cascades_have_three_stages_of_one_box_per_region() -> None:
+    for path in (path for path in FILES if "cascade" in path.stem):
+        box = load(path).box
+        assert (box.cascade, box.class_agnostic) == ((0.5, 0.6, 0.7), True)
+
+
+def test_the_recipe_of_our_own() -> None:
+    config, base = load(OWN), load(COCO / "mask_rcnn_r50_fpn_3x.yaml")
+    for section in ("backbone", "anchors", "rpn", "box", "mask", "test"):
+        assert getattr(config, section) == getattr(base, section), section
+    assert (config.data.jitter, config.data.train_shorter_sides) == (JitterConfig(size=1024, low=0.1, high=2.0), ())
+    assert (config.data.shorter_side, config.data.longer_side, config.data.copy_paste) == (1024, 1024, 0.5)
+    solver = config.solver
+    assert (solver.optimizer, solver.base_lr, solver.weight_decay) == ("adamw", 1e-4, 0.05)
+    assert (solver.schedule, solver.ema_decay, solver.iterations) == ("cosine", 0.9998, 270000)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_header_has_the_command_and_the_published_figure(path: Path) -> None:
+    text, figures = header(path), FIGURES[path.stem]
+    assert f"tools/train_net.py --config-file {path.relative_to(ROOT)}\n" in text
+    assert "not run" in text
+    assert ("no published figure" in text) == (figures is None)
+    assert all(figure in text for figure in figures or ())
+    assert figures is None or "(Detectron2's MODEL_ZOO.md)" in text

@@ -1,0 +1,101 @@
+"""Trains configs/bccd/fpn_resnet18.yaml and torchvision's builder of the same network side by side; prints AP and AP50.
+
+Both see the same images in the same order and learn with the same optimizer; initial weights and samples differ.
+
+    RESDET_DATA_ROOT=DATA python tools/train_as_torchvision.py --seeds 3 --output output/as_torchvision
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FasterRCNN
+
+from detection.config import Config
+from detection.config_io import load_config
+from detection.data.build import build_test_loader, build_train_loader
+from detection.data.index import AnnotationIndex
+from detection.engine.evaluate import evaluate, predict
+from detection.run import Evaluation, load_data, run_training, train_model
+from detection.structures import Detections, ImageBatch, Proposals, Target
+from detection.testing import choose_device
+
+CONFIG = Path(__file__).parents[1] / "configs" / "bccd" / "fpn_resnet18.yaml"
+
+
+class Theirs(nn.Module):
+    """torchvision's Faster R-CNN behind our call."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        norm = partial(nn.GroupNorm, 32)
+        body = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=norm, trainable_layers=5)
+        self.model = FasterRCNN(body, num_classes + 1, _skip_resize=True)
+
+    def forward(
+        self, images: ImageBatch, targets: Sequence[Target] | None = None, _proposals: Sequence[Proposals] | None = None
+    ) -> dict[str, Tensor] | list[Detections]:
+        pixels = [image[:, :h, :w].float() / 255 for image, (h, w) in zip(images.pixels, images.sizes, strict=True)]
+        if targets is not None:
+            wanted = [target[~target.ignore] for target in targets]
+            return self.model(pixels, [{"boxes": target.boxes, "labels": target.labels + 1} for target in wanted])
+        found = self.model(pixels)
+        return [Detections(image["boxes"], image["scores"], image["labels"] - 1) for image in found]
+
+
+def train_theirs(config: Config, output: Path) -> dict[str, Any]:
+    """The result of torchvision's network under ``config``'s data and solver."""
+    index, test_index = load_data(config)
+    assert test_index is not None
+    return train_model(
+        config,
+        output,
+        index,
+        build=lambda fresh: Theirs(len(index.class_names)),
+        load=partial(build_train_loader, index, config.data),
+        test=lambda model: test_theirs(config, model, test_index),
+    )
+
+
+def test_theirs(config: Config, model: nn.Module, index: AnnotationIndex) -> Evaluation:
+    """Ours in all but the network."""
+    records = predict(model, build_test_loader(index, config.data), index, device=choose_device(config)).records
+    result = evaluate(records, index.class_names, "area")
+    return Evaluation(result, {"bbox.AP": result["bbox"]["AP"]})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("output/as_torchvision"))
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_args()
+    config = load_config(Config, CONFIG, args.overrides)
+    table: dict[str, list[tuple[float, float]]] = {"ours": [], "torchvision": []}
+    for seed in range(args.seeds):
+        seeded = replace(config, seed=seed)
+        for name, run in (("ours", run_training), ("torchvision", train_theirs)):
+            torch.manual_seed(seed)
+            bbox = run(seeded, args.output / f"{name}_{seed}")["bbox"]
+            table[name].append((bbox["AP"], bbox["AP50"]))
+            print(f"seed {seed} {name:12} AP {bbox['AP']:.3f}  AP50 {bbox['AP50']:.3f}", flush=True)
+    for name, rows in table.items():
+        means = [statistics.mean(column) for column in zip(*rows, strict=True)]
+        deviations = [statistics.stdev(column) if len(rows) > 1 else 0.0 for column in zip(*rows, strict=True)]
+        cells = "  ".join(f"{k} {m:.3f} +- {d:.3f}" for k, m, d in zip(("AP", "AP50"), means, deviations, strict=True))
+        print(f"{name:12} {cells}  ({len(rows)} seeds)")
+    (args.output / "comparison.json").write_text(json.dumps(table, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
