@@ -177,6 +177,7 @@ class DataConfig:
     augment: tuple[dict[str, Any], ...] = ({"HorizontalFlip": {"p": 0.5}},)  # albumentations transforms, in order
     copy_paste: float = 0.0  # probability that objects of another training image are pasted; needs masks
     group_by_aspect: bool = True  # batches hold only upright or only lying images
+    limit: int | None = None  # only the first images of each set: to see whether a model learns a few by heart
     skip_empty: bool = True  # train only on images with at least one object that is not ignored
     # Images with a class that fewer than this share of the images has come several times a pass (LVIS: 0.001); 0: off.
     repeat_threshold: float = 0.0
@@ -184,6 +185,8 @@ class DataConfig:
     proposals: str | None = None  # file with the training set's proposals, for Fast R-CNN alone
 
     def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"data.limit is at least 1, or null for all images, got {self.limit}")
         if min(self.train_shorter_sides, default=1) < 1:
             raise ValueError(f"data.train_shorter_sides must be at least 1, got {self.train_shorter_sides}")
         if self.jitter is not None and self.train_shorter_sides:

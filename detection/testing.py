@@ -80,7 +80,7 @@ def load_index(config: Config, specs: tuple[str, ...], *, key: str, say: Callabl
     index, problems = load_dataset(specs, data_root(config.data.root), masks=config.mask.enabled)
     if problems:
         say(f"{', '.join(specs)}: {summarize(problems)}; tools/check_data.py lists them")
-    return index
+    return index if config.data.limit is None else index.first(config.data.limit)
 
 
 def run_test(

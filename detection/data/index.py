@@ -7,7 +7,7 @@ Shapes: N images, M objects of all images together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -53,6 +53,10 @@ class PackedStrings:
     def __getitem__(self, row: int) -> str:
         start = int(self.ends[row - 1]) if row else 0
         return self.characters[start : int(self.ends[row])].numpy().tobytes().decode()
+
+    def first(self, count: int) -> PackedStrings:
+        """The first ``count`` strings."""
+        return PackedStrings(self.characters, self.ends[:count])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +113,24 @@ class AnnotationIndex:
     def _size(self, row: int) -> tuple[int, int]:
         height, width = self.sizes[row].tolist()
         return height, width
+
+    def first(self, count: int) -> AnnotationIndex:
+        """The first ``count`` images and their objects."""
+        count = min(count, len(self))
+        objects = slice(int(self.ends[count - 1]) if count else 0)
+        return replace(
+            self,
+            paths=self.paths.first(count),
+            image_ids=self.image_ids[:count],
+            sizes=self.sizes[:count],
+            apply_exif=self.apply_exif[:count],
+            ends=self.ends[:count],
+            boxes=self.boxes[objects],
+            labels=self.labels[objects],
+            ignore=self.ignore[objects],
+            areas=self.areas[objects],
+            masks=None if self.masks is None else self.masks.first(objects.stop),
+        )
 
     def num_wanted(self) -> Tensor:
         """How many objects (N,) each image has that are not ignored."""

@@ -188,3 +188,16 @@ def test_packed_strings_are_joined_in_order() -> None:
     parts = [["ab", ""], [], ["画像", "c"]]
     joined = PackedStrings.concatenate([PackedStrings.pack(part) for part in parts])
     assert [joined[row] for row in range(len(joined))] == ["ab", "", "画像", "c"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 9])
+def test_the_first_images_keep_their_objects(index: AnnotationIndex, count: int) -> None:
+    masked = with_masks(index, *(torch.arange(80).reshape(8, 10) == number for number in range(6)))
+    first = masked.first(count)
+    assert len(first) == min(count, 4)
+    assert len(first.boxes) == [0, 2, 2, 3, 6, 6][min(count, 5)]
+    for row in range(len(first)):
+        assert first.paths[row] == masked.paths[row]
+        assert first.rles(row) == masked.rles(row)
+        assert torch.equal(first.target(row).boxes, masked.target(row).boxes)
+    assert first.num_wanted().tolist() == masked.num_wanted().tolist()[:count]
