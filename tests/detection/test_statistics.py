@@ -81,7 +81,7 @@ def test_an_image_folder_is_seen_as_in_classification(config: Config, tmp_path: 
     images = ImageBatch.from_images([crop[:, None, None].expand(3, 224, 224) for crop in crops])
     with torch.no_grad():
         wanted = trained.backbone.get_submodule("conv1")(trained._normalize(images)).mean(dim=(0, 2, 3))
-    torch.testing.assert_close(read_state_dict(path)["bn1.running_mean"], wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(read_state_dict(path)["bn1.running_mean"], wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_only_so_many_images_of_a_folder_are_read(config: Config, tmp_path: Path) -> None:

@@ -1,0 +1,36 @@
+"""Mirrors tools/benchmark.py: a row of each kind on tiny images, and that both sides do the same work."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from detection.structures import ImageBatch
+
+TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
+
+
+@pytest.mark.slow
+def test_a_row_for_every_side_and_kind(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [str(TOOL), "--sides", "64", "--repeats", "1", "--device", "cpu"])
+    runpy.run_path(str(TOOL), run_name="__main__")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "px" in line]
+    assert [row[:3] for row in rows] == [["64", "px", "test,"], ["64", "px", "step,"]]
+    seconds, theirs, ratio = (float(cell) for cell in rows[0][5:8])
+    assert ratio == pytest.approx(seconds / theirs, rel=0.2)
+
+
+@pytest.mark.slow
+def test_both_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = runpy.run_path(str(TOOL))
+    theirs, ours = tool["make_pair"]("cpu")
+    (image,), _ = tool["make_images"](96, 1)
+    with torch.inference_mode():
+        (wanted,) = theirs.eval()([image.float() / 255])
+        (found,) = ours.eval()(ImageBatch.from_images([image]))
+    assert len(found) == len(wanted["boxes"]) > 0
+    torch.testing.assert_close(found.scores, wanted["scores"], rtol=1e-3, atol=1e-3)
