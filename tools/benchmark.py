@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FasterRCNN
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
 
 from detection.build import build_detector
@@ -76,11 +77,18 @@ def make_images(side: int, count: int) -> tuple[list[Tensor], list[Target]]:
     return list(images), targets
 
 
+def take_images_of(theirs: FasterRCNN, side: int) -> None:
+    """Makes torchvision's detector test images of this shorter side as they are; its _skip_resize is for training."""
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    theirs.transform = GeneralizedRCNNTransform(side, 2 * side, mean, std, _skip_resize=True)
+
+
 def inference_calls(theirs: FasterRCNN, ours: Detector, side: int, device: str) -> tuple[Callable[[], None], ...]:
     """One test of one image by each."""
     theirs.eval()
     ours.eval()
     (image,), _ = make_images(side, 1)
+    take_images_of(theirs, side)
 
     def call_theirs() -> None:
         with torch.inference_mode():
