@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 from torchvision.ops import roi_align, roi_pool
 
 __all__ = ["PoolKind", "RegionPooler"]
@@ -70,6 +71,58 @@ class RegionPooler(nn.Module):
         if self.kind == "roi_pool":
             return roi_pool(feature, regions, size, spatial_scale=1 / stride)
         aligned = self.kind == "roi_align"
+        if feature.device.type == "cpu" and self.sampling_ratio > 0:
+            return _align_on_cpu(feature, regions, self.size, 1 / stride, self.sampling_ratio, aligned=aligned)
         return roi_align(
             feature, regions, size, spatial_scale=1 / stride, sampling_ratio=self.sampling_ratio, aligned=aligned
         )
+
+
+def _align_on_cpu(feature: Tensor, regions: Tensor, size: int, scale: float, samples: int, *, aligned: bool) -> Tensor:
+    """torchvision's ``roi_align`` as sums of weighted cells, of which PyTorch has a kernel for all cores.
+
+    torchvision's own kernel for the CPU goes backward on one core, one channel at a time.
+
+    Args:
+        feature: (N, C, H, W).
+        regions: (R, 5), row of the image and box in image pixels.
+        size: S, bins per side.
+        scale: cells per pixel.
+        samples: per bin and side, at least 1.
+        aligned: pixel and cell centres are at halves.
+
+    Returns:
+        (R, C, S, S).
+    """
+    _, channels, height, width = feature.shape
+    start, end = (regions[:, 1:] * scale - (0.5 if aligned else 0.0)).to(feature.dtype).split(2, dim=1)
+    lengths = end - start if aligned else (end - start).clamp(min=1)
+    columns, column_weights = _taps(start[:, 0], lengths[:, 0], size, samples, width)  # (R, S, 2 * samples)
+    rows, row_weights = _taps(start[:, 1], lengths[:, 1], size, samples, height)
+    first = (regions[:, 0].long() * height * width)[:, None, None, None, None]
+    cells = first + (rows * width)[:, :, None, :, None] + columns[:, None, :, None, :]  # (R, S, S, taps, taps)
+    weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
+    taps = (2 * samples) ** 2
+    table = feature.permute(0, 2, 3, 1).reshape(-1, channels)  # (N * H * W, C)
+    sums = F.embedding_bag(cells.reshape(-1, taps), table, per_sample_weights=weights.reshape(-1, taps), mode="sum")
+    return sums.view(len(regions), size, size, channels).permute(0, 3, 1, 2)
+
+
+def _taps(start: Tensor, length: Tensor, bins: int, samples: int, cells: int) -> tuple[Tensor, Tensor]:
+    """Cells of one axis that a bin's samples interpolate between, and their weights: two (R, bins, 2 * samples).
+
+    Args:
+        start: (R,) of each region, in cells.
+        length: (R,) of each region, in cells.
+        bins: per region.
+        samples: per bin.
+        cells: of the feature map along this axis; a sample more than one cell outside it counts nothing.
+    """
+    steps = torch.arange(bins * samples, dtype=start.dtype, device=start.device).add(0.5) / (bins * samples)
+    points = start[:, None] + length[:, None] * steps  # (R, bins * samples)
+    inside = (points >= -1) & (points <= cells)
+    points = points.clamp(0, cells - 1)
+    low = points.floor()
+    weights = torch.stack([1 - (points - low), points - low], dim=-1) * inside[..., None] / samples
+    indices = torch.stack([low, (low + 1).clamp(max=cells - 1)], dim=-1).long()
+    return indices.view(len(start), bins, 2 * samples), weights.view(len(start), bins, 2 * samples)

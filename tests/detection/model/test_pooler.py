@@ -7,11 +7,12 @@ from typing import Literal
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from detection.model.pooler import RegionPooler
 
 Kind = Literal["roi_pool", "roi_align"]
+AlignKind = Literal["roi_align", "roi_align_unaligned"]
 KINDS: list[Kind] = ["roi_pool", "roi_align"]
 
 
@@ -86,6 +87,25 @@ def test_gradient_reaches_only_the_region(kind: Kind) -> None:
     assert feature.grad is not None
     assert feature.grad[0, 0, 2:5, 2:5].any()
     assert not feature.grad[0, 0, 6:].any()
+
+
+@pytest.mark.parametrize("kind", ["roi_align", "roi_align_unaligned"])
+@pytest.mark.parametrize("sampling_ratio", [1, 2, 3])
+def test_roi_align_and_its_gradient_are_torchvisions(kind: AlignKind, sampling_ratio: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    feature = torch.rand(3, 5, 12, 17, generator=generator).requires_grad_()
+    corners = 160 * torch.rand(3, 60, 2, generator=generator) - 30  # some lie outside the map
+    sides = 150 * torch.rand(3, 60, 2, generator=generator) ** 3
+    boxes = list(torch.cat([corners, corners + sides], dim=2).float())
+    boxes[0][:3] = torch.tensor([[40.0, 40, 40, 40], [-500, -500, -400, -400], [0, 0, 17 * 8, 12 * 8]])
+    ours = RegionPooler([8], 4, kind=kind, sampling_ratio=sampling_ratio)([feature], boxes)
+    rows = torch.cat([torch.full((60, 1), float(row)) for row in range(3)])
+    regions, aligned = torch.cat([rows, torch.cat(boxes)], dim=1), kind == "roi_align"
+    theirs = roi_align(feature, regions, 4, 1 / 8, sampling_ratio, aligned)
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.rand(ours.shape, generator=generator)
+    gradients = [torch.autograd.grad(pooled, feature, weights) for pooled in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 # Several levels
