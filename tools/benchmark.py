@@ -14,10 +14,12 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -124,45 +126,38 @@ def training_calls(theirs: FasterRCNN, ours: Detector, side: int, device: str) -
     return call_theirs, call_ours
 
 
-def measure(call: Callable[[], None], device: str) -> tuple[float, float]:
-    """Seconds of one call, and the GiB that it needed at its peak beyond what was there."""
-    before = _start_counting(device)
+def seconds_of(call: Callable[[], None], device: str) -> float:
+    """Seconds of one call."""
     started = time.perf_counter()
     call()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started, (_peak_bytes(device) - before) / 2**30
+    return time.perf_counter() - started
 
 
-def _start_counting(device: str) -> int:
-    """Forgets the peak so far; the bytes in use now."""
+def memory_of(call: Callable[[], None], device: str) -> float:
+    """GiB of tensors that one call needs at its peak, beyond what was there."""
     if device == "cuda":
-        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: forgets the peak of the resident memory
-    return _status("VmRSS")
-
-
-def _peak_bytes(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**30
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
+    profiler: Any = profiled.profiler
+    changes = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns()))) / 2**30
 
 
 def compare(calls: tuple[Callable[[], None], ...], repeats: int, device: str) -> str:
     """A row of the table: medians of both and their ratios."""
     for call in calls:
         call()  # the first call allocates and chooses kernels
-    rounds = [[measure(call, device) for call in calls] for _ in range(repeats)]
-    (their_time, our_time), (their_memory, our_memory) = (
-        [statistics.median(row[side][part] for row in rounds) for side in (0, 1)] for part in (0, 1)
-    )
-    ratio = statistics.median(row[1][0] / row[0][0] for row in rounds)
-    memory = f"{our_memory:8.2f} {their_memory:8.2f} {our_memory / max(their_memory, 1e-9):6.2f}"
+    rounds = [[seconds_of(call, device) for call in calls] for _ in range(repeats)]
+    their_time, our_time = (statistics.median(times) for times in zip(*rounds, strict=True))
+    ratio = statistics.median(ours / theirs for theirs, ours in rounds)
+    their_memory, our_memory = (memory_of(call, device) for call in calls)
+    memory = f"{our_memory:8.2f} {their_memory:8.2f} {our_memory / their_memory:6.2f}"
     return f"{our_time:8.3f} {their_time:8.3f} {ratio:6.2f}   {memory}"
 
 
