@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
-from detection.config import Config
+from detection.config import Config, DataConfig
 from detection.config_io import load_config
 from detection.data.build import build_test_loader, build_train_loader
 from detection.data.index import AnnotationIndex
@@ -36,11 +36,13 @@ CONFIG = Path(__file__).parents[1] / "configs" / "bccd" / "fpn_resnet18.yaml"
 class Theirs(nn.Module):
     """torchvision's Faster R-CNN behind our call."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, data: DataConfig) -> None:
         super().__init__()
         norm = partial(nn.GroupNorm, 32)
         body = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=norm, trainable_layers=5)
-        self.model = FasterRCNN(body, num_classes + 1, _skip_resize=True)
+        # Images come resized; torchvision leaves them so in training if told to, in tests if the size is what it makes.
+        sides = {"min_size": data.shorter_side, "max_size": data.longer_side}
+        self.model = FasterRCNN(body, num_classes + 1, _skip_resize=True, **sides)
 
     def forward(
         self, images: ImageBatch, targets: Sequence[Target] | None = None, _proposals: Sequence[Proposals] | None = None
@@ -61,7 +63,7 @@ def train_theirs(config: Config, output: Path) -> dict[str, Any]:
         config,
         output,
         index,
-        build=lambda fresh: Theirs(len(index.class_names)),
+        build=lambda fresh: Theirs(len(index.class_names), config.data),
         load=partial(build_train_loader, index, config.data),
         test=lambda model: test_theirs(config, model, test_index),
     )

@@ -45,11 +45,7 @@ class FCHead(nn.Module):
         layers: list[nn.Module] = []
         for number in range(fcs):
             layers += [nn.Linear(channels if number else width, channels), nn.ReLU(inplace=True)]
-        self.fcs = nn.Sequential(*layers)
-        for layer in self.fcs:
-            if isinstance(layer, nn.Linear):
-                nn.init.kaiming_uniform_(layer.weight, a=1)
-                nn.init.zeros_(layer.bias)
+        self.fcs = nn.Sequential(*layers)  # as PyTorch initialises them: larger weights diverge from scratch
 
     def forward(self, regions: Tensor) -> Tensor:
         """Vectors (R, D) of pooled regions (R, C, S, S)."""
