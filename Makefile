@@ -1,11 +1,12 @@
 # make demo   trains and tests a detector on a small data set that it makes itself
-# make test   every check that CI runs: format, lint, types, tests
+# make test   format, lint, types, tests
+# make test-faults   the slow tests of what goes wrong: killed processes, broken files
 PYTHON ?= python3
 BIN := .venv/bin
-DEMO_CONFIG := configs/digits/resnet18_c4.yaml
+DEMO_CONFIG := configs/digits/mask_rcnn_resnet18_fpn.yaml
 DEMO_RUN := output/demo
 
-.PHONY: demo test
+.PHONY: demo test test-faults
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -24,3 +25,6 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --durations 10
+
+test-faults: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m faults --durations 10

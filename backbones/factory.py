@@ -21,10 +21,13 @@ Builder = Callable[..., Backbone]
 # normalisation layers have nothing to choose about them.
 _BASIC_BLOCKS: dict[str, Any] = {"stride_in": "3x3"}
 _NO_NORM: dict[str, Any] = {"norm": None, "norm_eps": 0.0}
+_PLAIN: dict[str, Any] = {"shortcut": "none"}  # "Deep Residual Learning", section 3.3
 
 _BUILDERS: dict[str, Builder] = {
     "resnet18": partial(ResNet, 18, **_BASIC_BLOCKS),
     "resnet34": partial(ResNet, 34, **_BASIC_BLOCKS),
+    "plain18": partial(ResNet, 18, **_BASIC_BLOCKS, **_PLAIN),
+    "plain34": partial(ResNet, 34, **_BASIC_BLOCKS, **_PLAIN),
     "resnet50": partial(ResNet, 50),
     "resnet101": partial(ResNet, 101),
     "resnet152": partial(ResNet, 152),

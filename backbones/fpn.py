@@ -6,6 +6,8 @@ Shapes: N images, C channels, H W height and width.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,6 +38,8 @@ class FPN(Backbone):
         levels = range(2, COARSEST.bit_length())
         super().__init__({f"p{k}": FeatureSpec(channels, 2**k) for k in levels}, body.input_stats)
         self.size_divisor = strides[-1]  # so that every level is exactly twice as large as the next
+        with suppress(ValueError):  # VGG's fully connected layers, which a pyramid has no use for; ResNet has none left
+            body.tail()
         self.body = body
         self.lateral = nn.ModuleDict(
             {name: _conv(spec.channels, channels, 1, norm) for name, spec in body.specs.items()}

@@ -11,15 +11,30 @@ import math
 import mmap
 import pickle
 import pickletools
+import re
+import reprlib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-__all__ = ["read_pickle"]
+__all__ = ["check_torch_file", "read_pickle"]
 
 NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+
+MAX_DIMENSIONS = 64  # of numpy 2
+TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
+MAX_TUPLE = 1000  # values; shapes have some, keys are texts
+
+MAX_WORD = 4096  # characters without a space
+ENDLESS = re.compile(rf"\S{{{MAX_WORD + 1}}}")
+
+# The beginning of files by torch.save since PyTorch 1.6; before, a mark, a version, the system, the content and the
+# names of its storages were pickled one after the other.
+ZIP = b"PK\x03\x04"
+LEGACY_PICKLES = 5
 
 # What pickle and pickletools raise for files that are damaged, of another format, or made to do harm.
 UNREADABLE = (
@@ -45,6 +60,8 @@ def read_pickle(path: str | Path) -> Any:
         ValueError: no such file, a damaged one, or one that names anything but an array or an OrderedDict.
     """
     try:
+        if not Path(path).is_file():
+            raise FileNotFoundError("no such file")
         # Reading from a map never takes more memory than the file has bytes, whatever length the pickle claims.
         with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             stream = cast(BinaryIO, content)
@@ -55,11 +72,69 @@ def read_pickle(path: str | Path) -> Any:
         raise ValueError(f"cannot read the pickle {str(path)!r}: {error}") from error
 
 
+def check_torch_file(path: Path) -> None:
+    """Refuses a file by torch.save with an endless word in it, which ``torch.load`` would need hours to complain about.
+
+    Its error goes through a regular expression that takes the square of the time in the length of a word.
+
+    Raises:
+        ValueError: it has one, or is damaged.
+        OSError, zipfile.BadZipFile: it can't be read.
+    """
+    with path.open("rb") as file:
+        if file.read(len(ZIP)) != ZIP:
+            file.seek(0)
+            for _ in range(LEGACY_PICKLES):
+                _check_words(file)
+            return
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(".pkl"):
+                with archive.open(name) as member:
+                    _check_words(cast(BinaryIO, member))
+
+
+def _check_words(stream: BinaryIO) -> None:
+    for opcode, argument, _ in pickletools.genops(stream):
+        if isinstance(argument, (str, bytes)) and ENDLESS.search(str(argument)):
+            raise ValueError(f"it holds a {opcode.name} with a word of more than {MAX_WORD} characters")
+
+
 def _check_claims(stream: BinaryIO) -> None:
-    """Refuses lengths beyond the file's end and memo slots beyond its steps; pickle makes room for both."""
+    """Refuses what pickle makes room or takes time for without end, by going through the steps on paper.
+
+    Lengths beyond the file's end; memo slots beyond its steps; tuples that hold others twice, again and again, or lie
+    a million deep in each other: as a key, such a tuple is hashed for years, or until the stack is full.
+    """
+    weights, memo = list[int | None](), dict[Any, int | None]()  # of what lies on the stack; None is a mark
     for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        if opcode.name in ("PUT", "LONG_BINPUT") and (argument is None or argument > step):
-            raise ValueError(f"it asks for memo slot {argument} at step {step}")
+        match opcode.name:
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                if argument is None or argument > step:
+                    raise ValueError(f"it asks for memo slot {argument} at step {step}")
+                memo[argument] = weights[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = weights[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                weights.append(memo[argument])
+            case "DUP":
+                weights.append(weights[-1])
+            case name:
+                taken = _take(weights, opcode)
+                weight = 1 + sum(filter(None, taken)) if name in TUPLES else 1
+                if weight > MAX_TUPLE:
+                    raise ValueError(f"it holds a tuple of more than {MAX_TUPLE} values, those of its tuples counted")
+                weights += [None if kind is pickletools.markobject else weight for kind in opcode.stack_after]
+
+
+def _take(weights: list[int | None], opcode: pickletools.OpcodeInfo) -> list[int | None]:
+    """Removes the weights of what ``opcode`` takes from the stack, and gives them."""
+    taken, fixed = list[int | None](), len(opcode.stack_before)
+    if pickletools.markobject in opcode.stack_before:  # all down to the mark, and what the step takes below it
+        while (weight := weights.pop()) is not None:
+            taken.append(weight)
+        fixed = opcode.stack_before.index(pickletools.markobject)
+    return taken + [weights.pop() for _ in range(fixed)]
 
 
 class _Global:
@@ -81,14 +156,14 @@ class _DType:
 
     def __init__(self, code: str, *_: object) -> None:
         if code not in NUMBERS:
-            raise ValueError(f"it holds an array of type {code!r}; numbers are read: {', '.join(NUMBERS)}")
+            raise ValueError(f"it holds an array of type {reprlib.repr(code)}; numbers are read: {', '.join(NUMBERS)}")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, order, *structure = state
         if order not in ("<", "|") or structure[:3] != [None, None, None]:
             raise ValueError(
-                f"it holds an array of byte order {order!r} or with fields; little-endian numbers are read"
+                f"it holds an array of byte order {reprlib.repr(order)} or with fields; little-endian numbers are read"
             )
 
 
@@ -100,12 +175,19 @@ class _Array(np.ndarray):
     def __setstate__(self, state: tuple[Any, ...]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         _, shape, dtype, fortran, data = state
         data = data.encode("latin1") if isinstance(data, str) else data  # text: bytes of Python 2
-        if not isinstance(data, (bytes, bytearray)) or not all(type(side) is int and side >= 0 for side in shape):
+        if not _is_shape(shape):
+            raise ValueError(f"it holds an array of shape {reprlib.repr(shape)}, which none has")
+        if not isinstance(data, (bytes, bytearray)):
             raise ValueError(f"it holds an array of shape {shape} made of a {type(data).__name__}")
         if math.prod(shape) * dtype.dtype.itemsize != len(data):
             raise ValueError(f"it holds {len(data)} bytes for an array of shape {shape} and type {dtype.dtype}")
         # numpy's own annotation wants its bool, which its code refuses.
         super().__setstate__((1, shape, dtype.dtype, bool(fortran), bytes(data)))  # pyright: ignore[reportArgumentType]
+
+
+def _is_shape(shape: Any) -> bool:
+    """Whether numpy can have an array of this shape, perhaps with no element."""
+    return len(shape) <= MAX_DIMENSIONS and all(type(side) is int and 0 <= side < 2**63 for side in shape)
 
 
 def _empty_array(*_: object) -> _Array:
@@ -124,7 +206,7 @@ def _scalar(dtype: _DType, data: Any) -> Any:
 
 def _encode(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        raise ValueError(f"it encodes text as {encoding!r}; bytes are written as latin1")
+        raise ValueError(f"it encodes text as {reprlib.repr(encoding)}; bytes are written as latin1")
     return text.encode("latin1")
 
 
@@ -154,4 +236,4 @@ class _Unpickler(pickle.Unpickler):
         return _Global(ADMITTED[full_name])
 
     def persistent_load(self, pid: Any, /) -> Any:
-        raise ValueError(f"it refers to an object {pid!r} outside the file")
+        raise ValueError(f"it refers to an object {reprlib.repr(pid)} outside the file")

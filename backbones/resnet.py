@@ -1,4 +1,6 @@
-"""ResNet-18/34/50/101/152 with torchvision's parameter names; the tail is the stages after the last feature.
+"""ResNet-18/34/50/101/152 with torchvision's parameter names, and the plain networks without their shortcuts.
+
+The tail is the stages after the last feature.
 
 Source: He et al. 2016, "Deep Residual Learning for Image Recognition", table 1, and appendix A for detection: regions
 are pooled from conv4_x (c4), conv5_x runs on every region.
@@ -40,7 +42,7 @@ class BlockDesign:
     """What all blocks of a stage share; ``ResNet`` explains the choices."""
 
     stride_in: Literal["1x1", "3x3"]
-    shortcut: Literal["A", "B", "C"]
+    shortcut: Literal["A", "B", "C", "none"]
     norm: NormLayer
     dilation: int = 1  # of the 3x3 convolutions
 
@@ -69,13 +71,15 @@ class BasicBlock(nn.Module):
         self.bn1 = design.norm(width)
         self.conv2 = _conv(width, width, 3, 1, design.dilation)
         self.bn2 = design.norm(width)
+        self.plain = design.shortcut == "none"
         self.downsample = _shortcut(in_channels, width, stride=stride, design=design)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
         out = functional.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
-        return functional.relu(out + shortcut, inplace=True)
+        if not self.plain:
+            out = out + (x if self.downsample is None else self.downsample(x))
+        return functional.relu(out, inplace=True)
 
 
 class Bottleneck(nn.Module):
@@ -92,14 +96,16 @@ class Bottleneck(nn.Module):
         self.bn2 = design.norm(width)
         self.conv3 = _conv(width, width * self.expansion, 1, 1)
         self.bn3 = design.norm(width * self.expansion)
+        self.plain = design.shortcut == "none"
         self.downsample = _shortcut(in_channels, width * self.expansion, stride=stride, design=design)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
         out = functional.relu(self.bn1(self.conv1(x)), inplace=True)
         out = functional.relu(self.bn2(self.conv2(out)), inplace=True)
         out = self.bn3(self.conv3(out))
-        return functional.relu(out + shortcut, inplace=True)
+        if not self.plain:
+            out = out + (x if self.downsample is None else self.downsample(x))
+        return functional.relu(out, inplace=True)
 
 
 # depth -> the kind of block, and how many in conv2_x .. conv5_x
@@ -140,7 +146,7 @@ class ResNet(Backbone):
         stride_in: which convolution of a bottleneck halves the size: "3x3" as in torchvision's weights, "1x1" as in
             the paper and its released weights. Basic blocks have no such choice.
         shortcut: "A" identity with zero-padded channels, "B" projection where the shape changes, "C" projection
-            everywhere (section 4.1).
+            everywhere (section 4.1), "none" a plain network (section 3.3).
         norm: kind of every normalisation layer.
         norm_eps: added to the variance.
         freeze_at: 0 freezes nothing, 1 the stem, 2 also conv2_x, .. 5 everything. Frozen parameters need no gradient
@@ -161,7 +167,7 @@ class ResNet(Backbone):
         *,
         out_features: Sequence[str] = ("c4",),
         stride_in: Literal["1x1", "3x3"] = "3x3",
-        shortcut: Literal["A", "B", "C"] = "B",
+        shortcut: Literal["A", "B", "C", "none"] = "B",
         norm: NormKind = "frozen_bn",
         norm_eps: float = 1e-5,
         freeze_at: int = 0,
@@ -172,7 +178,7 @@ class ResNet(Backbone):
     ) -> None:
         check_choice("depth", depth, tuple(DEPTHS))
         check_choice("stride_in", stride_in, ("1x1", "3x3"))
-        check_choice("shortcut", shortcut, ("A", "B", "C"))
+        check_choice("shortcut", shortcut, ("A", "B", "C", "none"))
         check_choice("freeze_at", freeze_at, range(6))
         check_choice("tail_stride", tail_stride, (1, 2))
         names = order_features(out_features, STAGES)
@@ -247,8 +253,8 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int, di
 
 
 def _shortcut(in_channels: int, out_channels: int, *, stride: int, design: BlockDesign) -> nn.Module | None:
-    """The layers of the shortcut; None is the identity."""
-    if design.shortcut != "C" and in_channels == out_channels and stride == 1:
+    """The layers of the shortcut; None is the identity, or no shortcut at all."""
+    if design.shortcut == "none" or (design.shortcut != "C" and in_channels == out_channels and stride == 1):
         return None
     if design.shortcut == "A":
         return PaddedShortcut(out_channels - in_channels, stride)

@@ -6,6 +6,8 @@ Strict by default: a name that is missing, left over, or of another shape is an 
 from __future__ import annotations
 
 import pickle
+import struct
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +22,11 @@ from torchvision.models import get_model_weights
 
 from backbones.base import IMAGENET_RGB, InputStats
 from backbones.caffe import NORM_EPS, has_caffe_names, rename_caffe
-from backbones.pickles import read_pickle
+from backbones.pickles import check_torch_file, read_pickle
 
 __all__ = [
     "SOURCES",
+    "UNREADABLE",
     "LoadReport",
     "WeightsSource",
     "download_torchvision",
@@ -46,6 +49,11 @@ UNREADABLE = (
     LookupError,
     TypeError,
     AttributeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
 )
 
 
@@ -241,6 +249,7 @@ def _read(path: Path) -> Any:
         case ".pkl":
             return read_pickle(path)
         case _:
+            check_torch_file(path)
             return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -21,8 +21,9 @@ from detection.data.build import build_test_loader
 from detection.data.cards import data_root, load_dataset
 from detection.data.proposals import write_proposals
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint
+from detection.engine.distributed import EVALUATION_TIMEOUT, is_main, only_main, start, together
 from detection.engine.evaluate import propose
-from detection.run import run_training
+from detection.run import is_finished, run_training
 from detection.testing import choose_device
 
 __all__ = ["run_alternating", "step_configs", "write_training_proposals"]
@@ -65,14 +66,17 @@ def run_alternating(config: Config, output: Path, *, say: Callable[[str], None] 
         ValueError: as ``run_training``.
         NotFiniteError: as ``run_training``.
     """
-    result: dict[str, Any] = {}
+    start(choose_device(config))
+    say, result = only_main(say), dict[str, Any]()
     for number, step in enumerate(step_configs(config, output), start=1):
         folder = _folder(output, number)
-        if _done(folder, step):
+        if is_finished(folder, step):
             say(f"step {number} is done: {folder}")
             continue
-        if step.data.proposals and not Path(step.data.proposals).is_file():
-            write_training_proposals(step, _folder(output, number - 1), Path(step.data.proposals))
+        if step.data.proposals:
+            with together("writing proposals", timeout=EVALUATION_TIMEOUT):
+                if is_main() and not Path(step.data.proposals).is_file():
+                    write_training_proposals(step, _folder(output, number - 1), Path(step.data.proposals))
         say(f"step {number} of 4: {folder}")
         result = run_training(step, folder, resume=True)
     return result
@@ -95,10 +99,3 @@ def _folder(output: Path, number: int) -> Path:
 
 def _proposals_path(output: Path, number: int) -> Path:
     return output / f"proposals{number}.safetensors"
-
-
-def _done(folder: Path, config: Config) -> bool:
-    """Whether the run in ``folder`` has come to its end."""
-    if not any((folder / "checkpoints").glob("*.state.pt")):
-        return False
-    return read_checkpoint(folder).iteration >= config.solver.iterations

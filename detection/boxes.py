@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["areas", "clip", "inside", "intersection_over_area", "iou", "scale"]
+__all__ = ["areas", "clip", "inside", "intersection_over_area", "iou", "row_slices", "scale"]
+
+# A matrix of boxes with boxes is computed in slices of at most this many elements (64 MiB of float32): 243,000 anchors
+# and 500 objects would otherwise take gigabytes.
+MAX_ELEMENTS = 1 << 24
 
 
 def areas(boxes: Tensor) -> Tensor:
@@ -14,15 +18,27 @@ def areas(boxes: Tensor) -> Tensor:
 
 
 def iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union (N, M) of every box (N, 4) with every other (M, 4); 0 where both are empty."""
-    intersection = _intersection(boxes, others)
-    union = areas(boxes)[:, None] + areas(others)[None, :] - intersection
-    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
+    """Intersection over union (N, M) of every box (N, 4) with every other (M, 4); 0 where both are empty.
+
+    Beside the result it takes the memory of a few slices of ``MAX_ELEMENTS``.
+    """
+    result = boxes.new_empty((len(boxes), len(others)), dtype=torch.result_type(boxes, others))
+    for rows in row_slices(len(boxes), len(others)):
+        intersection = _intersection(boxes[rows], others)
+        union = areas(boxes[rows])[:, None] + areas(others)[None, :] - intersection
+        result[rows] = intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
+    return result
 
 
 def intersection_over_area(boxes: Tensor, regions: Tensor) -> Tensor:
     """The share (N, M), 0..1, of each box (N, 4) that lies in each region (M, 4)."""
     return _intersection(boxes, regions) / areas(boxes)[:, None].clamp(min=torch.finfo(boxes.dtype).tiny)
+
+
+def row_slices(rows: int, columns: int) -> list[slice]:
+    """Slices of the rows of a ``rows`` x ``columns`` matrix that have at most ``MAX_ELEMENTS`` elements each."""
+    step = max(1, MAX_ELEMENTS // max(columns, 1))
+    return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -45,6 +61,10 @@ def scale(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Te
 
 
 def _intersection(boxes: Tensor, others: Tensor) -> Tensor:
-    top_left = torch.maximum(boxes[:, None, :2], others[None, :, :2])  # (N, M, 2)
-    bottom_right = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    return (bottom_right - top_left).clamp(min=0).prod(dim=-1)
+    return _overlap(boxes[:, 0::2], others[:, 0::2]) * _overlap(boxes[:, 1::2], others[:, 1::2])
+
+
+def _overlap(spans: Tensor, others: Tensor) -> Tensor:
+    """The length (N, M) that each span (N, 2), first and last, shares with each other (M, 2)."""
+    first = torch.maximum(spans[:, None, 0], others[None, :, 0])
+    return (torch.minimum(spans[:, None, 1], others[None, :, 1]) - first).clamp(min=0)

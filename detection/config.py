@@ -219,6 +219,9 @@ class SolverConfig:
     evaluate_every: int = 0  # iterations; 0: only at the end
     best_metric: str = "bbox.AP"  # a key of result.json
     log_every: int = 20  # iterations
+    # Where a loss or gradient is not finite: stop; skip the step; or skip it from the newest checkpoint's weights.
+    on_not_finite: Literal["stop", "skip", "roll_back"] = "stop"
+    max_not_finite: int = 10  # steps that may be skipped in the whole run
     # Parts that keep their weights and statistics and have no loss; ["box_stage"] trains an RPN alone.
     fixed: tuple[Literal["backbone", "rpn", "box_stage"], ...] = ()
 
@@ -289,6 +292,7 @@ class Config:
     init: str | None = None  # a detector to start from: a checkpoint or a run directory
     init_classes: dict[str, str] = field(default_factory=dict)  # class here -> its name there, where they differ
     seed: int = 0  # of weights, shuffling, augmentation and sampling
+    deterministic: bool = False  # the same run twice on the same machine, at some cost: docs/reliability.md
     device: Literal["auto", "cpu", "cuda"] = "auto"
     output_dir: str | None = None  # null: output/<folder>/<name of the config file>
 

@@ -1,22 +1,73 @@
-"""Writes a file whole or not at all."""
+"""Files that are written whole or not at all, and checksums of what lies in them."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write_whole"]
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+__all__ = ["digest", "write_text", "write_whole"]
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` fill a temporary file beside ``path``, syncs and renames it; an error leaves ``path`` alone."""
+    """Lets ``write`` fill a temporary file beside ``path``, syncs and renames it; an error leaves ``path`` alone.
+
+    Raises:
+        OSError: it can't be written; the message says how much space is left.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
         write(temporary)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
+        _sync(temporary)
         temporary.replace(path)
+        _sync(path.parent)  # else a power cut may take the new name back
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' words for a full disk
+        space = f"; {shutil.disk_usage(path.parent).free >> 20} MiB are free there" if path.parent.is_dir() else ""
+        raise OSError(f"{path} can't be written: {error}{space}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Makes ``text`` the content of ``path``, whole or not at all."""
+    write_whole(path, lambda temporary: temporary.write_text(text))
+
+
+def digest(tree: Any) -> str:
+    """SHA-256, hexadecimal, of the values in ``tree``: mappings in any order, lists, tuples, tensors, plain values."""
+    found = hashlib.sha256()
+    for part in _parts(tree):
+        found.update(part)
+    return found.hexdigest()
+
+
+def _parts(tree: Any) -> Iterator[bytes | memoryview]:
+    if isinstance(tree, Tensor):
+        yield f"{tree.dtype}{tuple(tree.shape)}".encode()
+        yield tree.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
+    elif isinstance(tree, Mapping):
+        yield f"mapping of {len(tree)}".encode()
+        for name, value in sorted(tree.items(), key=lambda item: str(item[0])):
+            yield repr(name).encode()
+            yield from _parts(value)
+    elif isinstance(tree, (list, tuple)):
+        yield f"sequence of {len(tree)}".encode()
+        for value in tree:
+            yield from _parts(value)
+    else:
+        yield repr(tree).encode()
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

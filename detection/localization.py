@@ -35,6 +35,7 @@ from detection.data.index import AnnotationIndex
 from detection.data.proposals import read_proposals, write_proposals
 from detection.data.regions import RegionDataset, image_labels, region_loader, warp
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint
+from detection.engine.distributed import refuse_many
 from detection.engine.train import PRECISIONS
 from detection.evaluation.localization import MAX_GUESSES, LocalizationRecord, localization_error
 from detection.files import write_whole
@@ -74,6 +75,7 @@ def run_localization(config: Config, output: Path, *, say: Callable[[str], None]
         ValueError: bad data or config, an image with objects of two classes, or a classifier of other classes.
         NotFiniteError: a loss is infinite or not a number.
     """
+    refuse_many("localisation")
     _refuse_detector_keys(config)
     index, test_index = load_data(config)
     if test_index is None:

@@ -20,7 +20,10 @@ from torchvision.ops import roi_align
 
 __all__ = ["RLE", "crop_and_resize", "decode", "empty_rle", "encode", "is_empty", "paste", "to_rle"]
 
-MAX_COORDINATE = 1e5  # pixels; pycocotools takes memory for every pixel along an edge, also outside the image
+# pycocotools takes some 100 bytes for every pixel along an edge, also outside the image.
+MAX_COORDINATE = 1e5  # pixels
+MAX_RUN_BITS = 40  # of a run length; pycocotools has 32
+MAX_OUTLINE = 1e6  # pixels, of all polygons of an object
 
 
 coco_mask: Any = pycocotools_mask  # its type stubs take the bytes of an RLE for text
@@ -42,13 +45,15 @@ def to_rle(segmentation: object, size: tuple[int, int]) -> RLE:
         size: (height, width) of the image.
 
     Raises:
-        ValueError: a polygon with fewer than 3 points or no finite numbers, run lengths that do not fill the image, or
-            a mask without a pixel.
+        ValueError: a polygon with fewer than 3 points or no finite numbers, outlines longer than any object's, run
+            lengths that do not fill the image, or a mask without a pixel.
     """
     if isinstance(segmentation, Mapping):
         rle = _checked_runs(segmentation, size)
     elif isinstance(segmentation, list) and segmentation:
         polygons = [_checked_polygon(number, points) for number, points in enumerate(segmentation, start=1)]
+        if (outline := sum(map(_outline, polygons))) > MAX_OUTLINE:
+            raise ValueError(f"its outline is {outline:.0f} pixels long, at most {MAX_OUTLINE:.0f} are drawn")
         rle: RLE = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
     else:
         raise ValueError(f"segmentation is {_short(segmentation)}, expected polygons or an RLE")
@@ -151,13 +156,18 @@ def _interpolation(first: int, last: int, samples: int, limit: int) -> tuple[sli
 def _checked_polygon(number: int, points: object) -> NDArray[np.float64]:
     try:
         numbers = np.asarray(points, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"polygon {number} is {_short(points)}, expected numbers x, y, x, y, ...") from error
     if numbers.ndim != 1 or len(numbers) < 6 or len(numbers) % 2:
         raise ValueError(f"polygon {number} is {_short(points)}, expected x and y of at least 3 points")
     if not (np.abs(numbers) <= MAX_COORDINATE).all():  # NaN is not
         raise ValueError(f"polygon {number} is {_short(points)}, expected pixels of the image")
     return numbers
+
+
+def _outline(polygon: NDArray[np.float64]) -> float:
+    """The pixels that a polygon's edges but the last go across and down."""
+    return float(np.abs(polygon[2:] - polygon[:-2]).sum())
 
 
 def _checked_runs(segmentation: Mapping[Any, Any], size: tuple[int, int]) -> RLE:
@@ -181,6 +191,8 @@ def _uncompressed(counts: bytes) -> list[int]:
     """
     runs, value, bits = list[int](), 0, 0
     for byte in counts:
+        if bits > MAX_RUN_BITS:
+            break
         group = byte - 48
         value |= (group & 31) << bits
         bits += 5

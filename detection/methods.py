@@ -7,10 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from detection.config import Config
-from detection.config_io import build_dataclass
+from detection.config_io import build_dataclass, parse_yaml
 from detection.engine.checkpoint import Checkpoint
 from detection.testing import run_test
 
@@ -65,8 +63,8 @@ def load_rows(path: str | Path) -> tuple[MethodRow, ...]:
         ValueError: no such file, or it describes no rows.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = parse_yaml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"table {path} can't be read: {error}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"table {path} must hold the key 'rows'")

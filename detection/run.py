@@ -4,6 +4,8 @@ RUN/config.yaml        the resolved config
 RUN/metrics.jsonl      losses, rates, times; the metrics of every evaluation
 RUN/tensorboard/       the same for TensorBoard
 RUN/checkpoints/       see engine/checkpoint.py
+RUN/manifest.json      what made it: see engine/manifest.py
+RUN/not_finite/        steps whose numbers were not finite: see engine/dump.py
 RUN/result.json        of the last evaluation, with detections.json: see testing.py
 """
 
@@ -21,19 +23,41 @@ from torch.amp.grad_scaler import GradScaler
 
 from backbones.norm import FrozenBatchNorm
 from detection.build import build_detector
-from detection.config import Config
+from detection.config import Config, SolverConfig
 from detection.config_io import dump_config
 from detection.data.build import build_train_loader
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
-from detection.engine.checkpoint import Checkpoints, load_initial_weights, read_checkpoint
+from detection.engine.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    changed_keys,
+    load_initial_weights,
+    read_checkpoint,
+)
+from detection.engine.determinism import fixed_order
+from detection.engine.distributed import (
+    gather,
+    images_per_rank,
+    is_main,
+    only_main,
+    rank,
+    share_buffers,
+    start,
+    together,
+    world_size,
+)
+from detection.engine.dump import dump_step
 from detection.engine.ema import EMA
 from detection.engine.evaluate import evaluate, metric
-from detection.engine.log import RunLog
+from detection.engine.log import NoLog, RunLog
+from detection.engine.manifest import manifest_entry
 from detection.engine.optim import build_optimizer
+from detection.engine.signals import StoppedError, StopRequest, stop_request
 from detection.engine.train import NotFiniteError, TrainState, train
+from detection.files import write_text
 from detection.model.detector import Detector
-from detection.testing import choose_device, evaluate_detectors, load_index
+from detection.testing import SILENT_KEYS, choose_device, evaluate_detectors, load_index
 
 __all__ = ["Evaluation", "is_finished", "load_data", "run_training", "train_model"]
 
@@ -49,6 +73,8 @@ class Evaluation:
 def run_training(config: Config, output: Path, *, resume: bool = False) -> dict[str, Any]:
     """Trains the detector that ``config`` describes into ``output`` and returns its last result.
 
+    Under torchrun every process calls it, and all return the same.
+
     Args:
         config: of the run.
         output: the run directory, made if needed.
@@ -56,8 +82,12 @@ def run_training(config: Config, output: Path, *, resume: bool = False) -> dict[
 
     Raises:
         ValueError: bad data or config, or ``output`` holds a run and ``resume`` is not set.
-        NotFiniteError: a loss is infinite or not a number.
+        NotFiniteError: a loss or gradient is infinite or not a number, and solver.on_not_finite does not skip it.
+        StoppedError: a signal asked the run to end; it is saved.
+        MemoryError: the GPU has no memory left.
+        OSError: a file can't be written.
     """
+    start(choose_device(config))
     index, test_index = load_data(config)
     figures = evaluate([], index.class_names, "area", masks=config.mask.enabled)
     metric(figures, config.solver.best_metric)  # a misspelt name ends here, not later
@@ -66,8 +96,9 @@ def run_training(config: Config, output: Path, *, resume: bool = False) -> dict[
         output,
         index,
         build=lambda fresh: _build(config, index, fresh=fresh),
-        load=partial(build_train_loader, index, config.data),
+        load=partial(build_train_loader, index, config.data, share=(rank(), world_size())),
         test=None if test_index is None else lambda model: _test(config, model, test_index, output),
+        test_index=test_index,
         resume=resume,
     )
 
@@ -80,10 +111,10 @@ def load_data(config: Config) -> tuple[AnnotationIndex, AnnotationIndex | None]:
     """
     masks = config.mask.enabled or config.data.copy_paste > 0
     reading = replace(config, mask=replace(config.mask, enabled=masks))
-    index = load_index(reading, config.data.train, key="data.train", say=print)
+    index = load_index(reading, config.data.train, key="data.train", say=only_main(print))
     if not config.data.test:
         return index, None
-    test_index = load_index(config, config.data.test, key="data.test", say=print)
+    test_index = load_index(config, config.data.test, key="data.test", say=only_main(print))
     if test_index.class_names != index.class_names:
         raise ValueError(
             f"data.train has the classes {index.class_names}, data.test has {test_index.class_names}; "
@@ -94,9 +125,8 @@ def load_data(config: Config) -> tuple[AnnotationIndex, AnnotationIndex | None]:
 
 def is_finished(run: Path, config: Config) -> bool:
     """Whether the run in the directory ``run`` has come to its end."""
-    if not any((run / "checkpoints").glob("*.state.pt")):
-        return False
-    return read_checkpoint(run).iteration >= config.solver.iterations
+    newest = Checkpoints(run / "checkpoints", keep=1, config=config, class_names=()).newest(print)
+    return newest is not None and newest[0].iteration >= config.solver.iterations
 
 
 def train_model(
@@ -107,6 +137,7 @@ def train_model(
     build: Callable[[bool], nn.Module],
     load: Callable[..., Iterable[Batch]],
     test: Callable[[nn.Module], Evaluation] | None = None,
+    test_index: AnnotationIndex | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
     """Trains a model into ``output`` and returns the result of its last test.
@@ -119,34 +150,56 @@ def train_model(
             the argument is true, else the weights of a checkpoint follow.
         load: endless batches; called with batch_size, seed, start (number of the first batch) and pin.
         test: called when an evaluation is due.
+        test_index: what it tests on, for the manifest.
         resume: go on from the newest checkpoint in ``output``, if there is one.
 
     Raises:
         ValueError: bad config, or ``output`` holds a run and ``resume`` is not set.
-        NotFiniteError: a loss is infinite or not a number.
+        NotFiniteError, StoppedError, MemoryError, OSError: as ``run_training``.
     """
+    images_per_rank(config.solver.images_per_step, config.solver.accumulate)  # a bad number ends here, not later
     checkpoints = Checkpoints(
         output / "checkpoints", keep=config.solver.keep_checkpoints, config=config, class_names=index.class_names
     )
-    newest = checkpoints.newest()
+    newest = checkpoints.newest(print)
     if newest and not resume:
-        raise ValueError(f"{output} holds a run ({newest[0].name}); add --resume to go on, or choose another directory")
+        raise ValueError(
+            f"{output} holds a run ({newest[0].path.name}); add --resume to go on, or choose another directory"
+        )
     device = choose_device(config)
+    _check_order(config, device)
+    if newest:
+        _check_same_model(newest[0], config)
     state = _initial_state(config, build, device, fresh=newest is None)
     if newest:
         checkpoints.restore(newest, state)
-    if state.iteration >= config.solver.iterations:
+    pending = (
+        bool(newest and test) and _evaluates(config.solver, state.iteration) and state.evaluated != state.iteration
+    )
+    if state.iteration >= config.solver.iterations and not pending:
         raise ValueError(
             f"{output} is at iteration {state.iteration} of {config.solver.iterations}: nothing is left to train; "
             "raise solver.iterations, or test it with tools/test_net.py"
         )
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "config.yaml").write_text(dump_config(config))
-    with RunLog(output, iterations=config.solver.iterations, device=device, start=state.iteration) as log:
+    with together("writing the config"):
+        if is_main():
+            output.mkdir(parents=True, exist_ok=True)
+            write_text(output / "config.yaml", dump_config(config))
+    data = {"train": index} | ({} if test_index is None else {"test": test_index})
+    with (
+        fixed_order(config.deterministic),
+        stop_request() as stop,
+        manifest_entry(output, config, state, data, device),
+        _log(config, output, state, device, evaluated=not pending) as log,
+    ):
         if resume and not newest:
             log.say(f"nothing to resume in {output}: starting")
+        if newest:
+            for line in changed_keys(newest[0].config, config):
+                log.say(f"config changed: {line}")
         _say_what_trains(config, state, index, device, log)
-        return _Run(config, checkpoints, log, load, test).train(state, device)
+        run = _Run(config, output, checkpoints, log, load, test, stop)
+        return run.train(state, device, run.evaluate(state) if pending else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +207,15 @@ class _Run:
     """What the steps of one run share."""
 
     config: Config
+    output: Path
     checkpoints: Checkpoints
-    log: RunLog
+    log: RunLog | NoLog
     load: Callable[..., Iterable[Batch]]
     test: Callable[[nn.Module], Evaluation] | None
+    stop: StopRequest
 
-    def train(self, state: TrainState, device: torch.device) -> dict[str, Any]:
-        """Takes all steps that are left; the last result."""
+    def train(self, state: TrainState, device: torch.device, result: dict[str, Any]) -> dict[str, Any]:
+        """Takes all steps that are left; the last result, ``result`` if there is no later one."""
         solver = self.config.solver
         loader = self.load(
             batch_size=solver.images_per_step // solver.accumulate,
@@ -168,7 +223,6 @@ class _Run:
             start=state.iteration * solver.accumulate,
             pin=device.type == "cuda",
         )
-        result: dict[str, Any] = {}
         try:
             train(
                 state,
@@ -176,35 +230,90 @@ class _Run:
                 solver,
                 device=device,
                 report=self.log.metrics,
-                after_step=lambda state: result.update(self._save_and_evaluate(state)),
+                after_step=lambda state: result.update(self._after_step(state)),
+                not_finite=self._not_finite,
             )
-        except NotFiniteError:  # the weights are suspect; those of the last checkpoint are not
+        except (NotFiniteError, StoppedError, OSError):  # suspect weights; saved already; nothing can be written
             raise
-        except (Exception, KeyboardInterrupt):  # an unreadable image, no memory, Ctrl-C: the steps so far are not lost
-            if state.iteration:
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(self._no_memory(state, error)) from error
+        except (Exception, KeyboardInterrupt) as error:  # an unreadable image: the steps so far are not lost
+            if state.iteration and not state.torn and world_size() == 1:
                 self.log.say(f"stopped; saved {self.checkpoints.save(state)}, and --resume goes on from it")
+            if self.stop.name:  # it came to the loader's processes as well
+                raise self._stopped(state) from error
             raise
         self.log.say(f"trained {solver.iterations} iterations; checkpoints in {self.checkpoints.folder}")
         return result
 
-    def _save_and_evaluate(self, state: TrainState) -> dict[str, Any]:
+    def _after_step(self, state: TrainState) -> dict[str, Any]:
         """Does what is due after a step; the result, if it evaluated."""
         solver = self.config.solver
         last = state.iteration == solver.iterations
-        evaluates = self.test is not None and (last or _due(state.iteration, solver.evaluate_every))
-        if not (last or evaluates or _due(state.iteration, solver.checkpoint_every)):
-            return {}
-        path = self.checkpoints.save(state)  # first, so that whatever an evaluation meets costs no training
-        if self.test is None or not evaluates:
-            return {}
+        evaluates = self.test is not None and _evaluates(solver, state.iteration)
+        stops = any(gather(self.stop.name, doing="training"))  # all processes or none
+        if last or evaluates or stops or _due(state.iteration, solver.checkpoint_every):
+            self.checkpoints.save(state)  # first, so that whatever an evaluation meets costs no training
+        if stops and not last:
+            raise self._stopped(state)
+        return self.evaluate(state) if evaluates else {}
+
+    def evaluate(self, state: TrainState) -> dict[str, Any]:
+        """Tests the model that is saved already; the result."""
+        assert self.test is not None
+        solver = self.config.solver
+        share_buffers(state.tested)
         tested = self.test(state.tested)
         known = {name: value for name, value in tested.figures.items() if value is not None}
         self.log.metrics(state.iteration, known)
         value = metric(tested.result, solver.best_metric)
-        if value is not None and (state.best is None or value > state.best):
-            state.best = value
-            self.checkpoints.keep_best(path, state)
+        best = value is not None and (state.best is None or value > state.best)
+        state.best, state.evaluated = value if best else state.best, state.iteration
+        self.checkpoints.save_evaluated(state, best=best)
         return tested.result
+
+    def _not_finite(self, state: TrainState, error: NotFiniteError) -> None:
+        """Does with a step that can't be taken what solver.on_not_finite says; ``state`` is that before it."""
+        solver, names = self.config.solver, self.checkpoints.class_names
+        path = dump_step(self.output, state, error, self.config, names, whole=state.not_finite == 0)
+        state.not_finite += 1
+        message = f"{error}; {path} has all it takes to repeat the step"
+        if solver.on_not_finite == "stop":
+            raise NotFiniteError(message, error.files) from error
+        if state.not_finite > solver.max_not_finite:
+            raise NotFiniteError(
+                f"{message}; it is number {state.not_finite}, solver.max_not_finite is {solver.max_not_finite}",
+                error.files,
+            ) from error
+        back = self._roll_back(state) if solver.on_not_finite == "roll_back" else ""
+        self.log.say(f"warning: skipped a step{back}, {state.not_finite} of {solver.max_not_finite}: {message}")
+
+    def _roll_back(self, state: TrainState) -> str:
+        """Gives ``state`` the newest checkpoint's weights and moments, not its place in the run; what to say of it."""
+        newest = self.checkpoints.newest(self.log.say)
+        if newest is None:
+            return " from the same weights, since no checkpoint is saved yet"
+        kept = state.iteration, state.best, state.evaluated, state.not_finite
+        self.checkpoints.restore(newest, state)
+        state.iteration, state.best, state.evaluated, state.not_finite = kept
+        return f" and went back to the weights of iteration {newest[0].iteration}"
+
+    def _stopped(self, state: TrainState) -> StoppedError:
+        path = self.checkpoints.folder
+        return StoppedError(
+            f"{self.stop.name or 'a signal to another process'} ended the run after iteration {state.iteration} of "
+            f"{self.config.solver.iterations}; the same command with --resume goes on from the newest in {path}"
+        )
+
+    def _no_memory(self, state: TrainState, error: torch.OutOfMemoryError) -> str:
+        config = self.config
+        return (
+            f"the GPU has no memory left at iteration {state.iteration}: raise solver.accumulate "
+            f"(now {config.solver.accumulate}, of {config.solver.images_per_step} images a step) so that fewer images "
+            f"are computed at once, or lower data.shorter_side and longer_side ({config.data.shorter_side}, "
+            f"{config.data.longer_side}), or set solver.precision=bf16 (now {config.solver.precision}); "
+            f"--resume goes on from the newest checkpoint. {error}"
+        )
 
 
 def _build(config: Config, index: AnnotationIndex, *, fresh: bool) -> Detector:
@@ -224,19 +333,28 @@ def _test(config: Config, model: nn.Module, index: AnnotationIndex, output: Path
     return Evaluation(result, figures | {"voc.mAP": result["voc"]["mAP"]})
 
 
+def _log(config: Config, output: Path, state: TrainState, device: torch.device, *, evaluated: bool) -> RunLog | NoLog:
+    if not is_main():
+        return NoLog()
+    iterations = config.solver.iterations
+    return RunLog(output, iterations=iterations, device=device, start=state.iteration, evaluated=evaluated)
+
+
 def _initial_state(
     config: Config, build: Callable[[bool], nn.Module], device: torch.device, *, fresh: bool
 ) -> TrainState:
     """The state before the first step; weights of a run that goes on are not read, since the checkpoint's follow."""
     torch.manual_seed(config.seed)
     model = build(fresh).to(device)
+    if not is_main():
+        torch.manual_seed(config.seed + rank())  # dropout differs from process to process
     scaler = GradScaler(device.type, enabled=config.solver.precision == "fp16")
     ema = EMA(model, config.solver.ema_decay) if config.solver.ema_decay else None
     return TrainState(model, build_optimizer(model, config.solver), scaler, ema=ema)
 
 
 def _say_what_trains(
-    config: Config, state: TrainState, index: AnnotationIndex, device: torch.device, log: RunLog
+    config: Config, state: TrainState, index: AnnotationIndex, device: torch.device, log: RunLog | NoLog
 ) -> None:
     parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
     trainable = sum(p.numel() for p in state.model.parameters() if p.requires_grad) / 1e6
@@ -245,6 +363,12 @@ def _say_what_trains(
         f"{len(index)} images, {len(index.boxes)} objects, {len(index.class_names)} classes; "
         f"iteration {state.iteration} of {config.solver.iterations}"
     )
+    if world_size() > 1:
+        images, accumulate = config.solver.images_per_step, config.solver.accumulate
+        log.say(
+            f"{images} images a step on {world_size()} processes: {images_per_rank(images, accumulate) * accumulate} "
+            f"each; learning rate as configured for {images}"
+        )
     if not (config.backbone.weights or config.init) and any(map(_is_frozen, state.model.modules())):
         log.say(
             "warning: backbone.norm frozen_bn without backbone.weights normalises nothing, and deep networks diverge; "
@@ -254,6 +378,26 @@ def _say_what_trains(
 
 def _is_frozen(module: torch.nn.Module) -> bool:
     return isinstance(module, FrozenBatchNorm)
+
+
+def _check_order(config: Config, device: torch.device) -> None:
+    if config.deterministic and device.type == "cuda" and config.box.pool == "roi_pool":
+        raise ValueError(
+            "deterministic: torchvision's RoIPool adds gradients in any order on a GPU; "
+            "set box.pool to roi_align, or deterministic to false"
+        )
+
+
+def _check_same_model(checkpoint: Checkpoint, config: Config) -> None:
+    """Refuses to go on with keys that change what the weights mean, where loading them would not fail."""
+    changed = [line for line in changed_keys(checkpoint.config, config) if line.partition(":")[0] in SILENT_KEYS]
+    if changed:
+        raise ValueError(f"{checkpoint.path} can't go on with another model: {'; '.join(changed)}")
+
+
+def _evaluates(solver: SolverConfig, iteration: int) -> bool:
+    """Whether an evaluation is due after ``iteration``."""
+    return iteration >= solver.iterations or _due(iteration, solver.evaluate_every)
 
 
 def _due(iteration: int, every: int) -> bool:

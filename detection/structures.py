@@ -81,22 +81,26 @@ class ImageBatch:
     Attributes:
         pixels: (N, 3, H, W) uint8 RGB.
         sizes: (height, width) of each image without its padding.
+        seeds: of the random draws among each image's anchors and regions in training; empty: torch's own generator.
     """
 
     pixels: Tensor
     sizes: tuple[tuple[int, int], ...]
+    seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.shape[1] != 3 or self.pixels.dtype != torch.uint8:
             raise ValueError(f"pixels must be (N, 3, H, W) uint8, got {tuple(self.pixels.shape)} {self.pixels.dtype}")
         if len(self.sizes) != len(self.pixels):
             raise ValueError(f"{len(self.sizes)} sizes for {len(self.pixels)} images")
+        if len(self.seeds) not in (0, len(self.pixels)):
+            raise ValueError(f"{len(self.seeds)} seeds for {len(self.pixels)} images")
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     @classmethod
-    def from_images(cls, images: Sequence[Tensor]) -> Self:
+    def from_images(cls, images: Sequence[Tensor], seeds: Sequence[int] = ()) -> Self:
         """A batch of (3, H, W) uint8 RGB images of any sizes."""
         if not images:
             raise ValueError("a batch needs at least one image")
@@ -108,7 +112,12 @@ class ImageBatch:
         pixels = torch.zeros(len(images), 3, height, width, dtype=torch.uint8, device=images[0].device)
         for row, image, (h, w) in zip(pixels, images, sizes, strict=True):
             row[:, :h, :w] = image
-        return cls(pixels, sizes)
+        return cls(pixels, sizes, tuple(seeds))
+
+    def generators(self) -> list[torch.Generator | None]:
+        """Where the random draws of each image come from; None is torch's own generator."""
+        device = self.pixels.device
+        return [torch.Generator(device).manual_seed(seed) for seed in self.seeds] or [None] * len(self)
 
     def to(self, device: torch.device | str) -> Self:
         return replace(self, pixels=move(self.pixels, device))

@@ -16,25 +16,39 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from detection.build import build_detector, build_tester
 from detection.config import Config
+from detection.config_io import load_config
 from detection.data.build import build_test_loader
 from detection.data.cards import data_root, load_card, load_dataset
 from detection.data.images import read_image
 from detection.data.index import AnnotationIndex
 from detection.data.problems import summarize
 from detection.engine.checkpoint import Checkpoint, load_detector_weights
-from detection.engine.evaluate import evaluate, predict, propose
+from detection.engine.distributed import (
+    EVALUATION_TIMEOUT,
+    collect,
+    gather,
+    only_main,
+    rank,
+    start,
+    together,
+    world_size,
+)
+from detection.engine.evaluate import Predictions, evaluate, predict, propose
 from detection.engine.log import peak_memory_gib
 from detection.evaluation.coco import coco_results
 from detection.evaluation.proposals import ProposalRecord, average_recall
 from detection.evaluation.records import Record
+from detection.files import write_text
+from detection.masks import RLE
 from detection.model.detector import Detector
 from detection.visualize import draw_record, save_picture
 
-__all__ = ["choose_device", "evaluate_detectors", "load_index", "proposal_recall", "run_test"]
+__all__ = ["choose_device", "evaluate_detectors", "load_index", "proposal_recall", "read_records", "run_test"]
 
 RECALL_LIMITS = (100, 300, 1000)  # proposals per image
 
@@ -107,6 +121,8 @@ def run_test(
     Raises:
         ValueError: bad data or config, or weights that do not fit.
     """
+    start(choose_device(config))
+    say = only_main(say)
     index = load_index(config, config.data.test, key="data.test", say=say)
     detectors = [_restored(config, checkpoint, index.class_names)]
     detectors += [_restored(member.config, member, index.class_names) for member in ensemble]
@@ -115,7 +131,7 @@ def run_test(
         image = read_image(record.file_name, apply_exif=bool(index.apply_exif[number]))
         drawn = draw_record(image, record, index.class_names)
         save_picture(output / "pictures" / f"{number:05d}_{Path(record.file_name).stem}.jpg", drawn)
-    say(f"{len(records)} images, {result['seconds_per_image']:.3f} s per image, {choose_device(config)}")
+    say(f"{result['images']} images, {result['seconds_per_image']:.3f} s per image, {choose_device(config)}")
     return result
 
 
@@ -133,21 +149,32 @@ def proposal_recall(
     Raises:
         ValueError: bad data or config, or weights that do not fit.
     """
-    index = load_index(config, config.data.test, key="data.test", say=print)
+    start(choose_device(config))
+    index = load_index(config, config.data.test, key="data.test", say=only_main(print))
     most = max(RECALL_LIMITS)
     rpn = replace(config.rpn, post_nms_test=most, pre_nms_test=max(most, config.rpn.pre_nms_test))
     device = choose_device(config)
     detector = _restored(replace(config, rpn=rpn), checkpoint, index.class_names).to(device)
-    rows = range(len(index) if limit is None else min(limit, len(index)))
+    rows = _share(index, limit)
     loader = build_test_loader(index, config.data, rows=rows, pin=device.type == "cuda")
     records = []
-    for row, proposals in zip(rows, propose(detector, loader, index, device=device), strict=True):
-        target = index.target(row)
-        wanted = target.boxes[~target.ignore].numpy()
-        records.append(ProposalRecord(gt_boxes=wanted, boxes=proposals.boxes.numpy()))
+    with together("testing its share of the images", timeout=EVALUATION_TIMEOUT):
+        for row, proposals in zip(rows, propose(detector, loader, index, device=device), strict=True):
+            target = index.target(row)
+            wanted = target.boxes[~target.ignore].numpy()
+            records.append(ProposalRecord(gt_boxes=wanted, boxes=proposals.boxes.numpy()))
+    found = collect(records)
+    recall: dict[str, float | None] = {}
+    with together("computing recall", timeout=EVALUATION_TIMEOUT):
+        if found is not None:
+            recall = _write_recall(found, output)
+    return gather(recall)[0]
+
+
+def _write_recall(records: Sequence[ProposalRecord], output: Path) -> dict[str, float | None]:
     recall = {name: None if math.isnan(v) else v for name, v in average_recall(records, RECALL_LIMITS).items()}
     output.mkdir(parents=True, exist_ok=True)
-    (output / "proposals.json").write_text(json.dumps(recall, indent=2) + "\n")
+    write_text(output / "proposals.json", json.dumps(recall, indent=2) + "\n")
     return recall
 
 
@@ -157,25 +184,102 @@ def evaluate_detectors(
     """Tests ``detectors`` together on the first ``limit`` images of ``index``; writes result.json and detections.json.
 
     Returns:
-        The content of result.json, and the records in the order of ``index``.
+        The content of result.json, on every process; and the records in the order of ``index``, on the main one.
     """
     device = choose_device(config)
     tester = build_tester(config.test, detectors).to(device)
-    rows = range(len(index) if limit is None else min(limit, len(index)))
+    rows = _share(index, limit)
     loader = build_test_loader(index, config.data, rows=rows, pin=device.type == "cuda")
-    predictions = predict(tester, loader, index, device=device, precision=config.solver.precision)
+    with together("testing its share of the images", timeout=EVALUATION_TIMEOUT):
+        predictions = predict(tester, loader, index, device=device, precision=config.solver.precision)
+    records = collect(predictions.records)
+    result: dict[str, Any] = {}
+    with together("computing AP", timeout=EVALUATION_TIMEOUT):
+        if records is not None:
+            result = _write_result(config, index, Predictions(records, predictions.seconds_per_image), output)
+    return gather(result)[0], records or []
+
+
+def _share(index: AnnotationIndex, limit: int | None) -> range:
+    """The rows of ``index`` that this process tests, of the first ``limit``."""
+    return range(len(index) if limit is None else min(limit, len(index)))[rank() :: world_size()]
+
+
+def _write_result(config: Config, index: AnnotationIndex, predictions: Predictions, output: Path) -> dict[str, Any]:
     voc_metric = load_card(config.data.test[0].rpartition(":")[0]).voc_metric
     result = evaluate(predictions.records, index.class_names, voc_metric)
     result |= {
         "images": len(predictions.records),
         "seconds_per_image": predictions.seconds_per_image,
-        "peak_memory_gib": peak_memory_gib(device),
+        "peak_memory_gib": peak_memory_gib(choose_device(config)),
     }
     output.mkdir(parents=True, exist_ok=True)
-    (output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    with (output / "detections.json").open("w") as stream:
-        json.dump(coco_results(predictions.records, index.category_ids), stream)
-    return result, predictions.records
+    write_text(output / "detections.json", json.dumps(coco_results(predictions.records, index.category_ids)))
+    write_text(output / "result.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def read_records(run: Path, *, say: Callable[[str], None] = print) -> tuple[AnnotationIndex, list[Record]]:
+    """The test images of a run directory, and its detections.json as records in their order.
+
+    Args:
+        run: holds config.yaml, result.json (how many images were tested) and detections.json.
+        say: takes lines to show.
+
+    Raises:
+        ValueError: a file is missing or broken, bad data, or a detection of an image or category that they lack.
+    """
+    config = load_config(Config, run / "config.yaml")
+    index = load_index(config, config.data.test, key="data.test", say=say)
+    index = index.first(_read_json(run / "result.json")["images"])
+    found: dict[int, list[dict[str, Any]]] = {int(image_id): [] for image_id in index.image_ids}
+    labels = {category: label for label, category in enumerate(index.category_ids)}
+    detections = _read_json(run / "detections.json")
+    for number, detection in enumerate(detections):
+        image_id, category = detection["image_id"], detection["category_id"]
+        if image_id not in found or category not in labels:
+            raise ValueError(
+                f"{run / 'detections.json'}, entry {number}: image {image_id}, category {category} is not in "
+                f"{', '.join(config.data.test)}; has the data set changed since? Test again with tools/test_net.py"
+            )
+        found[image_id].append(detection)
+    masks = any("segmentation" in detection for detection in detections)
+    records = [_record(index, row, found[int(i)], labels, masks=masks) for row, i in enumerate(index.image_ids)]
+    return index, records
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} can't be read: {error}; tools/test_net.py writes it") from error
+
+
+def _record(
+    index: AnnotationIndex, row: int, found: list[dict[str, Any]], labels: dict[int, int], *, masks: bool
+) -> Record:
+    """The record of image ``row`` with the detections ``found``, in COCO's results format."""
+    objects, (height, width) = index.objects(row), index.sizes[row].tolist()
+    boxes_xywh = np.array([detection["bbox"] for detection in found], np.float64).reshape(-1, 4)
+    corners = np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
+    return Record(
+        image_id=int(index.image_ids[row]),
+        file_name=index.paths[row],
+        size=(height, width),
+        gt_boxes=index.boxes[objects].numpy(),
+        gt_labels=index.labels[objects].numpy(),
+        gt_ignore=index.ignore[objects].numpy(),
+        gt_areas=index.areas[objects].numpy(),
+        boxes=corners.astype(np.float32),
+        scores=np.array([detection["score"] for detection in found], np.float32),
+        labels=np.array([labels[detection["category_id"]] for detection in found], np.int64),
+        gt_masks=None if index.masks is None else index.rles(row),
+        masks=tuple(_rle(detection["segmentation"]) for detection in found) if masks else None,
+    )
+
+
+def _rle(segmentation: dict[str, Any]) -> RLE:
+    return {"size": segmentation["size"], "counts": segmentation["counts"].encode()}
 
 
 def _restored(config: Config, checkpoint: Checkpoint, class_names: Sequence[str]) -> Detector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ from detection.data.index import AnnotationIndex, PackedStrings
 Box = tuple[float, float, float, float]
 VOCObjects = Sequence[tuple[str, Box, bool]]  # class name, (xmin, ymin, xmax, ymax) as in the XML, difficult
 Objects = Sequence[tuple[Box, int, bool]]  # (x1, y1, x2, y2), label, ignore
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """Ctrl-C raises KeyboardInterrupt, also where the tests were started in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

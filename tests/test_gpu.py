@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -201,3 +202,15 @@ def test_random_state_of_the_gpu_comes_back() -> None:
     drawn = torch.rand(3, device=DEVICE)
     state.load_state_dict(saved)
     assert torch.equal(torch.rand(3, device=DEVICE), drawn)
+
+
+def test_seeded_draws_on_the_gpu_repeat() -> None:
+    images = replace(make_batch().images, seeds=(5, 6)).to(DEVICE)
+
+    def draw() -> list[Tensor]:
+        return [torch.randperm(100, generator=generator, device=DEVICE) for generator in images.generators()]
+
+    (first, second), again = draw(), draw()
+    assert torch.equal(first, again[0])
+    assert torch.equal(second, again[1])
+    assert not torch.equal(first, second)

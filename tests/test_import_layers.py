@@ -29,11 +29,18 @@ LAYERS = (
     ("detection.testing", "detection.run", "detection.weights"),
     (
         "detection.alternating",
+        "detection.comparison",
+        "detection.costs",
+        "detection.experiment",
+        "detection.experiment_proof",
+        "detection.experiment_protocols",
+        "detection.experiment_runs",
         "detection.localization",
         "detection.methods",
         "detection.predictor",
         "detection.statistics",
     ),
+    ("detection.report",),
     ("tools", "datasets"),
 )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from detection.config import Config
 from detection.config_io import load_config
+from detection.engine.signals import EXIT_STOPPED, StoppedError
 from detection.engine.train import NotFiniteError
 from detection.localization import format_errors, run_localization
 
@@ -37,5 +38,8 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError, NotFiniteError) as error:
+    except StoppedError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
+    except (ValueError, OSError, MemoryError, NotFiniteError) as error:
         sys.exit(f"error: {error}")

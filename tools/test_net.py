@@ -17,6 +17,7 @@ from pathlib import Path
 from detection.config import Config
 from detection.config_io import load_config
 from detection.engine.checkpoint import read_checkpoint
+from detection.engine.distributed import RankError, is_main, only_main
 from detection.evaluation.report import format_tables
 from detection.testing import proposal_recall, run_test
 from detection.weights.zoo import Entry, fetch, find_entry
@@ -77,10 +78,14 @@ def main() -> None:
     output = Path(args.output_dir) if args.output_dir else checkpoint.path.parent.parent / "test"
     if args.proposals:
         recall = proposal_recall(config, checkpoint, output, limit=args.limit)
-        print("\n".join(f"{name:8} {'-' if value is None else f'{100 * value:.1f}'}" for name, value in recall.items()))
+        only_main(print)(
+            "\n".join(f"{name:8} {'-' if value is None else f'{100 * value:.1f}'}" for name, value in recall.items())
+        )
         return
     ensemble = [read_checkpoint(path) for path in args.ensemble]
     result = run_test(config, checkpoint, output, ensemble=ensemble, limit=args.limit, pictures=args.visualize)
+    if not is_main():
+        return
     print(format_tables(result))
     if entry:
         print(_published(entry))
@@ -92,5 +97,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RankError) as error:
         sys.exit(f"error: {error}")

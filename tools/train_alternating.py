@@ -15,6 +15,8 @@ from pathlib import Path
 from detection.alternating import run_alternating
 from detection.config import Config
 from detection.config_io import load_config
+from detection.engine.distributed import RankError, is_main
+from detection.engine.signals import EXIT_STOPPED, StoppedError
 from detection.engine.train import NotFiniteError
 from detection.evaluation.report import format_tables
 
@@ -32,12 +34,15 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     result = run_alternating(load_config(Config, args.config_file, args.overrides), Path(args.output_dir))
-    if result:
+    if result and is_main():
         print(format_tables(result))
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError, NotFiniteError) as error:
+    except StoppedError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
+    except (ValueError, OSError, MemoryError, NotFiniteError, RankError) as error:
         sys.exit(f"error: {error}")

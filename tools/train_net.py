@@ -4,6 +4,9 @@ examples:
   python tools/train_net.py --config-file configs/digits/resnet18_c4.yaml
   python tools/train_net.py --config-file configs/voc/vgg16_c4_0712.yaml --output-dir output/vgg16 solver.precision=bf16
   python tools/train_net.py --config-file configs/voc/vgg16_c4_0712.yaml --output-dir output/vgg16 --resume
+
+With --resume from the start, the same command goes on after whatever ended it. SIGTERM, SIGUSR1 and Ctrl-C save and end
+with exit status 75, mistakes and failures with 1.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from pathlib import Path
 
 from detection.config import Config
 from detection.config_io import load_config
+from detection.engine.distributed import RankError, is_main
+from detection.engine.signals import EXIT_STOPPED, StoppedError
 from detection.engine.train import NotFiniteError
 from detection.evaluation.report import format_tables
 from detection.run import run_training
@@ -25,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--config-file", required=True, help="a YAML file of configs/")
     parser.add_argument("--output-dir", help="run directory (default: output/<folder>/<name of the config file>)")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run directory")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as solver.base_lr=0.01")
     return parser.parse_intermixed_args()
 
@@ -36,7 +41,7 @@ def main() -> None:
     path = Path(args.config_file)
     output = Path(args.output_dir or config.output_dir or Path("output") / path.resolve().parent.name / path.stem)
     result = run_training(config, output, resume=args.resume)
-    if result:
+    if result and is_main():
         print(format_tables(result))
         print(f"result: {output / 'result.json'}")
 
@@ -44,5 +49,8 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError, NotFiniteError) as error:
+    except StoppedError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
+    except (ValueError, OSError, MemoryError, NotFiniteError, RankError) as error:
         sys.exit(f"error: {error}")

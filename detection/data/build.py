@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,10 +31,18 @@ def build_train_loader(
     seed: int,
     start: int = 0,
     pin: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> DataLoader[Batch]:
     """Endless batches of ``batch_size`` augmented images, from batch number ``start`` of the run seeded ``seed``.
 
-    ``pin`` puts them into memory that copies to a GPU faster.
+    Args:
+        index: images and objects.
+        config: how they are augmented, resized and put together.
+        batch_size: images of a batch, of all processes.
+        seed: of the run.
+        start: number of the first batch.
+        pin: put them into memory that copies to a GPU faster.
+        share: (number of this process, of how many): which part of every batch it gets.
 
     Raises:
         ValueError: nothing to train on, an augmentation that can't work, or objects to paste without masks.
@@ -57,6 +68,7 @@ def build_train_loader(
         group_by_aspect=config.group_by_aspect,
         start=start,
         repeats=repeat_factors(index, rows, config.repeat_threshold) if config.repeat_threshold else None,
+        share=share,
     )
     return _loader(dataset, batches, config.workers, pin)
 
@@ -98,4 +110,15 @@ def _loader(
 
 
 def _start_worker(_worker: int) -> None:
+    # What ends a whole group of processes is for the training process alone: it saves, and then ends its workers.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)  # a worker is one process per core already
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Ends workers that are left when the program ends; Python would send them SIGTERM and wait for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own handler would report that they were killed
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

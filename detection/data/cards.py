@@ -13,9 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from detection.config_io import build_dataclass
+from detection.config_io import build_dataclass, parse_yaml
 from detection.data.coco import read_coco
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem, refuse_errors
@@ -74,8 +72,8 @@ def load_card(name: str) -> Card:
     """
     path = _find(name)
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"card {path} can't be read: {error}") from error
     if not isinstance(values, Mapping):
         raise ValueError(f"card {path} holds no keys")

@@ -6,17 +6,23 @@ Source: the COCO data format, cocodataset.org.
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from detection.config_io import build_dataclass
+from detection.data.images import MAX_PIXELS
 from detection.data.index import AnnotationIndex
-from detection.data.objects import ImageRows, ObjectRows, build_index, files_in, nearest_class
+from detection.data.objects import ImageRows, ObjectRows, build_index, files_in, nearest_class, require_file
 from detection.data.problems import Problem
 
 __all__ = ["COCOSplit", "read_coco"]
+
+# What a record raises that lacks a key or has a value of another kind.
+UNUSABLE = (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +72,7 @@ def _load(file: Path, problems: list[Problem]) -> dict[str, list[Any]]:
     """The three lists of a COCO file; empty ones where it can't be read."""
     empty: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
     try:
+        require_file(file)
         with file.open("rb") as stream:
             content = json.load(stream)
     except (OSError, ValueError, RecursionError) as error:
@@ -85,9 +92,9 @@ def _labels(
     labels: dict[int, int | str] = {}
     for category in categories:
         try:
-            number, name = int(category["id"]), str(category["name"])
-        except (KeyError, TypeError, ValueError):
-            problems.append(Problem("error", "category without id or name", str(file), repr(category)[:200]))
+            number, name = _integer(category["id"]), _text(category["name"])
+        except UNUSABLE:
+            problems.append(Problem("error", "category without id or name", str(file), _shown(category)))
             continue
         if number in labels:
             problems.append(Problem("error", "duplicate category id", str(file), f"{number} ({name})"))
@@ -108,21 +115,21 @@ def _read_images(
     images, rows, stored = ImageRows(), dict[int, int | None](), files_in(folder)
     for record in records:
         try:
-            number, name = int(record["id"]), str(record["file_name"])
-            size = int(record["height"]), int(record["width"])
-        except (KeyError, TypeError, ValueError) as error:
-            problems.append(Problem("error", "image record", str(file), f"{error!r} in {repr(record)[:200]}"))
+            number, name = _integer(record["id"]), _text(record["file_name"])
+            size = _integer(record["height"]), _integer(record["width"])
+        except UNUSABLE as error:
+            problems.append(Problem("error", "image record", str(file), f"{error!r} in {_shown(record)}"))
             continue
         where = f"image {number} ({name})"
         if number in rows:
             problems.append(Problem("error", "duplicate image id", str(file), where))
             continue
         rows[number] = None
-        if min(size) < 1:
+        if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
             problems.append(Problem("error", "image size", str(file), f"{where}: height {size[0]}, width {size[1]}"))
         elif PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             problems.append(Problem("error", "image outside the data set's folder", str(file), where))
-        elif name not in stored and not (folder / name).is_file():
+        elif name not in stored and not _is_file(folder / name):
             problems.append(Problem("error", "missing image", str(folder / name), f"{where} of {file}"))
         else:
             rows[number] = len(images.ids)
@@ -143,12 +150,12 @@ def _read_objects(
     objects, seen = ObjectRows(), set[int]()
     for record in records:
         try:
-            number, image, category = int(record["id"]), int(record["image_id"]), int(record["category_id"])
+            number, image, category = (_integer(record[key]) for key in ("id", "image_id", "category_id"))
             x, y, width, height = (float(value) for value in record["bbox"])
             ignore = bool(record.get("iscrowd", 0))
-            area = float(record["area"]) if "area" in record else None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            problems.append(Problem("error", "annotation record", str(file), f"{error!r} in {repr(record)[:200]}"))
+            area = _area(record["area"]) if "area" in record else None
+        except UNUSABLE as error:
+            problems.append(Problem("error", "annotation record", str(file), f"{error!r} in {_shown(record)}"))
             continue
         where, label = f"annotation {number} of image {image}", labels.get(category)
         if number in seen:
@@ -156,7 +163,7 @@ def _read_objects(
         elif image not in rows:
             problems.append(Problem("error", "annotation of an image that is not listed", str(file), where))
         elif label is None:
-            known = f"category id {category}; the file has {sorted(labels)}"
+            known = f"category id {category}; the file has {reprlib.repr(sorted(labels))}"
             problems.append(Problem("error", "category id out of range", str(file), f"{where}, {known}"))
         elif isinstance(label, str):
             detail = f"{where}, {nearest_class(label, classes)}"
@@ -171,3 +178,40 @@ def _read_objects(
             objects.segmentations.append(record.get("segmentation"))
         seen.add(number)
     return objects
+
+
+def _integer(value: Any) -> int:
+    """``value`` as a whole number that 64 bits hold: 3, 3.0 or "3"."""
+    number = int(value)
+    if (isinstance(value, float) and number != value) or not -(2**63) <= number < 2**63:
+        raise ValueError(f"{reprlib.repr(value)} is no whole number of 64 bits")
+    return number
+
+
+def _shown(record: Any) -> str:
+    """The start of ``record`` for a message."""
+    try:
+        return repr(record)[:200]
+    except RecursionError:
+        return "a record nested too deeply to show"
+
+
+def _text(value: Any) -> str:
+    """``value`` as text that can be written: JSON also admits halves of a character."""
+    str(value).encode()
+    return str(value)
+
+
+def _area(value: Any) -> float:
+    area = float(value)
+    if not 0 <= area < math.inf:
+        raise ValueError(f"area {area}")
+    return area
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        require_file(path)
+    except (OSError, ValueError):  # nothing there, or a name that no file can have
+        return False
+    return True

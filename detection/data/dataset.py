@@ -29,6 +29,7 @@ class Sample:
     image: Tensor  # (3, H, W) uint8 RGB
     target: Target  # pixels of the resized image
     proposals: Proposals | None = None  # from a file, in pixels of the resized image
+    seed: int = 0  # of the draws among its anchors and regions
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,8 @@ class Batch:
 class DetectionDataset(Dataset[Sample]):
     """The images of ``index``.
 
-    A sample is asked for by (position, row): its place in the whole run, which seeds its augmentation, and its row in
-    the index.  So the number of worker processes changes nothing.
+    A sample is asked for by (position, row): its place in the whole run, which seeds its augmentation and the draws
+    among its anchors, and its row in the index.  So neither the number of workers nor of processes changes anything.
 
     With ``copy_paste``, a random number of another image's objects is pasted: those with a mask that are not ignored,
     from 1 to all.  The other image is augmented and resized like any.
@@ -104,7 +105,8 @@ class DetectionDataset(Dataset[Sample]):
         if self.proposals is not None:
             target, proposals = _without_proposals(target)
         pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous()
-        return Sample(row, self.index.paths[row], pixels, target, proposals)
+        draws = np.random.SeedSequence(seed, spawn_key=(2,)).generate_state(1, np.uint64)
+        return Sample(row, self.index.paths[row], pixels, target, proposals, int(draws[0]))
 
     def _view(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
         """The image (H, W, 3) of ``row`` and its target, augmented and resized; proposals are rows of the target."""
@@ -154,7 +156,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """One batch of ``samples``, padded to a common size."""
     proposals = tuple(sample.proposals for sample in samples if sample.proposals is not None)
     return Batch(
-        ImageBatch.from_images([sample.image for sample in samples]),
+        ImageBatch.from_images([sample.image for sample in samples], [sample.seed for sample in samples]),
         tuple(sample.target for sample in samples),
         tuple(sample.row for sample in samples),
         tuple(sample.path for sample in samples),

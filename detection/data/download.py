@@ -7,13 +7,17 @@ final name only once its length and checksum are right.  An archive is checked a
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import re
+import shutil
 import ssl
+import struct
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -31,6 +35,21 @@ Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all where
 _CHUNK = 1 << 20  # bytes of one read
 _TIMEOUT = 60.0  # seconds without a byte before a connection counts as dropped
 _DROPPED = (URLError, ConnectionError, TimeoutError, HTTPException, ssl.SSLError)
+
+# What tarfile and zipfile raise for damaged files: RuntimeError for a password or an unknown compression.
+_DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    lzma.LZMAError,
+    zlib.error,
+    struct.error,
+    EOFError,
+    LookupError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,27 +217,64 @@ def unpack(archive_path: Path, folder: Path) -> None:
 
     Raises:
         ValueError: the file is no archive, or one of its members would land or point outside ``folder`` or is neither
-            file, folder nor link; nothing was written then.
+            file, folder nor link, or they need more space than the disk has: nothing was written then; or it is damaged
+            or can't be written, which may show late.
     """
-    # A tar file may end in a stored zip file, which then looks like a zip file as well: ask for tar first.
-    if tarfile.is_tarfile(archive_path):
-        with tarfile.open(archive_path) as tar:
-            members = tar.getmembers()
-            _check_members(archive_path, (_from_tar(member) for member in members))
-            try:
-                for member in members:
-                    tarfile.data_filter(member, str(folder))  # also follows links that lie in the folder already
-            except tarfile.FilterError as error:
-                raise ValueError(f"{archive_path}: {error}; nothing was unpacked") from error
-            folder.mkdir(parents=True, exist_ok=True)
-            tar.extractall(folder, members, filter="data")
-    elif zipfile.is_zipfile(archive_path):
-        with zipfile.ZipFile(archive_path) as archive:
-            _check_members(archive_path, (_from_zip(member) for member in archive.infolist()))
-            folder.mkdir(parents=True, exist_ok=True)
-            archive.extractall(folder)
-    else:
-        raise ValueError(f"{archive_path} is neither a tar nor a zip file; delete it and download it again")
+    try:
+        # A tar file may end in a stored zip file, which then looks like a zip file as well: ask for tar first.
+        if not archive_path.is_file():
+            raise _RefusedError(f"no archive {archive_path}")
+        if tarfile.is_tarfile(archive_path):
+            _unpack_tar(archive_path, folder)
+        elif zipfile.is_zipfile(archive_path):
+            _unpack_zip(archive_path, folder)
+        else:
+            raise _RefusedError(f"{archive_path} is neither a tar nor a zip file; delete it and download it again")
+    except _RefusedError:
+        raise
+    except _DAMAGED as error:
+        raise ValueError(
+            f"{archive_path} can't be unpacked: {error}; if it is damaged, delete it and download it again, "
+            f"and look what is in {folder}"
+        ) from error
+
+
+def _unpack_tar(archive_path: Path, folder: Path) -> None:
+    with tarfile.open(archive_path) as tar:
+        members = _tar_members(tar)
+        _check_members(archive_path, [_from_tar(member) for member in members], folder)
+        try:
+            for member in members:
+                tarfile.data_filter(member, str(folder))  # also follows links that lie in the folder already
+        except tarfile.FilterError as error:
+            raise _RefusedError(f"{archive_path}: {error}; nothing was unpacked") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        tar.extractall(folder, members, filter="data")
+
+
+def _tar_members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
+    """All members; tarfile would take a damaged header for the end, and go round for ever where a size is negative."""
+    members: list[tarfile.TarInfo] = []
+    for member in tar:
+        if member.size < 0 or (members and member.offset <= members[-1].offset):
+            raise tarfile.ReadError(f"the size of member {member.name!r} is no size")
+        members.append(member)
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise tarfile.ReadError(f"damaged after member {members[-1].name if members else None!r}")
+    return members
+
+
+def _unpack_zip(archive_path: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive_path) as archive:
+        _check_members(archive_path, [_from_zip(member) for member in archive.infolist()], folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        archive.extractall(folder)
+
+
+class _RefusedError(ValueError):
+    """Says all that a user needs of an archive that is not unpacked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +282,7 @@ class _Member:
     """What decides whether a member of an archive is safe to write."""
 
     name: str
+    size: int  # bytes when unpacked
     plain: bool = True  # a file or a folder
     symlink_to: str | None = None  # relative to the folder of the member
     hard_link_to: str | None = None  # relative to the root of the archive
@@ -234,6 +291,7 @@ class _Member:
 def _from_tar(member: tarfile.TarInfo) -> _Member:
     return _Member(
         member.name,
+        member.size,
         plain=member.isreg() or member.isdir(),
         symlink_to=member.linkname if member.issym() else None,
         hard_link_to=member.linkname if member.islnk() else None,
@@ -243,15 +301,25 @@ def _from_tar(member: tarfile.TarInfo) -> _Member:
 def _from_zip(member: zipfile.ZipInfo) -> _Member:
     mode = member.external_attr >> 16  # 0 where the archive was not made on Unix
     # zipfile writes a symbolic link as a text file that holds its target: not what the archive means, so refused.
-    return _Member(member.filename, plain=mode >> 12 == 0 or S_ISREG(mode) or S_ISDIR(mode))
+    return _Member(member.filename, member.file_size, plain=mode >> 12 == 0 or S_ISREG(mode) or S_ISDIR(mode))
 
 
-def _check_members(archive_path: Path, members: Iterable[_Member]) -> None:
-    members = list(members)
+def _check_members(archive_path: Path, members: Sequence[_Member], folder: Path) -> None:
     symlinks = {_normal(member.name) for member in members if member.symlink_to is not None}
     for member in members:
         if problem := _problem_of_member(member, symlinks):
-            raise ValueError(f"{archive_path}: member {member.name!r} {problem}; nothing was unpacked")
+            raise _RefusedError(f"{archive_path}: member {member.name!r} {problem}; nothing was unpacked")
+    needed, free = sum(member.size for member in members), _free_bytes(folder)
+    if needed > free:
+        raise _RefusedError(
+            f"{archive_path}: its files have {needed} bytes, {folder} has {free} free; nothing was unpacked"
+        )
+
+
+def _free_bytes(folder: Path) -> int:
+    """On the disk of ``folder``, which need not exist yet."""
+    folder = folder.absolute()
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
 def _problem_of_member(member: _Member, symlinks: set[str]) -> str | None:

@@ -6,18 +6,38 @@ takes the pixels as they are stored); a file that ends early is an error, never 
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-__all__ = ["ImageError", "image_size", "read_image"]
+__all__ = ["FORMATS", "MAX_PIXELS", "UNREADABLE", "ImageError", "image_size", "read_image"]
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit; a header can claim any size
+# Those of photographs; of what else Pillow reads, EPS starts another program.
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000")
 EXIF_ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the values that swap height and width
 
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+# What Pillow raises for files that are damaged or made to do harm.
+UNREADABLE = (
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 
 
 class ImageError(ValueError):
@@ -40,7 +60,7 @@ def read_image(path: str | Path, *, size: tuple[int, int] | None = None, apply_e
         ImageError: the file is missing, truncated or no image, or disagrees with ``size``.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             _check_pixels(image)
             stored = image.height, image.width
             pixels = _rgb(ImageOps.exif_transpose(image) if apply_exif else image)
@@ -58,7 +78,7 @@ def image_size(path: str | Path, *, apply_exif: bool = True) -> tuple[int, int]:
         ValueError: the file is missing or no image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             _check_pixels(image)
             turned = apply_exif and image.getexif().get(EXIF_ORIENTATION) in TURNED
             return (image.width, image.height) if turned else (image.height, image.width)

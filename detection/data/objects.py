@@ -9,7 +9,9 @@ import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Literal
 
 import numpy as np
@@ -20,12 +22,14 @@ from detection.data.index import AnnotationIndex, PackedStrings
 from detection.data.problems import Problem, Severity
 from detection.masks import empty_rle, to_rle
 
-__all__ = ["IMAGE_SUFFIXES", "ImageRows", "ObjectRows", "build_index", "files_in", "nearest_class"]
+__all__ = ["IMAGE_SUFFIXES", "ImageRows", "ObjectRows", "build_index", "files_in", "nearest_class", "require_file"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 # Rounding in annotation tools; a box that sticks out by no more is cut without a word.
 ROUNDING = 1.0  # pixels
+
+MAX_NAME = 100  # characters of a class name in a message; a message per object repeats it
 
 MASKLESS = "mask that is missing or can't be used; the object's box is kept"
 
@@ -131,17 +135,30 @@ def _pack_masks(
 
 
 def files_in(folder: Path) -> set[str]:
-    """Names of the files in ``folder``; empty where it is missing."""
+    """Names of the files in ``folder``; empty where it is missing, or where no folder can have its name."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
-    except OSError:
+    except (OSError, ValueError):
         return set()
 
 
-def nearest_class(name: str, class_names: Sequence[str]) -> str:
+def require_file(path: Path) -> None:
+    """Raises unless ``path`` is a file: to open a pipe would wait for a writer.
+
+    Raises:
+        OSError: there is nothing, or something else.
+        ValueError: no file can have this name.
+    """
+    if not S_ISREG(path.stat().st_mode):
+        raise OSError(f"{path} is no file but a folder, a pipe or a device")
+
+
+@lru_cache(maxsize=1024)  # every object of a class that the card lacks asks again, a millisecond each
+def nearest_class(name: str, class_names: tuple[str, ...]) -> str:
     """The end of a message about a class name that the card lacks."""
     nearest = difflib.get_close_matches(name, class_names, n=1)
+    name = name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..."
     return f"{name!r}; did you mean {nearest[0]!r}?" if nearest else f"{name!r}; the card has {', '.join(class_names)}"
 
 

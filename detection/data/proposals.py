@@ -11,17 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from backbones.weights import UNREADABLE
 from detection.data.index import AnnotationIndex
+from detection.data.objects import require_file
 from detection.files import write_whole
 from detection.structures import Proposals
 
 __all__ = ["StoredProposals", "read_proposals", "write_proposals"]
 
-KEYS = ("image_ids", "ends", "boxes", "scores")
+KINDS = {  # array -> its type and number of dimensions
+    "image_ids": (torch.int64, 1),
+    "ends": (torch.int64, 1),
+    "boxes": (torch.float32, 2),
+    "scores": (torch.float32, 1),
+}
 ROUNDING = 0.01  # pixels that a box may lie outside
 
 
@@ -61,13 +67,17 @@ def read_proposals(path: str | Path, index: AnnotationIndex) -> StoredProposals:
             their image or without area.
     """
     try:
+        require_file(Path(path))
         tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"proposals {path} can't be read: {error}") from error
-    missing = [key for key in KEYS if key not in tensors]
+    missing = [key for key in KINDS if key not in tensors]
     if missing:
         raise ValueError(f"{path} is no file of proposals: it lacks {', '.join(missing)}")
-    image_ids, ends, boxes, scores = (tensors[key] for key in KEYS)
+    for key, kind in KINDS.items():
+        if (tensors[key].dtype, tensors[key].ndim) != kind:
+            raise ValueError(f"{path} is no file of proposals: {key} is {tensors[key].dtype}, {tensors[key].ndim}-d")
+    image_ids, ends, boxes, scores = (tensors[key] for key in KINDS)
     counts = torch.diff(ends, prepend=ends.new_zeros(1))
     if (
         boxes.shape[1:] != (4,)
@@ -75,6 +85,7 @@ def read_proposals(path: str | Path, index: AnnotationIndex) -> StoredProposals:
         or len(boxes) != len(scores)
         or (counts < 0).any()
         or counts.sum() != len(boxes)
+        or (ends > len(boxes)).any()  # differences of huge numbers overflow
     ):
         raise ValueError(f"{path} is no file of proposals: its arrays have shapes that do not agree")
     _check_images(path, image_ids, index)

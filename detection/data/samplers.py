@@ -21,15 +21,18 @@ Key = tuple[int, int]  # (position in the run, row of the index)
 class TrainBatches(Sampler[list[Key]]):
     """Batches for ever: one shuffled pass over the images after the other.
 
+    Of several processes each gets its part of every batch, so a batch is the same whatever their number.
+
     Args:
         rows: (R,) the rows of the index to train on.
         sizes: (N, 2) height and width of every image of the index.
-        batch_size: images per batch.
+        batch_size: images per batch, of all processes.
         seed: of the run.
         group_by_aspect: batches of only upright or only lying images, which saves padding.
         start: number of the batch to begin with.
         repeats: (R,) how often a pass has each of ``rows``; of a fraction every pass draws anew whether it counts.
             None: once.
+        share: (number of this process, of how many); the batch size is a multiple of the latter.
     """
 
     def __init__(
@@ -42,11 +45,14 @@ class TrainBatches(Sampler[list[Key]]):
         group_by_aspect: bool = True,
         start: int = 0,
         repeats: Tensor | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         if not len(rows):
             raise ValueError("no image to train on: none has an object that is not ignored (data.skip_empty)")
         self.rows, self.batch_size, self.seed, self.start = rows, batch_size, seed, start
         self.repeats = repeats
+        number, count = share
+        self.part = slice(number * batch_size // count, (number + 1) * batch_size // count)
         lying = sizes[rows, 1] >= sizes[rows, 0]
         self.groups = (lying if group_by_aspect else torch.zeros_like(lying)).long()
 
@@ -58,7 +64,7 @@ class TrainBatches(Sampler[list[Key]]):
             batch.append((position, int(self.rows[place])))
             if len(batch) == self.batch_size:
                 if number >= self.start:
-                    yield list(batch)
+                    yield batch[self.part]
                 batch.clear()
                 number += 1
 

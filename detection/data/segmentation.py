@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from detection.boxes import iou
-from detection.data.images import UNREADABLE
+from detection.data.images import FORMATS, UNREADABLE
+from detection.data.objects import require_file
 from detection.data.problems import Problem
 from detection.masks import encode
 
@@ -41,15 +42,17 @@ def read_instances(
         problems: takes an error if the file can't be read or has another size.
     """
     numbers = _read(file, size, problems)
-    masks = [numbers == number for number in np.unique(numbers) if number not in (0, VOID)]
-    overlaps = iou(torch.tensor(boxes).reshape(-1, 4), torch.tensor([_extent(mask) for mask in masks]).reshape(-1, 4))
-    return [None if row is None else encode(masks[row]) for row in _match(overlaps)]
+    found = [number for number in np.unique(numbers) if number not in (0, VOID)]
+    extents = [_extent(numbers == number) for number in found]  # one mask at a time: there may be 254, of any size
+    overlaps = iou(torch.tensor(boxes).reshape(-1, 4), torch.tensor(extents).reshape(-1, 4))
+    return [None if row is None else encode(numbers == found[row]) for row in _match(overlaps)]
 
 
 def _read(file: Path, size: tuple[int, int], problems: list[Problem]) -> NDArray[np.uint8]:
     """(H, W); (0, 0) where there is no such file or it can't be used."""
     try:
-        with Image.open(file) as image:
+        require_file(file)
+        with Image.open(file, formats=FORMATS) as image:
             if (image.height, image.width) != size:
                 raise ValueError(f"it is {image.width}x{image.height} pixels, its annotation says {size[1]}x{size[0]}")
             if image.mode not in ("P", "L"):

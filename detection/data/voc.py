@@ -14,9 +14,17 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 from detection.config_io import build_dataclass
-from detection.data.images import image_size
+from detection.data.images import MAX_PIXELS, image_size
 from detection.data.index import AnnotationIndex
-from detection.data.objects import IMAGE_SUFFIXES, ImageRows, ObjectRows, build_index, files_in, nearest_class
+from detection.data.objects import (
+    IMAGE_SUFFIXES,
+    ImageRows,
+    ObjectRows,
+    build_index,
+    files_in,
+    nearest_class,
+    require_file,
+)
 from detection.data.problems import Problem
 from detection.data.segmentation import read_instances
 
@@ -36,6 +44,8 @@ class VOCSplit:
     def __post_init__(self) -> None:
         if self.first_pixel not in (0, 1):
             raise ValueError(f"first_pixel is 0 or 1, got {self.first_pixel}")
+        if "*" in self.list and Path(self.list).is_absolute():
+            raise ValueError(f"a pattern of lists is below the data set's folder, got {self.list!r}")
 
 
 def read_voc(
@@ -135,8 +145,9 @@ def _names(path: Path, stored: _StoredImages, problems: list[Problem]) -> Iterat
     running number.
     """
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        require_file(path)
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
         problems.append(Problem("error", "split list can't be read", str(path), str(error)))
         return
     for line in filter(None, map(str.strip, lines)):
@@ -154,6 +165,7 @@ def _leaves(name: str) -> bool:
 
 def _parse(file: Path, problems: list[Problem]) -> ElementTree.Element | None:
     try:
+        require_file(file)
         return ElementTree.parse(file).getroot()
     except FileNotFoundError:
         problems.append(Problem("error", "missing annotation", str(file), "no such file"))
@@ -174,7 +186,7 @@ def _size(
     except (ValueError, OverflowError) as error:
         problems.append(Problem("error", "size that can't be read", str(file), f"{texts}: {error}"))
         return None
-    if height < 1 or width < 1:
+    if height < 1 or width < 1 or height * width > MAX_PIXELS:
         problems.append(Problem("error", "size that can't be read", str(file), f"height {height}, width {width}"))
         return None
     return height, width
@@ -195,7 +207,7 @@ def _read_objects(
         if name not in labels:
             problems.append(
                 Problem(
-                    "error", "class that the card lacks", str(file), f"{where}, {nearest_class(name, list(labels))}"
+                    "error", "class that the card lacks", str(file), f"{where}, {nearest_class(name, tuple(labels))}"
                 )
             )
             continue

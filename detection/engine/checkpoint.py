@@ -1,20 +1,21 @@
 """Checkpoints: the model as safetensors with its config and class names, and the rest of the training state beside it.
 
     checkpoints/0005000.safetensors   weights to test with; metadata: config, class names, iteration
-    checkpoints/0005000.state.pt      optimizer, scaler, random state, best metric; read with weights_only; where the
+    checkpoints/0005000.state.pt      optimizer, scaler, random states, best metric; read with weights_only; where the
                                       weights are averaged (solver.ema_decay), also those that training goes on with
     checkpoints/best.safetensors      the weights with the best metric so far
 
-A file is written under another name, synced and renamed, so that a reader never sees half of one.
+A file is written under another name, synced and renamed, so that a reader never sees half of one, and has a checksum of
+its content.  A checkpoint that can't be read is passed over for the one before, and renamed to end in ".damaged" once
+the run goes on.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ from torch import Tensor, nn
 from backbones.weights import load_matching
 from detection.config import Config
 from detection.config_io import dump_config, parse_config
+from detection.engine.distributed import gather, is_main, together
 from detection.engine.train import TrainState
-from detection.files import write_whole
+from detection.files import digest, write_text, write_whole
 
 __all__ = [
     "Checkpoint",
     "Checkpoints",
+    "changed_keys",
     "load_detector_weights",
     "load_initial_weights",
     "read_checkpoint",
@@ -68,46 +71,100 @@ class Checkpoints:
         self.config, self.class_names = config, tuple(class_names)
 
     def save(self, state: TrainState) -> Path:
-        """Writes the checkpoint of ``state`` and removes all but the newest ones; the path of the weights."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{state.iteration:07d}.safetensors"
-        self._save_state(state, path)
-        _write(Checkpoint(path, state.tested.state_dict(), self.config, self.class_names, state.iteration))
-        for old in _numbered(self.folder)[: -self.keep]:
-            old.unlink()
-            _state_path(old).unlink(missing_ok=True)
-        return path
+        """Writes the checkpoint of ``state`` and removes all but the newest ones; the path of the weights.
 
-    def keep_best(self, path: Path, state: TrainState) -> None:
-        """Makes a copy of the weights at ``path`` the best of the run, and stores the metric that made them so."""
-        write_whole(self.folder / "best.safetensors", lambda temporary: shutil.copyfile(path, temporary))
-        self._save_state(state, path)
-
-    def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """Weights file and training state of the newest checkpoint; None if there is none.
+        All processes call it, and the main one writes.
 
         Raises:
-            ValueError: the state can't be read.
+            OSError: the disk is full or read-only; the checkpoints that were there still are.
         """
+        path, saved = self._path(state), state.state_dict()
+        with together("saving a checkpoint"):
+            if is_main():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _write_state(path, saved)
+                self._write_weights(path, state)
+                for old in _numbered(self.folder)[: -self.keep]:
+                    _remove(old)
+        return path
+
+    def save_evaluated(self, state: TrainState, *, best: bool) -> None:
+        """Notes in the saved checkpoint of ``state`` that it is evaluated; its weights may be the ``best`` so far."""
+        path, saved = self._path(state), state.state_dict()
+        with together("saving a checkpoint"):
+            if is_main():
+                if best:
+                    copy = self.folder / "best.safetensors"
+                    write_whole(copy, lambda temporary: shutil.copyfile(path, temporary))
+                _write_state(path, saved)
+
+    def newest(self, say: Callable[[str], None]) -> tuple[Checkpoint, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, and its training state; None if there is none.
+
+        ``say`` gets a line for every newer one that is damaged.  The main process chooses for all.
+
+        Raises:
+            ValueError: there are checkpoints, and none can be read.
+        """
+        found = None
+        with together("looking for a checkpoint"):
+            if is_main():
+                found = self._find(say)
+        path = gather(found and found[0].path, doing="looking for a checkpoint")[0]
+        if path is None or found is not None:
+            return found
+        return read_checkpoint(path), _read_state(path)
+
+    def restore(self, newest: tuple[Checkpoint, dict[str, Any]], state: TrainState) -> None:
+        """Puts what ``newest`` returned back into ``state``, and later checkpoints aside: the run makes new ones."""
+        checkpoint, saved = newest
+        load_detector_weights(state.model, checkpoint, self.class_names)
+        state.load_state_dict(saved)
+        with together("putting damaged checkpoints aside"):
+            if is_main():
+                self._put_aside(state.iteration)
+
+    def _find(self, say: Callable[[str], None]) -> tuple[Checkpoint, dict[str, Any]] | None:
+        problems = []
         for path in reversed(_numbered(self.folder)):
-            state = _state_path(path)
-            if state.is_file():
+            if _state_path(path).is_file():
                 try:
-                    return path, torch.load(state, map_location="cpu", weights_only=True)
-                except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-                    raise ValueError(
-                        f"checkpoint {state} can't be read: {error}; remove it to go on from the one before"
-                    ) from error
+                    return read_checkpoint(path), _read_state(path)
+                except ValueError as error:
+                    problems.append(str(error))
+                    say(f"warning: {error}; looking for the checkpoint before")
+        if problems:
+            raise ValueError(f"{'; '.join(problems)}: no other checkpoint is left; remove these to start anew")
         return None
 
-    def _save_state(self, state: TrainState, weights: Path) -> None:
-        write_whole(_state_path(weights), lambda temporary: torch.save(state.state_dict(), temporary))
+    def _put_aside(self, iteration: int) -> None:
+        """Renames the checkpoints after ``iteration``, and removes what a process that was killed did not finish."""
+        later = [path for path in _numbered(self.folder) if int(path.stem) > iteration]
+        for file in (file for path in later for file in (path, _state_path(path)) if file.is_file()):
+            file.replace(file.with_name(file.name + ".damaged"))
+        for file in self.folder.glob("*.tmp"):
+            file.unlink()
+        for file in self.folder.glob("*.state.pt"):
+            if not file.with_name(file.name.replace(".state.pt", ".safetensors")).is_file():
+                file.unlink()
 
-    def restore(self, newest: tuple[Path, dict[str, Any]], state: TrainState) -> None:
-        """Puts what ``newest`` returned back into ``state``."""
-        path, saved = newest
-        load_detector_weights(state.model, read_checkpoint(path), self.class_names)
-        state.load_state_dict(saved)
+    def _path(self, state: TrainState) -> Path:
+        return self.folder / f"{state.iteration:07d}.safetensors"
+
+    def _write_weights(self, path: Path, state: TrainState) -> None:
+        try:
+            _write(Checkpoint(path, state.tested.state_dict(), self.config, self.class_names, state.iteration))
+        except OSError:
+            if not path.is_file():
+                _remove(path)  # the state beside it only takes space
+            raise
+
+
+def changed_keys(before: Any, after: Any) -> list[str]:
+    """A line "section.key: old -> new" for every key that differs between two configs."""
+    old, new = (_flat(asdict(config)) for config in (before, after))
+    changed = [key for key in new | old if old.get(key) != new.get(key)]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed]
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -126,13 +183,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     missing = [key for key in ("config", "class_names", "iteration") if key not in metadata]
     if missing:
         raise ValueError(f"{file} is no detector checkpoint: its metadata lacks {missing}")
-    return Checkpoint(
-        file,
-        weights,
-        parse_config(Config, metadata["config"]),
-        tuple(json.loads(metadata["class_names"])),
-        int(metadata["iteration"]),
-    )
+    if metadata.get("sha256", expected := _digest(weights, metadata)) != expected:
+        raise ValueError(f"checkpoint {file} can't be read: its checksum is wrong, so the file was damaged")
+    try:
+        class_names = json.loads(metadata["class_names"])
+    except RecursionError as error:
+        raise ValueError(f"checkpoint {file} can't be read: its class names are nested too deeply") from error
+    if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
+        raise ValueError(f"{file} is no detector checkpoint: its class_names are no list of names: {class_names!r:.80}")
+    config = parse_config(Config, metadata["config"])
+    return Checkpoint(file, weights, config, tuple(class_names), int(metadata["iteration"]))
 
 
 def resolve_weights(path: str | Path) -> Path:
@@ -165,7 +225,7 @@ def write_converted(path: str | Path, config: Config, class_names: Sequence[str]
     file = path if is_file else path / "checkpoints" / "0000000.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
     described = path.with_suffix(".yaml") if is_file else path / "config.yaml"
-    described.write_text(dump_config(config))
+    write_text(described, dump_config(config))
     _write(Checkpoint(file, dict(state), config, tuple(class_names), iteration=0))
     return file
 
@@ -247,7 +307,38 @@ def _write(checkpoint: Checkpoint) -> None:
         "iteration": str(checkpoint.iteration),
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+    metadata["sha256"] = _digest(weights, metadata)
     write_whole(checkpoint.path, lambda temporary: save_file(weights, temporary, metadata=metadata))
+
+
+def _digest(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    return digest([weights, {name: text for name, text in metadata.items() if name != "sha256"}])
+
+
+def _write_state(weights: Path, state: Mapping[str, Any]) -> None:
+    content = {"sha256": digest(state), **state}
+    write_whole(_state_path(weights), lambda temporary: torch.save(content, temporary))
+
+
+def _read_state(weights: Path) -> dict[str, Any]:
+    """The training state beside ``weights``.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = _state_path(weights)
+    try:
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # damaged bytes raise whatever they lead to
+        raise ValueError(f"checkpoint {path} can't be read: {error}") from error
+    if state.pop("sha256", None) != digest(state):
+        raise ValueError(f"checkpoint {path} can't be read: its checksum is wrong, so the file was damaged")
+    return state
+
+
+def _remove(weights: Path) -> None:
+    weights.unlink(missing_ok=True)
+    _state_path(weights).unlink(missing_ok=True)
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -256,3 +347,11 @@ def _numbered(folder: Path) -> list[Path]:
 
 def _state_path(weights: Path) -> Path:
     return weights.with_name(f"{weights.stem}.state.pt")
+
+
+def _flat(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """The values of a tree of config sections by dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{where}{name}.") if isinstance(value, dict) else {where + name: value}
+    return flat

@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["RunLog", "peak_memory_gib"]
+from detection.files import write_text
+
+__all__ = ["NoLog", "RunLog", "peak_memory_gib"]
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -36,12 +38,15 @@ class RunLog:
         iterations: how long it will be.
         device: whose memory is reported.
         start: iteration to go on from; later lines of metrics.jsonl, of a run that was cut off, are removed.
+        evaluated: whether the evaluation of ``start``, if one was due, counts; else its line is removed too.
     """
 
-    def __init__(self, folder: Path, *, iterations: int, device: torch.device, start: int = 0) -> None:
+    def __init__(
+        self, folder: Path, *, iterations: int, device: torch.device, start: int = 0, evaluated: bool = True
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path, self._iterations, self._device = folder / "metrics.jsonl", iterations, device
-        _truncate(self._path, start)
+        _truncate(self._path, start, evaluated=evaluated)
         self._console = Console(soft_wrap=True)
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
         columns = (
@@ -90,14 +95,33 @@ class RunLog:
         return "  ".join(parts)
 
 
-def _truncate(path: Path, start: int) -> None:
+class NoLog:
+    """The log of a process that is not the main one: none."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        """Prints nothing."""
+
+    def metrics(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Records nothing."""
+
+
+def _truncate(path: Path, start: int, *, evaluated: bool) -> None:
     if path.is_file():
-        lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(line for line in lines if _iteration(line) <= start))
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        write_text(path, "".join(line for line in lines if _is_kept(line, start, evaluated=evaluated)))
 
 
-def _iteration(line: str) -> float:
+def _is_kept(line: str, start: int, *, evaluated: bool) -> bool:
     try:
-        return json.loads(line)["iteration"]
+        record = json.loads(line)
+        return record["iteration"] < start + (evaluated or "loss/total" in record)
     except (ValueError, KeyError, TypeError):  # the half-written last line of a run that was killed
-        return float("inf")
+        return False

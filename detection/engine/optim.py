@@ -12,7 +12,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from detection.config import SolverConfig
 
-__all__ = ["build_optimizer", "clip_gradients", "learning_rate", "set_learning_rate"]
+__all__ = ["build_optimizer", "clip_gradients", "gradient_norm", "learning_rate", "set_learning_rate"]
 
 
 def build_optimizer(model: nn.Module, solver: SolverConfig) -> Optimizer:
@@ -72,5 +72,13 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
 
 def clip_gradients(optimizer: Optimizer, max_norm: float) -> torch.Tensor:
     """Scales all gradients so that their joint norm is at most ``max_norm``; returns the norm before."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return nn.utils.clip_grad_norm_(parameters, max_norm)
+    return nn.utils.clip_grad_norm_(_parameters(optimizer), max_norm)
+
+
+def gradient_norm(optimizer: Optimizer) -> torch.Tensor:
+    """The joint norm of all gradients."""
+    return nn.utils.get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

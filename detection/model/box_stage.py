@@ -146,13 +146,21 @@ class BoxStage(nn.Module):
         return scored
 
     @torch.no_grad()
-    def sample(self, proposals: Sequence[Proposals], targets: Sequence[Target]) -> list[RegionSample]:
-        """The regions of each image to train on, drawn from its proposals and its objects."""
+    def sample(
+        self,
+        proposals: Sequence[Proposals],
+        targets: Sequence[Target],
+        draws: Sequence[torch.Generator | None] | None = None,
+    ) -> list[RegionSample]:
+        """The regions of each image to train on, drawn from its proposals and its objects.
+
+        ``draws`` has the source of each image's random numbers; None: torch's own.
+        """
         samples = []
-        for image, target in zip(proposals, targets, strict=True):
+        for image, target, draw in zip(proposals, targets, draws or [None] * len(targets), strict=True):
             boxes = torch.cat([image.boxes, target.boxes[~target.ignore]])  # objects too, as py-faster-rcnn
             matches = self.matcher(boxes, target)
-            positives, negatives = self.sampler(matches.states)
+            positives, negatives = self.sampler(matches.states, draw)
             samples.append(self._labelled(boxes, target, positives, negatives, matches.indices))
         return samples
 

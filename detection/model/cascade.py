@@ -47,9 +47,14 @@ class CascadeBoxStage(nn.Module):
             for stages in zip(*per_stage, strict=True)
         ]
 
-    def sample(self, proposals: Sequence[Proposals], targets: Sequence[Target]) -> list[RegionSample]:
+    def sample(
+        self,
+        proposals: Sequence[Proposals],
+        targets: Sequence[Target],
+        draws: Sequence[torch.Generator | None] | None = None,
+    ) -> list[RegionSample]:
         """The regions of each image that the first stage trains on."""
-        return self._stages()[0].sample(proposals, targets)
+        return self._stages()[0].sample(proposals, targets, draws)
 
     def losses(
         self,

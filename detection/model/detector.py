@@ -36,6 +36,7 @@ class Detector(nn.Module):
         mask_stage: masks of detections; None for a detector without.
         postprocess: which of these become detections.
         fixed: of "backbone", "rpn" and "box_stage" those that are not trained: no gradient, no loss, always eval mode.
+            The mask stage goes with the box stage.
     """
 
     mean: Tensor
@@ -52,7 +53,7 @@ class Detector(nn.Module):
         fixed: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.fixed = tuple(fixed)
+        self.fixed = (*fixed, *(["mask_stage"] if mask_stage is not None and "box_stage" in fixed else []))
         self.backbone, self.rpn, self.box_stage, self.postprocess = backbone, rpn, box_stage, postprocess
         self.mask_stage = mask_stage
         stats = backbone.input_stats
@@ -93,12 +94,13 @@ class Detector(nn.Module):
             found = [self.postprocess(scored) for scored in self.boxes(features, proposals, images.sizes)]
             return self.masks(features, found)
         losses: dict[str, Tensor] = {}
+        draws = images.generators()
         if "rpn" not in self.fixed:
-            own, losses = self.rpn.losses(features, images.sizes, self._padded(images), targets)
+            own, losses = self.rpn.losses(features, images.sizes, self._padded(images), targets, draws)
             proposals = own if proposals is None else proposals
         if "box_stage" not in self.fixed:
             proposals = self.propose(features, images) if proposals is None else proposals
-            losses = losses | self._region_losses(features, proposals, targets, images.sizes)
+            losses = losses | self._region_losses(features, proposals, targets, images.sizes, draws)
         return losses
 
     def features(self, images: ImageBatch) -> list[Tensor]:
@@ -127,8 +129,9 @@ class Detector(nn.Module):
         proposals: Sequence[Proposals],
         targets: Sequence[Target],
         sizes: Sequence[tuple[int, int]],
+        draws: Sequence[torch.Generator | None],
     ) -> dict[str, Tensor]:
-        samples = self.box_stage.sample(proposals, targets)
+        samples = self.box_stage.sample(proposals, targets, draws)
         if isinstance(self.box_stage, CascadeBoxStage):
             losses = self.box_stage.losses(features, samples, sizes, targets)
         else:

@@ -146,7 +146,8 @@ class ClassRPN(nn.Module):
         """The losses ``rpn_class`` and ``rpn_box``; ``proposals``, which every model gets in training, are not used."""
         hidden = self.hidden(images)
         anchors = self.anchors(*hidden.shape[-2:])
-        drawn = [self._draw(anchors, size, target) for size, target in zip(images.sizes, targets, strict=True)]
+        parts = zip(images.sizes, targets, images.generators(), strict=True)
+        drawn = [self._draw(anchors, size, target, generator) for size, target, generator in parts]
         rows, labels = torch.cat([d.rows for d in drawn]), torch.cat([d.labels for d in drawn])
         counts = torch.tensor([len(d.rows) for d in drawn], device=rows.device)
         image = torch.arange(len(drawn), device=rows.device).repeat_interleave(counts)
@@ -189,13 +190,15 @@ class ClassRPN(nn.Module):
         )
 
     @torch.no_grad()
-    def _draw(self, anchors: Tensor, size: tuple[int, int], target: Target) -> _Drawn:
+    def _draw(
+        self, anchors: Tensor, size: tuple[int, int], target: Target, generator: torch.Generator | None
+    ) -> _Drawn:
         height, width = size
         in_padding = (anchors[:, 0] >= width) | (anchors[:, 1] >= height)
         usable = ~in_padding if self.allow_outside else inside(anchors, size)
         rows = usable.nonzero().flatten()
         matches = self.matcher(anchors[rows], target)
-        positives, negatives = self.sampler(matches.states)
+        positives, negatives = self.sampler(matches.states, generator)
         objects = matches.indices[positives]
         goals = self.coder.encode(target.boxes[objects], anchors[rows[positives]])
         labels = torch.cat([target.labels[objects], torch.full_like(negatives, self.layers.num_classes)])

@@ -11,16 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detection.boxes import intersection_over_area, iou
+from detection.boxes import intersection_over_area, iou, row_slices
 from detection.structures import Target
 
 __all__ = ["IGNORED", "NEGATIVE", "POSITIVE", "Matcher", "Matches"]
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
-
-# The R x G matrix is made in slices of at most this many elements (64 MiB of float32): 243,000 anchors and 500 objects
-# would otherwise take gigabytes.
-MAX_ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +70,7 @@ class Matcher:
         best, indices = boxes.new_zeros(len(boxes)), wanted.new_zeros(len(boxes))
         best_per_object = boxes.new_zeros(len(wanted))
         if len(wanted):
-            for rows in _slices(len(boxes), len(wanted)):
+            for rows in row_slices(len(boxes), len(wanted)):
                 overlaps = iou(boxes[rows], objects)
                 best[rows], columns = overlaps.max(dim=1)
                 indices[rows] = wanted[columns]
@@ -84,7 +80,7 @@ class Matcher:
     def _covered(self, boxes: Tensor, ignored: Tensor) -> Tensor:
         covered = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
         if len(ignored):
-            for rows in _slices(len(boxes), len(ignored)):
+            for rows in row_slices(len(boxes), len(ignored)):
                 covered[rows] = intersection_over_area(boxes[rows], ignored).amax(dim=1) >= self.ignore_overlap
         return covered
 
@@ -93,12 +89,7 @@ def _reach_best(boxes: Tensor, objects: Tensor, best_per_object: Tensor) -> Tens
     """Whether (R,) a box has the highest IoU, above zero, of any object."""
     reached = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     if len(objects):
-        for rows in _slices(len(boxes), len(objects)):
+        for rows in row_slices(len(boxes), len(objects)):
             overlaps = iou(boxes[rows], objects)
             reached[rows] = ((overlaps == best_per_object) & (overlaps > 0)).any(dim=1)
     return reached
-
-
-def _slices(rows: int, columns: int) -> list[slice]:
-    step = max(1, MAX_ELEMENTS // columns)
-    return [slice(start, start + step) for start in range(0, rows, step)]

@@ -128,13 +128,18 @@ class RPN(nn.Module):
         sizes: Sequence[tuple[int, int]],
         padded: tuple[int, int],
         targets: Sequence[Target],
+        draws: Sequence[torch.Generator | None] | None = None,
     ) -> tuple[list[Proposals], dict[str, Tensor]]:
-        """Training proposals of each image, without a gradient, and the losses ``rpn_objectness`` and ``rpn_box``."""
+        """Training proposals of each image, without a gradient, and the losses ``rpn_objectness`` and ``rpn_box``.
+
+        ``draws`` has the source of each image's random numbers; None: torch's own.
+        """
         level_logits, level_deltas = self._predict(features)
         level_anchors = self._anchors(features, padded)
         proposals = self._proposals(level_logits, level_deltas, level_anchors, sizes, self.train_filter)
         anchors, logits, deltas = torch.cat(level_anchors), torch.cat(level_logits, 1), torch.cat(level_deltas, 1)
-        samples = [self._sample(anchors, size, target) for size, target in zip(sizes, targets, strict=True)]
+        images = zip(sizes, targets, draws or [None] * len(targets), strict=True)
+        samples = [self._sample(anchors, size, target, draw) for size, target, draw in images]
         objectness, box, count = logits.new_zeros(()), logits.new_zeros(()), 0
         for row, (positives, negatives, goals) in enumerate(samples):
             drawn = torch.cat([positives, negatives])
@@ -156,14 +161,16 @@ class RPN(nn.Module):
         return [anchors(feature.shape[-2], feature.shape[-1], padded) for anchors, feature in pairs]
 
     @torch.no_grad()
-    def _sample(self, anchors: Tensor, size: tuple[int, int], target: Target) -> tuple[Tensor, Tensor, Tensor]:
+    def _sample(
+        self, anchors: Tensor, size: tuple[int, int], target: Target, draw: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Positive (P,) and negative (Q,) rows of ``anchors``, and the deltas (P, 4) wanted of the positives."""
         height, width = size
         in_padding = (anchors[:, 0] >= width) | (anchors[:, 1] >= height)
         usable = ~in_padding if self.allow_outside else inside(anchors, size)
         rows = usable.nonzero().flatten()
         matches = self.matcher(anchors[rows], target)
-        positives, negatives = self.sampler(matches.states)
+        positives, negatives = self.sampler(matches.states, draw)
         goals = self.coder.encode(target.boxes[matches.indices[positives]], anchors[rows[positives]])
         return rows[positives], rows[negatives], goals
 

@@ -26,12 +26,16 @@ class BalancedSampler:
         if self.count < 1 or not 0 <= self.positive_fraction <= 1:
             raise ValueError(f"a sampler needs count >= 1 and a fraction in 0..1, got {self}")
 
-    def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Positive rows (P,) and negative rows (Q,), int64, drawn from ``states`` (R,) of a Matcher."""
-        positives = _draw((states == POSITIVE).nonzero().flatten(), int(self.count * self.positive_fraction))
-        negatives = _draw((states == NEGATIVE).nonzero().flatten(), self.count - len(positives))
+    def __call__(self, states: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Positive rows (P,) and negative rows (Q,), int64, drawn from ``states`` (R,) of a Matcher.
+
+        ``generator`` is on the device of ``states``; None: torch's own.
+        """
+        most = int(self.count * self.positive_fraction)
+        positives = _draw((states == POSITIVE).nonzero().flatten(), most, generator)
+        negatives = _draw((states == NEGATIVE).nonzero().flatten(), self.count - len(positives), generator)
         return positives, negatives
 
 
-def _draw(rows: Tensor, count: int) -> Tensor:
-    return rows[torch.randperm(len(rows), device=rows.device)[:count]]
+def _draw(rows: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    return rows[torch.randperm(len(rows), generator=generator, device=rows.device)[:count]]

@@ -44,7 +44,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_names() -> None:
-    resnets = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+    resnets = ("resnet18", "resnet34", "plain18", "plain34", "resnet50", "resnet101", "resnet152")
     vggs = tuple(f"vgg{depth}{suffix}" for depth in (11, 13, 16, 19) for suffix in ("", "_bn"))
     assert backbone_names() == resnets + vggs
 
@@ -66,6 +66,7 @@ def test_none_means_the_default_of_the_backbone() -> None:
     [
         ("resnet50", "dropout"),
         ("resnet18", "stride_in"),
+        ("plain34", "shortcut"),
         ("vgg16", "norm"),
         ("vgg16", "norm_eps"),
         ("vgg16_bn", "depth"),
@@ -186,6 +187,15 @@ def test_unknown_source_lists_the_known() -> None:
 def test_torchvision_weights_have_one_source() -> None:
     with pytest.raises(ValueError, match="weights 'torchvision' cannot come from weights_source 'caffe'"):
         build_backbone("resnet18", weights="torchvision", weights_source="caffe")
+
+
+def test_plain_networks_have_no_weights_at_torchvision_and_refuse_those_of_a_residual_network(
+    files: dict[str, str],
+) -> None:
+    with pytest.raises(ValueError, match="torchvision has no ImageNet weights for 'plain18'; give a file's path"):
+        build_backbone("plain18", weights="torchvision")
+    with pytest.raises(ValueError, match=r"unused: 15: layer2\.0\.downsample"):
+        build_backbone("plain18", weights=files["resnet18"])
 
 
 def test_torchvision_weights_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

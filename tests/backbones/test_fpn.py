@@ -82,6 +82,11 @@ def test_has_no_tail() -> None:
         make_pyramid().tail()
 
 
+def test_layers_after_the_last_feature_are_left_out() -> None:
+    pyramid = make_pyramid("vgg11")
+    assert not [name for name, _ in pyramid.named_parameters() if "fc6" in name or "fc7" in name]
+
+
 def test_asks_for_sizes_that_halve_evenly() -> None:
     assert make_pyramid().size_divisor == 32
     assert make_pyramid("vgg11").size_divisor == 16

@@ -46,7 +46,7 @@ def test_padded_shortcut_by_hand() -> None:
 @pytest.mark.parametrize(
     ("depth", "shortcut", "projections"),
     # 16 blocks; the first of conv2_x changes the number of channels in bottlenecks only
-    [(34, "A", 0), (34, "B", 3), (34, "C", 16), (50, "A", 0), (50, "B", 4), (50, "C", 16)],
+    [(34, "A", 0), (34, "B", 3), (34, "C", 16), (34, "none", 0), (50, "A", 0), (50, "B", 4), (50, "C", 16)],
 )
 def test_projections_of_each_shortcut(depth: int, shortcut: str, projections: int) -> None:
     backbone = meta_resnet(depth, shortcut=shortcut)
@@ -55,7 +55,7 @@ def test_projections_of_each_shortcut(depth: int, shortcut: str, projections: in
     assert any("downsample" in name for name in backbone.state_dict()) == (projections > 0)
 
 
-@pytest.mark.parametrize("shortcut", ["A", "B", "C"])
+@pytest.mark.parametrize("shortcut", ["A", "B", "C", "none"])
 @pytest.mark.parametrize("depth", [18, 50])
 def test_shortcuts_agree_on_shapes(depth: int, shortcut: str) -> None:
     features = meta_resnet(depth, shortcut=shortcut, out_features=("c2", "c5"))(
@@ -74,6 +74,34 @@ def test_shortcut_a_passes_its_input_on_when_the_branch_is_silent() -> None:
     features = backbone(torch.randn(1, 3, 40, 56))
     torch.testing.assert_close(features["c3"][:, :64], features["c2"][:, :, ::2, ::2])
     assert features["c3"][:, 64:].eq(0).all()
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_plain_network_is_silent_when_its_branches_are(depth: int) -> None:
+    backbone = ResNet(depth, shortcut="none", out_features=("c2", "c5"))
+    for name, parameter in backbone.named_parameters():
+        if name.startswith("layer4.0.conv2"):
+            nn.init.zeros_(parameter)
+    features = backbone(torch.randn(1, 3, 40, 56))
+    assert features["c2"].gt(0).any()
+    assert features["c5"].eq(0).all()
+
+
+def test_plain_network_is_a_chain_of_its_convolutions() -> None:
+    torch.manual_seed(0)
+    backbone = ResNet(18, shortcut="none", out_features=("c2",), norm="bn").eval()
+    images = torch.randn(1, 3, 40, 56)
+    x = nn.functional.max_pool2d(backbone.get_submodule("bn1")(backbone.get_submodule("conv1")(images)).relu(), 3, 2, 1)
+    for block in (0, 1):
+        for layer in (1, 2):
+            convolved = backbone.get_submodule(f"layer1.{block}.conv{layer}")(x)
+            x = backbone.get_submodule(f"layer1.{block}.bn{layer}")(convolved).relu()
+    torch.testing.assert_close(backbone(images)["c2"], x)
+
+
+def test_plain_network_has_the_parameters_of_the_residual_one_without_its_projections() -> None:
+    plain, residual = (set(meta_resnet(34, shortcut=kind).state_dict()) for kind in ("none", "A"))
+    assert plain == residual
 
 
 @pytest.mark.parametrize(("stride_in", "strides"), [("1x1", (2, 1)), ("3x3", (1, 2))])

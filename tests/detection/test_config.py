@@ -13,7 +13,8 @@ from detection.config_io import dump_config, load_config, parse_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-RUNS = [path for path in FILES if path.parent.name != "methods"]  # those are tables of test settings
+# Those are tables of test settings, and experiments of several runs.
+RUNS = [path for path in FILES if path.parent.name not in ("methods", "experiments")]
 
 
 def test_every_section_has_defaults_and_they_survive_dump_and_load() -> None:

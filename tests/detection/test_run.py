@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +22,12 @@ from detection.data.build import build_train_loader
 from detection.data.cards import load_dataset
 from detection.data.digits import CLASSES, write_digits
 from detection.data.images import ImageError
+from detection.engine import train as train_module
 from detection.engine.checkpoint import Checkpoint, read_checkpoint
 from detection.engine.log import RunLog
+from detection.engine.manifest import read_manifest
 from detection.engine.optim import build_optimizer
+from detection.engine.signals import StoppedError
 from detection.engine.train import NotFiniteError
 from detection.run import load_data, run_training
 from detection.testing import choose_device, run_test
@@ -92,17 +97,22 @@ class Killed(BaseException):
     """Ends a run as a kill does: nothing is saved on the way out."""
 
 
-def run_until(config: Config, output: Path, iteration: int) -> None:
-    """Trains until the process is killed, right after ``iteration`` was reported."""
+def killed_at(step: int) -> Callable[..., None]:
+    """RunLog.metrics that ends the run as a kill does, right after ``step`` was reported."""
     record = RunLog.metrics
 
-    def interrupt(log: RunLog, step: int, values: Mapping[str, float]) -> None:
-        record(log, step, values)
-        if step == iteration:
+    def interrupt(log: RunLog, iteration: int, values: Mapping[str, float]) -> None:
+        record(log, iteration, values)
+        if iteration == step:
             raise Killed
 
+    return interrupt
+
+
+def run_until(config: Config, output: Path, iteration: int) -> None:
+    """Trains until the process is killed, right after ``iteration`` was reported."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunLog, "metrics", interrupt)
+        patch.setattr(RunLog, "metrics", killed_at(iteration))
         with pytest.raises(Killed):
             run_training(config, output)
 
@@ -518,7 +528,21 @@ def differing(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Te
 
 
 class TestOtherSettingsOnTheWay:
-    """A run that goes on with another config takes that config's word."""
+    """A run that goes on with another config takes that config's word, and says so."""
+
+    def test_changed_keys_are_said(self, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.resume(config, tmp_path, base_lr=0.02, momentum=0.5)
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("config changed")]
+        assert said == [
+            "config changed: solver.base_lr: 0.001 -> 0.02",
+            "config changed: solver.momentum: 0.9 -> 0.5",
+        ]
+
+    def test_keys_that_change_what_weights_mean_are_refused(self, config: Config, tmp_path: Path) -> None:
+        run_until(config, tmp_path, 3)
+        other = replace(config, anchors=AnchorConfig(sizes=(24.0, 32.0)))
+        with pytest.raises(ValueError, match=r"another model: anchors\.sizes: \(16\.0, 32\.0\) -> \(24\.0, 32\.0\)$"):
+            run_training(other, tmp_path, resume=True)
 
     def resume(self, config: Config, output: Path, **solver: Any) -> None:
         run_until(with_data(config, test=()), output, 3)  # the checkpoint is of iteration 2
@@ -661,6 +685,211 @@ class TestErrorsOnTheWay:
         with pytest.raises(NotFiniteError, match="iteration 3"):
             run_training(wild, tmp_path, resume=True)
         assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == before
+
+
+class TestEvaluationThatIsDue:
+    """A run that ended between a checkpoint and its evaluation makes up for it."""
+
+    def test_last_one(self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+        def fail(*_: Any, **__: Any) -> None:
+            raise Killed
+
+        for place in ("detection.run.evaluate_detectors", "detection.engine.checkpoint.shutil.copyfile"):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(place, fail)
+                with pytest.raises(Killed):
+                    run_training(config, tmp_path / "run", resume=True)
+        result = run_training(config, tmp_path / "run", resume=True)
+        assert result["bbox"] == finished[1]["bbox"]
+        assert [line["iteration"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 4]
+        best = [load_file(run / "checkpoints" / "best.safetensors") for run in (tmp_path / "run", finished[0])]
+        assert differing(*best) == []
+        with pytest.raises(ValueError, match="nothing is left to train"):
+            run_training(config, tmp_path / "run", resume=True)
+
+    def test_one_on_the_way(self, config: Config, tmp_path: Path) -> None:
+        often = with_solver(config, evaluate_every=2, checkpoint_every=0)
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise Killed
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("detection.run.evaluate_detectors", fail)
+            with pytest.raises(Killed):
+                run_training(often, tmp_path)
+        assert read_checkpoint(tmp_path).iteration == 2
+        run_training(often, tmp_path, resume=True)
+        assert [line["iteration"] for line in metrics(tmp_path)] == [1, 2, 2, 3, 4, 4]
+
+
+class TestSignals:
+    """A signal lets the step end, saves and says so."""
+
+    def stop_at(self, config: Config, output: Path, step: int, number: signal.Signals) -> str:
+        record = RunLog.metrics
+
+        def interrupt(log: RunLog, iteration: int, values: Mapping[str, float]) -> None:
+            record(log, iteration, values)
+            if iteration == step:
+                os.kill(os.getpid(), number)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RunLog, "metrics", interrupt)
+            with pytest.raises(StoppedError) as error:
+                run_training(config, output)
+        return str(error.value)
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+    def test_the_same_command_goes_on(
+        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path, number: signal.Signals
+    ) -> None:
+        message = self.stop_at(with_solver(config, checkpoint_every=0), tmp_path, 3, number)
+        assert message.startswith(f"{number.name} ended the run after iteration 3 of 4; the same command with --resume")
+        assert read_checkpoint(tmp_path).iteration == 3
+        assert not (tmp_path / "result.json").exists()
+        run_training(config, tmp_path, resume=True)
+        assert differing(final_weights(tmp_path), final_weights(finished[0])) == []
+        first, second = read_manifest(tmp_path)
+        assert (first["exit"], first["last_iteration"]) == (f"StoppedError: {message}", 3)
+        assert (second["exit"], second["first_iteration"], second["last_iteration"]) == ("finished", 3, 4)
+
+    def test_an_evaluation_that_is_due_waits_for_the_next_start(self, config: Config, tmp_path: Path) -> None:
+        often = with_solver(config, evaluate_every=3, checkpoint_every=0)
+        self.stop_at(often, tmp_path, 3, signal.SIGTERM)
+        assert [line["iteration"] for line in metrics(tmp_path)] == [1, 2, 3]
+        run_training(often, tmp_path, resume=True)
+        assert [line["iteration"] for line in metrics(tmp_path)] == [1, 2, 3, 3, 4, 4]
+
+
+def break_step(patch: pytest.MonkeyPatch, *iterations: int) -> None:
+    """Makes the loss of the training steps that begin at ``iterations`` not a number."""
+    backward = train_module._backward
+
+    def broken(state: Any, *arguments: Any) -> Any:
+        losses, problem = backward(state, *arguments)
+        own = f"loss is not finite at iteration {state.iteration}: x nan"
+        return losses, own if state.iteration in iterations else problem
+
+    patch.setattr(train_module, "_backward", broken)
+
+
+class TestNotFinite:
+    """What solver.on_not_finite says is done, and the step can be seen again."""
+
+    def train(self, config: Config, output: Path, *iterations: int, resume: bool = False, **solver: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            break_step(patch, *iterations)
+            run_training(with_solver(with_data(config, test=()), **solver), output, resume=resume)
+
+    def test_stop_leaves_all_it_takes_to_repeat_the_step(self, config: Config, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        with pytest.raises(NotFiniteError, match=r"iteration 3: .*not_finite/0000003\.json has all it takes"):
+            self.train(config, run, 3)
+        dump = json.loads((run / "not_finite" / "0000003.json").read_text())
+        assert (dump["iteration"], dump["seed"]) == (3, config.seed)
+        assert dump["config"]["solver"]["base_lr"] == config.solver.base_lr
+        (((first, second),),) = dump["files"]
+        assert Path(first).is_file()
+        assert Path(second).is_file()
+        folder = run / "not_finite" / "0000003"
+        assert dump["replay"].endswith(f"--config-file {folder / 'config.yaml'} --output-dir {folder} --resume")
+        # The command takes that one step, from the same state on the same images.
+        seen: list[Any] = []
+        step = train_module._backward
+
+        def look(state: Any, replica: Any, parts: Any, *rest: Any) -> Any:
+            seen.append((torch.get_rng_state(), state.model.state_dict(), [part.paths for part in parts]))
+            seen[-1] = (*seen[-1], step(state, replica, parts, *rest))
+            return seen[-1][-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train_module, "_backward", look)
+            run_training(load_config(Config, folder / "config.yaml"), folder, resume=True)
+        (replayed,) = seen
+        assert replayed[2] == [(first, second)]
+        run_training(with_data(config, test=()), tmp_path / "whole")
+        line = metrics(tmp_path / "whole")[3]
+        assert [line[f"loss/{name}"] for name in replayed[3][0]] == list(replayed[3][0].values())
+
+    def test_skip(self, config: Config, tmp_path: Path) -> None:
+        self.train(config, tmp_path / "skip", 1, on_not_finite="skip")
+        assert [line["iteration"] for line in metrics(tmp_path / "skip")] == [1, 2, 3, 4]
+        assert metrics(tmp_path / "skip")[1]["loss/total"] == 0
+        # A run that was killed in between ends the same.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RunLog, "metrics", killed_at(3))
+            with pytest.raises(Killed):
+                self.train(config, tmp_path / "cut", 1, on_not_finite="skip")
+        self.train(config, tmp_path / "cut", resume=True, on_not_finite="skip")
+        assert differing(final_weights(tmp_path / "cut"), final_weights(tmp_path / "skip")) == []
+        state = torch.load(tmp_path / "cut" / "checkpoints" / "0000004.state.pt", weights_only=True)
+        assert state["not_finite"] == 1
+
+    def test_skip_up_to_so_many(self, config: Config, tmp_path: Path) -> None:
+        message = r"iteration 2: .*it is number 3, solver\.max_not_finite is 2"
+        with pytest.raises(NotFiniteError, match=message):
+            self.train(config, tmp_path, 0, 1, 2, on_not_finite="skip", max_not_finite=2)
+        names = sorted(path.name for path in (tmp_path / "not_finite").iterdir())
+        assert names == ["0000000", "0000000.json", "0000001.json", "0000002.json"]  # the state of the first only
+
+    def test_roll_back_takes_the_weights_of_the_checkpoint_and_goes_on(self, config: Config, tmp_path: Path) -> None:
+        # The checkpoint is of iteration 2; the steps that begin at 2 and 3 are lost, and no further one follows.
+        self.train(config, tmp_path, 3, on_not_finite="roll_back")
+        assert differing(final_weights(tmp_path), final_weights(tmp_path, 2)) == []
+        assert [line["iteration"] for line in metrics(tmp_path)] == [1, 2, 3, 4]
+
+    def test_roll_back_without_a_checkpoint(
+        self, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.train(config, tmp_path, 0, on_not_finite="roll_back")
+        said = capsys.readouterr().out
+        assert "skipped a step from the same weights, since no checkpoint is saved yet, 1 of 10" in said
+
+    def test_no_memory_left_names_the_knobs(self, config: Config, tmp_path: Path) -> None:
+        def fail(*_: Any) -> None:
+            raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train_module, "_backward", fail)
+            with pytest.raises(MemoryError) as error:
+                run_training(config, tmp_path)
+        for part in ("iteration 0: raise solver.accumulate (now 1, of 2 images a step)", "(64, 96)", "3 GiB"):
+            assert part in str(error.value)
+        assert not (tmp_path / "checkpoints").exists()
+
+
+class TestDeterministic:
+    """The same run twice, and what made it."""
+
+    def test_several_threads(self, config: Config, tmp_path: Path) -> None:
+        settings = replace(with_data(config, test=(), shorter_side=192, longer_side=256), deterministic=True)
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(3)
+            for name in ("one", "two"):
+                run_training(with_solver(settings, iterations=2), tmp_path / name)
+        finally:
+            torch.set_num_threads(threads)
+        assert differing(final_weights(tmp_path / "one", 2), final_weights(tmp_path / "two", 2)) == []
+        assert not torch.are_deterministic_algorithms_enabled()
+
+    def test_pooling_without_an_order_on_gpus_is_refused(
+        self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("detection.run.choose_device", lambda config: torch.device("cuda"))
+        with pytest.raises(ValueError, match=r"set box\.pool to roi_align, or deterministic to false"):
+            run_training(replace(config, deterministic=True), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_manifest(self, config: Config, finished: tuple[Path, dict[str, Any]], resumed: Path) -> None:
+        (entry,) = read_manifest(finished[0])
+        assert (entry["exit"], entry["first_iteration"], entry["last_iteration"]) == ("finished", 0, STEPS)
+        assert {name: part["images"] for name, part in entry["data"].items()} == {"train": 6, "test": 2}
+        first, second = read_manifest(resumed)
+        for key in ("config_sha256", "data", "versions", "hardware", "commit"):
+            assert entry[key] == first[key] == second[key]
+        assert first["weights_sha256"] == entry["weights_sha256"] != second["weights_sha256"]
+        assert second["first_iteration"] == 2
 
 
 class TestInit:

@@ -125,6 +125,18 @@ def test_a_size_too_few_is_refused() -> None:
         ImageBatch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), ((4, 4),))
 
 
+def test_seeds_of_draws_belong_to_the_images() -> None:
+    images = [torch.zeros(3, 2, 5, dtype=torch.uint8)] * 2
+    first, second = ImageBatch.from_images(images, [7, 2**64 - 1]).generators()
+    (alone,) = ImageBatch.from_images(images[:1], [7]).generators()
+    drawn = torch.rand(3, generator=first)
+    assert torch.equal(torch.rand(3, generator=alone), drawn)
+    assert not torch.equal(torch.rand(3, generator=second), drawn)
+    assert ImageBatch.from_images(images).generators() == [None, None]
+    with pytest.raises(ValueError, match="1 seeds for 2 images"):
+        ImageBatch.from_images(images, [7])
+
+
 def test_a_batch_moves_and_keeps_its_sizes() -> None:
     batch = ImageBatch.from_images([torch.zeros(3, 2, 5, dtype=torch.uint8)]).to("meta")
     assert batch.pixels.is_meta

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import torch
 
 from detection.build import build_detector
 from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, DataConfig, RPNConfig
+from detection.config_io import dump_config
 from detection.data.digits import CLASSES, write_digits
 from detection.engine.checkpoint import Checkpoint
-from detection.testing import SILENT_KEYS, choose_device, load_index, run_test
+from detection.engine.evaluate import evaluate
+from detection.evaluation.coco import coco_results
+from detection.testing import SILENT_KEYS, choose_device, load_index, read_records, run_test
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +149,38 @@ def test_no_data_set_is_named_by_its_key(config: Config) -> None:
 def test_no_test_set_is_refused(config: Config, checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.test is empty"):
         run_test(replace(config, data=replace(config.data, test=())), checkpoint, tmp_path)
+
+
+class TestReadRecords:
+    """The run is written by ``run_test`` itself."""
+
+    @pytest.fixture
+    def run(self, config: Config, checkpoint: Checkpoint, tmp_path: Path) -> Path:
+        tested = replace(config, test=replace(config.test, score_threshold=0.0))
+        run_test(tested, checkpoint, tmp_path)
+        (tmp_path / "config.yaml").write_text(dump_config(tested))
+        return tmp_path
+
+    def test_gives_back_the_detections_and_the_same_result(self, run: Path) -> None:
+        index, records = read_records(run)
+        detections = json.loads((run / "detections.json").read_text())
+        assert len(detections) > 0
+        assert coco_results(records, index.category_ids) == detections
+        result = json.loads((run / "result.json").read_text())
+        assert evaluate(records, index.class_names, "area")["bbox"] == result["bbox"]
+
+    def test_only_the_images_that_were_tested(self, run: Path) -> None:
+        result = json.loads((run / "result.json").read_text())
+        (run / "result.json").write_text(json.dumps(result | {"images": 0}))
+        (run / "detections.json").write_text("[]")
+        assert read_records(run)[1] == []
+
+    def test_detection_of_an_unknown_image_is_refused(self, run: Path) -> None:
+        (run / "detections.json").write_text('[{"image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]')
+        with pytest.raises(ValueError, match=r"entry 0: image 99, category 1 is not in digits:test; has the data set"):
+            read_records(run)
+
+    def test_missing_detections_are_refused_with_the_way_out(self, run: Path) -> None:
+        (run / "detections.json").unlink()
+        with pytest.raises(ValueError, match=r"detections\.json can't be read: .*; tools/test_net\.py writes it"):
+            read_records(run)

@@ -6,10 +6,13 @@ import contextlib
 import io
 import json
 import math
+import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from detection.data.digits import CLASSES, write_digits
+from detection.engine.log import RunLog
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ("train_net", "test_net")
@@ -239,6 +243,26 @@ def test_resume_goes_on_and_a_second_start_does_not(workspace: Workspace, tmp_pa
     assert "3/3  rpn_objectness" in resumed.out
     assert "1/3" not in resumed.out
     assert (run / "checkpoints" / "0000003.safetensors").is_file()
+
+
+def test_signal_ends_with_a_status_of_its_own(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--config-file", workspace.config, "--output-dir", tmp_path, "--resume", f"data.root={workspace.root}")
+    record = RunLog.metrics
+
+    def interrupt(log: RunLog, iteration: int, values: Mapping[str, float]) -> None:
+        record(log, iteration, values)
+        if iteration == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "metrics", interrupt)
+        assert run_tool("train_net", *arguments).status == 75
+    assert capsys.readouterr().err.startswith("stopped: SIGTERM ended the run after iteration 1 of 2; the same command")
+    again = run_tool("train_net", *arguments)
+    assert again.status is None
+    assert tables(again.out) == tables(workspace.trained.out)
 
 
 def test_weights_of_another_backbone_are_refused(workspace: Workspace, tmp_path: Path) -> None:

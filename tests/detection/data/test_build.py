@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -18,6 +20,7 @@ from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex, PackedStrings
 from detection.masks import encode
 
+ROOT = Path(__file__).parents[3]
 CAT = ("cat", (11, 21, 40, 50), False)
 DOG = ("dog", (31, 5, 60, 30), False)
 HARD = ("dog", (2, 3, 30, 40), True)
@@ -193,3 +196,20 @@ def test_testing_takes_only_the_rows_it_is_given(index: AnnotationIndex) -> None
     loader = build_test_loader(index, CONFIG, rows=[6, 2])
     assert [batch.rows for batch in loader] == [(6,), (2,)]
     assert list(build_test_loader(index, CONFIG, rows=[])) == []
+
+
+def test_a_program_ends_with_workers_left(make_voc: Callable[..., Path], write_card: Callable[..., str]) -> None:
+    # Workers leave SIGTERM to the training process, and Python ends what is left at exit with SIGTERM.
+    root = make_voc({"a": [CAT], "b": [DOG]}).parent
+    program = (
+        "import pathlib, sys\n"
+        "from detection.config import DataConfig\n"
+        "from detection.data.build import build_train_loader\n"
+        "from detection.data.cards import load_dataset\n"
+        "index = load_dataset([sys.argv[1]], pathlib.Path(sys.argv[2]))[0]\n"
+        "sys.kept = iter(build_train_loader(index, DataConfig(workers=1, augment=()), batch_size=1, seed=0))\n"
+        "next(sys.kept)\n"
+    )
+    command = [sys.executable, "-c", program, f"{write_card('voc')}:train", str(root)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -82,6 +82,17 @@ def test_seed_and_position_decide_the_augmentation(index: AnnotationIndex) -> No
     assert not torch.equal(pixels(0, 3), pixels(1, 3))
 
 
+def test_seed_and_position_decide_the_draws_among_anchors(index: AnnotationIndex) -> None:
+    def seed(run: int, position: int, row: int = 0) -> int:
+        return DetectionDataset(index, resize=AS_STORED, seed=run)[(position, row)].seed
+
+    assert seed(0, 3) == seed(0, 3)
+    assert len({seed(0, 3), seed(0, 4), seed(1, 3)}) == 3
+    batch = collate([DetectionDataset(index, resize=AS_STORED)[(position, 0)] for position in (3, 4)])
+    assert batch.images.seeds == (seed(0, 3), seed(0, 4))
+    assert batch.to("meta").images.seeds == batch.images.seeds
+
+
 def test_a_missing_image_is_named(index: AnnotationIndex) -> None:
     Path(index.paths[0]).unlink()
     with pytest.raises(ValueError, match=r"image .*a\.png can't be read"):

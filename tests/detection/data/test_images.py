@@ -153,11 +153,11 @@ def test_two_threads_that_read_at_a_time_leave_the_warning_filters(
     first_inside, second_inside, first_done = Event(), Event(), Event()
     open_image, before = Image.open, list(warnings.filters)
 
-    def open_overlapping(path: Path) -> Image.Image:
+    def open_overlapping(path: Path, formats: tuple[str, ...]) -> Image.Image:
         """Keeps the first inside until the second is, and the second until the first is done."""
         (first_inside if path == first else second_inside).set()
         (second_inside if path == first else first_done).wait(timeout=1)
-        return open_image(path)
+        return open_image(path, formats=formats)
 
     monkeypatch.setattr(Image, "open", open_overlapping)
     with ThreadPoolExecutor(2) as pool:

@@ -154,3 +154,12 @@ def test_testing_may_have_rows_of_its_own_or_none() -> None:
     assert rows_of(list(TestBatches([7, 2]))) == [7, 2]
     assert list(TestBatches([])) == []
     assert len(TestBatches([])) == 0
+
+
+@pytest.mark.parametrize("group", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_the_parts_of_all_processes_are_the_batch_of_one(count: int, group: bool) -> None:
+    parts = [draw(20, batch_size=6, group=group, start=3, share=(number, count)) for number in range(count)]
+    joined = [[key for part in parts for key in part[batch]] for batch in range(20)]
+    assert joined == draw(20, batch_size=6, group=group, start=3)
+    assert {len(batch) for part in parts for batch in part} == {6 // count}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,12 +13,13 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD
 
-from detection.config import BackboneConfig, Config, DataConfig, SolverConfig
-from detection.config_io import load_config
+from detection.config import BackboneConfig, Config, DataConfig, JitterConfig, SolverConfig
+from detection.config_io import dump_config, load_config
 from detection.engine import checkpoint as checkpoint_module
 from detection.engine.checkpoint import (
     Checkpoint,
     Checkpoints,
+    changed_keys,
     load_detector_weights,
     load_initial_weights,
     read_checkpoint,
@@ -26,6 +28,7 @@ from detection.engine.checkpoint import (
 )
 from detection.engine.ema import EMA
 from detection.engine.train import TrainState
+from detection.files import digest
 
 CONFIG = Config(
     backbone=BackboneConfig(name="vgg11", freeze_at=2),
@@ -58,6 +61,16 @@ def take_step(state: TrainState) -> None:
 
 def make_checkpoints(run: Path, *, keep: int = 2, **options: Any) -> Checkpoints:
     return Checkpoints(run / "checkpoints", keep=keep, **{"config": CONFIG, "class_names": CLASSES, **options})
+
+
+def unexpected(text: str) -> None:
+    """For checkpoints that nobody damaged."""
+    pytest.fail(text)
+
+
+def save_best(checkpoints: Checkpoints, state: TrainState) -> None:
+    checkpoints.save(state)
+    checkpoints.save_evaluated(state, best=True)
 
 
 def weights_of(state: TrainState) -> dict[str, torch.Tensor]:
@@ -109,7 +122,7 @@ class TestRoundTrip:
         for _ in range(3):
             take_step(state)
         other = make_state(seed=1)
-        newest = checkpoints.newest()
+        newest = checkpoints.newest(unexpected)
         assert newest is not None
         checkpoints.restore(newest, other)
         assert (other.iteration, other.best) == (2, 0.25)
@@ -122,7 +135,7 @@ class TestRoundTrip:
         state.ema = EMA(state.model, 0.9)
         take_step(state)
         state.ema.update(state.model)
-        checkpoints.keep_best(checkpoints.save(state), state)
+        save_best(checkpoints, state)
         averaged = dict(state.ema.model.state_dict())
         assert not torch.equal(averaged["0.weight"], weights_of(state)["0.weight"])
         for path in (run, run / "checkpoints" / "best.safetensors"):
@@ -137,7 +150,7 @@ class TestRoundTrip:
             state.ema.update(state.model)
         other = make_state(seed=1)
         other.ema = EMA(other.model, 0.9)
-        newest = checkpoints.newest()
+        newest = checkpoints.newest(unexpected)
         assert newest is not None
         checkpoints.restore(newest, other)
         for _ in range(3):
@@ -147,9 +160,9 @@ class TestRoundTrip:
         assert_equal(dict(other.tested.state_dict()), dict(state.tested.state_dict()))
 
     def test_no_best_yet(self, run: Path, saved: Path) -> None:
-        newest = make_checkpoints(run).newest()
+        newest = make_checkpoints(run).newest(unexpected)
         assert newest is not None
-        assert newest[0] == saved
+        assert newest[0].path == saved
         assert newest[1]["best"] is None
 
 
@@ -170,7 +183,7 @@ class TestFiles:
     def test_best_stays_beside_them(self, run: Path) -> None:
         checkpoints, state = make_checkpoints(run, keep=1), make_state()
         best = weights_of(state)
-        checkpoints.keep_best(checkpoints.save(state), state)
+        save_best(checkpoints, state)
         for _ in range(2):
             take_step(state)
             checkpoints.save(state)
@@ -182,13 +195,13 @@ class TestFiles:
     def test_a_better_one_takes_its_place(self, run: Path) -> None:
         checkpoints, state = make_checkpoints(run), make_state()
         for _ in range(2):
-            checkpoints.keep_best(checkpoints.save(state), state)
+            save_best(checkpoints, state)
             take_step(state)
         assert read_checkpoint(run / "checkpoints" / "best.safetensors").iteration == 3
 
     def test_run_directory_stands_for_its_newest(self, run: Path) -> None:
         checkpoints, state = make_checkpoints(run), make_state()
-        checkpoints.keep_best(checkpoints.save(state), state)
+        save_best(checkpoints, state)
         take_step(state)
         newest = checkpoints.save(state)
         assert resolve_weights(run) == newest
@@ -196,15 +209,15 @@ class TestFiles:
         assert resolve_weights(str(newest)) == newest
 
     def test_nothing_saved_yet(self, run: Path) -> None:
-        assert make_checkpoints(run).newest() is None
+        assert make_checkpoints(run).newest(unexpected) is None
 
     def test_weights_without_their_state_cannot_be_resumed(self, run: Path, saved: Path) -> None:
         checkpoints, state = make_checkpoints(run), make_state()
         take_step(state)
         checkpoints.save(state).with_name("0000003.state.pt").unlink()
-        newest = checkpoints.newest()
+        newest = checkpoints.newest(unexpected)
         assert newest is not None
-        assert newest[0] == saved
+        assert newest[0].path == saved
 
 
 class TestInterruptedWrite:
@@ -219,6 +232,20 @@ class TestInterruptedWrite:
 
         monkeypatch.setattr(checkpoint_module, "save_file", fails)
         self.check(run, saved, before)
+
+    def test_of_the_weights_once_more(self, run: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = names_in(run)
+
+        def fails(weights: Any, path: Path, **options: Any) -> None:
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(checkpoint_module, "save_file", fails)
+        with pytest.raises(OSError, match="No space left"):
+            make_checkpoints(run).save(make_state())
+        assert names_in(run) == before
+        newest = make_checkpoints(run).newest(unexpected)
+        assert newest is not None
+        assert newest[0].path == saved
 
     def test_of_the_state(self, run: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         before = saved.read_bytes()
@@ -238,14 +265,14 @@ class TestInterruptedWrite:
         assert not [name for name in names_in(run) if name.endswith(".tmp")]
         assert "0000003.safetensors" not in names_in(run)
         assert saved.read_bytes() == before
-        newest = checkpoints.newest()
+        newest = checkpoints.newest(unexpected)
         assert newest is not None
-        assert newest[0] == saved
+        assert newest[0].path == saved
         assert resolve_weights(run) == saved
 
     def test_of_the_best(self, run: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         checkpoints = make_checkpoints(run)
-        checkpoints.keep_best(saved, make_state())
+        checkpoints.save_evaluated(make_state(), best=True)
         before = names_in(run)
 
         def fails(source: Path, path: Path) -> None:
@@ -254,7 +281,7 @@ class TestInterruptedWrite:
 
         monkeypatch.setattr(checkpoint_module.shutil, "copyfile", fails)
         with pytest.raises(OSError, match="No space left"):
-            checkpoints.keep_best(saved, make_state())
+            checkpoints.save_evaluated(make_state(), best=True)
         assert names_in(run) == before
         assert read_checkpoint(run / "checkpoints" / "best.safetensors").iteration == 2
 
@@ -269,17 +296,28 @@ class TestRefusals:
             read_checkpoint(saved)
         assert str(saved) in str(error.value)
 
-    def test_damaged_state(self, run: Path, saved: Path) -> None:
+    def test_damaged_state_and_none_before_it(self, run: Path, saved: Path) -> None:
         state = saved.with_name("0000002.state.pt")
         state.write_bytes(state.read_bytes()[:200])
-        with pytest.raises(ValueError, match=r"state\.pt") as error:
-            make_checkpoints(run).newest()
+        said: list[str] = []
+        with pytest.raises(ValueError, match=r"state\.pt can't be read: .*no other checkpoint is left") as error:
+            make_checkpoints(run).newest(said.append)
         assert str(state) in str(error.value)
+        assert len(said) == 1
+        assert names_in(run) == ["0000002.safetensors", "0000002.state.pt"]
 
     def test_file_of_another_kind(self, tmp_path: Path) -> None:
         path = tmp_path / "weights.pth"
         torch.save({"a": torch.zeros(2)}, path)
         with pytest.raises(ValueError, match=r"weights\.pth can't be read"):
+            read_checkpoint(path)
+
+    @pytest.mark.parametrize("names", ["5", "null", "[5]", '"cat"', "[" * 100_000])
+    def test_class_names_that_are_none(self, tmp_path: Path, names: str) -> None:
+        path = tmp_path / "odd.safetensors"
+        metadata = {"config": dump_config(CONFIG), "class_names": names, "iteration": "2"}
+        save_file({"x": torch.zeros(1)}, path, metadata=metadata)
+        with pytest.raises(ValueError, match=r"odd\.safetensors.*class.names"):
             read_checkpoint(path)
 
     def test_weights_of_something_else(self, tmp_path: Path) -> None:
@@ -320,6 +358,111 @@ class TestRefusals:
         assert_equal(model.state_dict(), before)
 
 
+class TestDamage:
+    """A newer checkpoint that can't be read is passed over, whatever is wrong with it."""
+
+    @pytest.fixture
+    def damaged(self, run: Path, saved: Path) -> Path:
+        """The weights of iteration 3, of which a test damages a file."""
+        state = make_state()
+        take_step(state)
+        return make_checkpoints(run, keep=2).save(state)
+
+    def flip(self, path: Path, place: int, bit: int = 3) -> None:
+        content = bytearray(path.read_bytes())
+        content[place] ^= 1 << bit
+        path.write_bytes(content)
+
+    def check(self, run: Path, damaged: Path, file: Path) -> None:
+        """It goes on from iteration 2 and puts iteration 3 aside."""
+        said: list[str] = []
+        checkpoints, state = make_checkpoints(run), make_state(seed=1)
+        newest = checkpoints.newest(said.append)
+        assert newest is not None
+        assert newest[0].iteration == 2
+        assert len(said) == 1
+        assert said[0].startswith(f"warning: checkpoint {file} can't be read: ")
+        checkpoints.restore(newest, state)
+        kept = ["0000002.safetensors", "0000002.state.pt"]
+        aside = ["0000003.safetensors.damaged", "0000003.state.pt.damaged"]
+        assert names_in(run) == [*kept, *aside]
+        assert resolve_weights(run).name == "0000002.safetensors"
+        take_step(state)
+        checkpoints.save(state)
+        assert names_in(run) == [*kept, "0000003.safetensors", aside[0], "0000003.state.pt", aside[1]]
+
+    @pytest.mark.parametrize("name", ["0000003.safetensors", "0000003.state.pt"])
+    @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+    def test_cut_off(self, run: Path, damaged: Path, name: str, share: float) -> None:
+        file = damaged.with_name(name)
+        file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+        self.check(run, damaged, file)
+
+    def test_a_bit_of_the_weights(self, run: Path, damaged: Path) -> None:
+        self.flip(damaged, damaged.stat().st_size - 5)
+        self.check(run, damaged, damaged)
+
+    def test_a_letter_of_the_config(self, run: Path, damaged: Path) -> None:
+        self.flip(damaged, damaged.read_bytes().index(b"vgg11"), bit=1)
+        self.check(run, damaged, damaged)
+
+    def test_a_bit_of_the_momentum(self, run: Path, damaged: Path) -> None:
+        file = damaged.with_name("0000003.state.pt")
+        state = torch.load(file, weights_only=True)
+        momentum = state["optimizer"]["state"][0]["momentum_buffer"].untyped_storage()
+        place = file.read_bytes().index(bytes(momentum.tolist()))
+        self.flip(file, place + 2)
+        self.check(run, damaged, file)
+
+    @pytest.mark.parametrize("name", ["0000003.safetensors", "0000003.state.pt"])
+    def test_every_bit_of_a_file_counts_or_changes_nothing(self, run: Path, damaged: Path, name: str) -> None:
+        file, checkpoints = damaged.with_name(name), make_checkpoints(run)
+        whole = file.read_bytes()
+        expected = checkpoints.newest(unexpected)
+        assert expected is not None
+        found = 0
+        for place in range(7, len(whole), len(whole) // 100):
+            self.flip(file, place, place % 8)
+            newest = checkpoints.newest(lambda text: None)
+            file.write_bytes(whole)
+            assert newest is not None
+            if newest[0].iteration == 3:
+                assert digest([newest[0].weights, newest[1]]) == digest([expected[0].weights, expected[1]])
+                assert newest[0].config == CONFIG
+            else:
+                found += 1
+        assert found > 5
+
+    def test_state_without_a_checksum(self, run: Path, damaged: Path) -> None:
+        file = damaged.with_name("0000003.state.pt")
+        torch.save({"iteration": 3}, file)
+        self.check(run, damaged, file)
+
+    def test_leftovers_of_a_process_that_was_killed_go(self, run: Path, saved: Path) -> None:
+        checkpoints = make_checkpoints(run)
+        for name in ("0000003.safetensors.tmp", "0000003.state.pt", "best.safetensors.tmp"):
+            (run / "checkpoints" / name).write_bytes(b"half")
+        newest = checkpoints.newest(unexpected)
+        assert newest is not None
+        checkpoints.restore(newest, make_state())
+        assert names_in(run) == ["0000002.safetensors", "0000002.state.pt"]
+
+
+def test_changed_keys_have_both_values() -> None:
+    other = replace(
+        CONFIG, seed=8, solver=replace(CONFIG.solver, steps=(1, 2)), data=replace(CONFIG.data, jitter=JitterConfig())
+    )
+    assert set(changed_keys(CONFIG, other)) == {
+        "seed: 7 -> 8",
+        "solver.steps: (50000,) -> (1, 2)",
+        "data.jitter.size: None -> 1024",
+        "data.jitter.low: None -> 0.1",
+        "data.jitter.high: None -> 2.0",
+    }
+    assert "data.jitter.size: 1024 -> None" in changed_keys(other, CONFIG)
+    assert changed_keys(CONFIG, CONFIG) == []
+
+
 class TestConvertedDetector:
     """A detector that was trained elsewhere."""
 
@@ -335,7 +478,7 @@ class TestConvertedDetector:
         path = write_converted(run, CONFIG, CLASSES, self.WEIGHTS)
         assert path == run / "checkpoints" / "0000000.safetensors"
         self.check(run, run / "config.yaml")
-        assert make_checkpoints(run).newest() is None  # nothing to resume
+        assert make_checkpoints(run).newest(unexpected) is None  # nothing to resume
 
     def test_file_has_its_config_beside_it(self, tmp_path: Path) -> None:
         path = tmp_path / "new" / "coco.safetensors"

@@ -47,6 +47,16 @@ def test_metrics_of_the_same_iteration_stay_together(tmp_path: Path) -> None:
     assert [line["iteration"] for line in lines(tmp_path)] == [10, 20, 20, 30]
 
 
+def test_evaluation_that_does_not_count_is_removed(tmp_path: Path) -> None:
+    write(tmp_path, 10, 20)
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"iteration": 20, "bbox.AP": 0.5}\n')
+    for evaluated, expected in ((True, [10, 20, 20]), (False, [10, 20])):
+        with RunLog(tmp_path, iterations=100, device=CPU, start=20, evaluated=evaluated):
+            pass
+        assert [line["iteration"] for line in lines(tmp_path)] == expected
+
+
 @pytest.mark.parametrize("rest", ['{"iteration": 15, "loss/to', '{"iteration"', '{"loss": 1}\n', "3\n"])
 def test_half_a_line_of_a_killed_run_is_removed(tmp_path: Path, rest: str) -> None:
     write(tmp_path, 10)

@@ -235,6 +235,107 @@ def test_loss_that_is_not_finite_stops_with_all_it_takes_to_find_the_cause(value
     assert state.iteration == 2
 
 
+class LogModel(LineModel):
+    """Its loss is finite at w = 0 and the gradient there is not."""
+
+    def forward(self, images: ImageBatch, targets: Sequence[Target], proposals: None) -> dict[str, Tensor]:
+        return {"root": self.w.abs().sqrt() + self.b * 0}
+
+
+def test_gradient_that_is_not_finite_is_caught_though_the_loss_is() -> None:
+    model = LogModel()
+    model.w.data.zero_()
+    for clip in (None, 1.0):
+        with pytest.raises(NotFiniteError, match=r"gradient is not finite at iteration 0: norm (nan|inf), root 0; ima"):
+            run(make_state(model), clip_norm=clip)
+    assert weights(make_state(model)) == [0.0, 0.25]
+
+
+def test_step_that_is_passed_over_leaves_everything_but_the_place_in_the_run() -> None:
+    class Statistics(NanModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(1, affine=False)
+
+        def forward(self, images: ImageBatch, targets: Sequence[Target], proposals: None) -> dict[str, Tensor]:
+            broken = len(self.modes) == 2
+            self.norm(torch.full((2, 1), float("nan") if broken else 1.0) + torch.rand(2, 1))
+            return super().forward(images, targets, proposals)
+
+    state, seen = make_state(Statistics(), momentum=0.9), []
+
+    def look(state: TrainState) -> list[Any]:
+        drawn = torch.get_rng_state().tolist()
+        return deepcopy([state.model.state_dict(), state.optimizer.state_dict(), drawn])
+
+    def passed_over(at: TrainState, error: NotFiniteError) -> None:
+        assert at is state
+        assert at.iteration == 2
+        assert not at.torn
+        assert error.files == (("image50.jpg", "image60.jpg"),)
+        seen.append(look(at))
+
+    after: list[list[Any]] = []
+    reports = Reports()
+    config = SolverConfig(iterations=4, base_lr=0.1, steps=(), log_every=1)
+    train(
+        state,
+        batches(),
+        config,
+        device=CPU,
+        report=reports,
+        after_step=lambda state: after.append(look(state)),
+        not_finite=passed_over,
+    )
+    assert reports.iterations == [1, 2, 3, 4]
+    before, at, then, last = (str(part) for part in (after[1], seen[0], after[2], after[3]))
+    assert before == at == then != last
+    assert state.iteration == 4
+    assert all(buffer.isfinite().all() for buffer in state.model.buffers())
+
+
+def test_collapse_of_the_loss_scale_is_named() -> None:
+    state = make_state(LogModel())
+    state.model.get_parameter("w").data.zero_()
+    state.scaler = GradScaler("cpu", init_scale=3e-4)
+    with pytest.raises(
+        NotFiniteError, match=r"loss scale collapsed at iteration 1: 7\.5e-05.*precision to bf16 or fp32"
+    ):
+        run(state, precision="fp16")
+
+
+def test_overflow_in_half_precision_is_everyday_work() -> None:
+    state = make_state(LogModel())
+    state.model.get_parameter("w").data.zero_()
+    state.scaler = GradScaler("cpu", init_scale=1024.0)
+    run(state, precision="fp16", clip_norm=1.0)
+    assert state.iteration == 4
+    assert state.scaler.get_scale() == 64.0
+
+
+def test_batch_that_can_not_be_read_tears_no_step() -> None:
+    def ends() -> Iterator[Batch]:
+        yield from itertools.islice(batches(), 3)
+        raise OSError("no image")
+
+    model = LineModel()
+    state = make_state(model)
+    with pytest.raises(OSError, match="no image"):
+        run(state, parts=ends(), images_per_step=4, accumulate=2)
+    assert (state.iteration, state.torn, len(model.modes)) == (1, False, 2)  # the third part was not computed
+
+
+def test_error_in_the_middle_of_a_step_tears_it() -> None:
+    class Fails(LineModel):
+        def forward(self, images: ImageBatch, targets: Sequence[Target], proposals: None) -> dict[str, Tensor]:
+            raise MemoryError
+
+    state = make_state(Fails())
+    with pytest.raises(MemoryError):
+        run(state)
+    assert state.torn
+
+
 def test_second_part_of_a_step_is_checked_too() -> None:
     state = make_state(NanModel())
     with pytest.raises(NotFiniteError, match=r"iteration 1.*image50\.jpg, image60\.jpg"):
@@ -381,12 +482,20 @@ def test_resume_into_and_out_of_an_average() -> None:
     assert weights(out) == weights(averaged)
 
 
-def test_a_state_without_the_key_of_the_average_still_loads() -> None:
-    saved = saved_by(make_state(momentum=0.9))
-    del saved["ema"]
-    other = make_state(momentum=0.9)
-    other.load_state_dict(saved)
-    assert other.iteration == 4
+def test_a_process_that_the_checkpoint_does_not_know_draws_its_own_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = make_state(momentum=0.9)
+    state.evaluated, state.not_finite = 2, 3
+    saved = saved_by(state)
+    assert len(saved["random"]) == 1
+    drawn = []
+    for rank in (0, 0, 1, 2):
+        monkeypatch.setattr("detection.engine.train.rank", lambda rank=rank: rank)
+        other = make_state(momentum=0.9)
+        other.load_state_dict(saved)
+        assert (other.iteration, other.evaluated, other.not_finite) == (4, 2, 3)
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 3
 
 
 @pytest.mark.parametrize(("before", "after"), [("sgd", "adamw"), ("adamw", "sgd")])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
 from torchvision.ops import box_iou
 
-from detection.model import matcher as matcher_module
+from detection import boxes as boxes_module
 from detection.model.matcher import IGNORED, NEGATIVE, POSITIVE, Matcher
 from detection.structures import Target
 
@@ -149,7 +149,7 @@ def test_slices_change_nothing(match_best: bool, elements: int, monkeypatch: pyt
     target = make_target(objects.tolist(), ignore=[False, True, False, False, True, False])
     matcher = Matcher(0.5, 0.3, match_best=match_best)
     whole = matcher(boxes, target)
-    monkeypatch.setattr(matcher_module, "MAX_ELEMENTS", elements)
+    monkeypatch.setattr(boxes_module, "MAX_ELEMENTS", elements)
     sliced = matcher(boxes, target)
     assert torch.equal(sliced.states, whole.states)
     assert torch.equal(sliced.indices, whole.indices)

@@ -70,3 +70,14 @@ def test_no_rows() -> None:
 def test_impossible_samples_are_refused(count: int, fraction: float) -> None:
     with pytest.raises(ValueError, match="count >= 1"):
         BalancedSampler(count, fraction)
+
+
+def test_a_generator_decides_what_is_drawn() -> None:
+    rows, sampler = states(50, 50, ignored=9), BalancedSampler(16, 0.25)
+
+    def draw(seed: int) -> torch.Tensor:
+        torch.rand(seed)  # the state of torch's own generator does not matter
+        return torch.cat(sampler(rows, torch.Generator().manual_seed(seed)))
+
+    assert torch.equal(draw(3), draw(3))
+    assert not torch.equal(draw(3), draw(4))

@@ -1,0 +1,249 @@
+"""The processes of one run: torchrun starts them, here they meet.
+
+torchrun sets RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process, and everything here does nothing.
+Tensors travel over NCCL between GPUs and over gloo between CPUs; objects always over gloo.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from torch import distributed as torch_distributed
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = [
+    "EVALUATION_TIMEOUT",
+    "RankError",
+    "collect",
+    "gather",
+    "gradients_wait",
+    "images_per_rank",
+    "is_main",
+    "mean",
+    "only_main",
+    "rank",
+    "refuse_many",
+    "replicated",
+    "share_buffers",
+    "start",
+    "stop",
+    "together",
+    "world_size",
+]
+
+T = TypeVar("T")
+
+# How long a process waits for the others; in a step they differ by a batch, a checkpoint or a start, not more.
+TIMEOUT = timedelta(minutes=10)
+EVALUATION_TIMEOUT = timedelta(hours=2)  # one process computes AP while the others wait
+
+
+@dataclass(frozen=True, slots=True)
+class _Processes:
+    """What this process shares with the others."""
+
+    objects: torch_distributed.ProcessGroup  # over gloo
+    timeout: timedelta
+
+
+_joined: list[_Processes] = []  # one entry after ``start``
+
+
+class RankError(RuntimeError):
+    """Another process failed, or did not come."""
+
+
+def start(device: torch.device, *, timeout: timedelta = TIMEOUT) -> None:
+    """Joins the processes that torchrun started, once; nothing without torchrun.
+
+    Args:
+        device: what the run computes on; of several GPUs each process gets its own as "cuda".
+        timeout: how long an exchange waits for the others where it does not say otherwise.
+
+    Raises:
+        ValueError: more processes on this machine than GPUs.
+    """
+    if _joined or "WORLD_SIZE" not in os.environ:
+        return
+    if device.type == "cuda":
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            raise ValueError(
+                f"process {local} of this machine has no GPU, there are {gpus}: "
+                f"start torchrun with --nproc-per-node={gpus}, or set device=cpu"
+            )
+        torch.cuda.set_device(local)
+    torch_distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    group = torch_distributed.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, torch_distributed.ProcessGroup)
+    _joined.append(_Processes(group, timeout))
+    atexit.register(stop)
+
+
+def stop() -> None:
+    """Leaves the other processes."""
+    if _joined:
+        _joined.clear()
+        torch_distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return torch_distributed.get_rank() if _joined else 0
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return torch_distributed.get_world_size() if _joined else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and prints."""
+    return rank() == 0
+
+
+def only_main(say: Callable[[str], None]) -> Callable[[str], None]:
+    """``say`` on the main process, and silence on the others."""
+    return say if is_main() else _silence
+
+
+def refuse_many(what: str) -> None:
+    """Raises ValueError if torchrun started several processes, which ``what`` does not know how to share out."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"{what} runs in one process; start it with python instead of torchrun")
+
+
+def gather(value: T, *, doing: str = "exchanging values", timeout: timedelta | None = None) -> list[T]:
+    """The ``value`` of every process in the order of ranks, on every process; any object that pickles.
+
+    Args:
+        value: of this process.
+        doing: what the message says, if another process does not come.
+        timeout: how long to wait for the others; None: that of ``start``.
+
+    Raises:
+        RankError: a process did not come in time, or has ended; the message names who waited for whom.
+    """
+    if not _joined:
+        return [value]
+    _meet(doing, timeout)
+    values = [value] * world_size()
+    torch_distributed.all_gather_object(values, value, group=_joined[0].objects)
+    return values
+
+
+def mean(values: Mapping[str, float]) -> dict[str, float]:
+    """The mean of every value over the processes; all must have the same names."""
+    gathered = gather(dict(values))
+    return {name: sum(own[name] for own in gathered) / len(gathered) for name in values}
+
+
+def collect(rows: Sequence[T], *, timeout: timedelta = EVALUATION_TIMEOUT) -> list[T] | None:
+    """All processes' ``rows`` in turns, beginning with rank 0, on the main process; None on the others.
+
+    So what was shared out as ``rows[rank() :: world_size()]`` is back in its order.  Shares may be empty.
+
+    Raises:
+        RankError: as ``gather``.
+    """
+    if not _joined:
+        return list(rows)
+    _meet("collecting results", timeout)
+    gathered: list[Sequence[T]] = [()] * world_size()
+    torch_distributed.gather_object(rows, gathered if is_main() else None, group=_joined[0].objects)
+    if not is_main():
+        return None
+    return [gathered[number % len(gathered)][number // len(gathered)] for number in range(sum(map(len, gathered)))]
+
+
+@contextmanager
+def together(doing: str, *, timeout: timedelta | None = None) -> Iterator[None]:
+    """A part of the work after which all processes go on, or none does: if one raises, all raise.
+
+    Args:
+        doing: what the messages say.
+        timeout: how long to wait for the others; None: that of ``start``.
+
+    Raises:
+        RankError: another process raised, and the message has its rank and its error; or as ``gather``.
+    """
+    own: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        if not _joined:
+            raise
+        own = error
+    said = gather(own and f"{type(own).__name__}: {own}", doing=doing, timeout=timeout)
+    if own is not None:
+        raise own
+    failed = [f"rank {number} of {len(said)} failed, {doing}: {text}" for number, text in enumerate(said) if text]
+    if failed:
+        raise RankError("; ".join(failed))
+
+
+def images_per_rank(images_per_step: int, accumulate: int) -> int:
+    """How many images of a part of a step each process computes.
+
+    Raises:
+        ValueError: the images cannot be shared out evenly.
+    """
+    shares = world_size() * accumulate
+    if images_per_step % shares:
+        nearest = max(round(images_per_step / shares), 1) * shares
+        raise ValueError(
+            f"solver.images_per_step {images_per_step} must be a multiple of {world_size()} processes "
+            f"x solver.accumulate {accumulate}; the nearest is {nearest}"
+        )
+    return images_per_step // shares
+
+
+def replicated(model: nn.Module) -> nn.Module:
+    """``model``, whose backward pass averages the gradients of all processes; the model itself in a single one.
+
+    Raises:
+        ValueError: batch norm over all processes on a CPU, which torch lacks.
+    """
+    if not _joined:
+        return model
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if on_cpu and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        raise ValueError("norm sync_bn needs GPUs where there is more than one process; on CPUs set it to gn or bn")
+    return DistributedDataParallel(model)
+
+
+def gradients_wait(replica: nn.Module, *, wait: bool) -> AbstractContextManager[None]:
+    """Where ``wait`` is set, backward passes of what ``replicated`` gave only add up: a later one averages the sum."""
+    return replica.no_sync() if wait and isinstance(replica, DistributedDataParallel) else nullcontext()
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives every process the main one's buffers: statistics of plain batch norm differ, each having seen its own."""
+    if _joined:
+        for buffer in model.buffers():
+            torch_distributed.broadcast(buffer, src=0)
+
+
+def _silence(_text: str) -> None:
+    pass
+
+
+def _meet(doing: str, timeout: timedelta | None) -> None:
+    """Waits for the other processes."""
+    objects, usual = _joined[0].objects, _joined[0].timeout
+    try:
+        torch_distributed.monitored_barrier(objects, timeout=timeout or usual, wait_all_ranks=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RankError(
+            f"rank {rank()} of {world_size()} waited in vain for the others, {doing}: {reason}; "
+            "what the missing rank printed says why"
+        ) from error

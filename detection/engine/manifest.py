@@ -1,0 +1,121 @@
+"""RUN/manifest.json: what made a run, an entry for every time that it was started."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detection.config_io import dump_config
+from detection.data.index import AnnotationIndex
+from detection.engine.distributed import is_main, world_size
+from detection.engine.train import TrainState
+from detection.files import digest, write_text
+
+__all__ = ["index_digest", "manifest_entry", "read_manifest"]
+
+PACKAGES = ("resdet", "torch", "torchvision", "numpy", "albumentations", "opencv-python-headless", "safetensors")
+REPOSITORY = Path(__file__).parents[2]
+
+
+@contextmanager
+def manifest_entry(
+    folder: Path,
+    config: Any,
+    state: TrainState,
+    data: Mapping[str, AnnotationIndex],
+    device: torch.device,
+) -> Iterator[None]:
+    """A start of a run: its entry has no end while it goes on, and keeps none if the process is killed.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        state: before the first step of this start.
+        data: the data sets by what they are for, such as "train".
+        device: what the run computes on.
+    """
+    if not is_main():
+        yield
+        return
+    entry = {
+        "started": _now(),
+        "ended": None,
+        "exit": None,
+        "first_iteration": state.iteration,
+        "last_iteration": None,
+        "command": sys.argv,
+        "config_sha256": digest(dump_config(config)),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "data": {name: _described(index) for name, index in data.items()},
+        "weights_sha256": digest(state.model.state_dict()),
+        "hardware": _hardware(device),
+        "world_size": world_size(),
+    }
+    entries = read_manifest(folder)
+
+    def write(**end: Any) -> None:
+        write_text(folder / "manifest.json", json.dumps([*entries, entry | end], indent=2) + "\n")
+
+    write()
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError):  # a full disk may be the error
+            write(ended=_now(), exit=f"{type(error).__name__}: {error}", last_iteration=state.iteration)
+        raise
+    write(ended=_now(), exit="finished", last_iteration=state.iteration)
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """The entries of the run in ``folder``, the first start first."""
+    path = folder / "manifest.json"
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def index_digest(index: AnnotationIndex) -> str:
+    """SHA-256 of the annotations as training sees them, not of the pixels; where the files lie does not count."""
+    masks = None if index.masks is None else [index.masks.characters, index.masks.ends]
+    return digest(
+        [index.class_names, index.image_ids, index.sizes, index.ends, index.boxes, index.labels, index.ignore, masks]
+    )
+
+
+def _described(index: AnnotationIndex) -> dict[str, Any]:
+    return {"images": len(index), "objects": len(index.boxes), "sha256": index_digest(index)}
+
+
+def _hardware(device: torch.device) -> dict[str, Any]:
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, with "-dirty" after it where files differ; None if it is an installed package."""
+    if not (REPOSITORY / ".git").exists():
+        return None
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or a checkout of another user
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,55 @@
+"""Signals that ask a training to end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["EXIT_STOPPED", "StopRequest", "StoppedError", "stop_request"]
+
+# Of a program whose run was asked to end and is saved: sysexits' "try again later".
+EXIT_STOPPED = 75
+
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StoppedError(RuntimeError):
+    """A signal asked the run to end; it is saved, and the same command with --resume goes on."""
+
+
+class StopRequest:
+    """Which signal has come, if one has."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Notes the first SIGTERM, SIGUSR1 or SIGINT, for the loop to look at; the second one acts as without this.
+
+    Outside the main thread, where Python hands out no signals, it notes none.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.getsignal(number) for number in STOPPING}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        request.name = signal.Signals(number).name
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in STOPPING:
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        restore()

@@ -1,0 +1,114 @@
+"""What a detector shows at one score threshold: confusions between classes, images that go well or badly, and objects
+that one detector finds and another misses.
+
+Shapes: K classes; D detections and G objects of one image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from detection.boxes import intersection_over_area, iou
+from detection.evaluation.records import Record
+
+__all__ = ["ImageScore", "Pairs", "confusion_matrix", "found_objects", "pair", "rank_images"]
+
+IOU_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """Detections of one image that count at a score threshold, best first, and the object under each."""
+
+    rows: NDArray[np.int64]  # (D,) of the record's detections
+    objects: NDArray[np.int64]  # (D,) row of an object, of any class; -1 for the background
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageScore:
+    """How one image went: objects found with their class, objects missed, and detections that found none."""
+
+    row: int  # of the records
+    hits: int
+    misses: int
+    false: int
+
+    @property
+    def f1(self) -> float:
+        """2 hits / (detections + objects)."""
+        return 2 * self.hits / (2 * self.hits + self.misses + self.false)
+
+
+def pair(record: Record, *, min_score: float) -> Pairs:
+    """The detections of at least ``min_score`` and their objects.
+
+    At IoU >= 0.5, best score first, each detection takes the free object of its class that it overlaps most; those left
+    over then take, in the same order, what is left of other classes.  A detection that takes none and lies by half in
+    an ignored object is left out.
+    """
+    kept = np.flatnonzero(record.scores >= np.float32(min_score))
+    kept = kept[np.argsort(-record.scores[kept], kind="stable")]
+    # float64: float32 rounding could lift an IoU over the threshold.
+    boxes, gt_boxes = (torch.from_numpy(b.astype(np.float64)) for b in (record.boxes[kept], record.gt_boxes))
+    overlaps = np.where(record.gt_ignore, 0, iou(boxes, gt_boxes).numpy())
+    same = record.labels[kept, None] == record.gt_labels
+    objects = _take(np.where(same, overlaps, 0), np.full(len(kept), -1))
+    objects = _take(overlaps, objects)
+    inside = intersection_over_area(boxes, gt_boxes[torch.from_numpy(record.gt_ignore)]).numpy().max(axis=1, initial=0)
+    counted = (objects >= 0) | (inside < IOU_THRESHOLD)
+    return Pairs(rows=kept[counted], objects=objects[counted])
+
+
+def confusion_matrix(records: Sequence[Record], num_classes: int, *, min_score: float) -> NDArray[np.int64]:
+    """Counts (K + 1, K + 1): a row per class of the objects, a column per class of the detections.
+
+    The last row counts detections on the background, the last column objects that nothing shows.
+    """
+    matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
+    for record in records:
+        pairs = pair(record, min_score=min_score)
+        truth = np.append(record.gt_labels, num_classes)[pairs.objects]
+        np.add.at(matrix, (truth, record.labels[pairs.rows]), 1)
+        unseen = ~record.gt_ignore
+        unseen[pairs.objects[pairs.objects >= 0]] = False
+        matrix[:-1, -1] += np.bincount(record.gt_labels[unseen], minlength=num_classes)
+    return matrix
+
+
+def found_objects(record: Record, *, min_score: float) -> NDArray[np.bool_]:
+    """Which objects (G,) have a detection of their class of at least ``min_score``; no ignored one has."""
+    pairs = pair(record, min_score=min_score)
+    taken = pairs.objects >= 0
+    rows, objects = pairs.rows[taken], pairs.objects[taken]
+    found = np.zeros(len(record.gt_boxes), np.bool_)
+    found[objects[record.labels[rows] == record.gt_labels[objects]]] = True
+    return found
+
+
+def rank_images(records: Sequence[Record], *, min_score: float) -> list[ImageScore]:
+    """All images with an object or a detection, best F1 first; of equal ones those with more hits and fewer errors."""
+    scores = []
+    for row, record in enumerate(records):
+        hits = int(np.count_nonzero(found_objects(record, min_score=min_score)))
+        shown = len(pair(record, min_score=min_score).rows)
+        wanted = int(np.count_nonzero(~record.gt_ignore))
+        if shown or wanted:
+            scores.append(ImageScore(row=row, hits=hits, misses=wanted - hits, false=shown - hits))
+    return sorted(scores, key=lambda s: (-s.f1, -s.hits, s.misses + s.false))
+
+
+def _take(overlaps: NDArray[np.float64], objects: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``objects`` (D,) with its -1 replaced by free objects; the rows of ``overlaps`` (D, G) are best first."""
+    objects, free = objects.copy(), overlaps.copy()
+    free[:, objects[objects >= 0]] = 0
+    for row in np.flatnonzero((objects < 0) & (free >= IOU_THRESHOLD).any(axis=1)):
+        best = int(free[row].argmax())
+        if free[row, best] >= IOU_THRESHOLD:
+            objects[row] = best
+            free[:, best] = 0
+    return objects

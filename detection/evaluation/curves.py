@@ -1,0 +1,104 @@
+"""Precision, recall and F1 at IoU 0.5, by COCO's matching, as the score threshold moves.
+
+Shapes: D detections of one class in all images, K classes; R recalls and S score thresholds of a grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.evaluation.matching import match_image
+from detection.evaluation.records import Record, check_records
+
+__all__ = ["RECALLS", "THRESHOLDS", "ClassCurve", "best_threshold", "class_curves", "f1_by_threshold", "mean_precision"]
+
+RECALLS = np.linspace(0, 1, 101)  # (R,) COCO's
+THRESHOLDS = np.linspace(0, 1, 101)  # (S,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassCurve:
+    """Detections of one class that are hits or misses, best score first; those of ignored objects are left out."""
+
+    scores: NDArray[np.float32]  # (D,)
+    hits: NDArray[np.bool_]  # (D,)
+    num_objects: int
+
+    @property
+    def precision(self) -> NDArray[np.float64]:
+        """(D,) of the detections up to and including each one."""
+        return np.cumsum(self.hits) / np.arange(1, len(self.hits) + 1)
+
+    @property
+    def recall(self) -> NDArray[np.float64]:
+        """(D,); NaN for a class without objects."""
+        return np.cumsum(self.hits) / (self.num_objects or np.nan)
+
+
+def class_curves(records: Sequence[Record], num_classes: int) -> tuple[ClassCurve, ...]:
+    """The curve (K,) of every class.
+
+    Raises:
+        ValueError: a label that is not in 0..num_classes-1, or an image that occurs twice.
+    """
+    check_records(records, num_classes)
+    ordered = sorted(records, key=lambda record: record.image_id)  # ties in score fall as in COCO's metric
+    found = [match_image(record) for record in ordered]
+    pairs = list(zip(ordered, found, strict=True))
+    scores = np.concatenate([np.empty(0, np.float32), *(record.scores[image.rows] for record, image in pairs)])
+    labels = np.concatenate([np.empty(0, np.int64), *(record.labels[image.rows] for record, image in pairs)])
+    hits = np.concatenate([np.empty(0, np.bool_), *(image.objects[:, 0] >= 0 for image in found)])
+    ignored = np.concatenate([np.empty(0, np.bool_), *(image.ignored[:, 0] for image in found)])
+    objects = np.concatenate([np.empty(0, np.int64), *(record.gt_labels[~record.gt_ignore] for record in ordered)])
+    curves = []
+    for label in range(num_classes):
+        rows = np.flatnonzero((labels == label) & ~ignored)
+        rows = rows[np.argsort(-scores[rows], kind="stable")]
+        num_objects = int(np.count_nonzero(objects == label))
+        curves.append(ClassCurve(scores=scores[rows], hits=hits[rows], num_objects=num_objects))
+    return tuple(curves)
+
+
+def mean_precision(curves: Sequence[ClassCurve]) -> NDArray[np.float64]:
+    """Precision (R,) at ``RECALLS``, averaged over the classes with objects; its mean is COCO's AP50.
+
+    As in COCO's metric, the precision at a recall is the best at this recall or a higher one, 0 where none reaches it.
+    NaN if no class has objects.
+    """
+    known = [_interpolated(curve) for curve in curves if curve.num_objects]
+    return np.mean(known, axis=0) if known else np.full(len(RECALLS), np.nan)
+
+
+def f1_by_threshold(curves: Sequence[ClassCurve]) -> NDArray[np.float64]:
+    """F1 (S,) of the detections that score at least each of ``THRESHOLDS``, averaged over the classes with objects.
+
+    F1 = 2 hits / (detections + objects).  NaN if no class has objects.
+    """
+    known = [_f1(curve) for curve in curves if curve.num_objects]
+    return np.mean(known, axis=0) if known else np.full(len(THRESHOLDS), np.nan)
+
+
+def best_threshold(f1: NDArray[np.float64]) -> float:
+    """The highest of ``THRESHOLDS`` at which ``f1`` (S,) is best; 0.5 where it is NaN."""
+    if np.isnan(f1).any():
+        return 0.5
+    return float(THRESHOLDS[np.flatnonzero(f1 == f1.max())[-1]])
+
+
+def _interpolated(curve: ClassCurve) -> NDArray[np.float64]:
+    """Precision (R,) of one class that has objects."""
+    best_from_here = np.maximum.accumulate(curve.precision[::-1])[::-1]
+    first_reaching = np.searchsorted(curve.recall, RECALLS, side="left")
+    return np.append(best_from_here, 0.0)[first_reaching]
+
+
+def _f1(curve: ClassCurve) -> NDArray[np.float64]:
+    """F1 (S,) of one class that has objects."""
+    # float32 thresholds: a score of 0.3 is kept at threshold 0.3.
+    kept = np.searchsorted(-curve.scores, -THRESHOLDS.astype(np.float32), side="right")
+    hits = np.concatenate([[0], np.cumsum(curve.hits)])[kept]
+    return 2 * hits / (kept + curve.num_objects)

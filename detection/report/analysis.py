@@ -1,0 +1,183 @@
+"""What one run gets wrong, or how two runs of the same test images differ: OUTPUT/analysis.{html,md,json}."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations, count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.data.index import AnnotationIndex
+from detection.evaluation.bootstrap import paired_bootstrap
+from detection.evaluation.confusion import confusion_matrix, rank_images
+from detection.evaluation.matching import match
+from detection.report.build import only_found_by
+from detection.report.details import classes_section, errors_section, operating_figures, pictures_section
+from detection.report.numbers import METRICS, Shown, as_json, metric_numbers, pair_numbers, run_numbers, show
+from detection.report.page import Block, Figure, Notice, Page, Pictures, Section, Table, write_page
+from detection.report.pictures import picture
+from detection.report.plots import matrix
+from detection.report.words import percent, percent_interval
+from detection.testing import read_records
+
+__all__ = ["write_analysis"]
+
+MAX_PICTURES = 4  # best, and as many worst
+MAX_CONFUSIONS = 12  # rows of the table
+RESAMPLES = 2000
+
+
+def write_analysis(
+    runs: Sequence[Path], output: Path, *, resamples: int = RESAMPLES, say: Callable[[str], None] = print
+) -> Path:
+    """Writes the analysis of one run directory or of two into ``output``; gives the path of the HTML page.
+
+    Args:
+        runs: with config.yaml, result.json and detections.json, of the same test images.
+        output: the folder to write into.
+        resamples: of the test images, for the intervals.
+        say: takes lines to show.
+
+    Raises:
+        ValueError: not one run or two different ones, broken files, or runs of different images or classes.
+    """
+    read = {name: read_records(run, say=say) for name, run in zip(_names(runs), runs, strict=True)}
+    index = next(index for index, _ in read.values())
+    # First of all: this refuses runs that can't be compared.
+    matches = {name: [match(records, own.class_names)] for name, (own, records) in read.items()}
+    comparison = paired_bootstrap(matches, resamples=resamples)
+    names = comparison.class_names
+    shown = {name: show(records, len(names)) for name, (_, records) in read.items()}
+    variants = {
+        name: {"metrics": metric_numbers([run])}
+        | run_numbers(shown[name], comparison.variants[name], names, resamples=resamples)
+        | _errors_of_images(shown[name], len(names))
+        for name, run in zip(read, runs, strict=True)
+    }
+    pairs = [pair_numbers(difference, shown, names, resamples=resamples) for difference in comparison.differences]
+    numbers = as_json(
+        {
+            "images": comparison.num_images,
+            "resamples": resamples,
+            "confidence": comparison.confidence,
+            "class_names": names,
+            "variants": variants,
+            "pairs": pairs,
+        }
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "analysis.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    page = Page(
+        title=f"Analysis: {' and '.join(read)}",
+        subtitle="What goes wrong, how much each kind of error costs, and on which images.",
+        facts=[("Images", str(len(index))), ("Classes", str(len(names))), *zip(read, map(str, runs), strict=True)],
+        sections=_sections(numbers, index, shown),
+    )
+    return write_page(page, output, "analysis")
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """The last parts of the paths of ``runs``, as many as tell them apart."""
+    resolved = [run.resolve() for run in runs]
+    if len(runs) not in (1, 2) or len(set(resolved)) < len(runs):
+        raise ValueError(f"an analysis takes one run directory or two different ones, got {', '.join(map(str, runs))}")
+    names = (["/".join(run.parts[-depth:]) for run in resolved] for depth in count(1))
+    return next(tried for tried in names if len(set(tried)) == len(runs))
+
+
+def _errors_of_images(shown: Shown, num_classes: int) -> dict[str, Any]:
+    """The confusion matrix at the run's threshold, and every image from best to worst."""
+    ranked = rank_images(shown.records, min_score=shown.threshold)
+    return {
+        "confusion": confusion_matrix(shown.records, num_classes, min_score=shown.threshold),
+        "ranking": [
+            {
+                "image": shown.records[score.row].file_name,
+                "row": score.row,
+                "f1": score.f1,
+                "hits": score.hits,
+                "misses": score.misses,
+                "false": score.false,
+            }
+            for score in ranked
+        ],
+    }
+
+
+def _sections(numbers: dict[str, Any], index: AnnotationIndex, shown: Mapping[str, Shown]) -> list[Section]:
+    results = [Notice(f"{pair['verdict']}.") for pair in numbers["pairs"]]
+    ways = [way for a, b in combinations(shown, 2) for way in ((a, b), (b, a))]
+    found = [figure for a, b in ways for figure in only_found_by(index, shown, a, b, MAX_PICTURES)]
+    sections = [
+        Section("Results", [*results, _results(numbers)]),
+        errors_section(numbers),
+        Section("Curves", operating_figures(numbers)),
+        classes_section(numbers),
+        _confusions(numbers),
+        pictures_section(numbers, found),
+        *(_images(name, numbers, index, run) for name, run in shown.items()),
+    ]
+    return [section for section in sections if section.blocks]
+
+
+def _results(numbers: dict[str, Any]) -> Table:
+    rows = [
+        [
+            name,
+            *(percent(variant["metrics"][key]["mean"]) for key in METRICS),
+            percent_interval(variant["intervals"]["AP"]),
+        ]
+        for name, variant in numbers["variants"].items()
+    ]
+    caption = f"Results in percent on {numbers['images']} images; the interval is over the choice of images."
+    return Table(caption, ["run", *METRICS, f"AP, {100 * numbers['confidence']:g} %"], rows)
+
+
+def _confusions(numbers: dict[str, Any]) -> Section:
+    figures: list[Block] = []
+    tables: list[Block] = []
+    labels = [*numbers["class_names"], "nothing"]
+    for name, variant in numbers["variants"].items():
+        counts = np.array(variant["confusion"], np.int64)
+        drawn = matrix(f"confusion_{name}", counts, labels, x_label="shown as", y_label="object")
+        caption = (
+            f"{name}: objects (rows) and what is shown in their place, from score {variant['threshold']:.2f} on, where "
+            "F1 is best. Last column: missed; last row: false alarms. The shade is the share of the row."
+        )
+        largest = _largest_confusions(counts, labels)
+        alt = "; ".join(f"{truth} as {label}: {number}" for truth, label, number in largest) or "no confusion"
+        figures.append(Figure(f"confusion_{name}", drawn, caption, alt))
+        rows = [[truth, label, number] for truth, label, number in largest]
+        if rows:
+            tables.append(Table(f"{name}: the most frequent confusions.", ["object", "shown as", "times"], rows))
+    return Section("Confusions", [*figures, *tables])
+
+
+def _largest_confusions(counts: NDArray[np.int64], labels: Sequence[str]) -> list[tuple[str, str, str]]:
+    wrong = counts.copy()
+    np.fill_diagonal(wrong, 0)
+    order: list[int] = np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS].tolist()
+    cells = [divmod(place, len(labels)) for place in order]
+    return [(labels[row], labels[column], str(wrong[row, column])) for row, column in cells if wrong[row, column]]
+
+
+def _images(name: str, numbers: dict[str, Any], index: AnnotationIndex, run: Shown) -> Section:
+    """The images that go best and worst."""
+    ranking = numbers["variants"][name]["ranking"]
+    worst = ranking[::-1][:MAX_PICTURES]
+    best = ranking[: max(0, min(MAX_PICTURES, len(ranking) - len(worst)))]
+    blocks: list[Block] = []
+    for what, entries in (("worst", worst), ("best", best)):
+        for number, entry in enumerate(entries, start=1):
+            row, file_name = entry["row"], Path(entry["image"]).name
+            drawn = picture(index, row, run.records[row], min_score=run.threshold)
+            caption = (
+                f"{what} {number}: {file_name}, F1 {percent(entry['f1'])}; {entry['hits']} found, {entry['misses']} "
+                f"missed, {entry['false']} false. Thin white: objects."
+            )
+            blocks.append(Pictures(f"{name}_{what}_{number}", [drawn], caption, [f"{file_name} with its detections"]))
+    return Section(f"Worst and best images of {name}", blocks)

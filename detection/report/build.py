@@ -1,0 +1,100 @@
+"""A whole report, from the folder of a backbone experiment to OUTPUT/report/.
+
+report.html    one self-contained page
+report.md      the same as Markdown, with figures/
+report.json    every number of both
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.data.index import AnnotationIndex
+from detection.report.numbers import Evidence, Shown, experiment_numbers, gather
+from detection.report.page import Page, Pictures, write_page
+from detection.report.pictures import picture
+from detection.report.reading import read_experiment
+from detection.report.sections import experiment_sections, protocol_name
+
+__all__ = ["only_found_by", "write_report"]
+
+MAX_PICTURES = 12  # pairs of pictures of a page, which stays under a few megabytes
+RESAMPLES = 2000
+
+
+def write_report(output: Path, *, resamples: int = RESAMPLES, say: Callable[[str], None] = print) -> Path:
+    """Writes the report of the experiment in the folder ``output`` and returns the path of its HTML page.
+
+    Variants appear with the seeds that have finished; runs without a result are listed.
+
+    Args:
+        output: the folder that tools/compare_backbones.py wrote.
+        resamples: of the test images, for the intervals.
+        say: takes lines to show.
+
+    Raises:
+        ValueError: no experiment there, broken files, or data that are not those that were tested.
+    """
+    experiment = read_experiment(output)
+    evidence = gather(experiment, say=say)
+    numbers = experiment_numbers(experiment, evidence, resamples=resamples)
+    folder = output / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    pictures = [] if evidence is None else _pictures(evidence)
+    page = Page(
+        title=f"Backbones compared: {numbers['name']}",
+        subtitle="One detector, one recipe, one data set; the backbone changes, and what belongs to it.",
+        facts=_facts(numbers),
+        sections=experiment_sections(numbers, pictures),
+    )
+    return write_page(page, folder, "report")
+
+
+def _facts(numbers: dict[str, Any]) -> list[tuple[str, str]]:
+    base, planned = numbers["base"], numbers["fairness"]["hashes"]["initial_weights"]
+    return [
+        ("Variants", ", ".join(planned)),
+        ("Seeds", ", ".join(map(str, numbers["seeds"]))),
+        ("Trained on", ", ".join(base["data.train"])),
+        ("Tested on", f"{', '.join(base['data.test'])} ({numbers.get('images', 'no')} images)"),
+        ("Protocol", protocol_name(numbers["protocol"])),
+    ]
+
+
+def _pictures(evidence: Evidence) -> list[Pictures]:
+    """For every pair, and both ways, the images with the most objects that one finds and the other misses."""
+    ways = [way for a, b in combinations(evidence.shown, 2) for way in ((a, b), (b, a))]
+    each = max(1, MAX_PICTURES // max(len(ways), 1))
+    return [
+        figure for a, b in ways[:MAX_PICTURES] for figure in only_found_by(evidence.index, evidence.shown, a, b, each)
+    ]
+
+
+def only_found_by(index: AnnotationIndex, shown: Mapping[str, Shown], a: str, b: str, number: int) -> list[Pictures]:
+    """The ``number`` images with the most objects that ``a`` finds and ``b`` misses, with the detections of both."""
+    only = [x & ~y for x, y in zip(shown[a].found, shown[b].found, strict=True)]
+    rows = np.argsort([-int(found.sum()) for found in only], kind="stable")[:number].tolist()
+    return [_both(index, row, {name: shown[name] for name in (a, b)}, only[row]) for row in rows if only[row].any()]
+
+
+def _both(index: AnnotationIndex, row: int, shown: Mapping[str, Shown], only: NDArray[np.bool_]) -> Pictures:
+    """Image ``row`` with the detections of two runs; objects ``only`` (G,), which the first alone finds, are framed."""
+    a, b = shown
+    jpegs = [
+        picture(index, row, run.records[row], min_score=run.threshold, marked=run.records[row].gt_boxes[only])
+        for run in shown.values()
+    ]
+    name = Path(index.paths[row]).name
+    objects = "1 object" if only.sum() == 1 else f"{only.sum()} objects"
+    caption = (
+        f"{a} (first) finds {objects} that {b} (second) misses, framed in magenta; thin white: all objects. {name}"
+    )
+    return Pictures(f"{a}_not_{b}_{row}", jpegs, caption, [f"{name} with the detections of {run}" for run in shown])

@@ -1,0 +1,151 @@
+"""Sections that say where a difference lies: classes, types of errors, curves, pictures.
+
+They serve the report of an experiment and the analysis of one run or two: ``numbers`` are those of either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from detection.evaluation.curves import RECALLS, THRESHOLDS
+from detection.evaluation.errors import ERROR_TYPES
+from detection.report.page import Block, Figure, Pictures, Section, Table, Text
+from detection.report.plots import forest, lines
+from detection.report.words import bar, differing, pair_name, percent, percent_interval
+
+__all__ = ["classes_section", "curves_section", "errors_section", "operating_figures", "pictures_section"]
+
+MAX_CLASSES = 20  # of a figure; the table has all
+ERROR_NAMES = {
+    "Cls": "class",
+    "Loc": "place",
+    "Both": "class and place",
+    "Dupe": "duplicate",
+    "Bkg": "background",
+    "Miss": "missed",
+    "FP": "all false positives",
+    "FN": "all false negatives",
+}
+ERROR_LEGEND = (
+    "TIDE's types (Bolya et al., 2020), each as the AP50 that fixing it alone would bring: class, the right place "
+    "under a wrong name; place, the right name at an IoU of 0.1 to 0.5; both at once; duplicate, an object found "
+    "twice; background, nothing there; missed, an object without any detection. They do not add up to the whole."
+)
+
+
+def classes_section(numbers: dict[str, Any]) -> Section:
+    variants, pairs, names = numbers["variants"], numbers["pairs"], numbers["class_names"]
+    header = ["class", *variants, *(pair_name(pair) for pair in pairs)]
+    rows = [
+        [
+            name,
+            *(percent(variant["class_ap"][name]["value"]) for variant in variants.values()),
+            *(differing(pair["class_ap"][name]) for pair in pairs),
+        ]
+        for name in names
+    ]
+    level = f"{100 * numbers['confidence']:g} %"
+    caption = (
+        f"AP per class in percent, mean over seeds, and differences with {level} intervals over the choice of images. "
+        f"Each interval stands alone: of twenty classes without a difference, one leaves out 0 by chance."
+    )
+    return Section("Per class", [Table(caption, header, rows), *(_class_figure(pair) for pair in pairs)])
+
+
+def _class_figure(pair: dict[str, Any]) -> Figure:
+    known = {name: interval for name, interval in pair["class_ap"].items() if interval["value"] is not None}
+    largest = sorted(known, key=lambda name: -abs(known[name]["value"]))[:MAX_CLASSES]
+    shown = sorted(largest, key=lambda name: -known[name]["value"])
+    name = f"classes_{pair['a']}_{pair['b']}"
+    picked = f" The {len(shown)} largest of {len(known)}." if len(shown) < len(known) else ""
+    drawn = forest(
+        name,
+        {label: {"": bar(known[label])} for label in shown},
+        x_label=f"AP of {pair['b']} less that of {pair['a']}, points",
+        zero=True,
+    )
+    alt = ", ".join(f"{label} {differing(known[label])}" for label in shown)
+    return Figure(name, drawn, f"{pair['b']} against {pair['a']}, class by class; right of 0 is better.{picked}", alt)
+
+
+def errors_section(numbers: dict[str, Any]) -> Section:
+    variants, pairs = numbers["variants"], numbers["pairs"]
+    rows = [[n, *(percent_interval(v["errors"][key]) for key in ERROR_TYPES)] for n, v in variants.items()]
+    gains = [[pair_name(pair), *(differing(pair["errors"][key]) for key in ERROR_TYPES)] for pair in pairs]
+    header = ["variant", *(ERROR_NAMES[key] for key in ERROR_TYPES)]
+    drawn = {
+        ERROR_NAMES[key]: {name: bar(variant["errors"][key]) for name, variant in variants.items()}
+        for key in ERROR_TYPES[:6]
+    }
+    blocks: list[Block] = [
+        Text(ERROR_LEGEND),
+        Table("AP50 lost to each type of error, in points; first finished seed of each variant.", header, rows),
+        Figure(
+            "errors",
+            forest("errors", drawn, x_label="AP50 lost, points"),
+            "AP50 lost to each type of error: shorter is better.",
+            "The table above, drawn.",
+        ),
+    ]
+    if gains:
+        caption = "Where a gain comes from: change of the AP50 lost to each type. Negative means fewer such errors."
+        blocks.append(Table(caption, ["pair", *header[1:]], gains))
+    return Section("Types of errors", blocks)
+
+
+def curves_section(numbers: dict[str, Any]) -> Section:
+    variants = numbers["variants"]
+    figures: list[Block] = []
+    for key, label, caption in (
+        ("loss", "total loss", "Loss while training, one line per seed."),
+        ("AP", "AP, percent", "AP of the tests while training, one line per seed."),
+    ):
+        series = {
+            name: [(run[key]["iterations"], run[key]["values"]) for run in variant["training"] if run[key]["values"]]
+            for name, variant in variants.items()
+        }
+        several = any(len(x) > 1 for curves in series.values() for x, _ in curves)
+        if several:
+            limit = 1.05 * max((y[min(len(y) - 1, len(y) // 20)] for curves in series.values() for _, y in curves))
+            drawn = lines(
+                f"training_{key}", series, x_label="iteration", y_label=label, percent=key == "AP", limit=limit
+            )
+            figures.append(Figure(f"training_{key}", drawn, caption, f"{label} by iteration; numbers in report.json."))
+    figures += operating_figures(numbers)
+    return Section("Curves", figures)
+
+
+def operating_figures(numbers: dict[str, Any]) -> list[Block]:
+    """Precision against recall, and F1 against the score threshold."""
+    variants = numbers["variants"]
+    precision = {name: [(100 * RECALLS, variant["precision_at_recall"])] for name, variant in variants.items()}
+    f1 = {name: [(THRESHOLDS, variant["f1_at_score"])] for name, variant in variants.items()}
+    best = ", ".join(f"{name} {variant['threshold']:.2f}" for name, variant in variants.items())
+    return [
+        Figure(
+            "precision_recall",
+            lines("precision_recall", precision, x_label="recall, percent", y_label="precision, percent"),
+            "Precision against recall at IoU 0.5, mean over the classes: the area under a line is AP50. First finished "
+            "seed of each variant.",
+            "Precision at 101 recalls per variant; numbers in report.json.",
+        ),
+        Figure(
+            "f1",
+            lines("f1", f1, x_label="score threshold", y_label="F1, percent"),
+            f"F1 at IoU 0.5 by score threshold, mean over the classes. Best at: {best}.",
+            "F1 at 101 score thresholds per variant; numbers in report.json.",
+        ),
+    ]
+
+
+def pictures_section(numbers: dict[str, Any], pictures: Sequence[Pictures]) -> Section:
+    if not numbers["pairs"]:
+        return Section("Pictures", [])
+    rows = [
+        [f"{p['a']} and {p['b']}", *(str(p["objects"][key]) for key in ("only_a", "only_b", "all"))]
+        for p in numbers["pairs"]
+    ]
+    caption = "Objects found by one alone, each variant at the score at which its F1 is best, and all objects to find."
+    table = Table(caption, ["A and B", "found by A only", "found by B only", "objects"], rows)
+    return Section("Where one finds what the other misses", [table, *pictures])

@@ -1,0 +1,262 @@
+"""Every number of a report, as the content of its JSON file: fractions 0..1, None where there is no value."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.config import Config
+from detection.config_io import load_config
+from detection.data.index import AnnotationIndex
+from detection.evaluation.bootstrap import Comparison, Difference, VariantScore, paired_bootstrap
+from detection.evaluation.confusion import found_objects
+from detection.evaluation.curves import best_threshold, class_curves, f1_by_threshold, mean_precision
+from detection.evaluation.errors import error_difference, error_types
+from detection.evaluation.matching import Matches, match
+from detection.evaluation.records import Record
+from detection.report.paper import paper_cells
+from detection.report.reading import Experiment, Run, read_metrics
+from detection.testing import read_records
+
+__all__ = [
+    "METRICS",
+    "Evidence",
+    "Shown",
+    "as_json",
+    "experiment_numbers",
+    "gather",
+    "metric_numbers",
+    "pair_numbers",
+    "pareto_front",
+    "run_numbers",
+    "show",
+]
+
+# Name in a report -> section and key of result.json.
+METRICS = {
+    **{name: ("bbox", name) for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")},
+    "VOC mAP": ("voc", "mAP"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What the detections of one run show, at the score at which its F1 is best where one is needed."""
+
+    records: Sequence[Record]
+    precision: NDArray[np.float64]  # at curves.RECALLS, mean over classes
+    f1: NDArray[np.float64]  # at curves.THRESHOLDS, mean over classes
+    threshold: float  # the score at which F1 is best
+    found: Sequence[NDArray[np.bool_]]  # (G,) of every image: its objects that are found from that score on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """The test images, and what the finished runs of each variant found in them."""
+
+    index: AnnotationIndex
+    shown: Mapping[str, Shown]  # of the first finished seed
+    matches: Mapping[str, Sequence[Matches]]  # of every finished seed
+
+
+def gather(experiment: Experiment, *, say: Callable[[str], None]) -> Evidence | None:
+    """What the variants with a finished run found; None if there is none.
+
+    Raises:
+        ValueError: broken files, or a data set that is not what was tested.
+    """
+    index, shown, matches = None, {}, {}
+    for variant in experiment.variants:
+        for run in experiment.done(variant):
+            index, records = read_records(run.folder, say=say)
+            matches.setdefault(variant, []).append(match(records, index.class_names))
+            if variant not in shown:
+                shown[variant] = show(records, len(index.class_names))
+    return None if index is None else Evidence(index=index, shown=shown, matches=matches)
+
+
+def show(records: Sequence[Record], num_classes: int) -> Shown:
+    """What ``records`` show."""
+    curves = class_curves(records, num_classes)
+    f1 = f1_by_threshold(curves)
+    threshold = best_threshold(f1)
+    found = [found_objects(record, min_score=threshold) for record in records]
+    return Shown(records=records, precision=mean_precision(curves), f1=f1, threshold=threshold, found=found)
+
+
+def experiment_numbers(experiment: Experiment, evidence: Evidence | None, *, resamples: int) -> dict[str, Any]:
+    """The content of report.json."""
+    plan = experiment.plan
+    numbers: dict[str, Any] = {
+        "name": plan["name"],
+        "protocol": plan["protocol"],
+        "seeds": plan["seeds"],
+        "fairness": {name: plan[name] for name in ("allowed", "differences", "also_changes", "hashes")},
+        "base": plan["base"],
+        "environment": plan["environment"],
+        "grid": experiment.grid,
+        "unfinished": [
+            {"variant": run.variant, "seed": run.seed, "state": run.state, "error": run.error}
+            for run in experiment.unfinished
+        ],
+        "variants": {},
+        "pairs": [],
+    }
+    if evidence is None:
+        return as_json(numbers)
+    comparison = paired_bootstrap(evidence.matches, resamples=resamples)
+    numbers |= {
+        "images": comparison.num_images,
+        "resamples": comparison.resamples,
+        "confidence": comparison.confidence,
+        "class_names": comparison.class_names,
+    }
+    numbers["variants"] = {name: _variant(experiment, name, evidence, comparison, resamples) for name in evidence.shown}
+    _mark_fronts(numbers["variants"])
+    numbers["pairs"] = [
+        pair_numbers(difference, evidence.shown, comparison.class_names, resamples=resamples)
+        for difference in comparison.differences
+    ]
+    return as_json(numbers)
+
+
+def pareto_front(costs: Sequence[float | None], values: Sequence[float | None]) -> list[bool]:
+    """Which entries no other beats: at most their cost and at least their value, and better in one of them."""
+    known = [(c, v) for c, v in zip(costs, values, strict=True) if c is not None and v is not None]
+    return [
+        cost is not None
+        and value is not None
+        and not any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in known)
+        for cost, value in zip(costs, values, strict=True)
+    ]
+
+
+def as_json(value: Any) -> Any:
+    """``value`` with dataclasses, arrays and NaN turned into what JSON knows."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): as_json(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def run_numbers(shown: Shown, score: VariantScore, class_names: Sequence[str], *, resamples: int) -> dict[str, Any]:
+    """What the detections of a run say: its errors and curves, with the intervals of ``score``."""
+    return {
+        "intervals": {key: getattr(score, key) for key in ("AP", "AP50", "AP75")},
+        "class_ap": dict(zip(class_names, score.class_ap, strict=True)),
+        "errors": error_types(shown.records, class_names, resamples=resamples),
+        "threshold": shown.threshold,
+        "precision_at_recall": shown.precision,
+        "f1_at_score": shown.f1,
+    }
+
+
+def pair_numbers(
+    difference: Difference, shown: Mapping[str, Shown], class_names: Sequence[str], *, resamples: int
+) -> dict[str, Any]:
+    """How two runs differ, and how many objects one alone finds."""
+    a, b = shown[difference.a], shown[difference.b]
+    only_a, only_b = (
+        sum(int(np.count_nonzero(x & ~y)) for x, y in zip(first.found, second.found, strict=True))
+        for first, second in ((a, b), (b, a))
+    )
+    return asdict(difference) | {
+        "class_ap": dict(zip(class_names, difference.class_ap, strict=True)),
+        "errors": error_difference(a.records, b.records, class_names, resamples=resamples),
+        "objects": {
+            "only_a": only_a,
+            "only_b": only_b,
+            "all": sum(int(np.count_nonzero(~record.gt_ignore)) for record in a.records),
+        },
+    }
+
+
+def metric_numbers(runs: Sequence[Path]) -> dict[str, Any]:
+    """``METRICS`` over the results of ``runs``, which differ in their seed alone."""
+    results = [json.loads((run / "result.json").read_text()) for run in runs]
+    return {name: _over_seeds([result[section][key] for result in results]) for name, (section, key) in METRICS.items()}
+
+
+def _variant(
+    experiment: Experiment, name: str, evidence: Evidence, comparison: Comparison, resamples: int
+) -> dict[str, Any]:
+    runs, costs = experiment.done(name), experiment.costs.get(name, {})
+    metrics = metric_numbers([run.folder for run in runs])
+    numbers = {
+        "seeds": [run.seed for run in runs],
+        "metrics": metrics,
+        "costs": costs,
+        "hours": _over_seeds([run.hours for run in runs]),
+        "training_memory_gib": _over_seeds([run.peak_memory_gib for run in runs]),
+        "ap_per_gflop": _ratio(metrics["AP"]["mean"], costs.get("gflops")),
+        "ap_per_ms": _ratio(metrics["AP"]["mean"], costs.get("latency_ms", {}).get("p50")),
+        "training": [_training(run) for run in runs],
+        "paper": _paper(runs[0].folder, metrics),
+    }
+    shown, score = evidence.shown[name], comparison.variants[name]
+    return numbers | run_numbers(shown, score, comparison.class_names, resamples=resamples)
+
+
+def _over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and sample standard deviation; None for the latter of a single value."""
+    known = [value for value in values if value is not None]
+    return {
+        "mean": statistics.fmean(known) if known else None,
+        "sd": statistics.stdev(known) if len(known) > 1 else None,
+        "values": list(values),
+    }
+
+
+def _ratio(value: float | None, cost: float | None) -> float | None:
+    return None if value is None or not cost else value / cost
+
+
+def _training(run: Run) -> dict[str, Any]:
+    """Loss and AP by iteration."""
+    curves = {"loss": read_metrics(run.folder, "loss/total"), "AP": read_metrics(run.folder, "bbox.AP")}
+    return {"seed": run.seed} | {
+        name: {"iterations": iterations, "values": values} for name, (iterations, values) in curves.items()
+    }
+
+
+def _paper(run: Path, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The paper's figures for the detector of ``run`` with ours and whether it is accepted (None: no band)."""
+    config = load_config(Config, run / "config.yaml")
+    rows = []
+    for cell in paper_cells(config.backbone.name, config.data.train, config.data.test):
+        ours = metrics[cell.metric]["mean"]
+        accepted = None if cell.accept is None or ours is None else ours >= cell.accept
+        rows.append(
+            {
+                "table": cell.table,
+                "metric": cell.metric,
+                "paper": cell.value,
+                "accept_from": cell.accept,
+                "ours": ours,
+                "accepted": accepted,
+            }
+        )
+    return rows
+
+
+def _mark_fronts(variants: dict[str, Any]) -> None:
+    """Adds to each variant whether it is on the Pareto front of AP against a cost."""
+    values = [variant["metrics"]["AP"]["mean"] for variant in variants.values()]
+    flops = [variant["costs"].get("gflops") for variant in variants.values()]
+    latency = [variant["costs"].get("latency_ms", {}).get("p50") for variant in variants.values()]
+    fronts = zip(pareto_front(flops, values), pareto_front(latency, values), strict=True)
+    for variant, (by_flops, by_latency) in zip(variants.values(), fronts, strict=True):
+        variant["pareto"] = {"gflops": by_flops, "latency": by_latency}

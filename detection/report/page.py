@@ -1,0 +1,182 @@
+"""A report as sections of text, tables and figures, and its two faces: one self-contained HTML page, and Markdown.
+
+The HTML holds its figures and pictures and asks no network for anything; the Markdown refers to files beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+__all__ = ["Block", "Figure", "Notice", "Page", "Pictures", "Section", "Table", "Text", "write_page"]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A paragraph that must not be overlooked: a conclusion, or (``warning``) something that went wrong."""
+
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of text under ``header``; the first cell of a row names it.  The others are numbers unless ``words``."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A plot as SVG text; ``name`` is unique on the page and becomes that of a file."""
+
+    name: str
+    svg: str
+    caption: str
+    alt: str  # what it shows, for those who do not see it
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """File name -> content."""
+        return {f"{_file_stem(self.name)}.svg": self.svg.encode()}
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """JPEG pictures that belong together, one beside the other where there is room."""
+
+    name: str  # unique on the page
+    jpegs: Sequence[bytes]
+    caption: str
+    alts: Sequence[str]  # what each one shows
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """File name -> content."""
+        return {f"{_file_stem(self.name)}_{number}.jpg": jpeg for number, jpeg in enumerate(self.jpegs)}
+
+    @property
+    def sources(self) -> list[tuple[str, str]]:
+        """Each picture as a data URI, and what it shows."""
+        encoded = (f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" for jpeg in self.jpegs)
+        return list(zip(encoded, self.alts, strict=True))
+
+
+Block = Text | Notice | Table | Figure | Pictures
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading and what stands below it."""
+
+    title: str
+    blocks: Sequence[Block]
+
+    @property
+    def anchor(self) -> str:
+        return re.sub(r"\W+", "-", self.title.lower()).strip("-")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A whole report."""
+
+    title: str
+    subtitle: str
+    facts: Sequence[tuple[str, str]]  # name and value, under the title
+    sections: Sequence[Section]
+
+
+def write_page(page: Page, folder: Path, stem: str) -> Path:
+    """Writes STEM.html, STEM.md and the figures of the latter into ``folder``; gives the path of the HTML."""
+    figures = folder / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    blocks = (block for section in page.sections for block in section.blocks)
+    for name, content in (file for b in blocks if isinstance(b, (Figure, Pictures)) for file in b.files.items()):
+        (figures / name).write_bytes(content)
+    (folder / f"{stem}.md").write_text(_markdown(page), encoding="utf-8")
+    path = folder / f"{stem}.html"
+    path.write_text(_html(page), encoding="utf-8")
+    return path
+
+
+def _html(page: Page) -> str:
+    environment = Environment(
+        loader=PackageLoader("detection.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["inline"] = _inline
+    environment.tests["kind"] = lambda block, name: type(block).__name__ == name
+    return environment.get_template("page.html").render(page=page, groups=_groups)
+
+
+def _inline(svg: str) -> Markup:
+    """``svg`` without a size of its own, so that it takes that of its box."""
+    root, end, rest = svg.partition(">")
+    return Markup(re.sub(r' (?:width|height)="[^"]*"', "", root) + end + rest)  # made here, of escaped text
+
+
+def _groups(blocks: Sequence[Block]) -> list[list[Block]]:
+    """``blocks`` with neighbours of the same kind together where these stand side by side on a wide page."""
+    groups: list[list[Block]] = []
+    for block in blocks:
+        if groups and isinstance(block, (Figure, Pictures)) and type(block) is type(groups[-1][0]):
+            groups[-1].append(block)
+        else:
+            groups.append([block])
+    return groups
+
+
+def _markdown(page: Page) -> str:
+    facts = [f"- {_escaped(name)}: {_escaped(value)}" for name, value in page.facts]
+    parts = [f"# {_escaped(page.title)}", _escaped(page.subtitle), "\n".join(facts)]
+    for section in page.sections:
+        parts += [f"## {_escaped(section.title)}", *(_markdown_block(block) for block in section.blocks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_block(block: Block) -> str:
+    match block:
+        case Text(text):
+            return _escaped(text)
+        case Notice(text, warning):
+            return f"> {'**Attention:** ' if warning else ''}{_escaped(text)}"
+        case Table():
+            rule = ["---", *(["---" if block.words else "---:"] * (len(block.header) - 1))]
+            rows = [list(map(_cell, block.header)), rule, *(list(map(_cell, row)) for row in block.rows)]
+            return f"*{_escaped(block.caption)}*\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        case Figure() | Pictures():
+            alts = [block.alt] if isinstance(block, Figure) else block.alts
+            images = [f"![{_escaped(alt)}](figures/{name})" for name, alt in zip(block.files, alts, strict=True)]
+            return f"{' '.join(images)}\n\n*{_escaped(block.caption)}*"
+
+
+def _cell(text: str) -> str:
+    return _escaped(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _file_stem(name: str) -> str:
+    return re.sub(r"[^\w.+-]", "_", name)
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>#])", r"\\\1", text)

@@ -1,0 +1,220 @@
+"""Figures as SVG text, drawn to be read at the width of a phone and in black and white.
+
+Colours are those of Okabe and Ito ("Color Universal Design", 2008), which colour-blind readers tell apart; every series
+also has a marker or a line style of its own.  All values come as fractions 0..1 and are drawn in percent.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Bar", "Point", "forest", "lines", "matrix", "scatter"]
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+MARKERS = "osD^vPX"
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+WIDTH = 4.8  # inches of 72 units; the page shows it as wide as a phone, so that 10 points stay readable
+MAX_NUMBERS = 12  # classes of a matrix whose counts fit into its cells
+
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",  # text stays text
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#333333",
+    "xtick.color": "#333333",
+    "ytick.color": "#333333",
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """A value and its interval; None where unknown."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """Something that costs ``cost`` and reaches ``value``, with its interval; on the Pareto front or not."""
+
+    name: str
+    cost: float
+    bar: Bar
+    on_front: bool
+
+
+def scatter(name: str, points: Sequence[Point], *, x_label: str, y_label: str) -> str:
+    """``points`` with their names; a line joins those on the Pareto front."""
+
+    def fill(axes: Axes) -> None:
+        front = sorted((p.cost, 100 * (p.bar.value or 0)) for p in points if p.on_front)
+        axes.plot(*zip(*front, strict=True) if front else ([], []), color="#999999", linestyle="--", zorder=1)
+        for number, point in enumerate(points):
+            _dot(axes, point.cost, point.bar, _look(number), vertical=True, hollow=not point.on_front)
+            axes.annotate(point.name, (point.cost, 100 * (point.bar.value or 0)), (7, 6), textcoords="offset points")
+        axes.margins(x=0.25, y=0.15)
+        axes.set_xlim(left=0)
+        axes.set(xlabel=x_label, ylabel=y_label)
+
+    return _draw(name, fill, height=3.4)
+
+
+def forest(
+    name: str,
+    rows: Mapping[str, Mapping[str, Bar]],
+    *,
+    x_label: str,
+    dots: Mapping[str, Sequence[float]] | None = None,
+    zero: bool = False,
+) -> str:
+    """A line per row, from top to bottom, with one interval per series; ``dots`` adds single values to a row.
+
+    ``zero`` marks it, for differences.
+    """
+    series = list(dict.fromkeys(name for row in rows.values() for name in row))
+
+    def fill(axes: Axes) -> None:
+        if zero:
+            axes.axvline(0, color="#555555", linewidth=1)
+        for place, (row, bars_of_row) in enumerate(rows.items()):
+            for number, bar in enumerate(bars_of_row.values()):
+                shift = (number - (len(series) - 1) / 2) * 0.7 / max(len(series), 1)
+                _dot(axes, place + shift, bar, _look(series.index(list(bars_of_row)[number])), vertical=False)
+            values = [100 * value for value in (dots or {}).get(row, ())]
+            axes.plot(values, [place + 0.22] * len(values), "|", color="#333333", markersize=7)
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(x_label)
+        if len(series) > 1:
+            _legend(axes, [(name, _look(number)) for number, name in enumerate(series)])
+
+    per_row = 0.3 if len(series) == 1 else 0.17 * len(series) + 0.12
+    return _draw(name, fill, height=0.9 + per_row * max(len(rows), 2) + (0.25 if len(series) > 1 else 0))
+
+
+def lines(
+    name: str,
+    series: Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]],
+    *,
+    x_label: str,
+    y_label: str,
+    percent: bool = True,
+    limit: float | None = None,
+) -> str:
+    """Curves (x, y); those of one series, such as the seeds of a variant, look alike.
+
+    Args:
+        name: unique on a page.
+        series: name -> its curves.
+        x_label: of the axis.
+        y_label: of the axis.
+        percent: y is a fraction 0..1, and is drawn in percent from 0 to 100.
+        limit: where y ends, for losses that start far up.
+    """
+
+    def fill(axes: Axes) -> None:
+        for number, curves in enumerate(series.values()):
+            color, _, dashes = _look(number)
+            for x, y in curves:
+                scaled = np.asarray(y, float) * (100 if percent else 1)
+                axes.plot(
+                    x, scaled, color=color, linestyle=dashes, linewidth=1.4, alpha=0.9 if len(curves) == 1 else 0.7
+                )
+        axes.set(xlabel=x_label, ylabel=y_label)
+        if percent:
+            axes.set_ylim(0, 102)
+        elif limit is not None:
+            axes.set_ylim(0, limit)
+        _legend(axes, [(name, _look(number)) for number, name in enumerate(series)], lines=True)
+
+    return _draw(name, fill, height=3.5)
+
+
+def matrix(name: str, counts: NDArray[np.int64], labels: Sequence[str], *, x_label: str, y_label: str) -> str:
+    """A confusion matrix (K + 1, K + 1): the shade is a cell's share of its row, and small ones show their counts."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+    def fill(axes: Axes) -> None:
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        step = 1 if len(labels) <= 30 else 5
+        axes.set_xticks(range(0, len(labels), step), list(labels)[::step], rotation=90, fontsize=8)
+        axes.set_yticks(range(0, len(labels), step), list(labels)[::step], fontsize=8)
+        axes.grid(visible=False)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        if len(labels) <= MAX_NUMBERS:
+            for (row, column), count in np.ndenumerate(counts):
+                color = "white" if shares[row, column] > 0.5 else "#333333"
+                axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+
+    return _draw(name, fill, height=4.6)
+
+
+def _look(number: int) -> tuple[str, str, Any]:
+    """Colour, marker and dashes of the series ``number``."""
+    return COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)]
+
+
+def _dot(
+    axes: Axes, place: float, bar: Bar, look: tuple[str, str, Any], *, vertical: bool, hollow: bool = False
+) -> None:
+    """A value with its interval; ``place`` is where on the other axis."""
+    if bar.value is None:
+        return
+    color, marker, _ = look
+    ends = [place, place], [100 * (bar.value if end is None else end) for end in (bar.low, bar.high)]
+    dot = [place], [100 * bar.value]
+    axes.plot(*(ends if vertical else ends[::-1]), color=color, linewidth=2, solid_capstyle="butt")
+    fill = "white" if hollow else color
+    axes.plot(*(dot if vertical else dot[::-1]), marker, color=color, markerfacecolor=fill, markersize=6)
+
+
+def _legend(axes: Axes, series: Sequence[tuple[str, tuple[str, str, Any]]], *, lines: bool = False) -> None:
+    """Above the axes, where it hides nothing."""
+    handles = [
+        axes.plot(
+            [], [], color=color, marker=None if lines else marker, linestyle=dashes if lines else "-", label=name
+        )[0]
+        for name, (color, marker, dashes) in series
+    ]
+    longest = max(len(name) for name, _ in series)
+    columns = max(1, min(len(series), 44 // (longest + 6)))
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
+
+
+def _draw(name: str, fill: Callable[[Axes], None], *, height: float) -> str:
+    """The SVG that ``fill`` makes; identifiers are made from ``name``, so that figures share a page."""
+    stream = io.StringIO()
+    style: Any = {**STYLE, "svg.hashsalt": name}
+    with rc_context(style):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        fill(figure.add_subplot())
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    return _plain(stream.getvalue())
+
+
+def _plain(svg: str) -> str:
+    """``svg`` from its root element on, without metadata and without identifiers that nothing refers to."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return re.sub(r' id="[\w.]+_\d+"', "", svg)

@@ -1,0 +1,320 @@
+"""The sections of an experiment's report, made of the numbers in report.json alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from detection.report.details import classes_section, curves_section, errors_section, pictures_section
+from detection.report.numbers import METRICS
+from detection.report.page import Block, Figure, Notice, Pictures, Section, Table, Text
+from detection.report.plots import Point, forest, scatter
+from detection.report.words import NONE, bar, differing, number, pair_name, percent, percent_interval, spread
+
+__all__ = ["experiment_sections", "protocol_name"]
+
+HASH_DIGITS = 16  # shown; report.json has all
+COSTS = {"gflops": "GFLOPs per image", "latency": "milliseconds per image, p50"}
+PROTOCOLS = {
+    "equal_steps": "equal steps",
+    "equal_time": "equal training time",
+    "learning_rate_grid": "each variant at its best learning rate of the same grid",
+}
+
+
+def experiment_sections(numbers: dict[str, Any], pictures: Sequence[Pictures]) -> list[Section]:
+    """All sections, the conclusion first; without a finished run, those that need none."""
+    if not numbers["variants"]:
+        return [
+            Section("Conclusion", [Notice("No run has finished: there is nothing to compare yet.", warning=True)]),
+            _fairness(numbers),
+            _unfinished(numbers),
+            _environment(numbers),
+        ]
+    sections = [
+        _conclusion(numbers),
+        _results(numbers),
+        _fairness(numbers),
+        _cost(numbers),
+        classes_section(numbers),
+        errors_section(numbers),
+        curves_section(numbers),
+        pictures_section(numbers, pictures),
+        _unfinished(numbers),
+        _environment(numbers),
+    ]
+    return [section for section in sections if section.blocks]
+
+
+def protocol_name(protocol: dict[str, Any]) -> str:
+    """In words."""
+    name = PROTOCOLS[protocol["name"]]
+    return name if protocol["minutes"] is None else f"{name}, {protocol['minutes']:g} minutes a run"
+
+
+def _conclusion(numbers: dict[str, Any]) -> Section:
+    missing = [f"{run['variant']} seed {run['seed']} ({run['state']})" for run in numbers["unfinished"]]
+    blocks: list[Block] = [Notice(_sentence(pair["verdict"])) for pair in numbers["pairs"]]
+    if missing:
+        blocks.append(Notice(f"Without a result, and not in any number here: {', '.join(missing)}.", warning=True))
+    rows = [
+        [
+            pair_name(pair),
+            differing(pair["AP"]),
+            differing(pair["with_seeds"]),
+            percent(pair["resolvable"]) + ("" if pair["with_seeds"] else " (images only)"),
+            differing(pair["AP50"]),
+            differing(pair["AP75"]),
+        ]
+        for pair in numbers["pairs"]
+    ]
+    level = f"{100 * numbers['confidence']:g} %"
+    if rows:
+        header = ["pair", "AP, other images", "AP, other images and seeds", "gap that can be seen", "AP50", "AP75"]
+        caption = f"Differences in points of AP with their {level} intervals; an interval that holds 0 shows nothing."
+        blocks += [
+            Table(caption, header, rows),
+            Text(
+                "The first interval answers whether these very detectors would differ on other images of the same "
+                "kind; the second also whether training again with other seeds would say the same, which takes two "
+                "seeds of each variant. A difference smaller than the gap that can be seen stays open: it takes more "
+                "images or more seeds, not a closer look."
+            ),
+        ]
+    return Section("Conclusion", blocks)
+
+
+def _results(numbers: dict[str, Any]) -> Section:
+    variants = numbers["variants"]
+    rows = [
+        [name, str(len(variant["seeds"])), *(spread(variant["metrics"][key]) for key in METRICS)]
+        for name, variant in variants.items()
+    ]
+    caption = (
+        f"Results in percent on {numbers['images']} images: mean ± standard deviation over the training seeds. "
+        "s, m, l: objects under 32², up to 96² and over 96² pixels; AR1, AR10, AR100: average recall with as many "
+        "detections per image."
+    )
+    drawn = {name: {"AP": bar(variant["intervals"]["AP"])} for name, variant in variants.items()}
+    seeds = {name: _known(variant["metrics"]["AP"]["values"]) for name, variant in variants.items()}
+    figure = Figure(
+        "ap",
+        forest("ap", drawn, x_label="AP, percent", dots=seeds),
+        f"AP with its interval over the choice of test images ({100 * numbers['confidence']:g} %); small strokes: the "
+        "seeds. Two intervals may overlap although the difference, measured on the same images, is clear.",
+        "AP of " + ", ".join(f"{n} {percent_interval(v['intervals']['AP'])}" for n, v in variants.items()),
+    )
+    return Section("Results", [Table(caption, ["variant", "seeds", *METRICS], rows), figure, *_paper_blocks(numbers)])
+
+
+def _paper_blocks(numbers: dict[str, Any]) -> list[Block]:
+    """The paper's cells beside ours, where the experiment repeats them."""
+    verdicts = {True: "inside the band", False: "outside the band", None: "no band known"}
+    rows = [
+        [
+            name,
+            f"table {cell['table']}, {cell['metric']}",
+            percent(cell["paper"]),
+            percent(cell["ours"]),
+            NONE if cell["accept_from"] is None else f"from {percent(cell['accept_from'])}",
+            verdicts[cell["accepted"]],
+        ]
+        for name, variant in numbers["variants"].items()
+        for cell in variant["paper"]
+    ]
+    if not rows:
+        return []
+    caption = (
+        "Beside He et al., “Deep Residual Learning for Image Recognition” (2015), in percent; the band starts at the "
+        "paper's figure, which known re-implementations reach or pass."
+    )
+    return [Table(caption, ["variant", "cell", "paper", "ours", "accepted", ""], rows)]
+
+
+def _fairness(numbers: dict[str, Any]) -> Section:
+    fairness = numbers["fairness"]
+    hashes = fairness["hashes"]
+    blocks: list[Block] = [
+        Text(
+            f"Protocol: {protocol_name(numbers['protocol'])}. The resolved configurations were compared before "
+            f"training: all {len(numbers['base'])} keys are equal but those below, and only "
+            f"{', '.join(fairness['allowed']) or 'none'} may differ."
+        ),
+        *_values_table(
+            "What differs: configuration keys.", "key", [(d["key"], d["values"]) for d in fairness["differences"]]
+        ),
+        *_values_table(
+            "What changes with it all the same, without a key of its own.",
+            "what",
+            [(d["what"], d["values"]) for d in fairness["also_changes"]],
+        ),
+    ]
+    flat = [("code", hashes["code"]), *hashes["data"].items()]
+    flat += [(f"initial weights of {name}", value) for name, value in hashes["initial_weights"].items()]
+    rows = [[name, "from scratch" if value is None else value[:HASH_DIGITS]] for name, value in flat]
+    blocks.append(
+        Table(
+            f"What all of it was made of: the first {HASH_DIGITS} digits of SHA-256", ["what", "hash"], rows, words=True
+        )
+    )
+    if numbers["grid"] is not None:
+        blocks.append(_grid_table(numbers["grid"]))
+    return Section("Is it fair?", blocks)
+
+
+def _grid_table(grid: dict[str, Any]) -> Table:
+    """The search of the learning rates, one run per factor and variant."""
+    factors = list(dict.fromkeys(factor for found in grid["variants"].values() for factor in found["scores"]))
+    rows = [
+        [
+            name,
+            *(percent(found["scores"].get(factor)) for factor in factors),
+            NONE if found["base_lr"] is None else f"{found['base_lr']:g}",
+        ]
+        for name, found in grid["variants"].items()
+    ]
+    caption = (
+        f"Search of the learning rate: {grid['metric']} on {', '.join(grid['validation'])}, in percent, at each factor "
+        "of solver.base_lr, and the rate chosen."
+    )
+    return Table(caption, ["variant", *(f"x {factor}" for factor in factors), "rate"], rows)
+
+
+def _sentence(verdict: str) -> str:
+    """With a full stop; a capital only where no variant's name stands first."""
+    return (f"No{verdict[2:]}" if verdict.startswith("no ") else verdict) + "."
+
+
+def _values_table(caption: str, corner: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> list[Block]:
+    if not rows:
+        return []
+    variants = list(dict.fromkeys(name for _, values in rows for name in values))
+    cells = [[what, *(_shown(values.get(name)) for name in variants)] for what, values in rows]
+    return [Table(caption, [corner, *variants], cells, words=True)]
+
+
+def _shown(value: Any) -> str:
+    match value:
+        case None:
+            return "default"
+        case str():
+            return value
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case _:
+            return json.dumps(value)
+
+
+def _cost(numbers: dict[str, Any]) -> Section:
+    rows = [_cost_row(name, variant) for name, variant in numbers["variants"].items()]
+    notes = {v["costs"]["flops_note"] for v in numbers["variants"].values() if "flops_note" in v["costs"]}
+    devices = {v["costs"]["latency_ms"]["device"] for v in numbers["variants"].values() if "latency_ms" in v["costs"]}
+    header = [
+        "variant",
+        "parameters, M",
+        "trained, M",
+        "head, M",
+        "GFLOPs",
+        "ms p50",
+        "ms p95",
+        "test GiB",
+        "training GiB",
+        "training hours",
+    ]
+    worth = (
+        "What it is worth: AP in percent, per GFLOP and per millisecond (p50). On the Pareto front: no other variant "
+        "is at least as good and as cheap, and better in one of the two."
+    )
+    blocks: list[Block] = [
+        Table("What each variant costs; M: millions of parameters.", header, rows),
+        Table(worth, ["variant", "AP", "AP per GFLOP", "AP per ms", "Pareto front"], _worth_rows(numbers)),
+        *_cost_figures(numbers),
+    ]
+    if notes:
+        blocks.append(Text(f"GFLOPs: {'; '.join(sorted(notes))}. Time on {', '.join(sorted(devices))}."))
+    return Section("Accuracy against cost", blocks)
+
+
+def _cost_row(name: str, variant: dict[str, Any]) -> list[str]:
+    costs = variant["costs"]
+    latency = costs.get("latency_ms", {})
+    return [
+        name,
+        *(_millions(costs.get(key)) for key in ("parameters", "trainable_parameters", "head_parameters")),
+        number(costs.get("gflops")),
+        number(latency.get("p50"), 0),
+        number(latency.get("p95"), 0),
+        number(costs.get("peak_memory_gib"), 2),
+        spread(variant["training_memory_gib"], scale=1, digits=2),
+        spread(variant["hours"], scale=1, digits=2),
+    ]
+
+
+def _worth_rows(numbers: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, variant in numbers["variants"].items():
+        fronts = [what for what, key in (("GFLOPs", "gflops"), ("time", "latency")) if variant["pareto"][key]]
+        ratios = (_scaled(variant[key]) for key in ("ap_per_gflop", "ap_per_ms"))
+        rows.append([name, spread(variant["metrics"]["AP"]), *ratios, " and ".join(fronts) or "no"])
+    return rows
+
+
+def _millions(count: int | None) -> str:
+    return number(None if count is None else count / 1e6)
+
+
+def _scaled(ratio: float | None) -> str:
+    return number(None if ratio is None else 100 * ratio, 2)
+
+
+def _cost_figures(numbers: dict[str, Any]) -> list[Block]:
+    figures: list[Block] = []
+    for key, label in COSTS.items():
+        costs = {
+            name: v["costs"].get("gflops") if key == "gflops" else v["costs"].get("latency_ms", {}).get("p50")
+            for name, v in numbers["variants"].items()
+        }
+        points = [
+            Point(name=name, cost=cost, bar=bar(variant["intervals"]["AP"]), on_front=variant["pareto"][key])
+            for (name, variant), cost in zip(numbers["variants"].items(), costs.values(), strict=True)
+            if cost is not None
+        ]
+        if points:
+            figures.append(
+                Figure(
+                    f"ap_against_{key}",
+                    scatter(f"ap_against_{key}", points, x_label=label, y_label="AP, percent"),
+                    f"AP against {label}. The dashed line joins the Pareto front; hollow marks lie behind it.",
+                    "; ".join(f"{p.name}: {number(p.cost)} {label}, AP {percent(p.bar.value)}" for p in points),
+                )
+            )
+    return figures
+
+
+def _unfinished(numbers: dict[str, Any]) -> Section:
+    rows = [[f"{r['variant']}, seed {r['seed']}", r["state"], r["error"] or NONE] for r in numbers["unfinished"]]
+    if not rows:
+        return Section("Runs without a result", [])
+    return Section(
+        "Runs without a result", [Table("Not in any number of this page.", ["run", "state", "error"], rows, words=True)]
+    )
+
+
+def _environment(numbers: dict[str, Any]) -> Section:
+    rows = [[name, "none" if value is None else _shown(value)] for name, value in numbers["environment"].items()]
+    blocks: list[Block] = [Table("Where it ran.", ["what", "value"], rows, words=True)]
+    if "resamples" in numbers:
+        blocks.append(
+            Text(
+                f"Intervals are percentiles of {numbers['resamples']:,} resamples of the test images, the same for all "
+                "variants. AP is COCO's, over boxes at IoU 0.50 to 0.95; all numbers of this page are in report.json."
+            )
+        )
+    return Section("Environment and method", blocks)
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]

@@ -1,0 +1,62 @@
+"""Numbers as they are printed: fractions in percent, a dash where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from detection.report.plots import Bar
+
+__all__ = ["NONE", "bar", "differing", "number", "pair_name", "percent", "percent_interval", "spread"]
+
+NONE = "-"
+MINUS = "\N{MINUS SIGN}"  # as wide as a plus
+
+
+def percent(fraction: float | None) -> str:
+    """57.7 for 0.577."""
+    return NONE if fraction is None else f"{100 * fraction:.1f}"
+
+
+def spread(over_seeds: Mapping[str, Any], *, scale: float = 100, digits: int = 1) -> str:
+    """57.7 ± 0.4: mean and standard deviation over seeds, the latter only where there are several."""
+    if over_seeds["mean"] is None:
+        return NONE
+    mean = f"{scale * over_seeds['mean']:.{digits}f}"
+    return mean if over_seeds["sd"] is None else f"{mean} ± {scale * over_seeds['sd']:.{digits}f}"
+
+
+def percent_interval(interval: Mapping[str, float | None]) -> str:
+    """57.7 [55.1, 60.0]."""
+    return _interval(interval, "")
+
+
+def differing(interval: Mapping[str, float | None] | None) -> str:
+    """+1.2 [+0.3, +2.1]: the same for a difference."""
+    return NONE if interval is None else _interval(interval, "+")
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """1,234.5."""
+    return NONE if value is None else f"{value:,.{digits}f}"
+
+
+def pair_name(pair: Mapping[str, Any]) -> str:
+    """Which variant is subtracted from which."""
+    return f"{pair['b']} {MINUS} {pair['a']}"
+
+
+def bar(interval: Mapping[str, float | None]) -> Bar:
+    """An interval as a plot takes it."""
+    return Bar(value=interval["value"], low=interval["low"], high=interval["high"])
+
+
+def _interval(interval: Mapping[str, float | None], sign: str) -> str:
+    value, low, high = interval["value"], interval["low"], interval["high"]
+    if value is None:
+        return NONE
+    # z: what rounds to zero has no minus.
+    shown = f"{100 * value:{sign}z.1f}"
+    if low is not None and high is not None:
+        shown += f" [{100 * low:{sign}z.1f}, {100 * high:{sign}z.1f}]"
+    return shown.replace("-", MINUS)

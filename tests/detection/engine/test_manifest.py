@@ -1,0 +1,85 @@
+"""Mirrors detection/engine/manifest.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import SGD
+
+from detection.config import Config
+from detection.data.index import AnnotationIndex
+from detection.engine.manifest import index_digest, manifest_entry, read_manifest
+from detection.engine.train import TrainState
+
+CPU = torch.device("cpu")
+
+
+def make_state() -> TrainState:
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    return TrainState(model, SGD(model.parameters(), lr=0.1), GradScaler("cpu", enabled=False))
+
+
+@pytest.fixture
+def index(make_index: Callable[..., AnnotationIndex]) -> AnnotationIndex:
+    return make_index([[((1, 2, 3, 4), 0, False)], []])
+
+
+def test_entry_of_a_run_that_ends_well(index: AnnotationIndex, tmp_path: Path) -> None:
+    state = make_state()
+    with manifest_entry(tmp_path, Config(seed=3), state, {"train": index}, CPU):
+        (running,) = read_manifest(tmp_path)
+        assert (running["ended"], running["exit"], running["last_iteration"]) == (None, None, None)
+        state.iteration = 5
+    (entry,) = read_manifest(tmp_path)
+    assert (entry["exit"], entry["first_iteration"], entry["last_iteration"]) == ("finished", 0, 5)
+    assert datetime.fromisoformat(entry["ended"]) >= datetime.fromisoformat(entry["started"])
+    assert entry["data"] == {"train": {"images": 2, "objects": 1, "sha256": index_digest(index)}}
+    assert torch.__version__.startswith(entry["versions"]["torch"])
+    assert entry["world_size"] == 1
+    assert entry["hardware"]["device"] == "cpu"
+    assert entry["hardware"]["threads"] == torch.get_num_threads()
+
+
+def test_every_start_adds_an_entry(index: AnnotationIndex, tmp_path: Path) -> None:
+    state = make_state()
+    for config in (Config(), Config(), Config(seed=1)):
+        with manifest_entry(tmp_path, config, state, {"train": index}, CPU):
+            state.iteration += 1
+            state.model.get_parameter("bias").data += 1
+    entries = read_manifest(tmp_path)
+    assert [entry["first_iteration"] for entry in entries] == [0, 1, 2]
+    configs, weights = ([entry[f"{name}_sha256"] for entry in entries] for name in ("config", "weights"))
+    assert configs[0] == configs[1] != configs[2]
+    assert len(set(weights)) == 3
+
+
+@pytest.mark.parametrize("error", [ValueError("no disk"), KeyboardInterrupt()])
+def test_entry_of_a_run_that_fails_names_the_error(
+    index: AnnotationIndex, tmp_path: Path, error: BaseException
+) -> None:
+    with pytest.raises(type(error)), manifest_entry(tmp_path, Config(), make_state(), {"train": index}, CPU):
+        raise error
+    assert read_manifest(tmp_path)[0]["exit"] == f"{type(error).__name__}: {error}"
+
+
+def test_digest_of_annotations_sees_them_and_not_where_they_lie(
+    index: AnnotationIndex, make_index: Callable[..., AnnotationIndex]
+) -> None:
+    moved = make_index([[((1, 2, 3, 4), 0, False)], []], paths=["/b/0.jpg", "/b/1.jpg"])
+    assert index_digest(moved) == index_digest(index)
+    others = [
+        replace(index, boxes=index.boxes + 1),
+        replace(index, labels=index.labels + 1),
+        replace(index, ignore=~index.ignore),
+        replace(index, class_names=("dog", "cat")),
+        make_index([[], [((1, 2, 3, 4), 0, False)]]),
+    ]
+    assert len({index_digest(each) for each in [index, *others]}) == 6

@@ -1,0 +1,144 @@
+"""Builds the folder of a backbone experiment without training: detections are objects, moved, renamed or dropped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detection.config import BackboneConfig, Config, DataConfig
+from detection.config_io import dump_config
+from detection.data.cards import load_dataset
+from detection.data.index import AnnotationIndex
+from detection.engine.evaluate import evaluate
+from detection.evaluation.coco import coco_results
+from detection.evaluation.records import Record
+
+
+@pytest.fixture
+def data(make_coco: Callable[..., Path], write_card: Callable[..., str], tmp_path: Path) -> tuple[str, Path]:
+    """A data set of twelve pictures and three classes: its spec and the data root."""
+    rng = np.random.default_rng(0)
+    annotations = []
+    for image in range(1, 13):
+        for number in range(4):
+            x, y = 20 * number + rng.integers(0, 4), 10 * number + rng.integers(0, 8)
+            w, h = (int(side) for side in rng.integers(12, 17, size=2))
+            category = int(rng.choice([3, 18, 20]))
+            box = {"bbox": [int(x), int(y), w, h], "area": w * h, "iscrowd": 0}
+            annotations.append({"id": len(annotations) + 1, "image_id": image, "category_id": category, **box})
+    categories = {3: "cat", 18: "dog", 20: "sheep <&> goat"}
+    make_coco({image: f"{image:03d}.jpg" for image in range(1, 13)}, annotations, categories=categories)
+    return f"{write_card('coco', classes=list(categories.values()))}:train", tmp_path
+
+
+@pytest.fixture
+def make_run(data: tuple[str, Path]) -> Callable[..., Path]:
+    """Writes a run directory whose detector finds each object with probability ``skill``."""
+
+    def make(folder: Path, *, skill: float = 0.8, seed: int = 0, backbone: str = "resnet18") -> Path:
+        spec, root = data
+        index, _ = load_dataset([spec], root)
+        rng = np.random.default_rng((seed, int(100 * skill)))
+        records = [_record(index, row, skill, rng) for row in range(len(index))]
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(dump_config(_config(spec, root, backbone)))
+        result = evaluate(records, index.class_names, "area") | {"images": len(records), "seconds_per_image": 0.1}
+        (folder / "result.json").write_text(json.dumps(result))
+        (folder / "detections.json").write_text(json.dumps(coco_results(records, index.category_ids)))
+        lines = [{"iteration": step, "loss/total": 3 / step**0.5, "time": 0.0} for step in range(10, 210, 10)]
+        lines += [{"iteration": step, "bbox.AP": result["bbox"]["AP"] * step / 200} for step in (100, 200)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def make_experiment(data: tuple[str, Path], make_run: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Writes an experiment folder: a run per variant and seed, but for those in ``broken`` (variant, seed)."""
+
+    def make(
+        skills: Mapping[str, float], *, seeds: Sequence[int] = (0, 1), broken: Sequence[tuple[str, int]] = ()
+    ) -> Path:
+        output = tmp_path / "experiment"
+        (output / "costs").mkdir(parents=True)
+        (output / "experiment.json").write_text(json.dumps(_plan(*data, list(skills), seeds)))
+        for place, (variant, skill) in enumerate(skills.items()):
+            for seed in seeds:
+                folder = output / "runs" / variant / str(seed)
+                if (variant, seed) in broken:
+                    folder.mkdir(parents=True)
+                    status: dict[str, Any] = {
+                        "state": "failed",
+                        "error": "the loss is nan at iteration 7",
+                        "hours": 0.1,
+                    }
+                else:
+                    make_run(folder, skill=skill, seed=seed, backbone=variant)
+                    status = {"state": "done", "error": None, "hours": 0.5 + place, "peak_memory_gib": 1.5}
+                (folder / "status.json").write_text(json.dumps(status))
+            (output / "costs" / f"{variant}.json").write_text(json.dumps(_costs(place)))
+        return output
+
+    return make
+
+
+def _config(spec: str, root: Path, backbone: str) -> Config:
+    return Config(backbone=BackboneConfig(name=backbone), data=DataConfig(train=(spec,), test=(spec,), root=str(root)))
+
+
+def _record(index: AnnotationIndex, row: int, skill: float, rng: np.random.Generator) -> Record:
+    objects = index.objects(row)
+    boxes, labels = index.boxes[objects].numpy(), index.labels[objects].numpy()
+    kept = rng.random(len(boxes)) < skill
+    shift = rng.normal(0, 4 * (1 - skill), (len(boxes), 4))
+    wrong = rng.random(len(boxes)) > skill**0.5
+    renamed = np.where(wrong, (labels + 1) % len(index.class_names), labels)
+    false = np.array([[60, 40, 75, 55]], np.float32)
+    return Record(
+        image_id=int(index.image_ids[row]),
+        file_name=index.paths[row],
+        size=(60, 80),
+        gt_boxes=boxes,
+        gt_labels=labels,
+        gt_ignore=index.ignore[objects].numpy(),
+        gt_areas=index.areas[objects].numpy(),
+        boxes=np.concatenate([(boxes + shift)[kept], false]).astype(np.float32),
+        scores=np.append(rng.uniform(0.4, 1, kept.sum()), rng.uniform(0, 0.8)).astype(np.float32),
+        labels=np.append(renamed[kept], rng.integers(len(index.class_names))),
+    )
+
+
+def _plan(spec: str, root: Path, variants: list[str], seeds: Sequence[int]) -> dict[str, Any]:
+    return {
+        "name": "toy",
+        "protocol": {"name": "equal_steps", "minutes": None, "factors": [], "train": [], "validation": []},
+        "seeds": list(seeds),
+        "allowed": ["backbone.name", "backbone.norm"],
+        "base": {"backbone.name": variants[0], "data.train": [spec], "data.test": [spec], "solver.base_lr": 0.01},
+        "differences": [{"key": "backbone.name", "values": {name: name for name in variants}}],
+        "also_changes": [{"what": "head parameters", "values": {n: 1_000_000 * i for i, n in enumerate(variants, 1)}}],
+        "hashes": {
+            "code": "c" * 64,
+            "data": {spec.rpartition("/")[2]: "d" * 64},
+            "initial_weights": dict.fromkeys(variants) | {variants[0]: "e" * 64},
+        },
+        "environment": {"python": "3.11.4", "torch": "2.10.0", "device": "cpu", "threads": 1},
+    }
+
+
+def _costs(place: int) -> dict[str, Any]:
+    return {
+        "parameters": 11_000_000 * (place + 1),
+        "trainable_parameters": 10_000_000 * (place + 1),
+        "head_parameters": 3_000_000,
+        "gflops": 12.5 * (place + 1),
+        "flops_note": "billions of multiply-adds for one image of 60 x 80",
+        "latency_ms": {"p50": 40.0 + 30 * place, "p95": 55.0 + 30 * place, "images": 12, "device": "cpu"},
+        "peak_memory_gib": 0.8,
+    }

@@ -1,0 +1,77 @@
+"""Mirrors detection/files.py."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detection.files import digest, write_text, write_whole
+
+
+def test_new_content_takes_the_place_of_the_old(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    for text in ("one", "two"):
+        write_text(path, text)
+        assert path.read_text() == text
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", [OSError, RuntimeError])
+def test_error_on_the_way_leaves_the_old_content(tmp_path: Path, kind: type[Exception]) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def fails(temporary: Path) -> None:
+        temporary.write_text("ne")
+        raise kind("file write failed")
+
+    with pytest.raises(OSError, match=r"a\.txt can't be written: file write failed; \d+ MiB are free there"):
+        write_whole(path, fails)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"absent/a\.txt can't be written: .*No such file or directory"):
+        write_text(tmp_path / "absent" / "a.txt", "new")
+
+
+def test_digest_by_hand() -> None:
+    assert digest(None) == hashlib.sha256(b"None").hexdigest()
+    numbers = torch.tensor([1, 2], dtype=torch.uint8)
+    expected = hashlib.sha256(b"mapping of 1" + b"'a'" + b"torch.uint8(2,)" + bytes([1, 2])).hexdigest()
+    assert digest({"a": numbers}) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
+def test_digest_sees_values_of_every_type_and_no_memory_format(dtype: torch.dtype) -> None:
+    values = (torch.arange(24).reshape(1, 2, 3, 4) % 2).to(dtype)
+    other = values.clone()
+    other[0, 1, 2, 3] = 1 - other[0, 1, 2, 3].int()
+    assert digest(values.to(memory_format=torch.channels_last)) == digest(values) != digest(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"a": 1}, {"a": 2}),
+        ({"a": 1}, {"b": 1}),
+        ([1, [2]], [1, 2]),
+        ([], {}),
+        (1, 1.0),
+        ("1", 1),
+        (torch.zeros(2, 3), torch.zeros(3, 2)),
+        (torch.zeros(0), torch.zeros(0, 1)),
+        (torch.tensor(1.0), torch.tensor(-1.0)),
+    ],
+)
+def test_digest_tells_apart(one: Any, other: Any) -> None:
+    assert digest(one) != digest(other)
+
+
+def test_digest_takes_mappings_in_any_order_and_tuples_as_lists() -> None:
+    assert digest({"a": (1, 2), "b": 2}) == digest({"b": 2, "a": [1, 2]})

@@ -1,0 +1,316 @@
+"""Two processes under torchrun, with half of every step's images each, against one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from detection.config import (
+    AnchorConfig,
+    BackboneConfig,
+    BoxConfig,
+    Config,
+    DataConfig,
+    MaskConfig,
+    RPNConfig,
+    SolverConfig,
+)
+from detection.config_io import dump_config
+from detection.data.digits import write_digits
+from detection.engine.checkpoint import read_checkpoint
+from detection.run import run_training
+from detection.testing import proposal_recall, run_test
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+STEPS = 3
+LOSSES = ("rpn_objectness", "rpn_box", "box_class", "box_regression", "total")
+
+
+@dataclass(frozen=True)
+class Both:
+    """What was run in one process, here, and in two."""
+
+    folder: Path  # of one process "one", "one_of_parts" and "masks_of_parts"; of two "two" and the other jobs
+    config: Config
+    outcomes: tuple[Mapping[str, Any], ...]  # by rank
+    printed: str
+
+
+def make_config(root: Path) -> Config:
+    """So few samples an image that every image has them all: then both halves of a step have the same weight."""
+    return Config(
+        backbone=BackboneConfig(name="resnet18", norm="gn", roi_size=2, freeze_at=2),
+        anchors=AnchorConfig(sizes=(16.0, 32.0)),
+        rpn=RPNConfig(
+            channels=16,
+            allow_outside=True,
+            samples_per_image=16,
+            pre_nms_train=64,
+            pre_nms_test=64,
+            post_nms_train=24,
+            post_nms_test=16,
+            nms_iou=0.95,
+            min_size=2.0,
+        ),
+        box=BoxConfig(samples_per_image=8),
+        data=DataConfig(
+            train=("digits:train",),
+            test=("digits:test",),
+            root=str(root),
+            augment=({"HorizontalFlip": {"p": 0.5}}, {"Resize": {"height": 64, "width": 64}}),  # no padding
+            shorter_side=64,
+            longer_side=96,
+            group_by_aspect=False,  # batches and their parts have the same images then
+            workers=0,
+        ),
+        solver=SolverConfig(
+            iterations=STEPS, images_per_step=4, log_every=1, steps=(2,), clip_norm=5.0, checkpoint_every=2
+        ),
+        device="cpu",
+    )
+
+
+def with_solver(config: Config, **options: Any) -> Config:
+    return replace(config, solver=replace(config.solver, **options))
+
+
+def untested(config: Config) -> Config:
+    return replace(config, data=replace(config.data, test=()))
+
+
+def with_masks(config: Config) -> Config:
+    """The mask loss is a mean over positive regions, and the images have different numbers of them."""
+    return replace(untested(config), mask=MaskConfig(enabled=True, channels=8))
+
+
+def make_jobs(config: Config) -> dict[str, Config]:
+    """The runs of two processes by name."""
+    quick = untested(with_solver(config, iterations=2))
+    return {
+        "two": config,
+        "two_parts": with_solver(quick, accumulate=2),
+        "resumed": config,  # one process took its first steps
+        "rpn_alone": with_solver(quick, fixed=("box_stage",), ema_decay=0.9),
+        "boxes_alone": with_solver(quick, fixed=("rpn", "backbone")),
+        "masks_fixed": replace(with_solver(quick, fixed=("box_stage",)), mask=MaskConfig(enabled=True, channels=8)),
+        "masks": with_masks(config),
+        "uneven": with_solver(quick, images_per_step=5),
+        "sync_bn": replace(quick, backbone=replace(config.backbone, norm="sync_bn")),
+    }
+
+
+def launch(script: Path, *arguments: str, processes: int = 2, restarts: int = 0) -> str:
+    """What ``script`` printed under torchrun."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone"]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # docs/distributed.md
+    }
+    torchrun += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+    command = [sys.executable, *torchrun, str(script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    folder = tmp_path_factory.mktemp("both")
+    root = write_digits(folder / "data", num_train=8, num_test=5).parent
+    config = make_config(root)
+    run_training(config, folder / "one")
+    run_training(with_solver(untested(config), accumulate=2), folder / "one_of_parts")
+    run_training(with_solver(with_masks(config), accumulate=2), folder / "masks_of_parts")
+    shutil.copytree(folder / "one", folder / "resumed")
+    for file in (folder / "resumed" / "checkpoints").glob(f"{STEPS:07d}.*"):
+        file.unlink()
+    (folder / "jobs").mkdir()
+    for name, job in make_jobs(config).items():
+        (folder / "jobs" / f"{name}.yaml").write_text(dump_config(job))
+    printed = launch(HERE / "two_processes.py", str(folder))
+    outcomes = tuple(json.loads((folder / f"outcomes.{rank}.json").read_text()) for rank in (0, 1))
+    return Both(folder, config, outcomes, printed)
+
+
+def weights(run: Path, iteration: int = STEPS) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"{iteration:07d}.safetensors")
+
+
+def losses(run: Path, names: Sequence[str] = LOSSES) -> list[list[float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [[line[f"loss/{name}"] for name in names] for line in lines if "loss/total" in line]
+
+
+def assert_same_weights(found: Path, expected: Path) -> None:
+    """The same up to rounding: sums are taken in another order."""
+    ours, theirs = weights(found), weights(expected)
+    assert set(ours) == set(theirs)
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: name + text)
+
+
+def without_times(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in result.items() if name not in ("seconds_per_image", "peak_memory_gib")}
+
+
+class TestExchange:
+    """What the processes tell each other."""
+
+    def test_every_process_knows_its_place(self, both: Both) -> None:
+        assert [outcome["ranks"] for outcome in both.outcomes] == [[0, 2, True], [1, 2, False]]
+
+    def test_all_get_the_values_of_all(self, both: Both) -> None:
+        assert [outcome["gather"] for outcome in both.outcomes] == [[{"rank": 0}, {"rank": 1}]] * 2
+        assert [outcome["mean"] for outcome in both.outcomes] == [{"loss": 0.5}] * 2
+
+    def test_the_main_process_gets_what_was_shared_out_in_its_order(self, both: Both) -> None:
+        main, other = (outcome["collect"] for outcome in both.outcomes)
+        assert main == [list(range(count)) for count in (0, 1, 4, 5)]
+        assert other == [None] * 4
+
+    def test_an_error_ends_all_and_names_its_rank(self, both: Both) -> None:
+        assert both.outcomes[0]["one fails"] == (
+            "RankError: rank 1 of 2 failed, reading a batch: ValueError: no image 1.jpg"
+        )
+        assert both.outcomes[1]["one fails"] == "ValueError: no image 1.jpg"
+
+    def test_each_process_keeps_its_own_error(self, both: Both) -> None:
+        assert [outcome["both fail"] for outcome in both.outcomes] == [f"ValueError: no image {n}.jpg" for n in (0, 1)]
+        assert [outcome["none fails"] for outcome in both.outcomes] == [None, None]
+
+    def test_statistics_become_those_of_the_main_process(self, both: Both) -> None:
+        assert [outcome["statistics"] for outcome in both.outcomes] == [[2.0], [2.0]]
+
+    def test_a_process_that_does_not_come_is_named(self, both: Both) -> None:
+        waiting, late = (outcome["late"] for outcome in both.outcomes)
+        assert waiting.startswith("RankError: rank 0 of 2 waited in vain for the others, taking step 7: ")
+        assert "Ranks 1 failed" in waiting
+        assert "1000 ms" in waiting
+        assert late.startswith("RankError: rank 1 of 2 waited in vain for the others, taking step 7: ")
+
+
+class TestTraining:
+    """Two processes with half the images each are one process with all of them."""
+
+    def test_losses_equal_those_of_one_process(self, both: Both) -> None:
+        found, expected = losses(both.folder / "two"), losses(both.folder / "one")
+        assert len(found) == STEPS
+        assert [value for line in found for value in line] == pytest.approx(
+            [value for line in expected for value in line], rel=1e-4
+        )
+
+    def test_weights_equal_those_of_one_process(self, both: Both) -> None:
+        assert_same_weights(both.folder / "two", both.folder / "one")
+
+    def test_parts_are_added_up_before_they_are_averaged(self, both: Both) -> None:
+        found, expected = losses(both.folder / "two_parts"), losses(both.folder / "one_of_parts")
+        assert found[1] == pytest.approx(expected[1], rel=1e-4)
+
+    def test_processes_with_unequal_numbers_of_samples_are_as_parts_of_a_step(self, both: Both) -> None:
+        found, expected = (weights(both.folder / name) for name in ("masks", "masks_of_parts"))
+        assert [name for name, weight in expected.items() if not torch.equal(found[name], weight)] == []
+
+    def test_the_average_precision_is_that_of_one_process(self, both: Both) -> None:
+        expected = without_times(json.loads((both.folder / "one" / "result.json").read_text()))
+        found = [without_times(outcome["two"]) for outcome in both.outcomes]
+        assert found[0] == found[1]
+        assert found[0]["bbox"]["AP"] == pytest.approx(expected["bbox"]["AP"], rel=1e-3)
+        assert found[0]["images"] == 5
+
+    def test_a_run_of_one_process_goes_on_with_two(self, both: Both) -> None:
+        assert_same_weights(both.folder / "resumed", both.folder / "one")
+        assert len(losses(both.folder / "resumed")) == STEPS
+
+    def test_a_run_of_two_processes_goes_on_with_one(self, both: Both) -> None:
+        moved = shutil.copytree(both.folder / "two", both.folder / "two_then_one")
+        for file in (moved / "checkpoints").glob(f"{STEPS:07d}.*"):
+            file.unlink()
+        run_training(both.config, moved, resume=True)
+        assert_same_weights(moved, both.folder / "one")
+
+    @pytest.mark.parametrize("job", ["rpn_alone", "boxes_alone", "masks_fixed"])
+    def test_fixed_parts_keep_no_process_waiting(self, both: Both, job: str) -> None:
+        assert [outcome[job] for outcome in both.outcomes] == [{}, {}]
+        assert torch.tensor(losses(both.folder / job, ["total"])).isfinite().all()
+
+    def test_alternating_training_writes_its_proposals_once_and_goes_on(self, both: Both) -> None:
+        first, second = (outcome["alternating"] for outcome in both.outcomes)
+        assert first == second
+        assert first["images"] == 5
+        assert both.printed.count("step 4 of 4") == 1
+
+    def test_only_the_main_process_prints(self, both: Both) -> None:
+        assert both.printed.count("4 images a step on 2 processes: 2 each; learning rate as configured for 4") == 12
+        lines = [line for line in both.printed.splitlines() if line.startswith(f"1/{STEPS} ")]
+        assert len(lines) == 2  # of "two" and "masks"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_costs_no_more_than_the_steps_since_the_checkpoint(both: Both, victim: int) -> None:
+    run = both.folder / f"killed{victim}"
+    config = both.folder / "jobs" / "two.yaml"
+    printed = launch(HERE / "killed_once.py", str(config), str(run), str(victim), restarts=1)
+    assert printed.count("came to the end") == 2
+    assert f"iteration 2 of {STEPS}" in printed  # where the second attempt began
+    expected, found = weights(both.folder / "two"), weights(run)
+    assert [name for name, weight in expected.items() if not torch.equal(found[name], weight)] == []
+    assert losses(run) == losses(both.folder / "two")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_a_gpu_trains_with_batch_norm_over_processes(both: Both) -> None:
+    config = replace(both.config, backbone=replace(both.config.backbone, norm="sync_bn"), device="cuda")
+    file, run = both.folder / "gpu.yaml", both.folder / "gpu"
+    file.write_text(dump_config(config))
+    assert "came to the end" in launch(HERE / "killed_once.py", str(file), str(run), "-1", processes=1)
+    assert torch.tensor(losses(run)).isfinite().all()
+
+
+class TestMistakes:
+    """What two processes cannot do."""
+
+    def test_images_that_cannot_be_shared_out(self, both: Both) -> None:
+        message = (
+            "ValueError: solver.images_per_step 5 must be a multiple of 2 processes x solver.accumulate 1; "
+            "the nearest is 4"
+        )
+        assert [outcome["uneven"] for outcome in both.outcomes] == [message] * 2
+
+    def test_batch_norm_over_processes_on_cpus(self, both: Both) -> None:
+        message = "ValueError: norm sync_bn needs GPUs where there is more than one process; on CPUs set it to gn or bn"
+        assert [outcome["sync_bn"] for outcome in both.outcomes] == [message] * 2
+
+
+class TestEvaluation:
+    """Images are tested by turns and judged together."""
+
+    @pytest.mark.parametrize("limit", [1, 3])
+    def test_uneven_and_empty_shares_give_the_result_of_one_process(self, both: Both, limit: int) -> None:
+        checkpoint, folder = read_checkpoint(both.folder / "one"), both.folder / f"here{limit}"
+        expected = run_test(both.config, checkpoint, folder, limit=limit)
+        for outcome in both.outcomes:
+            assert without_times(outcome["evaluations"][str(limit)]) == without_times(expected)
+        there = both.folder / f"test{limit}" / "detections.json"
+        assert json.loads(there.read_text()) == json.loads((folder / "detections.json").read_text())
+
+    def test_recall_of_proposals(self, both: Both) -> None:
+        expected = proposal_recall(
+            both.config, read_checkpoint(both.folder / "one"), both.folder / "here_recall", limit=3
+        )
+        assert [outcome["evaluations"]["recall"] for outcome in both.outcomes] == [expected] * 2

@@ -1,0 +1,67 @@
+"""A training so small that faults can be tried many times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from detection.config import Config
+from detection.config_io import build_dataclass, dump_config
+from detection.data.digits import write_digits
+
+TINY: dict[str, Any] = {
+    "backbone": {"name": "resnet18", "norm": "gn", "roi_size": 2},
+    "anchors": {"sizes": [16, 32]},
+    "rpn": {
+        "channels": 16,
+        "allow_outside": True,
+        "samples_per_image": 16,
+        "pre_nms_train": 64,
+        "pre_nms_test": 64,
+        "post_nms_train": 16,
+        "post_nms_test": 16,
+        "min_size": 2,
+    },
+    "box": {"samples_per_image": 8},
+    "data": {"train": ["digits:train"], "shorter_side": 64, "longer_side": 96, "workers": 1},
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
+    """Gives a config with the named keys of its solver section; the data set has 8 images."""
+    root = write_digits(tmp_path_factory.mktemp("root"), num_train=8, num_test=1).parent
+
+    def make(**solver: Any) -> Config:
+        options = {"log_every": 1, "steps": [], "clip_norm": 5.0, **solver}
+        return build_dataclass(Config, TINY | {"data": TINY["data"] | {"root": str(root)}, "solver": options})
+
+    return make
+
+
+@pytest.fixture
+def write_config(tmp_path: Path) -> Callable[[Config], Path]:
+    def write(config: Config) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(dump_config(config))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def differing() -> Callable[[Path, Path, int], list[str]]:
+    """The names of the weights that two runs do not have in common, bit for bit, at an iteration."""
+
+    def compare(one: Path, other: Path, iteration: int) -> list[str]:
+        found, expected = (load_file(run / "checkpoints" / f"{iteration:07d}.safetensors") for run in (one, other))
+        assert set(found) == set(expected)
+        return [name for name, weight in expected.items() if not torch.equal(found[name], weight)]
+
+    return compare

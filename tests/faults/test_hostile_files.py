@@ -1,0 +1,462 @@
+"""Files damaged at random: every reader gives a value, counted problems or a ValueError, soon and in its folder.
+
+The mutations are drawn with a seed, so that a failure names an input that comes back.  ``pytest -s`` prints the counts.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import random
+import re
+import resource
+import sys
+import tarfile
+import time
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import ExifTags, Image
+from safetensors.torch import save_file
+
+from backbones.weights import read_state_dict
+from detection.config import Config
+from detection.config_io import dump_config, load_config
+from detection.data.cards import load_card
+from detection.data.coco import read_coco
+from detection.data.download import unpack
+from detection.data.images import image_size, read_image
+from detection.data.index import AnnotationIndex
+from detection.data.proposals import read_proposals, write_proposals
+from detection.data.segmentation import read_instances
+from detection.data.voc import read_voc
+from detection.engine.checkpoint import read_checkpoint, write_converted
+from detection.masks import encode
+from detection.structures import Proposals
+
+QUICK, FULL = 60, 3000  # mutations of each format
+SECONDS = 5.0  # for one input; all of these files are small
+MEMORY = 1 << 20  # KiB more than before
+
+MakeVOC = Callable[..., Path]
+MakeCOCO = Callable[..., Path]
+MakeIndex = Callable[..., AnnotationIndex]
+Random = random.Random
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A valid file, how it is mutated, and its reader, which gives the problems that it counts."""
+
+    file: Path
+    read: Callable[[], Sequence[object]]
+    mutate: Callable[[Random, bytes], bytes]
+
+
+# mutations
+
+
+NUMBERS = (b"0", b"-1", b"1e400", b"NaN", b"-Infinity", b"9" * 400, b"9" * 5000, b"200000", b"4294967296", b"1.5", b"")
+TEXTS = (b"\0", b"\xff\xfe", b"\\ud800", b"../../x", b"&a;", b"*a", b"!!python/name:os.system ", b"'", b'"', b"{", b"<")
+NESTED = (b"[" * 50_000, b'{"a":' * 5000, b"<a>" * 50_000, b"- " * 5000)
+
+
+def flip_bits(rng: Random, data: bytearray) -> None:
+    for _ in range(rng.randint(1, 8)):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+
+
+def truncate(rng: Random, data: bytearray) -> None:
+    del data[rng.randrange(len(data)) :]
+
+
+def delete_span(rng: Random, data: bytearray) -> None:
+    start = rng.randrange(len(data))
+    del data[start : start + rng.randint(1, 64)]
+
+
+def repeat_span(rng: Random, data: bytearray) -> None:
+    start = rng.randrange(len(data))
+    data[start:start] = data[start : start + rng.randint(1, 64)] * rng.choice((1, 1, 100))
+
+
+def overwrite_span(rng: Random, data: bytearray) -> None:
+    start, length = rng.randrange(len(data)), rng.randint(1, 16)
+    data[start : start + length] = bytes([rng.choice((0, 0x7F, 0x80, 0xFF))]) * length
+
+
+def insert_text(rng: Random, data: bytearray) -> None:
+    start = rng.randrange(len(data))
+    data[start:start] = rng.choice((*TEXTS, *TEXTS, *NESTED, rng.randbytes(8)))
+
+
+def change_number(rng: Random, data: bytearray) -> None:
+    numbers = list(re.finditer(rb"\d+", data))
+    if numbers:
+        start, end = rng.choice(numbers).span()
+        data[start:end] = rng.choice(NUMBERS)
+
+
+BINARY = (flip_bits, truncate, delete_span, repeat_span, overwrite_span, insert_text)
+
+
+def mutate_bytes(rng: Random, data: bytes) -> bytes:
+    changed = bytearray(data)
+    for _ in range(rng.randint(1, 3)):
+        if changed:
+            rng.choice(BINARY)(rng, changed)
+    return bytes(changed)
+
+
+def mutate_text(rng: Random, data: bytes) -> bytes:
+    changed = bytearray(data)
+    for _ in range(rng.randint(1, 3)):
+        if changed:
+            rng.choice((*BINARY, change_number, change_number, change_number))(rng, changed)
+    return bytes(changed)
+
+
+VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    0,
+    -1,
+    2.5,
+    1e30,
+    float("nan"),
+    float("inf"),
+    10**400,
+    2**63,
+    200_000,
+    "",
+    "x",
+    "../../x",
+    "/etc/passwd",
+    "a\0b",
+    "\ud800",
+    "x" * 5000,
+    "1" * 5000,
+    [],
+    {},
+    [1, 2],
+    [[1, 2]],
+    {"a": 1},
+)
+
+
+def mutate_tree(rng: Random, tree: Any) -> None:
+    """Changes a value somewhere in ``tree``, or leaves it out, repeats it or buries it."""
+    places = [(parent, key) for parent in containers(tree) for key in keys_of(parent)]
+    if not places:
+        return
+    parent, key = rng.choice(places)
+    kind = rng.randrange(6)
+    if kind == 0:
+        del parent[key]
+    elif kind == 1 and isinstance(parent, list):
+        parent.extend([parent[key]] * rng.choice((1, 500)))
+    elif kind == 2:
+        for _ in range(rng.choice((1, 2, 80))):
+            parent[key] = [parent[key]]
+    else:
+        parent[key] = deepcopy(rng.choice(VALUES))
+
+
+def containers(tree: Any) -> list[Any]:
+    if not isinstance(tree, (dict, list)):
+        return []
+    children = tree.values() if isinstance(tree, dict) else tree
+    return ([tree] if tree else []) + [found for child in children for found in containers(child)]
+
+
+def keys_of(container: Any) -> list[Any]:
+    return list(container) if isinstance(container, dict) else list(range(len(container)))
+
+
+def mutate_json(rng: Random, data: bytes) -> bytes:
+    if rng.random() < 0.3:
+        return mutate_text(rng, data)
+    tree = json.loads(data)
+    for _ in range(rng.randint(1, 3)):
+        mutate_tree(rng, tree)
+    return json.dumps(tree).encode()
+
+
+def mutate_yaml(rng: Random, data: bytes) -> bytes:
+    if rng.random() < 0.5:
+        return mutate_text(rng, data)
+    tree = yaml.safe_load(data)
+    for _ in range(rng.randint(1, 3)):
+        mutate_tree(rng, tree)
+    sys.set_int_max_str_digits(0)
+    try:
+        return yaml.safe_dump(tree).encode(errors="surrogatepass")
+    finally:
+        sys.set_int_max_str_digits(4300)
+
+
+def mutate_header(rng: Random, data: bytes) -> bytes:
+    """Of a .safetensors file: JSON behind its length."""
+    length = int.from_bytes(data[:8], "little")
+    if rng.random() < 0.3:
+        return mutate_bytes(rng, data)
+    header = mutate_json(rng, data[8 : 8 + length])
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
+
+
+def mutate_metadata(rng: Random, data: bytes) -> bytes:
+    """Of a checkpoint: the texts that belong to the weights, without the checksum that would give them away."""
+    length = int.from_bytes(data[:8], "little")
+    if rng.random() < 0.3:
+        return mutate_header(rng, data)
+    header = json.loads(data[8 : 8 + length])
+    texts = header["__metadata__"]
+    texts.pop("sha256", None)
+    key = rng.choice(sorted(texts))
+    mutate = mutate_yaml if key == "config" else mutate_text
+    texts[key] = mutate(rng, texts[key].encode()).decode(errors="replace")
+    written = json.dumps(header).encode()
+    return len(written).to_bytes(8, "little") + written + data[8 + length :]
+
+
+def mutate_fields(rng: Random, data: bytes) -> bytes:
+    """Of a tar file: the numbers in a header, with their checksum made right again."""
+    if rng.random() < 0.5:
+        return mutate_bytes(rng, data)
+    changed, start = (
+        bytearray(data),
+        512 * rng.choice([i for i in range(len(data) // 512) if data[512 * i + 257 :][:5] == b"ustar"]),
+    )
+    place, length = rng.choice(((0, 100), (100, 8), (124, 12), (136, 12), (156, 1), (157, 100), (345, 100)))
+    field = rng.choice((b"\xff" * length, b"\x80" + rng.randbytes(length), b"7" * length, bytes(length), b"../x", b"L"))
+    changed[start + place : start + place + length] = field[:length].ljust(length, b"\0")
+    changed[start + 148 : start + 156] = b" " * 8
+    changed[start + 148 : start + 156] = b"%06o\0 " % sum(changed[start : start + 512])
+    return bytes(changed)
+
+
+# valid files and their readers
+
+
+OBJECTS = [("cat", (10, 20, 40, 25), False), ("dog", (1, 1, 80, 60), True)]
+POLYGON = [[10, 10, 30, 10, 30, 30, 10.5, 30]]
+
+
+@pytest.fixture
+def subject(
+    request: pytest.FixtureRequest, tmp_path: Path, make_voc: MakeVOC, make_coco: MakeCOCO, make_index: MakeIndex
+) -> Subject:
+    """The subject called as the test's parameter."""
+    name = request.param
+    if name in ("voc xml", "voc list"):
+        return voc_subject(make_voc, name)
+    if name == "coco json":
+        return coco_subject(make_coco)
+    if name == "proposals":
+        return proposals_subject(tmp_path, make_index)
+    return MAKERS[name](tmp_path)
+
+
+def voc_subject(make_voc: MakeVOC, name: str) -> Subject:
+    root = make_voc({"a": OBJECTS, "b": OBJECTS})
+    file = root / ("Annotations/a.xml" if name == "voc xml" else "ImageSets/Main/train.txt")
+    entry = {"list": "ImageSets/Main/train.txt"}
+    return Subject(file, lambda: read_voc(root, entry, ("cat", "dog"), drop=True, exif="apply")[1], mutate_text)
+
+
+def coco_subject(make_coco: MakeCOCO) -> Subject:
+    box: dict[str, Any] = {"category_id": 3, "bbox": [10, 20, 30, 5], "area": 150, "iscrowd": 0}
+    runs = {"size": [60, 80], "counts": [100, 50, 60 * 80 - 150]}
+    compressed = {"size": [60, 80], "counts": encode(np.eye(60, 80, dtype=np.uint8))["counts"].decode()}
+    annotations = [
+        {"id": 1, "image_id": 7, **box, "segmentation": POLYGON},
+        {"id": 2, "image_id": 7, **box, "segmentation": runs, "iscrowd": 1},
+        {"id": 3, "image_id": 9, **box, "segmentation": compressed},
+    ]
+    file = make_coco({7: "a.jpg", 9: "b.jpg"}, annotations)
+    entry = {"annotations": "train.json", "images": "train"}
+
+    def read() -> Sequence[object]:
+        return read_coco(file.parent, entry, ("cat", "dog"), drop=True, exif="apply", masks=True)[1]
+
+    return Subject(file, read, mutate_json)
+
+
+def proposals_subject(folder: Path, make_index: MakeIndex) -> Subject:
+    file, index = folder / "proposals.safetensors", make_index([[], []])
+    boxes = torch.tensor([[0.0, 0, 10, 10], [5, 5, 50, 50]])
+    write_proposals(file, [Proposals(boxes=boxes, scores=torch.tensor([0.5, 0.25]))] * 2, index)
+    return Subject(file, lambda: quiet(lambda: read_proposals(file, index)), mutate_header)
+
+
+def card_subject(folder: Path) -> Subject:
+    file = folder / "pets.yaml"
+    keys = {"format": "voc", "classes": ["cat", "dog"], "names": {"kitten": "cat"}, "splits": {"train": {"list": "a"}}}
+    downloads = [{"url": "https://example.org/a.tar", "md5": "0" * 32, "into": "."}]
+    file.write_text(yaml.safe_dump({**keys, "download": downloads, "exif": "apply", "bad_boxes": "drop"}))
+    return Subject(file, lambda: quiet(lambda: load_card(str(file))), mutate_yaml)
+
+
+def config_subject(folder: Path) -> Subject:
+    file = folder / "config.yaml"
+    (folder / "base.yaml").write_text("seed: 3\nsolver: {base_lr: 1e-4}\n")
+    sections = yaml.safe_load(dump_config(Config()))
+    kept = {name: sections[name] for name in ("backbone", "anchors", "mask", "test", "seed")}
+    file.write_text("_BASE_: base.yaml\n" + yaml.safe_dump(kept))
+    return Subject(file, lambda: quiet(lambda: load_config(Config, file)), mutate_yaml)
+
+
+def image_subject(suffix: str) -> Callable[[Path], Subject]:
+    def make(folder: Path) -> Subject:
+        file, exif = folder / f"a.{suffix}", Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(file, exif=exif)
+
+        def read() -> Sequence[object]:
+            return quiet(lambda: (image_size(file), read_image(file)))
+
+        return Subject(file, read, mutate_bytes)
+
+    return make
+
+
+def instances_subject(folder: Path) -> Subject:
+    file, numbers = folder / "a.png", np.zeros((24, 32), np.uint8)
+    numbers[2:10, 3:20], numbers[12:20, 3:20] = 1, 2
+    image = Image.fromarray(numbers, mode=None).convert("P")
+    image.save(file)
+    boxes = [(3.0, 2.0, 20.0, 10.0), (3.0, 12.0, 20.0, 20.0)]
+
+    def read() -> Sequence[object]:
+        problems = []
+        read_instances(file, boxes, (24, 32), problems)
+        return problems
+
+    return Subject(file, read, mutate_bytes)
+
+
+def weights() -> dict[str, torch.Tensor]:
+    return {"conv.weight": torch.arange(24.0).reshape(2, 3, 2, 2), "conv.bias": torch.zeros(2, dtype=torch.float16)}
+
+
+def checkpoint_subject(folder: Path) -> Subject:
+    file = write_converted(folder / "model.safetensors", Config(), ("cat", "dog"), weights())
+    return Subject(file, lambda: quiet(lambda: read_checkpoint(file)), mutate_metadata)
+
+
+def state_dict_subject(suffix: str) -> Callable[[Path], Subject]:
+    def make(folder: Path) -> Subject:
+        file, arrays = folder / f"model.{suffix}", {name: value.numpy() for name, value in weights().items()}
+        if suffix == "safetensors":
+            save_file(weights(), file)
+        elif suffix == "pkl":
+            file.write_bytes(pickle.dumps({"model": arrays, "__author__": "x", "pair": (1, 2)}, protocol=2))
+        else:
+            torch.save({"model": weights()}, file, _use_new_zipfile_serialization=suffix == "pth")
+        mutate = mutate_header if suffix == "safetensors" else mutate_bytes
+        return Subject(file, lambda: quiet(lambda: read_state_dict(file)), mutate)
+
+    return make
+
+
+def archive_subject(suffix: str) -> Callable[[Path], Subject]:
+    def make(folder: Path) -> Subject:
+        file = folder / f"a.{suffix}"
+        if suffix == "zip":
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("good/a.txt", "text" * 100)
+                archive.writestr("good/b.txt", "other")
+        else:
+            with tarfile.open(file, "w:gz" if suffix == "tar.gz" else "w") as tar:
+                for name in ("good/a.txt", "good/b.txt"):
+                    info = tarfile.TarInfo(name)
+                    info.size = 700
+                    tar.addfile(info, io.BytesIO(b"x" * 700))
+                link = tarfile.TarInfo("good/link")
+                link.type, link.linkname = tarfile.SYMTYPE, "a.txt"
+                tar.addfile(link)
+        numbers = iter(range(1 << 30))
+        mutate = mutate_fields if suffix == "tar" else mutate_bytes
+        return Subject(file, lambda: quiet(lambda: unpack(file, folder / "out" / str(next(numbers)))), mutate)
+
+    return make
+
+
+MAKERS: dict[str, Callable[[Path], Subject]] = {
+    "card": card_subject,
+    "config": config_subject,
+    **{suffix: image_subject(suffix) for suffix in ("jpg", "png", "tif", "webp", "bmp", "gif")},
+    "instances png": instances_subject,
+    "checkpoint": checkpoint_subject,
+    **{f"weights {suffix}": state_dict_subject(suffix) for suffix in ("safetensors", "pkl", "pth", "legacy")},
+    **{suffix: archive_subject(suffix) for suffix in ("zip", "tar", "tar.gz")},
+}
+SUBJECTS = ("voc xml", "voc list", "coco json", "proposals", *MAKERS)
+
+
+def quiet(read: Callable[[], object]) -> Sequence[object]:
+    """For a reader that raises instead of counting."""
+    read()
+    return ()
+
+
+# the tests
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, indirect=True)
+def test_damaged_files(subject: Subject, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    fuzz(subject, tmp_path, request.node.callspec.id, QUICK)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("subject", SUBJECTS, indirect=True)
+def test_thousands_of_damaged_files(subject: Subject, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    fuzz(subject, tmp_path, request.node.callspec.id, FULL)
+
+
+def fuzz(subject: Subject, folder: Path, name: str, count: int) -> None:
+    original, before = subject.file.read_bytes(), files_outside(folder)
+    assert not subject.read()
+    outcomes, slowest = Counter[str](), 0.0
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(count):
+        subject.file.write_bytes(subject.mutate(random.Random(f"{name} {number}"), original))
+        start = time.process_time()
+        outcomes[outcome(subject, f"{name}, mutation {number}")] += 1
+        slowest = max(slowest, time.process_time() - start)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+    sys.stdout.write(
+        f"\n{name}: {count} files, {dict(sorted(outcomes.items()))}, slowest {slowest:.2f} s, {memory >> 10} MiB\n"
+    )
+    assert slowest < SECONDS
+    assert memory < MEMORY
+    assert files_outside(folder) == before
+    assert outcomes["refused"] + outcomes["problems"] > 0
+
+
+def outcome(subject: Subject, described: str) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's on damaged metadata
+        try:
+            return "problems" if subject.read() else "read"
+        except ValueError:
+            return "refused"
+        except Exception as error:
+            raise AssertionError(f"{described}: {type(error).__name__}: {error}") from error
+
+
+def files_outside(folder: Path) -> set[Path]:
+    """Everything beside the folder that archives are unpacked in, which is OUT."""
+    return {path for path in folder.rglob("*") if folder / "out" not in (path, *path.parents)}

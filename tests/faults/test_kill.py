@@ -1,0 +1,144 @@
+"""Trainings that are killed: the same command again ends with the weights of a run that nothing disturbed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from detection.config import Config
+from detection.engine.signals import EXIT_STOPPED
+from detection.run import run_training
+
+ROOT = Path(__file__).parents[2]
+STEPS, KILLS = 8, 50
+
+Compare = Callable[[Path, Path, int], list[str]]
+
+
+def start(config: Config, run: Path) -> BaseProcess:
+    """A process that goes on with ``run``, as the program does; it has imported everything already."""
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=run_training, args=(config, run), kwargs={"resume": True})
+    process.start()
+    return process
+
+
+def kill(process: BaseProcess) -> None:
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+def test_killed_at_random_moments(
+    tiny_config: Callable[..., Config], differing: Compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, whole = tiny_config(iterations=STEPS, checkpoint_every=1), tmp_path / "whole"
+    started = time.perf_counter()
+    process = start(config, whole)
+    process.join()
+    assert process.exitcode == 0
+    seconds = time.perf_counter() - started
+    moments = random.Random(0)
+    kills = in_save = finished = 0
+    while kills < KILLS:
+        run = tmp_path / f"run{finished}"
+        process = start(config, run)
+        process.join(timeout=moments.uniform(0, seconds))
+        if process.is_alive():
+            kill(process)
+            kills += 1
+            in_save += bool(list(run.glob("checkpoints/*.tmp")))
+        else:
+            assert process.exitcode in (0, 1)  # 1: the last kill came when nothing was left to train
+            assert differing(run, whole, STEPS) == []
+            finished += 1
+    process = start(config, tmp_path / f"run{finished}")
+    process.join()
+    assert differing(tmp_path / f"run{finished}", whole, STEPS) == []
+    with capsys.disabled():
+        print(f"\n{kills} kills over {finished + 1} runs, {in_save} of them in the middle of a file")  # noqa: T201
+
+
+KILLED_IN_SAVE = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from detection.config import Config
+from detection.config_io import load_config
+from detection.engine import checkpoint
+from detection.run import run_training
+
+config, run, name = load_config(Config, sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+owner = torch if name == "save" else checkpoint
+write, calls = getattr(owner, name), []
+
+def half(content, path, **options):
+    write(content, path, **options)
+    calls.append(path)
+    if len(calls) == 2:
+        os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(owner, name, half)
+run_training(config, run)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["save", "save_file"], ids=["state", "weights"])
+def test_killed_in_the_middle_of_a_save(
+    tiny_config: Callable[..., Config],
+    write_config: Callable[[Config], Path],
+    differing: Compare,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    config, run = tiny_config(iterations=3, checkpoint_every=1), tmp_path / "run"
+    command = [sys.executable, "-c", KILLED_IN_SAVE, str(write_config(config)), str(run), name]
+    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == -signal.SIGKILL
+    files = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert "0000001.safetensors" in files
+    assert "0000002.safetensors" not in files
+    assert len([file for file in files if file.endswith(".tmp")]) == 1
+    run_training(config, run, resume=True)
+    run_training(config, tmp_path / "whole")
+    assert differing(run, tmp_path / "whole", 3) == []
+    assert not list(run.glob("checkpoints/*.tmp"))
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_program_and_its_workers(
+    tiny_config: Callable[..., Config],
+    write_config: Callable[[Config], Path],
+    differing: Compare,
+    tmp_path: Path,
+) -> None:
+    config, run = tiny_config(iterations=8, checkpoint_every=0), tmp_path / "run"
+    tool = [sys.executable, str(ROOT / "tools" / "train_net.py"), "--config-file", str(write_config(config))]
+    command = [*tool, "--output-dir", str(run), "--resume"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("2/8"):
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == EXIT_STOPPED == 75
+    assert said.startswith("stopped: SIGTERM ended the run after iteration ")
+    (saved,) = (int(path.stem) for path in run.glob("checkpoints/*.safetensors"))
+    assert 2 <= saved < 8
+    run_training(config, run, resume=True)
+    run_training(config, tmp_path / "whole")
+    assert differing(run, tmp_path / "whole", 8) == []

@@ -1,0 +1,170 @@
+"""Operations that would mix devices on a GPU, found without one: torch's fake tensors know their device and no values.
+
+What depends on values (matching, sampling, NMS) can't run under them, so the parts between are run one by one; nor can
+backward passes, which ask the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.nn import functional
+
+from detection.build import build_detector
+from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, MaskConfig, RPNConfig, SolverConfig
+from detection.data.dataset import Batch
+from detection.engine.ema import EMA
+from detection.engine.optim import build_optimizer, clip_gradients
+from detection.model.box_stage import BoxStage
+from detection.model.detector import Detector
+from detection.model.losses import smooth_l1
+from detection.structures import Detections, ImageBatch, Proposals, Target
+
+SIZE = (64, 96)
+SIZES = (SIZE, (48, 96))
+RPN = RPNConfig(channels=8, samples_per_image=16)
+PYRAMID = BackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=8)
+FC = BoxConfig(head="fc", pool="roi_align", head_channels=8, class_agnostic=True)
+LEVELS = AnchorConfig(sizes=(8.0, 16.0, 32.0, 64.0, 128.0))
+CONFIGS = {
+    "tail": Config(
+        backbone=BackboneConfig(name="resnet18", roi_size=2),
+        anchors=AnchorConfig(sizes=(16.0, 32.0)),
+        rpn=RPN,
+        box=BoxConfig(context=True),
+    ),
+    "pyramid": Config(backbone=PYRAMID, anchors=LEVELS, rpn=RPN, box=FC, mask=MaskConfig(enabled=True, channels=8)),
+}
+
+
+@pytest.fixture(autouse=True)
+def fake() -> Iterator[FakeTensorMode]:
+    with FakeTensorMode() as mode:
+        yield mode
+
+
+@pytest.fixture(params=list(CONFIGS))
+def detector(request: pytest.FixtureRequest, fake: FakeTensorMode) -> Detector:
+    return make_detector(request.param, fake)
+
+
+def make_detector(name: str, fake: FakeTensorMode) -> Detector:
+    """Built on the CPU, then moved; a tensor that is neither parameter nor buffer would stay behind."""
+    with unset_fake_temporarily():
+        detector = build_detector(CONFIGS[name], 3)
+    for module in detector.modules():
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            moved = fake.from_tensor(parameter).to("cuda").detach()
+            setattr(module, key, nn.Parameter(moved, requires_grad=parameter.requires_grad))
+        for key, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, key, fake.from_tensor(buffer).to("cuda"))
+    return detector
+
+
+def rand(*shape: int) -> Tensor:
+    return torch.rand(*shape, device="cuda")
+
+
+def make_batch() -> Batch:
+    """As a loader gives it, on the CPU."""
+    images = ImageBatch(torch.zeros(2, 3, *SIZE, dtype=torch.uint8), SIZES, seeds=(1, 2))
+    return Batch(images, (make_target(), make_target()), (0, 1), ("a.jpg", "b.jpg"), (make_proposals("cpu"),) * 2)
+
+
+def make_target() -> Target:
+    return Target(
+        boxes=torch.rand(2, 4),
+        labels=torch.zeros(2, dtype=torch.int64),
+        ignore=torch.zeros(2, dtype=torch.bool),
+        masks=torch.zeros(2, *SIZE, dtype=torch.bool),
+    )
+
+
+def make_proposals(device: str) -> Proposals:
+    return Proposals(boxes=torch.rand(5, 4, device=device), scores=torch.rand(5, device=device))
+
+
+def test_mixed_devices_are_found() -> None:
+    on_cpu, on_gpu = torch.rand(2), rand(2)
+    with pytest.raises(RuntimeError, match="cuda"):
+        on_gpu.add(on_cpu)
+
+
+def test_a_batch_arrives_whole() -> None:
+    moved = make_batch().to("cuda")
+    assert moved.proposals is not None
+    tensors = [moved.images.pixels, *(proposals.boxes for proposals in moved.proposals)]
+    for target in moved.targets:
+        assert target.masks is not None
+        tensors += [target.boxes, target.labels, target.ignore, target.masks]
+    assert {tensor.device.type for tensor in tensors} == {"cuda"}
+
+
+def test_features_and_predictions_of_the_rpn(detector: Detector) -> None:
+    images = make_batch().to("cuda").images
+    features = detector.features(images)
+    logits, deltas = zip(*(detector.rpn.head(feature) for feature in features), strict=True)
+    anchors = [make(*feature.shape[-2:], SIZE) for make, feature in zip(detector.rpn.anchors, features, strict=True)]
+    assert torch.cat(logits, 1).shape == (2, len(torch.cat(anchors)))
+    decoded = detector.rpn.coder.decode(torch.cat(deltas, 1), torch.cat(anchors))
+    assert {tensor.device.type for tensor in (*features, *logits, decoded)} == {"cuda"}
+
+
+def stage_of(detector: Detector) -> BoxStage:
+    assert isinstance(detector.box_stage, BoxStage)
+    return detector.box_stage
+
+
+def features_of(detector: Detector) -> list[Tensor]:
+    """Of the finest level only: which level a region is pooled from depends on values."""
+    return detector.features(make_batch().to("cuda").images)[:1]
+
+
+def test_pooling_head_and_boxes(detector: Detector) -> None:
+    stage = stage_of(detector)
+    boxes = [rand(5, 4), rand(0, 4)]
+    vectors = stage.vectors(features_of(detector), boxes, SIZES)
+    scored = stage.predict(vectors, boxes, SIZES)
+    assert [image.boxes.shape for image in scored] == [(5, 3, 4), (0, 3, 4)]
+    assert {tensor.device.type for image in scored for tensor in (image.boxes, image.scores)} == {"cuda"}
+
+
+def test_masks_of_detections(fake: FakeTensorMode) -> None:
+    detector = make_detector("pyramid", fake)
+    found = Detections(boxes=rand(4, 4), scores=rand(4), labels=torch.zeros(4, dtype=torch.int64, device="cuda"))
+    (first, second) = detector.masks(features_of(detector), [found, found[:0]])
+    assert first.masks is not None
+    assert first.masks.device.type == "cuda"
+    assert len(second) == 0
+
+
+def test_loss_formulas(detector: Detector) -> None:
+    stage, boxes = stage_of(detector), [rand(3, 4), rand(2, 4)]
+    logits, deltas = stage.predictor(stage.vectors(features_of(detector), boxes, SIZES))
+    labels, goals = torch.zeros(5, dtype=torch.int64, device="cuda"), rand(5, 4)
+    chosen = deltas[torch.arange(5, device="cuda"), labels if deltas.shape[1] > 1 else 0]
+    encoded = stage.coder.encode(goals, torch.cat(boxes))
+    losses = [
+        functional.cross_entropy(logits, labels, reduction="sum"),
+        smooth_l1(chosen, encoded, stage.smooth_l1_beta),
+    ]
+    assert {loss.device.type for loss in losses} == {"cuda"}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_of_the_optimizer_and_of_the_average(fake: FakeTensorMode, optimizer: Literal["sgd", "adamw"]) -> None:
+    detector, average = make_detector("tail", fake), EMA(nn.Identity(), 0.9)
+    average.model = make_detector("tail", fake)  # deepcopy would copy the mode of fake tensors, too
+    for parameter in detector.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    descent = build_optimizer(detector, SolverConfig(optimizer=optimizer))
+    norm = clip_gradients(descent, 1.0)
+    descent.step()
+    average.update(detector)
+    assert norm.device.type == "cuda"
+    assert {tensor.device.type for tensor in average.model.state_dict().values()} == {"cuda"}

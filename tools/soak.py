@@ -1,0 +1,123 @@
+"""Look for leaks: train for many steps and watch the memory of the training process and of its loader's workers.
+
+Prints the memory that no other process has a part in along the way, and its slope over the second half, when caches are
+warm. A leak of one 600 x 1000 image a step would be 1,700 MiB per 1,000 steps. Checkpoints are saved on the way, into a
+directory that goes afterwards. Linux only.
+
+examples:
+  python tools/soak.py --config-file configs/digits/resnet18_c4.yaml
+  python tools/soak.py --config-file configs/digits/resnet18_c4.yaml --steps 10000 data.workers=4 device=cpu
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tempfile
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from detection.build import build_detector
+from detection.config import Config
+from detection.config_io import load_config
+from detection.data.build import build_train_loader
+from detection.engine.train import NotFiniteError
+from detection.run import Evaluation, load_data, train_model
+
+SAMPLES = 40  # measurements of a soak
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config-file", required=True, help="a YAML file of configs/")
+    parser.add_argument("--steps", type=int, default=2000, metavar="N", help="optimizer steps (default: 2000)")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=10.0,
+        metavar="MIB",
+        help="a slope above it, per 1,000 steps, is exit status 1 (10)",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.workers=4")
+    return parser.parse_intermixed_args()
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """MiB by process at some steps."""
+
+    steps: list[int] = field(default_factory=list)
+    trainer: list[float] = field(default_factory=list)
+    workers: list[float] = field(default_factory=list)  # of all of them
+
+    def measure(self, step: int) -> None:
+        self.steps.append(step)
+        self.trainer.append(own_mib(os.getpid()))
+        self.workers.append(sum(own_mib(child.pid) for child in multiprocessing.active_children() if child.pid))
+
+    def slope(self, values: list[float]) -> float:
+        """MiB per 1,000 steps, over the second half."""
+        half = len(values) // 2
+        return 1000 * float(np.polyfit(self.steps[half:], values[half:], 1)[0])
+
+
+def own_mib(pid: int) -> float:
+    """The memory of a process that no other one has a part in."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+def soak(config: Config, memory: Memory) -> None:
+    """Trains as ``config`` says; an evaluation only measures."""
+    index, _ = load_data(config)
+
+    def measure(_model: nn.Module) -> Evaluation:
+        step = (len(memory.steps) + 1) * config.solver.evaluate_every
+        memory.measure(step)
+        print(f"step {step}: trainer {memory.trainer[-1]:.1f} MiB, workers {memory.workers[-1]:.1f} MiB")
+        return Evaluation({config.solver.best_metric: None}, {})
+
+    with tempfile.TemporaryDirectory() as output:
+        train_model(
+            config,
+            Path(output),
+            index,
+            build=lambda fresh: build_detector(config, len(index.class_names), pretrained=fresh),
+            load=partial(build_train_loader, index, config.data),
+            test=measure,
+        )
+
+
+def main() -> int:
+    args = parse_args()
+    config = load_config(Config, args.config_file, args.overrides)
+    every = max(args.steps // SAMPLES, 1)
+    solver = replace(
+        config.solver,
+        iterations=every * SAMPLES,
+        evaluate_every=every,
+        log_every=every * SAMPLES,
+        best_metric="none",
+    )
+    memory = Memory()
+    soak(replace(config, solver=solver), memory)
+    slopes = {"trainer": memory.slope(memory.trainer), "workers": memory.slope(memory.workers)}
+    for name, slope in slopes.items():
+        print(f"{name}: {slope:+.2f} MiB per 1,000 steps")
+    return int(max(slopes.values()) > args.limit)
+
+
+if __name__ == "__main__":
+    try:
+        status = main()
+    except (ValueError, OSError, NotFiniteError) as error:
+        sys.exit(f"error: {error}")
+    sys.exit(status)
