@@ -1,4 +1,4 @@
-"""ResNet-18/34/50/101/152 with torchvision's parameter names, and the plain networks without their shortcuts.
+"""ResNet-18/34/50/101/152 with torchvision's parameter names, and the networks that differ from them in their blocks.
 
 The tail is the stages after the last feature.
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -26,87 +26,27 @@ from backbones.base import (
     Tail,
     check_choice,
     check_roi_size,
-    he_initialise,
     order_features,
 )
 from backbones.norm import NormKind, NormLayer, frozen_kind, make_norm
+from backbones.residual import (
+    ActivationKind,
+    ActivationLayer,
+    BasicBlock,
+    BlockDesign,
+    Bottleneck,
+    PreactBasicBlock,
+    PreactBottleneck,
+    convolution,
+    initialise,
+    linear_decay,
+    make_activation,
+    make_stage,
+)
 
-__all__ = ["ResNet", "ResNetTail"]
+__all__ = ["DEPTHS", "ResNet", "ResNetTail", "ResidualNetwork", "StagePlan"]
 
-LAYER_OF_STAGE = {"c2": "layer1", "c3": "layer2", "c4": "layer3", "c5": "layer4"}  # ours -> torchvision's
-STAGES = tuple(LAYER_OF_STAGE)
-
-
-@dataclass(frozen=True, slots=True)
-class BlockDesign:
-    """What all blocks of a stage share; ``ResNet`` explains the choices."""
-
-    stride_in: Literal["1x1", "3x3"]
-    shortcut: Literal["A", "B", "C", "none"]
-    norm: NormLayer
-    dilation: int = 1  # of the 3x3 convolutions
-
-
-class PaddedShortcut(nn.Module):
-    """Shortcut A, without parameters: every ``stride``-th cell, and zeros for the channels that are new."""
-
-    def __init__(self, new_channels: int, stride: int) -> None:
-        super().__init__()
-        self.new_channels = new_channels
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C + new_channels, ceil(H / stride), ceil(W / stride))."""
-        return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
-
-    expansion = 1  # output channels per channel of the 3x3 convolution
-
-    def __init__(self, in_channels: int, width: int, *, stride: int, design: BlockDesign) -> None:
-        super().__init__()
-        self.conv1 = _conv(in_channels, width, 3, stride, design.dilation)
-        self.bn1 = design.norm(width)
-        self.conv2 = _conv(width, width, 3, 1, design.dilation)
-        self.bn2 = design.norm(width)
-        self.plain = design.shortcut == "none"
-        self.downsample = _shortcut(in_channels, width, stride=stride, design=design)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = functional.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = self.bn2(self.conv2(out))
-        if not self.plain:
-            out = out + (x if self.downsample is None else self.downsample(x))
-        return functional.relu(out, inplace=True)
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution and a shortcut."""
-
-    expansion = 4
-
-    def __init__(self, in_channels: int, width: int, *, stride: int, design: BlockDesign) -> None:
-        super().__init__()
-        first, second = (stride, 1) if design.stride_in == "1x1" else (1, stride)
-        self.conv1 = _conv(in_channels, width, 1, first)
-        self.bn1 = design.norm(width)
-        self.conv2 = _conv(width, width, 3, second, design.dilation)
-        self.bn2 = design.norm(width)
-        self.conv3 = _conv(width, width * self.expansion, 1, 1)
-        self.bn3 = design.norm(width * self.expansion)
-        self.plain = design.shortcut == "none"
-        self.downsample = _shortcut(in_channels, width * self.expansion, stride=stride, design=design)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = functional.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = functional.relu(self.bn2(self.conv2(out)), inplace=True)
-        out = self.bn3(self.conv3(out))
-        if not self.plain:
-            out = out + (x if self.downsample is None else self.downsample(x))
-        return functional.relu(out, inplace=True)
-
+STAGES = ("c2", "c3", "c4", "c5")
 
 # depth -> the kind of block, and how many in conv2_x .. conv5_x
 DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
@@ -116,6 +56,11 @@ DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
     101: (Bottleneck, (3, 4, 23, 3)),
     152: (Bottleneck, (3, 8, 36, 3)),
 }
+# "Identity Mappings in Deep Residual Networks", table 5, has one more
+PREACT_DEPTHS = {
+    depth: (PreactBasicBlock if block is BasicBlock else PreactBottleneck, counts)
+    for depth, (block, counts) in DEPTHS.items()
+} | {200: (PreactBottleneck, (3, 24, 36, 3))}
 
 
 class ResNetTail(Tail):
@@ -137,16 +82,120 @@ class ResNetTail(Tail):
         return regions
 
 
-class ResNet(Backbone):
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage: ``count`` blocks of ``design``, the first of which has the stride."""
+
+    count: int
+    width: int  # channels of the 3x3 convolutions
+    stride: int
+    design: BlockDesign
+
+
+class ResidualNetwork(Backbone):
+    """A stem, stages of residual blocks, and after pre-activation blocks one more normalisation and activation.
+
+    The features are the outputs of stages: of pre-activation blocks the bare sums, but for the last stage, which the
+    closing layers belong to. A subclass makes the stem, and then the stages with ``_add_stages``.
+
+    Args:
+        specs: of all stages, in their order.
+        names: the features, in the same order.
+        roi_size: side of the regions for the tail; None is the one that leaves 7x7 cells before the average.
+        input_stats: how the input is normalised.
+    """
+
+    conv1: nn.Module
+    bn1: nn.Module
+    act1: nn.Module
+
+    def __init__(
+        self, specs: dict[str, FeatureSpec], names: Sequence[str], *, roi_size: int | None, input_stats: InputStats
+    ) -> None:
+        super().__init__({name: specs[name] for name in names}, input_stats)
+        stages = tuple(specs)
+        length = stages.index(names[-1]) + 1
+        self._trunk, self._tail_stages = stages[:length], stages[length:]
+        self._parts: dict[str, tuple[str, ...]] = {
+            stage: (f"layer{i}",) for i, stage in enumerate(stages, start=1)
+        }  # stage -> names of its modules; those of torchvision
+        last = specs[stages[-1]]
+        self._tail_channels = last.channels
+        self._roi_size = 7 * last.stride // specs[names[-1]].stride if roi_size is None else roi_size
+        check_roi_size(self._roi_size)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
+        x = self._stem(images)
+        features = {}
+        for stage in self._trunk:
+            for part in self._parts[stage]:
+                x = self.get_submodule(part)(x)
+            if stage in self.specs:
+                features[stage] = x
+        return features
+
+    def tail(self) -> ResNetTail:
+        """The stages after the trunk and the global average; they keep their names, such as ``layer4``.
+
+        Raises:
+            ValueError: on a second call, or when the last stage is among the features.
+        """
+        if not self._tail_stages:
+            *_, before, last = self._parts
+            raise ValueError(
+                f"no tail: {last} is one of the features {', '.join(self.specs)}; "
+                f"end them at {before} to keep {last} for the tail"
+            )
+        layers = self._give_up([part for stage in self._tail_stages for part in self._parts[stage]])
+        in_channels = self.specs[self._trunk[-1]].channels
+        return ResNetTail(layers, in_channels=in_channels, out_channels=self._tail_channels, roi_size=self._roi_size)
+
+    def _stem(self, images: Tensor) -> Tensor:
+        return self.act1(self.bn1(self.conv1(images)))
+
+    def _add_stages(
+        self,
+        block: type[BasicBlock | Bottleneck | PreactBasicBlock | PreactBottleneck],
+        plans: Sequence[StagePlan],
+        *,
+        in_channels: int,
+        stochastic_depth: float,
+    ) -> None:
+        deaths = iter(linear_decay(stochastic_depth, sum(plan.count for plan in plans)))
+        for i, plan in enumerate(plans):
+            designs = [replace(plan.design, death=next(deaths), activated=i == j == 0) for j in range(plan.count)]
+            stage = make_stage(block, in_channels, plan.width, stride=plan.stride, designs=designs)
+            self.add_module(f"layer{i + 1}", stage)
+            in_channels = plan.width * block.expansion
+        if block.preact:
+            design = plans[-1].design
+            self.closing = nn.Sequential(design.norm(in_channels), design.activation(in_channels))
+            self._parts[list(self._parts)[-1]] += ("closing",)
+
+    def _freeze(self, freeze_at: int) -> None:
+        for parts in [("conv1", "bn1", "act1"), *self._parts.values()][:freeze_at]:
+            for part in parts:
+                self.get_submodule(part).requires_grad_(False)
+
+
+class ResNet(ResidualNetwork):
     """A residual network; the features are any of c2, c3, c4, c5 with strides 4, 8, 16, 32.
 
     Args:
-        depth: 18, 34, 50, 101 or 152.
+        depth: 18, 34, 50, 101 or 152; with ``preact`` also 200.
         out_features: stages to return; those after the last one form the tail.
+        preact: normalisation and activation come before every convolution (He et al. 2016, "Identity Mappings").
+        se: every branch ends in squeeze-and-excitation (Hu et al. 2018).
+        stem: one 7x7 convolution, or "C" three 3x3 (He et al. 2019, "Bag of Tricks", section 4.1).
+        avg_down: projections average 2x2 cells in the place of a stride; with stem "C", ResNet-D of that section.
         stride_in: which convolution of a bottleneck halves the size: "3x3" as in torchvision's weights, "1x1" as in
             the paper and its released weights. Basic blocks have no such choice.
         shortcut: "A" identity with zero-padded channels, "B" projection where the shape changes, "C" projection
             everywhere (section 4.1), "none" a plain network (section 3.3).
+        activation: "relu", or "prelu" with a learned slope per channel (He et al. 2015, "Delving Deep").
+        stochastic_depth: probability that a training step skips the branch of the last block; it falls linearly to
+            the first (Huang et al. 2016). 0 skips nothing.
         norm: kind of every normalisation layer.
         norm_eps: added to the variance.
         freeze_at: 0 freezes nothing, 1 the stem, 2 also conv2_x, .. 5 everything. Frozen parameters need no gradient
@@ -158,16 +207,22 @@ class ResNet(Backbone):
         input_stats: how the input is normalised.
 
     Raises:
-        ValueError: for a value that is not among those above.
+        ValueError: for a value that is not among those above, or that contradicts another.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one argument for every option that a name or a config may set
         self,
         depth: int,
         *,
         out_features: Sequence[str] = ("c4",),
+        preact: bool = False,
+        se: bool = False,
+        stem: Literal["7x7", "C"] = "7x7",
+        avg_down: bool = False,
         stride_in: Literal["1x1", "3x3"] = "3x3",
         shortcut: Literal["A", "B", "C", "none"] = "B",
+        activation: ActivationKind = "relu",
+        stochastic_depth: float = 0.0,
         norm: NormKind = "frozen_bn",
         norm_eps: float = 1e-5,
         freeze_at: int = 0,
@@ -176,86 +231,52 @@ class ResNet(Backbone):
         roi_size: int | None = None,
         input_stats: InputStats = IMAGENET_RGB,
     ) -> None:
-        check_choice("depth", depth, tuple(DEPTHS))
+        depths = PREACT_DEPTHS if preact else DEPTHS
+        check_choice("depth", depth, tuple(depths))
+        check_choice("stem", stem, ("7x7", "C"))
         check_choice("stride_in", stride_in, ("1x1", "3x3"))
-        check_choice("shortcut", shortcut, ("A", "B", "C", "none"))
         check_choice("freeze_at", freeze_at, range(6))
         check_choice("tail_stride", tail_stride, (1, 2))
+        check_shortcut(shortcut, stochastic_depth=stochastic_depth)
+        if avg_down and shortcut not in ("B", "C"):
+            raise ValueError(f"avg_down is about projections, and shortcut {shortcut!r} has none; use 'B' or 'C'")
         names = order_features(out_features, STAGES)
-        block, counts = DEPTHS[depth]
-        channels = [64 * 2**i * block.expansion for i in range(4)]
-        trunk_length = STAGES.index(names[-1]) + 1
-        if dilate_c5 and trunk_length < len(STAGES):
+        if dilate_c5 and "c5" not in names:
             raise ValueError(f"dilate_c5 is about c5 in the trunk; the features {', '.join(names)} end before it")
-        strides = (1, 2, 2, 1 if dilate_c5 else tail_stride if trunk_length < len(STAGES) else 2)
-        total = [4 * math.prod(strides[: i + 1]) for i in range(4)]
-        super().__init__(
-            {s: FeatureSpec(channels[i], total[i]) for i, s in enumerate(STAGES) if s in names}, input_stats
-        )
-        self._trunk, self._tail_stages = STAGES[:trunk_length], STAGES[trunk_length:]
-        self._tail_channels = channels[-1]
-        self._roi_size = 7 * math.prod(strides[trunk_length:]) if roi_size is None else roi_size
-        check_roi_size(self._roi_size)
 
+        block, counts = depths[depth]
+        strides = (1, 2, 2, 1 if dilate_c5 else 2 if "c5" in names else tail_stride)
+        specs = {
+            stage: FeatureSpec(64 * 2**i * block.expansion, 4 * math.prod(strides[: i + 1]))
+            for i, stage in enumerate(STAGES)
+        }
+        super().__init__(specs, names, roi_size=roi_size, input_stats=input_stats)
         norms = [make_norm(frozen_kind(norm) if part < freeze_at else norm, norm_eps) for part in range(5)]
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        act = make_activation(activation)
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False) if stem == "7x7" else _stem_c(norms[0], act)
         self.bn1 = norms[0](64)
-        in_channels = 64
-        for i, stage in enumerate(STAGES):
-            design = BlockDesign(stride_in, shortcut, norms[i + 1], 2 if dilate_c5 and stage == "c5" else 1)
-            blocks = [
-                block(
-                    in_channels if j == 0 else channels[i], 64 * 2**i, stride=strides[i] if j == 0 else 1, design=design
-                )
-                for j in range(counts[i])
-            ]
-            self.add_module(LAYER_OF_STAGE[stage], nn.Sequential(*blocks))
-            in_channels = channels[i]
-        he_initialise(self)
+        self.act1 = act(64)
+        designs = [BlockDesign(shortcut, norm, act, stride_in, avg_down, se) for norm in norms[1:]]
+        if dilate_c5:
+            designs[-1] = replace(designs[-1], dilation=2)
+        plans = [StagePlan(counts[i], 64 * 2**i, strides[i], designs[i]) for i in range(4)]
+        self._add_stages(block, plans, in_channels=64, stochastic_depth=stochastic_depth)
+        initialise(self, activation)
         self._freeze(freeze_at)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
-        x = functional.relu(self.bn1(self.conv1(images)), inplace=True)  # (N, 64, H / 2, W / 2)
-        x = functional.max_pool2d(x, 3, stride=2, padding=1)  # (N, 64, H / 4, W / 4)
-        features = {}
-        for stage in self._trunk:
-            x = self.get_submodule(LAYER_OF_STAGE[stage])(x)
-            if stage in self.specs:
-                features[stage] = x
-        return features
-
-    def tail(self) -> ResNetTail:
-        """The stages after the trunk and the global average; they keep their names, such as ``layer4``.
-
-        Raises:
-            ValueError: on a second call, or when "c5" is among the features.
-        """
-        if not self._tail_stages:
-            raise ValueError(
-                f"no tail: c5 is one of the features {', '.join(self.specs)}; end them at c4 to get conv5_x"
-            )
-        layers = self._give_up([LAYER_OF_STAGE[stage] for stage in self._tail_stages])
-        in_channels = self.specs[self._trunk[-1]].channels
-        return ResNetTail(layers, in_channels=in_channels, out_channels=self._tail_channels, roi_size=self._roi_size)
-
-    def _freeze(self, freeze_at: int) -> None:
-        parts = [("conv1", "bn1"), *((layer,) for layer in LAYER_OF_STAGE.values())]
-        for part in parts[:freeze_at]:
-            for name in part:
-                self.get_submodule(name).requires_grad_(False)
+    def _stem(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 64, H / 4, W / 4)."""
+        return functional.max_pool2d(super()._stem(images), 3, stride=2, padding=1)
 
 
-def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int, dilation: int = 1) -> nn.Conv2d:
-    """Padded such that the size becomes ceil(size / stride); the normalisation layer after it holds the bias."""
-    padding = dilation * (kernel_size // 2)
-    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False)
+def check_shortcut(shortcut: str, *, stochastic_depth: float) -> None:
+    """Raises ValueError for an unknown kind, and for a plain network that would skip whole layers."""
+    check_choice("shortcut", shortcut, ("A", "B", "C", "none"))
+    if shortcut == "none" and stochastic_depth > 0:
+        raise ValueError(f"stochastic_depth {stochastic_depth} needs shortcuts, and a plain network has none; use 0")
 
 
-def _shortcut(in_channels: int, out_channels: int, *, stride: int, design: BlockDesign) -> nn.Module | None:
-    """The layers of the shortcut; None is the identity, or no shortcut at all."""
-    if design.shortcut == "none" or (design.shortcut != "C" and in_channels == out_channels and stride == 1):
-        return None
-    if design.shortcut == "A":
-        return PaddedShortcut(out_channels - in_channels, stride)
-    return nn.Sequential(_conv(in_channels, out_channels, 1, stride), design.norm(out_channels))
+def _stem_c(norm: NormLayer, activation: ActivationLayer) -> nn.Sequential:
+    """(N, 3, H, W) -> (N, 64, H / 2, W / 2), with the names of timm; the last normalisation is the network's bn1."""
+    first, second, third = convolution(3, 32, 3, 2), convolution(32, 32, 3, 1), convolution(32, 64, 3, 1)
+    return nn.Sequential(first, norm(32), activation(32), second, norm(32), activation(32), third)

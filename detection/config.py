@@ -38,6 +38,8 @@ class BackboneConfig:
     # Which convolution of a bottleneck strides; MSRA 1x1, torchvision 3x3.
     stride_in: Literal["1x1", "3x3"] | None = None
     shortcut: Literal["A", "B", "C"] | None = None  # section 4.1, table 3
+    activation: Literal["relu", "prelu"] | None = None  # of residual networks; prelu: "Delving Deep into Rectifiers"
+    stochastic_depth: float | None = None  # probability that a step skips the last residual branch; 0.5 in its paper
     freeze_at: int | None = None  # stages kept fixed, counted from the stem: 2 = conv1 and conv2_x
     tail_stride: Literal[1, 2] | None = None  # of conv5_x when it runs on regions
     dilate_c5: bool | None = None  # conv5_x in the trunk at stride 16 ("DC5"); box.head is then fc

@@ -24,7 +24,7 @@ from detection.config import Config
 from detection.config_io import dump_config, parse_config
 from detection.engine.signals import EXIT_STOPPED
 from detection.experiment import flatten
-from detection.files import write_whole
+from detection.files import write_text
 
 __all__ = [
     "Placement",
@@ -180,7 +180,7 @@ def write_json(path: Path, content: Any) -> None:
     """Writes ``content`` to ``path``, whole or not at all, also when several machines do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     own = path.with_name(f"{path.stem}.{os.uname().nodename}.{os.getpid()}{path.suffix}")
-    write_whole(own, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+    write_text(own, json.dumps(content, indent=2) + "\n")
     own.replace(path)
 
 
@@ -230,7 +230,7 @@ def _start(
         lock.close()
         say(f"{run}: another process trains it; left alone")
         return None
-    (run.folder / "config.yaml").write_text(dump_config(run.config))
+    write_text(run.folder / "config.yaml", dump_config(run.config))
     write_status(run.folder, "running", code=code)
     log = run.folder / "log.txt"
     start = log.stat().st_size if log.is_file() else 0

@@ -24,7 +24,10 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # safetensors' files are for their owner alone
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)  # else a power cut may take the new name back

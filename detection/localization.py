@@ -38,7 +38,7 @@ from detection.engine.checkpoint import load_detector_weights, read_checkpoint
 from detection.engine.distributed import refuse_many
 from detection.engine.train import PRECISIONS
 from detection.evaluation.localization import MAX_GUESSES, LocalizationRecord, localization_error
-from detection.files import write_whole
+from detection.files import write_text
 from detection.inference.views import resize_images
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
@@ -62,7 +62,18 @@ ROWS: dict[str, float | None] = {
 }
 NetworkT = TypeVar("NetworkT", ClassRPN, RegionClassifier)
 
-BACKBONE_OPTIONS = ("norm", "norm_eps", "stride_in", "shortcut", "freeze_at", "tail_stride", "roi_size", "dropout")
+BACKBONE_OPTIONS = (
+    "norm",
+    "norm_eps",
+    "stride_in",
+    "shortcut",
+    "activation",
+    "stochastic_depth",
+    "freeze_at",
+    "tail_stride",
+    "roi_size",
+    "dropout",
+)
 DETECTOR_KEYS = ("init", "solver.fixed", "data.proposals", "backbone.fpn", "backbone.dilate_c5", "anchors.rounded")
 REGIONS_AT_ONCE = 256  # warped regions that the R-CNN is tested on together
 SAY_EVERY = 5000  # images
@@ -101,7 +112,7 @@ def run_localization(config: Config, output: Path, *, say: Callable[[str], None]
             classifier,
         )
         result = _test(config, networks, test_index, test_labels, say)
-        write_whole(errors, lambda temporary: temporary.write_text(json.dumps(result, indent=2) + "\n"))
+        write_text(errors, json.dumps(result, indent=2) + "\n")
     return json.loads(errors.read_text())
 
 

@@ -155,7 +155,8 @@ def _transfer(url: str, part: Path, progress: Progress) -> bool:
             if error.code >= 500 or error.code in (408, 429):  # the server's trouble, which may pass
                 raise
             raise ValueError(
-                f"{url}: the server answered {error.code} {error.reason}; check the url in the card"
+                f"{url}: the server answered {error.code} {error.reason}; "
+                "the file may have moved, so look for its new address"
             ) from error
     with response:
         start, total = _range_of(response)
@@ -199,7 +200,7 @@ def _check_md5(archive: Archive, part: Path) -> None:
     part.unlink()
     raise ValueError(
         f"{archive.name}: md5 is {actual}, expected {archive.md5}; the download was deleted: run the command again, "
-        f"and if it fails again compare the checksum in the card with the one published for {archive.url}"
+        f"and if it fails again compare the checksum expected with the one published for {archive.url}"
     )
 
 

@@ -331,7 +331,9 @@ def _read_state(weights: Path) -> dict[str, Any]:
         state = dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # damaged bytes raise whatever they lead to
         raise ValueError(f"checkpoint {path} can't be read: {error}") from error
-    if state.pop("sha256", None) != digest(state):
+    if "sha256" not in state:
+        raise ValueError(f"checkpoint {path} can't be read: it has no checksum, so another version wrote it")
+    if state.pop("sha256") != digest(state):
         raise ValueError(f"checkpoint {path} can't be read: its checksum is wrong, so the file was damaged")
     return state
 

@@ -1,11 +1,12 @@
-"""Mirrors classifier.py: with torchvision's weights the outputs are torchvision's."""
+"""Mirrors classifier.py: with torchvision's weights the outputs are torchvision's, and with timm's they are timm's."""
 
 import math
+import re
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model
+from torchvision.models import get_model, list_models
 
 from backbones.classifier import Classifier
 from backbones.factory import backbone_names, build_backbone
@@ -52,7 +53,57 @@ def test_outputs_equal_torchvisions(name: str, size: tuple[int, int]) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in backbone_names() if not name.startswith("plain")])
+@pytest.mark.parametrize(
+    ("name", "theirs_name"),
+    [
+        ("seresnet18", "legacy_seresnet18"),
+        ("seresnet50", "seresnet50"),
+        ("resnet18d", "resnet18d"),
+        ("resnet50d", "resnet50d"),
+        ("preact_resnet50", "resnetv2_50"),
+    ],
+)
+def test_outputs_equal_timms(name: str, theirs_name: str) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    theirs = timm.create_model(theirs_name)
+    if theirs_name.startswith("legacy"):  # pools without a border; the paper's pool has one
+        theirs.pool0 = nn.MaxPool2d(3, 2, padding=1)
+    state = random_state(theirs)
+    theirs.load_state_dict(state, assign=True)
+    ours = meta_classifier(name).to_empty(device="cpu")
+    renamed = {rename_timm(key): value for key, value in state.items()}
+    renamed["fc.weight"] = renamed["fc.weight"].flatten(1)  # a 1x1 convolution in some
+    ours.load_torchvision(renamed)
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs.eval()(images)
+        got = ours.eval()(images)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def rename_timm(name: str) -> str:
+    """A name of timm's -> torchvision's, and for pre-activation networks ours.
+
+    The first normalisation in a network of the latter stands before the pool here and after it there. They commute
+    where its weights are positive, as those of ``random_state`` are.
+    """
+    for theirs, ours in (
+        (r"^stages\.0\.blocks\.0\.norm1\.", "bn1."),
+        (r"^stem\.conv\.|^layer0\.conv1\.", "conv1."),
+        (r"^layer0\.bn1\.", "bn1."),
+        (r"\.se_module\.", ".se."),
+        (r"^norm\.", "closing.0."),
+        (r"^(head\.fc|last_linear)\.", "fc."),
+        (r"\.downsample\.conv\.", ".downsample.0."),
+        (r"\.blocks\.", "."),
+        (r"\.norm(\d)\.", r".bn\1."),
+    ):
+        name = re.sub(theirs, ours, name)
+    return re.sub(r"^stages\.(\d)", lambda match: f"layer{int(match[1]) + 1}", name)
+
+
+@pytest.mark.parametrize("name", sorted(set(backbone_names()) & set(list_models())))
 def test_torchvision_state_dict_loads_completely(name: str) -> None:
     with torch.device("meta"):
         state = get_model(name, weights=None).state_dict()

@@ -46,7 +46,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_names() -> None:
     resnets = ("resnet18", "resnet34", "plain18", "plain34", "resnet50", "resnet101", "resnet152")
     vggs = tuple(f"vgg{depth}{suffix}" for depth in (11, 13, 16, 19) for suffix in ("", "_bn"))
-    assert backbone_names() == resnets + vggs
+    variants = (
+        *(f"seresnet{depth}" for depth in (18, 34, 50, 101, 152)),
+        *("resnet18d", "resnet50c", "resnet50d", "resnet101d"),
+        *(f"preact_resnet{depth}" for depth in (18, 34, 50, 101, 152, 200)),
+    )
+    cifar = (
+        *(f"cifar_resnet{depth}" for depth in (20, 32, 44, 56, 110, 1202)),
+        *(f"cifar_plain{depth}" for depth in (20, 32, 44, 56, 110)),
+        *(f"cifar_preact_resnet{depth}" for depth in (110, 164, 1001)),
+    )
+    assert set(resnets + vggs + variants + cifar) <= set(backbone_names())
 
 
 def test_unknown_name_lists_the_known_and_the_nearest() -> None:
@@ -67,6 +77,9 @@ def test_none_means_the_default_of_the_backbone() -> None:
         ("resnet50", "dropout"),
         ("resnet18", "stride_in"),
         ("plain34", "shortcut"),
+        ("cifar_plain20", "stochastic_depth"),
+        ("cifar_preact_resnet164", "shortcut"),
+        ("seresnet18", "se"),
         ("vgg16", "norm"),
         ("vgg16", "norm_eps"),
         ("vgg16_bn", "depth"),

@@ -9,7 +9,7 @@ from torchvision.models import resnet50
 
 from backbones.base import FeatureSpec
 from backbones.norm import FrozenBatchNorm, NormKind
-from backbones.resnet import PaddedShortcut, ResNet
+from backbones.resnet import ResNet
 
 
 def meta_resnet(depth: int, **options: Any) -> ResNet:
@@ -34,13 +34,6 @@ def test_paper_shares_91_convolutions_of_resnet101() -> None:
     backbone.tail()
     names = [n for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d) and "downsample" not in n]
     assert len(names) == 91
-
-
-def test_padded_shortcut_by_hand() -> None:
-    x = torch.arange(9.0).reshape(1, 1, 3, 3) + 1
-    expected = torch.zeros(1, 3, 2, 2)
-    expected[0, 0] = torch.tensor([[1.0, 3.0], [7.0, 9.0]])
-    torch.testing.assert_close(PaddedShortcut(2, stride=2)(x), expected)
 
 
 @pytest.mark.parametrize(

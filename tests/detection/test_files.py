@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from detection.files import digest, write_text, write_whole
 
@@ -33,6 +34,12 @@ def test_error_on_the_way_leaves_the_old_content(tmp_path: Path, kind: type[Exce
         write_whole(path, fails)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_new_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    write_whole(tmp_path / "a.safetensors", lambda temporary: save_file({"x": torch.zeros(1)}, temporary))
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:

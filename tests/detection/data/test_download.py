@@ -177,7 +177,7 @@ def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(server: FileServ
     server.statuses = [503]
     assert fetch(server.archive(), tmp_path, wait=0).read_bytes() == CONTENT
     server.statuses = [404]
-    with pytest.raises(ValueError, match="answered 404 Not Found; check the url"):
+    with pytest.raises(ValueError, match="answered 404 Not Found; the file may have moved"):
         fetch(server.archive(name="other.bin"), tmp_path, wait=0)
     assert len(server.requests) == 3
 

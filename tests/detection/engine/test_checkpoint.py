@@ -296,6 +296,14 @@ class TestRefusals:
             read_checkpoint(saved)
         assert str(saved) in str(error.value)
 
+    def test_state_without_a_checksum(self, run: Path, saved: Path) -> None:
+        state = saved.with_name("0000002.state.pt")
+        content = torch.load(state, weights_only=True)
+        del content["sha256"]
+        torch.save(content, state)
+        with pytest.raises(ValueError, match="it has no checksum, so another version wrote it"):
+            make_checkpoints(run).newest(print)
+
     def test_damaged_state_and_none_before_it(self, run: Path, saved: Path) -> None:
         state = saved.with_name("0000002.state.pt")
         state.write_bytes(state.read_bytes()[:200])

