@@ -5,7 +5,7 @@ Shapes: N images, H W height and width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -29,6 +29,15 @@ class Classifier(nn.Module):
         features = self.backbone(images)
         last = features[list(self.backbone.specs)[-1]]
         return self.fc(self.tail(self.tail.pool_whole_image(last)))
+
+    def losses(
+        self, images: Tensor, labels: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
+    ) -> dict[str, Tensor]:
+        """The loss of normalised float images (N, 3, H, W) of class probabilities ``labels`` (N, K).
+
+        ``criterion`` makes a scalar of logits and labels, both (N, K).
+        """
+        return {"classification": criterion(self(images), labels)}
 
     def load_torchvision(self, state: Mapping[str, Tensor]) -> LoadReport:
         """Loads the state dict of torchvision's network of the same architecture, all of it.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -13,6 +14,7 @@ from backbones.factory import build_backbone, pyramid_features
 from backbones.fpn import FPN
 from backbones.norm import NormLayer, make_norm
 from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, PostprocessConfig, RPNConfig
+from detection.engine.checkpoint import resolve_weights
 from detection.inference.tester import Methods, Tester
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
@@ -27,7 +29,9 @@ from detection.model.postprocess import Postprocessor
 from detection.model.rpn import RPN, ProposalFilter, RPNHead
 from detection.model.sampler import BalancedSampler
 
-__all__ = ["build_detector", "build_tester"]
+__all__ = ["build_detector", "build_plain_backbone", "build_tester", "refuse_detector_keys"]
+
+DETECTOR_KEYS = ("init", "solver.fixed", "data.proposals", "backbone.fpn", "backbone.dilate_c5", "anchors.rounded")
 
 
 def build_detector(config: Config, num_classes: int, *, pretrained: bool = True) -> Detector:
@@ -64,6 +68,40 @@ def build_tester(config: PostprocessConfig, detectors: Sequence[Detector]) -> Te
     return Tester(detectors, methods=methods, postprocess=_postprocessor(config))
 
 
+def build_plain_backbone(
+    config: BackboneConfig, *, pretrained: bool, out_features: Sequence[str] | None = None
+) -> Backbone:
+    """The backbone that ``config`` describes, without its pyramid.
+
+    Args:
+        config: of the backbone; its weights may be the directory of a run of ``tools/pretrain_net.py``.
+        pretrained: load the weights; False where those of a whole model follow.
+        out_features: stages to return; None for the backbone's own default.
+
+    Raises:
+        ValueError: an option that the backbone lacks, or weights that do not fit it.
+    """
+    options = asdict(config)
+    name, weights, source = options.pop("name"), options.pop("weights"), options.pop("weights_source")
+    for of_the_pyramid in ("fpn", "fpn_channels", "fpn_norm"):
+        del options[of_the_pyramid]
+    if pretrained and weights is not None and Path(weights).is_dir():
+        weights = str(resolve_weights(weights))
+    return build_backbone(
+        name, weights=weights, weights_source=source, load_weights=pretrained, out_features=out_features, **options
+    )
+
+
+def refuse_detector_keys(config: Config, purpose: str) -> None:
+    """Raises ValueError for a key that only detectors know, in the config of something else."""
+    for key in DETECTOR_KEYS:
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        if value:
+            raise ValueError(f"{key} is {value!r}, but only detectors know it; leave it unset for {purpose}")
+
+
 def _postprocessor(config: PostprocessConfig) -> Postprocessor:
     return Postprocessor(
         score_threshold=config.score_threshold,
@@ -75,15 +113,9 @@ def _postprocessor(config: PostprocessConfig) -> Postprocessor:
 
 
 def _backbone(config: BackboneConfig, *, pretrained: bool) -> Backbone:
-    options = asdict(config)
-    name, weights, source = options.pop("name"), options.pop("weights"), options.pop("weights_source")
-    fpn, channels, norm = options.pop("fpn"), options.pop("fpn_channels"), options.pop("fpn_norm")
-    if fpn:
-        options["out_features"] = pyramid_features(name)
-    elif config.dilate_c5:
-        options["out_features"] = ("c5",)
-    body = build_backbone(name, weights=weights, weights_source=source, load_weights=pretrained, **options)
-    return FPN(body, channels=channels, norm=_norm(norm)) if fpn else body
+    features = pyramid_features(config.name) if config.fpn else ("c5",) if config.dilate_c5 else None
+    body = build_plain_backbone(config, pretrained=pretrained, out_features=features)
+    return FPN(body, channels=config.fpn_channels, norm=_norm(config.fpn_norm)) if config.fpn else body
 
 
 def _norm(kind: Literal["bn", "gn", "sync_bn"] | None) -> NormLayer | None:

@@ -14,6 +14,7 @@ __all__ = [
     "AnchorConfig",
     "BackboneConfig",
     "BoxConfig",
+    "ClassificationConfig",
     "Config",
     "DataConfig",
     "JitterConfig",
@@ -280,6 +281,34 @@ class LocalizationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassificationConfig:
+    """Classification training (tools/pretrain_net.py).  Source: "Deep Residual Learning", sections 3.4 and 4.2."""
+
+    # Beside the usual one: spatial pyramid pooling, early exits, relay back-propagation.
+    network: Literal["classifier", "spp", "branchynet", "relay"] = "classifier"
+    features: tuple[str, ...] = ()  # stages with an early exit, or the two of relay back-propagation; empty: the last
+    label_smoothing: float = 0.0  # 0.1 in "Rethinking the Inception Architecture"
+    mixup: float = 0.0  # alpha; 0.2 on ImageNet and 1 on CIFAR in its paper; 0: none
+    views: Literal["crop", "ten_crop", "dense"] = "crop"  # what a test is shown: the centre, ten crops, whole images
+    crop: int = 224  # side of a crop, pixels
+    shorter_side: int = 256  # of the image that crops are cut from
+    scales: tuple[int, ...] = (224, 256, 384, 480, 640)  # shorter sides of the whole images
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop <= self.shorter_side:
+            raise ValueError(
+                f"classification.crop must be at least 1 and at most shorter_side {self.shorter_side}, got {self.crop}"
+            )
+        if not 0 <= self.label_smoothing < 1 or self.mixup < 0:
+            raise ValueError(
+                "classification takes a label_smoothing from 0 to below 1 and a mixup of at least 0, "
+                f"got {self.label_smoothing} and {self.mixup}"
+            )
+        if not self.scales or min(self.scales) < 1:
+            raise ValueError(f"classification.scales takes one or more shorter sides, got {self.scales}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
@@ -291,6 +320,7 @@ class Config:
     solver: SolverConfig = field(default_factory=SolverConfig)
     alternating: AlternatingConfig = field(default_factory=AlternatingConfig)
     localization: LocalizationConfig = field(default_factory=LocalizationConfig)
+    classification: ClassificationConfig = field(default_factory=ClassificationConfig)
     init: str | None = None  # a detector to start from: a checkpoint or a run directory
     init_classes: dict[str, str] = field(default_factory=dict)  # class here -> its name there, where they differ
     seed: int = 0  # of weights, shuffling, augmentation and sampling

@@ -28,7 +28,8 @@ from backbones.classifier import Classifier
 from backbones.factory import build_backbone
 from backbones.weights import download_torchvision, read_state_dict, rename_torchvision
 from detection.boxes import clip, scale
-from detection.config import BackboneConfig, Config
+from detection.build import build_plain_backbone, refuse_detector_keys
+from detection.config import Config
 from detection.data.build import build_train_loader
 from detection.data.images import read_image
 from detection.data.index import AnnotationIndex
@@ -62,19 +63,6 @@ ROWS: dict[str, float | None] = {
 }
 NetworkT = TypeVar("NetworkT", ClassRPN, RegionClassifier)
 
-BACKBONE_OPTIONS = (
-    "norm",
-    "norm_eps",
-    "stride_in",
-    "shortcut",
-    "activation",
-    "stochastic_depth",
-    "freeze_at",
-    "tail_stride",
-    "roi_size",
-    "dropout",
-)
-DETECTOR_KEYS = ("init", "solver.fixed", "data.proposals", "backbone.fpn", "backbone.dilate_c5", "anchors.rounded")
 REGIONS_AT_ONCE = 256  # warped regions that the R-CNN is tested on together
 SAY_EVERY = 5000  # images
 
@@ -87,7 +75,7 @@ def run_localization(config: Config, output: Path, *, say: Callable[[str], None]
         NotFiniteError: a loss is infinite or not a number.
     """
     refuse_many("localisation")
-    _refuse_detector_keys(config)
+    refuse_detector_keys(config, "localisation")
     index, test_index = load_data(config)
     if test_index is None:
         raise ValueError("data.test is empty; give the set to test on, such as [imagenet_loc:val]")
@@ -122,7 +110,7 @@ def build_class_rpn(config: Config, num_classes: int, pretrained: bool = True) -
     Raises:
         ValueError: an option that the backbone lacks, or weights that do not fit it.
     """
-    backbone = _backbone(config.backbone, pretrained=pretrained, out_features=("c5",))
+    backbone = build_plain_backbone(config.backbone, pretrained=pretrained, out_features=("c5",))
     stride = list(backbone.specs.values())[-1].stride
     rpn, anchors = config.rpn, config.anchors
     model = ClassRPN(
@@ -152,7 +140,7 @@ def build_region_classifier(config: Config, num_classes: int, pretrained: bool =
         ValueError: an option that the backbone lacks, or weights that do not fit it.
     """
     model = RegionClassifier(
-        _backbone(config.backbone, pretrained=pretrained),
+        build_plain_backbone(config.backbone, pretrained=pretrained),
         num_classes=num_classes,
         coder=BoxCoder(config.box.coder_weights),
         smooth_l1_beta=config.box.smooth_l1_beta,
@@ -209,27 +197,6 @@ class _View:
 def _is_left(number: int, path: Path, say: Callable[[str], None], *, done: bool) -> bool:
     say(f"step {number} is done: {path}" if done else f"step {number} of 4: {path}")
     return not done
-
-
-def _refuse_detector_keys(config: Config) -> None:
-    for key in DETECTOR_KEYS:
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        if value:
-            raise ValueError(f"{key} is {value!r}, but only detectors know it; leave it unset for localisation")
-
-
-def _backbone(config: BackboneConfig, *, pretrained: bool, out_features: Sequence[str] | None = None) -> Backbone:
-    options = {name: getattr(config, name) for name in BACKBONE_OPTIONS}
-    return build_backbone(
-        config.name,
-        weights=config.weights,
-        weights_source=config.weights_source,
-        load_weights=pretrained,
-        out_features=out_features,
-        **options,
-    )
 
 
 def _build_classifier(config: Config, num_classes: int) -> _ClassPredictor | None:

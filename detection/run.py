@@ -139,6 +139,7 @@ def train_model(
     test: Callable[[nn.Module], Evaluation] | None = None,
     test_index: AnnotationIndex | None = None,
     resume: bool = False,
+    tool: str = "train_net.py",
 ) -> dict[str, Any]:
     """Trains a model into ``output`` and returns the result of its last test.
 
@@ -152,6 +153,7 @@ def train_model(
         test: called when an evaluation is due.
         test_index: what it tests on, for the manifest.
         resume: go on from the newest checkpoint in ``output``, if there is one.
+        tool: the program of tools/ that goes on with such a run.
 
     Raises:
         ValueError: bad config, or ``output`` holds a run and ``resume`` is not set.
@@ -198,7 +200,7 @@ def train_model(
             for line in changed_keys(newest[0].config, config):
                 log.say(f"config changed: {line}")
         _say_what_trains(config, state, index, device, log)
-        run = _Run(config, output, checkpoints, log, load, test, stop)
+        run = _Run(config, output, checkpoints, log, load, test, stop, tool)
         return run.train(state, device, run.evaluate(state) if pending else {})
 
 
@@ -213,6 +215,7 @@ class _Run:
     load: Callable[..., Iterable[Batch]]
     test: Callable[[nn.Module], Evaluation] | None
     stop: StopRequest
+    tool: str
 
     def train(self, state: TrainState, device: torch.device, result: dict[str, Any]) -> dict[str, Any]:
         """Takes all steps that are left; the last result, ``result`` if there is no later one."""
@@ -275,7 +278,7 @@ class _Run:
     def _not_finite(self, state: TrainState, error: NotFiniteError) -> None:
         """Does with a step that can't be taken what solver.on_not_finite says; ``state`` is that before it."""
         solver, names = self.config.solver, self.checkpoints.class_names
-        path = dump_step(self.output, state, error, self.config, names, whole=state.not_finite == 0)
+        path = dump_step(self.output, state, error, self.config, names, whole=state.not_finite == 0, tool=self.tool)
         state.not_finite += 1
         message = f"{error}; {path} has all it takes to repeat the step"
         if solver.on_not_finite == "stop":

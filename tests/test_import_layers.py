@@ -29,6 +29,7 @@ LAYERS = (
     ("detection.testing", "detection.run", "detection.weights"),
     (
         "detection.alternating",
+        "detection.classification",
         "detection.comparison",
         "detection.costs",
         "detection.experiment",

@@ -6,12 +6,12 @@ import atexit
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detection.config import DataConfig
 from detection.data.dataset import Batch, DetectionDataset, collate
@@ -20,7 +20,7 @@ from detection.data.proposals import read_proposals
 from detection.data.samplers import TestBatches, TrainBatches, repeat_factors
 from detection.data.transforms import Augment, Jitter, RandomResize, Resize, Scaling
 
-__all__ = ["build_test_loader", "build_train_loader"]
+__all__ = ["build_test_loader", "build_train_loader", "make_loader"]
 
 
 def build_train_loader(
@@ -32,6 +32,7 @@ def build_train_loader(
     start: int = 0,
     pin: bool = False,
     share: tuple[int, int] = (0, 1),
+    kind: type[DetectionDataset] = DetectionDataset,
 ) -> DataLoader[Batch]:
     """Endless batches of ``batch_size`` augmented images, from batch number ``start`` of the run seeded ``seed``.
 
@@ -43,6 +44,7 @@ def build_train_loader(
         start: number of the first batch.
         pin: put them into memory that copies to a GPU faster.
         share: (number of this process, of how many): which part of every batch it gets.
+        kind: of data set that reads them.
 
     Raises:
         ValueError: nothing to train on, an augmentation that can't work, or objects to paste without masks.
@@ -50,7 +52,7 @@ def build_train_loader(
     if config.copy_paste and index.masks is None:
         raise ValueError(f"data.copy_paste pastes masks, which data.train {list(config.train)} lacks: {NO_MASKS}")
     proposals = read_proposals(config.proposals, index) if config.proposals else None
-    dataset = DetectionDataset(
+    dataset = kind(
         index,
         resize=_train_resize(config),
         augment=Augment(config.augment),
@@ -70,7 +72,7 @@ def build_train_loader(
         repeats=repeat_factors(index, rows, config.repeat_threshold) if config.repeat_threshold else None,
         share=share,
     )
-    return _loader(dataset, batches, config.workers, pin)
+    return make_loader(dataset, batches, workers=config.workers, pin=pin)
 
 
 def build_test_loader(
@@ -84,20 +86,18 @@ def build_test_loader(
     """Every image of ``index`` once (or only ``rows``), resized and not augmented."""
     dataset = DetectionDataset(index, resize=Resize(config.shorter_side, config.longer_side))
     batches = TestBatches(range(len(index)) if rows is None else rows, batch_size=batch_size)
-    return _loader(dataset, batches, config.workers, pin)
+    return make_loader(dataset, batches, workers=config.workers, pin=pin)
 
 
-def _train_resize(config: DataConfig) -> Scaling:
-    if config.jitter is not None:
-        return Jitter(config.jitter.size, config.jitter.low, config.jitter.high)
-    if config.train_shorter_sides:
-        return RandomResize(config.train_shorter_sides, config.longer_side)
-    return Resize(config.shorter_side, config.longer_side)
-
-
-def _loader(
-    dataset: DetectionDataset, batches: TrainBatches | TestBatches, workers: int, pin: bool
-) -> DataLoader[Batch]:
+def make_loader(
+    dataset: Dataset[Any],
+    batches: Sampler[list[tuple[int, int]]],
+    *,
+    workers: int,
+    pin: bool,
+    collate: Callable[[Any], Any] = collate,
+) -> DataLoader[Any]:
+    """What ``collate`` makes of the samples of ``dataset``, in the ``batches`` that the sampler says."""
     return DataLoader[Any](  # of Sample by its stubs, which do not know collate_fn
         dataset,
         batch_sampler=batches,
@@ -107,6 +107,14 @@ def _loader(
         generator=torch.Generator(),  # else starting the workers would draw from the run's random numbers
         worker_init_fn=_start_worker,
     )
+
+
+def _train_resize(config: DataConfig) -> Scaling:
+    if config.jitter is not None:
+        return Jitter(config.jitter.size, config.jitter.low, config.jitter.high)
+    if config.train_shorter_sides:
+        return RandomResize(config.train_shorter_sides, config.longer_side)
+    return Resize(config.shorter_side, config.longer_side)
 
 
 def _start_worker(_worker: int) -> None:

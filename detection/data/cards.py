@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from detection.config_io import build_dataclass, parse_yaml
 from detection.data.coco import read_coco
+from detection.data.image_folder import read_image_folder
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem, refuse_errors
 from detection.data.voc import read_voc
@@ -31,9 +32,10 @@ class Card:
     """The keys of a card; datasets/README.md explains them."""
 
     name: str
-    format: Literal["voc", "coco"]
+    format: Literal["voc", "coco", "image_folder"]
     splits: dict[str, Any]
-    classes: tuple[str, ...] = ()  # empty: those that ``names`` leads to, in its order
+    # Empty: those that ``names`` leads to, in its order; of image folders their names.
+    classes: tuple[str, ...] = ()
     names: dict[str, str] = field(default_factory=dict)  # what the files call a class otherwise -> the class
     source: str = ""  # where the data come from, and their licence
     root: str | None = None  # folder below the data root, or an absolute path; null: the card's name
@@ -46,10 +48,10 @@ class Card:
         if not self.classes:
             object.__setattr__(self, "classes", tuple(dict.fromkeys(self.names.values())))
         doubled = {name for name in self.classes if self.classes.count(name) > 1}
-        if not self.classes or doubled:
+        if doubled or not (self.classes or self.format == "image_folder"):
             raise ValueError(f"card {self.name!r} needs class names, each once; given twice: {sorted(doubled)}")
         if self.names and self.format != "voc":
-            raise ValueError(f"card {self.name!r}: names is for the voc format; COCO files name their own categories")
+            raise ValueError(f"card {self.name!r}: names is for the voc format; others name their own classes")
         unknown = sorted(set(self.names.values()) - set(self.classes))
         if unknown:
             raise ValueError(f"names of card {self.name!r} lead to {unknown}, which are not among its classes")
@@ -114,7 +116,7 @@ def read_split(card: Card, split: str, root: Path, *, masks: bool = False) -> tu
     described = card.splits[split]
     entries = described if isinstance(described, list) else [described]
     if not entries or not all(isinstance(entry, dict) for entry in entries):
-        keys = "{list:}" if card.format == "voc" else "{annotations:, images:}"
+        keys = {"voc": "{list:}", "coco": "{annotations:, images:}", "image_folder": "{folder:}"}[card.format]
         raise ValueError(f"card {card.name!r}: split {split!r} takes {keys}, or a list of such, got {described!r}")
     folder = card.folder(root)
     if not folder.is_dir():
@@ -122,10 +124,14 @@ def read_split(card: Card, split: str, root: Path, *, masks: bool = False) -> tu
             f"data set {card.name!r} is not at {folder}; set data.root or $RESDET_DATA_ROOT to the folder above it. "
             f"Where to get it: {card.source.strip() or 'its card does not say'}"
         )
-    read = partial(read_voc, names=card.names) if card.format == "voc" else read_coco
     drop = card.bad_boxes == "drop"
+    read = {
+        "voc": partial(read_voc, names=card.names, drop=drop, masks=masks),
+        "coco": partial(read_coco, drop=drop, masks=masks),
+        "image_folder": read_image_folder,
+    }[card.format]
     try:
-        results = [read(folder, entry, card.classes, drop=drop, exif=card.exif, masks=masks) for entry in entries]
+        results = [read(folder, entry, card.classes, exif=card.exif) for entry in entries]
     except ValueError as error:
         raise ValueError(f"card {card.name!r}, split {split!r}: {error}") from error
     return AnnotationIndex.concatenate([index for index, _ in results]), [p for _, found in results for p in found]

@@ -54,6 +54,10 @@ class PackedStrings:
         start = int(self.ends[row - 1]) if row else 0
         return self.characters[start : int(self.ends[row])].numpy().tobytes().decode()
 
+    def take(self, rows: Tensor) -> PackedStrings:
+        """The strings of ``rows`` (R,)."""
+        return self.pack([self[row] for row in rows.tolist()])
+
     def first(self, count: int) -> PackedStrings:
         """The first ``count`` strings."""
         return PackedStrings(self.characters, self.ends[:count])

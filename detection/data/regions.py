@@ -6,10 +6,8 @@ region.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.ops import roi_align
 
 from detection.boxes import iou
-from detection.data.dataset import Batch, Sample, collate
+from detection.data.build import make_loader
+from detection.data.dataset import Batch, Sample
 from detection.data.images import read_image
 from detection.data.index import AnnotationIndex
 from detection.data.proposals import StoredProposals
@@ -141,11 +140,5 @@ def region_loader(
     dataset: RegionDataset, workers: int, *, batch_size: int, seed: int, start: int = 0, pin: bool = False
 ) -> DataLoader[Batch]:
     """Endless batches of ``batch_size`` warped regions, from batch number ``start`` of the run seeded ``seed``."""
-    return DataLoader[Any](
-        dataset,
-        batch_sampler=RegionBatches(len(dataset), batch_size=batch_size, seed=seed, start=start),
-        num_workers=min(workers, os.cpu_count() or 1),
-        collate_fn=collate,
-        pin_memory=pin,
-        generator=torch.Generator(),  # else starting the workers would draw from the run's random numbers
-    )
+    batches = RegionBatches(len(dataset), batch_size=batch_size, seed=seed, start=start)
+    return make_loader(dataset, batches, workers=workers, pin=pin)

@@ -200,6 +200,7 @@ class Augment:
         moves = any(isinstance(transform, A.DualTransform) for transform in self._transforms)
         boxes = A.BboxParams(format="albumentations", label_fields=["rows"], clip=True)
         self._compose = A.Compose(list(self._transforms), bbox_params=boxes if moves else None)
+        self._pixels_only = A.Compose(list(self._transforms))
 
     def __call__(
         self, image: NDArray[np.uint8], target: Target, *, seed: Sequence[int]
@@ -210,11 +211,7 @@ class Augment:
         """
         if not self._transforms:
             return image, target
-        # Compose would hand one seed to every transform, and all of them would draw the same numbers.
-        seeds = np.random.SeedSequence(seed).generate_state(len(self._transforms) + 1)
-        self._compose.set_random_seed(int(seeds[0]))
-        for transform, own in zip(self._transforms, seeds[1:], strict=True):
-            transform.set_random_seed(int(own))
+        self._seed(self._compose, seed)
         height, width = image.shape[:2]
         limits = np.array([width, height, width, height])
         masks: dict[str, Any] = {}
@@ -223,14 +220,33 @@ class Augment:
         result = self._compose(image=image, bboxes=target.boxes.numpy() / limits, rows=np.arange(len(target)), **masks)
         return _unpack(result, target)
 
+    def pixels(self, image: NDArray[np.uint8], *, seed: Sequence[int]) -> NDArray[np.uint8]:
+        """The image (H, W, 3) as ``__call__`` changes it with this ``seed``, in half the time, since no boxes move."""
+        if not self._transforms:
+            return image
+        self._seed(self._pixels_only, seed)
+        return _checked(self._pixels_only(image=image))
 
-def _unpack(result: Mapping[str, Any], target: Target) -> tuple[NDArray[np.uint8], Target]:
+    def _seed(self, compose: A.Compose, seed: Sequence[int]) -> None:
+        # Compose would hand one seed to every transform, and all of them would draw the same numbers.
+        seeds = np.random.SeedSequence(seed).generate_state(len(self._transforms) + 1)
+        compose.set_random_seed(int(seeds[0]))
+        for transform, own in zip(self._transforms, seeds[1:], strict=True):
+            transform.set_random_seed(int(own))
+
+
+def _checked(result: Mapping[str, Any]) -> NDArray[np.uint8]:
     image = np.ascontiguousarray(result["image"])
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(
             f"data.augment must leave images (H, W, 3) uint8, got {image.shape} {image.dtype}; "
-            "the detector normalises them itself"
+            "the model normalises them itself"
         )
+    return image
+
+
+def _unpack(result: Mapping[str, Any], target: Target) -> tuple[NDArray[np.uint8], Target]:
+    image = _checked(result)
     height, width = image.shape[:2]
     kept = torch.as_tensor(np.asarray(result["rows"], dtype=np.int64))
     boxes = np.asarray(result["bboxes"], dtype=np.float64).reshape(-1, 4) * [width, height, width, height]

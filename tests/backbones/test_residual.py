@@ -210,7 +210,7 @@ def test_initial_variance_allows_for_the_slope(activation: ActivationKind, slope
 
 def test_average_before_the_projection_takes_the_place_of_its_stride() -> None:
     block = BasicBlock(2, 2, stride=2, design=replace(DESIGN, avg_down=True)).eval()
-    nn.init.zeros_(block.bn2.weight)
+    nn.init.zeros_(block.get_parameter("bn2.weight"))
     weight = block.get_parameter("downsample.1.weight")
     nn.init.zeros_(weight)
     with torch.no_grad():

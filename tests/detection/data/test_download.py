@@ -70,8 +70,8 @@ class Handler(BaseHTTPRequestHandler):
         if server.cuts:
             body = body[: server.cuts.pop(0)]
             self.close_connection = True
+        server.sent += len(body)  # first: the client may be done before this thread goes on
         self.wfile.write(body)
-        server.sent += len(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Keeps the test output clean."""
