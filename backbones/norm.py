@@ -40,9 +40,8 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        return functional.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
-        )
+        normalise = _FixedBatchNorm.apply if torch.is_grad_enabled() and x.requires_grad else _normalise
+        return normalise(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, eps={self.eps}"
@@ -52,6 +51,34 @@ class FrozenBatchNorm(nn.Module):
         # load its own copy of the mapping, so the caller's keeps the entry.
         state_dict.pop(prefix + "num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _normalise(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return functional.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+
+
+class _FixedBatchNorm(torch.autograd.Function):
+    """Batch normalisation that keeps nothing of its input for the way back, where PyTorch's keeps all of it.
+
+    PyTorch's needs it for the gradients of scale and offset, which are fixed here.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return _normalise(x, mean, var, weight, bias, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, _, var, weight, _, eps = inputs
+        ctx.save_for_backward(var, weight)
+        ctx.eps = eps
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        var, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        scale = (weight * (var + ctx.eps).rsqrt()).to(gradient.dtype)
+        return gradient * scale.view(-1, 1, 1), None, None, None, None, None
 
 
 def make_norm(kind: NormKind, eps: float) -> NormLayer:

@@ -55,6 +55,35 @@ def test_gradient_passes_through_to_the_input() -> None:
     torch.testing.assert_close(x.grad, torch.full((1, 1, 2, 2), 0.5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_is_that_of_batch_norm_in_eval(dtype: torch.dtype) -> None:
+    theirs = batch_norm_with_statistics(6, eps=1e-3)
+    ours = FrozenBatchNorm(6, eps=1e-3)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 6, 5, 4).to(dtype).contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for layer in (theirs, ours):
+        own = x.clone().requires_grad_()
+        layer(own).square().sum().backward()
+        assert own.grad is not None
+        assert own.grad.dtype == dtype
+        gradients.append(own.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_nothing_as_large_as_the_input_is_kept_for_the_way_back() -> None:
+    kept: list[int] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        FrozenBatchNorm(4)(torch.randn(2, 4, 8, 8, requires_grad=True))
+    assert kept
+    assert max(kept) == 4
+
+
 @pytest.mark.parametrize(
     ("kind", "layer_type"),
     [("bn", nn.BatchNorm2d), ("frozen_bn", FrozenBatchNorm), ("gn", nn.GroupNorm), ("sync_bn", nn.SyncBatchNorm)],
