@@ -19,7 +19,7 @@ from backbones.traced import TracedBackbone
 from backbones.vgg import VGG
 from backbones.weights import SOURCES, download_torchvision, load_matching, our_names, read_state_dict
 
-__all__ = ["Builder", "backbone_names", "build_backbone", "pyramid_features", "register"]
+__all__ = ["Builder", "backbone_names", "backbone_options", "build_backbone", "pyramid_features", "register"]
 
 Builder = Callable[..., Backbone]
 
@@ -88,6 +88,15 @@ _LIBRARIES: dict[str, Builder] = {"timm": TimmBackbone, "torchvision": Torchvisi
 def backbone_names() -> tuple[str, ...]:
     """The names that ``build_backbone`` takes, in the order of the table."""
     return tuple(_BUILDERS)
+
+
+def backbone_options(name: str) -> tuple[str, ...]:
+    """The options that the backbone ``name`` offers, such as ``norm``.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return _options_of(_find(name))
 
 
 def register(name: str, builder: Builder) -> None:

@@ -17,7 +17,7 @@ from backbones.efficientnet_lite import has_lite_names, rename_lite
 from backbones.traced import Leaves, Stage, TracedBackbone
 from backbones.weights import UNREADABLE, LoadReport, read_state_dict
 
-__all__ = ["TimmBackbone"]
+__all__ = ["TimmBackbone", "create_timm_classifier"]
 
 STRIDES = {2: "c1", 4: "c2", 8: "c3", 16: "c4", 32: "c5"}
 
@@ -46,7 +46,7 @@ class TimmBackbone(TracedBackbone):
         input_stats: InputStats | None = None,
     ) -> None:
         timm = _timm(model_name)
-        model = _create(timm, model_name)
+        model = create_timm_classifier(model_name)
         pretrained_cfg = model.pretrained_cfg
         if pretrained_cfg["fixed_input_size"]:
             _, height, width = pretrained_cfg["input_size"]
@@ -77,16 +77,13 @@ class TimmBackbone(TracedBackbone):
         return self.load(rename_lite(state) if has_lite_names(state) else state, source=repr(weights))
 
 
-def _timm(model_name: str) -> ModuleType:
-    try:
-        import timm
-    except ImportError as error:
-        raise ValueError(f"timm:{model_name} needs the package timm; pip install 'resdet[timm]'") from error
-    return timm
+def create_timm_classifier(model_name: str) -> Any:
+    """The whole model with random weights; ``pretrained_cfg`` says what timm's weights for it are.
 
-
-def _create(timm: ModuleType, model_name: str) -> Any:
-    """The classifier, with random weights."""
+    Raises:
+        ValueError: timm is not installed, or has no such model.
+    """
+    timm = _timm(model_name)
     if not timm.is_model(model_name):
         nearest = difflib.get_close_matches(model_name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else "timm.list_models() lists them"
@@ -96,6 +93,14 @@ def _create(timm: ModuleType, model_name: str) -> Any:
     except (RuntimeError, AssertionError) as error:  # an unknown tag, or a model that was removed
         tagged = timm.list_pretrained(f"{model_name.partition('.')[0]}.*")
         raise ValueError(f"timm cannot build {model_name!r}: {error} Known: {', '.join(tagged)}") from error
+
+
+def _timm(model_name: str) -> ModuleType:
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(f"timm:{model_name} needs the package timm; pip install 'resdet[timm]'") from error
+    return timm
 
 
 def _download(timm: ModuleType, model_name: str) -> dict[str, Tensor]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from torch import nn
 from torchvision.models import get_model
 
 from backbones.base import InputStats, he_initialise
 from backbones.traced import Stage, TracedBackbone
 from backbones.weights import LoadReport, download_torchvision, read_state_dict
 
-__all__ = ["TorchvisionBackbone"]
+__all__ = ["TorchvisionBackbone", "create_torchvision_classifier"]
 
 # The last inception of each stride; its maps are the four branches side by side.
 _STAGES: dict[str, dict[str, Stage]] = {
@@ -54,15 +55,8 @@ class TorchvisionBackbone(TracedBackbone):
         freeze_at: int = 0,
         input_stats: InputStats = _HALVES,
     ) -> None:
-        if model_name not in _STAGES:
-            raise ValueError(
-                f"no torchvision:{model_name} here; known: {', '.join(f'torchvision:{name}' for name in _STAGES)}; "
-                f"timm has most others, as timm:{model_name}"
-            )
-        model = get_model(model_name, weights=None, aux_logits=False, transform_input=False, init_weights=False)
-        he_initialise(model)
         super().__init__(
-            model,
+            create_torchvision_classifier(model_name),
             name=f"torchvision:{model_name}",
             stages=_STAGES[model_name],
             out_features=out_features,
@@ -80,3 +74,19 @@ class TorchvisionBackbone(TracedBackbone):
         """
         state = download_torchvision(self.model_name) if weights == "torchvision" else read_state_dict(weights)
         return self.load(state, source=repr(weights))
+
+
+def create_torchvision_classifier(model_name: str) -> nn.Module:
+    """The whole model, without its auxiliary classifiers, with random weights.
+
+    Raises:
+        ValueError: not one of those that are a backbone here.
+    """
+    if model_name not in _STAGES:
+        raise ValueError(
+            f"no torchvision:{model_name} here; known: {', '.join(f'torchvision:{name}' for name in _STAGES)}; "
+            f"timm has most others, as timm:{model_name}"
+        )
+    model = get_model(model_name, weights=None, aux_logits=False, transform_input=False, init_weights=False)
+    he_initialise(model)
+    return model
