@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,18 @@ def test_files_build_a_detector_over_a_map_of_stride_16(path: Path) -> None:
     backbone = build(load(path)).backbone
     assert {spec.stride: spec.channels for spec in backbone.specs.values()} == {16: NETWORKS[path.stem][1]}
     assert any(not parameter.requires_grad for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_maps_are_exact_for_odd_sizes_and_gradients_reach_what_is_trained(path: Path) -> None:
+    backbone = build(load(path)).backbone
+    (spec,) = backbone.specs.values()
+    for height, width in ((65, 97), (33, 50)):
+        (feature,) = backbone(torch.zeros(2, 3, height, width, device="meta")).values()
+        assert feature.shape == (2, spec.channels, math.ceil(height / 16), math.ceil(width / 16))
+    feature.sum().backward()
+    parameters = list(backbone.parameters())
+    assert [p.grad is not None for p in parameters] == [p.requires_grad for p in parameters]
 
 
 def test_the_head_cannot_be_a_tail() -> None:

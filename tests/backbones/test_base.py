@@ -14,7 +14,7 @@ from torchvision.models import ResNet50_Weights
 from backbones.base import IMAGENET_RGB, Backbone, he_initialise, order_features
 from backbones.factory import backbone_names, build_backbone
 
-# Of more than 1000 layers, in which nothing but their number is new; test_cifar_resnet.py builds them.
+# Of more than 1000 layers, in which nothing but their number is new; they have one test of their own.
 DEEPEST = ("cifar_resnet1202", "cifar_preact_resnet1001")
 every_backbone = pytest.mark.parametrize("name", [name for name in backbone_names() if name not in DEEPEST])
 small_ones = pytest.mark.parametrize(
@@ -28,6 +28,10 @@ small_ones = pytest.mark.parametrize(
         ("cifar_resnet20", 8),
         ("cifar_plain20", 8),
         ("cifar_preact_resnet110", 8),
+        ("plain18", 3),
+        ("preact_resnet50", 3),
+        ("seresnet50", 3),
+        ("all_cnn_c", 8),
     ],
 )
 SIZES = [(65, 97), (33, 50), (1, 31)]
@@ -163,6 +167,23 @@ def test_impossible_options_are_named(name: str, options: dict[str, Any]) -> Non
 def test_region_size_must_be_positive(name: str) -> None:
     with pytest.raises(ValueError, match="roi_size must be at least 1, got 0"):
         build_meta(name, roi_size=0)
+
+
+@pytest.mark.parametrize("name", DEEPEST)
+def test_networks_of_a_thousand_layers_keep_the_contract(name: str) -> None:
+    # Not on "meta", where every one of their operations costs more than its values do on so small an image.
+    backbone = build_backbone(name, freeze_at=1, out_features=("c0", "c1"), roi_size=2)
+    names = set(backbone.state_dict())
+    tail = backbone.tail()
+    assert set(tail.state_dict()) | set(backbone.state_dict()) == names
+    features = backbone(torch.randn(1, 3, 5, 7))
+    for feature, spec in zip(features.values(), backbone.specs.values(), strict=True):
+        assert feature.shape == (1, spec.channels, math.ceil(5 / spec.stride), math.ceil(7 / spec.stride))
+    tail(features["c1"][:, :, :2, :2]).sum().backward()
+    parameters = [*backbone.parameters(), *tail.parameters()]
+    assert [p.grad is not None for p in parameters] == [p.requires_grad for p in parameters]
+    assert any(not p.requires_grad for p in parameters)
+    backbone.load_state_dict(backbone.state_dict())
 
 
 def test_imagenet_stats_are_those_of_torchvision_times_255() -> None:

@@ -63,6 +63,9 @@ def test_outputs_equal_torchvisions(name: str, size: tuple[int, int]) -> None:
         ("resnet18d", "resnet18d"),
         ("resnet50d", "resnet50d"),
         ("preact_resnet50", "resnetv2_50"),
+        ("preact_resnet18", "resnetv2_18"),
+        ("resnet50c", "resnet50c"),
+        ("resnet101d", "resnet101d"),
     ],
 )
 def test_outputs_equal_timms(name: str, theirs_name: str) -> None:
@@ -76,6 +79,10 @@ def test_outputs_equal_timms(name: str, theirs_name: str) -> None:
     ours = meta_classifier(name).to_empty(device="cpu")
     renamed = {rename_timm(key): value for key, value in state.items()}
     renamed["fc.weight"] = renamed["fc.weight"].flatten(1)  # a 1x1 convolution in some
+    if theirs_name == "resnetv2_18":  # its first shortcut starts before the first activation, the paper's after it
+        first = theirs.stages[0].blocks[0]
+        theirs.stem.append(first.norm1)
+        first.norm1 = nn.Identity()
     ours.load_torchvision(renamed)
     images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
