@@ -1,7 +1,8 @@
 """List every backbone: paper, size, multiply-adds, weights and their licence, errors published and measured here.
 
 The names are those of backbones/factory.py and those that configs/backbones takes from timm and torchvision. Errors
-measured here are read from the results of CIFAR-10 runs, RUNS/cifar10_NAME/result.json, with NAME such as resnet20.
+measured here are read from the results of CIFAR-10 runs, RUNS/cifar10_NAME/result.json, with NAME such as
+resnet20 or cifar_resnet20.
 
 examples:
   python tools/list_backbones.py
@@ -101,8 +102,9 @@ def cifar_row(entry: Entry, measured: float | None) -> list[str]:
 
 def measured_error(entry: Entry, runs: Path) -> float | None:
     """Percent of CIFAR-10's test images that a run here got wrong."""
-    path = runs / f"cifar10_{entry.name.removeprefix('cifar_')}" / "result.json"
-    if not path.is_file():
+    folders = (runs / f"cifar10_{name}" for name in (entry.name.removeprefix("cifar_"), entry.name))
+    path = next((folder / "result.json" for folder in folders if (folder / "result.json").is_file()), None)
+    if path is None:
         return None
     return 100 * (1 - json.loads(path.read_text(encoding="utf-8"))["classification"]["top1"])
 

@@ -56,12 +56,13 @@ def test_sizes_of_other_libraries_networks(name: str, tool: dict[str, Any], rows
     assert tool["imagenet_row"](describe(name))[:6] == rows[name][:6]
 
 
-def test_error_of_a_run_is_read_from_its_result(tool: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["cifar10_resnet20", "cifar10_cifar_resnet20"])
+def test_error_of_a_run_is_read_from_its_result(folder: str, tool: dict[str, Any], tmp_path: Path) -> None:
     entry = describe("cifar_resnet20")
     assert tool["render"]([entry], tmp_path).endswith("| 8.75 | not run |")
-    (tmp_path / "cifar10_resnet20").mkdir()
+    (tmp_path / folder).mkdir()
     result = {"classification": {"top1": 0.875, "top5": 0.99, "images": 10_000}}
-    (tmp_path / "cifar10_resnet20" / "result.json").write_text(json.dumps(result))
+    (tmp_path / folder / "result.json").write_text(json.dumps(result))
     assert tool["render"]([entry], tmp_path).endswith("| 8.75 | 12.50 |")
 
 
