@@ -196,11 +196,13 @@ class Augment:
     """
 
     def __init__(self, steps: Sequence[Mapping[str, Any]]) -> None:
-        self._transforms = [_transform(step) for step in steps]
-        moves = any(isinstance(transform, A.DualTransform) for transform in self._transforms)
+        transforms = [_transform(step) for step in steps]
+        moves = any(isinstance(transform, A.DualTransform) for transform in transforms)
         boxes = A.BboxParams(format="albumentations", label_fields=["rows"], clip=True)
-        self._compose = A.Compose(list(self._transforms), bbox_params=boxes if moves else None)
-        self._pixels_only = A.Compose(list(self._transforms))
+        self._compose = A.Compose(list(transforms), bbox_params=boxes if moves else None)
+        # Transforms of its own: each knows from the last Compose that it is put into what becomes of its boxes.
+        self._pixels_only = A.Compose([_transform(step) for step in steps])
+        self._steps = len(transforms)
 
     def __call__(
         self, image: NDArray[np.uint8], target: Target, *, seed: Sequence[int]
@@ -209,7 +211,7 @@ class Augment:
 
         Objects that leave the image are dropped.
         """
-        if not self._transforms:
+        if not self._steps:
             return image, target
         self._seed(self._compose, seed)
         height, width = image.shape[:2]
@@ -221,17 +223,24 @@ class Augment:
         return _unpack(result, target)
 
     def pixels(self, image: NDArray[np.uint8], *, seed: Sequence[int]) -> NDArray[np.uint8]:
-        """The image (H, W, 3) as ``__call__`` changes it with this ``seed``, in half the time, since no boxes move."""
-        if not self._transforms:
+        """The image (H, W, 3) as ``__call__`` changes it with this ``seed``, in half the time, since no boxes move.
+
+        Raises:
+            ValueError: a transform chooses by the boxes.
+        """
+        if not self._steps:
             return image
         self._seed(self._pixels_only, seed)
-        return _checked(self._pixels_only(image=image))
+        try:
+            return _checked(self._pixels_only(image=image))
+        except KeyError as error:
+            raise ValueError(f"data.augment has a transform that needs {error}, and here are only images") from error
 
     def _seed(self, compose: A.Compose, seed: Sequence[int]) -> None:
         # Compose would hand one seed to every transform, and all of them would draw the same numbers.
-        seeds = np.random.SeedSequence(seed).generate_state(len(self._transforms) + 1)
+        seeds = np.random.SeedSequence(seed).generate_state(self._steps + 1)
         compose.set_random_seed(int(seeds[0]))
-        for transform, own in zip(self._transforms, seeds[1:], strict=True):
+        for transform, own in zip(compose.transforms, seeds[1:], strict=True):
             transform.set_random_seed(int(own))
 
 

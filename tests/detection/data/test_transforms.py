@@ -436,6 +436,56 @@ def test_a_probability_is_met() -> None:
     assert 70 <= flipped <= 130  # 100 expected, deviation 8.7
 
 
+# pixels alone
+
+PIPELINES: dict[str, Sequence[Mapping[str, Any]]] = {
+    "flip": [{"HorizontalFlip": {"p": 0.5}}],
+    "crop": [{"RandomCrop": {"height": 50, "width": 60, "p": 1}}],
+    "crop and resize": [MOVES["crop and resize"]],
+    "pad": [{"PadIfNeeded": {"min_height": 150, "min_width": 140, "p": 1}}],
+    "pad, crop and flip": [
+        {"Pad": {"padding": 4}},
+        {"RandomCrop": {"height": 90, "width": 120}},
+        {"HorizontalFlip": {"p": 0.5}},
+    ],
+    "colour": [{"ColorJitter": {"p": 0.8}}],
+    "all": [MOVES["affine"], {"ColorJitter": {"p": 1}}, MOVES["crop"], {"HorizontalFlip": {"p": 0.5}}],
+    "nothing": [],
+}
+
+
+@pytest.mark.parametrize("steps", PIPELINES.values(), ids=PIPELINES)
+def test_pixels_alone_are_those_of_the_whole_pipeline(steps: Sequence[Mapping[str, Any]]) -> None:
+    augment, noise = Augment(steps), np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    noise.setflags(write=False)
+    _, target = scene(MIDDLE)
+    for seed in range(12):
+        expected = augment(noise, target, seed=(3, seed))[0]
+        np.testing.assert_array_equal(augment.pixels(noise, seed=(3, seed)), expected)
+        np.testing.assert_array_equal(Augment(steps).pixels(noise, seed=(3, seed)), expected)
+
+
+def test_a_dropout_of_pixels_takes_the_boxes_along() -> None:
+    # The hole covers all of the left part of the image from its left border on, or all of the right part.
+    hole = {"num_holes_range": [1, 1], "hole_height_range": [90, 90], "hole_width_range": [60, 60], "p": 1}
+    augment, lefts = Augment([{"CoarseDropout": {**hole, "fill": 7}}]), set()
+    image, target = scene((20, 0, 100, 90), masks=False)
+    for seed in range(20):
+        changed, moved = augment(image, target, seed=(seed,))
+        assert moved.boxes.round().tolist() == [box_of(changed[:, :, 1] == GREENS[0])]
+        lefts.add(moved.boxes[0, 0].item())
+    assert len(lefts) > 1
+
+
+def test_a_transform_that_chooses_by_the_boxes_needs_them() -> None:
+    augment = Augment([MOVES["safe crop"]])
+    assert run([MOVES["safe crop"]], *scene(MIDDLE), 0)[0].shape == (80, 70, 3)
+    with pytest.raises(
+        ValueError, match=r"data\.augment has a transform that needs 'bboxes', and here are only images"
+    ):
+        augment.pixels(scene(MIDDLE)[0], seed=(0,))
+
+
 # mistakes
 
 
