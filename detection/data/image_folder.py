@@ -23,6 +23,7 @@ from detection.data.regions import image_labels
 __all__ = ["ImageFolderSplit", "read_image_folder", "whole_images"]
 
 READERS = 16  # threads; a header is a wait for the disk
+SUFFIXES = (*IMAGE_SUFFIXES, ".ppm", ".pgm")  # those of torchvision's ImageFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +45,17 @@ def read_image_folder(
     ``classes`` are the names of the folders; if there are none, every folder is a class, in alphabetical order.
 
     Raises:
-        ValueError: ``entry`` is no description of such a split, or no classes are given and there is no folder.
+        ValueError: ``entry`` is no description of such a split, no classes are given and there is no folder, or a
+            class has a name that no folder can have.
     """
     root = folder / build_dataclass(ImageFolderSplit, entry).folder
     found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     classes = classes or tuple(found)
     if not classes:
         raise ValueError(f"{root} must hold a folder for each class, and there is none")
+    for name in classes:
+        if name in ("", "..") or name != Path(name).name:
+            raise ValueError(f"a class is the name of a folder in {root}, got {name!r}")
     problems = [
         Problem("error", "folder of a class that the card lacks", str(root / name), nearest_class(name, classes))
         for name in found
@@ -58,7 +63,8 @@ def read_image_folder(
     ]
     files, labels = list[Path](), list[int]()
     for label, name in enumerate(classes):
-        own = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        below = (root / name).rglob("*")
+        own = sorted(path for path in below if path.suffix.lower() in SUFFIXES and path.is_file())  # not a pipe
         if not own:
             problems.append(Problem("error", "class without an image", str(root / name), repr(name)))
         files += own

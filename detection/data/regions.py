@@ -45,7 +45,7 @@ def image_labels(index: AnnotationIndex) -> Tensor:
         row = int(rows[other[0]])
         names = sorted({index.class_names[label] for label in wanted[rows == row].tolist()})
         raise ValueError(
-            f"{index.paths[row]} has objects of the classes {', '.join(names)}; in localisation an image has one class"
+            f"{index.paths[row]} has objects of the classes {', '.join(names)}; here an image has one class"
         )
     return labels
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from detection.data.cards import Card, data_root, load_card, load_dataset, read_split
 from detection.data.check import summarize_index
@@ -83,7 +84,7 @@ def test_a_missing_card_file_is_named(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         ({"clases": ["cat"]}, "no config key 'clases'; did you mean 'classes'?"),
-        ({"format": "voc2007"}, "'format' takes one of ('voc', 'coco'), got 'voc2007'"),
+        ({"format": "voc2007"}, "'format' takes one of ('voc', 'coco', 'image_folder'), got 'voc2007'"),
         ({"format": None}, "'format'"),
         ({"classes": [0, 1]}, "'classes[0]' takes str, got 0"),
         ({"classes": "cat"}, "'classes' takes a list, such as [a, b], got 'cat'"),
@@ -157,6 +158,67 @@ def test_both_formats_load(make_voc: MakeVOC, make_coco: MakeCOCO, write_card: W
     assert (len(voc), len(voc.boxes), voc.image_ids.tolist(), problems) == (2, 2, [1, 2], [])
     coco, problems = load_dataset([f"{write_card('coco')}:train"], tmp_path)
     assert (len(coco), len(coco.boxes), coco.image_ids.tolist(), problems) == (1, 1, [9], [])
+
+
+@pytest.fixture
+def write_folders(tmp_path: Path) -> Callable[..., str]:
+    """A card of image folders at tmp_path/folders, with one picture in each of the ``names`` below ``drawn``."""
+
+    def write(*names: str, drawn: tuple[str, ...] = ("train",), **keys: Any) -> str:
+        for split in drawn:
+            for name in names:
+                (tmp_path / "folders" / split / name).mkdir(parents=True)
+                Image.new("RGB", (8, 6)).save(tmp_path / "folders" / split / name / "a.png")
+        values = {"format": "image_folder", "splits": {split: {"folder": split} for split in drawn}} | keys
+        path = tmp_path / "folders.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return str(path)
+
+    return write
+
+
+def test_image_folders_load(write_folders: Callable[..., str], tmp_path: Path) -> None:
+    card = write_folders("dog", "cat", classes=["dog", "cat"])
+    index, problems = load_dataset([f"{card}:train"], tmp_path)
+    assert (index.class_names, index.labels.tolist(), index.sizes.tolist()) == (("dog", "cat"), [0, 1], [[6, 8]] * 2)
+    assert problems == []
+
+
+def test_image_folders_of_a_card_without_classes_name_them(write_folders: Callable[..., str], tmp_path: Path) -> None:
+    card = write_folders("dog", "cat", drawn=("train", "val"))
+    assert load_card(card).classes == ()
+    index, _ = load_dataset([f"{card}:train", f"{card}:val"], tmp_path)
+    assert (index.class_names, index.labels.tolist()) == (("cat", "dog"), [0, 1, 0, 1])
+    assert index.image_ids.tolist() == [1, 2, 3, 4]
+
+
+def test_problems_of_image_folders_are_errors(write_folders: Callable[..., str], tmp_path: Path) -> None:
+    card = write_folders("dgo", "cat", classes=["dog", "cat"])
+    with pytest.raises(
+        ValueError, match=r"(?s)has 2 errors:.*dgo: .*did you mean 'dog'\?.*dog: class without an image"
+    ):
+        load_dataset([f"{card}:train"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"splits": {"train": {"folder": "../other"}}}, "folder is below the data set's, got '../other'"),
+        ({"splits": {"train": {"folder": "/other"}}}, "folder is below the data set's, got '/other'"),
+        ({"splits": {"train": {"folder": "trian"}}}, "trian must hold a folder for each class"),
+        ({"splits": {"train": "train"}}, "card 'folders': split 'train' takes {folder:}, or a list of such"),
+        ({"names": {"n1": "cat"}}, "names is for the voc format"),
+        ({"classes": ["cat", "cat"]}, "each once; given twice: ['cat']"),
+        ({"classes": ["../cat"]}, "a class is the name of a folder in"),
+    ],
+)
+def test_a_mistake_in_a_card_of_image_folders_is_named(
+    write_folders: Callable[..., str], tmp_path: Path, keys: dict[str, Any], message: str
+) -> None:
+    card = write_folders("cat", **keys)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        load_dataset([f"{card}:train"], tmp_path)
+    assert "folders" in str(error.value)
 
 
 def test_sets_are_joined_and_clashing_ids_numbered_anew(

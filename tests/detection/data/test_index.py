@@ -52,6 +52,14 @@ def test_packed_strings_are_one_tensor_of_characters() -> None:
     assert packed.ends.tolist() == [2, 4]
 
 
+@pytest.mark.parametrize("rows", [[], [2], [3, 0, 0, 1], [0, 1, 2, 3]])
+def test_strings_of_chosen_rows(rows: list[int]) -> None:
+    strings = ["ab", "", "画像", "c"]
+    taken = PackedStrings.pack(strings).take(torch.tensor(rows, dtype=torch.int64))
+    assert [taken[row] for row in range(len(taken))] == [strings[row] for row in rows]
+    assert len(taken.characters) == sum(len(strings[row].encode()) for row in rows)
+
+
 def test_a_row_that_does_not_exist_is_refused() -> None:
     with pytest.raises(IndexError):
         PackedStrings.pack(["a"])[1]
