@@ -38,9 +38,10 @@ __all__ = [
 
 MAX_NAMES_SHOWN = 10
 
-# Our own classifiers' names begin with this, and those of their backbones with one of the others after it.
+# Our own classifiers' names begin with this, and those of their backbones with one of the others after it: "body." is
+# below spatial pyramid pooling.
 CLASSIFIER = "network."
-PARTS = ("backbone.", "tail.")
+PARTS = ("backbone.body.", "backbone.", "tail.")
 
 # What torch.load and safetensors raise for files that are damaged, of another format, or hold more than tensors.
 UNREADABLE = (
@@ -279,12 +280,9 @@ def _our_name(name: str) -> str:
 
 def _of_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The layers of the backbone, its tail among them, without those that only classify."""
-    return {
-        name.removeprefix(CLASSIFIER + part): value
-        for name, value in state.items()
-        for part in PARTS
-        if name.startswith(CLASSIFIER + part)
-    }
+    prefixes = [CLASSIFIER + part for part in PARTS]
+    found = {name: next(filter(name.startswith, prefixes), None) for name in state}
+    return {name.removeprefix(prefix): state[name] for name, prefix in found.items() if prefix is not None}
 
 
 def _reportable(names: Iterable[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from backbones.factory import build_backbone, pyramid_features
 from backbones.fpn import FPN
 from backbones.norm import NormLayer, make_norm
 from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, PostprocessConfig, RPNConfig
-from detection.engine.checkpoint import resolve_weights
+from detection.engine.checkpoint import resolve_weights, stored_config
 from detection.inference.tester import Methods, Tester
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
@@ -31,6 +31,9 @@ from detection.model.sampler import BalancedSampler
 
 __all__ = ["build_detector", "build_plain_backbone", "build_tester", "refuse_detector_keys"]
 
+# What a run's weights need of the network that takes them over, and what no name or shape among them shows.
+TRAINED_WITH = ("weights_source", "norm_eps", "stride_in")
+LIBRARIES = ("torchvision", "timm")  # as weights: not a folder that has such a name
 DETECTOR_KEYS = ("init", "solver.fixed", "data.proposals", "backbone.fpn", "backbone.dilate_c5", "anchors.rounded")
 
 
@@ -74,7 +77,8 @@ def build_plain_backbone(
     """The backbone that ``config`` describes, without its pyramid.
 
     Args:
-        config: of the backbone; its weights may be the directory of a run of ``tools/pretrain_net.py``.
+        config: of the backbone; its weights may be the directory of a run of ``tools/pretrain_net.py``, or a checkpoint
+            of it, if that had the same weights_source, norm_eps and stride_in.
         pretrained: load the weights; False where those of a whole model follow.
         out_features: stages to return; None for the backbone's own default.
 
@@ -85,8 +89,9 @@ def build_plain_backbone(
     name, weights, source = options.pop("name"), options.pop("weights"), options.pop("weights_source")
     for of_the_pyramid in ("fpn", "fpn_channels", "fpn_norm"):
         del options[of_the_pyramid]
-    if pretrained and weights is not None and Path(weights).is_dir():
-        weights = str(resolve_weights(weights))
+    if pretrained and weights is not None and weights not in LIBRARIES:
+        weights = str(resolve_weights(weights)) if Path(weights).is_dir() else weights
+        _check_trained_with(config, weights)
     return build_backbone(
         name, weights=weights, weights_source=source, load_weights=pretrained, out_features=out_features, **options
     )
@@ -100,6 +105,17 @@ def refuse_detector_keys(config: Config, purpose: str) -> None:
             value = getattr(value, part)
         if value:
             raise ValueError(f"{key} is {value!r}, but only detectors know it; leave it unset for {purpose}")
+
+
+def _check_trained_with(config: BackboneConfig, weights: str) -> None:
+    """Refuses the file ``weights`` of a run of ours that a network of other options was trained in."""
+    stored = stored_config(weights)
+    if stored is None:
+        return
+    for key in TRAINED_WITH:
+        given, trained = getattr(config, key), getattr(stored.backbone, key)
+        if given != trained:
+            raise ValueError(f"backbone.{key} is {given!r} here, and {weights} was trained with {trained!r}")
 
 
 def _postprocessor(config: PostprocessConfig) -> Postprocessor:

@@ -39,6 +39,7 @@ __all__ = [
     "load_initial_weights",
     "read_checkpoint",
     "resolve_weights",
+    "stored_config",
     "write_converted",
 ]
 
@@ -208,6 +209,16 @@ def resolve_weights(path: str | Path) -> Path:
     if not found:
         raise ValueError(f"no checkpoint at {path}: give a .safetensors file or the directory of a run")
     return found[-1]
+
+
+def stored_config(path: str | Path) -> Config | None:
+    """The config in the file ``path``; None if it is no checkpoint of this project."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+    return parse_config(Config, metadata["config"]) if "config" in metadata else None
 
 
 def write_converted(path: str | Path, config: Config, class_names: Sequence[str], state: Mapping[str, Tensor]) -> Path:

@@ -11,8 +11,19 @@ import torch
 from torch import nn
 
 from backbones.norm import FrozenBatchNorm
-from detection.build import build_detector, build_tester
-from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, MaskConfig, PostprocessConfig, RPNConfig
+from detection.build import build_detector, build_plain_backbone, build_tester, refuse_detector_keys
+from detection.config import (
+    AnchorConfig,
+    BackboneConfig,
+    BoxConfig,
+    Config,
+    DataConfig,
+    MaskConfig,
+    PostprocessConfig,
+    RPNConfig,
+    SolverConfig,
+)
+from detection.engine.checkpoint import write_converted
 from detection.inference.tester import Methods
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
@@ -189,6 +200,89 @@ def test_weights_are_read_unless_a_whole_detector_follows(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"absent\.pth"):
         build_detector(replace(CONFIG, backbone=backbone), 7)
     build_detector(replace(CONFIG, backbone=backbone), 7, pretrained=False)
+
+
+# Plain backbones
+
+
+def test_a_plain_backbone_has_every_option_but_the_pyramids() -> None:
+    config = replace(CONFIG.backbone, fpn=True, fpn_channels=32, fpn_norm="gn")
+    backbone = build_plain_backbone(config, pretrained=True)
+    assert list(backbone.specs) == ["c4"]
+    assert not any("downsample.0" in name for name, _ in backbone.named_modules())
+    assert isinstance(backbone.get_submodule("bn1"), nn.GroupNorm)
+    assert not backbone.get_parameter("conv1.weight").requires_grad
+    assert backbone.tail().roi_size == 5
+    assert list(build_plain_backbone(config, pretrained=True, out_features=("c3", "c5")).specs) == ["c3", "c5"]
+
+
+def write_run(folder: Path, **options: Any) -> Path:
+    """The directory of a classifier with a ResNet-18 whose weights are all 1."""
+    config = Config(backbone=BackboneConfig(name="resnet18", norm="bn", **options))
+    backbone = build_plain_backbone(config.backbone, pretrained=False)
+    state = {f"network.backbone.{name}": torch.ones_like(weight) for name, weight in backbone.state_dict().items()}
+    write_converted(folder, config, ["cat"], state | {"network.fc.weight": torch.ones(1, 512)})
+    return folder
+
+
+@pytest.mark.parametrize("file", [False, True], ids=["directory", "file"])
+def test_weights_of_a_run_are_taken(tmp_path: Path, file: bool) -> None:
+    run = write_run(tmp_path)
+    weights = run / "checkpoints" / "0000000.safetensors" if file else run
+    config = BackboneConfig(name="resnet18", norm="bn", weights=str(weights))
+    assert all((weight == 1).all() for weight in build_plain_backbone(config, pretrained=True).state_dict().values())
+    assert not (build_plain_backbone(config, pretrained=False).get_parameter("conv1.weight") == 1).any()
+
+
+@pytest.mark.parametrize("file", [False, True], ids=["directory", "file"])
+@pytest.mark.parametrize(
+    ("trained", "given", "message"),
+    [
+        (
+            {"weights_source": "msra"},
+            {},
+            "backbone.weights_source is 'torchvision' here, and .* was trained with 'msra'",
+        ),
+        ({"norm_eps": 1e-3}, {}, "backbone.norm_eps is None here, and .* was trained with 0.001"),
+        ({}, {"weights_source": "caffe"}, "backbone.weights_source is 'caffe' here, and .* with 'torchvision'"),
+    ],
+)
+def test_weights_of_a_run_with_options_that_no_name_shows_are_refused(
+    tmp_path: Path, trained: dict[str, Any], given: dict[str, Any], message: str, file: bool
+) -> None:
+    run = write_run(tmp_path, **trained)
+    weights = run / "checkpoints" / "0000000.safetensors" if file else run
+    config = BackboneConfig(name="resnet18", norm="bn", weights=str(weights), **given)
+    with pytest.raises(ValueError, match=message):
+        build_plain_backbone(config, pretrained=True)
+    build_plain_backbone(config, pretrained=False)
+
+
+def test_a_folder_called_torchvision_is_not_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(name: str) -> dict[str, torch.Tensor]:
+        return build_plain_backbone(BackboneConfig(name=name, norm="bn"), pretrained=False).state_dict()
+
+    (tmp_path / "torchvision").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("backbones.factory.download_torchvision", download)
+    build_plain_backbone(BackboneConfig(name="resnet18", norm="bn", weights="torchvision"), pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"init": "run"}, "init is 'run'"),
+        ({"solver": SolverConfig(fixed=("rpn",))}, r"solver\.fixed is \('rpn',\)"),
+        ({"data": DataConfig(proposals="a.safetensors")}, r"data\.proposals is 'a\.safetensors'"),
+        ({"backbone": BackboneConfig(fpn=True)}, r"backbone\.fpn is True"),
+        ({"backbone": BackboneConfig(dilate_c5=True)}, r"backbone\.dilate_c5 is True"),
+        ({"anchors": AnchorConfig(rounded=True)}, r"anchors\.rounded is True"),
+    ],
+)
+def test_keys_of_detectors_are_refused_elsewhere(change: dict[str, Any], message: str) -> None:
+    refuse_detector_keys(Config(), "sorting")
+    with pytest.raises(ValueError, match=f"{message}, but only detectors know it; leave it unset for sorting"):
+        refuse_detector_keys(replace(Config(), **change), "sorting")
 
 
 def test_convolutions_are_channels_last(detector: Detector) -> None:

@@ -24,6 +24,7 @@ from detection.engine.checkpoint import (
     load_initial_weights,
     read_checkpoint,
     resolve_weights,
+    stored_config,
     write_converted,
 )
 from detection.engine.ema import EMA
@@ -218,6 +219,22 @@ class TestFiles:
         newest = checkpoints.newest(unexpected)
         assert newest is not None
         assert newest[0].path == saved
+
+
+class TestStoredConfig:
+    """The config alone of a file of weights."""
+
+    def test_of_a_checkpoint(self, saved: Path) -> None:
+        assert stored_config(saved) == CONFIG
+
+    def test_of_other_files_is_none(self, tmp_path: Path) -> None:
+        for name, content in (("empty", b""), ("text", b"no weights at all"), ("zip", b"PK\x03\x04 broken")):
+            (tmp_path / name).write_bytes(content)
+        save_file({"a": torch.zeros(1)}, tmp_path / "plain")
+        save_file({"a": torch.zeros(1)}, tmp_path / "foreign", metadata={"format": "pt"})
+        torch.save({"a": torch.zeros(1)}, tmp_path / "torch")
+        for path in (*sorted(tmp_path.iterdir()), tmp_path / "absent", tmp_path):
+            assert stored_config(path) is None
 
 
 class TestInterruptedWrite:
