@@ -304,6 +304,10 @@ class ClassificationConfig:
                 "classification takes a label_smoothing from 0 to below 1 and a mixup of at least 0, "
                 f"got {self.label_smoothing} and {self.mixup}"
             )
+        if self.network == "relay" and len(self.features) != 2:
+            raise ValueError(
+                f"classification.network relay takes two classification.features, such as [c3, c4], got {self.features}"
+            )
         if not self.scales or min(self.scales) < 1:
             raise ValueError(f"classification.scales takes one or more shorter sides, got {self.scales}")
 

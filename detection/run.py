@@ -61,6 +61,8 @@ from detection.testing import SILENT_KEYS, choose_device, evaluate_detectors, lo
 
 __all__ = ["Evaluation", "is_finished", "load_data", "run_training", "train_model"]
 
+TOOL = "train_net.py"  # of tools/; trains detectors
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -139,7 +141,7 @@ def train_model(
     test: Callable[[nn.Module], Evaluation] | None = None,
     test_index: AnnotationIndex | None = None,
     resume: bool = False,
-    tool: str = "train_net.py",
+    tool: str = TOOL,
 ) -> dict[str, Any]:
     """Trains a model into ``output`` and returns the result of its last test.
 
@@ -181,7 +183,7 @@ def train_model(
     if state.iteration >= config.solver.iterations and not pending:
         raise ValueError(
             f"{output} is at iteration {state.iteration} of {config.solver.iterations}: nothing is left to train; "
-            "raise solver.iterations, or test it with tools/test_net.py"
+            f"raise solver.iterations, or test it with tools/{'test_net.py' if tool == TOOL else f'{tool} --test'}"
         )
     with together("writing the config"):
         if is_main():

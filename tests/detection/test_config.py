@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.config import Config, DataConfig, JitterConfig, SolverConfig
+from detection.config import ClassificationConfig, Config, DataConfig, JitterConfig, SolverConfig
 from detection.config_io import dump_config, load_config, parse_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -83,6 +83,32 @@ def test_a_jitter_that_cannot_work_is_refused_with_its_values(values: dict[str, 
     ) as error:
         JitterConfig(**values)  # pyright: ignore[reportArgumentType]  # any values
     assert all(f"{name} {value}" in str(error.value) for name, value in values.items())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop": 0}, "classification.crop must be at least 1 and at most shorter_side 256, got 0"),
+        ({"crop": 257}, "classification.crop must be at least 1 and at most shorter_side 256, got 257"),
+        ({"label_smoothing": 1.0}, "a label_smoothing from 0 to below 1 and a mixup of at least 0, got 1.0 and 0.0"),
+        ({"label_smoothing": -0.1}, "got -0.1 and 0.0"),
+        ({"mixup": -1.0}, "got 0.0 and -1.0"),
+        ({"scales": ()}, "classification.scales takes one or more shorter sides, got ()"),
+        ({"scales": (224, 0)}, "got (224, 0)"),
+        ({"network": "relay"}, "relay takes two classification.features, such as [c3, c4], got ()"),
+        ({"network": "relay", "features": ("c4",)}, "got ('c4',)"),
+    ],
+)
+def test_a_classification_that_cannot_work_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ClassificationConfig(**values)  # pyright: ignore[reportArgumentType]  # any values
+
+
+def test_defaults_of_classification_are_the_papers() -> None:
+    config = Config().classification
+    assert (config.crop, config.shorter_side, config.scales) == (224, 256, (224, 256, 384, 480, 640))
+    assert (config.network, config.views, config.label_smoothing, config.mixup) == ("classifier", "crop", 0, 0)
+    ClassificationConfig(crop=256, network="relay", features=("c3", "c4"), label_smoothing=0.1, mixup=0.2)
 
 
 def test_jitter_reads_as_a_section_and_its_defaults_are_the_papers() -> None:

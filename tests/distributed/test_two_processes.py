@@ -12,14 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
+from detection.classification import run_pretraining
 from detection.config import (
     AnchorConfig,
     BackboneConfig,
     BoxConfig,
+    ClassificationConfig,
     Config,
     DataConfig,
     MaskConfig,
@@ -43,7 +48,8 @@ LOSSES = ("rpn_objectness", "rpn_box", "box_class", "box_regression", "total")
 class Both:
     """What was run in one process, here, and in two."""
 
-    folder: Path  # of one process "one", "one_of_parts" and "masks_of_parts"; of two "two" and the other jobs
+    # Of one process "one", "one_of_parts", "masks_of_parts" and "one_classifier"; of two "two" and the other jobs.
+    folder: Path
     config: Config
     outcomes: tuple[Mapping[str, Any], ...]  # by rank
     printed: str
@@ -96,6 +102,26 @@ def with_masks(config: Config) -> Config:
     return replace(untested(config), mask=MaskConfig(enabled=True, channels=8))
 
 
+def make_classifier(folder: Path) -> Config:
+    """Of two classes with an odd number of test images; no statistics of a batch, of which each process has a part."""
+    for split, dark in (("train", 4), ("test", 3)):
+        for name, count, brightness in (("dark", dark, 40), ("light", 4, 160)):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.random.default_rng(number).integers(0, 80, (32, 32, 3)) + brightness
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{number}.png")
+    splits = {split: {"folder": split} for split in ("train", "test")}
+    card = folder / "card.yaml"
+    card.write_text(yaml.safe_dump({"format": "image_folder", "root": str(folder), "splits": splits}))
+    return Config(
+        backbone=BackboneConfig(name="cifar_resnet20", norm="gn"),
+        data=DataConfig(train=(f"{card}:train",), test=(f"{card}:test",), shorter_side=32, longer_side=32, workers=0),
+        solver=SolverConfig(iterations=STEPS, images_per_step=8, log_every=1, best_metric="classification.top1"),
+        classification=ClassificationConfig(crop=32, shorter_side=32, label_smoothing=0.1),
+        device="cpu",
+    )
+
+
 def make_jobs(config: Config) -> dict[str, Config]:
     """The runs of two processes by name."""
     quick = untested(with_solver(config, iterations=2))
@@ -141,6 +167,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     (folder / "jobs").mkdir()
     for name, job in make_jobs(config).items():
         (folder / "jobs" / f"{name}.yaml").write_text(dump_config(job))
+    classifier = make_classifier(folder / "pictures")
+    run_pretraining(classifier, folder / "one_classifier")
+    (folder / "classifier.yaml").write_text(dump_config(classifier))
     printed = launch(HERE / "two_processes.py", str(folder))
     outcomes = tuple(json.loads((folder / f"outcomes.{rank}.json").read_text()) for rank in (0, 1))
     return Both(folder, config, outcomes, printed)
@@ -253,10 +282,20 @@ class TestTraining:
         assert first["images"] == 5
         assert both.printed.count("step 4 of 4") == 1
 
+    def test_a_classifier_is_that_of_one_process(self, both: Both) -> None:
+        found, expected = (losses(both.folder / name, ["classification"]) for name in ("classifier", "one_classifier"))
+        assert len(found) == STEPS
+        assert [loss for (loss,) in found] == pytest.approx([loss for (loss,) in expected], rel=1e-4)
+        assert_same_weights(both.folder / "classifier", both.folder / "one_classifier")
+        result = json.loads((both.folder / "one_classifier" / "result.json").read_text())
+        results = [without_times(outcome["classifier"]) for outcome in both.outcomes]
+        assert results[0] == results[1] == without_times(result)
+        assert result["images"] == 7
+
     def test_only_the_main_process_prints(self, both: Both) -> None:
         assert both.printed.count("4 images a step on 2 processes: 2 each; learning rate as configured for 4") == 12
         lines = [line for line in both.printed.splitlines() if line.startswith(f"1/{STEPS} ")]
-        assert len(lines) == 2  # of "two" and "masks"
+        assert len(lines) == 3  # of "two", "masks" and the classifier
 
 
 @pytest.mark.faults

@@ -1,6 +1,7 @@
 """What test_two_processes.py runs under torchrun: what happened on each rank goes to FOLDER/outcomes.RANK.json.
 
 Every FOLDER/jobs/NAME.yaml is a config, which is trained into FOLDER/NAME; a directory that holds a run goes on.
+FOLDER/classifier.yaml is that of a classifier.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from detection.alternating import run_alternating
+from detection.classification import run_pretraining
 from detection.config import AlternatingConfig, Config
 from detection.config_io import load_config
 from detection.engine import distributed
@@ -93,6 +95,8 @@ def main() -> None:
         outcomes[job.stem] = attempt(
             lambda config=config, run=folder / job.stem: run_training(config, run, resume=True)
         )
+    classifier = load_config(Config, folder / "classifier.yaml")
+    outcomes["classifier"] = attempt(lambda: run_pretraining(classifier, folder / "classifier"))
     outcomes["late"] = attempt(wait_for_a_late_one)  # the last: then they have lost each other
     (folder / f"outcomes.{distributed.rank()}.json").write_text(json.dumps(outcomes))
 
