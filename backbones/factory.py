@@ -173,7 +173,7 @@ def build_backbone(
             f"weights 'torchvision' cannot come from weights_source {weights_source!r}; "
             "leave weights_source unset, or give the path of a file as weights"
         )
-    bound = _bind(given, offered, weights_source)
+    bound = _bind(given, offered, weights_source, check=load_weights)
     backbone = builder(**bound)
     if weights is None or not load_weights:
         return backbone
@@ -219,13 +219,16 @@ def _options_of(builder: Builder) -> tuple[str, ...]:
     return tuple(key for key in inspect.signature(builder).parameters if key not in bound)
 
 
-def _bind(given: Mapping[str, Any], offered: tuple[str, ...], source_name: str) -> dict[str, Any]:
-    """The given options and, of those offered, the ones that the source of the weights decides."""
+def _bind(given: Mapping[str, Any], offered: tuple[str, ...], source_name: str, *, check: bool) -> dict[str, Any]:
+    """The given options and, of those offered, the ones that the source of the weights decides.
+
+    With ``check``, one that is given otherwise is refused; a whole detector's weights may need it.
+    """
     source = SOURCES[source_name]
     bound = dict(given)
     for key in ("input_stats", "norm_eps", "stride_in"):
         needed = getattr(source, key)
-        if key in offered and bound.setdefault(key, needed) != needed:
+        if key in offered and bound.setdefault(key, needed) != needed and check:
             raise ValueError(
                 f"backbone.{key} is {bound[key]!r} but weights from {source_name!r} were trained with {needed!r}; "
                 f"leave backbone.{key} unset, or choose the weights_source that the weights come from"

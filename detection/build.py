@@ -13,6 +13,7 @@ from backbones.base import Backbone, FeatureSpec, Tail
 from backbones.factory import build_backbone, pyramid_features
 from backbones.fpn import FPN
 from backbones.norm import NormLayer, make_norm
+from backbones.weights import load_matching, our_names, read_state_dict
 from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, PostprocessConfig, RPNConfig
 from detection.engine.checkpoint import resolve_weights, stored_config
 from detection.inference.tester import Methods, Tester
@@ -89,12 +90,18 @@ def build_plain_backbone(
     name, weights, source = options.pop("name"), options.pop("weights"), options.pop("weights_source")
     for of_the_pyramid in ("fpn", "fpn_channels", "fpn_norm"):
         del options[of_the_pyramid]
-    if pretrained and weights is not None and weights not in LIBRARIES:
-        weights = str(resolve_weights(weights)) if Path(weights).is_dir() else weights
-        _check_trained_with(config, weights)
-    return build_backbone(
-        name, weights=weights, weights_source=source, load_weights=pretrained, out_features=out_features, **options
+    run = _file_of_a_run(config) if pretrained else None
+    backbone = build_backbone(
+        name,
+        weights=None if run else weights,
+        weights_source=source,
+        load_weights=pretrained,
+        out_features=out_features,
+        **options,
     )
+    if run:
+        load_matching(backbone, our_names(read_state_dict(run), source=source), source=run)
+    return backbone
 
 
 def refuse_detector_keys(config: Config, purpose: str) -> None:
@@ -107,15 +114,25 @@ def refuse_detector_keys(config: Config, purpose: str) -> None:
             raise ValueError(f"{key} is {value!r}, but only detectors know it; leave it unset for {purpose}")
 
 
-def _check_trained_with(config: BackboneConfig, weights: str) -> None:
-    """Refuses the file ``weights`` of a run of ours that a network of other options was trained in."""
-    stored = stored_config(weights)
+def _file_of_a_run(config: BackboneConfig) -> str | None:
+    """The weights of ``config`` where a run of ours made them; None for others.
+
+    Raises:
+        ValueError: it trained a network of other options.
+    """
+    if config.weights is None or config.weights in LIBRARIES:
+        return None
+    file = str(resolve_weights(config.weights)) if Path(config.weights).is_dir() else config.weights
+    stored = stored_config(file)
     if stored is None:
-        return
+        return None
     for key in TRAINED_WITH:
         given, trained = getattr(config, key), getattr(stored.backbone, key)
         if given != trained:
-            raise ValueError(f"backbone.{key} is {given!r} here, and {weights} was trained with {trained!r}")
+            raise ValueError(
+                f"backbone.{key} is {given!r} here, and {file} was trained with {trained!r}; set it to that"
+            )
+    return file
 
 
 def _postprocessor(config: PostprocessConfig) -> Postprocessor:

@@ -217,11 +217,11 @@ def test_a_plain_backbone_has_every_option_but_the_pyramids() -> None:
 
 
 def write_run(folder: Path, **options: Any) -> Path:
-    """The directory of a classifier with a ResNet-18 whose weights are all 1."""
-    config = Config(backbone=BackboneConfig(name="resnet18", norm="bn", **options))
+    """The directory of a classifier, with a ResNet-18 unless ``options`` say otherwise, whose weights are all 1."""
+    config = Config(backbone=BackboneConfig(**{"name": "resnet18", "norm": "bn", **options}))
     backbone = build_plain_backbone(config.backbone, pretrained=False)
     state = {f"network.backbone.{name}": torch.ones_like(weight) for name, weight in backbone.state_dict().items()}
-    write_converted(folder, config, ["cat"], state | {"network.fc.weight": torch.ones(1, 512)})
+    write_converted(folder, config, ["cat"], state | {"network.fc.weight": torch.ones(1, 1)})
     return folder
 
 
@@ -232,6 +232,16 @@ def test_weights_of_a_run_are_taken(tmp_path: Path, file: bool) -> None:
     config = BackboneConfig(name="resnet18", norm="bn", weights=str(weights))
     assert all((weight == 1).all() for weight in build_plain_backbone(config, pretrained=True).state_dict().values())
     assert not (build_plain_backbone(config, pretrained=False).get_parameter("conv1.weight") == 1).any()
+
+
+def test_weights_of_a_run_with_its_stride_and_eps_are_taken(tmp_path: Path) -> None:
+    run = write_run(tmp_path, name="resnet50", stride_in="1x1", norm_eps=1e-3)
+    config = BackboneConfig(name="resnet50", norm="bn", weights=str(run), stride_in="1x1", norm_eps=1e-3)
+    backbone = build_plain_backbone(config, pretrained=True)
+    assert backbone.get_submodule("layer2.0.conv1").stride == (2, 2)  # not of its 3x3
+    assert all((weight == 1).all() for weight in backbone.state_dict().values())
+    tested = build_plain_backbone(config, pretrained=False)  # where a detector's weights follow, the run may be gone
+    assert tested.get_submodule("layer2.0.conv1").stride == (2, 2)
 
 
 @pytest.mark.parametrize("file", [False, True], ids=["directory", "file"])
