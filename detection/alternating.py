@@ -23,8 +23,9 @@ from detection.data.proposals import write_proposals
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint
 from detection.engine.distributed import EVALUATION_TIMEOUT, is_main, only_main, start, together
 from detection.engine.evaluate import propose
-from detection.run import is_finished, run_training
+from detection.run import run_training
 from detection.testing import choose_device
+from detection.training import is_finished
 
 __all__ = ["run_alternating", "step_configs", "write_training_proposals"]
 

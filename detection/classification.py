@@ -45,8 +45,9 @@ from detection.engine.evaluate import metric
 from detection.engine.train import PRECISIONS
 from detection.files import write_text
 from detection.model.image_classifier import ImageClassifier
-from detection.run import Evaluation, load_data, train_model
+from detection.run import load_data
 from detection.testing import choose_device, load_index
+from detection.training import Evaluation, train_model
 
 __all__ = ["build_classifier", "evaluate_classifiers", "format_accuracy", "run_pretraining"]
 

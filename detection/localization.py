@@ -47,9 +47,10 @@ from detection.model.localizer import ClassRPN, Normalize, RegionClassifier
 from detection.model.matcher import Matcher
 from detection.model.rpn import ProposalFilter
 from detection.model.sampler import BalancedSampler
-from detection.run import is_finished, load_data, train_model
+from detection.run import load_data
 from detection.structures import Detections, ImageBatch, Proposals
 from detection.testing import choose_device
+from detection.training import is_finished, train_model
 
 __all__ = ["build_class_rpn", "build_region_classifier", "format_errors", "run_localization"]
 

@@ -26,7 +26,7 @@ LAYERS = (
     ("detection.model",),
     ("detection.data", "detection.inference", "detection.evaluation", "detection.engine", "detection.visualize"),
     ("detection.build",),
-    ("detection.testing", "detection.run", "detection.weights"),
+    ("detection.testing", "detection.training", "detection.run", "detection.weights"),
     (
         "detection.alternating",
         "detection.classification",

@@ -28,7 +28,8 @@ from detection.config import Config
 from detection.config_io import load_config
 from detection.data.build import build_train_loader
 from detection.engine.train import NotFiniteError
-from detection.run import Evaluation, load_data, train_model
+from detection.run import load_data
+from detection.training import Evaluation, train_model
 
 SAMPLES = 40  # measurements of a soak
 

@@ -26,9 +26,10 @@ from detection.config_io import load_config
 from detection.data.build import build_test_loader, build_train_loader
 from detection.data.index import AnnotationIndex
 from detection.engine.evaluate import evaluate, predict
-from detection.run import Evaluation, load_data, run_training, train_model
+from detection.run import load_data, run_training
 from detection.structures import Detections, ImageBatch, Proposals, Target
 from detection.testing import choose_device
+from detection.training import Evaluation, train_model
 
 CONFIG = Path(__file__).parents[1] / "configs" / "bccd" / "fpn_resnet18.yaml"
 
