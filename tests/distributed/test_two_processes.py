@@ -112,9 +112,10 @@ def make_jobs(config: Config) -> dict[str, Config]:
     }
 
 
-def launch(script: Path, *arguments: str, processes: int = 2, restarts: int = 0) -> str:
-    """What ``script`` printed under torchrun."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone"]
+def launch(script: Path, *arguments: str, processes: int = 2, restarts: int = 0, ends: int = 0) -> str:
+    """What ``script`` printed under torchrun, which ends with the status ``ends``."""
+    signals = "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"  # docs/distributed.md
+    torchrun = ["-m", "torch.distributed.run", "--standalone", signals]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -123,8 +124,8 @@ def launch(script: Path, *arguments: str, processes: int = 2, restarts: int = 0)
     torchrun += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
     command = [sys.executable, *torchrun, str(script), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == ends, done.stdout + done.stderr
+    return done.stdout if ends == 0 else done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +203,11 @@ class TestExchange:
         assert "1000 ms" in waiting
         assert late.startswith("RankError: rank 1 of 2 waited in vain for the others, taking step 7: ")
 
+    def test_so_is_who_waits_inside_a_step(self, both: Both) -> None:
+        waiting, late = (outcome["late in a step"] for outcome in both.outcomes)
+        assert waiting.startswith("RankError: rank 0 of 2 waited in vain for the others, training: ")
+        assert late.startswith("RankError: rank 1 of 2 waited in vain for the others, training: ")
+
 
 class TestTraining:
     """Two processes with half the images each are one process with all of them."""
@@ -259,17 +265,40 @@ class TestTraining:
         assert len(lines) == 2  # of "two" and "masks"
 
 
+def with_workers(both: Both) -> Path:
+    """The config of "two", whose images now come from a worker of each process: they are the same."""
+    file = both.folder / "with_workers.yaml"
+    file.write_text(dump_config(replace(both.config, data=replace(both.config.data, workers=1))))
+    return file
+
+
+def assert_equals_two(both: Both, run: Path) -> None:
+    """Bit for bit."""
+    expected, found = weights(both.folder / "two"), weights(run)
+    assert [name for name, weight in expected.items() if not torch.equal(found[name], weight)] == []
+    assert losses(run) == losses(both.folder / "two")
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_costs_no_more_than_the_steps_since_the_checkpoint(both: Both, victim: int) -> None:
     run = both.folder / f"killed{victim}"
-    config = both.folder / "jobs" / "two.yaml"
-    printed = launch(HERE / "killed_once.py", str(config), str(run), str(victim), restarts=1)
+    printed = launch(HERE / "faulty_once.py", str(with_workers(both)), str(run), str(victim), restarts=1)
     assert printed.count("came to the end") == 2
     assert f"iteration 2 of {STEPS}" in printed  # where the second attempt began
-    expected, found = weights(both.folder / "two"), weights(run)
-    assert [name for name, weight in expected.items() if not torch.equal(found[name], weight)] == []
-    assert losses(run) == losses(both.folder / "two")
+    assert_equals_two(both, run)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("signal", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_to_torchrun_ends_all_processes_with_their_work_saved(both: Both, signal: str) -> None:
+    run = both.folder / signal
+    command = [HERE / "faulty_once.py", str(with_workers(both)), str(run)]
+    printed = launch(*command, "torchrun", signal, restarts=3, ends=1)
+    assert printed.count(f"StoppedError: {signal} ended the run after iteration 2 of {STEPS}") == 2
+    assert read_checkpoint(run).iteration == 2
+    launch(*command, "none")
+    assert_equals_two(both, run)
 
 
 @pytest.mark.gpu
@@ -278,7 +307,7 @@ def test_a_gpu_trains_with_batch_norm_over_processes(both: Both) -> None:
     config = replace(both.config, backbone=replace(both.config.backbone, norm="sync_bn"), device="cuda")
     file, run = both.folder / "gpu.yaml", both.folder / "gpu"
     file.write_text(dump_config(config))
-    assert "came to the end" in launch(HERE / "killed_once.py", str(file), str(run), "-1", processes=1)
+    assert "came to the end" in launch(HERE / "faulty_once.py", str(file), str(run), "none", processes=1)
     assert torch.tensor(losses(run)).isfinite().all()
 
 
