@@ -33,10 +33,16 @@ def start(config: Config, run: Path) -> BaseProcess:
     return process
 
 
-def kill(process: BaseProcess) -> None:
+def kill(process: BaseProcess) -> bool:
+    """Whether the process was still there to be killed."""
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+def saved(run: Path) -> list[str]:
+    return sorted(path.name for path in run.glob("checkpoints/*.safetensors"))
 
 
 @pytest.mark.faults
@@ -51,15 +57,16 @@ def test_killed_at_random_moments(
     assert process.exitcode == 0
     seconds = time.perf_counter() - started
     moments = random.Random(0)
-    kills = in_save = finished = 0
+    kills = in_save = at_start = finished = 0
     while kills < KILLS:
         run = tmp_path / f"run{finished}"
+        before = saved(run)
         process = start(config, run)
         process.join(timeout=moments.uniform(0, seconds))
         if process.is_alive():
-            kill(process)
-            kills += 1
+            kills += kill(process)
             in_save += bool(list(run.glob("checkpoints/*.tmp")))
+            at_start += saved(run) == before
         else:
             assert process.exitcode in (0, 1)  # 1: the last kill came when nothing was left to train
             assert differing(run, whole, STEPS) == []
@@ -68,7 +75,8 @@ def test_killed_at_random_moments(
     process.join()
     assert differing(tmp_path / f"run{finished}", whole, STEPS) == []
     with capsys.disabled():
-        print(f"\n{kills} kills over {finished + 1} runs, {in_save} of them in the middle of a file")  # noqa: T201
+        parts = f"{in_save} in the middle of a file, {at_start} before the first step was saved"
+        print(f"\n{kills} kills over {finished + 1} runs, {parts}")  # noqa: T201
 
 
 KILLED_IN_SAVE = """
