@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -112,20 +113,28 @@ def make_jobs(config: Config) -> dict[str, Config]:
     }
 
 
-def launch(script: Path, *arguments: str, processes: int = 2, restarts: int = 0, ends: int = 0) -> str:
-    """What ``script`` printed under torchrun, which ends with the status ``ends``."""
+def torchrun(script: Path, arguments: Sequence[str], options: Sequence[str]) -> subprocess.Popen[str]:
     signals = "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"  # docs/distributed.md
-    torchrun = ["-m", "torch.distributed.run", "--standalone", signals]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # docs/distributed.md
     }
-    torchrun += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
-    command = [sys.executable, *torchrun, str(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
-    assert done.returncode == ends, done.stdout + done.stderr
-    return done.stdout if ends == 0 else done.stdout + done.stderr
+    command = [sys.executable, "-m", "torch.distributed.run", signals, *options, str(script), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def launch(script: Path, *arguments: str, processes: int = 2, restarts: int = 0, ends: int = 0) -> str:
+    """What ``script`` printed under torchrun, which ends with the status ``ends``."""
+    options = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+    with torchrun(script, arguments, options) as running:
+        try:
+            printed, errors = running.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            running.terminate()  # a kill would leave its processes behind
+            raise
+    assert running.returncode == ends, printed + errors
+    return printed if ends == 0 else printed + errors
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +308,22 @@ def test_a_signal_to_torchrun_ends_all_processes_with_their_work_saved(both: Bot
     assert read_checkpoint(run).iteration == 2
     launch(*command, "none")
     assert_equals_two(both, run)
+
+
+@pytest.mark.faults
+def test_two_torchruns_that_meet_are_as_one(both: Both) -> None:
+    """As on two machines with one file system."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+    options = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={place}"]
+    arguments = [str(with_workers(both)), str(both.folder / "machines"), "none"]
+    machines = [
+        torchrun(HERE / "faulty_once.py", arguments, [*options, "--rdzv-id=1", "--local-addr=127.0.0.1"]) for _ in "ab"
+    ]
+    printed = [machine.communicate(timeout=240) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], printed
+    assert sum(said.count("4 images a step on 2 processes: 2 each") for said, _ in printed) == 1
+    assert_equals_two(both, both.folder / "machines")
 
 
 @pytest.mark.gpu
