@@ -27,4 +27,4 @@ test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --durations 10
 
 test-faults: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m faults --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m faults --durations 10

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional
 
+from backbones.factory import build_backbone
 from detection.build import build_detector
 from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, MaskConfig, RPNConfig, SolverConfig
 from detection.data.dataset import Batch
@@ -54,16 +55,20 @@ def detector(request: pytest.FixtureRequest, fake: FakeTensorMode) -> Detector:
 
 
 def make_detector(name: str, fake: FakeTensorMode) -> Detector:
-    """Built on the CPU, then moved; a tensor that is neither parameter nor buffer would stay behind."""
     with unset_fake_temporarily():
         detector = build_detector(CONFIGS[name], 3)
-    for module in detector.modules():
+    move(detector, fake)
+    return detector
+
+
+def move(model: nn.Module, fake: FakeTensorMode) -> None:
+    """From the CPU, where it was built; a tensor that is neither parameter nor buffer stays behind."""
+    for module in model.modules():
         for key, parameter in list(module.named_parameters(recurse=False)):
             moved = fake.from_tensor(parameter).to("cuda").detach()
             setattr(module, key, nn.Parameter(moved, requires_grad=parameter.requires_grad))
         for key, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, key, fake.from_tensor(buffer).to("cuda"))
-    return detector
 
 
 def rand(*shape: int) -> Tensor:
@@ -103,6 +108,17 @@ def test_a_batch_arrives_whole() -> None:
         assert target.masks is not None
         tensors += [target.boxes, target.labels, target.ignore, target.masks]
     assert {tensor.device.type for tensor in tensors} == {"cuda"}
+
+
+@pytest.mark.parametrize(
+    "name", ["plain18", "seresnet18", "resnet18d", "preact_resnet18", "cifar_resnet20", "all_cnn_c", "vgg11_bn"]
+)
+def test_features_of_a_backbone_of_every_kind(fake: FakeTensorMode, name: str) -> None:
+    with unset_fake_temporarily():
+        backbone = build_backbone(name)
+    move(backbone, fake)
+    features = backbone(rand(2, 3, *SIZE))
+    assert {feature.device.type for feature in features.values()} == {"cuda"}
 
 
 def test_features_and_predictions_of_the_rpn(detector: Detector) -> None:

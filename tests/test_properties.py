@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,14 @@ from detection import boxes as boxes_module
 from detection.boxes import areas, clip, inside, intersection_over_area, iou, scale
 from detection.config import BoxConfig, Config, DataConfig, SolverConfig
 from detection.config_io import dump_config, parse_config
-from detection.masks import decode, encode, to_rle
+from detection.data.samplers import TrainBatches
+from detection.evaluation.records import Record
+from detection.evaluation.voc import evaluate_voc
+from detection.masks import decode, encode, paste, to_rle
 from detection.model.box_coder import BoxCoder
+from detection.model.box_stage import ScoredBoxes
 from detection.model.matcher import NEGATIVE, POSITIVE, Matcher
+from detection.model.postprocess import Postprocessor
 from detection.structures import ImageBatch, Target
 
 coco_mask: Any = pycocotools_mask
@@ -135,7 +141,96 @@ def test_what_a_matcher_promises(rows: Tensor, objects: Tensor, flags: list[bool
         assert not (matches.states == POSITIVE).any()
 
 
+# what is kept, and its figures
+
+
+@properties
+@given(boxes(most=12), st.data())
+def test_what_is_kept_and_why(own: Tensor, data: st.DataObject) -> None:
+    scores = data.draw(arrays(np.float32, (len(own), 2), elements=st.floats(0, 1, width=32)))
+    scored = ScoredBoxes(boxes=own[:, None].expand(-1, 2, -1), scores=torch.from_numpy(scores))
+    found = Postprocessor(score_threshold=0.25, nms_iou=0.5, max_detections=1000)(scored)
+    best = Postprocessor(score_threshold=0.25, nms_iou=0.5, max_detections=3)(scored)
+    assert torch.equal(best.boxes, found.boxes[:3])
+    assert (found.scores > 0.25).all()
+    assert (found.scores.diff() <= 0).all()
+    for label in range(2):
+        kept = found[found.labels == label]
+        assert (iou(kept.boxes, kept.boxes).fill_diagonal_(0.0) <= 0.5 + 1e-5).all()
+        candidates = (scored.scores[:, label] > 0.25) & (areas(own) > 0)
+        suppresses = (iou(own, kept.boxes) > 0.5 - 1e-5) & (kept.scores >= scored.scores[:, label, None])
+        itself = (own[:, None] == kept.boxes).all(dim=-1)
+        assert ((suppresses | itself).any(dim=1) | ~candidates).all()
+
+
+@properties
+@given(boxes(least=1, empty=False), boxes(empty=False), st.data())
+def test_average_precision_is_a_share_that_a_late_mistake_does_not_change(
+    objects: Tensor, detections: Tensor, data: st.DataObject
+) -> None:
+    scores = data.draw(arrays(np.float32, len(detections), elements=st.floats(0.5, 1, width=32)))
+    nothing = torch.tensor([[5000.0, 5000.0, 5001.0, 5001.0]])
+
+    def precision(found: Tensor, scores: np.ndarray[Any, Any]) -> tuple[float, float]:
+        record = Record(
+            image_id=1,
+            file_name="1.jpg",
+            size=(600, 600),
+            gt_boxes=objects.numpy(),
+            gt_labels=np.zeros(len(objects), np.int64),
+            gt_ignore=np.zeros(len(objects), np.bool_),
+            gt_areas=areas(objects).numpy(),
+            boxes=found.numpy(),
+            scores=scores,
+            labels=np.zeros(len(found), np.int64),
+        )
+        result = evaluate_voc([record], ["cat"])
+        return result.mean_ap_11point, result.mean_ap_area
+
+    own = precision(detections, scores)
+    assert all(0 <= value <= 1 for value in own)
+    assert precision(torch.cat([detections, nothing]), np.append(scores, np.float32(0.25))) == own
+
+
+@properties
+@given(st.integers(1, 30), st.sampled_from([(1, 3), (2, 4), (3, 6)]), st.integers(0, 20), st.booleans(), st.data())
+def test_processes_share_out_the_batches_of_one_wherever_they_start(
+    count: int, processes_and_size: tuple[int, int], start: int, group: bool, data: st.DataObject
+) -> None:
+    processes, batch_size = processes_and_size
+    sizes = torch.from_numpy(data.draw(arrays(np.int32, (count, 2), elements=st.integers(1, 9))))
+
+    def draw(begin: int, number: int, processes: int) -> list[list[tuple[int, int]]]:
+        batches = TrainBatches(
+            torch.arange(count),
+            sizes,
+            batch_size=batch_size,
+            seed=1,
+            group_by_aspect=group,
+            start=begin,
+            share=(number, processes),
+        )
+        return list(islice(batches, start + 5 - begin))
+
+    shares = [draw(start, number, processes) for number in range(processes)]
+    joined = [[key for part in parts for key in part] for parts in zip(*shares, strict=True)]
+    assert joined == draw(0, 0, 1)[start:]
+
+
 # masks
+
+
+@properties
+@given(boxes(most=4), SIZES, st.sampled_from([1, 7, 14]))
+def test_masks_are_pasted_where_their_boxes_are(own: Tensor, size: tuple[int, int], side: int) -> None:
+    pasted = decode(paste(torch.ones(len(own), side, side), own, size), size)
+    assert pasted.shape == (len(own), *size)
+    assert not decode(paste(torch.zeros(len(own), side, side), own, size), size).any()
+    rows, columns = torch.arange(size[0]), torch.arange(size[1])
+    for mask, (x1, y1, x2, y2) in zip(pasted, own.tolist(), strict=True):
+        reach_x, reach_y = 2 + (x2 - x1) / side, 2 + (y2 - y1) / side  # pixels; a sample, and what rounding adds
+        assert not mask[(rows < y1 - reach_y) | (rows > y2 + reach_y)].any()
+        assert not mask[:, (columns < x1 - reach_x) | (columns > x2 + reach_x)].any()
 
 
 @properties

@@ -1,8 +1,8 @@
 """Look for leaks: train for many steps and watch the memory of the training process and of its loader's workers.
 
-Prints the memory that no other process has a part in along the way, and its slope over the second half, when caches are
-warm. A leak of one 600 x 1000 image a step would be 1,700 MiB per 1,000 steps. Checkpoints are saved on the way, into a
-directory that goes afterwards. Linux only.
+Prints the memory on the way, and its slope over the second half, when caches are warm. A leak of one 600 x 1000 image a
+step would be 1,700 MiB per 1,000 steps. Checkpoints are saved on the way, into a directory that goes afterwards. Linux
+only.
 
 examples:
   python tools/soak.py --config-file configs/digits/resnet18_c4.yaml
@@ -61,19 +61,25 @@ class Memory:
 
     def measure(self, step: int) -> None:
         self.steps.append(step)
-        self.trainer.append(own_mib(os.getpid()))
-        self.workers.append(sum(own_mib(child.pid) for child in multiprocessing.active_children() if child.pid))
+        self.trainer.append(memory_mib(os.getpid()))
+        self.workers.append(sum(memory_mib(child.pid) for child in multiprocessing.active_children() if child.pid))
 
     def slope(self, values: list[float]) -> float:
-        """MiB per 1,000 steps, over the second half."""
+        """MiB per 1,000 steps over the second half: the median of all pairs, which peaks while saving do not move."""
         half = len(values) // 2
-        return 1000 * float(np.polyfit(self.steps[half:], values[half:], 1)[0])
+        steps, mib = np.array(self.steps[half:]), np.array(values[half:])
+        first, second = np.triu_indices(len(steps), 1)
+        return 1000 * float(np.median((mib[second] - mib[first]) / (steps[second] - steps[first])))
 
 
-def own_mib(pid: int) -> float:
-    """The memory of a process that no other one has a part in."""
+def memory_mib(pid: int) -> float:
+    """The memory of a process that no file lies behind, with its part of what lies in shared memory.
+
+    Pages that a worker still shares with the trainer count as its own: else every one that either of them writes to,
+    and so has for itself from then on, would look like a leak.
+    """
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Anonymous:", "Pss_Shmem:"))) / 1024
 
 
 def soak(config: Config, memory: Memory) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "EVALUATION_TIMEOUT",
     "RankError",
     "collect",
+    "exchanges",
     "gather",
     "gradients_wait",
     "images_per_rank",
@@ -44,6 +45,7 @@ T = TypeVar("T")
 # How long a process waits for the others; in a step they differ by a batch, a checkpoint or a start, not more.
 TIMEOUT = timedelta(minutes=10)
 EVALUATION_TIMEOUT = timedelta(hours=2)  # one process computes AP while the others wait
+ROLL_CALL = timedelta(seconds=5)  # after an exchange that failed, to find out who is missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,26 @@ def together(doing: str, *, timeout: timedelta | None = None) -> Iterator[None]:
         raise RankError("; ".join(failed))
 
 
+@contextmanager
+def exchanges(doing: str) -> Iterator[None]:
+    """A part of the work in which torch itself waits for the others, as DistributedDataParallel does.
+
+    Args:
+        doing: what the message says.
+
+    Raises:
+        RankError: as ``gather``, in place of torch's errors, which do not say who waited for whom.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo's errors have no type of their own, but the file that they come from
+        if not _joined or not (isinstance(error, torch_distributed.DistError) or "gloo" in str(error)):
+            raise
+        _meet(doing, ROLL_CALL)
+        raise _in_vain(doing, error) from error
+
+
 def images_per_rank(images_per_step: int, accumulate: int) -> int:
     """How many images of a part of a step each process computes.
 
@@ -228,8 +250,9 @@ def gradients_wait(replica: nn.Module, *, wait: bool) -> AbstractContextManager[
 def share_buffers(model: nn.Module) -> None:
     """Gives every process the main one's buffers: statistics of plain batch norm differ, each having seen its own."""
     if _joined:
-        for buffer in model.buffers():
-            torch_distributed.broadcast(buffer, src=0)
+        with exchanges("sharing statistics"):
+            for buffer in model.buffers():
+                torch_distributed.broadcast(buffer, src=0)
 
 
 def _silence(_text: str) -> None:
@@ -242,8 +265,11 @@ def _meet(doing: str, timeout: timedelta | None) -> None:
     try:
         torch_distributed.monitored_barrier(objects, timeout=timeout or usual, wait_all_ranks=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise RankError(
-            f"rank {rank()} of {world_size()} waited in vain for the others, {doing}: {reason}; "
-            "what the missing rank printed says why"
-        ) from error
+        raise _in_vain(doing, error) from error
+
+
+def _in_vain(doing: str, error: Exception) -> RankError:
+    return RankError(
+        f"rank {rank()} of {world_size()} waited in vain for the others, {doing}: {' '.join(str(error).split())}; "
+        "what the missing rank printed says why"
+    )

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from detection.config import SolverConfig
 from detection.data.dataset import Batch
-from detection.engine.distributed import gather, gradients_wait, mean, rank, replicated, together
+from detection.engine.distributed import exchanges, gather, gradients_wait, mean, rank, replicated, together
 from detection.engine.ema import EMA
 from detection.engine.optim import clip_gradients, gradient_norm, learning_rate, set_learning_rate
 
@@ -222,7 +222,8 @@ def _step(
     """One optimizer step; the losses, averaged over its parts.  ``replica`` is the model, or what wraps it."""
     random, statistics = _random_state(device), [buffer.clone() for buffer in _statistics(state.model)]
     state.optimizer.zero_grad(set_to_none=True)
-    losses, problem = _backward(state, replica, parts, solver, device)
+    with exchanges("training"):
+        losses, problem = _backward(state, replica, parts, solver, device)
     norm = _gradient_norm(state, solver)
     if problem is None and not math.isfinite(norm):
         problem = f"gradient is not finite at iteration {state.iteration}: norm {norm}, {_listed(losses, parts)}"

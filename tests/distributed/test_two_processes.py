@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -138,19 +139,28 @@ def make_jobs(config: Config) -> dict[str, Config]:
     }
 
 
-def launch(script: Path, *arguments: str, processes: int = 2, restarts: int = 0) -> str:
-    """What ``script`` printed under torchrun."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone"]
+def torchrun(script: Path, arguments: Sequence[str], options: Sequence[str]) -> subprocess.Popen[str]:
+    signals = "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"  # docs/distributed.md
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # docs/distributed.md
     }
-    torchrun += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
-    command = [sys.executable, *torchrun, str(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    command = [sys.executable, "-m", "torch.distributed.run", signals, *options, str(script), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def launch(script: Path, *arguments: str, processes: int = 2, restarts: int = 0, ends: int = 0) -> str:
+    """What ``script`` printed under torchrun, which ends with the status ``ends``."""
+    options = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+    with torchrun(script, arguments, options) as running:
+        try:
+            printed, errors = running.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            running.terminate()  # a kill would leave its processes behind
+            raise
+    assert running.returncode == ends, printed + errors
+    return printed if ends == 0 else printed + errors
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +241,11 @@ class TestExchange:
         assert "1000 ms" in waiting
         assert late.startswith("RankError: rank 1 of 2 waited in vain for the others, taking step 7: ")
 
+    def test_so_is_who_waits_inside_a_step(self, both: Both) -> None:
+        waiting, late = (outcome["late in a step"] for outcome in both.outcomes)
+        assert waiting.startswith("RankError: rank 0 of 2 waited in vain for the others, training: ")
+        assert late.startswith("RankError: rank 1 of 2 waited in vain for the others, training: ")
+
 
 class TestTraining:
     """Two processes with half the images each are one process with all of them."""
@@ -298,17 +313,56 @@ class TestTraining:
         assert len(lines) == 3  # of "two", "masks" and the classifier
 
 
+def with_workers(both: Both) -> Path:
+    """The config of "two", whose images now come from a worker of each process: they are the same."""
+    file = both.folder / "with_workers.yaml"
+    file.write_text(dump_config(replace(both.config, data=replace(both.config.data, workers=1))))
+    return file
+
+
+def assert_equals_two(both: Both, run: Path) -> None:
+    """Bit for bit."""
+    expected, found = weights(both.folder / "two"), weights(run)
+    assert [name for name, weight in expected.items() if not torch.equal(found[name], weight)] == []
+    assert losses(run) == losses(both.folder / "two")
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_costs_no_more_than_the_steps_since_the_checkpoint(both: Both, victim: int) -> None:
     run = both.folder / f"killed{victim}"
-    config = both.folder / "jobs" / "two.yaml"
-    printed = launch(HERE / "killed_once.py", str(config), str(run), str(victim), restarts=1)
+    printed = launch(HERE / "faulty_once.py", str(with_workers(both)), str(run), str(victim), restarts=1)
     assert printed.count("came to the end") == 2
     assert f"iteration 2 of {STEPS}" in printed  # where the second attempt began
-    expected, found = weights(both.folder / "two"), weights(run)
-    assert [name for name, weight in expected.items() if not torch.equal(found[name], weight)] == []
-    assert losses(run) == losses(both.folder / "two")
+    assert_equals_two(both, run)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("signal", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_to_torchrun_ends_all_processes_with_their_work_saved(both: Both, signal: str) -> None:
+    run = both.folder / signal
+    command = [HERE / "faulty_once.py", str(with_workers(both)), str(run)]
+    printed = launch(*command, "torchrun", signal, restarts=3, ends=1)
+    assert printed.count(f"StoppedError: {signal} ended the run after iteration 2 of {STEPS}") == 2
+    assert read_checkpoint(run).iteration == 2
+    launch(*command, "none")
+    assert_equals_two(both, run)
+
+
+@pytest.mark.faults
+def test_two_torchruns_that_meet_are_as_one(both: Both) -> None:
+    """As on two machines with one file system."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+    options = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={place}"]
+    arguments = [str(with_workers(both)), str(both.folder / "machines"), "none"]
+    machines = [
+        torchrun(HERE / "faulty_once.py", arguments, [*options, "--rdzv-id=1", "--local-addr=127.0.0.1"]) for _ in "ab"
+    ]
+    printed = [machine.communicate(timeout=240) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], printed
+    assert sum(said.count("4 images a step on 2 processes: 2 each") for said, _ in printed) == 1
+    assert_equals_two(both, both.folder / "machines")
 
 
 @pytest.mark.gpu
@@ -317,7 +371,7 @@ def test_a_gpu_trains_with_batch_norm_over_processes(both: Both) -> None:
     config = replace(both.config, backbone=replace(both.config.backbone, norm="sync_bn"), device="cuda")
     file, run = both.folder / "gpu.yaml", both.folder / "gpu"
     file.write_text(dump_config(config))
-    assert "came to the end" in launch(HERE / "killed_once.py", str(file), str(run), "-1", processes=1)
+    assert "came to the end" in launch(HERE / "faulty_once.py", str(file), str(run), "none", processes=1)
     assert torch.tensor(losses(run)).isfinite().all()
 
 

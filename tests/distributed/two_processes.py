@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed as torch_distributed
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from detection.alternating import run_alternating
 from detection.classification import run_pretraining
@@ -60,6 +62,16 @@ def wait_for_a_late_one() -> None:
     distributed.gather(None, doing="taking step 7", timeout=timedelta(seconds=1))
 
 
+def wait_inside_a_step() -> None:
+    """Rank 1 comes to the gradients later than rank 0 waits for it; in a group of their own, which this breaks."""
+    group = torch_distributed.new_group(timeout=timedelta(seconds=2))
+    replica = DistributedDataParallel(nn.Linear(1, 1), process_group=group)
+    with distributed.exchanges("training"):
+        loss = replica(torch.ones(1, 1)).sum()
+        time.sleep(4 * distributed.rank())
+        loss.backward()
+
+
 def evaluations(folder: Path) -> dict[str, Any]:
     """Results on shares that are uneven (3 images) and empty (1 image), of the run FOLDER/one."""
     config, checkpoint = load_config(Config, folder / "one" / "config.yaml"), read_checkpoint(folder / "one")
@@ -97,6 +109,7 @@ def main() -> None:
         )
     classifier = load_config(Config, folder / "classifier.yaml")
     outcomes["classifier"] = attempt(lambda: run_pretraining(classifier, folder / "classifier"))
+    outcomes["late in a step"] = attempt(wait_inside_a_step)
     outcomes["late"] = attempt(wait_for_a_late_one)  # the last: then they have lost each other
     (folder / f"outcomes.{distributed.rank()}.json").write_text(json.dumps(outcomes))
 

@@ -41,7 +41,9 @@ from detection.data.index import AnnotationIndex
 from detection.data.proposals import read_proposals, write_proposals
 from detection.data.segmentation import read_instances
 from detection.data.voc import read_voc
+from detection.engine import checkpoint
 from detection.engine.checkpoint import read_checkpoint, write_converted
+from detection.files import digest
 from detection.masks import encode
 from detection.structures import Proposals
 
@@ -356,6 +358,15 @@ def checkpoint_subject(folder: Path) -> Subject:
     return Subject(file, lambda: quiet(lambda: read_checkpoint(file)), mutate_metadata)
 
 
+def training_state_subject(folder: Path) -> Subject:
+    file = folder / "0000001.state.pt"
+    momentum, random_state = {0: {"momentum_buffer": torch.arange(12.0)}}, torch.Generator().get_state()
+    state = {"optimizer": {"state": momentum}, "iteration": 1, "best": None, "random": [{"cpu": random_state}]}
+    torch.save({"sha256": digest(state), **state}, file)
+    weights_file = file.with_name("0000001.safetensors")  # not read: to parse its config takes longer than all else
+    return Subject(file, lambda: quiet(lambda: checkpoint._read_state(weights_file)), mutate_bytes)
+
+
 def state_dict_subject(suffix: str) -> Callable[[Path], Subject]:
     def make(folder: Path) -> Subject:
         file, arrays = folder / f"model.{suffix}", {name: value.numpy() for name, value in weights().items()}
@@ -400,6 +411,7 @@ MAKERS: dict[str, Callable[[Path], Subject]] = {
     **{suffix: image_subject(suffix) for suffix in ("jpg", "png", "tif", "webp", "bmp", "gif")},
     "instances png": instances_subject,
     "checkpoint": checkpoint_subject,
+    "training state": training_state_subject,
     **{f"weights {suffix}": state_dict_subject(suffix) for suffix in ("safetensors", "pkl", "pth", "legacy")},
     **{suffix: archive_subject(suffix) for suffix in ("zip", "tar", "tar.gz")},
 }
@@ -421,6 +433,7 @@ def test_damaged_files(subject: Subject, tmp_path: Path, request: pytest.Fixture
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("subject", SUBJECTS, indirect=True)
 def test_thousands_of_damaged_files(subject: Subject, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     fuzz(subject, tmp_path, request.node.callspec.id, FULL)

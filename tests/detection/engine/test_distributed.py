@@ -9,6 +9,7 @@ from torch import nn
 from detection.engine import distributed
 from detection.engine.distributed import (
     collect,
+    exchanges,
     gather,
     gradients_wait,
     images_per_rank,
@@ -42,6 +43,11 @@ def test_one_process_exchanges_with_itself() -> None:
 def test_an_error_of_one_process_stays_what_it_is() -> None:
     with pytest.raises(KeyError, match="x"), together("reading a batch"):
         raise KeyError("x")
+
+
+def test_an_error_that_no_exchange_raised_stays_what_it_is() -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), exchanges("training"):
+        raise RuntimeError("shapes differ")
 
 
 def test_one_process_trains_the_model_itself() -> None:

@@ -1,0 +1,61 @@
+"""Mirrors tools/soak.py: what it takes for memory, for a leak, and a training of a few steps."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detection.data.digits import write_digits
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tool() -> dict[str, Any]:
+    """What its ``main`` finds under the names of its file."""
+    return runpy.run_path(str(ROOT / "tools" / "soak.py"))["main"].__globals__
+
+
+def test_memory_of_a_process(tool: dict[str, Any]) -> None:
+    before = tool["memory_mib"](os.getpid())
+    held = np.ones(64 << 20, np.uint8)
+    assert tool["memory_mib"](os.getpid()) - before == pytest.approx(64, abs=1)
+    assert held.all()
+
+
+def test_slope_is_that_of_the_second_half(tool: dict[str, Any]) -> None:
+    steps = [100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
+    trainer = [7.0, 90.0, 95.0, 96.0, 99.0, 100.0, 101.0, 120.0, 103.0, 104.0]  # with a peak at 800
+    memory = tool["Memory"](steps=steps, trainer=trainer, workers=[3.0] * 10)
+    assert memory.slope(memory.trainer) == pytest.approx(10)
+    assert memory.slope(memory.workers) == pytest.approx(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "status"), [("1e9", 0), ("-1e9", 1)])
+def test_a_short_soak(
+    tool: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    limit: str,
+    status: int,
+) -> None:
+    root = write_digits(tmp_path, num_train=4, num_test=1).parent
+    config = str(ROOT / "configs" / "digits" / "resnet18_c4.yaml")
+    sizes = ["data.shorter_side=64", "data.longer_side=96", "solver.images_per_step=1"]
+    command = ["soak.py", "--config-file", config, "--steps", "4", f"--limit={limit}", "device=cpu"]
+    monkeypatch.setattr(sys, "argv", [*command, f"data.root={root}", *sizes])
+    monkeypatch.setitem(tool, "SAMPLES", 4)
+    assert tool["main"]() == status
+    lines = capsys.readouterr().out.splitlines()
+    measured = [line for line in lines if line.startswith("step ")]
+    assert [line.split(":")[0] for line in measured] == ["step 1", "step 2", "step 3", "step 4"]
+    assert all(float(line.split()[i]) > 20 for line in measured for i in (3, 6))
+    assert [line.split(":")[0] for line in lines[-2:]] == ["trainer", "workers"]
