@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from detection.evaluation.matching import match_image
 from detection.evaluation.records import Record, check_records
 
-__all__ = ["RECALLS", "THRESHOLDS", "ClassCurve", "best_threshold", "class_curves", "f1_by_threshold", "mean_precision"]
+__all__ = [
+    "RECALLS",
+    "THRESHOLDS",
+    "ClassCurve",
+    "best_threshold",
+    "class_curves",
+    "f1_by_threshold",
+    "mean_precision",
+    "score_of_as_many",
+]
 
 RECALLS = np.linspace(0, 1, 101)  # (R,) COCO's
 THRESHOLDS = np.linspace(0, 1, 101)  # (S,)
@@ -87,6 +96,16 @@ def best_threshold(f1: NDArray[np.float64]) -> float:
     if np.isnan(f1).any():
         return 0.5
     return float(THRESHOLDS[np.flatnonzero(f1 == f1.max())[-1]])
+
+
+def score_of_as_many(records: Sequence[Record]) -> float:
+    """The score from which on there are as many detections as objects to find; 0 where there are fewer of the former.
+
+    At it, two detectors show the same number of boxes, whatever their scores are like.
+    """
+    objects = sum(int(np.count_nonzero(~record.gt_ignore)) for record in records)
+    scores = np.sort(np.concatenate([record.scores for record in records] or [np.zeros(0)]))[::-1]
+    return float(scores[objects - 1]) if 0 < objects <= len(scores) else 0.0
 
 
 def _interpolated(curve: ClassCurve) -> NDArray[np.float64]:

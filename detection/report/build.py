@@ -89,7 +89,7 @@ def _both(index: AnnotationIndex, row: int, shown: Mapping[str, Shown], only: ND
     """Image ``row`` with the detections of two runs; objects ``only`` (G,), which the first alone finds, are framed."""
     a, b = shown
     jpegs = [
-        picture(index, row, run.records[row], min_score=run.threshold, marked=run.records[row].gt_boxes[only])
+        picture(index, row, run.records[row], min_score=run.equal_score, marked=run.records[row].gt_boxes[only])
         for run in shown.values()
     ]
     name = Path(index.paths[row]).name

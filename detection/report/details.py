@@ -146,6 +146,9 @@ def pictures_section(numbers: dict[str, Any], pictures: Sequence[Pictures]) -> S
         [f"{p['a']} and {p['b']}", *(str(p["objects"][key]) for key in ("only_a", "only_b", "all"))]
         for p in numbers["pairs"]
     ]
-    caption = "Objects found by one alone, each variant at the score at which its F1 is best, and all objects to find."
+    caption = (
+        "Objects found by one alone, and all objects to find. Each variant shows its best detections, as many as there are "
+        "objects."
+    )
     table = Table(caption, ["A and B", "found by A only", "found by B only", "objects"], rows)
     return Section("Where one finds what the other misses", [table, *pictures])

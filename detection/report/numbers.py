@@ -18,7 +18,13 @@ from detection.config_io import load_config
 from detection.data.index import AnnotationIndex
 from detection.evaluation.bootstrap import Comparison, Difference, VariantScore, paired_bootstrap
 from detection.evaluation.confusion import found_objects
-from detection.evaluation.curves import best_threshold, class_curves, f1_by_threshold, mean_precision
+from detection.evaluation.curves import (
+    best_threshold,
+    class_curves,
+    f1_by_threshold,
+    mean_precision,
+    score_of_as_many,
+)
 from detection.evaluation.errors import error_difference, error_types
 from detection.evaluation.matching import Matches, match
 from detection.evaluation.records import Record
@@ -49,13 +55,16 @@ METRICS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """What the detections of one run show, at the score at which its F1 is best where one is needed."""
+    """What the detections of one run show."""
 
     records: Sequence[Record]
     precision: NDArray[np.float64]  # at curves.RECALLS, mean over classes
     f1: NDArray[np.float64]  # at curves.THRESHOLDS, mean over classes
     threshold: float  # the score at which F1 is best
-    found: Sequence[NDArray[np.bool_]]  # (G,) of every image: its objects that are found from that score on
+    equal_score: (
+        float  # from which on there are as many detections as objects, so that runs can be set beside each other
+    )
+    found: Sequence[NDArray[np.bool_]]  # (G,) of every image: its objects that are found from the latter score on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +96,15 @@ def show(records: Sequence[Record], num_classes: int) -> Shown:
     """What ``records`` show."""
     curves = class_curves(records, num_classes)
     f1 = f1_by_threshold(curves)
-    threshold = best_threshold(f1)
-    found = [found_objects(record, min_score=threshold) for record in records]
-    return Shown(records=records, precision=mean_precision(curves), f1=f1, threshold=threshold, found=found)
+    equal_score = score_of_as_many(records)
+    return Shown(
+        records=records,
+        precision=mean_precision(curves),
+        f1=f1,
+        threshold=best_threshold(f1),
+        equal_score=equal_score,
+        found=[found_objects(record, min_score=equal_score) for record in records],
+    )
 
 
 def experiment_numbers(experiment: Experiment, evidence: Evidence | None, *, resamples: int) -> dict[str, Any]:
@@ -159,6 +174,7 @@ def run_numbers(shown: Shown, score: VariantScore, class_names: Sequence[str], *
         "class_ap": dict(zip(class_names, score.class_ap, strict=True)),
         "errors": error_types(shown.records, class_names, resamples=resamples),
         "threshold": shown.threshold,
+        "equal_score": shown.equal_score,
         "precision_at_recall": shown.precision,
         "f1_at_score": shown.f1,
     }

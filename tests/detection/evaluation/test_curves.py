@@ -13,6 +13,7 @@ from detection.evaluation.curves import (
     class_curves,
     f1_by_threshold,
     mean_precision,
+    score_of_as_many,
 )
 from detection.evaluation.records import Record
 
@@ -117,3 +118,12 @@ def test_objects_without_detections_have_zero_precision() -> None:
 def test_label_outside_is_refused() -> None:
     with pytest.raises(ValueError, match=r"label 3, expected 0\.\.1"):
         class_curves([make_record([(0, 3)], [])], 2)
+
+
+def test_as_many_detections_as_objects_are_the_best_over_all_images() -> None:
+    first = make_record([(0, 0), (1, 0)], [(0, 0, 0.9), (1, 0, 0.2), (2, 0, 0.5)])
+    second = make_record([(0, 0), (1, 0)], [(0, 0, 0.75)], ignore=(1,), image_id=2)
+    assert score_of_as_many([first, second]) == pytest.approx(0.5)  # 3 objects that are not ignored: 0.9, 0.75, 0.5
+    assert score_of_as_many([make_record([(0, 0), (1, 0)], [(0, 0, 0.9)])]) == 0
+    assert score_of_as_many([make_record([], [(0, 0, 0.9)])]) == 0
+    assert score_of_as_many([]) == 0
