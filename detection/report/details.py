@@ -147,8 +147,8 @@ def pictures_section(numbers: dict[str, Any], pictures: Sequence[Pictures]) -> S
         for p in numbers["pairs"]
     ]
     caption = (
-        "Objects found by one alone, and all objects to find. Each variant shows its best detections, as many as there are "
-        "objects."
+        "Objects found by one alone, and all objects to find. Each variant shows its best detections, as many as there "
+        "are objects."
     )
     table = Table(caption, ["A and B", "found by A only", "found by B only", "objects"], rows)
     return Section("Where one finds what the other misses", [table, *pictures])
