@@ -113,7 +113,7 @@ class TracedBackbone(Backbone):
         Raises:
             ValueError: always.
         """
-        raise ValueError(f"{self.name} has no tail; set box.head to fc")
+        raise ValueError(f"{self.name} has no tail; set box.head to fc, or classification.network to spp")
 
     def load(self, state: Mapping[str, Tensor], *, source: str) -> LoadReport:
         """Loads weights by the library's names; those of layers that were dropped may be there.

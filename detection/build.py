@@ -13,9 +13,9 @@ from backbones.base import Backbone, FeatureSpec, Tail
 from backbones.factory import build_backbone, pyramid_features
 from backbones.fpn import FPN
 from backbones.norm import NormLayer, make_norm
-from backbones.weights import load_matching, our_names, read_state_dict
+from backbones.weights import load_matching, our_names
 from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, PostprocessConfig, RPNConfig
-from detection.engine.checkpoint import resolve_weights, stored_config
+from detection.engine.checkpoint import read_checkpoint, resolve_weights, stored_config
 from detection.inference.tester import Methods, Tester
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
@@ -33,7 +33,7 @@ from detection.model.sampler import BalancedSampler
 __all__ = ["build_detector", "build_plain_backbone", "build_tester", "refuse_detector_keys"]
 
 # What a run's weights need of the network that takes them over, and what no name or shape among them shows.
-TRAINED_WITH = ("weights_source", "norm_eps", "stride_in")
+TRAINED_WITH = ("name", "shortcut", "weights_source", "norm_eps", "stride_in")
 LIBRARIES = ("torchvision", "timm")  # as weights: not a folder that has such a name
 DETECTOR_KEYS = ("init", "solver.fixed", "data.proposals", "backbone.fpn", "backbone.dilate_c5", "anchors.rounded")
 
@@ -90,7 +90,7 @@ def build_plain_backbone(
     name, weights, source = options.pop("name"), options.pop("weights"), options.pop("weights_source")
     for of_the_pyramid in ("fpn", "fpn_channels", "fpn_norm"):
         del options[of_the_pyramid]
-    run = _file_of_a_run(config) if pretrained else None
+    run = _file_of_a_run(config, check=pretrained)
     backbone = build_backbone(
         name,
         weights=None if run else weights,
@@ -99,8 +99,8 @@ def build_plain_backbone(
         out_features=out_features,
         **options,
     )
-    if run:
-        load_matching(backbone, our_names(read_state_dict(run), source=source), source=run)
+    if run and pretrained:
+        load_matching(backbone, our_names(read_checkpoint(run).weights, source=source), source=str(run))
     return backbone
 
 
@@ -114,19 +114,19 @@ def refuse_detector_keys(config: Config, purpose: str) -> None:
             raise ValueError(f"{key} is {value!r}, but only detectors know it; leave it unset for {purpose}")
 
 
-def _file_of_a_run(config: BackboneConfig) -> str | None:
-    """The weights of ``config`` where a run of ours made them; None for others.
+def _file_of_a_run(config: BackboneConfig, *, check: bool) -> Path | None:
+    """The weights of ``config`` where a run of ours made them; None for others, and for a run that is gone.
 
     Raises:
-        ValueError: it trained a network of other options.
+        ValueError: with ``check``, it trained a network of other options.
     """
-    if config.weights is None or config.weights in LIBRARIES:
+    if config.weights is None or config.weights in LIBRARIES or not Path(config.weights).exists():
         return None
-    file = str(resolve_weights(config.weights)) if Path(config.weights).is_dir() else config.weights
+    file = resolve_weights(config.weights)
     stored = stored_config(file)
     if stored is None:
         return None
-    for key in TRAINED_WITH:
+    for key in TRAINED_WITH if check else ():
         given, trained = getattr(config, key), getattr(stored.backbone, key)
         if given != trained:
             raise ValueError(

@@ -31,7 +31,9 @@ class BackboneConfig:
     """The network.  An option left at null takes the backbone's own default; one that it lacks is refused."""
 
     name: str = "resnet50"
-    weights: str | None = None  # null: He initialisation; "torchvision": ImageNet, downloaded; or a file
+    weights: str | None = (
+        None  # null: He initialisation; "torchvision" or "timm": downloaded; a file; a run's directory
+    )
     # What trained the file: binds mean, order, eps, stride.
     weights_source: Literal["torchvision", "caffe", "msra"] = "torchvision"
     norm: Literal["bn", "frozen_bn", "gn", "sync_bn"] | None = None  # the paper fixes BN: frozen_bn

@@ -24,6 +24,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
+        temporary.unlink(missing_ok=True)  # what a process that was killed left may be for its owner alone
         temporary.touch()
         mode = temporary.stat().st_mode
         write(temporary)

@@ -54,6 +54,8 @@ RECALL_LIMITS = (100, 300, 1000)  # proposals per image
 
 # Keys that change what weights mean without changing a name or a shape among them.
 SILENT_KEYS = (
+    "backbone.name",
+    "backbone.shortcut",
     "backbone.weights_source",
     "backbone.norm_eps",
     "backbone.stride_in",

@@ -41,14 +41,15 @@ def known_keys(run: Path) -> str:
 
 def main() -> None:
     args = parse_args()
-    series = {}
+    series, names = {}, [run.name for run in args.runs]
     for run in args.runs:
         iterations, values = read_metrics(run, args.key)
         if not iterations:
             raise ValueError(f"no figure {args.key!r} in {run / 'metrics.jsonl'}, {known_keys(run)}")
-        series[run.name] = [(iterations, values)]
-    loss = args.key.startswith("loss/")
-    figure = lines(args.output.stem, series, x_label="iterations", y_label=args.key, percent=not loss, limit=args.limit)
+        series[run.name if names.count(run.name) == 1 else str(run)] = [(iterations, values)]
+    figure = lines(
+        args.output.stem, series, x_label="iterations", y_label=args.key, percent="." in args.key, limit=args.limit
+    )
     write_text(args.output, figure)
     print(f"{len(series)} runs: {args.output}")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from detection.classification import evaluate_classifiers, format_accuracy, run_pretraining
 from detection.config import Config
 from detection.config_io import load_config
-from detection.engine.checkpoint import read_checkpoint
+from detection.engine.checkpoint import read_checkpoint, resolve_weights
 from detection.engine.distributed import RankError, is_main
 from detection.engine.signals import EXIT_STOPPED, StoppedError
 from detection.engine.train import NotFiniteError
@@ -38,19 +38,23 @@ def parse_args() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="RUN",
-        help="test the weights of this run, or of several together, and train nothing (may be repeated)",
+        help="test the weights of this run, or of several together, and train nothing (may be repeated); results go to "
+        "RUN/test of the first, or to --output-dir",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as solver.base_lr=0.01")
-    return parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args()
+    if args.test and args.resume:
+        parser.error("--resume goes on with a training, and --test trains nothing; give one of them")
+    return args
 
 
 def main() -> None:
     args = parse_args()
     config = load_config(Config, args.config_file, args.overrides)
     path = Path(args.config_file)
-    name = f"{path.stem}_test" if args.test else path.stem
-    output = Path(args.output_dir or config.output_dir or Path("output") / path.resolve().parent.name / name)
+    output = Path(args.output_dir or config.output_dir or Path("output") / path.resolve().parent.name / path.stem)
     if args.test:
+        output = Path(args.output_dir or resolve_weights(args.test[0]).parents[1] / "test")
         result = evaluate_classifiers(config, [read_checkpoint(run) for run in args.test], output)
     else:
         result = run_pretraining(config, output, resume=args.resume)

@@ -2,7 +2,7 @@
 
 Both see the same images in the same order and learn with the same optimizer; initial weights and samples differ.
 
-    RESDET_DATA_ROOT=DATA python tools/train_as_torchvision.py --seeds 0 1 2 --output output/as_torchvision
+    RESDET_DATA_ROOT=DATA python tools/train_as_torchvision.py --seeds 0,1,2 --output output/as_torchvision
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ def test_theirs(config: Config, model: nn.Module, index: AnnotationIndex) -> Eva
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--output", type=Path, default=Path("output/as_torchvision"))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
     config = load_config(Config, CONFIG, args.overrides)
     table: dict[str, list[tuple[float, float]]] = {"ours": [], "torchvision": []}
-    for seed in args.seeds:
+    for seed in map(int, args.seeds.split(",")):
         seeded = replace(config, seed=seed)
         for name, run in (("ours", run_training), ("torchvision", train_theirs)):
             torch.manual_seed(seed)

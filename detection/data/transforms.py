@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import cv2
@@ -200,9 +201,12 @@ class Augment:
         moves = any(isinstance(transform, A.DualTransform) for transform in transforms)
         boxes = A.BboxParams(format="albumentations", label_fields=["rows"], clip=True)
         self._compose = A.Compose(list(transforms), bbox_params=boxes if moves else None)
+        self._steps = tuple(steps)
+
+    @cached_property
+    def _pixels_only(self) -> A.Compose:
         # Transforms of its own: each knows from the last Compose that it is put into what becomes of its boxes.
-        self._pixels_only = A.Compose([_transform(step) for step in steps])
-        self._steps = len(transforms)
+        return A.Compose([_transform(step) for step in self._steps])
 
     def __call__(
         self, image: NDArray[np.uint8], target: Target, *, seed: Sequence[int]
@@ -238,7 +242,7 @@ class Augment:
 
     def _seed(self, compose: A.Compose, seed: Sequence[int]) -> None:
         # Compose would hand one seed to every transform, and all of them would draw the same numbers.
-        seeds = np.random.SeedSequence(seed).generate_state(self._steps + 1)
+        seeds = np.random.SeedSequence(seed).generate_state(len(self._steps) + 1)
         compose.set_random_seed(int(seeds[0]))
         for transform, own in zip(compose.transforms, seeds[1:], strict=True):
             transform.set_random_seed(int(own))

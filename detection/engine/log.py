@@ -21,6 +21,8 @@ from detection.files import write_text
 
 __all__ = ["NoLog", "RunLog", "peak_memory_gib"]
 
+METRICS = ("bbox.", "segm.", "voc.", "classification.")  # what the line of an evaluation shows
+
 
 def peak_memory_gib(device: torch.device) -> float:
     """Most memory used so far, GiB: of the GPU ``device``, or of this process for the CPU."""
@@ -91,7 +93,7 @@ class RunLog:
         if "seconds_per_step" in record:
             left = timedelta(seconds=round(record["seconds_per_step"] * (self._iterations - iteration)))
             parts.append(f"{record['seconds_per_step']:.2f} s/step  ETA {left}  {record['memory_gib']:.1f} GiB")
-        parts += [f"{name} {value:.3f}" for name, value in record.items() if name.startswith(("bbox.", "voc."))]
+        parts += [f"{name} {value:.3f}" for name, value in record.items() if name.startswith(METRICS)]
         return "  ".join(parts)
 
 

@@ -61,9 +61,7 @@ class Shown:
     precision: NDArray[np.float64]  # at curves.RECALLS, mean over classes
     f1: NDArray[np.float64]  # at curves.THRESHOLDS, mean over classes
     threshold: float  # the score at which F1 is best
-    equal_score: (
-        float  # from which on there are as many detections as objects, so that runs can be set beside each other
-    )
+    equal_score: float  # from which on there are as many detections as objects, to set runs beside each other
     found: Sequence[NDArray[np.bool_]]  # (G,) of every image: its objects that are found from the latter score on
 
 
