@@ -20,7 +20,7 @@ from pathlib import Path
 from detection.classification import evaluate_classifiers, format_accuracy, run_pretraining
 from detection.config import Config
 from detection.config_io import load_config
-from detection.engine.checkpoint import read_checkpoint, resolve_weights
+from detection.engine.checkpoint import read_checkpoint
 from detection.engine.distributed import RankError, is_main
 from detection.engine.signals import EXIT_STOPPED, StoppedError
 from detection.engine.train import NotFiniteError
@@ -54,8 +54,9 @@ def main() -> None:
     path = Path(args.config_file)
     output = Path(args.output_dir or config.output_dir or Path("output") / path.resolve().parent.name / path.stem)
     if args.test:
-        output = Path(args.output_dir or resolve_weights(args.test[0]).parents[1] / "test")
-        result = evaluate_classifiers(config, [read_checkpoint(run) for run in args.test], output)
+        checkpoints = [read_checkpoint(run) for run in args.test]
+        output = Path(args.output_dir or checkpoints[0].path.parent.parent / "test")
+        result = evaluate_classifiers(config, checkpoints, output)
     else:
         result = run_pretraining(config, output, resume=args.resume)
     if result and is_main():

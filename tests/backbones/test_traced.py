@@ -124,7 +124,7 @@ def test_a_copy_has_the_same_names_and_maps(name: str) -> None:
 @every_name
 def test_no_tail_but_a_pyramid(name: str) -> None:
     backbone = build_meta(name)
-    with pytest.raises(ValueError, match=f"^{name} has no tail; set box.head to fc$"):
+    with pytest.raises(ValueError, match=f"^{name} has no tail; set box.head to fc, or classification.network to spp$"):
         backbone.tail()
     with torch.device("meta"):
         pyramid = FPN(deepcopy(backbone), channels=8)

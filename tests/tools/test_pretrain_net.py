@@ -107,14 +107,16 @@ def test_two_runs_are_tested_together(workspace: Workspace, tmp_path: Path, view
     assert json.loads((tmp_path / "result.json").read_text())["views"] == views
 
 
-def test_output_directories_are_named_after_the_config(
+def test_a_training_is_named_after_the_config_and_a_test_lies_in_its_run(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert workspace.call("--test", workspace.run).status is None
+    run = Path(shutil.copytree(workspace.run, tmp_path / "run"))
+    assert workspace.call("--test", run).status is None
+    assert (run / "test" / "result.json").is_file()
+    assert workspace.call("--test", run, "--resume").status == 2
     assert workspace.call("data.test=[]", "solver.iterations=1").status is None
     folder = tmp_path / "output" / workspace.config.parent.name
-    assert (folder / "tiny_test" / "result.json").is_file()
     assert (folder / "tiny" / "checkpoints" / "0000001.safetensors").is_file()
     assert not (folder / "tiny" / "result.json").exists()
 
