@@ -123,6 +123,7 @@ def execute(
                 child = _start(waiting.popleft(), programs, placement, slot, code, say) if waiting else None
                 if child:
                     active[slot] = child
+                    say(f"{child.run}: started, log in {child.run.folder / 'log.txt'}")
             for slot in [slot for slot, child in active.items() if child.process.poll() is not None]:
                 _finish(active.pop(slot), code, say)
             time.sleep(0.05)
@@ -230,21 +231,24 @@ def _start(
         lock.close()
         say(f"{run}: another process trains it; left alone")
         return None
-    write_text(run.folder / "config.yaml", dump_config(run.config))
-    write_status(run.folder, "running", code=code)
-    log = run.folder / "log.txt"
-    start = log.stat().st_size if log.is_file() else 0
-    with log.open("ab") as stream:
-        process = subprocess.Popen(
-            _command(run, programs),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=child_environment(placement, slot),
-            start_new_session=True,  # Ctrl-C reaches it through _stop alone
-            pass_fds=[lock.fileno()],  # it keeps the lock, should this process be killed
-        )
-    say(f"{run}: started, log in {log}")
+    try:
+        write_text(run.folder / "config.yaml", dump_config(run.config))
+        write_status(run.folder, "running", code=code)
+        log = run.folder / "log.txt"
+        start = log.stat().st_size if log.is_file() else 0
+        with log.open("ab") as stream:
+            process = subprocess.Popen(
+                _command(run, programs),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=child_environment(placement, slot),
+                start_new_session=True,  # Ctrl-C reaches it through _stop alone
+                pass_fds=[lock.fileno()],  # it keeps the lock, should this process be killed
+            )
+    except BaseException:  # Ctrl-C too
+        lock.close()
+        raise
     return _Child(run, process, lock, start)
 
 
