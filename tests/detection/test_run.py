@@ -173,9 +173,13 @@ class TestResume:
 
     def test_other_architecture_is_refused(self, config: Config, tmp_path: Path) -> None:
         run_until(config, tmp_path, 3)
-        other = replace(config, backbone=BackboneConfig(name="resnet34", norm="gn", roi_size=2))
-        with pytest.raises(ValueError, match="do not fit"):
-            run_training(other, tmp_path, resume=True)
+        for change, message in (
+            ({"name": "resnet34"}, "backbone.name: resnet18 -> resnet34"),
+            ({"norm": "bn"}, "do not fit"),
+        ):
+            other = replace(config, backbone=replace(config.backbone, **change))
+            with pytest.raises(ValueError, match=message):
+                run_training(other, tmp_path, resume=True)
 
 
 class TestTraining:
