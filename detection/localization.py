@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from backbones.base import Backbone
 from backbones.classifier import Classifier
 from backbones.factory import build_backbone
 from backbones.weights import download_torchvision, read_state_dict, rename_torchvision
@@ -43,7 +42,8 @@ from detection.files import write_text
 from detection.inference.views import resize_images
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
-from detection.model.localizer import ClassRPN, Normalize, RegionClassifier
+from detection.model.image_classifier import ImageClassifier
+from detection.model.localizer import ClassRPN, RegionClassifier
 from detection.model.matcher import Matcher
 from detection.model.rpn import ProposalFilter
 from detection.model.sampler import BalancedSampler
@@ -167,13 +167,12 @@ class _ClassPredictor(nn.Module):
     Source: "Deep Residual Learning", section 3.4.
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+    def __init__(self, network: Classifier) -> None:
         super().__init__()
-        self.normalize = Normalize(backbone.input_stats)
-        self.classifier = Classifier(backbone, num_classes)
+        self.classifier = ImageClassifier(network)
 
     def forward(self, views: Sequence[ImageBatch]) -> Tensor:
-        scores = torch.stack([self.classifier(self.normalize(view))[0].float().softmax(0) for view in views]).mean(0)
+        scores = torch.stack([self.classifier(view)[0] for view in views]).mean(0)
         return scores.topk(min(MAX_GUESSES, len(scores))).indices
 
 
@@ -208,15 +207,15 @@ def _build_classifier(config: Config, num_classes: int) -> _ClassPredictor | Non
     name, source = config.backbone.name, config.backbone.weights_source
     backbone = build_backbone(name, weights=weights, weights_source=source, load_weights=False)
     state = download_torchvision(name) if weights == "torchvision" else read_state_dict(weights)
-    predictor = _ClassPredictor(backbone, num_classes)
+    network = Classifier(backbone, num_classes)
     bias = rename_torchvision(state).get("fc.bias")
     if bias is not None and len(bias) != num_classes:
         raise ValueError(
             f"localization.classifier {weights!r} tells {len(bias)} classes apart, the data set has {num_classes}; "
             "they must be the same, in the same order"
         )
-    predictor.classifier.load_torchvision(state)
-    return predictor.to(choose_device(config)).eval()
+    network.load_torchvision(state)
+    return _ClassPredictor(network).to(choose_device(config)).eval()
 
 
 def _rcnn_config(config: Config) -> Config:
