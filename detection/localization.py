@@ -30,7 +30,6 @@ from detection.boxes import clip, scale
 from detection.build import build_plain_backbone, refuse_detector_keys
 from detection.config import Config
 from detection.data.build import build_train_loader
-from detection.data.images import read_image
 from detection.data.index import AnnotationIndex
 from detection.data.proposals import read_proposals, write_proposals
 from detection.data.regions import RegionDataset, image_labels, region_loader, warp
@@ -314,9 +313,7 @@ def _stored_images(
     for number, row in enumerate(rows):
         if number and number % SAY_EVERY == 0:
             say(f"{number} of {len(rows)} images")
-        height, width = index.sizes[row].tolist()
-        pixels = read_image(index.paths[row], size=(height, width), apply_exif=bool(index.apply_exif[row]))
-        image = ImageBatch.from_images([torch.tensor(pixels).permute(2, 0, 1)])
+        image = ImageBatch.from_images([torch.tensor(index.image(row)).permute(2, 0, 1)])
         yield row, labels[row : row + 1].to(device), image.to(device)
 
 

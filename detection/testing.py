@@ -24,7 +24,6 @@ from detection.config import Config
 from detection.config_io import load_config
 from detection.data.build import build_test_loader
 from detection.data.cards import data_root, load_card, load_dataset
-from detection.data.images import read_image
 from detection.data.index import AnnotationIndex
 from detection.data.problems import summarize
 from detection.engine.checkpoint import Checkpoint, load_detector_weights
@@ -130,8 +129,7 @@ def run_test(
     detectors += [_restored(member.config, member, index.class_names) for member in ensemble]
     result, records = evaluate_detectors(config, detectors, index, output, limit=limit)
     for number, record in enumerate(islice(records, pictures)):
-        image = read_image(record.file_name, apply_exif=bool(index.apply_exif[number]))
-        drawn = draw_record(image, record, index.class_names)
+        drawn = draw_record(index.image(number), record, index.class_names)
         save_picture(output / "pictures" / f"{number:05d}_{Path(record.file_name).stem}.jpg", drawn)
     say(f"{result['images']} images, {result['seconds_per_image']:.3f} s per image, {choose_device(config)}")
     return result

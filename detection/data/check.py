@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from detection.boxes import iou
-from detection.data.images import read_image
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem
 
@@ -82,9 +81,8 @@ def check_images(
 
 def _check_image(index: AnnotationIndex, row: int) -> list[Problem]:
     path = index.paths[row]
-    height, width = index.sizes[row].tolist()
     try:
-        pixels = read_image(path, size=(height, width), apply_exif=bool(index.apply_exif[row]))
+        pixels = index.image(row)
     except ValueError as error:
         return [Problem("error", "image", path, str(error))]
     if np.ptp(pixels, axis=(0, 1)).max() == 0:

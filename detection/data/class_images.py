@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from detection.data.build import make_loader
 from detection.data.dataset import DetectionDataset
-from detection.data.images import read_image
 from detection.data.index import AnnotationIndex
 from detection.data.samplers import TestBatches
 from detection.inference.views import resize_images
@@ -36,7 +35,7 @@ class ClassImages(DetectionDataset):
     """
 
     def _view(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
-        image = _read(self.index, row)
+        image = self.index.image(row)
         if self.augment is not None:
             image = self.augment.pixels(image, seed=seed)
         whole = torch.tensor([[0.0, 0.0, image.shape[1], image.shape[0]]])
@@ -88,7 +87,7 @@ class _ViewDataset(Dataset[tuple[int, list[Tensor]]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, list[Tensor]]:
         _, row = key
-        return row, self.views.of(torch.tensor(_read(self.index, row)).permute(2, 0, 1))
+        return row, self.views.of(torch.tensor(self.index.image(row)).permute(2, 0, 1))
 
 
 def class_view_loader(
@@ -97,11 +96,6 @@ def class_view_loader(
     """The ``views`` of the images ``rows`` of ``index``, as ``Views``."""
     batches = TestBatches(rows, batch_size=1 if views.kind == "dense" else AT_ONCE)
     return make_loader(_ViewDataset(index, views), batches, workers=workers, pin=pin, collate=_collate)
-
-
-def _read(index: AnnotationIndex, row: int) -> NDArray[np.uint8]:
-    height, width = index.sizes[row].tolist()
-    return read_image(index.paths[row], size=(height, width), apply_exif=bool(index.apply_exif[row]))
 
 
 def _collate(samples: list[tuple[int, list[Tensor]]]) -> Views:

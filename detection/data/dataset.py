@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detection.data.images import read_image
 from detection.data.index import NO_MASKS, AnnotationIndex
 from detection.data.proposals import StoredProposals
 from detection.data.transforms import Augment, Scaling, paste
@@ -110,9 +109,7 @@ class DetectionDataset(Dataset[Sample]):
 
     def _view(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
         """The image (H, W, 3) of ``row`` and its target, augmented and resized; proposals are rows of the target."""
-        path = self.index.paths[row]
-        height, width = self.index.sizes[row].tolist()
-        image = read_image(path, size=(height, width), apply_exif=bool(self.index.apply_exif[row]))
+        image = self.index.image(row)
         target = self.index.target(row, masks=self.masks)
         if self.proposals is not None:
             target = _with_proposals(target, self.proposals.of(row))

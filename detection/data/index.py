@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from detection.data.images import read_image
 from detection.masks import RLE, decode, empty_rle
 from detection.structures import Target
 
@@ -89,6 +92,14 @@ class AnnotationIndex:
     def objects(self, row: int) -> slice:
         """Where the objects of image ``row`` stand."""
         return slice(int(self.ends[row - 1]) if row else 0, int(self.ends[row]))
+
+    def image(self, row: int) -> NDArray[np.uint8]:
+        """Pixels (H, W, 3) of image ``row``, RGB, as ``read_image`` gives them.
+
+        Raises:
+            ImageError: the file can't be read or is of another size than its annotation says.
+        """
+        return read_image(self.paths[row], size=self._size(row), apply_exif=bool(self.apply_exif[row]))
 
     def target(self, row: int, *, masks: bool = False) -> Target:
         """The objects of image ``row``, in pixels of the stored image, with their ``masks`` on request.

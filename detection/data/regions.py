@@ -18,7 +18,6 @@ from torchvision.ops import roi_align
 from detection.boxes import iou
 from detection.data.build import make_loader
 from detection.data.dataset import Batch, Sample
-from detection.data.images import read_image
 from detection.data.index import AnnotationIndex
 from detection.data.proposals import StoredProposals
 from detection.inference.views import flip_boxes
@@ -94,16 +93,13 @@ class RegionDataset(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         position, number = key
         row = int(torch.searchsorted(self.proposals.ends, number, right=True))
-        path = self.index.paths[row]
-        height, width = self.index.sizes[row].tolist()
-        image = read_image(path, size=(height, width), apply_exif=bool(self.index.apply_exif[row]))
         region = self.proposals.boxes[number]
-        (warped,) = warp(torch.tensor(image).permute(2, 0, 1), region[None], self.side)
+        (warped,) = warp(torch.tensor(self.index.image(row)).permute(2, 0, 1), region[None], self.side)
         target = self._target(self.index.target(row), region)
         if np.random.default_rng((self.seed, position)).random() < 0.5:
             warped = warped.flip(2)
             target = replace(target, boxes=flip_boxes(target.boxes, self.side))
-        return Sample(row, path, warped, target)
+        return Sample(row, self.index.paths[row], warped, target)
 
     def _target(self, objects: Target, region: Tensor) -> Target:
         wanted = objects[~objects.ignore]

@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.data.images import read_image
 from detection.data.index import AnnotationIndex
 from detection.evaluation.records import Record
 from detection.visualize import draw_record
@@ -25,7 +24,7 @@ def picture(
 
     Boxes ``marked`` (M, 4), in pixels of the image, get a frame.
     """
-    image = read_image(record.file_name, apply_exif=bool(index.apply_exif[row]))
+    image = index.image(row)
     canvas = draw_record(image, record, index.class_names, min_score=min_score)
     scale = canvas.shape[0] / image.shape[0]
     boxes = np.zeros((0, 4), np.float32) if marked is None else marked
