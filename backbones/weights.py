@@ -38,11 +38,6 @@ __all__ = [
 
 MAX_NAMES_SHOWN = 10
 
-# Our own classifiers' names begin with this, and those of their backbones with one of the others after it: "body." is
-# below spatial pyramid pooling.
-CLASSIFIER = "network."
-PARTS = ("backbone.body.", "backbone.", "tail.")
-
 # What torch.load and safetensors raise for files that are damaged, of another format, or hold more than tensors.
 UNREADABLE = (
     SafetensorError,
@@ -186,13 +181,11 @@ def rename_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def our_names(state: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
-    """``state`` by our names; it has torchvision's or Caffe's, or those of a checkpoint of a classifier of ours.
+    """``state`` by our names; it has torchvision's or Caffe's.
 
     Raises:
         ValueError: Caffe's names, but ``source`` (a key of ``SOURCES``) says that torchvision trained it.
     """
-    if any(name.startswith(CLASSIFIER) for name in state):
-        return _of_classifier(state)
     if not has_caffe_names(state):
         return rename_torchvision(state)
     if source == "torchvision":
@@ -276,13 +269,6 @@ def _our_name(name: str) -> str:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
     return name
-
-
-def _of_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The layers of the backbone, its tail among them, without those that only classify."""
-    prefixes = [CLASSIFIER + part for part in PARTS]
-    found = {name: next(filter(name.startswith, prefixes), None) for name in state}
-    return {name.removeprefix(prefix): state[name] for name, prefix in found.items() if prefix is not None}
 
 
 def _reportable(names: Iterable[str]) -> tuple[str, ...]:

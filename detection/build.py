@@ -13,7 +13,7 @@ from backbones.base import Backbone, FeatureSpec, Tail
 from backbones.factory import build_backbone, pyramid_features
 from backbones.fpn import FPN
 from backbones.norm import NormLayer, make_norm
-from backbones.weights import load_matching, our_names
+from backbones.weights import load_matching
 from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, PostprocessConfig, RPNConfig
 from detection.engine.checkpoint import read_checkpoint, resolve_weights, stored_config
 from detection.inference.tester import Methods, Tester
@@ -23,6 +23,7 @@ from detection.model.box_heads import FCHead
 from detection.model.box_stage import BoxPredictor, BoxStage
 from detection.model.cascade import CascadeBoxStage
 from detection.model.detector import Detector
+from detection.model.image_classifier import backbone_weights
 from detection.model.mask_stage import MaskHead, MaskStage
 from detection.model.matcher import Matcher
 from detection.model.pooler import RegionPooler
@@ -100,7 +101,12 @@ def build_plain_backbone(
         **options,
     )
     if run and pretrained:
-        load_matching(backbone, our_names(read_checkpoint(run).weights, source=source), source=str(run))
+        weights_of_run = backbone_weights(read_checkpoint(run).weights)
+        if not weights_of_run:
+            raise ValueError(
+                f"{run} is no classifier; leave backbone.weights unset and give a detector to go on from as init"
+            )
+        load_matching(backbone, weights_of_run, source=str(run))
     return backbone
 
 

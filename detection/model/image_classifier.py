@@ -5,7 +5,7 @@ Shapes: N images, H W height and width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import overload
 
 import numpy as np
@@ -17,7 +17,10 @@ from backbones.classifier import Classifier
 from detection.model.localizer import Normalize
 from detection.structures import ImageBatch, Proposals, Target
 
-__all__ = ["ImageClassifier"]
+__all__ = ["ImageClassifier", "backbone_weights"]
+
+# What the names of a backbone's layers begin with in an ImageClassifier; "body." is below spatial pyramid pooling.
+OF_BACKBONE = ("network.backbone.body.", "network.backbone.", "network.tail.")
 
 
 class ImageClassifier(nn.Module):
@@ -78,3 +81,9 @@ class ImageClassifier(nn.Module):
 
     def _criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+
+
+def backbone_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of the weights of an ``ImageClassifier`` those of its backbone and tail, by the backbone's own names."""
+    found = {name: next(filter(name.startswith, OF_BACKBONE), None) for name in state}
+    return {name.removeprefix(prefix): state[name] for name, prefix in found.items() if prefix is not None}

@@ -209,24 +209,8 @@ def test_pickle_with_other_content_is_named(tmp_path: Path) -> None:
         read_state_dict(path)
 
 
-def test_names_of_our_classifiers_lose_what_only_classifies() -> None:
-    names = {
-        "network.backbone.layer1.0.conv1.weight": "layer1.0.conv1.weight",
-        "network.backbone.body.conv1.weight": "conv1.weight",  # under spatial pyramid pooling
-        "network.tail.layer4.0.conv1.weight": "layer4.0.conv1.weight",
-        "network.tail.fc6.bias": "fc6.bias",
-        "network.fc.weight": None,
-        "network.branches.c4.0.weight": None,
-        "network.auxiliary.0.weight": None,
-        "backbone.conv1.weight": None,
-    }
-    state = {name: torch.full((1,), float(number)) for number, name in enumerate(names)}
-    expected = {ours: state[theirs] for theirs, ours in names.items() if ours is not None}
-    assert our_names(state, source="torchvision") == our_names(state, source="msra") == expected
-    assert our_names({}, source="torchvision") == {}
-
-
 def test_names_of_either_kind_become_ours() -> None:
+    assert our_names({}, source="torchvision") == {}
     assert list(our_names({"classifier.6.bias": torch.zeros(1)}, source="caffe")) == ["fc.bias"]
     assert list(our_names({"conv1_1_w": torch.zeros(1)}, source="caffe")) == ["features.0.weight"]
     with pytest.raises(ValueError, match=r"have Caffe's names; set backbone\.weights_source to 'msra'"):

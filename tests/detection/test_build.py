@@ -268,6 +268,14 @@ def test_weights_of_a_run_with_options_that_no_name_shows_are_refused(
     build_plain_backbone(config, pretrained=False)
 
 
+def test_a_detectors_run_is_no_backbones_weights(tmp_path: Path) -> None:
+    detector = build_detector(CONFIG, 1)
+    write_converted(tmp_path, CONFIG, ["cat"], detector.state_dict())
+    config = replace(CONFIG.backbone, weights=str(tmp_path))
+    with pytest.raises(ValueError, match=r"0000000\.safetensors is no classifier; leave backbone\.weights unset and"):
+        build_plain_backbone(config, pretrained=True)
+
+
 def test_a_folder_called_torchvision_is_not_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(name: str) -> dict[str, torch.Tensor]:
         return build_plain_backbone(BackboneConfig(name=name, norm="bn"), pretrained=False).state_dict()

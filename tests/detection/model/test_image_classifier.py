@@ -16,7 +16,7 @@ from backbones.classifier import Classifier
 from backbones.factory import build_backbone
 from backbones.relay import RelayClassifier
 from backbones.spp import SPP
-from detection.model.image_classifier import ImageClassifier
+from detection.model.image_classifier import ImageClassifier, backbone_weights
 from detection.structures import ImageBatch, Proposals, Target
 
 K = 4
@@ -184,3 +184,19 @@ class TestProbabilities:
             found = ImageClassifier(make_network()).eval()(BATCH)
         assert found.dtype == torch.float32
         torch.testing.assert_close(found.sum(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("kind", ["classifier", "spp", "branchynet", "relay"])
+def test_a_backbones_weights_are_found_whatever_ends_the_network(kind: str) -> None:
+    network = make_network(kind)
+    body = network.backbone.body if isinstance(network.backbone, SPP) else network.backbone
+    got, expected = backbone_weights(ImageClassifier(network).state_dict()), body.state_dict()
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
+    assert all(name.startswith("layer3.") for name in got.keys() - expected.keys())  # its tail
+
+
+def test_a_backbones_weights_include_its_tail_and_nothing_that_only_classifies() -> None:
+    classifier = Classifier(build_backbone("resnet18", norm="gn"), K)
+    names = {name for name in backbone_weights(ImageClassifier(classifier).state_dict()) if "." in name}
+    assert {name.partition(".")[0] for name in names} == {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}
+    assert backbone_weights({"backbone.conv1.weight": torch.zeros(1)}) == {}
