@@ -2,7 +2,8 @@
 
 Source: Springenberg et al. 2015, "Striving for Simplicity: The All Convolutional Net", sections 2 and 3.1, tables 1, 2.
 Departures: the last 3x3 convolution is padded, so that sizes are exact (8x8 cells of a 32x32 image, the paper has 6x6);
-the 1x1 convolution to the classes is the classifier's linear layer after the average, with which it commutes.
+the 1x1 convolution to the classes is the classifier's linear layer after the average, and has no ReLU, with which they
+would not commute.
 
 Shapes: N images, C channels, H W height and width.
 """

@@ -34,7 +34,7 @@ from detection.model.sampler import BalancedSampler
 __all__ = ["build_detector", "build_plain_backbone", "build_tester", "refuse_detector_keys"]
 
 # What a run's weights need of the network that takes them over, and what no name or shape among them shows.
-TRAINED_WITH = ("name", "shortcut", "weights_source", "norm_eps", "stride_in")
+TRAINED_WITH = ("name", "shortcut", "stochastic_depth", "weights_source", "norm_eps", "stride_in")
 LIBRARIES = ("torchvision", "timm")  # as weights: not a folder that has such a name
 DETECTOR_KEYS = ("init", "solver.fixed", "data.proposals", "backbone.fpn", "backbone.dilate_c5", "anchors.rounded")
 

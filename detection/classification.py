@@ -48,7 +48,7 @@ from detection.run import load_data
 from detection.testing import choose_device, load_index
 from detection.training import Evaluation, train_model
 
-__all__ = ["build_classifier", "evaluate_classifiers", "format_accuracy", "run_pretraining"]
+__all__ = ["build_classifier", "evaluate_classifiers", "format_accuracy", "restore_classifier", "run_pretraining"]
 
 FIGURES = ("top1", "top5")
 
@@ -68,12 +68,10 @@ def run_pretraining(config: Config, output: Path, *, resume: bool = False) -> di
     """
     start(choose_device(config))
     refuse_detector_keys(config, "classification")
-    if config.data.limit is not None:
-        raise ValueError(
-            f"data.limit {config.data.limit} takes the first images, and those of a classification set are all of one "
-            "class; leave it null"
-        )
+    _refuse_limit(config)
     metric({"classification": dict.fromkeys(FIGURES)}, config.solver.best_metric)  # a misspelt name ends here
+    sides = ", ".join(map(str, config.data.train_shorter_sides or (config.data.shorter_side,)))
+    only_main(print)(f"images: data.shorter_side {sides} in training, {_shown(config)} in a test")
     index, test_index = load_data(config)
     index = whole_images(index)
     test_index = None if test_index is None else whole_images(test_index)
@@ -104,8 +102,9 @@ def evaluate_classifiers(config: Config, checkpoints: Sequence[Checkpoint], outp
         ValueError: bad data or config, or weights of something else.
     """
     start(choose_device(config))
+    _refuse_limit(config)
     index = whole_images(load_index(config, config.data.test, key="data.test", say=only_main(print)))
-    models = [_restored(checkpoint, index.class_names) for checkpoint in checkpoints]
+    models = [restore_classifier(checkpoint, index.class_names) for checkpoint in checkpoints]
     return _test(config, models, index, output).result
 
 
@@ -128,11 +127,37 @@ def build_classifier(config: Config, num_classes: int, *, pretrained: bool = Tru
     return model.to(memory_format=torch.channels_last)
 
 
+def restore_classifier(checkpoint: Checkpoint, class_names: Sequence[str]) -> ImageClassifier:
+    """The classifier of a run of ``tools/pretrain_net.py``, on the CPU.
+
+    Raises:
+        ValueError: other classes than ``class_names``, or weights of something else.
+    """
+    model = build_classifier(checkpoint.config, len(checkpoint.class_names), pretrained=False)
+    load_detector_weights(model, checkpoint, class_names)
+    return model
+
+
 def format_accuracy(result: dict[str, Any]) -> str:
     """A line about ``result``, in percent."""
     figures = result["classification"]
     errors = ", ".join(f"{name} error {100 * (1 - figures[name]):.2f}" for name in FIGURES)
     return f"{errors} % of {result['images']} images, views: {result['views']}"
+
+
+def _shown(config: Config) -> str:
+    options = config.classification
+    if options.views == "dense":
+        return f"classification.scales {', '.join(map(str, options.scales))}"
+    return f"classification.crop {options.crop} of shorter_side {options.shorter_side}"
+
+
+def _refuse_limit(config: Config) -> None:
+    if config.data.limit is not None:
+        raise ValueError(
+            f"data.limit {config.data.limit} takes the first images, and those of a classification set are all of one "
+            "class; leave it null"
+        )
 
 
 def _network(options: ClassificationConfig, backbone: Backbone, num_classes: int) -> Classifier:
@@ -145,12 +170,6 @@ def _network(options: ClassificationConfig, backbone: Backbone, num_classes: int
             return BranchyNet(backbone, num_classes)
         case "relay":
             return RelayClassifier(backbone, num_classes)
-
-
-def _restored(checkpoint: Checkpoint, class_names: Sequence[str]) -> ImageClassifier:
-    model = build_classifier(checkpoint.config, len(checkpoint.class_names), pretrained=False)
-    load_detector_weights(model, checkpoint, class_names)
-    return model
 
 
 def _test(config: Config, models: Sequence[torch.nn.Module], index: AnnotationIndex, output: Path) -> Evaluation:

@@ -268,7 +268,7 @@ class LocalizationConfig:
     proposals: int = 200  # per image and class
     rcnn_iterations: int = 60000  # optimizer steps; the RPN's are solver.iterations
     rcnn_steps: tuple[int, ...] = (40000,)  # where the rate is multiplied by solver.gamma
-    classifier: str | None = None  # predicts the classes of a test: "torchvision", or a file with torchvision's names
+    classifier: str | None = None  # of a test: "torchvision", a file with its names, or a run of pretrain_net.py
 
     def __post_init__(self) -> None:
         for name in ("crop", "proposals", "rcnn_iterations"):
@@ -288,7 +288,9 @@ class ClassificationConfig:
 
     # Beside the usual one: spatial pyramid pooling, early exits, relay back-propagation.
     network: Literal["classifier", "spp", "branchynet", "relay"] = "classifier"
-    features: tuple[str, ...] = ()  # stages with an early exit, or the two of relay back-propagation; empty: the last
+    # The stage that is pooled, those with an early exit, or the two of relay back-propagation; empty: the last of the
+    # trunk, and the usual network has the tail after it.
+    features: tuple[str, ...] = ()
     label_smoothing: float = 0.0  # 0.1 in "Rethinking the Inception Architecture"
     mixup: float = 0.0  # alpha; 0.2 on ImageNet and 1 on CIFAR in its paper; 0: none
     views: Literal["crop", "ten_crop", "dense"] = "crop"  # what a test is shown: the centre, ten crops, whole images
@@ -305,6 +307,11 @@ class ClassificationConfig:
             raise ValueError(
                 "classification takes a label_smoothing from 0 to below 1 and a mixup of at least 0, "
                 f"got {self.label_smoothing} and {self.mixup}"
+            )
+        if self.network == "spp" and len(self.features) != 1:
+            raise ValueError(
+                "classification.network spp takes one of classification.features, the stage it pools, such as [c5]; "
+                f"got {self.features}"
             )
         if self.network == "relay" and len(self.features) != 2:
             raise ValueError(

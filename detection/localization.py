@@ -28,12 +28,13 @@ from backbones.factory import build_backbone
 from backbones.weights import download_torchvision, read_state_dict, rename_torchvision
 from detection.boxes import clip, scale
 from detection.build import build_plain_backbone, refuse_detector_keys
+from detection.classification import restore_classifier
 from detection.config import Config
 from detection.data.build import build_train_loader
 from detection.data.index import AnnotationIndex
 from detection.data.proposals import read_proposals, write_proposals
 from detection.data.regions import RegionDataset, image_labels, region_loader, warp
-from detection.engine.checkpoint import load_detector_weights, read_checkpoint
+from detection.engine.checkpoint import load_detector_weights, read_checkpoint, resolve_weights, stored_config
 from detection.engine.distributed import refuse_many
 from detection.engine.train import PRECISIONS
 from detection.evaluation.localization import MAX_GUESSES, LocalizationRecord, localization_error
@@ -82,7 +83,7 @@ def run_localization(config: Config, output: Path, *, say: Callable[[str], None]
     labels, test_labels = image_labels(index), image_labels(test_index)
     if not (test_labels >= 0).any():
         raise ValueError(f"no image of {', '.join(config.data.test)} has an object that is not ignored")
-    classifier = _build_classifier(config, len(index.class_names))  # first: one that does not fit costs no training
+    classifier = _build_classifier(config, index.class_names)  # first: one that does not fit costs no training
     rpn, stored, rcnn, errors = (
         output / name for name in ("rpn", "proposals.safetensors", "rcnn", "localization.json")
     )
@@ -166,9 +167,9 @@ class _ClassPredictor(nn.Module):
     Source: "Deep Residual Learning", section 3.4.
     """
 
-    def __init__(self, network: Classifier) -> None:
+    def __init__(self, classifier: ImageClassifier) -> None:
         super().__init__()
-        self.classifier = ImageClassifier(network)
+        self.classifier = classifier
 
     def forward(self, views: Sequence[ImageBatch]) -> Tensor:
         scores = torch.stack([self.classifier(view)[0] for view in views]).mean(0)
@@ -198,11 +199,14 @@ def _is_left(number: int, path: Path, say: Callable[[str], None], *, done: bool)
     return not done
 
 
-def _build_classifier(config: Config, num_classes: int) -> _ClassPredictor | None:
-    """The classifier of the same architecture as the config's backbone; None if the config names no weights for it."""
-    weights = config.localization.classifier
+def _build_classifier(config: Config, class_names: Sequence[str]) -> _ClassPredictor | None:
+    """The classifier of a run, or of a file for the config's backbone; None if the config names no weights for it."""
+    weights, num_classes = config.localization.classifier, len(class_names)
     if weights is None:
         return None
+    if weights != "torchvision" and Path(weights).exists() and stored_config(resolve_weights(weights)) is not None:
+        trained = restore_classifier(read_checkpoint(weights), class_names)
+        return _ClassPredictor(trained).to(choose_device(config)).eval()
     name, source = config.backbone.name, config.backbone.weights_source
     backbone = build_backbone(name, weights=weights, weights_source=source, load_weights=False)
     state = download_torchvision(name) if weights == "torchvision" else read_state_dict(weights)
@@ -214,7 +218,7 @@ def _build_classifier(config: Config, num_classes: int) -> _ClassPredictor | Non
             "they must be the same, in the same order"
         )
     network.load_torchvision(state)
-    return _ClassPredictor(network).to(choose_device(config)).eval()
+    return _ClassPredictor(ImageClassifier(network)).to(choose_device(config)).eval()
 
 
 def _rcnn_config(config: Config) -> Config:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from detection.build import build_detector
@@ -43,7 +44,9 @@ def run_training(config: Config, output: Path, *, resume: bool = False) -> dict[
         MemoryError: the GPU has no memory left.
         OSError: a file can't be written.
     """
-    start(choose_device(config))
+    device = choose_device(config)
+    _check_order(config, device)
+    start(device)
     index, test_index = load_data(config)
     figures = evaluate([], index.class_names, "area", masks=config.mask.enabled)
     metric(figures, config.solver.best_metric)  # a misspelt name ends here, not later
@@ -77,6 +80,14 @@ def load_data(config: Config) -> tuple[AnnotationIndex, AnnotationIndex | None]:
             "they must be the same, in the same order"
         )
     return index, test_index
+
+
+def _check_order(config: Config, device: torch.device) -> None:
+    if config.deterministic and device.type == "cuda" and config.box.pool == "roi_pool":
+        raise ValueError(
+            "deterministic: torchvision's RoIPool adds gradients in any order on a GPU; "
+            "set box.pool to roi_align, or deterministic to false"
+        )
 
 
 def _build(config: Config, index: AnnotationIndex, *, fresh: bool) -> Detector:

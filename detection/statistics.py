@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
@@ -24,7 +23,7 @@ from backbones.base import Tail
 from detection.build import build_detector
 from detection.config import Config
 from detection.data.build import build_test_loader
-from detection.files import write_whole
+from detection.engine.checkpoint import write_converted
 from detection.model.detector import Detector
 from detection.structures import ImageBatch
 from detection.testing import choose_device, load_index
@@ -35,11 +34,12 @@ __all__ = ["recompute_statistics"]
 def recompute_statistics(config: Config, path: Path, *, images: int, folder: Path | None = None) -> int:
     """Writes the config's backbone, its statistics recomputed on a training set, to ``path``.
 
-    The file is one that ``backbone.weights`` takes, with ``backbone.norm: frozen_bn``.
+    The file is one that ``backbone.weights`` takes, with ``backbone.norm: frozen_bn``: a classifier without its last
+    layer, with the config that tells what its weights need.
 
     Args:
         config: of a run; its backbone and weights are used.
-        path: a .safetensors file to write.
+        path: a .safetensors file to write; its config goes beside it.
         images: how many of the training set at most.
         folder: a classification set, one subfolder per class, as the paper takes ImageNet's; None takes
             ``config.data.train`` at the detector's scale.
@@ -69,10 +69,13 @@ def recompute_statistics(config: Config, path: Path, *, images: int, folder: Pat
 
     with torch.no_grad():
         update_bn_stats(network, on_device(), num_iters=len(batches))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {**network.detector.backbone.state_dict(), **network.tail.state_dict()}
-    weights = {name: value.cpu().contiguous() for name, value in state.items()}
-    write_whole(path, lambda temporary: save_file(weights, temporary))
+    parts = {"backbone": network.detector.backbone, "tail": network.tail}
+    weights = {
+        f"network.{part}.{name}": value.cpu().contiguous()
+        for part, module in parts.items()
+        for name, value in module.state_dict().items()
+    }
+    write_converted(path, Config(backbone=config.backbone), (), weights)
     return used
 
 

@@ -21,7 +21,7 @@ import torch
 
 from detection.build import build_detector, build_tester
 from detection.config import Config
-from detection.config_io import load_config
+from detection.config_io import dump_config, load_config
 from detection.data.build import build_test_loader
 from detection.data.cards import data_root, load_card, load_dataset
 from detection.data.index import AnnotationIndex
@@ -31,6 +31,7 @@ from detection.engine.distributed import (
     EVALUATION_TIMEOUT,
     collect,
     gather,
+    is_main,
     only_main,
     rank,
     start,
@@ -55,6 +56,7 @@ RECALL_LIMITS = (100, 300, 1000)  # proposals per image
 SILENT_KEYS = (
     "backbone.name",
     "backbone.shortcut",
+    "backbone.stochastic_depth",
     "backbone.weights_source",
     "backbone.norm_eps",
     "backbone.stride_in",
@@ -113,7 +115,7 @@ def run_test(
     Args:
         config: of the run.
         checkpoint: weights of a detector that ``config`` describes.
-        output: directory for result.json, detections.json and pictures/.
+        output: directory for result.json, detections.json, config.yaml and pictures/.
         ensemble: further detectors, each built as its own config says; they must know the same classes.
         limit: only the first images.
         pictures: how many images to draw.
@@ -128,6 +130,8 @@ def run_test(
     detectors = [_restored(config, checkpoint, index.class_names)]
     detectors += [_restored(member.config, member, index.class_names) for member in ensemble]
     result, records = evaluate_detectors(config, detectors, index, output, limit=limit)
+    if is_main() and not (output / "checkpoints").exists():  # a run keeps that of its training
+        write_text(output / "config.yaml", dump_config(config))
     for number, record in enumerate(islice(records, pictures)):
         drawn = draw_record(index.image(number), record, index.class_names)
         save_picture(output / "pictures" / f"{number:05d}_{Path(record.file_name).stem}.jpg", drawn)

@@ -105,7 +105,6 @@ def train_model(
             f"{output} holds a run ({newest[0].path.name}); add --resume to go on, or choose another directory"
         )
     device = choose_device(config)
-    _check_order(config, device)
     if newest:
         _check_same_model(newest[0], config)
     state = _initial_state(config, build, device, fresh=newest is None)
@@ -300,14 +299,6 @@ def _say_what_trains(
 
 def _is_frozen(module: torch.nn.Module) -> bool:
     return isinstance(module, FrozenBatchNorm)
-
-
-def _check_order(config: Config, device: torch.device) -> None:
-    if config.deterministic and device.type == "cuda" and config.box.pool == "roi_pool":
-        raise ValueError(
-            "deterministic: torchvision's RoIPool adds gradients in any order on a GPU; "
-            "set box.pool to roi_align, or deterministic to false"
-        )
 
 
 def _check_same_model(checkpoint: Checkpoint, config: Config) -> None:

@@ -1,8 +1,7 @@
 """List every backbone: paper, size, multiply-adds, weights and their licence, errors published and measured here.
 
 The names are those of backbones/factory.py and those that configs/backbones takes from timm and torchvision. Errors
-measured here are read from the results of CIFAR-10 runs, RUNS/cifar10_NAME/result.json, with NAME such as
-resnet20 or cifar_resnet20.
+measured here are those of CIFAR-10 runs, RUNS/cifar10_NAME, with NAME such as resnet20 or cifar_resnet20.
 
 examples:
   python tools/list_backbones.py
@@ -25,6 +24,8 @@ from detection.config_io import load_config
 ROOT = Path(__file__).parents[1]
 BEGIN = "<!-- what follows is written by tools/list_backbones.py -->"
 END = "<!-- end of what is written by tools/list_backbones.py -->"
+
+TRAIN_IMAGES = 50_000  # of CIFAR-10
 
 IMAGENET_HEADER = (
     "name | paper | parameters, M | 224 x 224, G | 600 x 1000 to stride 16, G | channels at stride 16 "
@@ -63,7 +64,7 @@ def render(entries: Sequence[Entry], runs: Path) -> str:
         (
             "CIFAR networks, 10 classes",
             CIFAR_HEADER,
-            [cifar_row(entry, measured_error(entry, runs)) for entry in small],
+            [cifar_row(entry, measured(entry, runs)) for entry in small],
         ),
     )
     return "\n\n".join(f"## {title}\n\n{table(header, rows)}" for title, header, rows in tables if rows)
@@ -89,24 +90,26 @@ def imagenet_row(entry: Entry) -> list[str]:
     ]
 
 
-def cifar_row(entry: Entry, measured: float | None) -> list[str]:
+def cifar_row(entry: Entry, figure: str) -> list[str]:
     return [
         f"`{entry.name}`",
         entry.paper,
         f"{entry.parameters / 1e6:.2f}",
         f"{entry.multiply_adds / 1e6:.0f}",
         entry.cifar10_error,
-        "not run" if measured is None else f"{measured:.2f}",
+        figure,
     ]
 
 
-def measured_error(entry: Entry, runs: Path) -> float | None:
-    """Percent of CIFAR-10's test images that a run here got wrong."""
+def measured(entry: Entry, runs: Path) -> str:
+    """Percent of CIFAR-10's test images that a run here got wrong, and how long it trained."""
     folders = (runs / f"cifar10_{name}" for name in (entry.name.removeprefix("cifar_"), entry.name))
-    path = next((folder / "result.json" for folder in folders if (folder / "result.json").is_file()), None)
-    if path is None:
-        return None
-    return 100 * (1 - json.loads(path.read_text(encoding="utf-8"))["classification"]["top1"])
+    run = next((folder for folder in folders if (folder / "result.json").is_file()), None)
+    if run is None:
+        return "not run"
+    error = 100 * (1 - json.loads((run / "result.json").read_text(encoding="utf-8"))["classification"]["top1"])
+    solver = load_config(Config, run / "config.yaml").solver
+    return f"{error:.2f} ({solver.iterations * solver.images_per_step / TRAIN_IMAGES:.0f} passes)"
 
 
 def write_between_marks(document: Path, content: str) -> None:

@@ -48,7 +48,8 @@ class ClassViews:
 
     Attributes:
         kind: "crop" the central one; "ten_crop" also those at the corners, and all five mirrored; "dense" the whole
-            image at each of ``scales``, as the fully convolutional form of a network takes it.
+            image at each of ``scales``, as the fully convolutional form of a network takes it. Corners are those of the
+            whole image; Krizhevsky et al. cut its central square first.
         crop: side of a crop, pixels.
         shorter_side: of the image that crops are cut from, pixels.
         scales: shorter sides of the whole images, pixels.
@@ -79,6 +80,9 @@ class Views:
 
     rows: tuple[int, ...]
     batches: tuple[ImageBatch, ...]
+
+    def pin_memory(self) -> Views:
+        return Views(self.rows, tuple(images.pin_memory() for images in self.batches))
 
 
 class _ViewDataset(Dataset[tuple[int, list[Tensor]]]):

@@ -5,6 +5,7 @@ Every image gets one object, the whole of it, so that all that knows images and 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def read_image_folder(
     ]
     files, labels = list[Path](), list[int]()
     for label, name in enumerate(classes):
-        below = (root / name).rglob("*")
+        below = (Path(folder, file) for folder, _, names in os.walk(root / name, followlinks=True) for file in names)
         own = sorted(path for path in below if path.suffix.lower() in SUFFIXES and path.is_file())  # not a pipe
         if not own:
             problems.append(Problem("error", "class without an image", str(root / name), repr(name)))

@@ -57,26 +57,38 @@ class TrainBatches(Sampler[list[Key]]):
         self.groups = (lying if group_by_aspect else torch.zeros_like(lying)).long()
 
     def __iter__(self) -> Iterator[list[Key]]:
-        number = 0
+        number = position = 0
         waiting: tuple[list[Key], list[Key]] = ([], [])
-        for position, place in enumerate(self._places()):
-            batch = waiting[int(self.groups[place])]
-            batch.append((position, int(self.rows[place])))
-            if len(batch) == self.batch_size:
-                if number >= self.start:
-                    yield batch[self.part]
-                batch.clear()
-                number += 1
+        for places in self._passes():
+            groups, rows = self.groups[places], self.rows[places]
+            ends = [len(batch) + int((groups == group).sum()) for group, batch in enumerate(waiting)]
+            if number + sum(end // self.batch_size for end in ends) <= self.start:  # all of the pass is skipped
+                for group, batch in enumerate(waiting):
+                    members = (groups == group).nonzero().flatten()[-self.batch_size :].tolist()
+                    batch += [(position + member, int(rows[member])) for member in members]
+                    del batch[: len(batch) - ends[group] % self.batch_size]
+                number += sum(end // self.batch_size for end in ends)
+            else:
+                for key, group in zip(enumerate(rows.tolist(), start=position), groups.tolist(), strict=True):
+                    batch = waiting[group]
+                    batch.append(key)
+                    if len(batch) == self.batch_size:
+                        if number >= self.start:
+                            yield batch[self.part]
+                        batch.clear()
+                        number += 1
+            position += len(places)
 
-    def _places(self) -> Iterator[int]:
+    def _passes(self) -> Iterator[Tensor]:
+        """The places among ``rows``, in the order of one pass after the other."""
         generator = torch.Generator().manual_seed(self.seed)
         while True:
             if self.repeats is None:
-                yield from torch.randperm(len(self.rows), generator=generator).tolist()
+                yield torch.randperm(len(self.rows), generator=generator)
             else:
                 counts = (self.repeats + torch.rand(len(self.rows), generator=generator)).long()
                 places = torch.arange(len(self.rows)).repeat_interleave(counts)
-                yield from places[torch.randperm(len(places), generator=generator)].tolist()
+                yield places[torch.randperm(len(places), generator=generator)]
 
 
 def repeat_factors(index: AnnotationIndex, rows: Tensor, threshold: float) -> Tensor:

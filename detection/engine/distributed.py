@@ -221,9 +221,11 @@ def images_per_rank(images_per_step: int, accumulate: int) -> int:
     shares = world_size() * accumulate
     if images_per_step % shares:
         nearest = max(round(images_per_step / shares), 1) * shares
+        fewer = next((n for n in range(accumulate - 1, 0, -1) if images_per_step % (n * world_size()) == 0), None)
         raise ValueError(
             f"solver.images_per_step {images_per_step} must be a multiple of {world_size()} processes "
-            f"x solver.accumulate {accumulate}; the nearest is {nearest}"
+            f"x solver.accumulate {accumulate}; "
+            + (f"set solver.accumulate to {fewer}" if fewer else f"the nearest is {nearest}")
         )
     return images_per_step // shares
 

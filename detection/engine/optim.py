@@ -18,8 +18,8 @@ __all__ = ["build_optimizer", "clip_gradients", "gradient_norm", "learning_rate"
 def build_optimizer(model: nn.Module, solver: SolverConfig) -> Optimizer:
     """SGD with momentum, or AdamW with torch's betas, over the trainable parameters of ``model``.
 
-    Biases learn at ``bias_lr_factor`` times the rate; neither they nor norm layers decay.  AdamW takes no notice of
-    ``momentum``.
+    Biases learn at ``bias_lr_factor`` times the rate; neither they nor norm layers nor PReLU's slopes decay
+    (He et al. 2015, "Delving Deep into Rectifiers", section 2.1).  AdamW takes no notice of ``momentum``.
 
     Raises:
         ValueError: nothing is trainable.
@@ -27,7 +27,7 @@ def build_optimizer(model: nn.Module, solver: SolverConfig) -> Optimizer:
     # By kind, not by value, so that a run can go on with other values.
     groups: dict[str, list[nn.Parameter]] = {"weight": [], "bias": [], "norm": []}
     for module in model.modules():
-        norm = isinstance(module, (_BatchNorm, nn.GroupNorm, nn.LayerNorm))
+        norm = isinstance(module, (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.PReLU))
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
                 groups["norm" if norm else "bias" if name == "bias" else "weight"].append(parameter)

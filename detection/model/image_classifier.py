@@ -57,7 +57,8 @@ class ImageClassifier(nn.Module):
         """Probabilities (N, K); with ``targets``, of which the first object of each image counts, the losses.
 
         Raises:
-            ValueError: an image without an object, or with proposals, which nothing here can use.
+            ValueError: images of several sizes with targets, an image without an object, or with proposals, which
+                nothing here can use.
         """
         if proposals is not None:
             raise ValueError("an image classifier takes no proposals; leave data.proposals unset")
@@ -66,6 +67,11 @@ class ImageClassifier(nn.Module):
             return self.network(pixels).float().softmax(dim=1)
         if not all(len(target) for target in targets):
             raise ValueError("an image lost its object to data.augment; a class needs one in every image")
+        if len(set(images.sizes)) > 1:
+            raise ValueError(
+                f"the images of a batch have the sizes (height, width) {sorted(set(images.sizes))}, and a classifier "
+                "would learn their padding; end data.augment in a crop of one size, such as RandomCrop"
+            )
         labels = torch.stack([target.labels[0] for target in targets])
         wanted = F.one_hot(labels, self.network.fc.out_features).float()
         if self.mixup > 0:

@@ -254,6 +254,7 @@ def test_weights_of_a_run_with_its_stride_and_eps_are_taken(tmp_path: Path) -> N
             "backbone.weights_source is 'torchvision' here, and .* was trained with 'msra'",
         ),
         ({"norm_eps": 1e-3}, {}, "backbone.norm_eps is None here, and .* was trained with 0.001"),
+        ({"stochastic_depth": 0.5}, {}, "backbone.stochastic_depth is None here, and .* was trained with 0.5"),
         ({}, {"weights_source": "caffe"}, "backbone.weights_source is 'caffe' here, and .* with 'torchvision'"),
     ],
 )

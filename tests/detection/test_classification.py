@@ -225,6 +225,16 @@ class TestWholeRun:
         with pytest.raises(ValueError, match=r"nothing is left to train; .* tools/pretrain_net\.py --test"):
             run_pretraining(config, finished[0], resume=True)
 
+    @pytest.mark.parametrize(
+        ("views", "shown"), [("crop", f"crop {SIDE} of shorter_side {SIDE}"), ("dense", "scales 24, 32")]
+    )
+    def test_sizes_are_shown_before_training(
+        self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], views: str, shown: str
+    ) -> None:
+        run_pretraining(one_step(make_config(root, views=views, scales=(24, 32))), tmp_path)
+        line = f"images: data.shorter_side {SIDE} in training, classification.{shown} in a test"
+        assert line in capsys.readouterr().out
+
     def test_accuracy_in_words(self) -> None:
         result = {"classification": {"top1": 0.9125, "top5": 1.0}, "images": 10000, "views": "ten_crop"}
         assert format_accuracy(result) == "top1 error 8.75, top5 error 0.00 % of 10000 images, views: ten_crop"
@@ -245,7 +255,7 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "losses"),
         [
-            ({"network": "spp"}, {"classification"}),
+            ({"network": "spp", "features": ("c1",)}, {"classification"}),
             ({"network": "branchynet"}, {"classification", "exit_c1"}),
             ({"network": "branchynet", "features": ("c1", "c0")}, {"classification", "exit_c0", "exit_c1"}),
             ({"network": "relay", "features": ("c0", "c1")}, {"classification", "auxiliary"}),
@@ -305,6 +315,12 @@ class TestMistakes:
     def test_keys_of_detectors(self, config: Config, tmp_path: Path, change: dict[str, Any], key: str) -> None:
         message = f"{key} is .*, but only detectors know it; leave it unset for classification"
         self.refused(replace(config, **change), tmp_path, message)
+
+    def test_first_images_alone(self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+        few = with_data(config, limit=2)
+        self.refused(few, tmp_path, r"data\.limit 2 takes the first images")
+        with pytest.raises(ValueError, match=r"data\.limit 2 takes the first images"):
+            evaluate_classifiers(few, [read_checkpoint(finished[0])], tmp_path / "test")
 
     def test_two_sets_of_other_classes(self, config: Config, tmp_path: Path) -> None:
         root = tmp_path / "root"

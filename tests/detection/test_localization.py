@@ -20,6 +20,7 @@ from torch import Tensor
 from torchvision.models import resnet18
 
 from detection.boxes import iou
+from detection.classification import build_classifier
 from detection.config import (
     AnchorConfig,
     BackboneConfig,
@@ -33,7 +34,7 @@ from detection.config_io import load_config
 from detection.data.cards import load_dataset
 from detection.data.proposals import read_proposals
 from detection.data.transforms import Augment, Resize
-from detection.engine.checkpoint import read_checkpoint
+from detection.engine.checkpoint import read_checkpoint, write_converted
 from detection.localization import ROWS, format_errors, run_localization
 from detection.model.localizer import ClassRPN
 from detection.structures import Detections, Target
@@ -228,6 +229,24 @@ class TestGoingOn:
         for name in ("proposals.safetensors", "rcnn/checkpoints/0000002.safetensors"):
             again, expected = load_file(tmp_path / name), load_file(finished / name)
             assert not [key for key, tensor in expected.items() if not torch.equal(again[key], tensor)]
+
+    def test_classifier_of_a_run_counts_as_its_weights(self, config: Config, finished: Path, tmp_path: Path) -> None:
+        state = torch.load(str(config.localization.classifier), weights_only=True)
+        classifier = build_classifier(Config(backbone=config.backbone), len(COLOURS))
+        classifier.network.load_torchvision(state)
+        write_converted(tmp_path / "classifier", Config(backbone=config.backbone), COLOURS, classifier.state_dict())
+        output = Path(shutil.copytree(finished, tmp_path / "run"))
+        (output / "localization.json").unlink()
+        lengths = replace(config.localization, classifier=str(tmp_path / "classifier"))
+        result = run_localization(replace(config, localization=lengths), output, say=lambda text: None)
+        assert rows_of(result) == rows_of(result_of(finished))
+
+    def test_classifier_of_a_run_with_other_classes(self, config: Config, tmp_path: Path) -> None:
+        described = Config(backbone=config.backbone)
+        write_converted(tmp_path / "run", described, ("a", "b"), build_classifier(described, 2).state_dict())
+        lengths = replace(config.localization, classifier=str(tmp_path / "run"))
+        with pytest.raises(ValueError, match=r"was trained on 2 classes \('a', 'b'\), the data set has 3"):
+            run_localization(replace(config, localization=lengths), tmp_path / "out", say=lambda text: None)
 
     def test_without_a_classifier_its_rows_are_empty(self, config: Config, finished: Path, tmp_path: Path) -> None:
         output = Path(shutil.copytree(finished, tmp_path / "run"))

@@ -880,7 +880,7 @@ class TestDeterministic:
     def test_pooling_without_an_order_on_gpus_is_refused(
         self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("detection.training.choose_device", lambda config: torch.device("cuda"))
+        monkeypatch.setattr("detection.run.choose_device", lambda config: torch.device("cuda"))
         with pytest.raises(ValueError, match=r"set box\.pool to roi_align, or deterministic to false"):
             run_training(replace(config, deterministic=True), tmp_path / "run")
         assert not (tmp_path / "run").exists()

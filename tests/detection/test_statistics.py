@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from backbones.factory import build_backbone
 from backbones.weights import read_state_dict
-from detection.build import build_detector
+from detection.build import build_detector, build_plain_backbone
 from detection.config import BackboneConfig, BoxConfig, Config, DataConfig, RPNConfig
 from detection.data.build import build_test_loader
 from detection.data.cards import load_dataset
 from detection.data.digits import write_digits
+from detection.model.image_classifier import backbone_weights
 from detection.statistics import recompute_statistics
 from detection.structures import ImageBatch
 
@@ -33,7 +33,7 @@ def test_statistics_are_those_of_all_images(config: Config, tmp_path: Path) -> N
     path = tmp_path / "backbone.safetensors"
     torch.manual_seed(0)
     assert recompute_statistics(config, path, images=100) == 6
-    state = read_state_dict(path)
+    state = backbone_weights(read_state_dict(path))
     torch.manual_seed(0)
     trained = build_detector(replace(config, backbone=replace(config.backbone, norm="bn", freeze_at=0)), 10)
     index, _ = load_dataset(config.data.train, Path(str(config.data.root)))
@@ -50,13 +50,19 @@ def test_statistics_are_those_of_all_images(config: Config, tmp_path: Path) -> N
     assert not state["layer4.1.bn2.running_mean"].eq(0).all()  # the tail too
 
 
-def test_the_file_is_one_that_a_frozen_backbone_takes(config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"name": "resnet50", "stride_in": "1x1"}], ids=["resnet18", "1x1"])
+def test_the_file_is_one_that_a_frozen_backbone_takes(config: Config, tmp_path: Path, options: dict[str, str]) -> None:
     path = tmp_path / "backbone.safetensors"
-    recompute_statistics(config, path, images=2)
-    backbone = build_backbone("resnet18", weights=str(path), norm="frozen_bn")
-    state = read_state_dict(path)
+    described = replace(config.backbone, **options)
+    recompute_statistics(replace(config, backbone=described), path, images=2)
+    backbone = build_plain_backbone(replace(described, weights=str(path)), pretrained=True)
+    state = backbone_weights(read_state_dict(path))
     assert torch.equal(backbone.state_dict()["bn1.running_var"], state["bn1.running_var"])
+    assert backbone.state_dict().keys() <= state.keys()
     assert not [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    if options:
+        with pytest.raises(ValueError, match=r"backbone\.stride_in is None here, and .* was trained with '1x1'"):
+            build_plain_backbone(replace(described, weights=str(path), stride_in=None), pretrained=True)
 
 
 def test_a_network_without_them_is_refused(config: Config, tmp_path: Path) -> None:
@@ -81,7 +87,9 @@ def test_an_image_folder_is_seen_as_in_classification(config: Config, tmp_path: 
     images = ImageBatch.from_images([crop[:, None, None].expand(3, 224, 224) for crop in crops])
     with torch.no_grad():
         wanted = trained.backbone.get_submodule("conv1")(trained._normalize(images)).mean(dim=(0, 2, 3))
-    torch.testing.assert_close(read_state_dict(path)["bn1.running_mean"], wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        backbone_weights(read_state_dict(path))["bn1.running_mean"], wanted, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_only_so_many_images_of_a_folder_are_read(config: Config, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ OTHERS = [
     ("box.coder_weights", (1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)),
     ("backbone.roi_size", 4, 2),
     ("backbone.tail_stride", 2, None),
+    ("backbone.stochastic_depth", 0.5, None),
     ("backbone.weights_source", "caffe", "torchvision"),
 ]
 

@@ -63,7 +63,8 @@ def test_error_of_a_run_is_read_from_its_result(folder: str, tool: dict[str, Any
     (tmp_path / folder).mkdir()
     result = {"classification": {"top1": 0.875, "top5": 0.99, "images": 10_000}}
     (tmp_path / folder / "result.json").write_text(json.dumps(result))
-    assert tool["render"]([entry], tmp_path).endswith("| 8.75 | 12.50 |")
+    (tmp_path / folder / "config.yaml").write_text("solver: {iterations: 6250, images_per_step: 80}\n")
+    assert tool["render"]([entry], tmp_path).endswith("| 8.75 | 12.50 (10 passes) |")
 
 
 def test_document_is_written_between_its_marks(tool: dict[str, Any], tmp_path: Path) -> None:

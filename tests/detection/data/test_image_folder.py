@@ -93,6 +93,14 @@ class TestOrder:
         assert sorted(found) == sorted(theirs.samples)
         assert below(tmp_path, index) == ["ape/small/a.png", "ape/z.png", "cat/1/2/b.png"]
 
+    def test_folders_that_are_links_count_as_in_torchvisions(self, tmp_path: Path) -> None:
+        draw(tmp_path, {"ape": ("z.png",)})
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "train" / "ape" / "z.png").rename(tmp_path / "elsewhere" / "a.png")
+        (tmp_path / "train" / "ape" / "more").symlink_to(tmp_path / "elsewhere")
+        index, problems = read(tmp_path)
+        assert ([index.paths[0]], problems) == ([path for path, _ in ImageFolder(str(tmp_path / "train")).samples], [])
+
 
 class TestSizes:
     """Height and width as the image is read."""

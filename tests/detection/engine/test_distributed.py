@@ -76,6 +76,15 @@ def test_images_that_cannot_be_shared_out(
         images_per_rank(images, accumulate)
 
 
+@pytest.mark.parametrize(("images", "accumulate", "fitting"), [(8, 8, 2), (16, 8, 4), (12, 2, 1)])
+def test_smaller_parts_of_a_step_are_named_where_they_fit(
+    monkeypatch: pytest.MonkeyPatch, images: int, accumulate: int, fitting: int
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    with pytest.raises(ValueError, match=rf"x solver\.accumulate {accumulate}; set solver\.accumulate to {fitting}$"):
+        images_per_rank(images, accumulate)
+
+
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")

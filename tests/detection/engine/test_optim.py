@@ -25,6 +25,7 @@ def make_model() -> nn.Module:
         nn.LayerNorm(4),
         nn.Linear(4, 2),
         nn.Linear(2, 2),
+        nn.PReLU(2),
     )
     model[7].requires_grad_(False)
     return model
@@ -57,6 +58,7 @@ def test_every_trainable_parameter_has_its_rate_and_decay() -> None:
         "5.bias": norm,
         "6.weight": weight,
         "6.bias": bias,
+        "8.weight": norm,
     }
 
 

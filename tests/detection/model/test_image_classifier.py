@@ -84,6 +84,13 @@ class TestLoss:
         expected = 0.85 * math.log(2) + 0.05 * 3 * math.log(6)
         assert model(images, [target(1)])["classification"].item() == pytest.approx(expected)
 
+    def test_images_of_several_sizes_are_refused(self) -> None:
+        batch = make_batch(SIZE, (20, 24), SIZE)
+        with pytest.raises(
+            ValueError, match=r"sizes \(height, width\) \[\(20, 24\), \(24, 24\)\].* end data\.augment in"
+        ):
+            ImageClassifier(make_network())(batch, TARGETS)
+
     @pytest.mark.parametrize(
         ("kind", "names"),
         [
