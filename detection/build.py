@@ -80,7 +80,7 @@ def build_plain_backbone(
 
     Args:
         config: of the backbone; its weights may be the directory of a run of ``tools/pretrain_net.py``, or a checkpoint
-            of it, if that had the same weights_source, norm_eps and stride_in.
+            of it, if that had the same options of ``TRAINED_WITH``.
         pretrained: load the weights; False where those of a whole model follow.
         out_features: stages to return; None for the backbone's own default.
 

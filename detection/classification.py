@@ -69,9 +69,13 @@ def run_pretraining(config: Config, output: Path, *, resume: bool = False) -> di
     start(choose_device(config))
     refuse_detector_keys(config, "classification")
     _refuse_limit(config)
+    if config.data.train_shorter_sides or config.data.jitter:
+        raise ValueError(
+            "a classifier's images need one size: leave data.train_shorter_sides and data.jitter unset, and draw scales "
+            "in data.augment (SmallestMaxSize, then a crop)"
+        )
     metric({"classification": dict.fromkeys(FIGURES)}, config.solver.best_metric)  # a misspelt name ends here
-    sides = ", ".join(map(str, config.data.train_shorter_sides or (config.data.shorter_side,)))
-    only_main(print)(f"images: data.shorter_side {sides} in training, {_shown(config)} in a test")
+    only_main(print)(f"images: data.shorter_side {config.data.shorter_side} in training, {_shown(config)} in a test")
     index, test_index = load_data(config)
     index = whole_images(index)
     test_index = None if test_index is None else whole_images(test_index)
@@ -155,8 +159,8 @@ def _shown(config: Config) -> str:
 def _refuse_limit(config: Config) -> None:
     if config.data.limit is not None:
         raise ValueError(
-            f"data.limit {config.data.limit} takes the first images, and those of a classification set are all of one "
-            "class; leave it null"
+            f"data.limit {config.data.limit} takes the first images, which are all of one class where each class has a "
+            "folder; leave it null"
         )
 
 

@@ -209,7 +209,7 @@ class SolverConfig:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     base_lr: float = 1e-3
     momentum: float = 0.9  # of SGD; AdamW has torch's betas
-    weight_decay: float = 5e-4  # not on biases and not on norm layers
+    weight_decay: float = 5e-4  # not on biases, norm layers and PReLU's slopes
     bias_lr_factor: float = 2.0  # Caffe's convention, as py-faster-rcnn
     schedule: Literal["multistep", "cosine"] = "multistep"
     steps: tuple[int, ...] = (50000,)  # multistep: iterations at which the rate is multiplied by gamma

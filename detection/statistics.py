@@ -23,7 +23,7 @@ from backbones.base import Tail
 from detection.build import build_detector
 from detection.config import Config
 from detection.data.build import build_test_loader
-from detection.engine.checkpoint import write_converted
+from detection.engine.checkpoint import Checkpoint, write_weights
 from detection.model.detector import Detector
 from detection.structures import ImageBatch
 from detection.testing import choose_device, load_index
@@ -39,7 +39,7 @@ def recompute_statistics(config: Config, path: Path, *, images: int, folder: Pat
 
     Args:
         config: of a run; its backbone and weights are used.
-        path: a .safetensors file to write; its config goes beside it.
+        path: a .safetensors file to write.
         images: how many of the training set at most.
         folder: a classification set, one subfolder per class, as the paper takes ImageNet's; None takes
             ``config.data.train`` at the detector's scale.
@@ -48,8 +48,10 @@ def recompute_statistics(config: Config, path: Path, *, images: int, folder: Pat
         How many images were used.
 
     Raises:
-        ValueError: bad data or config, or a backbone without batch normalisation.
+        ValueError: bad data or config, a backbone without batch normalisation, or another kind of file.
     """
+    if path.suffix != ".safetensors":
+        raise ValueError(f"the weights go into a .safetensors file, got {str(path)!r}")
     batches = _detection_set(config, images) if folder is None else _image_folder(folder, images)
     backbone = replace(config.backbone, norm="bn", freeze_at=0, fpn=False, dilate_c5=None)
     # Trunk and tail are the whole network, whatever stands on them in the config.
@@ -75,7 +77,8 @@ def recompute_statistics(config: Config, path: Path, *, images: int, folder: Pat
         for part, module in parts.items()
         for name, value in module.state_dict().items()
     }
-    write_converted(path, Config(backbone=config.backbone), (), weights)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_weights(Checkpoint(path, weights, Config(backbone=config.backbone), class_names=(), iteration=0))
     return used
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "resolve_weights",
     "stored_config",
     "write_converted",
+    "write_weights",
 ]
 
 # The layers with rows for every class, and how many rows one has; the logits also have the background's, the last.
@@ -154,7 +155,7 @@ class Checkpoints:
 
     def _write_weights(self, path: Path, state: TrainState) -> None:
         try:
-            _write(Checkpoint(path, state.tested.state_dict(), self.config, self.class_names, state.iteration))
+            write_weights(Checkpoint(path, state.tested.state_dict(), self.config, self.class_names, state.iteration))
         except OSError:
             if not path.is_file():
                 _remove(path)  # the state beside it only takes space
@@ -237,8 +238,20 @@ def write_converted(path: str | Path, config: Config, class_names: Sequence[str]
     file.parent.mkdir(parents=True, exist_ok=True)
     described = path.with_suffix(".yaml") if is_file else path / "config.yaml"
     write_text(described, dump_config(config))
-    _write(Checkpoint(file, dict(state), config, tuple(class_names), iteration=0))
+    write_weights(Checkpoint(file, dict(state), config, tuple(class_names), iteration=0))
     return file
+
+
+def write_weights(checkpoint: Checkpoint) -> None:
+    """Writes the file ``checkpoint.path``, which ``read_checkpoint`` reads."""
+    metadata = {
+        "config": dump_config(checkpoint.config),
+        "class_names": json.dumps(checkpoint.class_names),
+        "iteration": str(checkpoint.iteration),
+    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+    metadata["sha256"] = _digest(weights, metadata)
+    write_whole(checkpoint.path, lambda temporary: save_file(weights, temporary, metadata=metadata))
 
 
 def load_detector_weights(model: nn.Module, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
@@ -309,17 +322,6 @@ def _carried(
     if background:
         result[-1] = there[-1]
     return result
-
-
-def _write(checkpoint: Checkpoint) -> None:
-    metadata = {
-        "config": dump_config(checkpoint.config),
-        "class_names": json.dumps(checkpoint.class_names),
-        "iteration": str(checkpoint.iteration),
-    }
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
-    metadata["sha256"] = _digest(weights, metadata)
-    write_whole(checkpoint.path, lambda temporary: save_file(weights, temporary, metadata=metadata))
 
 
 def _digest(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

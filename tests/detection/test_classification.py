@@ -28,6 +28,7 @@ from detection.config import (
     ClassificationConfig,
     Config,
     DataConfig,
+    JitterConfig,
     SolverConfig,
 )
 from detection.config_io import load_config
@@ -321,6 +322,11 @@ class TestMistakes:
         self.refused(few, tmp_path, r"data\.limit 2 takes the first images")
         with pytest.raises(ValueError, match=r"data\.limit 2 takes the first images"):
             evaluate_classifiers(few, [read_checkpoint(finished[0])], tmp_path / "test")
+
+    @pytest.mark.parametrize("scales", [{"train_shorter_sides": (24, 32)}, {"jitter": JitterConfig(size=32)}])
+    def test_scales_after_the_crop(self, config: Config, tmp_path: Path, scales: dict[str, Any]) -> None:
+        message = r"leave data\.train_shorter_sides and data\.jitter unset, and draw scales in data\.augment"
+        self.refused(with_data(config, **scales), tmp_path, message)
 
     def test_two_sets_of_other_classes(self, config: Config, tmp_path: Path) -> None:
         root = tmp_path / "root"

@@ -65,6 +65,12 @@ def test_the_file_is_one_that_a_frozen_backbone_takes(config: Config, tmp_path: 
             build_plain_backbone(replace(described, weights=str(path), stride_in=None), pretrained=True)
 
 
+def test_another_kind_of_file_is_refused(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"go into a \.safetensors file, got '.*x\.pth'"):
+        recompute_statistics(config, tmp_path / "x.pth", images=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_network_without_them_is_refused(config: Config, tmp_path: Path) -> None:
     plain = replace(config, backbone=BackboneConfig(name="vgg11", roi_size=2))
     with pytest.raises(ValueError, match="has no option 'norm'"):

@@ -12,7 +12,6 @@ import torch
 
 from detection.build import build_detector
 from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, DataConfig, RPNConfig
-from detection.config_io import dump_config
 from detection.data.digits import CLASSES, write_digits
 from detection.engine.checkpoint import Checkpoint
 from detection.engine.evaluate import evaluate
@@ -159,8 +158,15 @@ class TestReadRecords:
     def run(self, config: Config, checkpoint: Checkpoint, tmp_path: Path) -> Path:
         tested = replace(config, test=replace(config.test, score_threshold=0.0))
         run_test(tested, checkpoint, tmp_path)
-        (tmp_path / "config.yaml").write_text(dump_config(tested))
         return tmp_path
+
+    def test_a_run_keeps_the_config_of_its_training(
+        self, config: Config, checkpoint: Checkpoint, tmp_path: Path
+    ) -> None:
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "config.yaml").write_text("seed: 7\n")
+        run_test(config, checkpoint, tmp_path)
+        assert (tmp_path / "config.yaml").read_text() == "seed: 7\n"
 
     def test_gives_back_the_detections_and_the_same_result(self, run: Path) -> None:
         index, records = read_records(run)

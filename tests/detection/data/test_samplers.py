@@ -67,8 +67,9 @@ def test_no_position_comes_twice_in_grouped_batches() -> None:
 
 @pytest.mark.parametrize("group", [True, False])
 @pytest.mark.parametrize("start", [1, 4, 17, 60])
-def test_a_run_that_starts_later_goes_on_exactly(group: bool, start: int) -> None:
-    assert draw(10, batch_size=3, group=group, start=start) == draw(start + 10, batch_size=3, group=group)[start:]
+@pytest.mark.parametrize("size", [3, 4, 12])
+def test_a_run_that_starts_later_goes_on_exactly(group: bool, start: int, size: int) -> None:
+    assert draw(10, batch_size=size, group=group, start=start) == draw(start + 10, batch_size=size, group=group)[start:]
 
 
 def test_the_same_seed_gives_the_same_and_another_another_order() -> None:
