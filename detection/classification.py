@@ -71,8 +71,8 @@ def run_pretraining(config: Config, output: Path, *, resume: bool = False) -> di
     _refuse_limit(config)
     if config.data.train_shorter_sides or config.data.jitter:
         raise ValueError(
-            "a classifier's images need one size: leave data.train_shorter_sides and data.jitter unset, and draw scales "
-            "in data.augment (SmallestMaxSize, then a crop)"
+            "a classifier's images need one size: leave data.train_shorter_sides and data.jitter unset, and draw "
+            "scales in data.augment (SmallestMaxSize, then a crop)"
         )
     metric({"classification": dict.fromkeys(FIGURES)}, config.solver.best_metric)  # a misspelt name ends here
     only_main(print)(f"images: data.shorter_side {config.data.shorter_side} in training, {_shown(config)} in a test")
