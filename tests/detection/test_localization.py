@@ -234,7 +234,9 @@ class TestGoingOn:
         state = torch.load(str(config.localization.classifier), weights_only=True)
         classifier = build_classifier(Config(backbone=config.backbone), len(COLOURS))
         classifier.network.load_torchvision(state)
-        write_converted(tmp_path / "classifier", Config(backbone=config.backbone), COLOURS, classifier.state_dict())
+        write_converted(
+            tmp_path / "classifier", Config(backbone=config.backbone), tuple(COLOURS), classifier.state_dict()
+        )
         output = Path(shutil.copytree(finished, tmp_path / "run"))
         (output / "localization.json").unlink()
         lengths = replace(config.localization, classifier=str(tmp_path / "classifier"))
