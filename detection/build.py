@@ -31,7 +31,7 @@ from detection.model.postprocess import Postprocessor
 from detection.model.rpn import RPN, ProposalFilter, RPNHead
 from detection.model.sampler import BalancedSampler
 
-__all__ = ["build_detector", "build_plain_backbone", "build_tester", "refuse_detector_keys"]
+__all__ = ["TRAINED_WITH", "build_detector", "build_plain_backbone", "build_tester", "refuse_detector_keys"]
 
 # What a run's weights need of the network that takes them over, and what no name or shape among them shows.
 TRAINED_WITH = ("name", "shortcut", "stochastic_depth", "weights_source", "norm_eps", "stride_in")

@@ -73,9 +73,7 @@ def recompute_statistics(config: Config, path: Path, *, images: int, folder: Pat
         update_bn_stats(network, on_device(), num_iters=len(batches))
     parts = {"backbone": network.detector.backbone, "tail": network.tail}
     weights = {
-        f"network.{part}.{name}": value.cpu().contiguous()
-        for part, module in parts.items()
-        for name, value in module.state_dict().items()
+        f"network.{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_weights(Checkpoint(path, weights, Config(backbone=config.backbone), class_names=(), iteration=0))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from detection.build import build_detector, build_tester
+from detection.build import TRAINED_WITH, build_detector, build_tester
 from detection.config import Config
 from detection.config_io import dump_config, load_config
 from detection.data.build import build_test_loader
@@ -54,12 +54,7 @@ RECALL_LIMITS = (100, 300, 1000)  # proposals per image
 
 # Keys that change what weights mean without changing a name or a shape among them.
 SILENT_KEYS = (
-    "backbone.name",
-    "backbone.shortcut",
-    "backbone.stochastic_depth",
-    "backbone.weights_source",
-    "backbone.norm_eps",
-    "backbone.stride_in",
+    *(f"backbone.{key}" for key in TRAINED_WITH),
     "backbone.tail_stride",
     "backbone.dilate_c5",
     "backbone.roi_size",

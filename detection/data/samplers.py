@@ -62,12 +62,13 @@ class TrainBatches(Sampler[list[Key]]):
         for places in self._passes():
             groups, rows = self.groups[places], self.rows[places]
             ends = [len(batch) + int((groups == group).sum()) for group, batch in enumerate(waiting)]
-            if number + sum(end // self.batch_size for end in ends) <= self.start:  # all of the pass is skipped
+            full = sum(end // self.batch_size for end in ends)
+            if number + full <= self.start:  # all of the pass is skipped
                 for group, batch in enumerate(waiting):
                     members = (groups == group).nonzero().flatten()[-self.batch_size :].tolist()
                     batch += [(position + member, int(rows[member])) for member in members]
                     del batch[: len(batch) - ends[group] % self.batch_size]
-                number += sum(end // self.batch_size for end in ends)
+                number += full
             else:
                 for key, group in zip(enumerate(rows.tolist(), start=position), groups.tolist(), strict=True):
                     batch = waiting[group]
