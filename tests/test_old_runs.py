@@ -1,0 +1,90 @@
+"""Runs that earlier versions wrote are read, give the same detections and go on to the same weights."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from detection.build import build_detector
+from detection.classification import restore_classifier
+from detection.config import Config
+from detection.config_io import load_config
+from detection.engine.checkpoint import load_detector_weights, read_checkpoint
+from detection.model.detector import Detector
+from detection.run import run_training
+from detection.structures import ImageBatch, Target
+
+OLD = Path(__file__).parent / "old_runs"
+FORMATS = ("format1",)
+CLASSES = ("cat", "dog")
+TARGET = Target(
+    boxes=torch.tensor([[8.0, 8, 40, 40], [40, 20, 72, 52]]),
+    labels=torch.tensor([0, 1]),
+    ignore=torch.tensor([False, False]),
+)
+# The same machine gives the same bits; another one's convolutions round otherwise.
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def restored(path: Path) -> Detector:
+    checkpoint = read_checkpoint(path)
+    detector = build_detector(checkpoint.config, len(CLASSES), pretrained=False)
+    load_detector_weights(detector, checkpoint, CLASSES)
+    return detector
+
+
+def expected_of(version: str, run: str) -> dict[str, Tensor]:
+    return load_file(OLD / version / run.partition("/")[0] / "expected.safetensors")
+
+
+def images_of(expected: dict[str, Tensor]) -> ImageBatch:
+    return ImageBatch.from_images([expected["0.image"], expected["1.image"]], seeds=[1, 2])
+
+
+@pytest.mark.parametrize("version", FORMATS)
+@pytest.mark.parametrize("run", ["c4/at_60.safetensors", "fpn_mask", "cascade"])
+def test_same_detections(version: str, run: str) -> None:
+    expected = expected_of(version, run)
+    with torch.no_grad():
+        found = restored(OLD / version / run).eval()(images_of(expected))
+    for number, detections in enumerate(found):
+        for field in ("boxes", "scores", "labels", "masks"):
+            if (rows := getattr(detections, field)) is not None:
+                torch.testing.assert_close(rows, expected[f"{number}.{field}"], **CLOSE)
+        assert len(detections) == len(expected[f"{number}.scores"]) > 3
+
+
+@pytest.mark.parametrize("version", FORMATS)
+@pytest.mark.parametrize("run", ["c4/at_60.safetensors", "cascade"])
+def test_same_losses(version: str, run: str) -> None:
+    expected = expected_of(version, run)
+    losses = restored(OLD / version / run).train()(images_of(expected), [TARGET, TARGET])
+    wanted = {name.removeprefix("loss."): value for name, value in expected.items() if name.startswith("loss.")}
+    torch.testing.assert_close({name: loss.detach() for name, loss in losses.items()}, wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("version", FORMATS)
+def test_a_classifier_gives_the_same_scores(version: str) -> None:
+    model = restore_classifier(read_checkpoint(OLD / version / "classifier"), CLASSES).eval()
+    y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    image = torch.stack([2 * x + y, 3 * y, (x * y) % 256]).clamp(0, 255).to(torch.uint8)
+    with torch.no_grad():
+        scores = model(ImageBatch.from_images([image, image.flip(1)]))
+    torch.testing.assert_close(scores, load_file(OLD / version / "classifier" / "expected.safetensors")["scores"])
+
+
+@pytest.mark.parametrize("version", FORMATS)
+def test_a_run_goes_on_to_the_same_weights(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(OLD / version / "c4", run)
+    monkeypatch.chdir(OLD / "data")
+    config = load_config(Config, run / "config.yaml")
+    run_training(replace(config, data=replace(config.data, test=())), run, resume=True)
+    reached = load_file(run / "checkpoints" / "0000060.safetensors")
+    torch.testing.assert_close(reached, load_file(run / "at_60.safetensors"), **CLOSE)
