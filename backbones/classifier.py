@@ -10,9 +10,13 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, nn
 
 from backbones.base import Backbone
-from backbones.weights import LoadReport, load_matching, rename_torchvision
+from backbones.weights.load import LoadReport, load_matching, rename_torchvision
 
-__all__ = ["Classifier"]
+__all__ = ["Classifier", "backbone_weights"]
+
+# What the names of a backbone's layers begin with in a model that holds a classifier as ``network``; "body." is below
+# spatial pyramid pooling.
+_OF_BACKBONE = ("network.backbone.body.", "network.backbone.", "network.tail.")
 
 
 class Classifier(nn.Module):
@@ -51,3 +55,12 @@ class Classifier(nn.Module):
             owner = "" if name.startswith("fc.") else "tail." if name.startswith(in_tail) else "backbone."
             renamed[owner + name] = value
         return load_matching(self, renamed, source="torchvision")
+
+
+def backbone_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns, by the backbone's own names, its weights and its tail's in a model that holds a classifier as ``network``.
+
+    Other models give nothing.
+    """
+    found = {name: next(filter(name.startswith, _OF_BACKBONE), None) for name in state}
+    return {name.removeprefix(prefix): state[name] for name, prefix in found.items() if prefix is not None}

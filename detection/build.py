@@ -10,26 +10,26 @@ from typing import Any, Literal
 import torch
 
 from backbones.base import Backbone, FeatureSpec, Tail
-from backbones.factory import build_backbone, pyramid_features
+from backbones.classifier import backbone_weights
 from backbones.fpn import FPN
 from backbones.norm import NormLayer, make_norm
-from backbones.weights import load_matching
-from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, PostprocessConfig, RPNConfig
+from backbones.registry import build_backbone, pyramid_features
+from backbones.weights.load import load_matching
+from detection.config.detection import AnchorConfig, BackboneConfig, BoxConfig, Config, PostprocessConfig, RPNConfig
 from detection.engine.checkpoint import read_checkpoint, resolve_weights, stored_config
-from detection.inference.tester import Methods, Tester
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
 from detection.model.box_heads import FCHead
 from detection.model.box_stage import BoxPredictor, BoxStage
 from detection.model.cascade import CascadeBoxStage
-from detection.model.detector import Detector
-from detection.model.image_classifier import backbone_weights
+from detection.model.faster_rcnn import Detector
 from detection.model.mask_stage import MaskHead, MaskStage
 from detection.model.matcher import Matcher
 from detection.model.pooler import RegionPooler
 from detection.model.postprocess import Postprocessor
 from detection.model.rpn import RPN, ProposalFilter, RPNHead
 from detection.model.sampler import BalancedSampler
+from detection.model.test_time.tester import Methods, Tester
 
 __all__ = ["TRAINED_WITH", "build_detector", "build_plain_backbone", "build_tester", "refuse_detector_keys"]
 

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from detection.build import build_detector, build_tester
-from detection.config import Config
+from detection.config.detection import Config
 from detection.data.transforms import Resize
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint
-from detection.inference.tester import Tester
+from detection.engine.device import choose_device
 from detection.model.postprocess import rescale
+from detection.model.test_time.tester import Tester
 from detection.structures import Detections, ImageBatch, Target
-from detection.testing import choose_device
 
 __all__ = ["Predictor"]
 
@@ -51,7 +51,7 @@ class Predictor:
         config = replace(checkpoint.config, device=device)
         detector = build_detector(config, len(checkpoint.class_names), pretrained=False)
         load_detector_weights(detector, checkpoint, checkpoint.class_names)
-        where = choose_device(config)
+        where = choose_device(config.device)
         tester = build_tester(config.test, [detector]).to(where)
         return cls(tester, config=config, class_names=checkpoint.class_names, device=where)
 

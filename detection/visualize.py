@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.evaluation.records import Record
+from detection.evaluation.record import Record
 from detection.masks import RLE, decode
 
 __all__ = ["draw_boxes", "draw_record", "save_picture"]

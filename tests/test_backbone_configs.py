@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from detection.build import build_detector
-from detection.config import Config
-from detection.config_io import load_config
+from detection.config.detection import Config
+from detection.config.load import load_config
 from detection.data.cards import load_card
-from detection.model.detector import Detector
+from detection.model.faster_rcnn import Detector
 from detection.structures import ImageBatch, Target
 
 ROOT = Path(__file__).parents[1]

@@ -15,14 +15,22 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional
 
-from backbones.factory import build_backbone
+from backbones.registry import build_backbone
 from detection.build import build_detector
-from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, MaskConfig, RPNConfig, SolverConfig
+from detection.config.detection import (
+    AnchorConfig,
+    BackboneConfig,
+    BoxConfig,
+    Config,
+    MaskConfig,
+    RPNConfig,
+    SolverConfig,
+)
 from detection.data.dataset import Batch
 from detection.engine.ema import EMA
 from detection.engine.optim import build_optimizer, clip_gradients
 from detection.model.box_stage import BoxStage
-from detection.model.detector import Detector
+from detection.model.faster_rcnn import Detector
 from detection.model.losses import smooth_l1
 from detection.structures import Detections, ImageBatch, Proposals, Target
 

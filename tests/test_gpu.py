@@ -14,11 +14,19 @@ from torch.backends import cudnn
 from torchvision.ops import box_iou
 
 from detection.build import build_detector
-from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, PostprocessConfig, RPNConfig, SolverConfig
+from detection.config.detection import (
+    AnchorConfig,
+    BackboneConfig,
+    BoxConfig,
+    Config,
+    PostprocessConfig,
+    RPNConfig,
+    SolverConfig,
+)
 from detection.data.dataset import Batch
+from detection.engine.loop import TrainState, train
 from detection.engine.optim import build_optimizer
-from detection.engine.train import TrainState, train
-from detection.model.detector import Detector
+from detection.model.faster_rcnn import Detector
 from detection.structures import Detections, ImageBatch, Proposals, Target
 
 pytestmark = [

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from detection.build import build_detector
-from detection.config import Config, JitterConfig
-from detection.config_io import load_config
+from detection.config.detection import Config, JitterConfig
+from detection.config.load import load_config
 from detection.data.cards import load_card
 from detection.model.cascade import CascadeBoxStage
-from detection.model.detector import Detector
+from detection.model.faster_rcnn import Detector
 
 ROOT = Path(__file__).parents[1]
 COCO, VOC = ROOT / "configs" / "coco" / "modern", ROOT / "configs" / "voc" / "modern"

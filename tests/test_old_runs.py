@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from detection.build import build_detector
-from detection.classification import restore_classifier
-from detection.config import Config
-from detection.config_io import load_config
+from detection.classification.task import restore_classifier
+from detection.config.detection import Config
+from detection.config.load import load_config
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint
-from detection.model.detector import Detector
-from detection.run import run_training
+from detection.model.faster_rcnn import Detector
 from detection.structures import ImageBatch, Target
+from detection.tasks.train import run_training
 
 OLD = Path(__file__).parent / "old_runs"
 FORMATS = ("format1",)
@@ -29,7 +29,7 @@ TARGET = Target(
     ignore=torch.tensor([False, False]),
 )
 # The same machine gives the same bits; another one's convolutions round otherwise.
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+TOLERANCE = 1e-4
 
 
 def restored(path: Path) -> Detector:
@@ -56,7 +56,7 @@ def test_same_detections(version: str, run: str) -> None:
     for number, detections in enumerate(found):
         for field in ("boxes", "scores", "labels", "masks"):
             if (rows := getattr(detections, field)) is not None:
-                torch.testing.assert_close(rows, expected[f"{number}.{field}"], **CLOSE)
+                torch.testing.assert_close(rows, expected[f"{number}.{field}"], rtol=TOLERANCE, atol=TOLERANCE)
         assert len(detections) == len(expected[f"{number}.scores"]) > 3
 
 
@@ -66,7 +66,9 @@ def test_same_losses(version: str, run: str) -> None:
     expected = expected_of(version, run)
     losses = restored(OLD / version / run).train()(images_of(expected), [TARGET, TARGET])
     wanted = {name.removeprefix("loss."): value for name, value in expected.items() if name.startswith("loss.")}
-    torch.testing.assert_close({name: loss.detach() for name, loss in losses.items()}, wanted, **CLOSE)
+    torch.testing.assert_close(
+        {name: loss.detach() for name, loss in losses.items()}, wanted, rtol=TOLERANCE, atol=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("version", FORMATS)
@@ -87,4 +89,4 @@ def test_a_run_goes_on_to_the_same_weights(version: str, tmp_path: Path, monkeyp
     config = load_config(Config, run / "config.yaml")
     run_training(replace(config, data=replace(config.data, test=())), run, resume=True)
     reached = load_file(run / "checkpoints" / "0000060.safetensors")
-    torch.testing.assert_close(reached, load_file(run / "at_60.safetensors"), **CLOSE)
+    torch.testing.assert_close(reached, load_file(run / "at_60.safetensors"), rtol=TOLERANCE, atol=TOLERANCE)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from detection.config import AnchorConfig, Config
-from detection.config_io import load_config
+from detection.config.detection import AnchorConfig, Config
+from detection.config.load import load_config
 from detection.data.cards import load_card
 
 PAPER = Path(__file__).parents[1] / "configs" / "paper"

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from detection import boxes as boxes_module
 from detection.boxes import areas, clip, inside, intersection_over_area, iou, scale
-from detection.config import BoxConfig, Config, DataConfig, SolverConfig
-from detection.config_io import dump_config, parse_config
+from detection.config.detection import BoxConfig, Config, DataConfig, SolverConfig
+from detection.config.load import dump_config, parse_config
 from detection.data.samplers import TrainBatches
-from detection.evaluation.records import Record
+from detection.evaluation.record import Record
 from detection.evaluation.voc import evaluate_voc
 from detection.masks import decode, encode, paste, to_rle
 from detection.model.box_coder import BoxCoder

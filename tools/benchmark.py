@@ -26,7 +26,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
 
 from detection.build import build_detector
-from detection.model.detector import Detector
+from detection.model.faster_rcnn import Detector
 from detection.structures import ImageBatch, Target
 from detection.weights.torchvision import convert_torchvision
 

@@ -20,8 +20,8 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from detection.data.coco import read_coco
 from detection.data.index import AnnotationIndex
+from detection.data.readers.coco import read_coco
 
 CLASSES = tuple(f"class {number}" for number in range(80))
 

@@ -14,9 +14,9 @@ import signal
 import sys
 from pathlib import Path
 
-from detection.comparison import Comparison, measure_variant
-from detection.experiment import load_experiment
-from detection.experiment_runs import Placement, Programs
+from detection.experiments.comparison import Comparison, measure_variant
+from detection.experiments.experiment import load_experiment
+from detection.experiments.runs import Placement, Programs
 from detection.report.build import write_report
 
 TOOLS = Path(__file__).resolve().parent

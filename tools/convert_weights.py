@@ -17,8 +17,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from backbones.weights import read_state_dict
-from detection.config import Config
+from backbones.weights.load import read_state_dict
+from detection.config.detection import Config
 from detection.data.cards import load_card
 from detection.engine.checkpoint import write_converted
 from detection.weights.detectron2 import convert_detectron2

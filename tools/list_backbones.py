@@ -1,6 +1,6 @@
 """List every backbone: paper, size, multiply-adds, weights and their licence, errors published and measured here.
 
-The names are those of backbones/factory.py and those that configs/backbones takes from timm and torchvision. Errors
+The names are those of backbones/registry.py and those that configs/backbones takes from timm and torchvision. Errors
 measured here are those of CIFAR-10 runs, RUNS/cifar10_NAME, with NAME such as resnet20 or cifar_resnet20.
 
 examples:
@@ -16,10 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from backbones.catalogue import Entry, describe
-from backbones.factory import backbone_names
-from detection.config import Config
-from detection.config_io import load_config
+from backbones.registry import backbone_names
+from backbones.summary import Entry, describe
+from detection.config.detection import Config
+from detection.config.load import load_config
 
 ROOT = Path(__file__).parents[1]
 BEGIN = "<!-- what follows is written by tools/list_backbones.py -->"

@@ -12,11 +12,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from detection.config import Config
-from detection.config_io import load_config
+from detection.config.detection import Config
+from detection.config.load import load_config
+from detection.engine.loop import NotFiniteError
 from detection.engine.signals import EXIT_STOPPED, StoppedError
-from detection.engine.train import NotFiniteError
-from detection.localization import format_errors, run_localization
+from detection.localization.task import format_errors, run_localization
 
 
 def parse_args() -> argparse.Namespace:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from detection.files import write_text
-from detection.report.plots import lines
+from detection.pages.plots import lines
 from detection.report.reading import read_metrics
 
 

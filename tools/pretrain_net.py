@@ -17,13 +17,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from detection.classification import evaluate_classifiers, format_accuracy, run_pretraining
-from detection.config import Config
-from detection.config_io import load_config
+from detection.classification.task import evaluate_classifiers, format_accuracy, run_pretraining
+from detection.config.detection import Config
+from detection.config.load import load_config
 from detection.engine.checkpoint import read_checkpoint
 from detection.engine.distributed import RankError, is_main
+from detection.engine.loop import NotFiniteError
 from detection.engine.signals import EXIT_STOPPED, StoppedError
-from detection.engine.train import NotFiniteError
 
 
 def parse_args() -> argparse.Namespace:

@@ -13,9 +13,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from detection.config import Config
-from detection.config_io import load_config
-from detection.statistics import recompute_statistics
+from detection.config.detection import Config
+from detection.config.load import load_config
+from detection.tasks.precise_bn import recompute_statistics
 
 
 def parse_args() -> argparse.Namespace:

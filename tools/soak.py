@@ -24,12 +24,12 @@ import numpy as np
 from torch import nn
 
 from detection.build import build_detector
-from detection.config import Config
-from detection.config_io import load_config
-from detection.data.build import build_train_loader
-from detection.engine.train import NotFiniteError
-from detection.run import load_data
-from detection.training import Evaluation, train_model
+from detection.config.detection import Config
+from detection.config.load import load_config
+from detection.data.loader import build_train_loader
+from detection.engine.loop import NotFiniteError
+from detection.engine.trainer import Evaluation, train_model
+from detection.tasks.train import load_data
 
 SAMPLES = 40  # measurements of a soak
 

@@ -12,10 +12,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from detection.config import Config
-from detection.config_io import load_config
+from detection.config.detection import Config
+from detection.config.load import load_config
 from detection.engine.checkpoint import read_checkpoint
-from detection.methods import format_outcomes, load_rows, run_methods
+from detection.experiments.methods import format_outcomes, load_rows, run_methods
 
 TABLE9 = Path(__file__).resolve().parents[1] / "configs" / "methods" / "table9.yaml"
 

@@ -14,12 +14,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from detection.config import Config
-from detection.config_io import load_config
+from detection.config.detection import Config
+from detection.config.load import load_config
 from detection.engine.checkpoint import read_checkpoint
 from detection.engine.distributed import RankError, is_main, only_main
 from detection.evaluation.report import format_tables
-from detection.testing import proposal_recall, run_test
+from detection.tasks.test import proposal_recall, run_test
 from detection.weights.zoo import Entry, fetch, find_entry
 
 ZOO_FOLDER = Path("output/zoo")

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
-from detection.config import Config, DataConfig
-from detection.config_io import load_config
-from detection.data.build import build_test_loader, build_train_loader
+from detection.config.detection import Config, DataConfig
+from detection.config.load import load_config
 from detection.data.index import AnnotationIndex
+from detection.data.loader import build_test_loader, build_train_loader
+from detection.engine.device import choose_device
 from detection.engine.evaluate import evaluate, predict
-from detection.run import load_data, run_training
+from detection.engine.trainer import Evaluation, train_model
 from detection.structures import Detections, ImageBatch, Proposals, Target
-from detection.testing import choose_device
-from detection.training import Evaluation, train_model
+from detection.tasks.train import load_data, run_training
 
 CONFIG = Path(__file__).parents[1] / "configs" / "bccd" / "fpn_resnet18.yaml"
 
@@ -72,7 +72,7 @@ def train_theirs(config: Config, output: Path) -> dict[str, Any]:
 
 def test_theirs(config: Config, model: nn.Module, index: AnnotationIndex) -> Evaluation:
     """Ours in all but the network."""
-    records = predict(model, build_test_loader(index, config.data), index, device=choose_device(config)).records
+    records = predict(model, build_test_loader(index, config.data), index, device=choose_device(config.device)).records
     result = evaluate(records, index.class_names, "area")
     return Evaluation(result, {"bbox.AP": result["bbox"]["AP"]})
 

@@ -15,13 +15,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from detection.config import Config
-from detection.config_io import load_config
+from detection.config.detection import Config
+from detection.config.load import load_config
 from detection.engine.distributed import RankError, is_main
+from detection.engine.loop import NotFiniteError
 from detection.engine.signals import EXIT_STOPPED, StoppedError
-from detection.engine.train import NotFiniteError
 from detection.evaluation.report import format_tables
-from detection.run import run_training
+from detection.tasks.train import run_training
 
 
 def parse_args() -> argparse.Namespace:

@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from detection.config_io import build_dataclass, parse_yaml
-from detection.data.coco import read_coco
-from detection.data.image_folder import read_image_folder
+from detection.config.load import build_dataclass, parse_yaml
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem, refuse_errors
-from detection.data.voc import read_voc
+from detection.data.readers.coco import read_coco
+from detection.data.readers.image_folder import read_image_folder
+from detection.data.readers.voc import read_voc
 
 __all__ = ["Card", "data_root", "load_card", "load_dataset", "read_split"]
 

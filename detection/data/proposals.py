@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from backbones.weights import UNREADABLE
+from backbones.weights.load import UNREADABLE
 from detection.data.index import AnnotationIndex
 from detection.data.objects import require_file
 from detection.files import write_whole

@@ -24,11 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from backbones.weights import load_matching
-from detection.config import Config
-from detection.config_io import dump_config, parse_config
+from backbones.weights.load import load_matching
+from detection.config.detection import Config
+from detection.config.load import dump_config, parse_config
 from detection.engine.distributed import gather, is_main, together
-from detection.engine.train import TrainState
+from detection.engine.loop import TrainState
 from detection.files import digest, write_text, write_whole
 
 __all__ = [

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from detection.boxes import clip, scale
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
-from detection.engine.train import PRECISIONS
+from detection.engine.loop import PRECISIONS
 from detection.evaluation.coco import evaluate_coco
-from detection.evaluation.records import Record
+from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric, result_dict
 from detection.evaluation.voc import evaluate_voc
 from detection.masks import paste
-from detection.model.detector import Detector
+from detection.model.faster_rcnn import Detector
 from detection.model.postprocess import rescale
 from detection.structures import Detections, Proposals
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -17,19 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from detection.engine.device import peak_memory_gib
 from detection.files import write_text
 
-__all__ = ["NoLog", "RunLog", "peak_memory_gib"]
+__all__ = ["NoLog", "RunLog"]
 
 METRICS = ("bbox.", "segm.", "voc.", "classification.")  # what the line of an evaluation shows
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Most memory used so far, GiB: of the GPU ``device``, or of this process for the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 class RunLog:

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from detection.config_io import dump_config
+from detection.config.load import dump_config
 from detection.data.index import AnnotationIndex
 from detection.engine.distributed import is_main, world_size
-from detection.engine.train import TrainState
+from detection.engine.loop import TrainState
 from detection.files import digest, write_text
 
 __all__ = ["index_digest", "manifest_entry", "read_manifest"]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from detection.evaluation.records import Record, check_records
+from detection.evaluation.record import Record, check_records
 from detection.masks import RLE, is_empty
 
 __all__ = ["COCO_NUMBERS", "Backend", "CocoResult", "IouType", "coco_results", "evaluate_coco"]

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from detection.boxes import intersection_over_area, iou
-from detection.evaluation.records import Record
+from detection.evaluation.record import Record
 
 __all__ = ["ImageScore", "Pairs", "confusion_matrix", "found_objects", "pair", "rank_images"]
 

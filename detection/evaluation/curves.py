@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.evaluation.matching import match_image
-from detection.evaluation.records import Record, check_records
+from detection.evaluation.record import Record, check_records
 
 __all__ = [
     "RECALLS",

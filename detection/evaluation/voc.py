@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.evaluation.records import Record, check_records
+from detection.evaluation.record import Record, check_records
 
 __all__ = ["VocResult", "evaluate_voc"]
 

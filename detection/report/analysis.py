@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.index import AnnotationIndex
-from detection.evaluation.bootstrap import paired_bootstrap
 from detection.evaluation.confusion import confusion_matrix, rank_images
+from detection.evaluation.inference import paired_bootstrap
 from detection.evaluation.matching import match
+from detection.pages.page import Block, Figure, Notice, Page, Pictures, Section, Table, write_page
+from detection.pages.plots import matrix
 from detection.report.build import only_found_by
 from detection.report.details import classes_section, errors_section, operating_figures, pictures_section
 from detection.report.numbers import METRICS, Shown, as_json, metric_numbers, pair_numbers, run_numbers, show
-from detection.report.page import Block, Figure, Notice, Page, Pictures, Section, Table, write_page
 from detection.report.pictures import picture
-from detection.report.plots import matrix
 from detection.report.words import percent, percent_interval
-from detection.testing import read_records
+from detection.tasks.test import read_records
 
 __all__ = ["write_analysis"]
 

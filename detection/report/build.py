@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.index import AnnotationIndex
+from detection.pages.page import Page, Pictures, write_page
 from detection.report.numbers import Evidence, Shown, experiment_numbers, gather
-from detection.report.page import Page, Pictures, write_page
 from detection.report.pictures import picture
 from detection.report.reading import read_experiment
 from detection.report.sections import experiment_sections, protocol_name

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.config import Config
-from detection.config_io import load_config
+from detection.config.detection import Config
+from detection.config.load import load_config
 from detection.data.index import AnnotationIndex
-from detection.evaluation.bootstrap import Comparison, Difference, VariantScore, paired_bootstrap
 from detection.evaluation.confusion import found_objects
 from detection.evaluation.curves import (
     best_threshold,
@@ -25,12 +24,13 @@ from detection.evaluation.curves import (
     mean_precision,
     score_of_as_many,
 )
-from detection.evaluation.errors import error_difference, error_types
+from detection.evaluation.inference import Comparison, Difference, VariantScore, paired_bootstrap
 from detection.evaluation.matching import Matches, match
-from detection.evaluation.records import Record
+from detection.evaluation.record import Record
+from detection.evaluation.tide import error_difference, error_types
 from detection.report.paper import paper_cells
 from detection.report.reading import Experiment, Run, read_metrics
-from detection.testing import read_records
+from detection.tasks.test import read_records
 
 __all__ = [
     "METRICS",

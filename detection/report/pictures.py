@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.index import AnnotationIndex
-from detection.evaluation.records import Record
+from detection.evaluation.record import Record
 from detection.visualize import draw_record
 
 __all__ = ["picture"]

@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from detection.pages.page import Block, Figure, Notice, Pictures, Section, Table, Text
+from detection.pages.plots import Point, forest, scatter
 from detection.report.details import classes_section, curves_section, errors_section, pictures_section
 from detection.report.numbers import METRICS
-from detection.report.page import Block, Figure, Notice, Pictures, Section, Table, Text
-from detection.report.plots import Point, forest, scatter
 from detection.report.words import NONE, bar, differing, number, pair_name, percent, percent_interval, spread
 
 __all__ = ["experiment_sections", "protocol_name"]

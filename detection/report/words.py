@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from detection.report.plots import Bar
+from detection.pages.plots import Bar
 
 __all__ = ["NONE", "bar", "differing", "number", "pair_name", "percent", "percent_interval", "spread"]
 

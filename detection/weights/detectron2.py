@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from backbones.resnet import DEPTHS, Bottleneck
-from backbones.weights import SOURCES, load_matching
+from backbones.weights.load import SOURCES, load_matching
 from detection.build import build_detector
-from detection.config import AnchorConfig, Config
-from detection.config_io import build_dataclass
+from detection.config.detection import AnchorConfig, Config
+from detection.config.load import build_dataclass
 from detection.model.anchors import AnchorGenerator
 
 __all__ = ["convert_detectron2"]

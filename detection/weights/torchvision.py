@@ -17,9 +17,9 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from backbones.resnet import DEPTHS, Bottleneck
-from backbones.weights import load_matching
+from backbones.weights.load import load_matching
 from detection.build import build_detector
-from detection.config import (
+from detection.config.detection import (
     AnchorConfig,
     BackboneConfig,
     BoxConfig,

@@ -23,8 +23,8 @@ from torchvision.models.detection import (
     MaskRCNN_ResNet50_FPN_Weights,
 )
 
-from backbones.weights import read_state_dict
-from detection.config import Config
+from backbones.weights.load import read_state_dict
+from detection.config.detection import Config
 from detection.data.cards import load_card
 from detection.data.download import Archive, Progress
 from detection.data.download import fetch as download

@@ -10,7 +10,7 @@ from torch import nn
 
 from backbones.all_conv import AllCNN
 from backbones.classifier import Classifier
-from backbones.factory import build_backbone
+from backbones.registry import build_backbone
 
 
 def test_has_the_parameters_of_the_paper() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models import ResNet50_Weights
 
 from backbones.base import IMAGENET_RGB, Backbone, he_initialise, order_features
-from backbones.factory import backbone_names, build_backbone
+from backbones.registry import backbone_names, build_backbone
 
 # Of more than 1000 layers, in which nothing but their number is new; they have one test of their own.
 DEEPEST = ("cifar_resnet1202", "cifar_preact_resnet1001")

@@ -11,7 +11,7 @@ from torch import nn
 from backbones.base import FeatureSpec
 from backbones.cifar_resnet import CifarResNet
 from backbones.classifier import Classifier
-from backbones.factory import build_backbone, pyramid_features
+from backbones.registry import build_backbone, pyramid_features
 from backbones.residual import BasicBlock, PreactBasicBlock, PreactBottleneck, ResidualBlock
 
 

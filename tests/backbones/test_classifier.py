@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 
 from backbones.classifier import Classifier
-from backbones.factory import backbone_names, build_backbone
+from backbones.registry import backbone_names, build_backbone
 
 
 def meta_classifier(name: str) -> Classifier:

@@ -9,9 +9,9 @@ from torchvision.models import resnet18
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 from backbones.base import Backbone
-from backbones.factory import build_backbone, pyramid_features
 from backbones.fpn import FPN
 from backbones.norm import make_norm
+from backbones.registry import build_backbone, pyramid_features
 
 
 def make_pyramid(name: str = "resnet18", channels: int = 16) -> FPN:

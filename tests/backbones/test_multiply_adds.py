@@ -9,8 +9,8 @@ from torch import nn
 from torchvision.models import get_model_weights, list_models
 
 from backbones.classifier import Classifier
-from backbones.factory import backbone_names, build_backbone
-from backbones.multiply_adds import count_multiply_adds
+from backbones.registry import backbone_names, build_backbone
+from backbones.summary import count_multiply_adds
 
 
 def meta_classifier(name: str, **options: Any) -> Classifier:

@@ -12,7 +12,7 @@ from torch import nn
 
 from backbones.norm import FrozenBatchNorm
 from detection.build import build_detector, build_plain_backbone, build_tester, refuse_detector_keys
-from detection.config import (
+from detection.config.detection import (
     AnchorConfig,
     BackboneConfig,
     BoxConfig,
@@ -24,16 +24,16 @@ from detection.config import (
     SolverConfig,
 )
 from detection.engine.checkpoint import write_converted
-from detection.inference.tester import Methods
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
 from detection.model.box_heads import FCHead
 from detection.model.box_stage import BoxStage
 from detection.model.cascade import CascadeBoxStage
-from detection.model.detector import Detector
+from detection.model.faster_rcnn import Detector
 from detection.model.matcher import Matcher
 from detection.model.postprocess import Postprocessor
 from detection.model.sampler import BalancedSampler
+from detection.model.test_time.tester import Methods
 
 # No value is a default.
 CONFIG = Config(
@@ -283,7 +283,7 @@ def test_a_folder_called_torchvision_is_not_meant(tmp_path: Path, monkeypatch: p
 
     (tmp_path / "torchvision").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("backbones.factory.download_torchvision", download)
+    monkeypatch.setattr("backbones.registry.download_torchvision", download)
     build_plain_backbone(BackboneConfig(name="resnet18", norm="bn", weights="torchvision"), pretrained=True)
 
 

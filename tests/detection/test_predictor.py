@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from detection.build import build_detector
-from detection.config import (
+from detection.config.detection import (
     AnchorConfig,
     BackboneConfig,
     Config,
@@ -24,8 +24,8 @@ from detection.config import (
 )
 from detection.data.images import read_image
 from detection.engine.checkpoint import Checkpoints
+from detection.engine.loop import TrainState
 from detection.engine.optim import build_optimizer
-from detection.engine.train import TrainState
 from detection.predictor import Predictor
 from detection.structures import ImageBatch
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from detection.evaluation.records import Record
+from detection.evaluation.record import Record
 from detection.masks import encode
 from detection.visualize import draw_record, save_picture
 

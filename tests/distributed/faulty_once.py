@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detection import run
-from detection.config import Config
-from detection.config_io import load_config
-from detection.data.build import build_train_loader
+from detection.config.detection import Config
+from detection.config.load import load_config
 from detection.data.dataset import Batch
+from detection.data.loader import build_train_loader
 from detection.engine.distributed import rank
+from detection.tasks import train as run
 
 KILLED_AFTER, STOPPED_AFTER = 2, 1  # steps
 

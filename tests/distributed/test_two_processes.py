@@ -20,8 +20,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from detection.classification import run_pretraining
-from detection.config import (
+from detection.classification.task import run_pretraining
+from detection.config.detection import (
     AnchorConfig,
     BackboneConfig,
     BoxConfig,
@@ -32,11 +32,11 @@ from detection.config import (
     RPNConfig,
     SolverConfig,
 )
-from detection.config_io import dump_config
+from detection.config.load import dump_config
 from detection.data.digits import write_digits
 from detection.engine.checkpoint import read_checkpoint
-from detection.run import run_training
-from detection.testing import proposal_recall, run_test
+from detection.tasks.test import proposal_recall, run_test
+from detection.tasks.train import run_training
 
 pytestmark = pytest.mark.slow
 

@@ -20,14 +20,14 @@ from torch import distributed as torch_distributed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detection.alternating import run_alternating
-from detection.classification import run_pretraining
-from detection.config import AlternatingConfig, Config
-from detection.config_io import load_config
+from detection.classification.task import run_pretraining
+from detection.config.detection import AlternatingConfig, Config
+from detection.config.load import load_config
 from detection.engine import distributed
 from detection.engine.checkpoint import read_checkpoint
-from detection.run import run_training
-from detection.testing import proposal_recall, run_test
+from detection.tasks.alternating import run_alternating
+from detection.tasks.test import proposal_recall, run_test
+from detection.tasks.train import run_training
 
 
 def attempt(work: Callable[[], Any]) -> Any:

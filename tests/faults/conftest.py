@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from detection.config import Config
-from detection.config_io import build_dataclass, dump_config
+from detection.config.detection import Config
+from detection.config.load import build_dataclass, dump_config
 from detection.data.digits import write_digits
 
 TINY: dict[str, Any] = {

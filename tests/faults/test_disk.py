@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from detection.config import Config
+from detection.config.detection import Config
 from detection.engine.checkpoint import read_checkpoint
-from detection.run import run_training
+from detection.tasks.train import run_training
 
 Compare = Callable[[Path, Path, int], list[str]]
 

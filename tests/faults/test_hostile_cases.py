@@ -19,22 +19,22 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from backbones.pickles import read_pickle
-from backbones.weights import read_state_dict
+from backbones.weights.load import read_state_dict
+from backbones.weights.pickles import read_pickle
 from detection.build import build_detector
-from detection.config import AnchorConfig, BackboneConfig, BoxConfig, Config, RPNConfig
-from detection.config_io import load_config, parse_config, parse_yaml
+from detection.config.detection import AnchorConfig, BackboneConfig, BoxConfig, Config, RPNConfig
+from detection.config.load import load_config, parse_config, parse_yaml
 from detection.data import download
 from detection.data.cards import load_card
 from detection.data.check import check_objects
-from detection.data.coco import read_coco
 from detection.data.download import unpack
 from detection.data.images import image_size, read_image
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem
 from detection.data.proposals import read_proposals, write_proposals
-from detection.data.segmentation import read_instances
-from detection.data.voc import read_voc
+from detection.data.readers.coco import read_coco
+from detection.data.readers.segmentation import read_instances
+from detection.data.readers.voc import read_voc
 from detection.masks import to_rle
 from detection.model.matcher import POSITIVE, Matcher
 from detection.structures import ImageBatch, Proposals, Target

@@ -30,17 +30,17 @@ import yaml
 from PIL import ExifTags, Image
 from safetensors.torch import save_file
 
-from backbones.weights import read_state_dict
-from detection.config import Config
-from detection.config_io import dump_config, load_config
+from backbones.weights.load import read_state_dict
+from detection.config.detection import Config
+from detection.config.load import dump_config, load_config
 from detection.data.cards import load_card
-from detection.data.coco import read_coco
 from detection.data.download import unpack
 from detection.data.images import image_size, read_image
 from detection.data.index import AnnotationIndex
 from detection.data.proposals import read_proposals, write_proposals
-from detection.data.segmentation import read_instances
-from detection.data.voc import read_voc
+from detection.data.readers.coco import read_coco
+from detection.data.readers.segmentation import read_instances
+from detection.data.readers.voc import read_voc
 from detection.engine import checkpoint
 from detection.engine.checkpoint import read_checkpoint, write_converted
 from detection.files import digest

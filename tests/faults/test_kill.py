@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from detection.config import Config
+from detection.config.detection import Config
 from detection.engine.signals import EXIT_STOPPED
-from detection.run import run_training
+from detection.tasks.train import run_training
 
 ROOT = Path(__file__).parents[2]
 STEPS, KILLS = 8, 50
@@ -85,10 +85,10 @@ KILLED_IN_SAVE = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from detection.config import Config
-from detection.config_io import load_config
+from detection.config.detection import Config
+from detection.config.load import load_config
 from detection.engine import checkpoint
-from detection.run import run_training
+from detection.tasks.train import run_training
 
 config, run, name = load_config(Config, sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 owner = torch if name == "save" else checkpoint

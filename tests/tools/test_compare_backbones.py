@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from detection.comparison import Comparison
 from detection.data.digits import write_digits
-from detection.experiment_runs import Placement
+from detection.experiments.comparison import Comparison
+from detection.experiments.runs import Placement
 from detection.report import build
 
 ROOT = Path(__file__).parents[2]

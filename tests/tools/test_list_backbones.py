@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from backbones.catalogue import describe
-from backbones.factory import backbone_names
+from backbones.registry import backbone_names
+from backbones.summary import describe
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "list_backbones.py"
@@ -77,8 +77,8 @@ def test_document_is_written_between_its_marks(tool: dict[str, Any], tmp_path: P
 
 def test_tables_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     entry = describe("torchvision:googlenet")
-    monkeypatch.setattr("backbones.catalogue.describe", lambda name: entry)
-    monkeypatch.setattr("backbones.factory.backbone_names", lambda: ())
+    monkeypatch.setattr("backbones.summary.describe", lambda name: entry)
+    monkeypatch.setattr("backbones.registry.backbone_names", lambda: ())
     monkeypatch.setattr(sys, "argv", [str(TOOL)])
     runpy.run_path(str(TOOL), run_name="__main__")
     printed = capsys.readouterr().out

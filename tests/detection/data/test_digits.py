@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools.coco import COCO
 
-from detection.data.coco import read_coco as read_coco_index
 from detection.data.digits import CLASSES, DigitSource, Scene, draw_scene, load_sources, write_digits
-from detection.data.voc import read_voc
+from detection.data.readers.coco import read_coco as read_coco_index
+from detection.data.readers.voc import read_voc
 
 DATASETS = Path(__file__).parents[3] / "datasets"
 COUNTS = {"train": 12, "test": 8}

@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from detection.config import DataConfig
-from detection.data.build import build_test_loader, build_train_loader
+from detection.config.detection import DataConfig
 from detection.data.dataset import DetectionDataset, Sample, collate
 from detection.data.index import AnnotationIndex
+from detection.data.loader import build_test_loader, build_train_loader
 from detection.data.proposals import StoredProposals, read_proposals, write_proposals
 from detection.data.transforms import Augment, Resize
 from detection.structures import Proposals, Target

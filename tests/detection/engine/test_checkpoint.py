@@ -13,8 +13,8 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD
 
-from detection.config import BackboneConfig, Config, DataConfig, JitterConfig, SolverConfig
-from detection.config_io import dump_config, load_config
+from detection.config.detection import BackboneConfig, Config, DataConfig, JitterConfig, SolverConfig
+from detection.config.load import dump_config, load_config
 from detection.engine import checkpoint as checkpoint_module
 from detection.engine.checkpoint import (
     Checkpoint,
@@ -28,7 +28,7 @@ from detection.engine.checkpoint import (
     write_converted,
 )
 from detection.engine.ema import EMA
-from detection.engine.train import TrainState
+from detection.engine.loop import TrainState
 from detection.files import digest
 
 CONFIG = Config(

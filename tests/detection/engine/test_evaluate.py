@@ -14,9 +14,9 @@ from torch import nn
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex, PackedStrings
 from detection.engine.evaluate import evaluate, metric, predict
-from detection.evaluation.records import Record
+from detection.evaluation.record import Record
 from detection.masks import decode, empty_rle, encode
-from detection.model.detector import Detector
+from detection.model.faster_rcnn import Detector
 from detection.structures import Detections, ImageBatch, Target
 
 CPU = torch.device("cpu")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from detection.engine.log import RunLog, peak_memory_gib
+from detection.engine.device import peak_memory_gib
+from detection.engine.log import RunLog
 
 CPU = torch.device("cpu")
 

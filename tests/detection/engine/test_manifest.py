@@ -13,10 +13,10 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD
 
-from detection.config import Config
+from detection.config.detection import Config
 from detection.data.index import AnnotationIndex
+from detection.engine.loop import TrainState
 from detection.engine.manifest import index_digest, manifest_entry, read_manifest
-from detection.engine.train import TrainState
 
 CPU = torch.device("cpu")
 

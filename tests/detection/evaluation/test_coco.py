@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detection.evaluation.coco import COCO_NUMBERS, Backend, CocoResult, coco_results, evaluate_coco
-from detection.evaluation.records import Record
+from detection.evaluation.record import Record
 from detection.masks import RLE, empty_rle, encode
 
 BACKENDS = get_args(Backend)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from detection.evaluation.confusion import confusion_matrix, found_objects, pair, rank_images
-from detection.evaluation.records import Record
+from detection.evaluation.record import Record
 
 Objects = list[tuple[tuple[float, float, float, float], int]]
 Found = list[tuple[tuple[float, float, float, float], int, float]]

@@ -15,7 +15,7 @@ from detection.evaluation.curves import (
     mean_precision,
     score_of_as_many,
 )
-from detection.evaluation.records import Record
+from detection.evaluation.record import Record
 
 Boxes = list[tuple[float, float, float, float]]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detection.evaluation.matching import IOU_THRESHOLDS, check_comparable, match, match_image
-from detection.evaluation.records import Record
+from detection.evaluation.record import Record
 
 Box = tuple[float, float, float, float]
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from detection.evaluation.records import Record
+from detection.evaluation.record import Record
 from detection.evaluation.voc import evaluate_voc
 
 Box = tuple[float, float, float, float]

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detection.config import BackboneConfig, Config, DataConfig
-from detection.config_io import dump_config
+from detection.config.detection import BackboneConfig, Config, DataConfig
+from detection.config.load import dump_config
 from detection.data.cards import load_dataset
 from detection.data.index import AnnotationIndex
 from detection.engine.evaluate import evaluate
 from detection.evaluation.coco import coco_results
-from detection.evaluation.records import Record
+from detection.evaluation.record import Record
 
 
 @pytest.fixture

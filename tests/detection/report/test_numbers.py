@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from detection.evaluation.bootstrap import Interval
+from detection.evaluation.inference import Interval
 from detection.report.numbers import as_json, pareto_front
 
 

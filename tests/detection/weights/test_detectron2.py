@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
-from backbones.weights import SOURCES, read_state_dict
+from backbones.weights.load import SOURCES, read_state_dict
 from detection.build import build_detector
-from detection.config import Config
+from detection.config.detection import Config
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint, write_converted
-from detection.model.detector import Detector
+from detection.model.faster_rcnn import Detector
 from detection.model.pooler import RegionPooler
 from detection.structures import ImageBatch
 from detection.weights.detectron2 import convert_detectron2

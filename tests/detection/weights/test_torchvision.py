@@ -35,12 +35,12 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
 
 from detection.build import build_detector
-from detection.config import Config
-from detection.config_io import load_config
+from detection.config.detection import Config
+from detection.config.load import load_config
 from detection.data.cards import load_card
 from detection.data.images import read_image
 from detection.engine.checkpoint import load_detector_weights, load_initial_weights, read_checkpoint, write_converted
-from detection.model.detector import Detector
+from detection.model.faster_rcnn import Detector
 from detection.structures import Detections, ImageBatch, Target
 from detection.weights.torchvision import convert_torchvision
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 
-from detection.config import Config
-from detection.config_io import load_config
+from detection.config.detection import Config
+from detection.config.load import load_config
 from detection.data.cards import load_card
 from detection.engine.checkpoint import read_checkpoint
 from detection.weights import zoo

@@ -1,0 +1,236 @@
+"""The table of backbones by name, and the one function that builds them with or without weights."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from backbones.adapters.fx import TracedBackbone
+from backbones.adapters.timm import TimmBackbone
+from backbones.adapters.torchvision import TorchvisionBackbone
+from backbones.all_conv import AllCNN
+from backbones.base import Backbone, InputStats
+from backbones.cifar_resnet import CifarResNet
+from backbones.residual import BasicBlock, PreactBasicBlock, PreactBottleneck
+from backbones.resnet import ResNet
+from backbones.vgg import VGG
+from backbones.weights.load import SOURCES, download_torchvision, load_matching, our_names, read_state_dict
+
+__all__ = ["Builder", "backbone_names", "backbone_options", "build_backbone", "pyramid_features", "register"]
+
+Builder = Callable[..., Backbone]
+
+# Bound here, a variant does not offer the option: basic blocks have one place for the stride, and networks without
+# normalisation layers have nothing to choose about them.
+_BASIC_BLOCKS: dict[str, Any] = {"stride_in": "3x3"}
+_NO_NORM: dict[str, Any] = {"norm": None, "norm_eps": 0.0}
+_PLAIN: dict[str, Any] = {"shortcut": "none", "stochastic_depth": 0.0}  # "Deep Residual Learning", section 3.3
+_SE: dict[str, Any] = {"se": True}
+_C: dict[str, Any] = {"stem": "C"}
+_D: dict[str, Any] = {"stem": "C", "avg_down": True}
+_PREACT: dict[str, Any] = {"preact": True}
+
+_BUILDERS: dict[str, Builder] = {
+    "resnet18": partial(ResNet, 18, **_BASIC_BLOCKS),
+    "resnet34": partial(ResNet, 34, **_BASIC_BLOCKS),
+    "plain18": partial(ResNet, 18, **_BASIC_BLOCKS, **_PLAIN),
+    "plain34": partial(ResNet, 34, **_BASIC_BLOCKS, **_PLAIN),
+    "resnet50": partial(ResNet, 50),
+    "resnet101": partial(ResNet, 101),
+    "resnet152": partial(ResNet, 152),
+    "seresnet18": partial(ResNet, 18, **_BASIC_BLOCKS, **_SE),
+    "seresnet34": partial(ResNet, 34, **_BASIC_BLOCKS, **_SE),
+    "seresnet50": partial(ResNet, 50, **_SE),
+    "seresnet101": partial(ResNet, 101, **_SE),
+    "seresnet152": partial(ResNet, 152, **_SE),
+    "resnet18d": partial(ResNet, 18, **_BASIC_BLOCKS, **_D),
+    "resnet50c": partial(ResNet, 50, **_C),
+    "resnet50d": partial(ResNet, 50, **_D),
+    "resnet101d": partial(ResNet, 101, **_D),
+    "preact_resnet18": partial(ResNet, 18, **_BASIC_BLOCKS, **_PREACT),
+    "preact_resnet34": partial(ResNet, 34, **_BASIC_BLOCKS, **_PREACT),
+    "preact_resnet50": partial(ResNet, 50, **_PREACT),
+    "preact_resnet101": partial(ResNet, 101, **_PREACT),
+    "preact_resnet152": partial(ResNet, 152, **_PREACT),
+    "preact_resnet200": partial(ResNet, 200, **_PREACT),
+    "cifar_resnet20": partial(CifarResNet, 20, BasicBlock),
+    "cifar_resnet32": partial(CifarResNet, 32, BasicBlock),
+    "cifar_resnet44": partial(CifarResNet, 44, BasicBlock),
+    "cifar_resnet56": partial(CifarResNet, 56, BasicBlock),
+    "cifar_resnet110": partial(CifarResNet, 110, BasicBlock),
+    "cifar_resnet1202": partial(CifarResNet, 1202, BasicBlock),
+    "cifar_plain20": partial(CifarResNet, 20, BasicBlock, **_PLAIN),
+    "cifar_plain32": partial(CifarResNet, 32, BasicBlock, **_PLAIN),
+    "cifar_plain44": partial(CifarResNet, 44, BasicBlock, **_PLAIN),
+    "cifar_plain56": partial(CifarResNet, 56, BasicBlock, **_PLAIN),
+    "cifar_plain110": partial(CifarResNet, 110, BasicBlock, **_PLAIN),
+    "cifar_preact_resnet110": partial(CifarResNet, 110, PreactBasicBlock),
+    "cifar_preact_resnet164": partial(CifarResNet, 164, PreactBottleneck, shortcut="B"),
+    "cifar_preact_resnet1001": partial(CifarResNet, 1001, PreactBottleneck, shortcut="B"),
+    "all_cnn_c": AllCNN,
+    "vgg11": partial(VGG, 11, **_NO_NORM),
+    "vgg11_bn": partial(VGG, 11),
+    "vgg13": partial(VGG, 13, **_NO_NORM),
+    "vgg13_bn": partial(VGG, 13),
+    "vgg16": partial(VGG, 16, **_NO_NORM),
+    "vgg16_bn": partial(VGG, 16),
+    "vgg19": partial(VGG, 19, **_NO_NORM),
+    "vgg19_bn": partial(VGG, 19),
+}
+
+# Prefixes of names that are looked up in another library.
+_LIBRARIES: dict[str, Builder] = {"timm": TimmBackbone, "torchvision": TorchvisionBackbone}
+
+
+def backbone_names() -> tuple[str, ...]:
+    """The names that ``build_backbone`` takes, in the order of the table."""
+    return tuple(_BUILDERS)
+
+
+def backbone_options(name: str) -> tuple[str, ...]:
+    """The options that the backbone ``name`` offers, such as ``norm``.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return _options_of(_find(name))
+
+
+def register(name: str, builder: Builder) -> None:
+    """Adds a backbone of outside code; the options it offers are the named arguments of ``builder``.
+
+    To be usable with weights, ``builder`` takes ``input_stats``, and ``norm_eps`` and ``stride_in`` where these apply.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in _BUILDERS:
+        raise ValueError(f"a backbone called {name!r} exists; choose a name other than {', '.join(_BUILDERS)}")
+    _BUILDERS[name] = builder
+
+
+def pyramid_features(name: str) -> tuple[str, ...]:
+    """The ``out_features`` with which the backbone ``name`` carries a feature pyramid.
+
+    Raises:
+        ValueError: it cannot, since its stages have other strides than 4, 8, ..
+    """
+    builder = _BUILDERS.get(name)
+    kind = builder.func if isinstance(builder, partial) else builder
+    features = getattr(kind, "pyramid", Backbone.pyramid)
+    if not features:
+        raise ValueError(f"{name} has no stages of strides 4, 8, .. for a feature pyramid; set backbone.fpn to false")
+    return features
+
+
+def build_backbone(
+    name: str,
+    *,
+    weights: str | None = None,
+    weights_source: str = "torchvision",
+    load_weights: bool = True,
+    input_stats: InputStats | None = None,
+    **options: Any,
+) -> Backbone:
+    """A backbone by name.
+
+    Args:
+        name: one of ``backbone_names()``, or a model of a library, such as "timm:densenet121" or
+            "torchvision:googlenet".
+        weights: None (random), "torchvision" (its ImageNet weights, downloaded once), or the path of a .pth, .pt, .pkl
+            or .safetensors file with torchvision's or Caffe's names. A model of timm takes "timm" or a file with
+            timm's names.
+        weights_source: what a file's weights were trained with, a key of ``weights.SOURCES``. It decides
+            ``input_stats`` and the options ``norm_eps`` and ``stride_in``, where the backbone has them; "torchvision"
+            only if there are weights, the others also for a caller who loads a whole detector next. A model of a
+            library knows these itself.
+        load_weights: False builds what the weights need (``input_stats`` and so on) and leaves the values random, for a
+            caller who loads a whole detector next.
+        input_stats: how images are normalised; by default as the weights need it.
+        **options: of the backbone; None means its own default.
+
+    Raises:
+        ValueError: an unknown name, option or source, an option that contradicts the source, or weights that do not
+            fit.
+    """
+    builder = _find(name)
+    if weights_source not in SOURCES:
+        raise ValueError(f"no weights_source {weights_source!r}; known: {', '.join(SOURCES)}")
+    offered = _options_of(builder)
+    given = {key: value for key, value in {**options, "input_stats": input_stats}.items() if value is not None}
+    for key, value in given.items():
+        if key not in offered:
+            raise ValueError(f"{name} has no option {key!r} (got {value!r}); it has {', '.join(offered)}")
+    if weights is None and weights_source == "torchvision":
+        return builder(**given)
+    if _is_of_library(name):
+        return _library_backbone(name, builder, given, weights if load_weights else None, weights_source)
+    if weights == "torchvision" and weights_source != "torchvision":
+        raise ValueError(
+            f"weights 'torchvision' cannot come from weights_source {weights_source!r}; "
+            "leave weights_source unset, or give the path of a file as weights"
+        )
+    bound = _bind(given, offered, weights_source, check=load_weights)
+    backbone = builder(**bound)
+    if weights is None or not load_weights:
+        return backbone
+    state = download_torchvision(name) if weights == "torchvision" else read_state_dict(weights)
+    load_matching(backbone, our_names(state, source=weights_source), source=repr(weights), unused_ok=("fc.",))
+    return backbone
+
+
+def _is_of_library(name: str) -> bool:
+    return name.partition(":")[0] in _LIBRARIES
+
+
+def _find(name: str) -> Builder:
+    """The builder of a name of the table or of a library."""
+    if _is_of_library(name):
+        library, _, model_name = name.partition(":")
+        return partial(_LIBRARIES[library], model_name)
+    if name not in _BUILDERS:
+        nearest = difflib.get_close_matches(name, _BUILDERS, n=1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise ValueError(f"no backbone {name!r}; {hint}known: {', '.join(_BUILDERS)}, and timm:NAME for those of timm")
+    return _BUILDERS[name]
+
+
+def _library_backbone(
+    name: str, builder: Builder, given: Mapping[str, Any], weights: str | None, weights_source: str
+) -> Backbone:
+    if weights_source != "torchvision":
+        raise ValueError(
+            f"weights_source {weights_source!r} is for networks of the table; {name} takes weights by the names of its "
+            "library: leave weights_source unset"
+        )
+    backbone = builder(**given)
+    assert isinstance(backbone, TracedBackbone)
+    if weights is not None:
+        backbone.load_weights(weights)
+    return backbone
+
+
+def _options_of(builder: Builder) -> tuple[str, ...]:
+    """The named arguments of a builder, without those that a partial has bound."""
+    bound = builder.keywords if isinstance(builder, partial) else {}
+    return tuple(key for key in inspect.signature(builder).parameters if key not in bound)
+
+
+def _bind(given: Mapping[str, Any], offered: tuple[str, ...], source_name: str, *, check: bool) -> dict[str, Any]:
+    """The given options and, of those offered, the ones that the source of the weights decides.
+
+    With ``check``, one that is given otherwise is refused; a whole detector's weights may need it.
+    """
+    source = SOURCES[source_name]
+    bound = dict(given)
+    for key in ("input_stats", "norm_eps", "stride_in"):
+        needed = getattr(source, key)
+        if key in offered and bound.setdefault(key, needed) != needed and check:
+            raise ValueError(
+                f"backbone.{key} is {bound[key]!r} but weights from {source_name!r} were trained with {needed!r}; "
+                f"leave backbone.{key} unset, or choose the weights_source that the weights come from"
+            )
+    return bound

@@ -1,0 +1,218 @@
+"""Training a backbone to classify images, and testing it: where a detector's weights come from.
+
+RUN is a run directory as a detector's; its result.json has the share of images whose class is the likeliest ("top1") or
+among the five likeliest ("top5").  ``backbone.weights: RUN`` starts a detector from it.
+
+Source: "Deep Residual Learning for Image Recognition", sections 3.4 and 4.2.
+Shapes: N images, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backbones.base import Backbone
+from backbones.classifier import Classifier
+from backbones.extras.branchynet import BranchyNet
+from backbones.extras.relay import RelayClassifier
+from backbones.extras.spp import SPP
+from detection.build import build_plain_backbone, refuse_detector_keys
+from detection.classification.model import ImageClassifier
+from detection.classification.views import ClassImages, ClassViews, class_view_loader
+from detection.config.detection import ClassificationConfig, Config
+from detection.data.class_labels import whole_images
+from detection.data.index import AnnotationIndex
+from detection.data.loader import build_train_loader, load_index
+from detection.engine.checkpoint import Checkpoint, load_detector_weights
+from detection.engine.device import choose_device
+from detection.engine.distributed import (
+    EVALUATION_TIMEOUT,
+    collect,
+    gather,
+    only_main,
+    rank,
+    start,
+    together,
+    world_size,
+)
+from detection.engine.evaluate import metric
+from detection.engine.loop import PRECISIONS
+from detection.engine.trainer import Evaluation, train_model
+from detection.files import write_text
+from detection.tasks.train import load_data
+
+__all__ = ["build_classifier", "evaluate_classifiers", "format_accuracy", "restore_classifier", "run_pretraining"]
+
+FIGURES = ("top1", "top5")
+
+
+def run_pretraining(config: Config, output: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Trains the classifier that ``config`` describes into ``output`` and returns its last result.
+
+    Args:
+        config: of the run.
+        output: the run directory, made if needed.
+        resume: go on from the newest checkpoint in it, if there is one.
+
+    Raises:
+        ValueError: bad data or config, an image with objects of two classes, or ``output`` holds a run and ``resume``
+            is not set.
+        NotFiniteError, StoppedError, MemoryError, OSError: as ``run_training``.
+    """
+    start(choose_device(config.device))
+    refuse_detector_keys(config, "classification")
+    _refuse_limit(config)
+    if config.data.train_shorter_sides or config.data.jitter:
+        raise ValueError(
+            "a classifier's images need one size: leave data.train_shorter_sides and data.jitter unset, and draw "
+            "scales in data.augment (SmallestMaxSize, then a crop)"
+        )
+    metric({"classification": dict.fromkeys(FIGURES)}, config.solver.best_metric)  # a misspelt name ends here
+    only_main(print)(f"images: data.shorter_side {config.data.shorter_side} in training, {_shown(config)} in a test")
+    index, test_index = load_data(config)
+    index = whole_images(index)
+    test_index = None if test_index is None else whole_images(test_index)
+    return train_model(
+        config,
+        output,
+        index,
+        build=lambda fresh: build_classifier(config, len(index.class_names), pretrained=fresh),
+        load=partial(build_train_loader, index, config.data, share=(rank(), world_size()), kind=ClassImages),
+        test=None if test_index is None else lambda model: _test(config, [model], test_index, output),
+        test_index=test_index,
+        resume=resume,
+        tool="pretrain_net.py",
+    )
+
+
+def evaluate_classifiers(config: Config, checkpoints: Sequence[Checkpoint], output: Path) -> dict[str, Any]:
+    """Tests the classifiers ``checkpoints`` together on ``config.data.test``; writes and returns result.json.
+
+    Several are an ensemble: their probabilities are averaged.
+
+    Args:
+        config: of the test: data, views, device, precision.
+        checkpoints: each is built as its own config says.
+        output: directory for result.json.
+
+    Raises:
+        ValueError: bad data or config, or weights of something else.
+    """
+    start(choose_device(config.device))
+    _refuse_limit(config)
+    index = whole_images(load_index(config.data, config.data.test, key="data.test", say=only_main(print)))
+    models = [restore_classifier(checkpoint, index.class_names) for checkpoint in checkpoints]
+    return _test(config, models, index, output).result
+
+
+def build_classifier(config: Config, num_classes: int, *, pretrained: bool = True) -> ImageClassifier:
+    """The classifier that ``config`` describes, on the CPU; ``pretrained`` loads the backbone's weights.
+
+    Raises:
+        ValueError: an option that the backbone lacks, weights that do not fit it, or a backbone without a tail.
+    """
+    options = config.classification
+    features = options.features or None
+    backbone = build_plain_backbone(config.backbone, pretrained=pretrained, out_features=features)
+    try:
+        network = _network(options, backbone, num_classes)
+    except ValueError as error:
+        raise ValueError(
+            f"{config.backbone.name} can't be a classification.network {options.network}: {error}"
+        ) from error
+    model = ImageClassifier(network, label_smoothing=options.label_smoothing, mixup=options.mixup)
+    return model.to(memory_format=torch.channels_last)
+
+
+def restore_classifier(checkpoint: Checkpoint, class_names: Sequence[str]) -> ImageClassifier:
+    """The classifier of a run of ``tools/pretrain_net.py``, on the CPU.
+
+    Raises:
+        ValueError: other classes than ``class_names``, or weights of something else.
+    """
+    model = build_classifier(checkpoint.config, len(checkpoint.class_names), pretrained=False)
+    load_detector_weights(model, checkpoint, class_names)
+    return model
+
+
+def format_accuracy(result: dict[str, Any]) -> str:
+    """A line about ``result``, in percent."""
+    figures = result["classification"]
+    errors = ", ".join(f"{name} error {100 * (1 - figures[name]):.2f}" for name in FIGURES)
+    return f"{errors} % of {result['images']} images, views: {result['views']}"
+
+
+def _shown(config: Config) -> str:
+    options = config.classification
+    if options.views == "dense":
+        return f"classification.scales {', '.join(map(str, options.scales))}"
+    return f"classification.crop {options.crop} of shorter_side {options.shorter_side}"
+
+
+def _refuse_limit(config: Config) -> None:
+    if config.data.limit is not None:
+        raise ValueError(
+            f"data.limit {config.data.limit} takes the first images, which are all of one class where each class has a "
+            "folder; leave it null"
+        )
+
+
+def _network(options: ClassificationConfig, backbone: Backbone, num_classes: int) -> Classifier:
+    match options.network:
+        case "classifier":
+            return Classifier(backbone, num_classes)
+        case "spp":
+            return Classifier(SPP(backbone), num_classes)
+        case "branchynet":
+            return BranchyNet(backbone, num_classes)
+        case "relay":
+            return RelayClassifier(backbone, num_classes)
+
+
+def _test(config: Config, models: Sequence[torch.nn.Module], index: AnnotationIndex, output: Path) -> Evaluation:
+    """Tests ``models`` together on ``index``; writes ``output``/result.json."""
+    options, device = config.classification, choose_device(config.device)
+    views = ClassViews(kind=options.views, crop=options.crop, shorter_side=options.shorter_side, scales=options.scales)
+    rows = range(len(index))[rank() :: world_size()]
+    loader = class_view_loader(index, views, rows=rows, workers=config.data.workers, pin=device.type == "cuda")
+    ranks: list[int] = []  # how many classes are likelier than an image's own, image by image
+    dtype = PRECISIONS[config.solver.precision]
+    with (
+        together("testing its share of the images", timeout=EVALUATION_TIMEOUT),
+        torch.inference_mode(),
+        torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
+    ):
+        for model in models:
+            model.to(device).eval()
+        for batch in loader:
+            shown = [images.to(device) for images in batch.batches]
+            probabilities = torch.stack([model(images) for model in models for images in shown]).mean(dim=0)
+            ranks += _ranks(probabilities.cpu(), index.labels[torch.tensor(batch.rows)])
+    found = collect(ranks)
+    result: dict[str, Any] = {}
+    with together("writing the result", timeout=EVALUATION_TIMEOUT):
+        if found is not None:
+            result = _result(found, options.views)
+            output.mkdir(parents=True, exist_ok=True)
+            write_text(output / "result.json", json.dumps(result, indent=2) + "\n")
+    result = gather(result)[0]
+    return Evaluation(result, {f"classification.{name}": result["classification"][name] for name in FIGURES})
+
+
+def _ranks(probabilities: Tensor, labels: Tensor) -> list[int]:
+    """How many classes (N,) are likelier, or as likely and before it, than each image's own; of (N, K) and (N,)."""
+    order = probabilities.argsort(dim=1, descending=True, stable=True)
+    return (order == labels[:, None]).int().argmax(dim=1).tolist()
+
+
+def _result(ranks: Sequence[int], views: str) -> dict[str, Any]:
+    count = len(ranks)
+    figures = {name: sum(place < int(name[3:]) for place in ranks) / count for name in FIGURES}
+    return {"classification": figures, "images": count, "views": views}

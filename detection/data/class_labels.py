@@ -1,0 +1,63 @@
+"""The class that an image as a whole shows, for sets of classification and localisation.
+
+Shapes: N images.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from detection.data.index import AnnotationIndex
+
+__all__ = ["image_labels", "whole_images"]
+
+
+def image_labels(index: AnnotationIndex) -> Tensor:
+    """The class (N,) of every image: that of its objects, or -1 where none is usable (not ignored).
+
+    Raises:
+        ValueError: an image has objects of two classes.
+    """
+    counts = torch.diff(index.ends, prepend=index.ends.new_zeros(1))
+    rows = torch.arange(len(index)).repeat_interleave(counts)[~index.ignore]
+    wanted = index.labels[~index.ignore]
+    labels = torch.full((len(index),), -1, dtype=torch.int64)
+    labels[rows] = wanted
+    other = (labels[rows] != wanted).nonzero().flatten()
+    if len(other):
+        row = int(rows[other[0]])
+        names = sorted({index.class_names[label] for label in wanted[rows == row].tolist()})
+        raise ValueError(
+            f"{index.paths[row]} has objects of the classes {', '.join(names)}; here an image has one class"
+        )
+    return labels
+
+
+def whole_images(index: AnnotationIndex) -> AnnotationIndex:
+    """``index`` as a classification set: each image with one object, the whole of it, of the class that it shows.
+
+    Images without a class, those whose objects are all ignored or which have none, are left out.
+
+    Raises:
+        ValueError: an image has objects of two classes, or no image has a class.
+    """
+    labels = image_labels(index)
+    kept = (labels >= 0).nonzero().flatten()
+    if not len(kept):
+        raise ValueError("no image has an object that is not ignored, so none has a class")
+    sizes = index.sizes[kept]
+    boxes = torch.cat([torch.zeros_like(sizes), sizes.flip(1)], dim=1).float()
+    return AnnotationIndex(
+        class_names=index.class_names,
+        category_ids=index.category_ids,
+        paths=index.paths.take(kept),
+        image_ids=index.image_ids[kept],
+        sizes=sizes,
+        apply_exif=index.apply_exif[kept],
+        ends=torch.arange(1, len(kept) + 1),
+        boxes=boxes,
+        labels=labels[kept],
+        ignore=torch.zeros(len(kept), dtype=torch.bool),
+        areas=boxes[:, 2] * boxes[:, 3],
+    )

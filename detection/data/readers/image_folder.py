@@ -1,0 +1,107 @@
+"""Reads a classification set: one folder per class with its images below it, as torchvision's ImageFolder.
+
+Every image gets one object, the whole of it, so that all that knows images and objects knows these too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from detection.config.load import build_dataclass
+from detection.data.images import image_size
+from detection.data.index import AnnotationIndex
+from detection.data.objects import IMAGE_SUFFIXES, ImageRows, ObjectRows, build_index, nearest_class
+from detection.data.problems import Problem
+
+__all__ = ["ImageFolderSplit", "read_image_folder"]
+
+READERS = 16  # threads; a header is a wait for the disk
+SUFFIXES = (*IMAGE_SUFFIXES, ".ppm", ".pgm")  # those of torchvision's ImageFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolderSplit:
+    """A split as a card describes it."""
+
+    folder: str  # below the data set's; holds a folder for each class
+
+    def __post_init__(self) -> None:
+        if Path(self.folder).is_absolute() or ".." in Path(self.folder).parts:
+            raise ValueError(f"folder is below the data set's, got {self.folder!r}")
+
+
+def read_image_folder(
+    folder: Path, entry: dict[str, Any], classes: tuple[str, ...], *, exif: Literal["apply", "ignore"]
+) -> tuple[AnnotationIndex, list[Problem]]:
+    """The index of the split ``entry`` of the data set at ``folder``, by class and file name, and its problems.
+
+    ``classes`` are the names of the folders; if there are none, every folder is a class, in alphabetical order.
+
+    Raises:
+        ValueError: ``entry`` is no description of such a split, no classes are given and there is no folder, or a
+            class has a name that no folder can have.
+    """
+    root = folder / build_dataclass(ImageFolderSplit, entry).folder
+    found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    classes = classes or tuple(found)
+    if not classes:
+        raise ValueError(f"{root} must hold a folder for each class, and there is none")
+    for name in classes:
+        if name in ("", "..") or name != Path(name).name:
+            raise ValueError(f"a class is the name of a folder in {root}, got {name!r}")
+    problems = [
+        Problem("error", "folder of a class that the card lacks", str(root / name), nearest_class(name, classes))
+        for name in found
+        if name not in classes
+    ]
+    files, labels = list[Path](), list[int]()
+    for label, name in enumerate(classes):
+        below = (Path(folder, file) for folder, _, names in os.walk(root / name, followlinks=True) for file in names)
+        own = sorted(path for path in below if path.suffix.lower() in SUFFIXES and path.is_file())  # not a pipe
+        if not own:
+            problems.append(Problem("error", "class without an image", str(root / name), repr(name)))
+        files += own
+        labels += [label] * len(own)
+    images, objects = ImageRows(), ObjectRows()
+    for path, label, size in zip(files, labels, _sizes(files, apply_exif=exif == "apply"), strict=True):
+        if isinstance(size, ValueError):
+            problems.append(Problem("error", "image that can't be read", str(path), str(size)))
+            continue
+        height, width = size
+        objects.images.append(len(images.ids))
+        objects.boxes.append((0.0, 0.0, float(width), float(height)))
+        objects.labels.append(label)
+        objects.ignore.append(False)
+        objects.areas.append(None)
+        objects.names.append("the whole image")
+        images.paths.append(str(path))
+        images.ids.append(len(images.ids) + 1)
+        images.sizes.append(size)
+    index, bad = build_index(
+        images,
+        objects,
+        class_names=classes,
+        category_ids=tuple(range(1, len(classes) + 1)),
+        files=images.paths,
+        drop=True,
+        exif=exif,
+    )
+    return index, problems + bad
+
+
+def _sizes(files: list[Path], *, apply_exif: bool) -> Iterable[tuple[int, int] | ValueError]:
+    """(height, width) of every file, or what is wrong with it."""
+
+    def read(path: Path) -> tuple[int, int] | ValueError:
+        try:
+            return image_size(path, apply_exif=apply_exif)
+        except ValueError as error:
+            return error
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(read, files))

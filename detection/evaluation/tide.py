@@ -1,0 +1,205 @@
+"""TIDE: how much AP50 a detector would gain if it did not make one type of error.
+
+Source: Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020, sections 2.2 (the
+types) and 2.3 (what fixing one means).  Where the paper leaves a choice, the authors' program tidecv decides: a false
+positive of two types counts as the first of Loc, Cls, Dupe, Bkg, Both; and of all Cls and Loc errors about one object,
+fixing makes the one with the best score a hit and removes the others.  Two departures: AP is COCO's (100 detections of
+a class in an image, classes without objects left out), and a gain below zero, which AP's 101 points can bring, stays.
+
+Shapes: D detections and G objects, of one image or of a whole set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.evaluation.inference import (
+    Interval,
+    average_precision,
+    centred_interval,
+    check_options,
+    draw_images,
+    mean_over_classes,
+)
+from detection.evaluation.matching import FlatMatches, Matches, box_iou, check_comparable, join, match_image, pack
+from detection.evaluation.record import Record, check_records
+
+__all__ = ["ERROR_TYPES", "ErrorTypes", "error_difference", "error_types"]
+
+ERROR_TYPES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FP", "FN")  # fields of ErrorTypes
+FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU from which a box is on an object, and up to which it is on none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorTypes:
+    """AP50 and the gain in AP50 by fixing each type alone, as fractions 0..1; or differences of all these."""
+
+    AP50: Interval
+    Cls: Interval  # right place, wrong class
+    Loc: Interval  # right class, IoU 0.1 to 0.5
+    Both: Interval  # wrong class, IoU 0.1 to 0.5
+    Dupe: Interval  # the object was found by a better one
+    Bkg: Interval  # IoU under 0.1 with every object
+    Miss: Interval  # objects that no detection would find after the fixes of Cls and Loc
+    FP: Interval  # all false positives at once
+    FN: Interval  # all false negatives at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    """Detections with their errors, and the objects to find."""
+
+    images: NDArray[np.int64]  # (D,) index of the image
+    labels: NDArray[np.int64]  # (D,)
+    scores: NDArray[np.float32]  # (D,)
+    hits: NDArray[np.bool_]  # (D,) at IoU 0.5
+    ignored: NDArray[np.bool_]  # (D,)
+    errors: NDArray[np.str_]  # (D,) one of the first five of ERROR_TYPES, "" for none
+    fixed_labels: NDArray[np.int64]  # (D,) class of the object that fixing the error would find, -1 to remove it
+    gt_images: NDArray[np.int64]  # (G,) index of the image
+    gt_labels: NDArray[np.int64]  # (G,)
+    gt_found: NDArray[np.bool_]  # (G,) by a hit
+    gt_missed: NDArray[np.bool_]  # (G,) neither found nor reached by fixing a Cls or Loc error
+
+
+def error_types(
+    records: Sequence[Record],
+    class_names: Sequence[str],
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> ErrorTypes:
+    """AP50 of one run and what each type of error costs it, with intervals from resampled images.
+
+    A detection of an ignored object is neither right nor an error, as in COCO's metric.
+
+    Raises:
+        ValueError: fewer than two images, a label that ``class_names`` lacks, an image that occurs twice,
+            ``resamples`` below 2, or ``confidence`` outside (0, 1).
+    """
+    check_options(resamples, confidence)
+    oracles = _oracles(records, class_names)
+    return _summary(_gains(oracles, draw_images(len(records), resamples, seed)), confidence)
+
+
+def error_difference(
+    a: Sequence[Record],
+    b: Sequence[Record],
+    class_names: Sequence[str],
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> ErrorTypes:
+    """What ``error_types`` says of run ``b`` less what it says of run ``a``, on the same resamples of their images.
+
+    AP50 above zero: ``b`` is better. Another field below zero: errors of that type cost ``b`` less.
+
+    Raises:
+        ValueError: as ``error_types``; or other images or objects in the two runs.
+    """
+    check_options(resamples, confidence)
+    oracles_a, oracles_b = _oracles(a, class_names), _oracles(b, class_names)
+    check_comparable({"run a": oracles_a["AP50"], "run b": oracles_b["AP50"]})
+    weights = draw_images(len(a), resamples, seed)
+    gains_a, gains_b = _gains(oracles_a, weights), _gains(oracles_b, weights)
+    return _summary({name: gains_b[name] - gains_a[name] for name in gains_a}, confidence)
+
+
+def _oracles(records: Sequence[Record], class_names: Sequence[str]) -> dict[str, Matches]:
+    """The run as it is under "AP50", and with each type of error fixed under its name."""
+    check_records(records, len(class_names))
+    ordered = sorted(records, key=lambda record: record.image_id)
+    if not ordered:
+        raise ValueError("no records, expected those of at least 2 images")
+    table = join([_image_table(image, record) for image, record in enumerate(ordered)])
+    image_ids = [record.image_id for record in ordered]
+    return {name: pack(_fix(table, {name}), class_names, image_ids) for name in ("AP50", *ERROR_TYPES)}
+
+
+def _image_table(image: int, record: Record) -> _Table:
+    found = match_image(record)
+    rows, hits, ignored = found.rows, found.objects[:, 0] >= 0, found.ignored[:, 0]
+    counted = np.flatnonzero(~record.gt_ignore)
+    iou = box_iou(record)[np.ix_(rows, counted)]
+    same_class = record.labels[rows, None] == record.gt_labels[counted]
+    gt_found = np.isin(counted, found.objects[:, 0])
+    errors = np.where(hits | ignored, "", _kinds(np.where(same_class, iou, 0), np.where(same_class, 0, iou)))
+    # the object that the detection should have found: the best of its own class (Loc) or of the others (Cls)
+    candidates = np.where(same_class == (errors == "Loc")[:, None], iou, 0)
+    targets = np.append(candidates, np.zeros((len(rows), 1)), axis=1).argmax(axis=1)  # any column without objects
+    winners = _first_of_each(targets, np.isin(errors, ("Loc", "Cls")) & ~np.append(gt_found, True)[targets])
+    return _Table(
+        images=np.full(len(rows), image),
+        labels=record.labels[rows],
+        scores=record.scores[rows],
+        hits=hits,
+        ignored=ignored,
+        errors=errors,
+        fixed_labels=np.where(winners, np.append(record.gt_labels[counted], -1)[targets], -1),
+        gt_images=np.full(len(counted), image),
+        gt_labels=record.gt_labels[counted],
+        gt_found=gt_found,
+        gt_missed=~gt_found & ~np.isin(np.arange(len(counted)), targets[winners]),
+    )
+
+
+def _kinds(own_iou: NDArray[np.float64], other_iou: NDArray[np.float64]) -> NDArray[np.str_]:
+    """The type (D,) of false positives from their IoU (D, G) with objects of their class and with the others."""
+    own, other = own_iou.max(axis=1, initial=0), other_iou.max(axis=1, initial=0)
+    return np.select(
+        [
+            (own >= BACKGROUND) & (own <= FOREGROUND),
+            other >= FOREGROUND,
+            own > FOREGROUND,
+            np.maximum(own, other) <= BACKGROUND,
+        ],
+        ["Loc", "Cls", "Dupe", "Bkg"],
+        "Both",
+    )
+
+
+def _first_of_each(targets: NDArray[np.int64], eligible: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which rows (D,), best score first, are the first ``eligible`` ones of their target."""
+    rows = np.flatnonzero(eligible)
+    first = np.zeros(len(targets), np.bool_)
+    first[rows[np.unique(targets[rows], return_index=True)[1]]] = True
+    return first
+
+
+def _fix(table: _Table, types: set[str]) -> FlatMatches:
+    """The detections and objects that are left without errors of these ``types``."""
+    wrong = np.isin(table.errors, list(types))
+    gained = wrong & (table.fixed_labels >= 0)
+    hits = table.hits | gained
+    kept = hits if "FP" in types else ~wrong | gained
+    counted = ~table.gt_missed if "Miss" in types else table.gt_found if "FN" in types else np.ones_like(table.gt_found)
+    return FlatMatches(
+        images=table.images[kept],
+        labels=np.where(gained, table.fixed_labels, table.labels)[kept],
+        scores=table.scores[kept],
+        hits=hits[kept, None],
+        ignored=table.ignored[kept, None],
+        gt_images=table.gt_images[counted],
+        gt_labels=table.gt_labels[counted],
+    )
+
+
+def _gains(oracles: dict[str, Matches], weights: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
+    """AP50 (1 + B,) and by how much each oracle raises it.
+
+    A class that loses all its objects to a fix counts as AP 0, as in tidecv.
+    """
+    ap = {name: average_precision(matches, weights)[:, :, 0] for name, matches in oracles.items()}
+    known = ~np.isnan(ap["AP50"])
+    means = {name: mean_over_classes(np.where(known, np.nan_to_num(values), np.nan)) for name, values in ap.items()}
+    return {"AP50": means["AP50"], **{name: means[name] - means["AP50"] for name in ERROR_TYPES}}
+
+
+def _summary(samples: dict[str, NDArray[np.float64]], confidence: float) -> ErrorTypes:
+    return ErrorTypes(**{name: centred_interval(values, confidence) for name, values in samples.items()})

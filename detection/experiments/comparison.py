@@ -1,0 +1,268 @@
+"""An experiment from its file to its results: what is run, in which order, and what lies where.
+
+OUTPUT/experiment.json     the proof of fairness: see experiment_proof.py
+OUTPUT/runs/VARIANT/SEED/  a run: see experiment_runs.py
+OUTPUT/costs/VARIANT.json  see costs.py
+OUTPUT/plan.json           equal_time: seconds of a step and steps of every variant, measured once
+OUTPUT/grid/, grid.json    learning_rate_grid: the runs of the search, and what they chose
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from detection.config.detection import Config
+from detection.data.loader import load_index
+from detection.engine.checkpoint import read_checkpoint
+from detection.experiments.costs import measure_costs
+from detection.experiments.experiment import Experiment, check_fair, resolve_variants
+from detection.experiments.proof import check_apart, describe, hash_code
+from detection.experiments.protocols import choose_rates, scale_solver, time_step
+from detection.experiments.runs import (
+    Placement,
+    Programs,
+    Run,
+    check_resumable,
+    child_environment,
+    execute,
+    is_done,
+    last_error,
+    read_status,
+    write_json,
+    write_status,
+)
+
+__all__ = ["Comparison", "measure_variant"]
+
+ENDED = ("done", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """An experiment and where and how it is run.
+
+    Attributes:
+        experiment: as read.
+        output: directory of all its files.
+        programs: how trainings are started.
+        placement: how many at once, and where.
+        say: takes lines to show.
+    """
+
+    experiment: Experiment
+    output: Path
+    programs: Programs
+    placement: Placement = field(default_factory=Placement)
+    say: Callable[[str], None] = print
+
+    def run(self, *, retry_failed: bool = False) -> bool:
+        """Trains, tests and measures what is left to do; whether all of it is done now.
+
+        Raises:
+            ValueError: an unfair experiment, bad data or config, or a run that began with another config. Nothing has
+                been trained then.
+        """
+        configs = self._timed(write=True)
+        searched = self.grid_runs(configs)
+        check_resumable(searched or self.seed_runs(configs))
+        self._write_proof(configs)
+        left = self._execute(searched, retry_failed)
+        left = [run for run in left if read_status(run.folder).get("state") not in ENDED]  # a rate may well be too high
+        if left:
+            self.say(f"no rate is chosen before these have ended: {', '.join(map(str, left))}")
+            return False
+        if searched:
+            found = self._with_rates(configs)
+            self._write_proof(configs | found)
+            configs = found
+        left = self._execute(self.seed_runs(configs), retry_failed)
+        unmeasured = [variant for variant in configs if not self._measure(variant)]
+        return not left and not unmeasured and len(configs) == len(self.experiment.variants)
+
+    def run_one(self, index: int, *, retry_failed: bool = False) -> bool:
+        """Run number ``index`` of ``plan``, on one of several machines; whether it is done now.
+
+        Raises:
+            ValueError: as ``run``; no such run; or the runs or times that it rests on are missing.
+        """
+        configs = self._timed(write=False)
+        searched = self.grid_runs(configs)
+        runs = [*searched, *self.seed_runs(configs)]
+        if not 0 <= index < len(runs):
+            raise ValueError(f"--index {index}: the runs are numbered from 0 to {len(runs) - 1}; --dry-run lists them")
+        chosen = runs[index]
+        if index >= len(searched) > 0:
+            missing = [n for n, run in enumerate(searched) if read_status(run.folder).get("state") not in ENDED]
+            if missing:
+                raise ValueError(f"--index {index} needs the rates that the search finds; not done yet: runs {missing}")
+            found = self._with_rates(configs)
+            if chosen.variant not in found:
+                return False
+            chosen = replace(chosen, config=replace(found[chosen.variant], seed=chosen.config.seed))
+            configs |= found
+        if not (self.output / "experiment.json").is_file():
+            self._write_proof(configs)
+        return not self._execute([chosen], retry_failed)
+
+    def plan(self) -> str:
+        """The runs with their numbers, states, steps and estimated hours of training, from a few timed steps.
+
+        Under equal_time it also fixes the number of steps of each variant.
+
+        Raises:
+            ValueError: as ``run``, or a training that does not start.
+        """
+        configs = self._timed(write=True)
+        path = self.output / "plan.json"
+        known = json.loads(path.read_text())["seconds_per_step"] if path.is_file() else {}
+        seconds = {variant: known.get(variant) or self._time(variant, config) for variant, config in configs.items()}
+        lines, total = [("index", "run", "state", "steps", "s/step", "hours")], 0.0
+        for number, run in enumerate([*self.grid_runs(configs), *self.seed_runs(configs)]):
+            steps, state = run.config.solver.iterations, read_status(run.folder).get("state", "to do")
+            hours = steps * seconds[run.variant] / 3600
+            total += 0.0 if state in ENDED else hours
+            kind = "search " if run.folder.parent.parent.name == "grid" else ""
+            lines.append(
+                (str(number), f"{kind}{run}", state, str(steps), f"{seconds[run.variant]:.2f}", f"{hours:.2f}")
+            )
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+        jobs = self.placement.jobs
+        return f"{table}\n{total:.1f} hours of training left, {total / jobs:.1f} with {jobs} at once; tests not counted"
+
+    def seed_runs(self, configs: Mapping[str, Config]) -> list[Run]:
+        """The runs that are compared."""
+        return [
+            Run(variant, str(seed), replace(config, seed=seed), self.output / "runs" / variant / str(seed))
+            for variant, config in configs.items()
+            for seed in self.experiment.seeds
+        ]
+
+    def grid_runs(self, configs: Mapping[str, Config]) -> list[Run]:
+        """The runs that search the learning rate of each variant; none under other protocols.
+
+        Raises:
+            ValueError: the images that the rate is chosen on are also tested or trained on.
+        """
+        protocol, seed = self.experiment.protocol, self.experiment.seeds[0]
+        runs = []
+        for variant, config in configs.items() if protocol.factors else ():
+            data = replace(config.data, train=protocol.train or config.data.train, test=protocol.validation)
+            for factor in protocol.factors:
+                solver = replace(config.solver, base_lr=config.solver.base_lr * factor)
+                folder = self.output / "grid" / variant / f"{factor:g}"
+                runs.append(Run(variant, f"{factor:g}", replace(config, data=data, solver=solver, seed=seed), folder))
+        if runs:
+            self._check_validation(runs[0].config, configs[runs[0].variant])
+        return runs
+
+    def _check_validation(self, search: Config, compared: Config) -> None:
+        chosen = load_index(search.data, search.data.test, key="protocol.validation", say=self.say)
+        for key, config, specs in (
+            ("data.test", compared, compared.data.test),
+            ("protocol.train or else data.train", search, search.data.train),
+        ):
+            check_apart((key, "protocol.validation"), load_index(config.data, specs, key=key, say=self.say), chosen)
+
+    def _timed(self, *, write: bool) -> dict[str, Config]:
+        """Variant -> config, with the steps that equal_time gives it; these are measured if they are not known yet."""
+        configs = resolve_variants(self.experiment)
+        check_fair(self.experiment, configs)
+        minutes, path = self.experiment.protocol.minutes, self.output / "plan.json"
+        if minutes is None:
+            return configs
+        if not path.is_file():
+            if not write:
+                raise ValueError(f"{path} is missing: run once with --dry-run, which times steps and writes it")
+            seconds = {variant: self._time(variant, config) for variant, config in configs.items()}
+            write_json(path, {"minutes": minutes, "seconds_per_step": seconds})
+        plan = json.loads(path.read_text())
+        if plan["minutes"] != minutes or plan["seconds_per_step"].keys() != configs.keys():
+            raise ValueError(
+                f"{path} was made for {plan['minutes']} minutes and {', '.join(plan['seconds_per_step'])}, "
+                f"the experiment has {minutes} and {', '.join(configs)}; choose another --output-dir"
+            )
+        steps = {variant: max(1, round(60 * minutes / time)) for variant, time in plan["seconds_per_step"].items()}
+        return {v: replace(config, solver=scale_solver(config.solver, steps[v])) for v, config in configs.items()}
+
+    def _time(self, variant: str, config: Config) -> float:
+        self.say(f"{variant}: timing a few steps")
+        return time_step(config, self.programs, self.placement)
+
+    def _with_rates(self, configs: Mapping[str, Config]) -> dict[str, Config]:
+        """``configs`` at the rates that the search chose; those without one are left out, and their runs failed."""
+        grid = choose_rates(self.grid_runs(configs), next(iter(configs.values())).solver.best_metric)
+        write_json(self.output / "grid.json", {**grid, "validation": list(self.experiment.protocol.validation)})
+        found = {}
+        for variant, config in configs.items():
+            rate = grid["variants"][variant]["base_lr"]
+            if rate is not None:
+                found[variant] = replace(config, solver=replace(config.solver, base_lr=rate))
+                continue
+            error = "no learning rate of the grid trained; grid.json and the logs in grid/ tell more"
+            self.say(f"{variant}: {error}")
+            for run in self.seed_runs({variant: config}):
+                write_status(run.folder, "failed", error=error, code=hash_code(), exit_code=1)
+        return found
+
+    def _execute(self, runs: Sequence[Run], retry_failed: bool) -> list[Run]:
+        return execute(
+            runs,
+            self.programs,
+            placement=self.placement,
+            code=hash_code(),
+            retry_failed=retry_failed,
+            say=self.say,
+        )
+
+    def _write_proof(self, configs: Mapping[str, Config]) -> None:
+        """Writes experiment.json; runs that were made by other code are flagged in it."""
+        seed = self.experiment.seeds[0]
+        proof = describe(self.experiment, {v: replace(c, seed=seed) for v, c in configs.items()}, say=self.say)
+        current, old = proof["hashes"]["code"], dict[str, str]()
+        for run in self.seed_runs(configs):
+            code = read_status(run.folder).get("code", current)
+            if is_done(run.folder) and code != current:
+                old[run.variant] = f"{old.get(run.variant, '')} seed {run.name}: {code[:12]}".strip()
+        if old:
+            self.say(f"warning: the code has changed since these runs: {old}")
+            values = {variant: old.get(variant, current[:12]) for variant in configs}
+            proof["also_changes"].append({"what": "code", "values": values})
+        write_json(self.output / "experiment.json", proof)
+
+    def _measure(self, variant: str) -> bool:
+        """Whether the costs of ``variant`` are there, measured by a child process if need be."""
+        path, weights = self.output / "costs" / f"{variant}.json", _cost_weights(self.output, variant)
+        if path.is_file() and json.loads(path.read_text())["weights"] == (weights and str(weights)):
+            return True
+        self.say(f"{variant}: measuring costs")
+        command = [*self.programs.costs, "--costs", variant]
+        environment = child_environment(replace(self.placement, jobs=1))
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            self.say(f"{variant}: costs failed: {last_error(done.stdout + done.stderr, done.returncode)}")
+        return done.returncode == 0
+
+
+def measure_variant(experiment: Experiment, output: Path, variant: str) -> None:
+    """Writes the costs of ``variant``, with the weights of a finished run of it if there is one.
+
+    Raises:
+        ValueError: no such variant, bad data or config.
+    """
+    configs = resolve_variants(experiment)
+    if variant not in configs:
+        raise ValueError(f"--costs {variant}: the experiment has the variants {', '.join(configs)}")
+    weights = _cost_weights(output, variant)
+    costs = measure_costs(configs[variant], None if weights is None else read_checkpoint(weights))
+    write_json(output / "costs" / f"{variant}.json", costs | {"weights": weights and str(weights)})
+
+
+def _cost_weights(output: Path, variant: str) -> Path | None:
+    """The run whose weights the costs of ``variant`` are measured with."""
+    done = (folder for folder in sorted((output / "runs" / variant).glob("*")) if is_done(folder))
+    return next(done, None)

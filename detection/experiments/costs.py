@@ -1,0 +1,151 @@
+"""What a detector costs: parameters, multiply-adds, latency and memory, on the same images for everyone.
+
+Run it in a process of its own: the peak memory is that of the process.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detection.build import build_detector, build_tester
+from detection.config.detection import Config
+from detection.data.loader import build_test_loader, load_index
+from detection.engine.checkpoint import Checkpoint, load_detector_weights
+from detection.engine.device import choose_device, peak_memory_gib
+from detection.engine.loop import PRECISIONS
+from detection.model.faster_rcnn import Detector
+from detection.structures import ImageBatch, Proposals
+
+with warnings.catch_warnings():  # fvcore.nn calls torch.jit.script when it is imported
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+    from fvcore.nn import FlopCountAnalysis
+
+__all__ = ["count_gflops", "head_modules", "measure_costs", "measure_latency", "percentile"]
+
+
+def measure_costs(
+    config: Config, checkpoint: Checkpoint | None, *, images: int = 50, warmup: int = 3
+) -> dict[str, Any]:
+    """The costs of the detector that ``config`` describes, tested on the first ``images`` of ``config.data.test``.
+
+    Args:
+        config: of the run.
+        checkpoint: trained weights, since the number of detections decides what their selection costs; None: random.
+        images: how many are timed, one at a time.
+        warmup: how many of them are run before, untimed.
+
+    Returns:
+        parameters, trainable_parameters and head_parameters; gflops with flops_note; latency_ms with p50, p95, images
+        and device; peak_memory_gib of this process or of the GPU; weights, the file.
+
+    Raises:
+        ValueError: bad data or config, or weights that do not fit.
+    """
+    index = load_index(config.data, config.data.test, key="data.test", say=print)
+    detector = build_detector(config, len(index.class_names), pretrained=False)
+    if checkpoint is not None:
+        load_detector_weights(detector, checkpoint, index.class_names)
+    rows = range(min(images, len(index)))
+    batches = [batch.images for batch in build_test_loader(index, config.data, rows=rows)]
+    device = choose_device(config.device)
+    tester = build_tester(config.test, [detector]).to(device).eval()
+    times = measure_latency(tester, batches, device, dtype=PRECISIONS[config.solver.precision], warmup=warmup)
+    memory = peak_memory_gib(device)  # before the tracing below, which needs more
+    height, width = batches[0].sizes[0]
+    proposals = config.rpn.post_nms_test
+    return {
+        **_parameters(detector),
+        "gflops": count_gflops(detector.cpu(), (height, width), proposals=proposals),
+        "flops_note": (
+            f"billions of multiply-adds for one image of {height} x {width} (height x width) with {proposals} "
+            "proposals; without pooling, NMS, masks and test-time methods"
+        ),
+        "latency_ms": {
+            "p50": 1000 * percentile(times, 0.5),
+            "p95": 1000 * percentile(times, 0.95),
+            "images": len(times),
+            "device": _device_name(device),
+        },
+        "peak_memory_gib": memory,
+        "weights": None if checkpoint is None else str(checkpoint.path),
+    }
+
+
+@torch.inference_mode()
+def measure_latency(
+    model: nn.Module, batches: Sequence[ImageBatch], device: torch.device, *, dtype: torch.dtype, warmup: int
+) -> list[float]:
+    """Seconds for each of ``batches``, from the images in memory to detections there, after ``warmup`` untimed ones."""
+    times = []
+    for batch in [*batches[:warmup], *batches]:
+        started = time.perf_counter()
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            for found in model(batch.to(device)):
+                found.to("cpu")  # waits for a GPU
+        times.append(time.perf_counter() - started)
+    return times[-len(batches) :]
+
+
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """The value below which ``fraction`` of ``values`` lie, interpolated between neighbours."""
+    return torch.tensor(values, dtype=torch.float64).quantile(fraction).item()
+
+
+@torch.no_grad()
+def count_gflops(detector: Detector, size: tuple[int, int], *, proposals: int) -> float:
+    """Billions of multiply-adds for one image of ``size`` (height, width) with a fixed number of ``proposals``.
+
+    Counted are convolutions, matrix products and normalisation layers, as fvcore's FlopCountAnalysis knows them: one
+    multiply-add is one operation, as in the tables of the papers.
+    """
+    pixels = torch.zeros(1, 3, *size, dtype=torch.uint8)
+    analysis = FlopCountAnalysis(_FixedProposals(detector.eval(), proposals), (pixels,))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    return analysis.total() / 1e9
+
+
+class _FixedProposals(nn.Module):
+    """A test whose box stage gets the same number of regions, whatever the RPN finds."""
+
+    def __init__(self, detector: Detector, count: int) -> None:
+        super().__init__()
+        self.detector, self.count = detector, count
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """All that a test computes: layers that lead to no output would not be counted."""
+        height, width = pixels.shape[-2:]
+        images = ImageBatch(pixels, ((height, width),))
+        features = self.detector.features(images)
+        found = self.detector.propose(features, images)[0]
+        # Sides from a tenth of the image to all of it, so that a pyramid deals them to all of its levels.
+        shares = torch.linspace(0.1, 1.0, self.count)[:, None]
+        boxes = shares * torch.tensor([0.0, 0.0, float(width), float(height)])
+        scored = self.detector.boxes(features, [Proposals(boxes, shares[:, 0])], images.sizes)[0]
+        return scored.scores, scored.boxes, found.boxes, found.scores
+
+
+def head_modules(detector: Detector) -> list[nn.Module]:
+    """The parts that run on every region."""
+    return [part for part in (detector.box_stage, detector.mask_stage) if part is not None]
+
+
+def _parameters(detector: Detector) -> dict[str, int]:
+    parameters = list(detector.parameters())
+    return {
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "head_parameters": sum(p.numel() for part in head_modules(detector) for p in part.parameters()),
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"

@@ -1,0 +1,244 @@
+"""A comparison of backbones as a file: a base config, variants of it, seeds, and what alone may differ.
+
+The proof of fairness is made of resolved configs: whatever two variants do not share must be on the allowed list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from detection.config.detection import Config
+from detection.config.load import build_dataclass, load_config, parse_yaml
+
+__all__ = [
+    "PROTOCOL_KEYS",
+    "Difference",
+    "Experiment",
+    "Protocol",
+    "check_fair",
+    "differences",
+    "flatten",
+    "load_experiment",
+    "resolve_base",
+    "resolve_variants",
+]
+
+# What a protocol itself makes different; nothing else may change these keys under it.
+PROTOCOL_KEYS: dict[str, tuple[str, ...]] = {
+    "equal_steps": (),
+    "equal_time": ("solver.iterations", "solver.steps", "solver.warmup_iterations"),
+    "learning_rate_grid": ("solver.base_lr",),
+}
+
+# The experiment decides these, or no comparison is left.
+NEVER_ALLOWED = {
+    "seed": "`seeds` sets it for every variant alike",
+    "output_dir": "--output-dir sets it",
+    "data.test": "all variants are tested on the same images",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What is equal between variants.
+
+    Attributes:
+        name: "equal_steps", the same schedule; "equal_time", as many steps as fit into ``minutes`` of training, the
+            schedule scaled with them; "learning_rate_grid", the same schedule at each variant's own best rate out of
+            the same list, searched with the same number of runs.
+        minutes: equal_time only: of training per run.
+        factors: learning_rate_grid only: of solver.base_lr.
+        train: learning_rate_grid only: training set of the search; empty: data.train.
+        validation: learning_rate_grid only: where the best rate is chosen; must share no image with data.test.
+    """
+
+    name: Literal["equal_steps", "equal_time", "learning_rate_grid"] = "equal_steps"
+    minutes: float | None = None
+    factors: tuple[float, ...] = ()
+    train: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        timed, searched = self.name == "equal_time", self.name == "learning_rate_grid"
+        if timed != (self.minutes is not None) or (self.minutes is not None and not self.minutes > 0):
+            raise ValueError(
+                f"protocol.minutes is the training time of a run under equal_time, above 0, and is left out under the "
+                f"others; got {self.minutes} under {self.name}"
+            )
+        if searched != bool(self.factors) or searched != bool(self.validation) or (self.train and not searched):
+            raise ValueError(
+                "learning_rate_grid takes protocol.factors, such as [0.5, 1, 2], protocol.validation and perhaps "
+                f"protocol.train, and the others take none of them; got factors {list(self.factors)}, validation "
+                f"{list(self.validation)} and train {list(self.train)} under {self.name}"
+            )
+        if len(set(self.factors)) < len(self.factors) or min(self.factors, default=1) <= 0:
+            raise ValueError(f"protocol.factors are different positive numbers, got {list(self.factors)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The keys of an experiment file; docs/compare.md explains them.
+
+    Attributes:
+        base: config file, relative to the experiment file.
+        variants: name -> what it changes: a mapping like a config's, or a list of key=value.
+        seeds: every variant runs once with each.
+        name: by default the file's.
+        overrides: key=value changes of the base, for all variants.
+        allowed: config keys in which variants may differ; a section's name stands for all keys below it.
+        protocol: what is equal between variants.
+    """
+
+    base: str
+    variants: dict[str, Any]
+    seeds: tuple[int, ...]
+    name: str
+    overrides: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
+    protocol: Protocol = field(default_factory=Protocol)
+
+    def __post_init__(self) -> None:
+        if len(self.variants) < 2:
+            raise ValueError(f"variants needs two or more to compare, got {list(self.variants)}")
+        for name in (self.name, *self.variants):
+            if not re.fullmatch(r"\w[\w.+-]*", name):
+                raise ValueError(f"{name!r} names a folder: it takes letters, digits and . _ + -")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds takes one or more different numbers from 0, got {list(self.seeds)}")
+        for key in self.allowed:
+            reason = next((reason for fixed, reason in NEVER_ALLOWED.items() if covers(key, fixed)), None)
+            if reason:
+                raise ValueError(f"allowed has {key!r}, which can't differ between variants: {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A config key in which variants differ, and the value of each."""
+
+    key: str
+    values: dict[str, Any]
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment in the YAML file at ``path``; ``overrides`` (key=value) follow those of the file.
+
+    Raises:
+        ValueError: no such file, or a key or value that no experiment has; the file is named.
+    """
+    path = Path(path)
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"experiment {path} can't be read: {error}") from error
+    if not isinstance(values, Mapping):
+        raise ValueError(f"experiment {path} must hold a YAML mapping with base, variants and seeds")
+    try:
+        experiment = build_dataclass(Experiment, {"name": path.stem, **values})
+        _check_allowed(experiment.allowed)
+    except ValueError as error:
+        raise ValueError(f"experiment {path}: {error}") from error
+    base = str(path.parent / experiment.base)
+    return replace(experiment, base=base, overrides=(*experiment.overrides, *overrides))
+
+
+def resolve_base(experiment: Experiment) -> Config:
+    """What all variants start from.
+
+    Raises:
+        ValueError: no such config, or an override that it can't take.
+    """
+    return load_config(Config, experiment.base, experiment.overrides)
+
+
+def resolve_variants(experiment: Experiment) -> dict[str, Config]:
+    """The whole config of every variant, at the base's seed.
+
+    Raises:
+        ValueError: a key or value that no config has (the variant is named), or no data to test on.
+    """
+    configs = {}
+    for name, changes in experiment.variants.items():
+        try:
+            overrides = (*experiment.overrides, *_as_overrides(changes))
+            configs[name] = load_config(Config, experiment.base, overrides)
+        except ValueError as error:
+            raise ValueError(f"variant {name!r}: {error}") from error
+        if not configs[name].data.test:
+            raise ValueError(f"variant {name!r}: data.test is empty, and a comparison needs a test set; name one")
+    return configs
+
+
+def check_fair(experiment: Experiment, configs: Mapping[str, Config]) -> tuple[Difference, ...]:
+    """The differences between ``configs``, all of which the experiment allows.
+
+    Raises:
+        ValueError: a key differs that is not on the allowed list; with the values of all variants.
+    """
+    found = differences(configs)
+    for difference in found:
+        if not any(covers(allowed, difference.key) for allowed in experiment.allowed):
+            values = ", ".join(f"{variant} has {value!r}" for variant, value in difference.values.items())
+            fix = NEVER_ALLOWED.get(difference.key)
+            raise ValueError(
+                f"experiment {experiment.name}: {difference.key} differs and is not allowed to: {values}. "
+                + (f"Take it out of the variants; {fix}" if fix else _fix(experiment, difference.key))
+            )
+    return found
+
+
+def differences(configs: Mapping[str, Config]) -> tuple[Difference, ...]:
+    """The keys in which ``configs`` (variant -> config) are not all equal."""
+    flat = {variant: flatten(config) for variant, config in configs.items()}
+    keys = dict.fromkeys(key for values in flat.values() for key in values)
+    found = (Difference(key, {variant: values.get(key) for variant, values in flat.items()}) for key in keys)
+    return tuple(d for d in found if any(value != next(iter(d.values.values())) for value in d.values.values()))
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """``config`` as section.key -> value, in types that JSON has."""
+    return dict(_leaves(json.loads(json.dumps(asdict(config))), ""))
+
+
+def covers(allowed: str, key: str) -> bool:
+    """Whether ``allowed`` is ``key`` or a section around it."""
+    return key == allowed or key.startswith(allowed + ".")
+
+
+def _fix(experiment: Experiment, key: str) -> str:
+    if key in PROTOCOL_KEYS[experiment.protocol.name]:
+        return f"The protocol {experiment.protocol.name} sets it; take it out of the variants"
+    return f"Take it out of the variants, or add {key} to `allowed`, which puts it into the report"
+
+
+def _check_allowed(allowed: Sequence[str]) -> None:
+    known = list(flatten(Config()))
+    sections = {key.rpartition(".")[0] for key in known} - {""}
+    for key in allowed:
+        if key not in known and key not in sections:
+            nearest = difflib.get_close_matches(key, [*known, *sections], n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else "it takes section.key, such as backbone.name"
+            raise ValueError(f"allowed has {key!r}, which is no config key; {hint}")
+
+
+def _as_overrides(changes: Any) -> list[str]:
+    """The key=value overrides that ``changes``, a mapping or a list of such, stands for."""
+    if isinstance(changes, Mapping):
+        return [f"{key}={json.dumps(value)}" for key, value in _leaves(changes, "")]
+    if isinstance(changes, list):
+        return [str(change) for change in changes]
+    raise ValueError(f"it takes a mapping, such as {{backbone: {{name: resnet18}}}}, or [key=value], got {changes!r}")
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
+    """(dotted key, value) of all values in nested mappings; an empty mapping is a value."""
+    found = []
+    for name, value in tree.items():
+        nested = isinstance(value, Mapping) and value
+        found += _leaves(value, f"{prefix}{name}.") if nested else [(f"{prefix}{name}", value)]
+    return found

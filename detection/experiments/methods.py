@@ -1,0 +1,156 @@
+"""A table of test settings, one on top of the other, over the same checkpoints: Table 9 of "Deep Residual Learning"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from detection.config.detection import Config
+from detection.config.load import build_dataclass, parse_yaml
+from detection.engine.checkpoint import Checkpoint
+from detection.tasks.test import run_test
+
+__all__ = ["MethodRow", "Outcome", "format_outcomes", "load_rows", "run_methods"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """One row of the table.
+
+    Attributes:
+        name: as printed.
+        test: keys of the config's ``test`` section that this row and all below it change.
+        needs: this row and all below it use the checkpoint trained with context, or the ensemble.
+        paper: the paper's figures, as printed.
+    """
+
+    name: str
+    test: dict[str, Any] = field(default_factory=dict)
+    needs: Literal["context", "ensemble"] | None = None
+    paper: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A row and its result; None where the checkpoints that it needs were not given."""
+
+    row: MethodRow
+    result: dict[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    rows: tuple[MethodRow, ...]
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError("rows is empty")
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    config: Config
+    checkpoint: Checkpoint
+    ensemble: tuple[Checkpoint, ...]
+
+
+def load_rows(path: str | Path) -> tuple[MethodRow, ...]:
+    """The rows in the YAML file at ``path``.
+
+    Raises:
+        ValueError: no such file, or it describes no rows.
+    """
+    try:
+        content = parse_yaml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"table {path} can't be read: {error}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"table {path} must hold the key 'rows'")
+    try:
+        return build_dataclass(_Rows, content).rows
+    except ValueError as error:
+        raise ValueError(f"table {path}: {error}") from error
+
+
+def run_methods(
+    config: Config,
+    rows: Sequence[MethodRow],
+    checkpoint: Checkpoint,
+    output: Path,
+    *,
+    context: Checkpoint | None = None,
+    ensemble: Sequence[Checkpoint] = (),
+    limit: int | None = None,
+) -> list[Outcome]:
+    """Tests every row that the given checkpoints allow; the files of row i lie in ``output``/i.
+
+    Args:
+        config: of ``checkpoint``; its ``data`` and ``test`` sections hold for all rows.
+        rows: each adds its settings to those of the rows above.
+        checkpoint: of the rows above the first that needs context.
+        output: directory for results.
+        context: a detector trained with context, built as its own config says.
+        ensemble: further detectors for the rows that need an ensemble.
+        limit: only the first images.
+
+    Raises:
+        ValueError: bad data or config, weights that do not fit, or other classes in a checkpoint.
+    """
+    if context is not None and not context.config.box.context:
+        raise ValueError(f"{context.path} was not trained with box.context: it can't fill the rows that need context")
+    plans = [_plan(config, rows[: number + 1], checkpoint, context, ensemble) for number in range(len(rows))]
+    outcomes = []
+    for number, (row, plan) in enumerate(zip(rows, plans, strict=True)):
+        if (row.needs == "context" and context is None) or (row.needs == "ensemble" and not ensemble):
+            outcomes.append(Outcome(row, None))
+            continue
+        result = run_test(plan.config, plan.checkpoint, output / str(number), ensemble=plan.ensemble, limit=limit)
+        outcomes.append(Outcome(row, result))
+    return outcomes
+
+
+def _plan(
+    config: Config,
+    rows: Sequence[MethodRow],
+    checkpoint: Checkpoint,
+    context: Checkpoint | None,
+    ensemble: Sequence[Checkpoint],
+) -> _Plan:
+    """How the last of ``rows`` is tested, with all that the rows above it have set."""
+    settings: dict[str, Any] = asdict(config.test)
+    for row in rows:
+        settings |= row.test
+    needs = {row.needs for row in rows}
+    model, trained = config, checkpoint
+    if "context" in needs and context is not None:
+        model, trained = context.config, context
+    tree = asdict(model) | {"test": settings, "data": asdict(config.data), "device": config.device}
+    return _Plan(build_dataclass(Config, tree), trained, tuple(ensemble) if "ensemble" in needs else ())
+
+
+def format_outcomes(outcomes: Sequence[Outcome]) -> str:
+    """The table: AP50 and AP in percent, the gain over the last row that ran, seconds per image, the paper's row."""
+    header = ("", "AP50", "AP", "gain AP50", "gain AP", "s/image", "paper AP50 / AP")
+    lines: list[tuple[str, ...]] = [header]
+    before: list[float | None] | None = None
+    for outcome in outcomes:
+        row, result = outcome.row, outcome.result
+        if result is None:
+            lines.append((row.name, "not run", "", "", "", "", row.paper))
+            continue
+        values = [result["bbox"][key] for key in ("AP50", "AP")]
+        gains = ["", ""] if before is None else [_difference(*pair) for pair in zip(values, before, strict=True)]
+        lines.append((row.name, *map(_percent, values), *gains, f"{result['seconds_per_image']:.3f}", row.paper))
+        before = values
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _difference(value: float | None, before: float | None) -> str:
+    return "-" if value is None or before is None else f"{100 * (value - before):+.1f}"

@@ -1,0 +1,183 @@
+"""What the report of an experiment shows beside the results: what differs, what changes along, and what was equal."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+import backbones
+import detection
+from backbones.base import Tail
+from detection.build import build_detector
+from detection.config.detection import Config
+from detection.data.index import AnnotationIndex
+from detection.data.loader import load_index
+from detection.engine.checkpoint import resolve_weights
+from detection.experiments.costs import head_modules
+from detection.experiments.experiment import Experiment, differences, flatten, resolve_base
+from detection.model.box_stage import BoxStage
+from detection.model.faster_rcnn import Detector
+
+__all__ = ["also_changes", "check_apart", "describe", "hash_code", "hash_index", "hash_weights"]
+
+
+def describe(experiment: Experiment, configs: Mapping[str, Config], *, say: Callable[[str], None]) -> dict[str, Any]:
+    """The content of experiment.json.
+
+    Args:
+        experiment: as read.
+        configs: variant -> its config as it is trained, at the first seed.
+        say: takes a line for data sets with dropped objects.
+
+    Raises:
+        ValueError: bad data, weights that can't be read, or a detector that can't be built.
+    """
+    first = next(iter(configs.values()))
+    specs = dict.fromkeys(spec for config in configs.values() for spec in (*config.data.train, *config.data.test))
+    data = {spec: load_index(first.data, (spec,), key="data", say=say) for spec in specs}
+    classes = len(next(iter(data.values())).class_names)
+    return {
+        "name": experiment.name,
+        "protocol": asdict(experiment.protocol),
+        "seeds": list(experiment.seeds),
+        "allowed": list(experiment.allowed),
+        "base": flatten(resolve_base(experiment)),
+        "differences": [asdict(difference) for difference in differences(configs)],
+        "also_changes": also_changes(configs, classes),
+        "hashes": {
+            "code": hash_code(),
+            "data": {spec: hash_index(index) for spec, index in data.items()},
+            "initial_weights": {variant: hash_weights(config, classes) for variant, config in configs.items()},
+        },
+        "environment": _environment(),
+    }
+
+
+def check_apart(names: tuple[str, str], first: AnnotationIndex, second: AnnotationIndex) -> None:
+    """Raises ValueError when two data sets, called ``names``, share an image file."""
+    common = {str(Path(path).resolve()) for path in first.paths} & {str(Path(path).resolve()) for path in second.paths}
+    if common:
+        raise ValueError(
+            f"{names[0]} and {names[1]} share {len(common)} images, such as {min(common)}: a learning rate chosen on "
+            f"{names[1]}'s images proves nothing; name other splits in the protocol"
+        )
+
+
+def also_changes(configs: Mapping[str, Config], num_classes: int) -> list[dict[str, Any]]:
+    """What differs between the detectors of ``configs`` (variant -> config), whatever the config keys say.
+
+    Raises:
+        ValueError: a detector that can't be built.
+    """
+    facts = {}
+    for variant, config in configs.items():
+        with torch.device("meta"):  # shapes are enough
+            facts[variant] = _facts(config, build_detector(config, num_classes, pretrained=False))
+    names = dict.fromkeys(name for values in facts.values() for name in values)
+    listed = [{"what": name, "values": {v: values[name] for v, values in facts.items()}} for name in names]
+    return [entry for entry in listed if len(set(map(str, entry["values"].values()))) > 1]
+
+
+def _facts(config: Config, detector: Detector) -> dict[str, Any]:
+    """What a reader must know of a detector to judge a comparison, by name."""
+    backbone = detector.backbone
+    body = getattr(backbone, "body", backbone)  # of a pyramid
+    parameters = list(detector.parameters())
+    weights = config.backbone.weights
+    source = (
+        "ImageNet-1k, torchvision's" if weights == "torchvision" else f"{weights}, {config.backbone.weights_source}"
+    )
+    return {
+        "total stride": max(spec.stride for spec in body.specs.values()),
+        "features": ", ".join(f"{name}: {s.channels} at stride {s.stride}" for name, s in body.specs.items()),
+        "tail": _head_name(config, detector),
+        "backbone parameters": sum(p.numel() for p in backbone.parameters()),
+        "head parameters": sum(p.numel() for part in head_modules(detector) for p in part.parameters()),
+        "fixed parameters": sum(p.numel() for p in parameters if not p.requires_grad),
+        "normalisation layers": _count_norms(detector),
+        "pre-training data": "a detector: " + config.init if config.init else source if weights else "none",
+        "input": str(asdict(backbone.input_stats)),
+        "sides padded to multiples of": backbone.size_divisor,
+    }
+
+
+def _head_name(config: Config, detector: Detector) -> str:
+    head = next(part for part in detector.box_stage.modules() if isinstance(part, BoxStage)).head
+    size = head.roi_size if isinstance(head, Tail) else config.box.pool_size
+    return f"{type(head).__name__} on regions of {size} x {size}"
+
+
+def _count_norms(detector: Detector) -> str:
+    counts = Counter(type(m).__name__ for m in detector.modules() if "Norm" in type(m).__name__)
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
+
+
+def hash_code() -> str:
+    """SHA-256 of all Python files of the two packages, with their names."""
+    digest = hashlib.sha256()
+    for package in (backbones, detection):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(root.rglob("*.py")):
+            _update(digest, (str(path.relative_to(root.parent)), path.read_bytes()))
+    return digest.hexdigest()
+
+
+def hash_index(index: AnnotationIndex) -> str:
+    """SHA-256 of the annotations as they were read, and of every image's file name and length in bytes."""
+    digest = hashlib.sha256()
+    _update(digest, (str(index.class_names),))
+    for path in index.paths:
+        _update(digest, (Path(path).name, str(Path(path).stat().st_size)))
+    for rows in (index.image_ids, index.sizes, index.ends, index.boxes, index.labels, index.ignore):
+        _update(digest, (rows.contiguous().numpy().tobytes(),))
+    return digest.hexdigest()
+
+
+def hash_weights(config: Config, num_classes: int) -> str:
+    """SHA-256 of the weights that a run of ``config`` starts from; with ``config.init``, of that file.
+
+    Raises:
+        ValueError: weights that can't be read or do not fit.
+    """
+    digest = hashlib.sha256()
+    if config.init is not None:
+        _update(digest, (resolve_weights(config.init).read_bytes(),))
+        return digest.hexdigest()
+    torch.manual_seed(config.seed)
+    model: nn.Module = build_detector(config, num_classes)
+    for name, values in model.state_dict().items():
+        _update(digest, (name, values.contiguous().numpy().tobytes()))
+    return digest.hexdigest()
+
+
+def _update(digest: Any, parts: Iterable[str | bytes]) -> None:
+    for part in parts:
+        encoded = part.encode() if isinstance(part, str) else part
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty there
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())

@@ -1,0 +1,273 @@
+"""Localisation of given classes: a region proposal network with outputs per class, and an R-CNN on warped regions.
+
+An image classifier says what is in an image; these two networks only say where.
+Source: "Deep Residual Learning for Image Recognition", appendix C.
+Shapes: N images, C channels, H W height and width, A anchors per cell, R = H * W * A anchors of an image, M drawn
+anchors or regions, P positives among them, K classes, Q classes that are asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
+
+from backbones.base import Backbone
+from detection.boxes import inside
+from detection.model.anchors import AnchorGenerator
+from detection.model.box_coder import BoxCoder
+from detection.model.losses import smooth_l1
+from detection.model.matcher import Matcher
+from detection.model.normalize import Normalize
+from detection.model.rpn import ProposalFilter
+from detection.model.sampler import BalancedSampler
+from detection.structures import Detections, ImageBatch, Proposals, Target
+
+__all__ = ["ClassLayers", "ClassRPN", "RegionClassifier"]
+
+
+class ClassLayers(nn.Module):
+    """The two sibling 1x1 convolutions: K logits and K x 4 deltas for each of the A anchors of a cell.
+
+    With K = 1000 their whole output is too large, so they are linear layers on single cells: training runs them on the
+    drawn cells, a test runs the rows of the classes that are asked for.
+    """
+
+    def __init__(self, channels: int, *, num_anchors: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_anchors, self.num_classes = num_anchors, num_classes
+        self.classes = nn.Linear(channels, num_anchors * num_classes)
+        self.deltas = nn.Linear(channels, num_anchors * num_classes * 4)
+        _initialise(self.classes, self.deltas, num_classes)
+
+    def forward(self, cells: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (R, Q) and deltas (R, Q, 4) of ``classes`` (Q,) at all ``cells`` (H * W, C) of an image."""
+        rows = (torch.arange(self.num_anchors, device=classes.device)[:, None] * self.num_classes + classes).flatten()
+        deltas = (rows[:, None] * 4 + torch.arange(4, device=rows.device)).flatten()
+        logits = F.linear(cells, self.classes.weight[rows], self.classes.bias[rows])  # (H * W, A * Q)
+        moves = F.linear(cells, self.deltas.weight[deltas], self.deltas.bias[deltas])  # (H * W, A * Q * 4)
+        shape = (self.num_anchors, len(classes))
+        return logits.unflatten(1, shape).flatten(0, 1).float(), moves.unflatten(1, (*shape, 4)).flatten(0, 1).float()
+
+    def logits_at(self, vectors: Tensor, anchors: Tensor) -> Tensor:
+        """Logits (M, K) of the ``anchors`` (M,), 0..A-1, of the cells that ``vectors`` (M, C) belong to."""
+        weights = self.classes.weight.unflatten(0, (self.num_anchors, -1))
+        biases = self.classes.bias.unflatten(0, (self.num_anchors, -1))
+        order = anchors.argsort()
+        parts = vectors[order].split(anchors.bincount(minlength=self.num_anchors).tolist())
+        logits = [F.linear(*part) for part in zip(parts, weights, biases, strict=True)]
+        return torch.cat(logits)[order.argsort()].float()
+
+    def deltas_at(self, vectors: Tensor, anchors: Tensor, labels: Tensor) -> Tensor:
+        """Deltas (M, 4) of one class ``labels`` (M,) each; the rest is as in ``logits_at``."""
+        shape = (self.num_anchors, self.num_classes, 4)
+        weights = self.deltas.weight.unflatten(0, shape)[anchors, labels]  # (M, 4, C)
+        moves = (weights @ vectors[:, :, None]).squeeze(2)
+        return moves.float() + self.deltas.bias.unflatten(0, shape)[anchors, labels]
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """The anchors of an image that are trained on."""
+
+    rows: Tensor  # (M,) of the image's anchors
+    labels: Tensor  # (M,) 0..K-1, K for a negative
+    goals: Tensor  # (P, 4) deltas wanted of the positives, in their order
+
+
+class ClassRPN(nn.Module):
+    """A region proposal network that proposes boxes of given classes.
+
+    Args:
+        backbone: the trunk; its last feature map is used.
+        anchors: the anchors of that feature map.
+        num_classes: K.
+        channels: C, of the 3x3 convolution.
+        matcher, sampler, coder: how anchors are labelled, drawn and encoded.
+        keep: which boxes of a class become proposals.
+        allow_outside: whether anchors that cross the image border are trained on.
+        smooth_l1_beta, box_loss_weight: of the box loss.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        anchors: AnchorGenerator,
+        *,
+        num_classes: int,
+        channels: int,
+        matcher: Matcher,
+        sampler: BalancedSampler,
+        keep: ProposalFilter,
+        coder: BoxCoder | None = None,
+        allow_outside: bool = False,
+        smooth_l1_beta: float = 1 / 9,
+        box_loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.anchors = backbone, anchors
+        self.normalize = Normalize(backbone.input_stats)
+        self.feature, spec = list(backbone.specs.items())[-1]
+        self.conv = nn.Conv2d(spec.channels, channels, 3, padding=1)
+        nn.init.normal_(self.conv.weight, std=0.01)
+        nn.init.zeros_(self.conv.bias)  # pyright: ignore[reportArgumentType]  # a convolution made with a bias has one
+        self.layers = ClassLayers(channels, num_anchors=anchors.num_anchors, num_classes=num_classes)
+        self.matcher, self.sampler, self.coder = matcher, sampler, coder or BoxCoder()
+        self.keep, self.allow_outside = keep, allow_outside
+        self.smooth_l1_beta, self.box_loss_weight = smooth_l1_beta, box_loss_weight
+
+    def forward(
+        self, images: ImageBatch, targets: Sequence[Target], proposals: Sequence[Proposals] | None = None
+    ) -> dict[str, Tensor]:
+        """The losses ``rpn_class`` and ``rpn_box``; ``proposals``, which every model gets in training, are not used."""
+        hidden = self.hidden(images)
+        anchors = self.anchors(*hidden.shape[-2:])
+        parts = zip(images.sizes, targets, images.generators(), strict=True)
+        drawn = [self._draw(anchors, size, target, generator) for size, target, generator in parts]
+        rows, labels = torch.cat([d.rows for d in drawn]), torch.cat([d.labels for d in drawn])
+        counts = torch.tensor([len(d.rows) for d in drawn], device=rows.device)
+        image = torch.arange(len(drawn), device=rows.device).repeat_interleave(counts)
+        cells, numbers = rows // self.anchors.num_anchors, rows % self.anchors.num_anchors
+        vectors = _cells(hidden)[image, cells]  # (M, C)
+        logits = self.layers.logits_at(vectors, numbers)
+        positives = (labels < self.layers.num_classes).nonzero().flatten()
+        deltas = self.layers.deltas_at(vectors[positives], numbers[positives], labels[positives])
+        box = smooth_l1(deltas, torch.cat([d.goals for d in drawn]), self.smooth_l1_beta)
+        scale = 1 / max(len(rows), 1)
+        return {"rpn_class": _logistic(logits, labels) * scale, "rpn_box": box * scale * self.box_loss_weight}
+
+    def hidden(self, images: ImageBatch) -> Tensor:
+        """What the sibling layers look at, (N, C, H / stride, W / stride)."""
+        return F.relu(self.conv(self.backbone(self.normalize(images))[self.feature]))
+
+    @torch.no_grad()
+    def propose(self, hidden: Tensor, sizes: Sequence[tuple[int, int]], classes: Sequence[Tensor]) -> list[Detections]:
+        """For each image the boxes that ``keep`` leaves of each of its ``classes`` (Q,): class after class, best first.
+
+        Scores are those of the class's own logistic output, 0..1.
+        """
+        anchors = self.anchors(*hidden.shape[-2:])
+        return [
+            self._propose(cells, anchors, size, asked)
+            for cells, size, asked in zip(_cells(hidden), sizes, classes, strict=True)
+        ]
+
+    def _propose(self, cells: Tensor, anchors: Tensor, size: tuple[int, int], classes: Tensor) -> Detections:
+        logits, deltas = self.layers(cells, classes)
+        found = []
+        for column, top in enumerate(self.keep.top(logits.T)):
+            boxes = self.coder.decode(deltas[top, column], anchors[top])
+            found.append(self.keep(boxes, logits[top, column], torch.zeros_like(top), size))  # one feature map: level 0
+        counts = torch.tensor([len(own) for own in found], dtype=torch.int64, device=classes.device)
+        return Detections(
+            boxes=torch.cat([anchors[:0], *(own.boxes for own in found)]),
+            scores=torch.cat([logits.new_zeros(0), *(own.scores for own in found)]).sigmoid(),
+            labels=classes.repeat_interleave(counts),
+        )
+
+    @torch.no_grad()
+    def _draw(
+        self, anchors: Tensor, size: tuple[int, int], target: Target, generator: torch.Generator | None
+    ) -> _Drawn:
+        height, width = size
+        in_padding = (anchors[:, 0] >= width) | (anchors[:, 1] >= height)
+        usable = ~in_padding if self.allow_outside else inside(anchors, size)
+        rows = usable.nonzero().flatten()
+        matches = self.matcher(anchors[rows], target)
+        positives, negatives = self.sampler(matches.states, generator)
+        objects = matches.indices[positives]
+        goals = self.coder.encode(target.boxes[objects], anchors[rows[positives]])
+        labels = torch.cat([target.labels[objects], torch.full_like(negatives, self.layers.num_classes)])
+        return _Drawn(rows[torch.cat([positives, negatives])], labels, goals)
+
+
+class RegionClassifier(nn.Module):
+    """R-CNN: the class scores and boxes of regions, each warped to an image of its own.
+
+    Args:
+        backbone: a classification network, run on the warped regions up to the end of its tail.
+        num_classes: K.
+        coder: how boxes are encoded against their region.
+        smooth_l1_beta, box_loss_weight: of the box loss.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        num_classes: int,
+        coder: BoxCoder,
+        smooth_l1_beta: float = 1.0,
+        box_loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.tail = backbone, backbone.tail()
+        self.normalize = Normalize(backbone.input_stats)
+        self.feature = list(backbone.specs)[-1]
+        self.classes = nn.Linear(self.tail.out_channels, num_classes)
+        self.deltas = nn.Linear(self.tail.out_channels, num_classes * 4)
+        _initialise(self.classes, self.deltas, num_classes)
+        self.coder = coder
+        self.smooth_l1_beta, self.box_loss_weight = smooth_l1_beta, box_loss_weight
+
+    def forward(
+        self, images: ImageBatch, targets: Sequence[Target], proposals: Sequence[Proposals] | None = None
+    ) -> dict[str, Tensor]:
+        """The losses ``rcnn_class`` and ``rcnn_box`` of warped regions; ``proposals`` are not used.
+
+        A target holds the object that its region is to find, in pixels of the warped region, or nothing.
+        """
+        assert all(len(target) <= 1 for target in targets)
+        logits, deltas = self._outputs(images)  # (M, K), (M, K, 4)
+        found = [row for row, target in enumerate(targets) if len(target)]
+        positives = torch.tensor(found, dtype=torch.int64, device=logits.device)
+        objects = torch.cat([target.labels for target in targets])  # (P,)
+        labels = torch.full_like(logits[:, 0], logits.shape[1], dtype=torch.int64)
+        labels[positives] = objects
+        whole = torch.tensor([[0, 0, width, height] for height, width in images.sizes], device=logits.device)
+        goals = self.coder.encode(torch.cat([target.boxes for target in targets]), whole[positives].float())
+        box = smooth_l1(deltas[positives, objects], goals, self.smooth_l1_beta)
+        scale = 1 / len(images)
+        return {"rcnn_class": _logistic(logits, labels) * scale, "rcnn_box": box * scale * self.box_loss_weight}
+
+    @torch.no_grad()
+    def predict(self, images: ImageBatch, regions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (M,), 0..1, and boxes (M, 4) of one class ``labels`` (M,) per warped region.
+
+        ``regions`` (M, 4) say where each of ``images`` was cut from; the boxes are in the same pixels.
+        """
+        logits, deltas = self._outputs(images)
+        rows = torch.arange(len(labels), device=labels.device)
+        return logits[rows, labels].sigmoid(), self.coder.decode(deltas[rows, labels], regions)
+
+    def _outputs(self, images: ImageBatch) -> tuple[Tensor, Tensor]:
+        feature = self.backbone(self.normalize(images))[self.feature]
+        vectors = self.tail(self.tail.pool_whole_image(feature))
+        return self.classes(vectors).float(), self.deltas(vectors).unflatten(1, (-1, 4)).float()
+
+
+def _cells(hidden: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, H * W, C)."""
+    return hidden.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _logistic(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum over ``logits`` (M, K) of the K binary cross-entropies; the label K (M,) is none of the classes."""
+    wanted = F.one_hot(labels, logits.shape[1] + 1)[:, :-1].to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
+
+
+def _initialise(classes: nn.Linear, deltas: nn.Linear, num_classes: int) -> None:
+    """Small random weights, and scores that begin at 1 / (2 K).
+
+    Half of what is drawn is positive, for one class of K.  From 1/2 the loss would begin at K ln 2, which is 693 for
+    1000 classes.
+    """
+    for layer in (classes, deltas):
+        nn.init.normal_(layer.weight, std=0.01)  # Faster R-CNN, section 3.1.3
+        nn.init.zeros_(layer.bias)
+    nn.init.constant_(classes.bias, -math.log(2 * num_classes - 1))

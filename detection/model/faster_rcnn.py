@@ -1,0 +1,141 @@
+"""Faster and Mask R-CNN over any backbone: trunk, region proposal network, box stage, mask stage.
+
+Source: Faster R-CNN (Ren et al. 2017); "Deep Residual Learning", appendix A; Mask R-CNN (He et al. 2017).
+Shapes: N images, C channels, H W height and width of the padded batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Self, overload
+
+import torch
+from torch import Tensor, nn
+
+from backbones.base import Backbone, Tail
+from detection.model.box_stage import BoxStage, ScoredBoxes
+from detection.model.cascade import CascadeBoxStage
+from detection.model.mask_stage import MaskStage
+from detection.model.normalize import Normalize
+from detection.model.postprocess import Postprocessor
+from detection.model.rpn import RPN
+from detection.structures import Detections, ImageBatch, Proposals, Target
+
+__all__ = ["Detector"]
+
+
+class Detector(nn.Module):
+    """Losses of images with targets, detections of images without.
+
+    The verbs ``features``, ``propose``, ``boxes`` and ``masks`` are the steps of a test; methods that change how a
+    detector is tested compose them.
+
+    Args:
+        backbone: the trunk; its features, finest first, feed the RPN and the stages.
+        rpn: proposals.
+        box_stage: scores and boxes of proposals.
+        mask_stage: masks of detections; None for a detector without.
+        postprocess: which of these become detections.
+        fixed: of "backbone", "rpn" and "box_stage" those that are not trained: no gradient, no loss, always eval mode.
+            The mask stage goes with the box stage.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        rpn: RPN,
+        box_stage: BoxStage | CascadeBoxStage,
+        *,
+        postprocess: Postprocessor,
+        mask_stage: MaskStage | None = None,
+        fixed: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.fixed = (*fixed, *(["mask_stage"] if mask_stage is not None and "box_stage" in fixed else []))
+        self.backbone, self.rpn, self.box_stage, self.postprocess = backbone, rpn, box_stage, postprocess
+        self.mask_stage = mask_stage
+        self.normalize = Normalize(backbone.input_stats, divisor=backbone.size_divisor)
+        for name in self.fixed:
+            self.get_submodule(name).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of all parts but the fixed ones, whose statistics must not move."""
+        super().train(mode)
+        for name in self.fixed:
+            self.get_submodule(name).eval()
+        return self
+
+    @overload
+    def forward(
+        self, images: ImageBatch, targets: Sequence[Target], proposals: Sequence[Proposals] | None = None
+    ) -> dict[str, Tensor]: ...
+    @overload
+    def forward(
+        self, images: ImageBatch, targets: None = None, proposals: Sequence[Proposals] | None = None
+    ) -> list[Detections]: ...
+    def forward(
+        self,
+        images: ImageBatch,
+        targets: Sequence[Target] | None = None,
+        proposals: Sequence[Proposals] | None = None,
+    ) -> dict[str, Tensor] | list[Detections]:
+        """Scalar losses by name, of the parts that are not fixed, if there are targets; else each image's detections.
+
+        ``proposals`` take the place of the RPN's. All boxes are in pixels of the images as given.
+        """
+        features = self.features(images)
+        if targets is None:
+            proposals = self.propose(features, images) if proposals is None else proposals
+            found = [self.postprocess(scored) for scored in self.boxes(features, proposals, images.sizes)]
+            return self.masks(features, found)
+        losses: dict[str, Tensor] = {}
+        draws = images.generators()
+        if "rpn" not in self.fixed:
+            own, losses = self.rpn.losses(features, images.sizes, self.normalize.padded(images), targets, draws)
+            proposals = own if proposals is None else proposals
+        if "box_stage" not in self.fixed:
+            proposals = self.propose(features, images) if proposals is None else proposals
+            losses = losses | self._region_losses(features, proposals, targets, images.sizes, draws)
+        return losses
+
+    def features(self, images: ImageBatch) -> list[Tensor]:
+        """The trunk's feature maps (N, C, H / stride, W / stride), finest first."""
+        return list(self.backbone(self.normalize(images)).values())
+
+    def propose(self, features: Sequence[Tensor], images: ImageBatch) -> list[Proposals]:
+        """Proposals of each of the ``images`` that the ``features`` are of, best first."""
+        return self.rpn(features, images.sizes, self.normalize.padded(images))
+
+    def boxes(
+        self, features: Sequence[Tensor], proposals: Sequence[Proposals], sizes: Sequence[tuple[int, int]]
+    ) -> list[ScoredBoxes]:
+        """Scores and boxes of every proposal of each image, before thresholds and NMS."""
+        return self.box_stage(features, proposals, sizes)
+
+    def masks(self, features: Sequence[Tensor], detections: list[Detections]) -> list[Detections]:
+        """``detections`` of each image with their masks; as they are, from a detector without a mask stage."""
+        if self.mask_stage is None:
+            return detections
+        return self.mask_stage(features, detections, self._shared_body())
+
+    def _region_losses(
+        self,
+        features: Sequence[Tensor],
+        proposals: Sequence[Proposals],
+        targets: Sequence[Target],
+        sizes: Sequence[tuple[int, int]],
+        draws: Sequence[torch.Generator | None],
+    ) -> dict[str, Tensor]:
+        samples = self.box_stage.sample(proposals, targets, draws)
+        if isinstance(self.box_stage, CascadeBoxStage):
+            losses = self.box_stage.losses(features, samples, sizes, targets)
+        else:
+            losses = self.box_stage.losses(features, samples, sizes)
+        if self.mask_stage is not None:
+            losses |= self.mask_stage.losses(features, samples, targets, self._shared_body())
+        return losses
+
+    def _shared_body(self) -> Callable[[Tensor], Tensor] | None:
+        """The box stage's tail up to its last maps, which the mask stage shares; None for heads of their own."""
+        head = getattr(self.box_stage, "head", None)
+        return head.maps if isinstance(head, Tail) else None

@@ -1,0 +1,47 @@
+"""Pixels as a backbone takes them.
+
+Shapes: N images, H W height and width of the padded batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from backbones.base import InputStats
+from detection.structures import ImageBatch
+
+__all__ = ["Normalize"]
+
+
+class Normalize(nn.Module):
+    """Subtracts the mean, divides by the standard deviation and puts channels into the backbone's order.
+
+    Args:
+        stats: of the weights that the backbone was trained with.
+        divisor: sides of the batch are padded to multiples of it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, stats: InputStats, *, divisor: int = 1) -> None:
+        super().__init__()
+        self.bgr, self.divisor = stats.channel_order == "bgr", divisor
+        self.register_buffer("mean", torch.tensor(stats.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(stats.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: ImageBatch) -> Tensor:
+        """Returns (N, 3, H, W) float32, channels last; the padding is zero, which is the mean colour."""
+        pixels = images.pixels.flip(1) if self.bgr else images.pixels
+        shape = (len(images), 3, *self.padded(images))
+        batch = torch.empty(shape, device=pixels.device, memory_format=torch.channels_last).zero_()
+        batch[:, :, : pixels.shape[2], : pixels.shape[3]] = (pixels - self.mean) / self.std
+        for row, (height, width) in zip(batch, images.sizes, strict=True):
+            row[:, height:], row[:, :, width:] = 0, 0
+        return batch
+
+    def padded(self, images: ImageBatch) -> tuple[int, int]:
+        """Returns (height, width) of the batch that ``forward`` makes of ``images``."""
+        height, width = images.pixels.shape[-2:]
+        return -(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor

@@ -1,0 +1,102 @@
+"""4-step alternating training: an RPN and a Fast R-CNN that end up sharing one trunk.
+
+1. an RPN, from the backbone's weights;
+2. a Fast R-CNN, from the backbone's weights again, on the stored proposals of step 1;
+3. an RPN on the trunk of step 2, which stays as it is;
+4. the box stage on the same trunk, on the stored proposals of step 3.
+
+Source: Faster R-CNN, section 3.2; "Deep Residual Learning" trains all its detectors so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from detection.build import build_detector
+from detection.config.detection import Config
+from detection.data.cards import data_root, load_dataset
+from detection.data.loader import build_test_loader
+from detection.data.proposals import write_proposals
+from detection.engine.checkpoint import load_detector_weights, read_checkpoint
+from detection.engine.device import choose_device
+from detection.engine.distributed import EVALUATION_TIMEOUT, is_main, only_main, start, together
+from detection.engine.evaluate import propose
+from detection.engine.trainer import is_finished
+from detection.tasks.train import run_training
+
+__all__ = ["run_alternating", "step_configs", "write_training_proposals"]
+
+Part = Literal["backbone", "rpn", "box_stage"]
+
+
+def step_configs(config: Config, output: Path) -> tuple[Config, ...]:
+    """The configs of the four steps; their files lie in ``output``/step1 to step4."""
+
+    def step(number: int, *fixed: Part, init: int | None = None, proposals: int | None = None) -> Config:
+        lengths = config.alternating
+        rpn = "rpn" not in fixed
+        solver = replace(
+            config.solver,
+            fixed=fixed,
+            iterations=lengths.rpn_iterations if rpn else lengths.box_iterations,
+            steps=lengths.rpn_steps if rpn else lengths.box_steps,
+            images_per_step=(lengths.rpn_images_per_step if rpn else lengths.box_images_per_step)
+            or config.solver.images_per_step,
+        )
+        path = None if proposals is None else str(_proposals_path(output, proposals))
+        data = replace(config.data, proposals=path, test=config.data.test if number == 4 else ())
+        if init is None:
+            return replace(config, solver=solver, data=data)
+        return replace(config, solver=solver, data=data, init=str(_folder(output, init)), init_classes={})
+
+    return (
+        step(1, "box_stage"),
+        step(2, "rpn", proposals=1),
+        step(3, "backbone", "box_stage", init=2),
+        step(4, "backbone", "rpn", init=3, proposals=3),
+    )
+
+
+def run_alternating(config: Config, output: Path, *, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Runs the steps that are not done yet and returns the result of the last; ``output``/step4 is the detector.
+
+    Raises:
+        ValueError: as ``run_training``.
+        NotFiniteError: as ``run_training``.
+    """
+    start(choose_device(config.device))
+    say, result = only_main(say), dict[str, Any]()
+    for number, step in enumerate(step_configs(config, output), start=1):
+        folder = _folder(output, number)
+        if is_finished(folder, step):
+            say(f"step {number} is done: {folder}")
+            continue
+        if step.data.proposals:
+            with together("writing proposals", timeout=EVALUATION_TIMEOUT):
+                if is_main() and not Path(step.data.proposals).is_file():
+                    write_training_proposals(step, _folder(output, number - 1), Path(step.data.proposals))
+        say(f"step {number} of 4: {folder}")
+        result = run_training(step, folder, resume=True)
+    return result
+
+
+def write_training_proposals(config: Config, run: Path, path: Path) -> None:
+    """Writes what the RPN of ``run`` proposes on ``config.data.train``, as many as in training, to ``path``."""
+    index, _ = load_dataset(config.data.train, data_root(config.data.root))
+    rpn = replace(config.rpn, pre_nms_test=config.rpn.pre_nms_train, post_nms_test=config.rpn.post_nms_train)
+    device = choose_device(config.device)
+    detector = build_detector(replace(config, rpn=rpn), len(index.class_names), pretrained=False)
+    load_detector_weights(detector, read_checkpoint(run), index.class_names)
+    loader = build_test_loader(index, config.data)
+    write_proposals(path, propose(detector.to(device), loader, index, device=device), index)
+
+
+def _folder(output: Path, number: int) -> Path:
+    return output / f"step{number}"
+
+
+def _proposals_path(output: Path, number: int) -> Path:
+    return output / f"proposals{number}.safetensors"

@@ -1,0 +1,114 @@
+"""Batch-norm statistics of a backbone as a true average over a training set, to be frozen afterwards.
+
+Training keeps a running average over its last few hundred batches, made while the weights still moved.  "Deep Residual
+Learning", appendix A, recomputes the statistics on the training set before it fixes them for detection.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
+
+from backbones.base import Tail
+from detection.build import build_detector
+from detection.config.detection import Config
+from detection.data.loader import build_test_loader, load_index
+from detection.engine.checkpoint import Checkpoint, write_weights
+from detection.engine.device import choose_device
+from detection.model.faster_rcnn import Detector
+from detection.structures import ImageBatch
+
+__all__ = ["recompute_statistics"]
+
+
+def recompute_statistics(config: Config, path: Path, *, images: int, folder: Path | None = None) -> int:
+    """Writes the config's backbone, its statistics recomputed on a training set, to ``path``.
+
+    The file is one that ``backbone.weights`` takes, with ``backbone.norm: frozen_bn``: a classifier without its last
+    layer, with the config that tells what its weights need.
+
+    Args:
+        config: of a run; its backbone and weights are used.
+        path: a .safetensors file to write.
+        images: how many of the training set at most.
+        folder: a classification set, one subfolder per class, as the paper takes ImageNet's; None takes
+            ``config.data.train`` at the detector's scale.
+
+    Returns:
+        How many images were used.
+
+    Raises:
+        ValueError: bad data or config, a backbone without batch normalisation, or another kind of file.
+    """
+    if path.suffix != ".safetensors":
+        raise ValueError(f"the weights go into a .safetensors file, got {str(path)!r}")
+    batches = _detection_set(config, images) if folder is None else _image_folder(folder, images)
+    backbone = replace(config.backbone, norm="bn", freeze_at=0, fpn=False, dilate_c5=None)
+    # Trunk and tail are the whole network, whatever stands on them in the config.
+    network = _WholeImages(build_detector(Config(backbone=backbone, device=config.device), num_classes=1))
+    if not get_bn_modules(network.train()):
+        raise ValueError(f"backbone {config.backbone.name!r} has no batch normalisation to recompute")
+    device = choose_device(config.device)
+    network.to(device)
+    used = 0
+
+    def on_device() -> Iterator[ImageBatch]:
+        nonlocal used
+        for batch in batches:
+            batch_images = batch if isinstance(batch, ImageBatch) else batch.images
+            used += len(batch_images)
+            yield batch_images.to(device)
+
+    with torch.no_grad():
+        update_bn_stats(network, on_device(), num_iters=len(batches))
+    parts = {"backbone": network.detector.backbone, "tail": network.tail}
+    weights = {
+        f"network.{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_weights(Checkpoint(path, weights, Config(backbone=config.backbone), class_names=(), iteration=0))
+    return used
+
+
+def _detection_set(config: Config, images: int) -> DataLoader[Any]:
+    index = load_index(config.data, config.data.train, key="data.train", say=print)
+    # One at a time: padding would count as colour.
+    return build_test_loader(index, config.data, rows=range(min(images, len(index))))
+
+
+def _image_folder(folder: Path, images: int) -> DataLoader[Any]:
+    """Central 224 x 224 crops of images with a shorter side of 256, as classification sees them, from all classes."""
+    try:
+        found = ImageFolder(folder, transform=Compose([Resize(256), CenterCrop(224), PILToTensor()]))
+    except OSError as error:
+        raise ValueError(f"{folder} must be a folder with a subfolder of images per class: {error}") from error
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
+    rows = Subset(found, order[:images].tolist())
+    return DataLoader(rows, batch_size=32, collate_fn=_collate, num_workers=min(4, os.cpu_count() or 1))
+
+
+def _collate(samples: list[tuple[Tensor, int]]) -> ImageBatch:
+    return ImageBatch.from_images([image for image, _ in samples])
+
+
+class _WholeImages(nn.Module):
+    """A detector's trunk and tail, run on whole images as in classification."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        head = detector.box_stage.head
+        assert isinstance(head, Tail)
+        self.detector, self.tail = detector, head
+
+    def forward(self, images: ImageBatch) -> Tensor:
+        return self.tail(self.tail.pool_whole_image(self.detector.features(images)[-1]))

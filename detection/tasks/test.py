@@ -1,0 +1,264 @@
+"""A whole test, from a config and checkpoints to the files of an output directory.
+
+result.json        fractions 0..1: COCO's twelve numbers, VOC mAP, both per class
+proposals.json     average recall of the RPN, on request
+detections.json    in COCO's results format; image ids are the data set's, for VOC 1..N in the order of the list
+pictures/          detections drawn on test images
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detection.build import TRAINED_WITH, build_detector, build_tester
+from detection.config.detection import Config
+from detection.config.load import dump_config, load_config
+from detection.data.cards import load_card
+from detection.data.index import AnnotationIndex
+from detection.data.loader import build_test_loader, load_index
+from detection.engine.checkpoint import Checkpoint, load_detector_weights
+from detection.engine.device import choose_device, peak_memory_gib
+from detection.engine.distributed import (
+    EVALUATION_TIMEOUT,
+    collect,
+    gather,
+    is_main,
+    only_main,
+    rank,
+    start,
+    together,
+    world_size,
+)
+from detection.engine.evaluate import Predictions, evaluate, predict, propose
+from detection.evaluation.coco import coco_results
+from detection.evaluation.recall import ProposalRecord, average_recall
+from detection.evaluation.record import Record
+from detection.files import write_text
+from detection.masks import RLE
+from detection.model.faster_rcnn import Detector
+from detection.visualize import draw_record, save_picture
+
+__all__ = ["evaluate_detectors", "proposal_recall", "read_records", "run_test"]
+
+RECALL_LIMITS = (100, 300, 1000)  # proposals per image
+
+# Keys that change what weights mean without changing a name or a shape among them.
+SILENT_KEYS = (
+    *(f"backbone.{key}" for key in TRAINED_WITH),
+    "backbone.tail_stride",
+    "backbone.dilate_c5",
+    "backbone.roi_size",
+    "anchors.sizes",
+    "anchors.ratios",
+    "anchors.offset",
+    "anchors.rounded",
+    "box.pool",
+    "box.sampling_ratio",
+    "box.coder_weights",
+    "mask.pool_size",
+)
+
+
+def run_test(
+    config: Config,
+    checkpoint: Checkpoint,
+    output: Path,
+    *,
+    ensemble: Sequence[Checkpoint] = (),
+    limit: int | None = None,
+    pictures: int = 0,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Tests ``checkpoint`` on ``config.data.test``, writes the files of ``output`` and returns the result.
+
+    Args:
+        config: of the run.
+        checkpoint: weights of a detector that ``config`` describes.
+        output: directory for result.json, detections.json, config.yaml and pictures/.
+        ensemble: further detectors, each built as its own config says; they must know the same classes.
+        limit: only the first images.
+        pictures: how many images to draw.
+        say: takes lines to show.
+
+    Raises:
+        ValueError: bad data or config, or weights that do not fit.
+    """
+    start(choose_device(config.device))
+    say = only_main(say)
+    index = load_index(config.data, config.data.test, key="data.test", say=say, masks=config.mask.enabled)
+    detectors = [_restored(config, checkpoint, index.class_names)]
+    detectors += [_restored(member.config, member, index.class_names) for member in ensemble]
+    result, records = evaluate_detectors(config, detectors, index, output, limit=limit)
+    if is_main() and not (output / "checkpoints").exists():  # a run keeps that of its training
+        write_text(output / "config.yaml", dump_config(config))
+    for number, record in enumerate(islice(records, pictures)):
+        drawn = draw_record(index.image(number), record, index.class_names)
+        save_picture(output / "pictures" / f"{number:05d}_{Path(record.file_name).stem}.jpg", drawn)
+    say(f"{result['images']} images, {result['seconds_per_image']:.3f} s per image, {choose_device(config.device)}")
+    return result
+
+
+def proposal_recall(
+    config: Config, checkpoint: Checkpoint, output: Path, *, limit: int | None = None
+) -> dict[str, float | None]:
+    """Average recall of the RPN's 100, 300 and 1000 best proposals on ``config.data.test``; writes proposals.json.
+
+    Args:
+        config: of the run.
+        checkpoint: weights of a detector that ``config`` describes; its box stage need not be trained.
+        output: directory for proposals.json.
+        limit: only the first images.
+
+    Raises:
+        ValueError: bad data or config, or weights that do not fit.
+    """
+    start(choose_device(config.device))
+    index = load_index(config.data, config.data.test, key="data.test", say=only_main(print))
+    most = max(RECALL_LIMITS)
+    rpn = replace(config.rpn, post_nms_test=most, pre_nms_test=max(most, config.rpn.pre_nms_test))
+    device = choose_device(config.device)
+    detector = _restored(replace(config, rpn=rpn), checkpoint, index.class_names).to(device)
+    rows = _share(index, limit)
+    loader = build_test_loader(index, config.data, rows=rows, pin=device.type == "cuda")
+    records = []
+    with together("testing its share of the images", timeout=EVALUATION_TIMEOUT):
+        for row, proposals in zip(rows, propose(detector, loader, index, device=device), strict=True):
+            target = index.target(row)
+            wanted = target.boxes[~target.ignore].numpy()
+            records.append(ProposalRecord(gt_boxes=wanted, boxes=proposals.boxes.numpy()))
+    found = collect(records)
+    recall: dict[str, float | None] = {}
+    with together("computing recall", timeout=EVALUATION_TIMEOUT):
+        if found is not None:
+            recall = _write_recall(found, output)
+    return gather(recall)[0]
+
+
+def _write_recall(records: Sequence[ProposalRecord], output: Path) -> dict[str, float | None]:
+    recall = {name: None if math.isnan(v) else v for name, v in average_recall(records, RECALL_LIMITS).items()}
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "proposals.json", json.dumps(recall, indent=2) + "\n")
+    return recall
+
+
+def evaluate_detectors(
+    config: Config, detectors: Sequence[Detector], index: AnnotationIndex, output: Path, *, limit: int | None = None
+) -> tuple[dict[str, Any], list[Record]]:
+    """Tests ``detectors`` together on the first ``limit`` images of ``index``; writes result.json and detections.json.
+
+    Returns:
+        The content of result.json, on every process; and the records in the order of ``index``, on the main one.
+    """
+    device = choose_device(config.device)
+    tester = build_tester(config.test, detectors).to(device)
+    rows = _share(index, limit)
+    loader = build_test_loader(index, config.data, rows=rows, pin=device.type == "cuda")
+    with together("testing its share of the images", timeout=EVALUATION_TIMEOUT):
+        predictions = predict(tester, loader, index, device=device, precision=config.solver.precision)
+    records = collect(predictions.records)
+    result: dict[str, Any] = {}
+    with together("computing AP", timeout=EVALUATION_TIMEOUT):
+        if records is not None:
+            result = _write_result(config, index, Predictions(records, predictions.seconds_per_image), output)
+    return gather(result)[0], records or []
+
+
+def _share(index: AnnotationIndex, limit: int | None) -> range:
+    """The rows of ``index`` that this process tests, of the first ``limit``."""
+    return range(len(index) if limit is None else min(limit, len(index)))[rank() :: world_size()]
+
+
+def _write_result(config: Config, index: AnnotationIndex, predictions: Predictions, output: Path) -> dict[str, Any]:
+    voc_metric = load_card(config.data.test[0].rpartition(":")[0]).voc_metric
+    result = evaluate(predictions.records, index.class_names, voc_metric)
+    result |= {
+        "images": len(predictions.records),
+        "seconds_per_image": predictions.seconds_per_image,
+        "peak_memory_gib": peak_memory_gib(choose_device(config.device)),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "detections.json", json.dumps(coco_results(predictions.records, index.category_ids)))
+    write_text(output / "result.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def read_records(run: Path, *, say: Callable[[str], None] = print) -> tuple[AnnotationIndex, list[Record]]:
+    """The test images of a run directory, and its detections.json as records in their order.
+
+    Args:
+        run: holds config.yaml, result.json (how many images were tested) and detections.json.
+        say: takes lines to show.
+
+    Raises:
+        ValueError: a file is missing or broken, bad data, or a detection of an image or category that they lack.
+    """
+    config = load_config(Config, run / "config.yaml")
+    index = load_index(config.data, config.data.test, key="data.test", say=say, masks=config.mask.enabled)
+    index = index.first(_read_json(run / "result.json")["images"])
+    found: dict[int, list[dict[str, Any]]] = {int(image_id): [] for image_id in index.image_ids}
+    labels = {category: label for label, category in enumerate(index.category_ids)}
+    detections = _read_json(run / "detections.json")
+    for number, detection in enumerate(detections):
+        image_id, category = detection["image_id"], detection["category_id"]
+        if image_id not in found or category not in labels:
+            raise ValueError(
+                f"{run / 'detections.json'}, entry {number}: image {image_id}, category {category} is not in "
+                f"{', '.join(config.data.test)}; has the data set changed since? Test again with tools/test_net.py"
+            )
+        found[image_id].append(detection)
+    masks = any("segmentation" in detection for detection in detections)
+    records = [_record(index, row, found[int(i)], labels, masks=masks) for row, i in enumerate(index.image_ids)]
+    return index, records
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} can't be read: {error}; tools/test_net.py writes it") from error
+
+
+def _record(
+    index: AnnotationIndex, row: int, found: list[dict[str, Any]], labels: dict[int, int], *, masks: bool
+) -> Record:
+    """The record of image ``row`` with the detections ``found``, in COCO's results format."""
+    objects, (height, width) = index.objects(row), index.sizes[row].tolist()
+    boxes_xywh = np.array([detection["bbox"] for detection in found], np.float64).reshape(-1, 4)
+    corners = np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
+    return Record(
+        image_id=int(index.image_ids[row]),
+        file_name=index.paths[row],
+        size=(height, width),
+        gt_boxes=index.boxes[objects].numpy(),
+        gt_labels=index.labels[objects].numpy(),
+        gt_ignore=index.ignore[objects].numpy(),
+        gt_areas=index.areas[objects].numpy(),
+        boxes=corners.astype(np.float32),
+        scores=np.array([detection["score"] for detection in found], np.float32),
+        labels=np.array([labels[detection["category_id"]] for detection in found], np.int64),
+        gt_masks=None if index.masks is None else index.rles(row),
+        masks=tuple(_rle(detection["segmentation"]) for detection in found) if masks else None,
+    )
+
+
+def _rle(segmentation: dict[str, Any]) -> RLE:
+    return {"size": segmentation["size"], "counts": segmentation["counts"].encode()}
+
+
+def _restored(config: Config, checkpoint: Checkpoint, class_names: Sequence[str]) -> Detector:
+    detector = build_detector(config, len(class_names), pretrained=False)
+    load_detector_weights(detector, checkpoint, class_names)
+    for key in SILENT_KEYS:
+        section, name = key.split(".")
+        given, trained = (getattr(getattr(c, section), name) for c in (config, checkpoint.config))
+        if given != trained:
+            raise ValueError(f"{key} is {given!r} here, and {checkpoint.path} was trained with {trained!r}")
+    return detector

@@ -1,0 +1,138 @@
+"""Mirrors costs.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from detection.build import build_detector
+from detection.config.detection import (
+    AnchorConfig,
+    BackboneConfig,
+    BoxConfig,
+    Config,
+    DataConfig,
+    MaskConfig,
+    RPNConfig,
+    SolverConfig,
+)
+from detection.data.digits import write_digits
+from detection.engine.checkpoint import read_checkpoint, write_converted
+from detection.experiments.costs import count_gflops, head_modules, measure_costs, measure_latency, percentile
+from detection.structures import Detections, ImageBatch
+
+TINY = Config(
+    backbone=BackboneConfig(name="resnet18", norm="gn", roi_size=2, freeze_at=1),
+    anchors=AnchorConfig(sizes=(16.0, 32.0)),
+    rpn=RPNConfig(channels=16, pre_nms_test=64, post_nms_test=10),
+    data=DataConfig(train=("digits:train",), test=("digits:test",), shorter_side=64, longer_side=96, workers=0),
+    device="cpu",
+)
+
+
+def conv(in_channels: int, out_channels: int, side: int, height: int, width: int) -> int:
+    """Multiply-adds of a convolution, by the size of its output."""
+    return in_channels * out_channels * side * side * height * width
+
+
+def plain18_c4(height: int, width: int) -> int:
+    """Multiply-adds of plain-18's convolutions up to conv4_x, for sides that are multiples of 16."""
+    total, channels = conv(3, 64, 7, height // 2, width // 2), 64
+    for stage in range(3):
+        own, h, w = 64 * 2**stage, height // 4 // 2**stage, width // 4 // 2**stage
+        total += conv(channels, own, 3, h, w) + 3 * conv(own, own, 3, h, w)
+        channels = own
+    return total
+
+
+def test_multiply_adds_are_those_of_a_count_by_hand() -> None:
+    backbone = BackboneConfig(name="plain18", norm="frozen_bn", roi_size=2)
+    plain = replace(TINY, backbone=backbone, rpn=replace(TINY.rpn, channels=512))
+    detector = build_detector(plain, 3)
+    h, w = 4, 6  # cells
+    rpn = conv(256, 512, 3, h, w) + conv(512, 6, 1, h, w) + conv(512, 24, 1, h, w)
+    # stride 2: 2 x 2 cells become one
+    tail = conv(256, 512, 3, 1, 1) + 3 * conv(512, 512, 3, 1, 1)
+    per_region = tail + 512 * 4 + 512 * 12
+    expected = plain18_c4(64, 96) + rpn
+    for regions in (10, 30):
+        counted = 1e9 * count_gflops(detector, (64, 96), proposals=regions)
+        # fvcore also counts the frozen norms' and the average's additions
+        assert counted == pytest.approx(expected + regions * per_region, rel=0.02)
+        assert counted >= expected + regions * per_region
+
+
+def test_multiply_adds_do_not_depend_on_what_the_rpn_finds() -> None:
+    counts = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        counts.append(count_gflops(build_detector(TINY, 3), (64, 80), proposals=7))
+    assert counts[0] == counts[1]
+
+
+def test_a_pyramid_is_counted_with_its_heads() -> None:
+    config = replace(
+        TINY,
+        backbone=BackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=16),
+        anchors=AnchorConfig(sizes=(8, 16, 32, 64, 128)),
+        box=BoxConfig(head="fc", head_channels=32),
+    )
+    detector = build_detector(config, 3)
+    few, many = (count_gflops(detector, (64, 96), proposals=count) for count in (10, 110))
+    assert 1e9 * (many - few) == pytest.approx(100 * (16 * 49 * 32 + 32 * 32 + 32 * 16), rel=0.01)
+
+
+def test_percentiles_are_interpolated() -> None:
+    assert percentile([4.0, 1.0, 3.0, 2.0], 0.5) == 2.5
+    assert percentile(list(map(float, range(21))), 0.95) == 19.0
+    assert percentile([7.0], 0.95) == 7.0
+
+
+def test_every_image_is_timed_once_after_the_warm_up() -> None:
+    seen: list[int] = []
+
+    class Recorder(nn.Module):
+        def forward(self, images: ImageBatch) -> list[Detections]:
+            seen.append(int(images.pixels.max()))
+            return [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))]
+
+    images = [torch.full((3, 8, 8), value, dtype=torch.uint8) for value in range(4)]
+    batches = [ImageBatch.from_images([image]) for image in images]
+    times = measure_latency(Recorder(), batches, torch.device("cpu"), dtype=torch.float32, warmup=2)
+    assert seen == [0, 1, 0, 1, 2, 3]
+    assert len(times) == 4
+    assert min(times) > 0
+
+
+def test_costs_of_a_trained_detector(tmp_path: Path) -> None:
+    root = write_digits(tmp_path, num_train=2, num_test=5).parent
+    config = replace(TINY, data=replace(TINY.data, root=str(root)))
+    torch.manual_seed(0)
+    detector = build_detector(config, 10)
+    names = tuple(str(digit) for digit in range(10))
+    from_index = write_converted(tmp_path / "run", config, names, detector.state_dict())
+    costs = measure_costs(config, read_checkpoint(from_index), images=4, warmup=1)
+    assert costs["parameters"] == sum(p.numel() for p in detector.parameters())
+    stem = sum(p.numel() for p in [*detector.backbone.get_submodule("conv1").parameters()]) + 2 * 64
+    assert costs["trainable_parameters"] == costs["parameters"] - stem
+    assert costs["head_parameters"] == sum(p.numel() for p in detector.box_stage.parameters())
+    assert costs["weights"] == str(from_index)
+    latency = costs["latency_ms"]
+    assert 0 < latency["p50"] <= latency["p95"]
+    assert latency["images"] == 4
+    assert latency["device"].startswith("CPU, ")
+    assert costs["peak_memory_gib"] > 0
+    assert "10 proposals" in costs["flops_note"]
+    assert measure_costs(config, None, images=1)["weights"] is None
+
+
+def test_the_head_is_all_that_runs_on_regions() -> None:
+    masked = replace(TINY, mask=MaskConfig(enabled=True, channels=8), solver=SolverConfig())
+    with torch.device("meta"):
+        plain, with_masks = build_detector(TINY, 3), build_detector(masked, 3)
+    assert head_modules(plain) == [plain.box_stage]
+    assert head_modules(with_masks) == [with_masks.box_stage, with_masks.mask_stage]

@@ -1,0 +1,244 @@
+"""Mirrors experiment.py; the files of configs/experiments are held to it as well."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from detection.config.detection import Config
+from detection.config.load import load_config
+from detection.experiments.experiment import (
+    Experiment,
+    Protocol,
+    check_fair,
+    covers,
+    differences,
+    flatten,
+    load_experiment,
+    resolve_base,
+    resolve_variants,
+)
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+FILES = sorted((CONFIGS / "experiments").glob("*.yaml"))
+VARIANTS = {"small": {"backbone": {"name": "resnet18"}}, "large": ["backbone.name=resnet34"]}
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """An experiment file over a base of ResNet-50 on bccd; keys given as None are left out."""
+
+    def write_file(**keys: Any) -> Path:
+        (tmp_path / "base.yaml").write_text(
+            "data: {train: [bccd:trainval], test: [bccd:test]}\nsolver: {base_lr: 0.01}\n"
+        )
+        values = {"base": "base.yaml", "variants": VARIANTS, "seeds": [0, 1], "allowed": ["backbone.name"]} | keys
+        path = tmp_path / "swap.yaml"
+        kept = {key: value for key, value in values.items() if value is not None}
+        path.write_text(yaml.safe_dump(kept, sort_keys=False))
+        return path
+
+    return write_file
+
+
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_experiment(path)
+
+
+def test_variants_change_the_base_as_a_mapping_or_as_a_list(write: Write) -> None:
+    experiment = load_experiment(write(overrides=["solver.iterations=7"]), ["seed=3"])
+    assert (experiment.name, experiment.seeds, experiment.protocol) == ("swap", (0, 1), Protocol())
+    base, variants = resolve_base(experiment), resolve_variants(experiment)
+    assert (base.solver.iterations, base.solver.base_lr, base.seed) == (7, 0.01, 3)
+    assert [config.backbone.name for config in variants.values()] == ["resnet18", "resnet34"]
+    assert all(replace(config, backbone=base.backbone) == base for config in variants.values())
+
+
+def test_nested_and_listed_values_of_a_variant_survive(write: Write) -> None:
+    changes = {"data": {"jitter": {"size": 64}, "augment": [{"VerticalFlip": {"p": 0.5}}]}, "init_classes": {"a": "b"}}
+    config = resolve_variants(load_experiment(write(variants=VARIANTS | {"other": changes})))["other"]
+    assert config.data.jitter is not None
+    assert config.data.jitter.size == 64
+    assert config.data.augment == ({"VerticalFlip": {"p": 0.5}},)
+    assert config.init_classes == {"a": "b"}
+
+
+def test_allowed_differences_are_returned_with_all_values(write: Write) -> None:
+    experiment = load_experiment(write())
+    (found,) = check_fair(experiment, resolve_variants(experiment))
+    assert (found.key, found.values) == ("backbone.name", {"small": "resnet18", "large": "resnet34"})
+
+
+def test_a_smuggled_learning_rate_is_refused_with_key_values_and_fix(write: Write) -> None:
+    variants = VARIANTS | {"large": ["backbone.name=resnet34", "solver.base_lr=0.02"]}
+    experiment = load_experiment(write(variants=variants))
+    expected = (
+        "experiment swap: solver.base_lr differs and is not allowed to: small has 0.01, large has 0.02. "
+        "Take it out of the variants, or add solver.base_lr to `allowed`"
+    )
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        check_fair(experiment, resolve_variants(experiment))
+
+
+@pytest.mark.parametrize(
+    ("override", "protocol", "message"),
+    [
+        ("seed=5", {}, "seed differs and is not allowed to: small has 0, large has 5. .*`seeds` sets it"),
+        ("data.test=[bccd:val]", {}, "data.test differs .*all variants are tested on the same images"),
+        (
+            "solver.base_lr=1",
+            {"name": "learning_rate_grid", "factors": [1, 2], "validation": ["bccd:val"]},
+            "solver.base_lr differs .*The protocol learning_rate_grid sets it",
+        ),
+        ("solver.iterations=9", {"name": "equal_time", "minutes": 5}, "The protocol equal_time sets it"),
+    ],
+)
+def test_what_the_experiment_decides_is_no_variant_s_to_change(
+    write: Write, override: str, protocol: dict[str, Any], message: str
+) -> None:
+    variants = VARIANTS | {"large": ["backbone.name=resnet34", override]}
+    experiment = load_experiment(write(variants=variants, protocol=protocol))
+    with pytest.raises(ValueError, match=message):
+        check_fair(experiment, resolve_variants(experiment))
+
+
+def test_a_section_s_name_allows_all_keys_below_it(write: Write) -> None:
+    variants = {"a": ["backbone.name=vgg16", "backbone.dropout=0.1"], "b": ["backbone.name=vgg16"]}
+    experiment = load_experiment(write(variants=variants, allowed=["backbone"]))
+    (found,) = check_fair(experiment, resolve_variants(experiment))
+    assert found.key == "backbone.dropout"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "key", "answer"),
+    [("rpn", "rpn.channels", True), ("rpn.channels", "rpn.channels", True), ("rpn.conv", "rpn.convs", False)],
+)
+def test_a_key_is_covered_by_itself_and_its_section(allowed: str, key: str, answer: bool) -> None:
+    assert covers(allowed, key) is answer
+
+
+def test_differences_of_sections_that_only_one_has() -> None:
+    configs = {
+        "a": load_config(Config, CONFIGS / "digits/resnet18_c4.yaml"),
+        "b": load_config(Config, CONFIGS / "digits/resnet18_c4.yaml", ["data.jitter={size: 64}"]),
+    }
+    found = {difference.key: difference.values for difference in differences(configs)}
+    assert found["data.jitter.size"] == {"a": None, "b": 64}
+    assert differences({"a": configs["a"], "c": configs["a"]}) == ()
+
+
+def test_flat_values_are_those_of_json() -> None:
+    flat = flatten(Config())
+    assert flat["anchors.sizes"] == [128.0, 256.0, 512.0]
+    assert (flat["init_classes"], flat["seed"], flat["backbone.weights"]) == ({}, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"base": None}, "experiment "),
+        ({"variants": {"one": {}}}, "variants needs two or more to compare, got ['one']"),
+        ({"variants": {"a/b": {}, "c": {}}}, "'a/b' names a folder: it takes letters, digits and . _ + -"),
+        ({"seeds": []}, "seeds takes one or more different numbers from 0, got []"),
+        ({"seeds": [1, 1]}, "seeds takes one or more different numbers from 0, got [1, 1]"),
+        ({"seeds": [-1]}, "got [-1]"),
+        (
+            {"allowed": ["backbone.nam"]},
+            "allowed has 'backbone.nam', which is no config key; did you mean 'backbone.na",
+        ),
+        ({"allowed": ["zzzz"]}, "it takes section.key, such as backbone.name"),
+        ({"allowed": ["data"]}, "allowed has 'data', which can't differ between variants: all variants are tested on"),
+        ({"allowed": ["data.test"]}, "allowed has 'data.test', which can't differ between variants: all variants are"),
+        ({"allowed": ["seed"]}, "can't differ between variants: `seeds` sets it for every variant alike"),
+        ({"varients": {}}, "no config key 'varients'; did you mean 'variants'?"),
+        ({"protocol": {"name": "equal"}}, "config key 'protocol.name' takes one of"),
+        ({"protocol": {"name": "equal_time"}}, "got None under equal_time"),
+        ({"protocol": {"name": "equal_time", "minutes": 0}}, "got 0.0 under equal_time"),
+        ({"protocol": {"minutes": 3}}, "got 3.0 under equal_steps"),
+        (
+            {"protocol": {"name": "learning_rate_grid", "factors": [1]}},
+            "protocol.validation and perhaps protocol.train",
+        ),
+        ({"protocol": {"factors": [1]}}, "got factors [1.0], validation [] and train [] under equal_steps"),
+        (
+            {"protocol": {"name": "learning_rate_grid", "factors": [1, 1], "validation": ["bccd:val"]}},
+            "protocol.factors are different positive numbers, got [1.0, 1.0]",
+        ),
+    ],
+)
+def test_files_that_describe_no_experiment(write: Write, keys: dict[str, Any], message: str) -> None:
+    path = write(**keys)
+    refused(path, message)
+    refused(path, f"experiment {path}")
+
+
+@pytest.mark.parametrize(("text", "message"), [("[1]", "must hold a YAML mapping"), ("{", "can't be read")])
+def test_files_that_are_no_mapping(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    refused(path, f"experiment {path} {message}")
+    refused(tmp_path / "none.yaml", "can't be read")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["backbone.nam=x"], "variant 'large': no config key 'backbone.nam'"),
+        (
+            "resnet34",
+            "variant 'large': it takes a mapping, such as {backbone: {name: resnet18}}, or [key=value], got 'res",
+        ),
+        (["data.test=[]"], "variant 'large': data.test is empty"),
+    ],
+)
+def test_variants_that_are_no_config_are_named(write: Write, changes: Any, message: str) -> None:
+    experiment = load_experiment(write(variants=VARIANTS | {"large": changes}))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve_variants(experiment)
+
+
+def test_a_missing_base_is_named(write: Write) -> None:
+    with pytest.raises(ValueError, match=r"variant 'small': no config file '.*/none\.yaml'"):
+        resolve_variants(load_experiment(write(base="none.yaml")))
+
+
+def load(name: str) -> tuple[Experiment, dict[str, Config]]:
+    experiment = load_experiment(CONFIGS / "experiments" / f"{name}.yaml")
+    return experiment, resolve_variants(experiment)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_experiment_here_is_fair_and_has_a_header(path: Path) -> None:
+    experiment, variants = load(path.stem)
+    assert check_fair(experiment, variants)
+    header = [line.split(":")[0] for line in path.read_text().splitlines() if line.startswith("# ")]
+    assert {"# Command", "# Hardware", "# Expected"} <= set(header)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipes"),
+    [
+        ("voc_table7", ("voc/vgg16_c4_0712", "voc/resnet101_c4_0712")),
+        ("coco_table8", ("coco/vgg16_c4", "coco/resnet101_c4")),
+    ],
+)
+def test_experiments_at_paper_scale_are_the_single_configs_three_times(name: str, recipes: tuple[str, str]) -> None:
+    experiment, variants = load(name)
+    assert experiment.seeds == (0, 1, 2)
+    assert list(variants.values()) == [load_config(Config, CONFIGS / f"{recipe}.yaml") for recipe in recipes]
+
+
+def test_the_small_experiment_has_eight_runs_that_differ_in_the_name_of_the_backbone_alone() -> None:
+    experiment, variants = load("bccd")
+    assert len(experiment.seeds) * len(variants) == 8
+    assert [difference.key for difference in differences(variants)] == ["backbone.name"]
+    assert {config.backbone.norm for config in variants.values()} == {"gn"}

@@ -1,0 +1,82 @@
+"""Mirrors experiment_protocols.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from detection.config.detection import BackboneConfig, Config, SolverConfig
+from detection.experiments.protocols import choose_rates, scale_solver, time_step
+from detection.experiments.runs import Placement, Programs, Run, write_status
+
+# Writes metrics of steps that take longer and longer, and what it was asked for beside itself.
+TRAINER = """
+import json, pathlib, sys, yaml
+option = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+config = yaml.safe_load(open(option["--config-file"]))
+if config["backbone"]["name"] == "broken":
+    sys.exit("error: no such data")
+run = pathlib.Path(option["--output-dir"])
+run.mkdir()
+pathlib.Path("asked.json").write_text(json.dumps([config["solver"], config["data"]["test"]]))
+seconds = [9, 8, 1, 2, 3, 50][: config["solver"]["iterations"]]
+lines = [{"iteration": i, "seconds_per_step": s} for i, s in enumerate(seconds, 1)] + [{"iteration": 6, "bbox.AP": 0.0}]
+(run / "metrics.jsonl").write_text("".join(json.dumps(line) + chr(10) for line in lines))
+"""
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "trainer.py"
+    path.write_text(TRAINER)
+    return Programs((sys.executable, str(path)), (), ())
+
+
+def test_milestones_and_warm_up_keep_their_places() -> None:
+    solver = SolverConfig(iterations=1000, steps=(600, 800), warmup_iterations=50, base_lr=0.3)
+    scaled = scale_solver(solver, 250)
+    assert (scaled.iterations, scaled.steps, scaled.warmup_iterations, scaled.base_lr) == (250, (150, 200), 12, 0.3)
+    assert scale_solver(scaled, 250) == scaled
+
+
+def test_the_time_of_a_step_is_the_median_after_two(programs: Programs, tmp_path: Path) -> None:
+    config = Config(solver=SolverConfig(iterations=90000, log_every=20, checkpoint_every=10, evaluate_every=10))
+    assert time_step(config, programs, Placement()) == 2.5
+    solver, test = json.loads((tmp_path / "asked.json").read_text())
+    assert (solver["iterations"], solver["log_every"]) == (6, 1)
+    assert (solver["checkpoint_every"], solver["evaluate_every"], test) == (0, 0, [])
+    assert solver["base_lr"] < 1e-6  # so that nothing diverges
+
+
+def test_a_training_that_does_not_start_says_why(programs: Programs) -> None:
+    config = Config(backbone=BackboneConfig(name="broken"))
+    with pytest.raises(ValueError, match="a training with backbone broken does not start: no such data"):
+        time_step(config, programs, Placement())
+
+
+def grid_run(folder: Path, variant: str, factor: str, ap: float | None) -> Run:
+    """A finished run of a search; one that failed if ``ap`` is None."""
+    run = Run(variant, factor, Config(solver=SolverConfig(base_lr=float(factor) / 100)), folder / variant / factor)
+    write_status(run.folder, "done" if ap is not None else "failed", code="")
+    if ap is not None:
+        (run.folder / "result.json").write_text(json.dumps({"bbox": {"AP": None if ap < 0 else ap}}))
+    return run
+
+
+def test_the_best_rate_of_each_variant_is_chosen(tmp_path: Path) -> None:
+    runs = [
+        grid_run(tmp_path, variant, factor, ap)
+        for variant, values in {"a": (0.2, 0.4, 0.4), "b": (None, -1.0, 0.0), "c": (None, None, None)}.items()
+        for factor, ap in zip(("0.5", "1", "2"), values, strict=True)
+    ]
+    grid = choose_rates(runs, "bbox.AP")
+    assert grid["metric"] == "bbox.AP"
+    assert grid["variants"] == {
+        "a": {"scores": {"0.5": 0.2, "1": 0.4, "2": 0.4}, "chosen": 1.0, "base_lr": 0.01},
+        "b": {"scores": {"0.5": None, "1": None, "2": 0.0}, "chosen": 2.0, "base_lr": 0.02},
+        "c": {"scores": {"0.5": None, "1": None, "2": None}, "chosen": None, "base_lr": None},
+    }

@@ -1,0 +1,195 @@
+"""Mirrors detection/tasks/test.py: what a test refuses; whole tests are in test_run.py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detection.build import build_detector
+from detection.config.detection import AnchorConfig, BackboneConfig, BoxConfig, Config, DataConfig, RPNConfig
+from detection.data.digits import CLASSES, write_digits
+from detection.data.loader import load_index
+from detection.engine.checkpoint import Checkpoint
+from detection.engine.device import choose_device
+from detection.engine.evaluate import evaluate
+from detection.evaluation.coco import coco_results
+from detection.tasks.test import SILENT_KEYS, read_records, run_test
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("root"), num_train=1, num_test=1).parent
+
+
+@pytest.fixture(scope="module")
+def config(root: Path) -> Config:
+    return Config(
+        backbone=BackboneConfig(name="resnet18", norm="gn", roi_size=2),
+        anchors=AnchorConfig(sizes=(16.0, 32.0)),
+        rpn=RPNConfig(channels=16, pre_nms_test=16, post_nms_test=4, min_size=2.0),
+        data=DataConfig(test=("digits:test",), root=str(root), shorter_side=48, longer_side=64, workers=0),
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(config: Config) -> Checkpoint:
+    return untrained(config)
+
+
+def untrained(config: Config) -> Checkpoint:
+    """What a checkpoint of a detector that never learned anything reads as."""
+    torch.manual_seed(0)
+    weights = build_detector(config, len(CLASSES)).state_dict()
+    return Checkpoint(Path("trained.safetensors"), weights, config, CLASSES, 0)
+
+
+def with_key(config: Config, key: str, value: Any) -> Config:
+    section, name = key.split(".")
+    return replace(config, **{section: replace(getattr(config, section), **{name: value})})
+
+
+OTHERS = [
+    ("anchors.sizes", (16.0, 64.0), (16.0, 32.0)),
+    ("anchors.ratios", (2.0, 1.0, 0.5), (0.5, 1.0, 2.0)),
+    ("anchors.offset", 0.0, 0.5),
+    ("box.pool", "roi_align", "roi_pool"),
+    ("box.sampling_ratio", 1, 2),
+    ("box.coder_weights", (1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)),
+    ("backbone.roi_size", 4, 2),
+    ("backbone.tail_stride", 2, None),
+    ("backbone.stochastic_depth", 0.5, None),
+    ("backbone.weights_source", "caffe", "torchvision"),
+]
+
+
+class TestKeysThatChangeNoShape:
+    """The weights would load, and every figure would be wrong without a word."""
+
+    @pytest.mark.parametrize(("key", "given", "trained"), OTHERS, ids=[key for key, _, _ in OTHERS])
+    def test_other_value_is_refused_with_key_and_both_values(
+        self, config: Config, checkpoint: Checkpoint, tmp_path: Path, key: str, given: Any, trained: Any
+    ) -> None:
+        with pytest.raises(ValueError, match=rf"^{key} is ") as error:
+            run_test(with_key(config, key, given), checkpoint, tmp_path / "out", say=lambda text: None)
+        for part in (f"is {given!r} here", f"trained with {trained!r}", "trained.safetensors"):
+            assert part in str(error.value)
+        assert not (tmp_path / "out").exists()
+
+    def test_other_place_of_the_stride_is_refused(self, config: Config, tmp_path: Path) -> None:
+        # Only bottleneck blocks have one.
+        old, new = (
+            replace(config, backbone=replace(config.backbone, name="resnet50", stride_in=place))
+            for place in ("1x1", "3x3")
+        )
+        with pytest.raises(ValueError, match=r"backbone\.stride_in is '3x3' here.*trained with '1x1'"):
+            run_test(new, untrained(old), tmp_path, say=lambda text: None)
+
+    def test_every_key_is_one_of_the_config(self, config: Config) -> None:
+        for key in SILENT_KEYS:
+            section, name = key.split(".")
+            assert hasattr(getattr(config, section), name), key
+
+    def test_equal_values_pass(self, config: Config, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        result = run_test(config, checkpoint, tmp_path, say=lambda text: None)
+        assert result["images"] == 1
+
+    def test_what_only_training_or_only_the_test_reads_may_differ(
+        self, config: Config, checkpoint: Checkpoint, tmp_path: Path
+    ) -> None:
+        other = replace(
+            config,
+            backbone=replace(config.backbone, freeze_at=0),
+            rpn=replace(config.rpn, post_nms_test=8, nms_iou=0.5),
+            box=BoxConfig(samples_per_image=8),
+            test=replace(config.test, score_threshold=0.2),
+            solver=replace(config.solver, iterations=1),
+        )
+        assert run_test(other, checkpoint, tmp_path, say=lambda text: None)["images"] == 1
+
+    def test_members_of_an_ensemble_answer_to_their_own_config(
+        self, config: Config, checkpoint: Checkpoint, tmp_path: Path
+    ) -> None:
+        member = replace(checkpoint, config=with_key(config, "anchors.sizes", (24.0, 48.0)))
+        result = run_test(config, checkpoint, tmp_path, ensemble=[member], say=lambda text: None)
+        assert result["images"] == 1
+
+
+class TestChooseDevice:
+    """The device of a config on machines with and without CUDA."""
+
+    @pytest.mark.parametrize(
+        ("device", "available", "expected"),
+        [
+            ("auto", True, "cuda"),
+            ("auto", False, "cpu"),
+            ("cpu", True, "cpu"),
+            ("cpu", False, "cpu"),
+            ("cuda", True, "cuda"),
+        ],
+    )
+    def test_by_hand(self, monkeypatch: pytest.MonkeyPatch, device: Any, available: bool, expected: str) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+        assert choose_device(device).type == expected
+
+    def test_missing_cuda_is_refused_with_the_way_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(ValueError, match=r"no CUDA device; set device=auto or device=cpu"):
+            choose_device("cuda")
+
+
+def test_no_data_set_is_named_by_its_key(config: Config) -> None:
+    with pytest.raises(ValueError, match=r"data\.test is empty; give a list of card:split"):
+        load_index(config.data, (), key="data.test", say=print)
+
+
+def test_no_test_set_is_refused(config: Config, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.test is empty"):
+        run_test(replace(config, data=replace(config.data, test=())), checkpoint, tmp_path)
+
+
+class TestReadRecords:
+    """The run is written by ``run_test`` itself."""
+
+    @pytest.fixture
+    def run(self, config: Config, checkpoint: Checkpoint, tmp_path: Path) -> Path:
+        tested = replace(config, test=replace(config.test, score_threshold=0.0))
+        run_test(tested, checkpoint, tmp_path)
+        return tmp_path
+
+    def test_a_run_keeps_the_config_of_its_training(
+        self, config: Config, checkpoint: Checkpoint, tmp_path: Path
+    ) -> None:
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "config.yaml").write_text("seed: 7\n")
+        run_test(config, checkpoint, tmp_path)
+        assert (tmp_path / "config.yaml").read_text() == "seed: 7\n"
+
+    def test_gives_back_the_detections_and_the_same_result(self, run: Path) -> None:
+        index, records = read_records(run)
+        detections = json.loads((run / "detections.json").read_text())
+        assert len(detections) > 0
+        assert coco_results(records, index.category_ids) == detections
+        result = json.loads((run / "result.json").read_text())
+        assert evaluate(records, index.class_names, "area")["bbox"] == result["bbox"]
+
+    def test_only_the_images_that_were_tested(self, run: Path) -> None:
+        result = json.loads((run / "result.json").read_text())
+        (run / "result.json").write_text(json.dumps(result | {"images": 0}))
+        (run / "detections.json").write_text("[]")
+        assert read_records(run)[1] == []
+
+    def test_detection_of_an_unknown_image_is_refused(self, run: Path) -> None:
+        (run / "detections.json").write_text('[{"image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]')
+        with pytest.raises(ValueError, match=r"entry 0: image 99, category 1 is not in digits:test; has the data set"):
+            read_records(run)
+
+    def test_missing_detections_are_refused_with_the_way_out(self, run: Path) -> None:
+        (run / "detections.json").unlink()
+        with pytest.raises(ValueError, match=r"detections\.json can't be read: .*; tools/test_net\.py writes it"):
+            read_records(run)
