@@ -12,10 +12,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from detection.config.detection import Config
 from detection.config.load import load_config
 from detection.engine.loop import NotFiniteError
 from detection.engine.signals import EXIT_STOPPED, StoppedError
+from detection.localization.config import LocalizationConfig
 from detection.localization.task import format_errors, run_localization
 
 
@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    config = load_config(Config, args.config_file, args.overrides)
+    config = load_config(LocalizationConfig, args.config_file, args.overrides)
     print(format_errors(run_localization(config, Path(args.output_dir))))
 
 

@@ -17,8 +17,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from detection.classification.config import ClassificationConfig
 from detection.classification.task import evaluate_classifiers, format_accuracy, run_pretraining
-from detection.config.detection import Config
 from detection.config.load import load_config
 from detection.engine.checkpoint import read_checkpoint
 from detection.engine.distributed import RankError, is_main
@@ -50,11 +50,11 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    config = load_config(Config, args.config_file, args.overrides)
+    config = load_config(ClassificationConfig, args.config_file, args.overrides)
     path = Path(args.config_file)
     output = Path(args.output_dir or config.output_dir or Path("output") / path.resolve().parent.name / path.stem)
     if args.test:
-        checkpoints = [read_checkpoint(run) for run in args.test]
+        checkpoints = [read_checkpoint(run, ClassificationConfig) for run in args.test]
         output = Path(args.output_dir or checkpoints[0].path.parent.parent / "test")
         result = evaluate_classifiers(config, checkpoints, output)
     else:

@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.tasks.precise_bn import recompute_statistics
 
@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    config = load_config(Config, args.config_file, args.overrides)
+    config = load_config(DetectionConfig, args.config_file, args.overrides)
     used = recompute_statistics(config, args.output, images=args.images, folder=args.image_folder)
     print(f"statistics of {used} images: {args.output}")
 

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.engine.checkpoint import read_checkpoint
 from detection.experiments.methods import format_outcomes, load_rows, run_methods
@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    config = load_config(Config, args.config_file, args.overrides)
+    config = load_config(DetectionConfig, args.config_file, args.overrides)
     checkpoint = read_checkpoint(args.weights)
     output = Path(args.output_dir) if args.output_dir else checkpoint.path.parent.parent / "methods"
     outcomes = run_methods(

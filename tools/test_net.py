@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.engine.checkpoint import read_checkpoint
 from detection.engine.distributed import RankError, is_main, only_main
@@ -73,7 +73,7 @@ def main() -> None:
     if entry:
         args.weights = _fetch(entry)
         args.config_file = args.weights / "config.yaml"
-    config = load_config(Config, args.config_file, args.overrides)
+    config = load_config(DetectionConfig, args.config_file, args.overrides)
     checkpoint = read_checkpoint(args.weights)
     output = Path(args.output_dir) if args.output_dir else checkpoint.path.parent.parent / "test"
     if args.proposals:

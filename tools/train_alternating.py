@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.engine.distributed import RankError, is_main
 from detection.engine.loop import NotFiniteError
@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    result = run_alternating(load_config(Config, args.config_file, args.overrides), Path(args.output_dir))
+    result = run_alternating(load_config(DetectionConfig, args.config_file, args.overrides), Path(args.output_dir))
     if result and is_main():
         print(format_tables(result))
 

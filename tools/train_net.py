@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.engine.distributed import RankError, is_main
 from detection.engine.loop import NotFiniteError
@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    config = load_config(Config, args.config_file, args.overrides)
+    config = load_config(DetectionConfig, args.config_file, args.overrides)
     path = Path(args.config_file)
     output = Path(args.output_dir or config.output_dir or Path("output") / path.resolve().parent.name / path.stem)
     result = run_training(config, output, resume=args.resume)
