@@ -28,7 +28,7 @@ from detection.config.detection import Config
 from detection.config.load import load_config
 from detection.data.loader import build_train_loader
 from detection.engine.loop import NotFiniteError
-from detection.engine.trainer import Evaluation, train_model
+from detection.engine.trainer import Evaluation, Trainer
 from detection.tasks.train import load_data
 
 SAMPLES = 40  # measurements of a soak
@@ -93,14 +93,14 @@ def soak(config: Config, memory: Memory) -> None:
         return Evaluation({config.solver.best_metric: None}, {})
 
     with tempfile.TemporaryDirectory() as output:
-        train_model(
+        Trainer(
             config,
             Path(output),
             index,
             build=lambda fresh: build_detector(config, len(index.class_names), pretrained=fresh),
             load=partial(build_train_loader, index, config.data),
             test=measure,
-        )
+        ).run()
 
 
 def main() -> int:

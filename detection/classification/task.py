@@ -44,7 +44,7 @@ from detection.engine.distributed import (
 )
 from detection.engine.evaluate import metric
 from detection.engine.loop import PRECISIONS
-from detection.engine.trainer import Evaluation, train_model
+from detection.engine.trainer import Evaluation, Trainer
 from detection.files import write_text
 from detection.tasks.train import load_data
 
@@ -79,7 +79,7 @@ def run_pretraining(config: Config, output: Path, *, resume: bool = False) -> di
     index, test_index = load_data(config)
     index = whole_images(index)
     test_index = None if test_index is None else whole_images(test_index)
-    return train_model(
+    return Trainer(
         config,
         output,
         index,
@@ -89,7 +89,7 @@ def run_pretraining(config: Config, output: Path, *, resume: bool = False) -> di
         test_index=test_index,
         resume=resume,
         tool="pretrain_net.py",
-    )
+    ).run()
 
 
 def evaluate_classifiers(config: Config, checkpoints: Sequence[Checkpoint], output: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from detection.engine.checkpoint import load_initial_weights, read_checkpoint
 from detection.engine.device import choose_device
 from detection.engine.distributed import only_main, rank, start, world_size
 from detection.engine.evaluate import evaluate, metric
-from detection.engine.trainer import Evaluation, train_model
+from detection.engine.trainer import Evaluation, Trainer
 from detection.model.faster_rcnn import Detector
 from detection.tasks.test import evaluate_detectors
 
@@ -50,7 +50,7 @@ def run_training(config: Config, output: Path, *, resume: bool = False) -> dict[
     index, test_index = load_data(config)
     figures = evaluate([], index.class_names, "area", masks=config.mask.enabled)
     metric(figures, config.solver.best_metric)  # a misspelt name ends here, not later
-    return train_model(
+    return Trainer(
         config,
         output,
         index,
@@ -59,7 +59,7 @@ def run_training(config: Config, output: Path, *, resume: bool = False) -> dict[
         test=None if test_index is None else lambda model: _test(config, model, test_index, output),
         test_index=test_index,
         resume=resume,
-    )
+    ).run()
 
 
 def load_data(config: Config) -> tuple[AnnotationIndex, AnnotationIndex | None]:
