@@ -44,7 +44,7 @@ from detection.engine.distributed import (
 )
 from detection.engine.evaluate import metric
 from detection.engine.loop import PRECISIONS
-from detection.engine.trainer import Evaluation, train_model
+from detection.engine.trainer import Evaluation, Trainer
 from detection.files import write_text
 
 __all__ = ["build_classifier", "evaluate_classifiers", "format_accuracy", "restore_classifier", "run_pretraining"]
@@ -71,7 +71,7 @@ def run_pretraining(config: ClassificationConfig, output: Path, *, resume: bool 
     index, test_index = load_data(config.data, say=only_main(print))
     index = whole_images(index)
     test_index = None if test_index is None else whole_images(test_index)
-    return train_model(
+    return Trainer(
         config,
         output,
         index,
@@ -81,7 +81,7 @@ def run_pretraining(config: ClassificationConfig, output: Path, *, resume: bool 
         test_index=test_index,
         resume=resume,
         tool="pretrain_net.py",
-    )
+    ).run()
 
 
 def evaluate_classifiers(

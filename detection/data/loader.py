@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import os
 import signal
+import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from detection.config.detection import DetectorDataConfig
 from detection.config.sections import DataConfig
@@ -25,6 +28,19 @@ from detection.data.samplers import TestBatches, TrainBatches, repeat_factors
 from detection.data.transforms import Augment, Jitter, RandomResize, Resize, Scaling
 
 __all__ = ["build_test_loader", "build_train_loader", "detection_loader", "load_data", "load_index", "make_loader"]
+
+
+class _Loader(DataLoader[Any]):  # of samples by its stubs, which do not know collate_fn
+    """A loader that ends its own workers, at the latest when the program ends."""
+
+    def __iter__(self) -> _BaseDataLoaderIter:
+        iterator = super().__iter__()
+        workers: Sequence[BaseProcess] = getattr(iterator, "_workers", ())
+        if workers:
+            end = partial(_end_workers, weakref.ref(iterator), workers)
+            atexit.register(end)  # exit handlers run backwards: before those of torch and multiprocessing
+            weakref.finalize(iterator, _finish, end)
+        return iterator
 
 
 def load_index(
@@ -174,7 +190,7 @@ def make_loader(
     collate: Callable[[Any], Any] = collate,
 ) -> DataLoader[Any]:
     """What ``collate`` makes of the samples of ``dataset``, in the ``batches`` that the sampler says."""
-    return DataLoader[Any](  # of Sample by its stubs, which do not know collate_fn
+    return _Loader(
         dataset,
         batch_sampler=batches,
         num_workers=min(workers, os.cpu_count() or 1),  # more than cores only wait; the number changes no sample
@@ -193,16 +209,27 @@ def _train_resize(config: DetectorDataConfig) -> Scaling:
     return Resize(config.shorter_side, config.longer_side)
 
 
+def _finish(end: Callable[[], None]) -> None:
+    atexit.unregister(end)
+    end()
+
+
 def _start_worker(_worker: int) -> None:
     # What ends a whole group of processes is for the training process alone: it saves, and then ends its workers.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)  # a worker is one process per core already
 
 
-@atexit.register
-def _end_workers() -> None:
-    """Ends workers that are left when the program ends; Python would send them SIGTERM and wait for ever."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own handler would report that they were killed
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+def _end_workers(iterator: weakref.ref[Any], workers: Sequence[BaseProcess]) -> None:
+    """Ends the ``workers`` of one iteration: by a word, and by a kill where that is not heard.
+
+    torch and Python would send them SIGTERM, which they ignore, and wait without end.
+    """
+    running = iterator()
+    if running is not None:
+        running._shutdown_workers()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+            worker.join()

@@ -25,8 +25,15 @@ from torchvision.ops import masks_to_boxes
 from detection.boxes import clip, scale
 from detection.structures import Target
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks a server for its newest version
-import albumentations as A  # noqa: N812  # the name that its own documentation uses
+# Importing it asks a server for its newest version unless this is set; nothing later reads the variable.
+_update = os.environ.get("NO_ALBUMENTATIONS_UPDATE")
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+import albumentations as A  # noqa: E402, N812  # after the variable; the name that its documentation uses
+
+if _update is None:
+    del os.environ["NO_ALBUMENTATIONS_UPDATE"]
+else:
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = _update
 
 __all__ = ["Augment", "Jitter", "RandomResize", "Resize", "Scaling", "paste"]
 

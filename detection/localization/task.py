@@ -40,7 +40,7 @@ from detection.engine.checkpoint import load_detector_weights, read_checkpoint, 
 from detection.engine.device import choose_device
 from detection.engine.distributed import refuse_many
 from detection.engine.loop import PRECISIONS
-from detection.engine.trainer import is_finished, train_model
+from detection.engine.trainer import Trainer, is_finished
 from detection.files import write_text
 from detection.localization.config import LocalizationConfig
 from detection.localization.errors import MAX_GUESSES, LocalizationRecord, localization_error
@@ -231,7 +231,7 @@ def _rcnn_config(config: LocalizationConfig) -> LocalizationConfig:
 
 def _train_rpn(config: LocalizationConfig, index: AnnotationIndex, run: Path) -> None:
     build = partial(build_class_rpn, config, len(index.class_names))
-    train_model(config, run, index, build=build, load=partial(build_train_loader, index, config.data), resume=True)
+    Trainer(config, run, index, build=build, load=partial(build_train_loader, index, config.data), resume=True).run()
 
 
 def _train_rcnn(config: LocalizationConfig, index: AnnotationIndex, stored: Path, run: Path) -> None:
@@ -239,7 +239,9 @@ def _train_rcnn(config: LocalizationConfig, index: AnnotationIndex, stored: Path
     side, positive_iou = config.localization.crop, config.box.positive_iou
     dataset = RegionDataset(index, proposals, side=side, positive_iou=positive_iou, seed=config.seed)
     build = partial(build_region_classifier, config, len(index.class_names))
-    train_model(config, run, index, build=build, load=partial(region_loader, dataset, config.data.workers), resume=True)
+    Trainer(
+        config, run, index, build=build, load=partial(region_loader, dataset, config.data.workers), resume=True
+    ).run()
 
 
 def _restored(

@@ -21,7 +21,7 @@ from detection.engine.checkpoint import load_initial_weights, read_checkpoint
 from detection.engine.device import choose_device
 from detection.engine.distributed import only_main, rank, start, world_size
 from detection.engine.evaluate import evaluate, metric
-from detection.engine.trainer import Evaluation, train_model
+from detection.engine.trainer import Evaluation, Trainer
 from detection.model.architecture import Architecture
 from detection.tasks.test import evaluate_detectors
 
@@ -67,7 +67,7 @@ def run_training(
     )
     figures = evaluate([], index.class_names, "area", masks=masks)
     metric(figures, config.solver.best_metric)  # a misspelt name ends here, not later
-    return train_model(
+    return Trainer(
         config,
         output,
         index,
@@ -76,7 +76,7 @@ def run_training(
         test=None if test_index is None else lambda model: _test(config, model, test_index, output),
         test_index=test_index,
         resume=resume,
-    )
+    ).run()
 
 
 def _check_order(config: DetectionConfig, device: torch.device) -> None:

@@ -32,6 +32,7 @@ from detection.engine.ema import EMA
 from detection.engine.loop import TrainState
 from detection.files import digest
 from detection.model.class_rows import ClassRows
+from detection.model.mask_stage import MaskHead
 
 CONFIG = DetectionConfig(
     backbone=DetectorBackboneConfig(name="vgg11", freeze_at=2),
@@ -596,10 +597,7 @@ class TestInitialWeights:
         here, there = TinyDetector(3), TinyDetector(3, side=2)
         for model, side in ((here, 1000.0), (there, 2000.0)):
             model.mask_stage = nn.Module()
-            model.mask_stage.head = nn.Module()
-            model.mask_stage.head.masks = nn.Conv2d(2, 3, 1)
-            model.mask_stage.head.class_rows = {"masks": ClassRows(1)}
-            nn.init.zeros_(model.mask_stage.head.masks.weight)
+            model.mask_stage.head = MaskHead(2, num_classes=3, convs=0, channels=2)
             model.get_parameter("mask_stage.head.masks.bias").data.copy_(side + torch.arange(3))
         checkpoint = Checkpoint(Path("coco.safetensors"), dict(there.state_dict()), CONFIG, THERE, 0)
         load_initial_weights(here, checkpoint, ("cat", "dog", "cow"), {})
