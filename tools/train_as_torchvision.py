@@ -28,6 +28,7 @@ from detection.data.loader import build_test_loader, build_train_loader
 from detection.engine.device import choose_device
 from detection.engine.evaluate import evaluate, predict
 from detection.engine.trainer import Evaluation, train_model
+from detection.evaluation.metrics import shown_figures
 from detection.structures import Detections, ImageBatch, Proposals, Target
 from detection.tasks.train import load_data, run_training
 
@@ -74,7 +75,7 @@ def test_theirs(config: Config, model: nn.Module, index: AnnotationIndex) -> Eva
     """Ours in all but the network."""
     records = predict(model, build_test_loader(index, config.data), index, device=choose_device(config.device)).records
     result = evaluate(records, index.class_names, "area")
-    return Evaluation(result, {"bbox.AP": result["bbox"]["AP"]})
+    return Evaluation(result, shown_figures(result, "log"))
 
 
 def main() -> None:

@@ -16,11 +16,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from detection.engine.device import peak_memory_gib
+from detection.evaluation.metrics import shown_in
 from detection.files import write_text
 
 __all__ = ["NoLog", "RunLog"]
-
-METRICS = ("bbox.", "segm.", "voc.", "classification.")  # what the line of an evaluation shows
 
 
 class RunLog:
@@ -84,7 +83,8 @@ class RunLog:
         if "seconds_per_step" in record:
             left = timedelta(seconds=round(record["seconds_per_step"] * (self._iterations - iteration)))
             parts.append(f"{record['seconds_per_step']:.2f} s/step  ETA {left}  {record['memory_gib']:.1f} GiB")
-        parts += [f"{name} {value:.3f}" for name, value in record.items() if name.startswith(METRICS)]
+        evaluated = {metric.key for metric in shown_in("log")}
+        parts += [f"{name} {value:.3f}" for name, value in record.items() if name in evaluated]
         return "  ".join(parts)
 
 

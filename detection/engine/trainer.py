@@ -37,13 +37,13 @@ from detection.engine.distributed import (
     world_size,
 )
 from detection.engine.ema import EMA
-from detection.engine.evaluate import metric
 from detection.engine.log import NoLog, RunLog
 from detection.engine.loop import NotFiniteError, TrainState, train
 from detection.engine.manifest import manifest_entry
 from detection.engine.optim import build_optimizer
 from detection.engine.recovery import dump_step
 from detection.engine.signals import StoppedError, StopRequest, stop_request
+from detection.evaluation.metrics import is_better, read_metric
 from detection.files import write_text
 from detection.tasks.test import SILENT_KEYS
 
@@ -205,8 +205,8 @@ class _Run:
         tested = self.test(state.tested)
         known = {name: value for name, value in tested.figures.items() if value is not None}
         self.log.metrics(state.iteration, known)
-        value = metric(tested.result, solver.best_metric)
-        best = value is not None and (state.best is None or value > state.best)
+        value = read_metric(tested.result, solver.best_metric)
+        best = is_better(solver.best_metric, value, state.best)
         state.best, state.evaluated = value if best else state.best, state.iteration
         self.checkpoints.save_evaluated(state, best=best)
         return tested.result

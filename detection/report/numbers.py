@@ -26,6 +26,7 @@ from detection.evaluation.curves import (
 )
 from detection.evaluation.inference import Comparison, Difference, VariantScore, paired_bootstrap
 from detection.evaluation.matching import Matches, match
+from detection.evaluation.metrics import figures, shown_in
 from detection.evaluation.record import Record
 from detection.evaluation.tide import error_difference, error_types
 from detection.report.paper import paper_cells
@@ -33,7 +34,6 @@ from detection.report.reading import Experiment, Run, read_metrics
 from detection.tasks.test import read_records
 
 __all__ = [
-    "METRICS",
     "Evidence",
     "Shown",
     "as_json",
@@ -45,12 +45,6 @@ __all__ = [
     "run_numbers",
     "show",
 ]
-
-# Name in a report -> section and key of result.json.
-METRICS = {
-    **{name: ("bbox", name) for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")},
-    "VOC mAP": ("voc", "mAP"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,9 +193,10 @@ def pair_numbers(
 
 
 def metric_numbers(runs: Sequence[Path]) -> dict[str, Any]:
-    """``METRICS`` over the results of ``runs``, which differ in their seed alone."""
-    results = [json.loads((run / "result.json").read_text()) for run in runs]
-    return {name: _over_seeds([result[section][key] for result in results]) for name, (section, key) in METRICS.items()}
+    """Returns the reported metrics by name, over the results of ``runs``, which differ in their seed alone."""
+    results = [figures(json.loads((run / "result.json").read_text())) for run in runs]
+    # .get: a result may be older than a metric
+    return {metric.name: _over_seeds([result.get(metric.key) for result in results]) for metric in shown_in("report")}
 
 
 def _variant(

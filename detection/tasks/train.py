@@ -1,6 +1,6 @@
 """A whole training run of a detector, from a config to the files of an output directory.
 
-Those of training.py, and RUN/result.json of the last evaluation with detections.json: see testing.py
+Those of engine/trainer.py, and RUN/result.json of the last evaluation with detections.json: see tasks/test.py
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from detection.data.loader import build_train_loader, load_index
 from detection.engine.checkpoint import load_initial_weights, read_checkpoint
 from detection.engine.device import choose_device
 from detection.engine.distributed import only_main, rank, start, world_size
-from detection.engine.evaluate import evaluate, metric
+from detection.engine.evaluate import evaluate
 from detection.engine.trainer import Evaluation, train_model
+from detection.evaluation.metrics import read_metric, shown_figures
 from detection.model.faster_rcnn import Detector
 from detection.tasks.test import evaluate_detectors
 
@@ -49,7 +50,7 @@ def run_training(config: Config, output: Path, *, resume: bool = False) -> dict[
     start(device)
     index, test_index = load_data(config)
     figures = evaluate([], index.class_names, "area", masks=config.mask.enabled)
-    metric(figures, config.solver.best_metric)  # a misspelt name ends here, not later
+    read_metric(figures, config.solver.best_metric)  # a misspelt name ends here, not later
     return train_model(
         config,
         output,
@@ -102,6 +103,4 @@ def _test(config: Config, model: nn.Module, index: AnnotationIndex, output: Path
     """The detector ``model``, tested on ``index``; writes the files of ``evaluate_detectors``."""
     assert isinstance(model, Detector)
     result, _ = evaluate_detectors(config, [model], index, output)
-    kinds = [kind for kind in ("bbox", "segm") if kind in result]
-    figures = {f"{kind}.{name}": result[kind][name] for kind in kinds for name in ("AP", "AP50", "AP75")}
-    return Evaluation(result, figures | {"voc.mAP": result["voc"]["mAP"]})
+    return Evaluation(result, shown_figures(result, "log"))
