@@ -117,7 +117,7 @@ def _head_name(config: Config, detector: Detector) -> str:
 
 
 def _count_norms(detector: Detector) -> str:
-    counts = Counter(type(m).__name__ for m in detector.modules() if "Norm" in type(m).__name__)
+    counts = Counter(type(m).__name__ for m in detector.modules() if "Norm" in type(m).__name__ and type(m).__name__ != "Normalize")
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
 
 

@@ -459,4 +459,4 @@ def test_the_tail_of_a_c4_halves_in_its_first_convolution() -> None:
     pooler = detector.get_submodule("box_stage.pooler")
     assert isinstance(pooler, RegionPooler)
     assert (pooler.size, pooler.sampling_ratio, pooler.kind) == (14, 0, "roi_align")
-    assert detector.bgr
+    assert detector.normalize.bgr
