@@ -21,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from detection.evaluation.matching import IOU_THRESHOLDS, ClassMatches, Matches, check_comparable
+from detection.evaluation.curves import RECALLS
+from detection.evaluation.matching import ClassMatches, Matches, check_comparable
+from detection.evaluation.overlaps import COCO_IOUS
 
 __all__ = [
     "Comparison",
@@ -36,7 +38,6 @@ __all__ = [
     "paired_bootstrap",
 ]
 
-_RECALLS = np.linspace(0, 1, 101)
 _CHUNK = 2**19  # detections times resamples worked on at once: some megabytes
 
 
@@ -158,7 +159,7 @@ def average_precision(matches: Matches, weights: NDArray[np.integer]) -> NDArray
 
     ``weights`` (B, N) are counts. Of detections with the same score, the copies of one count one after the other.
     """
-    num_thresholds = matches.classes[0].hits.shape[1] if matches.classes else len(IOU_THRESHOLDS)
+    num_thresholds = matches.classes[0].hits.shape[1] if matches.classes else len(COCO_IOUS)
     ap = np.empty((len(weights), len(matches.classes), num_thresholds))
     for label, found in enumerate(matches.classes):
         step = max(1, _CHUNK // max(1, len(found.images)))
@@ -219,8 +220,8 @@ def _area(
     best_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     # COCO's comparison recall >= 0.01 * i, in its own floating point
     recall = true / np.maximum(num_objects, 1)[:, None]
-    reached = np.searchsorted(_RECALLS, recall, side="right")
-    return (best_from_here * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(_RECALLS)
+    reached = np.searchsorted(RECALLS, recall, side="right")
+    return (best_from_here * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(RECALLS)
 
 
 def _numbers(matches: Matches, weights: NDArray[np.integer]) -> NDArray[np.float64]:

@@ -25,7 +25,8 @@ from detection.evaluation.inference import (
     draw_images,
     mean_over_classes,
 )
-from detection.evaluation.matching import FlatMatches, Matches, box_iou, check_comparable, join, match_image, pack
+from detection.evaluation.matching import FlatMatches, Matches, check_comparable, join, match_image, pack
+from detection.evaluation.overlaps import record_iou
 from detection.evaluation.record import Record, check_records
 
 __all__ = ["ERROR_TYPES", "ErrorTypes", "error_difference", "error_types"]
@@ -126,7 +127,7 @@ def _image_table(image: int, record: Record) -> _Table:
     found = match_image(record)
     rows, hits, ignored = found.rows, found.objects[:, 0] >= 0, found.ignored[:, 0]
     counted = np.flatnonzero(~record.gt_ignore)
-    iou = box_iou(record)[np.ix_(rows, counted)]
+    iou = record_iou(record)[np.ix_(rows, counted)]
     same_class = record.labels[rows, None] == record.gt_labels[counted]
     gt_found = np.isin(counted, found.objects[:, 0])
     errors = np.where(hits | ignored, "", _kinds(np.where(same_class, iou, 0), np.where(same_class, 0, iou)))

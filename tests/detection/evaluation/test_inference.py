@@ -18,7 +18,8 @@ from detection.evaluation.inference import (
     mean_over_classes,
     paired_bootstrap,
 )
-from detection.evaluation.matching import IOU_THRESHOLDS, FlatMatches, Matches, match, pack
+from detection.evaluation.matching import FlatMatches, Matches, match, pack
+from detection.evaluation.overlaps import COCO_IOUS
 from detection.evaluation.record import Record
 
 NAMES = ["cat", "dog", "cow", "unseen"]
@@ -55,7 +56,7 @@ def random_records(seed: int, count: int = 15) -> list[Record]:
 
 def simple_rows(hits: Sequence[bool], images: Sequence[int], gt_images: Sequence[int]) -> FlatMatches:
     """One class; detections with falling scores that are right or wrong at every threshold."""
-    rows = np.repeat(np.array(hits, np.bool_)[:, None], len(IOU_THRESHOLDS), axis=1)
+    rows = np.repeat(np.array(hits, np.bool_)[:, None], len(COCO_IOUS), axis=1)
     return FlatMatches(
         images=np.array(images, np.int64),
         labels=np.zeros(len(hits), np.int64),
@@ -248,8 +249,8 @@ def simulated(rng: np.random.Generator, images: tuple[np.ndarray, np.ndarray, np
         images=np.concatenate([gt_images[found], false]),
         labels=np.concatenate([gt_labels[found], rng.integers(0, 2, len(false))]),
         scores=scores.astype(np.float32),
-        hits=iou[:, None] >= IOU_THRESHOLDS,
-        ignored=np.zeros((len(scores), len(IOU_THRESHOLDS)), np.bool_),
+        hits=iou[:, None] >= COCO_IOUS,
+        ignored=np.zeros((len(scores), len(COCO_IOUS)), np.bool_),
         gt_images=gt_images,
         gt_labels=gt_labels,
     )
