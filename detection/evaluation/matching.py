@@ -21,7 +21,7 @@ __all__ = [
     "ClassMatches",
     "FlatMatches",
     "ImageMatches",
-    "Matches",
+    "MatchedRecords",
     "check_comparable",
     "join",
     "match",
@@ -38,14 +38,14 @@ MAX_DETECTIONS = 100  # of a class in an image
 class ClassMatches:
     """Detections of one class in all images, best score first; ties keep the order of image ids, then of rows."""
 
-    images: NDArray[np.int64]  # (D,) index 0..N-1 into Matches.image_ids
+    images: NDArray[np.int64]  # (D,) index 0..N-1 into MatchedRecords.image_ids
     hits: NDArray[np.bool_]  # (D, T) found an object that no better one had found
     ignored: NDArray[np.bool_]  # (D, T) found ignored objects only: neither hit nor miss
     num_objects: NDArray[np.int64]  # (N,) objects to find, without ignored ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Matches:
+class MatchedRecords:
     """What AP is made of: detections and counts of objects, class by class."""
 
     class_names: tuple[str, ...]  # K
@@ -86,7 +86,7 @@ _NO_ROWS = FlatMatches(
 )
 
 
-def match(records: Sequence[Record], class_names: Sequence[str]) -> Matches:
+def match(records: Sequence[Record], class_names: Sequence[str]) -> MatchedRecords:
     """The boxes of ``records`` matched at IoU 0.50, 0.55, ..., 0.95, objects of every area.
 
     Raises:
@@ -127,14 +127,14 @@ def join(tables: Sequence[Table]) -> Table:
     return type(tables[0])(**columns)
 
 
-def pack(flat: FlatMatches, class_names: Sequence[str], image_ids: Sequence[int]) -> Matches:
+def pack(flat: FlatMatches, class_names: Sequence[str], image_ids: Sequence[int]) -> MatchedRecords:
     """The rows of ``flat`` class by class and by score; ``image_ids`` ascend."""
     num_images, num_classes = len(image_ids), len(class_names)
     order = np.lexsort((-flat.scores, flat.labels))  # stable
     starts = np.searchsorted(flat.labels[order], np.arange(num_classes))
     cells = flat.gt_labels * num_images + flat.gt_images
     num_objects = np.bincount(cells, minlength=num_classes * num_images).reshape(num_classes, num_images)
-    return Matches(
+    return MatchedRecords(
         class_names=tuple(class_names),
         image_ids=np.array(image_ids, np.int64),
         classes=tuple(
@@ -144,7 +144,7 @@ def pack(flat: FlatMatches, class_names: Sequence[str], image_ids: Sequence[int]
     )
 
 
-def check_comparable(runs: Mapping[str, Matches]) -> None:
+def check_comparable(runs: Mapping[str, MatchedRecords]) -> None:
     """Raises unless all ``runs`` were tested with the same classes, images and objects.
 
     Raises:
@@ -157,7 +157,7 @@ def check_comparable(runs: Mapping[str, Matches]) -> None:
             raise ValueError(f"{first} and {name} are not comparable: {mismatch}; test both on the same data")
 
 
-def _mismatch(a: Matches, b: Matches) -> str | None:
+def _mismatch(a: MatchedRecords, b: MatchedRecords) -> str | None:
     """What was tested differently, first ``a`` and then ``b``; None for nothing."""
     for what, ours, theirs in (
         ("classes", list(a.class_names), list(b.class_names)),

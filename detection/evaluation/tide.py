@@ -25,7 +25,7 @@ from detection.evaluation.inference import (
     draw_images,
     mean_over_classes,
 )
-from detection.evaluation.matching import FlatMatches, Matches, check_comparable, join, match_image, pack
+from detection.evaluation.matching import FlatMatches, MatchedRecords, check_comparable, join, match_image, pack
 from detection.evaluation.overlaps import record_iou
 from detection.evaluation.record import Record, check_records
 
@@ -112,7 +112,7 @@ def error_difference(
     return _summary({name: gains_b[name] - gains_a[name] for name in gains_a}, confidence)
 
 
-def _oracles(records: Sequence[Record], class_names: Sequence[str]) -> dict[str, Matches]:
+def _oracles(records: Sequence[Record], class_names: Sequence[str]) -> dict[str, MatchedRecords]:
     """The run as it is under "AP50", and with each type of error fixed under its name."""
     check_records(records, len(class_names))
     ordered = sorted(records, key=lambda record: record.image_id)
@@ -191,7 +191,7 @@ def _fix(table: _Table, types: set[str]) -> FlatMatches:
     )
 
 
-def _gains(oracles: dict[str, Matches], weights: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
+def _gains(oracles: dict[str, MatchedRecords], weights: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
     """AP50 (1 + B,) and by how much each oracle raises it.
 
     A class that loses all its objects to a fix counts as AP 0, as in tidecv.

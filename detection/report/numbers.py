@@ -24,13 +24,13 @@ from detection.evaluation.curves import (
     mean_precision,
     score_of_as_many,
 )
-from detection.evaluation.inference import Comparison, Difference, VariantScore, paired_bootstrap
-from detection.evaluation.matching import Matches, match
+from detection.evaluation.inference import BootstrapResult, Difference, VariantScore, paired_bootstrap
+from detection.evaluation.matching import MatchedRecords, match
 from detection.evaluation.metrics import figures, shown_in
 from detection.evaluation.record import Record
 from detection.evaluation.tide import error_difference, error_types
 from detection.report.paper import paper_cells
-from detection.report.reading import Experiment, Run, read_metrics
+from detection.report.reading import ExperimentFolder, RunFolder, read_metrics
 from detection.tasks.test import read_records
 
 __all__ = [
@@ -65,10 +65,10 @@ class Evidence:
 
     index: AnnotationIndex
     shown: Mapping[str, Shown]  # of the first finished seed
-    matches: Mapping[str, Sequence[Matches]]  # of every finished seed
+    matches: Mapping[str, Sequence[MatchedRecords]]  # of every finished seed
 
 
-def gather(experiment: Experiment, *, say: Callable[[str], None]) -> Evidence | None:
+def gather(experiment: ExperimentFolder, *, say: Callable[[str], None]) -> Evidence | None:
     """What the variants with a finished run found; None if there is none.
 
     Raises:
@@ -99,7 +99,7 @@ def show(records: Sequence[Record], num_classes: int) -> Shown:
     )
 
 
-def experiment_numbers(experiment: Experiment, evidence: Evidence | None, *, resamples: int) -> dict[str, Any]:
+def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None, *, resamples: int) -> dict[str, Any]:
     """The content of report.json."""
     plan = experiment.plan
     numbers: dict[str, Any] = {
@@ -200,7 +200,7 @@ def metric_numbers(runs: Sequence[Path]) -> dict[str, Any]:
 
 
 def _variant(
-    experiment: Experiment, name: str, evidence: Evidence, comparison: Comparison, resamples: int
+    experiment: ExperimentFolder, name: str, evidence: Evidence, comparison: BootstrapResult, resamples: int
 ) -> dict[str, Any]:
     runs, costs = experiment.done(name), experiment.costs.get(name, {})
     metrics = metric_numbers([run.folder for run in runs])
@@ -233,7 +233,7 @@ def _ratio(value: float | None, cost: float | None) -> float | None:
     return None if value is None or not cost else value / cost
 
 
-def _training(run: Run) -> dict[str, Any]:
+def _training(run: RunFolder) -> dict[str, Any]:
     """Loss and AP by iteration."""
     curves = {"loss": read_metrics(run.folder, "loss/total"), "AP": read_metrics(run.folder, "bbox.AP")}
     return {"seed": run.seed} | {

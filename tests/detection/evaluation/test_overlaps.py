@@ -32,6 +32,11 @@ def make_record(boxes: np.ndarray, gt_boxes: np.ndarray, ignore: np.ndarray) -> 
     )
 
 
+def boxes_xywh(boxes: np.ndarray) -> Any:
+    exact = boxes.astype(np.float64)
+    return np.concatenate([exact[:, :2], exact[:, 2:] - exact[:, :2]], axis=1)
+
+
 def test_by_hand() -> None:
     box = np.array([[0, 0, 10, 10]], np.float32)
     others = np.array([[0, 0, 10, 5], [5, 5, 15, 15], [10, 0, 20, 10], [3, 3, 3, 3]], np.float32)
@@ -50,8 +55,7 @@ def test_records_get_pycocotools_overlaps_to_the_bit() -> None:
         boxes, gt_boxes = random_boxes(rng, 30), random_boxes(rng, 12)
         gt_boxes[:4] = boxes[:4]
         ignore = rng.random(12) < 0.4
-        exact: Any = [np.concatenate([b[:, :2], b[:, 2:] - b[:, :2]], 1) for b in map(np.float64, (boxes, gt_boxes))]
-        expected = coco_mask.iou(*exact, ignore.tolist())
+        expected = coco_mask.iou(boxes_xywh(boxes), boxes_xywh(gt_boxes), ignore.tolist())
         np.testing.assert_array_equal(record_iou(make_record(boxes, gt_boxes, ignore)), expected)
 
 
