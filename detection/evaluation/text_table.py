@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from detection.evaluation.printable import printable
+
 __all__ = ["text_table"]
 
 PIPE_WIDTH = 80  # columns where no terminal says otherwise
@@ -30,17 +32,12 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Co
     table = Table(box=None, pad_edge=False, header_style="")
     for number, name in enumerate(header):
         if number in left:
-            table.add_column(_printable(name), overflow="fold")
+            table.add_column(Text(printable(name)), overflow="fold")
         else:
-            table.add_column(_printable(name), justify="right", min_width=NUMBER_WIDTH, no_wrap=True)
+            table.add_column(Text(printable(name)), justify="right", min_width=NUMBER_WIDTH, no_wrap=True)
     for row in rows:
-        table.add_row(*map(_printable, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     stream = io.StringIO()
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
     Console(file=stream, width=width, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
-
-
-def _printable(cell: str) -> Text:
-    """``cell`` without markup; line ends and control characters are escaped."""
-    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cell))

@@ -1,4 +1,4 @@
-"""Mirrors detection/engine/loop.py; whole runs are in tests/detection/test_run.py."""
+"""Mirrors detection/engine/loop.py; whole runs are in tests/detection/tasks/test_train.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mirrors experiments/proof.py."""
+"""Mirrors detection/experiments/proof.py."""
 
 from __future__ import annotations
 
