@@ -28,6 +28,7 @@ from detection.data.loader import build_test_loader, build_train_loader, load_da
 from detection.engine.device import choose_device
 from detection.engine.evaluate import evaluate, predict
 from detection.engine.trainer import Evaluation, Trainer
+from detection.evaluation.metrics import shown_figures
 from detection.structures import Detections, ImageBatch, Proposals, Target
 from detection.tasks.train import run_training
 
@@ -74,7 +75,7 @@ def test_theirs(config: DetectionConfig, model: nn.Module, index: AnnotationInde
     """Ours in all but the network."""
     records = predict(model, build_test_loader(index, config.data), index, device=choose_device(config.device)).records
     result = evaluate(records, index.class_names, "area")
-    return Evaluation(result, {"bbox.AP": result["bbox"]["AP"]})
+    return Evaluation(result, shown_figures(result, "log"))
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detection.data.images import read_image
+from detection.files import digest
 from detection.masks import RLE, decode, empty_rle
 from detection.structures import Target
 
-__all__ = ["NO_MASKS", "AnnotationIndex", "PackedStrings"]
+__all__ = ["NO_MASKS", "AnnotationIndex", "PackedStrings", "index_digest"]
 
 NO_MASKS = (
     "the data set has no masks, or they were not read; COCO files need `segmentation`, and the split of a VOC card "
@@ -191,6 +193,17 @@ class AnnotationIndex:
             areas=torch.cat([part.areas for part in parts]),
             masks=_concatenate_masks(parts),
         )
+
+
+def index_digest(index: AnnotationIndex) -> str:
+    """Returns the SHA-256, hexadecimal, of classes, image file names and objects.
+
+    Neither pixels, nor folders, nor ids of images and categories count: a data set that moved has the same.
+    """
+    names = [Path(path).name for path in index.paths]
+    objects = [index.sizes, index.ends, index.boxes, index.labels, index.ignore]
+    masks = None if index.masks is None else [index.masks.characters, index.masks.ends]
+    return digest([index.class_names, names, objects, masks])
 
 
 def _concatenate_masks(parts: Sequence[AnnotationIndex]) -> PackedStrings | None:

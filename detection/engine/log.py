@@ -24,11 +24,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from detection.engine.device import peak_memory_gib
+from detection.evaluation.metrics import shown_in
 from detection.files import write_text
 
 __all__ = ["LoggedRun", "RunLog", "Sink", "require_packages"]
-
-METRICS = ("bbox.", "segm.", "voc.", "classification.")  # what the line of an evaluation shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,8 @@ class Terminal:
         if "seconds_per_step" in values:
             left = timedelta(seconds=round(values["seconds_per_step"] * (self._iterations - iteration)))
             parts.append(f"{values['seconds_per_step']:.2f} s/step  ETA {left}  {values['memory_gib']:.1f} GiB")
-        parts += [f"{name} {value:.3f}" for name, value in values.items() if name.startswith(METRICS)]
+        evaluated = {metric.key for metric in shown_in("log")}
+        parts += [f"{name} {value:.3f}" for name, value in values.items() if name in evaluated]
         return "  ".join(parts)
 
 

@@ -40,7 +40,6 @@ from detection.engine.distributed import (
     world_size,
 )
 from detection.engine.ema import EMA
-from detection.engine.evaluate import metric
 from detection.engine.feed import Feed
 from detection.engine.log import LoggedRun, RunLog, require_packages
 from detection.engine.loop import TrainState, Window, step
@@ -48,6 +47,7 @@ from detection.engine.manifest import manifest_entry
 from detection.engine.optim import build_optimizer, learning_rate, set_learning_rate
 from detection.engine.recovery import Recovery
 from detection.engine.signals import StopRequest, stop_request
+from detection.evaluation.metrics import is_better, read_metric
 from detection.files import write_text
 
 __all__ = ["Evaluation", "Trainer", "is_finished"]
@@ -187,8 +187,8 @@ class Trainer:
         tested = self.test(state.tested)
         known = {name: value for name, value in tested.figures.items() if value is not None}
         log.metrics(state.iteration, known)
-        value = metric(tested.result, solver.best_metric)
-        best = value is not None and (state.best is None or value > state.best)
+        value = read_metric(tested.result, solver.best_metric)
+        best = is_better(solver.best_metric, value, state.best)
         state.best, state.evaluated = value if best else state.best, state.iteration
         self.checkpoints.save_evaluated(state, best=best)
         return tested.result

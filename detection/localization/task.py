@@ -41,6 +41,8 @@ from detection.engine.device import choose_device
 from detection.engine.distributed import refuse_many
 from detection.engine.loop import PRECISIONS
 from detection.engine.trainer import Trainer, is_finished
+from detection.evaluation.metrics import percent
+from detection.evaluation.text_table import text_table
 from detection.files import write_text
 from detection.localization.config import LocalizationConfig
 from detection.localization.errors import MAX_GUESSES, LocalizationRecord, localization_error
@@ -155,13 +157,10 @@ def build_region_classifier(config: LocalizationConfig, num_classes: int, pretra
 
 def format_errors(result: dict[str, Any]) -> str:
     """The table of ``run_localization``'s result: errors in percent, and the paper's."""
-    lines: list[tuple[str, ...]] = [("", "top-5 LOC", "top-1 LOC", "top-5 CLS", "paper's top-5 LOC")]
-    for row in result["rows"]:
-        figures = (row[name] for name in ("top5_error", "top1_error", "top5_class_error", "paper"))
-        lines.append((row["name"], *("-" if figure is None else f"{100 * figure:.1f}" for figure in figures)))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    table = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([f"localisation error (%), {result['images']} images", *table])
+    header = ("", "top-5 LOC", "top-1 LOC", "top-5 CLS", "paper's top-5 LOC")
+    names = ("top5_error", "top1_error", "top5_class_error", "paper")
+    rows = [(row["name"], *(percent(row[name]) for name in names)) for row in result["rows"]]
+    return f"localisation error (%), {result['images']} images\n{text_table(header, rows)}"
 
 
 class _ClassPredictor(nn.Module):

@@ -1,6 +1,6 @@
 """A whole training run of a detector, from a config to the files of an output directory.
 
-Those of training.py, and RUN/result.json of the last evaluation with detections.json: see testing.py
+Those of engine/trainer.py, and RUN/result.json of the last evaluation with detections.json: see tasks/test.py
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from detection.data.loader import detection_loader, load_data
 from detection.engine.checkpoint import load_initial_weights, read_checkpoint
 from detection.engine.device import choose_device
 from detection.engine.distributed import only_main, rank, start, world_size
-from detection.engine.evaluate import evaluate, metric
+from detection.engine.evaluate import evaluate
 from detection.engine.trainer import Evaluation, Trainer
+from detection.evaluation.metrics import read_metric, shown_figures
 from detection.model.architecture import Architecture
 from detection.tasks.test import evaluate_detectors
 
@@ -66,7 +67,7 @@ def run_training(
         limit=config.data.limit,
     )
     figures = evaluate([], index.class_names, "area", masks=masks)
-    metric(figures, config.solver.best_metric)  # a misspelt name ends here, not later
+    read_metric(figures, config.solver.best_metric)  # a misspelt name ends here, not later
     return Trainer(
         config,
         output,
@@ -99,6 +100,4 @@ def _test(config: DetectionConfig, model: nn.Module, index: AnnotationIndex, out
     """The detector ``model``, tested on ``index``; writes the files of ``evaluate_detectors``."""
     assert isinstance(model, Architecture)
     result, _ = evaluate_detectors(config, [model], index, output)
-    kinds = [kind for kind in ("bbox", "segm") if kind in result]
-    figures = {f"{kind}.{name}": result[kind][name] for kind in kinds for name in ("AP", "AP50", "AP75")}
-    return Evaluation(result, figures | {"voc.mAP": result["voc"]["mAP"]})
+    return Evaluation(result, shown_figures(result, "log"))

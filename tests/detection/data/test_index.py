@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detection.data.index import AnnotationIndex, PackedStrings
+from detection.data.index import AnnotationIndex, PackedStrings, index_digest
 from detection.masks import encode
 
 MakeIndex = Callable[..., AnnotationIndex]
@@ -209,3 +209,32 @@ def test_the_first_images_keep_their_objects(index: AnnotationIndex, count: int)
         assert first.rles(row) == masked.rles(row)
         assert torch.equal(first.target(row).boxes, masked.target(row).boxes)
     assert first.num_wanted().tolist() == masked.num_wanted().tolist()[:count]
+
+
+# digest
+
+
+def test_the_digest_sees_every_annotation_and_not_where_the_files_lie(make_index: MakeIndex) -> None:
+    objects = [[(BOX, 0, False), (OTHER, 1, False)], []]
+    plain = make_index(objects, paths=["/a/0.jpg", "/a/1.jpg"])
+    moved = make_index(objects, paths=["/b/c/0.jpg", "1.jpg"], ids=[70, 4])
+    assert index_digest(moved) == index_digest(plain)
+    mask = torch.zeros(60, 80, dtype=torch.bool)
+    others = [
+        replace(plain, boxes=plain.boxes + 1),
+        replace(plain, labels=plain.labels.flip(0)),
+        replace(plain, ignore=~plain.ignore),
+        replace(plain, class_names=("dog", "cat")),
+        replace(plain, sizes=plain.sizes + 1),
+        replace(plain, paths=PackedStrings.pack(["/a/0.jpg", "/a/2.jpg"])),
+        make_index([[], objects[0]], paths=["/a/0.jpg", "/a/1.jpg"]),
+        plain.first(1),
+        with_masks(plain, mask, mask),
+        with_masks(plain, mask, ~mask),
+    ]
+    assert len({index_digest(each) for each in [plain, *others]}) == len(others) + 1
+
+
+def test_names_that_only_join_alike_differ(make_index: MakeIndex) -> None:
+    first, second = (make_index([[], []], paths=paths) for paths in (["ab.jpg", "c.jpg"], ["a", "b.jpgc.jpg"]))
+    assert index_digest(first) != index_digest(second)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from detection.engine.loop import NotFiniteError, step
 from detection.engine.manifest import read_manifest
 from detection.engine.optim import build_optimizer
 from detection.engine.signals import StoppedError
+from detection.evaluation.metrics import Metric
 from detection.tasks.test import run_test
 from detection.tasks.train import run_training
 
@@ -238,12 +239,25 @@ class TestTraining:
 
     def test_best_checkpoint_has_the_best_metric(self, config: DetectionConfig, tmp_path: Path) -> None:
         figures = {1: 0.2, 2: 0.5, 3: 0.4, 4: None}
-        seen = iter(figures.values())
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("detection.engine.trainer.metric", lambda result, key: next(seen))
-            run_training(with_solver(config, evaluate_every=1, keep_checkpoints=1), tmp_path)
-        assert read_checkpoint(tmp_path / "checkpoints" / "best.safetensors").iteration == 2
+        assert self.best_iteration(config, tmp_path, figures.values()) == 2
         assert read_checkpoint(tmp_path).iteration == 4
+
+    def test_best_checkpoint_has_the_lowest_error(
+        self, config: DetectionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        error = Metric("bbox.AP", "error", lower_is_better=True)
+        monkeypatch.setattr("detection.evaluation.metrics.METRICS", (error,))
+        figures = {1: 0.5, 2: None, 3: 0.2, 4: 0.3}
+        assert self.best_iteration(config, tmp_path, figures.values()) == 3
+
+    @staticmethod
+    def best_iteration(config: DetectionConfig, output: Path, figures: Iterable[float | None]) -> int:
+        """Iteration of the best checkpoint of a run whose evaluations give ``figures``."""
+        seen = iter(figures)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("detection.engine.trainer.read_metric", lambda result, key: next(seen))
+            run_training(with_solver(config, evaluate_every=1, keep_checkpoints=1), output)
+        return read_checkpoint(output / "checkpoints" / "best.safetensors").iteration
 
     def test_parts_of_a_step(self, config: DetectionConfig, tmp_path: Path) -> None:
         accumulated = with_solver(with_data(config, test=()), images_per_step=4, accumulate=2, iterations=3)
