@@ -31,7 +31,14 @@ from detection.model.rpn import RPN, ProposalFilter, RPNHead
 from detection.model.sampler import BalancedSampler
 from detection.model.test_time.tester import Methods, Tester
 
-__all__ = ["TRAINED_WITH", "build_detector", "build_plain_backbone", "build_tester", "refuse_detector_keys"]
+__all__ = [
+    "TRAINED_WITH",
+    "build_detector",
+    "build_plain_backbone",
+    "build_tester",
+    "needed_fields",
+    "refuse_detector_keys",
+]
 
 # What a run's weights need of the network that takes them over, and what no name or shape among them shows.
 TRAINED_WITH = ("name", "shortcut", "stochastic_depth", "weights_source", "norm_eps", "stride_in")
@@ -65,6 +72,11 @@ def build_detector(config: Config, num_classes: int, *, pretrained: bool = True)
         fixed=config.solver.fixed,
     )
     return detector.to(memory_format=torch.channels_last)
+
+
+def needed_fields(config: Config, *, training: bool = False) -> tuple[str, ...]:
+    """Returns the fields that data sets must have, beside boxes, to train or test what ``config`` describes."""
+    return ("masks",) if config.mask.enabled or (training and config.data.copy_paste > 0) else ()
 
 
 def build_tester(config: PostprocessConfig, detectors: Sequence[Detector]) -> Tester:

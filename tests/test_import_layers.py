@@ -20,6 +20,7 @@ LAYERS = (
         "detection.files",
         "detection.boxes",
         "detection.masks",
+        "detection.fields",
         "detection.config.detection",
         "detection.config.load",
     ),

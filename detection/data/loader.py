@@ -6,7 +6,7 @@ import atexit
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import cv2
@@ -16,26 +16,29 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from detection.config.detection import DataConfig
 from detection.data.cards import data_root, load_dataset
 from detection.data.dataset import Batch, DetectionDataset, collate
-from detection.data.index import NO_MASKS, AnnotationIndex
+from detection.data.index import AnnotationIndex
 from detection.data.problems import summarize
 from detection.data.proposals import read_proposals
 from detection.data.samplers import TestBatches, TrainBatches, repeat_factors
 from detection.data.transforms import Augment, Jitter, RandomResize, Resize, Scaling
+from detection.fields.table import FIELDS
 
 __all__ = ["build_test_loader", "build_train_loader", "load_index", "make_loader"]
 
 
 def load_index(
-    config: DataConfig, specs: Sequence[str], *, key: str, say: Callable[[str], None], masks: bool = False
+    config: DataConfig, specs: Sequence[str], *, key: str, say: Callable[[str], None], fields: Collection[str] = ()
 ) -> AnnotationIndex:
-    """Returns the data sets ``specs``, which the config's ``key`` names; ``say`` gets a line if objects were dropped.
+    """Returns the data sets ``specs``, which the config's ``key`` names, with the ``fields`` of their objects.
+
+    ``say`` gets a line if objects were dropped.
 
     Raises:
         ValueError: no data set, or one with errors.
     """
     if not specs:
         raise ValueError(f"{key} is empty; give a list of card:split, such as [voc2007:trainval]")
-    index, problems = load_dataset(specs, data_root(config.root), masks=masks)
+    index, problems = load_dataset(specs, data_root(config.root), fields=fields)
     if problems:
         say(f"{', '.join(specs)}: {summarize(problems)}; tools/check_data.py lists them")
     return index if config.limit is None else index.first(config.limit)
@@ -67,8 +70,9 @@ def build_train_loader(
     Raises:
         ValueError: nothing to train on, an augmentation that can't work, or objects to paste without masks.
     """
-    if config.copy_paste and index.masks is None:
-        raise ValueError(f"data.copy_paste pastes masks, which data.train {list(config.train)} lacks: {NO_MASKS}")
+    if config.copy_paste and "masks" not in index.fields:
+        lacking = FIELDS["masks"].lacking
+        raise ValueError(f"data.copy_paste pastes masks, which data.train {list(config.train)} lacks: {lacking}")
     proposals = read_proposals(config.proposals, index) if config.proposals else None
     dataset = kind(
         index,
@@ -76,7 +80,7 @@ def build_train_loader(
         augment=Augment(config.augment),
         seed=seed,
         proposals=proposals,
-        masks=index.masks is not None,
+        fields=tuple(index.fields),
         copy_paste=config.copy_paste,
     )
     rows = index.num_wanted().nonzero().flatten() if config.skip_empty else torch.arange(len(index))

@@ -18,7 +18,7 @@ from detection.evaluation.coco import evaluate_coco
 from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric, result_dict
 from detection.evaluation.voc import evaluate_voc
-from detection.masks import paste
+from detection.fields.table import carried
 from detection.model.faster_rcnn import Detector
 from detection.model.postprocess import rescale
 from detection.structures import Detections, Proposals
@@ -110,7 +110,8 @@ def metric(result: dict[str, Any], key: str) -> float | None:
 
 
 def _record(index: AnnotationIndex, row: int, detections: Detections) -> Record:
-    rows, size, masks = index.objects(row), _size(index.sizes[row]), detections.masks
+    rows, size = index.objects(row), _size(index.sizes[row])
+    found = {name: field.on_image(values, detections.boxes, size) for name, field, values in carried(detections)}
     return Record(
         image_id=int(index.image_ids[row]),
         file_name=index.paths[row],
@@ -122,8 +123,8 @@ def _record(index: AnnotationIndex, row: int, detections: Detections) -> Record:
         boxes=detections.boxes.numpy(),
         scores=detections.scores.numpy(),
         labels=detections.labels.numpy(),
-        gt_masks=None if masks is None or index.masks is None else index.rles(row),
-        masks=None if masks is None else tuple(paste(masks, detections.boxes, size)),
+        **found,
+        **{f"gt_{name}": index.stored(name, row) for name in found},
     )
 
 

@@ -86,9 +86,9 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
 
 def index_digest(index: AnnotationIndex) -> str:
     """SHA-256 of the annotations as training sees them, not of the pixels; where the files lie does not count."""
-    masks = None if index.masks is None else [index.masks.characters, index.masks.ends]
+    fields = [[packed.characters, packed.ends] for _, packed in sorted(index.fields.items())] or [None]
     return digest(
-        [index.class_names, index.image_ids, index.sizes, index.ends, index.boxes, index.labels, index.ignore, masks]
+        [index.class_names, index.image_ids, index.sizes, index.ends, index.boxes, index.labels, index.ignore, *fields]
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.build import TRAINED_WITH, build_detector, build_tester
+from detection.build import TRAINED_WITH, build_detector, build_tester, needed_fields
 from detection.config.detection import Config
 from detection.config.load import dump_config, load_config
 from detection.data.cards import load_card
@@ -93,7 +93,7 @@ def run_test(
     """
     start(choose_device(config.device))
     say = only_main(say)
-    index = load_index(config.data, config.data.test, key="data.test", say=say, masks=config.mask.enabled)
+    index = load_index(config.data, config.data.test, key="data.test", say=say, fields=needed_fields(config))
     detectors = [_restored(config, checkpoint, index.class_names)]
     detectors += [_restored(member.config, member, index.class_names) for member in ensemble]
     result, records = evaluate_detectors(config, detectors, index, output, limit=limit)
@@ -201,7 +201,7 @@ def read_records(run: Path, *, say: Callable[[str], None] = print) -> tuple[Anno
         ValueError: a file is missing or broken, bad data, or a detection of an image or category that they lack.
     """
     config = load_config(Config, run / "config.yaml")
-    index = load_index(config.data, config.data.test, key="data.test", say=say, masks=config.mask.enabled)
+    index = load_index(config.data, config.data.test, key="data.test", say=say, fields=needed_fields(config))
     index = index.first(_read_json(run / "result.json")["images"])
     found: dict[int, list[dict[str, Any]]] = {int(image_id): [] for image_id in index.image_ids}
     labels = {category: label for label, category in enumerate(index.category_ids)}
@@ -244,7 +244,7 @@ def _record(
         boxes=corners.astype(np.float32),
         scores=np.array([detection["score"] for detection in found], np.float32),
         labels=np.array([labels[detection["category_id"]] for detection in found], np.int64),
-        gt_masks=None if index.masks is None else index.rles(row),
+        gt_masks=index.stored("masks", row),
         masks=tuple(_rle(detection["segmentation"]) for detection in found) if masks else None,
     )
 

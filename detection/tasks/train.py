@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from detection.build import build_detector
+from detection.build import build_detector, needed_fields
 from detection.config.detection import Config
 from detection.data.index import AnnotationIndex
 from detection.data.loader import build_train_loader, load_index
@@ -68,12 +68,12 @@ def load_data(config: Config) -> tuple[AnnotationIndex, AnnotationIndex | None]:
     Raises:
         ValueError: no training set, a data set with errors, or two sets of different classes.
     """
-    masks, say = config.mask.enabled, only_main(print)
-    pasted = masks or config.data.copy_paste > 0
-    index = load_index(config.data, config.data.train, key="data.train", say=say, masks=pasted)
+    say = only_main(print)
+    fields = needed_fields(config, training=True)
+    index = load_index(config.data, config.data.train, key="data.train", say=say, fields=fields)
     if not config.data.test:
         return index, None
-    test_index = load_index(config.data, config.data.test, key="data.test", say=say, masks=masks)
+    test_index = load_index(config.data, config.data.test, key="data.test", say=say, fields=needed_fields(config))
     if test_index.class_names != index.class_names:
         raise ValueError(
             f"data.train has the classes {index.class_names}, data.test has {test_index.class_names}; "

@@ -134,7 +134,7 @@ def masked_index() -> AnnotationIndex:
     dog = np.zeros((100, 200), np.bool_)
     dog[10:50, 20:80] = True
     counts = [encode(dog)["counts"].decode(), empty_rle((100, 200))["counts"].decode()]
-    return replace(INDEX, masks=PackedStrings.pack(counts))
+    return replace(INDEX, fields={"masks": PackedStrings.pack(counts)})
 
 
 def predict_masks(index: AnnotationIndex) -> list[Record]:
@@ -148,7 +148,7 @@ def test_masks_are_pasted_at_the_size_of_the_stored_image() -> None:
     (mask,) = decode(first.masks, (100, 200))
     assert mask.nonzero().aminmax(dim=0).min.tolist() == pytest.approx([10, 20], abs=1)
     assert mask.nonzero().aminmax(dim=0).max.tolist() == pytest.approx([49, 79], abs=1)
-    assert first.gt_masks == masked_index().rles(0)
+    assert first.gt_masks == masked_index().stored("masks", 0)
     assert (second.masks, second.gt_masks) == ((), ())
 
 
