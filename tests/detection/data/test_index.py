@@ -91,6 +91,7 @@ def test_wanted_objects_of_images_without_objects(make_index: MakeIndex) -> None
 
 @pytest.mark.parametrize("dumps", [pickle.dumps, ForkingPickler.dumps])
 def test_a_pickled_index_has_equal_rows(index: AnnotationIndex, dumps: Callable[[object], bytes]) -> None:
+    index = with_masks(index, *(torch.arange(80).reshape(8, 10) == number for number in range(6)))
     again: AnnotationIndex = pickle.loads(dumps(index))
     assert (again.class_names, again.category_ids) == (index.class_names, index.category_ids)
     for field in fields(index):
@@ -98,6 +99,7 @@ def test_a_pickled_index_has_equal_rows(index: AnnotationIndex, dumps: Callable[
         if isinstance(value, Tensor):
             assert torch.equal(getattr(again, field.name), value)
     assert [again.paths[row] for row in range(len(again))] == [index.paths[row] for row in range(len(index))]
+    assert again.stored("masks", 3) == index.stored("masks", 3)
     assert torch.equal(again.target(3).boxes, index.target(3).boxes)
 
 
