@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detection.data.copy_paste import choose, paste
+from detection.data.images import ImageError
 from detection.data.index import AnnotationIndex
 from detection.data.proposals import StoredProposals
 from detection.data.transforms import Augment, Scaling
@@ -98,7 +100,7 @@ class DetectionDataset(Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         position, row = key
         seed = (self.seed, position)
-        image, target = self._view(row, seed)
+        image, target = self._named_view(row, seed)
         if self.pasted_from is not None:
             image, target = self._paste(image, target, self.pasted_from[self.pasted_from != row], seed)
         proposals = None
@@ -107,6 +109,19 @@ class DetectionDataset(Dataset[Sample]):
         pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous()
         draws = np.random.SeedSequence(seed, spawn_key=(2,)).generate_state(1, np.uint64)
         return Sample(row, self.index.paths[row], pixels, target, proposals, int(draws[0]))
+
+    def _named_view(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
+        """``_view``, whose errors name the image.
+
+        Raises:
+            ImageError: the file can't be read or is of another size than annotated, or can't be augmented or resized.
+        """
+        try:
+            return self._view(row, seed)
+        except ImageError:
+            raise
+        except (ValueError, cv2.error) as error:
+            raise ImageError(f"image {self.index.paths[row]}: {error}") from error
 
     def _view(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
         """The image (H, W, 3) of ``row`` and its target, augmented and resized; proposals are rows of the target."""
@@ -125,7 +140,7 @@ class DetectionDataset(Dataset[Sample]):
         chance = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
         if chance.random() >= self.copy_paste or not len(rows):
             return image, target
-        other, objects = self._view(int(rows[chance.integers(len(rows))]), (*seed, 1))
+        other, objects = self._named_view(int(rows[chance.integers(len(rows))]), (*seed, 1))
         chosen = choose(objects, chance)
         return paste(image, target, other, chosen) if len(chosen) else (image, target)
 

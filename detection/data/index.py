@@ -117,9 +117,11 @@ class AnnotationIndex:
     def stored(self, name: str, row: int) -> Any:
         """Returns the field ``name`` of image ``row`` as records hold it, in pixels of the stored image.
 
-        None if it was not read.
+        None if it was not read; without any object there was nothing to read, so no image lacks it.
         """
-        return self._unpacked(name, row) if name in self.fields else None
+        if name not in self.fields:
+            return None if len(self.boxes) else FIELDS[name].unpack([], self._size(row))
+        return self._unpacked(name, row)
 
     def require(self, fields: Collection[str]) -> None:
         """Raises unless the ``fields`` were read.

@@ -94,8 +94,7 @@ def build_index(
         problems.append(Problem(mild if drop else "error", kind, files[image], detail))
     kept = order[usable]
     fields, without = _pack_fields(images, objects, kept.tolist(), files)
-    areas = np.array(objects.areas, dtype=np.float64)[order]  # None becomes NaN
-    box_areas = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)
+    areas, oversized = _areas(images, objects, kept, clipped[usable], files)
     index = AnnotationIndex(
         class_names=class_names,
         category_ids=category_ids,
@@ -107,10 +106,28 @@ def build_index(
         boxes=torch.from_numpy(clipped[usable].astype(np.float32)),
         labels=torch.from_numpy(np.array(objects.labels, dtype=np.int64)[kept]),
         ignore=torch.from_numpy(np.array(objects.ignore, dtype=np.bool_)[kept]),
-        areas=torch.from_numpy(np.where(np.isnan(areas), box_areas, areas)[usable].astype(np.float32)),
+        areas=torch.from_numpy(areas.astype(np.float32)),
         fields=fields,
     )
-    return index, problems + without
+    return index, problems + oversized + without
+
+
+def _areas(
+    images: ImageRows, objects: ObjectRows, rows: NDArray[np.int64], boxes: NDArray[np.float64], files: Sequence[str]
+) -> tuple[NDArray[np.float64], list[Problem]]:
+    """The areas (M,) of the objects ``rows`` (M,), and a Problem for each that is larger than its image.
+
+    These and objects without one get that of their box, of ``boxes`` (M, 4).
+    """
+    given = np.array(objects.areas, dtype=np.float64)[rows]  # None becomes NaN
+    limits = np.array(images.sizes, dtype=np.float64).reshape(-1, 2).prod(axis=1)
+    larger, problems = given > limits[np.array(objects.images, dtype=np.int64)[rows]], list[Problem]()
+    for row in rows[larger].tolist():
+        image = objects.images[row]
+        height, width = images.sizes[image]
+        detail = f"{objects.names[row]}, area {objects.areas[row]}, image {width}x{height}"
+        problems.append(Problem("note", "area larger than the image; that of the box is taken", files[image], detail))
+    return np.where(np.isnan(given) | larger, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), given), problems
 
 
 def _pack_fields(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -164,6 +165,9 @@ class Augment:
         """The image (H, W, 3) and its target, changed together; the same ``seed`` gives the same change.
 
         Objects that leave the image are dropped.
+
+        Raises:
+            ValueError: a step that can't change this image, such as a crop larger than it.
         """
         if not self._steps:
             return image, target
@@ -173,22 +177,45 @@ class Augment:
         given: dict[str, Any] = {"bboxes": target.boxes.numpy() / limits, "rows": np.arange(len(target))}
         for _, field, values in carried(target):
             given |= field.to_albumentations(values)
-        result = self._compose(image=image, **given)
+        result = self._apply(self._compose, image, **given)
         return _unpack(result, target)
 
     def pixels(self, image: NDArray[np.uint8], *, seed: Sequence[int]) -> NDArray[np.uint8]:
         """The image (H, W, 3) as ``__call__`` changes it with this ``seed``, in half the time, since no boxes move.
 
         Raises:
-            ValueError: a transform chooses by the boxes.
+            ValueError: a transform chooses by the boxes, or can't change this image.
         """
         if not self._steps:
             return image
         self._seed(self._pixels_only, seed)
+        return _checked(self._apply(self._pixels_only, image))
+
+    def _apply(self, compose: A.Compose, image: NDArray[np.uint8], **given: Any) -> Mapping[str, Any]:
         try:
-            return _checked(self._pixels_only(image=image))
-        except KeyError as error:
-            raise ValueError(f"data.augment has a transform that needs {error}, and here are only images") from error
+            return compose(image=image, **given)
+        except MemoryError:
+            raise
+        except Exception as error:  # albumentations has exceptions of its own, and OpenCV's pass through it
+            if isinstance(error, KeyError) and not given:
+                message = f"data.augment has a transform that needs {error}, and here are only images"
+                raise ValueError(message) from error
+            number = _failed(compose.transforms, error)
+            raise ValueError(f"{self._described(number, image)}: {error}; {self._repair(number)}") from error
+
+    def _described(self, number: int | None, image: NDArray[np.uint8]) -> str:
+        """The step ``number`` (0 is the first) that failed on ``image``, for a message."""
+        step = "data.augment" if number is None else f"data.augment, step {number + 1}, {dict(self._steps[number])},"
+        return f"{step} failed on an image of {image.shape[1]}x{image.shape[0]} pixels"
+
+    def _repair(self, number: int | None) -> str:
+        if number is None:
+            return "leave out one step after the other to find the one that can't be used"
+        ((name, arguments),) = self._steps[number].items()
+        if {"height", "width"} <= (arguments or {}).keys():
+            sides = f"min_height: {arguments['height']}, min_width: {arguments['width']}"
+            return f"make height and width of {name} smaller, or put {{PadIfNeeded: {{{sides}}}}} before it"
+        return f"change the arguments of {name} or leave it out"
 
     def _seed(self, compose: A.Compose, seed: Sequence[int]) -> None:
         # Compose would hand one seed to every transform, and all of them would draw the same numbers.
@@ -196,6 +223,16 @@ class Augment:
         compose.set_random_seed(int(seeds[0]))
         for transform, own in zip(compose.transforms, seeds[1:], strict=True):
             transform.set_random_seed(int(own))
+
+
+def _failed(transforms: Sequence[Any], error: Exception) -> int | None:
+    """The number of the transform that raised ``error``; None if it was raised outside them."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        for number, transform in enumerate(transforms):
+            if transform is owner:
+                return number
+    return None
 
 
 def _checked(result: Mapping[str, Any]) -> NDArray[np.uint8]:

@@ -12,9 +12,11 @@ import torch
 from PIL import ExifTags, Image
 
 from detection.data.dataset import DetectionDataset, Sample, collate
-from detection.data.images import read_image
+from detection.data.images import ImageError, read_image
 from detection.data.index import AnnotationIndex, PackedStrings
+from detection.data.loader import make_loader
 from detection.data.proposals import StoredProposals
+from detection.data.samplers import TestBatches
 from detection.data.transforms import Augment, Resize
 from detection.masks import encode
 from detection.structures import Target
@@ -128,6 +130,19 @@ def test_a_batch_moves_as_a_whole() -> None:
     assert moved.images.pixels.is_meta
     assert moved.targets[0].boxes.is_meta
     assert moved.rows == (5,)
+
+
+def test_an_augmentation_that_fails_names_the_image(index: AnnotationIndex) -> None:
+    crop = Augment([{"RandomCrop": {"height": 61, "width": 50, "p": 1}}])
+    with pytest.raises(ImageError, match=r"^image .*a\.png: data\.augment, step 1, .*RandomCrop"):
+        DetectionDataset(index, resize=AS_STORED, augment=crop)[(0, 0)]
+
+
+def test_a_failed_augmentation_is_one_line_from_a_worker_too(index: AnnotationIndex) -> None:
+    crop = Augment([{"RandomCrop": {"height": 61, "width": 50, "p": 1}}])
+    dataset = DetectionDataset(index, resize=AS_STORED, augment=crop)
+    with pytest.raises(ImageError, match=r"^image [^\n]*b\.png: data\.augment[^\n]*$"):
+        next(iter(make_loader(dataset, TestBatches([1], batch_size=1), workers=1, pin=False)))
 
 
 # masks

@@ -217,6 +217,31 @@ def test_jitter_without_objects(masks: bool) -> None:
     assert masks == (moved.masks is not None and moved.masks.shape == (0, 50, 50))
 
 
+# steps that can't be applied
+
+
+CROP = {"RandomCrop": {"height": 100, "width": 50, "p": 1}}
+
+
+def test_a_crop_larger_than_the_image_names_step_sizes_and_repair() -> None:
+    steps = [MOVES["flip"], CROP]
+    expected = r"data\.augment, step 2, .*RandomCrop.* failed on an image of 120x90 pixels: .*put .PadIfNeeded: "
+    with pytest.raises(ValueError, match=expected + r".min_height: 100, min_width: 50"):
+        run(steps, *scene(MIDDLE), 0)
+    with pytest.raises(ValueError, match=expected):
+        Augment(steps).pixels(scene()[0], seed=(0,))
+    padded = [MOVES["flip"], {"PadIfNeeded": {"min_height": 100, "min_width": 50}}, CROP]
+    assert run(padded, *scene(MIDDLE), 0)[0].shape == (100, 50, 3)  # the repair works
+
+
+def test_a_step_that_needs_what_is_not_there_is_named() -> None:
+    step = {"RandomCropNearBBox": {"p": 1}}
+    with pytest.raises(
+        ValueError, match=r"step 1, .*NearBBox.*cropping_bbox.*; change the arguments of RandomCropNear"
+    ):
+        run([step], *scene(MIDDLE), 0)
+
+
 # moves
 
 

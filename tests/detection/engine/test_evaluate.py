@@ -160,5 +160,9 @@ def test_mask_figures_are_there_where_objects_and_detections_have_masks() -> Non
     assert all("segm" not in evaluate(records, INDEX.class_names, "area") for records in without)
     assert "segm" not in evaluate([], INDEX.class_names, "area")
     assert metric(evaluate([], INDEX.class_names, "area", masks=True), "segm.AP50") is None
+    nothing = replace(INDEX.first(0), paths=INDEX.paths, image_ids=INDEX.image_ids, sizes=INDEX.sizes)
+    nothing = replace(nothing, apply_exif=INDEX.apply_exif, ends=torch.zeros(2, dtype=torch.int64))
+    unannotated = evaluate(predict_masks(nothing), INDEX.class_names, "area")
+    assert (unannotated["segm"]["AP"], unannotated["bbox"]["AP"]) == (None, None)
     plain = predict(cast(Detector, Oracle()), make_batches(0), masked_index(), device=CPU).records[0]
     assert (plain.masks, plain.gt_masks) == (None, None)
