@@ -11,7 +11,7 @@ PACKAGES = sorted(path for top in ("backbones", "detection") for path in (ROOT /
 SCRIPTS = sorted(path for top in ("tools", "datasets") for path in (ROOT / top).glob("*.py"))
 
 # Lowest first; the rooms of a line do not import each other. A module belongs to the longest prefix that matches it.
-BASICS = "detection.structures", "detection.boxes", "detection.masks", "detection.files", "detection.config"
+BASICS = tuple(f"detection.{name}" for name in ("structures", "boxes", "masks", "fields", "files", "config"))
 LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("backbones",),),
     (BASICS,),

@@ -6,7 +6,7 @@ import atexit
 import os
 import signal
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,11 +21,12 @@ from detection.config.detection import DetectorDataConfig
 from detection.config.sections import DataConfig
 from detection.data.cards import data_root, load_dataset
 from detection.data.dataset import Batch, DetectionDataset, collate
-from detection.data.index import NO_MASKS, AnnotationIndex
+from detection.data.index import AnnotationIndex
 from detection.data.problems import summarize
 from detection.data.proposals import read_proposals
 from detection.data.samplers import TestBatches, TrainBatches, repeat_factors
 from detection.data.transforms import Augment, Jitter, RandomResize, Resize, Scaling
+from detection.fields.table import FIELDS
 
 __all__ = ["build_test_loader", "build_train_loader", "detection_loader", "load_data", "load_index", "make_loader"]
 
@@ -49,10 +50,12 @@ def load_index(
     *,
     key: str,
     say: Callable[[str], None],
-    masks: bool = False,
+    fields: Collection[str] = (),
     limit: int | None = None,
 ) -> AnnotationIndex:
     """Returns the first ``limit`` images of the data sets ``specs``, which the config's ``key`` names.
+
+    Their objects have the ``fields``, where the files give these.
 
     ``say`` gets a line if objects were dropped.
 
@@ -61,7 +64,7 @@ def load_index(
     """
     if not specs:
         raise ValueError(f"{key} is empty; give a list of card:split, such as [voc2007:trainval]")
-    index, problems = load_dataset(specs, data_root(config.root), masks=masks)
+    index, problems = load_dataset(specs, data_root(config.root), fields=fields)
     if problems:
         say(f"{', '.join(specs)}: {summarize(problems)}; tools/check_data.py lists them")
     return index if limit is None else index.first(limit)
@@ -71,8 +74,8 @@ def load_data(
     config: DataConfig,
     *,
     say: Callable[[str], None],
-    masks: bool = False,
-    test_masks: bool = False,
+    fields: Collection[str] = (),
+    test_fields: Collection[str] = (),
     limit: int | None = None,
 ) -> tuple[AnnotationIndex, AnnotationIndex | None]:
     """Returns the training set and the test set of ``config``, None where it names no test set.
@@ -80,10 +83,10 @@ def load_data(
     Raises:
         ValueError: no training set, a data set with errors, or two sets of different classes.
     """
-    index = load_index(config, config.train, key="data.train", say=say, masks=masks, limit=limit)
+    index = load_index(config, config.train, key="data.train", say=say, fields=fields, limit=limit)
     if not config.test:
         return index, None
-    test_index = load_index(config, config.test, key="data.test", say=say, masks=test_masks, limit=limit)
+    test_index = load_index(config, config.test, key="data.test", say=say, fields=test_fields, limit=limit)
     if test_index.class_names != index.class_names:
         raise ValueError(
             f"data.train has the classes {index.class_names}, data.test has {test_index.class_names}; "
@@ -126,15 +129,16 @@ def build_train_loader(
     Raises:
         ValueError: nothing to train on, an augmentation that can't work, or objects to paste without masks.
     """
-    if copy_paste and index.masks is None:
-        raise ValueError(f"data.copy_paste pastes masks, which data.train {list(config.train)} lacks: {NO_MASKS}")
+    if copy_paste and "masks" not in index.fields:
+        lacking = FIELDS["masks"].lacking
+        raise ValueError(f"data.copy_paste pastes masks, which data.train {list(config.train)} lacks: {lacking}")
     dataset = kind(
         index,
         resize=resize or Resize(config.shorter_side, config.longer_side),
         augment=Augment(config.augment),
         seed=seed,
         proposals=read_proposals(proposals, index) if proposals else None,
-        masks=index.masks is not None,
+        fields=tuple(index.fields),
         copy_paste=copy_paste,
     )
     rows = index.num_wanted().nonzero().flatten() if config.skip_empty else torch.arange(len(index))

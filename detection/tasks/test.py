@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.build import build_detector, build_tester, fields_of
+from detection.build import build_detector, build_tester, needed_fields
 from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, load_config
 from detection.config.schema import different_meaning
@@ -53,13 +53,13 @@ RECALL_LIMITS = (100, 300, 1000)  # proposals per image
 
 
 def load_test_set(config: DetectionConfig, say: Callable[[str], None]) -> AnnotationIndex:
-    """Returns the images of ``config.data.test``, with masks if the detector is trained on them.
+    """Returns the images of ``config.data.test``, with the fields that its detector has.
 
     Raises:
         ValueError: no data set, or one with errors.
     """
-    data, masks = config.data, "masks" in fields_of(config)
-    return load_index(data, data.test, key="data.test", say=say, masks=masks, limit=data.limit)
+    data, fields = config.data, needed_fields(config)
+    return load_index(data, data.test, key="data.test", say=say, fields=fields, limit=data.limit)
 
 
 def run_test(
@@ -240,7 +240,7 @@ def _record(
         boxes=corners.astype(np.float32),
         scores=np.array([detection["score"] for detection in found], np.float32),
         labels=np.array([labels[detection["category_id"]] for detection in found], np.int64),
-        masks=[_rle(detection["segmentation"]) for detection in found] if masks else None,
+        fields={"masks": tuple(_rle(detection["segmentation"]) for detection in found)} if masks else None,
     )
 
 

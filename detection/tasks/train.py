@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from detection.build import build_detector, fields_of
+from detection.build import build_detector, needed_fields
 from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
 from detection.data.loader import detection_loader, load_data
@@ -58,15 +58,14 @@ def run_training(
     device = choose_device(config.device)
     _check_order(config, device)
     start(device)
-    masks = "masks" in fields_of(config)
     index, test_index = load_data(
         config.data,
         say=only_main(print),
-        masks=masks or config.data.copy_paste > 0,
-        test_masks=masks,
+        fields=needed_fields(config, training=True),
+        test_fields=needed_fields(config),
         limit=config.data.limit,
     )
-    figures = evaluate([], index.class_names, "area", masks=masks)
+    figures = evaluate([], index.class_names, "area", masks="masks" in needed_fields(config))
     read_metric(figures, config.solver.best_metric)  # a misspelt name ends here, not later
     return Trainer(
         config,
