@@ -88,7 +88,7 @@ def run_pretraining(config: Config, output: Path, *, resume: bool = False) -> di
         test=None if test_index is None else lambda model: _test(config, [model], test_index, output),
         test_index=test_index,
         resume=resume,
-        tool="pretrain_net.py",
+        tool="pretrain",
     )
 
 
@@ -132,7 +132,7 @@ def build_classifier(config: Config, num_classes: int, *, pretrained: bool = Tru
 
 
 def restore_classifier(checkpoint: Checkpoint, class_names: Sequence[str]) -> ImageClassifier:
-    """The classifier of a run of ``tools/pretrain_net.py``, on the CPU.
+    """The classifier of a run of ``resdet pretrain``, on the CPU.
 
     Raises:
         ValueError: other classes than ``class_names``, or weights of something else.

@@ -268,7 +268,7 @@ class LocalizationConfig:
     proposals: int = 200  # per image and class
     rcnn_iterations: int = 60000  # optimizer steps; the RPN's are solver.iterations
     rcnn_steps: tuple[int, ...] = (40000,)  # where the rate is multiplied by solver.gamma
-    classifier: str | None = None  # of a test: "torchvision", a file with its names, or a run of pretrain_net.py
+    classifier: str | None = None  # of a test: "torchvision", a file with its names, or a run of resdet pretrain
 
     def __post_init__(self) -> None:
         for name in ("crop", "proposals", "rcnn_iterations"):
@@ -284,7 +284,7 @@ class LocalizationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationConfig:
-    """Classification training (tools/pretrain_net.py).  Source: "Deep Residual Learning", sections 3.4 and 4.2."""
+    """Classification training (resdet pretrain).  Source: "Deep Residual Learning", sections 3.4 and 4.2."""
 
     # Beside the usual one: spatial pyramid pooling, early exits, relay back-propagation.
     network: Literal["classifier", "spp", "branchynet", "relay"] = "classifier"

@@ -40,7 +40,7 @@ def dump_step(
         config: of the run.
         class_names: K names.
         whole: with the state, so that the step can be taken again.
-        tool: the program of tools/ that takes it.
+        tool: the command of resdet that takes it.
     """
     folder = run / "not_finite" / f"{state.iteration:07d}"
     solver = replace(config.solver, iterations=state.iteration + 1, on_not_finite="stop")
@@ -51,7 +51,7 @@ def dump_step(
     path = folder.with_suffix(".json")
     if is_main():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        command = f"python tools/{tool} --config-file {folder / 'config.yaml'} --output-dir {folder} --resume"
+        command = f"resdet {tool} {folder / 'config.yaml'} --output-dir {folder} --resume"
         content = {
             "iteration": state.iteration,
             "problem": str(error),

@@ -49,7 +49,7 @@ from detection.tasks.test import SILENT_KEYS
 
 __all__ = ["Evaluation", "is_finished", "train_model"]
 
-TOOL = "train_net.py"  # which detectors are trained by
+TOOL = "train"  # the command which detectors are trained by
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def train_model(
         test: called when an evaluation is due.
         test_index: what it tests on, for the manifest.
         resume: go on from the newest checkpoint in ``output``, if there is one.
-        tool: the program of tools/ that goes on with such a run.
+        tool: the command of resdet that goes on with such a run.
 
     Raises:
         ValueError: bad config, or ``output`` holds a run and ``resume`` is not set.
@@ -117,7 +117,7 @@ def train_model(
     if state.iteration >= config.solver.iterations and not pending:
         raise ValueError(
             f"{output} is at iteration {state.iteration} of {config.solver.iterations}: nothing is left to train; "
-            f"raise solver.iterations, or test it with tools/{'test_net.py' if tool == TOOL else f'{tool} --test'}"
+            f"raise solver.iterations, or test it with resdet {'test' if tool == TOOL else f'{tool} --test'}"
         )
     with together("writing the config"):
         if is_main():

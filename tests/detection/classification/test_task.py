@@ -223,7 +223,7 @@ class TestWholeRun:
     def test_other_run_in_the_directory_is_refused(self, config: Config, finished: tuple[Path, dict[str, Any]]) -> None:
         with pytest.raises(ValueError, match="add --resume"):
             run_pretraining(config, finished[0])
-        with pytest.raises(ValueError, match=r"nothing is left to train; .* tools/pretrain_net\.py --test"):
+        with pytest.raises(ValueError, match=r"nothing is left to train; .* resdet pretrain --test"):
             run_pretraining(config, finished[0], resume=True)
 
     @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ class TestNotFinite:
         folder = tmp_path / "run" / "not_finite" / "0000001"
         dump = json.loads(folder.with_suffix(".json").read_text())
         assert dump["replay"] == (
-            f"python tools/pretrain_net.py --config-file {folder / 'config.yaml'} --output-dir {folder} --resume"
+            f"resdet pretrain {folder / 'config.yaml'} --output-dir {folder} --resume"
         )
         with pytest.raises(NotFiniteError) as again:
             run_pretraining(load_config(Config, folder / "config.yaml"), folder, resume=True)
