@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import select
 import signal
 import sys
 import traceback
@@ -87,7 +88,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from resdet import __version__
 
-        parser.exit(message=f"resdet {__version__}\n")
+        print(f"resdet {__version__}")
+        parser.exit()
 
 
 def _is_expected(error: BaseException) -> bool:
@@ -117,9 +119,11 @@ def _report(error: BaseException) -> int:
 
 
 def _stdout_is_closed() -> bool:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
-        return True
-    return False
+    """Returns true where nobody reads the output any more; Python then has nowhere left to write at its end."""
+    stdout = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(stdout, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-__all__ = ["CARDS", "CONFIGS", "DATA", "find_config", "names_below"]
+__all__ = ["CARDS", "CONFIGS", "DATA", "find_config", "headlines", "names_below"]
 
 _SHIPPED = Path(__file__).parent / "package_data"
 _ROOT = _SHIPPED if _SHIPPED.is_dir() else Path(__file__).parents[1]
@@ -36,3 +36,14 @@ def find_config(name: str | Path) -> Path:
 def names_below(folder: Path) -> list[str]:
     """Returns the names of the YAML files in ``folder`` and its subfolders, such as voc/vgg16_c4_07, sorted."""
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def headlines(folder: Path) -> list[tuple[str, str]]:
+    """Returns the names of the YAML files in ``folder`` with the first line of the comment in each."""
+    return [(name, _headline(folder / f"{name}.yaml")) for name in names_below(folder)]
+
+
+def _headline(path: Path) -> str:
+    with path.open(encoding="utf-8") as lines:
+        first = next(lines, "")
+    return first.removeprefix("#").strip() if first.startswith("#") else ""

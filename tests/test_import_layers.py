@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = sorted(path for top in ("backbones", "detection") for path in (ROOT / top).rglob("*.py"))
-SCRIPTS = sorted(path for top in ("tools", "datasets") for path in (ROOT / top).glob("*.py"))
+SCRIPTS = [ROOT / "resdet.py", *sorted(path for top in ("tools", "datasets") for path in (ROOT / top).glob("*.py"))]
 
 # Lowest first.  A module belongs to the longest prefix that matches it.
 LAYERS = (
@@ -22,6 +22,7 @@ LAYERS = (
         "detection.masks",
         "detection.config.detection",
         "detection.config.load",
+        "detection.packaged",
     ),
     ("detection.model",),
     ("detection.data", "detection.inference", "detection.evaluation", "detection.engine", "detection.visualize"),
@@ -41,8 +42,11 @@ LAYERS = (
         "detection.predictor",
         "detection.tasks.precise_bn",
     ),
+    ("detection.tasks.check", "detection.tasks.convert", "detection.tasks.download", "detection.tasks.predict"),
     ("detection.report",),
-    ("tools", "datasets"),
+    ("detection.commands",),
+    ("detection.cli",),
+    ("resdet", "tools", "datasets"),
 )
 
 

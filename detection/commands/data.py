@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from functools import partial
 
 from detection.commands.base import Call, Command
+from detection.packaged import CARDS, CONFIGS, headlines
 
 __all__ = ["COMMANDS"]
 
@@ -82,9 +83,26 @@ def _list_options(parser: ArgumentParser) -> None:
 
 
 def _list(args: Namespace) -> Call:
-    from detection.tasks.listing import list_names
+    return partial(_rows, args.what), _show_rows
 
-    return partial(list_names, args.what), lambda lines: print("\n".join(lines))
+
+def _rows(what: str) -> list[tuple[str, str]]:
+    """Returns names, with what there is to say of each."""
+    if what in ("configs", "cards"):
+        return headlines(CONFIGS if what == "configs" else CARDS)
+    if what == "backbones":
+        from backbones.registry import backbone_names
+
+        return [(name, "") for name in backbone_names()]
+    from detection.weights.zoo import ZOO
+
+    return [(entry.name, f"{entry.source}, {entry.figures}") for entry in ZOO]
+
+
+def _show_rows(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        print(f"{name:{width}}  {text}".rstrip())
 
 
 COMMANDS = {

@@ -360,9 +360,7 @@ class TestNotFinite:
             run_pretraining(wild, tmp_path / "run")
         folder = tmp_path / "run" / "not_finite" / "0000001"
         dump = json.loads(folder.with_suffix(".json").read_text())
-        assert dump["replay"] == (
-            f"resdet pretrain {folder / 'config.yaml'} --output-dir {folder} --resume"
-        )
+        assert dump["replay"] == (f"resdet pretrain {folder / 'config.yaml'} --output-dir {folder} --resume")
         with pytest.raises(NotFiniteError) as again:
             run_pretraining(load_config(Config, folder / "config.yaml"), folder, resume=True)
         assert again.value.files == error.value.files
