@@ -3,7 +3,7 @@
     import resdet
 
     predictor = resdet.Predictor.load("output/bccd/resnet18_c4")
-    config = resdet.load_config(resdet.Config, resdet.find_config("bccd/resnet18_c4"), ["solver.base_lr=0.01"])
+    config = resdet.load_config(resdet.DetectionConfig, resdet.find_config("bccd/resnet18_c4"), ["solver.base_lr=0.01"])
     result = resdet.train(config, Path("output/mine"))
     result = resdet.test(config, resdet.load("output/mine"), Path("output/mine/test"))
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detection.cli import main
-    from detection.config.detection import Config
+    from detection.config.detection import DetectionConfig
     from detection.config.load import load_config
     from detection.engine.checkpoint import read_checkpoint as load
     from detection.packaged import find_config
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Config",
+    "DetectionConfig",
     "Predictor",
     "__version__",
     "compare",
@@ -45,7 +45,7 @@ __all__ = [
 
 # Public name -> where it is defined.
 _HOMES = {
-    "Config": "detection.config.detection:Config",
+    "DetectionConfig": "detection.config.detection:DetectionConfig",
     "Predictor": "detection.predictor:Predictor",
     "compare": "detection.report.compare:run_comparison",
     "find_config": "detection.packaged:find_config",

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from detection.build import build_detector
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.cards import load_card
-from detection.model.faster_rcnn import Detector
+from detection.model.faster_rcnn import FasterRCNN
 from detection.structures import ImageBatch, Target
 
 ROOT = Path(__file__).parents[1]
@@ -35,15 +35,17 @@ NETWORKS = {
 }
 
 
-def load(path: Path) -> Config:
-    return load_config(Config, path)
+def load(path: Path) -> DetectionConfig:
+    return load_config(DetectionConfig, path)
 
 
-def build(config: Config) -> Detector:
+def build(config: DetectionConfig) -> FasterRCNN:
     """The detector of ``config``, without memory for its weights."""
     pytest.importorskip("timm")
     with torch.device("meta"):
-        return build_detector(config, len(load_card("voc2007").classes), pretrained=False)
+        detector = build_detector(config, len(load_card("voc2007").classes), pretrained=False)
+        assert isinstance(detector, FasterRCNN)
+        return detector
 
 
 def test_every_network_has_its_file() -> None:

@@ -16,17 +16,17 @@ from torchvision.ops import box_iou
 from detection.build import build_detector
 from detection.config.detection import (
     AnchorConfig,
-    BackboneConfig,
     BoxConfig,
-    Config,
+    DetectionConfig,
+    DetectorBackboneConfig,
     PostprocessConfig,
     RPNConfig,
-    SolverConfig,
 )
+from detection.config.sections import SolverConfig
 from detection.data.dataset import Batch
 from detection.engine.loop import TrainState, train
 from detection.engine.optim import build_optimizer
-from detection.model.faster_rcnn import Detector
+from detection.model.faster_rcnn import FasterRCNN
 from detection.structures import Detections, ImageBatch, Proposals, Target
 
 pytestmark = [
@@ -36,8 +36,8 @@ pytestmark = [
 
 DEVICE = torch.device("cuda")
 ALL = 100_000  # more samples than there are anchors and proposals: then no draw depends on the device
-CONFIG = Config(
-    backbone=BackboneConfig(name="resnet18", norm="gn", freeze_at=0, roi_size=4),
+CONFIG = DetectionConfig(
+    backbone=DetectorBackboneConfig(name="resnet18", norm="gn", freeze_at=0, roi_size=4),
     anchors=AnchorConfig(sizes=(16.0, 32.0)),
     rpn=RPNConfig(
         channels=32,
@@ -77,10 +77,11 @@ def make_target(boxes: list[list[float]], labels: list[int]) -> Target:
     )
 
 
-def make_detector(device: torch.device) -> Detector:
+def make_detector(device: torch.device) -> FasterRCNN:
     """Class scores far enough apart to have an order that rounding does not change."""
     torch.manual_seed(0)
     detector = build_detector(CONFIG, 3)
+    assert isinstance(detector, FasterRCNN)
     nn.init.normal_(detector.box_stage.get_submodule("predictor.classes").get_parameter("weight"), std=0.5)
     return detector.to(device)
 

@@ -1,67 +1,46 @@
-"""Imports point one way: a module may import lower layers and its own layer, never a higher one."""
+"""Imports point one way: a module may import lower layers and its own room, never a higher one or a room beside it."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = sorted(path for top in ("backbones", "detection") for path in (ROOT / top).rglob("*.py"))
 SCRIPTS = [ROOT / "resdet.py", *sorted(path for top in ("tools", "datasets") for path in (ROOT / top).glob("*.py"))]
 
-# Lowest first.  A module belongs to the longest prefix that matches it.
-LAYERS = (
-    ("backbones",),
-    (
-        "detection.structures",
-        "detection.files",
-        "detection.boxes",
-        "detection.masks",
-        "detection.config.detection",
-        "detection.config.load",
-        "detection.packaged",
-    ),
-    ("detection.model",),
-    ("detection.data", "detection.inference", "detection.evaluation", "detection.engine", "detection.visualize"),
-    ("detection.build",),
-    ("detection.tasks.test", "detection.engine.trainer", "detection.tasks.train", "detection.weights"),
-    (
-        "detection.tasks.alternating",
-        "detection.classification.task",
-        "detection.experiments.comparison",
-        "detection.experiments.costs",
-        "detection.experiments.experiment",
-        "detection.experiments.proof",
-        "detection.experiments.protocols",
-        "detection.experiments.runs",
-        "detection.localization.task",
-        "detection.experiments.methods",
-        "detection.predictor",
-        "detection.tasks.precise_bn",
-    ),
-    ("detection.tasks.check", "detection.tasks.convert", "detection.tasks.download", "detection.tasks.predict"),
-    ("detection.report",),
-    ("detection.commands",),
-    ("detection.cli",),
-    ("resdet", "tools", "datasets"),
+# Lowest first; the rooms of a line do not import each other. A module belongs to the longest prefix that matches it.
+BASICS = (
+    *("detection.structures", "detection.boxes", "detection.masks", "detection.files", "detection.config"),
+    "detection.packaged",
 )
+LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
+    (("backbones",),),
+    (BASICS,),
+    (("detection.evaluation",), ("detection.data",)),
+    (("detection.model",), ("detection.visualize",), ("detection.pages",)),
+    (("detection.engine",),),
+    (("detection.build",),),
+    (("detection.weights",),),
+    (("detection.predictor",),),
+    (("detection.tasks",),),
+    (("detection.classification",), ("detection.experiments",)),
+    (("detection.localization",), ("detection.report",)),
+    (("detection.commands", "detection.cli", "resdet", "tools", "datasets"),),
+)
+PLACES = {
+    prefix: (level, number)
+    for level, rooms in enumerate(LAYERS)
+    for number, room in enumerate(rooms)
+    for prefix in room
+}
 
 
-def starts_with(module: str, prefix: str) -> bool:
-    return module == prefix or module.startswith(prefix + ".")
-
-
-def layer_of(module: str) -> int | None:
-    matches = [
-        (len(prefix), level)
-        for level, prefixes in enumerate(LAYERS)
-        for prefix in prefixes
-        if starts_with(module, prefix)
-    ]
-    return max(matches)[1] if matches else None
+def place_of(module: str) -> tuple[int, int] | None:
+    """(layer, room in it) of a module; None for one of other packages."""
+    found = [prefix for prefix in PLACES if module == prefix or module.startswith(prefix + ".")]
+    return PLACES[max(found, key=len)] if found else None
 
 
 def imports_of(path: Path) -> Iterator[str]:
@@ -77,29 +56,49 @@ def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def upward_imports(module: str, imports: Iterator[str]) -> list[str]:
-    own = layer_of(module)
-    levels = [(name, layer_of(name)) for name in imports]
-    return [name for name, level in levels if own is not None and level is not None and level > own]
+def wrong_imports(module: str, imports: Iterable[str]) -> list[str]:
+    own = place_of(module)
+    places = [(name, place_of(name)) for name in imports]
+    return [
+        name
+        for name, place in places
+        if own is not None and place is not None and (place[0] > own[0] or (place[0] == own[0] and place != own))
+    ]
 
 
-@pytest.mark.parametrize("path", [*PACKAGES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_down(path: Path) -> None:
-    assert upward_imports(module_of(path), imports_of(path)) == []
+def test_imports_point_down() -> None:
+    wrong = {str(path): wrong_imports(module_of(path), imports_of(path)) for path in [*PACKAGES, *SCRIPTS]}
+    assert {path: names for path, names in wrong.items() if names} == {}
 
 
-@pytest.mark.parametrize("path", PACKAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_module_has_a_layer(path: Path) -> None:
-    assert layer_of(module_of(path)) is not None or module_of(path) == "detection"
+def test_every_module_has_a_layer() -> None:
+    assert [
+        str(path) for path in PACKAGES if place_of(module_of(path)) is None and module_of(path) != "detection"
+    ] == []
 
 
-def test_an_upward_import_is_found(tmp_path: Path) -> None:
+def test_nothing_below_the_side_rooms_names_one() -> None:
+    side = ("detection.classification", "detection.localization", "detection.experiments", "detection.report")
+    first = PLACES["detection.classification"][0]
+    named = {
+        str(path): [room for room in side if room in path.read_text()]
+        for path in PACKAGES
+        if (place := place_of(module_of(path))) and place[0] < first
+    }
+    assert {path: rooms for path, rooms in named.items() if rooms} == {}
+
+
+def test_upward_and_sideways_imports_are_found(tmp_path: Path) -> None:
     source = tmp_path / "boxes.py"
-    source.write_text("import torch\nfrom detection.model import rpn\nimport backbones.resnet\n")
-    assert upward_imports("detection.boxes", imports_of(source)) == ["detection.model.rpn"]
-    assert upward_imports("detection.build", imports_of(source)) == []
+    source.write_text("import torch\nfrom detection.model import rpn\nimport detection.data.index\n")
+    assert wrong_imports("detection.boxes", imports_of(source)) == ["detection.model.rpn", "detection.data.index"]
+    assert wrong_imports("detection.evaluation.voc", imports_of(source)) == [
+        "detection.model.rpn",
+        "detection.data.index",
+    ]
+    assert wrong_imports("detection.build", imports_of(source)) == []
 
 
 def test_a_module_does_not_take_the_layer_of_a_name_that_begins_alike() -> None:
-    assert layer_of("detection.configuration") is None
-    assert layer_of("detection.config.load") == layer_of("detection.config.detection") == 1
+    assert place_of("detection.configuration") is None
+    assert place_of("detection.config.load") == place_of("detection.config")

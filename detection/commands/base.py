@@ -10,10 +10,10 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from detection.config.detection import Config
 from detection.config.load import load_config
+from detection.config.sections import ProgramConfig
 from detection.packaged import find_config
 
 __all__ = [
@@ -35,6 +35,8 @@ RESUMING = """
 With --resume from the start, the same command goes on after whatever ended it. SIGTERM, SIGUSR1 and Ctrl-C save and end
 with exit status 75, mistakes and failures with 1.
 """
+
+ConfigT = TypeVar("ConfigT", bound=ProgramConfig)
 
 # What a command calls, and what shows the result; the second may return an exit status.
 Call = tuple[Callable[[], Any], Callable[[Any], int | None]]
@@ -80,13 +82,13 @@ def config_name(args: Namespace) -> tuple[str | None, list[str]]:
     return args.config_file, args.words
 
 
-def read_config(args: Namespace) -> tuple[Config, Path]:
+def read_config(args: Namespace, schema: type[ConfigT]) -> tuple[ConfigT, Path]:
     """Returns the config that the command line describes, and its file."""
     name, changes = config_name(args)
     if name is None:
         raise UsageError("give a config: a YAML file, or a name of resdet list configs")
     path = find_config(name)
-    return load_config(Config, path, changes), path
+    return load_config(schema, path, changes), path
 
 
 def run_options(parser: ArgumentParser) -> None:
@@ -95,7 +97,7 @@ def run_options(parser: ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
 
 
-def run_directory(args: Namespace, config: Config, path: Path) -> Path:
+def run_directory(args: Namespace, config: ProgramConfig, path: Path) -> Path:
     """Returns where the run of the config file ``path`` lies."""
     return Path(args.output_dir or config.output_dir or Path("output") / path.resolve().parent.name / path.stem)
 

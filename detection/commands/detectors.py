@@ -20,6 +20,7 @@ from detection.commands.base import (
     run_options,
     show_tables,
 )
+from detection.config.detection import DetectionConfig
 
 __all__ = ["COMMANDS"]
 
@@ -39,7 +40,7 @@ def _train_options(parser: ArgumentParser) -> None:
 
 
 def _train(args: Namespace) -> Call:
-    config, path = read_config(args)
+    config, path = read_config(args, DetectionConfig)
     from detection.tasks.train import run_training
 
     output = run_directory(args, config, path)
@@ -82,7 +83,7 @@ def _test(args: Namespace) -> Call:
     if args.zoo:
         args.weights, published = _from_zoo(args.zoo)
         args.words, args.config_file = changes, args.weights / "config.yaml"
-    config, _ = read_config(args)
+    config, _ = read_config(args, DetectionConfig)
     from detection.engine.checkpoint import read_checkpoint
     from detection.tasks.test import proposal_recall, run_test
 
@@ -167,7 +168,7 @@ def _alternating_options(parser: ArgumentParser) -> None:
 
 
 def _alternating(args: Namespace) -> Call:
-    config, _ = read_config(args)
+    config, _ = read_config(args, DetectionConfig)
     from detection.tasks.alternating import run_alternating
 
     return partial(run_alternating, config, Path(args.output_dir)), show_tables

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from detection.classification.config import ClassificationConfig
 from detection.commands.base import (
     RESUMING,
     Call,
@@ -17,6 +18,8 @@ from detection.commands.base import (
     run_directory,
     run_options,
 )
+from detection.config.detection import DetectionConfig
+from detection.localization.config import LocalizationConfig
 
 __all__ = ["COMMANDS"]
 
@@ -47,14 +50,14 @@ def _pretrain_options(parser: ArgumentParser) -> None:
 def _pretrain(args: Namespace) -> Call:
     if args.test and args.resume:
         raise UsageError("--resume goes on with a training, and --test trains nothing; give one of them")
-    config, path = read_config(args)
+    config, path = read_config(args, ClassificationConfig)
     from detection.classification.task import evaluate_classifiers, run_pretraining
     from detection.engine.checkpoint import read_checkpoint
 
     if not args.test:
         output = run_directory(args, config, path)
         return partial(run_pretraining, config, output, resume=args.resume), partial(_show_accuracy, output=output)
-    checkpoints = [read_checkpoint(run) for run in args.test]
+    checkpoints = [read_checkpoint(run, ClassificationConfig) for run in args.test]
     output = Path(args.output_dir or checkpoints[0].path.parent.parent / "test")
     return partial(evaluate_classifiers, config, checkpoints, output), partial(_show_accuracy, output=output)
 
@@ -84,7 +87,7 @@ def _localize_options(parser: ArgumentParser) -> None:
 
 
 def _localize(args: Namespace) -> Call:
-    config, _ = read_config(args)
+    config, _ = read_config(args, LocalizationConfig)
     from detection.localization.task import format_errors, run_localization
 
     return partial(run_localization, config, Path(args.output_dir)), lambda result: print(format_errors(result))
@@ -112,7 +115,7 @@ def _precise_bn_options(parser: ArgumentParser) -> None:
 
 
 def _precise_bn(args: Namespace) -> Call:
-    config, _ = read_config(args)
+    config, _ = read_config(args, DetectionConfig)
     from detection.tasks.precise_bn import recompute_statistics
 
     recompute = partial(recompute_statistics, config, args.output, images=args.images, folder=args.image_folder)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from detection.commands.base import Call, Command, config_options, positive, read_config
+from detection.config.detection import DetectionConfig
 from detection.packaged import CONFIGS, find_config
 
 __all__ = ["COMMANDS"]
@@ -107,7 +108,7 @@ def _methods_options(parser: ArgumentParser) -> None:
 
 
 def _methods(args: Namespace) -> Call:
-    config, _ = read_config(args)
+    config, _ = read_config(args, DetectionConfig)
     from detection.engine.checkpoint import read_checkpoint
     from detection.experiments.methods import format_outcomes, load_rows, run_methods
 

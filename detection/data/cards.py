@@ -8,12 +8,13 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from detection.config.load import build_dataclass, parse_yaml
+from detection.config.schema import checked
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem, refuse_errors
 from detection.data.readers.coco import read_coco
@@ -24,7 +25,7 @@ from detection.packaged import CARDS, DATA
 __all__ = ["Card", "data_root", "load_card", "load_dataset", "read_split"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class Card:
     """The keys of a card; datasets/README.md explains them."""
 

@@ -19,7 +19,7 @@ from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric, result_dict
 from detection.evaluation.voc import evaluate_voc
 from detection.masks import paste
-from detection.model.faster_rcnn import Detector
+from detection.model.architecture import RegionVerbs
 from detection.model.postprocess import rescale
 from detection.structures import Detections, Proposals
 
@@ -45,7 +45,7 @@ def predict(
 ) -> Predictions:
     """A record for every image in ``batches``, with detections in the pixels of the stored image.
 
-    ``detector`` is a Detector or a Tester: what turns an ImageBatch into a list of Detections.
+    ``detector`` is an Architecture or a Tester: what turns an ImageBatch into a list of Detections.
     """
     detector.eval()
     records, seconds, dtype = [], 0.0, PRECISIONS[precision]
@@ -62,9 +62,11 @@ def predict(
 
 @torch.inference_mode()
 def propose(
-    detector: Detector, batches: Iterable[Batch], index: AnnotationIndex, *, device: torch.device
+    detector: nn.Module, batches: Iterable[Batch], index: AnnotationIndex, *, device: torch.device
 ) -> list[Proposals]:
     """The RPN's proposals for every image in ``batches``, in their order and in pixels of the stored images."""
+    if not isinstance(detector, RegionVerbs):
+        raise ValueError(f"{type(detector).__name__} makes no proposals; choose an architecture with an RPN")
     detector.eval()
     found = []
     for batch in batches:

@@ -15,7 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from detection.config.detection import SolverConfig
+from detection.config.sections import SolverConfig
 from detection.data.dataset import Batch
 from detection.engine.distributed import exchanges, gather, gradients_wait, mean, rank, replicated, together
 from detection.engine.ema import EMA

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from detection.config.detection import Config
 from detection.config.load import dump_config
+from detection.config.sections import ProgramConfig
 from detection.engine.checkpoint import Checkpoints
 from detection.engine.distributed import gather, is_main
 from detection.engine.loop import NotFiniteError, TrainState
@@ -25,7 +25,7 @@ def dump_step(
     run: Path,
     state: TrainState,
     error: NotFiniteError,
-    config: Config,
+    config: ProgramConfig,
     class_names: Sequence[str],
     *,
     whole: bool,

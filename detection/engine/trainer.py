@@ -20,8 +20,9 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from backbones.norm import FrozenBatchNorm
-from detection.config.detection import Config, SolverConfig
 from detection.config.load import dump_config
+from detection.config.schema import different_meaning
+from detection.config.sections import ProgramConfig, SolverConfig
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
 from detection.engine.checkpoint import Checkpoint, Checkpoints, changed_keys
@@ -45,7 +46,6 @@ from detection.engine.optim import build_optimizer
 from detection.engine.recovery import dump_step
 from detection.engine.signals import StoppedError, StopRequest, stop_request
 from detection.files import write_text
-from detection.tasks.test import SILENT_KEYS
 
 __all__ = ["Evaluation", "is_finished", "train_model"]
 
@@ -60,14 +60,14 @@ class Evaluation:
     figures: dict[str, float | None]  # those of the result that the log gets; None: could not be computed
 
 
-def is_finished(run: Path, config: Config) -> bool:
+def is_finished(run: Path, config: ProgramConfig) -> bool:
     """Whether the run in the directory ``run`` has come to its end."""
     newest = Checkpoints(run / "checkpoints", keep=1, config=config, class_names=()).newest(print)
     return newest is not None and newest[0].iteration >= config.solver.iterations
 
 
 def train_model(
-    config: Config,
+    config: ProgramConfig,
     output: Path,
     index: AnnotationIndex,
     *,
@@ -144,7 +144,7 @@ def train_model(
 class _Run:
     """What the steps of one run share."""
 
-    config: Config
+    config: ProgramConfig
     output: Path
     checkpoints: Checkpoints
     log: RunLog | NoLog
@@ -255,7 +255,9 @@ class _Run:
         )
 
 
-def _log(config: Config, output: Path, state: TrainState, device: torch.device, *, evaluated: bool) -> RunLog | NoLog:
+def _log(
+    config: ProgramConfig, output: Path, state: TrainState, device: torch.device, *, evaluated: bool
+) -> RunLog | NoLog:
     if not is_main():
         return NoLog()
     iterations = config.solver.iterations
@@ -263,7 +265,7 @@ def _log(config: Config, output: Path, state: TrainState, device: torch.device, 
 
 
 def _initial_state(
-    config: Config, build: Callable[[bool], nn.Module], device: torch.device, *, fresh: bool
+    config: ProgramConfig, build: Callable[[bool], nn.Module], device: torch.device, *, fresh: bool
 ) -> TrainState:
     """The state before the first step; weights of a run that goes on are not read, since the checkpoint's follow."""
     torch.manual_seed(config.seed)
@@ -276,7 +278,7 @@ def _initial_state(
 
 
 def _say_what_trains(
-    config: Config, state: TrainState, index: AnnotationIndex, device: torch.device, log: RunLog | NoLog
+    config: ProgramConfig, state: TrainState, index: AnnotationIndex, device: torch.device, log: RunLog | NoLog
 ) -> None:
     parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
     trainable = sum(p.numel() for p in state.model.parameters() if p.requires_grad) / 1e6
@@ -291,7 +293,7 @@ def _say_what_trains(
             f"{images} images a step on {world_size()} processes: {images_per_rank(images, accumulate) * accumulate} "
             f"each; learning rate as configured for {images}"
         )
-    if not (config.backbone.weights or config.init) and any(map(_is_frozen, state.model.modules())):
+    if not (config.backbone.weights or getattr(config, "init", None)) and any(map(_is_frozen, state.model.modules())):
         log.say(
             "warning: backbone.norm frozen_bn without backbone.weights normalises nothing, and deep networks diverge; "
             "set backbone.weights, or backbone.norm to bn or gn"
@@ -302,9 +304,9 @@ def _is_frozen(module: torch.nn.Module) -> bool:
     return isinstance(module, FrozenBatchNorm)
 
 
-def _check_same_model(checkpoint: Checkpoint, config: Config) -> None:
+def _check_same_model(checkpoint: Checkpoint[ProgramConfig], config: ProgramConfig) -> None:
     """Refuses to go on with keys that change what the weights mean, where loading them would not fail."""
-    changed = [line for line in changed_keys(checkpoint.config, config) if line.partition(":")[0] in SILENT_KEYS]
+    changed = different_meaning(checkpoint.config, config)
     if changed:
         raise ValueError(f"{checkpoint.path} can't go on with another model: {'; '.join(changed)}")
 

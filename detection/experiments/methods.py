@@ -7,15 +7,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import build_dataclass, parse_yaml
+from detection.config.schema import checked
 from detection.engine.checkpoint import Checkpoint
 from detection.tasks.test import run_test
 
 __all__ = ["MethodRow", "Outcome", "format_outcomes", "load_rows", "run_methods"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class MethodRow:
     """One row of the table.
 
@@ -40,7 +41,7 @@ class Outcome:
     result: dict[str, Any] | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class _Rows:
     rows: tuple[MethodRow, ...]
 
@@ -51,7 +52,7 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    config: Config
+    config: DetectionConfig
     checkpoint: Checkpoint
     ensemble: tuple[Checkpoint, ...]
 
@@ -75,7 +76,7 @@ def load_rows(path: str | Path) -> tuple[MethodRow, ...]:
 
 
 def run_methods(
-    config: Config,
+    config: DetectionConfig,
     rows: Sequence[MethodRow],
     checkpoint: Checkpoint,
     output: Path,
@@ -112,7 +113,7 @@ def run_methods(
 
 
 def _plan(
-    config: Config,
+    config: DetectionConfig,
     rows: Sequence[MethodRow],
     checkpoint: Checkpoint,
     context: Checkpoint | None,
@@ -127,7 +128,7 @@ def _plan(
     if "context" in needs and context is not None:
         model, trained = context.config, context
     tree = asdict(model) | {"test": settings, "data": asdict(config.data), "device": config.device}
-    return _Plan(build_dataclass(Config, tree), trained, tuple(ensemble) if "ensemble" in needs else ())
+    return _Plan(build_dataclass(DetectionConfig, tree), trained, tuple(ensemble) if "ensemble" in needs else ())
 
 
 def format_outcomes(outcomes: Sequence[Outcome]) -> str:

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from detection.config.detection import Config, SolverConfig
+from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config
+from detection.config.sections import SolverConfig
 from detection.engine.evaluate import metric
 from detection.experiments.runs import Placement, Programs, Run, child_environment, is_done, last_error
 
@@ -49,7 +50,7 @@ def choose_rates(runs: Sequence[Run], key: str) -> dict[str, Any]:
     return {"metric": key, "variants": variants}
 
 
-def time_step(config: Config, programs: Programs, placement: Placement) -> float:
+def time_step(config: DetectionConfig, programs: Programs, placement: Placement) -> float:
     """Seconds of a training step of ``config``: the median of a few, in a process of its own.
 
     Raises:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, parse_config
 from detection.engine.signals import EXIT_STOPPED
 from detection.experiments.experiment import flatten
@@ -51,7 +51,7 @@ class Run:
 
     variant: str
     name: str
-    config: Config
+    config: DetectionConfig
     folder: Path
 
     def __str__(self) -> str:
@@ -139,7 +139,7 @@ def check_resumable(runs: Sequence[Run]) -> None:
         if not path.is_file():
             continue
         try:
-            began = flatten(parse_config(Config, path.read_text()))
+            began = flatten(parse_config(DetectionConfig, path.read_text()))
         except ValueError as error:
             raise ValueError(f"{path} can't be read: {error}; remove {run.folder} to train it anew") from error
         for key, value in flatten(run.config).items():

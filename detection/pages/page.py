@@ -118,7 +118,7 @@ def write_page(page: Page, folder: Path, stem: str) -> Path:
 
 def _html(page: Page) -> str:
     environment = Environment(
-        loader=PackageLoader("detection.report", "."),
+        loader=PackageLoader("detection.pages", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

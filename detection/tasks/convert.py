@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from backbones.weights.load import read_state_dict
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.data.cards import load_card
 from detection.engine.checkpoint import write_converted
 from detection.weights.detectron2 import convert_detectron2
@@ -37,7 +37,7 @@ def convert_weights(weights: Path, output: Path, *, classes: str = "coco2017", n
 
 def _convert(
     state: Mapping[str, Tensor], class_names: tuple[str, ...], norm_eps: float | None
-) -> tuple[Config, dict[str, Tensor]]:
+) -> tuple[DetectionConfig, dict[str, Tensor]]:
     """Returns config and weights by our names; Detectron2 calls its RPN the proposal generator."""
     if not any(name.startswith("proposal_generator.") for name in state):
         return convert_torchvision(state, class_names=class_names, norm_eps=norm_eps)

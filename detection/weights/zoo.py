@@ -24,7 +24,7 @@ from torchvision.models.detection import (
 )
 
 from backbones.weights.load import read_state_dict
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.data.cards import load_card
 from detection.data.download import Archive, Progress
 from detection.data.download import fetch as download
@@ -157,6 +157,6 @@ def _check(entry: Entry, file: Path) -> None:
         )
 
 
-def _convert(entry: Entry, file: Path, class_names: Sequence[str]) -> tuple[Config, dict[str, Tensor]]:
+def _convert(entry: Entry, file: Path, class_names: Sequence[str]) -> tuple[DetectionConfig, dict[str, Tensor]]:
     convert = convert_torchvision if entry.source == "torchvision" else convert_detectron2
     return convert(read_state_dict(file), class_names=class_names)

@@ -15,13 +15,13 @@ from PIL import Image
 from detection.build import build_detector
 from detection.config.detection import (
     AnchorConfig,
-    BackboneConfig,
-    Config,
-    DataConfig,
+    DetectionConfig,
+    DetectorBackboneConfig,
+    DetectorDataConfig,
     PostprocessConfig,
     RPNConfig,
-    SolverConfig,
 )
+from detection.config.sections import SolverConfig
 from detection.data.images import read_image
 from detection.engine.checkpoint import Checkpoints
 from detection.engine.loop import TrainState
@@ -31,12 +31,12 @@ from detection.structures import ImageBatch
 from detection.tasks.predict import predict_images
 
 CLASSES = ("bolt", "nut")
-CONFIG = Config(
-    backbone=BackboneConfig(name="resnet18", norm="gn", roi_size=2),
+CONFIG = DetectionConfig(
+    backbone=DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=2),
     anchors=AnchorConfig(sizes=(16.0, 32.0)),
     rpn=RPNConfig(channels=16, min_size=2.0, post_nms_test=16),
     test=PostprocessConfig(score_threshold=0.0, max_detections=5),
-    data=DataConfig(shorter_side=64, longer_side=96),
+    data=DetectorDataConfig(shorter_side=64, longer_side=96),
 )
 
 

@@ -20,19 +20,19 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from detection.classification.config import ClassificationConfig, ClassifierConfig, ClassifierSolverConfig
 from detection.classification.task import run_pretraining
 from detection.config.detection import (
     AnchorConfig,
-    BackboneConfig,
     BoxConfig,
-    ClassificationConfig,
-    Config,
-    DataConfig,
+    DetectionConfig,
+    DetectorBackboneConfig,
+    DetectorDataConfig,
     MaskConfig,
     RPNConfig,
-    SolverConfig,
 )
 from detection.config.load import dump_config
+from detection.config.sections import BackboneConfig, DataConfig, SolverConfig
 from detection.data.digits import write_digits
 from detection.engine.checkpoint import read_checkpoint
 from detection.tasks.test import proposal_recall, run_test
@@ -51,15 +51,15 @@ class Both:
 
     # Of one process "one", "one_of_parts", "masks_of_parts" and "one_classifier"; of two "two" and the other jobs.
     folder: Path
-    config: Config
+    config: DetectionConfig
     outcomes: tuple[Mapping[str, Any], ...]  # by rank
     printed: str
 
 
-def make_config(root: Path) -> Config:
+def make_config(root: Path) -> DetectionConfig:
     """So few samples an image that every image has them all: then both halves of a step have the same weight."""
-    return Config(
-        backbone=BackboneConfig(name="resnet18", norm="gn", roi_size=2, freeze_at=2),
+    return DetectionConfig(
+        backbone=DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=2, freeze_at=2),
         anchors=AnchorConfig(sizes=(16.0, 32.0)),
         rpn=RPNConfig(
             channels=16,
@@ -73,7 +73,7 @@ def make_config(root: Path) -> Config:
             min_size=2.0,
         ),
         box=BoxConfig(samples_per_image=8),
-        data=DataConfig(
+        data=DetectorDataConfig(
             train=("digits:train",),
             test=("digits:test",),
             root=str(root),
@@ -90,20 +90,20 @@ def make_config(root: Path) -> Config:
     )
 
 
-def with_solver(config: Config, **options: Any) -> Config:
+def with_solver(config: DetectionConfig, **options: Any) -> DetectionConfig:
     return replace(config, solver=replace(config.solver, **options))
 
 
-def untested(config: Config) -> Config:
+def untested(config: DetectionConfig) -> DetectionConfig:
     return replace(config, data=replace(config.data, test=()))
 
 
-def with_masks(config: Config) -> Config:
+def with_masks(config: DetectionConfig) -> DetectionConfig:
     """The mask loss is a mean over positive regions, and the images have different numbers of them."""
-    return replace(untested(config), mask=MaskConfig(enabled=True, channels=8))
+    return replace(untested(config), architecture="mask_rcnn", mask=MaskConfig(channels=8))
 
 
-def make_classifier(folder: Path) -> Config:
+def make_classifier(folder: Path) -> ClassificationConfig:
     """Of two classes with an odd number of test images; no statistics of a batch, of which each process has a part."""
     for split, dark in (("train", 4), ("test", 3)):
         for name, count, brightness in (("dark", dark, 40), ("light", 4, 160)):
@@ -114,25 +114,25 @@ def make_classifier(folder: Path) -> Config:
     splits = {split: {"folder": split} for split in ("train", "test")}
     card = folder / "card.yaml"
     card.write_text(yaml.safe_dump({"format": "image_folder", "root": str(folder), "splits": splits}))
-    return Config(
+    return ClassificationConfig(
         backbone=BackboneConfig(name="cifar_resnet20", norm="gn"),
         data=DataConfig(train=(f"{card}:train",), test=(f"{card}:test",), shorter_side=32, longer_side=32, workers=0),
-        solver=SolverConfig(iterations=STEPS, images_per_step=8, log_every=1, best_metric="classification.top1"),
-        classification=ClassificationConfig(crop=32, shorter_side=32, label_smoothing=0.1),
+        solver=ClassifierSolverConfig(iterations=STEPS, images_per_step=8, log_every=1),
+        classification=ClassifierConfig(crop=32, shorter_side=32, label_smoothing=0.1),
         device="cpu",
     )
 
 
-def make_jobs(config: Config) -> dict[str, Config]:
+def make_jobs(config: DetectionConfig) -> dict[str, DetectionConfig]:
     """The runs of two processes by name."""
     quick = untested(with_solver(config, iterations=2))
     return {
         "two": config,
         "two_parts": with_solver(quick, accumulate=2),
         "resumed": config,  # one process took its first steps
-        "rpn_alone": with_solver(quick, fixed=("box_stage",), ema_decay=0.9),
-        "boxes_alone": with_solver(quick, fixed=("rpn", "backbone")),
-        "masks_fixed": replace(with_solver(quick, fixed=("box_stage",)), mask=MaskConfig(enabled=True, channels=8)),
+        "rpn_alone": with_solver(quick, ema_decay=0.9),
+        "boxes_alone": quick,
+        "masks_fixed": replace(quick, architecture="mask_rcnn", mask=MaskConfig(channels=8)),
         "masks": with_masks(config),
         "uneven": with_solver(quick, images_per_step=5),
         "sync_bn": replace(quick, backbone=replace(config.backbone, norm="sync_bn")),

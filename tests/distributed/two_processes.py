@@ -20,14 +20,18 @@ from torch import distributed as torch_distributed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from detection.classification.config import ClassificationConfig
 from detection.classification.task import run_pretraining
-from detection.config.detection import AlternatingConfig, Config
+from detection.config.detection import AlternatingConfig, DetectionConfig
 from detection.config.load import load_config
 from detection.engine import distributed
 from detection.engine.checkpoint import read_checkpoint
 from detection.tasks.alternating import run_alternating
 from detection.tasks.test import proposal_recall, run_test
 from detection.tasks.train import run_training
+
+# Jobs whose parts are not all trained.
+FIXED = {"rpn_alone": ("box_stage",), "boxes_alone": ("rpn", "backbone"), "masks_fixed": ("box_stage",)}
 
 
 def attempt(work: Callable[[], Any]) -> Any:
@@ -74,14 +78,14 @@ def wait_inside_a_step() -> None:
 
 def evaluations(folder: Path) -> dict[str, Any]:
     """Results on shares that are uneven (3 images) and empty (1 image), of the run FOLDER/one."""
-    config, checkpoint = load_config(Config, folder / "one" / "config.yaml"), read_checkpoint(folder / "one")
+    config, checkpoint = load_config(DetectionConfig, folder / "one" / "config.yaml"), read_checkpoint(folder / "one")
     found = {str(n): attempt(lambda n=n: run_test(config, checkpoint, folder / f"test{n}", limit=n)) for n in (1, 3)}
     return found | {"recall": attempt(lambda: proposal_recall(config, checkpoint, folder / "test_recall", limit=3))}
 
 
 def alternate(folder: Path) -> dict[str, Any]:
     """The four steps of alternating training, one iteration each, into FOLDER/alternating."""
-    config = load_config(Config, folder / "one" / "config.yaml")
+    config = load_config(DetectionConfig, folder / "one" / "config.yaml")
     short = AlternatingConfig(rpn_iterations=1, box_iterations=1, rpn_steps=(), box_steps=())
     return run_alternating(replace(config, alternating=short), folder / "alternating")
 
@@ -103,11 +107,14 @@ def main() -> None:
         "alternating": attempt(lambda: alternate(folder)),
     }
     for job in sorted((folder / "jobs").glob("*.yaml")):
-        config = load_config(Config, job)
+        config = load_config(DetectionConfig, job)
+        fixed = FIXED.get(job.stem, ())
         outcomes[job.stem] = attempt(
-            lambda config=config, run=folder / job.stem: run_training(config, run, resume=True)
+            lambda config=config, run=folder / job.stem, fixed=fixed: run_training(
+                config, run, resume=True, fixed=fixed
+            )
         )
-    classifier = load_config(Config, folder / "classifier.yaml")
+    classifier = load_config(ClassificationConfig, folder / "classifier.yaml")
     outcomes["classifier"] = attempt(lambda: run_pretraining(classifier, folder / "classifier"))
     outcomes["late in a step"] = attempt(wait_inside_a_step)
     outcomes["late"] = attempt(wait_for_a_late_one)  # the last: then they have lost each other

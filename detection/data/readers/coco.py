@@ -9,11 +9,12 @@ import json
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from detection.config.load import build_dataclass
+from detection.config.schema import checked
 from detection.data.images import MAX_PIXELS
 from detection.data.index import AnnotationIndex
 from detection.data.objects import ImageRows, ObjectRows, build_index, files_in, nearest_class, require_file
@@ -25,7 +26,7 @@ __all__ = ["COCOSplit", "read_coco"]
 UNUSABLE = (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError)
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class COCOSplit:
     """A split as a card describes it; paths are below the data set's folder."""
 

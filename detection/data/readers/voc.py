@@ -8,12 +8,12 @@ Source: the PASCAL VOC development kit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from xml.etree import ElementTree
 
 from detection.config.load import build_dataclass
+from detection.config.schema import checked
 from detection.data.images import MAX_PIXELS, image_size
 from detection.data.index import AnnotationIndex
 from detection.data.objects import (
@@ -31,7 +31,7 @@ from detection.data.readers.segmentation import read_instances
 __all__ = ["VOCSplit", "read_voc"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class VOCSplit:
     """A split as a card describes it; folders are below the data set's."""
 

@@ -13,8 +13,9 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD
 
-from detection.config.detection import BackboneConfig, Config, DataConfig, JitterConfig, SolverConfig
+from detection.config.detection import DetectionConfig, DetectorBackboneConfig, DetectorDataConfig, JitterConfig
 from detection.config.load import dump_config, load_config
+from detection.config.sections import BackboneConfig, SolverConfig
 from detection.engine import checkpoint as checkpoint_module
 from detection.engine.checkpoint import (
     Checkpoint,
@@ -24,16 +25,16 @@ from detection.engine.checkpoint import (
     load_initial_weights,
     read_checkpoint,
     resolve_weights,
-    stored_config,
+    stored_backbone,
     write_converted,
 )
 from detection.engine.ema import EMA
 from detection.engine.loop import TrainState
 from detection.files import digest
 
-CONFIG = Config(
-    backbone=BackboneConfig(name="vgg11", freeze_at=2),
-    data=DataConfig(train=("a:train", "b:train"), augment=({"HorizontalFlip": {"p": 0.25}},)),
+CONFIG = DetectionConfig(
+    backbone=DetectorBackboneConfig(name="vgg11", freeze_at=2),
+    data=DetectorDataConfig(train=("a:train", "b:train"), augment=({"HorizontalFlip": {"p": 0.25}},)),
     solver=SolverConfig(base_lr=1e-5, clip_norm=35.0),
     seed=7,
 )
@@ -222,10 +223,11 @@ class TestFiles:
 
 
 class TestStoredConfig:
-    """The config alone of a file of weights."""
+    """The backbone's section alone of a file of weights."""
 
     def test_of_a_checkpoint(self, saved: Path) -> None:
-        assert stored_config(saved) == CONFIG
+        plain = BackboneConfig(name="vgg11", freeze_at=2)
+        assert stored_backbone(saved) == plain
 
     def test_of_other_files_is_none(self, tmp_path: Path) -> None:
         for name, content in (("empty", b""), ("text", b"no weights at all"), ("zip", b"PK\x03\x04 broken")):
@@ -234,7 +236,7 @@ class TestStoredConfig:
         save_file({"a": torch.zeros(1)}, tmp_path / "foreign", metadata={"format": "pt"})
         torch.save({"a": torch.zeros(1)}, tmp_path / "torch")
         for path in (*sorted(tmp_path.iterdir()), tmp_path / "absent", tmp_path):
-            assert stored_config(path) is None
+            assert stored_backbone(path) is None
 
 
 class TestInterruptedWrite:
@@ -497,7 +499,7 @@ class TestConvertedDetector:
         checkpoint = read_checkpoint(path)
         assert (checkpoint.config, checkpoint.class_names, checkpoint.iteration) == (CONFIG, CLASSES, 0)
         assert_equal(checkpoint.weights, self.WEIGHTS)
-        assert load_config(Config, config) == CONFIG
+        assert load_config(DetectionConfig, config) == CONFIG
 
     def test_directory_becomes_a_run(self, run: Path) -> None:
         path = write_converted(run, CONFIG, CLASSES, self.WEIGHTS)

@@ -16,7 +16,7 @@ from detection.data.index import AnnotationIndex, PackedStrings
 from detection.engine.evaluate import evaluate, metric, predict
 from detection.evaluation.record import Record
 from detection.masks import decode, empty_rle, encode
-from detection.model.faster_rcnn import Detector
+from detection.model.faster_rcnn import FasterRCNN
 from detection.structures import Detections, ImageBatch, Target
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def make_batches(*rows: int) -> Iterator[Batch]:
 
 
 def run(oracle: Oracle, *rows: int, **options: Any) -> Any:
-    return predict(cast(Detector, oracle), make_batches(*rows), INDEX, device=CPU, **options)
+    return predict(cast(FasterRCNN, oracle), make_batches(*rows), INDEX, device=CPU, **options)
 
 
 def test_records_are_in_pixels_of_the_stored_images() -> None:
@@ -138,7 +138,7 @@ def masked_index() -> AnnotationIndex:
 
 
 def predict_masks(index: AnnotationIndex) -> list[Record]:
-    return predict(cast(Detector, MaskOracle()), make_batches(0, 1), index, device=CPU).records
+    return predict(cast(FasterRCNN, MaskOracle()), make_batches(0, 1), index, device=CPU).records
 
 
 def test_masks_are_pasted_at_the_size_of_the_stored_image() -> None:
@@ -160,5 +160,5 @@ def test_mask_figures_are_there_where_objects_and_detections_have_masks() -> Non
     assert all("segm" not in evaluate(records, INDEX.class_names, "area") for records in without)
     assert "segm" not in evaluate([], INDEX.class_names, "area")
     assert metric(evaluate([], INDEX.class_names, "area", masks=True), "segm.AP50") is None
-    plain = predict(cast(Detector, Oracle()), make_batches(0), masked_index(), device=CPU).records[0]
+    plain = predict(cast(FasterRCNN, Oracle()), make_batches(0), masked_index(), device=CPU).records[0]
     assert (plain.masks, plain.gt_masks) == (None, None)

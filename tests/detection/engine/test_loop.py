@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD
 
-from detection.config.detection import SolverConfig
+from detection.config.sections import SolverConfig
 from detection.data.dataset import Batch
 from detection.engine.ema import EMA
 from detection.engine.loop import NotFiniteError, TrainState, train

@@ -15,7 +15,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import FrozenBatchNorm2d
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.engine.checkpoint import read_checkpoint
 
@@ -49,7 +49,7 @@ def test_torchvision(state: Mapping[str, Tensor], card: Path, tmp_path: Path, wr
     assert str(run / "checkpoints" / "0000000.safetensors") in outcome.out
     checkpoint = read_checkpoint(run)
     assert checkpoint.class_names == CLASSES
-    assert checkpoint.config == load_config(Config, run / "config.yaml")
+    assert checkpoint.config == load_config(DetectionConfig, run / "config.yaml")
     assert checkpoint.config.backbone.norm_eps == 0
     stem = "backbone.body.conv1.weight"
     assert checkpoint.weights[stem].equal(state[stem])
