@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CONFIG = "configs/digits/resnet18_c4.yaml"
 
 
 def run_program(path: str, *arguments: str) -> int | str | None:
@@ -47,18 +46,24 @@ def test_every_program_is_a_command(path: str, command: str, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    ("path", "options"),
+    ("path", "config", "options"),
     [
-        ("tools/train_net.py", ("--output-dir", "x", "--resume")),
-        ("tools/test_net.py", ("--weights", "x", "--ensemble", "y", "--visualize", "2", "--limit", "3")),
-        ("tools/pretrain_net.py", ("--output-dir", "x", "--test", "y")),
-        ("tools/localize.py", ("--output-dir", "x")),
-        ("tools/train_alternating.py", ("--output-dir", "x")),
-        ("tools/test_methods.py", ("--weights", "x", "--context-weights", "y", "--table", "z", "--limit", "3")),
-        ("tools/recompute_bn.py", ("--output", "x", "--image-folder", "y", "--images", "3")),
+        ("tools/train_net.py", "digits/resnet18_c4", ("--output-dir", "x", "--resume")),
+        (
+            "tools/test_net.py",
+            "digits/resnet18_c4",
+            ("--weights", "x", "--ensemble", "y", "--visualize", "2", "--limit", "3"),
+        ),
+        ("tools/pretrain_net.py", "cifar10/resnet20", ("--output-dir", "x", "--test", "y")),
+        ("tools/localize.py", "imagenet/loc_resnet101", ("--output-dir", "x")),
+        ("tools/train_alternating.py", "bccd/resnet18_c4", ("--output-dir", "x")),
+        ("tools/test_methods.py", "bccd/resnet18_c4", ("--weights", "x", "--table", "z", "--limit", "3")),
+        ("tools/recompute_bn.py", "voc/resnet101_c4_0712", ("--output", "x", "--image-folder", "y", "--images", "3")),
     ],
 )
-def test_old_options_are_still_taken(path: str, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_old_options_are_still_taken(
+    path: str, config: str, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     # The misspelt key is found after the options were parsed and before anything is read or written.
-    assert run_program(path, "--config-file", CONFIG, *options, "solver.base_rl=1") == 1
+    assert run_program(path, "--config-file", f"configs/{config}.yaml", *options, "solver.base_rl=1") == 1
     assert capsys.readouterr().err == "error: no config key 'solver.base_rl'; did you mean 'solver.base_lr'?\n"

@@ -147,9 +147,9 @@ def test_misspelt_metric_ends_before_anything_is_written(workspace: Workspace, t
     ("arguments", "message"),
     [
         (("--test", "absent"), "error: no checkpoint at absent"),
-        (("classification.network=relay",), "error: classification.network relay takes two classification.features"),
+        (("classification.network=relay",), "error: classification.network relay takes 2"),
         (("classification.view=dense",), "error: no config key 'classification.view'; did you mean 'classification.vi"),
-        (("backbone.fpn=true",), "error: backbone.fpn is True, but only detectors know it"),
+        (("backbone.fpn=true",), "error: no config key 'backbone.fpn'"),
     ],
 )
 def test_mistakes_are_named(workspace: Workspace, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -153,7 +153,8 @@ class TestTestMethods:
     def test_bad_table_is_named(self, workspace: Workspace, tmp_path: Path) -> None:
         (tmp_path / "bad.yaml").write_text("row: []")
         outcome = run_methods(workspace, tmp_path / "out", "--table", tmp_path / "bad.yaml")
-        assert outcome.err.startswith(f"error: table {tmp_path / 'bad.yaml'}: no config key 'row'")
+        assert outcome.err.startswith(f"error: table {tmp_path / 'bad.yaml'}: ")
+        assert "no config key 'row'; did you mean 'rows'?" in outcome.err
 
     def test_default_table_and_folder(self, workspace: Workspace) -> None:
         options = (workspace.config, "--weights", workspace.run / "step4", "--limit", "1")

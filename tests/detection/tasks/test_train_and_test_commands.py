@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Mapping
@@ -205,7 +206,7 @@ def test_scales_that_are_no_pyramid_are_refused(workspace: Workspace, override: 
 @pytest.mark.parametrize("value", ["0", "1.5", "-0.5"])
 def test_voting_iou_outside_0_to_1_is_refused(workspace: Workspace, value: str) -> None:
     outcome = run_test(workspace, f"test.vote_iou={value}")
-    assert outcome.err.startswith("error: test.vote_iou is a fraction above 0 and at most 1")
+    assert re.search(rf"^error: .*'test\.vote_iou'.*got {value}$", outcome.err)
 
 
 def test_resume_goes_on_and_a_second_start_does_not(workspace: Workspace, tmp_path: Path) -> None:
