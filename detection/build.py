@@ -113,7 +113,7 @@ def build_plain_backbone(
     """The backbone that ``config`` describes, without its pyramid.
 
     Args:
-        config: of the backbone; its weights may be the directory of a run of ``tools/pretrain_net.py``, or a checkpoint
+        config: of the backbone; its weights may be the directory of a run of ``resdet pretrain``, or a checkpoint
             of it, if that had the same options of ``TRAINED_WITH``.
         pretrained: load the weights; False where those of a whole model follow.
         out_features: stages to return; None for the backbone's own default.

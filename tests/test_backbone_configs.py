@@ -68,7 +68,7 @@ def test_files_differ_from_the_recipe_of_resnet50_in_the_network_alone(path: Pat
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_headers_name_their_own_command(path: Path) -> None:
     header = "".join(line for line in path.read_text().splitlines(True) if line.startswith("#"))
-    assert f"--config-file configs/backbones/{path.stem}.yaml" in header
+    assert f"resdet train configs/backbones/{path.stem}.yaml" in header
     assert all(f"# {title}:" in header for title in ("Command", "Hardware", "Expected"))
 
 

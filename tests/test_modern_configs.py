@@ -148,7 +148,7 @@ def test_the_recipe_of_our_own() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_header_has_the_command_and_the_published_figure(path: Path) -> None:
     text, figures = header(path), FIGURES[path.stem]
-    assert f"tools/train_net.py --config-file {path.relative_to(ROOT)}\n" in text
+    assert f"resdet train {path.relative_to(ROOT)}\n" in text
     assert "not run" in text
     assert ("no published figure" in text) == (figures is None)
     assert all(figure in text for figure in figures or ())

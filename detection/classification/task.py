@@ -80,7 +80,7 @@ def run_pretraining(config: ClassificationConfig, output: Path, *, resume: bool 
         test=None if test_index is None else lambda model: _test(config, [model], test_index, output),
         test_index=test_index,
         resume=resume,
-        tool="pretrain_net.py",
+        tool="pretrain",
     ).run()
 
 
@@ -125,7 +125,7 @@ def build_classifier(config: ClassificationConfig, num_classes: int, *, pretrain
 
 
 def restore_classifier(checkpoint: Checkpoint[ClassificationConfig], class_names: Sequence[str]) -> ImageClassifier:
-    """The classifier of a run of ``tools/pretrain_net.py``, on the CPU.
+    """The classifier of a run of ``resdet pretrain``, on the CPU.
 
     Raises:
         ValueError: other classes than ``class_names``, or weights of something else.

@@ -20,12 +20,9 @@ from detection.data.problems import Problem, refuse_errors
 from detection.data.readers.coco import read_coco
 from detection.data.readers.image_folder import read_image_folder
 from detection.data.readers.voc import read_voc
+from detection.packaged import CARDS, DATA
 
 __all__ = ["Card", "data_root", "load_card", "load_dataset", "read_split"]
-
-# Beside the code in a clone; in the current folder where only the packages are installed.
-_CLONE = Path(__file__).parents[2]
-DATASETS = _CLONE / "datasets" if (_CLONE / "pyproject.toml").is_file() else Path("datasets")
 
 
 @checked
@@ -64,7 +61,7 @@ class Card:
 
 def data_root(configured: str | None = None) -> Path:
     """The folder that holds the data sets: ``configured``, else $RESDET_DATA_ROOT, else datasets/."""
-    return Path(configured or os.environ.get("RESDET_DATA_ROOT") or DATASETS)
+    return Path(configured or os.environ.get("RESDET_DATA_ROOT") or DATA)
 
 
 def load_card(name: str) -> Card:
@@ -154,7 +151,7 @@ def _find(name: str) -> Path:
         if not Path(name).is_file():
             raise ValueError(f"no card {name!r}")
         return Path(name)
-    folders = [Path("datasets"), DATASETS]
+    folders = [Path("datasets"), CARDS]
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"

@@ -66,7 +66,7 @@ def load_index(
         raise ValueError(f"{key} is empty; give a list of card:split, such as [voc2007:trainval]")
     index, problems = load_dataset(specs, data_root(config.root), fields=fields)
     if problems:
-        say(f"{', '.join(specs)}: {summarize(problems)}; tools/check_data.py lists them")
+        say(f"{', '.join(specs)}: {summarize(problems)}; resdet check lists them")
     return index if limit is None else index.first(limit)
 
 

@@ -256,6 +256,6 @@ def _listed(losses: Mapping[str, float], parts: Sequence[Batch]) -> str:
 def _error(problem: str, parts: Sequence[Batch]) -> NotFiniteError:
     advice = (
         "Lower solver.base_lr, lengthen solver.warmup_iterations or set solver.clip_norm; "
-        "tools/check_data.py looks for broken boxes"
+        "resdet check looks for broken boxes"
     )
     return NotFiniteError(f"{problem}. {advice}", [part.paths for part in parts])

@@ -37,7 +37,7 @@ class Recovery:
         config: of the run; ``solver.on_not_finite`` chooses what is done.
         checkpoints: of the run.
         say: gets warnings.
-        tool: the program of tools/ that takes a step again.
+        tool: the command of resdet that takes a step again.
     """
 
     run: Path
@@ -134,7 +134,7 @@ class Recovery:
         path = folder.with_suffix(".json")
         if is_main():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            command = f"python tools/{self.tool} --config-file {folder / 'config.yaml'} --output-dir {folder} --resume"
+            command = f"resdet {self.tool} {folder / 'config.yaml'} --output-dir {folder} --resume"
             content = {
                 "iteration": state.iteration,
                 "problem": str(error),

@@ -52,7 +52,7 @@ from detection.files import write_text
 
 __all__ = ["Evaluation", "Trainer", "is_finished"]
 
-TOOL = "train_net.py"  # which detectors are trained by
+TOOL = "train"  # the command which detectors are trained by
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Trainer:
         test: called when an evaluation is due.
         test_index: what it tests on, for the manifest.
         resume: go on from the newest checkpoint in ``output``, if there is one.
-        tool: the program of tools/ that goes on with such a run.
+        tool: the command of resdet that goes on with such a run.
 
     Raises:
         ValueError: bad config, or ``output`` holds a run and ``resume`` is not set.
@@ -209,10 +209,10 @@ class Trainer:
         config, state = self.config, self.state
         missing = self._misses_evaluation()
         if state.iteration >= config.solver.iterations and not missing:
-            test = "test_net.py" if self.tool == TOOL else f"{self.tool} --test"
+            test = "test" if self.tool == TOOL else f"{self.tool} --test"
             raise ValueError(
                 f"{self.output} is at iteration {state.iteration} of {config.solver.iterations}: nothing is left to "
-                f"train; raise solver.iterations, or test it with tools/{test}"
+                f"train; raise solver.iterations, or test it with resdet {test}"
             )
         with together("writing the config"):
             if is_main():

@@ -64,7 +64,7 @@ def time_step(config: DetectionConfig, programs: Programs, placement: Placement)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(dump_config(short))
-        command = [*programs.train, "--config-file", str(path), "--output-dir", f"{folder}/run"]
+        command = [*programs.train, str(path), "--output-dir", f"{folder}/run"]
         environment = child_environment(placement)
         done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
         if done.returncode:

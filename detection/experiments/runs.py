@@ -253,11 +253,11 @@ def _start(
 
 
 def _command(run: Run, programs: Programs) -> list[str]:
-    config = ["--config-file", str(run.folder / "config.yaml")]
+    config = str(run.folder / "config.yaml")
     last = run.folder / "checkpoints" / f"{run.config.solver.iterations:07d}.safetensors"
     if last.is_file() and last.with_suffix(".state.pt").is_file():  # it was killed in its last test
-        return [*programs.test, *config, "--weights", str(run.folder), "--output-dir", str(run.folder)]
-    return [*programs.train, *config, "--output-dir", str(run.folder), "--resume"]
+        return [*programs.test, config, "--weights", str(run.folder), "--output-dir", str(run.folder)]
+    return [*programs.train, config, "--output-dir", str(run.folder), "--resume"]
 
 
 def _finish(child: _Child, code: str, say: Callable[[str], None]) -> None:

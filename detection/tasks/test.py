@@ -213,7 +213,7 @@ def read_records(run: Path, *, say: Callable[[str], None] = print) -> tuple[Anno
         if image_id not in found or category not in labels:
             raise ValueError(
                 f"{run / 'detections.json'}, entry {number}: image {image_id}, category {category} is not in "
-                f"{', '.join(config.data.test)}; has the data set changed since? Test again with tools/test_net.py"
+                f"{', '.join(config.data.test)}; has the data set changed since? Test again with resdet test"
             )
         found[image_id].append(detection)
     masks = any("segmentation" in detection for detection in detections)
@@ -225,7 +225,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} can't be read: {error}; tools/test_net.py writes it") from error
+        raise ValueError(f"{path} can't be read: {error}; resdet test writes it") from error
 
 
 def _record(

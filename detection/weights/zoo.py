@@ -60,6 +60,13 @@ class Entry:
         return LICENCES[self.source]
 
     @property
+    def figures(self) -> str:
+        """The published figures, in percent, with the data set that they are of."""
+        figures = {"box AP": self.ap, "box AP50": self.ap50, "mask AP": self.mask_ap}
+        shown = ", ".join(f"{name} {value:.1f}" for name, value in figures.items() if value is not None)
+        return f"published for {self.data}: {shown}"
+
+    @property
     def checksum(self) -> tuple[str, str]:
         """Name of the hash function, and the first digits of its result, from the file's name."""
         algorithm, length = CHECKSUMS[self.source]

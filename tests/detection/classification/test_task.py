@@ -217,7 +217,7 @@ class TestWholeRun:
     ) -> None:
         with pytest.raises(ValueError, match="add --resume"):
             run_pretraining(config, finished[0])
-        with pytest.raises(ValueError, match=r"nothing is left to train; .* tools/pretrain_net\.py --test"):
+        with pytest.raises(ValueError, match=r"nothing is left to train; .* resdet pretrain --test"):
             run_pretraining(config, finished[0], resume=True)
 
     @pytest.mark.parametrize(
@@ -340,9 +340,7 @@ class TestNotFinite:
             run_pretraining(wild, tmp_path / "run")
         folder = tmp_path / "run" / "not_finite" / "0000001"
         dump = json.loads(folder.with_suffix(".json").read_text())
-        assert dump["replay"] == (
-            f"python tools/pretrain_net.py --config-file {folder / 'config.yaml'} --output-dir {folder} --resume"
-        )
+        assert dump["replay"] == (f"resdet pretrain {folder / 'config.yaml'} --output-dir {folder} --resume")
         with pytest.raises(NotFiniteError) as again:
             run_pretraining(load_config(ClassificationConfig, folder / "config.yaml"), folder, resume=True)
         assert again.value.files == error.value.files

@@ -209,7 +209,7 @@ def test_its_own_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"digits was not made by make_digits\.py.*--root"):
+    with pytest.raises(ValueError, match=r"digits was not made by resdet digits.*--root"):
         write_digits(tmp_path, num_train=1, num_test=1)
     assert [path.name for path in tmp_path.rglob("*")] == ["digits", "mine.txt"]
 

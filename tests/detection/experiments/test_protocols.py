@@ -17,8 +17,8 @@ from detection.experiments.runs import Placement, Programs, Run, write_status
 # Writes metrics of steps that take longer and longer, and what it was asked for beside itself.
 TRAINER = """
 import json, pathlib, sys, yaml
-option = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-config = yaml.safe_load(open(option["--config-file"]))
+option = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+config = yaml.safe_load(open(sys.argv[1]))
 if config["backbone"]["name"] == "broken":
     sys.exit("error: no such data")
 run = pathlib.Path(option["--output-dir"])

@@ -37,8 +37,8 @@ from detection.experiments.runs import (
 # how it behaves.
 TRAINER = """
 import json, os, pathlib, signal, sys, time, yaml
-option = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-config = yaml.safe_load(open(option["--config-file"]))
+option = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+config = yaml.safe_load(open(sys.argv[1]))
 run, name, steps = pathlib.Path(option["--output-dir"]), config["backbone"]["name"], config["solver"]["iterations"]
 print("called with", sys.argv[1:], "GPU", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 metrics = run / "metrics.jsonl"

@@ -193,5 +193,5 @@ class TestReadRecords:
 
     def test_missing_detections_are_refused_with_the_way_out(self, run: Path) -> None:
         (run / "detections.json").unlink()
-        with pytest.raises(ValueError, match=r"detections\.json can't be read: .*; tools/test_net\.py writes it"):
+        with pytest.raises(ValueError, match=r"detections\.json can't be read: .*; resdet test writes it"):
             read_records(run)

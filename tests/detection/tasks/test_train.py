@@ -832,7 +832,7 @@ class TestNotFinite:
         assert Path(first).is_file()
         assert Path(second).is_file()
         folder = run / "not_finite" / "0000003"
-        assert dump["replay"].endswith(f"--config-file {folder / 'config.yaml'} --output-dir {folder} --resume")
+        assert dump["replay"].endswith(f"train {folder / 'config.yaml'} --output-dir {folder} --resume")
         # The command takes that one step, from the same state on the same images.
         seen: list[Any] = []
 

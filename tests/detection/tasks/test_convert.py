@@ -1,13 +1,10 @@
-"""Mirrors tools/convert_weights.py."""
+"""Mirrors detection/tasks/convert.py."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import runpy
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,20 +19,8 @@ from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.engine.checkpoint import read_checkpoint
 
-TOOL = Path(__file__).parents[2] / "tools" / "convert_weights.py"
+Resdet = Callable[..., Any]
 CLASSES = ("cat", "dog")
-
-
-def run_tool(*arguments: str | Path) -> tuple[str, int | str | None]:
-    """What the tool prints, and what it ends with, None if all went well."""
-    out = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
-        patch.setattr(sys, "argv", [TOOL.name, *map(str, arguments)])
-        try:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        except SystemExit as end:
-            return out.getvalue(), end.code
-    return out.getvalue(), None
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +40,13 @@ def card(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "training_script"])
-def test_torchvision(state: Mapping[str, Tensor], card: Path, tmp_path: Path, wrapped: bool) -> None:
+def test_torchvision(state: Mapping[str, Tensor], card: Path, tmp_path: Path, wrapped: bool, resdet: Resdet) -> None:
     torch.save({"model": state, "epoch": 3} if wrapped else state, tmp_path / "model.pth")
     run = tmp_path / "run"
-    out, status = run_tool(tmp_path / "model.pth", "--output", run, "--classes", card, "--norm-eps", "0")
-    assert status is None
-    assert "2 classes, resnet18" in out
-    assert str(run / "checkpoints" / "0000000.safetensors") in out
+    outcome = resdet("convert", tmp_path / "model.pth", "--output", run, "--classes", card, "--norm-eps", "0")
+    assert outcome.status == 0
+    assert "2 classes, resnet18" in outcome.out
+    assert str(run / "checkpoints" / "0000000.safetensors") in outcome.out
     checkpoint = read_checkpoint(run)
     assert checkpoint.class_names == CLASSES
     assert checkpoint.config == load_config(DetectionConfig, run / "config.yaml")
@@ -70,19 +55,19 @@ def test_torchvision(state: Mapping[str, Tensor], card: Path, tmp_path: Path, wr
     assert checkpoint.weights[stem].equal(state[stem])
 
 
-def test_errors_are_one_line(state: Mapping[str, Tensor], card: Path, tmp_path: Path) -> None:
+def test_errors_are_one_line(state: Mapping[str, Tensor], card: Path, tmp_path: Path, resdet: Resdet) -> None:
     torch.save(state, tmp_path / "model.pth")
-    _, status = run_tool(tmp_path / "model.pth", "--output", tmp_path / "run", "--classes", card)
-    assert str(status).startswith("error: the names do not tell the eps")
-    _, status = run_tool(tmp_path / "model.pth", "--output", tmp_path / "run", "--norm-eps", "0")
-    assert str(status) == "error: the weights know 2 classes beside the background, class_names has 80: give 2 names"
+    outcome = resdet("convert", tmp_path / "model.pth", "--output", tmp_path / "run", "--classes", card)
+    assert outcome.err.startswith("error: the names do not tell the eps")
+    outcome = resdet("convert", tmp_path / "model.pth", "--output", tmp_path / "run", "--norm-eps", "0")
+    assert outcome.err == "error: the weights know 2 classes beside the background, class_names has 80: give 2 names\n"
     assert not (tmp_path / "run").exists()
 
 
-def test_detectron2_is_told_by_its_names(card: Path, tmp_path: Path) -> None:
+def test_detectron2_is_told_by_its_names(card: Path, tmp_path: Path, resdet: Resdet) -> None:
     torch.save({"model": {"proposal_generator.rpn_head.conv.weight": torch.zeros(1)}}, tmp_path / "model.pth")
     arguments = (tmp_path / "model.pth", "--output", tmp_path / "run", "--classes", card)
-    _, status = run_tool(*arguments)
-    assert "Detectron2" in str(status)
-    _, status = run_tool(*arguments, "--norm-eps", "0")
-    assert str(status) == "error: --norm-eps is for torchvision's weights, these are Detectron2's; leave it out"
+    outcome = resdet("convert", *arguments)
+    assert "Detectron2" in outcome.err
+    outcome = resdet("convert", *arguments, "--norm-eps", "0")
+    assert outcome.err == "error: --norm-eps is for torchvision's weights, these are Detectron2's; leave it out\n"
