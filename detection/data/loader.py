@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import signal
-import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
-from multiprocessing.process import BaseProcess
 from typing import Any
 
-import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from detection.config.detection import DataConfig
 from detection.data.cards import data_root, load_dataset
@@ -24,21 +17,9 @@ from detection.data.problems import summarize
 from detection.data.proposals import read_proposals
 from detection.data.samplers import TestBatches, TrainBatches, repeat_factors
 from detection.data.transforms import Augment, Jitter, RandomResize, Resize, Scaling
+from detection.data.workers import Loader, start_worker
 
 __all__ = ["build_test_loader", "build_train_loader", "load_index", "make_loader"]
-
-
-class _Loader(DataLoader[Any]):  # of samples by its stubs, which do not know collate_fn
-    """A loader that ends its own workers, at the latest when the program ends."""
-
-    def __iter__(self) -> _BaseDataLoaderIter:
-        iterator = super().__iter__()
-        workers: Sequence[BaseProcess] = getattr(iterator, "_workers", ())
-        if workers:
-            end = partial(_end_workers, weakref.ref(iterator), workers)
-            atexit.register(end)  # exit handlers run backwards: before those of torch and multiprocessing
-            weakref.finalize(iterator, _finish, end)
-        return iterator
 
 
 def load_index(
@@ -132,14 +113,14 @@ def make_loader(
     collate: Callable[[Any], Any] = collate,
 ) -> DataLoader[Any]:
     """What ``collate`` makes of the samples of ``dataset``, in the ``batches`` that the sampler says."""
-    return _Loader(
+    return Loader(
         dataset,
         batch_sampler=batches,
         num_workers=min(workers, os.cpu_count() or 1),  # more than cores only wait; the number changes no sample
         collate_fn=collate,
         pin_memory=pin,
         generator=torch.Generator(),  # else starting the workers would draw from the run's random numbers
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
 
 
@@ -149,29 +130,3 @@ def _train_resize(config: DataConfig) -> Scaling:
     if config.train_shorter_sides:
         return RandomResize(config.train_shorter_sides, config.longer_side)
     return Resize(config.shorter_side, config.longer_side)
-
-
-def _finish(end: Callable[[], None]) -> None:
-    atexit.unregister(end)
-    end()
-
-
-def _start_worker(_worker: int) -> None:
-    # What ends a whole group of processes is for the training process alone: it saves, and then ends its workers.
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    cv2.setNumThreads(0)  # a worker is one process per core already
-
-
-def _end_workers(iterator: weakref.ref[Any], workers: Sequence[BaseProcess]) -> None:
-    """Ends the ``workers`` of one iteration: by a word, and by a kill where that is not heard.
-
-    torch and Python would send them SIGTERM, which they ignore, and wait without end.
-    """
-    running = iterator()
-    if running is not None:
-        running._shutdown_workers()
-    for worker in workers:
-        if worker.is_alive():
-            worker.kill()
-            worker.join()

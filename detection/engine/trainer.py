@@ -5,13 +5,15 @@ RUN/metrics.jsonl      losses, rates, times; the metrics of every evaluation
 RUN/tensorboard/       the same for TensorBoard, where solver.log_sinks has it
 RUN/checkpoints/       see engine/checkpoint.py
 RUN/manifest.json      what made it: see engine/manifest.py
+RUN/lock               the process that trains, while it does
 RUN/not_finite/        steps whose numbers were not finite: see engine/recovery.py
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from detection.engine.distributed import (
     images_per_rank,
     is_main,
     mean,
+    only_main,
     rank,
     replicated,
     share_buffers,
@@ -41,6 +44,7 @@ from detection.engine.distributed import (
 from detection.engine.ema import EMA
 from detection.engine.evaluate import metric
 from detection.engine.feed import Feed
+from detection.engine.lock import locked
 from detection.engine.log import LoggedRun, RunLog, require_packages
 from detection.engine.loop import TrainState, Window, step
 from detection.engine.manifest import manifest_entry
@@ -82,10 +86,10 @@ class Trainer:
         test: called when an evaluation is due.
         test_index: what it tests on, for the manifest.
         resume: go on from the newest checkpoint in ``output``, if there is one.
-        tool: the program of tools/ that goes on with such a run.
+        tool: the program of tools/ that trains so.
 
     Raises:
-        ValueError: bad config, or ``output`` holds a run and ``resume`` is not set.
+        ValueError: bad config.
     """
 
     def __init__(
@@ -106,69 +110,92 @@ class Trainer:
         require_packages(solver.log_sinks)
         self.config, self.output, self.index, self.test_index = config, output, index, test_index
         self.load, self.test, self.tool = load, test, tool
+        self.build, self.resume = build, resume
+        self.device = choose_device(config.device)
         self.checkpoints = Checkpoints(
             output / "checkpoints", keep=solver.keep_checkpoints, config=config, class_names=index.class_names
         )
-        newest = self.checkpoints.newest(print)
-        if newest and not resume:
-            raise ValueError(
-                f"{output} holds a run ({newest[0].path.name}); add --resume to go on, or choose another directory"
-            )
-        self.device = choose_device(config.device)
-        if newest:
-            _check_same_model(newest[0], config)
-        self.state = _initial_state(config, build, self.device, fresh=newest is None)
-        if newest:
-            self.checkpoints.restore(newest, self.state)
-        self._before = newest[0].config if newest else None  # the config so far
-        self._begins = [f"nothing to resume in {output}: starting"] if resume and not newest else []
 
     def run(self) -> dict[str, Any]:
         """Takes all steps that are left and returns the result of the last test.
 
         Raises:
+            ValueError: ``output`` holds a run and ``resume`` is not set, or another process trains into it.
             NotFiniteError, StoppedError, MemoryError, OSError: as ``run_training``.
         """
-        solver, state = self.config.solver, self.state
-        with self._session() as (log, stop):
+        solver = self.config.solver
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.output))
+            state, before = self._begin()
+            missing = before is not None and self._misses_evaluation(state)
+            if state.iteration >= solver.iterations and not missing:
+                return self._finished(state)
+            log, stop = stack.enter_context(self._session(state, before, evaluated=not missing))
+            result = self._evaluate(state, log) if missing else {}
             recovery = Recovery(self.output, self.config, self.checkpoints, log.say, self.tool)
-            result = self._evaluate(log) if self._misses_evaluation() else {}
             steps = solver.iterations - state.iteration
-            feed = Feed(self._batches(), parts=solver.accumulate, steps=steps, stop=stop)
+            feed = Feed(self._batches(state), parts=solver.accumulate, steps=steps, stop=stop)
             window, replica = Window(), replicated(state.model)
-            with recovery.saving(state, feed):
-                feed.begin()
-                while state.iteration < solver.iterations:
-                    rate = learning_rate(solver, state.iteration)
-                    set_learning_rate(state.optimizer, rate)
-                    state.model.train()
-                    state.torn = True
-                    with recovery.guard(state):
-                        window.add(step(state, replica, feed, solver, self.device))
-                        if state.ema is not None:
-                            state.ema.update(state.model)
-                    state.iteration += 1
-                    state.torn = False
-                    if state.iteration == solver.iterations or _due(state.iteration, solver.log_every):
-                        log.metrics(state.iteration, mean(window.means(feed.seconds)) | {"learning_rate": rate})
-                        window = Window(feed.seconds)
-                    with window.paused():
-                        result = self._after_step(feed, recovery, log) or result
+            stack.enter_context(recovery.saving(state, feed))
+            feed.begin()
+            if feed.stops and steps:
+                raise recovery.stopped(state, feed)
+            while state.iteration < solver.iterations:
+                rate = learning_rate(solver, state.iteration)
+                set_learning_rate(state.optimizer, rate)
+                state.model.train()
+                state.torn = True
+                with recovery.guard(state):
+                    window.add(step(state, replica, feed, solver, self.device))
+                    if state.ema is not None:
+                        state.ema.update(state.model)
+                state.iteration += 1
+                state.torn = False
+                if state.iteration == solver.iterations or _due(state.iteration, solver.log_every):
+                    log.metrics(state.iteration, mean(window.means(feed.seconds)) | {"learning_rate": rate})
+                    window = Window(feed.seconds)
+                with window.paused():
+                    result = self._after_step(state, feed, recovery, log) or result
             log.say(f"trained {solver.iterations} iterations; checkpoints in {self.checkpoints.folder}")
         return result
 
-    def _batches(self) -> Iterable[Batch]:
+    def _begin(self) -> tuple[TrainState, Config | None]:
+        """Returns the state before the first step that is left, and the config that led there."""
+        newest = self.checkpoints.newest(print)
+        if newest is None:
+            if self.resume:
+                only_main(print)(f"nothing to resume in {self.output}: starting")
+            return _initial_state(self.config, self.build, self.device, fresh=True), None
+        if not self.resume:
+            raise ValueError(
+                f"{self.output} holds a run ({newest[0].path.name}); add --resume to go on, or choose another directory"
+            )
+        _check_same_model(newest[0], self.config)
+        state = _initial_state(self.config, self.build, self.device, fresh=False)
+        self.checkpoints.restore(newest, state)
+        return state, newest[0].config
+
+    def _finished(self, state: TrainState) -> dict[str, Any]:
+        """Says that nothing is left to do; returns the result that the run came to."""
+        only_main(print)(
+            f"{self.output} is finished, at iteration {state.iteration} of {self.config.solver.iterations}; "
+            "to go on, raise solver.iterations"
+        )
+        path = self.output / "result.json"
+        return json.loads(path.read_text()) if self.test is not None and path.is_file() else {}
+
+    def _batches(self, state: TrainState) -> Iterable[Batch]:
         solver = self.config.solver
         return self.load(
             batch_size=solver.images_per_step // solver.accumulate,
             seed=self.config.seed,
-            start=self.state.iteration * solver.accumulate,
+            start=state.iteration * solver.accumulate,
             pin=self.device.type == "cuda",
         )
 
-    def _after_step(self, feed: Feed, recovery: Recovery, log: RunLog) -> dict[str, Any]:
+    def _after_step(self, state: TrainState, feed: Feed, recovery: Recovery, log: RunLog) -> dict[str, Any]:
         """Saves, ends the run or evaluates, where that is due; returns the result of an evaluation."""
-        solver, state = self.config.solver, self.state
+        solver = self.config.solver
         last = state.iteration == solver.iterations
         stops = feed.stops and not last
         evaluates = self.test is not None and _evaluates(solver, state.iteration)
@@ -177,64 +204,47 @@ class Trainer:
         if stops:
             raise recovery.stopped(state, feed)
         feed.check()
-        return self._evaluate(log) if evaluates else {}
+        return self._evaluate(state, log) if evaluates else {}
 
-    def _evaluate(self, log: RunLog) -> dict[str, Any]:
+    def _evaluate(self, state: TrainState, log: RunLog) -> dict[str, Any]:
         """Tests the model that is saved already; the result."""
         assert self.test is not None
-        solver, state = self.config.solver, self.state
         share_buffers(state.tested)
         tested = self.test(state.tested)
         known = {name: value for name, value in tested.figures.items() if value is not None}
         log.metrics(state.iteration, known)
-        value = metric(tested.result, solver.best_metric)
+        value = metric(tested.result, self.config.solver.best_metric)
         best = value is not None and (state.best is None or value > state.best)
         state.best, state.evaluated = value if best else state.best, state.iteration
         self.checkpoints.save_evaluated(state, best=best)
         return tested.result
 
-    def _misses_evaluation(self) -> bool:
+    def _misses_evaluation(self, state: TrainState) -> bool:
         """Whether the run ended between a checkpoint and the evaluation that was due."""
-        state = self.state
-        return (
-            self._before is not None
-            and self.test is not None
-            and _evaluates(self.config.solver, state.iteration)
-            and state.evaluated != state.iteration
-        )
+        due = self.test is not None and _evaluates(self.config.solver, state.iteration)
+        return due and state.evaluated != state.iteration
 
     @contextmanager
-    def _session(self) -> Iterator[tuple[RunLog, StopRequest]]:
+    def _session(
+        self, state: TrainState, before: Config | None, *, evaluated: bool
+    ) -> Iterator[tuple[RunLog, StopRequest]]:
         """Opens what lasts as long as the run does, and says what trains."""
-        config, state = self.config, self.state
-        missing = self._misses_evaluation()
-        if state.iteration >= config.solver.iterations and not missing:
-            test = "test_net.py" if self.tool == TOOL else f"{self.tool} --test"
-            raise ValueError(
-                f"{self.output} is at iteration {state.iteration} of {config.solver.iterations}: nothing is left to "
-                f"train; raise solver.iterations, or test it with tools/{test}"
-            )
+        config, solver = self.config, self.config.solver
         with together("writing the config"):
             if is_main():
-                self.output.mkdir(parents=True, exist_ok=True)
                 write_text(self.output / "config.yaml", dump_config(config))
         data = {"train": self.index} | ({} if self.test_index is None else {"test": self.test_index})
+        run = LoggedRun(self.output, config, solver.iterations, start=state.iteration, evaluated=evaluated)
         with (
             fixed_order(config.deterministic),
             stop_request() as stop,
             manifest_entry(self.output, config, state, data, self.device),
-            self._log(evaluated=not missing) as log,
+            RunLog(run if is_main() else None, self.device, solver.log_sinks) as log,
         ):
-            changed = [] if self._before is None else changed_keys(self._before, config)
-            for line in [*self._begins, *(f"config changed: {key}" for key in changed)]:
-                log.say(line)
+            for line in [] if before is None else changed_keys(before, config):
+                log.say(f"config changed: {line}")
             _say_what_trains(config, state, self.index, self.device, log)
             yield log, stop
-
-    def _log(self, *, evaluated: bool) -> RunLog:
-        solver, start = self.config.solver, self.state.iteration
-        run = LoggedRun(self.output, self.config, solver.iterations, start=start, evaluated=evaluated)
-        return RunLog(run if is_main() else None, self.device, solver.log_sinks)
 
 
 def _initial_state(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +20,9 @@ from detection.config.detection import BackboneConfig, Config, SolverConfig
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
 from detection.engine.checkpoint import read_checkpoint
+from detection.engine.log import RunLog
 from detection.engine.loop import NotFiniteError
+from detection.engine.signals import StoppedError
 from detection.engine.trainer import Evaluation, Trainer
 from detection.structures import ImageBatch, Target
 
@@ -91,7 +96,6 @@ def test_rate_follows_the_schedule(make_trainer: Callable[..., Trainer]) -> None
     trainer.run()
     rates = [line["learning_rate"] for line in metrics(trainer)]
     assert rates == pytest.approx([0.05, 0.075, 0.1, 0.1, 0.01, 0.01])
-    assert trainer.state.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
 
 
 def test_model_trains_after_an_evaluation(make_trainer: Callable[..., Trainer]) -> None:
@@ -114,8 +118,9 @@ def test_steps_of_a_plain_run_clone_no_statistics(make_trainer: Callable[..., Tr
 
 def clones(trainer: Trainer) -> int:
     """The number of buffers that are cloned in a run."""
-    count, buffers = 0, {id(buffer) for buffer in trainer.state.model.buffers()}
-    clone = Tensor.clone
+    model, count, clone = LineModel(), 0, Tensor.clone
+    trainer.build = lambda fresh: model
+    buffers = {id(buffer) for buffer in model.buffers()}
 
     def counted(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         nonlocal count
@@ -129,12 +134,13 @@ def clones(trainer: Trainer) -> int:
 
 
 def test_step_that_is_skipped_leaves_everything_but_the_place_in_the_run(make_trainer: Callable[..., Trainer]) -> None:
-    trainer = make_trainer(BrokenModel(), on_not_finite="skip", checkpoint_every=1, keep_checkpoints=9, momentum=0.9)
+    model = BrokenModel()
+    trainer = make_trainer(model, on_not_finite="skip", checkpoint_every=1, keep_checkpoints=9, momentum=0.9)
     trainer.run()
     assert [line["iteration"] for line in metrics(trainer)] == [1, 2, 3, 4]
     before, after, last = (saved(trainer.output, iteration) for iteration in (2, 3, 4))
     assert str(before) == str(after) != str(last)
-    assert all(buffer.isfinite().all() for buffer in trainer.state.model.buffers())
+    assert all(buffer.isfinite().all() for buffer in model.buffers())
     dump = json.loads((trainer.output / "not_finite" / "0000002.json").read_text())
     assert dump["files"] == [[["50.jpg", "60.jpg"]]]
 
@@ -167,3 +173,43 @@ def test_only_run_and_step_lie_between_a_task_and_the_model(make_trainer: Callab
 
     make_trainer(Looking()).run()
     assert names == ["run", "step"]
+
+
+def test_a_finished_run_gives_its_result_again_and_writes_nothing(
+    make_trainer: Callable[..., Trainer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(test=lambda model: Evaluation({"bbox": {"AP": 0.5}}, {}))
+    trainer.run()
+    (trainer.output / "result.json").write_text('{"bbox": {"AP": 0.5}}')  # as the tasks' tests do
+    before = {path: path.stat().st_mtime_ns for path in trainer.output.rglob("*")}
+    trainer.resume = True
+    capsys.readouterr()
+    assert trainer.run() == {"bbox": {"AP": 0.5}}
+    assert f"{trainer.output} is finished, at iteration 4 of 4" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in trainer.output.rglob("*")}.keys() == before.keys()
+
+
+def test_steps_are_saved_where_the_log_can_not_be_written(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(log: RunLog, iteration: int, values: Any) -> None:
+        if iteration == 3:
+            raise OSError("metrics.jsonl can't be written")
+
+    monkeypatch.setattr(RunLog, "metrics", fail)
+    trainer = make_trainer(checkpoint_every=0)
+    with pytest.raises(OSError, match="metrics"):
+        trainer.run()
+    assert read_checkpoint(trainer.output).iteration == 3
+
+
+def test_a_signal_before_the_first_batch_ends_the_run(make_trainer: Callable[..., Trainer]) -> None:
+    def hanging(**_: Any) -> Iterator[Batch]:
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(60)
+        yield from batches()
+
+    trainer = make_trainer()
+    trainer.load = hanging
+    with pytest.raises(StoppedError, match="SIGHUP ended the run after iteration 0 of 4"):
+        trainer.run()
