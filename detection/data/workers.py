@@ -92,9 +92,9 @@ class _Batches(_MultiProcessingDataLoaderIter):
         if status == -signal.SIGKILL:
             return (
                 f"{named} was killed, as the system does when memory runs out: lower data.workers (now "
-                f"{self._num_workers}); {self._awaited()}"
+                f"{self._num_workers})"
             )
-        return f"{named} ended with status {status}; {self._awaited()}; data.workers=0 shows more"
+        return f"{named} ended with status {status}; data.workers=0 (now {self._num_workers}) shows more"
 
     def _awaited(self) -> str:
         """Names the files of the batch that is waited for."""

@@ -41,14 +41,12 @@ def load(trouble: Any) -> DataLoader[Any]:
     return make_loader(Awkward(trouble), sampler, workers=1, pin=False, collate=lambda samples: samples[0])
 
 
-def test_a_killed_worker_is_told_with_the_batch_and_raises_only_where_batches_are_read() -> None:
+def test_a_killed_worker_is_told_and_raises_only_where_batches_are_read() -> None:
     batches = iter(load(lambda: os.kill(os.getpid(), signal.SIGKILL)))
     next(batches)
     time.sleep(1)  # it dies here, as in the middle of a step
-    with pytest.raises(ChildProcessError) as error:
+    with pytest.raises(ChildProcessError, match=r"loader worker \d+ was killed, .*lower data\.workers \(now 1\)"):
         list(batches)
-    assert "was killed" in str(error.value)
-    assert "lower data.workers (now 1); it was to read (3, 3)" in str(error.value)
 
 
 def test_a_worker_that_hangs_is_given_up_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
