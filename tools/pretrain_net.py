@@ -7,8 +7,8 @@ examples:
       --test output/r50 classification.views=dense
   python tools/pretrain_net.py --config-file configs/cifar10/resnet20.yaml --test output/a --test output/b
 
-With --resume from the start, the same command goes on after whatever ended it. SIGTERM, SIGUSR1 and Ctrl-C save and end
-with exit status 75, mistakes and failures with 1.
+With --resume from the start, the same command goes on after whatever ended it. SIGTERM, SIGUSR1, SIGHUP and Ctrl-C save
+and end with exit status 75, mistakes and failures with 1.
 """
 
 from __future__ import annotations

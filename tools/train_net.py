@@ -5,8 +5,8 @@ examples:
   python tools/train_net.py --config-file configs/voc/vgg16_c4_0712.yaml --output-dir output/vgg16 solver.precision=bf16
   python tools/train_net.py --config-file configs/voc/vgg16_c4_0712.yaml --output-dir output/vgg16 --resume
 
-With --resume from the start, the same command goes on after whatever ended it. SIGTERM, SIGUSR1 and Ctrl-C save and end
-with exit status 75, mistakes and failures with 1.
+With --resume from the start, the same command goes on after whatever ended it. SIGTERM, SIGUSR1, SIGHUP and Ctrl-C save
+and end with exit status 75, mistakes and failures with 1.
 """
 
 from __future__ import annotations

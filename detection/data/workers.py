@@ -67,9 +67,10 @@ class _Batches(_MultiProcessingDataLoaderIter):
             try:
                 success, data = self._try_get_data(POLL)
             except (RuntimeError, OSError, EOFError) as error:  # the latter two where a dead worker left half a batch
-                if not wait([worker.sentinel for worker in self._workers], timeout=POLL):
+                ended = wait([worker.sentinel for worker in self._workers], timeout=POLL)
+                if not ended:
                     raise
-                raise ChildProcessError(self._why()) from error
+                raise ChildProcessError(self._why([w for w in self._workers if w.sentinel in ended])) from error
             if success:
                 self._asked.pop(data[0], None)
                 return data
@@ -78,10 +79,11 @@ class _Batches(_MultiProcessingDataLoaderIter):
             f"answers; data.workers=0 (now {self._num_workers}) reads in the main process"
         )
 
-    def _why(self) -> str:
-        """Says how a worker has died."""
-        dead = [worker for worker in self._workers if not worker.is_alive()]
-        status = dead[0].exitcode if dead else None
+    def _why(self, dead: Sequence[BaseProcess]) -> str:
+        """Says how the workers ``dead`` came to their end."""
+        for worker in dead:
+            worker.join(POLL)  # its status comes a little later than its end
+        status = dead[0].exitcode
         named = f"loader worker {', '.join(str(worker.pid) for worker in dead)}"
         if status in (NOT_HANDED_OVER, -signal.SIGBUS):
             disk = shutil.disk_usage(SHARED)
