@@ -8,16 +8,16 @@ DEMO_RUN := output/demo
 
 .PHONY: demo test test-faults
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
 
 demo: .venv/installed
 	rm -rf $(DEMO_RUN)
-	$(BIN)/python datasets/make_digits.py
-	$(BIN)/python tools/train_net.py --config-file $(DEMO_CONFIG) --output-dir $(DEMO_RUN) "data.test=[]"
-	$(BIN)/python tools/test_net.py --config-file $(DEMO_CONFIG) --weights $(DEMO_RUN) --visualize 12
+	$(BIN)/resdet digits
+	$(BIN)/resdet train $(DEMO_CONFIG) --output-dir $(DEMO_RUN) "data.test=[]"
+	$(BIN)/resdet test $(DEMO_CONFIG) --weights $(DEMO_RUN) --visualize 12
 
 # One thread a process: two test processes on two cores would otherwise wait for each other.
 test: .venv/installed

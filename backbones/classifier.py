@@ -58,7 +58,7 @@ class Classifier(nn.Module):
 
 
 def backbone_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns, by the backbone's own names, its weights and its tail's in a model that holds a classifier as ``network``.
+    """Returns the backbone's and its tail's weights, by its own names, of a model with a classifier as ``network``.
 
     Other models give nothing.
     """

@@ -1,28 +1,41 @@
-"""From a config to a Detector: the only reader of config among the model code."""
+"""From a config to a detector: the only reader of config among the model code."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 import torch
+from torch import nn
 
-from backbones.base import Backbone, FeatureSpec, Tail
+from backbones.base import Backbone, FeatureSpec
 from backbones.classifier import backbone_weights
 from backbones.fpn import FPN
 from backbones.norm import NormLayer, make_norm
 from backbones.registry import build_backbone, pyramid_features
 from backbones.weights.load import load_matching
-from detection.config.detection import AnchorConfig, BackboneConfig, BoxConfig, Config, PostprocessConfig, RPNConfig
-from detection.engine.checkpoint import read_checkpoint, resolve_weights, stored_config
+from detection.config.detection import (
+    AnchorConfig,
+    ArchitectureName,
+    BoxConfig,
+    DetectionConfig,
+    DetectorBackboneConfig,
+    PostprocessConfig,
+    RPNConfig,
+)
+from detection.config.schema import different_meaning
+from detection.config.sections import BackboneConfig
+from detection.engine.checkpoint import read_weights, resolve_weights, stored_backbone
 from detection.model.anchors import AnchorGenerator
+from detection.model.architecture import Architecture, RegionVerbs
 from detection.model.box_coder import BoxCoder
 from detection.model.box_heads import FCHead
 from detection.model.box_stage import BoxPredictor, BoxStage
 from detection.model.cascade import CascadeBoxStage
-from detection.model.faster_rcnn import Detector
+from detection.model.faster_rcnn import FasterRCNN
 from detection.model.mask_stage import MaskHead, MaskStage
 from detection.model.matcher import Matcher
 from detection.model.pooler import RegionPooler
@@ -31,46 +44,67 @@ from detection.model.rpn import RPN, ProposalFilter, RPNHead
 from detection.model.sampler import BalancedSampler
 from detection.model.test_time.tester import Methods, Tester
 
-__all__ = ["TRAINED_WITH", "build_detector", "build_plain_backbone", "build_tester", "refuse_detector_keys"]
+__all__ = ["ARCHITECTURES", "build_detector", "build_plain_backbone", "build_tester", "needed_fields"]
 
-# What a run's weights need of the network that takes them over, and what no name or shape among them shows.
-TRAINED_WITH = ("name", "shortcut", "stochastic_depth", "weights_source", "norm_eps", "stride_in")
 LIBRARIES = ("torchvision", "timm")  # as weights: not a folder that has such a name
-DETECTOR_KEYS = ("init", "solver.fixed", "data.proposals", "backbone.fpn", "backbone.dilate_c5", "anchors.rounded")
 
 
-def build_detector(config: Config, num_classes: int, *, pretrained: bool = True) -> Detector:
-    """The detector that ``config`` describes, on the CPU.
+class Builder(Protocol):
+    """Makes an architecture over a backbone; ``fixed`` names parts that are not trained."""
+
+    def __call__(
+        self, config: DetectionConfig, backbone: Backbone, num_classes: int, *, fixed: Sequence[str]
+    ) -> Architecture: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """An entry of the table of architectures."""
+
+    build: Builder
+    fields: tuple[str, ...] = ()  # of objects, beside boxes and labels, that it is trained on
+
+
+def build_detector(
+    config: DetectionConfig, num_classes: int, *, pretrained: bool = True, fixed: Sequence[str] = ()
+) -> Architecture:
+    """Returns the detector that ``config`` describes, on the CPU.
 
     Args:
         config: of the run.
         num_classes: K, without the background.
         pretrained: load the backbone's weights; False where a whole detector's weights follow.
+        fixed: parts that are not trained, such as "backbone" and "rpn".
 
     Raises:
         ValueError: an option that the backbone lacks, or weights that do not fit it.
     """
     backbone = _backbone(config.backbone, pretrained=pretrained)
-    anchors = _anchors(config.anchors, list(backbone.specs.values()), pyramid=config.backbone.fpn)
-    channels = list(backbone.specs.values())[-1].channels
-    head = RPNHead(channels, channels=config.rpn.channels, num_anchors=anchors[0].num_anchors, convs=config.rpn.convs)
-    rpn = _rpn(config.rpn, anchors, head, ignore_overlap=config.box.ignore_overlap)
-    box_stage = _box_stage(config.box, backbone, num_classes=num_classes)
-    detector = Detector(
-        backbone,
-        rpn,
-        box_stage,
-        postprocess=_postprocessor(config.test),
-        mask_stage=_mask_stage(config, backbone, box_stage, num_classes=num_classes) if config.mask.enabled else None,
-        fixed=config.solver.fixed,
-    )
+    detector = ARCHITECTURES[config.architecture].build(config, backbone, num_classes, fixed=fixed)
     return detector.to(memory_format=torch.channels_last)
 
 
-def build_tester(config: PostprocessConfig, detectors: Sequence[Detector]) -> Tester:
-    """The way to test that ``config`` describes, over one detector or an ensemble."""
+def needed_fields(config: DetectionConfig, *, training: bool = False) -> tuple[str, ...]:
+    """Returns the fields of objects, beside boxes and labels, that training or testing ``config``'s detector needs."""
+    fields = ARCHITECTURES[config.architecture].fields
+    return tuple(dict.fromkeys((*fields, "masks"))) if training and config.data.copy_paste > 0 else fields
+
+
+def build_tester(config: PostprocessConfig, detectors: Sequence[Architecture]) -> nn.Module:
+    """Returns what tests one detector or an ensemble as ``config`` describes.
+
+    Raises:
+        ValueError: a test-time method or an ensemble of an architecture that can't take part in it.
+    """
     methods = Methods(refine=config.refine, scales=config.scales, flip=config.flip)
-    return Tester(detectors, methods=methods, postprocess=_postprocessor(config))
+    if all(isinstance(detector, RegionVerbs) for detector in detectors):
+        return Tester(detectors, methods=methods, postprocess=_postprocessor(config))
+    if len(detectors) == 1 and methods == Methods():
+        return detectors[0]
+    raise ValueError(
+        "test.refine, test.scales, test.flip and ensembles look at regions, which "
+        f"{', '.join(type(detector).__name__ for detector in detectors)} lacks; leave them at their defaults"
+    )
 
 
 def build_plain_backbone(
@@ -79,7 +113,7 @@ def build_plain_backbone(
     """The backbone that ``config`` describes, without its pyramid.
 
     Args:
-        config: of the backbone; its weights may be the directory of a run of ``tools/pretrain_net.py``, or a checkpoint
+        config: of the backbone; its weights may be the directory of a run of ``resdet pretrain``, or a checkpoint
             of it, if that had the same options of ``TRAINED_WITH``.
         pretrained: load the weights; False where those of a whole model follow.
         out_features: stages to return; None for the backbone's own default.
@@ -90,7 +124,7 @@ def build_plain_backbone(
     options = asdict(config)
     name, weights, source = options.pop("name"), options.pop("weights"), options.pop("weights_source")
     for of_the_pyramid in ("fpn", "fpn_channels", "fpn_norm"):
-        del options[of_the_pyramid]
+        options.pop(of_the_pyramid, None)
     run = _file_of_a_run(config, check=pretrained)
     backbone = build_backbone(
         name,
@@ -101,7 +135,7 @@ def build_plain_backbone(
         **options,
     )
     if run and pretrained:
-        weights_of_run = backbone_weights(read_checkpoint(run).weights)
+        weights_of_run = backbone_weights(read_weights(run))
         if not weights_of_run:
             raise ValueError(
                 f"{run} is no classifier; leave backbone.weights unset and give a detector to go on from as init"
@@ -110,18 +144,8 @@ def build_plain_backbone(
     return backbone
 
 
-def refuse_detector_keys(config: Config, purpose: str) -> None:
-    """Raises ValueError for a key that only detectors know, in the config of something else."""
-    for key in DETECTOR_KEYS:
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        if value:
-            raise ValueError(f"{key} is {value!r}, but only detectors know it; leave it unset for {purpose}")
-
-
 def _file_of_a_run(config: BackboneConfig, *, check: bool) -> Path | None:
-    """The weights of ``config`` where a run of ours made them; None for others, and for a run that is gone.
+    """Returns the weights of ``config`` where a run of ours made them; None for others, and for a run that is gone.
 
     Raises:
         ValueError: with ``check``, it trained a network of other options.
@@ -129,15 +153,12 @@ def _file_of_a_run(config: BackboneConfig, *, check: bool) -> Path | None:
     if config.weights is None or config.weights in LIBRARIES or not Path(config.weights).exists():
         return None
     file = resolve_weights(config.weights)
-    stored = stored_config(file)
-    if stored is None:
+    trained = stored_backbone(file)
+    if trained is None:
         return None
-    for key in TRAINED_WITH if check else ():
-        given, trained = getattr(config, key), getattr(stored.backbone, key)
-        if given != trained:
-            raise ValueError(
-                f"backbone.{key} is {given!r} here, and {file} was trained with {trained!r}; set it to that"
-            )
+    changed = different_meaning(trained, config, "backbone") if check else []
+    if changed:
+        raise ValueError(f"{file} can't be backbone.weights: {'; '.join(f'backbone.{line}' for line in changed)}")
     return file
 
 
@@ -151,7 +172,7 @@ def _postprocessor(config: PostprocessConfig) -> Postprocessor:
     )
 
 
-def _backbone(config: BackboneConfig, *, pretrained: bool) -> Backbone:
+def _backbone(config: DetectorBackboneConfig, *, pretrained: bool) -> Backbone:
     features = pyramid_features(config.name) if config.fpn else ("c5",) if config.dilate_c5 else None
     body = build_plain_backbone(config, pretrained=pretrained, out_features=features)
     return FPN(body, channels=config.fpn_channels, norm=_norm(config.fpn_norm)) if config.fpn else body
@@ -188,16 +209,45 @@ def _rpn(config: RPNConfig, anchors: Sequence[AnchorGenerator], head: RPNHead, *
     )
 
 
-def _box_stage(config: BoxConfig, backbone: Backbone, *, num_classes: int) -> BoxStage | CascadeBoxStage:
-    if not config.cascade:
-        return _one_stage(config, backbone, config.positive_iou, factor=1, num_classes=num_classes)
-    stages = enumerate(config.cascade, start=1)
-    return CascadeBoxStage(
-        [_one_stage(config, backbone, iou, factor=factor, num_classes=num_classes) for factor, iou in stages]
+def _rcnn(
+    config: DetectionConfig,
+    backbone: Backbone,
+    num_classes: int,
+    *,
+    fixed: Sequence[str],
+    cascade: bool = False,
+    masks: bool = False,
+) -> FasterRCNN:
+    """Faster R-CNN, with stages of a cascade and with masks on request."""
+    anchors = _anchors(config.anchors, list(backbone.specs.values()), pyramid=config.backbone.fpn)
+    channels = list(backbone.specs.values())[-1].channels
+    head = RPNHead(channels, channels=config.rpn.channels, num_anchors=anchors[0].num_anchors, convs=config.rpn.convs)
+    rpn = _rpn(config.rpn, anchors, head, ignore_overlap=config.box.ignore_overlap)
+    ious = config.cascade.ious if cascade else (config.box.positive_iou,)
+    stages = [
+        _box_stage(config.box, backbone, iou, factor=factor, num_classes=num_classes)
+        for factor, iou in enumerate(ious, start=1)
+    ]
+    return FasterRCNN(
+        backbone,
+        rpn,
+        CascadeBoxStage(stages) if cascade else stages[0],
+        postprocess=_postprocessor(config.test),
+        mask_stage=_mask_stage(config, backbone, stages[0], num_classes=num_classes) if masks else None,
+        fixed=fixed,
     )
 
 
-def _one_stage(
+# Name in a config -> how it is built, and what it is trained on.
+ARCHITECTURES: dict[ArchitectureName, _Kind] = {
+    "faster_rcnn": _Kind(_rcnn),
+    "mask_rcnn": _Kind(partial(_rcnn, masks=True), fields=("masks",)),
+    "cascade_rcnn": _Kind(partial(_rcnn, cascade=True)),
+    "cascade_mask_rcnn": _Kind(partial(_rcnn, cascade=True, masks=True), fields=("masks",)),
+}
+
+
+def _box_stage(
     config: BoxConfig, backbone: Backbone, positive_iou: float, *, factor: int, num_classes: int
 ) -> BoxStage:
     spec = list(backbone.specs.values())[-1]
@@ -237,25 +287,23 @@ def _one_stage(
     )
 
 
-def _mask_stage(
-    config: Config, backbone: Backbone, box_stage: BoxStage | CascadeBoxStage, *, num_classes: int
-) -> MaskStage:
+def _mask_stage(config: DetectionConfig, backbone: Backbone, box_stage: BoxStage, *, num_classes: int) -> MaskStage:
     mask, spec = config.mask, list(backbone.specs.values())[-1]
-    tail = box_stage.head if isinstance(box_stage, BoxStage) and isinstance(box_stage.head, Tail) else None
+    shared = config.box.head == "tail"  # then the masks see what the tail has made of the regions
     pooler = RegionPooler(
         _pooled(backbone),
-        tail.roi_size if tail else mask.pool_size,
+        box_stage.pooler.size if shared else mask.pool_size,
         kind=config.box.pool,
         sampling_ratio=config.box.sampling_ratio,
     )
     head = MaskHead(
-        tail.out_channels if tail else spec.channels,
+        box_stage.head.out_channels if shared else spec.channels,
         num_classes=num_classes,
-        convs=0 if tail else mask.convs,
+        convs=0 if shared else mask.convs,
         channels=mask.channels,
         norm=_norm(mask.norm),
     )
-    return MaskStage(pooler, head, loss_weight=mask.loss_weight)
+    return MaskStage(pooler, head)
 
 
 def _pooled(backbone: Backbone) -> list[int]:

@@ -9,14 +9,14 @@ from typing import Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from detection.build import build_detector, build_tester
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.data.transforms import Resize
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint
 from detection.engine.device import choose_device
 from detection.model.postprocess import rescale
-from detection.model.test_time.tester import Tester
 from detection.structures import Detections, ImageBatch, Target
 
 __all__ = ["Predictor"]
@@ -36,7 +36,9 @@ class Predictor:
         device: where the tester is.
     """
 
-    def __init__(self, tester: Tester, *, config: Config, class_names: tuple[str, ...], device: torch.device) -> None:
+    def __init__(
+        self, tester: nn.Module, *, config: DetectionConfig, class_names: tuple[str, ...], device: torch.device
+    ) -> None:
         self.tester, self.class_names, self.device = tester.eval(), class_names, device
         self._resize = Resize(config.data.shorter_side, config.data.longer_side)
 

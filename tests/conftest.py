@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,6 +19,7 @@ import torch
 import yaml
 from PIL import Image
 
+from detection.cli import main
 from detection.data.index import AnnotationIndex, PackedStrings
 
 Box = tuple[float, float, float, float]
@@ -27,6 +31,30 @@ Objects = Sequence[tuple[Box, int, bool]]  # (x1, y1, x2, y2), label, ignore
 def interruptible() -> None:
     """Ctrl-C raises KeyboardInterrupt, also where the tests were started in the background, which ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command did."""
+
+    status: Any  # its exit status
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def resdet() -> Callable[..., Outcome]:
+    """Runs ``resdet`` with these arguments, but in this process, which saves its imports."""
+
+    def run(*arguments: str | Path) -> Outcome:
+        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+            try:
+                status = main([str(argument) for argument in arguments])
+            except SystemExit as end:
+                status = end.code
+        return Outcome(status, out.getvalue(), err.getvalue())
+
+    return run
 
 
 @pytest.fixture

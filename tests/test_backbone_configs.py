@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from detection.build import build_detector
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.cards import load_card
-from detection.model.faster_rcnn import Detector
+from detection.model.faster_rcnn import FasterRCNN
 from detection.structures import ImageBatch, Target
 
 ROOT = Path(__file__).parents[1]
@@ -35,15 +35,17 @@ NETWORKS = {
 }
 
 
-def load(path: Path) -> Config:
-    return load_config(Config, path)
+def load(path: Path) -> DetectionConfig:
+    return load_config(DetectionConfig, path)
 
 
-def build(config: Config) -> Detector:
+def build(config: DetectionConfig) -> FasterRCNN:
     """The detector of ``config``, without memory for its weights."""
     pytest.importorskip("timm")
     with torch.device("meta"):
-        return build_detector(config, len(load_card("voc2007").classes), pretrained=False)
+        detector = build_detector(config, len(load_card("voc2007").classes), pretrained=False)
+        assert isinstance(detector, FasterRCNN)
+        return detector
 
 
 def test_every_network_has_its_file() -> None:
@@ -66,7 +68,7 @@ def test_files_differ_from_the_recipe_of_resnet50_in_the_network_alone(path: Pat
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_headers_name_their_own_command(path: Path) -> None:
     header = "".join(line for line in path.read_text().splitlines(True) if line.startswith("#"))
-    assert f"--config-file configs/backbones/{path.stem}.yaml" in header
+    assert f"resdet train configs/backbones/{path.stem}.yaml" in header
     assert all(f"# {title}:" in header for title in ("Command", "Hardware", "Expected"))
 
 

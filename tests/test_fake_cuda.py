@@ -19,35 +19,37 @@ from backbones.registry import build_backbone
 from detection.build import build_detector
 from detection.config.detection import (
     AnchorConfig,
-    BackboneConfig,
     BoxConfig,
-    Config,
+    DetectionConfig,
+    DetectorBackboneConfig,
     MaskConfig,
     RPNConfig,
-    SolverConfig,
 )
+from detection.config.sections import SolverConfig
 from detection.data.dataset import Batch
 from detection.engine.ema import EMA
 from detection.engine.optim import build_optimizer, clip_gradients
 from detection.model.box_stage import BoxStage
-from detection.model.faster_rcnn import Detector
+from detection.model.faster_rcnn import FasterRCNN
 from detection.model.losses import smooth_l1
 from detection.structures import Detections, ImageBatch, Proposals, Target
 
 SIZE = (64, 96)
 SIZES = (SIZE, (48, 96))
 RPN = RPNConfig(channels=8, samples_per_image=16)
-PYRAMID = BackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=8)
+PYRAMID = DetectorBackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=8)
 FC = BoxConfig(head="fc", pool="roi_align", head_channels=8, class_agnostic=True)
 LEVELS = AnchorConfig(sizes=(8.0, 16.0, 32.0, 64.0, 128.0))
 CONFIGS = {
-    "tail": Config(
-        backbone=BackboneConfig(name="resnet18", roi_size=2),
+    "tail": DetectionConfig(
+        backbone=DetectorBackboneConfig(name="resnet18", roi_size=2),
         anchors=AnchorConfig(sizes=(16.0, 32.0)),
         rpn=RPN,
         box=BoxConfig(context=True),
     ),
-    "pyramid": Config(backbone=PYRAMID, anchors=LEVELS, rpn=RPN, box=FC, mask=MaskConfig(enabled=True, channels=8)),
+    "pyramid": DetectionConfig(
+        backbone=PYRAMID, anchors=LEVELS, rpn=RPN, box=FC, architecture="mask_rcnn", mask=MaskConfig(channels=8)
+    ),
 }
 
 
@@ -58,13 +60,14 @@ def fake() -> Iterator[FakeTensorMode]:
 
 
 @pytest.fixture(params=list(CONFIGS))
-def detector(request: pytest.FixtureRequest, fake: FakeTensorMode) -> Detector:
+def detector(request: pytest.FixtureRequest, fake: FakeTensorMode) -> FasterRCNN:
     return make_detector(request.param, fake)
 
 
-def make_detector(name: str, fake: FakeTensorMode) -> Detector:
+def make_detector(name: str, fake: FakeTensorMode) -> FasterRCNN:
     with unset_fake_temporarily():
         detector = build_detector(CONFIGS[name], 3)
+    assert isinstance(detector, FasterRCNN)
     move(detector, fake)
     return detector
 
@@ -129,7 +132,7 @@ def test_features_of_a_backbone_of_every_kind(fake: FakeTensorMode, name: str) -
     assert {feature.device.type for feature in features.values()} == {"cuda"}
 
 
-def test_features_and_predictions_of_the_rpn(detector: Detector) -> None:
+def test_features_and_predictions_of_the_rpn(detector: FasterRCNN) -> None:
     images = make_batch().to("cuda").images
     features = detector.features(images)
     logits, deltas = zip(*(detector.rpn.head(feature) for feature in features), strict=True)
@@ -139,17 +142,17 @@ def test_features_and_predictions_of_the_rpn(detector: Detector) -> None:
     assert {tensor.device.type for tensor in (*features, *logits, decoded)} == {"cuda"}
 
 
-def stage_of(detector: Detector) -> BoxStage:
+def stage_of(detector: FasterRCNN) -> BoxStage:
     assert isinstance(detector.box_stage, BoxStage)
     return detector.box_stage
 
 
-def features_of(detector: Detector) -> list[Tensor]:
+def features_of(detector: FasterRCNN) -> list[Tensor]:
     """Of the finest level only: which level a region is pooled from depends on values."""
     return detector.features(make_batch().to("cuda").images)[:1]
 
 
-def test_pooling_head_and_boxes(detector: Detector) -> None:
+def test_pooling_head_and_boxes(detector: FasterRCNN) -> None:
     stage = stage_of(detector)
     boxes = [rand(5, 4), rand(0, 4)]
     vectors = stage.vectors(features_of(detector), boxes, SIZES)
@@ -167,7 +170,7 @@ def test_masks_of_detections(fake: FakeTensorMode) -> None:
     assert len(second) == 0
 
 
-def test_loss_formulas(detector: Detector) -> None:
+def test_loss_formulas(detector: FasterRCNN) -> None:
     stage, boxes = stage_of(detector), [rand(3, 4), rand(2, 4)]
     logits, deltas = stage.predictor(stage.vectors(features_of(detector), boxes, SIZES))
     labels, goals = torch.zeros(5, dtype=torch.int64, device="cuda"), rand(5, 4)

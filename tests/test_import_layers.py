@@ -8,10 +8,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = sorted(path for top in ("backbones", "detection") for path in (ROOT / top).rglob("*.py"))
-SCRIPTS = sorted(path for top in ("tools", "datasets") for path in (ROOT / top).glob("*.py"))
+SCRIPTS = [ROOT / "resdet.py", *sorted(path for top in ("tools", "datasets") for path in (ROOT / top).glob("*.py"))]
 
 # Lowest first; the rooms of a line do not import each other. A module belongs to the longest prefix that matches it.
-BASICS = "detection.structures", "detection.boxes", "detection.masks", "detection.files", "detection.config"
+BASICS = tuple(
+    f"detection.{name}" for name in ("structures", "boxes", "masks", "fields", "files", "config", "packaged")
+)
 LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("backbones",),),
     (BASICS,),
@@ -24,7 +26,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("detection.tasks",),),
     (("detection.classification",), ("detection.experiments",)),
     (("detection.localization",), ("detection.report",)),
-    (("detection.cli", "resdet", "tools", "datasets"),),
+    (("detection.commands", "detection.cli", "resdet", "tools", "datasets"),),
 )
 PLACES = {
     prefix: (level, number)

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from detection.build import build_detector
-from detection.config.detection import Config, JitterConfig
+from detection.config.detection import DetectionConfig, JitterConfig
 from detection.config.load import load_config
 from detection.data.cards import load_card
 from detection.model.cascade import CascadeBoxStage
-from detection.model.faster_rcnn import Detector
+from detection.model.faster_rcnn import FasterRCNN
 
 ROOT = Path(__file__).parents[1]
 COCO, VOC = ROOT / "configs" / "coco" / "modern", ROOT / "configs" / "voc" / "modern"
@@ -41,15 +41,19 @@ FIGURES = {
 }
 
 
-def load(path: Path) -> Config:
-    return load_config(Config, path)
+def load(path: Path) -> DetectionConfig:
+    return load_config(DetectionConfig, path)
 
 
-def build(path: Path) -> Detector:
+def build(path: Path) -> FasterRCNN:
     """The detector of ``path``, without memory for its weights."""
     config = load(path)
     with torch.device("meta"):
-        return build_detector(config, len(load_card(config.data.train[0].partition(":")[0]).classes), pretrained=False)
+        detector = build_detector(
+            config, len(load_card(config.data.train[0].partition(":")[0]).classes), pretrained=False
+        )
+        assert isinstance(detector, FasterRCNN)
+        return detector
 
 
 def header(path: Path) -> str:
@@ -110,7 +114,7 @@ def test_the_parts_are_those_of_the_name(path: Path) -> None:
     config, detector = load(path), build(path)
     assert all(parameter.is_meta for parameter in detector.parameters())
     assert config.backbone.name == ("resnet101" if "_r101_" in path.stem else "resnet50")
-    assert ("mask_rcnn" in path.stem) == (detector.mask_stage is not None) == config.mask.enabled
+    assert ("mask_rcnn" in path.stem) == (detector.mask_stage is not None) == ("mask" in config.architecture)
     assert ("cascade" in path.stem) == isinstance(detector.box_stage, CascadeBoxStage)
     anchors = [level.num_anchors for level in detector.rpn.anchors]  # pyright: ignore[reportAttributeAccessIssue]
     strides = [spec.stride for spec in detector.backbone.specs.values()]
@@ -126,8 +130,8 @@ def test_the_parts_are_those_of_the_name(path: Path) -> None:
 
 def test_cascades_have_three_stages_of_one_box_per_region() -> None:
     for path in (path for path in FILES if "cascade" in path.stem):
-        box = load(path).box
-        assert (box.cascade, box.class_agnostic) == ((0.5, 0.6, 0.7), True)
+        config = load(path)
+        assert (config.cascade.ious, config.box.class_agnostic) == ((0.5, 0.6, 0.7), True)
 
 
 def test_the_recipe_of_our_own() -> None:
@@ -144,7 +148,7 @@ def test_the_recipe_of_our_own() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_header_has_the_command_and_the_published_figure(path: Path) -> None:
     text, figures = header(path), FIGURES[path.stem]
-    assert f"tools/train_net.py --config-file {path.relative_to(ROOT)}\n" in text
+    assert f"resdet train {path.relative_to(ROOT)}\n" in text
     assert "not run" in text
     assert ("no published figure" in text) == (figures is None)
     assert all(figure in text for figure in figures or ())

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from detection.build import build_detector
+from detection.classification.config import ClassificationConfig
 from detection.classification.task import restore_classifier
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint
-from detection.model.faster_rcnn import Detector
+from detection.model.faster_rcnn import FasterRCNN
 from detection.structures import ImageBatch, Target
 from detection.tasks.train import run_training
 
@@ -32,10 +33,11 @@ TARGET = Target(
 TOLERANCE = 1e-4
 
 
-def restored(path: Path) -> Detector:
+def restored(path: Path) -> FasterRCNN:
     checkpoint = read_checkpoint(path)
     detector = build_detector(checkpoint.config, len(CLASSES), pretrained=False)
     load_detector_weights(detector, checkpoint, CLASSES)
+    assert isinstance(detector, FasterRCNN)
     return detector
 
 
@@ -73,7 +75,7 @@ def test_same_losses(version: str, run: str) -> None:
 
 @pytest.mark.parametrize("version", FORMATS)
 def test_a_classifier_gives_the_same_scores(version: str) -> None:
-    model = restore_classifier(read_checkpoint(OLD / version / "classifier"), CLASSES).eval()
+    model = restore_classifier(read_checkpoint(OLD / version / "classifier", ClassificationConfig), CLASSES).eval()
     y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
     image = torch.stack([2 * x + y, 3 * y, (x * y) % 256]).clamp(0, 255).to(torch.uint8)
     with torch.no_grad():
@@ -86,7 +88,7 @@ def test_a_run_goes_on_to_the_same_weights(version: str, tmp_path: Path, monkeyp
     run = tmp_path / "run"
     shutil.copytree(OLD / version / "c4", run)
     monkeypatch.chdir(OLD / "data")
-    config = load_config(Config, run / "config.yaml")
+    config = load_config(DetectionConfig, run / "config.yaml")
     run_training(replace(config, data=replace(config.data, test=())), run, resume=True)
     reached = load_file(run / "checkpoints" / "0000060.safetensors")
     torch.testing.assert_close(reached, load_file(run / "at_60.safetensors"), rtol=TOLERANCE, atol=TOLERANCE)

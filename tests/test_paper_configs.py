@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from detection.config.detection import AnchorConfig, Config
+from detection.config.detection import AnchorConfig, DetectionConfig
 from detection.config.load import load_config
 from detection.data.cards import load_card
+from detection.localization.config import LocalizationConfig
 
 PAPER = Path(__file__).parents[1] / "configs" / "paper"
 FILES = sorted(PAPER.glob("*.yaml"))
@@ -19,8 +20,8 @@ DETECTION = [path for path in FILES if path not in LOCALIZATION]
 COCO = [path for path in DETECTION if path not in VOC + IMAGENET]
 
 
-def load(path: Path) -> Config:
-    return load_config(Config, path)
+def load(path: Path) -> DetectionConfig:
+    return load_config(DetectionConfig, path)
 
 
 def test_every_row_has_its_file() -> None:
@@ -104,7 +105,7 @@ def test_imagenet_detection_is_cocos_system(path: Path) -> None:
 
 @pytest.mark.parametrize("path", LOCALIZATION, ids=lambda path: path.stem)
 def test_localization(path: Path) -> None:
-    config = load(path)
+    config = load_config(LocalizationConfig, path)
     assert (config.data.train, config.data.test) == (("imagenet_loc:train",), ("imagenet_loc:val",))
     assert (config.solver.images_per_step, config.rpn.samples_per_image, config.rpn.positive_fraction) == (256, 8, 0.5)
     lengths = config.localization

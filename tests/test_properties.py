@@ -15,8 +15,9 @@ from torch import Tensor
 
 from detection import boxes as boxes_module
 from detection.boxes import areas, clip, inside, intersection_over_area, iou, scale
-from detection.config.detection import BoxConfig, Config, DataConfig, SolverConfig
+from detection.config.detection import BoxConfig, DetectionConfig, DetectorDataConfig
 from detection.config.load import dump_config, parse_config
+from detection.config.sections import SolverConfig
 from detection.data.samplers import TrainBatches
 from detection.evaluation.record import Record
 from detection.evaluation.voc import evaluate_voc
@@ -114,7 +115,7 @@ def pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 @properties
 @given(pairs(), st.sampled_from([(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)]))
-def test_what_is_encoded_is_decoded(pair: tuple[Tensor, Tensor], weights: tuple[float, ...]) -> None:
+def test_what_is_encoded_is_decoded(pair: tuple[Tensor, Tensor], weights: tuple[float, float, float, float]) -> None:
     targets, anchors = pair
     coder = BoxCoder(weights)
     torch.testing.assert_close(coder.decode(coder.encode(targets, anchors), anchors), targets, rtol=1e-4, atol=0.01)
@@ -271,14 +272,16 @@ FRACTIONS = st.floats(1e-300, 1.0)
     weights=st.tuples(*[st.floats(1e-3, 1e3)] * 4),
     train=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=3),
 )
-def test_configs_come_back(seed: int, rate: float, weights: tuple[float, ...], train: list[str]) -> None:
-    config = Config(
+def test_configs_come_back(
+    seed: int, rate: float, weights: tuple[float, float, float, float], train: list[str]
+) -> None:
+    config = DetectionConfig(
         seed=seed,
         solver=SolverConfig(base_lr=rate),
         box=BoxConfig(coder_weights=weights),
-        data=DataConfig(train=tuple(train)),
+        data=DetectorDataConfig(train=tuple(train)),
     )
-    assert parse_config(Config, dump_config(config)) == config
+    assert parse_config(DetectionConfig, dump_config(config)) == config
 
 
 @properties

@@ -26,7 +26,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
 
 from detection.build import build_detector
-from detection.model.faster_rcnn import Detector
+from detection.model.architecture import Architecture
 from detection.structures import ImageBatch, Target
 from detection.weights.torchvision import convert_torchvision
 
@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_pair(device: str) -> tuple[FasterRCNN, Detector]:
+def make_pair(device: str) -> tuple[FasterRCNN, Architecture]:
     """torchvision's detector, as it comes with ImageNet weights but with random ones, and ours with the same."""
     torch.manual_seed(0)
     body = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3)
@@ -85,7 +85,7 @@ def take_images_of(theirs: FasterRCNN, side: int) -> None:
     theirs.transform = GeneralizedRCNNTransform(side, 2 * side, mean, std, _skip_resize=True)
 
 
-def inference_calls(theirs: FasterRCNN, ours: Detector, side: int, device: str) -> tuple[Callable[[], None], ...]:
+def inference_calls(theirs: FasterRCNN, ours: Architecture, side: int, device: str) -> tuple[Callable[[], None], ...]:
     """One test of one image by each."""
     theirs.eval()
     ours.eval()
@@ -103,7 +103,7 @@ def inference_calls(theirs: FasterRCNN, ours: Detector, side: int, device: str) 
     return call_theirs, call_ours
 
 
-def training_calls(theirs: FasterRCNN, ours: Detector, side: int, device: str) -> tuple[Callable[[], None], ...]:
+def training_calls(theirs: FasterRCNN, ours: Architecture, side: int, device: str) -> tuple[Callable[[], None], ...]:
     """One step on two images by each."""
     theirs.train()
     ours.train()

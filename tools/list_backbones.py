@@ -18,7 +18,7 @@ from pathlib import Path
 
 from backbones.registry import backbone_names
 from backbones.summary import BackboneSummary, describe
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
 def library_names() -> list[str]:
     """The backbones of other libraries that configs/backbones names."""
     paths = sorted(path for path in (ROOT / "configs" / "backbones").glob("*.yaml") if path.stem != "recipe")
-    return [load_config(Config, path).backbone.name for path in paths]
+    return [load_config(DetectionConfig, path).backbone.name for path in paths]
 
 
 def render(entries: Sequence[BackboneSummary], runs: Path) -> str:
@@ -108,7 +108,7 @@ def measured(entry: BackboneSummary, runs: Path) -> str:
     if run is None:
         return "not run"
     error = 100 * (1 - json.loads((run / "result.json").read_text(encoding="utf-8"))["classification"]["top1"])
-    solver = load_config(Config, run / "config.yaml").solver
+    solver = load_config(DetectionConfig, run / "config.yaml").solver
     return f"{error:.2f} ({solver.iterations * solver.images_per_step / TRAIN_IMAGES:.0f} passes)"
 
 

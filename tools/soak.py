@@ -24,12 +24,11 @@ import numpy as np
 from torch import nn
 
 from detection.build import build_detector
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
-from detection.data.loader import build_train_loader
+from detection.data.loader import build_train_loader, load_data
 from detection.engine.loop import NotFiniteError
-from detection.engine.trainer import Evaluation, train_model
-from detection.tasks.train import load_data
+from detection.engine.trainer import Evaluation, Trainer
 
 SAMPLES = 40  # measurements of a soak
 
@@ -82,9 +81,9 @@ def memory_mib(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Anonymous:", "Pss_Shmem:"))) / 1024
 
 
-def soak(config: Config, memory: Memory) -> None:
+def soak(config: DetectionConfig, memory: Memory) -> None:
     """Trains as ``config`` says; an evaluation only measures."""
-    index, _ = load_data(config)
+    index, _ = load_data(config.data, say=print)
 
     def measure(_model: nn.Module) -> Evaluation:
         step = (len(memory.steps) + 1) * config.solver.evaluate_every
@@ -93,19 +92,19 @@ def soak(config: Config, memory: Memory) -> None:
         return Evaluation({config.solver.best_metric: None}, {})
 
     with tempfile.TemporaryDirectory() as output:
-        train_model(
+        Trainer(
             config,
             Path(output),
             index,
             build=lambda fresh: build_detector(config, len(index.class_names), pretrained=fresh),
             load=partial(build_train_loader, index, config.data),
             test=measure,
-        )
+        ).run()
 
 
 def main() -> int:
     args = parse_args()
-    config = load_config(Config, args.config_file, args.overrides)
+    config = load_config(DetectionConfig, args.config_file, args.overrides)
     every = max(args.steps // SAMPLES, 1)
     solver = replace(
         config.solver,

@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
-from detection.config.detection import Config, DataConfig
+from detection.config.detection import DetectionConfig, DetectorDataConfig
 from detection.config.load import load_config
 from detection.data.index import AnnotationIndex
-from detection.data.loader import build_test_loader, build_train_loader
+from detection.data.loader import build_test_loader, build_train_loader, load_data
 from detection.engine.device import choose_device
 from detection.engine.evaluate import evaluate, predict
-from detection.engine.trainer import Evaluation, train_model
+from detection.engine.trainer import Evaluation, Trainer
 from detection.evaluation.metrics import shown_figures
 from detection.structures import Detections, ImageBatch, Proposals, Target
-from detection.tasks.train import load_data, run_training
+from detection.tasks.train import run_training
 
 CONFIG = Path(__file__).parents[1] / "configs" / "bccd" / "fpn_resnet18.yaml"
 
@@ -38,7 +38,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "bccd" / "fpn_resnet18.yaml"
 class Theirs(nn.Module):
     """torchvision's Faster R-CNN behind our call."""
 
-    def __init__(self, num_classes: int, data: DataConfig) -> None:
+    def __init__(self, num_classes: int, data: DetectorDataConfig) -> None:
         super().__init__()
         norm = partial(nn.GroupNorm, 32)
         body = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=norm, trainable_layers=5)
@@ -57,21 +57,21 @@ class Theirs(nn.Module):
         return [Detections(image["boxes"], image["scores"], image["labels"] - 1) for image in found]
 
 
-def train_theirs(config: Config, output: Path) -> dict[str, Any]:
+def train_theirs(config: DetectionConfig, output: Path) -> dict[str, Any]:
     """The result of torchvision's network under ``config``'s data and solver."""
-    index, test_index = load_data(config)
+    index, test_index = load_data(config.data, say=print)
     assert test_index is not None
-    return train_model(
+    return Trainer(
         config,
         output,
         index,
         build=lambda fresh: Theirs(len(index.class_names), config.data),
         load=partial(build_train_loader, index, config.data),
         test=lambda model: test_theirs(config, model, test_index),
-    )
+    ).run()
 
 
-def test_theirs(config: Config, model: nn.Module, index: AnnotationIndex) -> Evaluation:
+def test_theirs(config: DetectionConfig, model: nn.Module, index: AnnotationIndex) -> Evaluation:
     """Ours in all but the network."""
     records = predict(model, build_test_loader(index, config.data), index, device=choose_device(config.device)).records
     result = evaluate(records, index.class_names, "area")
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/as_torchvision"))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
-    config = load_config(Config, CONFIG, args.overrides)
+    config = load_config(DetectionConfig, CONFIG, args.overrides)
     table: dict[str, list[tuple[float, float]]] = {"ours": [], "torchvision": []}
     for seed in map(int, args.seeds.split(",")):
         seeded = replace(config, seed=seed)

@@ -23,13 +23,13 @@ from backbones.classifier import Classifier
 from backbones.extras.branchynet import BranchyNet
 from backbones.extras.relay import RelayClassifier
 from backbones.extras.spp import SPP
-from detection.build import build_plain_backbone, refuse_detector_keys
+from detection.build import build_plain_backbone
+from detection.classification.config import ClassificationConfig, ClassifierConfig
 from detection.classification.model import ImageClassifier
 from detection.classification.views import ClassImages, ClassViews, class_view_loader
-from detection.config.detection import ClassificationConfig, Config
 from detection.data.class_labels import whole_images
 from detection.data.index import AnnotationIndex
-from detection.data.loader import build_train_loader, load_index
+from detection.data.loader import build_train_loader, load_data, load_index
 from detection.engine.checkpoint import Checkpoint, load_detector_weights
 from detection.engine.device import choose_device
 from detection.engine.distributed import (
@@ -43,17 +43,16 @@ from detection.engine.distributed import (
     world_size,
 )
 from detection.engine.loop import PRECISIONS
-from detection.engine.trainer import Evaluation, train_model
+from detection.engine.trainer import Evaluation, Trainer
 from detection.evaluation.metrics import read_metric, shown_figures, shown_in
 from detection.files import write_text
-from detection.tasks.train import load_data
 
 __all__ = ["build_classifier", "evaluate_classifiers", "format_accuracy", "restore_classifier", "run_pretraining"]
 
 SECTION = "classification"  # of result.json
 
 
-def run_pretraining(config: Config, output: Path, *, resume: bool = False) -> dict[str, Any]:
+def run_pretraining(config: ClassificationConfig, output: Path, *, resume: bool = False) -> dict[str, Any]:
     """Trains the classifier that ``config`` describes into ``output`` and returns its last result.
 
     Args:
@@ -67,19 +66,12 @@ def run_pretraining(config: Config, output: Path, *, resume: bool = False) -> di
         NotFiniteError, StoppedError, MemoryError, OSError: as ``run_training``.
     """
     start(choose_device(config.device))
-    refuse_detector_keys(config, "classification")
-    _refuse_limit(config)
-    if config.data.train_shorter_sides or config.data.jitter:
-        raise ValueError(
-            "a classifier's images need one size: leave data.train_shorter_sides and data.jitter unset, and draw "
-            "scales in data.augment (SmallestMaxSize, then a crop)"
-        )
     read_metric({SECTION: dict.fromkeys(_names())}, config.solver.best_metric)  # a misspelt name ends here
     only_main(print)(f"images: data.shorter_side {config.data.shorter_side} in training, {_shown(config)} in a test")
-    index, test_index = load_data(config)
+    index, test_index = load_data(config.data, say=only_main(print))
     index = whole_images(index)
     test_index = None if test_index is None else whole_images(test_index)
-    return train_model(
+    return Trainer(
         config,
         output,
         index,
@@ -88,11 +80,13 @@ def run_pretraining(config: Config, output: Path, *, resume: bool = False) -> di
         test=None if test_index is None else lambda model: _test(config, [model], test_index, output),
         test_index=test_index,
         resume=resume,
-        tool="pretrain_net.py",
-    )
+        tool="pretrain",
+    ).run()
 
 
-def evaluate_classifiers(config: Config, checkpoints: Sequence[Checkpoint], output: Path) -> dict[str, Any]:
+def evaluate_classifiers(
+    config: ClassificationConfig, checkpoints: Sequence[Checkpoint[ClassificationConfig]], output: Path
+) -> dict[str, Any]:
     """Tests the classifiers ``checkpoints`` together on ``config.data.test``; writes and returns result.json.
 
     Several are an ensemble: their probabilities are averaged.
@@ -106,13 +100,12 @@ def evaluate_classifiers(config: Config, checkpoints: Sequence[Checkpoint], outp
         ValueError: bad data or config, or weights of something else.
     """
     start(choose_device(config.device))
-    _refuse_limit(config)
     index = whole_images(load_index(config.data, config.data.test, key="data.test", say=only_main(print)))
     models = [restore_classifier(checkpoint, index.class_names) for checkpoint in checkpoints]
     return _test(config, models, index, output).result
 
 
-def build_classifier(config: Config, num_classes: int, *, pretrained: bool = True) -> ImageClassifier:
+def build_classifier(config: ClassificationConfig, num_classes: int, *, pretrained: bool = True) -> ImageClassifier:
     """The classifier that ``config`` describes, on the CPU; ``pretrained`` loads the backbone's weights.
 
     Raises:
@@ -131,8 +124,8 @@ def build_classifier(config: Config, num_classes: int, *, pretrained: bool = Tru
     return model.to(memory_format=torch.channels_last)
 
 
-def restore_classifier(checkpoint: Checkpoint, class_names: Sequence[str]) -> ImageClassifier:
-    """The classifier of a run of ``tools/pretrain_net.py``, on the CPU.
+def restore_classifier(checkpoint: Checkpoint[ClassificationConfig], class_names: Sequence[str]) -> ImageClassifier:
+    """The classifier of a run of ``resdet pretrain``, on the CPU.
 
     Raises:
         ValueError: other classes than ``class_names``, or weights of something else.
@@ -148,22 +141,14 @@ def format_accuracy(result: dict[str, Any]) -> str:
     return f"{errors} % of {result['images']} images, views: {result['views']}"
 
 
-def _shown(config: Config) -> str:
+def _shown(config: ClassificationConfig) -> str:
     options = config.classification
     if options.views == "dense":
         return f"classification.scales {', '.join(map(str, options.scales))}"
     return f"classification.crop {options.crop} of shorter_side {options.shorter_side}"
 
 
-def _refuse_limit(config: Config) -> None:
-    if config.data.limit is not None:
-        raise ValueError(
-            f"data.limit {config.data.limit} takes the first images, which are all of one class where each class has a "
-            "folder; leave it null"
-        )
-
-
-def _network(options: ClassificationConfig, backbone: Backbone, num_classes: int) -> Classifier:
+def _network(options: ClassifierConfig, backbone: Backbone, num_classes: int) -> Classifier:
     match options.network:
         case "classifier":
             return Classifier(backbone, num_classes)
@@ -175,7 +160,9 @@ def _network(options: ClassificationConfig, backbone: Backbone, num_classes: int
             return RelayClassifier(backbone, num_classes)
 
 
-def _test(config: Config, models: Sequence[torch.nn.Module], index: AnnotationIndex, output: Path) -> Evaluation:
+def _test(
+    config: ClassificationConfig, models: Sequence[torch.nn.Module], index: AnnotationIndex, output: Path
+) -> Evaluation:
     """Tests ``models`` together on ``index``; writes ``output``/result.json."""
     options, device = config.classification, choose_device(config.device)
     views = ClassViews(kind=options.views, crop=options.crop, shorter_side=options.shorter_side, scales=options.scales)

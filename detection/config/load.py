@@ -1,25 +1,34 @@
-"""Reads YAML configs with ``_BASE_`` inheritance into the frozen dataclasses of config.py, and writes them back.
+"""Reads YAML configs with ``_BASE_`` inheritance into dataclasses that schema.py checks, and writes them back.
 
-The dataclasses are the schema: names, types, allowed values and defaults.  fvcore's CfgNode only follows
-``_BASE_`` and never builds Python objects from YAML (``allow_unsafe`` stays False).
+fvcore's CfgNode only follows ``_BASE_`` and never builds Python objects from YAML (``allow_unsafe`` stays False).
 """
 
 from __future__ import annotations
 
-import difflib
-import sys
-from ast import literal_eval
+import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields
 from io import StringIO
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
 from fvcore.common.config import CfgNode
+from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["build_dataclass", "dump_config", "load_config", "parse_config", "parse_yaml"]
+from detection.config.compat import FORMAT, migrate
+from detection.config.messages import describe
+
+__all__ = [
+    "build_dataclass",
+    "dump_config",
+    "json_schema",
+    "load_config",
+    "parse_config",
+    "parse_section",
+    "parse_yaml",
+]
 
 # Characters of a YAML file once its aliases are written out; a few lines of aliases of aliases are otherwise gigabytes.
 MAX_YAML = 1_000_000
@@ -31,11 +40,11 @@ ConfigT = TypeVar("ConfigT")
 
 
 def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str] = ()) -> ConfigT:
-    """The config at ``path``, its ``_BASE_`` files below it and ``section.key=value`` overrides on top.
+    """Returns the config at ``path``, its ``_BASE_`` files below it and ``section.key=value`` overrides on top.
 
     Raises:
-        ValueError: the file is missing or is no YAML mapping; a key that ``schema`` lacks (the nearest is named); a
-            value of the wrong type or outside the allowed ones; an override without "=".
+        ValueError: the file is missing or is no YAML mapping; keys that ``schema`` lacks (the nearest are named) and
+            values that they don't take, all of them; an override without "=".
     """
     if not Path(path).is_file():
         raise ValueError(f"no config file {str(path)!r}")
@@ -45,19 +54,35 @@ def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str
         raise ValueError(f"{path} is its own _BASE_, directly or through another file, or nested too deeply") from error
     except (*UNREADABLE, AssertionError, OSError) as error:  # fvcore asserts that a section inherits from a section
         raise ValueError(f"{path} (or its _BASE_) can't be read as a YAML mapping: {error}") from error
-    _mapping(tree, path)
+    tree = _migrated(schema, _mapping(tree, path), str(path))
     for override in overrides:
         _override(tree, override)
     return build_dataclass(schema, tree)
 
 
 def parse_config(schema: type[ConfigT], text: str) -> ConfigT:
-    """The config that ``dump_config`` wrote as ``text``."""
-    return build_dataclass(schema, _mapping(parse_yaml(text) or {}, "the config"))
+    """Returns the config that ``dump_config`` of this or an earlier version wrote as ``text``.
+
+    Raises:
+        ValueError: as ``load_config``.
+    """
+    tree = _mapping(parse_yaml(text) or {}, "the config")
+    return build_dataclass(schema, _migrated(schema, tree, "the config"))
+
+
+def parse_section(schema: type[ConfigT], text: str, name: str) -> ConfigT:
+    """Returns the section ``name``, without the keys that ``schema`` lacks, of a config that ``dump_config`` wrote.
+
+    Raises:
+        ValueError: as ``load_config``.
+    """
+    tree = _mapping(parse_yaml(text) or {}, "the config").get(name, {})
+    known = {f.name for f in fields(schema)}  # pyright: ignore[reportArgumentType]  # TypeVar can't say "a dataclass"
+    return build_dataclass(schema, {key: value for key, value in tree.items() if key in known})
 
 
 def parse_yaml(text: str) -> Any:
-    """What the YAML ``text`` holds: plain values only, whatever tags it has.
+    """Returns what the YAML ``text`` holds: plain values only, whatever tags it has.
 
     Raises:
         ValueError: it is no such YAML, is nested too deeply, or has more than ``MAX_YAML`` characters, aliases written
@@ -72,27 +97,43 @@ def parse_yaml(text: str) -> Any:
 
 
 def dump_config(config: Any) -> str:
-    """``config`` as YAML that ``load_config`` reads back to an equal config."""
-    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+    """Returns ``config`` as YAML that ``load_config`` reads back to an equal config."""
+    return yaml.dump({"format": FORMAT} | json.loads(json.dumps(asdict(config))), Dumper=_Dumper, sort_keys=False)
 
 
-def build_dataclass(schema: type[ConfigT], values: Mapping[str, Any], where: str = "") -> ConfigT:
-    """``values`` as the dataclass ``schema``; ``where`` stands before every key in an error.
+def build_dataclass(schema: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    """Returns ``values`` as the ``checked`` dataclass ``schema``.
 
     Raises:
         ValueError: see ``load_config``.
     """
-    hints = get_type_hints(schema)
-    known = [f.name for f in fields(schema)]  # pyright: ignore[reportArgumentType]  # TypeVar can't say "a dataclass"
-    for name in values:
-        if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {where + nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
-            raise ValueError(f"no config key {where + str(name)!r}; {hint}")
     try:
-        return schema(**{name: _convert(value, hints[name], where + name) for name, value in values.items()})
-    except TypeError as error:  # a key without a default is missing
-        raise ValueError(f"{where or 'config: '}{str(error).partition('() ')[2]}") from error
+        # As JSON, where a list is a tuple, and nothing else is taken for what it is not.
+        return TypeAdapter(schema).validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise ValueError(describe(error, schema)) from error
+
+
+def json_schema(schema: type) -> dict[str, Any]:
+    """Returns the JSON Schema by which editors complete and check a YAML config of ``schema``."""
+    tree = TypeAdapter(schema).json_schema()
+    for key, described in (("_BASE_", "config file to start from"), ("format", "of a config that a run wrote")):
+        tree["properties"][key] = {"description": described, "type": "string" if key == "_BASE_" else "integer"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **tree}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 but for numbers such as 1e-4, which it would read as text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that ``_Loader`` would take for numbers."""
+
+
+for kind in (_Loader, _Dumper):
+    kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?|\.\d)\d*[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 class _Files(CfgNode):
@@ -102,15 +143,13 @@ class _Files(CfgNode):
     def _open_cfg(cls, filename: str) -> StringIO:
         if not Path(filename).is_file():
             raise FileNotFoundError(f"no file {filename!r}")
-        text = Path(filename).read_text(encoding="utf-8")
-        _load(text)
-        return StringIO(text)
+        return StringIO(yaml.safe_dump(_load(Path(filename).read_text(encoding="utf-8"))))
 
 
 def _load(text: str) -> Any:
     if len(text) > MAX_YAML:
         raise ValueError(f"it has {len(text)} characters, at most {MAX_YAML} are read")
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:
@@ -135,6 +174,13 @@ def _written_out(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
     return known[node]
 
 
+def _migrated(schema: type, tree: dict[str, Any], source: str) -> dict[str, Any]:
+    try:
+        return migrate(tree, schema, program=getattr(schema, "program", ""))
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
 def _mapping(tree: Any, source: str | Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError(f"{source} must hold a YAML mapping of sections, got a {type(tree).__name__}")
@@ -155,45 +201,3 @@ def _override(tree: dict[str, Any], override: str) -> None:
         node[key] = parse_yaml(text)
     except ValueError as error:
         raise ValueError(f"override {override!r}: the value can't be read as YAML: {error}") from error
-
-
-def _convert(value: Any, hint: Any, key: str) -> Any:
-    """``value`` as the type that the annotation ``hint`` asks for."""
-    kind, args = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if is_dataclass(hint) and isinstance(value, Mapping):
-        return build_dataclass(hint, value, key + ".")  # pyright: ignore[reportArgumentType]  # hint is a class here
-    if kind is Literal and any(value == choice and type(value) is type(choice) for choice in args):
-        return value
-    if kind in (Union, UnionType):  # X | None; a Literal gives the first, a class the second
-        return None if value is None else _convert(value, next(a for a in args if a is not NoneType), key)
-    if kind is tuple and isinstance(value, (list, tuple)):
-        return tuple(_convert(item, args[0], f"{key}[{i}]") for i, item in enumerate(value))
-    if kind is dict and isinstance(value, Mapping):
-        return {str(name): _convert(item, args[1], f"{key}.{name}") for name, item in value.items()}
-    if hint in (int, float) and isinstance(value, str):
-        value = _number(value)  # YAML 1.1 reads 1e-4 as text
-    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
-        return float(value)
-    if isinstance(hint, type) and type(value) is hint:
-        return value
-    if kind is Literal:
-        expected = f"one of {args}"
-    else:
-        expected = "a list, such as [a, b]" if kind is tuple else getattr(kind or hint, "__name__", str(hint))
-    raise ValueError(f"config key {key!r} takes {expected}, got {value!r}")
-
-
-def _number(text: str) -> Any:
-    try:
-        return literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two where it is nested too deeply
-        return text
-
-
-def _plain(value: Any) -> Any:
-    """``value`` with tuples as lists, which is all that safe YAML knows."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

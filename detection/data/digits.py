@@ -178,7 +178,7 @@ def write_digits(root: Path, *, num_train: int = 600, num_test: int = 100, seed:
         raise ValueError(f"counts and seed must not be negative, got {num_train}, {num_test} and {seed}")
     target = (root / "digits").resolve()
     if target.exists() and not (target / MARKER).is_file():
-        raise ValueError(f"{target} was not made by make_digits.py and stays as it is; move it or pass another --root")
+        raise ValueError(f"{target} was not made by resdet digits and stays as it is; move it or pass another --root")
     target.parent.mkdir(parents=True, exist_ok=True)
     train, test = load_sources()
     # A sibling folder shares the file system, so that the finished folder takes its place in one step.
@@ -186,7 +186,7 @@ def write_digits(root: Path, *, num_train: int = 600, num_test: int = 100, seed:
         made, old = Path(work, "made"), Path(work, "old")
         _write_split(made, "train", (_scene(train, seed, 0, i) for i in range(num_train)), first_id=1)
         _write_split(made, "test", (_scene(test, seed, 1, i) for i in range(num_test)), first_id=num_train + 1)
-        (made / MARKER).write_text("make_digits.py replaces this folder as a whole\n", encoding="utf-8")
+        (made / MARKER).write_text("resdet digits replaces this folder as a whole\n", encoding="utf-8")
         if target.exists():
             target.rename(old)
         try:

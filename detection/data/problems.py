@@ -43,7 +43,7 @@ def refuse_errors(problems: Sequence[Problem], source: str, *, most: int = 10) -
         return
     lines = [f"  {error}" for error in errors[:most]]
     if len(errors) > most:
-        lines.append(f"  ... and {len(errors) - most} more; tools/check_data.py lists them all")
+        lines.append(f"  ... and {len(errors) - most} more; resdet check lists them all")
     raise ValueError(f"{source} has {len(errors)} error{'s' * (len(errors) > 1)}:\n" + "\n".join(lines))
 
 

@@ -1,6 +1,6 @@
 """Checkpoints: the model as safetensors with its config and class names, and the rest of the training state beside it.
 
-    checkpoints/0005000.safetensors   weights to test with; metadata: config, class names, iteration
+    checkpoints/0005000.safetensors   weights to test with; metadata: format, program, config, class names, iteration
     checkpoints/0005000.state.pt      optimizer, scaler, random states, best metric; read with weights_only; where the
                                       weights are averaged (solver.ema_decay), also those that training goes on with
     checkpoints/best.safetensors      the weights with the best metric so far
@@ -15,9 +15,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,11 +25,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from backbones.weights.load import load_matching
-from detection.config.detection import Config
-from detection.config.load import dump_config, parse_config
+from detection.config.compat import FORMAT
+from detection.config.detection import DetectionConfig
+from detection.config.load import dump_config, parse_config, parse_section
+from detection.config.schema import flatten
+from detection.config.sections import BackboneConfig, ProgramConfig
 from detection.engine.distributed import gather, is_main, together
 from detection.engine.loop import TrainState
 from detection.files import digest, write_text, write_whole
+from detection.model.architecture import class_rows
+from detection.model.class_rows import ClassRows
 
 __all__ = [
     "Checkpoint",
@@ -38,23 +43,23 @@ __all__ = [
     "load_detector_weights",
     "load_initial_weights",
     "read_checkpoint",
+    "read_weights",
     "resolve_weights",
-    "stored_config",
+    "stored_backbone",
     "write_converted",
     "write_weights",
 ]
 
-# The layers with rows for every class, and how many rows one has; the logits also have the background's, the last.
-CLASS_ROWS = {"predictor.classes.": 1, "predictor.deltas.": 4, "mask_stage.head.masks.": 1}
+ConfigT = TypeVar("ConfigT", bound=ProgramConfig, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A detector's weights and what belongs to them."""
+class Checkpoint(Generic[ConfigT]):
+    """A model's weights and what belongs to them."""
 
     path: Path
     weights: dict[str, Tensor]
-    config: Config
+    config: ConfigT
     class_names: tuple[str, ...]
     iteration: int
 
@@ -68,7 +73,7 @@ class Checkpoints:
         config, class_names: stored in every checkpoint.
     """
 
-    def __init__(self, folder: Path, *, keep: int, config: Config, class_names: Sequence[str]) -> None:
+    def __init__(self, folder: Path, *, keep: int, config: ProgramConfig, class_names: Sequence[str]) -> None:
         self.folder, self.keep = folder, keep
         self.config, self.class_names = config, tuple(class_names)
 
@@ -100,7 +105,7 @@ class Checkpoints:
                     write_whole(copy, lambda temporary: shutil.copyfile(path, temporary))
                 _write_state(path, saved)
 
-    def newest(self, say: Callable[[str], None]) -> tuple[Checkpoint, dict[str, Any]] | None:
+    def newest(self, say: Callable[[str], None]) -> tuple[Checkpoint[ProgramConfig], dict[str, Any]] | None:
         """The newest checkpoint that can be read, and its training state; None if there is none.
 
         ``say`` gets a line for every newer one that is damaged.  The main process chooses for all.
@@ -115,9 +120,9 @@ class Checkpoints:
         path = gather(found and found[0].path, doing="looking for a checkpoint")[0]
         if path is None or found is not None:
             return found
-        return read_checkpoint(path), _read_state(path)
+        return read_checkpoint(path, type(self.config)), _read_state(path)
 
-    def restore(self, newest: tuple[Checkpoint, dict[str, Any]], state: TrainState) -> None:
+    def restore(self, newest: tuple[Checkpoint[ProgramConfig], dict[str, Any]], state: TrainState) -> None:
         """Puts what ``newest`` returned back into ``state``, and later checkpoints aside: the run makes new ones."""
         checkpoint, saved = newest
         load_detector_weights(state.model, checkpoint, self.class_names)
@@ -126,12 +131,12 @@ class Checkpoints:
             if is_main():
                 self._put_aside(state.iteration)
 
-    def _find(self, say: Callable[[str], None]) -> tuple[Checkpoint, dict[str, Any]] | None:
+    def _find(self, say: Callable[[str], None]) -> tuple[Checkpoint[ProgramConfig], dict[str, Any]] | None:
         problems = []
         for path in reversed(_numbered(self.folder)):
             if _state_path(path).is_file():
                 try:
-                    return read_checkpoint(path), _read_state(path)
+                    return read_checkpoint(path, type(self.config)), _read_state(path)
                 except ValueError as error:
                     problems.append(str(error))
                     say(f"warning: {error}; looking for the checkpoint before")
@@ -163,38 +168,50 @@ class Checkpoints:
 
 
 def changed_keys(before: Any, after: Any) -> list[str]:
-    """A line "section.key: old -> new" for every key that differs between two configs."""
-    old, new = (_flat(asdict(config)) for config in (before, after))
+    """Returns a line "section.key: old -> new" for every key that differs between two configs."""
+    old, new = flatten(before), flatten(after)
     changed = [key for key in new | old if old.get(key) != new.get(key)]
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed]
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """The checkpoint at ``path``: a .safetensors file, or a run directory, whose newest one is meant.
+@overload
+def read_checkpoint(path: str | Path) -> Checkpoint[DetectionConfig]: ...
+@overload
+def read_checkpoint(path: str | Path, schema: type[ConfigT]) -> Checkpoint[ConfigT]: ...
+def read_checkpoint(path: str | Path, schema: type[ProgramConfig] = DetectionConfig) -> Checkpoint[ProgramConfig]:
+    """Returns the checkpoint at ``path``: a .safetensors file, or a run directory, whose newest one is meant.
+
+    Its config may be of an earlier version.
+
+    Args:
+        path: file or run directory.
+        schema: config class of the program that trained it.
 
     Raises:
-        ValueError: no such file, a corrupt one, or one that is not a detector of this project.
+        ValueError: no such file, a corrupt one, or one of another project or program.
     """
     file = resolve_weights(path)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no dict
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"checkpoint {file} can't be read: {error}") from error
-    missing = [key for key in ("config", "class_names", "iteration") if key not in metadata]
-    if missing:
-        raise ValueError(f"{file} is no detector checkpoint: its metadata lacks {missing}")
-    if metadata.get("sha256", expected := _digest(weights, metadata)) != expected:
-        raise ValueError(f"checkpoint {file} can't be read: its checksum is wrong, so the file was damaged")
+    weights, metadata = _read(file)
+    program = metadata.get("program", _program_of_format_1(weights, schema))
+    if program != schema.program:
+        raise ValueError(f"{file} was trained by the program {program!r}, and a {schema.program} checkpoint is needed")
     try:
         class_names = json.loads(metadata["class_names"])
     except RecursionError as error:
         raise ValueError(f"checkpoint {file} can't be read: its class names are nested too deeply") from error
     if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
         raise ValueError(f"{file} is no detector checkpoint: its class_names are no list of names: {class_names!r:.80}")
-    config = parse_config(Config, metadata["config"])
+    config = parse_config(schema, metadata["config"])
     return Checkpoint(file, weights, config, tuple(class_names), int(metadata["iteration"]))
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Returns the weights alone of a checkpoint of any program.
+
+    Raises:
+        ValueError: as ``read_checkpoint``.
+    """
+    return _read(resolve_weights(path))[0]
 
 
 def resolve_weights(path: str | Path) -> Path:
@@ -212,18 +229,20 @@ def resolve_weights(path: str | Path) -> Path:
     return found[-1]
 
 
-def stored_config(path: str | Path) -> Config | None:
-    """The config in the file ``path``; None if it is no checkpoint of this project."""
+def stored_backbone(path: str | Path) -> BackboneConfig | None:
+    """Returns the backbone's section of the config in ``path``; None if it is no checkpoint of this project."""
     try:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
     except (OSError, SafetensorError):
         return None
-    return parse_config(Config, metadata["config"]) if "config" in metadata else None
+    return parse_section(BackboneConfig, metadata["config"], "backbone") if "config" in metadata else None
 
 
-def write_converted(path: str | Path, config: Config, class_names: Sequence[str], state: Mapping[str, Tensor]) -> Path:
-    """Writes a detector that was trained elsewhere, and its config; the path of the weights.
+def write_converted(
+    path: str | Path, config: ProgramConfig, class_names: Sequence[str], state: Mapping[str, Tensor]
+) -> Path:
+    """Writes a model that was trained elsewhere, and its config; returns the path of the weights.
 
     Args:
         path: a .safetensors file, with the config at the same path as .yaml; or a directory, which becomes that of a
@@ -242,9 +261,11 @@ def write_converted(path: str | Path, config: Config, class_names: Sequence[str]
     return file
 
 
-def write_weights(checkpoint: Checkpoint) -> None:
+def write_weights(checkpoint: Checkpoint[ProgramConfig]) -> None:
     """Writes the file ``checkpoint.path``, which ``read_checkpoint`` reads."""
     metadata = {
+        "format": str(FORMAT),
+        "program": checkpoint.config.program,
         "config": dump_config(checkpoint.config),
         "class_names": json.dumps(checkpoint.class_names),
         "iteration": str(checkpoint.iteration),
@@ -254,7 +275,7 @@ def write_weights(checkpoint: Checkpoint) -> None:
     write_whole(checkpoint.path, lambda temporary: save_file(weights, temporary, metadata=metadata))
 
 
-def load_detector_weights(model: nn.Module, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
+def load_detector_weights(model: nn.Module, checkpoint: Checkpoint[ProgramConfig], class_names: Sequence[str]) -> None:
     """Puts the weights of ``checkpoint`` into ``model``, all of them.
 
     Raises:
@@ -269,7 +290,7 @@ def load_detector_weights(model: nn.Module, checkpoint: Checkpoint, class_names:
 
 
 def load_initial_weights(
-    model: nn.Module, checkpoint: Checkpoint, class_names: Sequence[str], renamed: Mapping[str, str]
+    model: nn.Module, checkpoint: Checkpoint[ProgramConfig], class_names: Sequence[str], renamed: Mapping[str, str]
 ) -> tuple[str, ...]:
     """Puts the weights of ``checkpoint``, trained on other classes perhaps, into ``model`` as a start.
 
@@ -298,30 +319,48 @@ def load_initial_weights(
     pairs = [(k, checkpoint.class_names.index(name)) for k, name in enumerate(names) if name in checkpoint.class_names]
     if not pairs:
         raise ValueError(f"{checkpoint.path} knows none of the classes {tuple(class_names)}: {checkpoint.class_names}")
-    weights, own = dict(checkpoint.weights), model.state_dict()
-    for name in weights.keys() & own.keys():
-        for layer, per_class in CLASS_ROWS.items():
-            if layer in name:
-                weights[name] = _carried(weights[name], own[name], pairs, per_class, background="classes" in layer)
+    weights, own, rows = dict(checkpoint.weights), model.state_dict(), class_rows(model)
+    for name in weights.keys() & rows.keys():
+        if len(weights[name]) == rows[name].count(len(checkpoint.class_names)):
+            weights[name] = _carried(weights[name], own[name], pairs, rows[name])
     load_matching(model, weights, source=str(checkpoint.path))
     return tuple(class_names[k] for k, _ in pairs)
 
 
-def _carried(
-    there: Tensor, here: Tensor, pairs: Sequence[tuple[int, int]], per_class: int, *, background: bool
-) -> Tensor:
-    """``here`` (rows, ...) with the rows of the classes in ``pairs`` taken from ``there``; class rows lie together."""
+def _carried(there: Tensor, here: Tensor, pairs: Sequence[tuple[int, int]], rows: ClassRows) -> Tensor:
+    """``here`` (rows, ...) with the rows of the classes in ``pairs`` taken from ``there``."""
     if there.shape[1:] != here.shape[1:]:
         return there  # for load_matching to refuse with both shapes
-    if len(there) == len(here) == per_class:
-        return there  # one box for all classes, or one class
     result = here.detach().cpu().clone()
     for own, other in pairs:
-        rows = slice(own * per_class, (own + 1) * per_class)
-        result[rows] = there[other * per_class : (other + 1) * per_class]
-    if background:
+        of_class = slice(own * rows.per_class, (own + 1) * rows.per_class)
+        result[of_class] = there[other * rows.per_class : (other + 1) * rows.per_class]
+    if rows.background:
         result[-1] = there[-1]
     return result
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights and metadata of a checkpoint whose checksum is right."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no dict
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"checkpoint {file} can't be read: {error}") from error
+    missing = [key for key in ("config", "class_names", "iteration") if key not in metadata]
+    if missing:
+        raise ValueError(f"{file} is no detector checkpoint: its metadata lacks {missing}")
+    if metadata.get("sha256", expected := _digest(weights, metadata)) != expected:
+        raise ValueError(f"checkpoint {file} can't be read: its checksum is wrong, so the file was damaged")
+    return weights, metadata
+
+
+def _program_of_format_1(weights: Mapping[str, Tensor], schema: type[ProgramConfig]) -> str:
+    """The program that trained weights without a word of it: classifiers can be told by their names."""
+    if any(name.startswith("network.") for name in weights):
+        return "classification"
+    return schema.program if schema.program != "classification" else "detection"
 
 
 def _digest(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -362,11 +401,3 @@ def _numbered(folder: Path) -> list[Path]:
 
 def _state_path(weights: Path) -> Path:
     return weights.with_name(f"{weights.stem}.state.pt")
-
-
-def _flat(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """The values of a tree of config sections by dotted keys."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{where}{name}.") if isinstance(value, dict) else {where + name: value}
-    return flat

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,8 +21,8 @@ from detection.evaluation.metrics import add_computed
 from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric, result_dict
 from detection.evaluation.voc import evaluate_voc
-from detection.masks import RLE, paste
-from detection.model.faster_rcnn import Detector
+from detection.fields.table import carried
+from detection.model.architecture import RegionVerbs
 from detection.model.postprocess import rescale
 from detection.structures import Proposals
 
@@ -48,7 +48,7 @@ def predict(
 ) -> Predictions:
     """A record for every image in ``batches``, with detections in the pixels of the stored image.
 
-    ``detector`` is a Detector or a Tester: what turns an ImageBatch into a list of Detections.
+    ``detector`` is an Architecture or a Tester: what turns an ImageBatch into a list of Detections.
     """
     detector.eval()
     records, seconds, dtype = [], 0.0, PRECISIONS[precision]
@@ -61,17 +61,19 @@ def predict(
         for row, size, found in zip(batch.rows, images.sizes, detections, strict=True):
             stored = _size(index.sizes[row])
             image = rescale(found, size, stored)
-            masks = None if image.masks is None else paste(image.masks, image.boxes, stored)
+            fields = {name: field.on_image(values, image.boxes, stored) for name, field, values in carried(image)}
             boxes, scores, labels = (rows.numpy() for rows in (image.boxes, image.scores, image.labels))
-            records.append(make_record(index, row, boxes=boxes, scores=scores, labels=labels, masks=masks))
+            records.append(make_record(index, row, boxes=boxes, scores=scores, labels=labels, fields=fields))
     return Predictions(records, seconds / max(len(records), 1))
 
 
 @torch.inference_mode()
 def propose(
-    detector: Detector, batches: Iterable[Batch], index: AnnotationIndex, *, device: torch.device
+    detector: nn.Module, batches: Iterable[Batch], index: AnnotationIndex, *, device: torch.device
 ) -> list[Proposals]:
     """The RPN's proposals for every image in ``batches``, in their order and in pixels of the stored images."""
+    if not isinstance(detector, RegionVerbs):
+        raise ValueError(f"{type(detector).__name__} makes no proposals; choose an architecture with an RPN")
     detector.eval()
     found = []
     for batch in batches:
@@ -108,11 +110,11 @@ def make_record(
     boxes: NDArray[np.float32],
     scores: NDArray[np.float32],
     labels: NDArray[np.int64],
-    masks: Sequence[RLE] | None = None,
+    fields: Mapping[str, Any] | None = None,
 ) -> Record:
     """Returns the record of image ``row`` with D detections in pixels of the stored image.
 
-    It has the masks of the objects, where they were read, only beside ``masks`` of the detections.
+    It has the fields of the objects, where they were read, only beside those of the detections.
 
     Args:
         index: of the test set.
@@ -120,9 +122,9 @@ def make_record(
         boxes: (D, 4).
         scores: (D,) 0..1.
         labels: (D,) 0..K-1.
-        masks: (D,) of the whole image.
+        fields: of the detections, by name, as ``Record`` holds them.
     """
-    objects = index.objects(row)
+    objects, found = index.objects(row), fields or {}
     return Record(
         image_id=int(index.image_ids[row]),
         file_name=index.paths[row],
@@ -134,8 +136,8 @@ def make_record(
         boxes=boxes,
         scores=scores,
         labels=labels,
-        gt_masks=None if masks is None or index.masks is None else index.rles(row),
-        masks=None if masks is None else tuple(masks),
+        **found,
+        **{f"gt_{name}": index.stored(name, row) for name in found},
     )
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
-from detection.config.detection import SolverConfig
+from detection.config.sections import SolverConfig
 
 __all__ = ["build_optimizer", "clip_gradients", "gradient_norm", "learning_rate", "set_learning_rate"]
 

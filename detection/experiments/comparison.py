@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
+from detection.data.index import AnnotationIndex
 from detection.data.loader import load_index
 from detection.engine.checkpoint import read_checkpoint
 from detection.evaluation.text_table import text_table
@@ -132,7 +133,7 @@ class Comparison:
         table, jobs = text_table(header, rows, left=(0, 1, 2)), self.placement.jobs
         return f"{table}\n{total:.1f} hours of training left, {total / jobs:.1f} with {jobs} at once; tests not counted"
 
-    def seed_runs(self, configs: Mapping[str, Config]) -> list[Run]:
+    def seed_runs(self, configs: Mapping[str, DetectionConfig]) -> list[Run]:
         """The runs that are compared."""
         return [
             Run(variant, str(seed), replace(config, seed=seed), self.output / "runs" / variant / str(seed))
@@ -140,7 +141,7 @@ class Comparison:
             for seed in self.experiment.seeds
         ]
 
-    def grid_runs(self, configs: Mapping[str, Config]) -> list[Run]:
+    def grid_runs(self, configs: Mapping[str, DetectionConfig]) -> list[Run]:
         """The runs that search the learning rate of each variant; none under other protocols.
 
         Raises:
@@ -158,15 +159,22 @@ class Comparison:
             self._check_validation(runs[0].config, configs[runs[0].variant])
         return runs
 
-    def _check_validation(self, search: Config, compared: Config) -> None:
-        chosen = load_index(search.data, search.data.test, key="protocol.validation", say=self.say)
+    def _check_validation(self, search: DetectionConfig, compared: DetectionConfig) -> None:
+        chosen = self._read(search, search.data.test, "protocol.validation")
         for key, config, specs in (
             ("data.test", compared, compared.data.test),
             ("protocol.train or else data.train", search, search.data.train),
         ):
-            check_apart((key, "protocol.validation"), load_index(config.data, specs, key=key, say=self.say), chosen)
+            check_apart(
+                (key, "protocol.validation"),
+                self._read(config, specs, key),
+                chosen,
+            )
 
-    def _timed(self, *, write: bool) -> dict[str, Config]:
+    def _read(self, config: DetectionConfig, specs: tuple[str, ...], key: str) -> AnnotationIndex:
+        return load_index(config.data, specs, key=key, say=self.say, limit=config.data.limit)
+
+    def _timed(self, *, write: bool) -> dict[str, DetectionConfig]:
         """Variant -> config, with the steps that equal_time gives it; these are measured if they are not known yet."""
         configs = resolve_variants(self.experiment)
         check_fair(self.experiment, configs)
@@ -187,11 +195,11 @@ class Comparison:
         steps = {variant: max(1, round(60 * minutes / time)) for variant, time in plan["seconds_per_step"].items()}
         return {v: replace(config, solver=scale_solver(config.solver, steps[v])) for v, config in configs.items()}
 
-    def _time(self, variant: str, config: Config) -> float:
+    def _time(self, variant: str, config: DetectionConfig) -> float:
         self.say(f"{variant}: timing a few steps")
         return time_step(config, self.programs, self.placement)
 
-    def _with_rates(self, configs: Mapping[str, Config]) -> dict[str, Config]:
+    def _with_rates(self, configs: Mapping[str, DetectionConfig]) -> dict[str, DetectionConfig]:
         """``configs`` at the rates that the search chose; those without one are left out, and their runs failed."""
         grid = choose_rates(self.grid_runs(configs), next(iter(configs.values())).solver.best_metric)
         write_json(self.output / "grid.json", {**grid, "validation": list(self.experiment.protocol.validation)})
@@ -217,7 +225,7 @@ class Comparison:
             say=self.say,
         )
 
-    def _write_proof(self, configs: Mapping[str, Config]) -> None:
+    def _write_proof(self, configs: Mapping[str, DetectionConfig]) -> None:
         """Writes experiment.json; runs that were made by other code are flagged in it."""
         seed = self.experiment.seeds[0]
         proof = describe(self.experiment, {v: replace(c, seed=seed) for v, c in configs.items()}, say=self.say)

@@ -14,23 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from detection.build import build_detector, build_tester
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.data.loader import build_test_loader, load_index
 from detection.engine.checkpoint import Checkpoint, load_detector_weights
 from detection.engine.device import choose_device, peak_memory_gib
 from detection.engine.loop import PRECISIONS
-from detection.model.faster_rcnn import Detector
+from detection.model.architecture import Architecture, RegionVerbs
 from detection.structures import ImageBatch, Proposals
 
 with warnings.catch_warnings():  # fvcore.nn calls torch.jit.script when it is imported
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     from fvcore.nn import FlopCountAnalysis
 
-__all__ = ["count_gflops", "head_modules", "measure_costs", "measure_latency", "percentile"]
+__all__ = ["count_gflops", "measure_costs", "measure_latency", "percentile"]
 
 
 def measure_costs(
-    config: Config, checkpoint: Checkpoint | None, *, images: int = 50, warmup: int = 3
+    config: DetectionConfig, checkpoint: Checkpoint[DetectionConfig] | None, *, images: int = 50, warmup: int = 3
 ) -> dict[str, Any]:
     """The costs of the detector that ``config`` describes, tested on the first ``images`` of ``config.data.test``.
 
@@ -47,7 +47,7 @@ def measure_costs(
     Raises:
         ValueError: bad data or config, or weights that do not fit.
     """
-    index = load_index(config.data, config.data.test, key="data.test", say=print)
+    index = load_index(config.data, config.data.test, key="data.test", say=print, limit=config.data.limit)
     detector = build_detector(config, len(index.class_names), pretrained=False)
     if checkpoint is not None:
         load_detector_weights(detector, checkpoint, index.class_names)
@@ -98,7 +98,7 @@ def percentile(values: Sequence[float], fraction: float) -> float:
 
 
 @torch.no_grad()
-def count_gflops(detector: Detector, size: tuple[int, int], *, proposals: int) -> float:
+def count_gflops(detector: Architecture, size: tuple[int, int], *, proposals: int) -> float:
     """Billions of multiply-adds for one image of ``size`` (height, width) with a fixed number of ``proposals``.
 
     Counted are convolutions, matrix products and normalisation layers, as fvcore's FlopCountAnalysis knows them: one
@@ -113,7 +113,7 @@ def count_gflops(detector: Detector, size: tuple[int, int], *, proposals: int) -
 class _FixedProposals(nn.Module):
     """A test whose box stage gets the same number of regions, whatever the RPN finds."""
 
-    def __init__(self, detector: Detector, count: int) -> None:
+    def __init__(self, detector: nn.Module, count: int) -> None:
         super().__init__()
         self.detector, self.count = detector, count
 
@@ -121,6 +121,7 @@ class _FixedProposals(nn.Module):
         """All that a test computes: layers that lead to no output would not be counted."""
         height, width = pixels.shape[-2:]
         images = ImageBatch(pixels, ((height, width),))
+        assert isinstance(self.detector, RegionVerbs)
         features = self.detector.features(images)
         found = self.detector.propose(features, images)[0]
         # Sides from a tenth of the image to all of it, so that a pyramid deals them to all of its levels.
@@ -130,17 +131,12 @@ class _FixedProposals(nn.Module):
         return scored.scores, scored.boxes, found.boxes, found.scores
 
 
-def head_modules(detector: Detector) -> list[nn.Module]:
-    """The parts that run on every region."""
-    return [part for part in (detector.box_stage, detector.mask_stage) if part is not None]
-
-
-def _parameters(detector: Detector) -> dict[str, int]:
+def _parameters(detector: Architecture) -> dict[str, int]:
     parameters = list(detector.parameters())
     return {
         "parameters": sum(p.numel() for p in parameters),
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "head_parameters": sum(p.numel() for part in head_modules(detector) for p in part.parameters()),
+        "head_parameters": sum(p.numel() for part in detector.head_modules() for p in part.parameters()),
     }
 
 

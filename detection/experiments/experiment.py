@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import build_dataclass, load_config, parse_yaml
+from detection.config.schema import checked
 
 __all__ = [
     "PROTOCOL_KEYS",
@@ -44,7 +45,7 @@ NEVER_ALLOWED = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class Protocol:
     """What is equal between variants.
 
@@ -81,7 +82,7 @@ class Protocol:
             raise ValueError(f"protocol.factors are different positive numbers, got {list(self.factors)}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class Experiment:
     """The keys of an experiment file; docs/compare.md explains them.
 
@@ -147,16 +148,16 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     return replace(experiment, base=base, overrides=(*experiment.overrides, *overrides))
 
 
-def resolve_base(experiment: Experiment) -> Config:
+def resolve_base(experiment: Experiment) -> DetectionConfig:
     """What all variants start from.
 
     Raises:
         ValueError: no such config, or an override that it can't take.
     """
-    return load_config(Config, experiment.base, experiment.overrides)
+    return load_config(DetectionConfig, experiment.base, experiment.overrides)
 
 
-def resolve_variants(experiment: Experiment) -> dict[str, Config]:
+def resolve_variants(experiment: Experiment) -> dict[str, DetectionConfig]:
     """The whole config of every variant, at the base's seed.
 
     Raises:
@@ -166,7 +167,7 @@ def resolve_variants(experiment: Experiment) -> dict[str, Config]:
     for name, changes in experiment.variants.items():
         try:
             overrides = (*experiment.overrides, *_as_overrides(changes))
-            configs[name] = load_config(Config, experiment.base, overrides)
+            configs[name] = load_config(DetectionConfig, experiment.base, overrides)
         except ValueError as error:
             raise ValueError(f"variant {name!r}: {error}") from error
         if not configs[name].data.test:
@@ -174,7 +175,7 @@ def resolve_variants(experiment: Experiment) -> dict[str, Config]:
     return configs
 
 
-def check_fair(experiment: Experiment, configs: Mapping[str, Config]) -> tuple[KeyDifference, ...]:
+def check_fair(experiment: Experiment, configs: Mapping[str, DetectionConfig]) -> tuple[KeyDifference, ...]:
     """The differences between ``configs``, all of which the experiment allows.
 
     Raises:
@@ -192,7 +193,7 @@ def check_fair(experiment: Experiment, configs: Mapping[str, Config]) -> tuple[K
     return found
 
 
-def differences(configs: Mapping[str, Config]) -> tuple[KeyDifference, ...]:
+def differences(configs: Mapping[str, DetectionConfig]) -> tuple[KeyDifference, ...]:
     """The keys in which ``configs`` (variant -> config) are not all equal."""
     flat = {variant: flatten(config) for variant, config in configs.items()}
     keys = dict.fromkeys(key for values in flat.values() for key in values)
@@ -200,7 +201,7 @@ def differences(configs: Mapping[str, Config]) -> tuple[KeyDifference, ...]:
     return tuple(d for d in found if any(value != next(iter(d.values.values())) for value in d.values.values()))
 
 
-def flatten(config: Config) -> dict[str, Any]:
+def flatten(config: DetectionConfig) -> dict[str, Any]:
     """``config`` as section.key -> value, in types that JSON has."""
     return dict(_leaves(json.loads(json.dumps(asdict(config))), ""))
 
@@ -217,7 +218,7 @@ def _fix(experiment: Experiment, key: str) -> str:
 
 
 def _check_allowed(allowed: Sequence[str]) -> None:
-    known = list(flatten(Config()))
+    known = list(flatten(DetectionConfig()))
     sections = {key.rpartition(".")[0] for key in known} - {""}
     for key in allowed:
         if key not in known and key not in sections:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import build_dataclass, parse_yaml
+from detection.config.schema import checked
 from detection.engine.checkpoint import Checkpoint
 from detection.evaluation.metrics import figures, named, percent
 from detection.evaluation.text_table import text_table
@@ -19,7 +20,7 @@ __all__ = ["MethodRow", "Outcome", "format_outcomes", "load_rows", "run_methods"
 FIGURES = ("bbox.AP50", "bbox.AP")  # in the order of the paper's table
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class MethodRow:
     """One row of the table.
 
@@ -44,7 +45,7 @@ class Outcome:
     result: dict[str, Any] | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class _Rows:
     rows: tuple[MethodRow, ...]
 
@@ -55,7 +56,7 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    config: Config
+    config: DetectionConfig
     checkpoint: Checkpoint
     ensemble: tuple[Checkpoint, ...]
 
@@ -79,7 +80,7 @@ def load_rows(path: str | Path) -> tuple[MethodRow, ...]:
 
 
 def run_methods(
-    config: Config,
+    config: DetectionConfig,
     rows: Sequence[MethodRow],
     checkpoint: Checkpoint,
     output: Path,
@@ -116,7 +117,7 @@ def run_methods(
 
 
 def _plan(
-    config: Config,
+    config: DetectionConfig,
     rows: Sequence[MethodRow],
     checkpoint: Checkpoint,
     context: Checkpoint | None,
@@ -131,7 +132,7 @@ def _plan(
     if "context" in needs and context is not None:
         model, trained = context.config, context
     tree = asdict(model) | {"test": settings, "data": asdict(config.data), "device": config.device}
-    return _Plan(build_dataclass(Config, tree), trained, tuple(ensemble) if "ensemble" in needs else ())
+    return _Plan(build_dataclass(DetectionConfig, tree), trained, tuple(ensemble) if "ensemble" in needs else ())
 
 
 def format_outcomes(outcomes: Sequence[Outcome]) -> str:

@@ -15,23 +15,22 @@ import torchvision
 
 import backbones
 import detection
-from backbones.base import Tail
 from detection.build import build_detector
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex, index_digest
 from detection.data.loader import load_index
 from detection.engine.checkpoint import resolve_weights
-from detection.experiments.costs import head_modules
 from detection.experiments.experiment import Experiment, differences, flatten, resolve_base
 from detection.files import digest
-from detection.model.box_stage import BoxStage
-from detection.model.faster_rcnn import Detector
+from detection.model.architecture import Architecture
 from detection.model.normalize import Normalize
 
 __all__ = ["also_changes", "check_apart", "describe", "hash_code", "hash_weights"]
 
 
-def describe(experiment: Experiment, configs: Mapping[str, Config], *, say: Callable[[str], None]) -> dict[str, Any]:
+def describe(
+    experiment: Experiment, configs: Mapping[str, DetectionConfig], *, say: Callable[[str], None]
+) -> dict[str, Any]:
     """The content of experiment.json.
 
     Args:
@@ -44,7 +43,7 @@ def describe(experiment: Experiment, configs: Mapping[str, Config], *, say: Call
     """
     first = next(iter(configs.values()))
     specs = dict.fromkeys(spec for config in configs.values() for spec in (*config.data.train, *config.data.test))
-    data = {spec: load_index(first.data, (spec,), key="data", say=say) for spec in specs}
+    data = {spec: load_index(first.data, (spec,), key="data", say=say, limit=first.data.limit) for spec in specs}
     classes = len(next(iter(data.values())).class_names)
     return {
         "name": experiment.name,
@@ -73,7 +72,7 @@ def check_apart(names: tuple[str, str], first: AnnotationIndex, second: Annotati
         )
 
 
-def also_changes(configs: Mapping[str, Config], num_classes: int) -> list[dict[str, Any]]:
+def also_changes(configs: Mapping[str, DetectionConfig], num_classes: int) -> list[dict[str, Any]]:
     """What differs between the detectors of ``configs`` (variant -> config), whatever the config keys say.
 
     Raises:
@@ -88,7 +87,7 @@ def also_changes(configs: Mapping[str, Config], num_classes: int) -> list[dict[s
     return [entry for entry in listed if len(set(map(str, entry["values"].values()))) > 1]
 
 
-def _facts(config: Config, detector: Detector) -> dict[str, Any]:
+def _facts(config: DetectionConfig, detector: Architecture) -> dict[str, Any]:
     """What a reader must know of a detector to judge a comparison, by name."""
     backbone = detector.backbone
     body = getattr(backbone, "body", backbone)  # of a pyramid
@@ -100,9 +99,9 @@ def _facts(config: Config, detector: Detector) -> dict[str, Any]:
     return {
         "total stride": max(spec.stride for spec in body.specs.values()),
         "features": ", ".join(f"{name}: {s.channels} at stride {s.stride}" for name, s in body.specs.items()),
-        "tail": _head_name(config, detector),
+        **detector.facts(),
         "backbone parameters": sum(p.numel() for p in backbone.parameters()),
-        "head parameters": sum(p.numel() for part in head_modules(detector) for p in part.parameters()),
+        "head parameters": sum(p.numel() for part in detector.head_modules() for p in part.parameters()),
         "fixed parameters": sum(p.numel() for p in parameters if not p.requires_grad),
         "normalisation layers": _count_norms(detector),
         "pre-training data": "a detector: " + config.init if config.init else source if weights else "none",
@@ -111,13 +110,7 @@ def _facts(config: Config, detector: Detector) -> dict[str, Any]:
     }
 
 
-def _head_name(config: Config, detector: Detector) -> str:
-    head = next(part for part in detector.box_stage.modules() if isinstance(part, BoxStage)).head
-    size = head.roi_size if isinstance(head, Tail) else config.box.pool_size
-    return f"{type(head).__name__} on regions of {size} x {size}"
-
-
-def _count_norms(detector: Detector) -> str:
+def _count_norms(detector: Architecture) -> str:
     names = (type(module).__name__ for module in detector.modules() if not isinstance(module, Normalize))
     counts = Counter(name for name in names if "Norm" in name)
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
@@ -131,7 +124,7 @@ def hash_code() -> str:
     )
 
 
-def hash_weights(config: Config, num_classes: int) -> str:
+def hash_weights(config: DetectionConfig, num_classes: int) -> str:
     """Returns the SHA-256 of the weights that a run of ``config`` starts from; with ``config.init``, of that file.
 
     Raises:

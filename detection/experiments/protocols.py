@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from detection.config.detection import Config, SolverConfig
+from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config
+from detection.config.sections import SolverConfig
 from detection.evaluation.metrics import is_better, read_metric
 from detection.experiments.runs import Placement, Programs, Run, child_environment, is_done, last_error
 
@@ -50,7 +51,7 @@ def choose_rates(runs: Sequence[Run], key: str) -> dict[str, Any]:
     return {"metric": key, "variants": variants}
 
 
-def time_step(config: Config, programs: Programs, placement: Placement) -> float:
+def time_step(config: DetectionConfig, programs: Programs, placement: Placement) -> float:
     """Seconds of a training step of ``config``: the median of a few, in a process of its own.
 
     Raises:
@@ -63,7 +64,7 @@ def time_step(config: Config, programs: Programs, placement: Placement) -> float
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(dump_config(short))
-        command = [*programs.train, "--config-file", str(path), "--output-dir", f"{folder}/run"]
+        command = [*programs.train, str(path), "--output-dir", f"{folder}/run"]
         environment = child_environment(placement)
         done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
         if done.returncode:

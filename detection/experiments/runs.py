@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, parse_config
 from detection.engine.signals import EXIT_STOPPED
 from detection.experiments.experiment import flatten
@@ -51,7 +51,7 @@ class Run:
 
     variant: str
     name: str
-    config: Config
+    config: DetectionConfig
     folder: Path
 
     def __str__(self) -> str:
@@ -139,7 +139,7 @@ def check_resumable(runs: Sequence[Run]) -> None:
         if not path.is_file():
             continue
         try:
-            began = flatten(parse_config(Config, path.read_text()))
+            began = flatten(parse_config(DetectionConfig, path.read_text()))
         except ValueError as error:
             raise ValueError(f"{path} can't be read: {error}; remove {run.folder} to train it anew") from error
         for key, value in flatten(run.config).items():
@@ -253,11 +253,11 @@ def _start(
 
 
 def _command(run: Run, programs: Programs) -> list[str]:
-    config = ["--config-file", str(run.folder / "config.yaml")]
+    config = str(run.folder / "config.yaml")
     last = run.folder / "checkpoints" / f"{run.config.solver.iterations:07d}.safetensors"
     if last.is_file() and last.with_suffix(".state.pt").is_file():  # it was killed in its last test
-        return [*programs.test, *config, "--weights", str(run.folder), "--output-dir", str(run.folder)]
-    return [*programs.train, *config, "--output-dir", str(run.folder), "--resume"]
+        return [*programs.test, config, "--weights", str(run.folder), "--output-dir", str(run.folder)]
+    return [*programs.train, config, "--output-dir", str(run.folder), "--resume"]
 
 
 def _finish(child: _Child, code: str, say: Callable[[str], None]) -> None:

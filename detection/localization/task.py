@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,22 +27,24 @@ from backbones.classifier import Classifier
 from backbones.registry import build_backbone
 from backbones.weights.load import download_torchvision, read_state_dict, rename_torchvision
 from detection.boxes import clip, scale
-from detection.build import build_plain_backbone, refuse_detector_keys
+from detection.build import build_plain_backbone
+from detection.classification.config import ClassificationConfig
 from detection.classification.model import ImageClassifier
 from detection.classification.task import restore_classifier
-from detection.config.detection import Config
+from detection.config.schema import different_meaning
 from detection.data.class_labels import image_labels
 from detection.data.index import AnnotationIndex
-from detection.data.loader import build_train_loader
+from detection.data.loader import build_train_loader, load_data
 from detection.data.proposals import read_proposals, write_proposals
-from detection.engine.checkpoint import load_detector_weights, read_checkpoint, resolve_weights, stored_config
+from detection.engine.checkpoint import load_detector_weights, read_checkpoint, resolve_weights, stored_backbone
 from detection.engine.device import choose_device
 from detection.engine.distributed import refuse_many
 from detection.engine.loop import PRECISIONS
-from detection.engine.trainer import is_finished, train_model
+from detection.engine.trainer import Trainer, is_finished
 from detection.evaluation.metrics import percent
 from detection.evaluation.text_table import text_table
 from detection.files import write_text
+from detection.localization.config import LocalizationConfig
 from detection.localization.errors import MAX_GUESSES, LocalizationRecord, localization_error
 from detection.localization.model import ClassRPN, RegionClassifier
 from detection.localization.regions import RegionDataset, region_loader, warp
@@ -53,7 +55,6 @@ from detection.model.rpn import ProposalFilter
 from detection.model.sampler import BalancedSampler
 from detection.model.test_time.views import resize_images
 from detection.structures import Detections, ImageBatch, Proposals
-from detection.tasks.train import load_data
 
 __all__ = ["build_class_rpn", "build_region_classifier", "format_errors", "run_localization"]
 
@@ -71,7 +72,7 @@ REGIONS_AT_ONCE = 256  # warped regions that the R-CNN is tested on together
 SAY_EVERY = 5000  # images
 
 
-def run_localization(config: Config, output: Path, *, say: Callable[[str], None] = print) -> dict[str, Any]:
+def run_localization(config: LocalizationConfig, output: Path, *, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Runs the steps that are not done yet and returns the content of ``output``/localization.json.
 
     Raises:
@@ -79,8 +80,7 @@ def run_localization(config: Config, output: Path, *, say: Callable[[str], None]
         NotFiniteError: a loss is infinite or not a number.
     """
     refuse_many("localisation")
-    refuse_detector_keys(config, "localisation")
-    index, test_index = load_data(config)
+    index, test_index = load_data(config.data, say=print)
     if test_index is None:
         raise ValueError("data.test is empty; give the set to test on, such as [imagenet_loc:val]")
     labels, test_labels = image_labels(index), image_labels(test_index)
@@ -93,14 +93,14 @@ def run_localization(config: Config, output: Path, *, say: Callable[[str], None]
     if _is_left(1, rpn, say, done=is_finished(rpn, config)):
         _train_rpn(config, index, rpn)
     if _is_left(2, stored, say, done=stored.is_file()):
-        trained = _restored(build_class_rpn, "anchors", config, rpn, index.class_names)
+        trained = _restored(build_class_rpn, config, rpn, index.class_names)
         write_proposals(stored, _propose_all(config, trained, index, labels, say), index)
     if _is_left(3, rcnn, say, done=is_finished(rcnn, _rcnn_config(config))):
         _train_rcnn(_rcnn_config(config), index, stored, rcnn)
     if _is_left(4, errors, say, done=errors.is_file()):
         networks = _Networks(
-            _restored(build_class_rpn, "anchors", config, rpn, index.class_names),
-            _restored(build_region_classifier, "box", config, rcnn, index.class_names),
+            _restored(build_class_rpn, config, rpn, index.class_names),
+            _restored(build_region_classifier, config, rcnn, index.class_names),
             classifier,
         )
         result = _test(config, networks, test_index, test_labels, say)
@@ -108,7 +108,7 @@ def run_localization(config: Config, output: Path, *, say: Callable[[str], None]
     return json.loads(errors.read_text())
 
 
-def build_class_rpn(config: Config, num_classes: int, pretrained: bool = True) -> ClassRPN:
+def build_class_rpn(config: LocalizationConfig, num_classes: int, pretrained: bool = True) -> ClassRPN:
     """The RPN that ``config`` describes, on c5, on the CPU; ``pretrained`` loads the backbone's weights.
 
     Raises:
@@ -119,7 +119,9 @@ def build_class_rpn(config: Config, num_classes: int, pretrained: bool = True) -
     rpn, anchors = config.rpn, config.anchors
     model = ClassRPN(
         backbone,
-        AnchorGenerator(stride, sizes=anchors.sizes, ratios=anchors.ratios, offset=anchors.offset),
+        AnchorGenerator(
+            stride, sizes=anchors.sizes, ratios=anchors.ratios, offset=anchors.offset, rounded=anchors.rounded
+        ),
         num_classes=num_classes,
         channels=rpn.channels,
         matcher=Matcher(rpn.positive_iou, rpn.negative_iou, match_best=True, ignore_overlap=config.box.ignore_overlap),
@@ -137,7 +139,7 @@ def build_class_rpn(config: Config, num_classes: int, pretrained: bool = True) -
     return model.to(memory_format=torch.channels_last)
 
 
-def build_region_classifier(config: Config, num_classes: int, pretrained: bool = True) -> RegionClassifier:
+def build_region_classifier(config: LocalizationConfig, num_classes: int, pretrained: bool = True) -> RegionClassifier:
     """The R-CNN that ``config`` describes, on the CPU; ``pretrained`` loads the backbone's weights.
 
     Raises:
@@ -199,13 +201,13 @@ def _is_left(number: int, path: Path, say: Callable[[str], None], *, done: bool)
     return not done
 
 
-def _build_classifier(config: Config, class_names: Sequence[str]) -> _ClassPredictor | None:
+def _build_classifier(config: LocalizationConfig, class_names: Sequence[str]) -> _ClassPredictor | None:
     """The classifier of a run, or of a file for the config's backbone; None if the config names no weights for it."""
     weights, num_classes = config.localization.classifier, len(class_names)
     if weights is None:
         return None
-    if weights != "torchvision" and Path(weights).exists() and stored_config(resolve_weights(weights)) is not None:
-        trained = restore_classifier(read_checkpoint(weights), class_names)
+    if weights != "torchvision" and Path(weights).exists() and stored_backbone(resolve_weights(weights)) is not None:
+        trained = restore_classifier(read_checkpoint(weights, ClassificationConfig), class_names)
         return _ClassPredictor(trained).to(choose_device(config.device)).eval()
     name, source = config.backbone.name, config.backbone.weights_source
     backbone = build_backbone(name, weights=weights, weights_source=source, load_weights=False)
@@ -221,48 +223,48 @@ def _build_classifier(config: Config, class_names: Sequence[str]) -> _ClassPredi
     return _ClassPredictor(ImageClassifier(network)).to(choose_device(config.device)).eval()
 
 
-def _rcnn_config(config: Config) -> Config:
+def _rcnn_config(config: LocalizationConfig) -> LocalizationConfig:
     lengths = config.localization
     return replace(config, solver=replace(config.solver, iterations=lengths.rcnn_iterations, steps=lengths.rcnn_steps))
 
 
-def _train_rpn(config: Config, index: AnnotationIndex, run: Path) -> None:
+def _train_rpn(config: LocalizationConfig, index: AnnotationIndex, run: Path) -> None:
     build = partial(build_class_rpn, config, len(index.class_names))
-    train_model(config, run, index, build=build, load=partial(build_train_loader, index, config.data), resume=True)
+    Trainer(config, run, index, build=build, load=partial(build_train_loader, index, config.data), resume=True).run()
 
 
-def _train_rcnn(config: Config, index: AnnotationIndex, stored: Path, run: Path) -> None:
+def _train_rcnn(config: LocalizationConfig, index: AnnotationIndex, stored: Path, run: Path) -> None:
     proposals = read_proposals(stored, index)
     side, positive_iou = config.localization.crop, config.box.positive_iou
     dataset = RegionDataset(index, proposals, side=side, positive_iou=positive_iou, seed=config.seed)
     build = partial(build_region_classifier, config, len(index.class_names))
-    train_model(config, run, index, build=build, load=partial(region_loader, dataset, config.data.workers), resume=True)
+    Trainer(
+        config, run, index, build=build, load=partial(region_loader, dataset, config.data.workers), resume=True
+    ).run()
 
 
 def _restored(
-    build: Callable[[Config, int, bool], NetworkT],
-    section: Literal["anchors", "box"],
-    config: Config,
+    build: Callable[[LocalizationConfig, int, bool], NetworkT],
+    config: LocalizationConfig,
     run: Path,
     class_names: Sequence[str],
 ) -> NetworkT:
     """The network of ``run`` with its newest weights.
 
     Raises:
-        ValueError: ``run`` has other classes, or ``config`` another backbone or ``section``: what the weights mean.
+        ValueError: ``run`` has other classes, or under ``config`` its weights mean something else.
     """
-    checkpoint = read_checkpoint(run)
-    for name in ("backbone", section):
-        given, trained = getattr(config, name), getattr(checkpoint.config, name)
-        if given != trained:
-            raise ValueError(f"{name} is {given} here, and {checkpoint.path} was trained with {trained}")
+    checkpoint = read_checkpoint(run, LocalizationConfig)
+    changed = different_meaning(checkpoint.config, config)
+    if changed:
+        raise ValueError(f"{checkpoint.path} was trained under another config: {'; '.join(changed)}")
     model = build(config, len(class_names), False)
     load_detector_weights(model, checkpoint, class_names)
     return model.to(choose_device(config.device)).eval()
 
 
 def _propose_all(
-    config: Config, rpn: ClassRPN, index: AnnotationIndex, labels: Tensor, say: Callable[[str], None]
+    config: LocalizationConfig, rpn: ClassRPN, index: AnnotationIndex, labels: Tensor, say: Callable[[str], None]
 ) -> list[Proposals]:
     """Dense proposals of each image's class ``labels`` (N,), best first, in its pixels; none where that is -1."""
     found = [Proposals(boxes=torch.zeros(0, 4), scores=torch.zeros(0))] * len(index)
@@ -274,7 +276,7 @@ def _propose_all(
 
 
 def _test(
-    config: Config, networks: _Networks, index: AnnotationIndex, labels: Tensor, say: Callable[[str], None]
+    config: LocalizationConfig, networks: _Networks, index: AnnotationIndex, labels: Tensor, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """The content of localization.json."""
     records: dict[str, list[LocalizationRecord]] = {name: [] for name in ROWS}
@@ -301,7 +303,7 @@ def _row(name: str, records: Sequence[LocalizationRecord]) -> dict[str, Any]:
 
 
 @contextmanager
-def _inference(config: Config) -> Iterator[None]:
+def _inference(config: LocalizationConfig) -> Iterator[None]:
     """No gradients, and the config's precision."""
     device, dtype = choose_device(config.device), PRECISIONS[config.solver.precision]
     with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
@@ -309,7 +311,7 @@ def _inference(config: Config) -> Iterator[None]:
 
 
 def _stored_images(
-    config: Config, index: AnnotationIndex, labels: Tensor, say: Callable[[str], None]
+    config: LocalizationConfig, index: AnnotationIndex, labels: Tensor, say: Callable[[str], None]
 ) -> Iterator[tuple[int, Tensor, ImageBatch]]:
     """Row, class (1,) and pixels, as stored, of each image of ``index`` that has a class in ``labels`` (N,)."""
     device = choose_device(config.device)
@@ -322,7 +324,7 @@ def _stored_images(
 
 
 def _localize(
-    config: Config, networks: _Networks, image: ImageBatch, label: Tensor
+    config: LocalizationConfig, networks: _Networks, image: ImageBatch, label: Tensor
 ) -> dict[str, tuple[Detections, Tensor]]:
     """For each row of the table the boxes found in ``image`` and the classes to guess, best first."""
     size, views = image.sizes[0], _dense_views(image, config)
@@ -343,12 +345,12 @@ def _localize(
     }
 
 
-def _dense_views(image: ImageBatch, config: Config) -> list[_View]:
+def _dense_views(image: ImageBatch, config: LocalizationConfig) -> list[_View]:
     views = [resize_images(image, shorter) for shorter in config.localization.scales]
     return [_View(view, view.sizes[0]) for view in views]
 
 
-def _center_crop(image: ImageBatch, config: Config) -> _View:
+def _center_crop(image: ImageBatch, config: LocalizationConfig) -> _View:
     side = config.localization.crop
     resized = resize_images(image, config.localization.crop_shorter_side)
     height, width = resized.sizes[0]

@@ -6,7 +6,7 @@ Shapes: N images, C channels, R regions, P of them positive, K classes, S pooled
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,15 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
+from backbones.base import Tail
 from detection.boxes import clip
 from detection.model.box_coder import BoxCoder
+from detection.model.class_rows import ClassRows
 from detection.model.losses import giou, smooth_l1
 from detection.model.matcher import NEGATIVE, POSITIVE, Matcher
 from detection.model.pooler import RegionPooler
 from detection.model.sampler import BalancedSampler
 from detection.structures import Proposals, Target
 
-__all__ = ["BoxPredictor", "BoxStage", "RegionHead", "RegionSample", "ScoredBoxes"]
+__all__ = ["BoxPredictor", "BoxStage", "RegionHead", "RegionOutput", "RegionSample", "ScoredBoxes"]
 
 
 class RegionHead(Protocol):
@@ -51,6 +53,17 @@ class RegionSample:
     goals: Tensor  # (P, 4) that object's box
 
 
+@dataclass(frozen=True, slots=True)
+class RegionOutput:
+    """What a stage says of the regions that it is trained on, R of all images together."""
+
+    stage: BoxStage
+    samples: Sequence[RegionSample]
+    logits: Tensor  # (R, K + 1)
+    deltas: Tensor  # (R, K or 1, 4)
+    suffix: str = ""  # of the names of its losses, where there are several stages
+
+
 class BoxPredictor(nn.Module):
     """The two sibling layers: K + 1 class logits (the last is the background) and K x 4 box deltas.
 
@@ -59,6 +72,9 @@ class BoxPredictor(nn.Module):
 
     def __init__(self, in_channels: int, *, num_classes: int, class_agnostic: bool = False) -> None:
         super().__init__()
+        self.class_rows = {"classes": ClassRows(1, background=True)} | (
+            {} if class_agnostic else {"deltas": ClassRows(4)}
+        )
         self.classes = nn.Linear(in_channels, num_classes + 1)
         self.deltas = nn.Linear(in_channels, 4 if class_agnostic else num_classes * 4)
         nn.init.normal_(self.classes.weight, std=0.01)  # Fast R-CNN, section 2.3
@@ -108,6 +124,14 @@ class BoxStage(nn.Module):
     def num_classes(self) -> int:
         """K."""
         return self.predictor.classes.out_features - 1
+
+    def describe(self) -> str:
+        """Returns its head and the size of the regions that it sees."""
+        return f"{type(self.head).__name__} on regions of {self.pooler.size} x {self.pooler.size}"
+
+    def shared_body(self) -> Callable[[Tensor], Tensor] | None:
+        """Returns the tail up to its last maps, which a mask stage shares; None for a head of its own."""
+        return self.head.maps if isinstance(self.head, Tail) else None
 
     def forward(
         self, features: Sequence[Tensor], proposals: Sequence[Proposals], sizes: Sequence[tuple[int, int]]
@@ -175,15 +199,22 @@ class BoxStage(nn.Module):
             samples.append(self._labelled(image, target, positives, negatives, matches.indices))
         return samples
 
-    def losses(
-        self, features: Sequence[Tensor], samples: Sequence[RegionSample], sizes: Sequence[tuple[int, int]]
-    ) -> dict[str, Tensor]:
-        """The losses ``box_class`` and ``box_regression`` of the regions ``samples`` of each image."""
+    def outputs(
+        self,
+        features: Sequence[Tensor],
+        proposals: Sequence[Proposals],
+        targets: Sequence[Target],
+        sizes: Sequence[tuple[int, int]],
+        draws: Sequence[torch.Generator | None] | None = None,
+    ) -> Iterator[RegionOutput]:
+        """Yields what the stage says of the regions that are drawn from ``proposals`` for training."""
+        samples = self.sample(proposals, targets, draws)
         logits, deltas = self.predictor(self.vectors(features, [sample.boxes for sample in samples], sizes))
-        return self.losses_of(logits, deltas, samples)
+        yield RegionOutput(self, samples, logits, deltas)
 
-    def losses_of(self, logits: Tensor, deltas: Tensor, samples: Sequence[RegionSample]) -> dict[str, Tensor]:
-        """The two losses from the predictor's ``logits`` (R, K + 1) and ``deltas`` (R, K or 1, 4)."""
+    def losses(self, output: RegionOutput) -> dict[str, Tensor]:
+        """Returns the losses ``box_class`` and ``box_regression`` of its own ``output``."""
+        logits, deltas, samples = output.logits, output.deltas, output.samples
         labels = torch.cat([sample.labels for sample in samples])
         goals = torch.cat([sample.goals for sample in samples])
         positives = (labels < self.num_classes).nonzero().flatten()
@@ -195,8 +226,8 @@ class BoxStage(nn.Module):
             box = smooth_l1(chosen, self.coder.encode(goals, regions), self.smooth_l1_beta)
         scale = 1 / max(len(labels), 1)
         return {
-            "box_class": F.cross_entropy(logits, labels, reduction="sum") * scale,
-            "box_regression": box * (scale * self.box_loss_weight),
+            f"box_class{output.suffix}": F.cross_entropy(logits, labels, reduction="sum") * scale,
+            f"box_regression{output.suffix}": box * (scale * self.box_loss_weight),
         }
 
     def _labelled(

@@ -6,12 +6,12 @@ Shapes: N images, C channels, R regions, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from detection.model.box_stage import BoxStage, RegionSample, ScoredBoxes
+from detection.model.box_stage import BoxStage, RegionOutput, ScoredBoxes
 from detection.structures import Proposals, Target
 
 __all__ = ["CascadeBoxStage"]
@@ -33,6 +33,13 @@ class CascadeBoxStage(nn.Module):
         """K."""
         return self._stages()[0].num_classes
 
+    def describe(self) -> str:
+        """Returns the head of each stage and the size of the regions that it sees."""
+        return f"{len(self.stages)} times {self._stages()[0].describe()}"
+
+    def shared_body(self) -> None:
+        """Returns None: every stage has a head of its own, and a mask stage too."""
+
     def forward(
         self, features: Sequence[Tensor], proposals: Sequence[Proposals], sizes: Sequence[tuple[int, int]]
     ) -> list[ScoredBoxes]:
@@ -47,36 +54,28 @@ class CascadeBoxStage(nn.Module):
             for stages in zip(*per_stage, strict=True)
         ]
 
-    def sample(
-        self,
-        proposals: Sequence[Proposals],
-        targets: Sequence[Target],
-        draws: Sequence[torch.Generator | None] | None = None,
-    ) -> list[RegionSample]:
-        """The regions of each image that the first stage trains on."""
-        return self._stages()[0].sample(proposals, targets, draws)
-
-    def losses(
+    def outputs(
         self,
         features: Sequence[Tensor],
-        samples: Sequence[RegionSample],
-        sizes: Sequence[tuple[int, int]],
+        proposals: Sequence[Proposals],
         targets: Sequence[Target],
-    ) -> dict[str, Tensor]:
-        """The losses ``box_class_1``, ``box_regression_1``, ``box_class_2``, .. of every stage."""
-        stages, losses = self._stages(), dict[str, Tensor]()
+        sizes: Sequence[tuple[int, int]],
+        draws: Sequence[torch.Generator | None] | None = None,
+    ) -> Iterator[RegionOutput]:
+        """Yields what every stage says of its regions: drawn for the first, moved by the one before for the others."""
+        stages = self._stages()
+        samples = stages[0].sample(proposals, targets, draws)
         for number, stage in enumerate(stages, start=1):
             boxes = [sample.boxes for sample in samples]
             # Every stage adds to the gradient of the features; the mean keeps its size.
             pooled = _scale_gradient(stage.pooler(features, boxes), 1 / len(stages))
             logits, deltas = stage.predictor(stage.head(pooled))
-            losses |= {f"{name}_{number}": loss for name, loss in stage.losses_of(logits, deltas, samples).items()}
+            yield RegionOutput(stage, samples, logits, deltas, suffix=f"_{number}")
             if number < len(stages):
                 with torch.no_grad():
                     moved = [image.boxes[:, 0] for image in stage.decode(logits, deltas, boxes, sizes)]
                     usable = [image[((image[:, 2:] - image[:, :2]) > 0).all(dim=1)] for image in moved]
                     samples = stages[number].label(usable, targets)
-        return losses
 
     def _stages(self) -> list[BoxStage]:
         return [stage for stage in self.stages if isinstance(stage, BoxStage)]

@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN over any backbone: trunk, region proposal network, box stage, mask stage.
+"""Faster, Mask and Cascade R-CNN over any backbone: trunk, region proposal network, box stage, mask stage.
 
 Source: Faster R-CNN (Ren et al. 2017); "Deep Residual Learning", appendix A; Mask R-CNN (He et al. 2017).
 Shapes: N images, C channels, H W height and width of the padded batch.
@@ -6,13 +6,13 @@ Shapes: N images, C channels, H W height and width of the padded batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Self, overload
 
-import torch
 from torch import Tensor, nn
 
-from backbones.base import Backbone, Tail
+from backbones.base import Backbone
+from detection.model.architecture import Architecture
 from detection.model.box_stage import BoxStage, ScoredBoxes
 from detection.model.cascade import CascadeBoxStage
 from detection.model.mask_stage import MaskStage
@@ -21,10 +21,10 @@ from detection.model.postprocess import Postprocessor
 from detection.model.rpn import RPN
 from detection.structures import Detections, ImageBatch, Proposals, Target
 
-__all__ = ["Detector"]
+__all__ = ["FasterRCNN"]
 
 
-class Detector(nn.Module):
+class FasterRCNN(Architecture):
     """Losses of images with targets, detections of images without.
 
     The verbs ``features``, ``propose``, ``boxes`` and ``masks`` are the steps of a test; methods that change how a
@@ -95,7 +95,12 @@ class Detector(nn.Module):
             proposals = own if proposals is None else proposals
         if "box_stage" not in self.fixed:
             proposals = self.propose(features, images) if proposals is None else proposals
-            losses = losses | self._region_losses(features, proposals, targets, images.sizes, draws)
+            outputs = list(self.box_stage.outputs(features, proposals, targets, images.sizes, draws))
+            for output in outputs:
+                losses |= output.stage.losses(output)
+            if self.mask_stage is not None:
+                body = self.box_stage.shared_body()
+                losses |= self.mask_stage.losses(features, outputs[0].samples, targets, body)
         return losses
 
     def features(self, images: ImageBatch) -> list[Tensor]:
@@ -116,26 +121,12 @@ class Detector(nn.Module):
         """``detections`` of each image with their masks; as they are, from a detector without a mask stage."""
         if self.mask_stage is None:
             return detections
-        return self.mask_stage(features, detections, self._shared_body())
+        return self.mask_stage(features, detections, self.box_stage.shared_body())
 
-    def _region_losses(
-        self,
-        features: Sequence[Tensor],
-        proposals: Sequence[Proposals],
-        targets: Sequence[Target],
-        sizes: Sequence[tuple[int, int]],
-        draws: Sequence[torch.Generator | None],
-    ) -> dict[str, Tensor]:
-        samples = self.box_stage.sample(proposals, targets, draws)
-        if isinstance(self.box_stage, CascadeBoxStage):
-            losses = self.box_stage.losses(features, samples, sizes, targets)
-        else:
-            losses = self.box_stage.losses(features, samples, sizes)
-        if self.mask_stage is not None:
-            losses |= self.mask_stage.losses(features, samples, targets, self._shared_body())
-        return losses
+    def head_modules(self) -> list[nn.Module]:
+        """Returns the parts that run on every region."""
+        return [part for part in (self.box_stage, self.mask_stage) if part is not None]
 
-    def _shared_body(self) -> Callable[[Tensor], Tensor] | None:
-        """The box stage's tail up to its last maps, which the mask stage shares; None for heads of their own."""
-        head = getattr(self.box_stage, "head", None)
-        return head.maps if isinstance(head, Tail) else None
+    def facts(self) -> dict[str, str]:
+        """Returns what a reader of a comparison must know of it beside its backbone, by name."""
+        return {"tail": self.box_stage.describe()}

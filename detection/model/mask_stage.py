@@ -17,6 +17,7 @@ from backbones.norm import NormLayer
 from detection.masks import crop_and_resize
 from detection.model.box_heads import conv_layers
 from detection.model.box_stage import RegionSample
+from detection.model.class_rows import ClassRows
 from detection.model.pooler import RegionPooler
 from detection.structures import Detections, Target
 
@@ -40,6 +41,7 @@ class MaskHead(nn.Module):
         super().__init__()
         self.convs = conv_layers(in_channels, channels, convs, norm)
         self.upsample = nn.ConvTranspose2d(channels if convs else in_channels, channels, 2, stride=2)
+        self.class_rows = {"masks": ClassRows(1)}
         self.masks = nn.Conv2d(channels, num_classes, 1)
         for layer in (self.upsample, self.masks):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -57,12 +59,11 @@ class MaskStage(nn.Module):
     Args:
         pooler: regions of the feature maps.
         head: logits of every class.
-        loss_weight: of the loss.
     """
 
-    def __init__(self, pooler: RegionPooler, head: MaskHead, *, loss_weight: float = 1.0) -> None:
+    def __init__(self, pooler: RegionPooler, head: MaskHead) -> None:
         super().__init__()
-        self.pooler, self.head, self.loss_weight = pooler, head, loss_weight
+        self.pooler, self.head = pooler, head
 
     def forward(
         self,
@@ -107,7 +108,7 @@ class MaskStage(nn.Module):
             crop_and_resize(_masks(target), image, logits.shape[-1], rows=rows)
             for target, image, rows in zip(targets, boxes, objects, strict=True)
         ]
-        scale = self.loss_weight / max(chosen.numel(), 1)
+        scale = 1 / max(chosen.numel(), 1)
         return {"mask": F.binary_cross_entropy_with_logits(chosen, torch.cat(goals), reduction="sum") * scale}
 
     def _logits(

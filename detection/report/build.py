@@ -35,7 +35,7 @@ def write_report(output: Path, *, resamples: int = RESAMPLES, say: Callable[[str
     Variants appear with the seeds that have finished; runs without a result are listed.
 
     Args:
-        output: the folder that tools/compare_backbones.py wrote.
+        output: the folder that resdet compare wrote.
         resamples: of the test images, for the intervals.
         say: takes lines to show.
 

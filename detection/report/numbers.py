@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.index import AnnotationIndex
 from detection.evaluation.confusion import found_objects
@@ -243,7 +243,7 @@ def _training(run: RunFolder) -> dict[str, Any]:
 
 def _paper(run: Path, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The paper's figures for the detector of ``run`` with ours and whether it is accepted (None: no band)."""
-    config = load_config(Config, run / "config.yaml")
+    config = load_config(DetectionConfig, run / "config.yaml")
     rows = []
     for cell in paper_cells(config.backbone.name, config.data.train, config.data.test):
         ours = metrics[cell.metric]["mean"]

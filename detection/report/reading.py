@@ -1,4 +1,4 @@
-"""The folder of a backbone experiment, as tools/compare_backbones.py leaves it."""
+"""The folder of a backbone experiment, as resdet compare leaves it."""
 
 from __future__ import annotations
 
@@ -107,5 +107,5 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{path} can't be read: {error}; a report is made of a folder that tools/compare_backbones.py wrote"
+            f"{path} can't be read: {error}; a report is made of a folder that resdet compare wrote"
         ) from error

@@ -11,14 +11,13 @@ Source: Faster R-CNN, section 3.2; "Deep Residual Learning" trains all its detec
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from detection.build import build_detector
-from detection.config.detection import Config
-from detection.data.cards import data_root, load_dataset
-from detection.data.loader import build_test_loader
+from detection.config.detection import DetectionConfig
+from detection.data.loader import build_test_loader, load_index
 from detection.data.proposals import write_proposals
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint
 from detection.engine.device import choose_device
@@ -27,30 +26,38 @@ from detection.engine.evaluate import propose
 from detection.engine.trainer import is_finished
 from detection.tasks.train import run_training
 
-__all__ = ["run_alternating", "step_configs", "write_training_proposals"]
+__all__ = ["Step", "alternating_steps", "run_alternating", "write_training_proposals"]
 
 Part = Literal["backbone", "rpn", "box_stage"]
 
 
-def step_configs(config: Config, output: Path) -> tuple[Config, ...]:
-    """The configs of the four steps; their files lie in ``output``/step1 to step4."""
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One of the four trainings."""
 
-    def step(number: int, *fixed: Part, init: int | None = None, proposals: int | None = None) -> Config:
+    config: DetectionConfig
+    fixed: tuple[Part, ...]  # parts that are not trained
+    proposals: Path | None = None  # file with those that the box stage is trained on
+
+
+def alternating_steps(config: DetectionConfig, output: Path) -> tuple[Step, ...]:
+    """Returns the four steps; their files lie in ``output``/step1 to step4."""
+
+    def step(number: int, *fixed: Part, init: int | None = None, proposals: int | None = None) -> Step:
         lengths = config.alternating
         rpn = "rpn" not in fixed
         solver = replace(
             config.solver,
-            fixed=fixed,
             iterations=lengths.rpn_iterations if rpn else lengths.box_iterations,
             steps=lengths.rpn_steps if rpn else lengths.box_steps,
             images_per_step=(lengths.rpn_images_per_step if rpn else lengths.box_images_per_step)
             or config.solver.images_per_step,
         )
-        path = None if proposals is None else str(_proposals_path(output, proposals))
-        data = replace(config.data, proposals=path, test=config.data.test if number == 4 else ())
-        if init is None:
-            return replace(config, solver=solver, data=data)
-        return replace(config, solver=solver, data=data, init=str(_folder(output, init)), init_classes={})
+        data = replace(config.data, test=config.data.test if number == 4 else ())
+        own = replace(config, solver=solver, data=data)
+        if init is not None:
+            own = replace(own, init=str(_folder(output, init)), init_classes={})
+        return Step(own, fixed, None if proposals is None else _proposals_path(output, proposals))
 
     return (
         step(1, "box_stage"),
@@ -60,7 +67,7 @@ def step_configs(config: Config, output: Path) -> tuple[Config, ...]:
     )
 
 
-def run_alternating(config: Config, output: Path, *, say: Callable[[str], None] = print) -> dict[str, Any]:
+def run_alternating(config: DetectionConfig, output: Path, *, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Runs the steps that are not done yet and returns the result of the last; ``output``/step4 is the detector.
 
     Raises:
@@ -69,23 +76,23 @@ def run_alternating(config: Config, output: Path, *, say: Callable[[str], None] 
     """
     start(choose_device(config.device))
     say, result = only_main(say), dict[str, Any]()
-    for number, step in enumerate(step_configs(config, output), start=1):
+    for number, step in enumerate(alternating_steps(config, output), start=1):
         folder = _folder(output, number)
-        if is_finished(folder, step):
+        if is_finished(folder, step.config):
             say(f"step {number} is done: {folder}")
             continue
-        if step.data.proposals:
+        if step.proposals is not None:
             with together("writing proposals", timeout=EVALUATION_TIMEOUT):
-                if is_main() and not Path(step.data.proposals).is_file():
-                    write_training_proposals(step, _folder(output, number - 1), Path(step.data.proposals))
+                if is_main() and not step.proposals.is_file():
+                    write_training_proposals(step.config, _folder(output, number - 1), step.proposals)
         say(f"step {number} of 4: {folder}")
-        result = run_training(step, folder, resume=True)
+        result = run_training(step.config, folder, resume=True, fixed=step.fixed, proposals=step.proposals)
     return result
 
 
-def write_training_proposals(config: Config, run: Path, path: Path) -> None:
+def write_training_proposals(config: DetectionConfig, run: Path, path: Path) -> None:
     """Writes what the RPN of ``run`` proposes on ``config.data.train``, as many as in training, to ``path``."""
-    index, _ = load_dataset(config.data.train, data_root(config.data.root))
+    index = load_index(config.data, config.data.train, key="data.train", say=print, limit=config.data.limit)
     rpn = replace(config.rpn, pre_nms_test=config.rpn.pre_nms_train, post_nms_test=config.rpn.post_nms_train)
     device = choose_device(config.device)
     detector = build_detector(replace(config, rpn=rpn), len(index.class_names), pretrained=False)

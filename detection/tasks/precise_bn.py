@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
@@ -19,19 +19,21 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
-from backbones.base import Tail
-from detection.build import build_detector
-from detection.config.detection import Config
+from backbones.base import Backbone
+from detection.build import build_plain_backbone
+from detection.config.detection import DetectionConfig
+from detection.config.schema import checked
+from detection.config.sections import BackboneConfig, ProgramConfig
 from detection.data.loader import build_test_loader, load_index
 from detection.engine.checkpoint import Checkpoint, write_weights
 from detection.engine.device import choose_device
-from detection.model.faster_rcnn import Detector
+from detection.model.normalize import Normalize
 from detection.structures import ImageBatch
 
 __all__ = ["recompute_statistics"]
 
 
-def recompute_statistics(config: Config, path: Path, *, images: int, folder: Path | None = None) -> int:
+def recompute_statistics(config: DetectionConfig, path: Path, *, images: int, folder: Path | None = None) -> int:
     """Writes the config's backbone, its statistics recomputed on a training set, to ``path``.
 
     The file is one that ``backbone.weights`` takes, with ``backbone.norm: frozen_bn``: a classifier without its last
@@ -53,9 +55,10 @@ def recompute_statistics(config: Config, path: Path, *, images: int, folder: Pat
     if path.suffix != ".safetensors":
         raise ValueError(f"the weights go into a .safetensors file, got {str(path)!r}")
     batches = _detection_set(config, images) if folder is None else _image_folder(folder, images)
-    backbone = replace(config.backbone, norm="bn", freeze_at=0, fpn=False, dilate_c5=None)
     # Trunk and tail are the whole network, whatever stands on them in the config.
-    network = _WholeImages(build_detector(Config(backbone=backbone, device=config.device), num_classes=1))
+    plain = BackboneConfig(**{f.name: getattr(config.backbone, f.name) for f in fields(BackboneConfig)})
+    backbone = build_plain_backbone(replace(plain, norm="bn", freeze_at=0), pretrained=True)
+    network = _WholeImages(backbone)
     if not get_bn_modules(network.train()):
         raise ValueError(f"backbone {config.backbone.name!r} has no batch normalisation to recompute")
     device = choose_device(config.device)
@@ -71,17 +74,17 @@ def recompute_statistics(config: Config, path: Path, *, images: int, folder: Pat
 
     with torch.no_grad():
         update_bn_stats(network, on_device(), num_iters=len(batches))
-    parts = {"backbone": network.detector.backbone, "tail": network.tail}
+    parts = {"backbone": network.backbone, "tail": network.tail}
     weights = {
         f"network.{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_weights(Checkpoint(path, weights, Config(backbone=config.backbone), class_names=(), iteration=0))
+    write_weights(Checkpoint(path, weights, _Statistics(backbone=plain), class_names=(), iteration=0))
     return used
 
 
-def _detection_set(config: Config, images: int) -> DataLoader[Any]:
-    index = load_index(config.data, config.data.train, key="data.train", say=print)
+def _detection_set(config: DetectionConfig, images: int) -> DataLoader[Any]:
+    index = load_index(config.data, config.data.train, key="data.train", say=print, limit=config.data.limit)
     # One at a time: padding would count as colour.
     return build_test_loader(index, config.data, rows=range(min(images, len(index))))
 
@@ -101,14 +104,21 @@ def _collate(samples: list[tuple[Tensor, int]]) -> ImageBatch:
     return ImageBatch.from_images([image for image, _ in samples])
 
 
-class _WholeImages(nn.Module):
-    """A detector's trunk and tail, run on whole images as in classification."""
+@checked
+class _Statistics(ProgramConfig):
+    """The config beside the weights: they are a classifier's without its last layer."""
 
-    def __init__(self, detector: Detector) -> None:
+    program: ClassVar[str] = "classification"
+
+
+class _WholeImages(nn.Module):
+    """A backbone's trunk and tail, run on whole images as in classification."""
+
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        head = detector.box_stage.head
-        assert isinstance(head, Tail)
-        self.detector, self.tail = detector, head
+        self.backbone, self.tail = backbone, backbone.tail()
+        self.normalize = Normalize(backbone.input_stats, divisor=backbone.size_divisor)
 
     def forward(self, images: ImageBatch) -> Tensor:
-        return self.tail(self.tail.pool_whole_image(self.detector.features(images)[-1]))
+        features = self.backbone(self.normalize(images))
+        return self.tail(self.tail.pool_whole_image(list(features.values())[-1]))

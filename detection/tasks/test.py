@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from detection.build import TRAINED_WITH, build_detector, build_tester
-from detection.config.detection import Config
+from detection.build import build_detector, build_tester, needed_fields
+from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, load_config
+from detection.config.schema import different_meaning
 from detection.data.cards import load_card
 from detection.data.index import AnnotationIndex
 from detection.data.loader import build_test_loader, load_index
@@ -43,36 +44,30 @@ from detection.evaluation.recall import ProposalRecord, average_recall
 from detection.evaluation.record import Record
 from detection.files import write_text
 from detection.masks import RLE
-from detection.model.faster_rcnn import Detector
+from detection.model.architecture import Architecture
 from detection.visualize import draw_record, save_picture
 
-__all__ = ["evaluate_detectors", "proposal_recall", "read_records", "run_test"]
+__all__ = ["evaluate_detectors", "load_test_set", "proposal_recall", "read_records", "restore_detector", "run_test"]
 
 RECALL_LIMITS = (100, 300, 1000)  # proposals per image
 
-# Keys that change what weights mean without changing a name or a shape among them.
-SILENT_KEYS = (
-    *(f"backbone.{key}" for key in TRAINED_WITH),
-    "backbone.tail_stride",
-    "backbone.dilate_c5",
-    "backbone.roi_size",
-    "anchors.sizes",
-    "anchors.ratios",
-    "anchors.offset",
-    "anchors.rounded",
-    "box.pool",
-    "box.sampling_ratio",
-    "box.coder_weights",
-    "mask.pool_size",
-)
+
+def load_test_set(config: DetectionConfig, say: Callable[[str], None]) -> AnnotationIndex:
+    """Returns the images of ``config.data.test``, with the fields that its detector has.
+
+    Raises:
+        ValueError: no data set, or one with errors.
+    """
+    data, fields = config.data, needed_fields(config)
+    return load_index(data, data.test, key="data.test", say=say, fields=fields, limit=data.limit)
 
 
 def run_test(
-    config: Config,
-    checkpoint: Checkpoint,
+    config: DetectionConfig,
+    checkpoint: Checkpoint[DetectionConfig],
     output: Path,
     *,
-    ensemble: Sequence[Checkpoint] = (),
+    ensemble: Sequence[Checkpoint[DetectionConfig]] = (),
     limit: int | None = None,
     pictures: int = 0,
     say: Callable[[str], None] = print,
@@ -93,9 +88,9 @@ def run_test(
     """
     start(choose_device(config.device))
     say = only_main(say)
-    index = load_index(config.data, config.data.test, key="data.test", say=say, masks=config.mask.enabled)
-    detectors = [_restored(config, checkpoint, index.class_names)]
-    detectors += [_restored(member.config, member, index.class_names) for member in ensemble]
+    index = load_test_set(config, say)
+    detectors = [restore_detector(config, checkpoint, index.class_names)]
+    detectors += [restore_detector(member.config, member, index.class_names) for member in ensemble]
     result, records = evaluate_detectors(config, detectors, index, output, limit=limit)
     if is_main() and not (output / "checkpoints").exists():  # a run keeps that of its training
         write_text(output / "config.yaml", dump_config(config))
@@ -107,7 +102,7 @@ def run_test(
 
 
 def proposal_recall(
-    config: Config, checkpoint: Checkpoint, output: Path, *, limit: int | None = None
+    config: DetectionConfig, checkpoint: Checkpoint[DetectionConfig], output: Path, *, limit: int | None = None
 ) -> dict[str, float | None]:
     """Average recall of the RPN's 100, 300 and 1000 best proposals on ``config.data.test``; writes proposals.json.
 
@@ -121,11 +116,11 @@ def proposal_recall(
         ValueError: bad data or config, or weights that do not fit.
     """
     start(choose_device(config.device))
-    index = load_index(config.data, config.data.test, key="data.test", say=only_main(print))
+    index = load_test_set(config, only_main(print))
     most = max(RECALL_LIMITS)
     rpn = replace(config.rpn, post_nms_test=most, pre_nms_test=max(most, config.rpn.pre_nms_test))
     device = choose_device(config.device)
-    detector = _restored(replace(config, rpn=rpn), checkpoint, index.class_names).to(device)
+    detector = restore_detector(replace(config, rpn=rpn), checkpoint, index.class_names).to(device)
     rows = _share(index, limit)
     loader = build_test_loader(index, config.data, rows=rows, pin=device.type == "cuda")
     records = []
@@ -150,7 +145,12 @@ def _write_recall(records: Sequence[ProposalRecord], output: Path) -> dict[str, 
 
 
 def evaluate_detectors(
-    config: Config, detectors: Sequence[Detector], index: AnnotationIndex, output: Path, *, limit: int | None = None
+    config: DetectionConfig,
+    detectors: Sequence[Architecture],
+    index: AnnotationIndex,
+    output: Path,
+    *,
+    limit: int | None = None,
 ) -> tuple[dict[str, Any], list[Record]]:
     """Tests ``detectors`` together on the first ``limit`` images of ``index``; writes result.json and detections.json.
 
@@ -176,7 +176,9 @@ def _share(index: AnnotationIndex, limit: int | None) -> range:
     return range(len(index) if limit is None else min(limit, len(index)))[rank() :: world_size()]
 
 
-def _write_result(config: Config, index: AnnotationIndex, predictions: Predictions, output: Path) -> dict[str, Any]:
+def _write_result(
+    config: DetectionConfig, index: AnnotationIndex, predictions: Predictions, output: Path
+) -> dict[str, Any]:
     voc_metric = load_card(config.data.test[0].rpartition(":")[0]).voc_metric
     result = evaluate(predictions.records, index.class_names, voc_metric)
     result |= {
@@ -200,8 +202,8 @@ def read_records(run: Path, *, say: Callable[[str], None] = print) -> tuple[Anno
     Raises:
         ValueError: a file is missing or broken, bad data, or a detection of an image or category that they lack.
     """
-    config = load_config(Config, run / "config.yaml")
-    index = load_index(config.data, config.data.test, key="data.test", say=say, masks=config.mask.enabled)
+    config = load_config(DetectionConfig, run / "config.yaml")
+    index = load_test_set(config, say)
     index = index.first(_read_json(run / "result.json")["images"])
     found: dict[int, list[dict[str, Any]]] = {int(image_id): [] for image_id in index.image_ids}
     labels = {category: label for label, category in enumerate(index.category_ids)}
@@ -211,7 +213,7 @@ def read_records(run: Path, *, say: Callable[[str], None] = print) -> tuple[Anno
         if image_id not in found or category not in labels:
             raise ValueError(
                 f"{run / 'detections.json'}, entry {number}: image {image_id}, category {category} is not in "
-                f"{', '.join(config.data.test)}; has the data set changed since? Test again with tools/test_net.py"
+                f"{', '.join(config.data.test)}; has the data set changed since? Test again with resdet test"
             )
         found[image_id].append(detection)
     masks = any("segmentation" in detection for detection in detections)
@@ -223,7 +225,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} can't be read: {error}; tools/test_net.py writes it") from error
+        raise ValueError(f"{path} can't be read: {error}; resdet test writes it") from error
 
 
 def _record(
@@ -238,7 +240,7 @@ def _record(
         boxes=corners.astype(np.float32),
         scores=np.array([detection["score"] for detection in found], np.float32),
         labels=np.array([labels[detection["category_id"]] for detection in found], np.int64),
-        masks=[_rle(detection["segmentation"]) for detection in found] if masks else None,
+        fields={"masks": tuple(_rle(detection["segmentation"]) for detection in found)} if masks else None,
     )
 
 
@@ -246,12 +248,17 @@ def _rle(segmentation: dict[str, Any]) -> RLE:
     return {"size": segmentation["size"], "counts": segmentation["counts"].encode()}
 
 
-def _restored(config: Config, checkpoint: Checkpoint, class_names: Sequence[str]) -> Detector:
+def restore_detector(
+    config: DetectionConfig, checkpoint: Checkpoint[DetectionConfig], class_names: Sequence[str]
+) -> Architecture:
+    """Returns the detector that ``config`` describes with the weights of ``checkpoint``, on the CPU.
+
+    Raises:
+        ValueError: other classes, weights of another architecture, or a config under which they mean something else.
+    """
     detector = build_detector(config, len(class_names), pretrained=False)
     load_detector_weights(detector, checkpoint, class_names)
-    for key in SILENT_KEYS:
-        section, name = key.split(".")
-        given, trained = (getattr(getattr(c, section), name) for c in (config, checkpoint.config))
-        if given != trained:
-            raise ValueError(f"{key} is {given!r} here, and {checkpoint.path} was trained with {trained!r}")
+    changed = different_meaning(checkpoint.config, config)
+    if changed:
+        raise ValueError(f"{checkpoint.path} was trained under another config: {'; '.join(changed)}")
     return detector

@@ -5,6 +5,7 @@ Those of engine/trainer.py, and RUN/result.json of the last evaluation with dete
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from detection.build import build_detector
-from detection.config.detection import Config
+from detection.build import build_detector, needed_fields
+from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
-from detection.data.loader import build_train_loader, load_index
+from detection.data.loader import detection_loader, load_data
 from detection.engine.checkpoint import load_initial_weights, read_checkpoint
 from detection.engine.device import choose_device
 from detection.engine.distributed import only_main, rank, start, world_size
 from detection.engine.evaluate import evaluate
-from detection.engine.trainer import Evaluation, train_model
+from detection.engine.trainer import Evaluation, Trainer
 from detection.evaluation.metrics import read_metric, shown_figures
-from detection.model.faster_rcnn import Detector
+from detection.model.architecture import Architecture
 from detection.tasks.test import evaluate_detectors
 
-__all__ = ["load_data", "run_training"]
+__all__ = ["run_training"]
 
 
-def run_training(config: Config, output: Path, *, resume: bool = False) -> dict[str, Any]:
+def run_training(
+    config: DetectionConfig,
+    output: Path,
+    *,
+    resume: bool = False,
+    fixed: Sequence[str] = (),
+    proposals: Path | None = None,
+) -> dict[str, Any]:
     """Trains the detector that ``config`` describes into ``output`` and returns its last result.
 
     Under torchrun every process calls it, and all return the same.
@@ -37,6 +45,8 @@ def run_training(config: Config, output: Path, *, resume: bool = False) -> dict[
         config: of the run.
         output: the run directory, made if needed.
         resume: go on from the newest checkpoint in it, if there is one.
+        fixed: parts that are not trained and have no loss, such as "backbone" and "rpn".
+        proposals: file with those of the training set, for a Fast R-CNN alone; None: the model's own.
 
     Raises:
         ValueError: bad data or config, or ``output`` holds a run and ``resume`` is not set.
@@ -48,42 +58,28 @@ def run_training(config: Config, output: Path, *, resume: bool = False) -> dict[
     device = choose_device(config.device)
     _check_order(config, device)
     start(device)
-    index, test_index = load_data(config)
-    figures = evaluate([], index.class_names, "area", masks=config.mask.enabled)
+    index, test_index = load_data(
+        config.data,
+        say=only_main(print),
+        fields=needed_fields(config, training=True),
+        test_fields=needed_fields(config),
+        limit=config.data.limit,
+    )
+    figures = evaluate([], index.class_names, "area", masks="masks" in needed_fields(config))
     read_metric(figures, config.solver.best_metric)  # a misspelt name ends here, not later
-    return train_model(
+    return Trainer(
         config,
         output,
         index,
-        build=lambda fresh: _build(config, index, fresh=fresh),
-        load=partial(build_train_loader, index, config.data, share=(rank(), world_size())),
+        build=lambda fresh: _build(config, index, fixed, fresh=fresh),
+        load=partial(detection_loader, index, config.data, share=(rank(), world_size()), proposals=proposals),
         test=None if test_index is None else lambda model: _test(config, model, test_index, output),
         test_index=test_index,
         resume=resume,
-    )
+    ).run()
 
 
-def load_data(config: Config) -> tuple[AnnotationIndex, AnnotationIndex | None]:
-    """The training set and the test set of ``config``, None where it names no test set.
-
-    Raises:
-        ValueError: no training set, a data set with errors, or two sets of different classes.
-    """
-    masks, say = config.mask.enabled, only_main(print)
-    pasted = masks or config.data.copy_paste > 0
-    index = load_index(config.data, config.data.train, key="data.train", say=say, masks=pasted)
-    if not config.data.test:
-        return index, None
-    test_index = load_index(config.data, config.data.test, key="data.test", say=say, masks=masks)
-    if test_index.class_names != index.class_names:
-        raise ValueError(
-            f"data.train has the classes {index.class_names}, data.test has {test_index.class_names}; "
-            "they must be the same, in the same order"
-        )
-    return index, test_index
-
-
-def _check_order(config: Config, device: torch.device) -> None:
+def _check_order(config: DetectionConfig, device: torch.device) -> None:
     if config.deterministic and device.type == "cuda" and config.box.pool == "roi_pool":
         raise ValueError(
             "deterministic: torchvision's RoIPool adds gradients in any order on a GPU; "
@@ -91,16 +87,16 @@ def _check_order(config: Config, device: torch.device) -> None:
         )
 
 
-def _build(config: Config, index: AnnotationIndex, *, fresh: bool) -> Detector:
+def _build(config: DetectionConfig, index: AnnotationIndex, fixed: Sequence[str], *, fresh: bool) -> Architecture:
     """The detector of ``config``, with its initial weights if the run is a fresh one."""
-    detector = build_detector(config, len(index.class_names), pretrained=fresh and config.init is None)
+    detector = build_detector(config, len(index.class_names), pretrained=fresh and config.init is None, fixed=fixed)
     if fresh and config.init is not None:
         load_initial_weights(detector, read_checkpoint(config.init), index.class_names, config.init_classes)
     return detector
 
 
-def _test(config: Config, model: nn.Module, index: AnnotationIndex, output: Path) -> Evaluation:
+def _test(config: DetectionConfig, model: nn.Module, index: AnnotationIndex, output: Path) -> Evaluation:
     """The detector ``model``, tested on ``index``; writes the files of ``evaluate_detectors``."""
-    assert isinstance(model, Detector)
+    assert isinstance(model, Architecture)
     result, _ = evaluate_detectors(config, [model], index, output)
     return Evaluation(result, shown_figures(result, "log"))

@@ -18,7 +18,7 @@ from torch import Tensor
 from backbones.resnet import DEPTHS, Bottleneck
 from backbones.weights.load import SOURCES, load_matching
 from detection.build import build_detector
-from detection.config.detection import AnchorConfig, Config
+from detection.config.detection import AnchorConfig, DetectionConfig
 from detection.config.load import build_dataclass
 from detection.model.anchors import AnchorGenerator
 
@@ -63,7 +63,7 @@ KEYS = {
     "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": "box.smooth_l1_beta",
     "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": "box.sampling_ratio",
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": "box.pool_size",  # backbone.roi_size of a C4
-    "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": "box.cascade",
+    "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": "cascade.ious",
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": "mask.pool_size",
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "test.score_threshold",
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": "test.nms_iou",
@@ -92,7 +92,7 @@ ANCHORS = "proposal_generator.anchor_generator.cell_anchors."
 
 def convert_detectron2(
     state: Mapping[str, Tensor], *, class_names: Sequence[str], settings: Mapping[str, Any] | None = None
-) -> tuple[Config, dict[str, Tensor]]:
+) -> tuple[DetectionConfig, dict[str, Tensor]]:
     """The config under which a detector gives Detectron2's numbers, and ``state`` by that detector's names.
 
     Detectron2's background is the last class, as ours. Older files also hold the anchors and the normalisation of the
@@ -119,7 +119,7 @@ def convert_detectron2(
         )
     tree = _zoo_settings(renamed, architecture, depth=_depth(state))
     _apply(tree, settings or {}, architecture)
-    config = build_dataclass(Config, tree)
+    config = build_dataclass(DetectionConfig, tree)
     converted = {name: value for name, value in renamed.items() if not _is_constant(name)}
     with torch.device("meta"):
         detector = build_detector(config, count, pretrained=False)
@@ -170,7 +170,7 @@ def _depth(state: Mapping[str, Tensor]) -> int:
     raise ValueError(f"the ResNet has stages of {found} bottleneck blocks, expected those of {listed}")
 
 
-def _zoo_settings(state: Mapping[str, Tensor], architecture: Architecture, *, depth: int) -> dict[str, dict[str, Any]]:
+def _zoo_settings(state: Mapping[str, Tensor], architecture: Architecture, *, depth: int) -> dict[str, Any]:
     """The model zoo's settings for the layers in ``state``, which has our names, as sections of our config."""
     fpn = architecture == "fpn"
     return {
@@ -200,11 +200,19 @@ def _zoo_settings(state: Mapping[str, Tensor], architecture: Architecture, *, de
             "nms_iou": 0.7,
             "min_size": 0.0,
         },
+        "architecture": _architecture_name(state),
         "box": _box_settings(state, architecture),
         "mask": _mask_settings(state, architecture),
         "test": {"score_threshold": 0.05, "nms_iou": 0.5, "max_detections": 100},
         "data": {"shorter_side": 800, "longer_side": 1333},
     }
+
+
+def _architecture_name(state: Mapping[str, Tensor]) -> str:
+    masks = "mask_stage.head.masks.weight" in state
+    if ".stages." in _predictor(state):
+        return "cascade_mask_rcnn" if masks else "cascade_rcnn"
+    return "mask_rcnn" if masks else "faster_rcnn"
 
 
 def _box_settings(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Any]:
@@ -216,7 +224,6 @@ def _box_settings(state: Mapping[str, Tensor], architecture: Architecture) -> di
         "head": "tail" if architecture == "c4" else "fc",
         "pool_size": 7,
         "class_agnostic": len(state[f"{predictor}.deltas.bias"]) == 4,
-        "cascade": [0.5, 0.6, 0.7] if ".stages." in predictor else [],
         "samples_per_image": 512,
         "positive_fraction": 0.25,
         "positive_iou": 0.5,
@@ -230,10 +237,10 @@ def _mask_settings(state: Mapping[str, Tensor], architecture: Architecture) -> d
         return {}
     convs = {name.split(".")[3] for name in state if name.startswith("mask_stage.head.convs.")}
     own = {} if architecture == "c4" else {"pool_size": 14, "convs": len(convs)}
-    return own | {"enabled": True, "channels": state["mask_stage.head.masks.weight"].shape[1]}
+    return own | {"channels": state["mask_stage.head.masks.weight"].shape[1]}
 
 
-def _apply(tree: dict[str, dict[str, Any]], settings: Mapping[str, Any], architecture: Architecture) -> None:
+def _apply(tree: dict[str, Any], settings: Mapping[str, Any], architecture: Architecture) -> None:
     """Puts ``settings`` of Detectron2 into ``tree``, sections of our config; those of layers it lacks do nothing."""
     required = REQUIRED | {"MODEL.RESNETS.RES5_DILATION": 2 if architecture == "dc5" else 1}
     own = {"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": "backbone.roi_size"} if architecture == "c4" else {}
@@ -245,16 +252,16 @@ def _apply(tree: dict[str, dict[str, Any]], settings: Mapping[str, Any], archite
             section, key = (KEYS | own)[name].split(".")
             if _applies(tree, section, key):
                 nested = name.startswith("MODEL.ANCHOR_GENERATOR.") and isinstance(value, (list, tuple))
-                tree[section][key] = [number for level in value for number in level] if nested else value
+                tree.setdefault(section, {})[key] = [number for level in value for number in level] if nested else value
         elif name not in TOLD_BY_SHAPES:
             known = ", ".join((*KEYS, *required, *TOLD_BY_SHAPES))
             raise ValueError(f"no use for Detectron2's setting {name!r}; known: {known}")
 
 
-def _applies(tree: Mapping[str, Mapping[str, Any]], section: str, key: str) -> bool:
+def _applies(tree: Mapping[str, Any], section: str, key: str) -> bool:
     """Whether the detector of ``tree`` has the layers that a key of our config is about."""
-    if (section, key) == ("box", "cascade"):
-        return bool(tree["box"]["cascade"])
+    if section == "cascade":
+        return "cascade" in tree["architecture"]
     return section != "mask" or key in tree["mask"]
 
 

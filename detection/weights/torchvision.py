@@ -21,10 +21,10 @@ from backbones.weights.load import load_matching
 from detection.build import build_detector
 from detection.config.detection import (
     AnchorConfig,
-    BackboneConfig,
     BoxConfig,
-    Config,
-    DataConfig,
+    DetectionConfig,
+    DetectorBackboneConfig,
+    DetectorDataConfig,
     MaskConfig,
     PostprocessConfig,
     RPNConfig,
@@ -68,7 +68,7 @@ COCO_ROWS: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"
 
 def convert_torchvision(
     state: Mapping[str, Tensor], *, class_names: Sequence[str], norm_eps: float | None = None
-) -> tuple[Config, dict[str, Tensor]]:
+) -> tuple[DetectionConfig, dict[str, Tensor]]:
     """The config under which a detector gives torchvision's numbers, and ``state`` by that detector's names.
 
     torchvision's background is row 0, ours the last of the class logits; boxes and masks have none. Where ``state`` has
@@ -172,10 +172,10 @@ def _resnet(state: Mapping[str, Tensor]) -> str:
     )
 
 
-def _config(state: Mapping[str, Tensor], *, norm_eps: float) -> Config:
+def _config(state: Mapping[str, Tensor], *, norm_eps: float) -> DetectionConfig:
     """torchvision's settings for the layers in ``state``, which has our names."""
-    return Config(
-        backbone=BackboneConfig(
+    return DetectionConfig(
+        backbone=DetectorBackboneConfig(
             name=_resnet(state),
             norm="bn" if _counts_steps(state) else "frozen_bn",
             norm_eps=norm_eps,
@@ -201,10 +201,11 @@ def _config(state: Mapping[str, Tensor], *, norm_eps: float) -> Config:
             nms_iou=0.7,
             min_size=1e-3,
         ),
+        architecture="mask_rcnn" if f"{MASKS}.weight" in state else "faster_rcnn",
         box=_box_config(state),
         mask=_mask_config(state),
         test=PostprocessConfig(score_threshold=0.05, nms_iou=0.5, max_detections=100),
-        data=DataConfig(shorter_side=800, longer_side=1333),
+        data=DetectorDataConfig(shorter_side=800, longer_side=1333),
     )
 
 
@@ -230,7 +231,6 @@ def _mask_config(state: Mapping[str, Tensor]) -> MaskConfig:
     if f"{MASKS}.weight" not in state:
         return MaskConfig()
     return MaskConfig(
-        enabled=True,
         pool_size=14,
         convs=_count(state, "mask_stage.head.convs"),
         channels=state[f"{MASKS}.weight"].shape[1],

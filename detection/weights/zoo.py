@@ -24,7 +24,7 @@ from torchvision.models.detection import (
 )
 
 from backbones.weights.load import read_state_dict
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.data.cards import load_card
 from detection.data.download import Archive, Progress
 from detection.data.download import fetch as download
@@ -58,6 +58,13 @@ class Entry:
     @property
     def licence(self) -> str:
         return LICENCES[self.source]
+
+    @property
+    def figures(self) -> str:
+        """The published figures, in percent, with the data set that they are of."""
+        figures = {"box AP": self.ap, "box AP50": self.ap50, "mask AP": self.mask_ap}
+        shown = ", ".join(f"{name} {value:.1f}" for name, value in figures.items() if value is not None)
+        return f"published for {self.data}: {shown}"
 
     @property
     def checksum(self) -> tuple[str, str]:
@@ -150,6 +157,6 @@ def _check(entry: Entry, file: Path) -> None:
         )
 
 
-def _convert(entry: Entry, file: Path, class_names: Sequence[str]) -> tuple[Config, dict[str, Tensor]]:
+def _convert(entry: Entry, file: Path, class_names: Sequence[str]) -> tuple[DetectionConfig, dict[str, Tensor]]:
     convert = convert_torchvision if entry.source == "torchvision" else convert_detectron2
     return convert(read_state_dict(file), class_names=class_names)

@@ -1,11 +1,11 @@
-"""Mirrors detection/predictor.py, and tools/predict.py, which is little more."""
+"""Mirrors detection/predictor.py, and detection/tasks/predict.py, which is little more."""
 
 from __future__ import annotations
 
 import json
-import runpy
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,28 +15,28 @@ from PIL import Image
 from detection.build import build_detector
 from detection.config.detection import (
     AnchorConfig,
-    BackboneConfig,
-    Config,
-    DataConfig,
+    DetectionConfig,
+    DetectorBackboneConfig,
+    DetectorDataConfig,
     PostprocessConfig,
     RPNConfig,
-    SolverConfig,
 )
+from detection.config.sections import SolverConfig
 from detection.data.images import read_image
 from detection.engine.checkpoint import Checkpoints
 from detection.engine.loop import TrainState
 from detection.engine.optim import build_optimizer
 from detection.predictor import Predictor
 from detection.structures import ImageBatch
+from detection.tasks.predict import predict_images
 
-TOOL = Path(__file__).parents[2] / "tools" / "predict.py"
 CLASSES = ("bolt", "nut")
-CONFIG = Config(
-    backbone=BackboneConfig(name="resnet18", norm="gn", roi_size=2),
+CONFIG = DetectionConfig(
+    backbone=DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=2),
     anchors=AnchorConfig(sizes=(16.0, 32.0)),
     rpn=RPNConfig(channels=16, min_size=2.0, post_nms_test=16),
     test=PostprocessConfig(score_threshold=0.0, max_detections=5),
-    data=DataConfig(shorter_side=64, longer_side=96),
+    data=DetectorDataConfig(shorter_side=64, longer_side=96),
 )
 
 
@@ -87,25 +87,26 @@ def test_what_is_no_image_is_refused(weights: Path) -> None:
         Predictor.load(weights)(np.zeros((3, 8, 8), dtype=np.float32))  # pyright: ignore[reportArgumentType]
 
 
-def run_tool(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-    runpy.run_path(str(TOOL), run_name="__main__")
-
-
-def test_the_program_writes_pictures_and_json(
-    weights: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_command_writes_pictures_and_json(
+    weights: Path, photo: Path, tmp_path: Path, resdet: Callable[..., Any]
 ) -> None:
     out = tmp_path / "out"
-    run_tool(monkeypatch, photo.parent, "--weights", weights, "--output-dir", out, "--min-score", "0")
+    outcome = resdet("predict", photo.parent, "--weights", weights, "--output-dir", out, "--min-score", "0")
     records = json.loads((out / "predictions.json").read_text())[str(photo)]
     assert len(records) == 5
     assert {record["class"] for record in records} <= set(CLASSES)
     assert read_image(out / "00000_a.jpg").shape == (480, 600, 3)
-    assert str(photo) in capsys.readouterr().out
+    assert str(photo) in outcome.out
 
 
-def test_a_missing_image_is_named(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match="error: no image or folder"):
-        run_tool(monkeypatch, tmp_path / "none.jpg", "--weights", weights)
-    with pytest.raises(SystemExit, match="error: no image in"):
-        run_tool(monkeypatch, tmp_path, "--weights", weights)
+def test_a_missing_image_is_named(weights: Path, tmp_path: Path, resdet: Callable[..., Any]) -> None:
+    absent = resdet("predict", tmp_path / "none.jpg", "--weights", weights)
+    assert (absent.status, absent.err) == (1, f"error: no image or folder {tmp_path / 'none.jpg'}\n")
+    assert resdet("predict", tmp_path, "--weights", weights).err.startswith(f"error: no image in {tmp_path}")
+
+
+def test_detections_below_the_score_are_left_out(weights: Path, photo: Path, tmp_path: Path) -> None:
+    everything = predict_images([photo], weights, tmp_path, min_score=0)[str(photo)]
+    middle = sorted(record["score"] for record in everything)[2]
+    kept = predict_images([photo], weights, tmp_path, min_score=middle, say=lambda _: None)[str(photo)]
+    assert [record["score"] for record in kept] == [r["score"] for r in everything if r["score"] >= middle]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.dataset import Batch
 from detection.data.loader import build_train_loader
@@ -38,5 +38,5 @@ def faulty_loader(*args: Any, **kwargs: Any) -> Iterator[Batch]:
 
 
 run.build_train_loader = faulty_loader  # pyright: ignore[reportAttributeAccessIssue]  # all that training asks of it
-run.run_training(load_config(Config, sys.argv[1]), Path(sys.argv[2]), resume=True)
+run.run_training(load_config(DetectionConfig, sys.argv[1]), Path(sys.argv[2]), resume=True)
 sys.stdout.write(f"rank {rank()} came to the end\n")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import build_dataclass, dump_config
 from detection.data.digits import write_digits
 
@@ -34,20 +34,20 @@ TINY: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session")
-def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
+def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DetectionConfig]:
     """Gives a config with the named keys of its solver section; the data set has 8 images."""
     root = write_digits(tmp_path_factory.mktemp("root"), num_train=8, num_test=1).parent
 
-    def make(**solver: Any) -> Config:
+    def make(**solver: Any) -> DetectionConfig:
         options = {"log_every": 1, "steps": [], "clip_norm": 5.0, **solver}
-        return build_dataclass(Config, TINY | {"data": TINY["data"] | {"root": str(root)}, "solver": options})
+        return build_dataclass(DetectionConfig, TINY | {"data": TINY["data"] | {"root": str(root)}, "solver": options})
 
     return make
 
 
 @pytest.fixture
-def write_config(tmp_path: Path) -> Callable[[Config], Path]:
-    def write(config: Config) -> Path:
+def write_config(tmp_path: Path) -> Callable[[DetectionConfig], Path]:
+    def write(config: DetectionConfig) -> Path:
         path = tmp_path / "config.yaml"
         path.write_text(dump_config(config))
         return path

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.engine.checkpoint import read_checkpoint
 from detection.tasks.train import run_training
 
@@ -31,7 +31,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.faults
 def test_full_disk_leaves_the_last_good_checkpoint(
-    tiny_config: Callable[..., Config], differing: Compare, small_disk: Path, tmp_path: Path
+    tiny_config: Callable[..., DetectionConfig], differing: Compare, small_disk: Path, tmp_path: Path
 ) -> None:
     run = small_disk / "run"
     config = tiny_config(iterations=6, checkpoint_every=1, keep_checkpoints=6)
@@ -47,7 +47,7 @@ def test_full_disk_leaves_the_last_good_checkpoint(
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tiny_config: Callable[..., DetectionConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with the checkpoints of its iterations 1 and 2."""
     run = tmp_path_factory.mktemp("runs") / "run"
     run_training(tiny_config(iterations=2, checkpoint_every=1), run)
@@ -64,7 +64,7 @@ def flip(path: Path, place: int) -> None:
 @pytest.mark.parametrize("name", ["0000002.safetensors", "0000002.state.pt"])
 @pytest.mark.parametrize("damage", ["bit", "half", "empty"])
 def test_damaged_newest_checkpoint_is_passed_over(
-    tiny_config: Callable[..., Config],
+    tiny_config: Callable[..., DetectionConfig],
     differing: Compare,
     finished: Path,
     tmp_path: Path,
@@ -88,7 +88,7 @@ def test_damaged_newest_checkpoint_is_passed_over(
 
 
 @pytest.mark.slow
-def test_all_checkpoints_damaged(tiny_config: Callable[..., Config], finished: Path, tmp_path: Path) -> None:
+def test_all_checkpoints_damaged(tiny_config: Callable[..., DetectionConfig], finished: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     for path in (run / "checkpoints").iterdir():
         path.write_bytes(b"")

@@ -9,7 +9,7 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from backbones.weights.load import read_state_dict
 from backbones.weights.pickles import read_pickle
 from detection.build import build_detector
-from detection.config.detection import AnchorConfig, BackboneConfig, BoxConfig, Config, RPNConfig
+from detection.config.detection import AnchorConfig, BoxConfig, DetectionConfig, DetectorBackboneConfig, RPNConfig
 from detection.config.load import load_config, parse_config, parse_yaml
 from detection.data import download
 from detection.data.cards import load_card
@@ -60,9 +60,9 @@ def voc_problems(root: Path, entry: dict[str, Any] = VOC_ENTRY) -> list[str]:
     return shown(read_voc(root, entry, CLASSES, drop=True, exif="apply")[1])
 
 
-def coco_problems(file: Path, *, masks: bool = False) -> list[str]:
+def coco_problems(file: Path, *, fields: Collection[str] = ()) -> list[str]:
     entry = {"annotations": "train.json", "images": "train"}
-    return shown(read_coco(file.parent, entry, CLASSES, drop=True, exif="apply", masks=masks)[1])
+    return shown(read_coco(file.parent, entry, CLASSES, drop=True, exif="apply", fields=fields)[1])
 
 
 def shown(problems: list[Problem]) -> list[str]:
@@ -159,7 +159,7 @@ def test_what_is_no_file_is_not_opened(
         lambda: read_proposals(file, index),
         lambda: read_pickle(file),
         lambda: read_state_dict(file),
-        lambda: load_config(Config, file),
+        lambda: load_config(DetectionConfig, file),
         lambda: unpack(file, tmp_path / "out"),
     ]
     for read in readers:
@@ -270,7 +270,7 @@ def test_masks_that_are_no_masks(segmentation: object, message: str) -> None:
 
 def test_a_mask_that_is_none_costs_the_mask_and_not_the_box(make_coco: MakeCOCO) -> None:
     file = make_coco({7: "a.jpg"}, [{**BOX, "segmentation": [[1, 1, 5, 5]]}])
-    (problem,) = coco_problems(file, masks=True)
+    (problem,) = coco_problems(file, fields=("masks",))
     assert problem.startswith("dropped: mask that is missing or can't be used; the object's box is kept: annotation 1")
 
 
@@ -346,10 +346,10 @@ def test_yaml_that_is_not_read(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_yaml(text)
     with pytest.raises(ValueError, match=message):
-        parse_config(Config, text)
+        parse_config(DetectionConfig, text)
     file = tmp_path / "bad.yaml"
     file.write_text(text)
-    for read in (lambda: load_config(Config, file), lambda: load_card(str(file))):
+    for read in (lambda: load_config(DetectionConfig, file), lambda: load_card(str(file))):
         with pytest.raises(ValueError, match=rf"(?s)bad\.yaml.*({message})"):
             read()
 
@@ -360,7 +360,7 @@ def test_yaml_that_is_not_read(tmp_path: Path, text: str, message: str) -> None:
 def test_files_that_are_no_config(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "bad.yaml"
     file.write_bytes(content)
-    for read in (lambda: load_config(Config, file), lambda: load_card(str(file))):
+    for read in (lambda: load_config(DetectionConfig, file), lambda: load_card(str(file))):
         with pytest.raises(ValueError, match=r"bad\.yaml"):
             read()
 
@@ -370,17 +370,17 @@ def test_a_base_is_a_local_file_and_its_sections_are_sections(tmp_path: Path) ->
     (tmp_path / "base.yaml").write_text("solver: 5\n")
     file.write_text("_BASE_: base.yaml\nsolver: {base_lr: 1.0}\n")
     with pytest.raises(ValueError, match="Cannot inherit key 'solver'"):
-        load_config(Config, file)
+        load_config(DetectionConfig, file)
     for base in ("https://127.0.0.1:9/x.yaml", "/dev/zero", "missing.yaml"):
         file.write_text(f"_BASE_: {base}\n")
         with pytest.raises(ValueError, match="no file"):
-            load_config(Config, file)
+            load_config(DetectionConfig, file)
 
 
 @pytest.mark.parametrize("value", ["1" + "0" * 400, "'" + "(" * 5000 + "'", "'" + "9" * 5000 + "'"])
 def test_numbers_that_no_config_has(tmp_path: Path, value: str) -> None:
     with pytest.raises(ValueError, match=r"config key 'solver\.base_lr' takes float"):
-        parse_config(Config, f"solver: {{base_lr: {value}}}")
+        parse_config(DetectionConfig, f"solver: {{base_lr: {value}}}")
 
 
 def test_aliases_are_read_as_ever() -> None:
@@ -462,8 +462,8 @@ def crowd(count: int, size: tuple[int, int]) -> Target:
 
 def test_ten_thousand_objects_train() -> None:
     torch.manual_seed(0)
-    config = Config(
-        backbone=BackboneConfig(name="resnet18", norm="gn", roi_size=4),
+    config = DetectionConfig(
+        backbone=DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=4),
         anchors=AnchorConfig(sizes=(16.0, 32.0)),
         rpn=RPNConfig(channels=32, post_nms_train=2000),
         box=BoxConfig(samples_per_image=16),

@@ -31,7 +31,7 @@ from PIL import ExifTags, Image
 from safetensors.torch import save_file
 
 from backbones.weights.load import read_state_dict
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, load_config
 from detection.data.cards import load_card
 from detection.data.download import unpack
@@ -290,7 +290,7 @@ def coco_subject(make_coco: MakeCOCO) -> Subject:
     entry = {"annotations": "train.json", "images": "train"}
 
     def read() -> Sequence[object]:
-        return read_coco(file.parent, entry, ("cat", "dog"), drop=True, exif="apply", masks=True)[1]
+        return read_coco(file.parent, entry, ("cat", "dog"), drop=True, exif="apply", fields=("masks",))[1]
 
     return Subject(file, read, mutate_json)
 
@@ -313,10 +313,10 @@ def card_subject(folder: Path) -> Subject:
 def config_subject(folder: Path) -> Subject:
     file = folder / "config.yaml"
     (folder / "base.yaml").write_text("seed: 3\nsolver: {base_lr: 1e-4}\n")
-    sections = yaml.safe_load(dump_config(Config()))
+    sections = yaml.safe_load(dump_config(DetectionConfig()))
     kept = {name: sections[name] for name in ("backbone", "anchors", "mask", "test", "seed")}
     file.write_text("_BASE_: base.yaml\n" + yaml.safe_dump(kept))
-    return Subject(file, lambda: quiet(lambda: load_config(Config, file)), mutate_yaml)
+    return Subject(file, lambda: quiet(lambda: load_config(DetectionConfig, file)), mutate_yaml)
 
 
 def image_subject(suffix: str) -> Callable[[Path], Subject]:
@@ -354,7 +354,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 def checkpoint_subject(folder: Path) -> Subject:
-    file = write_converted(folder / "model.safetensors", Config(), ("cat", "dog"), weights())
+    file = write_converted(folder / "model.safetensors", DetectionConfig(), ("cat", "dog"), weights())
     return Subject(file, lambda: quiet(lambda: read_checkpoint(file)), mutate_metadata)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.engine.signals import EXIT_STOPPED
 from detection.tasks.train import run_training
 
@@ -25,7 +25,7 @@ STEPS, KILLS = 8, 50
 Compare = Callable[[Path, Path, int], list[str]]
 
 
-def start(config: Config, run: Path) -> BaseProcess:
+def start(config: DetectionConfig, run: Path) -> BaseProcess:
     """A process that goes on with ``run``, as the program does; it has imported everything already."""
     context = multiprocessing.get_context("fork")
     process = context.Process(target=run_training, args=(config, run), kwargs={"resume": True})
@@ -48,7 +48,7 @@ def saved(run: Path) -> list[str]:
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
 def test_killed_at_random_moments(
-    tiny_config: Callable[..., Config], differing: Compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_config: Callable[..., DetectionConfig], differing: Compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, whole = tiny_config(iterations=STEPS, checkpoint_every=1), tmp_path / "whole"
     begun = time.perf_counter()
@@ -85,12 +85,12 @@ KILLED_IN_SAVE = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.engine import checkpoint
 from detection.tasks.train import run_training
 
-config, run, name = load_config(Config, sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+config, run, name = load_config(DetectionConfig, sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 owner = torch if name == "save" else checkpoint
 write, calls = getattr(owner, name), []
 
@@ -109,8 +109,8 @@ run_training(config, run)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["save", "save_file"], ids=["state", "weights"])
 def test_killed_in_the_middle_of_a_save(
-    tiny_config: Callable[..., Config],
-    write_config: Callable[[Config], Path],
+    tiny_config: Callable[..., DetectionConfig],
+    write_config: Callable[[DetectionConfig], Path],
     differing: Compare,
     tmp_path: Path,
     name: str,
@@ -130,8 +130,8 @@ def test_killed_in_the_middle_of_a_save(
 
 @pytest.mark.slow
 def test_sigterm_to_the_program_and_its_workers(
-    tiny_config: Callable[..., Config],
-    write_config: Callable[[Config], Path],
+    tiny_config: Callable[..., DetectionConfig],
+    write_config: Callable[[DetectionConfig], Path],
     differing: Compare,
     tmp_path: Path,
 ) -> None:

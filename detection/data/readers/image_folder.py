@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from detection.config.load import build_dataclass
+from detection.config.schema import checked
 from detection.data.images import image_size
 from detection.data.index import AnnotationIndex
 from detection.data.objects import IMAGE_SUFFIXES, ImageRows, ObjectRows, build_index, nearest_class
@@ -24,7 +24,7 @@ READERS = 16  # threads; a header is a wait for the disk
 SUFFIXES = (*IMAGE_SUFFIXES, ".ppm", ".pgm")  # those of torchvision's ImageFolder
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class ImageFolderSplit:
     """A split as a card describes it."""
 

@@ -7,13 +7,13 @@ Source: the PASCAL VOC development kit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from xml.etree import ElementTree
 
 from detection.config.load import build_dataclass
+from detection.config.schema import checked
 from detection.data.images import MAX_PIXELS, image_size
 from detection.data.index import AnnotationIndex
 from detection.data.objects import (
@@ -31,7 +31,7 @@ from detection.data.readers.segmentation import read_instances
 __all__ = ["VOCSplit", "read_voc"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class VOCSplit:
     """A split as a card describes it; folders are below the data set's."""
 
@@ -56,12 +56,12 @@ def read_voc(
     drop: bool,
     exif: Literal["apply", "ignore"],
     names: Mapping[str, str] | None = None,
-    masks: bool = False,
+    fields: Collection[str] = (),
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
 
-    ``names`` are classes that the files call otherwise: {name in the files: class}.  With ``masks``, the split's
-    ``instances`` are read too.
+    ``names`` are classes that the files call otherwise: {name in the files: class}.  With "masks" among ``fields``,
+    the split's ``instances`` are read too.
 
     Raises:
         ValueError: ``entry`` is no description of a VOC split.
@@ -85,9 +85,10 @@ def read_voc(
             images.sizes.append(size)
             files.append(str(file))
             _read_objects(root, file, len(images.ids) - 1, labels, split.first_pixel, objects, problems)
-            if masks and split.instances:
-                new = objects.boxes[len(objects.segmentations) :]
-                objects.segmentations += read_instances(folder / split.instances / f"{name}.png", new, size, problems)
+            if "masks" in fields and split.instances:
+                masks = objects.fields["masks"]
+                new = objects.boxes[len(masks) :]
+                masks += read_instances(folder / split.instances / f"{name}.png", new, size, problems)
     index, found = build_index(
         images,
         objects,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from detection.boxes import scale
+from detection.model.architecture import RegionVerbs
 from detection.model.box_stage import BoxStage, ScoredBoxes
-from detection.model.faster_rcnn import Detector
 from detection.model.postprocess import Postprocessor
 from detection.model.test_time.views import adjacent_scales, flip_boxes, flip_images, resize_images
 from detection.structures import Detections, ImageBatch, Proposals
@@ -50,9 +50,9 @@ class Tester(nn.Module):
 
     __test__ = False  # the name is no test case
 
-    def __init__(self, detectors: Sequence[Detector], *, methods: Methods, postprocess: Postprocessor) -> None:
+    def __init__(self, detectors: Sequence[nn.Module], *, methods: Methods, postprocess: Postprocessor) -> None:
         super().__init__()
-        if methods != Methods() and not all(isinstance(detector.box_stage, BoxStage) for detector in detectors):
+        if methods != Methods() and not all(isinstance(_stage(detector), BoxStage) for detector in detectors):
             raise ValueError(
                 "refinement, scales and flip look at one box stage, and a cascade has several; set test.refine, "
                 "test.scales and test.flip to their defaults"
@@ -75,14 +75,14 @@ class Tester(nn.Module):
         per_member = [lookup.score(proposals) for lookup in lookups]
         return [merge_scored(image) for image in zip(*per_member, strict=True)]
 
-    def _members(self) -> list[Detector]:
-        return [detector for detector in self.detectors if isinstance(detector, Detector)]
+    def _members(self) -> list[RegionVerbs]:
+        return [detector for detector in self.detectors if isinstance(detector, RegionVerbs)]
 
 
 class _Lookup:
     """One detector's feature maps of a batch, at every scale and side that ``methods`` asks for."""
 
-    def __init__(self, detector: Detector, images: ImageBatch, methods: Methods) -> None:
+    def __init__(self, detector: RegionVerbs, images: ImageBatch, methods: Methods) -> None:
         self.detector, self.sizes, self.scales = detector, images.sizes, methods.scales
         self.base = detector.features(images)
         self.sides = [_Pyramid(detector, images, methods.scales, self.base)]
@@ -91,7 +91,7 @@ class _Lookup:
 
     def score(self, proposals: Sequence[Proposals]) -> list[ScoredBoxes]:
         """Scores and boxes of the proposals of each image, averaged over the sides."""
-        stage = self.detector.box_stage
+        stage = _stage(self.detector)
         if not isinstance(stage, BoxStage):
             return self.detector.boxes(self.base, proposals, self.sizes)
         results = []
@@ -113,7 +113,7 @@ class _Pyramid:
     """One detector's feature maps of a batch at all scales."""
 
     def __init__(
-        self, detector: Detector, images: ImageBatch, scales: Sequence[int], base: list[Tensor] | None = None
+        self, detector: RegionVerbs, images: ImageBatch, scales: Sequence[int], base: list[Tensor] | None = None
     ) -> None:
         self.detector, self.sizes, self.scales = detector, images.sizes, scales
         views = [resize_images(images, shorter) for shorter in scales] or [images]
@@ -125,7 +125,7 @@ class _Pyramid:
 
         With scales, each region's vector is the element-wise maximum (maxout) over its two adjacent scales.
         """
-        stage = self.detector.box_stage
+        stage = _stage(self.detector)
         assert isinstance(stage, BoxStage)
         if not self.scales:
             return stage.vectors(self.features[0], boxes, self.sizes)
@@ -144,6 +144,10 @@ class _Pyramid:
             merged[looked_up] = torch.maximum(merged[looked_up], vectors)
         assert merged is not None
         return merged
+
+
+def _stage(detector: RegionVerbs | nn.Module) -> object:
+    return getattr(detector, "box_stage", None)
 
 
 def refined_proposals(scored: ScoredBoxes) -> Proposals:

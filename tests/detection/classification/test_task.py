@@ -20,18 +20,11 @@ from torch import Tensor
 
 from detection.build import build_detector
 from detection.classification import task as classification
+from detection.classification.config import ClassificationConfig, ClassifierConfig, ClassifierSolverConfig
 from detection.classification.task import build_classifier, evaluate_classifiers, format_accuracy, run_pretraining
-from detection.config.detection import (
-    AnchorConfig,
-    BackboneConfig,
-    BoxConfig,
-    ClassificationConfig,
-    Config,
-    DataConfig,
-    JitterConfig,
-    SolverConfig,
-)
+from detection.config.detection import AnchorConfig, BoxConfig, DetectionConfig, DetectorBackboneConfig
 from detection.config.load import load_config
+from detection.config.sections import BackboneConfig, DataConfig
 from detection.engine.checkpoint import read_checkpoint
 from detection.engine.log import RunLog
 from detection.engine.loop import NotFiniteError
@@ -71,9 +64,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_root(tmp_path_factory.mktemp("colours"))
 
 
-def make_config(root: Path, **options: Any) -> Config:
+def make_config(root: Path, **options: Any) -> ClassificationConfig:
     sizes: dict[str, Any] = {"crop": SIDE, "shorter_side": SIDE}
-    return Config(
+    return ClassificationConfig(
         backbone=BackboneConfig(name="cifar_resnet20", norm="bn"),
         data=DataConfig(
             train=(f"{root}/colours.yaml:train",),
@@ -88,49 +81,48 @@ def make_config(root: Path, **options: Any) -> Config:
             ),
             workers=0,
         ),
-        solver=SolverConfig(
+        solver=ClassifierSolverConfig(
             iterations=STEPS,
             images_per_step=12,
             base_lr=0.02,
             steps=(14,),
             checkpoint_every=8,
             log_every=1,
-            best_metric="classification.top1",
         ),
-        classification=ClassificationConfig(**sizes | options),
+        classification=ClassifierConfig(**sizes | options),
         device="cpu",
     )
 
 
 @pytest.fixture(scope="module")
-def config(root: Path) -> Config:
+def config(root: Path) -> ClassificationConfig:
     """With all that draws numbers."""
     return make_config(root, mixup=0.2, label_smoothing=0.1)
 
 
-def with_solver(config: Config, **options: Any) -> Config:
+def with_solver(config: ClassificationConfig, **options: Any) -> ClassificationConfig:
     return replace(config, solver=replace(config.solver, **options))
 
 
-def with_data(config: Config, **options: Any) -> Config:
+def with_data(config: ClassificationConfig, **options: Any) -> ClassificationConfig:
     return replace(config, data=replace(config.data, **options))
 
 
-def one_step(config: Config, **backbone: Any) -> Config:
+def one_step(config: ClassificationConfig, **backbone: Any) -> ClassificationConfig:
     """A run of a single step without a test."""
     quick = with_solver(with_data(config, test=()), iterations=1, images_per_step=4)
     return replace(quick, backbone=replace(quick.backbone, **backbone))
 
 
 @pytest.fixture(scope="module")
-def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def finished(config: ClassificationConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The directory and the result of a run that nothing interrupted."""
     output = tmp_path_factory.mktemp("runs") / "finished"
     return output, run_pretraining(config, output)
 
 
 @pytest.fixture(scope="module")
-def started(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def started(config: ClassificationConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one step of a ResNet-18."""
     output = tmp_path_factory.mktemp("runs") / "resnet18"
     run_pretraining(one_step(config, name="resnet18"), output)
@@ -138,7 +130,7 @@ def started(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def other(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other(config: ClassificationConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of another seed that is not done."""
     output = tmp_path_factory.mktemp("runs") / "other"
     run_pretraining(replace(one_step(config), seed=5), output)
@@ -198,13 +190,13 @@ class TestWholeRun:
         assert evaluation["classification.top5"] == 1
 
     def test_checkpoint_knows_its_classes_and_the_best_is_kept(self, finished: tuple[Path, dict[str, Any]]) -> None:
-        checkpoint = read_checkpoint(finished[0])
+        checkpoint = read_checkpoint(finished[0], ClassificationConfig)
         assert (checkpoint.class_names, checkpoint.iteration) == (tuple(COLOURS), STEPS)
         best = load_file(finished[0] / "checkpoints" / "best.safetensors")
         assert differing(best, weights_of(finished[0], STEPS)) == []
 
     def test_going_on_equals_never_having_stopped(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+        self, config: ClassificationConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
     ) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(RunLog, "metrics", killed_at(10))  # the checkpoint is of iteration 8
@@ -220,10 +212,12 @@ class TestWholeRun:
         assert ours == theirs
         assert result["classification"] == finished[1]["classification"]
 
-    def test_other_run_in_the_directory_is_refused(self, config: Config, finished: tuple[Path, dict[str, Any]]) -> None:
+    def test_other_run_in_the_directory_is_refused(
+        self, config: ClassificationConfig, finished: tuple[Path, dict[str, Any]]
+    ) -> None:
         with pytest.raises(ValueError, match="add --resume"):
             run_pretraining(config, finished[0])
-        with pytest.raises(ValueError, match=r"nothing is left to train; .* tools/pretrain_net\.py --test"):
+        with pytest.raises(ValueError, match=r"nothing is left to train; .* resdet pretrain --test"):
             run_pretraining(config, finished[0], resume=True)
 
     @pytest.mark.parametrize(
@@ -244,7 +238,7 @@ class TestWholeRun:
 class TestOptions:
     """What a config can ask for."""
 
-    def test_averaged_weights_are_tested_and_saved(self, config: Config, tmp_path: Path) -> None:
+    def test_averaged_weights_are_tested_and_saved(self, config: ClassificationConfig, tmp_path: Path) -> None:
         plain = with_solver(one_step(config), iterations=2)
         run_pretraining(plain, tmp_path / "plain")
         run_pretraining(with_solver(plain, ema_decay=0.5), tmp_path / "averaged")
@@ -268,16 +262,24 @@ class TestOptions:
         run_pretraining(one_step(config), tmp_path / "run")
         (line,) = metrics(tmp_path / "run")
         assert {name.removeprefix("loss/") for name in line if name.startswith("loss/")} == losses | {"total"}
-        result = evaluate_classifiers(config, [read_checkpoint(tmp_path / "run")], tmp_path / "test")
+        result = evaluate_classifiers(
+            config, [read_checkpoint(tmp_path / "run", ClassificationConfig)], tmp_path / "test"
+        )
         assert result["images"] == 12
 
-    def test_steps_in_parts_of_bfloat16_with_a_test_on_the_way(self, config: Config, tmp_path: Path) -> None:
+    def test_steps_in_parts_of_bfloat16_with_a_test_on_the_way(
+        self, config: ClassificationConfig, tmp_path: Path
+    ) -> None:
         options = {"iterations": 2, "accumulate": 2, "precision": "bf16", "evaluate_every": 1, "optimizer": "adamw"}
         run_pretraining(with_solver(config, **options), tmp_path)
         assert ["classification.top1" in line for line in metrics(tmp_path)] == [False, True, False, True]
 
     def test_detection_set_whose_images_show_one_class_each(
-        self, config: Config, make_voc: Callable[..., Path], write_card: Callable[..., str], tmp_path: Path
+        self,
+        config: ClassificationConfig,
+        make_voc: Callable[..., Path],
+        write_card: Callable[..., str],
+        tmp_path: Path,
     ) -> None:
         cat, dog = ("cat", (1, 1, 30, 30), False), ("dog", (1, 1, 30, 30), False)
         make_voc({"a": [cat, cat], "b": [dog, ("cat", (1, 1, 9, 9), True)], "c": []})
@@ -293,42 +295,16 @@ class TestOptions:
 class TestMistakes:
     """They end before anything is trained."""
 
-    def refused(self, config: Config, folder: Path, message: str) -> None:
+    def refused(self, config: ClassificationConfig, folder: Path, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             run_pretraining(config, folder / "run")
         assert not (folder / "run").exists()
 
     @pytest.mark.parametrize("name", ["classification.top2", "bbox.AP", "classification", ""])
-    def test_metric_that_does_not_exist(self, config: Config, tmp_path: Path, name: str) -> None:
+    def test_metric_that_does_not_exist(self, config: ClassificationConfig, tmp_path: Path, name: str) -> None:
         self.refused(with_solver(config, best_metric=name), tmp_path, f"solver.best_metric {name!r} names no ")
 
-    @pytest.mark.parametrize(
-        ("change", "key"),
-        [
-            ({"init": "run"}, "init"),
-            ({"solver": SolverConfig(fixed=("rpn",), best_metric="classification.top1")}, r"solver\.fixed"),
-            ({"data": DataConfig(proposals="file.safetensors")}, r"data\.proposals"),
-            ({"backbone": BackboneConfig(name="resnet18", fpn=True)}, r"backbone\.fpn"),
-            ({"backbone": BackboneConfig(name="resnet18", dilate_c5=True)}, r"backbone\.dilate_c5"),
-            ({"anchors": AnchorConfig(rounded=True)}, r"anchors\.rounded"),
-        ],
-    )
-    def test_keys_of_detectors(self, config: Config, tmp_path: Path, change: dict[str, Any], key: str) -> None:
-        message = f"{key} is .*, but only detectors know it; leave it unset for classification"
-        self.refused(replace(config, **change), tmp_path, message)
-
-    def test_first_images_alone(self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-        few = with_data(config, limit=2)
-        self.refused(few, tmp_path, r"data\.limit 2 takes the first images")
-        with pytest.raises(ValueError, match=r"data\.limit 2 takes the first images"):
-            evaluate_classifiers(few, [read_checkpoint(finished[0])], tmp_path / "test")
-
-    @pytest.mark.parametrize("scales", [{"train_shorter_sides": (24, 32)}, {"jitter": JitterConfig(size=32)}])
-    def test_scales_after_the_crop(self, config: Config, tmp_path: Path, scales: dict[str, Any]) -> None:
-        message = r"leave data\.train_shorter_sides and data\.jitter unset, and draw scales in data\.augment"
-        self.refused(with_data(config, **scales), tmp_path, message)
-
-    def test_two_sets_of_other_classes(self, config: Config, tmp_path: Path) -> None:
+    def test_two_sets_of_other_classes(self, config: ClassificationConfig, tmp_path: Path) -> None:
         root = tmp_path / "root"
         draw(root / "train", 1, seed=0)
         draw(root / "test", 1, seed=0, classes=("red", "green"))
@@ -339,14 +315,18 @@ class TestMistakes:
         )
 
     def test_image_of_two_classes(
-        self, config: Config, make_voc: Callable[..., Path], write_card: Callable[..., str], tmp_path: Path
+        self,
+        config: ClassificationConfig,
+        make_voc: Callable[..., Path],
+        write_card: Callable[..., str],
+        tmp_path: Path,
     ) -> None:
         make_voc({"a": [("cat", (1, 1, 30, 30), False), ("dog", (1, 1, 30, 30), False)]})
         spec = f"{write_card('voc')}:train"
         both = with_data(config, train=(spec,), test=(), root=str(tmp_path))
         self.refused(both, tmp_path, r"a\.jpg has objects of the classes cat, dog")
 
-    def test_pasting_needs_masks(self, config: Config, tmp_path: Path) -> None:
+    def test_pasting_needs_masks(self, config: ClassificationConfig, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"data\.copy_paste pastes masks"):
             run_pretraining(with_data(config, copy_paste=0.5), tmp_path / "run")
 
@@ -354,17 +334,15 @@ class TestMistakes:
 class TestNotFinite:
     """A step that can't be taken."""
 
-    def test_its_command_takes_it_again(self, config: Config, tmp_path: Path) -> None:
+    def test_its_command_takes_it_again(self, config: ClassificationConfig, tmp_path: Path) -> None:
         wild = with_solver(config, base_lr=1e30, iterations=3)
         with pytest.raises(NotFiniteError, match=r"iteration 1: .*0000001\.json has all it takes") as error:
             run_pretraining(wild, tmp_path / "run")
         folder = tmp_path / "run" / "not_finite" / "0000001"
         dump = json.loads(folder.with_suffix(".json").read_text())
-        assert dump["replay"] == (
-            f"python tools/pretrain_net.py --config-file {folder / 'config.yaml'} --output-dir {folder} --resume"
-        )
+        assert dump["replay"] == (f"resdet pretrain {folder / 'config.yaml'} --output-dir {folder} --resume")
         with pytest.raises(NotFiniteError) as again:
-            run_pretraining(load_config(Config, folder / "config.yaml"), folder, resume=True)
+            run_pretraining(load_config(ClassificationConfig, folder / "config.yaml"), folder, resume=True)
         assert again.value.files == error.value.files
         assert str(again.value).partition(". Lower")[0] == str(error.value).partition(". Lower")[0]
 
@@ -372,7 +350,7 @@ class TestNotFinite:
 class TestTogether:
     """Tests of one run or of several."""
 
-    def seen(self, config: Config, runs: Sequence[Path], output: Path) -> tuple[Tensor, dict[str, Any]]:
+    def seen(self, config: ClassificationConfig, runs: Sequence[Path], output: Path) -> tuple[Tensor, dict[str, Any]]:
         """The probabilities (N, K) that a test of ``runs`` finds, and its result."""
         found: list[Tensor] = []
         ranks = classification._ranks
@@ -383,13 +361,13 @@ class TestTogether:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(classification, "_ranks", look)
-            result = evaluate_classifiers(config, [read_checkpoint(run) for run in runs], output)
+            result = evaluate_classifiers(config, [read_checkpoint(run, ClassificationConfig) for run in runs], output)
         return torch.cat(found), result
 
     def test_one_run_gives_the_figures_of_its_training(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+        self, config: ClassificationConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
     ) -> None:
-        result = evaluate_classifiers(config, [read_checkpoint(finished[0])], tmp_path)
+        result = evaluate_classifiers(config, [read_checkpoint(finished[0], ClassificationConfig)], tmp_path)
         assert result["classification"] == finished[1]["classification"]
         assert json.loads((tmp_path / "result.json").read_text()) == result
 
@@ -430,7 +408,7 @@ class TestTogether:
         probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [0.4, 0.4, 0.2], [0.4, 0.4, 0.2]])
         assert classification._ranks(probabilities, torch.tensor([0, 1, 0, 1])) == [0, 1, 0, 1]
 
-    def test_top_five_of_six_classes(self, config: Config, tmp_path: Path) -> None:
+    def test_top_five_of_six_classes(self, config: ClassificationConfig, tmp_path: Path) -> None:
         names = [f"class{number}" for number in range(6)]
         for name in names:
             (tmp_path / "test" / name).mkdir(parents=True)
@@ -442,25 +420,30 @@ class TestTogether:
         with torch.no_grad():
             model.network.fc.bias.copy_(torch.tensor([3.0, 5.0, 1.0, 0.0, 2.0, 4.0]))
         checkpoint = replace(
-            read_checkpoint(run_once(six, tmp_path)), weights=model.state_dict(), class_names=tuple(names), config=six
+            read_checkpoint(run_once(six, tmp_path), ClassificationConfig),
+            weights=model.state_dict(),
+            class_names=tuple(names),
+            config=six,
         )
         result = evaluate_classifiers(six, [checkpoint], tmp_path / "result")
         assert result["classification"] == {"top1": pytest.approx(1 / 6), "top5": pytest.approx(5 / 6)}
 
     def test_run_of_other_classes_is_refused(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+        self, config: ClassificationConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
     ) -> None:
         draw(tmp_path / "test", 1, seed=0, classes=("red", "green"))
         card = write_card(tmp_path, classes=["red", "green"])
         two = with_data(config, test=(f"{card}:test",))
         with pytest.raises(ValueError, match=r"was trained on 3 classes .*, the data set has 2"):
-            evaluate_classifiers(two, [read_checkpoint(finished[0])], tmp_path / "result")
+            evaluate_classifiers(two, [read_checkpoint(finished[0], ClassificationConfig)], tmp_path / "result")
         with pytest.raises(ValueError, match=r"data\.test is empty"):
-            evaluate_classifiers(with_data(config, test=()), [read_checkpoint(finished[0])], tmp_path / "result")
+            evaluate_classifiers(
+                with_data(config, test=()), [read_checkpoint(finished[0], ClassificationConfig)], tmp_path / "result"
+            )
         assert not (tmp_path / "result").exists()
 
 
-def run_once(config: Config, folder: Path) -> Path:
+def run_once(config: ClassificationConfig, folder: Path) -> Path:
     """The directory of a run of one step on pictures of its own."""
     draw(folder / "once" / "train", 2, seed=0)
     card = write_card(folder / "once")
@@ -476,9 +459,10 @@ class TestStartOfADetector:
         torch.manual_seed(99)
         pyramid = bool(backbone.get("fpn"))
         options: dict[str, Any] = {"name": "resnet18", "norm": "bn"} | backbone
-        config = Config(
-            backbone=BackboneConfig(**options),
-            anchors=AnchorConfig(sizes=(32.0, 64.0, 128.0, 256.0, 512.0)) if pyramid else AnchorConfig(),
+        sizes = (32.0, 64.0, 128.0, 256.0, 512.0)
+        config = DetectionConfig(
+            backbone=DetectorBackboneConfig(**options),
+            anchors=AnchorConfig(sizes=sizes) if pyramid else AnchorConfig(),
             box=BoxConfig(head="fc", head_channels=16) if pyramid or backbone.get("dilate_c5") else BoxConfig(),
         )
         return build_detector(config, 5).state_dict()
@@ -523,7 +507,7 @@ class TestStartOfADetector:
             weights_of(tmp_path, 1)["network.tail.layer4.0.conv1.weight"],
         )
 
-    def test_averaged_weights_are_taken(self, config: Config, tmp_path: Path) -> None:
+    def test_averaged_weights_are_taken(self, config: ClassificationConfig, tmp_path: Path) -> None:
         once = with_solver(one_step(config, name="resnet18"), ema_decay=0.9)
         run_pretraining(once, tmp_path)
         state = torch.load(tmp_path / "checkpoints" / "0000001.state.pt", weights_only=True)
@@ -547,7 +531,9 @@ class TestStartOfADetector:
             self.detector(weights=str(started), **options)
 
     @pytest.mark.parametrize("file", [False, True], ids=["directory", "file"])
-    def test_of_other_options_that_no_name_shows_is_refused(self, config: Config, tmp_path: Path, file: bool) -> None:
+    def test_of_other_options_that_no_name_shows_is_refused(
+        self, config: ClassificationConfig, tmp_path: Path, file: bool
+    ) -> None:
         run_pretraining(one_step(config, name="resnet18", weights_source="msra"), tmp_path)
         weights = tmp_path / "checkpoints" / "0000001.safetensors"
         message = r"backbone\.weights_source is 'torchvision' here, and .*0000001\.safetensors was trained with 'msra'"
@@ -563,7 +549,7 @@ class TestStartOfADetector:
             self.detector(weights=str(tmp_path / "absent"))
 
     def test_classifier_starts_from_another_of_other_classes(
-        self, config: Config, started: Path, tmp_path: Path
+        self, config: ClassificationConfig, started: Path, tmp_path: Path
     ) -> None:
         draw(tmp_path / "train", 2, seed=0, classes=("red", "green"))
         card = write_card(tmp_path, classes=["red", "green"])
@@ -572,11 +558,13 @@ class TestStartOfADetector:
         name = "network.tail.layer4.1.conv2.weight"
         torch.testing.assert_close(weights_of(tmp_path / "run", 1)[name], weights_of(started, 1)[name])
 
-    def test_a_run_that_goes_on_needs_no_start(self, config: Config, started: Path, tmp_path: Path) -> None:
+    def test_a_run_that_goes_on_needs_no_start(
+        self, config: ClassificationConfig, started: Path, tmp_path: Path
+    ) -> None:
         start = Path(shutil.copytree(started, tmp_path / "start"))
         begun = one_step(config, name="resnet18", weights=str(start))
         run_pretraining(begun, tmp_path / "run")
         shutil.rmtree(start)
         run_pretraining(with_solver(begun, iterations=2), tmp_path / "run", resume=True)
-        assert read_checkpoint(tmp_path / "run").iteration == 2
+        assert read_checkpoint(tmp_path / "run", ClassificationConfig).iteration == 2
         assert math.isfinite(metrics(tmp_path / "run")[-1]["loss/total"])

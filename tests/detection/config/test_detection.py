@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from detection.config.detection import ClassificationConfig, Config, DataConfig, JitterConfig, SolverConfig
+from detection.classification.config import ClassificationConfig, ClassifierConfig
+from detection.config.detection import DetectionConfig, DetectorDataConfig, JitterConfig
 from detection.config.load import dump_config, load_config, parse_config
+from detection.config.sections import SolverConfig
+from detection.localization.config import LocalizationConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -18,11 +21,11 @@ RUNS = [path for path in FILES if path.parent.name not in ("methods", "experimen
 
 
 def test_every_section_has_defaults_and_they_survive_dump_and_load() -> None:
-    assert parse_config(Config, dump_config(Config())) == Config()
+    assert parse_config(DetectionConfig, dump_config(DetectionConfig())) == DetectionConfig()
 
 
 def test_sections_cannot_be_changed() -> None:
-    config = Config()
+    config = DetectionConfig()
     for part in (config, *(getattr(config, f.name) for f in fields(config))):
         if is_dataclass(part):
             with pytest.raises(FrozenInstanceError):
@@ -30,7 +33,7 @@ def test_sections_cannot_be_changed() -> None:
 
 
 def test_defaults_are_those_of_the_papers() -> None:
-    config = Config()
+    config = DetectionConfig()
     assert config.anchors.sizes == (128.0, 256.0, 512.0)
     assert config.anchors.ratios == (0.5, 1.0, 2.0)
     assert (config.rpn.positive_iou, config.rpn.negative_iou, config.rpn.samples_per_image) == (0.7, 0.3, 256)
@@ -39,23 +42,28 @@ def test_defaults_are_those_of_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("text", "key", "expected"),
     [
-        ({"iterations": 0}, "solver.iterations must be at least 1, got 0"),
-        ({"images_per_step": 0}, "solver.images_per_step must be at least 1, got 0"),
-        ({"accumulate": -1}, "solver.accumulate must be at least 1, got -1"),
-        ({"log_every": 0}, "solver.log_every must be at least 1, got 0"),
-        ({"keep_checkpoints": 0}, "solver.keep_checkpoints must be at least 1, got 0"),
-        ({"images_per_step": 3, "accumulate": 2}, "images_per_step 3 must be a multiple of accumulate 2"),
-        ({"base_lr": 0.0}, "solver.base_lr must be positive, got 0.0"),
-        ({"steps": (5, 3)}, "solver.steps must rise, got (5, 3)"),
-        ({"ema_decay": 1.0}, "solver.ema_decay is at least 0 and below 1, such as 0.9998, got 1.0"),
-        ({"ema_decay": -0.1}, "got -0.1"),
+        ("solver: {iterations: 0}", "solver.iterations", "at least 1, got 0"),
+        ("solver: {images_per_step: 3, accumulate: 2}", "solver.images_per_step", "a multiple of accumulate 2"),
+        ("solver: {base_lr: 0.0}", "solver.base_lr", "above 0.0, got 0.0"),
+        ("solver: {steps: [5, 3]}", "solver.steps", "must rise, got [5, 3]"),
+        ("solver: {ema_decay: 1.0}", "solver.ema_decay", "below 1.0, got 1.0"),
+        ("data: {train_shorter_sides: [640, 0]}", "data.train_shorter_sides[1]", "at least 1, got 0"),
+        ("data: {copy_paste: 1.5}", "data.copy_paste", "at most 1.0, got 1.5"),
+        ("data: {jitter: {}, train_shorter_sides: [640]}", "data.jitter", "leave train_shorter_sides empty"),
+        ("data: {jitter: {low: 1.5, high: 1.0}}", "data.jitter.low", "at most high, got low 1.5 and high 1.0"),
+        ("test: {scales: [600]}", "test.scales", "got [600]"),
+        ("architecture: cascade_rcnn", "architecture", "set box.head to fc"),
+        ("architecture: fast_rcnn", "architecture", "did you mean 'faster_rcnn'?"),
+        ("cascade: {ious: [0.5]}", "cascade.ious", "at least 2"),
+        ("box: {coder_weights: [1, 2, 3]}", "box.coder_weights[3]", "missing"),
     ],
 )
-def test_a_solver_that_cannot_work_is_refused(values: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        SolverConfig(**values)  # pyright: ignore[reportArgumentType]  # any values
+def test_what_cannot_work_is_refused_by_key(text: str, key: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(key)) as error:
+        parse_config(DetectionConfig, text)
+    assert expected in str(error.value)
 
 
 def test_images_that_divide_into_parts_are_accepted() -> None:
@@ -63,70 +71,58 @@ def test_images_that_divide_into_parts_are_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("text", "key", "expected"),
     [
-        ({"train_shorter_sides": (640, 0)}, "data.train_shorter_sides must be at least 1, got (640, 0)"),
-        ({"copy_paste": 1.5}, "data.copy_paste is a fraction from 0 to 1, got 1.5"),
-        ({"repeat_threshold": -0.1}, "data.repeat_threshold is a fraction from 0 to 1, got -0.1"),
-        ({"jitter": JitterConfig(), "train_shorter_sides": (640,)}, "leave data.train_shorter_sides empty, or jitter"),
+        ("{crop: 0}", "classification.crop", "at least 1, got 0"),
+        ("{crop: 257}", "classification.crop", "at most shorter_side 256, got 257"),
+        ("{label_smoothing: 1.0}", "classification.label_smoothing", "below 1.0, got 1.0"),
+        ("{mixup: -1}", "classification.mixup", "at least 0.0, got -1"),
+        ("{scales: []}", "classification.scales", "at least 1"),
+        ("{network: spp}", "classification.network", "spp takes 1 of features"),
+        ("{network: relay, features: [c4]}", "classification.network", "relay takes 2 of features"),
     ],
 )
-def test_data_that_cannot_be_made_are_refused(values: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        DataConfig(**values)  # pyright: ignore[reportArgumentType]  # any values
+def test_a_classification_that_cannot_work_is_refused(text: str, key: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(key)) as error:
+        parse_config(ClassificationConfig, f"classification: {text}")
+    assert expected in str(error.value)
 
 
-@pytest.mark.parametrize("values", [{"size": 0}, {"low": 0.0}, {"low": 1.5, "high": 1.0}])
-def test_a_jitter_that_cannot_work_is_refused_with_its_values(values: dict[str, float]) -> None:
-    with pytest.raises(
-        ValueError, match=r"data\.jitter takes a size of at least 1 and 0 < low <= high, got size "
-    ) as error:
-        JitterConfig(**values)  # pyright: ignore[reportArgumentType]  # any values
-    assert all(f"{name} {value}" in str(error.value) for name, value in values.items())
+def test_keys_of_another_program_are_refused_with_its_command() -> None:
+    with pytest.raises(ValueError, match=r"'classification'; it belongs to a config of `resdet pretrain`"):
+        parse_config(DetectionConfig, "classification: {crop: 32}")
+    for text in ("data: {jitter: {}}", "data: {limit: 3}", "backbone: {fpn: true}", "init: run", "rpn: {}"):
+        with pytest.raises(ValueError, match="no config key"):
+            parse_config(ClassificationConfig, text)
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"crop": 0}, "classification.crop must be at least 1 and at most shorter_side 256, got 0"),
-        ({"crop": 257}, "classification.crop must be at least 1 and at most shorter_side 256, got 257"),
-        ({"label_smoothing": 1.0}, "a label_smoothing from 0 to below 1 and a mixup of at least 0, got 1.0 and 0.0"),
-        ({"label_smoothing": -0.1}, "got -0.1 and 0.0"),
-        ({"mixup": -1.0}, "got 0.0 and -1.0"),
-        ({"scales": ()}, "classification.scales takes one or more shorter sides, got ()"),
-        ({"scales": (224, 0)}, "got (224, 0)"),
-        ({"network": "spp"}, "spp takes one of classification.features, the stage it pools, such as [c5]; got ()"),
-        ({"network": "spp", "features": ("c4", "c5")}, "got ('c4', 'c5')"),
-        ({"network": "relay"}, "relay takes two classification.features, such as [c3, c4], got ()"),
-        ({"network": "relay", "features": ("c4",)}, "got ('c4',)"),
-    ],
-)
-def test_a_classification_that_cannot_work_is_refused(values: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        ClassificationConfig(**values)  # pyright: ignore[reportArgumentType]  # any values
+def test_a_classifier_is_chosen_by_its_own_metric() -> None:
+    assert parse_config(ClassificationConfig, "solver: {iterations: 3}").solver.best_metric == "classification.top1"
 
 
 def test_defaults_of_classification_are_the_papers() -> None:
-    config = Config().classification
+    config = ClassificationConfig().classification
     assert (config.crop, config.shorter_side, config.scales) == (224, 256, (224, 256, 384, 480, 640))
     assert (config.network, config.views, config.label_smoothing, config.mixup) == ("classifier", "crop", 0, 0)
-    ClassificationConfig(crop=256, network="relay", features=("c3", "c4"), label_smoothing=0.1, mixup=0.2)
+    ClassifierConfig(crop=256, network="relay", features=("c3", "c4"), label_smoothing=0.1, mixup=0.2)
 
 
 def test_jitter_reads_as_a_section_and_its_defaults_are_the_papers() -> None:
     text = "data: {jitter: {size: 512}}"
-    assert parse_config(Config, text).data.jitter == JitterConfig(size=512, low=0.1, high=2.0)
-    assert parse_config(Config, dump_config(parse_config(Config, text))) == parse_config(Config, text)
+    assert parse_config(DetectionConfig, text).data.jitter == JitterConfig(size=512, low=0.1, high=2.0)
+    assert parse_config(DetectionConfig, dump_config(parse_config(DetectionConfig, text))) == parse_config(
+        DetectionConfig, text
+    )
 
 
 def test_modern_options_are_off_by_default() -> None:
-    data, solver = DataConfig(), SolverConfig()
+    data, solver = DetectorDataConfig(), SolverConfig()
     assert (data.train_shorter_sides, data.jitter, data.copy_paste, data.repeat_threshold) == ((), None, 0, 0)
     assert (solver.optimizer, solver.ema_decay) == ("sgd", 0)
 
 
 def test_the_default_augmentation_is_the_flip() -> None:
-    assert DataConfig().augment == ({"HorizontalFlip": {"p": 0.5}},)
+    assert DetectorDataConfig().augment == ({"HorizontalFlip": {"p": 0.5}},)
 
 
 def test_there_are_configs() -> None:
@@ -135,8 +131,11 @@ def test_there_are_configs() -> None:
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_every_config_of_a_run_loads(path: Path) -> None:
-    config = load_config(Config, path)
-    assert parse_config(Config, dump_config(config)) == config
+    localizes = path.stem.startswith(("loc_", "table14"))
+    classifies = "cifar10" in str(path) or path.stem.startswith("cls_")
+    schema = LocalizationConfig if localizes else ClassificationConfig if classifies else DetectionConfig
+    config = load_config(schema, path)
+    assert parse_config(schema, dump_config(config)) == config
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))

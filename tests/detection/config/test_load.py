@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from detection.config.load import build_dataclass, dump_config, load_config, parse_config
+from detection.config.load import build_dataclass, dump_config, json_schema, load_config, parse_config
+from detection.config.schema import checked
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class Net:
     name: str = "resnet50"
     norm: Literal["bn", "frozen_bn", "gn"] | None = None
@@ -20,7 +21,7 @@ class Net:
     weights: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class Solver:
     base_lr: float = 0.02
     iterations: int = 10
@@ -29,10 +30,10 @@ class Solver:
 
     def __post_init__(self) -> None:
         if self.base_lr <= 0:
-            raise ValueError(f"solver.base_lr must be positive, got {self.base_lr}")
+            raise ValueError(f"base_lr must be positive, got {self.base_lr}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class Run:
     net: Net = field(default_factory=Net)
     solver: Solver = field(default_factory=Solver)
@@ -41,7 +42,7 @@ class Run:
     extra: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class Required:
     path: str
     count: int = 1
@@ -96,7 +97,7 @@ def test_an_override_may_hold_a_list_a_mapping_or_an_equals_sign(child: Path) ->
 # values
 
 
-@pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", "'1e-4'"])
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", "+1.e-4", "1_0e-5"])
 def test_numbers_in_scientific_notation_are_floats(child: Path, text: str) -> None:
     assert load_config(Run, child, [f"solver.base_lr={text}"]).solver.base_lr == 1e-4
 
@@ -139,22 +140,22 @@ def test_an_empty_text_gives_the_defaults() -> None:
     [
         ("solver.base_rl=1", "'solver.base_rl'; did you mean 'solver.base_lr'?"),
         ("slover.base_lr=1", "'slover'; did you mean 'solver'?"),
-        ("solver.zzz=1", "known keys: base_lr, iterations, clip_norm, steps"),
-        ("net.norm=xx", "'net.norm' takes one of ('bn', 'frozen_bn', 'gn'), got 'xx'"),
+        ("solver.zzzzzzzzzzz=1", "known keys: base_lr, iterations, clip_norm, steps"),
+        ("net.norm=xx", "'net.norm' takes one of 'bn', 'frozen_bn' or 'gn', got 'xx'"),
         ("net.stages=c5", "'net.stages' takes a list, such as [a, b], got 'c5'"),
-        ("net.stages=[c4, 1]", "'net.stages[1]' takes str, got 1"),
-        ("net.name=5", "'net.name' takes str, got 5"),
-        ("net.name=null", "'net.name' takes str, got None"),
-        ("net=5", "'net' takes Net, got 5"),
-        ("solver.base_lr=fast", "'solver.base_lr' takes float, got 'fast'"),
-        ("solver.base_lr=true", "'solver.base_lr' takes float, got True"),
-        ("solver.base_lr=[1]", "'solver.base_lr' takes float, got [1]"),
-        ("solver.iterations=1.5", "'solver.iterations' takes int, got 1.5"),
-        ("solver.iterations=yes", "'solver.iterations' takes int, got True"),
+        ("net.stages=[c4, 1]", "'net.stages[1]' takes a text, got 1"),
+        ("net.name=5", "'net.name' takes a text, got 5"),
+        ("net.name=null", "'net.name' takes a text, got None"),
+        ("net=5", "'net' takes a section of keys, got 5"),
+        ("solver.base_lr=fast", "'solver.base_lr' takes a number, got 'fast'"),
+        ("solver.base_lr=true", "'solver.base_lr' takes a number, got True"),
+        ("solver.base_lr=[1]", "'solver.base_lr' takes a number, got [1]"),
+        ("solver.iterations=1.5", "'solver.iterations' takes a whole number, got 1.5"),
+        ("solver.iterations=yes", "'solver.iterations' takes a whole number, got True"),
         ("solver.base_lr=-1", "solver.base_lr must be positive, got -1.0"),
-        ("flip=1", "'flip' takes bool, got 1"),
-        ("augment=[Blur]", "'augment[0]' takes dict, got 'Blur'"),
-        ("extra.x=much", "'extra.x' takes float, got 'much'"),
+        ("flip=1", "'flip' takes true or false, got 1"),
+        ("augment=[Blur]", "'augment[0]' takes a mapping, such as {a: b}, got 'Blur'"),
+        ("extra.x=much", "'extra.x' takes a number, got 'much'"),
         ("solver", "section.key=value, got 'solver'"),
         ("solver.base_lr.x=1", "'base_lr' is not a section"),
         ("=1", "no config key ''"),
@@ -212,6 +213,27 @@ def test_a_key_without_default_that_is_missing_is_named() -> None:
         build_dataclass(Required, {"count": 2})
 
 
-def test_the_place_stands_before_the_key() -> None:
-    with pytest.raises(ValueError, match=r"'splits\.cuont'; did you mean 'splits.count'"):
-        build_dataclass(Required, {"path": "a", "cuont": 2}, "splits.")
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "net: {nrom: gn, name: 3}\nsolver: {iterations: true, steps: [1, x]}\nflip: 1\n")
+    with pytest.raises(ValueError, match="5 problems") as error:
+        load_config(Run, path)
+    for said in ("'net.norm'", "'net.name'", "'solver.iterations'", "'solver.steps[1]'", "'flip'"):
+        assert said in str(error.value)
+
+
+def test_a_text_is_no_number() -> None:
+    with pytest.raises(ValueError, match=r"'solver\.base_lr' takes a number, got '1e-4'"):
+        parse_config(Run, "solver: {base_lr: '1e-4'}")
+
+
+def test_a_key_of_another_section_is_found() -> None:
+    with pytest.raises(ValueError, match=r"'net\.clip_norm'; did you mean 'solver\.clip_norm'"):
+        parse_config(Run, "net: {clip_norm: 3}")
+
+
+def test_the_schema_for_editors_knows_keys_and_choices() -> None:
+    tree = json_schema(Run)
+    assert {"net", "solver", "augment", "_BASE_"} <= tree["properties"].keys()
+    assert tree["additionalProperties"] is False
+    options = tree["$defs"]["Net"]["properties"]["norm"]["anyOf"]
+    assert ["bn", "frozen_bn", "gn"] in [option.get("enum") for option in options]

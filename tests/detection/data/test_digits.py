@@ -209,7 +209,7 @@ def test_its_own_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"digits was not made by make_digits\.py.*--root"):
+    with pytest.raises(ValueError, match=r"digits was not made by resdet digits.*--root"):
         write_digits(tmp_path, num_train=1, num_test=1)
     assert [path.name for path in tmp_path.rglob("*")] == ["digits", "mine.txt"]
 
@@ -236,12 +236,12 @@ def test_the_cards_fit_the_files(folder: Path) -> None:
 def test_the_readers_find_the_same_masks_in_both_layouts(folder: Path, split: str) -> None:
     coco_entry = {"annotations": f"annotations/instances_{split}.json", "images": split}
     voc_entry = {"list": f"ImageSets/Main/{split}.txt", "instances": "SegmentationObject"}
-    coco, problems = read_coco_index(folder / "coco", coco_entry, CLASSES, drop=False, exif="apply", masks=True)
-    voc, more = read_voc(folder / "voc", voc_entry, CLASSES, drop=False, exif="apply", masks=True)
+    coco, problems = read_coco_index(folder / "coco", coco_entry, CLASSES, drop=False, exif="apply", fields=("masks",))
+    voc, more = read_voc(folder / "voc", voc_entry, CLASSES, drop=False, exif="apply", fields=("masks",))
     assert problems == more == []
     assert len(coco) == COUNTS[split]
     for row in range(len(coco)):
-        assert coco.rles(row) == voc.rles(row)
-        masks = coco.target(row, masks=True).masks
+        assert coco.stored("masks", row) == voc.stored("masks", row)
+        masks = coco.target(row, fields=("masks",)).masks
         assert masks is not None
         assert masks.any(dim=(1, 2)).all()

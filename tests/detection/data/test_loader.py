@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detection.config.detection import DataConfig, JitterConfig
+from detection.config.detection import DetectorDataConfig, JitterConfig
 from detection.data.cards import load_dataset
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex, PackedStrings
@@ -26,7 +26,7 @@ DOG = ("dog", (31, 5, 60, 30), False)
 HARD = ("dog", (2, 3, 30, 40), True)
 UPRIGHT = (80, 60)
 
-CONFIG = DataConfig(
+CONFIG = DetectorDataConfig(
     shorter_side=48,
     longer_side=90,
     augment=({"HorizontalFlip": {"p": 0.5}}, {"ColorJitter": {"p": 1.0}}, {"RandomCrop": {"height": 55, "width": 55}}),
@@ -42,7 +42,7 @@ def index(make_voc: Callable[..., Path], write_card: Callable[..., str], tmp_pat
     return load_dataset([f"{write_card('voc')}:train"], tmp_path)[0]
 
 
-def train_batches(index: AnnotationIndex, config: DataConfig, count: int, *, start: int = 0) -> list[Batch]:
+def train_batches(index: AnnotationIndex, config: DetectorDataConfig, count: int, *, start: int = 0) -> list[Batch]:
     return list(islice(build_train_loader(index, config, batch_size=2, seed=3, start=start), count))
 
 
@@ -137,7 +137,7 @@ def test_objects_are_pasted_whatever_the_number_of_workers(
     for row, mask in enumerate(stack):
         mask[10:30, 10 * row : 10 * row + 10] = 1
     packed = PackedStrings.pack([encode(mask.numpy())["counts"].decode() for mask in stack])
-    masked, config = replace(plain, masks=packed), replace(CONFIG, augment=(), copy_paste=1.0)
+    masked, config = replace(plain, fields={"masks": packed}), replace(CONFIG, augment=(), copy_paste=1.0)
     batches = train_batches(masked, config, 6)
     assert all(len(target) == 2 for batch in batches for target in batch.targets)
     assert_equal(train_batches(masked, replace(config, workers=1), 6), batches)
@@ -203,11 +203,11 @@ def test_a_program_ends_with_workers_left(make_voc: Callable[..., Path], write_c
     root = make_voc({"a": [CAT], "b": [DOG]}).parent
     program = (
         "import pathlib, sys\n"
-        "from detection.config.detection import DataConfig\n"
+        "from detection.config.detection import DetectorDataConfig\n"
         "from detection.data.loader import build_train_loader\n"
         "from detection.data.cards import load_dataset\n"
         "index = load_dataset([sys.argv[1]], pathlib.Path(sys.argv[2]))[0]\n"
-        "sys.kept = iter(build_train_loader(index, DataConfig(workers=1, augment=()), batch_size=1, seed=0))\n"
+        "sys.kept = iter(build_train_loader(index, DetectorDataConfig(workers=1, augment=()), batch_size=1, seed=0))\n"
         "next(sys.kept)\n"
     )
     command = [sys.executable, "-c", program, f"{write_card('voc')}:train", str(root)]

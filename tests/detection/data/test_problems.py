@@ -32,7 +32,7 @@ def test_many_errors_are_counted_and_cut() -> None:
     assert len(lines) == 7
     assert lines[1:3] == ["  0.xml: box without area: object 0", "  1.xml: box without area: object 1"]
     assert "7 more" in lines[-1]
-    assert "check_data.py" in lines[-1]
+    assert "resdet check" in lines[-1]
 
 
 def test_as_many_errors_as_are_shown_are_not_cut() -> None:

@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from detection.config.detection import DataConfig
+from detection.config.detection import DetectorDataConfig
 from detection.data.dataset import DetectionDataset, Sample, collate
 from detection.data.index import AnnotationIndex
-from detection.data.loader import build_test_loader, build_train_loader
+from detection.data.loader import build_train_loader
 from detection.data.proposals import StoredProposals, read_proposals, write_proposals
 from detection.data.transforms import Augment, Resize
 from detection.structures import Proposals, Target
@@ -291,22 +291,17 @@ class TestBatches:
         assert moved.proposals is not None
         assert moved.proposals[0].boxes.is_meta
 
-    def test_loader_reads_the_file_of_the_config(self, picture: AnnotationIndex, tmp_path: Path) -> None:
+    def test_the_loader_reads_the_file(self, picture: AnnotationIndex, tmp_path: Path) -> None:
         write_proposals(tmp_path / "p.safetensors", [make_proposals([RECTANGLE])], picture)
-        config = DataConfig(
-            proposals=str(tmp_path / "p.safetensors"), augment=(FLIP,), shorter_side=60, longer_side=1000, workers=0
-        )
-        batch = next(iter(build_train_loader(picture, config, batch_size=1, seed=0)))
+        config = DetectorDataConfig(augment=(FLIP,), shorter_side=60, longer_side=1000, workers=0)
+        path = tmp_path / "p.safetensors"
+        batch = next(iter(build_train_loader(picture, config, batch_size=1, seed=0, proposals=path)))
         assert batch.proposals is not None
         wanted = torch.tensor([bounds(batch.images.pixels[0])], dtype=torch.float32)
         torch.testing.assert_close(batch.proposals[0].boxes, wanted, atol=1e-3, rtol=0)
-
-    def test_a_test_takes_no_notice_of_the_training_sets_file(self, picture: AnnotationIndex) -> None:
-        config = DataConfig(proposals="absent.safetensors", shorter_side=60, workers=0)
-        assert next(iter(build_test_loader(picture, config))).proposals is None
 
     def test_a_file_for_other_images_ends_the_training_before_it_begins(
         self, path: Path, picture: AnnotationIndex
     ) -> None:
         with pytest.raises(ValueError, match="other images"):
-            build_train_loader(picture, DataConfig(proposals=str(path), workers=0), batch_size=1, seed=0)
+            build_train_loader(picture, DetectorDataConfig(workers=0), batch_size=1, seed=0, proposals=path)

@@ -13,8 +13,9 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD
 
-from detection.config.detection import BackboneConfig, Config, DataConfig, JitterConfig, SolverConfig
+from detection.config.detection import DetectionConfig, DetectorBackboneConfig, DetectorDataConfig, JitterConfig
 from detection.config.load import dump_config, load_config
+from detection.config.sections import BackboneConfig, SolverConfig
 from detection.engine import checkpoint as checkpoint_module
 from detection.engine.checkpoint import (
     Checkpoint,
@@ -24,16 +25,18 @@ from detection.engine.checkpoint import (
     load_initial_weights,
     read_checkpoint,
     resolve_weights,
-    stored_config,
+    stored_backbone,
     write_converted,
 )
 from detection.engine.ema import EMA
 from detection.engine.loop import TrainState
 from detection.files import digest
+from detection.model.class_rows import ClassRows
+from detection.model.mask_stage import MaskHead
 
-CONFIG = Config(
-    backbone=BackboneConfig(name="vgg11", freeze_at=2),
-    data=DataConfig(train=("a:train", "b:train"), augment=({"HorizontalFlip": {"p": 0.25}},)),
+CONFIG = DetectionConfig(
+    backbone=DetectorBackboneConfig(name="vgg11", freeze_at=2),
+    data=DetectorDataConfig(train=("a:train", "b:train"), augment=({"HorizontalFlip": {"p": 0.25}},)),
     solver=SolverConfig(base_lr=1e-5, clip_norm=35.0),
     seed=7,
 )
@@ -222,10 +225,11 @@ class TestFiles:
 
 
 class TestStoredConfig:
-    """The config alone of a file of weights."""
+    """The backbone's section alone of a file of weights."""
 
     def test_of_a_checkpoint(self, saved: Path) -> None:
-        assert stored_config(saved) == CONFIG
+        plain = BackboneConfig(name="vgg11", freeze_at=2)
+        assert stored_backbone(saved) == plain
 
     def test_of_other_files_is_none(self, tmp_path: Path) -> None:
         for name, content in (("empty", b""), ("text", b"no weights at all"), ("zip", b"PK\x03\x04 broken")):
@@ -234,7 +238,7 @@ class TestStoredConfig:
         save_file({"a": torch.zeros(1)}, tmp_path / "foreign", metadata={"format": "pt"})
         torch.save({"a": torch.zeros(1)}, tmp_path / "torch")
         for path in (*sorted(tmp_path.iterdir()), tmp_path / "absent", tmp_path):
-            assert stored_config(path) is None
+            assert stored_backbone(path) is None
 
 
 class TestInterruptedWrite:
@@ -479,7 +483,7 @@ def test_changed_keys_have_both_values() -> None:
     )
     assert set(changed_keys(CONFIG, other)) == {
         "seed: 7 -> 8",
-        "solver.steps: (50000,) -> (1, 2)",
+        "solver.steps: [50000] -> [1, 2]",
         "data.jitter.size: None -> 1024",
         "data.jitter.low: None -> 0.1",
         "data.jitter.high: None -> 2.0",
@@ -497,7 +501,7 @@ class TestConvertedDetector:
         checkpoint = read_checkpoint(path)
         assert (checkpoint.config, checkpoint.class_names, checkpoint.iteration) == (CONFIG, CLASSES, 0)
         assert_equal(checkpoint.weights, self.WEIGHTS)
-        assert load_config(Config, config) == CONFIG
+        assert load_config(DetectionConfig, config) == CONFIG
 
     def test_directory_becomes_a_run(self, run: Path) -> None:
         path = write_converted(run, CONFIG, CLASSES, self.WEIGHTS)
@@ -516,6 +520,7 @@ class Predictor(nn.Module):
 
     def __init__(self, classes: int, features: int, side: int) -> None:
         super().__init__()
+        self.class_rows = {"classes": ClassRows(1, background=True), "deltas": ClassRows(4)}
         self.classes, self.deltas = nn.Linear(features, classes + 1), nn.Linear(features, 4 * classes)
         rows = 1000.0 * side + 10.0 * torch.arange(classes + 1)
         with torch.no_grad():
@@ -546,6 +551,7 @@ class TinyCascade(nn.Module):
         predictors = [Predictor(classes, 2, side) for _ in range(2)]
         for predictor in predictors:
             predictor.deltas = Predictor(1, 2, side).deltas
+            predictor.class_rows = {"classes": ClassRows(1, background=True)}
         self.box_stage = nn.Module()
         self.box_stage.stages = nn.ModuleList(nn.ModuleDict({"predictor": predictor}) for predictor in predictors)
 
@@ -591,9 +597,7 @@ class TestInitialWeights:
         here, there = TinyDetector(3), TinyDetector(3, side=2)
         for model, side in ((here, 1000.0), (there, 2000.0)):
             model.mask_stage = nn.Module()
-            model.mask_stage.head = nn.Module()
-            model.mask_stage.head.masks = nn.Conv2d(2, 3, 1)
-            nn.init.zeros_(model.mask_stage.head.masks.weight)
+            model.mask_stage.head = MaskHead(2, num_classes=3, convs=0, channels=2)
             model.get_parameter("mask_stage.head.masks.bias").data.copy_(side + torch.arange(3))
         checkpoint = Checkpoint(Path("coco.safetensors"), dict(there.state_dict()), CONFIG, THERE, 0)
         load_initial_weights(here, checkpoint, ("cat", "dog", "cow"), {})

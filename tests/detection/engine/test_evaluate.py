@@ -17,7 +17,7 @@ from detection.engine.evaluate import evaluate, predict
 from detection.evaluation.metrics import read_metric
 from detection.evaluation.record import Record
 from detection.masks import decode, empty_rle, encode
-from detection.model.faster_rcnn import Detector
+from detection.model.faster_rcnn import FasterRCNN
 from detection.structures import Detections, ImageBatch, Target
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def make_batches(*rows: int) -> Iterator[Batch]:
 
 
 def run(oracle: Oracle, *rows: int, **options: Any) -> Any:
-    return predict(cast(Detector, oracle), make_batches(*rows), INDEX, device=CPU, **options)
+    return predict(cast(FasterRCNN, oracle), make_batches(*rows), INDEX, device=CPU, **options)
 
 
 def test_records_are_in_pixels_of_the_stored_images() -> None:
@@ -119,11 +119,11 @@ def masked_index() -> AnnotationIndex:
     dog = np.zeros((100, 200), np.bool_)
     dog[10:50, 20:80] = True
     counts = [encode(dog)["counts"].decode(), empty_rle((100, 200))["counts"].decode()]
-    return replace(INDEX, masks=PackedStrings.pack(counts))
+    return replace(INDEX, fields={"masks": PackedStrings.pack(counts)})
 
 
 def predict_masks(index: AnnotationIndex) -> list[Record]:
-    return predict(cast(Detector, MaskOracle()), make_batches(0, 1), index, device=CPU).records
+    return predict(cast(FasterRCNN, MaskOracle()), make_batches(0, 1), index, device=CPU).records
 
 
 def test_masks_are_pasted_at_the_size_of_the_stored_image() -> None:
@@ -133,7 +133,7 @@ def test_masks_are_pasted_at_the_size_of_the_stored_image() -> None:
     (mask,) = decode(first.masks, (100, 200))
     assert mask.nonzero().aminmax(dim=0).min.tolist() == pytest.approx([10, 20], abs=1)
     assert mask.nonzero().aminmax(dim=0).max.tolist() == pytest.approx([49, 79], abs=1)
-    assert first.gt_masks == masked_index().rles(0)
+    assert first.gt_masks == masked_index().stored("masks", 0)
     assert (second.masks, second.gt_masks) == ((), ())
 
 
@@ -145,5 +145,9 @@ def test_mask_figures_are_there_where_objects_and_detections_have_masks() -> Non
     assert all("segm" not in evaluate(records, INDEX.class_names, "area") for records in without)
     assert "segm" not in evaluate([], INDEX.class_names, "area")
     assert read_metric(evaluate([], INDEX.class_names, "area", masks=True), "segm.AP50") is None
-    plain = predict(cast(Detector, Oracle()), make_batches(0), masked_index(), device=CPU).records[0]
+    nothing = replace(INDEX.first(0), paths=INDEX.paths, image_ids=INDEX.image_ids, sizes=INDEX.sizes)
+    nothing = replace(nothing, apply_exif=INDEX.apply_exif, ends=torch.zeros(2, dtype=torch.int64))
+    unannotated = evaluate(predict_masks(nothing), INDEX.class_names, "area")
+    assert (unannotated["segm"]["AP"], unannotated["bbox"]["AP"]) == (None, None)
+    plain = predict(cast(FasterRCNN, Oracle()), make_batches(0), masked_index(), device=CPU).records[0]
     assert (plain.masks, plain.gt_masks) == (None, None)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex, index_digest
 from detection.engine.loop import TrainState
 from detection.engine.manifest import manifest_entry, read_manifest
@@ -33,7 +33,7 @@ def index(make_index: Callable[..., AnnotationIndex]) -> AnnotationIndex:
 
 def test_entry_of_a_run_that_ends_well(index: AnnotationIndex, tmp_path: Path) -> None:
     state = make_state()
-    with manifest_entry(tmp_path, Config(seed=3), state, {"train": index}, CPU):
+    with manifest_entry(tmp_path, DetectionConfig(seed=3), state, {"train": index}, CPU):
         (running,) = read_manifest(tmp_path)
         assert (running["ended"], running["exit"], running["last_iteration"]) == (None, None, None)
         state.iteration = 5
@@ -49,7 +49,7 @@ def test_entry_of_a_run_that_ends_well(index: AnnotationIndex, tmp_path: Path) -
 
 def test_every_start_adds_an_entry(index: AnnotationIndex, tmp_path: Path) -> None:
     state = make_state()
-    for config in (Config(), Config(), Config(seed=1)):
+    for config in (DetectionConfig(), DetectionConfig(), DetectionConfig(seed=1)):
         with manifest_entry(tmp_path, config, state, {"train": index}, CPU):
             state.iteration += 1
             state.model.get_parameter("bias").data += 1
@@ -64,6 +64,6 @@ def test_every_start_adds_an_entry(index: AnnotationIndex, tmp_path: Path) -> No
 def test_entry_of_a_run_that_fails_names_the_error(
     index: AnnotationIndex, tmp_path: Path, error: BaseException
 ) -> None:
-    with pytest.raises(type(error)), manifest_entry(tmp_path, Config(), make_state(), {"train": index}, CPU):
+    with pytest.raises(type(error)), manifest_entry(tmp_path, DetectionConfig(), make_state(), {"train": index}, CPU):
         raise error
     assert read_manifest(tmp_path)[0]["exit"] == f"{type(error).__name__}: {error}"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from detection.config.detection import SolverConfig
+from detection.config.sections import SolverConfig
 from detection.engine.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 
 SOLVER = SolverConfig(base_lr=0.1, momentum=0.8, weight_decay=0.02, bias_lr_factor=2.0)

@@ -27,7 +27,8 @@ if "--costs" in option:
     content = {"gflops": 1.0, "weights": str(min(done)) if done else None}
     (out / "costs" / (option["--costs"] + ".json")).write_text(json.dumps(content))
     sys.exit()
-config = yaml.safe_load(open(option["--config-file"]))
+option = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+config = yaml.safe_load(open(sys.argv[1]))
 run, rate, name = pathlib.Path(option["--output-dir"]), config["solver"]["base_lr"], config["backbone"]["name"]
 if rate > 0.03 or name == "plain34":
     sys.exit("error: loss is not finite")

@@ -12,24 +12,24 @@ from torch import nn
 from detection.build import build_detector
 from detection.config.detection import (
     AnchorConfig,
-    BackboneConfig,
     BoxConfig,
-    Config,
-    DataConfig,
+    DetectionConfig,
+    DetectorBackboneConfig,
+    DetectorDataConfig,
     MaskConfig,
     RPNConfig,
-    SolverConfig,
 )
+from detection.config.sections import SolverConfig
 from detection.data.digits import write_digits
 from detection.engine.checkpoint import read_checkpoint, write_converted
-from detection.experiments.costs import count_gflops, head_modules, measure_costs, measure_latency, percentile
+from detection.experiments.costs import count_gflops, measure_costs, measure_latency, percentile
 from detection.structures import Detections, ImageBatch
 
-TINY = Config(
-    backbone=BackboneConfig(name="resnet18", norm="gn", roi_size=2, freeze_at=1),
+TINY = DetectionConfig(
+    backbone=DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=2, freeze_at=1),
     anchors=AnchorConfig(sizes=(16.0, 32.0)),
     rpn=RPNConfig(channels=16, pre_nms_test=64, post_nms_test=10),
-    data=DataConfig(train=("digits:train",), test=("digits:test",), shorter_side=64, longer_side=96, workers=0),
+    data=DetectorDataConfig(train=("digits:train",), test=("digits:test",), shorter_side=64, longer_side=96, workers=0),
     device="cpu",
 )
 
@@ -50,7 +50,7 @@ def plain18_c4(height: int, width: int) -> int:
 
 
 def test_multiply_adds_are_those_of_a_count_by_hand() -> None:
-    backbone = BackboneConfig(name="plain18", norm="frozen_bn", roi_size=2)
+    backbone = DetectorBackboneConfig(name="plain18", norm="frozen_bn", roi_size=2)
     plain = replace(TINY, backbone=backbone, rpn=replace(TINY.rpn, channels=512))
     detector = build_detector(plain, 3)
     h, w = 4, 6  # cells
@@ -77,7 +77,7 @@ def test_multiply_adds_do_not_depend_on_what_the_rpn_finds() -> None:
 def test_a_pyramid_is_counted_with_its_heads() -> None:
     config = replace(
         TINY,
-        backbone=BackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=16),
+        backbone=DetectorBackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=16),
         anchors=AnchorConfig(sizes=(8, 16, 32, 64, 128)),
         box=BoxConfig(head="fc", head_channels=32),
     )
@@ -119,7 +119,7 @@ def test_costs_of_a_trained_detector(tmp_path: Path) -> None:
     assert costs["parameters"] == sum(p.numel() for p in detector.parameters())
     stem = sum(p.numel() for p in [*detector.backbone.get_submodule("conv1").parameters()]) + 2 * 64
     assert costs["trainable_parameters"] == costs["parameters"] - stem
-    assert costs["head_parameters"] == sum(p.numel() for p in detector.box_stage.parameters())
+    assert costs["head_parameters"] == sum(p.numel() for part in detector.head_modules() for p in part.parameters())
     assert costs["weights"] == str(from_index)
     latency = costs["latency_ms"]
     assert 0 < latency["p50"] <= latency["p95"]
@@ -131,8 +131,8 @@ def test_costs_of_a_trained_detector(tmp_path: Path) -> None:
 
 
 def test_the_head_is_all_that_runs_on_regions() -> None:
-    masked = replace(TINY, mask=MaskConfig(enabled=True, channels=8), solver=SolverConfig())
+    masked = replace(TINY, architecture="mask_rcnn", mask=MaskConfig(channels=8), solver=SolverConfig())
     with torch.device("meta"):
         plain, with_masks = build_detector(TINY, 3), build_detector(masked, 3)
-    assert head_modules(plain) == [plain.box_stage]
-    assert head_modules(with_masks) == [with_masks.box_stage, with_masks.mask_stage]
+    assert plain.head_modules() == [plain.box_stage]
+    assert with_masks.head_modules() == [with_masks.box_stage, with_masks.mask_stage]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.experiments.experiment import (
     Experiment,
@@ -128,8 +128,8 @@ def test_a_key_is_covered_by_itself_and_its_section(allowed: str, key: str, answ
 
 def test_differences_of_sections_that_only_one_has() -> None:
     configs = {
-        "a": load_config(Config, CONFIGS / "digits/resnet18_c4.yaml"),
-        "b": load_config(Config, CONFIGS / "digits/resnet18_c4.yaml", ["data.jitter={size: 64}"]),
+        "a": load_config(DetectionConfig, CONFIGS / "digits/resnet18_c4.yaml"),
+        "b": load_config(DetectionConfig, CONFIGS / "digits/resnet18_c4.yaml", ["data.jitter={size: 64}"]),
     }
     found = {difference.key: difference.values for difference in differences(configs)}
     assert found["data.jitter.size"] == {"a": None, "b": 64}
@@ -137,7 +137,7 @@ def test_differences_of_sections_that_only_one_has() -> None:
 
 
 def test_flat_values_are_those_of_json() -> None:
-    flat = flatten(Config())
+    flat = flatten(DetectionConfig())
     assert flat["anchors.sizes"] == [128.0, 256.0, 512.0]
     assert (flat["init_classes"], flat["seed"], flat["backbone.weights"]) == ({}, 0, None)
 
@@ -211,7 +211,7 @@ def test_a_missing_base_is_named(write: Write) -> None:
         resolve_variants(load_experiment(write(base="none.yaml")))
 
 
-def load(name: str) -> tuple[Experiment, dict[str, Config]]:
+def load(name: str) -> tuple[Experiment, dict[str, DetectionConfig]]:
     experiment = load_experiment(CONFIGS / "experiments" / f"{name}.yaml")
     return experiment, resolve_variants(experiment)
 
@@ -234,7 +234,7 @@ def test_every_experiment_here_is_fair_and_has_a_header(path: Path) -> None:
 def test_experiments_at_paper_scale_are_the_single_configs_three_times(name: str, recipes: tuple[str, str]) -> None:
     experiment, variants = load(name)
     assert experiment.seeds == (0, 1, 2)
-    assert list(variants.values()) == [load_config(Config, CONFIGS / f"{recipe}.yaml") for recipe in recipes]
+    assert list(variants.values()) == [load_config(DetectionConfig, CONFIGS / f"{recipe}.yaml") for recipe in recipes]
 
 
 def test_the_small_experiment_has_eight_runs_that_differ_in_the_name_of_the_backbone_alone() -> None:

@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 
-from detection.config.detection import BoxConfig, Config, DataConfig, PostprocessConfig
+from detection.config.detection import BoxConfig, DetectionConfig, DetectorDataConfig, PostprocessConfig
 from detection.engine.checkpoint import Checkpoint
 from detection.experiments.methods import MethodRow, Outcome, format_outcomes, load_rows, run_methods
 
 ROOT = Path(__file__).parents[3]
 TABLE9 = ROOT / "configs" / "methods" / "table9.yaml"
-CONFIG = Config(
+CONFIG = DetectionConfig(
     test=PostprocessConfig(nms_iou=0.4, score_threshold=0.01),
-    data=DataConfig(test=("a:test",), root="here", shorter_side=300),
+    data=DetectorDataConfig(test=("a:test",), root="here", shorter_side=300),
     device="cpu",
 )
-CONTEXT = Config(
+CONTEXT = DetectionConfig(
     box=BoxConfig(context=True, pool="roi_align"),
     test=PostprocessConfig(nms_iou=0.9, flip=True),
-    data=DataConfig(test=("b:test",), root="there"),
+    data=DetectorDataConfig(test=("b:test",), root="there"),
     device="cuda",
 )
 ROWS = (
@@ -35,7 +35,7 @@ ROWS = (
 )
 
 
-def checkpoint(name: str, config: Config) -> Checkpoint:
+def checkpoint(name: str, config: DetectionConfig) -> Checkpoint:
     return Checkpoint(Path(name), {}, config, ("cat",), 0)
 
 
@@ -48,7 +48,7 @@ MEMBERS = [checkpoint("one", CONFIG), checkpoint("two", CONTEXT)]
 class Call:
     """What a test was asked for."""
 
-    config: Config
+    config: DetectionConfig
     checkpoint: str
     output: Path
     ensemble: list[str]
@@ -60,7 +60,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """The tests that ran; the result of each is its number."""
     calls: list[Call] = []
 
-    def run_test(config: Config, checkpoint: Checkpoint, output: Path, **options: Any) -> dict[str, Any]:
+    def run_test(config: DetectionConfig, checkpoint: Checkpoint, output: Path, **options: Any) -> dict[str, Any]:
         ensemble = [str(member.path) for member in options["ensemble"]]
         calls.append(Call(config, str(checkpoint.path), output, ensemble, options["limit"]))
         return {"number": len(calls)}

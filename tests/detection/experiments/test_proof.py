@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from detection.config.detection import BackboneConfig, Config, DataConfig
+from detection.config.detection import DetectionConfig, DetectorBackboneConfig, DetectorDataConfig
 from detection.config.load import load_config
 from detection.data.digits import write_digits
 from detection.data.index import AnnotationIndex
@@ -24,11 +24,11 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 Make = Callable[..., AnnotationIndex]
 
 
-def with_backbone(**options: Any) -> Config:
-    return Config(backbone=BackboneConfig(**options))
+def with_backbone(**options: Any) -> DetectionConfig:
+    return DetectionConfig(backbone=DetectorBackboneConfig(**options))
 
 
-def changes(**configs: Config) -> dict[str, dict[str, Any]]:
+def changes(**configs: DetectionConfig) -> dict[str, dict[str, Any]]:
     return {entry["what"]: entry["values"] for entry in also_changes(configs, 20)}
 
 
@@ -72,7 +72,7 @@ def test_equal_detectors_have_nothing_that_changes() -> None:
 def test_what_changes_below_a_pyramid_is_flagged() -> None:
     base = ["backbone.norm=gn"]
     configs = {
-        name: load_config(Config, CONFIGS / "bccd/fpn_resnet18.yaml", [*base, f"backbone.name={name}"])
+        name: load_config(DetectionConfig, CONFIGS / "bccd/fpn_resnet18.yaml", [*base, f"backbone.name={name}"])
         for name in ("resnet18", "vgg11_bn")
     }
     found = changes(**configs)
@@ -133,7 +133,9 @@ def test_an_experiment_is_described(tmp_path: Path) -> None:
 
 
 def test_data_without_a_root_are_refused(tmp_path: Path) -> None:
-    config = Config(data=DataConfig(train=("digits:train",), test=("digits:test",), root=str(tmp_path)))
+    config = DetectionConfig(
+        data=DetectorDataConfig(train=("digits:train",), test=("digits:test",), root=str(tmp_path))
+    )
     path = tmp_path / "swap.yaml"
     (tmp_path / "base.yaml").write_text("{}")
     path.write_text("{base: base.yaml, seeds: [0], variants: {a: {}, b: {}}}")

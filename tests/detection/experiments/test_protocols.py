@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from detection.config.detection import BackboneConfig, Config, SolverConfig
+from detection.config.detection import DetectionConfig, DetectorBackboneConfig
+from detection.config.sections import SolverConfig
 from detection.evaluation.metrics import Metric
 from detection.experiments.protocols import choose_rates, scale_solver, time_step
 from detection.experiments.runs import Placement, Programs, Run, write_status
@@ -16,8 +17,8 @@ from detection.experiments.runs import Placement, Programs, Run, write_status
 # Writes metrics of steps that take longer and longer, and what it was asked for beside itself.
 TRAINER = """
 import json, pathlib, sys, yaml
-option = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-config = yaml.safe_load(open(option["--config-file"]))
+option = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+config = yaml.safe_load(open(sys.argv[1]))
 if config["backbone"]["name"] == "broken":
     sys.exit("error: no such data")
 run = pathlib.Path(option["--output-dir"])
@@ -45,7 +46,9 @@ def test_milestones_and_warm_up_keep_their_places() -> None:
 
 
 def test_the_time_of_a_step_is_the_median_after_two(programs: Programs, tmp_path: Path) -> None:
-    config = Config(solver=SolverConfig(iterations=90000, log_every=20, checkpoint_every=10, evaluate_every=10))
+    config = DetectionConfig(
+        solver=SolverConfig(iterations=90000, log_every=20, checkpoint_every=10, evaluate_every=10)
+    )
     assert time_step(config, programs, Placement()) == 2.5
     solver, test = json.loads((tmp_path / "asked.json").read_text())
     assert (solver["iterations"], solver["log_every"]) == (6, 1)
@@ -54,14 +57,16 @@ def test_the_time_of_a_step_is_the_median_after_two(programs: Programs, tmp_path
 
 
 def test_a_training_that_does_not_start_says_why(programs: Programs) -> None:
-    config = Config(backbone=BackboneConfig(name="broken"))
+    config = DetectionConfig(backbone=DetectorBackboneConfig(name="broken"))
     with pytest.raises(ValueError, match="a training with backbone broken does not start: no such data"):
         time_step(config, programs, Placement())
 
 
 def grid_run(folder: Path, variant: str, factor: str, ap: float | None) -> Run:
     """A finished run of a search; one that failed if ``ap`` is None."""
-    run = Run(variant, factor, Config(solver=SolverConfig(base_lr=float(factor) / 100)), folder / variant / factor)
+    run = Run(
+        variant, factor, DetectionConfig(solver=SolverConfig(base_lr=float(factor) / 100)), folder / variant / factor
+    )
     write_status(run.folder, "done" if ap is not None else "failed", code="")
     if ap is not None:
         (run.folder / "result.json").write_text(json.dumps({"bbox": {"AP": None if ap < 0 else ap}}))

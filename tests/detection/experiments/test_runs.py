@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from detection.config.detection import BackboneConfig, Config, SolverConfig
+from detection.config.detection import DetectionConfig, DetectorBackboneConfig
+from detection.config.sections import SolverConfig
 from detection.experiments.runs import (
     Placement,
     Programs,
@@ -36,8 +37,8 @@ from detection.experiments.runs import (
 # how it behaves.
 TRAINER = """
 import json, os, pathlib, signal, sys, time, yaml
-option = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-config = yaml.safe_load(open(option["--config-file"]))
+option = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+config = yaml.safe_load(open(sys.argv[1]))
 run, name, steps = pathlib.Path(option["--output-dir"]), config["backbone"]["name"], config["solver"]["iterations"]
 print("called with", sys.argv[1:], "GPU", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 metrics = run / "metrics.jsonl"
@@ -78,7 +79,9 @@ def programs(tmp_path: Path) -> Programs:
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Run]:
     def build(backbone: str, seed: int = 0, **solver: Any) -> Run:
-        config = Config(backbone=BackboneConfig(name=backbone), solver=SolverConfig(iterations=3, **solver), seed=seed)
+        config = DetectionConfig(
+            backbone=DetectorBackboneConfig(name=backbone), solver=SolverConfig(iterations=3, **solver), seed=seed
+        )
         return Run(backbone, str(seed), config, tmp_path / "runs" / backbone / str(seed))
 
     return build
@@ -205,7 +208,7 @@ def test_a_child_keeps_its_run_locked_when_the_parent_is_killed(make: Callable[.
     script = (
         "import sys; from pathlib import Path; from detection.experiments.runs import *;"
         "from detection.config.detection import *;"
-        "config = Config(backbone=BackboneConfig(name='slow'), solver=SolverConfig(iterations=3));"
+        "config = DetectionConfig(backbone=DetectorBackboneConfig(name='slow'), solver=SolverConfig(iterations=3));"
         f"run = Run('slow', '0', config, Path({str(run.folder)!r}));"
         f"execute([run], Programs({programs.train!r}, (), ()), placement=Placement(), code='')"
     )

@@ -94,7 +94,8 @@ def losses_of(
     sizes: Sequence[tuple[int, int]],
 ) -> dict[str, Tensor]:
     """The losses of regions drawn from proposals and ground truth."""
-    return stage.losses(features, stage.sample(proposals, targets), sizes)
+    (output,) = stage.outputs(features, proposals, targets, sizes)
+    return stage.losses(output)
 
 
 def regions_of(stage: BoxStage, image: int = 0) -> set[tuple[float, ...]]:

@@ -65,6 +65,18 @@ RIGHT = (0.25, 0.0, 0.0, 0.0)  # a quarter of the width
 STILL = (0.0, 0.0, 0.0, 0.0)
 
 
+def losses_of(
+    cascade: CascadeBoxStage,
+    proposals: Sequence[Proposals],
+    targets: Sequence[Target],
+    features: Sequence[Tensor] = FEATURES,
+) -> dict[str, Tensor]:
+    losses: dict[str, Tensor] = {}
+    for output in cascade.outputs(features, proposals, targets, SIZES):
+        losses |= output.stage.losses(output)
+    return losses
+
+
 def test_boxes_go_from_stage_to_stage_and_scores_are_averaged() -> None:
     first, second = FixedPredictor([0.2, 0.3, 0.5], RIGHT), FixedPredictor([0.6, 0.1, 0.3], RIGHT)
     cascade = CascadeBoxStage([make_stage(first), make_stage(second)])
@@ -81,23 +93,25 @@ def test_one_stage_is_a_plain_box_stage() -> None:
     cascade = CascadeBoxStage([stage])
     (found,), (wanted,) = cascade(FEATURES, proposals, SIZES), stage(FEATURES, proposals, SIZES)
     torch.testing.assert_close((found.scores, found.boxes), (wanted.scores, wanted.boxes))
-    samples = stage.sample(proposals, targets)
-    plain = stage.losses(FEATURES, samples, SIZES)
-    losses = cascade.losses(FEATURES, samples, SIZES, targets)
+    (output,) = stage.outputs(FEATURES, proposals, targets, SIZES)
+    plain, losses = stage.losses(output), losses_of(cascade, proposals, targets)
     assert {name.removesuffix("_1"): loss.item() for name, loss in losses.items()} == pytest.approx(
         {name: loss.item() for name, loss in plain.items()}
     )
 
 
 @pytest.mark.parametrize(("deltas", "label"), [(RIGHT, 1), (STILL, 2)])
-def test_a_later_stage_labels_the_boxes_that_it_gets(deltas: Sequence[float], label: int) -> None:
+def test_a_later_stage_labels_the_boxes_that_it_gets(
+    deltas: Sequence[float], label: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The proposal has IoU 0.6 with the object, enough for the first stage only; moved, it is the object itself.
     first, second = FixedPredictor([0.2, 0.3, 0.5], deltas), FixedPredictor([0.2, 0.3, 0.5], STILL)
     stages = [make_stage(first), make_stage(second, positive_iou=0.7)]
     targets = [make_target((10.0, 0, 50, 40))]
     samples = stages[0].label([torch.tensor([[0.0, 0, 40, 40]])], targets)
     assert samples[0].labels.tolist() == [1]
-    losses = CascadeBoxStage(stages).losses(FEATURES, samples, SIZES, targets)
+    monkeypatch.setattr(stages[0], "sample", lambda *drawn: samples)
+    losses = losses_of(CascadeBoxStage(stages), [make_proposals((0.0, 0, 40, 40))], targets)
     probability = [0.2, 0.3, 0.5][label]
     assert losses["box_class_2"].item() == pytest.approx(-torch.tensor(probability).log().item(), rel=1e-5)
     assert losses["box_regression_2"].item() == 0
@@ -113,8 +127,7 @@ def test_gradient_of_the_features_is_the_mean_over_stages() -> None:
     for count in (1, 3):
         feature = torch.ones(1, 2, 8, 8, requires_grad=True)
         stages = [make_stage(predictor) for _ in range(count)]
-        samples = stages[0].sample(proposals, targets)
-        losses = CascadeBoxStage(stages).losses([feature], samples, SIZES, targets)
+        losses = losses_of(CascadeBoxStage(stages), proposals, targets, [feature])
         torch.stack(list(losses.values())).sum().backward()
         assert feature.grad is not None
         grads.append(feature.grad)

@@ -16,19 +16,19 @@ from backbones.base import Backbone, FeatureSpec, InputStats, Tail
 from detection.build import build_detector
 from detection.config.detection import (
     AnchorConfig,
-    BackboneConfig,
     BoxConfig,
-    Config,
+    DetectionConfig,
+    DetectorBackboneConfig,
     MaskConfig,
     PostprocessConfig,
     RPNConfig,
-    SolverConfig,
 )
+from detection.config.sections import SolverConfig
 from detection.engine.optim import build_optimizer
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
 from detection.model.box_stage import BoxPredictor, BoxStage
-from detection.model.faster_rcnn import Detector
+from detection.model.faster_rcnn import FasterRCNN
 from detection.model.matcher import Matcher
 from detection.model.pooler import RegionPooler
 from detection.model.postprocess import Postprocessor
@@ -39,8 +39,8 @@ from detection.structures import Detections, ImageBatch, Proposals, Target
 LOSSES = ["rpn_objectness", "rpn_box", "box_class", "box_regression"]
 PLAIN = InputStats(mean=(120.0, 110.0, 100.0), std=(60.0, 50.0, 55.0), channel_order="rgb")
 
-CONFIG = Config(
-    backbone=BackboneConfig(name="resnet18", norm="gn", roi_size=4),
+CONFIG = DetectionConfig(
+    backbone=DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=4),
     anchors=AnchorConfig(sizes=(16.0, 32.0)),
     rpn=RPNConfig(
         channels=32,
@@ -78,28 +78,30 @@ TARGET = make_target([[8, 8, 40, 40], [40, 20, 72, 52]], [1, 2])
 
 
 @pytest.fixture(scope="module")
-def resnet() -> Detector:
+def resnet() -> FasterRCNN:
     return seeded(CONFIG)
 
 
 @pytest.fixture(scope="module")
-def vgg() -> Detector:
-    return seeded(replace(CONFIG, backbone=BackboneConfig(name="vgg11", roi_size=2)))
+def vgg() -> FasterRCNN:
+    return seeded(replace(CONFIG, backbone=DetectorBackboneConfig(name="vgg11", roi_size=2)))
 
 
 @pytest.fixture(params=["resnet", "vgg"])
-def detector(request: pytest.FixtureRequest) -> Detector:
-    built: Detector = request.getfixturevalue(request.param)
+def detector(request: pytest.FixtureRequest) -> FasterRCNN:
+    built: FasterRCNN = request.getfixturevalue(request.param)
     built.zero_grad()
     return built.train()
 
 
-def seeded(config: Config, num_classes: int = 3) -> Detector:
+def seeded(config: DetectionConfig, num_classes: int = 3, fixed: Sequence[str] = ()) -> FasterRCNN:
     torch.manual_seed(0)
-    return build_detector(config, num_classes)
+    built = build_detector(config, num_classes, fixed=fixed)
+    assert isinstance(built, FasterRCNN)
+    return built
 
 
-def check_losses(losses: dict[str, Tensor], detector: Detector) -> None:
+def check_losses(losses: dict[str, Tensor], detector: FasterRCNN) -> None:
     """Finite scalars that give every trainable parameter a finite gradient."""
     assert list(losses) == LOSSES
     for loss in losses.values():
@@ -114,7 +116,7 @@ def check_losses(losses: dict[str, Tensor], detector: Detector) -> None:
 
 
 @torch.no_grad()
-def detect(detector: Detector, *images: Tensor) -> list[Detections]:
+def detect(detector: FasterRCNN, *images: Tensor) -> list[Detections]:
     return detector.eval()(ImageBatch.from_images(images))
 
 
@@ -145,7 +147,7 @@ def test_golden_losses() -> None:
 class TestEveryDetector:
     """A ResNet, whose tail is convolutional, and a VGG, whose tail is fully connected."""
 
-    def test_losses_reach_every_parameter(self, detector: Detector) -> None:
+    def test_losses_reach_every_parameter(self, detector: FasterRCNN) -> None:
         check_losses(detector(ImageBatch.from_images([IMAGE, IMAGE[:, :50]]), [TARGET, TARGET]), detector)
 
     @pytest.mark.parametrize(
@@ -158,16 +160,16 @@ class TestEveryDetector:
         ],
         ids=["none", "all_ignored", "one_ignored", "far_border"],
     )
-    def test_unusual_targets(self, detector: Detector, target: Target) -> None:
+    def test_unusual_targets(self, detector: FasterRCNN, target: Target) -> None:
         losses = detector(ImageBatch.from_images([IMAGE]), [target])
         check_losses(losses, detector)
         assert (losses["box_regression"] > 0).item() == bool((~target.ignore).any())
 
-    def test_images_with_and_without_objects_share_a_batch(self, detector: Detector) -> None:
+    def test_images_with_and_without_objects_share_a_batch(self, detector: FasterRCNN) -> None:
         images = ImageBatch.from_images([IMAGE, IMAGE])
         check_losses(detector(images, [make_target([], []), TARGET]), detector)
 
-    def test_no_proposals(self, detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_proposals(self, detector: FasterRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
         for kept in (detector.rpn.train_filter, detector.rpn.test_filter):
             monkeypatch.setattr(kept, "min_size", 1e6)
         for target in (TARGET, make_target([], [])):
@@ -175,13 +177,13 @@ class TestEveryDetector:
             check_losses(detector(ImageBatch.from_images([IMAGE]), [target]), detector)
         assert [len(found) for found in detect(detector, IMAGE, IMAGE)] == [0, 0]
 
-    def test_no_detections(self, detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_detections(self, detector: FasterRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(detector, "postprocess", Postprocessor(score_threshold=1.0))
         (found,) = detect(detector, IMAGE)
         assert found.boxes.shape == (0, 4)
         assert found.scores.shape == found.labels.shape == (0,)
 
-    def test_bfloat16_stays_finite(self, detector: Detector) -> None:
+    def test_bfloat16_stays_finite(self, detector: FasterRCNN) -> None:
         images = ImageBatch.from_images([IMAGE])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             losses = detector(images, [TARGET])
@@ -193,7 +195,7 @@ class TestEveryDetector:
         assert found.boxes.isfinite().all()
         assert found.scores.isfinite().all()
 
-    def test_detections_lie_in_their_image_best_first(self, detector: Detector) -> None:
+    def test_detections_lie_in_their_image_best_first(self, detector: FasterRCNN) -> None:
         sizes = [(64, 80), (40, 96), (37, 41)]
         for found, (height, width) in zip(detect(detector, *(make_image(*s) for s in sizes)), sizes, strict=True):
             assert 0 < len(found) <= 100
@@ -204,18 +206,18 @@ class TestEveryDetector:
             assert found.labels.min() >= 0
             assert found.labels.max() < 3
 
-    def test_call_decides_between_losses_and_detections(self, detector: Detector) -> None:
+    def test_call_decides_between_losses_and_detections(self, detector: FasterRCNN) -> None:
         images = ImageBatch.from_images([IMAGE])
         with torch.no_grad():
             assert list(detector.eval()(images, [TARGET])) == LOSSES
             assert isinstance(detector.train()(images)[0], Detections)
 
-    def test_as_many_targets_as_images(self, detector: Detector) -> None:
+    def test_as_many_targets_as_images(self, detector: FasterRCNN) -> None:
         with pytest.raises(ValueError, match="argument"):
             detector(ImageBatch.from_images([IMAGE, IMAGE]), [TARGET])
 
 
-def test_verbs_compose_to_a_detection(resnet: Detector) -> None:
+def test_verbs_compose_to_a_detection(resnet: FasterRCNN) -> None:
     images = ImageBatch.from_images([IMAGE, IMAGE[:, :48]])
     with torch.no_grad():
         features = resnet.eval().features(images)
@@ -226,7 +228,7 @@ def test_verbs_compose_to_a_detection(resnet: Detector) -> None:
         assert_same(resnet.postprocess(image), found)
 
 
-def test_training_proposals_come_from_the_training_filter(monkeypatch: pytest.MonkeyPatch, resnet: Detector) -> None:
+def test_training_proposals_come_from_the_training_filter(monkeypatch: pytest.MonkeyPatch, resnet: FasterRCNN) -> None:
     monkeypatch.setattr(resnet.rpn.test_filter, "min_size", 1e6)
     with torch.no_grad():
         losses = resnet(ImageBatch.from_images([IMAGE]), [make_target([], [])])
@@ -240,23 +242,23 @@ class TestImagesOfDifferentSizes:
     anchors that lie in it may reach into the image.  What is exact is tested here.
     """
 
-    def test_largest_image_is_as_if_alone(self, resnet: Detector) -> None:
+    def test_largest_image_is_as_if_alone(self, resnet: FasterRCNN) -> None:
         (alone,) = detect(resnet, IMAGE)
         batched, _ = detect(resnet, IMAGE, make_image(48, 33))
         assert_same(batched, alone)
 
-    def test_equal_images_are_as_if_alone(self, resnet: Detector) -> None:
+    def test_equal_images_are_as_if_alone(self, resnet: FasterRCNN) -> None:
         (alone,) = detect(resnet, IMAGE)
         for found in detect(resnet, IMAGE, IMAGE, IMAGE):
             assert_same(found, alone)
 
-    def test_order_of_the_batch_does_not_matter(self, resnet: Detector) -> None:
+    def test_order_of_the_batch_does_not_matter(self, resnet: FasterRCNN) -> None:
         small = make_image(48, 64)
         forth, back = detect(resnet, IMAGE, small), detect(resnet, small, IMAGE)
         assert_same(forth[0], back[1])
         assert_same(forth[1], back[0])
 
-    def test_pixels_of_the_padding_do_not_matter(self, resnet: Detector) -> None:
+    def test_pixels_of_the_padding_do_not_matter(self, resnet: FasterRCNN) -> None:
         images = ImageBatch.from_images([IMAGE, make_image(48, 33)])
         dirty = images.pixels.clone()
         dirty[1, :, 48:] = 255
@@ -268,7 +270,7 @@ class TestImagesOfDifferentSizes:
             assert torch.equal(clean.scores, other.scores)
 
     def test_features_beyond_the_reach_of_the_border_are_as_if_alone(self) -> None:
-        detector = seeded(replace(CONFIG, backbone=BackboneConfig(name="resnet18", norm="frozen_bn"))).eval()
+        detector = seeded(replace(CONFIG, backbone=DetectorBackboneConfig(name="resnet18", norm="frozen_bn"))).eval()
         narrow, wide = make_image(32, 384), make_image(32, 448)
         with torch.no_grad():
             alone = detector.features(ImageBatch.from_images([narrow]))[0][0]
@@ -305,7 +307,7 @@ class PatchBackbone(Backbone):
         return PatchTail(in_channels=8, out_channels=8, roi_size=2)
 
 
-def patch_detector(stats: InputStats) -> Detector:
+def patch_detector(stats: InputStats) -> FasterRCNN:
     """Anchors fill exactly one cell, so that none that lies in the padding reaches into an image."""
     torch.manual_seed(0)
     backbone = PatchBackbone(stats)
@@ -330,7 +332,7 @@ def patch_detector(stats: InputStats) -> Detector:
         sampler=BalancedSampler(8, 0.25),
         coder=BoxCoder(),
     )
-    return Detector(backbone, rpn, stage, postprocess=Postprocessor(score_threshold=0.0))
+    return FasterRCNN(backbone, rpn, stage, postprocess=Postprocessor(score_threshold=0.0))
 
 
 class PixelBackbone(Backbone):
@@ -357,7 +359,7 @@ class TestNormalisation:
     def test_by_hand(self, order: Any, expected: list[float]) -> None:
         parts = patch_detector(PLAIN)
         stats = InputStats(mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 5.0), channel_order=order)
-        detector = Detector(PixelBackbone(stats), parts.rpn, parts.box_stage, postprocess=parts.postprocess)
+        detector = FasterRCNN(PixelBackbone(stats), parts.rpn, parts.box_stage, postprocess=parts.postprocess)
         pixels = torch.tensor([10, 20, 30], dtype=torch.uint8)[None, :, None, None].expand(1, 3, 4, 6)
         (seen,) = detector.features(ImageBatch(pixels, sizes=((2, 3),)))
         torch.testing.assert_close(seen[0, :, :2, :3], torch.tensor(expected)[:, None, None].expand(3, 2, 3))
@@ -372,8 +374,9 @@ class TestNormalisation:
         assert_same(*detect(bgr, IMAGE), *detect(rgb, IMAGE))
 
     def test_caffe_weights_mean_bgr(self) -> None:
-        backbone = BackboneConfig(name="resnet18", weights="absent.pth", weights_source="caffe")
+        backbone = DetectorBackboneConfig(name="resnet18", weights="absent.pth", weights_source="caffe")
         detector = build_detector(replace(CONFIG, backbone=backbone), 3, pretrained=False)
+        assert isinstance(detector, FasterRCNN)
         assert detector.normalize.bgr
         assert detector.normalize.mean.flatten().tolist() == pytest.approx([102.9801, 115.9465, 122.7717])
 
@@ -423,13 +426,14 @@ GOLDEN_PYRAMID = {
 }
 PYRAMID = replace(
     CONFIG,
-    backbone=BackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=32),
+    backbone=DetectorBackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=32),
     anchors=AnchorConfig(sizes=(8.0, 16.0, 32.0, 64.0, 128.0)),
     box=BoxConfig(head="fc", pool="roi_align", head_channels=32, samples_per_image=16),
-    mask=MaskConfig(enabled=True, pool_size=4, convs=1, channels=8),
+    architecture="mask_rcnn",
+    mask=MaskConfig(pool_size=4, convs=1, channels=8),
 )
-CASCADE = replace(PYRAMID, box=replace(PYRAMID.box, class_agnostic=True, cascade=(0.5, 0.6, 0.7)))
-OVER_TAIL = replace(CONFIG, mask=MaskConfig(enabled=True, channels=8))
+CASCADE = replace(PYRAMID, architecture="cascade_mask_rcnn", box=replace(PYRAMID.box, class_agnostic=True))
+OVER_TAIL = replace(CONFIG, architecture="mask_rcnn", mask=MaskConfig(channels=8))
 
 
 def with_masks(target: Target) -> Target:
@@ -441,8 +445,8 @@ def with_masks(target: Target) -> Target:
 
 
 @pytest.mark.parametrize("config", [PYRAMID, OVER_TAIL], ids=["pyramid", "tail"])
-def test_the_mask_stage_is_fixed_with_the_box_stage(config: Config) -> None:
-    detector = seeded(replace(config, solver=replace(config.solver, fixed=("box_stage",)))).train()
+def test_the_mask_stage_is_fixed_with_the_box_stage(config: DetectionConfig) -> None:
+    detector = seeded(config, fixed=("box_stage",)).train()
     losses = detector(ImageBatch.from_images([IMAGE]), [with_masks(TARGET)])
     assert list(losses) == LOSSES[:2]
     torch.stack(list(losses.values())).sum().backward()
@@ -453,7 +457,7 @@ def test_the_mask_stage_is_fixed_with_the_box_stage(config: Config) -> None:
 
 def test_seeds_make_the_draws_of_an_image_its_own() -> None:
     few = replace(PYRAMID, rpn=replace(PYRAMID.rpn, samples_per_image=4), box=replace(PYRAMID.box, samples_per_image=4))
-    detector = seeded(replace(few, mask=MaskConfig())).train()
+    detector = seeded(replace(few, architecture="faster_rcnn")).train()
 
     def losses(*seeds: int) -> torch.Tensor:
         images = ImageBatch.from_images([IMAGE] * len(seeds), seeds)
@@ -468,7 +472,7 @@ def test_seeds_make_the_draws_of_an_image_its_own() -> None:
 class TestMasks:
     """Detectors with a mask stage."""
 
-    def test_losses_reach_every_parameter(self, config: Config) -> None:
+    def test_losses_reach_every_parameter(self, config: DetectionConfig) -> None:
         detector = seeded(config).train()
         losses = detector(ImageBatch.from_images([IMAGE, IMAGE[:, :50]]), [with_masks(TARGET), with_masks(TARGET)])
         assert list(losses)[:2] == LOSSES[:2]
@@ -480,14 +484,14 @@ class TestMasks:
                 assert parameter.grad is not None, name
                 assert parameter.grad.isfinite().all(), name
 
-    def test_images_without_objects_give_finite_losses(self, config: Config) -> None:
+    def test_images_without_objects_give_finite_losses(self, config: DetectionConfig) -> None:
         detector = seeded(config).train()
         losses = detector(ImageBatch.from_images([IMAGE]), [with_masks(make_target([], []))])
         assert all(loss.isfinite() for loss in losses.values())
         assert losses["mask"].item() == 0
         torch.stack(list(losses.values())).sum().backward()
 
-    def test_every_detection_has_its_mask(self, config: Config) -> None:
+    def test_every_detection_has_its_mask(self, config: DetectionConfig) -> None:
         for found in detect(seeded(config), IMAGE, make_image(37, 41)):
             assert len(found) > 0
             assert found.masks is not None
@@ -495,14 +499,14 @@ class TestMasks:
             assert (found.masks >= 0).all()
             assert (found.masks <= 1).all()
 
-    def test_no_detections(self, config: Config) -> None:
+    def test_no_detections(self, config: DetectionConfig) -> None:
         detector = seeded(config)
         detector.postprocess = Postprocessor(score_threshold=1.0)
         (found,) = detect(detector, IMAGE)
         assert found.masks is not None
         assert len(found.masks) == 0
 
-    def test_bfloat16_stays_finite(self, config: Config) -> None:
+    def test_bfloat16_stays_finite(self, config: DetectionConfig) -> None:
         detector = seeded(config).train()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             losses = detector(ImageBatch.from_images([IMAGE]), [with_masks(TARGET)])
@@ -532,22 +536,22 @@ def test_a_pyramid_sees_a_batch_of_even_halves(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_masks_of_a_vgg_tail_are_refused() -> None:
-    config = replace(OVER_TAIL, backbone=BackboneConfig(name="vgg11", roi_size=2))
+    config = replace(OVER_TAIL, backbone=DetectorBackboneConfig(name="vgg11", roi_size=2))
     with pytest.raises(ValueError, match="VGGTail ends in vectors, not in maps"):
         seeded(config)(ImageBatch.from_images([IMAGE]), [with_masks(TARGET)])
 
 
-NORMED = replace(CONFIG, backbone=BackboneConfig(name="resnet18", norm="bn", freeze_at=0, roi_size=4))
+NORMED = replace(CONFIG, backbone=DetectorBackboneConfig(name="resnet18", norm="bn", freeze_at=0, roi_size=4))
 PARTS = ("backbone", "rpn", "box_stage")
 RPN_LOSSES, BOX_LOSSES = LOSSES[:2], LOSSES[2:]
 
 
-def with_fixed(*fixed: Any) -> Detector:
+def with_fixed(*fixed: str) -> FasterRCNN:
     """A detector whose norm layers learn statistics, in training."""
-    return seeded(replace(NORMED, solver=SolverConfig(fixed=fixed))).train()
+    return seeded(NORMED, fixed=fixed).train()
 
 
-def take_steps(detector: Detector, count: int = 2) -> None:
+def take_steps(detector: FasterRCNN, count: int = 2) -> None:
     optimizer = build_optimizer(detector, SolverConfig(base_lr=0.01, momentum=0.9, weight_decay=0.1))
     for _ in range(count):
         losses = detector(ImageBatch.from_images([IMAGE, IMAGE.flip(2)]), [TARGET, TARGET])
@@ -629,6 +633,7 @@ class TestGivenProposals:
     @pytest.mark.parametrize("fixed", [(), ("rpn",), ("backbone", "rpn")], ids=["all", "fast_rcnn", "head"])
     def test_are_what_the_box_stage_learns_from(self, fixed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
         detector, seen = with_fixed(*fixed), []
+        assert isinstance(detector.box_stage, BoxStage)
         draw = detector.box_stage.sample
         monkeypatch.setattr(
             detector.box_stage,
@@ -639,14 +644,14 @@ class TestGivenProposals:
         assert [torch.equal(given[0].boxes, self.BOXES) for given in seen] == [True]
         assert list(losses) == ([] if "rpn" in fixed else RPN_LOSSES) + BOX_LOSSES
 
-    def test_change_the_losses(self, resnet: Detector) -> None:
+    def test_change_the_losses(self, resnet: FasterRCNN) -> None:
         images, none = ImageBatch.from_images([IMAGE]), make_target([], [])
         empty = [Proposals(boxes=torch.zeros(0, 4), scores=torch.zeros(0))]
         with torch.no_grad():
             assert resnet(images, [none], empty)["box_class"] == 0  # no region is left
             assert resnet(images, [none], self.proposals())["box_class"] > 0
 
-    def test_are_what_is_scored(self, resnet: Detector) -> None:
+    def test_are_what_is_scored(self, resnet: FasterRCNN) -> None:
         images = ImageBatch.from_images([IMAGE])
         with torch.no_grad():
             (found,) = resnet.eval()(images, None, self.proposals())
@@ -655,7 +660,7 @@ class TestGivenProposals:
         assert_same(found, resnet.postprocess(scored))
         assert len(found) <= 3 * 3  # proposals and classes
 
-    def test_none_give_no_detections(self, resnet: Detector) -> None:
+    def test_none_give_no_detections(self, resnet: FasterRCNN) -> None:
         empty = [Proposals(boxes=torch.zeros(0, 4), scores=torch.zeros(0))]
         with torch.no_grad():
             (found,) = resnet.eval()(ImageBatch.from_images([IMAGE]), None, empty)

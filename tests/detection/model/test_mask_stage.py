@@ -108,12 +108,6 @@ class TestLosses:
         wanted = maskrcnn_loss(logits, [positives], [target.masks.float()], [target.labels], [sample.objects])
         assert stage.losses(FEATURES, [sample], [target])["mask"].item() == pytest.approx(wanted.item(), rel=1e-5)
 
-    def test_weight(self) -> None:
-        target = make_target((0, 0, 64, 64), labels=[1])
-        stage = MaskStage(RegionPooler([16], 2), FixedHead(), loss_weight=3.0)
-        losses = stage.losses(FEATURES, [make_sample(target, [(8, 8, 56, 56)], [0])], [target])
-        assert losses["mask"].item() == pytest.approx(-3 * math.log(0.7), rel=1e-5)
-
     def test_objects_without_a_mask_are_left_out(self) -> None:
         target = make_target((0, 0, 64, 64), (64, 64, 128, 128), labels=[1, 1], empty=[1])
         sample = make_sample(target, [(8, 8, 56, 56), (72, 72, 120, 120)], [0, 1])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detection.config.detection import BackboneConfig, Config, DataConfig
+from detection.config.detection import DetectionConfig, DetectorBackboneConfig, DetectorDataConfig
 from detection.config.load import dump_config
 from detection.data.cards import load_dataset
 from detection.data.index import AnnotationIndex
@@ -88,8 +88,11 @@ def make_experiment(data: tuple[str, Path], make_run: Callable[..., Path], tmp_p
     return make
 
 
-def _config(spec: str, root: Path, backbone: str) -> Config:
-    return Config(backbone=BackboneConfig(name=backbone), data=DataConfig(train=(spec,), test=(spec,), root=str(root)))
+def _config(spec: str, root: Path, backbone: str) -> DetectionConfig:
+    return DetectionConfig(
+        backbone=DetectorBackboneConfig(name=backbone),
+        data=DetectorDataConfig(train=(spec,), test=(spec,), root=str(root)),
+    )
 
 
 def _record(index: AnnotationIndex, row: int, skill: float, rng: np.random.Generator) -> Record:

@@ -144,5 +144,5 @@ def test_the_search_of_the_learning_rates_is_shown(make_experiment: Make) -> Non
 
 
 def test_no_experiment_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"experiment\.json can't be read.*compare_backbones"):
+    with pytest.raises(ValueError, match=r"experiment\.json can't be read.*resdet compare"):
         write_report(tmp_path)

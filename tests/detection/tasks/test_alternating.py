@@ -16,20 +16,21 @@ from detection.build import build_detector
 from detection.config.detection import (
     AlternatingConfig,
     AnchorConfig,
-    BackboneConfig,
     BoxConfig,
-    Config,
-    DataConfig,
+    DetectionConfig,
+    DetectorBackboneConfig,
+    DetectorDataConfig,
     RPNConfig,
-    SolverConfig,
 )
+from detection.config.sections import SolverConfig
 from detection.data.cards import load_dataset
 from detection.data.digits import write_digits
 from detection.data.index import AnnotationIndex
 from detection.data.loader import build_test_loader
 from detection.data.proposals import StoredProposals, read_proposals
 from detection.engine.log import RunLog
-from detection.tasks.alternating import run_alternating, step_configs, write_training_proposals
+from detection.model.faster_rcnn import FasterRCNN
+from detection.tasks.alternating import alternating_steps, run_alternating, write_training_proposals
 
 RPN_STEPS, BOX_STEPS = 3, 2
 ITERATIONS = {1: RPN_STEPS, 2: BOX_STEPS, 3: RPN_STEPS, 4: BOX_STEPS}
@@ -41,10 +42,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config(root: Path) -> Config:
+def config(root: Path) -> DetectionConfig:
     """Norm layers that learn statistics, and other numbers of proposals in training than in a test."""
-    return Config(
-        backbone=BackboneConfig(name="resnet18", norm="bn", freeze_at=0, roi_size=2),
+    return DetectionConfig(
+        backbone=DetectorBackboneConfig(name="resnet18", norm="bn", freeze_at=0, roi_size=2),
         anchors=AnchorConfig(sizes=(16.0, 32.0)),
         rpn=RPNConfig(
             channels=16,
@@ -57,7 +58,7 @@ def config(root: Path) -> Config:
             min_size=2.0,
         ),
         box=BoxConfig(samples_per_image=8),
-        data=DataConfig(
+        data=DetectorDataConfig(
             train=("digits:train",), test=("digits:test",), root=str(root), shorter_side=64, longer_side=96, workers=0
         ),
         solver=SolverConfig(checkpoint_every=1, log_every=1, clip_norm=5.0),
@@ -69,7 +70,7 @@ def config(root: Path) -> Config:
 
 
 @pytest.fixture(scope="module")
-def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(config: DetectionConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run that nothing interrupted."""
     output = tmp_path_factory.mktemp("runs") / "finished"
     result = run_alternating(config, output, say=lambda text: None)
@@ -96,59 +97,67 @@ def differing(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> li
 class TestStepConfigs:
     """What each step trains, from where, on which proposals, for how long."""
 
-    CONFIG = Config(
-        data=DataConfig(train=("a:train",), test=("a:test",)),
+    CONFIG = DetectionConfig(
+        data=DetectorDataConfig(train=("a:train",), test=("a:test",)),
         solver=SolverConfig(iterations=7, steps=(5,), base_lr=0.02, precision="bf16"),
         alternating=AlternatingConfig(rpn_iterations=80, rpn_steps=(60, 70), box_iterations=40, box_steps=(30,)),
     )
     OUTPUT = Path("run")
 
     def test_parts_that_train(self) -> None:
-        fixed = [set(step.solver.fixed) for step in step_configs(self.CONFIG, self.OUTPUT)]
+        fixed = [set(step.fixed) for step in alternating_steps(self.CONFIG, self.OUTPUT)]
         assert fixed == [{"box_stage"}, {"rpn"}, {"backbone", "box_stage"}, {"backbone", "rpn"}]
 
     def test_weights_to_start_from(self) -> None:
         # Step 2 begins with the backbone's weights again: only the proposals come from step 1.
-        starts = [step.init for step in step_configs(self.CONFIG, self.OUTPUT)]
+        starts = [step.config.init for step in alternating_steps(self.CONFIG, self.OUTPUT)]
         assert starts == [None, None, str(Path("run/step2")), str(Path("run/step3"))]
 
     def test_own_start_holds_for_the_two_first(self) -> None:
         started = replace(self.CONFIG, init="coco.safetensors")
-        starts = [step.init for step in step_configs(started, self.OUTPUT)]
+        starts = [step.config.init for step in alternating_steps(started, self.OUTPUT)]
         assert starts[:2] == ["coco.safetensors", "coco.safetensors"]
         assert starts[2:] == [str(Path("run/step2")), str(Path("run/step3"))]
 
     def test_names_of_classes_are_translated_only_from_the_own_start(self) -> None:
         # The detectors of steps 2 and 3 know the classes by their names here.
         started = replace(self.CONFIG, init="coco.safetensors", init_classes={"aeroplane": "airplane"})
-        renamed = [step.init_classes for step in step_configs(started, self.OUTPUT)]
+        renamed = [step.config.init_classes for step in alternating_steps(started, self.OUTPUT)]
         assert renamed == [{"aeroplane": "airplane"}, {"aeroplane": "airplane"}, {}, {}]
 
     def test_proposals(self) -> None:
-        paths = [step.data.proposals for step in step_configs(self.CONFIG, self.OUTPUT)]
-        first, third = (str(Path(f"run/proposals{number}.safetensors")) for number in (1, 3))
+        paths = [step.proposals for step in alternating_steps(self.CONFIG, self.OUTPUT)]
+        first, third = (Path(f"run/proposals{number}.safetensors") for number in (1, 3))
         assert paths == [None, first, None, third]
 
     def test_lengths(self) -> None:
-        lengths = [(step.solver.iterations, step.solver.steps) for step in step_configs(self.CONFIG, self.OUTPUT)]
+        lengths = [
+            (step.config.solver.iterations, step.config.solver.steps)
+            for step in alternating_steps(self.CONFIG, self.OUTPUT)
+        ]
         assert lengths == [(80, (60, 70)), (40, (30,)), (80, (60, 70)), (40, (30,))]
 
     def test_images_of_a_step_may_differ(self) -> None:
         lengths = replace(self.CONFIG.alternating, rpn_images_per_step=8, box_images_per_step=16)
-        steps = step_configs(replace(self.CONFIG, alternating=lengths), self.OUTPUT)
-        assert [step.solver.images_per_step for step in steps] == [8, 16, 8, 16]
-        steps = step_configs(self.CONFIG, self.OUTPUT)
-        assert [step.solver.images_per_step for step in steps] == [self.CONFIG.solver.images_per_step] * 4
+        steps = alternating_steps(replace(self.CONFIG, alternating=lengths), self.OUTPUT)
+        assert [step.config.solver.images_per_step for step in steps] == [8, 16, 8, 16]
+        steps = alternating_steps(self.CONFIG, self.OUTPUT)
+        assert [step.config.solver.images_per_step for step in steps] == [self.CONFIG.solver.images_per_step] * 4
 
     def test_only_the_last_is_tested(self) -> None:
         # The others have an RPN or a box stage that never learned anything.
-        assert [step.data.test for step in step_configs(self.CONFIG, self.OUTPUT)] == [(), (), (), ("a:test",)]
+        assert [step.config.data.test for step in alternating_steps(self.CONFIG, self.OUTPUT)] == [
+            (),
+            (),
+            (),
+            ("a:test",),
+        ]
 
     def test_all_else_stays(self) -> None:
-        for step in step_configs(self.CONFIG, self.OUTPUT):
-            solver = replace(step.solver, fixed=(), iterations=7, steps=(5,))
-            data = replace(step.data, proposals=None, test=("a:test",))
-            assert replace(step, solver=solver, data=data, init=None) == self.CONFIG
+        for step in alternating_steps(self.CONFIG, self.OUTPUT):
+            solver = replace(step.config.solver, iterations=7, steps=(5,))
+            data = replace(step.config.data, test=("a:test",))
+            assert replace(step.config, solver=solver, data=data, init=None) == self.CONFIG
 
 
 class TestWholeRun:
@@ -184,7 +193,7 @@ class TestWholeRun:
         assert [steps(number, "backbone") for number in (1, 2, 3, 4)] == [{3}, {2}, {2}, {2}]
         assert [steps(number, "box_stage") for number in (1, 2, 3, 4)] == [{0}, {2}, {2}, {4}]
 
-    def test_untrained_parts_start_as_the_seed_says(self, config: Config, finished: Path) -> None:
+    def test_untrained_parts_start_as_the_seed_says(self, config: DetectionConfig, finished: Path) -> None:
         # So the first two steps begin with the same backbone.
         torch.manual_seed(config.seed)
         start = build_detector(config, 10).state_dict()
@@ -200,7 +209,7 @@ class TestWholeRun:
         ]
 
 
-def load_train(config: Config) -> AnnotationIndex:
+def load_train(config: DetectionConfig) -> AnnotationIndex:
     index, _ = load_dataset(config.data.train, Path(str(config.data.root)))
     return index
 
@@ -209,11 +218,12 @@ class TestProposals:
     """What steps 2 and 4 train on."""
 
     @pytest.mark.parametrize("number", [1, 3])
-    def test_are_those_of_the_step_before(self, config: Config, finished: Path, number: int) -> None:
+    def test_are_those_of_the_step_before(self, config: DetectionConfig, finished: Path, number: int) -> None:
         index = load_train(config)
         stored = read_proposals(finished / f"proposals{number}.safetensors", index)
         many = replace(config, rpn=replace(config.rpn, pre_nms_test=64, post_nms_test=20))  # as in training
         detector = build_detector(many, 10).eval()
+        assert isinstance(detector, FasterRCNN)
         detector.load_state_dict(weights(finished, number))
         for batch in build_test_loader(index, config.data):
             (row,), (size,) = batch.rows, batch.images.sizes
@@ -226,12 +236,12 @@ class TestProposals:
             assert torch.equal(found.scores, wanted.scores)
             assert len(found) > config.rpn.post_nms_test
 
-    def test_differ_between_the_rpns(self, config: Config, finished: Path) -> None:
+    def test_differ_between_the_rpns(self, config: DetectionConfig, finished: Path) -> None:
         index = load_train(config)
         first, third = (read_proposals(finished / f"proposals{number}.safetensors", index) for number in (1, 3))
         assert not torch.equal(first.boxes, third.boxes)
 
-    def test_writing_again_gives_the_same_file(self, config: Config, finished: Path, tmp_path: Path) -> None:
+    def test_writing_again_gives_the_same_file(self, config: DetectionConfig, finished: Path, tmp_path: Path) -> None:
         write_training_proposals(config, finished / "step1", tmp_path / "again.safetensors")
         again, expected = (
             load_file(path) for path in (tmp_path / "again.safetensors", finished / "proposals1.safetensors")
@@ -239,7 +249,7 @@ class TestProposals:
         assert differing(again, expected) == []
 
     def test_those_on_the_disk_decide_what_step_2_learns(
-        self, config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, config: DetectionConfig, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # With the first proposal of every image alone, the box stage sees other regions.
         read = read_proposals
@@ -267,13 +277,13 @@ def files_of(output: Path) -> dict[str, int]:
 class TestGoingOn:
     """A second call does what is left."""
 
-    def test_nothing_is_left(self, config: Config, finished: Path) -> None:
+    def test_nothing_is_left(self, config: DetectionConfig, finished: Path) -> None:
         before, said = files_of(finished), []
         assert run_alternating(config, finished, say=said.append) == {}
         assert said == [f"step {number} is done: {finished / f'step{number}'}" for number in (1, 2, 3, 4)]
         assert files_of(finished) == before
 
-    def test_last_step_again(self, config: Config, finished: Path, tmp_path: Path) -> None:
+    def test_last_step_again(self, config: DetectionConfig, finished: Path, tmp_path: Path) -> None:
         output = Path(shutil.copytree(finished, tmp_path / "run"))
         shutil.rmtree(output / "step4")
         before = files_of(output)
@@ -283,7 +293,7 @@ class TestGoingOn:
         after = files_of(output)
         assert {path: after[path] for path in before} == before
 
-    def test_killed_inside_step_3(self, config: Config, finished: Path, tmp_path: Path) -> None:
+    def test_killed_inside_step_3(self, config: DetectionConfig, finished: Path, tmp_path: Path) -> None:
         record, lines = RunLog.metrics, 0
 
         def interrupt(log: RunLog, step: int, values: Mapping[str, float]) -> None:
@@ -311,7 +321,9 @@ class TestGoingOn:
         for number in (1, 2, 3, 4):
             assert differing(weights(tmp_path, number), weights(finished, number)) == []
 
-    def test_killed_before_the_first_checkpoint_of_step_3(self, config: Config, finished: Path, tmp_path: Path) -> None:
+    def test_killed_before_the_first_checkpoint_of_step_3(
+        self, config: DetectionConfig, finished: Path, tmp_path: Path
+    ) -> None:
         output = Path(shutil.copytree(finished, tmp_path / "run"))
         for name in ("step3/checkpoints", "step4"):
             shutil.rmtree(output / name)

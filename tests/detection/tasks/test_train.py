@@ -18,29 +18,29 @@ from safetensors.torch import load_file
 from detection.build import build_detector
 from detection.config.detection import (
     AnchorConfig,
-    BackboneConfig,
     BoxConfig,
-    Config,
-    DataConfig,
+    DetectionConfig,
+    DetectorBackboneConfig,
+    DetectorDataConfig,
     RPNConfig,
-    SolverConfig,
 )
 from detection.config.load import load_config
+from detection.config.sections import SolverConfig
 from detection.data.cards import load_dataset
 from detection.data.digits import CLASSES, write_digits
 from detection.data.images import ImageError
 from detection.data.loader import build_train_loader
-from detection.engine import loop as train_module
+from detection.engine import trainer
 from detection.engine.checkpoint import Checkpoint, read_checkpoint
 from detection.engine.device import choose_device
 from detection.engine.log import RunLog
-from detection.engine.loop import NotFiniteError
+from detection.engine.loop import NotFiniteError, step
 from detection.engine.manifest import read_manifest
 from detection.engine.optim import build_optimizer
 from detection.engine.signals import StoppedError
 from detection.evaluation.metrics import Metric
 from detection.tasks.test import run_test
-from detection.tasks.train import load_data, run_training
+from detection.tasks.train import run_training
 
 STEPS = 4
 LOSSES = ["loss/rpn_objectness", "loss/rpn_box", "loss/box_class", "loss/box_regression", "loss/total"]
@@ -52,9 +52,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config(root: Path) -> Config:
-    return Config(
-        backbone=BackboneConfig(name="resnet18", norm="gn", roi_size=2),
+def config(root: Path) -> DetectionConfig:
+    return DetectionConfig(
+        backbone=DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=2),
         anchors=AnchorConfig(sizes=(16.0, 32.0)),
         rpn=RPNConfig(
             channels=16,
@@ -67,7 +67,7 @@ def config(root: Path) -> Config:
             min_size=2.0,
         ),
         box=BoxConfig(samples_per_image=8),
-        data=DataConfig(
+        data=DetectorDataConfig(
             train=("digits:train",),
             test=("digits:test",),
             root=str(root),
@@ -80,16 +80,16 @@ def config(root: Path) -> Config:
     )
 
 
-def with_solver(config: Config, **options: Any) -> Config:
+def with_solver(config: DetectionConfig, **options: Any) -> DetectionConfig:
     return replace(config, solver=replace(config.solver, **options))
 
 
-def with_data(config: Config, **options: Any) -> Config:
+def with_data(config: DetectionConfig, **options: Any) -> DetectionConfig:
     return replace(config, data=replace(config.data, **options))
 
 
 @pytest.fixture(scope="module")
-def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def finished(config: DetectionConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The directory and the result of a run that nothing interrupted."""
     output = tmp_path_factory.mktemp("runs") / "finished"
     return output, run_training(config, output)
@@ -119,7 +119,7 @@ def killed_at(step: int) -> Callable[..., None]:
     return interrupt
 
 
-def run_until(config: Config, output: Path, iteration: int) -> None:
+def run_until(config: DetectionConfig, output: Path, iteration: int) -> None:
     """Trains until the process is killed, right after ``iteration`` was reported."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunLog, "metrics", killed_at(iteration))
@@ -128,7 +128,7 @@ def run_until(config: Config, output: Path, iteration: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def resumed(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def resumed(config: DetectionConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run that was interrupted."""
     output = tmp_path_factory.mktemp("runs") / "resumed"
     run_until(config, output, STEPS - 1)  # the checkpoint is one step older
@@ -159,14 +159,14 @@ class TestResume:
     def test_no_line_is_doubled(self, resumed: Path) -> None:
         assert [line["iteration"] for line in metrics(resumed)] == [1, 2, 3, 4, 4]  # the last one: evaluation
 
-    def test_training_can_be_prolonged(self, config: Config, tmp_path: Path) -> None:
+    def test_training_can_be_prolonged(self, config: DetectionConfig, tmp_path: Path) -> None:
         run_training(with_solver(with_data(config, test=()), iterations=2), tmp_path)
         run_training(with_solver(with_data(config, test=()), iterations=3), tmp_path, resume=True)
         assert [line["iteration"] for line in metrics(tmp_path)] == [1, 2, 3]
         assert read_checkpoint(tmp_path).iteration == 3
 
     def test_without_a_checkpoint_starts_anew(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
     ) -> None:
         run_until(config, tmp_path, 1)
         run_training(config, tmp_path, resume=True)
@@ -174,14 +174,14 @@ class TestResume:
         expected, found = final_weights(finished[0]), final_weights(tmp_path)
         assert not [name for name, weight in expected.items() if not torch.equal(found[name], weight)]
 
-    def test_other_run_in_the_directory_is_refused(self, config: Config, tmp_path: Path) -> None:
+    def test_other_run_in_the_directory_is_refused(self, config: DetectionConfig, tmp_path: Path) -> None:
         run_until(config, tmp_path, 3)
         before = (tmp_path / "metrics.jsonl").read_bytes()
         with pytest.raises(ValueError, match=r"holds a run \(0000002\.safetensors\); add --resume"):
             run_training(config, tmp_path)
         assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
-    def test_other_architecture_is_refused(self, config: Config, tmp_path: Path) -> None:
+    def test_other_architecture_is_refused(self, config: DetectionConfig, tmp_path: Path) -> None:
         run_until(config, tmp_path, 3)
         for change, message in (
             ({"name": "resnet34"}, "backbone.name: resnet18 -> resnet34"),
@@ -214,15 +214,15 @@ class TestTraining:
         assert result["voc"]["metric"] == "area"
         assert metrics(output)[-1]["bbox.AP"] == result["bbox"]["AP"]
 
-    def test_config_reads_back(self, config: Config, finished: tuple[Path, dict[str, Any]]) -> None:
-        assert load_config(Config, finished[0] / "config.yaml") == config
+    def test_config_reads_back(self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]]) -> None:
+        assert load_config(DetectionConfig, finished[0] / "config.yaml") == config
 
-    def test_checkpoint_knows_its_run(self, config: Config, finished: tuple[Path, dict[str, Any]]) -> None:
+    def test_checkpoint_knows_its_run(self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]]) -> None:
         read = read_checkpoint(finished[0])
         assert (read.config, read.class_names, read.iteration) == (config, CLASSES, STEPS)
 
     def test_same_seed_gives_the_same_weights_with_workers_too(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
     ) -> None:
         torch.manual_seed(999)
         run_training(with_data(config, workers=1), tmp_path)
@@ -230,20 +230,20 @@ class TestTraining:
         assert not [name for name, weight in expected.items() if not torch.equal(found[name], weight)]
 
     def test_evaluating_on_the_way_does_not_change_the_training(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
     ) -> None:
         run_training(with_solver(config, evaluate_every=2, checkpoint_every=0), tmp_path)
         expected, found = final_weights(finished[0]), final_weights(tmp_path)
         assert not [name for name, weight in expected.items() if not torch.equal(found[name], weight)]
         assert [line["iteration"] for line in metrics(tmp_path)] == [1, 2, 2, 3, 4, 4]
 
-    def test_best_checkpoint_has_the_best_metric(self, config: Config, tmp_path: Path) -> None:
+    def test_best_checkpoint_has_the_best_metric(self, config: DetectionConfig, tmp_path: Path) -> None:
         figures = {1: 0.2, 2: 0.5, 3: 0.4, 4: None}
         assert self.best_iteration(config, tmp_path, figures.values()) == 2
         assert read_checkpoint(tmp_path).iteration == 4
 
     def test_best_checkpoint_has_the_lowest_error(
-        self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, config: DetectionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         error = Metric("bbox.AP", "error", lower_is_better=True)
         monkeypatch.setattr("detection.evaluation.metrics.METRICS", (error,))
@@ -251,7 +251,7 @@ class TestTraining:
         assert self.best_iteration(config, tmp_path, figures.values()) == 3
 
     @staticmethod
-    def best_iteration(config: Config, output: Path, figures: Iterable[float | None]) -> int:
+    def best_iteration(config: DetectionConfig, output: Path, figures: Iterable[float | None]) -> int:
         """Iteration of the best checkpoint of a run whose evaluations give ``figures``."""
         seen = iter(figures)
         with pytest.MonkeyPatch.context() as patch:
@@ -259,7 +259,7 @@ class TestTraining:
             run_training(with_solver(config, evaluate_every=1, keep_checkpoints=1), output)
         return read_checkpoint(output / "checkpoints" / "best.safetensors").iteration
 
-    def test_parts_of_a_step(self, config: Config, tmp_path: Path) -> None:
+    def test_parts_of_a_step(self, config: DetectionConfig, tmp_path: Path) -> None:
         accumulated = with_solver(with_data(config, test=()), images_per_step=4, accumulate=2, iterations=3)
         run_until(accumulated, tmp_path / "cut", 3)
         run_training(accumulated, tmp_path / "cut", resume=True)
@@ -268,18 +268,18 @@ class TestTraining:
             cut, whole = ([line[name] for line in metrics(tmp_path / run)] for run in ("cut", "whole"))
             assert cut == whole
 
-    def test_bfloat16(self, config: Config, tmp_path: Path) -> None:
+    def test_bfloat16(self, config: DetectionConfig, tmp_path: Path) -> None:
         result = run_training(with_solver(config, precision="bf16", iterations=2), tmp_path)
         assert [line["iteration"] for line in metrics(tmp_path)] == [1, 2, 2]
         assert result["images"] == 2
         assert all(weight.dtype == torch.float32 for weight in final_weights(tmp_path, 2).values())
 
-    def test_no_test_set(self, config: Config, tmp_path: Path) -> None:
+    def test_no_test_set(self, config: DetectionConfig, tmp_path: Path) -> None:
         assert run_training(with_solver(with_data(config, test=()), iterations=1), tmp_path) == {}
         assert not (tmp_path / "result.json").exists()
         assert read_checkpoint(tmp_path).iteration == 1
 
-    def test_loss_that_is_not_finite_leaves_the_last_checkpoint(self, config: Config, tmp_path: Path) -> None:
+    def test_loss_that_is_not_finite_leaves_the_last_checkpoint(self, config: DetectionConfig, tmp_path: Path) -> None:
         wild = with_solver(with_data(config, test=()), base_lr=1e30, clip_norm=None, checkpoint_every=1)
         with pytest.raises(NotFiniteError) as error:
             run_training(wild, tmp_path)
@@ -293,12 +293,12 @@ class TestTraining:
 
 
 @pytest.fixture(scope="module")
-def averaging(config: Config) -> Config:
+def averaging(config: DetectionConfig) -> DetectionConfig:
     return with_solver(config, ema_decay=0.9, optimizer="adamw", base_lr=1e-4, clip_norm=None)
 
 
 @pytest.fixture(scope="module")
-def averaged(averaging: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def averaged(averaging: DetectionConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run with averaged weights that nothing interrupted."""
     output = tmp_path_factory.mktemp("runs") / "averaged"
     run_training(averaging, output)
@@ -308,7 +308,9 @@ def averaged(averaging: Config, tmp_path_factory: pytest.TempPathFactory) -> Pat
 class TestAverage:
     """Runs whose weights are averaged; by AdamW, so that its state is part of the resume as well."""
 
-    def test_resume_equals_an_uninterrupted_run(self, averaging: Config, averaged: Path, tmp_path: Path) -> None:
+    def test_resume_equals_an_uninterrupted_run(
+        self, averaging: DetectionConfig, averaged: Path, tmp_path: Path
+    ) -> None:
         run_until(averaging, tmp_path, STEPS - 1)
         torch.manual_seed(12345)
         run_training(averaging, tmp_path, resume=True)
@@ -319,7 +321,7 @@ class TestAverage:
         assert differing(*trained) == []
         assert differing(trained[0], final_weights(averaged))  # the average is another model
 
-    def test_the_average_is_tested(self, averaging: Config, averaged: Path, tmp_path: Path) -> None:
+    def test_the_average_is_tested(self, averaging: DetectionConfig, averaged: Path, tmp_path: Path) -> None:
         best = averaged / "checkpoints" / "best.safetensors"
         assert differing(load_file(best), final_weights(averaged)) == []
         for checkpoint in (averaged, best):
@@ -330,16 +332,18 @@ class TestAverage:
 class TestRefusals:
     """Mistakes are named before any time is lost."""
 
-    def test_no_training_set(self, config: Config, tmp_path: Path) -> None:
+    def test_no_training_set(self, config: DetectionConfig, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"data\.train is empty"):
             run_training(with_data(config, train=()), tmp_path)
 
-    def test_unknown_card(self, config: Config, tmp_path: Path) -> None:
+    def test_unknown_card(self, config: DetectionConfig, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="did you mean 'digits'"):
             run_training(with_data(config, train=("digit:train",)), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
-    def test_training_and_test_set_of_different_classes(self, config: Config, root: Path, tmp_path: Path) -> None:
+    def test_training_and_test_set_of_different_classes(
+        self, config: DetectionConfig, root: Path, tmp_path: Path
+    ) -> None:
         # Labels of one set mean nothing in the other, and the figures would be wrong without a word.
         card = tmp_path / "reversed.yaml"
         annotations = "{annotations: annotations/instances_test.json, images: test}"
@@ -348,7 +352,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="classes"):
             run_training(with_solver(with_data(config, test=(f"{card}:test",)), iterations=1), tmp_path / "run")
 
-    def test_figure_that_does_not_exist_costs_no_training(self, config: Config, tmp_path: Path) -> None:
+    def test_figure_that_does_not_exist_costs_no_training(self, config: DetectionConfig, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"solver\.best_metric"):
             run_training(with_solver(config, best_metric="bbox.ap50", iterations=1, checkpoint_every=0), tmp_path)
         # Refused at the start, or at least with the weights on the disk.
@@ -356,13 +360,13 @@ class TestRefusals:
         assert not trained.exists() or saved.exists()
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
-    def test_cuda_without_a_device(self, config: Config) -> None:
+    def test_cuda_without_a_device(self, config: DetectionConfig) -> None:
         with pytest.raises(ValueError, match="no CUDA device"):
             choose_device("cuda")
         assert choose_device("auto").type == "cpu"
 
     def test_pasting_from_a_data_set_without_masks(
-        self, config: Config, make_voc: Callable[..., Path], write_card: Callable[..., str], tmp_path: Path
+        self, config: DetectionConfig, make_voc: Callable[..., Path], write_card: Callable[..., str], tmp_path: Path
     ) -> None:
         make_voc({"a": [("cat", (11, 21, 40, 50), False)]})
         train = f"{write_card('voc')}:train"
@@ -372,26 +376,24 @@ class TestRefusals:
         assert not (tmp_path / "run" / "checkpoints").exists()
 
     def test_pasting_reads_the_masks_without_a_mask_stage(
-        self, config: Config, make_coco: Callable[..., Path], write_card: Callable[..., str], tmp_path: Path
+        self, config: DetectionConfig, make_coco: Callable[..., Path], write_card: Callable[..., str], tmp_path: Path
     ) -> None:
         square = {"bbox": [5, 5, 10, 10], "segmentation": [[5, 5, 15, 5, 15, 15, 5, 15]], "area": 100, "iscrowd": 0}
         make_coco({1: "a.jpg"}, [{"id": 1, "image_id": 1, "category_id": 3, **square}])
         card = f"{write_card('coco')}:train"
         pasting = with_data(config, root=str(tmp_path), train=(card,), test=(card,), copy_paste=0.5)
-        index, test_index = load_data(pasting)
-        assert index.masks is not None
-        assert test_index is not None
-        assert test_index.masks is None
+        run_training(with_solver(pasting, iterations=1), tmp_path / "run")
+        assert (tmp_path / "run" / "result.json").is_file()
 
 
 class TestTest:
     """A test of a checkpoint."""
 
-    def run(self, config: Config, run: Path, output: Path, **options: Any) -> dict[str, Any]:
+    def run(self, config: DetectionConfig, run: Path, output: Path, **options: Any) -> dict[str, Any]:
         return run_test(config, read_checkpoint(run), output, **{"say": lambda text: None, **options})
 
     def test_figures_equal_those_of_the_training(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
     ) -> None:
         run, expected = finished
         result = self.run(config, run, tmp_path)
@@ -402,20 +404,24 @@ class TestTest:
         assert not (tmp_path / "pictures").exists()
 
     def test_voc_layout_of_the_same_images_gives_the_same_figures(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
     ) -> None:
         run, expected = finished
         result = self.run(with_data(config, test=("digits_voc:test",)), run, tmp_path)
         assert result["voc"]["per_class"] == pytest.approx(expected["voc"]["per_class"])
 
-    def test_limit_and_pictures(self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    def test_limit_and_pictures(
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    ) -> None:
         said: list[str] = []
         result = self.run(config, finished[0], tmp_path, limit=1, pictures=5, say=said.append)
         assert result["images"] == 1
         assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["00000_000007.jpg"]
         assert said[-1].startswith("1 images, ")
 
-    def test_no_detections(self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    def test_no_detections(
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    ) -> None:
         silent = replace(config, test=replace(config.test, score_threshold=1.0))
         result = self.run(silent, finished[0], tmp_path, pictures=1)
         assert result["bbox"]["AP"] == 0
@@ -423,16 +429,16 @@ class TestTest:
         assert len(list((tmp_path / "pictures").iterdir())) == 1
 
     def test_weights_of_another_backbone_are_refused_with_names(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
     ) -> None:
-        other = replace(config, backbone=BackboneConfig(name="resnet50", norm="gn", roi_size=2))
+        other = replace(config, backbone=DetectorBackboneConfig(name="resnet50", norm="gn", roi_size=2))
         with pytest.raises(ValueError, match="do not fit") as error:
             self.run(other, finished[0], tmp_path)
         assert "backbone.layer1.0.conv3.weight" in str(error.value)
         assert str(finished[0]) in str(error.value)
 
     def test_classes_of_another_data_set_are_refused_with_both_sides(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
     ) -> None:
         card = tmp_path / "letters.yaml"
         annotations = "{annotations: annotations/instances_test.json, images: test}"
@@ -442,14 +448,14 @@ class TestTest:
             self.run(with_data(config, test=(f"{card}:test",)), finished[0], tmp_path)
 
 
-def untrained(config: Config, class_names: tuple[str, ...] = CLASSES) -> Checkpoint:
+def untrained(config: DetectionConfig, class_names: tuple[str, ...] = CLASSES) -> Checkpoint:
     """What a checkpoint of a detector that never learned anything reads as."""
     torch.manual_seed(7)
     weights = build_detector(config, len(class_names)).state_dict()
     return Checkpoint(Path("other.safetensors"), weights, config, class_names, 0)
 
 
-def with_test(config: Config, **options: Any) -> Config:
+def with_test(config: DetectionConfig, **options: Any) -> DetectionConfig:
     return replace(config, test=replace(config.test, **options))
 
 
@@ -459,7 +465,7 @@ METHODS: dict[str, Any] = {"refine": True, "vote_iou": 0.5, "scales": (48, 96), 
 class TestMethods:
     """The paper's test-time methods and ensembles, by config keys over one checkpoint."""
 
-    def run(self, config: Config, checkpoint: Checkpoint, output: Path, **options: Any) -> dict[str, Any]:
+    def run(self, config: DetectionConfig, checkpoint: Checkpoint, output: Path, **options: Any) -> dict[str, Any]:
         return run_test(config, checkpoint, output, **{"say": lambda text: None, **options})
 
     def detections(self, output: Path) -> list[dict[str, Any]]:
@@ -467,7 +473,7 @@ class TestMethods:
 
     @pytest.mark.parametrize("name", list(METHODS)[:-1])
     def test_each_key_changes_the_detections(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path, name: str
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path, name: str
     ) -> None:
         checkpoint = read_checkpoint(finished[0])
         for output, options in (("plain", {}), (name, {name: METHODS[name]})):
@@ -479,7 +485,7 @@ class TestMethods:
         assert found != plain
 
     def test_all_together_over_an_ensemble_of_other_architectures(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
     ) -> None:
         # Each member is built as its own config says: another depth, other anchors, context.
         deeper = replace(
@@ -495,7 +501,7 @@ class TestMethods:
         assert all(entry["bbox"][2] > 0 and entry["bbox"][3] > 0 and 0.01 < entry["score"] <= 1 for entry in found)
 
     def test_ensemble_of_twice_the_same_checkpoint_is_the_checkpoint(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
     ) -> None:
         checkpoint = read_checkpoint(finished[0])
         settings = with_test(config, score_threshold=0.01)
@@ -511,7 +517,7 @@ class TestMethods:
 
     @pytest.mark.parametrize("other", [(*CLASSES[1:], CLASSES[0]), (*CLASSES, "a"), CLASSES[:-1]])
     def test_ensemble_of_other_classes_is_refused_with_both_sides(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path, other: tuple[str, ...]
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path, other: tuple[str, ...]
     ) -> None:
         checkpoint = read_checkpoint(finished[0])
         with pytest.raises(ValueError, match=r"other\.safetensors") as error:
@@ -522,7 +528,7 @@ class TestMethods:
 
     @pytest.mark.parametrize("context", [True, False], ids=["into_context", "out_of_context"])
     def test_weights_with_and_without_context_do_not_fit_each_other(
-        self, config: Config, tmp_path: Path, context: bool
+        self, config: DetectionConfig, tmp_path: Path, context: bool
     ) -> None:
         module, weights = (replace(config, box=replace(config.box, context=on)) for on in (context, not context))
         with pytest.raises(ValueError, match="do not fit") as error:
@@ -533,7 +539,7 @@ class TestMethods:
             assert f"box_stage.predictor.{name}.weight ({shapes})" in str(error.value)
         assert not (tmp_path / "out").exists()
 
-    def test_context_trains_and_tests(self, config: Config, tmp_path: Path) -> None:
+    def test_context_trains_and_tests(self, config: DetectionConfig, tmp_path: Path) -> None:
         contextual = with_solver(replace(config, box=replace(config.box, context=True)), iterations=2)
         trained = run_training(contextual, tmp_path / "run")
         checkpoint = read_checkpoint(tmp_path / "run")
@@ -542,7 +548,9 @@ class TestMethods:
         tested = self.run(contextual, checkpoint, tmp_path / "test")
         assert tested["bbox"] == trained["bbox"]
 
-    def test_training_ends_with_the_test_that_the_config_describes(self, config: Config, tmp_path: Path) -> None:
+    def test_training_ends_with_the_test_that_the_config_describes(
+        self, config: DetectionConfig, tmp_path: Path
+    ) -> None:
         settings = with_solver(with_test(config, **METHODS), iterations=1)
         run_training(settings, tmp_path / "run")
         self.run(settings, read_checkpoint(tmp_path / "run"), tmp_path / "test")
@@ -557,7 +565,9 @@ def differing(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Te
 class TestOtherSettingsOnTheWay:
     """A run that goes on with another config takes that config's word, and says so."""
 
-    def test_changed_keys_are_said(self, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_changed_keys_are_said(
+        self, config: DetectionConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         self.resume(config, tmp_path, base_lr=0.02, momentum=0.5)
         said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("config changed")]
         assert said == [
@@ -565,13 +575,13 @@ class TestOtherSettingsOnTheWay:
             "config changed: solver.momentum: 0.9 -> 0.5",
         ]
 
-    def test_keys_that_change_what_weights_mean_are_refused(self, config: Config, tmp_path: Path) -> None:
+    def test_keys_that_change_what_weights_mean_are_refused(self, config: DetectionConfig, tmp_path: Path) -> None:
         run_until(config, tmp_path, 3)
         other = replace(config, anchors=AnchorConfig(sizes=(24.0, 32.0)))
         with pytest.raises(ValueError, match=r"another model: anchors\.sizes: \(16\.0, 32\.0\) -> \(24\.0, 32\.0\)$"):
             run_training(other, tmp_path, resume=True)
 
-    def resume(self, config: Config, output: Path, **solver: Any) -> None:
+    def resume(self, config: DetectionConfig, output: Path, **solver: Any) -> None:
         run_until(with_data(config, test=()), output, 3)  # the checkpoint is of iteration 2
         run_training(with_solver(with_data(config, test=()), **solver), output, resume=True)
 
@@ -579,40 +589,40 @@ class TestOtherSettingsOnTheWay:
         state = torch.load(run / "checkpoints" / f"{STEPS:07d}.state.pt", weights_only=True)
         return state["optimizer"]["param_groups"]
 
-    def test_momentum(self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    def test_momentum(self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
         self.resume(config, tmp_path, momentum=0.0)
         assert {group["momentum"] for group in self.saved_groups(tmp_path)} == {0.0}
         assert differing(final_weights(tmp_path), final_weights(finished[0]))
 
     @pytest.mark.parametrize("decay", [0.25, 0.0])
     def test_weight_decay(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path, decay: float
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path, decay: float
     ) -> None:
         self.resume(config, tmp_path, weight_decay=decay)
         assert {group["weight_decay"] for group in self.saved_groups(tmp_path)} == {decay, 0.0}
         assert differing(final_weights(tmp_path), final_weights(finished[0]))
 
     @pytest.mark.parametrize("factor", [3.0, 1.0])
-    def test_rate_of_biases(self, config: Config, tmp_path: Path, factor: float) -> None:
+    def test_rate_of_biases(self, config: DetectionConfig, tmp_path: Path, factor: float) -> None:
         self.resume(config, tmp_path, bias_lr_factor=factor)
         assert {group["lr_factor"] for group in self.saved_groups(tmp_path)} == {factor, 1.0}
 
-    def test_rate(self, config: Config, tmp_path: Path) -> None:
+    def test_rate(self, config: DetectionConfig, tmp_path: Path) -> None:
         self.resume(config, tmp_path, base_lr=0.02)
         rates = [line["learning_rate"] for line in metrics(tmp_path)]
         assert rates == pytest.approx([1e-3, 1e-3, 2e-2, 2e-3])
 
-    def test_half_precision(self, config: Config, tmp_path: Path) -> None:
+    def test_half_precision(self, config: DetectionConfig, tmp_path: Path) -> None:
         self.resume(config, tmp_path, precision="fp16")
         assert read_checkpoint(tmp_path).iteration == STEPS
         assert all(weight.isfinite().all() for weight in final_weights(tmp_path).values())
 
-    def test_out_of_half_precision(self, config: Config, tmp_path: Path) -> None:
+    def test_out_of_half_precision(self, config: DetectionConfig, tmp_path: Path) -> None:
         run_until(with_solver(with_data(config, test=()), precision="fp16"), tmp_path, 3)
         run_training(with_data(config, test=()), tmp_path, resume=True)
         assert read_checkpoint(tmp_path).iteration == STEPS
 
-    def test_other_frozen_stages_are_refused_with_both_sides(self, config: Config, tmp_path: Path) -> None:
+    def test_other_frozen_stages_are_refused_with_both_sides(self, config: DetectionConfig, tmp_path: Path) -> None:
         run_until(config, tmp_path, 3)
         counts = [
             [len(group["params"]) for group in build_optimizer(build_detector(c, 10), c.solver).param_groups]
@@ -623,17 +633,17 @@ class TestOtherSettingsOnTheWay:
         assert f"groups of {counts[0]} parameters, this config's has {counts[1]}" in str(error.value)
         assert read_checkpoint(tmp_path).iteration == 2
 
-    def test_other_fixed_parts_are_refused(self, config: Config, tmp_path: Path) -> None:
+    def test_other_fixed_parts_are_refused(self, config: DetectionConfig, tmp_path: Path) -> None:
         run_until(config, tmp_path, 3)
         with pytest.raises(ValueError, match=r"solver\.fixed"):
             run_training(with_solver(config, fixed=("rpn",)), tmp_path, resume=True)
 
 
-def with_freeze(config: Config, stages: int) -> Config:
+def with_freeze(config: DetectionConfig, stages: int) -> DetectionConfig:
     return replace(config, backbone=replace(config.backbone, freeze_at=stages))
 
 
-def later_image(config: Config) -> Path:
+def later_image(config: DetectionConfig) -> Path:
     """An image of the third step that no step before has seen."""
     index, _ = load_dataset(config.data.train, Path(str(config.data.root)))
     batches = iter(build_train_loader(index, config.data, batch_size=2, seed=config.seed))
@@ -647,7 +657,7 @@ class TestErrorsOnTheWay:
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_unreadable_image(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path, workers: int
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path, workers: int
     ) -> None:
         root = Path(shutil.copytree(str(config.data.root), tmp_path / "root"))
         own = with_solver(with_data(config, root=str(root), workers=workers), checkpoint_every=0)
@@ -666,7 +676,7 @@ class TestErrorsOnTheWay:
         run_training(own, tmp_path / "run", resume=True)
         assert differing(final_weights(tmp_path / "run"), final_weights(finished[0])) == []
 
-    def test_unreadable_image_in_the_first_step(self, config: Config, tmp_path: Path) -> None:
+    def test_unreadable_image_in_the_first_step(self, config: DetectionConfig, tmp_path: Path) -> None:
         root = Path(shutil.copytree(str(config.data.root), tmp_path / "root"))
         for path in root.rglob("*.jpg"):
             path.write_bytes(b"")
@@ -674,7 +684,7 @@ class TestErrorsOnTheWay:
             run_training(with_data(config, root=str(root)), tmp_path / "run")
         assert not (tmp_path / "run" / "checkpoints").exists()  # there is nothing to save
 
-    def test_ctrl_c(self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    def test_ctrl_c(self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
         record = RunLog.metrics
 
         def interrupt(log: RunLog, step: int, values: Mapping[str, float]) -> None:
@@ -694,7 +704,7 @@ class TestErrorsOnTheWay:
         run_training(config, tmp_path, resume=True)
         assert differing(final_weights(tmp_path), final_weights(finished[0])) == []
 
-    def test_no_memory_left_for_the_evaluation(self, config: Config, tmp_path: Path) -> None:
+    def test_no_memory_left_for_the_evaluation(self, config: DetectionConfig, tmp_path: Path) -> None:
         def fail(*_: Any, **__: Any) -> None:
             raise RuntimeError("out of memory")
 
@@ -704,7 +714,7 @@ class TestErrorsOnTheWay:
                 run_training(config, tmp_path)
         assert read_checkpoint(tmp_path).iteration == STEPS
 
-    def test_loss_that_is_not_finite_saves_nothing(self, config: Config, tmp_path: Path) -> None:
+    def test_loss_that_is_not_finite_saves_nothing(self, config: DetectionConfig, tmp_path: Path) -> None:
         # The weights of the last step may be the cause.
         run_until(with_data(config, test=()), tmp_path, 3)
         before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()}
@@ -717,7 +727,7 @@ class TestErrorsOnTheWay:
 class TestEvaluationThatIsDue:
     """A run that ended between a checkpoint and its evaluation makes up for it."""
 
-    def test_last_one(self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    def test_last_one(self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
         def fail(*_: Any, **__: Any) -> None:
             raise Killed
 
@@ -734,7 +744,7 @@ class TestEvaluationThatIsDue:
         with pytest.raises(ValueError, match="nothing is left to train"):
             run_training(config, tmp_path / "run", resume=True)
 
-    def test_one_on_the_way(self, config: Config, tmp_path: Path) -> None:
+    def test_one_on_the_way(self, config: DetectionConfig, tmp_path: Path) -> None:
         often = with_solver(config, evaluate_every=2, checkpoint_every=0)
 
         def fail(*_: Any, **__: Any) -> None:
@@ -752,7 +762,7 @@ class TestEvaluationThatIsDue:
 class TestSignals:
     """A signal lets the step end, saves and says so."""
 
-    def stop_at(self, config: Config, output: Path, step: int, number: signal.Signals) -> str:
+    def stop_at(self, config: DetectionConfig, output: Path, step: int, number: signal.Signals) -> str:
         record = RunLog.metrics
 
         def interrupt(log: RunLog, iteration: int, values: Mapping[str, float]) -> None:
@@ -768,7 +778,7 @@ class TestSignals:
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
     def test_the_same_command_goes_on(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path, number: signal.Signals
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path, number: signal.Signals
     ) -> None:
         message = self.stop_at(with_solver(config, checkpoint_every=0), tmp_path, 3, number)
         assert message.startswith(f"{number.name} ended the run after iteration 3 of 4; the same command with --resume")
@@ -780,7 +790,7 @@ class TestSignals:
         assert (first["exit"], first["last_iteration"]) == (f"StoppedError: {message}", 3)
         assert (second["exit"], second["first_iteration"], second["last_iteration"]) == ("finished", 3, 4)
 
-    def test_an_evaluation_that_is_due_waits_for_the_next_start(self, config: Config, tmp_path: Path) -> None:
+    def test_an_evaluation_that_is_due_waits_for_the_next_start(self, config: DetectionConfig, tmp_path: Path) -> None:
         often = with_solver(config, evaluate_every=3, checkpoint_every=0)
         self.stop_at(often, tmp_path, 3, signal.SIGTERM)
         assert [line["iteration"] for line in metrics(tmp_path)] == [1, 2, 3]
@@ -789,26 +799,29 @@ class TestSignals:
 
 
 def break_step(patch: pytest.MonkeyPatch, *iterations: int) -> None:
-    """Makes the loss of the training steps that begin at ``iterations`` not a number."""
-    backward = train_module._backward
+    """Makes the losses of the training steps that begin at ``iterations`` not a number."""
 
-    def broken(state: Any, *arguments: Any) -> Any:
-        losses, problem = backward(state, *arguments)
-        own = f"loss is not finite at iteration {state.iteration}: x nan"
-        return losses, own if state.iteration in iterations else problem
+    def broken(state: Any, replica: Any, *rest: Any) -> Any:
+        def spoilt(*given: Any) -> Any:
+            return {name: loss * float("nan") for name, loss in replica(*given).items()}
 
-    patch.setattr(train_module, "_backward", broken)
+        chosen: Any = spoilt if state.iteration in iterations else replica
+        return step(state, chosen, *rest)
+
+    patch.setattr(trainer, "step", broken)
 
 
 class TestNotFinite:
     """What solver.on_not_finite says is done, and the step can be seen again."""
 
-    def train(self, config: Config, output: Path, *iterations: int, resume: bool = False, **solver: Any) -> None:
+    def train(
+        self, config: DetectionConfig, output: Path, *iterations: int, resume: bool = False, **solver: Any
+    ) -> None:
         with pytest.MonkeyPatch.context() as patch:
             break_step(patch, *iterations)
             run_training(with_solver(with_data(config, test=()), **solver), output, resume=resume)
 
-    def test_stop_leaves_all_it_takes_to_repeat_the_step(self, config: Config, tmp_path: Path) -> None:
+    def test_stop_leaves_all_it_takes_to_repeat_the_step(self, config: DetectionConfig, tmp_path: Path) -> None:
         run = tmp_path / "run"
         with pytest.raises(NotFiniteError, match=r"iteration 3: .*not_finite/0000003\.json has all it takes"):
             self.train(config, run, 3)
@@ -819,26 +832,25 @@ class TestNotFinite:
         assert Path(first).is_file()
         assert Path(second).is_file()
         folder = run / "not_finite" / "0000003"
-        assert dump["replay"].endswith(f"--config-file {folder / 'config.yaml'} --output-dir {folder} --resume")
+        assert dump["replay"].endswith(f"train {folder / 'config.yaml'} --output-dir {folder} --resume")
         # The command takes that one step, from the same state on the same images.
         seen: list[Any] = []
-        step = train_module._backward
 
-        def look(state: Any, replica: Any, parts: Any, *rest: Any) -> Any:
-            seen.append((torch.get_rng_state(), state.model.state_dict(), [part.paths for part in parts]))
-            seen[-1] = (*seen[-1], step(state, replica, parts, *rest))
+        def look(state: Any, replica: Any, feed: Any, *rest: Any) -> Any:
+            seen.append((torch.get_rng_state(), [part.paths for part in feed._next]))
+            seen[-1] = (*seen[-1], step(state, replica, feed, *rest))
             return seen[-1][-1]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train_module, "_backward", look)
-            run_training(load_config(Config, folder / "config.yaml"), folder, resume=True)
+            patch.setattr(trainer, "step", look)
+            run_training(load_config(DetectionConfig, folder / "config.yaml"), folder, resume=True)
         (replayed,) = seen
-        assert replayed[2] == [(first, second)]
+        assert replayed[1] == [(first, second)]
         run_training(with_data(config, test=()), tmp_path / "whole")
         line = metrics(tmp_path / "whole")[3]
-        assert [line[f"loss/{name}"] for name in replayed[3][0]] == list(replayed[3][0].values())
+        assert [line[f"loss/{name}"] for name in replayed[2]] == list(replayed[2].values())
 
-    def test_skip(self, config: Config, tmp_path: Path) -> None:
+    def test_skip(self, config: DetectionConfig, tmp_path: Path) -> None:
         self.train(config, tmp_path / "skip", 1, on_not_finite="skip")
         assert [line["iteration"] for line in metrics(tmp_path / "skip")] == [1, 2, 3, 4]
         assert metrics(tmp_path / "skip")[1]["loss/total"] == 0
@@ -852,32 +864,34 @@ class TestNotFinite:
         state = torch.load(tmp_path / "cut" / "checkpoints" / "0000004.state.pt", weights_only=True)
         assert state["not_finite"] == 1
 
-    def test_skip_up_to_so_many(self, config: Config, tmp_path: Path) -> None:
+    def test_skip_up_to_so_many(self, config: DetectionConfig, tmp_path: Path) -> None:
         message = r"iteration 2: .*it is number 3, solver\.max_not_finite is 2"
         with pytest.raises(NotFiniteError, match=message):
             self.train(config, tmp_path, 0, 1, 2, on_not_finite="skip", max_not_finite=2)
         names = sorted(path.name for path in (tmp_path / "not_finite").iterdir())
         assert names == ["0000000", "0000000.json", "0000001.json", "0000002.json"]  # the state of the first only
 
-    def test_roll_back_takes_the_weights_of_the_checkpoint_and_goes_on(self, config: Config, tmp_path: Path) -> None:
+    def test_roll_back_takes_the_weights_of_the_checkpoint_and_goes_on(
+        self, config: DetectionConfig, tmp_path: Path
+    ) -> None:
         # The checkpoint is of iteration 2; the steps that begin at 2 and 3 are lost, and no further one follows.
         self.train(config, tmp_path, 3, on_not_finite="roll_back")
         assert differing(final_weights(tmp_path), final_weights(tmp_path, 2)) == []
         assert [line["iteration"] for line in metrics(tmp_path)] == [1, 2, 3, 4]
 
     def test_roll_back_without_a_checkpoint(
-        self, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, config: DetectionConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         self.train(config, tmp_path, 0, on_not_finite="roll_back")
         said = capsys.readouterr().out
         assert "skipped a step from the same weights, since no checkpoint is saved yet, 1 of 10" in said
 
-    def test_no_memory_left_names_the_knobs(self, config: Config, tmp_path: Path) -> None:
+    def test_no_memory_left_names_the_knobs(self, config: DetectionConfig, tmp_path: Path) -> None:
         def fail(*_: Any) -> None:
             raise torch.OutOfMemoryError("tried to allocate 3 GiB")
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train_module, "_backward", fail)
+            patch.setattr(trainer, "step", fail)
             with pytest.raises(MemoryError) as error:
                 run_training(config, tmp_path)
         for part in ("iteration 0: raise solver.accumulate (now 1, of 2 images a step)", "(64, 96)", "3 GiB"):
@@ -888,7 +902,7 @@ class TestNotFinite:
 class TestDeterministic:
     """The same run twice, and what made it."""
 
-    def test_several_threads(self, config: Config, tmp_path: Path) -> None:
+    def test_several_threads(self, config: DetectionConfig, tmp_path: Path) -> None:
         settings = replace(with_data(config, test=(), shorter_side=192, longer_side=256), deterministic=True)
         threads = torch.get_num_threads()
         try:
@@ -901,14 +915,14 @@ class TestDeterministic:
         assert not torch.are_deterministic_algorithms_enabled()
 
     def test_pooling_without_an_order_on_gpus_is_refused(
-        self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, config: DetectionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("detection.tasks.train.choose_device", lambda config: torch.device("cuda"))
         with pytest.raises(ValueError, match=r"set box\.pool to roi_align, or deterministic to false"):
             run_training(replace(config, deterministic=True), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
-    def test_manifest(self, config: Config, finished: tuple[Path, dict[str, Any]], resumed: Path) -> None:
+    def test_manifest(self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], resumed: Path) -> None:
         (entry,) = read_manifest(finished[0])
         assert (entry["exit"], entry["first_iteration"], entry["last_iteration"]) == ("finished", 0, STEPS)
         assert {name: part["images"] for name, part in entry["data"].items()} == {"train": 6, "test": 2}
@@ -922,21 +936,21 @@ class TestDeterministic:
 class TestInit:
     """Runs that start from another detector."""
 
-    def start(self, config: Config, run: Path, output: Path, **options: Any) -> Path:
+    def start(self, config: DetectionConfig, run: Path, output: Path, **options: Any) -> Path:
         """One step so small that it moves no weight by much."""
         slow = with_solver(with_data(config, test=()), iterations=1, base_lr=1e-12)
         run_training(replace(slow, init=str(run), **options), output)
         return output
 
     def test_starts_from_the_weights_of_the_run(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
     ) -> None:
         started = final_weights(self.start(replace(config, seed=5), finished[0], tmp_path), 1)
         for name, weight in final_weights(finished[0]).items():
             torch.testing.assert_close(started[name], weight, atol=1e-6, rtol=1e-6)
 
     def test_a_run_that_goes_on_does_not_start_again(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
     ) -> None:
         source = Path(shutil.copytree(finished[0], tmp_path / "source"))
         begun = with_solver(with_data(replace(config, init=str(source)), test=()), iterations=1)
@@ -945,13 +959,13 @@ class TestInit:
         run_training(with_solver(begun, iterations=2), tmp_path / "run", resume=True)
         assert read_checkpoint(tmp_path / "run").iteration == 2
 
-    def test_missing_start_is_named(self, config: Config, tmp_path: Path) -> None:
+    def test_missing_start_is_named(self, config: DetectionConfig, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"no checkpoint at .*absent"):
             self.start(config, tmp_path / "absent", tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
     def test_wrong_class_name_is_named(
-        self, config: Config, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
     ) -> None:
         with pytest.raises(ValueError, match="init_classes maps '3' to 'three'"):
             self.start(config, finished[0], tmp_path, init_classes={"3": "three"})

@@ -17,9 +17,9 @@ from torch.nn import functional as F  # noqa: N812  # the name that torch's own 
 
 from backbones.weights.load import SOURCES, read_state_dict
 from detection.build import build_detector
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint, write_converted
-from detection.model.faster_rcnn import Detector
+from detection.model.faster_rcnn import FasterRCNN
 from detection.model.pooler import RegionPooler
 from detection.structures import ImageBatch
 from detection.weights.detectron2 import convert_detectron2
@@ -106,7 +106,7 @@ def numbered_state(name: str) -> dict[str, Tensor]:
 
 
 @cache
-def conversion(name: str) -> tuple[Config, dict[str, Tensor]]:
+def conversion(name: str) -> tuple[DetectionConfig, dict[str, Tensor]]:
     """Of ``numbered_state``, as the zoo's."""
     return convert_detectron2(numbered_state(name), class_names=class_names(name))
 
@@ -230,7 +230,7 @@ def zoo_anchors(sizes: list[int]) -> Tensor:
 # settings
 
 
-def converted_config(name: str, **settings: Any) -> Config:
+def converted_config(name: str, **settings: Any) -> DetectionConfig:
     dotted = {key.replace("__", "."): value for key, value in settings.items()}
     return convert_detectron2(numbered_state(name), class_names=class_names(name), settings=dotted)[0]
 
@@ -246,7 +246,7 @@ def test_settings_of_a_c4() -> None:
     assert (rpn.samples_per_image, rpn.positive_fraction, rpn.allow_outside) == (256, 0.5, True)
     assert (box.head, box.pool, box.sampling_ratio, box.smooth_l1_beta) == ("tail", "roi_align", 0, 0.0)
     assert (box.samples_per_image, box.positive_fraction, box.coder_weights) == (512, 0.25, (10.0, 10.0, 5.0, 5.0))
-    assert (config.mask.enabled, config.test.nms_iou, config.test.score_threshold) == (True, 0.5, 0.05)
+    assert (config.architecture, config.test.nms_iou, config.test.score_threshold) == ("mask_rcnn", 0.5, 0.05)
     assert (config.test.max_detections, config.data.shorter_side, config.data.longer_side) == (100, 800, 1333)
 
 
@@ -255,7 +255,7 @@ def test_settings_of_a_cascade() -> None:
     assert (config.backbone.fpn, config.backbone.fpn_channels, config.backbone.dilate_c5) == (True, 256, None)
     assert (config.rpn.channels, config.rpn.pre_nms_train, config.rpn.pre_nms_test) == (256, 2000, 1000)
     assert (config.rpn.post_nms_train, config.rpn.post_nms_test) == (1000, 1000)
-    assert (config.box.cascade, config.box.class_agnostic) == ((0.5, 0.6, 0.7), True)
+    assert (config.cascade.ious, config.box.class_agnostic) == ((0.5, 0.6, 0.7), True)
     assert (config.box.head, config.box.pool_size, config.box.head_channels) == ("fc", 7, 1024)
     assert (config.mask.pool_size, config.mask.convs, config.mask.channels) == (14, 4, 256)
 
@@ -282,7 +282,7 @@ def test_settings_replace_those_of_the_zoo() -> None:
         ({"MODEL__RESNETS__RES5_DILATION": 2}, "RES5_DILATION is 2; a detector here has 1"),
         ({"MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIPool"}, "POOLER_TYPE is 'ROIPool'"),
         ({"MODEL__ANCHOR_GENERATOR__SIZES": [[32, 64]]}, r"mismatched: 4: rpn\.head\.objectness"),
-        ({"MODEL__ROI_HEADS__NMS_THRESH_TEST": "high"}, r"test\.nms_iou' takes float, got 'high'"),
+        ({"MODEL__ROI_HEADS__NMS_THRESH_TEST": "high"}, r"test\.nms_iou' takes a number, got 'high'"),
         ({"MODEL__ROI_HEADS__NMS": 0.5}, r"no use for Detectron2's setting 'MODEL\.ROI_HEADS\.NMS'; known: MODEL\."),
     ],
 )
@@ -400,7 +400,7 @@ def zoo_pyramid(state: Mapping[str, Tensor], stages: list[Tensor]) -> list[Tenso
     return [*levels, F.max_pool2d(levels[-1], 1, stride=2)]
 
 
-def loaded(config: Config, state: Mapping[str, Tensor]) -> Detector:
+def loaded(config: DetectionConfig, state: Mapping[str, Tensor]) -> FasterRCNN:
     """The detector of ``config`` up to its RPN; its box head is small, which saves time."""
     small = replace(config, box=replace(config.box, pool_size=1, head_channels=8))
     detector = build_detector(small, 80, pretrained=False).eval()
@@ -408,6 +408,7 @@ def loaded(config: Config, state: Mapping[str, Tensor]) -> Detector:
     missing, unused = detector.load_state_dict(own, strict=False)
     assert not unused
     assert all(name.startswith("box_stage.") for name in missing)
+    assert isinstance(detector, FasterRCNN)
     return detector
 
 
@@ -442,7 +443,9 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
 
 def test_anchors_start_at_the_corner_of_the_first_cell() -> None:
     config, _ = conversion("faster_rcnn_R_50_FPN")
-    anchors = build_detector(config, 80, pretrained=False).rpn.anchors
+    detector = build_detector(config, 80, pretrained=False)
+    assert isinstance(detector, FasterRCNN)
+    anchors = detector.rpn.anchors
     for number, (level, stride) in enumerate(zip(anchors, (4, 8, 16, 32, 64), strict=True)):
         first = zoo_anchors([32 * 2**number])
         laid = level(2, 3)
@@ -459,4 +462,5 @@ def test_the_tail_of_a_c4_halves_in_its_first_convolution() -> None:
     pooler = detector.get_submodule("box_stage.pooler")
     assert isinstance(pooler, RegionPooler)
     assert (pooler.size, pooler.sampling_ratio, pooler.kind) == (14, 0, "roi_align")
+    assert isinstance(detector, FasterRCNN)
     assert detector.normalize.bgr

@@ -35,12 +35,12 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
 
 from detection.build import build_detector
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.cards import load_card
 from detection.data.images import read_image
 from detection.engine.checkpoint import load_detector_weights, load_initial_weights, read_checkpoint, write_converted
-from detection.model.faster_rcnn import Detector
+from detection.model.architecture import Architecture
 from detection.structures import Detections, ImageBatch, Target
 from detection.weights.torchvision import convert_torchvision
 
@@ -98,14 +98,14 @@ def _double_precision() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def small() -> tuple[MaskRCNN, Detector]:
+def small() -> tuple[MaskRCNN, Architecture]:
     """A narrow Mask R-CNN over a ResNet-18 that looks like the published v1 files: old names and an eps of 0."""
     theirs = randomise(narrow_model(lambda channels: FrozenBatchNorm2d(channels, eps=0.0)))
     return theirs, converted(as_published(theirs.state_dict()))
 
 
 @pytest.fixture(scope="module")
-def state(small: tuple[MaskRCNN, Detector]) -> dict[str, Tensor]:
+def state(small: tuple[MaskRCNN, Architecture]) -> dict[str, Tensor]:
     """Its weights by the old names; tests must not change them."""
     return as_published(small[0].state_dict())
 
@@ -188,7 +188,7 @@ def as_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def converted(
     state: Mapping[str, Tensor], names: Sequence[str] = CLASSES, *, norm_eps: float | None = None
-) -> Detector:
+) -> Architecture:
     """Our detector with the weights ``state``, and with FEW regions."""
     config, weights = convert_torchvision(state, class_names=names, norm_eps=norm_eps)
     few = replace(
@@ -222,7 +222,7 @@ def leave_sizes(model: FasterRCNN) -> None:
     model.transform = Untouched(800, 1333, transform.image_mean, transform.image_std)
 
 
-def assert_same_detections(theirs: FasterRCNN, ours: Detector, images: Sequence[Tensor]) -> None:
+def assert_same_detections(theirs: FasterRCNN, ours: Architecture, images: Sequence[Tensor]) -> None:
     with torch.no_grad():
         found = ours(ImageBatch.from_images(images))
     for expected, image in zip(detect(theirs, images), found, strict=True):
@@ -284,7 +284,7 @@ def their_losses(model: FasterRCNN, images: Sequence[Tensor], targets: Sequence[
     return losses
 
 
-def assert_same_losses(theirs: FasterRCNN, ours: Detector, targets: Sequence[Target]) -> None:
+def assert_same_losses(theirs: FasterRCNN, ours: Architecture, targets: Sequence[Target]) -> None:
     """Losses, and the gradients of their sum at the ends of the trunk and of the RPN.
 
     Both draw from torch's random state in the same order, so the same anchors and regions are trained on. The sizes are
@@ -328,21 +328,23 @@ class TestSameNumbers:
     @pytest.mark.parametrize(
         "sizes", [[(128, 160)], [(107, 151)], [(128, 160), (163, 99), (107, 151)]], ids=["one", "odd", "three"]
     )
-    def test_detections_of_noise(self, small: tuple[MaskRCNN, Detector], sizes: list[tuple[int, int]]) -> None:
+    def test_detections_of_noise(self, small: tuple[MaskRCNN, Architecture], sizes: list[tuple[int, int]]) -> None:
         assert_same_detections(*small, [noise(size, seed=number) for number, size in enumerate(sizes)])
 
     @pytest.mark.data
-    def test_detections_of_ten_photographs(self, small: tuple[MaskRCNN, Detector], data_root_for_tests: Path) -> None:
+    def test_detections_of_ten_photographs(
+        self, small: tuple[MaskRCNN, Architecture], data_root_for_tests: Path
+    ) -> None:
         paths = sorted((data_root_for_tests / "coco128" / "val2017").glob("*.jpg"))[:10]
         images = [shrunk(path) for path in paths]
         assert len(images) == 10
         for batch in (images[:3], images[3:6], images[6:9], images[9:]):
             assert_same_detections(*small, batch)
 
-    def test_losses_and_gradients(self, small: tuple[MaskRCNN, Detector]) -> None:
+    def test_losses_and_gradients(self, small: tuple[MaskRCNN, Architecture]) -> None:
         assert_same_losses(*small, [make_target((128, 160), seed=number) for number in range(2)])
 
-    def test_losses_where_an_image_has_no_objects(self, small: tuple[MaskRCNN, Detector]) -> None:
+    def test_losses_where_an_image_has_no_objects(self, small: tuple[MaskRCNN, Architecture]) -> None:
         assert_same_losses(*small, [make_target((128, 160), seed=0), make_target((128, 160), seed=1, count=0)])
 
     @pytest.mark.slow
@@ -396,13 +398,13 @@ class TestConfig:
         config, _ = convert_torchvision(state, class_names=CLASSES)
         assert config.backbone.fpn_channels == config.rpn.channels == 64
         assert (config.box.head_convs, config.box.head_fcs, config.box.head_channels) == (0, 2, 128)
-        assert (config.mask.enabled, config.mask.convs, config.mask.channels) == (True, 2, 32)
+        assert (config.architecture, config.mask.convs, config.mask.channels) == ("mask_rcnn", 2, 32)
         assert (config.backbone.fpn_norm, config.box.head_norm, config.mask.norm) == (None, None, None)
 
     def test_without_masks(self, state: dict[str, Tensor]) -> None:
         boxes_only = {name: value for name, value in state.items() if "mask" not in name}
         config, weights = convert_torchvision(boxes_only, class_names=CLASSES)
-        assert not config.mask.enabled
+        assert config.architecture == "faster_rcnn"
         assert not any("mask" in name for name in weights)
 
     @pytest.mark.parametrize("depth", [18, 34, 50, 101])
@@ -419,14 +421,14 @@ class TestConfig:
         backbone = convert_torchvision(narrow_model(nn.BatchNorm2d).state_dict(), class_names=CLASSES)[0].backbone
         assert (backbone.norm, backbone.norm_eps) == ("bn", 1e-5)
 
-    def test_eps_of_other_fixed_batch_normalisation_must_be_given(self, small: tuple[MaskRCNN, Detector]) -> None:
+    def test_eps_of_other_fixed_batch_normalisation_must_be_given(self, small: tuple[MaskRCNN, Architecture]) -> None:
         state = small[0].state_dict()
         with pytest.raises(ValueError, match=r"do not tell the eps .* give norm_eps: 0\.0 if .* 1e-5 if"):
             convert_torchvision(state, class_names=CLASSES)
         assert convert_torchvision(state, class_names=CLASSES, norm_eps=1e-5)[0].backbone.norm_eps == 1e-5
         assert convert_torchvision(as_published(state), class_names=CLASSES, norm_eps=1e-5)[0].backbone.norm_eps == 1e-5
 
-    def test_old_and_new_names_give_the_same(self, small: tuple[MaskRCNN, Detector]) -> None:
+    def test_old_and_new_names_give_the_same(self, small: tuple[MaskRCNN, Architecture]) -> None:
         state = small[0].state_dict()
         config, weights = convert_torchvision(state, class_names=CLASSES, norm_eps=0.0)
         old_config, old_weights = convert_torchvision(as_published(state), class_names=CLASSES)
@@ -500,7 +502,7 @@ class TestFile:
         config, weights = convert_torchvision(state, class_names=CLASSES)
         write_converted(tmp_path / "run", config, CLASSES, weights)
         checkpoint = read_checkpoint(tmp_path / "run")
-        assert checkpoint.config == config == load_config(Config, tmp_path / "run" / "config.yaml")
+        assert checkpoint.config == config == load_config(DetectionConfig, tmp_path / "run" / "config.yaml")
         detector = build_detector(config, len(CLASSES), pretrained=False)
         load_detector_weights(detector, checkpoint, CLASSES)
         assert all(detector.state_dict()[name].equal(value) for name, value in weights.items())
@@ -533,7 +535,7 @@ class TestRefusals:
 
     def test_layers_that_ours_lacks(self, state: dict[str, Tensor]) -> None:
         state = state | {"roi_heads.keypoint_head.0.weight": torch.zeros(1)}
-        with pytest.raises(ValueError, match=r"(?s)do not fit Detector.*unused: 1: roi_heads\.keypoint_head\.0"):
+        with pytest.raises(ValueError, match=r"(?s)do not fit FasterRCNN.*unused: 1: roi_heads\.keypoint_head\.0"):
             convert_torchvision(state, class_names=CLASSES)
 
     def test_layers_that_are_missing(self, state: dict[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.cards import load_card
 from detection.engine.checkpoint import read_checkpoint
@@ -142,7 +142,7 @@ def test_a_detector_is_downloaded_with_resume_and_becomes_a_run(server: Server, 
     assert server.ranges == [None, "bytes=50000-"]
     checkpoint = read_checkpoint(run)
     assert checkpoint.class_names == load_card("voc2007").classes
-    assert checkpoint.config == load_config(Config, run / "config.yaml")
+    assert checkpoint.config == load_config(DetectionConfig, run / "config.yaml")
     assert checkpoint.config.data.test == ("voc2007:test",)
     assert checkpoint.weights["box_stage.predictor.classes.weight"].shape == (21, 1024)
     assert fetch(server.entry("gone-00000000.pth"), tmp_path) == run
@@ -168,9 +168,9 @@ def test_detectron2_s_files_are_checked_and_converted_as_such(
 
     def convert(
         state: dict[str, torch.Tensor], *, class_names: tuple[str, ...]
-    ) -> tuple[Config, dict[str, torch.Tensor]]:
+    ) -> tuple[DetectionConfig, dict[str, torch.Tensor]]:
         given.append(class_names)
-        return Config(), {"a": torch.zeros(1)}
+        return DetectionConfig(), {"a": torch.zeros(1)}
 
     monkeypatch.setattr(zoo, "convert_detectron2", convert)
     run = fetch(server.entry(f"model_final_{digits}.pth", source="detectron2", name="other"), tmp_path)

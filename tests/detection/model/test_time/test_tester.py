@@ -11,9 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from detection.build import build_detector
-from detection.config.detection import AnchorConfig, BackboneConfig, BoxConfig, Config, PostprocessConfig, RPNConfig
+from detection.config.detection import (
+    AnchorConfig,
+    BoxConfig,
+    DetectionConfig,
+    DetectorBackboneConfig,
+    PostprocessConfig,
+    RPNConfig,
+)
 from detection.model.box_stage import BoxStage, ScoredBoxes
-from detection.model.faster_rcnn import Detector
+from detection.model.faster_rcnn import FasterRCNN
 from detection.model.postprocess import Postprocessor
 from detection.model.test_time import tester  # not the class: pytest would collect it for its name
 from detection.model.test_time.tester import Methods, merge_scored, refined_proposals
@@ -21,8 +28,8 @@ from detection.model.test_time.views import adjacent_scales, flip_boxes, flip_im
 from detection.structures import Detections, ImageBatch, Proposals
 
 CLASSES = 3
-CONFIG = Config(
-    backbone=BackboneConfig(name="resnet18", norm="gn", roi_size=2),
+CONFIG = DetectionConfig(
+    backbone=DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=2),
     anchors=AnchorConfig(sizes=(16.0, 32.0)),
     rpn=RPNConfig(channels=16, pre_nms_test=64, post_nms_test=12, min_size=2.0),
     # RoIPool gives regions over the same cells the same scores, and NMS of ties depends on their order.
@@ -40,32 +47,33 @@ def noise(height: int, width: int, *, seed: int = 0) -> Tensor:
 IMAGES = ImageBatch.from_images([noise(64, 80), noise(90, 56, seed=1)])
 
 
-def seeded(seed: int = 0, **box: Any) -> Detector:
+def seeded(seed: int = 0, **box: Any) -> FasterRCNN:
     return with_opinions(replace(CONFIG, box=replace(CONFIG.box, **box)), seed)
 
 
-def with_opinions(config: Config, seed: int) -> Detector:
+def with_opinions(config: DetectionConfig, seed: int) -> FasterRCNN:
     """A random detector whose scores and boxes differ from region to region."""
     torch.manual_seed(seed)
     detector = build_detector(config, CLASSES).eval().requires_grad_(False)
+    assert isinstance(detector, FasterRCNN)
     nn.init.normal_(stage_of(detector).predictor.classes.weight, std=0.1)
     nn.init.normal_(stage_of(detector).predictor.deltas.weight, std=0.1)
     return detector
 
 
 @pytest.fixture(scope="module")
-def detector() -> Detector:
+def detector() -> FasterRCNN:
     return seeded()
 
 
 @pytest.fixture(scope="module")
-def contextual() -> Detector:
+def contextual() -> FasterRCNN:
     return seeded(1, context=True)
 
 
 @pytest.fixture(scope="module")
-def vgg() -> Detector:
-    return with_opinions(replace(CONFIG, backbone=BackboneConfig(name="vgg11", roi_size=1)), 2)
+def vgg() -> FasterRCNN:
+    return with_opinions(replace(CONFIG, backbone=DetectorBackboneConfig(name="vgg11", roi_size=1)), 2)
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class Recorder(Postprocessor):
         return super().__call__(scored)
 
 
-def score(detectors: Sequence[Detector], methods: Methods, images: ImageBatch = IMAGES) -> list[ScoredBoxes]:
+def score(detectors: Sequence[FasterRCNN], methods: Methods, images: ImageBatch = IMAGES) -> list[ScoredBoxes]:
     """The scored boxes of each image that a Tester hands to its postprocessor."""
     recorder = Recorder()
     tester.Tester(detectors, methods=methods, postprocess=recorder)(images)
@@ -89,17 +97,17 @@ def score(detectors: Sequence[Detector], methods: Methods, images: ImageBatch = 
 PLAIN = Methods()
 
 
-def detect(detectors: Sequence[Detector], methods: Methods = PLAIN, **options: Any) -> list[Detections]:
+def detect(detectors: Sequence[FasterRCNN], methods: Methods = PLAIN, **options: Any) -> list[Detections]:
     postprocess = Postprocessor(**{"score_threshold": 0.0, **options})
     return tester.Tester(detectors, methods=methods, postprocess=postprocess)(IMAGES)
 
 
-def stage_of(detector: Detector) -> BoxStage:
+def stage_of(detector: FasterRCNN) -> BoxStage:
     assert isinstance(detector.box_stage, BoxStage)
     return detector.box_stage
 
 
-def propose(detector: Detector, images: ImageBatch = IMAGES) -> tuple[list[Tensor], list[Proposals]]:
+def propose(detector: FasterRCNN, images: ImageBatch = IMAGES) -> tuple[list[Tensor], list[Proposals]]:
     features = detector.features(images)
     return features, detector.propose(features, images)
 
@@ -121,7 +129,7 @@ def assert_same(found: Sequence[Detections], expected: Sequence[Detections], *, 
         torch.testing.assert_close(ours.boxes, theirs.boxes, rtol=0 if exact else 1e-4, atol=0 if exact else 1e-3)
 
 
-def propose_always(monkeypatch: pytest.MonkeyPatch, detector: Detector, *boxes: Sequence[float]) -> None:
+def propose_always(monkeypatch: pytest.MonkeyPatch, detector: FasterRCNN, *boxes: Sequence[float]) -> None:
     """Makes ``detector`` propose ``boxes`` in every image."""
     rows = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     proposals = Proposals(boxes=rows, scores=torch.zeros(len(rows)))
@@ -131,15 +139,15 @@ def propose_always(monkeypatch: pytest.MonkeyPatch, detector: Detector, *boxes: 
 class TestNoMethods:
     """A plain test."""
 
-    def test_equals_the_detector(self, detector: Detector) -> None:
+    def test_equals_the_detector(self, detector: FasterRCNN) -> None:
         plain = tester.Tester([detector], methods=Methods(), postprocess=detector.postprocess)
         assert_same(plain(IMAGES), detector(IMAGES), exact=True)
 
-    def test_equals_the_detector_with_context(self, contextual: Detector) -> None:
+    def test_equals_the_detector_with_context(self, contextual: FasterRCNN) -> None:
         plain = tester.Tester([contextual], methods=Methods(), postprocess=contextual.postprocess)
         assert_same(plain(IMAGES), contextual(IMAGES), exact=True)
 
-    def test_own_postprocessor_counts(self, detector: Detector) -> None:
+    def test_own_postprocessor_counts(self, detector: FasterRCNN) -> None:
         found = detect([detector], max_detections=2)
         assert [len(image) for image in found] == [2, 2]
         assert_same(found, [image[:2] for image in detector(IMAGES)], exact=True)
@@ -158,7 +166,7 @@ class TestScales:
         self, name: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
     ) -> None:
         monkeypatch.setattr("detection.model.test_time.views.REGION_SIDE", 32.0)  # as small as the images here
-        detector: Detector = request.getfixturevalue(name)
+        detector: FasterRCNN = request.getfixturevalue(name)
         scales = (32, 64, 96, 128)
         # 32 * 64 / side in the first image, 32 * 56 / side in the second: 32 to 64, 64 to 96, 96 to 128 pixels
         rows = [[4.0, 4, 56, 60], [10, 20, 34, 44], [30, 8, 46, 30], [6, 5, 36, 25], [20, 30, 22, 33]]
@@ -182,14 +190,14 @@ class TestScales:
         scored = stage_of(detector).predict(expected, boxes, IMAGES.sizes)
         assert_scored(score([detector], Methods(scales=scales)), scored)
 
-    def test_views_as_large_as_the_image_are_the_plain_test(self, detector: Detector) -> None:
+    def test_views_as_large_as_the_image_are_the_plain_test(self, detector: FasterRCNN) -> None:
         images = ImageBatch.from_images([noise(64, 80), noise(96, 64)])
         for name in ("scores", "boxes"):
             plain, scaled = (score([detector], Methods(scales=scales), images) for scales in ((), (64, 64)))
             for ours, theirs in zip(scaled, plain, strict=True):
                 assert torch.equal(getattr(ours, name), getattr(theirs, name))
 
-    def test_proposals_stay_at_the_given_scale(self, detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_proposals_stay_at_the_given_scale(self, detector: FasterRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
         _, expected = propose(detector)
         seen: list[Sequence[tuple[int, int]]] = []
         original = detector.propose
@@ -203,18 +211,18 @@ class TestScales:
         assert seen == [IMAGES.sizes]
         assert [len(image.scores) for image in scored] == [len(image) for image in expected]
 
-    def test_scale_that_no_region_needs_changes_nothing(self, detector: Detector) -> None:
+    def test_scale_that_no_region_needs_changes_nothing(self, detector: FasterRCNN) -> None:
         # Regions of at most 90 pixels in images of 56 and more need scales above 56 * 224 / 90: the highest two.
         both = [score([detector], Methods(scales=scales)) for scales in ((32, 48, 64), (48, 64))]
         assert_scored(*both)
 
-    def test_no_proposals(self, detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_proposals(self, detector: FasterRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
         propose_always(monkeypatch, detector)
         for scored in score([detector], Methods(scales=(48, 96))):
             assert scored.scores.shape == (0, CLASSES)
             assert scored.boxes.shape == (0, CLASSES, 4)
 
-    def test_one_image_without_proposals(self, detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_image_without_proposals(self, detector: FasterRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
         _, (first, second) = propose(detector)
         for kept in ([first, second[:0]], [first[:0], second]):
             monkeypatch.setattr(detector, "propose", lambda features, images, kept=kept: kept)
@@ -225,7 +233,7 @@ class TestScales:
 class TestFlip:
     """The mean of both sides, each image mirrored within its own width."""
 
-    def test_by_the_verbs(self, detector: Detector) -> None:
+    def test_by_the_verbs(self, detector: FasterRCNN) -> None:
         feature, proposals = propose(detector)
         plain = detector.boxes(feature, proposals, IMAGES.sizes)
         mirrored = [
@@ -241,7 +249,7 @@ class TestFlip:
         assert not torch.allclose(expected[0].scores, plain[0].scores, atol=1e-3)
 
     def test_symmetric_image_scores_a_central_region_as_before(
-        self, detector: Detector, monkeypatch: pytest.MonkeyPatch
+        self, detector: FasterRCNN, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         half = noise(64, 40)
         images = ImageBatch.from_images([torch.cat([half, half.flip(-1)], dim=-1)])
@@ -250,7 +258,7 @@ class TestFlip:
         torch.testing.assert_close(flipped.scores, plain.scores)
         torch.testing.assert_close(flipped.boxes, (plain.boxes + flip_boxes(plain.boxes, 80)) / 2)
 
-    def test_mirrored_images_give_mirrored_boxes(self, detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_mirrored_images_give_mirrored_boxes(self, detector: FasterRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
         rows = torch.tensor([[4.0, 4, 50, 60], [10, 20, 34, 44]])
         images = ImageBatch.from_images([noise(64, 80)])
         methods = Methods(flip=True, scales=(48, 96))
@@ -260,7 +268,7 @@ class TestFlip:
         (back,) = score([detector], methods, flip_images(images))
         assert_scored([ScoredBoxes(back.scores, flip_boxes(back.boxes, 80))], [forth])
 
-    def test_images_as_large_as_each_other_do_not_mix(self, detector: Detector) -> None:
+    def test_images_as_large_as_each_other_do_not_mix(self, detector: FasterRCNN) -> None:
         image = noise(64, 80)
         batched = score([detector], Methods(flip=True), ImageBatch.from_images([image, image.flip(-1)]))
         (alone,) = score([detector], Methods(flip=True), ImageBatch.from_images([image]))
@@ -270,7 +278,7 @@ class TestFlip:
 class TestRefinement:
     """A second pass from the boxes of the first."""
 
-    def test_by_the_verbs(self, detector: Detector) -> None:
+    def test_by_the_verbs(self, detector: FasterRCNN) -> None:
         feature, proposals = propose(detector)
         first = detector.boxes(feature, proposals, IMAGES.sizes)
         again = detector.boxes(feature, [refined_proposals(image) for image in first], IMAGES.sizes)
@@ -315,7 +323,7 @@ class TestEnsemble:
     """The union of the proposals, the mean of scores and boxes."""
 
     @pytest.mark.parametrize("methods", [Methods(), ALL], ids=["plain", "all"])
-    def test_twice_the_same_model_is_the_model(self, detector: Detector, methods: Methods) -> None:
+    def test_twice_the_same_model_is_the_model(self, detector: FasterRCNN, methods: Methods) -> None:
         # Every proposal is there twice, so the scored boxes are the model's twice over, per pass; NMS then removes the
         # second of each pair, whose IoU with the first is 1, and voting counts every box twice.
         single, double = score([detector], methods), score([detector, detector], methods)
@@ -330,7 +338,9 @@ class TestEnsemble:
             found = detect([detector, detector], methods, vote_iou=vote_iou)
             assert_same(found, detect([detector], methods, vote_iou=vote_iou))
 
-    def test_different_backbones_by_the_verbs(self, detector: Detector, contextual: Detector, vgg: Detector) -> None:
+    def test_different_backbones_by_the_verbs(
+        self, detector: FasterRCNN, contextual: FasterRCNN, vgg: FasterRCNN
+    ) -> None:
         members = [detector, contextual, vgg]
         features, proposals = zip(*(propose(member) for member in members), strict=True)
         union = [
@@ -347,7 +357,7 @@ class TestEnsemble:
         assert_scored(score(members, Methods()), expected)
         assert not torch.allclose(said[0][0].scores, said[2][0].scores, atol=1e-2)
 
-    def test_order_of_the_members_does_not_matter(self, detector: Detector, contextual: Detector) -> None:
+    def test_order_of_the_members_does_not_matter(self, detector: FasterRCNN, contextual: FasterRCNN) -> None:
         forth, back = (score(members, Methods()) for members in ([detector, contextual], [contextual, detector]))
         counts = [
             len(image) for image in propose(contextual)[1]
@@ -369,7 +379,7 @@ class TestEnsemble:
         assert merged.boxes.tolist() == [[[1, 2, 15, 20], [2, 2, 4, 4]]]
 
     def test_member_without_proposals_still_scores(
-        self, detector: Detector, contextual: Detector, monkeypatch: pytest.MonkeyPatch
+        self, detector: FasterRCNN, contextual: FasterRCNN, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         _, proposals = propose(detector)
         propose_always(monkeypatch, contextual)
@@ -381,7 +391,9 @@ class TestEnsemble:
 class TestAllTogether:
     """Every method over an ensemble of two, one of them with context, on two images of different sizes."""
 
-    def test_detections_are_finite_sorted_and_in_their_image(self, detector: Detector, contextual: Detector) -> None:
+    def test_detections_are_finite_sorted_and_in_their_image(
+        self, detector: FasterRCNN, contextual: FasterRCNN
+    ) -> None:
         for found, (height, width) in zip(detect([detector, contextual], ALL, vote_iou=0.5), IMAGES.sizes, strict=True):
             assert 0 < len(found) <= 100
             assert found.boxes.isfinite().all()
@@ -391,17 +403,17 @@ class TestAllTogether:
             assert found.boxes.min() >= 0
             assert (found.boxes[:, 2:] <= torch.tensor([width, height]) + 1e-3).all()  # the mean of boxes is rounded
 
-    def test_no_proposals(self, detector: Detector, contextual: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_proposals(self, detector: FasterRCNN, contextual: FasterRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
         for member in (detector, contextual):
             monkeypatch.setattr(member.rpn.test_filter, "min_size", 1e6)
         found = detect([detector, contextual], ALL, vote_iou=0.5)
         assert [image.boxes.shape for image in found] == [(0, 4), (0, 4)]
 
-    def test_no_detections(self, detector: Detector, contextual: Detector) -> None:
+    def test_no_detections(self, detector: FasterRCNN, contextual: FasterRCNN) -> None:
         found = detect([detector, contextual], ALL, vote_iou=0.5, score_threshold=1.0)
         assert [image.boxes.shape for image in found] == [(0, 4), (0, 4)]
 
-    def test_bfloat16(self, detector: Detector, contextual: Detector) -> None:
+    def test_bfloat16(self, detector: FasterRCNN, contextual: FasterRCNN) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = detect([detector, contextual], ALL, vote_iou=0.5)
         for image in found:
@@ -409,7 +421,7 @@ class TestAllTogether:
             assert image.boxes.dtype == image.scores.dtype == torch.float32
             assert image.boxes.isfinite().all()
 
-    def test_images_stay(self, detector: Detector) -> None:
+    def test_images_stay(self, detector: FasterRCNN) -> None:
         before = IMAGES.pixels.clone()
         detect([detector], ALL)
         assert torch.equal(IMAGES.pixels, before)

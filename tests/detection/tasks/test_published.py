@@ -1,11 +1,11 @@
-"""Mirrors the --zoo option of tools/test_net.py."""
+"""A test of a published detector: resdet test --zoo."""
 
 from __future__ import annotations
 
 import json
-import runpy
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,22 +18,12 @@ from detection.weights import zoo
 from detection.weights.torchvision import convert_torchvision
 from detection.weights.zoo import Entry
 
-TOOL = str(Path(__file__).parents[2] / "tools" / "test_net.py")
+Resdet = Callable[..., Any]
 ENTRY = Entry("small", "torchvision", "http://host/model-00000000.pth", "digits:test", ap=12.3, mask_ap=45.6)
 
 
-def run_tool(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
-    """What the program exits with, or None."""
-    monkeypatch.setattr(sys, "argv", ["test_net.py", *arguments])
-    try:
-        runpy.run_path(TOOL, run_name="__main__")
-    except SystemExit as end:
-        return end.code
-    return None
-
-
 def test_a_detector_of_the_zoo_is_tested_as_it_was_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resdet: Resdet
 ) -> None:
     root = write_digits(tmp_path / "data", num_train=1, num_test=2).parent
     with torch.device("meta"):
@@ -51,22 +41,23 @@ def test_a_detector_of_the_zoo_is_tested_as_it_was_published(
     monkeypatch.setattr(zoo, "fetch", fetch)
     monkeypatch.chdir(tmp_path)
     small = ("data.shorter_side=64", "rpn.post_nms_test=8", "device=cpu", "data.workers=0", "data.test=[digits:test]")
-    assert run_tool(monkeypatch, "--zoo", "small", "--limit", "1", f"data.root={root}", *small) is None
-    out = capsys.readouterr().out
+    outcome = resdet("test", "--zoo", "small", "--limit", "1", f"data.root={root}", *small)
+    assert outcome.status == 0
+    out = outcome.out
     assert "small: http://host/model-00000000.pth, BSD" in out
     assert "published for digits:test: box AP 12.3, mask AP 45.6" in out
     assert json.loads((tmp_path / "output" / "zoo" / "small" / "test" / "result.json").read_text())["images"] == 1
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("--weights", "a"), ("--config-file", "a"), ("--zoo", "small", "--weights", "a")]
+    "arguments",
+    [(), ("--weights", "a"), ("a.yaml",), ("--zoo", "small", "--weights", "a"), ("a.yaml", "--zoo", "small")],
 )
-def test_a_config_and_weights_or_the_zoo(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
-) -> None:
-    assert run_tool(monkeypatch, *arguments) == 2
-    assert "give --config-file and --weights, or --zoo alone" in capsys.readouterr().err
+def test_a_config_and_weights_or_the_zoo(resdet: Resdet, arguments: tuple[str, ...]) -> None:
+    outcome = resdet("test", *arguments)
+    assert outcome.status == 2
+    assert outcome.err == "error: give a config and --weights, or --zoo alone\n"
 
 
-def test_an_unknown_name_ends_with_the_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "error: no detector 'faster' in the zoo" in str(run_tool(monkeypatch, "--zoo", "faster"))
+def test_an_unknown_name_ends_with_the_known(resdet: Resdet) -> None:
+    assert resdet("test", "--zoo", "faster").err.startswith("error: no detector 'faster' in the zoo")

@@ -1,15 +1,12 @@
-"""Mirrors tools/compare_backbones.py: a whole experiment on a handful of tiny images, with real trainings."""
+"""Mirrors detection/report/compare.py: a whole experiment on a handful of tiny images, with real trainings."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
-import runpy
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +15,9 @@ import pytest
 from detection.data.digits import write_digits
 from detection.experiments.comparison import Comparison
 from detection.experiments.runs import Placement
-from detection.report import build
+from detection.report import compare
 
-ROOT = Path(__file__).parents[2]
+Run = Callable[..., tuple[int, str]]
 BASE = """
 backbone: {norm: gn, roi_size: 2}
 anchors: {sizes: [16, 32]}
@@ -53,30 +50,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
-    """The tool takes SIGTERM, here in the process of the tests."""
+    """The command takes SIGTERM, here in the process of the tests."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
 
 
-def run_tool(folder: Path, *arguments: str) -> tuple[int | str | None, str]:
-    """What sys.exit got, and what was printed, by the tool in this process."""
-    out, status = io.StringIO(), None
-    given = [str(folder / "swap.yaml"), "--output-dir", str(folder / "out"), f"data.root={folder / 'data'}", *arguments]
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
-        patch.setattr(sys, "argv", ["compare_backbones.py", *given])
-        try:
-            runpy.run_path(str(ROOT / "tools" / "compare_backbones.py"), run_name="__main__")
-        except SystemExit as end:
-            status = end.code
-    return status, out.getvalue()
+@pytest.fixture
+def run(resdet: Callable[..., Any]) -> Run:
+    """The exit status, and what was printed."""
+
+    def call(folder: Path, *arguments: str) -> tuple[int, str]:
+        given = (folder / "swap.yaml", "--output-dir", folder / "out", f"data.root={folder / 'data'}")
+        outcome = resdet("compare", *given, *arguments)
+        return outcome.status, outcome.out + outcome.err
+
+    return call
 
 
 @pytest.mark.slow
-def test_an_experiment_with_a_diverging_variant_is_finished_and_reported(folder: Path) -> None:
-    status, said = run_tool(folder, "--jobs", "2")
+def test_an_experiment_with_a_diverging_variant_is_finished_and_reported(folder: Path, run: Run) -> None:
+    status, said = run(folder, "--jobs", "2")
     out = folder / "out"
-    assert status == "error: not every run is done; the lines above and status.json of each run say why"
+    assert status == 1
+    assert said.endswith("error: not every run is done; the lines above and status.json of each run say why\n")
     assert re.search("diverging/3: failed: .*not finite", said)
     assert "plain/3: done" in said
     assert f"report: {out / 'report' / 'report.html'}" in said
@@ -89,7 +86,7 @@ def test_an_experiment_with_a_diverging_variant_is_finished_and_reported(folder:
 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What of the comparison and the report the tool calls, in their place."""
+    """What of the comparison and the report the command calls, in their place."""
     calls: list[Any] = []
 
     def note(name: str) -> Any:
@@ -106,39 +103,38 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     for name in ("run", "run_one"):
         monkeypatch.setattr(Comparison, name, note(name))
     monkeypatch.setattr(Comparison, "plan", lambda _: "the plan")
-    monkeypatch.setattr(build, "write_report", write_report)
+    monkeypatch.setattr(compare, "write_report", write_report)
     return calls
 
 
-def test_a_run_by_index_leaves_the_report_to_the_end(folder: Path, called: list[Any]) -> None:
-    assert run_tool(folder, "--index", "1", "--retry-failed", "--gpus", "2")[0] is None
+def test_a_run_by_index_leaves_the_report_to_the_end(folder: Path, called: list[Any], run: Run) -> None:
+    assert run(folder, "--index", "1", "--retry-failed", "--gpus", "2")[0] == 0
     ((name, args, options, comparison),) = called
     assert (name, args, options) == ("run_one", (1,), {"retry_failed": True})
     assert comparison.placement == Placement(1, ("2",))
 
 
-def test_jobs_default_to_the_gpus(folder: Path, called: list[Any]) -> None:
-    status, said = run_tool(folder, "--gpus", "0,5")
-    assert (status, said) == (None, f"report: {folder / 'out' / 'report.html'}\n")
+def test_jobs_default_to_the_gpus(folder: Path, called: list[Any], run: Run) -> None:
+    status, said = run(folder, "--gpus", "0,5")
+    assert (status, said) == (0, f"report: {folder / 'out' / 'report.html'}\n")
     assert [call[0] for call in called] == ["run", "report"]
     comparison = called[0][3]
     assert comparison.placement == Placement(2, ("0", "5"))
-    assert comparison.programs.train[1].endswith("tools/train_net.py")
+    assert comparison.programs.train == (sys.executable, "-m", "resdet", "train")
     assert comparison.programs.costs[-1] == f"data.root={folder / 'data'}"
 
 
-def test_only_the_report_or_only_the_plan(folder: Path, called: list[Any]) -> None:
-    assert run_tool(folder, "--report-only")[0] is None
+def test_only_the_report_or_only_the_plan(folder: Path, called: list[Any], run: Run) -> None:
+    assert run(folder, "--report-only")[0] == 0
     assert [call[0] for call in called] == ["report"]
-    assert run_tool(folder, "--dry-run") == (None, "the plan\n")
+    assert run(folder, "--dry-run") == (0, "the plan\n")
     assert [call[0] for call in called] == ["report"]
 
 
-def test_mistakes_end_with_a_line(folder: Path) -> None:
-    assert run_tool(folder, "--jobs", "0")[0] == "error: --jobs takes a number from 1, got 0"
-    status, _ = run_tool(folder, "solver.bas_lr=1")
-    assert status == "error: variant 'plain': no config key 'solver.bas_lr'; did you mean 'solver.base_lr'?"
+def test_mistakes_end_with_a_line(folder: Path, run: Run) -> None:
+    assert run(folder, "--jobs", "0") == (1, "error: --jobs takes a number from 1, got 0\n")
+    _, said = run(folder, "solver.bas_lr=1")
+    assert said == "error: variant 'plain': no config key 'solver.bas_lr'; did you mean 'solver.base_lr'?\n"
     assert (
-        run_tool(folder, "--costs", "other")[0]
-        == "error: --costs other: the experiment has the variants plain, diverging"
+        run(folder, "--costs", "other")[1] == "error: --costs other: the experiment has the variants plain, diverging\n"
     )

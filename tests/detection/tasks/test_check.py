@@ -1,15 +1,13 @@
-"""Mirrors tools/check_data.py: what it prints and its exit status."""
+"""Mirrors detection/tasks/check.py: what is printed, and the exit status."""
 
 from __future__ import annotations
 
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools" / "check_data.py"
 CAT = ("cat", (1, 1, 10, 20), False)
 DOG = ("dog", (5, 6, 55, 56), True)
 
@@ -17,16 +15,14 @@ Run = Callable[..., tuple[object, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs the tool on data below tmp_path: its exit status (or message) and what it printed."""
+def run(resdet: Callable[..., Any], tmp_path: Path) -> Run:
+    """Checks data below tmp_path: the exit status and what was printed."""
 
-    def run_tool(*args: str) -> tuple[object, str]:
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *args, "--root", str(tmp_path)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        return end.value.code, capsys.readouterr().out
+    def check(*args: str) -> tuple[object, str]:
+        outcome = resdet("check", *args, "--root", tmp_path)
+        return outcome.status, outcome.out + outcome.err
 
-    return run_tool
+    return check
 
 
 @pytest.fixture
@@ -53,7 +49,7 @@ def test_a_truncated_image_gives_one_and_is_named(run: Run, card: str, tmp_path:
     status, output = run(card)
     assert status == 1
     assert f"error: {image}: image: " in output
-    assert output.rstrip().endswith("1 errors")
+    assert output.rstrip().endswith("1 error")
 
 
 def test_images_may_be_left_unread(run: Run, card: str, tmp_path: Path) -> None:
@@ -105,8 +101,9 @@ def test_a_missing_folder_says_where_to_get_the_data(run: Run, write_card: Calla
 
 
 def test_an_unknown_card_ends_with_a_message(run: Run) -> None:
-    status, _ = run("bcdc")
-    assert str(status).startswith("error: no card 'bcdc'")
+    status, message = run("bcdc")
+    assert status == 1
+    assert message.startswith("error: no card 'bcdc'")
 
 
 def test_class_names_are_printed_as_they_are(

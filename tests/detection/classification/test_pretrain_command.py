@@ -1,19 +1,15 @@
-"""Mirrors tools/pretrain_net.py: train, go on, and test on a handful of tiny images."""
+"""The command pretrain: train, go on, and test on a handful of tiny images."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
-import runpy
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,7 +17,7 @@ from PIL import Image
 
 from detection.engine.log import RunLog
 
-ROOT = Path(__file__).parents[2]
+Resdet = Callable[..., Any]
 CONFIG = """
 backbone: {name: cifar_resnet20, norm: bn}
 data: {train: [CARD:train], test: [CARD:test], shorter_side: 32, longer_side: 32, workers: 0}
@@ -32,39 +28,20 @@ device: cpu
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a program did."""
-
-    status: int | str | None  # what sys.exit got; None for a normal end
-    out: str
-
-
-@dataclass(frozen=True, slots=True)
 class Workspace:
     """A config file and a run of two iterations."""
 
+    resdet: Resdet
     config: Path
     run: Path
-    trained: Outcome
+    trained: Any
 
-    def call(self, *arguments: str | Path) -> Outcome:
-        return run_tool("--config-file", self.config, *arguments)
-
-
-def run_tool(*arguments: str | Path) -> Outcome:
-    """Runs the tool as a program, but in this process, which saves its imports."""
-    out, status = io.StringIO(), None
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
-        patch.setattr(sys, "argv", ["pretrain_net.py", *map(str, arguments)])
-        try:
-            runpy.run_path(str(ROOT / "tools" / "pretrain_net.py"), run_name="__main__")
-        except SystemExit as end:
-            status = end.code
-    return Outcome(status, out.getvalue())
+    def call(self, *arguments: str | Path) -> Any:
+        return self.resdet("pretrain", self.config, *arguments)
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def workspace(tmp_path_factory: pytest.TempPathFactory, resdet: Resdet) -> Workspace:
     folder = tmp_path_factory.mktemp("work")
     for split, count in (("train", 3), ("test", 2)):
         for name, colour in (("red", (250, 0, 0)), ("blue", (0, 0, 250))):
@@ -76,11 +53,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     card.write_text(yaml.safe_dump({"format": "image_folder", "root": str(folder), "splits": splits}))
     config.write_text(CONFIG.replace("CARD", str(card)))
     run = folder / "run"
-    return Workspace(config, run, run_tool("--config-file", config, "--output-dir", run))
+    return Workspace(resdet, config, run, resdet("pretrain", config, "--output-dir", run))
 
 
 def test_training_ends_well_and_shows_its_errors(workspace: Workspace) -> None:
-    assert workspace.trained.status is None
+    assert workspace.trained.status == 0
     result = json.loads((workspace.run / "result.json").read_text())
     error = 100 * (1 - result["classification"]["top1"])
     lines = workspace.trained.out.splitlines()
@@ -91,7 +68,7 @@ def test_training_ends_well_and_shows_its_errors(workspace: Workspace) -> None:
 
 def test_test_of_a_run_gives_its_figures(workspace: Workspace, tmp_path: Path) -> None:
     outcome = workspace.call("--test", workspace.run, "--output-dir", tmp_path)
-    assert outcome.status is None
+    assert outcome.status == 0
     ours, theirs = (json.loads((folder / "result.json").read_text()) for folder in (tmp_path, workspace.run))
     assert ours["classification"] == theirs["classification"]
     assert f"result: {tmp_path / 'result.json'}" in outcome.out
@@ -102,7 +79,7 @@ def test_two_runs_are_tested_together(workspace: Workspace, tmp_path: Path, view
     weights = workspace.run / "checkpoints" / "0000002.safetensors"
     runs = ("--test", workspace.run, "--test", weights)
     outcome = workspace.call(*runs, "--output-dir", tmp_path, f"classification.views={views}")
-    assert outcome.status is None
+    assert outcome.status == 0
     assert f"4 images, views: {views}" in outcome.out
     assert json.loads((tmp_path / "result.json").read_text())["views"] == views
 
@@ -112,10 +89,10 @@ def test_a_training_is_named_after_the_config_and_a_test_lies_in_its_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = Path(shutil.copytree(workspace.run, tmp_path / "run"))
-    assert workspace.call("--test", run).status is None
+    assert workspace.call("--test", run).status == 0
     assert (run / "test" / "result.json").is_file()
     assert workspace.call("--test", run, "--resume").status == 2
-    assert workspace.call("data.test=[]", "solver.iterations=1").status is None
+    assert workspace.call("data.test=[]", "solver.iterations=1").status == 0
     folder = tmp_path / "output" / workspace.config.parent.name
     assert (folder / "tiny" / "checkpoints" / "0000001.safetensors").is_file()
     assert not (folder / "tiny" / "result.json").exists()
@@ -123,18 +100,18 @@ def test_a_training_is_named_after_the_config_and_a_test_lies_in_its_run(
 
 def test_resume_goes_on_and_a_second_start_does_not(workspace: Workspace, tmp_path: Path) -> None:
     run = Path(shutil.copytree(workspace.run, tmp_path / "run"))
-    assert "add --resume" in str(workspace.call("--output-dir", run).status)
+    assert "add --resume" in workspace.call("--output-dir", run).err
     resumed = workspace.call("--output-dir", run, "--resume", "solver.iterations=3")
-    assert resumed.status is None
+    assert resumed.status == 0
     assert "3/3  classification" in resumed.out
     assert "1/3" not in resumed.out
     ended = workspace.call("--output-dir", run, "--resume", "solver.iterations=3")
-    assert "nothing is left to train" in str(ended.status)
-    assert str(ended.status).endswith("or test it with tools/pretrain_net.py --test")
+    assert "nothing is left to train" in ended.err
+    assert ended.err.endswith("or test it with resdet pretrain --test\n")
 
 
 def test_signal_ends_with_a_status_of_its_own(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = RunLog.metrics
 
@@ -145,31 +122,24 @@ def test_signal_ends_with_a_status_of_its_own(
 
     with monkeypatch.context() as patch:
         patch.setattr(RunLog, "metrics", interrupt)
-        assert workspace.call("--output-dir", tmp_path, "--resume").status == 75
-    assert capsys.readouterr().err.startswith("stopped: SIGTERM ended the run after iteration 1 of 2; the same command")
+        stopped = workspace.call("--output-dir", tmp_path, "--resume")
+    assert stopped.status == 75
+    assert stopped.err.startswith("stopped: SIGTERM ended the run after iteration 1 of 2; the same command")
     again = workspace.call("--output-dir", tmp_path, "--resume")
-    assert again.status is None
+    assert again.status == 0
     assert "top1 error" in again.out
 
 
 def test_loss_that_is_not_finite_is_an_error_without_a_traceback(workspace: Workspace, tmp_path: Path) -> None:
     outcome = workspace.call("--output-dir", tmp_path, "solver.base_lr=1e30", "solver.iterations=3")
-    assert str(outcome.status).startswith("error: loss is not finite at iteration 1: ")
+    assert outcome.err.startswith("error: loss is not finite at iteration 1: ")
 
 
-def test_mistakes_end_in_one_line_on_stderr_and_status_1(workspace: Workspace, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tools" / "pretrain_net.py"), "--config-file", str(workspace.config)]
-    ended = subprocess.run(
-        [*command, "--output-dir", str(tmp_path / "run"), "solver.best_metric=classification.top3"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    assert ended.returncode == 1
-    assert ended.stdout == ""
-    assert ended.stderr.startswith("error: solver.best_metric 'classification.top3' names no figure of result.json")
-    assert len(ended.stderr.splitlines()) == 1
+def test_misspelt_metric_ends_before_anything_is_written(workspace: Workspace, tmp_path: Path) -> None:
+    ended = workspace.call("--output-dir", tmp_path / "run", "solver.best_metric=classification.top3")
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err.startswith("error: solver.best_metric 'classification.top3' names no figure of result.json")
+    assert len(ended.err.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -177,21 +147,12 @@ def test_mistakes_end_in_one_line_on_stderr_and_status_1(workspace: Workspace, t
     ("arguments", "message"),
     [
         (("--test", "absent"), "error: no checkpoint at absent"),
-        (("classification.network=relay",), "error: classification.network relay takes two classification.features"),
+        (("classification.network=relay",), "error: classification.network relay takes 2"),
         (("classification.view=dense",), "error: no config key 'classification.view'; did you mean 'classification.vi"),
-        (("backbone.fpn=true",), "error: backbone.fpn is True, but only detectors know it"),
+        (("backbone.fpn=true",), "error: no config key 'backbone.fpn'"),
     ],
 )
 def test_mistakes_are_named(workspace: Workspace, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     outcome = workspace.call(*arguments, "--output-dir", tmp_path / "run")
-    assert str(outcome.status).startswith(message)
+    assert outcome.err.startswith(message)
     assert not (tmp_path / "run").exists()
-
-
-def test_help_shows_examples_whose_files_exist() -> None:
-    outcome = run_tool("--help")
-    assert outcome.status == 0
-    words = outcome.out.split()
-    configs = {word for word in words if word.startswith("configs/") and word.endswith(".yaml")}
-    assert configs
-    assert not [config for config in configs if not (ROOT / config).is_file()]

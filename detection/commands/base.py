@@ -1,0 +1,120 @@
+"""What the commands of ``resdet`` share: how they are described, and how a config stands on a command line.
+
+A task is imported when its command is called, after the config was read.
+"""
+
+from __future__ import annotations
+
+import argparse
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from detection.config.load import load_config
+from detection.config.sections import ProgramConfig
+from detection.packaged import find_config
+
+__all__ = [
+    "RESUMING",
+    "Call",
+    "Command",
+    "UsageError",
+    "config_name",
+    "config_options",
+    "positive",
+    "read_config",
+    "run_directory",
+    "run_options",
+    "show_tables",
+]
+
+# Part of the help of a training.
+RESUMING = """
+With --resume from the start, the same command goes on after whatever ended it. SIGTERM, SIGUSR1 and Ctrl-C save and end
+with exit status 75, mistakes and failures with 1.
+"""
+
+ConfigT = TypeVar("ConfigT", bound=ProgramConfig)
+
+# What a command calls, and what shows the result; the second may return an exit status.
+Call = tuple[Callable[[], Any], Callable[[Any], int | None]]
+
+
+class UsageError(ValueError):
+    """Arguments that do not go together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command.
+
+    Attributes:
+        summary: the first line of its help.
+        options: adds its arguments to a parser.
+        prepare: turns parsed arguments into the call of a task.
+        details: the rest of its help.
+    """
+
+    summary: str
+    options: Callable[[ArgumentParser], None]
+    prepare: Callable[[Namespace], Call]
+    details: str = ""
+
+
+def config_options(parser: ArgumentParser, example: str) -> None:
+    """Adds the config file and ``key=value`` changes of it, in one list, so that options may stand between them."""
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CONFIG key=value",
+        help=f"a YAML file, or a name of resdet list configs; then changes such as {example}",
+    )
+    parser.add_argument("--config-file", help=argparse.SUPPRESS)  # how tools/ spell CONFIG
+
+
+def config_name(args: Namespace) -> tuple[str | None, list[str]]:
+    """Returns the config's name, if one is given, and the changes."""
+    first = args.words[:1]
+    if args.config_file is None and first and ("=" not in first[0] or Path(first[0]).is_file()):
+        return first[0], args.words[1:]
+    return args.config_file, args.words
+
+
+def read_config(args: Namespace, schema: type[ConfigT]) -> tuple[ConfigT, Path]:
+    """Returns the config that the command line describes, and its file."""
+    name, changes = config_name(args)
+    if name is None:
+        raise UsageError("give a config: a YAML file, or a name of resdet list configs")
+    path = find_config(name)
+    return load_config(schema, path, changes), path
+
+
+def run_options(parser: ArgumentParser) -> None:
+    """Adds the options of a training."""
+    parser.add_argument("--output-dir", help="run directory (default: output/<folder>/<name of the config file>)")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
+
+
+def run_directory(args: Namespace, config: ProgramConfig, path: Path) -> Path:
+    """Returns where the run of the config file ``path`` lies."""
+    return Path(args.output_dir or config.output_dir or Path("output") / path.resolve().parent.name / path.stem)
+
+
+def positive(text: str) -> int:
+    """Returns the number ``text``, for options that take one from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"takes a number from 1, got {text!r}")
+    return int(text)
+
+
+def show_tables(result: dict[str, Any], output: Path | None = None) -> None:
+    """Prints the tables of a detector's ``result``, on the main process, and where result.json lies in ``output``."""
+    from detection.engine.distributed import is_main
+    from detection.evaluation.report import format_tables
+
+    if result and is_main():
+        print(format_tables(result))
+        if output:
+            print(f"result: {output / 'result.json'}")

@@ -1,0 +1,113 @@
+"""Commands on data sets, and the list of names."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from functools import partial
+
+from detection.commands.base import Call, Command
+from detection.packaged import CARDS, CONFIGS, headlines
+
+__all__ = ["COMMANDS"]
+
+CHECK = """
+examples:
+  resdet check bccd
+  resdet check my_data.yaml --split train --root /data
+Exit status: 0 fine, 1 errors that would stop a training.
+"""
+
+
+def _check_options(parser: ArgumentParser) -> None:
+    parser.add_argument("card", help="the name of a card (resdet list cards), or the path of one")
+    parser.add_argument("--split", action="append", default=[], help="only this split (may be repeated)")
+    parser.add_argument("--root", help="data root (default: $RESDET_DATA_ROOT, else datasets/)")
+    parser.add_argument("--skip-images", action="store_true", help="do not decode the images")
+
+
+def _check(args: Namespace) -> Call:
+    from detection.data.cards import data_root
+    from detection.tasks.check import check_card
+
+    check = partial(check_card, args.card, data_root(args.root), splits=args.split, images=not args.skip_images)
+    return check, lambda errors: min(errors, 1)
+
+
+DOWNLOAD = """
+examples:
+  resdet download voc2007 voc2012            # 2.8 GB, into VOCdevkit below the data root
+  resdet download coco2017 --root /data      # 19 GB, into /data/coco
+An interrupted download goes on where it stopped when the command is run again.
+"""
+
+
+def _download_options(parser: ArgumentParser) -> None:
+    parser.add_argument("names", nargs="+", metavar="NAME", help="a card (resdet list cards), or the path of one")
+    parser.add_argument("--root", help="data root (default: $RESDET_DATA_ROOT, else datasets/)")
+
+
+def _download(args: Namespace) -> Call:
+    from detection.data.cards import data_root
+    from detection.tasks.download import download_cards
+
+    return partial(download_cards, args.names, data_root(args.root)), lambda _: None
+
+
+DIGITS = """
+Handwritten digits on photographs, in VOC and in COCO layout. The cards digits (COCO layout, with masks) and digits_voc
+(VOC layout) read it.
+
+examples:
+  resdet digits                                  # 600 train and 100 test images, datasets/digits
+  resdet digits --root /data --train 5000 --seed 1
+"""
+
+
+def _digits_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--root", help="data root (default: $RESDET_DATA_ROOT, else datasets/)")
+    parser.add_argument("--train", type=int, default=600, help="train images (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=100, help="test images (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other images (default: %(default)s)")
+
+
+def _digits(args: Namespace) -> Call:
+    from detection.data.cards import data_root
+    from detection.data.digits import write_digits
+
+    write = partial(write_digits, data_root(args.root), num_train=args.train, num_test=args.test, seed=args.seed)
+    return write, lambda folder: print(f"wrote {args.train} train and {args.test} test images to {folder}")
+
+
+def _list_options(parser: ArgumentParser) -> None:
+    parser.add_argument("what", choices=("configs", "cards", "backbones", "zoo"))
+
+
+def _list(args: Namespace) -> Call:
+    return partial(_rows, args.what), _show_rows
+
+
+def _rows(what: str) -> list[tuple[str, str]]:
+    """Returns names, with what there is to say of each."""
+    if what in ("configs", "cards"):
+        return headlines(CONFIGS if what == "configs" else CARDS)
+    if what == "backbones":
+        from backbones.registry import backbone_names
+
+        return [(name, "") for name in backbone_names()]
+    from detection.weights.zoo import ZOO
+
+    return [(entry.name, f"{entry.source}, {entry.figures}") for entry in ZOO]
+
+
+def _show_rows(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        print(f"{name:{width}}  {text}".rstrip())
+
+
+COMMANDS = {
+    "check": Command("Lists what is wrong in a data set, with counts per class", _check_options, _check, CHECK),
+    "download": Command("Downloads the archives that cards list", _download_options, _download, DOWNLOAD),
+    "digits": Command("Makes a small data set without a network", _digits_options, _digits, DIGITS),
+    "list": Command("Lists configs, cards, backbones or published detectors", _list_options, _list),
+}

@@ -1,0 +1,184 @@
+"""Commands that train a detector and use it."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from detection.commands.base import (
+    RESUMING,
+    Call,
+    Command,
+    UsageError,
+    config_name,
+    config_options,
+    positive,
+    read_config,
+    run_directory,
+    run_options,
+    show_tables,
+)
+from detection.config.detection import DetectionConfig
+
+__all__ = ["COMMANDS"]
+
+ZOO_FOLDER = Path("output/zoo")
+
+TRAIN = f"""
+examples:
+  resdet train digits/resnet18_c4
+  resdet train configs/voc/vgg16_c4_0712.yaml --output-dir output/vgg16 solver.precision=bf16
+  resdet train configs/voc/vgg16_c4_0712.yaml --output-dir output/vgg16 --resume
+{RESUMING}"""
+
+
+def _train_options(parser: ArgumentParser) -> None:
+    config_options(parser, "solver.base_lr=0.01")
+    run_options(parser)
+
+
+def _train(args: Namespace) -> Call:
+    config, path = read_config(args, DetectionConfig)
+    from detection.tasks.train import run_training
+
+    output = run_directory(args, config, path)
+    return partial(run_training, config, output, resume=args.resume), partial(show_tables, output=output)
+
+
+TEST = """
+Prints COCO AP and VOC AP; writes result.json, detections.json in COCO's results format, and pictures on request.
+
+examples:
+  resdet test configs/digits/resnet18_c4.yaml --weights output/digits/resnet18_c4
+  resdet test configs/voc/vgg16_c4_0712.yaml --weights model.safetensors --visualize 20
+  resdet test configs/bccd/resnet18_c4.yaml --weights output/bccd/resnet18_c4 test.refine=true test.vote_iou=0.5
+  resdet test --zoo faster_rcnn_R_50_FPN_3x
+"""
+
+
+def _test_options(parser: ArgumentParser) -> None:
+    config_options(parser, "test.nms_iou=0.5")
+    parser.add_argument("--weights", help="a .safetensors checkpoint, or a run directory")
+    parser.add_argument(
+        "--zoo",
+        metavar="NAME",
+        help=f"instead of CONFIG and --weights: a published detector (resdet list zoo), converted to {ZOO_FOLDER}",
+    )
+    parser.add_argument(
+        "--ensemble", action="append", default=[], metavar="W", help="a further checkpoint (may be repeated)"
+    )
+    parser.add_argument("--output-dir", help="for results (default: test/ in the run directory of the weights)")
+    parser.add_argument("--visualize", type=positive, default=0, metavar="N", help="draw the detections of N images")
+    parser.add_argument("--limit", type=positive, metavar="N", help="test only the first N images")
+    parser.add_argument("--proposals", action="store_true", help="only the RPN: average recall at 100, 300, 1000")
+
+
+def _test(args: Namespace) -> Call:
+    name, changes = config_name(args)
+    if bool(args.zoo) == bool(name or args.weights) or bool(name) != bool(args.weights):
+        raise UsageError("give a config and --weights, or --zoo alone")
+    published = ""
+    if args.zoo:
+        args.weights, published = _from_zoo(args.zoo)
+        args.words, args.config_file = changes, args.weights / "config.yaml"
+    config, _ = read_config(args, DetectionConfig)
+    from detection.engine.checkpoint import read_checkpoint
+    from detection.tasks.test import proposal_recall, run_test
+
+    checkpoint = read_checkpoint(args.weights)
+    output = Path(args.output_dir) if args.output_dir else checkpoint.path.parent.parent / "test"
+    if args.proposals:
+        return partial(proposal_recall, config, checkpoint, output, limit=args.limit), _show_recall
+    ensemble = [read_checkpoint(path) for path in args.ensemble]
+    test = partial(run_test, config, checkpoint, output, ensemble=ensemble, limit=args.limit, pictures=args.visualize)
+    return test, partial(_show_test, output=output, published=published, pictures=bool(args.visualize))
+
+
+def _from_zoo(name: str) -> tuple[Path, str]:
+    """Returns the directory of a published detector, downloaded if need be, and its published figures."""
+    from detection.weights import zoo
+
+    entry = zoo.find_entry(name)
+    print(f"{entry.name}: {entry.url}, {entry.licence}")
+    return zoo.fetch(entry, ZOO_FOLDER), entry.figures
+
+
+def _show_recall(recall: dict[str, float | None]) -> None:
+    from detection.engine.distributed import is_main
+
+    if is_main():
+        for name, value in recall.items():
+            print(f"{name:8} {'-' if value is None else f'{100 * value:.1f}'}")
+
+
+def _show_test(result: dict[str, Any], *, output: Path, published: str, pictures: bool) -> None:
+    from detection.engine.distributed import is_main
+
+    show_tables(result)
+    if not is_main():
+        return
+    if published:
+        print(published)
+    print(f"result: {output / 'result.json'}  detections: {output / 'detections.json'}")
+    if pictures:
+        print(f"pictures: {output / 'pictures'}")
+
+
+PREDICT = """
+Prints them, draws them, and writes predictions.json.
+
+examples:
+  resdet predict --weights output/bccd/resnet18_c4 cells.jpg
+  resdet predict --weights model.safetensors --output-dir found --min-score 0.7 photos/
+"""
+
+
+def _predict_options(parser: ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("--weights", required=True, help="a .safetensors checkpoint, or a run directory")
+    parser.add_argument("--output-dir", type=Path, default=Path("output/predictions"), help="(default: %(default)s)")
+    parser.add_argument("--min-score", type=float, default=0.5, help="(default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def _predict(args: Namespace) -> Call:
+    from detection.tasks.predict import predict_images
+
+    predict = partial(
+        predict_images, args.images, args.weights, args.output_dir, min_score=args.min_score, device=args.device
+    )
+    return predict, lambda _: print(f"pictures and predictions.json: {args.output_dir}")
+
+
+ALTERNATING = """
+Run again, it goes on where it stopped.
+
+examples:
+  resdet alternating configs/voc/vgg16_c4_0712.yaml --output-dir output/vgg16_4step
+  resdet alternating configs/bccd/resnet18_c4.yaml --output-dir output/bccd_4step \\
+      alternating.rpn_iterations=400 alternating.box_iterations=350
+"""
+
+
+def _alternating_options(parser: ArgumentParser) -> None:
+    config_options(parser, "alternating.rpn_iterations=400")
+    parser.add_argument("--output-dir", required=True, help="holds step1 to step4; step4 is the detector")
+
+
+def _alternating(args: Namespace) -> Call:
+    config, _ = read_config(args, DetectionConfig)
+    from detection.tasks.alternating import run_alternating
+
+    return partial(run_alternating, config, Path(args.output_dir)), show_tables
+
+
+COMMANDS = {
+    "train": Command("Trains a detector", _train_options, _train, TRAIN),
+    "test": Command("Tests a detector", _test_options, _test, TEST),
+    "predict": Command("Detects objects in your own images", _predict_options, _predict, PREDICT),
+    "alternating": Command(
+        "Trains a detector in the 4 alternating steps of the paper", _alternating_options, _alternating, ALTERNATING
+    ),
+}

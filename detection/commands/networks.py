@@ -1,0 +1,158 @@
+"""Commands on backbones and weights, and ImageNet localisation."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from detection.classification.config import ClassificationConfig
+from detection.commands.base import (
+    RESUMING,
+    Call,
+    Command,
+    UsageError,
+    config_options,
+    read_config,
+    run_directory,
+    run_options,
+)
+from detection.config.detection import DetectionConfig
+from detection.localization.config import LocalizationConfig
+
+__all__ = ["COMMANDS"]
+
+PRETRAIN = f"""
+A detector starts from one with backbone.weights=RUN.
+
+examples:
+  resdet pretrain configs/cifar10/resnet20.yaml
+  resdet pretrain configs/imagenet/cls_resnet50.yaml --output-dir output/r50 --resume
+  resdet pretrain configs/imagenet/cls_resnet50.yaml --test output/r50 classification.views=dense
+  resdet pretrain configs/cifar10/resnet20.yaml --test output/a --test output/b
+{RESUMING}"""
+
+
+def _pretrain_options(parser: ArgumentParser) -> None:
+    config_options(parser, "solver.base_lr=0.01")
+    run_options(parser)
+    parser.add_argument(
+        "--test",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="test the weights of this run, or of several together, and train nothing (may be repeated); results go to "
+        "RUN/test of the first, or to --output-dir",
+    )
+
+
+def _pretrain(args: Namespace) -> Call:
+    if args.test and args.resume:
+        raise UsageError("--resume goes on with a training, and --test trains nothing; give one of them")
+    config, path = read_config(args, ClassificationConfig)
+    from detection.classification.task import evaluate_classifiers, run_pretraining
+    from detection.engine.checkpoint import read_checkpoint
+
+    if not args.test:
+        output = run_directory(args, config, path)
+        return partial(run_pretraining, config, output, resume=args.resume), partial(_show_accuracy, output=output)
+    checkpoints = [read_checkpoint(run, ClassificationConfig) for run in args.test]
+    output = Path(args.output_dir or checkpoints[0].path.parent.parent / "test")
+    return partial(evaluate_classifiers, config, checkpoints, output), partial(_show_accuracy, output=output)
+
+
+def _show_accuracy(result: dict[str, Any], *, output: Path) -> None:
+    from detection.classification.task import format_accuracy
+    from detection.engine.distributed import is_main
+
+    if result and is_main():
+        print(format_accuracy(result))
+        print(f"result: {output / 'result.json'}")
+
+
+LOCALIZE = """
+Run again, it goes on where it stopped.
+
+examples:
+  resdet localize configs/imagenet/loc_resnet101.yaml --output-dir output/loc_resnet101
+  resdet localize configs/imagenet/loc_resnet101.yaml --output-dir output/loc_resnet101 \\
+      localization.classifier=classifier.pth
+"""
+
+
+def _localize_options(parser: ArgumentParser) -> None:
+    config_options(parser, "localization.rcnn_iterations=20000")
+    parser.add_argument("--output-dir", required=True, help="holds rpn, rcnn, the proposals and localization.json")
+
+
+def _localize(args: Namespace) -> Call:
+    config, _ = read_config(args, LocalizationConfig)
+    from detection.localization.task import format_errors, run_localization
+
+    return partial(run_localization, config, Path(args.output_dir)), lambda result: print(format_errors(result))
+
+
+PRECISE_BN = """
+examples:
+  resdet precise-bn configs/voc/resnet101_c4_0712.yaml --output resnet101.safetensors
+  resdet precise-bn configs/voc/resnet101_c4_0712.yaml --output resnet101.safetensors \\
+      --image-folder /data/imagenet/train
+  resdet train configs/voc/resnet101_c4_0712.yaml backbone.weights=resnet101.safetensors
+"""
+
+
+def _precise_bn_options(parser: ArgumentParser) -> None:
+    config_options(parser, "backbone.weights=resnet101.pth")
+    parser.add_argument("--output", required=True, type=Path, help="a .safetensors file to write")
+    parser.add_argument(
+        "--image-folder",
+        type=Path,
+        metavar="DIR",
+        help="a classification set, one subfolder per class (default: the config's data.train)",
+    )
+    parser.add_argument("--images", type=int, default=10_000, help="at most so many (default: %(default)s)")
+
+
+def _precise_bn(args: Namespace) -> Call:
+    config, _ = read_config(args, DetectionConfig)
+    from detection.tasks.precise_bn import recompute_statistics
+
+    recompute = partial(recompute_statistics, config, args.output, images=args.images, folder=args.image_folder)
+    return recompute, lambda used: print(f"statistics of {used} images: {args.output}")
+
+
+CONVERT = """
+examples:
+  resdet convert fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth --output output/torchvision_v2
+  resdet convert model_final_280758.pkl --output output/detectron2_fpn
+  resdet convert mine.pth --output mine.safetensors --classes bccd --norm-eps 0
+  resdet test output/torchvision_v2/config.yaml --weights output/torchvision_v2 "data.test=[coco2017:val]"
+"""
+
+
+def _convert_options(parser: ArgumentParser) -> None:
+    parser.add_argument("weights", type=Path, help="torchvision's .pth, or Detectron2's .pkl or .pth")
+    parser.add_argument("--output", required=True, type=Path, help="a run directory, or a .safetensors file, to write")
+    parser.add_argument(
+        "--classes", default="coco2017", metavar="CARD", help="a card with the classes in order (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--norm-eps", type=float, metavar="EPS", help="torchvision's v1 trained further: see docs/weights.md"
+    )
+
+
+def _convert(args: Namespace) -> Call:
+    from detection.tasks.convert import convert_weights
+
+    return partial(convert_weights, args.weights, args.output, classes=args.classes, norm_eps=args.norm_eps), print
+
+
+COMMANDS = {
+    "pretrain": Command("Trains a backbone to classify, or tests classifiers", _pretrain_options, _pretrain, PRETRAIN),
+    "localize": Command("Trains and tests ImageNet localisation", _localize_options, _localize, LOCALIZE),
+    "precise-bn": Command(
+        "Recomputes a backbone's batch-norm statistics over a data set", _precise_bn_options, _precise_bn, PRECISE_BN
+    ),
+    "convert": Command("Converts a detector of torchvision or Detectron2", _convert_options, _convert, CONVERT),
+}

@@ -1,0 +1,133 @@
+"""Commands that compare detectors and explain what they do."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from argparse import ArgumentParser, Namespace
+from functools import partial
+from pathlib import Path
+
+from detection.commands.base import Call, Command, config_options, positive, read_config
+from detection.config.detection import DetectionConfig
+from detection.packaged import CONFIGS, find_config
+
+__all__ = ["COMMANDS"]
+
+COMPARE = """
+A base config, its variants and seeds, trained, tested and measured alike, with a proof of it.
+
+examples:
+  resdet compare configs/experiments/bccd.yaml --dry-run
+  resdet compare configs/experiments/bccd.yaml
+  resdet compare configs/experiments/voc_table7.yaml --gpus 0,1
+  resdet compare configs/experiments/voc_table7.yaml --index $SLURM_ARRAY_TASK_ID
+"""
+
+
+def _compare_options(parser: ArgumentParser) -> None:
+    parser.add_argument("experiment", help="a YAML file of configs/experiments/, or its name: experiments/bccd")
+    parser.add_argument("--output-dir", type=Path, help="for all files (default: output/experiments/NAME)")
+    parser.add_argument("--jobs", type=int, help="runs at once (default: one, or one per GPU)")
+    parser.add_argument("--gpus", default="", help="GPUs that runs are placed on, such as 0,1")
+    parser.add_argument("--retry-failed", action="store_true", help="go on with failed runs too")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--dry-run", action="store_true", help="only show the runs, and their hours from timed steps")
+    only.add_argument("--index", type=int, metavar="I", help="only run I of --dry-run, for arrays of jobs")
+    only.add_argument("--costs", metavar="VARIANT", help="only measure the costs of a variant")
+    only.add_argument("--report-only", action="store_true", help="only write the report of what is there")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the base, such as data.root=/data")
+
+
+def _compare(args: Namespace) -> Call:
+    path = find_config(args.experiment)
+    from detection.experiments.runs import Placement
+    from detection.report.compare import measure_costs, plan_comparison, run_comparison
+
+    if args.costs:
+        costs = partial(measure_costs, path, args.output_dir, variant=args.costs, overrides=args.overrides)
+        return costs, lambda _: None
+    gpus = tuple(gpu for gpu in args.gpus.split(",") if gpu)
+    placement = Placement(args.jobs if args.jobs is not None else max(1, len(gpus)), gpus)
+    common = {"overrides": args.overrides, "placement": placement}
+    if args.dry_run:
+        return partial(plan_comparison, path, args.output_dir, **common), print
+    train = {"retry_failed": args.retry_failed, "only": args.index, "train": not args.report_only}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is Ctrl-C: the runs save
+    return partial(run_comparison, path, args.output_dir, **common, **train), _show_comparison
+
+
+def _show_comparison(done: bool) -> int:
+    if not done:
+        print("error: not every run is done; the lines above and status.json of each run say why", file=sys.stderr)
+    return int(not done)
+
+
+ANALYZE = """
+Writes one HTML page, Markdown and JSON: types of errors, precision-recall and F1 curves, confusion matrix, best and
+worst images; of two runs also the interval of their difference and the objects that one of them finds alone.
+
+examples:
+  resdet analyze output/bccd/resnet18_c4
+  resdet analyze output/bccd/resnet18_c4 output/bccd/resnet34_c4 --output-dir output/resnet18_against_34
+"""
+
+
+def _analyze_options(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory; two are compared")
+    parser.add_argument("--output-dir", type=Path, help="for the page (default: analysis/ in the last run directory)")
+    parser.add_argument("--resamples", type=int, help="for the intervals")
+
+
+def _analyze(args: Namespace) -> Call:
+    from detection.report.analysis import RESAMPLES, write_analysis
+
+    output = args.output_dir or args.runs[-1] / "analysis"
+    resamples = RESAMPLES if args.resamples is None else args.resamples
+    return partial(write_analysis, args.runs, output, resamples=resamples), lambda page: print(f"analysis: {page}")
+
+
+METHODS = """
+examples:
+  resdet methods configs/bccd/resnet18_c4.yaml --weights output/bccd/resnet18_c4
+  resdet methods configs/coco/resnet101_c4.yaml --weights output/coco/resnet101_c4 \\
+      --context-weights output/coco/resnet101_context --ensemble output/coco/resnet50_c4
+"""
+
+
+def _methods_options(parser: ArgumentParser) -> None:
+    config_options(parser, "test.nms_iou=0.5")
+    parser.add_argument("--weights", required=True, help="a .safetensors checkpoint, or a run directory")
+    parser.add_argument("--context-weights", metavar="W", help="a checkpoint trained with box.context=true")
+    parser.add_argument("--ensemble", action="append", default=[], metavar="W", help="a further checkpoint")
+    parser.add_argument(
+        "--table", default=CONFIGS / "methods" / "table9.yaml", help="the rows (default: configs/methods/table9.yaml)"
+    )
+    parser.add_argument("--output-dir", help="for results (default: methods/ in the run directory of the weights)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="test only the first N images")
+
+
+def _methods(args: Namespace) -> Call:
+    config, _ = read_config(args, DetectionConfig)
+    from detection.engine.checkpoint import read_checkpoint
+    from detection.experiments.methods import format_outcomes, load_rows, run_methods
+
+    checkpoint = read_checkpoint(args.weights)
+    methods = partial(
+        run_methods,
+        config,
+        load_rows(find_config(args.table)),
+        checkpoint,
+        Path(args.output_dir) if args.output_dir else checkpoint.path.parent.parent / "methods",
+        context=read_checkpoint(args.context_weights) if args.context_weights else None,
+        ensemble=[read_checkpoint(path) for path in args.ensemble],
+        limit=args.limit,
+    )
+    return methods, lambda outcomes: print(format_outcomes(outcomes))
+
+
+COMMANDS = {
+    "compare": Command("Compares backbones", _compare_options, _compare, COMPARE),
+    "analyze": Command("Shows what goes wrong in one run, or how two differ", _analyze_options, _analyze, ANALYZE),
+    "methods": Command("Tests a detector under a table of settings, Table 9", _methods_options, _methods, METHODS),
+}

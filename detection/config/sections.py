@@ -1,0 +1,106 @@
+"""Sections that the configs of several programs share, each option with its unit and its source.
+
+Defaults are the paper's where it states them (He et al. 2015, "Deep Residual Learning", appendix A, and Ren et al.
+2017, "Faster R-CNN"); docs/configuration.md lists what the papers leave open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from detection.config.schema import BACKBONE, MODEL, Count, Fraction, NonNegative, NonNegativeInt, Positive, checked
+
+__all__ = ["BackboneConfig", "DataConfig", "ProgramConfig", "SolverConfig"]
+
+
+@checked
+class BackboneConfig:
+    """The network.  An option left at null takes the backbone's own default; one that it lacks is refused."""
+
+    name: str = field(default="resnet50", metadata=BACKBONE)
+    weights: str | None = (
+        None  # null: He initialisation; "torchvision" or "timm": downloaded; a file; a run's directory
+    )
+    # What trained the file: binds mean, order, eps, stride.
+    weights_source: Literal["torchvision", "caffe", "msra"] = field(default="torchvision", metadata=BACKBONE)
+    norm: Literal["bn", "frozen_bn", "gn", "sync_bn"] | None = None  # the paper fixes BN: frozen_bn
+    norm_eps: NonNegative | None = field(default=None, metadata=BACKBONE)
+    # Which convolution of a bottleneck strides; MSRA 1x1, torchvision 3x3.
+    stride_in: Literal["1x1", "3x3"] | None = field(default=None, metadata=BACKBONE)
+    shortcut: Literal["A", "B", "C"] | None = field(default=None, metadata=BACKBONE)  # section 4.1, table 3
+    activation: Literal["relu", "prelu"] | None = None  # of residual networks; prelu: "Delving Deep into Rectifiers"
+    # Probability that a step skips the last residual branch; 0.5 in its paper.
+    stochastic_depth: Fraction | None = field(default=None, metadata=BACKBONE)
+    freeze_at: NonNegativeInt | None = None  # stages kept fixed, counted from the stem: 2 = conv1 and conv2_x
+    tail_stride: Literal[1, 2] | None = field(default=None, metadata=MODEL)  # of conv5_x when it runs on regions
+    roi_size: Count | None = field(default=None, metadata=MODEL)  # side of the region that the tail expects, cells
+    dropout: Fraction | None = None  # VGG's fc6 and fc7
+
+
+@checked
+class DataConfig:
+    train: tuple[str, ...] = ()  # "card:split", concatenated; a card is a name in datasets/ or a path to a YAML file
+    test: tuple[str, ...] = ()
+    root: str | None = None  # data root; null: $RESDET_DATA_ROOT, else datasets/
+    shorter_side: Count = 600  # pixels after resizing
+    longer_side: Count = 1000  # at most
+    augment: tuple[dict[str, Any], ...] = ({"HorizontalFlip": {"p": 0.5}},)  # albumentations transforms, in order
+    group_by_aspect: bool = True  # batches hold only upright or only lying images
+    skip_empty: bool = True  # train only on images with at least one object that is not ignored
+    workers: NonNegativeInt = 2
+
+
+@checked
+class SolverConfig:
+    iterations: Count = 70000  # optimizer steps
+    images_per_step: Count = 2  # over all accumulated parts
+    accumulate: Count = 1  # parts that a step is computed in, one after the other
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    base_lr: Positive = 1e-3
+    momentum: Fraction = 0.9  # of SGD; AdamW has torch's betas
+    weight_decay: NonNegative = 5e-4  # not on biases, norm layers and PReLU's slopes
+    bias_lr_factor: NonNegative = 2.0  # Caffe's convention, as py-faster-rcnn
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    steps: tuple[int, ...] = (50000,)  # multistep: iterations at which the rate is multiplied by gamma
+    gamma: Positive = 0.1
+    warmup_iterations: NonNegativeInt = 0  # linear, from warmup_factor to 1
+    warmup_factor: NonNegative = 0.001
+    clip_norm: Positive | None = None  # of the whole gradient
+    # Of the averaged weights, which are tested and saved (engine/ema.py), such as 0.9998; 0: none.
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # autocast
+    checkpoint_every: NonNegativeInt = 5000  # iterations; 0: only at the end
+    keep_checkpoints: Count = 2  # the newest k; the best one is kept beside them
+    evaluate_every: NonNegativeInt = 0  # iterations; 0: only at the end
+    best_metric: str = "bbox.AP"  # a key of result.json
+    log_every: Count = 20  # iterations
+    # Where losses and metrics go beside metrics.jsonl and the terminal; wandb and mlflow are extras to install.
+    log_sinks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    # Where a loss or gradient is not finite: stop; skip the step; or skip it from the newest checkpoint's weights.
+    on_not_finite: Literal["stop", "skip", "roll_back"] = "stop"
+    max_not_finite: NonNegativeInt = 10  # steps that may be skipped in the whole run
+
+    def __post_init__(self) -> None:
+        if self.images_per_step % self.accumulate:
+            raise ValueError(
+                f"images_per_step {self.images_per_step} must be a multiple of accumulate {self.accumulate}"
+            )
+        if list(self.steps) != sorted(self.steps):
+            raise ValueError(f"steps must rise, got {list(self.steps)}")
+
+
+@checked
+class ProgramConfig:
+    """What the config of every program has beside its sections."""
+
+    program: ClassVar[str]  # stored in checkpoints
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    seed: NonNegativeInt = 0  # of weights, shuffling, augmentation and sampling
+    deterministic: bool = False  # the same run twice on the same machine, at some cost: docs/reliability.md
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    output_dir: str | None = None  # null: output/<folder>/<name of the config file>

@@ -1,0 +1,92 @@
+"""What every architecture is, and which of its rows belong to classes.
+
+An architecture gives losses of images with targets, and a typed prediction of images without.  One that looks at
+regions also has the verbs that test-time methods compose.  The table of architectures is in detection/build.py.
+
+Shapes: N images, C channels, H W height and width, R regions, K classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Protocol, overload, runtime_checkable
+
+from torch import Tensor, nn
+
+from backbones.base import Backbone
+from detection.model.box_stage import ScoredBoxes
+from detection.model.class_rows import ClassRows
+from detection.structures import Detections, ImageBatch, Proposals, Target
+
+__all__ = ["Architecture", "RegionVerbs", "class_rows"]
+
+
+class Architecture(nn.Module, ABC):
+    """A model for training and testing: the call decides which of the two it is."""
+
+    backbone: Backbone
+
+    @overload
+    def forward(
+        self, images: ImageBatch, targets: Sequence[Target], proposals: Sequence[Proposals] | None = None
+    ) -> dict[str, Tensor]: ...
+    @overload
+    def forward(
+        self, images: ImageBatch, targets: None = None, proposals: Sequence[Proposals] | None = None
+    ) -> list[Detections]: ...
+    @abstractmethod
+    def forward(
+        self,
+        images: ImageBatch,
+        targets: Sequence[Target] | None = None,
+        proposals: Sequence[Proposals] | None = None,
+    ) -> dict[str, Tensor] | list[Detections]:
+        """Returns scalar losses by name if there are targets, else what is detected in each image.
+
+        ``proposals`` take the place of the model's own, where it has some.  All boxes are in pixels of ``images``.
+        """
+
+    @abstractmethod
+    def head_modules(self) -> list[nn.Module]:
+        """Returns the parts that stand on the backbone, for counts of parameters."""
+
+    @abstractmethod
+    def facts(self) -> Mapping[str, str]:
+        """Returns what a reader of a comparison must know of it beside its backbone, by name."""
+
+
+@runtime_checkable
+class RegionVerbs(Protocol):
+    """The steps of a test, which test-time methods compose; boxes are in pixels of the images of the features."""
+
+    def features(self, images: ImageBatch) -> list[Tensor]:
+        """Returns the trunk's feature maps (N, C, H / stride, W / stride), finest first."""
+        ...
+
+    def propose(self, features: Sequence[Tensor], images: ImageBatch) -> list[Proposals]:
+        """Returns proposals of each image, best first."""
+        ...
+
+    def boxes(
+        self, features: Sequence[Tensor], proposals: Sequence[Proposals], sizes: Sequence[tuple[int, int]]
+    ) -> list[ScoredBoxes]:
+        """Returns scores and boxes of every proposal of each image, before thresholds and NMS."""
+        ...
+
+    def masks(self, features: Sequence[Tensor], detections: list[Detections]) -> list[Detections]:
+        """Returns the detections with their masks; as they are from an architecture without."""
+        ...
+
+
+def class_rows(model: nn.Module) -> dict[str, ClassRows]:
+    """Returns which rows of the parameters belong to classes, by the names of the parameters.
+
+    The layers say so themselves, in an attribute ``class_rows``: name of a layer below -> its rows.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        for layer, rows in getattr(module, "class_rows", {}).items():
+            path = f"{name}.{layer}" if name else layer
+            found |= {f"{path}.{parameter}": rows for parameter, _ in model.get_submodule(path).named_parameters()}
+    return found

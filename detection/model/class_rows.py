@@ -1,0 +1,19 @@
+"""Which rows of a layer belong to a class, so that another set of classes can keep the rows that it knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["ClassRows"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRows:
+    """Rows of weight and bias of a layer: K times ``per_class``, those of a class lie together."""
+
+    per_class: int
+    background: bool = False  # one more row, the last
+
+    def count(self, num_classes: int) -> int:
+        """Returns how many rows a layer for ``num_classes`` has."""
+        return num_classes * self.per_class + self.background

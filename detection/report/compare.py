@@ -1,0 +1,87 @@
+"""A comparison of backbones from an experiment file to its report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from detection.engine.signals import StoppedError
+from detection.experiments.comparison import Comparison, measure_variant
+from detection.experiments.experiment import load_experiment
+from detection.experiments.runs import Placement, Programs
+from detection.packaged import find_config
+from detection.report.build import write_report
+
+__all__ = ["measure_costs", "plan_comparison", "run_comparison"]
+
+RESDET = (sys.executable, "-m", "resdet")
+
+
+def run_comparison(
+    path: str | Path,
+    output: Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    placement: Placement | None = None,
+    retry_failed: bool = False,
+    only: int | None = None,
+    train: bool = True,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Trains, tests and measures the variants of an experiment and writes their report; returns whether all is done.
+
+    Args:
+        path: a file of configs/experiments/.
+        output: directory of all files; default: output/experiments/NAME.
+        overrides: key=value changes of the base, for all variants.
+        placement: how many runs at once, and where; default: one.
+        retry_failed: go on with failed runs too.
+        only: number of the one run to take, of ``plan_comparison``; the report is left to the end.
+        train: false writes the report of what is there.
+        say: takes lines to show.
+
+    Raises:
+        ValueError: an unfair experiment, bad data or config, or a run that began with another config.
+        StoppedError: Ctrl-C; the runs are saved.
+    """
+    comparison = _comparison(path, output, overrides, placement)
+    done = True
+    try:
+        if only is not None:
+            return comparison.run_one(only, retry_failed=retry_failed)
+        if train:
+            done = comparison.run(retry_failed=retry_failed)
+    except KeyboardInterrupt as error:
+        raise StoppedError("the runs are saved; the same command goes on") from error
+    say(f"report: {write_report(comparison.output)}")
+    return done
+
+
+def plan_comparison(
+    path: str | Path,
+    output: Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    placement: Placement | None = None,
+) -> str:
+    """Returns the table of runs with their hours, from timed steps; arguments as ``run_comparison``."""
+    return _comparison(path, output, overrides, placement).plan()
+
+
+def measure_costs(path: str | Path, output: Path | None = None, *, variant: str, overrides: Sequence[str] = ()) -> None:
+    """Measures the costs of one variant; arguments as ``run_comparison``."""
+    comparison = _comparison(path, output, overrides)
+    measure_variant(comparison.experiment, comparison.output, variant)
+
+
+def _comparison(
+    path: str | Path, output: Path | None, overrides: Sequence[str], placement: Placement | None = None
+) -> Comparison:
+    file = find_config(path)
+    experiment = load_experiment(file, overrides)
+    folder = output or Path("output") / "experiments" / experiment.name
+    costs = (*RESDET, "compare", str(file), "--output-dir", str(folder), *overrides)
+    return Comparison(
+        experiment, folder, Programs((*RESDET, "train"), (*RESDET, "test"), costs), placement or Placement()
+    )

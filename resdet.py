@@ -1,0 +1,87 @@
+"""Object detection with residual networks: the public API, and the entry point of the command ``resdet``.
+
+    import resdet
+
+    predictor = resdet.Predictor.load("output/bccd/resnet18_c4")
+    config = resdet.load_config(resdet.DetectionConfig, resdet.find_config("bccd/resnet18_c4"), ["solver.base_lr=0.01"])
+    result = resdet.train(config, Path("output/mine"))
+    result = resdet.test(config, resdet.load("output/mine"), Path("output/mine/test"))
+
+A name is imported when it is first used, so that importing this module takes no PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detection.cli import main
+    from detection.config.detection import DetectionConfig
+    from detection.config.load import load_config
+    from detection.engine.checkpoint import read_checkpoint as load
+    from detection.packaged import find_config
+    from detection.predictor import Predictor
+    from detection.report.compare import run_comparison as compare
+    from detection.tasks.test import run_test as test
+    from detection.tasks.train import run_training as train
+
+__version__ = "0.1.0"
+__all__ = [
+    "DetectionConfig",
+    "Predictor",
+    "__version__",
+    "compare",
+    "find_config",
+    "load",
+    "load_config",
+    "main",
+    "test",
+    "train",
+]
+
+# Public name -> where it is defined.
+_HOMES = {
+    "DetectionConfig": "detection.config.detection:DetectionConfig",
+    "Predictor": "detection.predictor:Predictor",
+    "compare": "detection.report.compare:run_comparison",
+    "find_config": "detection.packaged:find_config",
+    "load": "detection.engine.checkpoint:read_checkpoint",
+    "load_config": "detection.config.load:load_config",
+    "main": "detection.cli:main",
+    "test": "detection.tasks.test:run_test",
+    "train": "detection.tasks.train:run_training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _refuse_strangers() -> None:
+    """Raises ImportError when ``import detection`` or ``import backbones`` gives another project's package."""
+    for name in ("backbones", "detection"):
+        ours = Path(__file__).resolve().parent / name / "__init__.py"
+        spec = importlib.util.find_spec(name)
+        found = None if spec is None else spec.origin or [*(spec.submodule_search_locations or ())]
+        if not isinstance(found, str) or Path(found).resolve() != ours:
+            raise ImportError(
+                f"import {name} finds {found}, and resdet needs {ours}: rename or uninstall the other one, or start "
+                "from another folder and without it in PYTHONPATH"
+            )
+
+
+_refuse_strangers()
+
+if __name__ == "__main__":
+    sys.exit(__getattr__("main")())

@@ -1,0 +1,58 @@
+"""Mirrors detection/config/compat.py: configs of earlier versions keep their meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from detection.classification.config import ClassificationConfig
+from detection.config.compat import FORMAT
+from detection.config.detection import DetectionConfig
+from detection.config.load import dump_config, load_config, parse_config
+
+OLD = Path(__file__).parents[2] / "old_runs" / "format1"
+WRITTEN = "alternating: {}\nlocalization: {}\nclassification: {}\n"  # which sections tell a written config of format 1
+
+
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("ious", [[], [0.4, 0.6]])
+def test_masks_and_cascades_name_an_architecture(masks: bool, ious: list[float]) -> None:
+    box = f"{{cascade: {ious}, head: fc, class_agnostic: true}}"
+    config = parse_config(DetectionConfig, f"{WRITTEN}mask: {{enabled: {str(masks).lower()}}}\nbox: {box}\n")
+    names = {(False, False): "faster_rcnn", (True, False): "mask_rcnn", (False, True): "cascade_rcnn"}
+    assert config.architecture == names.get((masks, bool(ious)), "cascade_mask_rcnn")
+    assert config.cascade.ious == (tuple(ious) or (0.5, 0.6, 0.7))
+
+
+def test_the_wiring_of_the_4_step_recipe_goes() -> None:
+    text = f"{WRITTEN}solver: {{fixed: [rpn], base_lr: 0.5}}\ndata: {{proposals: a.safetensors}}\n"
+    config = parse_config(DetectionConfig, text)
+    assert config.solver.base_lr == 0.5
+
+
+def test_a_classifier_of_format_1_leaves_the_detector_s_keys() -> None:
+    config = load_config(ClassificationConfig, OLD / "classifier" / "config.yaml")
+    assert (config.backbone.name, config.classification.crop, config.solver.iterations) == ("cifar_resnet20", 32, 8)
+
+
+def test_a_written_config_says_its_format() -> None:
+    assert dump_config(DetectionConfig()).startswith(f"format: {FORMAT}\n")
+
+
+def test_a_later_format_is_refused() -> None:
+    with pytest.raises(ValueError, match=rf"format is {FORMAT + 1}, and this version reads 1 to {FORMAT}"):
+        parse_config(DetectionConfig, f"format: {FORMAT + 1}")
+
+
+@pytest.mark.parametrize(
+    ("text", "repair"),
+    [
+        ("mask: {enabled: true}", "architecture: mask_rcnn"),
+        ("box: {cascade: [0.5, 0.6]}", "architecture: cascade_rcnn"),
+        ("solver: {fixed: [rpn]}", "resdet train --alternating"),
+    ],
+)
+def test_an_old_key_by_hand_is_refused_with_what_to_write(text: str, repair: str) -> None:
+    with pytest.raises(ValueError, match=repair):
+        parse_config(DetectionConfig, text)
