@@ -16,6 +16,7 @@ from detection.evaluation.printable import printable
 __all__ = ["text_table"]
 
 PIPE_WIDTH = 80  # columns where no terminal says otherwise
+NAME_WIDTH = 30  # columns up to which the names of rows stay whole, and other words go on in the next line
 NUMBER_WIDTH = 6  # columns of 100.0 and a space: numbers of tables below each other stand below each other
 
 
@@ -29,10 +30,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Co
         rows: as many cells each.
         left: numbers of the columns of words, which are left-aligned; the others are numbers.
     """
+    short = all(len(row[0]) <= NAME_WIDTH for row in rows)
     table = Table(box=None, pad_edge=False, header_style="")
     for number, name in enumerate(header):
         if number in left:
-            table.add_column(Text(printable(name)), overflow="fold")
+            table.add_column(Text(printable(name)), overflow="fold", no_wrap=number == 0 and short)
         else:
             table.add_column(Text(printable(name)), justify="right", min_width=NUMBER_WIDTH, no_wrap=True)
     for row in rows:

@@ -139,7 +139,7 @@ def format_outcomes(outcomes: Sequence[Outcome]) -> str:
     """The table: AP50 and AP in percent, the gain over the last row that ran, seconds per image, the paper's row."""
     metrics = [named(key) for key in FIGURES]
     names = [metric.name for metric in metrics]
-    header = ("", *names, *(f"gain {name}" for name in names), "s/image", f"paper {' / '.join(names)}")
+    header = ("", *names, *(f"+{name}" for name in names), "s/image", f"paper {' / '.join(names)}")
     rows: list[tuple[str, ...]] = []
     before: list[float | None] | None = None
     for outcome in outcomes:

@@ -158,7 +158,7 @@ def build_region_classifier(config: LocalizationConfig, num_classes: int, pretra
 
 def format_errors(result: dict[str, Any]) -> str:
     """The table of ``run_localization``'s result: errors in percent, and the paper's."""
-    header = ("", "top-5 LOC", "top-1 LOC", "top-5 CLS", "paper's top-5 LOC")
+    header = ("", "top-5 LOC", "top-1 LOC", "top-5 CLS", "paper's top-5")
     names = ("top5_error", "top1_error", "top5_class_error", "paper")
     rows = [(row["name"], *(percent(row[name]) for name in names)) for row in result["rows"]]
     return f"localisation error (%), {result['images']} images\n{text_table(header, rows)}"

@@ -31,6 +31,13 @@ def test_long_names_go_on_below_and_numbers_stay_whole() -> None:
     assert sum(line.count("word") for line in lines) == 30
 
 
+def test_names_of_rows_stay_whole_before_other_words() -> None:
+    header, row = ["", *["AP"] * 5, "paper"], ["+ multi-scale testing", *["12.3"] * 5, "59.0 / 37.4 (test-dev)"]
+    lines = text_table(header, [row], left=(0, 6)).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["+", "(test-dev)"]
+    assert lines[1].startswith("+ multi-scale testing ")
+
+
 def test_markup_stays_text_and_control_characters_are_escaped() -> None:
     table = text_table(["class", "AP"], [["[red]a[/red] $x$ :smile:", "1"], ["b\nc\0d\x1b[31m", "2"]])
     assert [line.rpartition("  ")[0].rstrip() for line in table.splitlines()[1:]] == [
