@@ -122,7 +122,7 @@ def _areas(
     given = np.array(objects.areas, dtype=np.float64)[rows]  # None becomes NaN
     limits = np.array(images.sizes, dtype=np.float64).reshape(-1, 2).prod(axis=1)
     larger, problems = given > limits[np.array(objects.images, dtype=np.int64)[rows]], list[Problem]()
-    for row in rows[larger].tolist():
+    for row in map(int, rows[larger]):
         image = objects.images[row]
         height, width = images.sizes[image]
         detail = f"{objects.names[row]}, area {objects.areas[row]}, image {width}x{height}"
