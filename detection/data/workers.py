@@ -53,7 +53,7 @@ class _Batches(_MultiProcessingDataLoaderIter):
         self._asked: dict[int, Any] = {}  # samples of the batches that are not here yet, by number
         super().__init__(loader)
         # torch's own watch would raise in the middle of a step.
-        signal_handling._remove_worker_pids(id(self))
+        signal_handling._remove_worker_pids(id(self))  # pyright: ignore[reportPrivateImportUsage]  # no public way
         self._worker_pids_set = False
 
     def _next_index(self) -> Any:
@@ -71,7 +71,7 @@ class _Batches(_MultiProcessingDataLoaderIter):
                 if not ended:
                     raise
                 raise ChildProcessError(self._why([w for w in self._workers if w.sentinel in ended])) from error
-            if success:
+            if success and data is not None:
                 self._asked.pop(data[0], None)
                 return data
         raise ChildProcessError(
