@@ -24,7 +24,7 @@ from backbones.adapters.torchvision import create_torchvision_classifier
 from backbones.classifier import Classifier
 from backbones.registry import backbone_options, build_backbone
 
-__all__ = ["DETECTION_SIZE", "Entry", "Weights", "count_multiply_adds", "describe"]
+__all__ = ["DETECTION_SIZE", "BackboneSummary", "Weights", "count_multiply_adds", "describe"]
 
 DETECTION_SIZE = (600, 1000)  # of images in the paper's detectors
 MAP_STRIDE = 16  # of the map that regions are pooled from
@@ -100,7 +100,7 @@ _FILES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class BackboneSummary:
     """A backbone as the catalogue has it.
 
     Attributes:
@@ -130,7 +130,7 @@ class Entry:
     cifar10_error: str
 
 
-def describe(name: str) -> Entry:
+def describe(name: str) -> BackboneSummary:
     """The entry of a name that ``build_backbone`` takes, of the table or with a prefix such as ``timm:``.
 
     Raises:
@@ -151,7 +151,7 @@ def describe(name: str) -> Entry:
                 classifier = create_torchvision_classifier(model_name)
             case _:
                 classifier = Classifier(backbone, num_classes)
-    return Entry(
+    return BackboneSummary(
         name=name,
         paper=next((paper for pattern, paper in _PAPERS.items() if fnmatchcase(name, pattern)), ""),
         image_size=size,

@@ -44,7 +44,7 @@ from detection.model.rpn import RPN, ProposalFilter, RPNHead
 from detection.model.sampler import BalancedSampler
 from detection.model.test_time.tester import Methods, Tester
 
-__all__ = ["ARCHITECTURES", "build_detector", "build_plain_backbone", "build_tester", "fields_of"]
+__all__ = ["ARCHITECTURES", "build_detector", "build_plain_backbone", "build_tester", "needed_fields"]
 
 LIBRARIES = ("torchvision", "timm")  # as weights: not a folder that has such a name
 
@@ -84,9 +84,10 @@ def build_detector(
     return detector.to(memory_format=torch.channels_last)
 
 
-def fields_of(config: DetectionConfig) -> tuple[str, ...]:
-    """Returns the fields of objects, beside boxes and labels, that the detector of ``config`` is trained on."""
-    return ARCHITECTURES[config.architecture].fields
+def needed_fields(config: DetectionConfig, *, training: bool = False) -> tuple[str, ...]:
+    """Returns the fields of objects, beside boxes and labels, that training or testing ``config``'s detector needs."""
+    fields = ARCHITECTURES[config.architecture].fields
+    return tuple(dict.fromkeys((*fields, "masks"))) if training and config.data.copy_paste > 0 else fields
 
 
 def build_tester(config: PostprocessConfig, detectors: Sequence[Architecture]) -> nn.Module:

@@ -55,7 +55,8 @@ def digest(tree: Any) -> str:
 def _parts(tree: Any) -> Iterator[bytes | memoryview]:
     if isinstance(tree, Tensor):
         yield f"{tree.dtype}{tuple(tree.shape)}".encode()
-        yield tree.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
+        if tree.numel():  # an empty array of numpy has a stride of 0, which view refuses
+            yield tree.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
     elif isinstance(tree, Mapping):
         yield f"mapping of {len(tree)}".encode()
         for name, value in sorted(tree.items(), key=lambda item: str(item[0])):

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import roi_align
 
-__all__ = ["RLE", "crop_and_resize", "decode", "empty_rle", "encode", "is_empty", "paste", "to_rle"]
+__all__ = ["RLE", "count_pixels", "crop_and_resize", "decode", "empty_rle", "encode", "is_empty", "paste", "to_rle"]
 
 # pycocotools takes some 100 bytes for every pixel along an edge, also outside the image.
 MAX_COORDINATE = 1e5  # pixels
@@ -85,6 +85,11 @@ def decode(rles: Sequence[RLE], size: tuple[int, int]) -> Tensor:
         warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 does not know numpy 2's __array__
         columns = coco_mask.decode(list(rles))  # (H, W, N) uint8
     return torch.from_numpy(np.ascontiguousarray(columns.transpose(2, 0, 1))).view(torch.bool)
+
+
+def count_pixels(masks: Tensor) -> Tensor:
+    """Returns the number of pixels (N,) int64 of each of ``masks`` (N, H, W) bool."""
+    return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.int64)  # torch's sum is slow
 
 
 def crop_and_resize(masks: Tensor, boxes: Tensor, side: int, *, rows: Tensor | None = None) -> Tensor:

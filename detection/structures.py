@@ -44,6 +44,10 @@ class Rows:
     def to(self, device: torch.device | str) -> Self:
         return replace(self, **{name: move(rows, device) for name, rows in self._rows().items()})
 
+    def joined(self, other: Rows) -> Self:
+        """Returns these rows and then those of ``other``, which has the same fields."""
+        return replace(self, **{name: torch.cat([rows, getattr(other, name)]) for name, rows in self._rows().items()})
+
     def _rows(self) -> dict[str, Tensor]:
         named = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: rows for name, rows in named.items() if rows is not None}

@@ -11,9 +11,8 @@ PACKAGES = sorted(path for top in ("backbones", "detection") for path in (ROOT /
 SCRIPTS = [ROOT / "resdet.py", *sorted(path for top in ("tools", "datasets") for path in (ROOT / top).glob("*.py"))]
 
 # Lowest first; the rooms of a line do not import each other. A module belongs to the longest prefix that matches it.
-BASICS = (
-    *("detection.structures", "detection.boxes", "detection.masks", "detection.files", "detection.config"),
-    "detection.packaged",
+BASICS = tuple(
+    f"detection.{name}" for name in ("structures", "boxes", "masks", "fields", "files", "config", "packaged")
 )
 LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("backbones",),),

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backbones.registry import backbone_names
-from backbones.summary import Entry, describe
+from backbones.summary import BackboneSummary, describe
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 
@@ -53,7 +53,7 @@ def library_names() -> list[str]:
     return [load_config(DetectionConfig, path).backbone.name for path in paths]
 
 
-def render(entries: Sequence[Entry], runs: Path) -> str:
+def render(entries: Sequence[BackboneSummary], runs: Path) -> str:
     """Three tables: networks for ImageNet from here, those from other libraries, and networks for CIFAR-10."""
     own = [entry for entry in entries if entry.num_classes == 1000 and ":" not in entry.name]
     library = [entry for entry in entries if ":" in entry.name]
@@ -75,7 +75,7 @@ def table(header: str, rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([f"| {header} |", f"|{ruler}|", *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def imagenet_row(entry: Entry) -> list[str]:
+def imagenet_row(entry: BackboneSummary) -> list[str]:
     return [
         f"`{entry.name}`",
         entry.paper,
@@ -90,7 +90,7 @@ def imagenet_row(entry: Entry) -> list[str]:
     ]
 
 
-def cifar_row(entry: Entry, figure: str) -> list[str]:
+def cifar_row(entry: BackboneSummary, figure: str) -> list[str]:
     return [
         f"`{entry.name}`",
         entry.paper,
@@ -101,7 +101,7 @@ def cifar_row(entry: Entry, figure: str) -> list[str]:
     ]
 
 
-def measured(entry: Entry, runs: Path) -> str:
+def measured(entry: BackboneSummary, runs: Path) -> str:
     """Percent of CIFAR-10's test images that a run here got wrong, and how long it trained."""
     folders = (runs / f"cifar10_{name}" for name in (entry.name.removeprefix("cifar_"), entry.name))
     run = next((folder for folder in folders if (folder / "result.json").is_file()), None)

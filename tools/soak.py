@@ -28,7 +28,7 @@ from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.loader import build_train_loader, load_data
 from detection.engine.loop import NotFiniteError
-from detection.engine.trainer import Evaluation, train_model
+from detection.engine.trainer import Evaluation, Trainer
 
 SAMPLES = 40  # measurements of a soak
 
@@ -92,14 +92,14 @@ def soak(config: DetectionConfig, memory: Memory) -> None:
         return Evaluation({config.solver.best_metric: None}, {})
 
     with tempfile.TemporaryDirectory() as output:
-        train_model(
+        Trainer(
             config,
             Path(output),
             index,
             build=lambda fresh: build_detector(config, len(index.class_names), pretrained=fresh),
             load=partial(build_train_loader, index, config.data),
             test=measure,
-        )
+        ).run()
 
 
 def main() -> int:

@@ -27,7 +27,8 @@ from detection.data.index import AnnotationIndex
 from detection.data.loader import build_test_loader, build_train_loader, load_data
 from detection.engine.device import choose_device
 from detection.engine.evaluate import evaluate, predict
-from detection.engine.trainer import Evaluation, train_model
+from detection.engine.trainer import Evaluation, Trainer
+from detection.evaluation.metrics import shown_figures
 from detection.structures import Detections, ImageBatch, Proposals, Target
 from detection.tasks.train import run_training
 
@@ -60,21 +61,21 @@ def train_theirs(config: DetectionConfig, output: Path) -> dict[str, Any]:
     """The result of torchvision's network under ``config``'s data and solver."""
     index, test_index = load_data(config.data, say=print)
     assert test_index is not None
-    return train_model(
+    return Trainer(
         config,
         output,
         index,
         build=lambda fresh: Theirs(len(index.class_names), config.data),
         load=partial(build_train_loader, index, config.data),
         test=lambda model: test_theirs(config, model, test_index),
-    )
+    ).run()
 
 
 def test_theirs(config: DetectionConfig, model: nn.Module, index: AnnotationIndex) -> Evaluation:
     """Ours in all but the network."""
     records = predict(model, build_test_loader(index, config.data), index, device=choose_device(config.device)).records
     result = evaluate(records, index.class_names, "area")
-    return Evaluation(result, {"bbox.AP": result["bbox"]["AP"]})
+    return Evaluation(result, shown_figures(result, "log"))
 
 
 def main() -> None:

@@ -42,14 +42,14 @@ from detection.engine.distributed import (
     together,
     world_size,
 )
-from detection.engine.evaluate import metric
 from detection.engine.loop import PRECISIONS
-from detection.engine.trainer import Evaluation, train_model
+from detection.engine.trainer import Evaluation, Trainer
+from detection.evaluation.metrics import read_metric, shown_figures, shown_in
 from detection.files import write_text
 
 __all__ = ["build_classifier", "evaluate_classifiers", "format_accuracy", "restore_classifier", "run_pretraining"]
 
-FIGURES = ("top1", "top5")
+SECTION = "classification"  # of result.json
 
 
 def run_pretraining(config: ClassificationConfig, output: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -66,12 +66,12 @@ def run_pretraining(config: ClassificationConfig, output: Path, *, resume: bool 
         NotFiniteError, StoppedError, MemoryError, OSError: as ``run_training``.
     """
     start(choose_device(config.device))
-    metric({"classification": dict.fromkeys(FIGURES)}, config.solver.best_metric)  # a misspelt name ends here
+    read_metric({SECTION: dict.fromkeys(_names())}, config.solver.best_metric)  # a misspelt name ends here
     only_main(print)(f"images: data.shorter_side {config.data.shorter_side} in training, {_shown(config)} in a test")
     index, test_index = load_data(config.data, say=only_main(print))
     index = whole_images(index)
     test_index = None if test_index is None else whole_images(test_index)
-    return train_model(
+    return Trainer(
         config,
         output,
         index,
@@ -81,7 +81,7 @@ def run_pretraining(config: ClassificationConfig, output: Path, *, resume: bool 
         test_index=test_index,
         resume=resume,
         tool="pretrain",
-    )
+    ).run()
 
 
 def evaluate_classifiers(
@@ -137,8 +137,7 @@ def restore_classifier(checkpoint: Checkpoint[ClassificationConfig], class_names
 
 def format_accuracy(result: dict[str, Any]) -> str:
     """A line about ``result``, in percent."""
-    figures = result["classification"]
-    errors = ", ".join(f"{name} error {100 * (1 - figures[name]):.2f}" for name in FIGURES)
+    errors = ", ".join(f"{name} error {100 * (1 - result[SECTION][name]):.2f}" for name in _names())
     return f"{errors} % of {result['images']} images, views: {result['views']}"
 
 
@@ -190,7 +189,12 @@ def _test(
             output.mkdir(parents=True, exist_ok=True)
             write_text(output / "result.json", json.dumps(result, indent=2) + "\n")
     result = gather(result)[0]
-    return Evaluation(result, {f"classification.{name}": result["classification"][name] for name in FIGURES})
+    return Evaluation(result, shown_figures(result, "log"))
+
+
+def _names() -> list[str]:
+    """The figures of a classifier, "topN": N is how many of the likeliest classes may hold the image's own."""
+    return [metric.short_name for metric in shown_in("console", f"{SECTION}.")]
 
 
 def _ranks(probabilities: Tensor, labels: Tensor) -> list[int]:
@@ -201,5 +205,5 @@ def _ranks(probabilities: Tensor, labels: Tensor) -> list[int]:
 
 def _result(ranks: Sequence[int], views: str) -> dict[str, Any]:
     count = len(ranks)
-    figures = {name: sum(place < int(name[3:]) for place in ranks) / count for name in FIGURES}
-    return {"classification": figures, "images": count, "views": views}
+    figures = {name: sum(place < int(name.removeprefix("top")) for place in ranks) / count for name in _names()}
+    return {SECTION: figures, "images": count, "views": views}

@@ -98,7 +98,7 @@ def parse_yaml(text: str) -> Any:
 
 def dump_config(config: Any) -> str:
     """Returns ``config`` as YAML that ``load_config`` reads back to an equal config."""
-    return yaml.safe_dump({"format": FORMAT} | json.loads(json.dumps(asdict(config))), sort_keys=False)
+    return yaml.dump({"format": FORMAT} | json.loads(json.dumps(asdict(config))), Dumper=_Dumper, sort_keys=False)
 
 
 def build_dataclass(schema: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
@@ -126,9 +126,14 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 but for numbers such as 1e-4, which it would read as text."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?|\.\d)\d*[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that ``_Loader`` would take for numbers."""
+
+
+for kind in (_Loader, _Dumper):
+    kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?|\.\d)\d*[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 class _Files(CfgNode):

@@ -82,11 +82,10 @@ def _nearest(places: Sequence[str | int], schema: type) -> str:
     for section in sections:
         owner = section_classes(owner).get(section, owner)
     known = [f.name for f in fields(owner)]  # pyright: ignore[reportArgumentType]  # ``type`` can't say "a dataclass"
-    if near := difflib.get_close_matches(name, known, n=1):
-        return f"did you mean {'.'.join([*sections, near[0]])!r}?"
     everywhere = list(_keys(schema, ""))
-    elsewhere = [key for key in everywhere if key.rpartition(".")[2] == name]
-    if near := elsewhere[:1] or difflib.get_close_matches(path, everywhere, n=1):
+    near = [key for key in everywhere if key.rpartition(".")[2] == name]
+    near = near or [".".join([*sections, key]) for key in difflib.get_close_matches(name, known, n=1)]
+    if near := near or difflib.get_close_matches(path, everywhere, n=1):
         return f"did you mean {near[0]!r}?"
     return f"known keys: {', '.join(known)}"
 

@@ -77,6 +77,8 @@ class SolverConfig:
     evaluate_every: NonNegativeInt = 0  # iterations; 0: only at the end
     best_metric: str = "bbox.AP"  # a key of result.json
     log_every: Count = 20  # iterations
+    # Where losses and metrics go beside metrics.jsonl and the terminal; wandb and mlflow are extras to install.
+    log_sinks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     # Where a loss or gradient is not finite: stop; skip the step; or skip it from the newest checkpoint's weights.
     on_not_finite: Literal["stop", "skip", "roll_back"] = "stop"
     max_not_finite: NonNegativeInt = 10  # steps that may be skipped in the whole run

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field
 from functools import partial
 from pathlib import Path
@@ -83,10 +83,12 @@ def load_card(name: str) -> Card:
         raise ValueError(f"card {path}: {error}") from error
 
 
-def load_dataset(specs: Sequence[str], root: Path, *, masks: bool = False) -> tuple[AnnotationIndex, list[Problem]]:
+def load_dataset(
+    specs: Sequence[str], root: Path, *, fields: Collection[str] = ()
+) -> tuple[AnnotationIndex, list[Problem]]:
     """The images of all ``specs`` ("card:split", concatenated) below the data root ``root``, and what was dropped.
 
-    ``masks`` also reads those of the objects, which takes time and memory.
+    ``fields`` (such as "masks") are read too, which takes time and memory.
 
     Raises:
         ValueError: a data set has errors (its files are named), an empty split, or other classes than the first.
@@ -94,7 +96,7 @@ def load_dataset(specs: Sequence[str], root: Path, *, masks: bool = False) -> tu
     parts, problems = [], []
     for spec in specs:
         card, split = _parse(spec)
-        index, found = read_split(card, split, root, masks=masks)
+        index, found = read_split(card, split, root, fields=fields)
         refuse_errors(found, f"data set {spec!r}")
         if not len(index):
             raise ValueError(f"data set {spec!r} has no images; its card is {_find(spec.rpartition(':')[0])}")
@@ -103,8 +105,10 @@ def load_dataset(specs: Sequence[str], root: Path, *, masks: bool = False) -> tu
     return AnnotationIndex.concatenate(parts), problems
 
 
-def read_split(card: Card, split: str, root: Path, *, masks: bool = False) -> tuple[AnnotationIndex, list[Problem]]:
-    """The images of one split and all that is wrong with it, errors included; with ``masks`` those of the objects too.
+def read_split(
+    card: Card, split: str, root: Path, *, fields: Collection[str] = ()
+) -> tuple[AnnotationIndex, list[Problem]]:
+    """The images of one split with the ``fields`` of their objects, and all that is wrong with it, errors included.
 
     Raises:
         ValueError: the data set's folder is missing, or the card has no such split or describes it wrongly.
@@ -124,8 +128,8 @@ def read_split(card: Card, split: str, root: Path, *, masks: bool = False) -> tu
         )
     drop = card.bad_boxes == "drop"
     read = {
-        "voc": partial(read_voc, names=card.names, drop=drop, masks=masks),
-        "coco": partial(read_coco, drop=drop, masks=masks),
+        "voc": partial(read_voc, names=card.names, drop=drop, fields=fields),
+        "coco": partial(read_coco, drop=drop, fields=fields),
         "image_folder": read_image_folder,
     }[card.format]
     try:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detection.data.index import NO_MASKS, AnnotationIndex
+from detection.data.copy_paste import choose, paste
+from detection.data.images import ImageError
+from detection.data.index import AnnotationIndex
 from detection.data.proposals import StoredProposals
-from detection.data.transforms import Augment, Scaling, paste
+from detection.data.transforms import Augment, Scaling
 from detection.structures import ImageBatch, Proposals, Target
 
 __all__ = ["Batch", "DetectionDataset", "Sample", "collate"]
@@ -56,8 +59,7 @@ class DetectionDataset(Dataset[Sample]):
     A sample is asked for by (position, row): its place in the whole run, which seeds its augmentation and the draws
     among its anchors, and its row in the index.  So neither the number of workers nor of processes changes anything.
 
-    With ``copy_paste``, a random number of another image's objects is pasted: those with a mask that are not ignored,
-    from 1 to all.  The other image is augmented and resized like any.
+    With ``copy_paste``, objects of another image are pasted, which is augmented and resized like any.
 
     Args:
         index: images and objects.
@@ -65,11 +67,11 @@ class DetectionDataset(Dataset[Sample]):
         augment: before resizing; None at test time.
         seed: of the run.
         proposals: of every image, from a file.
-        masks: whether targets have masks.
-        copy_paste: probability that objects are pasted, which needs ``masks``.
+        fields: that targets have.
+        copy_paste: probability that objects are pasted, which needs their masks.
 
     Raises:
-        ValueError: masks of an index without masks, or together with proposals.
+        ValueError: fields that ``index`` lacks, or together with proposals.
     """
 
     def __init__(
@@ -80,15 +82,16 @@ class DetectionDataset(Dataset[Sample]):
         augment: Augment | None = None,
         seed: int = 0,
         proposals: StoredProposals | None = None,
-        masks: bool = False,
+        fields: Collection[str] = (),
         copy_paste: float = 0.0,
     ) -> None:
-        if masks and index.masks is None:
-            raise ValueError(NO_MASKS)
-        if masks and proposals is not None:
-            raise ValueError("masks can't be trained on proposals from a file; leave data.proposals empty")
+        index.require(fields)
+        if fields and proposals is not None:
+            raise ValueError(
+                f"{', '.join(fields)} can't be trained on proposals from a file; leave data.proposals empty"
+            )
         self.index, self.resize, self.augment, self.seed = index, resize, augment, seed
-        self.proposals, self.masks, self.copy_paste = proposals, masks, copy_paste
+        self.proposals, self.fields, self.copy_paste = proposals, fields, copy_paste
         self.pasted_from = index.num_wanted().nonzero().flatten() if copy_paste else None
 
     def __len__(self) -> int:
@@ -97,7 +100,7 @@ class DetectionDataset(Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         position, row = key
         seed = (self.seed, position)
-        image, target = self._view(row, seed)
+        image, target = self._named_view(row, seed)
         if self.pasted_from is not None:
             image, target = self._paste(image, target, self.pasted_from[self.pasted_from != row], seed)
         proposals = None
@@ -107,10 +110,23 @@ class DetectionDataset(Dataset[Sample]):
         draws = np.random.SeedSequence(seed, spawn_key=(2,)).generate_state(1, np.uint64)
         return Sample(row, self.index.paths[row], pixels, target, proposals, int(draws[0]))
 
+    def _named_view(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
+        """``_view``, whose errors name the image.
+
+        Raises:
+            ImageError: the file can't be read or is of another size than annotated, or can't be augmented or resized.
+        """
+        try:
+            return self._view(row, seed)
+        except ImageError:
+            raise
+        except (ValueError, cv2.error) as error:
+            raise ImageError(f"image {self.index.paths[row]}: {error}") from error
+
     def _view(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
         """The image (H, W, 3) of ``row`` and its target, augmented and resized; proposals are rows of the target."""
         image = self.index.image(row)
-        target = self.index.target(row, masks=self.masks)
+        target = self.index.target(row, fields=self.fields)
         if self.proposals is not None:
             target = _with_proposals(target, self.proposals.of(row))
         if self.augment is not None:
@@ -124,22 +140,20 @@ class DetectionDataset(Dataset[Sample]):
         chance = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
         if chance.random() >= self.copy_paste or not len(rows):
             return image, target
-        other, objects = self._view(int(rows[chance.integers(len(rows))]), (*seed, 1))
-        assert objects.masks is not None
-        usable = (objects.masks.flatten(1).any(dim=1) & ~objects.ignore).nonzero().flatten()
-        if not len(usable):
-            return image, target
-        chosen = chance.permutation(len(usable))[: chance.integers(1, len(usable) + 1)]
-        return paste(image, target, other, objects[usable[torch.from_numpy(chosen)]])
+        other, objects = self._named_view(int(rows[chance.integers(len(rows))]), (*seed, 1))
+        chosen = choose(objects, chance)
+        return paste(image, target, other, chosen) if len(chosen) else (image, target)
 
 
 def _with_proposals(target: Target, proposals: Proposals) -> Target:
     """``target`` with the proposals as further rows of label -1, so that they follow the pixels like objects."""
     count = len(proposals)
-    return Target(
-        boxes=torch.cat([target.boxes, proposals.boxes]),
-        labels=torch.cat([target.labels, target.labels.new_full((count,), -1)]),
-        ignore=torch.cat([target.ignore, target.ignore.new_ones(count)]),
+    return target.joined(
+        Target(
+            boxes=proposals.boxes,
+            labels=target.labels.new_full((count,), -1),
+            ignore=target.ignore.new_ones(count),
+        )
     )
 
 

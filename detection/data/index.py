@@ -6,9 +6,10 @@ Shapes: N images, M objects of all images together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,20 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detection.data.images import read_image
-from detection.masks import RLE, decode, empty_rle
+from detection.fields.table import FIELDS
+from detection.files import digest
 from detection.structures import Target
 
-__all__ = ["NO_MASKS", "AnnotationIndex", "PackedStrings"]
-
-NO_MASKS = (
-    "the data set has no masks, or they were not read; COCO files need `segmentation`, and the split of a VOC card "
-    "`instances: SegmentationObject`"
-)
+__all__ = ["AnnotationIndex", "PackedStrings", "index_digest"]
 
 
 @dataclass(frozen=True, slots=True)
 class PackedStrings:
-    """A sequence of strings in two tensors."""
+    """A sequence of strings, of text or of bytes, in two tensors."""
 
     characters: Tensor  # uint8, all strings one after the other
     ends: Tensor  # (N,) int64
@@ -43,8 +40,8 @@ class PackedStrings:
         )
 
     @classmethod
-    def pack(cls, strings: Sequence[str]) -> Self:
-        encoded = [text.encode() for text in strings]
+    def pack(cls, strings: Sequence[str] | Sequence[bytes]) -> Self:
+        encoded = [text.encode() if isinstance(text, str) else text for text in strings]
         lengths = torch.tensor([len(text) for text in encoded], dtype=torch.int64)
         joined = bytearray(b"".join(encoded))
         characters = torch.frombuffer(joined, dtype=torch.uint8) if joined else torch.zeros(0, dtype=torch.uint8)
@@ -54,12 +51,15 @@ class PackedStrings:
         return len(self.ends)
 
     def __getitem__(self, row: int) -> str:
+        return self.bytes_of(row).decode()
+
+    def bytes_of(self, row: int) -> bytes:
         start = int(self.ends[row - 1]) if row else 0
-        return self.characters[start : int(self.ends[row])].numpy().tobytes().decode()
+        return self.characters[start : int(self.ends[row])].numpy().tobytes()
 
     def take(self, rows: Tensor) -> PackedStrings:
         """The strings of ``rows`` (R,)."""
-        return self.pack([self[row] for row in rows.tolist()])
+        return self.pack([self.bytes_of(row) for row in rows.tolist()])
 
     def first(self, count: int) -> PackedStrings:
         """The first ``count`` strings."""
@@ -84,7 +84,7 @@ class AnnotationIndex:
     labels: Tensor  # (M,) int64
     ignore: Tensor  # (M,) bool
     areas: Tensor  # (M,) float32, square pixels: of the mask where the files give it
-    masks: PackedStrings | None = None  # (M,) counts of their RLE, without a pixel if unknown; None: not read
+    fields: Mapping[str, PackedStrings] = field(default_factory=dict)  # (M,) each, as packed by FIELDS; what was read
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -101,29 +101,43 @@ class AnnotationIndex:
         """
         return read_image(self.paths[row], size=self._size(row), apply_exif=bool(self.apply_exif[row]))
 
-    def target(self, row: int, *, masks: bool = False) -> Target:
-        """The objects of image ``row``, in pixels of the stored image, with their ``masks`` on request.
+    def target(self, row: int, *, fields: Collection[str] = ()) -> Target:
+        """The objects of image ``row`` in pixels of the stored image, with the ``fields`` that are asked for.
 
-        An object whose mask the files do not give has one without a pixel.
+        Raises:
+            ValueError: one of ``fields`` was not read.
         """
-        rows = self.objects(row)
+        self.require(fields)
+        rows, size = self.objects(row), self._size(row)
         return Target(
             boxes=self.boxes[rows],
             labels=self.labels[rows],
             ignore=self.ignore[rows],
-            masks=decode(self.rles(row), self._size(row)) if masks else None,
+            **{name: FIELDS[name].to_tensor(self._unpacked(name, row), size) for name in fields},
         )
 
-    def rles(self, row: int) -> tuple[RLE, ...]:
-        """The masks of the objects of image ``row``, in pixels of the stored image.
+    def stored(self, name: str, row: int) -> Any:
+        """Returns the field ``name`` of image ``row`` as records hold it, in pixels of the stored image.
+
+        None if it was not read; without any object there was nothing to read, so no image lacks it.
+        """
+        if name not in self.fields:
+            return None if len(self.boxes) else FIELDS[name].unpack([], self._size(row))
+        return self._unpacked(name, row)
+
+    def require(self, fields: Collection[str]) -> None:
+        """Raises unless the ``fields`` were read.
 
         Raises:
-            ValueError: the masks were not read.
+            ValueError: one was not; the message says what the data set's files need.
         """
-        if self.masks is None:
-            raise ValueError(NO_MASKS)
-        rows, size = self.objects(row), [*self._size(row)]
-        return tuple({"size": size, "counts": self.masks[number].encode()} for number in range(rows.start, rows.stop))
+        for name in fields:
+            if name not in self.fields:
+                raise ValueError(FIELDS[name].lacking)
+
+    def _unpacked(self, name: str, row: int) -> Any:
+        rows, packed = self.objects(row), self.fields[name]
+        return FIELDS[name].unpack([packed.bytes_of(i) for i in range(rows.start, rows.stop)], self._size(row))
 
     def _size(self, row: int) -> tuple[int, int]:
         height, width = self.sizes[row].tolist()
@@ -144,7 +158,7 @@ class AnnotationIndex:
             labels=self.labels[objects],
             ignore=self.ignore[objects],
             areas=self.areas[objects],
-            masks=None if self.masks is None else self.masks.first(objects.stop),
+            fields={name: packed.first(objects.stop) for name, packed in self.fields.items()},
         )
 
     def num_wanted(self) -> Tensor:
@@ -157,7 +171,7 @@ class AnnotationIndex:
     def concatenate(cls, parts: Sequence[AnnotationIndex]) -> AnnotationIndex:
         """All images of ``parts``; image ids that occur twice are replaced by 1..N.
 
-        If only some parts have masks, those of the others have no pixel.
+        A field that only some parts have is unknown for the objects of the others.
 
         Raises:
             ValueError: no parts, or parts with different classes.
@@ -189,18 +203,30 @@ class AnnotationIndex:
             labels=torch.cat([part.labels for part in parts]),
             ignore=torch.cat([part.ignore for part in parts]),
             areas=torch.cat([part.areas for part in parts]),
-            masks=_concatenate_masks(parts),
+            fields={name: _concatenate_field(name, parts) for name in FIELDS if any(name in p.fields for p in parts)},
         )
 
 
-def _concatenate_masks(parts: Sequence[AnnotationIndex]) -> PackedStrings | None:
-    if all(part.masks is None for part in parts):
-        return None
-    return PackedStrings.concatenate([_unknown_masks(part) if part.masks is None else part.masks for part in parts])
+def index_digest(index: AnnotationIndex) -> str:
+    """Returns the SHA-256, hexadecimal, of classes, image file names and objects.
+
+    Neither pixels, nor folders, nor ids of images and categories count: a data set that moved has the same.
+    """
+    names = [Path(path).name for path in index.paths]
+    objects = [index.sizes, index.ends, index.boxes, index.labels, index.ignore]
+    fields = [[packed.characters, packed.ends] for _, packed in sorted(index.fields.items())] or [None]
+    return digest([index.class_names, names, objects, *fields])
 
 
-def _unknown_masks(index: AnnotationIndex) -> PackedStrings:
+def _concatenate_field(name: str, parts: Sequence[AnnotationIndex]) -> PackedStrings:
+    return PackedStrings.concatenate(
+        [part.fields[name] if name in part.fields else _unknown(name, part) for part in parts]
+    )
+
+
+def _unknown(name: str, index: AnnotationIndex) -> PackedStrings:
+    """The field ``name`` of objects for which it was not read."""
     numbers = index.ends.diff(prepend=torch.zeros(1, dtype=torch.int64)).tolist()
     images = zip(index.sizes.tolist(), numbers, strict=True)
-    empty = [[empty_rle((height, width))["counts"].decode()] * number for (height, width), number in images]
-    return PackedStrings.pack([counts for image in empty for counts in image])
+    unknown = [[FIELDS[name].unknown((height, width))] * number for (height, width), number in images]
+    return PackedStrings.pack([packed for image in unknown for packed in image])

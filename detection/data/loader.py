@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from detection.config.detection import DetectorDataConfig
 from detection.config.sections import DataConfig
 from detection.data.cards import data_root, load_dataset
 from detection.data.dataset import Batch, DetectionDataset, collate
-from detection.data.index import NO_MASKS, AnnotationIndex
+from detection.data.index import AnnotationIndex
 from detection.data.problems import summarize
 from detection.data.proposals import read_proposals
 from detection.data.samplers import TestBatches, TrainBatches, repeat_factors
 from detection.data.transforms import Augment, Jitter, RandomResize, Resize, Scaling
+from detection.fields.table import FIELDS
 
 __all__ = ["build_test_loader", "build_train_loader", "detection_loader", "load_data", "load_index", "make_loader"]
+
+
+class _Loader(DataLoader[Any]):  # of samples by its stubs, which do not know collate_fn
+    """A loader that ends its own workers, at the latest when the program ends."""
+
+    def __iter__(self) -> _BaseDataLoaderIter:
+        iterator = super().__iter__()
+        workers: Sequence[BaseProcess] = getattr(iterator, "_workers", ())
+        if workers:
+            end = partial(_end_workers, weakref.ref(iterator), workers)
+            atexit.register(end)  # exit handlers run backwards: before those of torch and multiprocessing
+            weakref.finalize(iterator, _finish, end)
+        return iterator
 
 
 def load_index(
@@ -33,10 +50,12 @@ def load_index(
     *,
     key: str,
     say: Callable[[str], None],
-    masks: bool = False,
+    fields: Collection[str] = (),
     limit: int | None = None,
 ) -> AnnotationIndex:
     """Returns the first ``limit`` images of the data sets ``specs``, which the config's ``key`` names.
+
+    Their objects have the ``fields``, where the files give these.
 
     ``say`` gets a line if objects were dropped.
 
@@ -45,7 +64,7 @@ def load_index(
     """
     if not specs:
         raise ValueError(f"{key} is empty; give a list of card:split, such as [voc2007:trainval]")
-    index, problems = load_dataset(specs, data_root(config.root), masks=masks)
+    index, problems = load_dataset(specs, data_root(config.root), fields=fields)
     if problems:
         say(f"{', '.join(specs)}: {summarize(problems)}; resdet check lists them")
     return index if limit is None else index.first(limit)
@@ -55,8 +74,8 @@ def load_data(
     config: DataConfig,
     *,
     say: Callable[[str], None],
-    masks: bool = False,
-    test_masks: bool = False,
+    fields: Collection[str] = (),
+    test_fields: Collection[str] = (),
     limit: int | None = None,
 ) -> tuple[AnnotationIndex, AnnotationIndex | None]:
     """Returns the training set and the test set of ``config``, None where it names no test set.
@@ -64,10 +83,10 @@ def load_data(
     Raises:
         ValueError: no training set, a data set with errors, or two sets of different classes.
     """
-    index = load_index(config, config.train, key="data.train", say=say, masks=masks, limit=limit)
+    index = load_index(config, config.train, key="data.train", say=say, fields=fields, limit=limit)
     if not config.test:
         return index, None
-    test_index = load_index(config, config.test, key="data.test", say=say, masks=test_masks, limit=limit)
+    test_index = load_index(config, config.test, key="data.test", say=say, fields=test_fields, limit=limit)
     if test_index.class_names != index.class_names:
         raise ValueError(
             f"data.train has the classes {index.class_names}, data.test has {test_index.class_names}; "
@@ -110,15 +129,16 @@ def build_train_loader(
     Raises:
         ValueError: nothing to train on, an augmentation that can't work, or objects to paste without masks.
     """
-    if copy_paste and index.masks is None:
-        raise ValueError(f"data.copy_paste pastes masks, which data.train {list(config.train)} lacks: {NO_MASKS}")
+    if copy_paste and "masks" not in index.fields:
+        lacking = FIELDS["masks"].lacking
+        raise ValueError(f"data.copy_paste pastes masks, which data.train {list(config.train)} lacks: {lacking}")
     dataset = kind(
         index,
         resize=resize or Resize(config.shorter_side, config.longer_side),
         augment=Augment(config.augment),
         seed=seed,
         proposals=read_proposals(proposals, index) if proposals else None,
-        masks=index.masks is not None,
+        fields=tuple(index.fields),
         copy_paste=copy_paste,
     )
     rows = index.num_wanted().nonzero().flatten() if config.skip_empty else torch.arange(len(index))
@@ -174,7 +194,7 @@ def make_loader(
     collate: Callable[[Any], Any] = collate,
 ) -> DataLoader[Any]:
     """What ``collate`` makes of the samples of ``dataset``, in the ``batches`` that the sampler says."""
-    return DataLoader[Any](  # of Sample by its stubs, which do not know collate_fn
+    return _Loader(
         dataset,
         batch_sampler=batches,
         num_workers=min(workers, os.cpu_count() or 1),  # more than cores only wait; the number changes no sample
@@ -193,16 +213,27 @@ def _train_resize(config: DetectorDataConfig) -> Scaling:
     return Resize(config.shorter_side, config.longer_side)
 
 
+def _finish(end: Callable[[], None]) -> None:
+    atexit.unregister(end)
+    end()
+
+
 def _start_worker(_worker: int) -> None:
     # What ends a whole group of processes is for the training process alone: it saves, and then ends its workers.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)  # a worker is one process per core already
 
 
-@atexit.register
-def _end_workers() -> None:
-    """Ends workers that are left when the program ends; Python would send them SIGTERM and wait for ever."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own handler would report that they were killed
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+def _end_workers(iterator: weakref.ref[Any], workers: Sequence[BaseProcess]) -> None:
+    """Ends the ``workers`` of one iteration: by a word, and by a kill where that is not heard.
+
+    torch and Python would send them SIGTERM, which they ignore, and wait without end.
+    """
+    running = iterator()
+    if running is not None:
+        running._shutdown_workers()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+            worker.join()

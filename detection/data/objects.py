@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from detection.data.index import AnnotationIndex, PackedStrings
 from detection.data.problems import Problem, Severity
-from detection.masks import empty_rle, to_rle
+from detection.fields.table import FIELDS
 
 __all__ = ["IMAGE_SUFFIXES", "ImageRows", "ObjectRows", "build_index", "files_in", "nearest_class", "require_file"]
 
@@ -30,8 +31,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 ROUNDING = 1.0  # pixels
 
 MAX_NAME = 100  # characters of a class name in a message; a message per object repeats it
-
-MASKLESS = "mask that is missing or can't be used; the object's box is kept"
 
 
 @dataclass(slots=True)
@@ -53,7 +52,8 @@ class ObjectRows:
     ignore: list[bool] = field(default_factory=list)
     areas: list[float | None] = field(default_factory=list)  # None: of the box, after it was cut at the border
     names: list[str] = field(default_factory=list)  # for messages, such as "annotation 17"
-    segmentations: list[Any] = field(default_factory=list)  # as in COCO, None if unknown; empty: masks are not read
+    # By the field's name: what FIELDS packs, None for an object without it; empty: the field is not read.
+    fields: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
 
 
 def build_index(
@@ -93,9 +93,8 @@ def build_index(
         mild: Severity = "note" if usable[row] else "dropped"
         problems.append(Problem(mild if drop else "error", kind, files[image], detail))
     kept = order[usable]
-    masks, without = _pack_masks(images, objects, kept.tolist(), files)
-    areas = np.array(objects.areas, dtype=np.float64)[order]  # None becomes NaN
-    box_areas = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)
+    fields, without = _pack_fields(images, objects, kept.tolist(), files)
+    areas, oversized = _areas(images, objects, kept, clipped[usable], files)
     index = AnnotationIndex(
         class_names=class_names,
         category_ids=category_ids,
@@ -107,31 +106,52 @@ def build_index(
         boxes=torch.from_numpy(clipped[usable].astype(np.float32)),
         labels=torch.from_numpy(np.array(objects.labels, dtype=np.int64)[kept]),
         ignore=torch.from_numpy(np.array(objects.ignore, dtype=np.bool_)[kept]),
-        areas=torch.from_numpy(np.where(np.isnan(areas), box_areas, areas)[usable].astype(np.float32)),
-        masks=masks,
+        areas=torch.from_numpy(areas.astype(np.float32)),
+        fields=fields,
     )
-    return index, problems + without
+    return index, problems + oversized + without
 
 
-def _pack_masks(
-    images: ImageRows, objects: ObjectRows, rows: list[int], files: Sequence[str]
-) -> tuple[PackedStrings | None, list[Problem]]:
-    """The masks of the objects ``rows``; without a pixel, and with a Problem, where there is none that can be used.
+def _areas(
+    images: ImageRows, objects: ObjectRows, rows: NDArray[np.int64], boxes: NDArray[np.float64], files: Sequence[str]
+) -> tuple[NDArray[np.float64], list[Problem]]:
+    """The areas (M,) of the objects ``rows`` (M,), and a Problem for each that is larger than its image.
 
-    No masks and no problems where the files have none at all.
+    These and objects without one get that of their box, of ``boxes`` (M, 4).
     """
-    if not any(objects.segmentations):
-        return None, []
-    counts, problems = list[str](), list[Problem]()
-    for row in rows:
+    given = np.array(objects.areas, dtype=np.float64)[rows]  # None becomes NaN
+    limits = np.array(images.sizes, dtype=np.float64).reshape(-1, 2).prod(axis=1)
+    larger, problems = given > limits[np.array(objects.images, dtype=np.int64)[rows]], list[Problem]()
+    for row in map(int, rows[larger]):
         image = objects.images[row]
-        try:
-            rle = to_rle(objects.segmentations[row], images.sizes[image])
-        except ValueError as error:
-            problems.append(Problem("dropped", MASKLESS, files[image], f"{objects.names[row]}: {error}"))
-            rle = empty_rle(images.sizes[image])
-        counts.append(rle["counts"].decode())
-    return PackedStrings.pack(counts), problems
+        height, width = images.sizes[image]
+        detail = f"{objects.names[row]}, area {objects.areas[row]}, image {width}x{height}"
+        problems.append(Problem("note", "area larger than the image; that of the box is taken", files[image], detail))
+    return np.where(np.isnan(given) | larger, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), given), problems
+
+
+def _pack_fields(
+    images: ImageRows, objects: ObjectRows, rows: list[int], files: Sequence[str]
+) -> tuple[dict[str, PackedStrings], list[Problem]]:
+    """The fields of the objects ``rows``; unknown, and with a Problem, where there is no value that can be used.
+
+    A field that no object has is left out, without a Problem.
+    """
+    packed, problems = dict[str, PackedStrings](), list[Problem]()
+    for name, operations in FIELDS.items():
+        values = objects.fields.get(name, [])
+        if not any(values):
+            continue
+        kept = list[bytes]()
+        for row in rows:
+            image = objects.images[row]
+            try:
+                kept.append(operations.pack(values[row], images.sizes[image]))
+            except ValueError as error:
+                problems.append(Problem("dropped", operations.unusable, files[image], f"{objects.names[row]}: {error}"))
+                kept.append(operations.unknown(images.sizes[image]))
+        packed[name] = PackedStrings.pack(kept)
+    return packed, problems
 
 
 def files_in(folder: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""What changes pixels, boxes and masks together: augmentation by albumentations, resizing, and pasted objects.
+"""What changes pixels, boxes and their fields together: augmentation by albumentations, and resizing.
 
 Chance comes from a ``seed`` alone.
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import difflib
 import os
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -19,16 +20,22 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torchvision.ops import masks_to_boxes
 
 from detection.boxes import clip, scale
+from detection.fields.table import FIELDS, carried
 from detection.structures import Target
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks a server for its newest version
-import albumentations as A  # noqa: N812  # the name that its own documentation uses
+# Importing it asks a server for its newest version unless this is set; nothing later reads the variable.
+_update = os.environ.get("NO_ALBUMENTATIONS_UPDATE")
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+import albumentations as A  # noqa: E402, N812  # after the variable; the name that its documentation uses
 
-__all__ = ["Augment", "Jitter", "RandomResize", "Resize", "Scaling", "paste"]
+if _update is None:
+    del os.environ["NO_ALBUMENTATIONS_UPDATE"]
+else:
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = _update
+
+__all__ = ["Augment", "Jitter", "RandomResize", "Resize", "Scaling"]
 
 PADDING = (124, 116, 104)  # of a canvas: ImageNet's mean colour, which normalisation makes about zero
 MIN_SIDE = 1.0  # pixels
@@ -64,13 +71,9 @@ class Resize:
         size = image.shape[0], image.shape[1]
         new_size = self.size(size)
         resized = cv2.resize(image, (new_size[1], new_size[0]), interpolation=cv2.INTER_LINEAR)
-        masks = target.masks
-        if masks is not None:
-            rows = masks[:, None].to(torch.uint8)
-            masks = torch.nn.functional.interpolate(rows, size=new_size, mode="nearest-exact")[:, 0].bool()
-        return np.asarray(resized, dtype=np.uint8), replace(
-            target, boxes=scale(target.boxes, size, new_size), masks=masks
-        )
+        moved = {name: field.resize(values, size, new_size) for name, field, values in carried(target)}
+        target = replace(target, boxes=scale(target.boxes, size, new_size), **moved)
+        return np.asarray(resized, dtype=np.uint8), target
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Jitter:
     """Large-scale jitter: a random scale, then a random crop where the image exceeds the canvas, and padding below it.
 
     The image is made to fit a square whose side is ``low`` to ``high`` times the canvas's.  An object goes if less than
-    a pixel of its width or height is left in the canvas, or no pixel of a mask that had some.
+    a pixel of its width or height is left in the canvas, or nothing of a field that was there (its mask).
 
     Args:
         size: side of the canvas, pixels.
@@ -126,59 +129,11 @@ class Jitter:
         top, left = corner
         shown = min(self.size, resized[0]), min(self.size, resized[1])
         boxes = clip(scale(target.boxes, size, resized) - torch.tensor([left, top, left, top]), shown)
-        masks, kept = None, ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(dim=1)
-        if target.masks is not None:
-            rows, columns = (
-                ((torch.arange(shown[i]) + corner[i] + 0.5) * (size[i] / resized[i])).long() for i in (0, 1)
-            )
-            masks = target.masks.new_zeros(len(target), self.size, self.size)
-            masks[:, : shown[0], : shown[1]] = target.masks[:, rows][:, :, columns]  # nearest, as Resize
-            kept &= _pixels(masks).bool() | ~_pixels(target.masks).bool()
-        return replace(target, boxes=boxes, masks=masks)[kept]
-
-
-def paste(
-    image: NDArray[np.uint8], target: Target, other: NDArray[np.uint8], objects: Target
-) -> tuple[NDArray[np.uint8], Target]:
-    """``image`` with the masked pixels of another image's ``objects`` over it, and the target with them at its end.
-
-    They lie where they lay in ``other``, cut off at the border of ``image``.  An object that loses pixels gets a box
-    that bounds the rest, and goes if nothing is left.  One whose mask is unknown stays as it is.
-
-    Args:
-        image: (H, W, 3).
-        target: has masks.
-        other: (H', W', 3), the image of the objects.
-        objects: all have a mask of at least one pixel.
-
-    Source: Ghiasi et al. 2021, "Simple Copy-Paste", section 3, without their blending.
-    """
-    assert target.masks is not None
-    assert objects.masks is not None
-    height, width = min(image.shape[0], other.shape[0]), min(image.shape[1], other.shape[1])
-    moved = objects.masks.new_zeros(len(objects), *image.shape[:2])
-    moved[:, :height, :width] = objects.masks[:, :height, :width]
-    covered = moved.any(dim=0)
-    pasted = image.copy()
-    pixels = covered[:height, :width].numpy()
-    pasted[:height, :width][pixels] = other[:height, :width][pixels]
-    left, added = _with_less(target, target.masks & ~covered), _with_less(objects, moved)
-    names = [field.name for field in fields(Target)]
-    return pasted, Target(**{name: torch.cat([getattr(left, name), getattr(added, name)]) for name in names})
-
-
-def _with_less(target: Target, masks: Tensor) -> Target:
-    """``target`` with ``masks`` (M, H, W) that are parts of its own; boxes bound them where pixels were lost."""
-    assert target.masks is not None
-    before, after = _pixels(target.masks), _pixels(masks)
-    boxes, changed = target.boxes.clone(), (after > 0) & (after < before)
-    boxes[changed] = masks_to_boxes(masks[changed]) + torch.tensor([0.0, 0.0, 1.0, 1.0])  # it gives the last pixels
-    return replace(target, boxes=boxes, masks=masks)[(after > 0) | (before == 0)]
-
-
-def _pixels(masks: Tensor) -> Tensor:
-    """How many pixels (M,) each of ``masks`` (M, H, W) has."""
-    return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.int64)  # torch's sum is slow
+        moved, kept = {}, ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(dim=1)
+        for name, field, values in carried(target):
+            moved[name], left_over = field.place(values, size, resized, corner, (self.size, self.size))
+            kept &= left_over
+        return replace(target, boxes=boxes, **moved)[kept]
 
 
 def _chance(seed: Sequence[int]) -> np.random.Generator:
@@ -200,7 +155,10 @@ class Augment:
         transforms = [_transform(step) for step in steps]
         moves = any(isinstance(transform, A.DualTransform) for transform in transforms)
         boxes = A.BboxParams(format="albumentations", label_fields=["rows"], clip=True)
-        self._compose = A.Compose(list(transforms), bbox_params=boxes if moves else None)
+        moved: dict[str, Any] = {"bbox_params": boxes} if moves else {}
+        for field in FIELDS.values() if moves else ():
+            moved |= field.compose()
+        self._compose = A.Compose(list(transforms), **moved)
         self._steps = tuple(steps)
 
     @cached_property
@@ -214,31 +172,57 @@ class Augment:
         """The image (H, W, 3) and its target, changed together; the same ``seed`` gives the same change.
 
         Objects that leave the image are dropped.
+
+        Raises:
+            ValueError: a step that can't change this image, such as a crop larger than it.
         """
         if not self._steps:
             return image, target
         self._seed(self._compose, seed)
         height, width = image.shape[:2]
         limits = np.array([width, height, width, height])
-        masks: dict[str, Any] = {}
-        if target.masks is not None and len(target):  # albumentations can't stack no masks
-            masks = {"masks": target.masks.numpy().astype(np.uint8)}
-        result = self._compose(image=image, bboxes=target.boxes.numpy() / limits, rows=np.arange(len(target)), **masks)
+        given: dict[str, Any] = {"bboxes": target.boxes.numpy() / limits, "rows": np.arange(len(target))}
+        for _, field, values in carried(target):
+            given |= field.to_albumentations(values)
+        result = self._apply(self._compose, image, **given)
         return _unpack(result, target)
 
     def pixels(self, image: NDArray[np.uint8], *, seed: Sequence[int]) -> NDArray[np.uint8]:
         """The image (H, W, 3) as ``__call__`` changes it with this ``seed``, in half the time, since no boxes move.
 
         Raises:
-            ValueError: a transform chooses by the boxes.
+            ValueError: a transform chooses by the boxes, or can't change this image.
         """
         if not self._steps:
             return image
         self._seed(self._pixels_only, seed)
+        return _checked(self._apply(self._pixels_only, image))
+
+    def _apply(self, compose: A.Compose, image: NDArray[np.uint8], **given: Any) -> Mapping[str, Any]:
         try:
-            return _checked(self._pixels_only(image=image))
-        except KeyError as error:
-            raise ValueError(f"data.augment has a transform that needs {error}, and here are only images") from error
+            return compose(image=image, **given)
+        except MemoryError:
+            raise
+        except Exception as error:  # albumentations has exceptions of its own, and OpenCV's pass through it
+            if isinstance(error, KeyError) and not given:
+                message = f"data.augment has a transform that needs {error}, and here are only images"
+                raise ValueError(message) from error
+            number = _failed(compose.transforms, error)
+            raise ValueError(f"{self._described(number, image)}: {error}; {self._repair(number)}") from error
+
+    def _described(self, number: int | None, image: NDArray[np.uint8]) -> str:
+        """The step ``number`` (0 is the first) that failed on ``image``, for a message."""
+        step = "data.augment" if number is None else f"data.augment, step {number + 1}, {dict(self._steps[number])},"
+        return f"{step} failed on an image of {image.shape[1]}x{image.shape[0]} pixels"
+
+    def _repair(self, number: int | None) -> str:
+        if number is None:
+            return "leave out one step after the other to find the one that can't be used"
+        ((name, arguments),) = self._steps[number].items()
+        if {"height", "width"} <= (arguments or {}).keys():
+            sides = f"min_height: {arguments['height']}, min_width: {arguments['width']}"
+            return f"make height and width of {name} smaller, or put {{PadIfNeeded: {{{sides}}}}} before it"
+        return f"change the arguments of {name} or leave it out"
 
     def _seed(self, compose: A.Compose, seed: Sequence[int]) -> None:
         # Compose would hand one seed to every transform, and all of them would draw the same numbers.
@@ -246,6 +230,16 @@ class Augment:
         compose.set_random_seed(int(seeds[0]))
         for transform, own in zip(compose.transforms, seeds[1:], strict=True):
             transform.set_random_seed(int(own))
+
+
+def _failed(transforms: Sequence[Any], error: Exception) -> int | None:
+    """The number of the transform that raised ``error``; None if it was raised outside them."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        for number, transform in enumerate(transforms):
+            if transform is owner:
+                return number
+    return None
 
 
 def _checked(result: Mapping[str, Any]) -> NDArray[np.uint8]:
@@ -263,12 +257,9 @@ def _unpack(result: Mapping[str, Any], target: Target) -> tuple[NDArray[np.uint8
     height, width = image.shape[:2]
     kept = torch.as_tensor(np.asarray(result["rows"], dtype=np.int64))
     boxes = np.asarray(result["bboxes"], dtype=np.float64).reshape(-1, 4) * [width, height, width, height]
-    changed = replace(target[kept], boxes=torch.from_numpy(boxes.astype(np.float32)))
-    if target.masks is not None:
-        # Every mask comes back, also of objects that are gone.
-        stacked = torch.from_numpy(np.asarray(result.get("masks", ()), dtype=np.uint8).reshape(-1, height, width))
-        changed = replace(changed, masks=stacked[kept].bool())
-    return image, changed
+    moved = {name: field.from_albumentations(result, kept, (height, width)) for name, field, _ in carried(target)}
+    plain = replace(target, **dict.fromkeys(moved))[kept]
+    return image, replace(plain, boxes=torch.from_numpy(boxes.astype(np.float32)), **moved)
 
 
 def _transform(step: Mapping[str, Any]) -> A.BasicTransform:

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 __all__ = [
     "EVALUATION_TIMEOUT",
     "RankError",
+    "any_rank",
     "collect",
     "exchanges",
     "gather",
@@ -53,6 +54,7 @@ class _Processes:
     """What this process shares with the others."""
 
     objects: torch_distributed.ProcessGroup  # over gloo
+    flags: torch_distributed.ProcessGroup  # over gloo too; breaks alone, so that ``objects`` can say who is missing
     timeout: timedelta
 
 
@@ -84,9 +86,10 @@ def start(device: torch.device, *, timeout: timedelta = TIMEOUT) -> None:
             )
         torch.cuda.set_device(local)
     torch_distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-    group = torch_distributed.new_group(backend="gloo", timeout=timeout)
-    assert isinstance(group, torch_distributed.ProcessGroup)
-    _joined.append(_Processes(group, timeout))
+    objects, flags = (torch_distributed.new_group(backend="gloo", timeout=timeout) for _ in range(2))
+    assert isinstance(objects, torch_distributed.ProcessGroup)
+    assert isinstance(flags, torch_distributed.ProcessGroup)
+    _joined.append(_Processes(objects, flags, timeout))
     atexit.register(stop)
 
 
@@ -121,6 +124,20 @@ def refuse_many(what: str) -> None:
     """Raises ValueError if torchrun started several processes, which ``what`` does not know how to share out."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(f"{what} runs in one process; start it with python instead of torchrun")
+
+
+def any_rank(*flags: bool, doing: str) -> tuple[bool, ...]:
+    """Returns for each of ``flags`` if any process has set it: one all-reduce of a few bytes, without a barrier.
+
+    Raises:
+        RankError: as ``gather``.
+    """
+    if not _joined:
+        return flags
+    found = torch.tensor(flags, dtype=torch.uint8)
+    with exchanges(doing):
+        torch_distributed.all_reduce(found, op=torch_distributed.ReduceOp.MAX, group=_joined[0].flags)
+    return tuple(map(bool, found.tolist()))
 
 
 def gather(value: T, *, doing: str = "exchanging values", timeout: timedelta | None = None) -> list[T]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detection.boxes import clip, scale
@@ -15,15 +17,16 @@ from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
 from detection.engine.loop import PRECISIONS
 from detection.evaluation.coco import evaluate_coco
+from detection.evaluation.metrics import add_computed
 from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric, result_dict
 from detection.evaluation.voc import evaluate_voc
-from detection.masks import paste
+from detection.fields.table import carried
 from detection.model.architecture import RegionVerbs
 from detection.model.postprocess import rescale
-from detection.structures import Detections, Proposals
+from detection.structures import Proposals
 
-__all__ = ["Predictions", "evaluate", "metric", "predict", "propose"]
+__all__ = ["Predictions", "evaluate", "make_record", "predict", "propose"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,11 @@ def predict(
             detections = [image.to("cpu") for image in detector(images)]
         seconds += time.perf_counter() - started
         for row, size, found in zip(batch.rows, images.sizes, detections, strict=True):
-            records.append(_record(index, row, rescale(found, size, _size(index.sizes[row]))))
+            stored = _size(index.sizes[row])
+            image = rescale(found, size, stored)
+            fields = {name: field.on_image(values, image.boxes, stored) for name, field, values in carried(image)}
+            boxes, scores, labels = (rows.numpy() for rows in (image.boxes, image.scores, image.labels))
+            records.append(make_record(index, row, boxes=boxes, scores=scores, labels=labels, fields=fields))
     return Predictions(records, seconds / max(len(records), 1))
 
 
@@ -91,41 +98,46 @@ def evaluate(
     coco = evaluate_coco(records, class_names)
     segm = evaluate_coco(records, class_names, iou_type="segm") if masks else None
     voc = evaluate_voc(records, class_names, imagenet=voc_metric == "imagenet")
-    return result_dict(coco, voc, class_names, voc_metric=voc_metric, segm=segm)
+    result = result_dict(coco, voc, class_names, voc_metric=voc_metric, segm=segm)
+    add_computed(result, records, class_names)
+    return result
 
 
-def metric(result: dict[str, Any], key: str) -> float | None:
-    """The figure that the dotted ``key``, such as "bbox.AP", names; None if it could not be computed.
+def make_record(
+    index: AnnotationIndex,
+    row: int,
+    *,
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    fields: Mapping[str, Any] | None = None,
+) -> Record:
+    """Returns the record of image ``row`` with D detections in pixels of the stored image.
 
-    Raises:
-        ValueError: ``result`` has no such figure.
+    It has the fields of the objects, where they were read, only beside those of the detections.
+
+    Args:
+        index: of the test set.
+        row: of the image.
+        boxes: (D, 4).
+        scores: (D,) 0..1.
+        labels: (D,) 0..K-1.
+        fields: of the detections, by name, as ``Record`` holds them.
     """
-    value: Any = result
-    for part in key.split("."):
-        if not isinstance(value, dict) or part not in value:
-            known = list(value) if isinstance(value, dict) else []
-            raise ValueError(f"solver.best_metric {key!r} names no figure of result.json; at {part!r} it has {known}")
-        value = value[part]
-    if value is not None and not isinstance(value, (int, float)):
-        raise ValueError(f"solver.best_metric {key!r} names no single figure of result.json")
-    return value
-
-
-def _record(index: AnnotationIndex, row: int, detections: Detections) -> Record:
-    rows, size, masks = index.objects(row), _size(index.sizes[row]), detections.masks
+    objects, found = index.objects(row), fields or {}
     return Record(
         image_id=int(index.image_ids[row]),
         file_name=index.paths[row],
-        size=size,
-        gt_boxes=index.boxes[rows].numpy(),
-        gt_labels=index.labels[rows].numpy(),
-        gt_ignore=index.ignore[rows].numpy(),
-        gt_areas=index.areas[rows].numpy(),
-        boxes=detections.boxes.numpy(),
-        scores=detections.scores.numpy(),
-        labels=detections.labels.numpy(),
-        gt_masks=None if masks is None or index.masks is None else index.rles(row),
-        masks=None if masks is None else tuple(paste(masks, detections.boxes, size)),
+        size=_size(index.sizes[row]),
+        gt_boxes=index.boxes[objects].numpy(),
+        gt_labels=index.labels[objects].numpy(),
+        gt_ignore=index.ignore[objects].numpy(),
+        gt_areas=index.areas[objects].numpy(),
+        boxes=boxes,
+        scores=scores,
+        labels=labels,
+        **found,
+        **{f"gt_{name}": index.stored(name, row) for name in found},
     )
 
 

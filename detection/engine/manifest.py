@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from detection.config.load import dump_config
-from detection.data.index import AnnotationIndex
+from detection.data.index import AnnotationIndex, index_digest
 from detection.engine.distributed import is_main, world_size
 from detection.engine.loop import TrainState
 from detection.files import digest, write_text
 
-__all__ = ["index_digest", "manifest_entry", "read_manifest"]
+__all__ = ["manifest_entry", "read_manifest"]
 
 PACKAGES = ("resdet", "torch", "torchvision", "numpy", "albumentations", "opencv-python-headless", "safetensors")
 REPOSITORY = Path(__file__).parents[2]
@@ -82,14 +82,6 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
     """The entries of the run in ``folder``, the first start first."""
     path = folder / "manifest.json"
     return json.loads(path.read_text()) if path.is_file() else []
-
-
-def index_digest(index: AnnotationIndex) -> str:
-    """SHA-256 of the annotations as training sees them, not of the pixels; where the files lie does not count."""
-    masks = None if index.masks is None else [index.masks.characters, index.masks.ends]
-    return digest(
-        [index.class_names, index.image_ids, index.sizes, index.ends, index.boxes, index.labels, index.ignore, masks]
-    )
 
 
 def _described(index: AnnotationIndex) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What it takes to see again a step whose numbers were not finite.
+"""What becomes of a step whose numbers are not finite, and of the work done when a run ends early.
 
 RUN/not_finite/0000123.json  the problem, the images by process and part of the step, seed, config, command to replay it
 RUN/not_finite/0000123/      for the first one: a run directory with the state before the step
@@ -7,60 +7,179 @@ RUN/not_finite/0000123/      for the first one: a run directory with the state b
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from detection.config.load import dump_config
 from detection.config.sections import ProgramConfig
 from detection.engine.checkpoint import Checkpoints
-from detection.engine.distributed import gather, is_main
-from detection.engine.loop import NotFiniteError, TrainState
+from detection.engine.distributed import gather, is_main, world_size
+from detection.engine.feed import Feed
+from detection.engine.loop import NotFiniteError, TrainState, device_of, random_state, set_random_state
+from detection.engine.signals import StoppedError
 from detection.files import write_text
 
-__all__ = ["dump_step"]
+__all__ = ["Recovery"]
 
 
-def dump_step(
-    run: Path,
-    state: TrainState,
-    error: NotFiniteError,
-    config: ProgramConfig,
-    class_names: Sequence[str],
-    *,
-    whole: bool,
-    tool: str,
-) -> Path:
-    """Writes the files of the step that ``error`` is about; the path of the JSON file.  All processes call it.
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """Stands around the steps of one run.
 
     Args:
         run: the run directory.
-        state: before the step.
-        error: of the step.
-        config: of the run.
-        class_names: K names.
-        whole: with the state, so that the step can be taken again.
-        tool: the command of resdet that takes it.
+        config: of the run; ``solver.on_not_finite`` chooses what is done.
+        checkpoints: of the run.
+        say: gets warnings.
+        tool: the command of resdet that takes a step again.
     """
-    folder = run / "not_finite" / f"{state.iteration:07d}"
-    solver = replace(config.solver, iterations=state.iteration + 1, on_not_finite="stop")
-    single = replace(config, solver=solver, data=replace(config.data, test=()))
-    files = gather(error.files, doing="dumping a step")
-    if whole:
-        Checkpoints(folder / "checkpoints", keep=1, config=single, class_names=class_names).save(state)
-    path = folder.with_suffix(".json")
-    if is_main():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        command = f"resdet {tool} {folder / 'config.yaml'} --output-dir {folder} --resume"
-        content = {
-            "iteration": state.iteration,
-            "problem": str(error),
-            "files": files,  # by process, then by part of the step
-            "seed": config.seed,
-            "replay": command if whole else None,
-            "config": asdict(config),
-        }
+
+    run: Path
+    config: ProgramConfig
+    checkpoints: Checkpoints
+    say: Callable[[str], None]
+    tool: str
+
+    @contextmanager
+    def guard(self, state: TrainState) -> Iterator[None]:
+        """Lets a step be taken; where its numbers are not finite, dumps it, and skips it or rolls back.
+
+        Raises:
+            NotFiniteError: neither is allowed, or too many steps have been skipped.
+        """
+        stops = self.config.solver.on_not_finite == "stop"
+        random = random_state(device_of(state.model))  # a replay begins with it
+        statistics = [] if stops else [buffer.clone() for buffer in _statistics(state.model)]
+        try:
+            yield
+        except NotFiniteError as error:
+            state.optimizer.zero_grad(set_to_none=True)
+            set_random_state(random, device_of(state.model))
+            if stops:
+                _reset_broken_statistics(state.model)
+            else:
+                for buffer, before in zip(_statistics(state.model), statistics, strict=True):
+                    buffer.copy_(before)
+            self._not_finite(state, error)
+
+    @contextmanager
+    def saving(self, state: TrainState, feed: Feed) -> Iterator[None]:
+        """Saves the steps done when training ends with an error, where that is not what went wrong.
+
+        Several processes save only if all of them are known to be at the same step.
+
+        Raises:
+            MemoryError: the GPU has no memory left.
+            StoppedError: a signal has come, and ended the loader's processes as well.
+        """
+        try:
+            yield
+        except (NotFiniteError, StoppedError):  # suspect weights; saved already
+            raise
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(self._no_memory(state, error)) from error
+        except (Exception, KeyboardInterrupt) as error:
+            writable = feed.failed or not isinstance(error, OSError)
+            if state.iteration and not state.torn and writable and (feed.failed or world_size() == 1):
+                self.say(f"stopped; saved {self.checkpoints.save(state)}, and --resume goes on from it")
+            if feed.signal:
+                raise self.stopped(state, feed) from error
+            raise
+
+    def stopped(self, state: TrainState, feed: Feed) -> StoppedError:
+        """Returns the error that ends a run which a signal has asked to end, and which is saved."""
+        return StoppedError(
+            f"{feed.signal or 'a signal to another process'} ended the run after iteration {state.iteration} of "
+            f"{self.config.solver.iterations}; the same command with --resume goes on from the newest in "
+            f"{self.checkpoints.folder}"
+        )
+
+    def _not_finite(self, state: TrainState, error: NotFiniteError) -> None:
+        """Does with a step that can't be taken what the config says; ``state`` is that before it."""
+        solver = self.config.solver
+        path = self._dump(state, error, whole=state.not_finite == 0)
+        state.not_finite += 1
+        message = f"{error}; {path} has all it takes to repeat the step"
+        if solver.on_not_finite == "stop":
+            raise NotFiniteError(message, error.files) from error
+        if state.not_finite > solver.max_not_finite:
+            raise NotFiniteError(
+                f"{message}; it is number {state.not_finite}, solver.max_not_finite is {solver.max_not_finite}",
+                error.files,
+            ) from error
+        back = self._roll_back(state) if solver.on_not_finite == "roll_back" else ""
+        self.say(f"warning: skipped a step{back}, {state.not_finite} of {solver.max_not_finite}: {message}")
+
+    def _dump(self, state: TrainState, error: NotFiniteError, *, whole: bool) -> Path:
+        """Writes the files of the step that ``error`` is about; returns the JSON file.  All processes call it.
+
+        Args:
+            state: before the step.
+            error: of the step.
+            whole: with the state, so that the step can be taken again.
+        """
+        folder = self.run / "not_finite" / f"{state.iteration:07d}"
+        solver = replace(self.config.solver, iterations=state.iteration + 1, on_not_finite="stop")
+        single = replace(self.config, solver=solver, data=replace(self.config.data, test=()))
+        files = gather(error.files, doing="dumping a step")
         if whole:
-            write_text(folder / "config.yaml", dump_config(single))
-        write_text(path, json.dumps(content, indent=2) + "\n")
-    return path
+            names = self.checkpoints.class_names
+            Checkpoints(folder / "checkpoints", keep=1, config=single, class_names=names).save(state)
+        path = folder.with_suffix(".json")
+        if is_main():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            command = f"resdet {self.tool} {folder / 'config.yaml'} --output-dir {folder} --resume"
+            content = {
+                "iteration": state.iteration,
+                "problem": str(error),
+                "files": files,  # by process, then by part of the step
+                "seed": self.config.seed,
+                "replay": command if whole else None,
+                "config": asdict(self.config),
+            }
+            if whole:
+                write_text(folder / "config.yaml", dump_config(single))
+            write_text(path, json.dumps(content, indent=2) + "\n")
+        return path
+
+    def _roll_back(self, state: TrainState) -> str:
+        """Gives ``state`` the newest checkpoint's weights and moments, not its place in the run; says so."""
+        newest = self.checkpoints.newest(self.say)
+        if newest is None:
+            return " from the same weights, since no checkpoint is saved yet"
+        kept = state.iteration, state.best, state.evaluated, state.not_finite
+        self.checkpoints.restore(newest, state)
+        state.iteration, state.best, state.evaluated, state.not_finite = kept
+        return f" and went back to the weights of iteration {newest[0].iteration}"
+
+    def _no_memory(self, state: TrainState, error: torch.OutOfMemoryError) -> str:
+        solver, data = self.config.solver, self.config.data
+        return (
+            f"the GPU has no memory left at iteration {state.iteration}: raise solver.accumulate "
+            f"(now {solver.accumulate}, of {solver.images_per_step} images a step) so that fewer images "
+            f"are computed at once, or lower data.shorter_side and longer_side ({data.shorter_side}, "
+            f"{data.longer_side}), or set solver.precision=bf16 (now {solver.precision}); "
+            f"--resume goes on from the newest checkpoint. {error}"
+        )
+
+
+def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Returns the layers whose running statistics a training step changes."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+
+
+def _statistics(model: nn.Module) -> list[Tensor]:
+    return [buffer for layer in _batch_norms(model) for buffer in layer.buffers()]
+
+
+def _reset_broken_statistics(model: nn.Module) -> None:
+    """Makes running statistics that the step has spoilt finite again; the replay of a training step reads none."""
+    for layer in _batch_norms(model):
+        if not all(buffer.isfinite().all() for buffer in layer.buffers()):
+            layer.reset_running_stats()

@@ -2,15 +2,16 @@
 
 RUN/config.yaml        the resolved config
 RUN/metrics.jsonl      losses, rates, times; the metrics of every evaluation
-RUN/tensorboard/       the same for TensorBoard
+RUN/tensorboard/       the same for TensorBoard, where solver.log_sinks has it
 RUN/checkpoints/       see engine/checkpoint.py
 RUN/manifest.json      what made it: see engine/manifest.py
-RUN/not_finite/        steps whose numbers were not finite: see engine/dump.py
+RUN/not_finite/        steps whose numbers were not finite: see engine/recovery.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,25 +30,27 @@ from detection.engine.checkpoint import Checkpoint, Checkpoints, changed_keys
 from detection.engine.determinism import fixed_order
 from detection.engine.device import choose_device
 from detection.engine.distributed import (
-    gather,
     images_per_rank,
     is_main,
+    mean,
     rank,
+    replicated,
     share_buffers,
     together,
     world_size,
 )
 from detection.engine.ema import EMA
-from detection.engine.evaluate import metric
-from detection.engine.log import NoLog, RunLog
-from detection.engine.loop import NotFiniteError, TrainState, train
+from detection.engine.feed import Feed
+from detection.engine.log import LoggedRun, RunLog, require_packages
+from detection.engine.loop import TrainState, Window, step
 from detection.engine.manifest import manifest_entry
-from detection.engine.optim import build_optimizer
-from detection.engine.recovery import dump_step
-from detection.engine.signals import StoppedError, StopRequest, stop_request
+from detection.engine.optim import build_optimizer, learning_rate, set_learning_rate
+from detection.engine.recovery import Recovery
+from detection.engine.signals import StopRequest, stop_request
+from detection.evaluation.metrics import is_better, read_metric
 from detection.files import write_text
 
-__all__ = ["Evaluation", "is_finished", "train_model"]
+__all__ = ["Evaluation", "Trainer", "is_finished"]
 
 TOOL = "train"  # the command which detectors are trained by
 
@@ -66,26 +69,15 @@ def is_finished(run: Path, config: ProgramConfig) -> bool:
     return newest is not None and newest[0].iteration >= config.solver.iterations
 
 
-def train_model(
-    config: ProgramConfig,
-    output: Path,
-    index: AnnotationIndex,
-    *,
-    build: Callable[[bool], nn.Module],
-    load: Callable[..., Iterable[Batch]],
-    test: Callable[[nn.Module], Evaluation] | None = None,
-    test_index: AnnotationIndex | None = None,
-    resume: bool = False,
-    tool: str = TOOL,
-) -> dict[str, Any]:
-    """Trains a model into ``output`` and returns the result of its last test.
+class Trainer:
+    """Trains any model that turns (images, targets) into a dict of losses.
 
     Args:
         config: of the run.
         output: the run directory, made if needed.
         index: the training set; checkpoints carry its class names.
-        build: the model on the CPU, which turns images, targets and proposals into losses; with its initial weights if
-            the argument is true, else the weights of a checkpoint follow.
+        build: the model on the CPU; with its initial weights if the argument is true, else the weights of a checkpoint
+            follow.  Stored proposals are its third argument, where batches have some.
         load: endless batches; called with batch_size, seed, start (number of the first batch) and pin.
         test: called when an evaluation is due.
         test_index: what it tests on, for the manifest.
@@ -94,174 +86,155 @@ def train_model(
 
     Raises:
         ValueError: bad config, or ``output`` holds a run and ``resume`` is not set.
-        NotFiniteError, StoppedError, MemoryError, OSError: as ``run_training``.
     """
-    images_per_rank(config.solver.images_per_step, config.solver.accumulate)  # a bad number ends here, not later
-    checkpoints = Checkpoints(
-        output / "checkpoints", keep=config.solver.keep_checkpoints, config=config, class_names=index.class_names
-    )
-    newest = checkpoints.newest(print)
-    if newest and not resume:
-        raise ValueError(
-            f"{output} holds a run ({newest[0].path.name}); add --resume to go on, or choose another directory"
+
+    def __init__(
+        self,
+        config: ProgramConfig,
+        output: Path,
+        index: AnnotationIndex,
+        *,
+        build: Callable[[bool], nn.Module],
+        load: Callable[..., Iterable[Batch]],
+        test: Callable[[nn.Module], Evaluation] | None = None,
+        test_index: AnnotationIndex | None = None,
+        resume: bool = False,
+        tool: str = TOOL,
+    ) -> None:
+        solver = config.solver
+        images_per_rank(solver.images_per_step, solver.accumulate)  # a bad number ends here, not later
+        require_packages(solver.log_sinks)
+        self.config, self.output, self.index, self.test_index = config, output, index, test_index
+        self.load, self.test, self.tool = load, test, tool
+        self.checkpoints = Checkpoints(
+            output / "checkpoints", keep=solver.keep_checkpoints, config=config, class_names=index.class_names
         )
-    device = choose_device(config.device)
-    if newest:
-        _check_same_model(newest[0], config)
-    state = _initial_state(config, build, device, fresh=newest is None)
-    if newest:
-        checkpoints.restore(newest, state)
-    pending = (
-        bool(newest and test) and _evaluates(config.solver, state.iteration) and state.evaluated != state.iteration
-    )
-    if state.iteration >= config.solver.iterations and not pending:
-        raise ValueError(
-            f"{output} is at iteration {state.iteration} of {config.solver.iterations}: nothing is left to train; "
-            f"raise solver.iterations, or test it with resdet {'test' if tool == TOOL else f'{tool} --test'}"
-        )
-    with together("writing the config"):
-        if is_main():
-            output.mkdir(parents=True, exist_ok=True)
-            write_text(output / "config.yaml", dump_config(config))
-    data = {"train": index} | ({} if test_index is None else {"test": test_index})
-    with (
-        fixed_order(config.deterministic),
-        stop_request() as stop,
-        manifest_entry(output, config, state, data, device),
-        _log(config, output, state, device, evaluated=not pending) as log,
-    ):
-        if resume and not newest:
-            log.say(f"nothing to resume in {output}: starting")
-        if newest:
-            for line in changed_keys(newest[0].config, config):
-                log.say(f"config changed: {line}")
-        _say_what_trains(config, state, index, device, log)
-        run = _Run(config, output, checkpoints, log, load, test, stop, tool)
-        return run.train(state, device, run.evaluate(state) if pending else {})
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What the steps of one run share."""
-
-    config: ProgramConfig
-    output: Path
-    checkpoints: Checkpoints
-    log: RunLog | NoLog
-    load: Callable[..., Iterable[Batch]]
-    test: Callable[[nn.Module], Evaluation] | None
-    stop: StopRequest
-    tool: str
-
-    def train(self, state: TrainState, device: torch.device, result: dict[str, Any]) -> dict[str, Any]:
-        """Takes all steps that are left; the last result, ``result`` if there is no later one."""
-        solver = self.config.solver
-        loader = self.load(
-            batch_size=solver.images_per_step // solver.accumulate,
-            seed=self.config.seed,
-            start=state.iteration * solver.accumulate,
-            pin=device.type == "cuda",
-        )
-        try:
-            train(
-                state,
-                loader,
-                solver,
-                device=device,
-                report=self.log.metrics,
-                after_step=lambda state: result.update(self._after_step(state)),
-                not_finite=self._not_finite,
+        newest = self.checkpoints.newest(print)
+        if newest and not resume:
+            raise ValueError(
+                f"{output} holds a run ({newest[0].path.name}); add --resume to go on, or choose another directory"
             )
-        except (NotFiniteError, StoppedError, OSError):  # suspect weights; saved already; nothing can be written
-            raise
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(self._no_memory(state, error)) from error
-        except (Exception, KeyboardInterrupt) as error:  # an unreadable image: the steps so far are not lost
-            if state.iteration and not state.torn and world_size() == 1:
-                self.log.say(f"stopped; saved {self.checkpoints.save(state)}, and --resume goes on from it")
-            if self.stop.name:  # it came to the loader's processes as well
-                raise self._stopped(state) from error
-            raise
-        self.log.say(f"trained {solver.iterations} iterations; checkpoints in {self.checkpoints.folder}")
+        self.device = choose_device(config.device)
+        if newest:
+            _check_same_model(newest[0], config)
+        self.state = _initial_state(config, build, self.device, fresh=newest is None)
+        if newest:
+            self.checkpoints.restore(newest, self.state)
+        self._before = newest[0].config if newest else None  # the config so far
+        self._begins = [f"nothing to resume in {output}: starting"] if resume and not newest else []
+
+    def run(self) -> dict[str, Any]:
+        """Takes all steps that are left and returns the result of the last test.
+
+        Raises:
+            NotFiniteError, StoppedError, MemoryError, OSError: as ``run_training``.
+        """
+        solver, state = self.config.solver, self.state
+        with self._session() as (log, stop):
+            recovery = Recovery(self.output, self.config, self.checkpoints, log.say, self.tool)
+            result = self._evaluate(log) if self._misses_evaluation() else {}
+            steps = solver.iterations - state.iteration
+            feed = Feed(self._batches(), parts=solver.accumulate, steps=steps, stop=stop)
+            window, replica = Window(), replicated(state.model)
+            with recovery.saving(state, feed):
+                feed.begin()
+                while state.iteration < solver.iterations:
+                    rate = learning_rate(solver, state.iteration)
+                    set_learning_rate(state.optimizer, rate)
+                    state.model.train()
+                    state.torn = True
+                    with recovery.guard(state):
+                        window.add(step(state, replica, feed, solver, self.device))
+                        if state.ema is not None:
+                            state.ema.update(state.model)
+                    state.iteration += 1
+                    state.torn = False
+                    if state.iteration == solver.iterations or _due(state.iteration, solver.log_every):
+                        log.metrics(state.iteration, mean(window.means(feed.seconds)) | {"learning_rate": rate})
+                        window = Window(feed.seconds)
+                    with window.paused():
+                        result = self._after_step(feed, recovery, log) or result
+            log.say(f"trained {solver.iterations} iterations; checkpoints in {self.checkpoints.folder}")
         return result
 
-    def _after_step(self, state: TrainState) -> dict[str, Any]:
-        """Does what is due after a step; the result, if it evaluated."""
+    def _batches(self) -> Iterable[Batch]:
         solver = self.config.solver
+        return self.load(
+            batch_size=solver.images_per_step // solver.accumulate,
+            seed=self.config.seed,
+            start=self.state.iteration * solver.accumulate,
+            pin=self.device.type == "cuda",
+        )
+
+    def _after_step(self, feed: Feed, recovery: Recovery, log: RunLog) -> dict[str, Any]:
+        """Saves, ends the run or evaluates, where that is due; returns the result of an evaluation."""
+        solver, state = self.config.solver, self.state
         last = state.iteration == solver.iterations
+        stops = feed.stops and not last
         evaluates = self.test is not None and _evaluates(solver, state.iteration)
-        stops = any(gather(self.stop.name, doing="training"))  # all processes or none
         if last or evaluates or stops or _due(state.iteration, solver.checkpoint_every):
             self.checkpoints.save(state)  # first, so that whatever an evaluation meets costs no training
-        if stops and not last:
-            raise self._stopped(state)
-        return self.evaluate(state) if evaluates else {}
+        if stops:
+            raise recovery.stopped(state, feed)
+        feed.check()
+        return self._evaluate(log) if evaluates else {}
 
-    def evaluate(self, state: TrainState) -> dict[str, Any]:
+    def _evaluate(self, log: RunLog) -> dict[str, Any]:
         """Tests the model that is saved already; the result."""
         assert self.test is not None
-        solver = self.config.solver
+        solver, state = self.config.solver, self.state
         share_buffers(state.tested)
         tested = self.test(state.tested)
         known = {name: value for name, value in tested.figures.items() if value is not None}
-        self.log.metrics(state.iteration, known)
-        value = metric(tested.result, solver.best_metric)
-        best = value is not None and (state.best is None or value > state.best)
+        log.metrics(state.iteration, known)
+        value = read_metric(tested.result, solver.best_metric)
+        best = is_better(solver.best_metric, value, state.best)
         state.best, state.evaluated = value if best else state.best, state.iteration
         self.checkpoints.save_evaluated(state, best=best)
         return tested.result
 
-    def _not_finite(self, state: TrainState, error: NotFiniteError) -> None:
-        """Does with a step that can't be taken what solver.on_not_finite says; ``state`` is that before it."""
-        solver, names = self.config.solver, self.checkpoints.class_names
-        path = dump_step(self.output, state, error, self.config, names, whole=state.not_finite == 0, tool=self.tool)
-        state.not_finite += 1
-        message = f"{error}; {path} has all it takes to repeat the step"
-        if solver.on_not_finite == "stop":
-            raise NotFiniteError(message, error.files) from error
-        if state.not_finite > solver.max_not_finite:
-            raise NotFiniteError(
-                f"{message}; it is number {state.not_finite}, solver.max_not_finite is {solver.max_not_finite}",
-                error.files,
-            ) from error
-        back = self._roll_back(state) if solver.on_not_finite == "roll_back" else ""
-        self.log.say(f"warning: skipped a step{back}, {state.not_finite} of {solver.max_not_finite}: {message}")
-
-    def _roll_back(self, state: TrainState) -> str:
-        """Gives ``state`` the newest checkpoint's weights and moments, not its place in the run; what to say of it."""
-        newest = self.checkpoints.newest(self.log.say)
-        if newest is None:
-            return " from the same weights, since no checkpoint is saved yet"
-        kept = state.iteration, state.best, state.evaluated, state.not_finite
-        self.checkpoints.restore(newest, state)
-        state.iteration, state.best, state.evaluated, state.not_finite = kept
-        return f" and went back to the weights of iteration {newest[0].iteration}"
-
-    def _stopped(self, state: TrainState) -> StoppedError:
-        path = self.checkpoints.folder
-        return StoppedError(
-            f"{self.stop.name or 'a signal to another process'} ended the run after iteration {state.iteration} of "
-            f"{self.config.solver.iterations}; the same command with --resume goes on from the newest in {path}"
-        )
-
-    def _no_memory(self, state: TrainState, error: torch.OutOfMemoryError) -> str:
-        config = self.config
+    def _misses_evaluation(self) -> bool:
+        """Whether the run ended between a checkpoint and the evaluation that was due."""
+        state = self.state
         return (
-            f"the GPU has no memory left at iteration {state.iteration}: raise solver.accumulate "
-            f"(now {config.solver.accumulate}, of {config.solver.images_per_step} images a step) so that fewer images "
-            f"are computed at once, or lower data.shorter_side and longer_side ({config.data.shorter_side}, "
-            f"{config.data.longer_side}), or set solver.precision=bf16 (now {config.solver.precision}); "
-            f"--resume goes on from the newest checkpoint. {error}"
+            self._before is not None
+            and self.test is not None
+            and _evaluates(self.config.solver, state.iteration)
+            and state.evaluated != state.iteration
         )
 
+    @contextmanager
+    def _session(self) -> Iterator[tuple[RunLog, StopRequest]]:
+        """Opens what lasts as long as the run does, and says what trains."""
+        config, state = self.config, self.state
+        missing = self._misses_evaluation()
+        if state.iteration >= config.solver.iterations and not missing:
+            test = "test" if self.tool == TOOL else f"{self.tool} --test"
+            raise ValueError(
+                f"{self.output} is at iteration {state.iteration} of {config.solver.iterations}: nothing is left to "
+                f"train; raise solver.iterations, or test it with resdet {test}"
+            )
+        with together("writing the config"):
+            if is_main():
+                self.output.mkdir(parents=True, exist_ok=True)
+                write_text(self.output / "config.yaml", dump_config(config))
+        data = {"train": self.index} | ({} if self.test_index is None else {"test": self.test_index})
+        with (
+            fixed_order(config.deterministic),
+            stop_request() as stop,
+            manifest_entry(self.output, config, state, data, self.device),
+            self._log(evaluated=not missing) as log,
+        ):
+            changed = [] if self._before is None else changed_keys(self._before, config)
+            for line in [*self._begins, *(f"config changed: {key}" for key in changed)]:
+                log.say(line)
+            _say_what_trains(config, state, self.index, self.device, log)
+            yield log, stop
 
-def _log(
-    config: ProgramConfig, output: Path, state: TrainState, device: torch.device, *, evaluated: bool
-) -> RunLog | NoLog:
-    if not is_main():
-        return NoLog()
-    iterations = config.solver.iterations
-    return RunLog(output, iterations=iterations, device=device, start=state.iteration, evaluated=evaluated)
+    def _log(self, *, evaluated: bool) -> RunLog:
+        solver, start = self.config.solver, self.state.iteration
+        run = LoggedRun(self.output, self.config, solver.iterations, start=start, evaluated=evaluated)
+        return RunLog(run if is_main() else None, self.device, solver.log_sinks)
 
 
 def _initial_state(
@@ -278,7 +251,7 @@ def _initial_state(
 
 
 def _say_what_trains(
-    config: ProgramConfig, state: TrainState, index: AnnotationIndex, device: torch.device, log: RunLog | NoLog
+    config: ProgramConfig, state: TrainState, index: AnnotationIndex, device: torch.device, log: RunLog
 ) -> None:
     parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
     trainable = sum(p.numel() for p in state.model.parameters() if p.requires_grad) / 1e6

@@ -18,13 +18,14 @@ from pycocotools import mask as coco_mask
 from detection.evaluation.record import Record, check_records
 from detection.masks import RLE, is_empty
 
-__all__ = ["COCO_NUMBERS", "Backend", "CocoResult", "IouType", "coco_results", "evaluate_coco"]
+__all__ = ["COCO_CLASS_NUMBERS", "COCO_NUMBERS", "Backend", "CocoResult", "IouType", "coco_results", "evaluate_coco"]
 
 Backend = Literal["auto", "pycocotools", "faster_coco_eval"]
 IouType = Literal["bbox", "segm"]  # COCO's names for IoU of boxes and of masks
 
 # Fields of CocoResult in the order of COCOeval.stats.
 COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+COCO_CLASS_NUMBERS = ("AP", "AP50", "AP75")  # that each class has too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

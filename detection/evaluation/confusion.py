@@ -10,15 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from detection.boxes import intersection_over_area, iou
+from detection.evaluation.overlaps import HIT_IOU, box_iou, covered_share
 from detection.evaluation.record import Record
 
 __all__ = ["ImageScore", "Pairs", "confusion_matrix", "found_objects", "pair", "rank_images"]
-
-IOU_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +50,13 @@ def pair(record: Record, *, min_score: float) -> Pairs:
     """
     kept = np.flatnonzero(record.scores >= np.float32(min_score))
     kept = kept[np.argsort(-record.scores[kept], kind="stable")]
-    # float64: float32 rounding could lift an IoU over the threshold.
-    boxes, gt_boxes = (torch.from_numpy(b.astype(np.float64)) for b in (record.boxes[kept], record.gt_boxes))
-    overlaps = np.where(record.gt_ignore, 0, iou(boxes, gt_boxes).numpy())
+    boxes = record.boxes[kept]
+    overlaps = np.where(record.gt_ignore, 0, box_iou(boxes, record.gt_boxes))
     same = record.labels[kept, None] == record.gt_labels
     objects = _take(np.where(same, overlaps, 0), np.full(len(kept), -1))
     objects = _take(overlaps, objects)
-    inside = intersection_over_area(boxes, gt_boxes[torch.from_numpy(record.gt_ignore)]).numpy().max(axis=1, initial=0)
-    counted = (objects >= 0) | (inside < IOU_THRESHOLD)
+    inside = covered_share(boxes, record.gt_boxes[record.gt_ignore]).max(axis=1, initial=0)
+    counted = (objects >= 0) | (inside < HIT_IOU)
     return Pairs(rows=kept[counted], objects=objects[counted])
 
 
@@ -106,9 +102,9 @@ def _take(overlaps: NDArray[np.float64], objects: NDArray[np.int64]) -> NDArray[
     """``objects`` (D,) with its -1 replaced by free objects; the rows of ``overlaps`` (D, G) are best first."""
     objects, free = objects.copy(), overlaps.copy()
     free[:, objects[objects >= 0]] = 0
-    for row in np.flatnonzero((objects < 0) & (free >= IOU_THRESHOLD).any(axis=1)):
+    for row in np.flatnonzero((objects < 0) & (free >= HIT_IOU).any(axis=1)):
         best = int(free[row].argmax())
-        if free[row, best] >= IOU_THRESHOLD:
+        if free[row, best] >= HIT_IOU:
             objects[row] = best
             free[:, best] = 0
     return objects

@@ -21,10 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from detection.evaluation.matching import IOU_THRESHOLDS, ClassMatches, Matches, check_comparable
+from detection.evaluation.curves import RECALLS
+from detection.evaluation.matching import ClassMatches, MatchedRecords, check_comparable
+from detection.evaluation.overlaps import COCO_IOUS
 
 __all__ = [
-    "Comparison",
+    "BootstrapResult",
     "Difference",
     "Interval",
     "VariantScore",
@@ -36,7 +38,6 @@ __all__ = [
     "paired_bootstrap",
 ]
 
-_RECALLS = np.linspace(0, 1, 101)
 _CHUNK = 2**19  # detections times resamples worked on at once: some megabytes
 
 
@@ -83,7 +84,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class BootstrapResult:
     """What ``paired_bootstrap`` found."""
 
     class_names: tuple[str, ...]  # K
@@ -95,11 +96,11 @@ class Comparison:
 
 
 def paired_bootstrap(
-    variants: Mapping[str, Sequence[Matches]], *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
-) -> Comparison:
+    variants: Mapping[str, Sequence[MatchedRecords]], *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> BootstrapResult:
     """AP of each variant and of every pair's difference, with intervals from the same ``resamples`` of the images.
 
-    Each variant comes with one ``Matches`` per training seed, all of the same images.
+    Each variant comes with one ``MatchedRecords`` per training seed, all of the same images.
 
     Raises:
         ValueError: other images, classes or objects in two variants, no variant, a variant without seeds, no images,
@@ -114,7 +115,7 @@ def paired_bootstrap(
     class_names, image_ids = next((run.class_names, run.image_ids) for run in runs.values())
     weights = draw_images(len(image_ids), resamples, seed)
     samples = {name: np.stack([_numbers(run, weights) for run in seeds]) for name, seeds in variants.items()}
-    return Comparison(
+    return BootstrapResult(
         class_names=class_names,
         num_images=len(image_ids),
         resamples=resamples,
@@ -153,12 +154,12 @@ def draw_images(num_images: int, resamples: int, seed: int) -> NDArray[np.int32]
     return weights
 
 
-def average_precision(matches: Matches, weights: NDArray[np.integer]) -> NDArray[np.float64]:
+def average_precision(matches: MatchedRecords, weights: NDArray[np.integer]) -> NDArray[np.float64]:
     """COCO's AP (B, K, T) of sets in which image i occurs ``weights[:, i]`` times; NaN for a class without objects.
 
     ``weights`` (B, N) are counts. Of detections with the same score, the copies of one count one after the other.
     """
-    num_thresholds = matches.classes[0].hits.shape[1] if matches.classes else len(IOU_THRESHOLDS)
+    num_thresholds = matches.classes[0].hits.shape[1] if matches.classes else len(COCO_IOUS)
     ap = np.empty((len(weights), len(matches.classes), num_thresholds))
     for label, found in enumerate(matches.classes):
         step = max(1, _CHUNK // max(1, len(found.images)))
@@ -219,11 +220,11 @@ def _area(
     best_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     # COCO's comparison recall >= 0.01 * i, in its own floating point
     recall = true / np.maximum(num_objects, 1)[:, None]
-    reached = np.searchsorted(_RECALLS, recall, side="right")
-    return (best_from_here * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(_RECALLS)
+    reached = np.searchsorted(RECALLS, recall, side="right")
+    return (best_from_here * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(RECALLS)
 
 
-def _numbers(matches: Matches, weights: NDArray[np.integer]) -> NDArray[np.float64]:
+def _numbers(matches: MatchedRecords, weights: NDArray[np.integer]) -> NDArray[np.float64]:
     """AP, AP50 and AP75 (1 + B, K, 3)."""
     ap = average_precision(matches, weights)
     return np.stack([ap.mean(axis=2), ap[..., 0], ap[..., 5]], axis=2)  # IoU 0.50, 0.55, ..., 0.95

@@ -13,17 +13,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
+from detection.evaluation.overlaps import COCO_IOUS, record_iou
 from detection.evaluation.record import Record, check_records
 
 __all__ = [
-    "IOU_THRESHOLDS",
     "ClassMatches",
     "FlatMatches",
     "ImageMatches",
-    "Matches",
-    "box_iou",
+    "MatchedRecords",
     "check_comparable",
     "join",
     "match",
@@ -33,7 +31,6 @@ __all__ = [
 
 Table = TypeVar("Table", bound=Any)  # a dataclass of arrays
 
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 MAX_DETECTIONS = 100  # of a class in an image
 
 
@@ -41,14 +38,14 @@ MAX_DETECTIONS = 100  # of a class in an image
 class ClassMatches:
     """Detections of one class in all images, best score first; ties keep the order of image ids, then of rows."""
 
-    images: NDArray[np.int64]  # (D,) index 0..N-1 into Matches.image_ids
+    images: NDArray[np.int64]  # (D,) index 0..N-1 into MatchedRecords.image_ids
     hits: NDArray[np.bool_]  # (D, T) found an object that no better one had found
     ignored: NDArray[np.bool_]  # (D, T) found ignored objects only: neither hit nor miss
     num_objects: NDArray[np.int64]  # (N,) objects to find, without ignored ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Matches:
+class MatchedRecords:
     """What AP is made of: detections and counts of objects, class by class."""
 
     class_names: tuple[str, ...]  # K
@@ -82,14 +79,14 @@ _NO_ROWS = FlatMatches(
     images=np.empty(0, np.int64),
     labels=np.empty(0, np.int64),
     scores=np.empty(0, np.float32),
-    hits=np.empty((0, len(IOU_THRESHOLDS)), np.bool_),
-    ignored=np.empty((0, len(IOU_THRESHOLDS)), np.bool_),
+    hits=np.empty((0, len(COCO_IOUS)), np.bool_),
+    ignored=np.empty((0, len(COCO_IOUS)), np.bool_),
     gt_images=np.empty(0, np.int64),
     gt_labels=np.empty(0, np.int64),
 )
 
 
-def match(records: Sequence[Record], class_names: Sequence[str]) -> Matches:
+def match(records: Sequence[Record], class_names: Sequence[str]) -> MatchedRecords:
     """The boxes of ``records`` matched at IoU 0.50, 0.55, ..., 0.95, objects of every area.
 
     Raises:
@@ -102,17 +99,17 @@ def match(records: Sequence[Record], class_names: Sequence[str]) -> Matches:
 
 
 def match_image(record: Record) -> ImageMatches:
-    """COCO's greedy matching of one image, each class by itself, at all of ``IOU_THRESHOLDS``.
+    """COCO's greedy matching of one image, each class by itself, at all of ``COCO_IOUS``.
 
     From the best score on, a detection takes, of the objects that are free and reach the threshold, the one that it
     overlaps most. Where there is none, but an ignored object reaches the threshold, the detection is ignored.
     """
     rows = _ranked_rows(record)
-    iou = box_iou(record)[rows]
+    iou = record_iou(record)[rows]
     iou[record.labels[rows, None] != record.gt_labels] = 0
-    found = iou[:, None, :] >= np.minimum(IOU_THRESHOLDS, 1 - 1e-10)[:, None]  # (D, T, G); COCO's limit for IoU 1
-    objects = np.full((len(rows), len(IOU_THRESHOLDS)), -1)
-    free = np.tile(~record.gt_ignore, (len(IOU_THRESHOLDS), 1))  # (T, G)
+    found = iou[:, None, :] >= np.minimum(COCO_IOUS, 1 - 1e-10)[:, None]  # (D, T, G); COCO's limit for IoU 1
+    objects = np.full((len(rows), len(COCO_IOUS)), -1)
+    free = np.tile(~record.gt_ignore, (len(COCO_IOUS), 1))  # (T, G)
     for i in np.flatnonzero((found[:, 0] & ~record.gt_ignore).any(axis=1)):
         candidates = np.where(free & found[i], iou[i], 0)
         best = len(record.gt_boxes) - 1 - candidates[:, ::-1].argmax(axis=1)  # of equals the last, as COCO does
@@ -120,16 +117,6 @@ def match_image(record: Record) -> ImageMatches:
         objects[i, hit] = best[hit]
         free[hit, best[hit]] = False
     return ImageMatches(rows=rows, objects=objects, ignored=(objects < 0) & (found & record.gt_ignore).any(axis=2))
-
-
-def box_iou(record: Record) -> NDArray[np.float64]:
-    """IoU (D, G) of all detections and objects; with an ignored object, the covered share of the detection."""
-    if len(record.boxes) == 0 or len(record.gt_boxes) == 0:  # pycocotools returns a list
-        return np.zeros((len(record.boxes), len(record.gt_boxes)))
-    # its type stubs know no boxes of float64
-    boxes: Any = _boxes_xywh(record.boxes)
-    gt_boxes: Any = _boxes_xywh(record.gt_boxes)
-    return np.asarray(coco_mask.iou(boxes, gt_boxes, record.gt_ignore.tolist()))
 
 
 def join(tables: Sequence[Table]) -> Table:
@@ -140,14 +127,14 @@ def join(tables: Sequence[Table]) -> Table:
     return type(tables[0])(**columns)
 
 
-def pack(flat: FlatMatches, class_names: Sequence[str], image_ids: Sequence[int]) -> Matches:
+def pack(flat: FlatMatches, class_names: Sequence[str], image_ids: Sequence[int]) -> MatchedRecords:
     """The rows of ``flat`` class by class and by score; ``image_ids`` ascend."""
     num_images, num_classes = len(image_ids), len(class_names)
     order = np.lexsort((-flat.scores, flat.labels))  # stable
     starts = np.searchsorted(flat.labels[order], np.arange(num_classes))
     cells = flat.gt_labels * num_images + flat.gt_images
     num_objects = np.bincount(cells, minlength=num_classes * num_images).reshape(num_classes, num_images)
-    return Matches(
+    return MatchedRecords(
         class_names=tuple(class_names),
         image_ids=np.array(image_ids, np.int64),
         classes=tuple(
@@ -157,7 +144,7 @@ def pack(flat: FlatMatches, class_names: Sequence[str], image_ids: Sequence[int]
     )
 
 
-def check_comparable(runs: Mapping[str, Matches]) -> None:
+def check_comparable(runs: Mapping[str, MatchedRecords]) -> None:
     """Raises unless all ``runs`` were tested with the same classes, images and objects.
 
     Raises:
@@ -170,7 +157,7 @@ def check_comparable(runs: Mapping[str, Matches]) -> None:
             raise ValueError(f"{first} and {name} are not comparable: {mismatch}; test both on the same data")
 
 
-def _mismatch(a: Matches, b: Matches) -> str | None:
+def _mismatch(a: MatchedRecords, b: MatchedRecords) -> str | None:
     """What was tested differently, first ``a`` and then ``b``; None for nothing."""
     for what, ours, theirs in (
         ("classes", list(a.class_names), list(b.class_names)),
@@ -211,8 +198,3 @@ def _ranked_rows(record: Record) -> NDArray[np.int64]:
     kept = np.zeros(len(order), np.bool_)
     kept[by_class[rank < MAX_DETECTIONS]] = True
     return order[kept[order]]
-
-
-def _boxes_xywh(boxes: NDArray[np.float32]) -> NDArray[np.float64]:
-    exact = boxes.astype(np.float64)
-    return np.concatenate([exact[:, :2], exact[:, 2:] - exact[:, :2]], axis=1)

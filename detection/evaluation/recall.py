@@ -10,14 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from detection.boxes import iou
+from detection.evaluation.overlaps import COCO_IOUS, box_iou
 
 __all__ = ["ProposalRecord", "average_recall"]
-
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +36,7 @@ def average_recall(records: Sequence[ProposalRecord], limits: Sequence[int] = (1
     results: dict[str, float] = {}
     for limit in limits:
         found = np.concatenate([np.zeros(0), *(_best_ious(record, limit) for record in records)])
-        recalls = [float((found >= threshold).mean()) if len(found) else float("nan") for threshold in IOU_THRESHOLDS]
+        recalls = [float((found >= threshold).mean()) if len(found) else float("nan") for threshold in COCO_IOUS]
         results[f"AR{limit}"] = float(np.mean(recalls))
         results[f"R50_{limit}"] = recalls[0]
     return results
@@ -47,11 +44,11 @@ def average_recall(records: Sequence[ProposalRecord], limits: Sequence[int] = (1
 
 def _best_ious(record: ProposalRecord, limit: int) -> NDArray[np.float64]:
     """The IoU (G,) of each object with the proposal that it takes, 0 for none."""
-    boxes, objects = record.boxes[:limit].astype(np.float64), record.gt_boxes.astype(np.float64)
+    boxes, objects = record.boxes[:limit], record.gt_boxes
     found = np.zeros(len(objects))
     if not len(boxes) or not len(objects):
         return found
-    ious = iou(torch.from_numpy(boxes), torch.from_numpy(objects)).numpy()  # (P, G)
+    ious = box_iou(boxes, objects)  # (P, G)
     for _ in range(min(len(boxes), len(objects))):
         row, column = np.unravel_index(ious.argmax(), ious.shape)
         if ious[row, column] <= 0:

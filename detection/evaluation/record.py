@@ -6,7 +6,7 @@ Boxes are (N, 4) float32 rows (x1, y1, x2, y2), width = x2 - x1; labels are 0..K
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +34,10 @@ class Record:
     masks: tuple[RLE, ...] | None = None  # (D,) of the whole image
 
     def __post_init__(self) -> None:
-        gt_rows = (self.gt_boxes, self.gt_labels, self.gt_ignore, self.gt_areas, self.gt_masks)
-        gt = {len(rows) for rows in gt_rows if rows is not None}
-        detected = {len(rows) for rows in (self.boxes, self.scores, self.labels, self.masks) if rows is not None}
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("image_id", "file_name", "size")}
+        lengths = {name: len(rows) for name, rows in named.items() if rows is not None}
+        gt = {length for name, length in lengths.items() if name.startswith("gt_")}
+        detected = {length for name, length in lengths.items() if not name.startswith("gt_")}
         if len(gt) > 1 or len(detected) > 1:
             raise ValueError(f"{self.file_name}: rows of unequal length, ground truth {gt}, detections {detected}")
 

@@ -6,20 +6,21 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from detection.evaluation.coco import COCO_NUMBERS, CocoResult
+from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS, CocoResult
+from detection.evaluation.metrics import figures, named, percent, shown_in
+from detection.evaluation.text_table import text_table
 from detection.evaluation.voc import VocResult
 
 __all__ = ["VocMetric", "format_tables", "result_dict"]
 
 VocMetric = Literal["11point", "area", "imagenet"]
 
-_CLASS_NUMBERS = ("AP", "AP50", "AP75")
 _VOC_DEFINITIONS = {
     "11point": "11-point interpolation (VOC2007)",
     "area": "area under the curve (VOC2010 and later)",
     "imagenet": "area under the curve, ImageNet's matching",
 }
-_NAME_WIDTH, _CELL_WIDTH = 50, 8  # columns; longer class names are cut, so a row of three numbers stays within 80
+_NUMBERS_PER_LINE = 6
 
 
 def result_dict(
@@ -60,48 +61,54 @@ def _coco_dict(coco: CocoResult, class_names: Sequence[str]) -> dict[str, Any]:
     return {
         **{name: _json_number(getattr(coco, name)) for name in COCO_NUMBERS},
         "per_class": {
-            name: dict(zip(_CLASS_NUMBERS, map(_json_number, values), strict=True)) for name, *values in classes
+            name: dict(zip(COCO_CLASS_NUMBERS, map(_json_number, values), strict=True)) for name, *values in classes
         },
     }
 
 
 def format_tables(result: dict[str, Any]) -> str:
-    """The COCO and VOC tables of a ``result_dict`` in percent, "-" for no value, at most 80 columns wide."""
-    voc = result["voc"]
-    voc_rows = [(name, [ap]) for name, ap in voc["per_class"].items()]
+    """Returns the COCO and VOC tables of a ``result_dict``, fractions in percent, "-" for no value."""
+    voc, mean = result["voc"], named("voc.mAP")
+    voc_rows = [*voc["per_class"].items(), ("mean", voc[mean.short_name])]
     return "\n".join(
         [
-            *_coco_tables("box", result["bbox"]),
-            *(_coco_tables("mask", result["segm"]) if "segm" in result else []),
+            *_coco_tables("box", "bbox", result),
+            *(_coco_tables("mask", "segm", result) if "segm" in result else []),
             f"VOC AP (%), {_VOC_DEFINITIONS[voc['metric']]}",
-            *_table([*voc_rows, ("mean", [voc["mAP"]])], ["AP"], corner="class"),
+            text_table(["class", "AP"], [[name, mean.format(ap)] for name, ap in voc_rows]),
+            *_computed_table(result),
         ]
     )
 
 
-def _coco_tables(what: str, numbers: dict[str, Any]) -> list[str]:
-    class_rows = [(name, [values[key] for key in _CLASS_NUMBERS]) for name, values in numbers["per_class"].items()]
+def _coco_tables(what: str, section: str, result: dict[str, Any]) -> list[str]:
+    numbers = result[section]
+    metrics = [metric for metric in shown_in("console", f"{section}.") if metric.compute is None]
+    lines: list[list[str]] = []
+    for start in range(0, len(metrics), _NUMBERS_PER_LINE):
+        part = metrics[start : start + _NUMBERS_PER_LINE]
+        lines.append(["", *(metric.short_name for metric in part)])
+        lines.append(["", *(metric.format(numbers[metric.short_name]) for metric in part)])
+    class_rows = [
+        [name, *(percent(values[key]) for key in COCO_CLASS_NUMBERS)] for name, values in numbers["per_class"].items()
+    ]
     return [
         f"COCO {what} AP and AR (%)",
-        *_table([("", [numbers[name] for name in COCO_NUMBERS[:6]])], COCO_NUMBERS[:6]),
-        *_table([("", [numbers[name] for name in COCO_NUMBERS[6:]])], COCO_NUMBERS[6:]),
+        text_table(lines[0], lines[1:]),
         "",
-        *_table(class_rows, _CLASS_NUMBERS, corner="class"),
+        text_table(["class", *COCO_CLASS_NUMBERS], class_rows),
         "",
     ]
 
 
-def _table(
-    rows: Sequence[tuple[str, Sequence[float | None]]], columns: Sequence[str], *, corner: str = ""
-) -> list[str]:
-    """Lines of a table: names on the left, fractions as percent under right-aligned ``columns``."""
-    width = min(max(len(name) for name in (corner, *(name for name, _ in rows))), _NAME_WIDTH)
-    cells = [(corner, columns), *((name, [_percent(value) for value in values]) for name, values in rows)]
-    return [name[:width].ljust(width) + "".join(text.rjust(_CELL_WIDTH) for text in texts) for name, texts in cells]
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f}"
+def _computed_table(result: dict[str, Any]) -> list[str]:
+    """The metrics that have a function of their own."""
+    known = figures(result)
+    shown = [metric for metric in shown_in("console") if metric.compute is not None and metric.key in known]
+    rows = [
+        [f"{metric.name}{' (%)' if metric.is_fraction else ''}", metric.format(known[metric.key])] for metric in shown
+    ]
+    return ["", text_table(["metric", "value"], rows)] if rows else []
 
 
 def _json_number(value: float) -> float | None:

@@ -25,7 +25,8 @@ from detection.evaluation.inference import (
     draw_images,
     mean_over_classes,
 )
-from detection.evaluation.matching import FlatMatches, Matches, box_iou, check_comparable, join, match_image, pack
+from detection.evaluation.matching import FlatMatches, MatchedRecords, check_comparable, join, match_image, pack
+from detection.evaluation.overlaps import record_iou
 from detection.evaluation.record import Record, check_records
 
 __all__ = ["ERROR_TYPES", "ErrorTypes", "error_difference", "error_types"]
@@ -111,7 +112,7 @@ def error_difference(
     return _summary({name: gains_b[name] - gains_a[name] for name in gains_a}, confidence)
 
 
-def _oracles(records: Sequence[Record], class_names: Sequence[str]) -> dict[str, Matches]:
+def _oracles(records: Sequence[Record], class_names: Sequence[str]) -> dict[str, MatchedRecords]:
     """The run as it is under "AP50", and with each type of error fixed under its name."""
     check_records(records, len(class_names))
     ordered = sorted(records, key=lambda record: record.image_id)
@@ -126,7 +127,7 @@ def _image_table(image: int, record: Record) -> _Table:
     found = match_image(record)
     rows, hits, ignored = found.rows, found.objects[:, 0] >= 0, found.ignored[:, 0]
     counted = np.flatnonzero(~record.gt_ignore)
-    iou = box_iou(record)[np.ix_(rows, counted)]
+    iou = record_iou(record)[np.ix_(rows, counted)]
     same_class = record.labels[rows, None] == record.gt_labels[counted]
     gt_found = np.isin(counted, found.objects[:, 0])
     errors = np.where(hits | ignored, "", _kinds(np.where(same_class, iou, 0), np.where(same_class, 0, iou)))
@@ -190,7 +191,7 @@ def _fix(table: _Table, types: set[str]) -> FlatMatches:
     )
 
 
-def _gains(oracles: dict[str, Matches], weights: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
+def _gains(oracles: dict[str, MatchedRecords], weights: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
     """AP50 (1 + B,) and by how much each oracle raises it.
 
     A class that loses all its objects to a fix counts as AP 0, as in tidecv.

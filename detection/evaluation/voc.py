@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.evaluation.overlaps import HIT_IOU, box_iou
 from detection.evaluation.record import Record, check_records
 
 __all__ = ["VocResult", "evaluate_voc"]
@@ -40,7 +41,7 @@ class VocResult:
 
 
 def evaluate_voc(
-    records: Sequence[Record], class_names: Sequence[str], *, iou_threshold: float = 0.5, imagenet: bool = False
+    records: Sequence[Record], class_names: Sequence[str], *, iou_threshold: float = HIT_IOU, imagenet: bool = False
 ) -> VocResult:
     """AP of every class over ``records``, as the VOC development kit defines it.
 
@@ -110,8 +111,9 @@ def _match_imagenet(record: Record, iou_threshold: float) -> NDArray[np.int64]:
     matches = np.full(len(record.boxes), -1)
     if len(record.gt_boxes) == 0:
         return matches
-    gt_boxes = record.gt_boxes.astype(np.float64)
-    loosened = _area(gt_boxes) / (gt_boxes[:, 2:] - gt_boxes[:, :2] + 10).prod(axis=-1)
+    corners = record.gt_boxes.astype(np.float64)
+    sides = corners[:, 2:] - corners[:, :2]
+    loosened = sides.prod(axis=1) / (sides + 10).prod(axis=1)
     iou = _iou(record)
     iou[iou < np.minimum(iou_threshold, loosened)] = 0
     for row in np.argsort(-record.scores, kind="stable"):
@@ -124,19 +126,9 @@ def _match_imagenet(record: Record, iou_threshold: float) -> NDArray[np.int64]:
 
 def _iou(record: Record) -> NDArray[np.float64]:
     """IoU (D, G) of detections and objects, 0 for those of other classes."""
-    # float64 as in the kit: float32 rounding could lift an IoU over the threshold.
-    boxes, gt_boxes = record.boxes.astype(np.float64), record.gt_boxes.astype(np.float64)
-    top_left = np.maximum(boxes[:, None, :2], gt_boxes[:, :2])
-    bottom_right = np.minimum(boxes[:, None, 2:], gt_boxes[:, 2:])
-    intersection = (bottom_right - top_left).clip(min=0).prod(axis=-1)
-    union = _area(boxes)[:, None] + _area(gt_boxes) - intersection
-    iou = intersection / np.maximum(union, np.finfo(np.float64).tiny)  # two boxes without area: 0, not 0 / 0
+    iou = box_iou(record.boxes, record.gt_boxes)
     iou[record.labels[:, None] != record.gt_labels] = 0
     return iou
-
-
-def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=-1)
 
 
 def _hits(matches: NDArray[np.int64]) -> NDArray[np.bool_]:

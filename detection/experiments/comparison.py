@@ -1,7 +1,7 @@
 """An experiment from its file to its results: what is run, in which order, and what lies where.
 
-OUTPUT/experiment.json     the proof of fairness: see experiment_proof.py
-OUTPUT/runs/VARIANT/SEED/  a run: see experiment_runs.py
+OUTPUT/experiment.json     the proof of fairness: see proof.py
+OUTPUT/runs/VARIANT/SEED/  a run: see runs.py
 OUTPUT/costs/VARIANT.json  see costs.py
 OUTPUT/plan.json           equal_time: seconds of a step and steps of every variant, measured once
 OUTPUT/grid/, grid.json    learning_rate_grid: the runs of the search, and what they chose
@@ -19,6 +19,7 @@ from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
 from detection.data.loader import load_index
 from detection.engine.checkpoint import read_checkpoint
+from detection.evaluation.text_table import text_table
 from detection.experiments.costs import measure_costs
 from detection.experiments.experiment import Experiment, check_fair, resolve_variants
 from detection.experiments.proof import check_apart, describe, hash_code
@@ -121,18 +122,15 @@ class Comparison:
         path = self.output / "plan.json"
         known = json.loads(path.read_text())["seconds_per_step"] if path.is_file() else {}
         seconds = {variant: known.get(variant) or self._time(variant, config) for variant, config in configs.items()}
-        lines, total = [("index", "run", "state", "steps", "s/step", "hours")], 0.0
+        header, rows, total = ("index", "run", "state", "steps", "s/step", "hours"), list[tuple[str, ...]](), 0.0
         for number, run in enumerate([*self.grid_runs(configs), *self.seed_runs(configs)]):
             steps, state = run.config.solver.iterations, read_status(run.folder).get("state", "to do")
             hours = steps * seconds[run.variant] / 3600
             total += 0.0 if state in ENDED else hours
             kind = "search " if run.folder.parent.parent.name == "grid" else ""
-            lines.append(
-                (str(number), f"{kind}{run}", state, str(steps), f"{seconds[run.variant]:.2f}", f"{hours:.2f}")
-            )
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-        jobs = self.placement.jobs
+            times = f"{seconds[run.variant]:.2f}", f"{hours:.2f}"
+            rows.append((str(number), f"{kind}{run}", state, str(steps), *times))
+        table, jobs = text_table(header, rows, left=(0, 1, 2)), self.placement.jobs
         return f"{table}\n{total:.1f} hours of training left, {total / jobs:.1f} with {jobs} at once; tests not counted"
 
     def seed_runs(self, configs: Mapping[str, DetectionConfig]) -> list[Run]:

@@ -19,8 +19,8 @@ from detection.config.schema import checked
 
 __all__ = [
     "PROTOCOL_KEYS",
-    "Difference",
     "Experiment",
+    "KeyDifference",
     "Protocol",
     "check_fair",
     "differences",
@@ -119,7 +119,7 @@ class Experiment:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class KeyDifference:
     """A config key in which variants differ, and the value of each."""
 
     key: str
@@ -175,7 +175,7 @@ def resolve_variants(experiment: Experiment) -> dict[str, DetectionConfig]:
     return configs
 
 
-def check_fair(experiment: Experiment, configs: Mapping[str, DetectionConfig]) -> tuple[Difference, ...]:
+def check_fair(experiment: Experiment, configs: Mapping[str, DetectionConfig]) -> tuple[KeyDifference, ...]:
     """The differences between ``configs``, all of which the experiment allows.
 
     Raises:
@@ -193,11 +193,11 @@ def check_fair(experiment: Experiment, configs: Mapping[str, DetectionConfig]) -
     return found
 
 
-def differences(configs: Mapping[str, DetectionConfig]) -> tuple[Difference, ...]:
+def differences(configs: Mapping[str, DetectionConfig]) -> tuple[KeyDifference, ...]:
     """The keys in which ``configs`` (variant -> config) are not all equal."""
     flat = {variant: flatten(config) for variant, config in configs.items()}
     keys = dict.fromkeys(key for values in flat.values() for key in values)
-    found = (Difference(key, {variant: values.get(key) for variant, values in flat.items()}) for key in keys)
+    found = (KeyDifference(key, {variant: values.get(key) for variant, values in flat.items()}) for key in keys)
     return tuple(d for d in found if any(value != next(iter(d.values.values())) for value in d.values.values()))
 
 

@@ -11,9 +11,13 @@ from detection.config.detection import DetectionConfig
 from detection.config.load import build_dataclass, parse_yaml
 from detection.config.schema import checked
 from detection.engine.checkpoint import Checkpoint
+from detection.evaluation.metrics import figures, named, percent
+from detection.evaluation.text_table import text_table
 from detection.tasks.test import run_test
 
 __all__ = ["MethodRow", "Outcome", "format_outcomes", "load_rows", "run_methods"]
+
+FIGURES = ("bbox.AP50", "bbox.AP")  # in the order of the paper's table
 
 
 @checked
@@ -133,24 +137,22 @@ def _plan(
 
 def format_outcomes(outcomes: Sequence[Outcome]) -> str:
     """The table: AP50 and AP in percent, the gain over the last row that ran, seconds per image, the paper's row."""
-    header = ("", "AP50", "AP", "gain AP50", "gain AP", "s/image", "paper AP50 / AP")
-    lines: list[tuple[str, ...]] = [header]
+    metrics = [named(key) for key in FIGURES]
+    names = [metric.name for metric in metrics]
+    header = ("", *names, *(f"gain {name}" for name in names), "s/image", f"paper {' / '.join(names)}")
+    rows: list[tuple[str, ...]] = []
     before: list[float | None] | None = None
     for outcome in outcomes:
         row, result = outcome.row, outcome.result
         if result is None:
-            lines.append((row.name, "not run", "", "", "", "", row.paper))
+            rows.append((row.name, "not run", "", "", "", "", row.paper))
             continue
-        values = [result["bbox"][key] for key in ("AP50", "AP")]
+        known = figures(result)
+        values = [known[key] for key in FIGURES]
         gains = ["", ""] if before is None else [_difference(*pair) for pair in zip(values, before, strict=True)]
-        lines.append((row.name, *map(_percent, values), *gains, f"{result['seconds_per_image']:.3f}", row.paper))
+        rows.append((row.name, *map(percent, values), *gains, f"{result['seconds_per_image']:.3f}", row.paper))
         before = values
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+    return text_table(header, rows, left=(0, len(header) - 1))
 
 
 def _difference(value: float | None, before: float | None) -> str:

@@ -5,26 +5,27 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from torch import nn
 
 import backbones
 import detection
 from detection.build import build_detector
 from detection.config.detection import DetectionConfig
-from detection.data.index import AnnotationIndex
+from detection.data.index import AnnotationIndex, index_digest
 from detection.data.loader import load_index
 from detection.engine.checkpoint import resolve_weights
 from detection.experiments.experiment import Experiment, differences, flatten, resolve_base
+from detection.files import digest
 from detection.model.architecture import Architecture
+from detection.model.normalize import Normalize
 
-__all__ = ["also_changes", "check_apart", "describe", "hash_code", "hash_index", "hash_weights"]
+__all__ = ["also_changes", "check_apart", "describe", "hash_code", "hash_weights"]
 
 
 def describe(
@@ -54,7 +55,7 @@ def describe(
         "also_changes": also_changes(configs, classes),
         "hashes": {
             "code": hash_code(),
-            "data": {spec: hash_index(index) for spec, index in data.items()},
+            "data": {spec: index_digest(index) for spec, index in data.items()},
             "initial_weights": {variant: hash_weights(config, classes) for variant, config in configs.items()},
         },
         "environment": _environment(),
@@ -110,54 +111,30 @@ def _facts(config: DetectionConfig, detector: Architecture) -> dict[str, Any]:
 
 
 def _count_norms(detector: Architecture) -> str:
-    counts = Counter(
-        type(m).__name__ for m in detector.modules() if "Norm" in type(m).__name__ and type(m).__name__ != "Normalize"
-    )
+    names = (type(module).__name__ for module in detector.modules() if not isinstance(module, Normalize))
+    counts = Counter(name for name in names if "Norm" in name)
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
 
 
 def hash_code() -> str:
-    """SHA-256 of all Python files of the two packages, with their names."""
-    digest = hashlib.sha256()
-    for package in (backbones, detection):
-        root = Path(str(package.__file__)).parent
-        for path in sorted(root.rglob("*.py")):
-            _update(digest, (str(path.relative_to(root.parent)), path.read_bytes()))
-    return digest.hexdigest()
-
-
-def hash_index(index: AnnotationIndex) -> str:
-    """SHA-256 of the annotations as they were read, and of every image's file name and length in bytes."""
-    digest = hashlib.sha256()
-    _update(digest, (str(index.class_names),))
-    for path in index.paths:
-        _update(digest, (Path(path).name, str(Path(path).stat().st_size)))
-    for rows in (index.image_ids, index.sizes, index.ends, index.boxes, index.labels, index.ignore):
-        _update(digest, (rows.contiguous().numpy().tobytes(),))
-    return digest.hexdigest()
+    """Returns the SHA-256 of all Python files of the two packages, with their names."""
+    roots = [Path(str(package.__file__)).parent for package in (backbones, detection)]
+    return digest(
+        {f"{root.name}/{path.relative_to(root)}": path.read_bytes() for root in roots for path in root.rglob("*.py")}
+    )
 
 
 def hash_weights(config: DetectionConfig, num_classes: int) -> str:
-    """SHA-256 of the weights that a run of ``config`` starts from; with ``config.init``, of that file.
+    """Returns the SHA-256 of the weights that a run of ``config`` starts from; with ``config.init``, of that file.
 
     Raises:
         ValueError: weights that can't be read or do not fit.
     """
-    digest = hashlib.sha256()
     if config.init is not None:
-        _update(digest, (resolve_weights(config.init).read_bytes(),))
-        return digest.hexdigest()
+        with resolve_weights(config.init).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     torch.manual_seed(config.seed)
-    model: nn.Module = build_detector(config, num_classes)
-    for name, values in model.state_dict().items():
-        _update(digest, (name, values.contiguous().numpy().tobytes()))
-    return digest.hexdigest()
-
-
-def _update(digest: Any, parts: Iterable[str | bytes]) -> None:
-    for part in parts:
-        encoded = part.encode() if isinstance(part, str) else part
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest(build_detector(config, num_classes).state_dict())
 
 
 def _environment() -> dict[str, Any]:

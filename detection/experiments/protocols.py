@@ -14,7 +14,7 @@ from typing import Any
 from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config
 from detection.config.sections import SolverConfig
-from detection.engine.evaluate import metric
+from detection.evaluation.metrics import is_better, read_metric
 from detection.experiments.runs import Placement, Programs, Run, child_environment, is_done, last_error
 
 __all__ = ["choose_rates", "scale_solver", "time_step"]
@@ -39,13 +39,14 @@ def choose_rates(runs: Sequence[Run], key: str) -> dict[str, Any]:
     A run that failed has no figure; without any the variant has no rate.
     """
     variants: dict[str, dict[str, Any]] = {}
+    best: dict[str, float | None] = {}  # by variant
     for run in runs:
         result = json.loads((run.folder / "result.json").read_text()) if is_done(run.folder) else None
-        value = None if result is None else metric(result, key)
+        value = None if result is None else read_metric(result, key)
         entry = variants.setdefault(run.variant, {"scores": {}, "chosen": None, "base_lr": None})
-        best = max((score for score in entry["scores"].values() if score is not None), default=None)
         entry["scores"][run.name] = value
-        if value is not None and (best is None or value > best):
+        if is_better(key, value, best.get(run.variant)):
+            best[run.variant] = value
             entry |= {"chosen": float(run.name), "base_lr": run.config.solver.base_lr}
     return {"metric": key, "variants": variants}
 

@@ -1,6 +1,6 @@
 """Runs trainings as child processes, so that a crash of one does not take the others, and keeps account of them.
 
-RUN/              a run directory as any training's: see run.py
+RUN/              a run directory as any training's: see engine/trainer.py
 RUN/status.json   state (running, done or failed), error, exit, hours of training, peak_memory_gib, code (its hash)
 RUN/log.txt       what the training said
 RUN/lock          held while a process trains the run

@@ -12,15 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from detection.boxes import iou
+from detection.evaluation.overlaps import HIT_IOU, box_iou
 
 __all__ = ["LocalizationErrors", "LocalizationRecord", "localization_error"]
 
 MAX_GUESSES = 5
-IOU_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +65,8 @@ def localization_error(records: Sequence[LocalizationRecord]) -> LocalizationErr
 def _hits(record: LocalizationRecord) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which of the first five guesses have the image's class, and which of these also a right box."""
     classified = record.labels[:MAX_GUESSES] == record.label
-    # float64: float32 rounding could lift an IoU over the threshold.
-    boxes, gt_boxes = (
-        torch.from_numpy(rows.astype(np.float64)) for rows in (record.boxes[:MAX_GUESSES], record.gt_boxes)
-    )
-    return classified, classified & (iou(boxes, gt_boxes).numpy().max(axis=1) >= IOU_THRESHOLD)
+    overlaps = box_iou(record.boxes[:MAX_GUESSES], record.gt_boxes)
+    return classified, classified & (overlaps.max(axis=1) >= HIT_IOU)
 
 
 def _share(wrong: Iterable[bool]) -> float:

@@ -40,7 +40,9 @@ from detection.engine.checkpoint import load_detector_weights, read_checkpoint, 
 from detection.engine.device import choose_device
 from detection.engine.distributed import refuse_many
 from detection.engine.loop import PRECISIONS
-from detection.engine.trainer import is_finished, train_model
+from detection.engine.trainer import Trainer, is_finished
+from detection.evaluation.metrics import percent
+from detection.evaluation.text_table import text_table
 from detection.files import write_text
 from detection.localization.config import LocalizationConfig
 from detection.localization.errors import MAX_GUESSES, LocalizationRecord, localization_error
@@ -155,13 +157,10 @@ def build_region_classifier(config: LocalizationConfig, num_classes: int, pretra
 
 def format_errors(result: dict[str, Any]) -> str:
     """The table of ``run_localization``'s result: errors in percent, and the paper's."""
-    lines: list[tuple[str, ...]] = [("", "top-5 LOC", "top-1 LOC", "top-5 CLS", "paper's top-5 LOC")]
-    for row in result["rows"]:
-        figures = (row[name] for name in ("top5_error", "top1_error", "top5_class_error", "paper"))
-        lines.append((row["name"], *("-" if figure is None else f"{100 * figure:.1f}" for figure in figures)))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    table = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([f"localisation error (%), {result['images']} images", *table])
+    header = ("", "top-5 LOC", "top-1 LOC", "top-5 CLS", "paper's top-5 LOC")
+    names = ("top5_error", "top1_error", "top5_class_error", "paper")
+    rows = [(row["name"], *(percent(row[name]) for name in names)) for row in result["rows"]]
+    return f"localisation error (%), {result['images']} images\n{text_table(header, rows)}"
 
 
 class _ClassPredictor(nn.Module):
@@ -231,7 +230,7 @@ def _rcnn_config(config: LocalizationConfig) -> LocalizationConfig:
 
 def _train_rpn(config: LocalizationConfig, index: AnnotationIndex, run: Path) -> None:
     build = partial(build_class_rpn, config, len(index.class_names))
-    train_model(config, run, index, build=build, load=partial(build_train_loader, index, config.data), resume=True)
+    Trainer(config, run, index, build=build, load=partial(build_train_loader, index, config.data), resume=True).run()
 
 
 def _train_rcnn(config: LocalizationConfig, index: AnnotationIndex, stored: Path, run: Path) -> None:
@@ -239,7 +238,9 @@ def _train_rcnn(config: LocalizationConfig, index: AnnotationIndex, stored: Path
     side, positive_iou = config.localization.crop, config.box.positive_iou
     dataset = RegionDataset(index, proposals, side=side, positive_iou=positive_iou, seed=config.seed)
     build = partial(build_region_classifier, config, len(index.class_names))
-    train_model(config, run, index, build=build, load=partial(region_loader, dataset, config.data.workers), resume=True)
+    Trainer(
+        config, run, index, build=build, load=partial(region_loader, dataset, config.data.workers), resume=True
+    ).run()
 
 
 def _restored(

@@ -14,6 +14,9 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from detection.evaluation.printable import printable
+from detection.files import digest
+
 __all__ = ["Block", "Figure", "Notice", "Page", "Pictures", "Section", "Table", "Text", "write_page"]
 
 
@@ -121,6 +124,7 @@ def _html(page: Page) -> str:
         loader=PackageLoader("detection.pages", "."),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # Markup is made here
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -171,12 +175,14 @@ def _markdown_block(block: Block) -> str:
 
 
 def _cell(text: str) -> str:
-    return _escaped(text).replace("|", "\\|").replace("\n", " ")
+    return _escaped(text).replace("|", "\\|")
 
 
 def _file_stem(name: str) -> str:
-    return re.sub(r"[^\w.+-]", "_", name)
+    """``name`` as that of a file; where characters had to go, names that differ still do."""
+    stem = re.sub(r"[^\w.+-]", "_", name)[:50]
+    return stem if stem == name else f"{stem}-{digest(name)[:8]}"
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>#])", r"\\\1", text)
+    return re.sub(r"([\\`*_\[\]<>#$&~])", r"\\\1", printable(text))

@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from detection.evaluation.printable import printable
+
 __all__ = ["Bar", "Point", "forest", "lines", "matrix", "scatter"]
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
@@ -28,6 +30,7 @@ MAX_NUMBERS = 12  # classes of a matrix whose counts fit into its cells
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # so do dollar signs
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.spines.top": False,
@@ -71,7 +74,8 @@ def scatter(name: str, points: Sequence[Point], *, x_label: str, y_label: str) -
         axes.plot(*zip(*front, strict=True) if front else ([], []), color="#999999", linestyle="--", zorder=1)
         for number, point in enumerate(points):
             _dot(axes, point.cost, point.bar, _look(number), vertical=True, hollow=not point.on_front)
-            axes.annotate(point.name, (point.cost, 100 * (point.bar.value or 0)), (7, 6), textcoords="offset points")
+            place = point.cost, 100 * (point.bar.value or 0)
+            axes.annotate(printable(point.name), place, (7, 6), textcoords="offset points")
         axes.margins(x=0.25, y=0.15)
         axes.set_xlim(left=0)
         axes.set(xlabel=x_label, ylabel=y_label)
@@ -102,10 +106,10 @@ def forest(
                 _dot(axes, place + shift, bar, _look(series.index(list(bars_of_row)[number])), vertical=False)
             values = [100 * value for value in (dots or {}).get(row, ())]
             axes.plot(values, [place + 0.22] * len(values), "|", color="#333333", markersize=7)
-        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_yticks(range(len(rows)), [printable(row) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel(x_label)
+        axes.set_xlabel(printable(x_label))
         if len(series) > 1:
             _legend(axes, [(name, _look(number)) for number, name in enumerate(series)])
 
@@ -158,8 +162,9 @@ def matrix(name: str, counts: NDArray[np.int64], labels: Sequence[str], *, x_lab
     def fill(axes: Axes) -> None:
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         step = 1 if len(labels) <= 30 else 5
-        axes.set_xticks(range(0, len(labels), step), list(labels)[::step], rotation=90, fontsize=8)
-        axes.set_yticks(range(0, len(labels), step), list(labels)[::step], fontsize=8)
+        shown = [printable(label) for label in labels[::step]]
+        axes.set_xticks(range(0, len(labels), step), shown, rotation=90, fontsize=8)
+        axes.set_yticks(range(0, len(labels), step), shown, fontsize=8)
         axes.grid(visible=False)
         axes.set(xlabel=x_label, ylabel=y_label)
         if len(labels) <= MAX_NUMBERS:
@@ -191,6 +196,7 @@ def _dot(
 
 def _legend(axes: Axes, series: Sequence[tuple[str, tuple[str, str, Any]]], *, lines: bool = False) -> None:
     """Above the axes, where it hides nothing."""
+    series = [(printable(name), look) for name, look in series]
     handles = [
         axes.plot(
             [], [], color=color, marker=None if lines else marker, linestyle=dashes if lines else "-", label=name
@@ -217,4 +223,4 @@ def _plain(svg: str) -> str:
     """``svg`` from its root element on, without metadata and without identifiers that nothing refers to."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return re.sub(r' id="[\w.]+_\d+"', "", svg)
+    return re.sub(r'(<\w+) id="[\w.]+_\d+"', r"\1", svg)  # in tags only: text may hold the same

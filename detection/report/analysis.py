@@ -15,13 +15,14 @@ from detection.data.index import AnnotationIndex
 from detection.evaluation.confusion import confusion_matrix, rank_images
 from detection.evaluation.inference import paired_bootstrap
 from detection.evaluation.matching import match
+from detection.evaluation.metrics import percent, shown_in
 from detection.pages.page import Block, Figure, Notice, Page, Pictures, Section, Table, write_page
 from detection.pages.plots import matrix
 from detection.report.build import only_found_by
 from detection.report.details import classes_section, errors_section, operating_figures, pictures_section
-from detection.report.numbers import METRICS, Shown, as_json, metric_numbers, pair_numbers, run_numbers, show
+from detection.report.numbers import Shown, as_json, metric_numbers, pair_numbers, run_numbers, show
 from detection.report.pictures import picture
-from detection.report.words import percent, percent_interval
+from detection.report.words import percent_interval
 from detection.tasks.test import read_records
 
 __all__ = ["write_analysis"]
@@ -125,16 +126,17 @@ def _sections(numbers: dict[str, Any], index: AnnotationIndex, shown: Mapping[st
 
 
 def _results(numbers: dict[str, Any]) -> Table:
+    metrics = shown_in("report")
     rows = [
         [
             name,
-            *(percent(variant["metrics"][key]["mean"]) for key in METRICS),
+            *(metric.format(variant["metrics"][metric.name]["mean"]) for metric in metrics),
             percent_interval(variant["intervals"]["AP"]),
         ]
         for name, variant in numbers["variants"].items()
     ]
     caption = f"Results in percent on {numbers['images']} images; the interval is over the choice of images."
-    return Table(caption, ["run", *METRICS, f"AP, {100 * numbers['confidence']:g} %"], rows)
+    return Table(caption, ["run", *(metric.name for metric in metrics), f"AP, {100 * numbers['confidence']:g} %"], rows)
 
 
 def _confusions(numbers: dict[str, Any]) -> Section:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from detection.evaluation.curves import RECALLS, THRESHOLDS
+from detection.evaluation.metrics import percent
 from detection.evaluation.tide import ERROR_TYPES
 from detection.pages.page import Block, Figure, Pictures, Section, Table, Text
 from detection.pages.plots import forest, lines
-from detection.report.words import bar, differing, pair_name, percent, percent_interval
+from detection.report.words import bar, differing, pair_name, percent_interval
 
 __all__ = ["classes_section", "curves_section", "errors_section", "operating_figures", "pictures_section"]
 

@@ -24,16 +24,16 @@ from detection.evaluation.curves import (
     mean_precision,
     score_of_as_many,
 )
-from detection.evaluation.inference import Comparison, Difference, VariantScore, paired_bootstrap
-from detection.evaluation.matching import Matches, match
+from detection.evaluation.inference import BootstrapResult, Difference, VariantScore, paired_bootstrap
+from detection.evaluation.matching import MatchedRecords, match
+from detection.evaluation.metrics import figures, shown_in
 from detection.evaluation.record import Record
 from detection.evaluation.tide import error_difference, error_types
 from detection.report.paper import paper_cells
-from detection.report.reading import Experiment, Run, read_metrics
+from detection.report.reading import ExperimentFolder, RunFolder, read_metrics
 from detection.tasks.test import read_records
 
 __all__ = [
-    "METRICS",
     "Evidence",
     "Shown",
     "as_json",
@@ -45,12 +45,6 @@ __all__ = [
     "run_numbers",
     "show",
 ]
-
-# Name in a report -> section and key of result.json.
-METRICS = {
-    **{name: ("bbox", name) for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")},
-    "VOC mAP": ("voc", "mAP"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +65,10 @@ class Evidence:
 
     index: AnnotationIndex
     shown: Mapping[str, Shown]  # of the first finished seed
-    matches: Mapping[str, Sequence[Matches]]  # of every finished seed
+    matches: Mapping[str, Sequence[MatchedRecords]]  # of every finished seed
 
 
-def gather(experiment: Experiment, *, say: Callable[[str], None]) -> Evidence | None:
+def gather(experiment: ExperimentFolder, *, say: Callable[[str], None]) -> Evidence | None:
     """What the variants with a finished run found; None if there is none.
 
     Raises:
@@ -105,7 +99,7 @@ def show(records: Sequence[Record], num_classes: int) -> Shown:
     )
 
 
-def experiment_numbers(experiment: Experiment, evidence: Evidence | None, *, resamples: int) -> dict[str, Any]:
+def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None, *, resamples: int) -> dict[str, Any]:
     """The content of report.json."""
     plan = experiment.plan
     numbers: dict[str, Any] = {
@@ -199,13 +193,14 @@ def pair_numbers(
 
 
 def metric_numbers(runs: Sequence[Path]) -> dict[str, Any]:
-    """``METRICS`` over the results of ``runs``, which differ in their seed alone."""
-    results = [json.loads((run / "result.json").read_text()) for run in runs]
-    return {name: _over_seeds([result[section][key] for result in results]) for name, (section, key) in METRICS.items()}
+    """Returns the reported metrics by name, over the results of ``runs``, which differ in their seed alone."""
+    results = [figures(json.loads((run / "result.json").read_text())) for run in runs]
+    # .get: a result may be older than a metric
+    return {metric.name: _over_seeds([result.get(metric.key) for result in results]) for metric in shown_in("report")}
 
 
 def _variant(
-    experiment: Experiment, name: str, evidence: Evidence, comparison: Comparison, resamples: int
+    experiment: ExperimentFolder, name: str, evidence: Evidence, comparison: BootstrapResult, resamples: int
 ) -> dict[str, Any]:
     runs, costs = experiment.done(name), experiment.costs.get(name, {})
     metrics = metric_numbers([run.folder for run in runs])
@@ -238,7 +233,7 @@ def _ratio(value: float | None, cost: float | None) -> float | None:
     return None if value is None or not cost else value / cost
 
 
-def _training(run: Run) -> dict[str, Any]:
+def _training(run: RunFolder) -> dict[str, Any]:
     """Loss and AP by iteration."""
     curves = {"loss": read_metrics(run.folder, "loss/total"), "AP": read_metrics(run.folder, "bbox.AP")}
     return {"seed": run.seed} | {

@@ -21,7 +21,7 @@ class Cell:
     backbone: str  # as in backbone.name
     train: frozenset[str]  # data.train
     test: str  # data.test
-    metric: str  # a name of numbers.METRICS
+    metric: str  # name of one that reports show
     value: float  # fraction 0..1
     accept: float | None = None  # reproduced from here on; None: no band is known
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Experiment", "Run", "read_experiment", "read_metrics"]
+__all__ = ["ExperimentFolder", "RunFolder", "read_experiment", "read_metrics"]
 
 State = Literal["done", "failed", "running", "not started"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class RunFolder:
     """One training of one variant."""
 
     variant: str
@@ -26,26 +26,26 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Experiment:
+class ExperimentFolder:
     """What was planned, what became of it, and what each variant costs."""
 
     plan: dict[str, Any]  # experiment.json
     variants: tuple[str, ...]
-    runs: tuple[Run, ...]  # every variant with every seed
+    runs: tuple[RunFolder, ...]  # every variant with every seed
     costs: dict[str, dict[str, Any]]  # variant -> costs/VARIANT.json, where it exists
     grid: Any  # grid.json; None without a search
 
-    def done(self, variant: str) -> list[Run]:
+    def done(self, variant: str) -> list[RunFolder]:
         """Its finished runs."""
         return [run for run in self.runs if run.variant == variant and run.state == "done"]
 
     @property
-    def unfinished(self) -> list[Run]:
+    def unfinished(self) -> list[RunFolder]:
         """Every run without a result."""
         return [run for run in self.runs if run.state != "done"]
 
 
-def read_experiment(output: Path) -> Experiment:
+def read_experiment(output: Path) -> ExperimentFolder:
     """The experiment in the folder ``output``.
 
     A run counts as done only with its result and its detections.
@@ -57,7 +57,7 @@ def read_experiment(output: Path) -> Experiment:
     variants = tuple(plan["hashes"]["initial_weights"])
     costs = {name: output / "costs" / f"{name}.json" for name in variants}
     grid = output / "grid.json"
-    return Experiment(
+    return ExperimentFolder(
         plan=plan,
         variants=variants,
         runs=tuple(_read_run(output, variant, seed) for variant in variants for seed in plan["seeds"]),
@@ -82,16 +82,16 @@ def read_metrics(run: Path, key: str) -> tuple[list[int], list[float]]:
     return sorted(values), [values[iteration] for iteration in sorted(values)]
 
 
-def _read_run(output: Path, variant: str, seed: int) -> Run:
+def _read_run(output: Path, variant: str, seed: int) -> RunFolder:
     folder = output / "runs" / variant / str(seed)
     if not (folder / "status.json").is_file():
-        return Run(variant=variant, seed=seed, folder=folder, state="not started")
+        return RunFolder(variant=variant, seed=seed, folder=folder, state="not started")
     status = _read_json(folder / "status.json")
     state, error = status["state"], status.get("error")
     missing = [name for name in ("config.yaml", "result.json", "detections.json") if not (folder / name).is_file()]
     if state == "done" and missing:
         state, error = "failed", f"marked as done, but {folder} holds no {' and no '.join(missing)}"
-    return Run(
+    return RunFolder(
         variant=variant,
         seed=seed,
         folder=folder,

@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from detection.evaluation.metrics import NONE, Metric, percent, shown_in
 from detection.pages.page import Block, Figure, Notice, Pictures, Section, Table, Text
 from detection.pages.plots import Point, forest, scatter
 from detection.report.details import classes_section, curves_section, errors_section, pictures_section
-from detection.report.numbers import METRICS
-from detection.report.words import NONE, bar, differing, number, pair_name, percent, percent_interval, spread
+from detection.report.words import bar, differing, number, pair_name, percent_interval, spread
 
 __all__ = ["experiment_sections", "protocol_name"]
 
@@ -86,9 +86,9 @@ def _conclusion(numbers: dict[str, Any]) -> Section:
 
 
 def _results(numbers: dict[str, Any]) -> Section:
-    variants = numbers["variants"]
+    variants, metrics = numbers["variants"], shown_in("report")
     rows = [
-        [name, str(len(variant["seeds"])), *(spread(variant["metrics"][key]) for key in METRICS)]
+        [name, str(len(variant["seeds"])), *(_over_seeds(variant, metric) for metric in metrics)]
         for name, variant in variants.items()
     ]
     caption = (
@@ -105,7 +105,13 @@ def _results(numbers: dict[str, Any]) -> Section:
         "seeds. Two intervals may overlap although the difference, measured on the same images, is clear.",
         "AP of " + ", ".join(f"{n} {percent_interval(v['intervals']['AP'])}" for n, v in variants.items()),
     )
-    return Section("Results", [Table(caption, ["variant", "seeds", *METRICS], rows), figure, *_paper_blocks(numbers)])
+    header = ["variant", "seeds", *(metric.name for metric in metrics)]
+    return Section("Results", [Table(caption, header, rows), figure, *_paper_blocks(numbers)])
+
+
+def _over_seeds(variant: dict[str, Any], metric: Metric) -> str:
+    values = variant["metrics"][metric.name]
+    return spread(values) if metric.is_fraction else spread(values, scale=1, digits=3)
 
 
 def _paper_blocks(numbers: dict[str, Any]) -> list[Block]:

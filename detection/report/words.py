@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from detection.evaluation.metrics import NONE
 from detection.pages.plots import Bar
 
-__all__ = ["NONE", "bar", "differing", "number", "pair_name", "percent", "percent_interval", "spread"]
+__all__ = ["bar", "differing", "number", "pair_name", "percent_interval", "spread"]
 
-NONE = "-"
 MINUS = "\N{MINUS SIGN}"  # as wide as a plus
-
-
-def percent(fraction: float | None) -> str:
-    """57.7 for 0.577."""
-    return NONE if fraction is None else f"{100 * fraction:.1f}"
 
 
 def spread(over_seeds: Mapping[str, Any], *, scale: float = 100, digits: int = 1) -> str:

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 
 from detection.data.cards import Card, load_card, read_split
 from detection.data.check import check_images, check_objects, summarize_index
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem
+from detection.evaluation.text_table import text_table
 
 __all__ = ["check_card"]
 
@@ -66,10 +65,7 @@ def _further_problems(index: AnnotationIndex, images: bool, console: Console) ->
 
 def _show_counts(index: AnnotationIndex, console: Console) -> None:
     summary = summarize_index(index)
-    table = Table("class", "objects", "ignored", "small", "medium", "large")
-    for name, *counts in summary.classes:
-        table.add_row(escape(name), *map(str, counts))
-    table.add_section()
-    table.add_row("all", *(str(sum(column)) for column in list(zip(*summary.classes, strict=True))[1:]))
+    rows = [(name, *map(str, counts)) for name, *counts in summary.classes]
+    rows.append(("all", *(str(sum(column)) for column in list(zip(*summary.classes, strict=True))[1:])))
     console.print(f"{summary.images} images, {summary.empty} without an object to train on")
-    console.print(table)
+    console.print(text_table(("class", "objects", "ignored", "small", "medium", "large"), rows), markup=False)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.build import build_detector, build_tester, fields_of
+from detection.build import build_detector, build_tester, needed_fields
 from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, load_config
 from detection.config.schema import different_meaning
@@ -38,7 +38,7 @@ from detection.engine.distributed import (
     together,
     world_size,
 )
-from detection.engine.evaluate import Predictions, evaluate, predict, propose
+from detection.engine.evaluate import Predictions, evaluate, make_record, predict, propose
 from detection.evaluation.coco import coco_results
 from detection.evaluation.recall import ProposalRecord, average_recall
 from detection.evaluation.record import Record
@@ -53,13 +53,13 @@ RECALL_LIMITS = (100, 300, 1000)  # proposals per image
 
 
 def load_test_set(config: DetectionConfig, say: Callable[[str], None]) -> AnnotationIndex:
-    """Returns the images of ``config.data.test``, with masks if the detector is trained on them.
+    """Returns the images of ``config.data.test``, with the fields that its detector has.
 
     Raises:
         ValueError: no data set, or one with errors.
     """
-    data, masks = config.data, "masks" in fields_of(config)
-    return load_index(data, data.test, key="data.test", say=say, masks=masks, limit=data.limit)
+    data, fields = config.data, needed_fields(config)
+    return load_index(data, data.test, key="data.test", say=say, fields=fields, limit=data.limit)
 
 
 def run_test(
@@ -232,22 +232,15 @@ def _record(
     index: AnnotationIndex, row: int, found: list[dict[str, Any]], labels: dict[int, int], *, masks: bool
 ) -> Record:
     """The record of image ``row`` with the detections ``found``, in COCO's results format."""
-    objects, (height, width) = index.objects(row), index.sizes[row].tolist()
     boxes_xywh = np.array([detection["bbox"] for detection in found], np.float64).reshape(-1, 4)
     corners = np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
-    return Record(
-        image_id=int(index.image_ids[row]),
-        file_name=index.paths[row],
-        size=(height, width),
-        gt_boxes=index.boxes[objects].numpy(),
-        gt_labels=index.labels[objects].numpy(),
-        gt_ignore=index.ignore[objects].numpy(),
-        gt_areas=index.areas[objects].numpy(),
+    return make_record(
+        index,
+        row,
         boxes=corners.astype(np.float32),
         scores=np.array([detection["score"] for detection in found], np.float32),
         labels=np.array([labels[detection["category_id"]] for detection in found], np.int64),
-        gt_masks=None if index.masks is None else index.rles(row),
-        masks=tuple(_rle(detection["segmentation"]) for detection in found) if masks else None,
+        fields={"masks": tuple(_rle(detection["segmentation"]) for detection in found)} if masks else None,
     )
 
 

@@ -1,6 +1,6 @@
 """A whole training run of a detector, from a config to the files of an output directory.
 
-Those of training.py, and RUN/result.json of the last evaluation with detections.json: see testing.py
+Those of engine/trainer.py, and RUN/result.json of the last evaluation with detections.json: see tasks/test.py
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from detection.build import build_detector, fields_of
+from detection.build import build_detector, needed_fields
 from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
 from detection.data.loader import detection_loader, load_data
 from detection.engine.checkpoint import load_initial_weights, read_checkpoint
 from detection.engine.device import choose_device
 from detection.engine.distributed import only_main, rank, start, world_size
-from detection.engine.evaluate import evaluate, metric
-from detection.engine.trainer import Evaluation, train_model
+from detection.engine.evaluate import evaluate
+from detection.engine.trainer import Evaluation, Trainer
+from detection.evaluation.metrics import read_metric, shown_figures
 from detection.model.architecture import Architecture
 from detection.tasks.test import evaluate_detectors
 
@@ -57,17 +58,16 @@ def run_training(
     device = choose_device(config.device)
     _check_order(config, device)
     start(device)
-    masks = "masks" in fields_of(config)
     index, test_index = load_data(
         config.data,
         say=only_main(print),
-        masks=masks or config.data.copy_paste > 0,
-        test_masks=masks,
+        fields=needed_fields(config, training=True),
+        test_fields=needed_fields(config),
         limit=config.data.limit,
     )
-    figures = evaluate([], index.class_names, "area", masks=masks)
-    metric(figures, config.solver.best_metric)  # a misspelt name ends here, not later
-    return train_model(
+    figures = evaluate([], index.class_names, "area", masks="masks" in needed_fields(config))
+    read_metric(figures, config.solver.best_metric)  # a misspelt name ends here, not later
+    return Trainer(
         config,
         output,
         index,
@@ -76,7 +76,7 @@ def run_training(
         test=None if test_index is None else lambda model: _test(config, model, test_index, output),
         test_index=test_index,
         resume=resume,
-    )
+    ).run()
 
 
 def _check_order(config: DetectionConfig, device: torch.device) -> None:
@@ -99,6 +99,4 @@ def _test(config: DetectionConfig, model: nn.Module, index: AnnotationIndex, out
     """The detector ``model``, tested on ``index``; writes the files of ``evaluate_detectors``."""
     assert isinstance(model, Architecture)
     result, _ = evaluate_detectors(config, [model], index, output)
-    kinds = [kind for kind in ("bbox", "segm") if kind in result]
-    figures = {f"{kind}.{name}": result[kind][name] for kind in kinds for name in ("AP", "AP50", "AP75")}
-    return Evaluation(result, figures | {"voc.mAP": result["voc"]["mAP"]})
+    return Evaluation(result, shown_figures(result, "log"))

@@ -256,11 +256,11 @@ def test_weights_of_a_run_with_its_stride_and_eps_are_taken(tmp_path: Path) -> N
         (
             {"weights_source": "msra"},
             {},
-            "backbone.weights_source is 'torchvision' here, and .* was trained with 'msra'",
+            "backbone.weights_source is 'torchvision' here, and was 'msra'",
         ),
-        ({"norm_eps": 1e-3}, {}, "backbone.norm_eps is None here, and .* was trained with 0.001"),
-        ({"stochastic_depth": 0.5}, {}, "backbone.stochastic_depth is None here, and .* was trained with 0.5"),
-        ({}, {"weights_source": "caffe"}, "backbone.weights_source is 'caffe' here, and .* with 'torchvision'"),
+        ({"norm_eps": 1e-3}, {}, "backbone.norm_eps is None here, and was 0.001"),
+        ({"stochastic_depth": 0.5}, {}, "backbone.stochastic_depth is None here, and was 0.5"),
+        ({}, {"weights_source": "caffe"}, "backbone.weights_source is 'caffe' here, and was 'torchvision'"),
     ],
 )
 def test_weights_of_a_run_with_options_that_no_name_shows_are_refused(
@@ -368,8 +368,9 @@ def test_a_cascade() -> None:
     "change", [{"head": "tail"}, {"class_agnostic": False}, {"context": True}], ids=["tail", "class boxes", "context"]
 )
 def test_what_a_cascade_can_not_be_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"box\.cascade moves one box per region"):
-        replace(PYRAMID.box, **{"cascade": (0.5, 0.6), **change})
+    cascade = replace(PYRAMID, architecture="cascade_rcnn")
+    with pytest.raises(ValueError, match="architecture cascade_rcnn moves one box per region"):
+        replace(cascade, box=replace(PYRAMID.box, **change))
 
 
 def test_dilated_c5_keeps_its_stride() -> None:
@@ -397,6 +398,6 @@ def test_a_tail_after_a_pyramid_is_refused() -> None:
 
 
 def test_methods_over_a_cascade_are_refused() -> None:
-    detector = build_rcnn(replace(PYRAMID, box=replace(PYRAMID.box, cascade=(0.5, 0.6))), 7)
+    detector = build_rcnn(replace(PYRAMID, architecture="cascade_rcnn"), 7)
     with pytest.raises(ValueError, match="a cascade has several"):
         build_tester(PostprocessConfig(refine=True), [detector])

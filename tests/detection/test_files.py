@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -78,6 +79,12 @@ def test_digest_sees_values_of_every_type_and_no_memory_format(dtype: torch.dtyp
 )
 def test_digest_tells_apart(one: Any, other: Any) -> None:
     assert digest(one) != digest(other)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0)])
+def test_digest_of_empty_arrays_of_numpy(shape: tuple[int, ...]) -> None:
+    empty = torch.from_numpy(np.zeros(shape, np.int64))
+    assert digest(empty) == digest(torch.zeros(shape, dtype=torch.int64))
 
 
 def test_digest_takes_mappings_in_any_order_and_tuples_as_lists() -> None:

@@ -32,7 +32,7 @@ from detection.config.detection import (
     RPNConfig,
 )
 from detection.config.load import dump_config
-from detection.config.sections import BackboneConfig, DataConfig, SolverConfig
+from detection.config.sections import SolverConfig
 from detection.data.digits import write_digits
 from detection.engine.checkpoint import read_checkpoint
 from detection.tasks.test import proposal_recall, run_test
@@ -115,8 +115,10 @@ def make_classifier(folder: Path) -> ClassificationConfig:
     card = folder / "card.yaml"
     card.write_text(yaml.safe_dump({"format": "image_folder", "root": str(folder), "splits": splits}))
     return ClassificationConfig(
-        backbone=BackboneConfig(name="cifar_resnet20", norm="gn"),
-        data=DataConfig(train=(f"{card}:train",), test=(f"{card}:test",), shorter_side=32, longer_side=32, workers=0),
+        backbone=DetectorBackboneConfig(name="cifar_resnet20", norm="gn"),
+        data=DetectorDataConfig(
+            train=(f"{card}:train",), test=(f"{card}:test",), shorter_side=32, longer_side=32, workers=0
+        ),
         solver=ClassifierSolverConfig(iterations=STEPS, images_per_step=8, log_every=1),
         classification=ClassifierConfig(crop=32, shorter_side=32, label_smoothing=0.1),
         device="cpu",
@@ -177,6 +179,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     (folder / "jobs").mkdir()
     for name, job in make_jobs(config).items():
         (folder / "jobs" / f"{name}.yaml").write_text(dump_config(job))
+    (folder / "rounds.yaml").write_text(dump_config(untested(config)))
+    (folder / "unreadable.yaml").write_text(dump_config(with_solver(untested(config), checkpoint_every=0)))
     classifier = make_classifier(folder / "pictures")
     run_pretraining(classifier, folder / "one_classifier")
     (folder / "classifier.yaml").write_text(dump_config(classifier))
@@ -241,6 +245,11 @@ class TestExchange:
         assert "1000 ms" in waiting
         assert late.startswith("RankError: rank 1 of 2 waited in vain for the others, taking step 7: ")
 
+    def test_so_is_one_that_does_not_come_to_the_flag(self, both: Both) -> None:
+        waiting, late = (outcome["late to the flag"] for outcome in both.outcomes)
+        assert waiting.startswith("RankError: rank 0 of 2 waited in vain for the others, taking step 8: ")
+        assert late.startswith("RankError: rank 1 of 2 waited in vain for the others, taking step 8: ")
+
     def test_so_is_who_waits_inside_a_step(self, both: Both) -> None:
         waiting, late = (outcome["late in a step"] for outcome in both.outcomes)
         assert waiting.startswith("RankError: rank 0 of 2 waited in vain for the others, training: ")
@@ -297,6 +306,26 @@ class TestTraining:
         assert first["images"] == 5
         assert both.printed.count("step 4 of 4") == 1
 
+    def test_a_step_takes_one_exchange_and_no_barrier(self, both: Both) -> None:
+        # Four more steps; the gradients are DistributedDataParallel's own business.
+        nothing = {"monitored_barrier": 0, "all_gather_object": 0, "gather_object": 0, "broadcast": 0}
+        assert [outcome["rounds"] for outcome in both.outcomes] == [{"all_reduce": 4, **nothing}] * 2
+
+    def test_an_unreadable_image_of_one_process_costs_no_step(self, both: Both) -> None:
+        main, other = (outcome["unreadable"] for outcome in both.outcomes)
+        assert other.startswith("ImageError: image ")
+        assert main == f"RankError: rank 1 of 2 failed, reading a batch: {other}"
+        assert read_checkpoint(both.folder / "unreadable").iteration == 2
+        assert both.printed.count("stopped; saved ") == 1
+        run_training(with_solver(untested(both.config), accumulate=2), both.folder / "unreadable", resume=True)
+        assert_same_weights(both.folder / "unreadable", both.folder / "one_of_parts")
+
+    def test_an_unreadable_image_in_the_first_step_ends_all(self, both: Both) -> None:
+        main, other = (outcome["unreadable_first"] for outcome in both.outcomes)
+        assert other.startswith("ImageError: image ")
+        assert main == f"RankError: rank 1 of 2 failed, reading a batch: {other}"
+        assert not (both.folder / "unreadable_first" / "checkpoints").exists()
+
     def test_a_classifier_is_that_of_one_process(self, both: Both) -> None:
         found, expected = (losses(both.folder / name, ["classification"]) for name in ("classifier", "one_classifier"))
         assert len(found) == STEPS
@@ -308,15 +337,16 @@ class TestTraining:
         assert result["images"] == 7
 
     def test_only_the_main_process_prints(self, both: Both) -> None:
-        assert both.printed.count("4 images a step on 2 processes: 2 each; learning rate as configured for 4") == 12
+        assert both.printed.count("4 images a step on 2 processes: 2 each; learning rate as configured for 4") == 16
         lines = [line for line in both.printed.splitlines() if line.startswith(f"1/{STEPS} ")]
-        assert len(lines) == 3  # of "two", "masks" and the classifier
+        assert len(lines) == 4  # of "two", "masks", "unreadable" and the classifier
 
 
 def with_workers(both: Both) -> Path:
     """The config of "two", whose images now come from a worker of each process: they are the same."""
     file = both.folder / "with_workers.yaml"
-    file.write_text(dump_config(replace(both.config, data=replace(both.config.data, workers=1))))
+    config = with_solver(both.config, checkpoint_every=1)
+    file.write_text(dump_config(replace(config, data=replace(config.data, workers=1))))
     return file
 
 
@@ -333,7 +363,7 @@ def test_a_killed_process_costs_no_more_than_the_steps_since_the_checkpoint(both
     run = both.folder / f"killed{victim}"
     printed = launch(HERE / "faulty_once.py", str(with_workers(both)), str(run), str(victim), restarts=1)
     assert printed.count("came to the end") == 2
-    assert f"iteration 2 of {STEPS}" in printed  # where the second attempt began
+    assert f"iteration 1 of {STEPS}" in printed  # where the second attempt began
     assert_equals_two(both, run)
 
 
@@ -343,8 +373,8 @@ def test_a_signal_to_torchrun_ends_all_processes_with_their_work_saved(both: Bot
     run = both.folder / signal
     command = [HERE / "faulty_once.py", str(with_workers(both)), str(run)]
     printed = launch(*command, "torchrun", signal, restarts=3, ends=1)
-    assert printed.count(f"StoppedError: {signal} ended the run after iteration 2 of {STEPS}") == 2
-    assert read_checkpoint(run).iteration == 2
+    assert printed.count(f"StoppedError: {signal} ended the run after iteration 1 of {STEPS}") == 2
+    assert read_checkpoint(run).iteration == 1
     launch(*command, "none")
     assert_equals_two(both, run)
 

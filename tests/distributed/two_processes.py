@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import distributed as torch_distributed
@@ -24,6 +27,8 @@ from detection.classification.config import ClassificationConfig
 from detection.classification.task import run_pretraining
 from detection.config.detection import AlternatingConfig, DetectionConfig
 from detection.config.load import load_config
+from detection.data.dataset import DetectionDataset
+from detection.data.images import ImageError
 from detection.engine import distributed
 from detection.engine.checkpoint import read_checkpoint
 from detection.tasks.alternating import run_alternating
@@ -76,6 +81,53 @@ def wait_inside_a_step() -> None:
         loss.backward()
 
 
+def wait_for_the_flag() -> None:
+    """Rank 1 comes later than rank 0 waits; the flags of the run are then unusable."""
+    joined = distributed._joined[0]
+    group = torch_distributed.new_group(backend="gloo", timeout=timedelta(seconds=2))
+    with patch.object(distributed, "_joined", [replace(joined, flags=group)]):
+        time.sleep(4 * distributed.rank())
+        distributed.any_rank(False, doing="taking step 8")
+
+
+def broken_on_rank_1(batch: int) -> Callable[..., Any]:
+    """DetectionDataset's samples, but in rank 1 none of the images of ``batch`` and later can be read."""
+    read = DetectionDataset.__getitem__
+
+    def get(dataset: DetectionDataset, key: tuple[int, int]) -> Any:
+        if distributed.rank() == 1 and key[0] // 4 >= batch:
+            raise ImageError(f"image {dataset.index.paths[key[1]]} can't be read")
+        return read(dataset, key)
+
+    return get
+
+
+def count_rounds(config: DetectionConfig, output: Path) -> dict[str, int]:
+    """Calls of torch's exchanges of values, and barriers, in the trainings of three and of seven steps, by difference.
+
+    Those of a report, a checkpoint, the start and the end are the same in both.
+    """
+    names = ("all_reduce", "monitored_barrier", "all_gather_object", "gather_object", "broadcast")
+    counts: list[Counter[str]] = []
+    for steps in (3, 7):
+        counts.append(Counter())
+        with ExitStack() as stack:
+            for name in names:
+                wrapped = counted(getattr(torch_distributed, name), name, counts[-1])
+                stack.enter_context(patch.object(torch_distributed, name, wrapped))
+            solver = replace(config.solver, iterations=steps, log_every=100, checkpoint_every=0)
+            run_training(replace(config, solver=solver), output / str(steps))
+    return {name: counts[1][name] - counts[0][name] for name in names}
+
+
+def counted(function: Callable[..., Any], name: str, counts: Counter[str]) -> Callable[..., Any]:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        counts[name] += 1
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
 def evaluations(folder: Path) -> dict[str, Any]:
     """Results on shares that are uneven (3 images) and empty (1 image), of the run FOLDER/one."""
     config, checkpoint = load_config(DetectionConfig, folder / "one" / "config.yaml"), read_checkpoint(folder / "one")
@@ -116,7 +168,16 @@ def main() -> None:
         )
     classifier = load_config(ClassificationConfig, folder / "classifier.yaml")
     outcomes["classifier"] = attempt(lambda: run_pretraining(classifier, folder / "classifier"))
+    outcomes["rounds"] = attempt(
+        lambda: count_rounds(load_config(DetectionConfig, folder / "rounds.yaml"), folder / "rounds")
+    )
+    unreadable = load_config(DetectionConfig, folder / "unreadable.yaml")
+    for name in ("unreadable", "unreadable_first"):
+        breaks = {"unreadable": 2, "unreadable_first": 0}[name]
+        with patch.object(DetectionDataset, "__getitem__", broken_on_rank_1(breaks)):
+            outcomes[name] = attempt(lambda name=name: run_training(unreadable, folder / name))
     outcomes["late in a step"] = attempt(wait_inside_a_step)
+    outcomes["late to the flag"] = attempt(wait_for_the_flag)
     outcomes["late"] = attempt(wait_for_a_late_one)  # the last: then they have lost each other
     (folder / f"outcomes.{distributed.rank()}.json").write_text(json.dumps(outcomes))
 

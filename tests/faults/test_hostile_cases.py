@@ -9,7 +9,7 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,9 @@ def voc_problems(root: Path, entry: dict[str, Any] = VOC_ENTRY) -> list[str]:
     return shown(read_voc(root, entry, CLASSES, drop=True, exif="apply")[1])
 
 
-def coco_problems(file: Path, *, masks: bool = False) -> list[str]:
+def coco_problems(file: Path, *, fields: Collection[str] = ()) -> list[str]:
     entry = {"annotations": "train.json", "images": "train"}
-    return shown(read_coco(file.parent, entry, CLASSES, drop=True, exif="apply", masks=masks)[1])
+    return shown(read_coco(file.parent, entry, CLASSES, drop=True, exif="apply", fields=fields)[1])
 
 
 def shown(problems: list[Problem]) -> list[str]:
@@ -270,7 +270,7 @@ def test_masks_that_are_no_masks(segmentation: object, message: str) -> None:
 
 def test_a_mask_that_is_none_costs_the_mask_and_not_the_box(make_coco: MakeCOCO) -> None:
     file = make_coco({7: "a.jpg"}, [{**BOX, "segmentation": [[1, 1, 5, 5]]}])
-    (problem,) = coco_problems(file, masks=True)
+    (problem,) = coco_problems(file, fields=("masks",))
     assert problem.startswith("dropped: mask that is missing or can't be used; the object's box is kept: annotation 1")
 
 

@@ -290,7 +290,7 @@ def coco_subject(make_coco: MakeCOCO) -> Subject:
     entry = {"annotations": "train.json", "images": "train"}
 
     def read() -> Sequence[object]:
-        return read_coco(file.parent, entry, ("cat", "dog"), drop=True, exif="apply", masks=True)[1]
+        return read_coco(file.parent, entry, ("cat", "dog"), drop=True, exif="apply", fields=("masks",))[1]
 
     return Subject(file, read, mutate_json)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -41,11 +41,11 @@ def read_coco(
     *,
     drop: bool,
     exif: Literal["apply", "ignore"],
-    masks: bool = False,
+    fields: Collection[str] = (),
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
 
-    With ``masks``, segmentations are read too: polygons, and RLE of crowds.
+    With "masks" among ``fields``, segmentations are read too: polygons, and RLE of crowds.
 
     Raises:
         ValueError: ``entry`` is no description of a COCO split.
@@ -59,7 +59,7 @@ def read_coco(
     ids = {label: category for category, label in labels.items() if isinstance(label, int)}
     index, found = build_index(
         images,
-        objects if masks else replace(objects, segmentations=[]),
+        objects if "masks" in fields else replace(objects, fields={}),
         class_names=classes,
         category_ids=tuple(ids.get(label, -1) for label in range(len(classes))),
         files=[str(file)] * len(images.ids),
@@ -176,7 +176,7 @@ def _read_objects(
             objects.ignore.append(ignore)
             objects.areas.append(area)
             objects.names.append(where)
-            objects.segmentations.append(record.get("segmentation"))
+            objects.fields["masks"].append(record.get("segmentation"))
         seen.add(number)
     return objects
 

@@ -7,7 +7,7 @@ Source: the PASCAL VOC development kit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -56,12 +56,12 @@ def read_voc(
     drop: bool,
     exif: Literal["apply", "ignore"],
     names: Mapping[str, str] | None = None,
-    masks: bool = False,
+    fields: Collection[str] = (),
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
 
-    ``names`` are classes that the files call otherwise: {name in the files: class}.  With ``masks``, the split's
-    ``instances`` are read too.
+    ``names`` are classes that the files call otherwise: {name in the files: class}.  With "masks" among ``fields``,
+    the split's ``instances`` are read too.
 
     Raises:
         ValueError: ``entry`` is no description of a VOC split.
@@ -85,9 +85,10 @@ def read_voc(
             images.sizes.append(size)
             files.append(str(file))
             _read_objects(root, file, len(images.ids) - 1, labels, split.first_pixel, objects, problems)
-            if masks and split.instances:
-                new = objects.boxes[len(objects.segmentations) :]
-                objects.segmentations += read_instances(folder / split.instances / f"{name}.png", new, size, problems)
+            if "masks" in fields and split.instances:
+                masks = objects.fields["masks"]
+                new = objects.boxes[len(masks) :]
+                masks += read_instances(folder / split.instances / f"{name}.png", new, size, problems)
     index, found = build_index(
         images,
         objects,

@@ -15,20 +15,14 @@ OLD = Path(__file__).parents[2] / "old_runs" / "format1"
 WRITTEN = "alternating: {}\nlocalization: {}\nclassification: {}\n"  # which sections tell a written config of format 1
 
 
-@pytest.mark.parametrize(
-    ("text", "architecture"),
-    [
-        ("{mask: {enabled: false}, box: {cascade: []}}", "faster_rcnn"),
-        ("{mask: {enabled: true, channels: 8}, box: {}}", "mask_rcnn"),
-        ("{box: {cascade: [0.4, 0.6], head: fc, class_agnostic: true}}", "cascade_rcnn"),
-        ("{mask: {enabled: true}, box: {cascade: [0.4, 0.6], head: fc, class_agnostic: true}}", "cascade_mask_rcnn"),
-    ],
-)
-def test_masks_and_cascades_name_an_architecture(text: str, architecture: str) -> None:
-    sections = text.strip("{}").replace("}, box", "}\nbox")
-    config = parse_config(DetectionConfig, f"{WRITTEN}{sections}\n")
-    assert config.architecture == architecture
-    assert config.cascade.ious == ((0.4, 0.6) if "cascade" in architecture else (0.5, 0.6, 0.7))
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("ious", [[], [0.4, 0.6]])
+def test_masks_and_cascades_name_an_architecture(masks: bool, ious: list[float]) -> None:
+    box = f"{{cascade: {ious}, head: fc, class_agnostic: true}}"
+    config = parse_config(DetectionConfig, f"{WRITTEN}mask: {{enabled: {str(masks).lower()}}}\nbox: {box}\n")
+    names = {(False, False): "faster_rcnn", (True, False): "mask_rcnn", (False, True): "cascade_rcnn"}
+    assert config.architecture == names.get((masks, bool(ious)), "cascade_mask_rcnn")
+    assert config.cascade.ious == (tuple(ious) or (0.5, 0.6, 0.7))
 
 
 def test_the_wiring_of_the_4_step_recipe_goes() -> None:

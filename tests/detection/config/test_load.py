@@ -140,7 +140,7 @@ def test_an_empty_text_gives_the_defaults() -> None:
     [
         ("solver.base_rl=1", "'solver.base_rl'; did you mean 'solver.base_lr'?"),
         ("slover.base_lr=1", "'slover'; did you mean 'solver'?"),
-        ("solver.zzz=1", "known keys: base_lr, iterations, clip_norm, steps"),
+        ("solver.zzzzzzzzzzz=1", "known keys: base_lr, iterations, clip_norm, steps"),
         ("net.norm=xx", "'net.norm' takes one of 'bn', 'frozen_bn' or 'gn', got 'xx'"),
         ("net.stages=c5", "'net.stages' takes a list, such as [a, b], got 'c5'"),
         ("net.stages=[c4, 1]", "'net.stages[1]' takes a text, got 1"),

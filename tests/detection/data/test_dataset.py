@@ -12,9 +12,11 @@ import torch
 from PIL import ExifTags, Image
 
 from detection.data.dataset import DetectionDataset, Sample, collate
-from detection.data.images import read_image
+from detection.data.images import ImageError, read_image
 from detection.data.index import AnnotationIndex, PackedStrings
+from detection.data.loader import make_loader
 from detection.data.proposals import StoredProposals
+from detection.data.samplers import TestBatches
 from detection.data.transforms import Augment, Resize
 from detection.masks import encode
 from detection.structures import Target
@@ -130,6 +132,19 @@ def test_a_batch_moves_as_a_whole() -> None:
     assert moved.rows == (5,)
 
 
+def test_an_augmentation_that_fails_names_the_image(index: AnnotationIndex) -> None:
+    crop = Augment([{"RandomCrop": {"height": 61, "width": 50, "p": 1}}])
+    with pytest.raises(ImageError, match=r"^image .*a\.png: data\.augment, step 1, .*RandomCrop"):
+        DetectionDataset(index, resize=AS_STORED, augment=crop)[(0, 0)]
+
+
+def test_a_failed_augmentation_is_one_line_from_a_worker_too(index: AnnotationIndex) -> None:
+    crop = Augment([{"RandomCrop": {"height": 61, "width": 50, "p": 1}}])
+    dataset = DetectionDataset(index, resize=AS_STORED, augment=crop)
+    with pytest.raises(ImageError, match=r"^image [^\n]*b\.png: data\.augment[^\n]*$"):
+        next(iter(make_loader(dataset, TestBatches([1], batch_size=1), workers=1, pin=False)))
+
+
 # masks
 
 
@@ -138,28 +153,31 @@ def masked(index: AnnotationIndex) -> tuple[AnnotationIndex, torch.Tensor]:
     masks = torch.zeros(2, 60, 80, dtype=torch.bool)
     masks[0, 20:40, 20:30] = True
     masks[1, :, 40:] = True
-    return replace(index, masks=PackedStrings.pack([encode(mask.numpy())["counts"].decode() for mask in masks])), masks
+    packed = PackedStrings.pack([encode(mask.numpy())["counts"] for mask in masks])
+    return replace(index, fields={"masks": packed}), masks
 
 
 def test_masks_come_on_request_and_follow_the_pixels(index: AnnotationIndex) -> None:
     with_masks, masks = masked(index)
     assert DetectionDataset(with_masks, resize=AS_STORED)[(0, 0)].target.masks is None
     flip = Augment([{"HorizontalFlip": {"p": 1}}])
-    got = DetectionDataset(with_masks, resize=Resize(120, 1000), augment=flip, masks=True)[(0, 0)].target.masks
+    got = DetectionDataset(with_masks, resize=Resize(120, 1000), augment=flip, fields=("masks",))[(0, 0)].target.masks
     assert got is not None
     expected = masks.flip(2).repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
     assert torch.equal(got, expected)
-    nothing = DetectionDataset(with_masks, resize=Resize(120, 1000), augment=flip, masks=True)[(0, 1)].target.masks
+    nothing = DetectionDataset(with_masks, resize=Resize(120, 1000), augment=flip, fields=("masks",))[
+        (0, 1)
+    ].target.masks
     assert nothing is not None
     assert nothing.shape == (0, 120, 160)
 
 
 def test_masks_that_are_missing_or_go_with_proposals_are_refused(index: AnnotationIndex) -> None:
     with pytest.raises(ValueError, match="no masks, or they were not read"):
-        DetectionDataset(index, resize=AS_STORED, masks=True)
+        DetectionDataset(index, resize=AS_STORED, fields=("masks",))
     proposals = StoredProposals(ends=torch.tensor([0, 0]), boxes=torch.zeros(0, 4), scores=torch.zeros(0))
     with pytest.raises(ValueError, match=r"masks .* proposals from a file; leave data\.proposals empty"):
-        DetectionDataset(masked(index)[0], resize=AS_STORED, masks=True, proposals=proposals)
+        DetectionDataset(masked(index)[0], resize=AS_STORED, fields=("masks",), proposals=proposals)
 
 
 # pasted objects
@@ -167,7 +185,7 @@ def test_masks_that_are_missing_or_go_with_proposals_are_refused(index: Annotati
 
 def pasting(index: AnnotationIndex, probability: float = 1.0, *, seed: int = 0) -> DetectionDataset:
     flip = Augment([{"HorizontalFlip": {"p": 0.5}}])
-    return DetectionDataset(index, resize=AS_STORED, augment=flip, seed=seed, masks=True, copy_paste=probability)
+    return DetectionDataset(index, resize=AS_STORED, augment=flip, seed=seed, fields=("masks",), copy_paste=probability)
 
 
 def test_objects_of_another_image_are_pasted_but_not_the_ignored(index: AnnotationIndex) -> None:
@@ -215,7 +233,7 @@ def test_one_to_all_objects_are_pasted(make_index: MakeIndex, index: AnnotationI
     for mask, (x1, y1, x2, y2) in zip(stack, boxes, strict=True):
         mask[y1:y2, x1:x2] = True
     packed = PackedStrings.pack([encode(mask.numpy())["counts"].decode() for mask in stack])
-    dataset = pasting(replace(three, masks=packed))
+    dataset = pasting(replace(three, fields={"masks": packed}))
     counts = [len(dataset[(position, 1)].target) for position in range(60)]
     assert all(8 <= counts.count(number) <= 32 for number in (1, 2, 3))  # 20 each expected, deviation 3.7
 
@@ -223,7 +241,7 @@ def test_one_to_all_objects_are_pasted(make_index: MakeIndex, index: AnnotationI
 def test_objects_without_a_mask_are_not_pasted(index: AnnotationIndex) -> None:
     with_masks, masks = masked(index)
     unknown = PackedStrings.pack([encode(np.zeros((60, 80), np.uint8))["counts"].decode()] * len(masks))
-    assert len(pasting(replace(with_masks, masks=unknown))[(0, 1)].target) == 0
+    assert len(pasting(replace(with_masks, fields={"masks": unknown}))[(0, 1)].target) == 0
 
 
 def index_paths(index: AnnotationIndex) -> list[str]:

@@ -236,12 +236,12 @@ def test_the_cards_fit_the_files(folder: Path) -> None:
 def test_the_readers_find_the_same_masks_in_both_layouts(folder: Path, split: str) -> None:
     coco_entry = {"annotations": f"annotations/instances_{split}.json", "images": split}
     voc_entry = {"list": f"ImageSets/Main/{split}.txt", "instances": "SegmentationObject"}
-    coco, problems = read_coco_index(folder / "coco", coco_entry, CLASSES, drop=False, exif="apply", masks=True)
-    voc, more = read_voc(folder / "voc", voc_entry, CLASSES, drop=False, exif="apply", masks=True)
+    coco, problems = read_coco_index(folder / "coco", coco_entry, CLASSES, drop=False, exif="apply", fields=("masks",))
+    voc, more = read_voc(folder / "voc", voc_entry, CLASSES, drop=False, exif="apply", fields=("masks",))
     assert problems == more == []
     assert len(coco) == COUNTS[split]
     for row in range(len(coco)):
-        assert coco.rles(row) == voc.rles(row)
-        masks = coco.target(row, masks=True).masks
+        assert coco.stored("masks", row) == voc.stored("masks", row)
+        masks = coco.target(row, fields=("masks",)).masks
         assert masks is not None
         assert masks.any(dim=(1, 2)).all()

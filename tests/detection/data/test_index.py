@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detection.data.index import AnnotationIndex, PackedStrings
+from detection.data.index import AnnotationIndex, PackedStrings, index_digest
 from detection.masks import encode
 
 MakeIndex = Callable[..., AnnotationIndex]
@@ -91,6 +91,7 @@ def test_wanted_objects_of_images_without_objects(make_index: MakeIndex) -> None
 
 @pytest.mark.parametrize("dumps", [pickle.dumps, ForkingPickler.dumps])
 def test_a_pickled_index_has_equal_rows(index: AnnotationIndex, dumps: Callable[[object], bytes]) -> None:
+    index = with_masks(index, *(torch.arange(80).reshape(8, 10) == number for number in range(6)))
     again: AnnotationIndex = pickle.loads(dumps(index))
     assert (again.class_names, again.category_ids) == (index.class_names, index.category_ids)
     for field in fields(index):
@@ -98,6 +99,7 @@ def test_a_pickled_index_has_equal_rows(index: AnnotationIndex, dumps: Callable[
         if isinstance(value, Tensor):
             assert torch.equal(getattr(again, field.name), value)
     assert [again.paths[row] for row in range(len(again))] == [index.paths[row] for row in range(len(index))]
+    assert again.stored("masks", 3) == index.stored("masks", 3)
     assert torch.equal(again.target(3).boxes, index.target(3).boxes)
 
 
@@ -154,11 +156,11 @@ def test_no_parts_are_refused() -> None:
 
 
 def with_masks(index: AnnotationIndex, *masks: Tensor) -> AnnotationIndex:
-    return replace(index, masks=PackedStrings.pack([encode(mask.numpy())["counts"].decode() for mask in masks]))
+    return replace(index, fields={"masks": PackedStrings.pack([encode(mask.numpy())["counts"] for mask in masks])})
 
 
 def masks_of(index: AnnotationIndex, row: int) -> Tensor:
-    masks = index.target(row, masks=True).masks
+    masks = index.target(row, fields=("masks",)).masks
     assert masks is not None
     return masks
 
@@ -171,12 +173,12 @@ def test_masks_are_decoded_on_request_only(make_index: MakeIndex) -> None:
     for row, masks in enumerate(expected):
         assert index.target(row).masks is None
         assert torch.equal(masks_of(index, row), masks)
-        assert [rle["size"] for rle in index.rles(row)] == [[*masks.shape[1:]]] * len(masks)
+        assert [rle["size"] for rle in index.stored("masks", row) or ()] == [[*masks.shape[1:]]] * len(masks)
 
 
 def test_masks_that_were_not_read_are_refused(index: AnnotationIndex) -> None:
     with pytest.raises(ValueError, match=r"no masks, or they were not read; .*`instances: SegmentationObject`"):
-        index.target(0, masks=True)
+        index.target(0, fields=("masks",))
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -189,7 +191,7 @@ def test_objects_of_a_part_without_masks_get_empty_ones(make_index: MakeIndex, f
     assert torch.equal(masks_of(joined, 1 + shift), mask[None])
     assert torch.equal(masks_of(joined, 2 - shift), torch.zeros(2, 5, 5).bool())
     assert torch.equal(masks_of(joined, 3 - shift), torch.zeros(1, 7, 9).bool())
-    assert AnnotationIndex.concatenate([plain, plain]).masks is None
+    assert not AnnotationIndex.concatenate([plain, plain]).fields
 
 
 def test_packed_strings_are_joined_in_order() -> None:
@@ -206,6 +208,35 @@ def test_the_first_images_keep_their_objects(index: AnnotationIndex, count: int)
     assert len(first.boxes) == [0, 2, 2, 3, 6, 6][min(count, 5)]
     for row in range(len(first)):
         assert first.paths[row] == masked.paths[row]
-        assert first.rles(row) == masked.rles(row)
+        assert first.stored("masks", row) == masked.stored("masks", row)
         assert torch.equal(first.target(row).boxes, masked.target(row).boxes)
     assert first.num_wanted().tolist() == masked.num_wanted().tolist()[:count]
+
+
+# digest
+
+
+def test_the_digest_sees_every_annotation_and_not_where_the_files_lie(make_index: MakeIndex) -> None:
+    objects = [[(BOX, 0, False), (OTHER, 1, False)], []]
+    plain = make_index(objects, paths=["/a/0.jpg", "/a/1.jpg"])
+    moved = make_index(objects, paths=["/b/c/0.jpg", "1.jpg"], ids=[70, 4])
+    assert index_digest(moved) == index_digest(plain)
+    mask = torch.zeros(60, 80, dtype=torch.bool)
+    others = [
+        replace(plain, boxes=plain.boxes + 1),
+        replace(plain, labels=plain.labels.flip(0)),
+        replace(plain, ignore=~plain.ignore),
+        replace(plain, class_names=("dog", "cat")),
+        replace(plain, sizes=plain.sizes + 1),
+        replace(plain, paths=PackedStrings.pack(["/a/0.jpg", "/a/2.jpg"])),
+        make_index([[], objects[0]], paths=["/a/0.jpg", "/a/1.jpg"]),
+        plain.first(1),
+        with_masks(plain, mask, mask),
+        with_masks(plain, mask, ~mask),
+    ]
+    assert len({index_digest(each) for each in [plain, *others]}) == len(others) + 1
+
+
+def test_names_that_only_join_alike_differ(make_index: MakeIndex) -> None:
+    first, second = (make_index([[], []], paths=paths) for paths in (["ab.jpg", "c.jpg"], ["a", "b.jpgc.jpg"]))
+    assert index_digest(first) != index_digest(second)

@@ -137,7 +137,7 @@ def test_objects_are_pasted_whatever_the_number_of_workers(
     for row, mask in enumerate(stack):
         mask[10:30, 10 * row : 10 * row + 10] = 1
     packed = PackedStrings.pack([encode(mask.numpy())["counts"].decode() for mask in stack])
-    masked, config = replace(plain, masks=packed), replace(CONFIG, augment=(), copy_paste=1.0)
+    masked, config = replace(plain, fields={"masks": packed}), replace(CONFIG, augment=(), copy_paste=1.0)
     batches = train_batches(masked, config, 6)
     assert all(len(target) == 2 for batch in batches for target in batch.targets)
     assert_equal(train_batches(masked, replace(config, workers=1), 6), batches)

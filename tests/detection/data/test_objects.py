@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +17,13 @@ Box = tuple[float, float, float, float]
 
 
 def build(
-    *objects: tuple[int, Box], drop: bool = True, num_images: int = 2, exif: Literal["apply", "ignore"] = "apply"
+    *objects: tuple[int, Box],
+    drop: bool = True,
+    num_images: int = 2,
+    exif: Literal["apply", "ignore"] = "apply",
+    areas: Sequence[float] | None = None,
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """Images of 60x80; object n has label n % 2, area n and is ignored where n is 2."""
+    """Images of 60x80; object n has label n % 2, area n unless ``areas`` are given, and is ignored where n is 2."""
     numbers = range(len(objects))
     images = ImageRows(
         [f"{row}.jpg" for row in range(num_images)], list(range(10, 10 + num_images)), [(60, 80)] * num_images
@@ -28,7 +33,7 @@ def build(
         [box for _, box in objects],
         [number % 2 for number in numbers],
         [number == 2 for number in numbers],
-        [float(number) for number in numbers],
+        list(areas or map(float, numbers)),
         [f"object {number}" for number in numbers],
     )
     return build_index(
@@ -126,6 +131,15 @@ def test_rounding_at_the_border_is_cut_without_a_word() -> None:
     index, problems = build((0, (-0.5, -1, 81, 60.9)), drop=False)
     assert index.boxes.tolist() == [[0, 0, 80, 60]]
     assert problems == []
+
+
+@pytest.mark.parametrize("area", [1e39, 4801.0])
+def test_an_area_larger_than_the_image_is_that_of_the_box_and_named(area: float) -> None:
+    index, problems = build((0, (1, 1, 5, 6)), (0, (2, 2, 5, 5)), areas=(area, 4800.0), drop=False)
+    assert index.areas.tolist() == [20, 4800]
+    (problem,) = problems
+    assert (problem.severity, problem.kind) == ("note", "area larger than the image; that of the box is taken")
+    assert problem.detail == f"object 0, area {area}, image 80x60"
 
 
 def test_files_of_a_folder(tmp_path: Path) -> None:

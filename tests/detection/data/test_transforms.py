@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from detection.data.transforms import PADDING, Augment, Jitter, RandomResize, Resize, paste
+from detection.data.transforms import PADDING, Augment, Jitter, RandomResize, Resize
 from detection.structures import Target
 
 Pixels = NDArray[np.uint8]
@@ -217,75 +217,29 @@ def test_jitter_without_objects(masks: bool) -> None:
     assert masks == (moved.masks is not None and moved.masks.shape == (0, 50, 50))
 
 
-# pasted objects
+# steps that can't be applied
 
 
-def test_pasting_by_hand() -> None:
-    image, target = scene((0, 0, 20, 20), (40, 0, 60, 20), (80, 0, 100, 20))
-    other, objects = scene((10, 0, 30, 20), (40, 0, 60, 20))
-    for array in (image, other):
-        array.setflags(write=False)
-    pasted, moved = paste(image, target, other + 1, objects)
-    # The first is covered from x = 10 on, the second wholly, the third not; then come the new ones.
-    assert moved.boxes.tolist() == [[0, 0, 10, 20], [80, 0, 100, 20], [10, 0, 30, 20], [40, 0, 60, 20]]
-    assert moved.labels.tolist() == [0, 2, 0, 1]
-    assert moved.ignore.tolist() == [False, False, False, True]
-    assert moved.masks is not None
-    assert [box_of(mask.numpy()) for mask in moved.masks] == moved.boxes.tolist()
-    assert not (moved.masks[0] & moved.masks[2]).any()
-    expected = image.copy()
-    expected[0:20, 10:30], expected[0:20, 40:60] = other[0:20, 10:30] + 1, other[0:20, 40:60] + 1
-    np.testing.assert_array_equal(pasted, expected)
+CROP = {"RandomCrop": {"height": 100, "width": 50, "p": 1}}
 
 
-def test_only_the_pixels_of_the_mask_are_pasted() -> None:
-    image, target = scene()
-    other, objects = scene((10, 10, 30, 30))
-    assert objects.masks is not None
-    objects.masks[0, 20:] = False
-    pasted, moved = paste(image, target, other, objects)
-    assert box_of(pasted[..., 1]) == [10, 10, 30, 20]
-    assert moved.boxes.tolist() == [[10, 10, 30, 30]]  # its own, as annotated
+def test_a_crop_larger_than_the_image_names_step_sizes_and_repair() -> None:
+    steps = [MOVES["flip"], CROP]
+    expected = r"data\.augment, step 2, .*RandomCrop.* failed on an image of 120x90 pixels: .*put .PadIfNeeded: "
+    with pytest.raises(ValueError, match=expected + r".min_height: 100, min_width: 50"):
+        run(steps, *scene(MIDDLE), 0)
+    with pytest.raises(ValueError, match=expected):
+        Augment(steps).pixels(scene()[0], seed=(0,))
+    padded = [MOVES["flip"], {"PadIfNeeded": {"min_height": 100, "min_width": 50}}, CROP]
+    assert run(padded, *scene(MIDDLE), 0)[0].shape == (100, 50, 3)  # the repair works
 
 
-def test_objects_of_a_larger_image_are_cut_at_the_border() -> None:
-    image, target = scene(MIDDLE, size=(90, 120))
-    other, objects = scene((100, 70, 130, 110), (125, 0, 140, 20), (0, 0, 10, 10), size=(120, 150))
-    pasted, moved = paste(image, target, other, objects)
-    assert pasted.shape == (90, 120, 3)
-    assert moved.boxes.tolist() == [list(MIDDLE), [100, 70, 120, 90], [0, 0, 10, 10]]  # the second is outside
-    assert moved.masks is not None
-    assert moved.masks.shape == (3, 90, 120)
-
-
-def test_objects_of_a_smaller_image_fit() -> None:
-    pasted, moved = paste(*scene(MIDDLE, size=(90, 120)), *scene((5, 5, 20, 20), size=(40, 30)))
-    assert pasted.shape == (90, 120, 3)
-    assert moved.boxes.tolist() == [list(MIDDLE), [5, 5, 20, 20]]
-
-
-def test_an_object_with_an_unknown_mask_keeps_its_box() -> None:
-    image, target = scene((0, 0, 20, 20), (40, 0, 60, 20))
-    assert target.masks is not None
-    target.masks[0] = False
-    _, moved = paste(image, target, *scene((0, 0, 80, 30)))
-    assert moved.boxes.tolist() == [[0, 0, 20, 20], [0, 0, 80, 30]]
-    assert moved.masks is not None
-    assert not moved.masks[0].any()
-
-
-def test_pasting_onto_nothing_and_leaving_the_arguments() -> None:
-    image, target = scene(MIDDLE)
-    other, objects = scene((30, 30, 60, 60))
-    before = (image.copy(), target.boxes.clone(), None if target.masks is None else target.masks.clone())
-    paste(image, target, other, objects)
-    np.testing.assert_array_equal(image, before[0])
-    assert torch.equal(target.boxes, before[1])
-    assert target.masks is not None
-    assert before[2] is not None
-    assert torch.equal(target.masks, before[2])
-    _, moved = paste(*scene(), other, objects)
-    assert moved.boxes.tolist() == [[30, 30, 60, 60]]
+def test_a_step_that_needs_what_is_not_there_is_named() -> None:
+    step = {"RandomCropNearBBox": {"p": 1}}
+    with pytest.raises(
+        ValueError, match=r"step 1, .*NearBBox.*cropping_bbox.*; change the arguments of RandomCropNear"
+    ):
+        run([step], *scene(MIDDLE), 0)
 
 
 # moves

@@ -31,6 +31,8 @@ from detection.engine.checkpoint import (
 from detection.engine.ema import EMA
 from detection.engine.loop import TrainState
 from detection.files import digest
+from detection.model.class_rows import ClassRows
+from detection.model.mask_stage import MaskHead
 
 CONFIG = DetectionConfig(
     backbone=DetectorBackboneConfig(name="vgg11", freeze_at=2),
@@ -481,7 +483,7 @@ def test_changed_keys_have_both_values() -> None:
     )
     assert set(changed_keys(CONFIG, other)) == {
         "seed: 7 -> 8",
-        "solver.steps: (50000,) -> (1, 2)",
+        "solver.steps: [50000] -> [1, 2]",
         "data.jitter.size: None -> 1024",
         "data.jitter.low: None -> 0.1",
         "data.jitter.high: None -> 2.0",
@@ -518,6 +520,7 @@ class Predictor(nn.Module):
 
     def __init__(self, classes: int, features: int, side: int) -> None:
         super().__init__()
+        self.class_rows = {"classes": ClassRows(1, background=True), "deltas": ClassRows(4)}
         self.classes, self.deltas = nn.Linear(features, classes + 1), nn.Linear(features, 4 * classes)
         rows = 1000.0 * side + 10.0 * torch.arange(classes + 1)
         with torch.no_grad():
@@ -548,6 +551,7 @@ class TinyCascade(nn.Module):
         predictors = [Predictor(classes, 2, side) for _ in range(2)]
         for predictor in predictors:
             predictor.deltas = Predictor(1, 2, side).deltas
+            predictor.class_rows = {"classes": ClassRows(1, background=True)}
         self.box_stage = nn.Module()
         self.box_stage.stages = nn.ModuleList(nn.ModuleDict({"predictor": predictor}) for predictor in predictors)
 
@@ -593,9 +597,7 @@ class TestInitialWeights:
         here, there = TinyDetector(3), TinyDetector(3, side=2)
         for model, side in ((here, 1000.0), (there, 2000.0)):
             model.mask_stage = nn.Module()
-            model.mask_stage.head = nn.Module()
-            model.mask_stage.head.masks = nn.Conv2d(2, 3, 1)
-            nn.init.zeros_(model.mask_stage.head.masks.weight)
+            model.mask_stage.head = MaskHead(2, num_classes=3, convs=0, channels=2)
             model.get_parameter("mask_stage.head.masks.bias").data.copy_(side + torch.arange(3))
         checkpoint = Checkpoint(Path("coco.safetensors"), dict(there.state_dict()), CONFIG, THERE, 0)
         load_initial_weights(here, checkpoint, ("cat", "dog", "cow"), {})

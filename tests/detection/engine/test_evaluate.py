@@ -13,7 +13,8 @@ from torch import nn
 
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex, PackedStrings
-from detection.engine.evaluate import evaluate, metric, predict
+from detection.engine.evaluate import evaluate, predict
+from detection.evaluation.metrics import read_metric
 from detection.evaluation.record import Record
 from detection.masks import decode, empty_rle, encode
 from detection.model.faster_rcnn import FasterRCNN
@@ -92,31 +93,15 @@ def test_detector_runs_in_test_mode_without_gradients(precision: str, autocast: 
 
 def test_oracle_is_perfect() -> None:
     result = evaluate(run(Oracle(), 0, 1).records, INDEX.class_names, "area")
-    assert metric(result, "bbox.AP") == pytest.approx(1.0)
-    assert metric(result, "voc.mAP") == pytest.approx(1.0)
-    assert metric(result, "voc.per_class.cat") is None  # its only object is ignored
-    assert metric(result, "bbox.per_class.dog.AP50") == pytest.approx(1.0)
+    assert read_metric(result, "bbox.AP") == pytest.approx(1.0)
+    assert read_metric(result, "voc.mAP") == pytest.approx(1.0)
+    assert read_metric(result, "voc.per_class.cat") is None  # its only object is ignored
+    assert read_metric(result, "bbox.per_class.dog.AP50") == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("voc_metric", ["11point", "area", "imagenet"])
 def test_voc_metric_is_passed_on(voc_metric: Any) -> None:
     assert evaluate(run(Oracle(), 0).records, INDEX.class_names, voc_metric)["voc"]["metric"] == voc_metric
-
-
-RESULT = {"bbox": {"AP": 0.5, "AR": None, "per_class": {"cat": {"AP": 0.25}}}, "images": 3}
-
-
-@pytest.mark.parametrize(
-    ("key", "expected"), [("bbox.AP", 0.5), ("bbox.AR", None), ("bbox.per_class.cat.AP", 0.25), ("images", 3)]
-)
-def test_figures_are_named_with_dots(key: str, expected: float | None) -> None:
-    assert metric(RESULT, key) == expected
-
-
-@pytest.mark.parametrize("key", ["bbox.ap", "segm.AP", "bbox", "bbox.AP.x", "", "bbox.per_class"])
-def test_names_of_no_figure_are_refused(key: str) -> None:
-    with pytest.raises(ValueError, match=r"solver\.best_metric"):
-        metric(RESULT, key)
 
 
 # masks
@@ -134,7 +119,7 @@ def masked_index() -> AnnotationIndex:
     dog = np.zeros((100, 200), np.bool_)
     dog[10:50, 20:80] = True
     counts = [encode(dog)["counts"].decode(), empty_rle((100, 200))["counts"].decode()]
-    return replace(INDEX, masks=PackedStrings.pack(counts))
+    return replace(INDEX, fields={"masks": PackedStrings.pack(counts)})
 
 
 def predict_masks(index: AnnotationIndex) -> list[Record]:
@@ -148,17 +133,21 @@ def test_masks_are_pasted_at_the_size_of_the_stored_image() -> None:
     (mask,) = decode(first.masks, (100, 200))
     assert mask.nonzero().aminmax(dim=0).min.tolist() == pytest.approx([10, 20], abs=1)
     assert mask.nonzero().aminmax(dim=0).max.tolist() == pytest.approx([49, 79], abs=1)
-    assert first.gt_masks == masked_index().rles(0)
+    assert first.gt_masks == masked_index().stored("masks", 0)
     assert (second.masks, second.gt_masks) == ((), ())
 
 
 def test_mask_figures_are_there_where_objects_and_detections_have_masks() -> None:
     result = evaluate(predict_masks(masked_index()), INDEX.class_names, "area")
-    assert metric(result, "segm.AP50") == pytest.approx(1.0)
-    assert metric(result, "segm.per_class.cat.AP") is None
+    assert read_metric(result, "segm.AP50") == pytest.approx(1.0)
+    assert read_metric(result, "segm.per_class.cat.AP") is None
     without = [predict_masks(INDEX), run(Oracle(), 0, 1).records]
     assert all("segm" not in evaluate(records, INDEX.class_names, "area") for records in without)
     assert "segm" not in evaluate([], INDEX.class_names, "area")
-    assert metric(evaluate([], INDEX.class_names, "area", masks=True), "segm.AP50") is None
+    assert read_metric(evaluate([], INDEX.class_names, "area", masks=True), "segm.AP50") is None
+    nothing = replace(INDEX.first(0), paths=INDEX.paths, image_ids=INDEX.image_ids, sizes=INDEX.sizes)
+    nothing = replace(nothing, apply_exif=INDEX.apply_exif, ends=torch.zeros(2, dtype=torch.int64))
+    unannotated = evaluate(predict_masks(nothing), INDEX.class_names, "area")
+    assert (unannotated["segm"]["AP"], unannotated["bbox"]["AP"]) == (None, None)
     plain = predict(cast(FasterRCNN, Oracle()), make_batches(0), masked_index(), device=CPU).records[0]
     assert (plain.masks, plain.gt_masks) == (None, None)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from detection.config.detection import DetectionConfig
 from detection.engine.device import peak_memory_gib
-from detection.engine.log import RunLog
+from detection.engine.log import SINKS, LoggedRun, RunLog, require_packages
 
 CPU = torch.device("cpu")
 
@@ -19,8 +21,12 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def open_log(folder: Path, *sinks: str, start: int = 0, evaluated: bool = True) -> RunLog:
+    return RunLog(LoggedRun(folder, DetectionConfig(), 100, start=start, evaluated=evaluated), CPU, sinks)
+
+
 def write(folder: Path, *iterations: int, start: int = 0) -> None:
-    with RunLog(folder, iterations=100, device=CPU, start=start) as log:
+    with open_log(folder, "tensorboard", start=start) as log:
         for iteration in iterations:
             log.metrics(iteration, {"loss/total": 1 / 3, "learning_rate": 1e-5})
 
@@ -53,7 +59,7 @@ def test_evaluation_that_does_not_count_is_removed(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"iteration": 20, "bbox.AP": 0.5}\n')
     for evaluated, expected in ((True, [10, 20, 20]), (False, [10, 20])):
-        with RunLog(tmp_path, iterations=100, device=CPU, start=20, evaluated=evaluated):
+        with open_log(tmp_path, start=20, evaluated=evaluated):
             pass
         assert [line["iteration"] for line in lines(tmp_path)] == expected
 
@@ -74,7 +80,7 @@ def test_new_run_starts_empty(tmp_path: Path) -> None:
 
 
 def test_says_losses_rate_time_left_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with RunLog(tmp_path, iterations=100, device=CPU) as log:
+    with open_log(tmp_path) as log:
         log.say("[bold]no markup[/bold]")
         log.metrics(40, {"loss/box_class": 0.25, "learning_rate": 1e-3, "seconds_per_step": 2.0, "data_seconds": 0.1})
         log.metrics(40, {"bbox.AP": 0.5, "voc.mAP": 0.75})
@@ -83,6 +89,76 @@ def test_says_losses_rate_time_left_and_figures(tmp_path: Path, capsys: pytest.C
     for part in ("40/100", "box_class 0.250", "lr 1.00e-03", "2.00 s/step", "ETA 0:02:00"):
         assert part in said[1]
     assert "bbox.AP 0.500  voc.mAP 0.750" in said[2]
+
+
+def test_each_sink_gets_everything_and_is_closed_though_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Listening:
+        def __init__(self, run: LoggedRun) -> None:
+            self.got: list[tuple[int, Mapping[str, float]]] = []
+            self.closed = False
+            opened.append(self)
+            assert run.folder == tmp_path
+
+        def write(self, iteration: int, values: Mapping[str, float]) -> None:
+            self.got.append((iteration, values))
+
+        def close(self) -> None:
+            self.closed = True
+            raise OSError("no connection")
+
+    opened: list[Listening] = []
+    monkeypatch.setitem(SINKS, "first", Listening)
+    monkeypatch.setitem(SINKS, "second", Listening)
+    with pytest.raises(OSError, match="no connection"), open_log(tmp_path, "first", "second") as log:
+        log.metrics(3, {"bbox.AP": 0.5})
+    for sink in opened:
+        ((iteration, values),) = sink.got
+        assert (iteration, values["bbox.AP"], set(values), sink.closed) == (3, 0.5, {"bbox.AP", "memory_gib"}, True)
+    assert len(opened) == 2
+
+
+def test_a_process_that_is_not_the_main_one_logs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLog(None, CPU) as log:
+        log.say("hello")
+        log.metrics(1, {"loss/total": 1.0})
+    assert capsys.readouterr().out == ""
+
+
+def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_packages(["tensorboard"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"solver\.log_sinks has 'wandb'.*pip install 'resdet\[wandb\]'"):
+        require_packages(["wandb"])
+
+
+def test_wandb_gets_the_metrics_and_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for start in (0, 3):  # the second one goes on
+        with open_log(tmp_path, "wandb", start=start) as log:
+            log.metrics(start + 1, {"loss/total": 0.25})
+            log.metrics(start + 1, {"bbox.AP": 0.5})
+    known = (tmp_path / "wandb_id.txt").read_text().strip()
+    files = sorted((tmp_path / "wandb").glob(f"offline-run-*-{known}/*.wandb"))
+    assert files
+    assert all(b"bbox.AP" in file.read_bytes() and b"base_lr" in file.read_bytes() for file in files)
+
+
+def test_mlflow_gets_the_metrics_and_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
+    for start in (0, 3):  # the second one goes on
+        with open_log(tmp_path / "run", "mlflow", start=start) as log:
+            log.metrics(start + 1, {"loss/total": 1.0 / (start + 1)})
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("resdet").experiment_id])
+    history = client.get_metric_history(run.info.run_id, "loss/total")
+    assert [(entry.step, entry.value) for entry in history] == [(1, 1.0), (4, 0.25)]
+    assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
+    assert "config.yaml" in [file.path for file in client.list_artifacts(run.info.run_id)]
 
 
 def test_peak_memory_is_in_gib() -> None:

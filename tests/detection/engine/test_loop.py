@@ -1,9 +1,10 @@
-"""Mirrors detection/engine/loop.py; whole runs are in tests/detection/test_run.py."""
+"""Mirrors detection/engine/loop.py; whole runs are in tests/detection/tasks/test_train.py."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -16,8 +17,10 @@ from torch.optim import SGD
 from detection.config.sections import SolverConfig
 from detection.data.dataset import Batch
 from detection.engine.ema import EMA
-from detection.engine.loop import NotFiniteError, TrainState, train
+from detection.engine.feed import Feed
+from detection.engine.loop import NotFiniteError, TrainState, Window, step
 from detection.engine.optim import build_optimizer
+from detection.engine.signals import StopRequest
 from detection.structures import ImageBatch, Target
 
 CPU = torch.device("cpu")
@@ -32,7 +35,7 @@ class LineModel(nn.Module):
         self.modes: list[bool] = []
         self.autocast: list[bool] = []
 
-    def forward(self, images: ImageBatch, targets: Sequence[Target], proposals: None) -> dict[str, Tensor]:
+    def forward(self, images: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
         assert len(images) == len(targets)
         self.modes.append(self.training)
         self.autocast.append(torch.is_autocast_enabled("cpu"))
@@ -46,8 +49,8 @@ class NanModel(LineModel):
 
     value = float("nan")
 
-    def forward(self, images: ImageBatch, targets: Sequence[Target], proposals: None) -> dict[str, Tensor]:
-        losses = super().forward(images, targets, proposals)
+    def forward(self, images: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
+        losses = super().forward(images, targets)
         return losses | {"third": losses["first"] * (self.value if len(self.modes) == 3 else 1.0)}
 
 
@@ -71,26 +74,21 @@ def make_state(model: nn.Module | None = None, **sgd: Any) -> TrainState:
     return TrainState(model, optimizer, GradScaler("cpu", enabled=False))
 
 
-class Reports:
-    """Remembers what was reported."""
-
-    def __init__(self) -> None:
-        self.iterations: list[int] = []
-        self.values: list[Mapping[str, float]] = []
-
-    def __call__(self, iteration: int, values: Mapping[str, float]) -> None:
-        self.iterations.append(iteration)
-        self.values.append(values)
-
-    def column(self, name: str) -> list[float]:
-        return [values[name] for values in self.values]
-
-
-def run(state: TrainState, *, parts: Iterator[Batch] | None = None, after_step: Any = None, **solver: Any) -> Reports:
-    reports = Reports()
-    config = SolverConfig(**{"iterations": 4, "base_lr": 0.1, "steps": (), "log_every": 1, **solver})
-    train(state, parts or batches(), config, device=CPU, report=reports, after_step=after_step or (lambda state: None))
-    return reports
+def run(
+    state: TrainState, *, parts: Iterable[Batch] | None = None, steps: int = 4, **solver: Any
+) -> list[dict[str, float]]:
+    """Takes ``steps`` steps; the losses of each."""
+    config = SolverConfig(**solver)
+    feed = Feed(parts or batches(), parts=config.accumulate, steps=steps, stop=StopRequest())
+    feed.begin()
+    state.model.train()
+    losses = []
+    for _ in range(steps):
+        losses.append(step(state, state.model, feed, config, CPU))
+        if state.ema is not None:
+            state.ema.update(state.model)
+        state.iteration += 1
+    return losses
 
 
 def weights(state: TrainState) -> list[float]:
@@ -99,97 +97,40 @@ def weights(state: TrainState) -> list[float]:
 
 def test_step_by_hand() -> None:
     state = make_state()
-    reports = run(state, parts=iter([make_batch(40, 80)]), iterations=1)
+    (losses,) = run(state, parts=[make_batch(40, 80)], steps=1)
     y = [0.5 * 0.4 + 0.25, 0.5 * 0.8 + 0.25]
     slope = [2 * (value - 1) + 2 * (value - 2) for value in y]
     w, b = 0.5 - 0.1 * (slope[0] * 0.4 + slope[1] * 0.8) / 2, 0.25 - 0.1 * sum(slope) / 2
     assert weights(state) == pytest.approx([w, b])
-    assert state.iteration == 1
-    (values,) = reports.values
     first, second = ((y[0] - 1) ** 2 + (y[1] - 1) ** 2) / 2, ((y[0] - 2) ** 2 + (y[1] - 2) ** 2) / 2
-    assert values["loss/first"] == pytest.approx(first)
-    assert values["loss/second"] == pytest.approx(second)
-    assert values["loss/total"] == pytest.approx(first + second)
+    assert losses == pytest.approx({"first": first, "second": second})
 
 
 def test_parts_of_a_step_add_up_to_the_whole_batch() -> None:
     # True of this model, whose losses are means over images; a detector draws other samples for other batches.
     whole, halves = make_state(momentum=0.9), make_state(momentum=0.9)
-    whole_reports = run(whole, parts=batches(4), images_per_step=4)
-    half_reports = run(halves, parts=batches(2), images_per_step=4, accumulate=2)
+    expected = run(whole, parts=batches(4), images_per_step=4)
+    found = run(halves, parts=batches(2), images_per_step=4, accumulate=2)
     assert weights(halves) == pytest.approx(weights(whole), rel=1e-6)
-    for name in ("loss/first", "loss/second", "loss/total"):
-        assert half_reports.column(name) == pytest.approx(whole_reports.column(name), rel=1e-5)
-    assert halves.iteration == whole.iteration == 4
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def test_reports_come_every_so_often_and_at_the_end_with_means() -> None:
-    single, pairs = run(make_state(), iterations=5), run(make_state(), iterations=5, log_every=2)
-    assert single.iterations == [1, 2, 3, 4, 5]
-    assert pairs.iterations == [2, 4, 5]
-    losses = single.column("loss/total")
-    expected = [sum(losses[0:2]) / 2, sum(losses[2:4]) / 2, losses[4]]
-    assert pairs.column("loss/total") == pytest.approx(expected)
-
-
-def test_report_has_losses_rate_and_seconds() -> None:
-    (values, *_) = run(make_state()).values
-    assert set(values) == {
-        "loss/first",
-        "loss/second",
-        "loss/total",
-        "learning_rate",
-        "seconds_per_step",
-        "data_seconds",
-    }
-    assert 0 <= values["data_seconds"] <= values["seconds_per_step"]
-
-
-def test_rate_follows_the_schedule() -> None:
-    seen = []
-    reports = run(
-        make_state(),
-        after_step=lambda state: seen.append(state.optimizer.param_groups[0]["lr"]),
-        iterations=6,
-        steps=(4,),
-        warmup_iterations=2,
-        warmup_factor=0.5,
-    )
-    assert reports.column("learning_rate") == pytest.approx([0.05, 0.075, 0.1, 0.1, 0.01, 0.01])
-    assert seen == pytest.approx(reports.column("learning_rate"))
-
-
-def test_goes_on_from_the_iteration_of_the_state() -> None:
-    state = make_state()
-    state.iteration = 3
-    reports = run(state, iterations=5, steps=(4,))
-    assert reports.iterations == [4, 5]
-    assert reports.column("learning_rate") == pytest.approx([0.1, 0.01])
-
-
-def test_finished_run_takes_no_step() -> None:
-    state = make_state()
-    state.iteration = 4
-    assert run(state).iterations == []
-    assert weights(state) == [0.5, 0.25]
-
-
-def test_model_trains_after_an_evaluation() -> None:
-    model = LineModel().eval()
-    done = []
-
-    def evaluate(state: TrainState) -> None:
-        done.append(state.iteration)
-        state.model.eval()
-
-    run(make_state(model), after_step=evaluate)
-    assert done == [1, 2, 3, 4]
-    assert model.modes == [True] * 4
+def test_window_has_the_means_of_its_steps() -> None:
+    window = Window(waited=2.0)
+    window.add({"first": 1.0, "second": 2.0})
+    window.add({"first": 3.0, "second": 5.0})
+    with window.paused():
+        time.sleep(0.2)
+    means = window.means(waited=2.5)
+    assert 0 <= means.pop("seconds_per_step") < 0.1
+    assert means == {"loss/first": 2.0, "loss/second": 3.5, "loss/total": 5.5, "data_seconds": 0.25}
 
 
 def moved_by_first_step(state: TrainState, **solver: Any) -> float:
     before = torch.tensor(weights(state))
-    run(state, iterations=1, base_lr=1.0, **solver)
+    state.optimizer.param_groups[0]["lr"] = 1.0
+    run(state, steps=1, **solver)
     return (torch.tensor(weights(state)) - before).norm().item()
 
 
@@ -221,24 +162,25 @@ def test_precision_turns_autocast_on(precision: str, expected: bool) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_loss_that_is_not_finite_stops_with_all_it_takes_to_find_the_cause(value: float) -> None:
+def test_loss_that_is_not_finite_has_all_it_takes_to_find_the_cause(value: float) -> None:
     model = NanModel()
     model.value = value
-    state = make_state(model)
-    after_two: list[float] = []
+    state = make_state(model, momentum=0.9)
+    run(state, steps=2)
+    before = deepcopy([state.model.state_dict(), state.optimizer.state_dict()])
     with pytest.raises(NotFiniteError) as error:
-        run(state, after_step=lambda state: after_two.__setitem__(slice(None), weights(state)))
+        run(state, parts=itertools.islice(batches(), 2, None))
     message = str(error.value)
     for part in ("iteration 2", "first 0.", "second ", f"third {value}", "image50.jpg, image60.jpg"):
         assert part in message
-    assert weights(state) == after_two  # the broken step was not taken
-    assert state.iteration == 2
+    assert error.value.files == (("image50.jpg", "image60.jpg"),)
+    assert str([state.model.state_dict(), state.optimizer.state_dict()]) == str(before)  # the step was not taken
 
 
 class LogModel(LineModel):
     """Its loss is finite at w = 0 and the gradient there is not."""
 
-    def forward(self, images: ImageBatch, targets: Sequence[Target], proposals: None) -> dict[str, Tensor]:
+    def forward(self, images: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
         return {"root": self.w.abs().sqrt() + self.b * 0}
 
 
@@ -249,49 +191,6 @@ def test_gradient_that_is_not_finite_is_caught_though_the_loss_is() -> None:
         with pytest.raises(NotFiniteError, match=r"gradient is not finite at iteration 0: norm (nan|inf), root 0; ima"):
             run(make_state(model), clip_norm=clip)
     assert weights(make_state(model)) == [0.0, 0.25]
-
-
-def test_step_that_is_passed_over_leaves_everything_but_the_place_in_the_run() -> None:
-    class Statistics(NanModel):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = nn.BatchNorm1d(1, affine=False)
-
-        def forward(self, images: ImageBatch, targets: Sequence[Target], proposals: None) -> dict[str, Tensor]:
-            broken = len(self.modes) == 2
-            self.norm(torch.full((2, 1), float("nan") if broken else 1.0) + torch.rand(2, 1))
-            return super().forward(images, targets, proposals)
-
-    state, seen = make_state(Statistics(), momentum=0.9), []
-
-    def look(state: TrainState) -> list[Any]:
-        drawn = torch.get_rng_state().tolist()
-        return deepcopy([state.model.state_dict(), state.optimizer.state_dict(), drawn])
-
-    def passed_over(at: TrainState, error: NotFiniteError) -> None:
-        assert at is state
-        assert at.iteration == 2
-        assert not at.torn
-        assert error.files == (("image50.jpg", "image60.jpg"),)
-        seen.append(look(at))
-
-    after: list[list[Any]] = []
-    reports = Reports()
-    config = SolverConfig(iterations=4, base_lr=0.1, steps=(), log_every=1)
-    train(
-        state,
-        batches(),
-        config,
-        device=CPU,
-        report=reports,
-        after_step=lambda state: after.append(look(state)),
-        not_finite=passed_over,
-    )
-    assert reports.iterations == [1, 2, 3, 4]
-    before, at, then, last = (str(part) for part in (after[1], seen[0], after[2], after[3]))
-    assert before == at == then != last
-    assert state.iteration == 4
-    assert all(buffer.isfinite().all() for buffer in state.model.buffers())
 
 
 def test_collapse_of_the_loss_scale_is_named() -> None:
@@ -311,29 +210,6 @@ def test_overflow_in_half_precision_is_everyday_work() -> None:
     run(state, precision="fp16", clip_norm=1.0)
     assert state.iteration == 4
     assert state.scaler.get_scale() == 64.0
-
-
-def test_batch_that_can_not_be_read_tears_no_step() -> None:
-    def ends() -> Iterator[Batch]:
-        yield from itertools.islice(batches(), 3)
-        raise OSError("no image")
-
-    model = LineModel()
-    state = make_state(model)
-    with pytest.raises(OSError, match="no image"):
-        run(state, parts=ends(), images_per_step=4, accumulate=2)
-    assert (state.iteration, state.torn, len(model.modes)) == (1, False, 2)  # the third part was not computed
-
-
-def test_error_in_the_middle_of_a_step_tears_it() -> None:
-    class Fails(LineModel):
-        def forward(self, images: ImageBatch, targets: Sequence[Target], proposals: None) -> dict[str, Tensor]:
-            raise MemoryError
-
-    state = make_state(Fails())
-    with pytest.raises(MemoryError):
-        run(state)
-    assert state.torn
 
 
 def test_second_part_of_a_step_is_checked_too() -> None:
@@ -383,7 +259,7 @@ def test_step_after_a_resume_with_another_momentum_by_hand(before: float, after:
     other.model.load_state_dict(state.model.state_dict())
     other.load_state_dict(saved)
     start = weights(other)
-    run(other, parts=iter([make_batch(40, 80)]), iterations=5)
+    run(other, parts=[make_batch(40, 80)], steps=1)
     w, b = start
     slope = [2 * (w * x + b - 1) + 2 * (w * x + b - 2) for x in (0.4, 0.8)]
     gradient = [(slope[0] * 0.4 + slope[1] * 0.8) / 2, sum(slope) / 2]
@@ -423,7 +299,7 @@ def test_resume_into_and_out_of_half_precision() -> None:
     again.load_state_dict(saved_half)
     assert again.scaler.get_scale() == 128.0
     for state in (into, out, again):
-        run(state, iterations=5, precision="fp16" if state.scaler.is_enabled() else "fp32")
+        run(state, steps=1, precision="fp16" if state.scaler.is_enabled() else "fp32")
         assert state.iteration == 5
 
 
@@ -433,16 +309,15 @@ def averaged_state(decay: float = 0.5) -> TrainState:
     return state
 
 
-def test_weights_are_averaged_after_every_step_and_before_it_is_looked_at() -> None:
+def test_weights_are_averaged_after_every_step() -> None:
     state, trained, averaged = averaged_state(), [0.5], [0.5]
 
-    def look(state: TrainState) -> None:
+    for _ in range(4):
+        run(state, steps=1)
         trained.append(weights(state)[0])
         averaged.append(next(state.tested.parameters()).item())
-
-    run(state, after_step=look)
-    for step, decay in enumerate([2 / 11, 3 / 12, 4 / 13, 5 / 14], start=1):
-        assert averaged[step] == pytest.approx(decay * averaged[step - 1] + (1 - decay) * trained[step])
+    for number, decay in enumerate([2 / 11, 3 / 12, 4 / 13, 5 / 14], start=1):
+        assert averaged[number] == pytest.approx(decay * averaged[number - 1] + (1 - decay) * trained[number])
 
 
 def test_an_average_does_not_change_the_training() -> None:
@@ -466,7 +341,7 @@ def test_resume_restores_the_trained_weights_and_the_average() -> None:
     run(saved)
     other = resumed(saved, averaged_state())
     for state in (saved, other):
-        run(state, parts=batches(), iterations=7)
+        run(state, steps=3)
     assert weights(other) == weights(saved)
     assert [p.item() for p in other.tested.parameters()] == [p.item() for p in saved.tested.parameters()]
 
@@ -519,5 +394,5 @@ def test_adamw_resumes_exactly() -> None:
     run(saved)
     other = resumed(saved, make())
     for state in (saved, other):
-        run(state, parts=batches(), iterations=7)
+        run(state, steps=3)
     assert weights(other) == weights(saved) != [0.5, 0.25]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD
 
 from detection.config.detection import DetectionConfig
-from detection.data.index import AnnotationIndex
+from detection.data.index import AnnotationIndex, index_digest
 from detection.engine.loop import TrainState
-from detection.engine.manifest import index_digest, manifest_entry, read_manifest
+from detection.engine.manifest import manifest_entry, read_manifest
 
 CPU = torch.device("cpu")
 
@@ -68,18 +67,3 @@ def test_entry_of_a_run_that_fails_names_the_error(
     with pytest.raises(type(error)), manifest_entry(tmp_path, DetectionConfig(), make_state(), {"train": index}, CPU):
         raise error
     assert read_manifest(tmp_path)[0]["exit"] == f"{type(error).__name__}: {error}"
-
-
-def test_digest_of_annotations_sees_them_and_not_where_they_lie(
-    index: AnnotationIndex, make_index: Callable[..., AnnotationIndex]
-) -> None:
-    moved = make_index([[((1, 2, 3, 4), 0, False)], []], paths=["/b/0.jpg", "/b/1.jpg"])
-    assert index_digest(moved) == index_digest(index)
-    others = [
-        replace(index, boxes=index.boxes + 1),
-        replace(index, labels=index.labels + 1),
-        replace(index, ignore=~index.ignore),
-        replace(index, class_names=("dog", "cat")),
-        make_index([[], [((1, 2, 3, 4), 0, False)]]),
-    ]
-    assert len({index_digest(each) for each in [index, *others]}) == 6

@@ -12,13 +12,14 @@ from scipy.stats import ttest_ind
 
 from detection.evaluation.coco import evaluate_coco
 from detection.evaluation.inference import (
-    Comparison,
+    BootstrapResult,
     average_precision,
     draw_images,
     mean_over_classes,
     paired_bootstrap,
 )
-from detection.evaluation.matching import IOU_THRESHOLDS, FlatMatches, Matches, match, pack
+from detection.evaluation.matching import FlatMatches, MatchedRecords, match, pack
+from detection.evaluation.overlaps import COCO_IOUS
 from detection.evaluation.record import Record
 
 NAMES = ["cat", "dog", "cow", "unseen"]
@@ -55,7 +56,7 @@ def random_records(seed: int, count: int = 15) -> list[Record]:
 
 def simple_rows(hits: Sequence[bool], images: Sequence[int], gt_images: Sequence[int]) -> FlatMatches:
     """One class; detections with falling scores that are right or wrong at every threshold."""
-    rows = np.repeat(np.array(hits, np.bool_)[:, None], len(IOU_THRESHOLDS), axis=1)
+    rows = np.repeat(np.array(hits, np.bool_)[:, None], len(COCO_IOUS), axis=1)
     return FlatMatches(
         images=np.array(images, np.int64),
         labels=np.zeros(len(hits), np.int64),
@@ -67,11 +68,13 @@ def simple_rows(hits: Sequence[bool], images: Sequence[int], gt_images: Sequence
     )
 
 
-def simple(hits: Sequence[bool], images: Sequence[int], gt_images: Sequence[int], num_images: int = 2) -> Matches:
+def simple(
+    hits: Sequence[bool], images: Sequence[int], gt_images: Sequence[int], num_images: int = 2
+) -> MatchedRecords:
     return pack(simple_rows(hits, images, gt_images), ["cat"], list(range(num_images)))
 
 
-def ap_of(matches: Matches, weights: list[int]) -> float:
+def ap_of(matches: MatchedRecords, weights: list[int]) -> float:
     return float(average_precision(matches, np.array([weights]))[0, 0, 0])
 
 
@@ -186,7 +189,7 @@ def test_a_class_missing_from_a_resample_stays_out_of_its_mean() -> None:
 # Seeds
 
 
-def same_in_each_image(rank_of_hit: int, num_images: int = 10) -> Matches:
+def same_in_each_image(rank_of_hit: int, num_images: int = 10) -> MatchedRecords:
     """One object in each image, found by the detection of this rank of three: AP 1 / rank whatever is drawn."""
     hits = [rank == rank_of_hit for rank in (1, 2, 3) for _ in range(num_images)]
     return simple(hits, [*range(num_images)] * 3, [*range(num_images)], num_images)
@@ -210,7 +213,7 @@ def test_a_single_seed_leaves_the_noise_of_seeds_unknown() -> None:
     assert difference.verdict.endswith("; what another training seed would change is unknown")
 
 
-def verdict(a: list[Matches], b: list[Matches]) -> str:
+def verdict(a: list[MatchedRecords], b: list[MatchedRecords]) -> str:
     return paired_bootstrap({"a": a, "b": b}, resamples=20).differences[0].verdict
 
 
@@ -236,7 +239,9 @@ def scene(rng: np.random.Generator, num_images: int) -> tuple[np.ndarray, np.nda
     return gt_images, rng.integers(0, 2, len(gt_images)), rng.normal(0, 1, num_images)
 
 
-def simulated(rng: np.random.Generator, images: tuple[np.ndarray, np.ndarray, np.ndarray], quality: float) -> Matches:
+def simulated(
+    rng: np.random.Generator, images: tuple[np.ndarray, np.ndarray, np.ndarray], quality: float
+) -> MatchedRecords:
     """What a detector makes of ``images``: in hard ones it finds less, worse, and sees more that is not there."""
     gt_images, gt_labels, difficulty = images
     skill = quality - difficulty[gt_images] + rng.normal(0, 0.7, len(gt_images))
@@ -248,15 +253,15 @@ def simulated(rng: np.random.Generator, images: tuple[np.ndarray, np.ndarray, np
         images=np.concatenate([gt_images[found], false]),
         labels=np.concatenate([gt_labels[found], rng.integers(0, 2, len(false))]),
         scores=scores.astype(np.float32),
-        hits=iou[:, None] >= IOU_THRESHOLDS,
-        ignored=np.zeros((len(scores), len(IOU_THRESHOLDS)), np.bool_),
+        hits=iou[:, None] >= COCO_IOUS,
+        ignored=np.zeros((len(scores), len(COCO_IOUS)), np.bool_),
         gt_images=gt_images,
         gt_labels=gt_labels,
     )
     return pack(rows, ["a", "b"], list(range(len(difficulty))))
 
 
-def compared(rng: np.random.Generator, num_images: int, resamples: int) -> Comparison:
+def compared(rng: np.random.Generator, num_images: int, resamples: int) -> BootstrapResult:
     images = scene(rng, num_images)
     variants = {name: [simulated(rng, images, quality)] for name, quality in (("a", 0.0), ("b", 0.15))}
     return paired_bootstrap(variants, resamples=resamples)

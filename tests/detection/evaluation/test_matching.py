@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detection.evaluation.matching import IOU_THRESHOLDS, check_comparable, match, match_image
+from detection.evaluation.matching import check_comparable, match, match_image
+from detection.evaluation.overlaps import COCO_IOUS
 from detection.evaluation.record import Record
 
 Box = tuple[float, float, float, float]
@@ -104,7 +105,7 @@ def test_packed_by_class_and_score_with_ties_by_image_id() -> None:
 def test_no_images_no_classes_no_boxes() -> None:
     assert match([], []).classes == ()
     (empty,) = match([], ["cat"]).classes
-    assert (empty.hits.shape, empty.num_objects.shape) == ((0, len(IOU_THRESHOLDS)), (0,))
+    assert (empty.hits.shape, empty.num_objects.shape) == ((0, len(COCO_IOUS)), (0,))
     (blank,) = match([record()], ["cat"]).classes
     assert (len(blank.images), blank.num_objects.tolist()) == (0, [0])
     (missed,) = match([record([A])], ["cat"]).classes

@@ -1,4 +1,4 @@
-"""Mirrors comparison.py, with a small script in the trainings' place."""
+"""Mirrors detection/experiments/comparison.py, with a small script in the trainings' place."""
 
 from __future__ import annotations
 

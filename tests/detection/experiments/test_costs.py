@@ -1,4 +1,4 @@
-"""Mirrors costs.py."""
+"""Mirrors detection/experiments/costs.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mirrors experiment.py; the files of configs/experiments are held to it as well."""
+"""Mirrors detection/experiments/experiment.py; the files of configs/experiments are held to it as well."""
 
 from __future__ import annotations
 

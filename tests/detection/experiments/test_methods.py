@@ -153,14 +153,14 @@ class TestFormat:
             outcome("+ more", 1.0, 0.4),
         ]
         assert format_outcomes(outcomes).splitlines() == [
-            "              AP50     AP    gain AP50  gain AP  s/image  paper AP50 / AP",
-            "baseline      48.4     27.2                      0.123    48.4 / 27.2",
-            "+ refinement  49.0     30.0  +0.6       +2.8     0.123    49.9 / 29.9",
-            "+ context     not run                                     51.1 / 30.0",
-            "+ scales      47.8     32.6  -1.2       +2.6     0.123    53.8 / 32.5",
-            "+ nothing     -        -     -          -        0.123",
-            "+ flip        50.0     40.0  -          -        0.123",
-            "+ more        100.0    40.0  +50.0      +0.0     0.123",
+            "                 AP50      AP  gain AP50  gain AP  s/image  paper AP50 / AP",
+            "baseline         48.4    27.2                        0.123  48.4 / 27.2",
+            "+ refinement     49.0    30.0       +0.6     +2.8    0.123  49.9 / 29.9",
+            "+ context     not run                                       51.1 / 30.0",
+            "+ scales         47.8    32.6       -1.2     +2.6    0.123  53.8 / 32.5",
+            "+ nothing           -       -          -        -    0.123",
+            "+ flip           50.0    40.0          -        -    0.123",
+            "+ more          100.0    40.0      +50.0     +0.0    0.123",
         ]
 
     def test_first_row_that_ran_has_no_gain(self) -> None:

@@ -1,4 +1,4 @@
-"""Mirrors experiments/proof.py."""
+"""Mirrors detection/experiments/proof.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from detection.data.digits import write_digits
 from detection.data.index import AnnotationIndex
 from detection.experiments import proof
 from detection.experiments.experiment import load_experiment, resolve_variants
-from detection.experiments.proof import also_changes, check_apart, describe, hash_code, hash_index, hash_weights
+from detection.experiments.proof import also_changes, check_apart, describe, hash_code, hash_weights
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -79,26 +79,6 @@ def test_what_changes_below_a_pyramid_is_flagged() -> None:
     assert found["total stride"] == {"resnet18": 32, "vgg11_bn": 16}
     assert "tail" not in found  # both have the same fully connected head
     assert "head parameters" not in found
-
-
-def test_the_hash_of_data_sees_every_annotation_and_the_images(make_index: Make, tmp_path: Path) -> None:
-    paths = [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
-    for path in paths:
-        Path(path).write_bytes(b"12")
-    objects = [[((1.0, 2.0, 30.0, 40.0), 0, False)], [((5.0, 6.0, 7.0, 8.0), 1, False)]]
-    index = make_index(objects, paths=paths)
-    original = hash_index(index)
-    assert hash_index(make_index(objects, paths=paths)) == original
-    others = [
-        replace(index, boxes=index.boxes + 1),
-        replace(index, labels=index.labels.flip(0)),
-        replace(index, ignore=~index.ignore),
-        replace(index, class_names=("cat", "fox")),
-        index.first(1),
-    ]
-    assert len({original, *map(hash_index, others)}) == len(others) + 1
-    Path(paths[1]).write_bytes(b"123")
-    assert hash_index(index) != original
 
 
 def test_the_hash_of_weights_is_that_of_the_seed_s_network(tmp_path: Path) -> None:

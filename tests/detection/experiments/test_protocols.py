@@ -1,4 +1,4 @@
-"""Mirrors experiment_protocols.py."""
+"""Mirrors detection/experiments/protocols.py."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from detection.config.detection import DetectionConfig, DetectorBackboneConfig
 from detection.config.sections import SolverConfig
+from detection.evaluation.metrics import Metric
 from detection.experiments.protocols import choose_rates, scale_solver, time_step
 from detection.experiments.runs import Placement, Programs, Run, write_status
 
@@ -85,3 +86,10 @@ def test_the_best_rate_of_each_variant_is_chosen(tmp_path: Path) -> None:
         "b": {"scores": {"0.5": None, "1": None, "2": 0.0}, "chosen": 2.0, "base_lr": 0.02},
         "c": {"scores": {"0.5": None, "1": None, "2": None}, "chosen": None, "base_lr": None},
     }
+
+
+def test_the_rate_of_the_lowest_error_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = Metric("bbox.AP", "error", lower_is_better=True)
+    monkeypatch.setattr("detection.evaluation.metrics.METRICS", (error,))
+    runs = [grid_run(tmp_path, "a", factor, value) for factor, value in (("0.5", 0.2), ("1", 0.1), ("2", 0.3))]
+    assert choose_rates(runs, "bbox.AP")["variants"]["a"]["chosen"] == 1.0

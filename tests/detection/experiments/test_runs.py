@@ -1,4 +1,4 @@
-"""Mirrors experiment_runs.py, with a small script in the trainings' place."""
+"""Mirrors detection/experiments/runs.py, with a small script in the trainings' place."""
 
 from __future__ import annotations
 

@@ -101,12 +101,16 @@ def test_one_stage_is_a_plain_box_stage() -> None:
 
 
 @pytest.mark.parametrize(("deltas", "label"), [(RIGHT, 1), (STILL, 2)])
-def test_a_later_stage_labels_the_boxes_that_it_gets(deltas: Sequence[float], label: int) -> None:
+def test_a_later_stage_labels_the_boxes_that_it_gets(
+    deltas: Sequence[float], label: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The proposal has IoU 0.6 with the object, enough for the first stage only; moved, it is the object itself.
     first, second = FixedPredictor([0.2, 0.3, 0.5], deltas), FixedPredictor([0.2, 0.3, 0.5], STILL)
     stages = [make_stage(first), make_stage(second, positive_iou=0.7)]
     targets = [make_target((10.0, 0, 50, 40))]
-    # Drawn are the proposal and the object itself.
+    samples = stages[0].label([torch.tensor([[0.0, 0, 40, 40]])], targets)
+    assert samples[0].labels.tolist() == [1]
+    monkeypatch.setattr(stages[0], "sample", lambda *drawn: samples)
     losses = losses_of(CascadeBoxStage(stages), [make_proposals((0.0, 0, 40, 40))], targets)
     probability = [0.2, 0.3, 0.5][label]
     assert losses["box_class_2"].item() == pytest.approx(-torch.tensor(probability).log().item(), rel=1e-5)

@@ -446,7 +446,7 @@ def with_masks(target: Target) -> Target:
 
 @pytest.mark.parametrize("config", [PYRAMID, OVER_TAIL], ids=["pyramid", "tail"])
 def test_the_mask_stage_is_fixed_with_the_box_stage(config: DetectionConfig) -> None:
-    detector = seeded(replace(config, solver=replace(config.solver, fixed=("box_stage",)))).train()
+    detector = seeded(config, fixed=("box_stage",)).train()
     losses = detector(ImageBatch.from_images([IMAGE]), [with_masks(TARGET)])
     assert list(losses) == LOSSES[:2]
     torch.stack(list(losses.values())).sum().backward()
@@ -457,7 +457,7 @@ def test_the_mask_stage_is_fixed_with_the_box_stage(config: DetectionConfig) -> 
 
 def test_seeds_make_the_draws_of_an_image_its_own() -> None:
     few = replace(PYRAMID, rpn=replace(PYRAMID.rpn, samples_per_image=4), box=replace(PYRAMID.box, samples_per_image=4))
-    detector = seeded(replace(few, mask=MaskConfig())).train()
+    detector = seeded(replace(few, architecture="faster_rcnn")).train()
 
     def losses(*seeds: int) -> torch.Tensor:
         images = ImageBatch.from_images([IMAGE] * len(seeds), seeds)

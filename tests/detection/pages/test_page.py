@@ -69,7 +69,8 @@ class TestFiles:
         text = (tmp_path / "report.md").read_text()
         assert "| column 0 | column 1 |\n| --- | ---: |\n| 12.3 ± 4.5 | 12.3 ± 4.5 |" in text
         named = re.findall(r"\]\((figures/[^)]+)\)", text)
-        assert named == ["figures/plot_a_b.svg", "figures/plot_2.svg", "figures/pair_0.jpg", "figures/pair_1.jpg"]
+        plain = [re.sub(r"-[0-9a-f]{8}", "", name) for name in named]
+        assert plain == ["figures/plot_a_b.svg", "figures/plot_2.svg", "figures/pair_0.jpg", "figures/pair_1.jpg"]
         assert (tmp_path / named[2]).read_bytes() == b"first"
         assert (tmp_path / named[0]).read_text().startswith("<svg")
 
@@ -77,6 +78,32 @@ class TestFiles:
         page = Page("t", "s", [], [Section("s", [Table("c", ["h"], [["a|b"]])])])
         write_page(page, tmp_path, "report")
         assert "| a\\|b |" in (tmp_path / "report.md").read_text()
+
+    def test_names_that_only_differ_in_signs_have_files_of_their_own(self, tmp_path: Path) -> None:
+        blocks = [Figure(name, f"<svg>{name}</svg>", "c", "a") for name in ("a b", "a/b", "a_b", "x" * 300)]
+        write_page(Page("t", "s", [], [Section("s", blocks)]), tmp_path, "report")
+        named = re.findall(r"\]\((figures/[^)]+)\)", (tmp_path / "report.md").read_text())
+        assert len({(tmp_path / name).read_text() for name in named}) == 4
+
+    def test_line_ends_and_control_characters_break_nothing(self, tmp_path: Path) -> None:
+        name = "a\n# b\0 $x$\ud800 & ~c~"
+        blocks = [Text(name), Notice(name), Table(name, [name, name], [[name, name]])]
+        html = write_page(Page(name, name, [(name, name)], [Section(name, blocks)]), tmp_path, "report").read_text()
+        assert not re.findall(r"a\n|\0", html)
+        assert r"<h1>a\n# b\x00 $x$\ud800 &amp; ~c~</h1>" in html
+        lines = (tmp_path / "report.md").read_text().splitlines()
+        escaped = r"a\\n\# b\\x00 \$x\$\\ud800 \& \~c\~"
+        assert [line for line in lines if line and not line.startswith("| ---")] == [
+            f"# {escaped}",
+            escaped,
+            f"- {escaped}: {escaped}",
+            f"## {escaped}",
+            escaped,
+            f"> {escaped}",
+            f"*{escaped}*",
+            f"| {escaped} | {escaped} |",
+            f"| {escaped} | {escaped} |",
+        ]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")

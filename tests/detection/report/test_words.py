@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from detection.report.words import differing, number, percent, percent_interval, spread
+from detection.report.words import differing, number, percent_interval, spread
 
 
 def test_by_hand() -> None:
-    assert percent(0.5771) == "57.7"
     assert spread({"mean": 0.5, "sd": 0.012}) == "50.0 ± 1.2"
     assert spread({"mean": 1.234, "sd": None}, scale=1, digits=2) == "1.23"
     assert percent_interval({"value": 0.5, "low": 0.45, "high": 0.55}) == "50.0 [45.0, 55.0]"
@@ -18,10 +17,9 @@ def test_by_hand() -> None:
 def test_no_value_is_a_dash() -> None:
     unknown = {"value": None, "low": None, "high": None}
     shown = [
-        percent(None),
         spread({"mean": None, "sd": None}),
         percent_interval(unknown),
         differing(None),
         number(None),
     ]
-    assert shown == ["-"] * 5
+    assert shown == ["-"] * 4

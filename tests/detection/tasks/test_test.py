@@ -1,4 +1,4 @@
-"""Mirrors detection/tasks/test.py: what a test refuses; whole tests are in test_run.py."""
+"""Mirrors detection/tasks/test.py: what a test refuses; whole tests are in test_train.py."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,15 @@ from detection.data.cards import load_dataset
 from detection.data.digits import CLASSES, write_digits
 from detection.data.images import ImageError
 from detection.data.loader import build_train_loader
-from detection.engine import loop as train_module
+from detection.engine import trainer
 from detection.engine.checkpoint import Checkpoint, read_checkpoint
 from detection.engine.device import choose_device
 from detection.engine.log import RunLog
-from detection.engine.loop import NotFiniteError
+from detection.engine.loop import NotFiniteError, step
 from detection.engine.manifest import read_manifest
 from detection.engine.optim import build_optimizer
 from detection.engine.signals import StoppedError
+from detection.evaluation.metrics import Metric
 from detection.tasks.test import run_test
 from detection.tasks.train import run_training
 
@@ -238,12 +239,25 @@ class TestTraining:
 
     def test_best_checkpoint_has_the_best_metric(self, config: DetectionConfig, tmp_path: Path) -> None:
         figures = {1: 0.2, 2: 0.5, 3: 0.4, 4: None}
-        seen = iter(figures.values())
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("detection.engine.trainer.metric", lambda result, key: next(seen))
-            run_training(with_solver(config, evaluate_every=1, keep_checkpoints=1), tmp_path)
-        assert read_checkpoint(tmp_path / "checkpoints" / "best.safetensors").iteration == 2
+        assert self.best_iteration(config, tmp_path, figures.values()) == 2
         assert read_checkpoint(tmp_path).iteration == 4
+
+    def test_best_checkpoint_has_the_lowest_error(
+        self, config: DetectionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        error = Metric("bbox.AP", "error", lower_is_better=True)
+        monkeypatch.setattr("detection.evaluation.metrics.METRICS", (error,))
+        figures = {1: 0.5, 2: None, 3: 0.2, 4: 0.3}
+        assert self.best_iteration(config, tmp_path, figures.values()) == 3
+
+    @staticmethod
+    def best_iteration(config: DetectionConfig, output: Path, figures: Iterable[float | None]) -> int:
+        """Iteration of the best checkpoint of a run whose evaluations give ``figures``."""
+        seen = iter(figures)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("detection.engine.trainer.read_metric", lambda result, key: next(seen))
+            run_training(with_solver(config, evaluate_every=1, keep_checkpoints=1), output)
+        return read_checkpoint(output / "checkpoints" / "best.safetensors").iteration
 
     def test_parts_of_a_step(self, config: DetectionConfig, tmp_path: Path) -> None:
         accumulated = with_solver(with_data(config, test=()), images_per_step=4, accumulate=2, iterations=3)
@@ -785,15 +799,16 @@ class TestSignals:
 
 
 def break_step(patch: pytest.MonkeyPatch, *iterations: int) -> None:
-    """Makes the loss of the training steps that begin at ``iterations`` not a number."""
-    backward = train_module._backward
+    """Makes the losses of the training steps that begin at ``iterations`` not a number."""
 
-    def broken(state: Any, *arguments: Any) -> Any:
-        losses, problem = backward(state, *arguments)
-        own = f"loss is not finite at iteration {state.iteration}: x nan"
-        return losses, own if state.iteration in iterations else problem
+    def broken(state: Any, replica: Any, *rest: Any) -> Any:
+        def spoilt(*given: Any) -> Any:
+            return {name: loss * float("nan") for name, loss in replica(*given).items()}
 
-    patch.setattr(train_module, "_backward", broken)
+        chosen: Any = spoilt if state.iteration in iterations else replica
+        return step(state, chosen, *rest)
+
+    patch.setattr(trainer, "step", broken)
 
 
 class TestNotFinite:
@@ -820,21 +835,20 @@ class TestNotFinite:
         assert dump["replay"].endswith(f"train {folder / 'config.yaml'} --output-dir {folder} --resume")
         # The command takes that one step, from the same state on the same images.
         seen: list[Any] = []
-        step = train_module._backward
 
-        def look(state: Any, replica: Any, parts: Any, *rest: Any) -> Any:
-            seen.append((torch.get_rng_state(), state.model.state_dict(), [part.paths for part in parts]))
-            seen[-1] = (*seen[-1], step(state, replica, parts, *rest))
+        def look(state: Any, replica: Any, feed: Any, *rest: Any) -> Any:
+            seen.append((torch.get_rng_state(), [part.paths for part in feed._next]))
+            seen[-1] = (*seen[-1], step(state, replica, feed, *rest))
             return seen[-1][-1]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train_module, "_backward", look)
+            patch.setattr(trainer, "step", look)
             run_training(load_config(DetectionConfig, folder / "config.yaml"), folder, resume=True)
         (replayed,) = seen
-        assert replayed[2] == [(first, second)]
+        assert replayed[1] == [(first, second)]
         run_training(with_data(config, test=()), tmp_path / "whole")
         line = metrics(tmp_path / "whole")[3]
-        assert [line[f"loss/{name}"] for name in replayed[3][0]] == list(replayed[3][0].values())
+        assert [line[f"loss/{name}"] for name in replayed[2]] == list(replayed[2].values())
 
     def test_skip(self, config: DetectionConfig, tmp_path: Path) -> None:
         self.train(config, tmp_path / "skip", 1, on_not_finite="skip")
@@ -877,7 +891,7 @@ class TestNotFinite:
             raise torch.OutOfMemoryError("tried to allocate 3 GiB")
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train_module, "_backward", fail)
+            patch.setattr(trainer, "step", fail)
             with pytest.raises(MemoryError) as error:
                 run_training(config, tmp_path)
         for part in ("iteration 0: raise solver.accumulate (now 1, of 2 images a step)", "(64, 96)", "3 GiB"):

@@ -282,7 +282,7 @@ def test_settings_replace_those_of_the_zoo() -> None:
         ({"MODEL__RESNETS__RES5_DILATION": 2}, "RES5_DILATION is 2; a detector here has 1"),
         ({"MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIPool"}, "POOLER_TYPE is 'ROIPool'"),
         ({"MODEL__ANCHOR_GENERATOR__SIZES": [[32, 64]]}, r"mismatched: 4: rpn\.head\.objectness"),
-        ({"MODEL__ROI_HEADS__NMS_THRESH_TEST": "high"}, r"test\.nms_iou' takes float, got 'high'"),
+        ({"MODEL__ROI_HEADS__NMS_THRESH_TEST": "high"}, r"test\.nms_iou' takes a number, got 'high'"),
         ({"MODEL__ROI_HEADS__NMS": 0.5}, r"no use for Detectron2's setting 'MODEL\.ROI_HEADS\.NMS'; known: MODEL\."),
     ],
 )

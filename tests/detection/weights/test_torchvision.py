@@ -535,7 +535,7 @@ class TestRefusals:
 
     def test_layers_that_ours_lacks(self, state: dict[str, Tensor]) -> None:
         state = state | {"roi_heads.keypoint_head.0.weight": torch.zeros(1)}
-        with pytest.raises(ValueError, match=r"(?s)do not fit Architecture.*unused: 1: roi_heads\.keypoint_head\.0"):
+        with pytest.raises(ValueError, match=r"(?s)do not fit FasterRCNN.*unused: 1: roi_heads\.keypoint_head\.0"):
             convert_torchvision(state, class_names=CLASSES)
 
     def test_layers_that_are_missing(self, state: dict[str, Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ def annotation(number: int, image: int, category: int = 3, **others: Any) -> dic
     return {"id": number, "image_id": image, "category_id": category, "bbox": [10, 20, 30, 5], **others}
 
 
-def read(file: Path, *, drop: bool = True, masks: bool = False) -> tuple[AnnotationIndex, list[Problem]]:
-    return read_coco(file.parent, ENTRY, CLASSES, drop=drop, exif="apply", masks=masks)
+def read(file: Path, *, drop: bool = True, fields: Collection[str] = ()) -> tuple[AnnotationIndex, list[Problem]]:
+    return read_coco(file.parent, ENTRY, CLASSES, drop=drop, exif="apply", fields=fields)
 
 
 def only_problem(file: Path) -> Problem:
@@ -266,7 +266,7 @@ CROWD = {"size": [60, 80], "counts": [60 * 10 + 20, 5, 60 * 70 - 25]}  # five pi
 
 
 def masks_of(index: AnnotationIndex, row: int) -> Tensor:
-    masks = index.target(row, masks=True).masks
+    masks = index.target(row, fields=("masks",)).masks
     assert masks is not None
     return masks
 
@@ -274,8 +274,8 @@ def masks_of(index: AnnotationIndex, row: int) -> Tensor:
 def test_masks_of_polygons_and_crowds_are_read_on_request(make_coco: MakeCOCO) -> None:
     crowd = annotation(2, 900, segmentation=CROWD, iscrowd=1)
     file = make_coco(IMAGES, [crowd, annotation(1, 7, segmentation=POLYGON), annotation(3, 900, bbox=[0, 0, 0, 5])])
-    assert read(file)[0].masks is None
-    index, problems = read(file, masks=True)
+    assert not read(file)[0].fields
+    index, problems = read(file, fields=("masks",))
     assert [problem.kind for problem in problems] == ["box outside the image or without area"]
     assert masks_of(index, 1)[0].nonzero().tolist() == [[y, 10] for y in range(20, 25)]
     assert index.ignore.tolist() == [False, True]
@@ -288,8 +288,8 @@ def test_masks_of_polygons_and_crowds_are_read_on_request(make_coco: MakeCOCO) -
 def test_a_file_without_any_segmentation_has_no_masks_and_no_problems(
     make_coco: MakeCOCO, segmentation: object
 ) -> None:
-    index, problems = read(make_coco(IMAGES, [annotation(1, 7, segmentation=segmentation)]), masks=True)
-    assert (index.masks, problems) == (None, [])
+    index, problems = read(make_coco(IMAGES, [annotation(1, 7, segmentation=segmentation)]), fields=("masks",))
+    assert (index.fields, problems) == ({}, [])
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_an_object_without_a_mask_keeps_its_box_and_is_named(
     make_coco: MakeCOCO, segmentation: object, reason: str
 ) -> None:
     file = make_coco(IMAGES, [annotation(5, 7, segmentation=segmentation), annotation(6, 7, segmentation=POLYGON)])
-    index, (problem,) = read(file, masks=True)
+    index, (problem,) = read(file, fields=("masks",))
     assert (problem.severity, problem.file) == ("dropped", str(file))
     assert problem.kind == "mask that is missing or can't be used; the object's box is kept"
     assert problem.detail == f"annotation 5 of image 7: {reason}"
@@ -322,7 +322,7 @@ def test_all_masks_of_coco128_are_those_of_pycocotools(data_root_for_tests: Path
     entry = {"annotations": f"annotations/instances_seg_{split}2017.json", "images": f"{split}2017"}
     coco = COCO(str(folder / entry["annotations"]))
     classes = tuple(category["name"] for category in coco.dataset["categories"])
-    index, problems = read_coco(folder, entry, classes, drop=True, exif="apply", masks=True)
+    index, problems = read_coco(folder, entry, classes, drop=True, exif="apply", fields=("masks",))
     assert (len(index.boxes), problems) == (objects, [])
     for row, image in enumerate(index.image_ids.tolist()):
         masks = masks_of(index, row)

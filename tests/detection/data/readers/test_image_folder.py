@@ -74,7 +74,7 @@ class TestOrder:
         assert index.boxes.tolist() == [[0, 0, 8, 6]] * 2
         assert index.areas.tolist() == [48, 48]
         assert not index.ignore.any()
-        assert index.masks is None
+        assert not index.fields
 
     def test_equals_torchvisions_image_folder(self, tmp_path: Path) -> None:
         draw(tmp_path)

@@ -345,7 +345,7 @@ WITH_MASKS = {**ENTRY, "instances": "SegmentationObject"}
 
 
 def masks_of(index: AnnotationIndex, row: int) -> Tensor:
-    masks = index.target(row, masks=True).masks
+    masks = index.target(row, fields=("masks",)).masks
     assert masks is not None
     return masks
 
@@ -356,15 +356,15 @@ def test_masks_are_read_on_request_where_the_split_names_their_folder(make_voc: 
     numbers[2:20, :10], numbers[30:40, 30:50] = 2, 1  # not in the order of the objects
     (folder / "SegmentationObject").mkdir()
     Image.fromarray(numbers).save(folder / "SegmentationObject" / "a.png")
-    index, problems = read_voc(folder, WITH_MASKS, CLASSES, drop=True, exif="apply", masks=True)
+    index, problems = read_voc(folder, WITH_MASKS, CLASSES, drop=True, exif="apply", fields=("masks",))
     np.testing.assert_array_equal(masks_of(index, 0), [numbers == 2, numbers == 1])
     (problem,) = problems  # b has no masks
     assert (problem.severity, problem.file) == ("dropped", str(folder / "Annotations" / "b.xml"))
     assert problem.detail == "object 1 (dog): segmentation is None, expected polygons or an RLE"
     assert [bool(masks_of(index, row).any()) for row in (1, 2)] == [False, False]
-    for entry, wanted in ((ENTRY, True), (WITH_MASKS, False)):
-        index, problems = read_voc(folder, entry, CLASSES, drop=True, exif="apply", masks=wanted)
-        assert (index.masks, problems) == (None, [])
+    for entry, wanted in ((ENTRY, ("masks",)), (WITH_MASKS, ())):
+        index, problems = read_voc(folder, entry, CLASSES, drop=True, exif="apply", fields=wanted)
+        assert (index.fields, problems) == ({}, [])
 
 
 def test_a_mask_stays_with_its_object_when_another_is_dropped(make_voc: MakeVOC) -> None:
@@ -375,6 +375,6 @@ def test_a_mask_stays_with_its_object_when_another_is_dropped(make_voc: MakeVOC)
         numbers = np.zeros((60, 80), np.uint8)
         numbers[box] = 1
         Image.fromarray(numbers).save(folder / "SegmentationObject" / f"{stem}.png")
-    index, problems = read_voc(folder, WITH_MASKS, CLASSES, drop=True, exif="apply", masks=True)
+    index, problems = read_voc(folder, WITH_MASKS, CLASSES, drop=True, exif="apply", fields=("masks",))
     assert [problem.kind for problem in problems] == ["box outside the image or without area"] * 2
     assert [int(masks_of(index, row).sum()) for row in (0, 1)] == [200, 200]

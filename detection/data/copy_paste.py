@@ -1,0 +1,69 @@
+"""Objects of another image pasted over a training image, cut out by their masks.
+
+Source: Ghiasi et al. 2021, "Simple Copy-Paste", section 3.
+Shapes: H W height and width, M objects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.ops import masks_to_boxes
+
+from detection.fields.table import carried
+from detection.masks import count_pixels
+from detection.structures import Target
+
+__all__ = ["choose", "paste"]
+
+
+def choose(objects: Target, chance: np.random.Generator) -> Target:
+    """Returns a random number of ``objects``, from 1 to all that have a mask and are not ignored; none if none has."""
+    usable = (_masks(objects).flatten(1).any(dim=1) & ~objects.ignore).nonzero().flatten()
+    if not len(usable):
+        return objects[usable]
+    chosen = chance.permutation(len(usable))[: chance.integers(1, len(usable) + 1)]
+    return objects[usable[torch.from_numpy(chosen)]]
+
+
+def paste(
+    image: NDArray[np.uint8], target: Target, other: NDArray[np.uint8], objects: Target
+) -> tuple[NDArray[np.uint8], Target]:
+    """Returns ``image`` with the masked pixels of another image's ``objects`` over it, and both targets joined.
+
+    They lie where they lay in ``other``, cut off at the border of ``image``, without the source's blending.  An object
+    that loses pixels gets a box that bounds the rest, and goes if nothing is left.  One whose mask is unknown stays as
+    it is.
+
+    Args:
+        image: (H, W, 3).
+        target: has masks.
+        other: (H', W', 3), the image of the objects.
+        objects: all have a mask of at least one pixel; the same fields as ``target``.
+    """
+    size = image.shape[0], image.shape[1]
+    moved = {name: field.cut(values, size) for name, field, values in carried(objects)}
+    covered = moved["masks"].any(dim=0)
+    height, width = min(image.shape[0], other.shape[0]), min(image.shape[1], other.shape[1])
+    pasted, pixels = image.copy(), covered[:height, :width].numpy()
+    pasted[:height, :width][pixels] = other[:height, :width][pixels]
+    visible = {name: field.hide(values, covered) for name, field, values in carried(target)}
+    return pasted, _with_less(target, visible).joined(_with_less(objects, moved))
+
+
+def _with_less(target: Target, changed: dict[str, Tensor]) -> Target:
+    """``target`` with ``changed`` fields, whose masks are parts of its own; boxes bound them where pixels were lost."""
+    before, after = count_pixels(_masks(target)), count_pixels(changed["masks"])
+    boxes, less = target.boxes.clone(), (after > 0) & (after < before)
+    # masks_to_boxes gives the last pixel, not the edge behind it.
+    boxes[less] = masks_to_boxes(changed["masks"][less]) + torch.tensor([0.0, 0.0, 1.0, 1.0])
+    return replace(target, boxes=boxes, **changed)[(after > 0) | (before == 0)]
+
+
+def _masks(target: Target) -> Tensor:
+    assert target.masks is not None
+    return target.masks

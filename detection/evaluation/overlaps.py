@@ -1,0 +1,40 @@
+"""IoU of numpy boxes by ``detection.boxes``, in float64: float32 rounding could lift an IoU over a threshold."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from detection.boxes import intersection_over_area, iou
+from detection.evaluation.record import Record
+
+__all__ = ["COCO_IOUS", "HIT_IOU", "box_iou", "covered_share", "record_iou"]
+
+COCO_IOUS = np.linspace(0.5, 0.95, 10)  # thresholds of COCO's AP and AR
+HIT_IOU = 0.5  # from here on a detection shows an object, by VOC's and ImageNet's rules
+
+Boxes = NDArray[np.floating]
+
+
+def box_iou(boxes: Boxes, others: Boxes) -> NDArray[np.float64]:
+    """Returns the IoU (N, M) of every box (N, 4) with every other (M, 4)."""
+    return iou(_exact(boxes), _exact(others)).numpy()
+
+
+def covered_share(boxes: Boxes, regions: Boxes) -> NDArray[np.float64]:
+    """Returns the share (N, M), 0..1, of each box (N, 4) that lies in each region (M, 4)."""
+    return intersection_over_area(_exact(boxes), _exact(regions)).numpy()
+
+
+def record_iou(record: Record) -> NDArray[np.float64]:
+    """Returns COCO's IoU (D, G) of all detections and objects: with an ignored object, the covered share."""
+    overlaps = box_iou(record.boxes, record.gt_boxes)
+    ignored = record.gt_ignore
+    if ignored.any():
+        overlaps[:, ignored] = covered_share(record.boxes, record.gt_boxes[ignored])
+    return overlaps
+
+
+def _exact(boxes: Boxes) -> torch.Tensor:
+    return torch.from_numpy(boxes.astype(np.float64))
