@@ -26,7 +26,9 @@ def test_a_file_goes_before_a_packaged_config_of_its_name(tmp_path: Path, monkey
 
 
 def test_an_unknown_config_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"no config file 'voc/resnet101_c4_712'; did you mean 'voc/resnet101_c4_0712'"):
+    with pytest.raises(
+        ValueError, match=r"no config file 'voc/resnet101_c4_712'; did you mean 'voc/resnet101_c4_0712'"
+    ):
         find_config("voc/resnet101_c4_712")
 
 
