@@ -19,6 +19,7 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -28,7 +29,7 @@ from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.loader import build_train_loader, load_data
 from detection.engine.loop import NotFiniteError
-from detection.engine.trainer import Evaluation, Trainer
+from detection.engine.trainer import Trainer
 
 SAMPLES = 40  # measurements of a soak
 
@@ -83,13 +84,13 @@ def memory_mib(pid: int) -> float:
 
 def soak(config: DetectionConfig, memory: Memory) -> None:
     """Trains as ``config`` says; an evaluation only measures."""
-    index, _ = load_data(config.data, say=print)
+    index = load_data(config.data, say=print)["train"]
 
-    def measure(_model: nn.Module) -> Evaluation:
+    def measure(_model: nn.Module) -> dict[str, Any]:
         step = (len(memory.steps) + 1) * config.solver.evaluate_every
         memory.measure(step)
         print(f"step {step}: trainer {memory.trainer[-1]:.1f} MiB, workers {memory.workers[-1]:.1f} MiB")
-        return Evaluation({config.solver.best_metric: None}, {})
+        return {}
 
     with tempfile.TemporaryDirectory() as output:
         Trainer(
@@ -98,7 +99,7 @@ def soak(config: DetectionConfig, memory: Memory) -> None:
             index,
             build=lambda fresh: build_detector(config, len(index.class_names), pretrained=fresh),
             load=partial(build_train_loader, index, config.data),
-            test=measure,
+            validate=measure,
         ).run()
 
 
@@ -111,7 +112,7 @@ def main() -> int:
         iterations=every * SAMPLES,
         evaluate_every=every,
         log_every=every * SAMPLES,
-        best_metric="none",
+        best_metric=None,
     )
     memory = Memory()
     soak(replace(config, solver=solver), memory)

@@ -27,8 +27,7 @@ from detection.data.index import AnnotationIndex
 from detection.data.loader import build_test_loader, build_train_loader, load_data
 from detection.engine.device import choose_device
 from detection.engine.evaluate import evaluate, predict
-from detection.engine.trainer import Evaluation, Trainer
-from detection.evaluation.metrics import shown_figures
+from detection.engine.trainer import Trainer
 from detection.structures import Detections, ImageBatch, Proposals, Target
 from detection.tasks.train import run_training
 
@@ -59,23 +58,22 @@ class Theirs(nn.Module):
 
 def train_theirs(config: DetectionConfig, output: Path) -> dict[str, Any]:
     """The result of torchvision's network under ``config``'s data and solver."""
-    index, test_index = load_data(config.data, say=print)
-    assert test_index is not None
+    sets = load_data(config.data, say=print)
+    index, test = sets["train"], sets["test"]
     return Trainer(
         config,
         output,
         index,
         build=lambda fresh: Theirs(len(index.class_names), config.data),
         load=partial(build_train_loader, index, config.data),
-        test=lambda model: test_theirs(config, model, test_index),
+        test=lambda model, facts: test_theirs(config, model, test) | facts,
     ).run()
 
 
-def test_theirs(config: DetectionConfig, model: nn.Module, index: AnnotationIndex) -> Evaluation:
+def test_theirs(config: DetectionConfig, model: nn.Module, index: AnnotationIndex) -> dict[str, Any]:
     """Ours in all but the network."""
     records = predict(model, build_test_loader(index, config.data), index, device=choose_device(config.device)).records
-    result = evaluate(records, index.class_names, "area")
-    return Evaluation(result, shown_figures(result, "log"))
+    return evaluate(records, index.class_names, "area")
 
 
 def main() -> None:

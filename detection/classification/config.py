@@ -41,7 +41,7 @@ class ClassifierConfig:
 
 @checked
 class ClassifierSolverConfig(SolverConfig):
-    best_metric: str = "classification.top1"
+    best_metric: str | None = "classification.top1"
 
 
 @checked

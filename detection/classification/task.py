@@ -30,12 +30,13 @@ from detection.classification.views import ClassImages, ClassViews, class_view_l
 from detection.data.class_labels import whole_images
 from detection.data.index import AnnotationIndex
 from detection.data.loader import build_train_loader, load_data, load_index
-from detection.engine.checkpoint import Checkpoint, load_detector_weights
+from detection.engine.checkpoint import Checkpoint, describe_weights, load_detector_weights
 from detection.engine.device import choose_device
 from detection.engine.distributed import (
     EVALUATION_TIMEOUT,
     collect,
     gather,
+    is_main,
     only_main,
     rank,
     start,
@@ -43,8 +44,8 @@ from detection.engine.distributed import (
     world_size,
 )
 from detection.engine.loop import PRECISIONS
-from detection.engine.trainer import Evaluation, Trainer
-from detection.evaluation.metrics import read_metric, shown_figures, shown_in
+from detection.engine.trainer import Trainer
+from detection.evaluation.metrics import read_metric, shown_in
 from detection.files import write_text
 
 __all__ = ["build_classifier", "evaluate_classifiers", "format_accuracy", "restore_classifier", "run_pretraining"]
@@ -66,19 +67,20 @@ def run_pretraining(config: ClassificationConfig, output: Path, *, resume: bool 
         NotFiniteError, StoppedError, MemoryError, OSError: as ``run_training``.
     """
     start(choose_device(config.device))
-    read_metric({SECTION: dict.fromkeys(_names())}, config.solver.best_metric)  # a misspelt name ends here
+    if config.solver.best_metric is not None:  # a misspelt name ends here, not later
+        read_metric({SECTION: dict.fromkeys(_names())}, config.solver.best_metric)
     only_main(print)(f"images: data.shorter_side {config.data.shorter_side} in training, {_shown(config)} in a test")
-    index, test_index = load_data(config.data, say=only_main(print))
-    index = whole_images(index)
-    test_index = None if test_index is None else whole_images(test_index)
+    sets = {name: whole_images(index) for name, index in load_data(config.data, say=only_main(print)).items()}
+    index, val, test = sets.pop("train"), sets.get("val"), sets.get("test")
     return Trainer(
         config,
         output,
         index,
         build=lambda fresh: build_classifier(config, len(index.class_names), pretrained=fresh),
         load=partial(build_train_loader, index, config.data, share=(rank(), world_size()), kind=ClassImages),
-        test=None if test_index is None else lambda model: _test(config, [model], test_index, output),
-        test_index=test_index,
+        validate=None if val is None else lambda model: _measure(config, [model], val),
+        test=None if test is None else lambda model, facts: _write(_measure(config, [model], test) | facts, output),
+        sets=sets,
         resume=resume,
         tool="pretrain",
     ).run()
@@ -102,7 +104,8 @@ def evaluate_classifiers(
     start(choose_device(config.device))
     index = whole_images(load_index(config.data, config.data.test, key="data.test", say=only_main(print)))
     models = [restore_classifier(checkpoint, index.class_names) for checkpoint in checkpoints]
-    return _test(config, models, index, output).result
+    facts = {"weights": describe_weights(checkpoints[0])} if len(checkpoints) == 1 else {}
+    return _write(_measure(config, models, index) | facts, output)
 
 
 def build_classifier(config: ClassificationConfig, num_classes: int, *, pretrained: bool = True) -> ImageClassifier:
@@ -160,10 +163,8 @@ def _network(options: ClassifierConfig, backbone: Backbone, num_classes: int) ->
             return RelayClassifier(backbone, num_classes)
 
 
-def _test(
-    config: ClassificationConfig, models: Sequence[torch.nn.Module], index: AnnotationIndex, output: Path
-) -> Evaluation:
-    """Tests ``models`` together on ``index``; writes ``output``/result.json."""
+def _measure(config: ClassificationConfig, models: Sequence[torch.nn.Module], index: AnnotationIndex) -> dict[str, Any]:
+    """Tests ``models`` together on ``index``; returns the content of result.json, on every process."""
     options, device = config.classification, choose_device(config.device)
     views = ClassViews(kind=options.views, crop=options.crop, shorter_side=options.shorter_side, scales=options.scales)
     rows = range(len(index))[rank() :: world_size()]
@@ -183,13 +184,17 @@ def _test(
             ranks += _ranks(probabilities.cpu(), index.labels[torch.tensor(batch.rows)])
     found = collect(ranks)
     result: dict[str, Any] = {}
-    with together("writing the result", timeout=EVALUATION_TIMEOUT):
-        if found is not None:
-            result = _result(found, options.views)
+    if found is not None:
+        result = _result(found, options.views)
+    return gather(result)[0]
+
+
+def _write(result: dict[str, Any], output: Path) -> dict[str, Any]:
+    with together("writing the result"):
+        if is_main():
             output.mkdir(parents=True, exist_ok=True)
             write_text(output / "result.json", json.dumps(result, indent=2) + "\n")
-    result = gather(result)[0]
-    return Evaluation(result, shown_figures(result, "log"))
+    return result
 
 
 def _names() -> list[str]:

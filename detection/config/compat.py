@@ -65,6 +65,14 @@ CHANGES: tuple[Change, ...] = (
         repair="architecture: cascade_rcnn, and cascade.ious if they are not 0.5, 0.6, 0.7",
     ),
     Change(format=2, old="mask.loss_weight", new=None, repair="nothing, the loss of masks has weight 1"),
+    # The test set was watched in training, and chose the best weights.
+    Change(
+        format=2,
+        old=None,
+        new="data.val",
+        value=lambda old: _get(old, "data.test") or [],
+        programs=("detection", "classification"),
+    ),
     # What the 4-step recipe passes from step to step are arguments now.
     Change(format=2, old="solver.fixed", new=None, repair="`resdet train --alternating` for the 4-step recipe"),
     Change(format=2, old="data.proposals", new=None, repair="`resdet train --alternating` for the 4-step recipe"),

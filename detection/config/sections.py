@@ -43,7 +43,9 @@ class BackboneConfig:
 @checked
 class DataConfig:
     train: tuple[str, ...] = ()  # "card:split", concatenated; a card is a name in datasets/ or a path to a YAML file
-    test: tuple[str, ...] = ()
+    # Watched in training, where the best weights are chosen on it; empty: the last weights stand.
+    val: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()  # measured once, at the end
     root: str | None = None  # data root; null: $RESDET_DATA_ROOT, else datasets/
     shorter_side: Count = 600  # pixels after resizing
     longer_side: Count = 1000  # at most
@@ -74,8 +76,8 @@ class SolverConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # autocast
     checkpoint_every: NonNegativeInt = 5000  # iterations; 0: only at the end
     keep_checkpoints: Count = 2  # the newest k; the best one is kept beside them
-    evaluate_every: NonNegativeInt = 0  # iterations; 0: only at the end
-    best_metric: str = "bbox.AP"  # a key of result.json
+    evaluate_every: NonNegativeInt = 0  # iterations between looks at data.val; 0: only at the end
+    best_metric: str | None = "bbox.AP"  # of data.val, a key of result.json; null: the last weights stand
     log_every: Count = 20  # iterations
     # Where losses and metrics go beside metrics.jsonl and the terminal; wandb and mlflow are extras to install.
     log_sinks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import signal
-import weakref
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from detection.config.detection import DetectorDataConfig
 from detection.config.sections import DataConfig
@@ -26,22 +19,10 @@ from detection.data.problems import summarize
 from detection.data.proposals import read_proposals
 from detection.data.samplers import TestBatches, TrainBatches, repeat_factors
 from detection.data.transforms import Augment, Jitter, RandomResize, Resize, Scaling
+from detection.data.workers import Loader, start_worker
 from detection.fields.table import FIELDS
 
 __all__ = ["build_test_loader", "build_train_loader", "detection_loader", "load_data", "load_index", "make_loader"]
-
-
-class _Loader(DataLoader[Any]):  # of samples by its stubs, which do not know collate_fn
-    """A loader that ends its own workers, at the latest when the program ends."""
-
-    def __iter__(self) -> _BaseDataLoaderIter:
-        iterator = super().__iter__()
-        workers: Sequence[BaseProcess] = getattr(iterator, "_workers", ())
-        if workers:
-            end = partial(_end_workers, weakref.ref(iterator), workers)
-            atexit.register(end)  # exit handlers run backwards: before those of torch and multiprocessing
-            weakref.finalize(iterator, _finish, end)
-        return iterator
 
 
 def load_index(
@@ -77,22 +58,24 @@ def load_data(
     fields: Collection[str] = (),
     test_fields: Collection[str] = (),
     limit: int | None = None,
-) -> tuple[AnnotationIndex, AnnotationIndex | None]:
-    """Returns the training set and the test set of ``config``, None where it names no test set.
+) -> dict[str, AnnotationIndex]:
+    """Returns the data sets of ``config`` as "train", "val" and "test"; the latter two only where it names them.
 
     Raises:
         ValueError: no training set, a data set with errors, or two sets of different classes.
     """
-    index = load_index(config, config.train, key="data.train", say=say, fields=fields, limit=limit)
-    if not config.test:
-        return index, None
-    test_index = load_index(config, config.test, key="data.test", say=say, fields=test_fields, limit=limit)
-    if test_index.class_names != index.class_names:
-        raise ValueError(
-            f"data.train has the classes {index.class_names}, data.test has {test_index.class_names}; "
-            "they must be the same, in the same order"
-        )
-    return index, test_index
+    sets = {"train": load_index(config, config.train, key="data.train", say=say, fields=fields, limit=limit)}
+    for name, specs in (("val", config.val), ("test", config.test)):
+        if specs:
+            sets[name] = load_index(config, specs, key=f"data.{name}", say=say, fields=test_fields, limit=limit)
+    classes = sets["train"].class_names
+    for name, index in sets.items():
+        if index.class_names != classes:
+            raise ValueError(
+                f"data.train has the classes {classes}, data.{name} has {index.class_names}; "
+                "they must be the same, in the same order"
+            )
+    return sets
 
 
 def build_train_loader(
@@ -194,14 +177,14 @@ def make_loader(
     collate: Callable[[Any], Any] = collate,
 ) -> DataLoader[Any]:
     """What ``collate`` makes of the samples of ``dataset``, in the ``batches`` that the sampler says."""
-    return _Loader(
+    return Loader(
         dataset,
         batch_sampler=batches,
         num_workers=min(workers, os.cpu_count() or 1),  # more than cores only wait; the number changes no sample
         collate_fn=collate,
         pin_memory=pin,
         generator=torch.Generator(),  # else starting the workers would draw from the run's random numbers
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
 
 
@@ -211,29 +194,3 @@ def _train_resize(config: DetectorDataConfig) -> Scaling:
     if config.train_shorter_sides:
         return RandomResize(config.train_shorter_sides, config.longer_side)
     return Resize(config.shorter_side, config.longer_side)
-
-
-def _finish(end: Callable[[], None]) -> None:
-    atexit.unregister(end)
-    end()
-
-
-def _start_worker(_worker: int) -> None:
-    # What ends a whole group of processes is for the training process alone: it saves, and then ends its workers.
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    cv2.setNumThreads(0)  # a worker is one process per core already
-
-
-def _end_workers(iterator: weakref.ref[Any], workers: Sequence[BaseProcess]) -> None:
-    """Ends the ``workers`` of one iteration: by a word, and by a kill where that is not heard.
-
-    torch and Python would send them SIGTERM, which they ignore, and wait without end.
-    """
-    running = iterator()
-    if running is not None:
-        running._shutdown_workers()
-    for worker in workers:
-        if worker.is_alive():
-            worker.kill()
-            worker.join()

@@ -3,7 +3,7 @@
     checkpoints/0005000.safetensors   weights to test with; metadata: format, program, config, class names, iteration
     checkpoints/0005000.state.pt      optimizer, scaler, random states, best metric; read with weights_only; where the
                                       weights are averaged (solver.ema_decay), also those that training goes on with
-    checkpoints/best.safetensors      the weights with the best metric so far
+    checkpoints/best.safetensors      the weights with the best metric on data.val so far
 
 A file is written under another name, synced and renamed, so that a reader never sees half of one, and has a checksum of
 its content.  A checkpoint that can't be read is passed over for the one before, and renamed to end in ".damaged" once
@@ -40,6 +40,7 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "changed_keys",
+    "describe_weights",
     "load_detector_weights",
     "load_initial_weights",
     "read_checkpoint",
@@ -49,6 +50,8 @@ __all__ = [
     "write_converted",
     "write_weights",
 ]
+
+BEST = "best.safetensors"
 
 ConfigT = TypeVar("ConfigT", bound=ProgramConfig, covariant=True)
 
@@ -95,13 +98,20 @@ class Checkpoints:
                     _remove(old)
         return path
 
+    def best(self) -> Checkpoint[ProgramConfig] | None:
+        """Returns the weights with the best metric on data.val; None if none were chosen."""
+        path = self.folder / BEST
+        if self.config.solver.best_metric is None or not self.config.data.val or not path.is_file():
+            return None
+        return read_checkpoint(path, type(self.config))
+
     def save_evaluated(self, state: TrainState, *, best: bool) -> None:
         """Notes in the saved checkpoint of ``state`` that it is evaluated; its weights may be the ``best`` so far."""
         path, saved = self._path(state), state.state_dict()
         with together("saving a checkpoint"):
             if is_main():
                 if best:
-                    copy = self.folder / "best.safetensors"
+                    copy = self.folder / BEST
                     write_whole(copy, lambda temporary: shutil.copyfile(path, temporary))
                 _write_state(path, saved)
 
@@ -215,7 +225,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def resolve_weights(path: str | Path) -> Path:
-    """The weights file that ``path``, a file or a run directory, stands for.
+    """Returns the weights file that ``path``, a file or a run directory, means.
+
+    A run directory means the weights that stand at the end of its training: the best ones on its data.val, if it has
+    one, else the newest.  Runs of format 1 mean their newest.
 
     Raises:
         ValueError: there is none.
@@ -226,16 +239,24 @@ def resolve_weights(path: str | Path) -> Path:
     found = _numbered(path / "checkpoints") if path.is_dir() else []
     if not found:
         raise ValueError(f"no checkpoint at {path}: give a .safetensors file or the directory of a run")
-    return found[-1]
+    best = path / "checkpoints" / BEST
+    return best if "format" in _metadata(best) else found[-1]
+
+
+def describe_weights(checkpoint: Checkpoint[ProgramConfig]) -> dict[str, Any]:
+    """Returns what a result says of the weights that were tested: their iteration, and what chose them."""
+    data, best = checkpoint.config.data, checkpoint.path.name == BEST
+    return {
+        "iteration": checkpoint.iteration,
+        "chosen_by": checkpoint.config.solver.best_metric if best else None,
+        "chosen_on": list(data.val) if best else [],
+        "chosen_on_test": best and not set(data.val).isdisjoint(data.test),
+    }
 
 
 def stored_backbone(path: str | Path) -> BackboneConfig | None:
     """Returns the backbone's section of the config in ``path``; None if it is no checkpoint of this project."""
-    try:
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-    except (OSError, SafetensorError):
-        return None
+    metadata = _metadata(path)
     return parse_section(BackboneConfig, metadata["config"], "backbone") if "config" in metadata else None
 
 
@@ -354,6 +375,15 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if metadata.get("sha256", expected := _digest(weights, metadata)) != expected:
         raise ValueError(f"checkpoint {file} can't be read: its checksum is wrong, so the file was damaged")
     return weights, metadata
+
+
+def _metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a .safetensors file; none of other files."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return opened.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}
 
 
 def _program_of_format_1(weights: Mapping[str, Tensor], schema: type[ProgramConfig]) -> str:

@@ -8,7 +8,7 @@ from itertools import islice
 
 from detection.data.dataset import Batch
 from detection.engine.distributed import any_rank, gather, together, world_size
-from detection.engine.signals import StopRequest
+from detection.engine.signals import StopRequest, StopWaiting
 
 __all__ = ["Feed"]
 
@@ -61,12 +61,22 @@ class Feed:
         return parts
 
     def read(self) -> None:
-        """Reads the batches of the next step, all before the first is computed; an error waits for ``check``."""
+        """Reads the batches of the next step, all before the first is computed; an error waits for ``check``.
+
+        A signal ends the wait for them, since there will be no next step.
+        """
+        if self._stop.name is not None:
+            return
         before = time.perf_counter()
+        self._stop.waiting = True
         try:
             self._next = list(islice(self._batches, self._parts))
+        except StopWaiting:
+            pass
         except Exception as error:  # noqa: BLE001  # whatever it is, all processes have to know
             self._error = error
+        finally:
+            self._stop.waiting = False
         self.seconds += time.perf_counter() - before
 
     def agree(self, problem: str | None) -> str | None:

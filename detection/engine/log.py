@@ -5,14 +5,17 @@ A new sink is a class with ``write`` and ``close``, its line in SINKS and its na
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import json
 import os
 import secrets
+import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -71,11 +74,34 @@ class JsonLines:
             write_text(self._path, "".join(line for line in lines if _is_kept(line, run)))
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        with self._path.open("a") as stream:
-            stream.write(json.dumps({"iteration": iteration, **values, "time": time.time()}) + "\n")
+        line = (json.dumps({"iteration": iteration, **values, "time": time.time()}) + "\n").encode()
+        with self._path.open("ab", buffering=0) as stream:
+            before = stream.tell()
+            try:
+                if stream.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                with suppress(OSError):
+                    stream.truncate(before)  # half a line is none
+                raise _cannot_write(self._path, error) from error
 
     def close(self) -> None:
         pass
+
+
+class _Console(Console):
+    """Falls silent where stdout is closed, as by ``| head`` or with its terminal; rich would end the program."""
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError:
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with suppress(OSError):  # no descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what else prints, and for the exit
 
 
 class Terminal:
@@ -83,7 +109,7 @@ class Terminal:
 
     def __init__(self, run: LoggedRun) -> None:
         self._iterations = run.iterations
-        self._console = Console(soft_wrap=True)
+        self._console = _Console(soft_wrap=True)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -124,14 +150,22 @@ class TensorBoard:
 
     def __init__(self, run: LoggedRun) -> None:
         writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter  # imports for a second
-        self._writer = writer(str(run.folder / "tensorboard"), purge_step=run.start + 1 if run.start else None)
+        self._folder = run.folder / "tensorboard"
+        self._writer = writer(str(self._folder), purge_step=run.start + 1 if run.start else None)
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, iteration)
+        try:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, iteration)
+            self._writer.flush()  # an error of its thread comes out here
+        except OSError as error:
+            raise _cannot_write(self._folder, error) from error
 
     def close(self) -> None:
-        self._writer.close()
+        try:
+            self._writer.close()
+        except OSError as error:
+            raise _cannot_write(self._folder, error) from error
 
 
 class Wandb:
@@ -217,7 +251,8 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open.close()
+        with suppress(OSError) if error is not None else nullcontext():  # the first error says what is wrong
+            self._open.close()
 
     def say(self, text: str) -> None:
         """Prints a line."""
@@ -237,6 +272,11 @@ def require_packages(sinks: Sequence[str]) -> None:
     for name in sinks:
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"solver.log_sinks has {name!r}, whose package is missing; pip install 'resdet[{name}]'")
+
+
+def _cannot_write(path: Path, error: OSError) -> OSError:
+    free = shutil.disk_usage(path.parent).free >> 20
+    return OSError(f"{path} can't be written: {error}; {free} MiB are free there")
 
 
 def _run_id(run: LoggedRun, service: str, create: Callable[[], str]) -> str:

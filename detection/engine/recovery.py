@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -85,9 +85,9 @@ class Recovery:
         except torch.OutOfMemoryError as error:
             raise MemoryError(self._no_memory(state, error)) from error
         except (Exception, KeyboardInterrupt) as error:
-            writable = feed.failed or not isinstance(error, OSError)
-            if state.iteration and not state.torn and writable and (feed.failed or world_size() == 1):
-                self.say(f"stopped; saved {self.checkpoints.save(state)}, and --resume goes on from it")
+            if state.iteration and not state.torn and (feed.failed or world_size() == 1):
+                with suppress(OSError):  # a full disk may be the error
+                    self.say(f"stopped; saved {self.checkpoints.save(state)}, and --resume goes on from it")
             if feed.signal:
                 raise self.stopped(state, feed) from error
             raise
@@ -126,7 +126,7 @@ class Recovery:
         """
         folder = self.run / "not_finite" / f"{state.iteration:07d}"
         solver = replace(self.config.solver, iterations=state.iteration + 1, on_not_finite="stop")
-        single = replace(self.config, solver=solver, data=replace(self.config.data, test=()))
+        single = replace(self.config, solver=solver, data=replace(self.config.data, val=(), test=()))
         files = gather(error.files, doing="dumping a step")
         if whole:
             names = self.checkpoints.class_names

@@ -8,16 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["EXIT_STOPPED", "StopRequest", "StoppedError", "stop_request"]
+__all__ = ["EXIT_STOPPED", "StopRequest", "StopWaiting", "StoppedError", "stop_request"]
 
 # Of a program whose run was asked to end and is saved: sysexits' "try again later".
 EXIT_STOPPED = 75
 
-STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class StoppedError(RuntimeError):
     """A signal asked the run to end; it is saved, and the same command with --resume goes on."""
+
+
+class StopWaiting(BaseException):
+    """A signal has come while ``StopRequest.waiting`` was set."""
 
 
 class StopRequest:
@@ -25,29 +29,35 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self.waiting = False  # for something that may never come: the signal raises StopWaiting
 
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Notes the first SIGTERM, SIGUSR1 or SIGINT, for the loop to look at; the second one acts as without this.
+    """Notes the first SIGTERM, SIGUSR1, SIGINT or SIGHUP, for the loop to look at; the second acts as without this.
 
-    Outside the main thread, where Python hands out no signals, it notes none.
+    SIGHUP, of a terminal that is closed, stays ignored under nohup.  Outside the main thread, where Python hands out no
+    signals, it notes none.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
     before = {number: signal.getsignal(number) for number in STOPPING}
+    if before[signal.SIGHUP] == signal.SIG_IGN:
+        del before[signal.SIGHUP]
 
     def note(number: int, _frame: FrameType | None) -> None:
         request.name = signal.Signals(number).name
         restore()
+        if request.waiting:
+            raise StopWaiting
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    for number in STOPPING:
+    for number in before:
         signal.signal(number, note)
     try:
         yield request

@@ -1,18 +1,19 @@
 """Training any model, a detector or a classifier, from a config to the files of an output directory.
 
 RUN/config.yaml        the resolved config
-RUN/metrics.jsonl      losses, rates, times; the metrics of every evaluation
+RUN/metrics.jsonl      losses, learning rates, times; the metrics of data.val, and at the end of data.test ("test/...")
 RUN/tensorboard/       the same for TensorBoard, where solver.log_sinks has it
 RUN/checkpoints/       see engine/checkpoint.py
 RUN/manifest.json      what made it: see engine/manifest.py
+RUN/lock               the process that trains, while it does
 RUN/not_finite/        steps whose numbers were not finite: see engine/recovery.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,21 @@ from detection.config.schema import different_meaning
 from detection.config.sections import ProgramConfig, SolverConfig
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
-from detection.engine.checkpoint import Checkpoint, Checkpoints, changed_keys
+from detection.engine.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    changed_keys,
+    describe_weights,
+    load_detector_weights,
+)
 from detection.engine.determinism import fixed_order
 from detection.engine.device import choose_device
 from detection.engine.distributed import (
+    gather,
     images_per_rank,
     is_main,
     mean,
+    only_main,
     rank,
     replicated,
     share_buffers,
@@ -41,26 +50,19 @@ from detection.engine.distributed import (
 )
 from detection.engine.ema import EMA
 from detection.engine.feed import Feed
+from detection.engine.lock import locked
 from detection.engine.log import LoggedRun, RunLog, require_packages
 from detection.engine.loop import TrainState, Window, step
 from detection.engine.manifest import manifest_entry
 from detection.engine.optim import build_optimizer, learning_rate, set_learning_rate
 from detection.engine.recovery import Recovery
 from detection.engine.signals import StopRequest, stop_request
-from detection.evaluation.metrics import is_better, read_metric
+from detection.evaluation.metrics import is_better, read_metric, shown_figures
 from detection.files import write_text
 
-__all__ = ["Evaluation", "Trainer", "is_finished"]
+__all__ = ["Trainer", "is_finished"]
 
 TOOL = "train"  # the command which detectors are trained by
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What a test of the model on the way gives."""
-
-    result: dict[str, Any]
-    figures: dict[str, float | None]  # those of the result that the log gets; None: could not be computed
 
 
 def is_finished(run: Path, config: ProgramConfig) -> bool:
@@ -79,13 +81,14 @@ class Trainer:
         build: the model on the CPU; with its initial weights if the argument is true, else the weights of a checkpoint
             follow.  Stored proposals are its third argument, where batches have some.
         load: endless batches; called with batch_size, seed, start (number of the first batch) and pin.
-        test: called when an evaluation is due.
-        test_index: what it tests on, for the manifest.
+        validate: looks at data.val when an evaluation is due.
+        test: measures data.test at the end, and writes the result with the facts that it is given.
+        sets: data.val and data.test, for the manifest.
         resume: go on from the newest checkpoint in ``output``, if there is one.
         tool: the command of resdet that goes on with such a run.
 
     Raises:
-        ValueError: bad config, or ``output`` holds a run and ``resume`` is not set.
+        ValueError: bad config.
     """
 
     def __init__(
@@ -96,145 +99,178 @@ class Trainer:
         *,
         build: Callable[[bool], nn.Module],
         load: Callable[..., Iterable[Batch]],
-        test: Callable[[nn.Module], Evaluation] | None = None,
-        test_index: AnnotationIndex | None = None,
+        validate: Callable[[nn.Module], dict[str, Any]] | None = None,
+        test: Callable[[nn.Module, dict[str, Any]], dict[str, Any]] | None = None,
+        sets: Mapping[str, AnnotationIndex] | None = None,
         resume: bool = False,
         tool: str = TOOL,
     ) -> None:
         solver = config.solver
         images_per_rank(solver.images_per_step, solver.accumulate)  # a bad number ends here, not later
         require_packages(solver.log_sinks)
-        self.config, self.output, self.index, self.test_index = config, output, index, test_index
-        self.load, self.test, self.tool = load, test, tool
+        self.config, self.output, self.index, self.sets = config, output, index, sets or {}
+        self.load, self.validate, self.test, self.tool = load, validate, test, tool
+        self.build, self.resume = build, resume
+        self.device = choose_device(config.device)
         self.checkpoints = Checkpoints(
             output / "checkpoints", keep=solver.keep_checkpoints, config=config, class_names=index.class_names
         )
-        newest = self.checkpoints.newest(print)
-        if newest and not resume:
-            raise ValueError(
-                f"{output} holds a run ({newest[0].path.name}); add --resume to go on, or choose another directory"
-            )
-        self.device = choose_device(config.device)
-        if newest:
-            _check_same_model(newest[0], config)
-        self.state = _initial_state(config, build, self.device, fresh=newest is None)
-        if newest:
-            self.checkpoints.restore(newest, self.state)
-        self._before = newest[0].config if newest else None  # the config so far
-        self._begins = [f"nothing to resume in {output}: starting"] if resume and not newest else []
 
     def run(self) -> dict[str, Any]:
-        """Takes all steps that are left and returns the result of the last test.
+        """Takes all steps that are left and returns the result on data.test, empty if there is none.
 
         Raises:
+            ValueError: ``output`` holds a run and ``resume`` is not set, or another process trains into it.
             NotFiniteError, StoppedError, MemoryError, OSError: as ``run_training``.
         """
-        solver, state = self.config.solver, self.state
-        with self._session() as (log, stop):
+        solver = self.config.solver
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.output))
+            state, before = self._begin()
+            missing = before is not None and self._misses_evaluation(state)
+            if state.iteration >= solver.iterations and not missing and (result := self._result(state)) is not None:
+                return self._finished(state, result)
+            log, stop = stack.enter_context(self._session(state, before, evaluated=not missing))
+            if missing:
+                self._evaluate(state, log)
             recovery = Recovery(self.output, self.config, self.checkpoints, log.say, self.tool)
-            result = self._evaluate(log) if self._misses_evaluation() else {}
             steps = solver.iterations - state.iteration
-            feed = Feed(self._batches(), parts=solver.accumulate, steps=steps, stop=stop)
+            feed = Feed(self._batches(state), parts=solver.accumulate, steps=steps, stop=stop)
             window, replica = Window(), replicated(state.model)
-            with recovery.saving(state, feed):
-                feed.begin()
-                while state.iteration < solver.iterations:
-                    rate = learning_rate(solver, state.iteration)
-                    set_learning_rate(state.optimizer, rate)
-                    state.model.train()
-                    state.torn = True
-                    with recovery.guard(state):
-                        window.add(step(state, replica, feed, solver, self.device))
-                        if state.ema is not None:
-                            state.ema.update(state.model)
-                    state.iteration += 1
-                    state.torn = False
-                    if state.iteration == solver.iterations or _due(state.iteration, solver.log_every):
-                        log.metrics(state.iteration, mean(window.means(feed.seconds)) | {"learning_rate": rate})
-                        window = Window(feed.seconds)
-                    with window.paused():
-                        result = self._after_step(feed, recovery, log) or result
+            stack.enter_context(recovery.saving(state, feed))
+            feed.begin()
+            if feed.stops and steps:
+                raise recovery.stopped(state, feed)
+            while state.iteration < solver.iterations:
+                rate = learning_rate(solver, state.iteration)
+                set_learning_rate(state.optimizer, rate)
+                state.model.train()
+                state.torn = True
+                with recovery.guard(state):
+                    window.add(step(state, replica, feed, solver, self.device))
+                    if state.ema is not None:
+                        state.ema.update(state.model)
+                state.iteration += 1
+                state.torn = False
+                if state.iteration == solver.iterations or _due(state.iteration, solver.log_every):
+                    log.metrics(state.iteration, mean(window.means(feed.seconds)) | {"learning_rate": rate})
+                    window = Window(feed.seconds)
+                with window.paused():
+                    self._after_step(state, feed, recovery, log)
             log.say(f"trained {solver.iterations} iterations; checkpoints in {self.checkpoints.folder}")
+            return self._test(state, log)
+
+    def _begin(self) -> tuple[TrainState, ProgramConfig | None]:
+        """Returns the state before the first step that is left, and the config that led there."""
+        newest = self.checkpoints.newest(print)
+        if newest is None:
+            if self.resume:
+                only_main(print)(f"nothing to resume in {self.output}: starting")
+            return _initial_state(self.config, self.build, self.device, fresh=True), None
+        if not self.resume:
+            raise ValueError(
+                f"{self.output} holds a run ({newest[0].path.name}); add --resume to go on, or choose another directory"
+            )
+        _check_same_model(newest[0], self.config)
+        state = _initial_state(self.config, self.build, self.device, fresh=False)
+        self.checkpoints.restore(newest, state)
+        return state, newest[0].config
+
+    def _result(self, state: TrainState) -> dict[str, Any] | None:
+        """Returns the result of the run's weights on data.test; None if it is not there yet."""
+        if self.test is None:
+            return {}
+        path, found = self.output / "result.json", None
+        with together("looking for a result"):
+            if is_main() and path.is_file():
+                found = json.loads(path.read_text())
+        found = gather(found)[0]
+        return found if found and found.get("trained") in (None, state.iteration) else None
+
+    def _finished(self, state: TrainState, result: dict[str, Any]) -> dict[str, Any]:
+        """Says that nothing is left to do; returns the ``result`` that the run came to."""
+        only_main(print)(
+            f"{self.output} is finished, at iteration {state.iteration} of {self.config.solver.iterations}; "
+            "to go on, raise solver.iterations"
+        )
         return result
 
-    def _batches(self) -> Iterable[Batch]:
+    def _batches(self, state: TrainState) -> Iterable[Batch]:
         solver = self.config.solver
         return self.load(
             batch_size=solver.images_per_step // solver.accumulate,
             seed=self.config.seed,
-            start=self.state.iteration * solver.accumulate,
+            start=state.iteration * solver.accumulate,
             pin=self.device.type == "cuda",
         )
 
-    def _after_step(self, feed: Feed, recovery: Recovery, log: RunLog) -> dict[str, Any]:
-        """Saves, ends the run or evaluates, where that is due; returns the result of an evaluation."""
-        solver, state = self.config.solver, self.state
+    def _after_step(self, state: TrainState, feed: Feed, recovery: Recovery, log: RunLog) -> None:
+        """Saves, ends the run or looks at data.val, where that is due."""
+        solver = self.config.solver
         last = state.iteration == solver.iterations
         stops = feed.stops and not last
-        evaluates = self.test is not None and _evaluates(solver, state.iteration)
+        evaluates = self.validate is not None and _evaluates(solver, state.iteration)
         if last or evaluates or stops or _due(state.iteration, solver.checkpoint_every):
             self.checkpoints.save(state)  # first, so that whatever an evaluation meets costs no training
         if stops:
             raise recovery.stopped(state, feed)
         feed.check()
-        return self._evaluate(log) if evaluates else {}
+        if evaluates:
+            self._evaluate(state, log)
 
-    def _evaluate(self, log: RunLog) -> dict[str, Any]:
-        """Tests the model that is saved already; the result."""
-        assert self.test is not None
-        solver, state = self.config.solver, self.state
+    def _evaluate(self, state: TrainState, log: RunLog) -> None:
+        """Looks at data.val with the model that is saved already; its weights may be the best so far."""
+        assert self.validate is not None
+        key = self.config.solver.best_metric
         share_buffers(state.tested)
-        tested = self.test(state.tested)
-        known = {name: value for name, value in tested.figures.items() if value is not None}
-        log.metrics(state.iteration, known)
-        value = read_metric(tested.result, solver.best_metric)
-        best = is_better(solver.best_metric, value, state.best)
+        result = self.validate(state.tested)
+        log.metrics(state.iteration, _known(shown_figures(result, "log")))
+        value = None if key is None else read_metric(result, key)
+        best = key is not None and is_better(key, value, state.best)
         state.best, state.evaluated = value if best else state.best, state.iteration
         self.checkpoints.save_evaluated(state, best=best)
-        return tested.result
 
-    def _misses_evaluation(self) -> bool:
+    def _test(self, state: TrainState, log: RunLog) -> dict[str, Any]:
+        """Measures data.test, once, with the weights that stand: the best on data.val, or else the last."""
+        if self.test is None:
+            return {}
+        best, model = self.checkpoints.best(), state.tested
+        if best is None:
+            share_buffers(model)
+        else:
+            load_detector_weights(model, best, self.checkpoints.class_names)
+        tested = best or Checkpoint(self.output, {}, self.config, self.checkpoints.class_names, state.iteration)
+        result = self.test(model, {"weights": describe_weights(tested), "trained": state.iteration})
+        figures = _known(shown_figures(result, "log"))
+        log.metrics(state.iteration, {f"test/{name}": value for name, value in figures.items()})
+        return result
+
+    def _misses_evaluation(self, state: TrainState) -> bool:
         """Whether the run ended between a checkpoint and the evaluation that was due."""
-        state = self.state
-        return (
-            self._before is not None
-            and self.test is not None
-            and _evaluates(self.config.solver, state.iteration)
-            and state.evaluated != state.iteration
-        )
+        due = self.validate is not None and _evaluates(self.config.solver, state.iteration)
+        return due and state.evaluated != state.iteration
 
     @contextmanager
-    def _session(self) -> Iterator[tuple[RunLog, StopRequest]]:
+    def _session(
+        self, state: TrainState, before: ProgramConfig | None, *, evaluated: bool
+    ) -> Iterator[tuple[RunLog, StopRequest]]:
         """Opens what lasts as long as the run does, and says what trains."""
-        config, state = self.config, self.state
-        missing = self._misses_evaluation()
-        if state.iteration >= config.solver.iterations and not missing:
-            test = "test" if self.tool == TOOL else f"{self.tool} --test"
-            raise ValueError(
-                f"{self.output} is at iteration {state.iteration} of {config.solver.iterations}: nothing is left to "
-                f"train; raise solver.iterations, or test it with resdet {test}"
-            )
+        config, solver = self.config, self.config.solver
         with together("writing the config"):
             if is_main():
-                self.output.mkdir(parents=True, exist_ok=True)
                 write_text(self.output / "config.yaml", dump_config(config))
-        data = {"train": self.index} | ({} if self.test_index is None else {"test": self.test_index})
+        data = {"train": self.index, **self.sets}
+        run = LoggedRun(self.output, config, solver.iterations, start=state.iteration, evaluated=evaluated)
         with (
             fixed_order(config.deterministic),
             stop_request() as stop,
             manifest_entry(self.output, config, state, data, self.device),
-            self._log(evaluated=not missing) as log,
+            RunLog(run if is_main() else None, self.device, solver.log_sinks) as log,
         ):
-            changed = [] if self._before is None else changed_keys(self._before, config)
-            for line in [*self._begins, *(f"config changed: {key}" for key in changed)]:
-                log.say(line)
+            for line in [] if before is None else changed_keys(before, config):
+                log.say(f"config changed: {line}")
             _say_what_trains(config, state, self.index, self.device, log)
             yield log, stop
-
-    def _log(self, *, evaluated: bool) -> RunLog:
-        solver, start = self.config.solver, self.state.iteration
-        run = LoggedRun(self.output, self.config, solver.iterations, start=start, evaluated=evaluated)
-        return RunLog(run if is_main() else None, self.device, solver.log_sinks)
 
 
 def _initial_state(
@@ -282,6 +318,10 @@ def _check_same_model(checkpoint: Checkpoint[ProgramConfig], config: ProgramConf
     changed = different_meaning(checkpoint.config, config)
     if changed:
         raise ValueError(f"{checkpoint.path} can't go on with another model: {'; '.join(changed)}")
+
+
+def _known(figures: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def _evaluates(solver: SolverConfig, iteration: int) -> bool:

@@ -77,8 +77,19 @@ def format_tables(result: dict[str, Any]) -> str:
             f"VOC AP (%), {_VOC_DEFINITIONS[voc['metric']]}",
             text_table(["class", "AP"], [[name, mean.format(ap)] for name, ap in voc_rows]),
             *_computed_table(result),
+            *([describe_choice(result)] if "weights" in result else []),
         ]
     )
+
+
+def describe_choice(result: dict[str, Any]) -> str:
+    """Returns which weights a result is of, and a warning where the images that chose them were then tested."""
+    weights = result["weights"]
+    if weights["chosen_by"] is None:
+        return f"weights of iteration {weights['iteration']}, the last"
+    chosen = f"{weights['chosen_by']} on {', '.join(weights['chosen_on'])}"
+    warning = "; chosen on the test set itself: the figures are too high" if weights["chosen_on_test"] else ""
+    return f"weights of iteration {weights['iteration']}, the best {chosen}{warning}"
 
 
 def _coco_tables(what: str, section: str, result: dict[str, Any]) -> list[str]:

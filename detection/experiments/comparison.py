@@ -136,7 +136,7 @@ class Comparison:
     def seed_runs(self, configs: Mapping[str, DetectionConfig]) -> list[Run]:
         """The runs that are compared."""
         return [
-            Run(variant, str(seed), replace(config, seed=seed), self.output / "runs" / variant / str(seed))
+            Run(variant, str(seed), replace(_last(config), seed=seed), self.output / "runs" / variant / str(seed))
             for variant, config in configs.items()
             for seed in self.experiment.seeds
         ]
@@ -150,11 +150,12 @@ class Comparison:
         protocol, seed = self.experiment.protocol, self.experiment.seeds[0]
         runs = []
         for variant, config in configs.items() if protocol.factors else ():
-            data = replace(config.data, train=protocol.train or config.data.train, test=protocol.validation)
+            data = replace(config.data, train=protocol.train or config.data.train, val=(), test=protocol.validation)
             for factor in protocol.factors:
                 solver = replace(config.solver, base_lr=config.solver.base_lr * factor)
                 folder = self.output / "grid" / variant / f"{factor:g}"
-                runs.append(Run(variant, f"{factor:g}", replace(config, data=data, solver=solver, seed=seed), folder))
+                own = replace(_last(config), data=data, solver=replace(solver, best_metric=None), seed=seed)
+                runs.append(Run(variant, f"{factor:g}", own, folder))
         if runs:
             self._check_validation(runs[0].config, configs[runs[0].variant])
         return runs
@@ -201,7 +202,7 @@ class Comparison:
 
     def _with_rates(self, configs: Mapping[str, DetectionConfig]) -> dict[str, DetectionConfig]:
         """``configs`` at the rates that the search chose; those without one are left out, and their runs failed."""
-        grid = choose_rates(self.grid_runs(configs), next(iter(configs.values())).solver.best_metric)
+        grid = choose_rates(self.grid_runs(configs), next(iter(configs.values())).solver.best_metric or "bbox.AP")
         write_json(self.output / "grid.json", {**grid, "validation": list(self.experiment.protocol.validation)})
         found = {}
         for variant, config in configs.items():
@@ -272,3 +273,8 @@ def _cost_weights(output: Path, variant: str) -> Path | None:
     """The run whose weights the costs of ``variant`` are measured with."""
     done = (folder for folder in sorted((output / "runs" / variant).glob("*")) if is_done(folder))
     return next(done, None)
+
+
+def _last(config: DetectionConfig) -> DetectionConfig:
+    """``config`` whose last weights are tested: an arm must not gain from a choice among its checkpoints."""
+    return replace(config, solver=replace(config.solver, best_metric=None))

@@ -60,10 +60,9 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """Command lines to which options are appended: a training's, a test's, and the one that measures a variant."""
+    """Command lines to which options are appended: a training's, and the one that measures a variant."""
 
     train: tuple[str, ...]
-    test: tuple[str, ...]
     costs: tuple[str, ...]
 
 
@@ -254,9 +253,6 @@ def _start(
 
 def _command(run: Run, programs: Programs) -> list[str]:
     config = str(run.folder / "config.yaml")
-    last = run.folder / "checkpoints" / f"{run.config.solver.iterations:07d}.safetensors"
-    if last.is_file() and last.with_suffix(".state.pt").is_file():  # it was killed in its last test
-        return [*programs.test, config, "--weights", str(run.folder), "--output-dir", str(run.folder)]
     return [*programs.train, config, "--output-dir", str(run.folder), "--resume"]
 
 

@@ -69,3 +69,9 @@ class LocalizationConfig(ProgramConfig):
     rpn: ClassRPNConfig = field(default_factory=ClassRPNConfig)
     box: RegionConfig = field(default_factory=RegionConfig)
     localization: LocalizerConfig = field(default_factory=LocalizerConfig)
+
+    def __post_init__(self) -> None:
+        if self.data.val:
+            raise ValueError(
+                f"data.val is {list(self.data.val)}, and localisation watches no set in training; leave it empty"
+            )

@@ -80,7 +80,8 @@ def run_localization(config: LocalizationConfig, output: Path, *, say: Callable[
         NotFiniteError: a loss is infinite or not a number.
     """
     refuse_many("localisation")
-    index, test_index = load_data(config.data, say=print)
+    sets = load_data(config.data, say=print)
+    index, test_index = sets["train"], sets.get("test")
     if test_index is None:
         raise ValueError("data.test is empty; give the set to test on, such as [imagenet_loc:val]")
     labels, test_labels = image_labels(index), image_labels(test_index)

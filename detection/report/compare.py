@@ -82,6 +82,4 @@ def _comparison(
     experiment = load_experiment(file, overrides)
     folder = output or Path("output") / "experiments" / experiment.name
     costs = (*RESDET, "compare", str(file), "--output-dir", str(folder), *overrides)
-    return Comparison(
-        experiment, folder, Programs((*RESDET, "train"), (*RESDET, "test"), costs), placement or Placement()
-    )
+    return Comparison(experiment, folder, Programs((*RESDET, "train"), costs), placement or Placement())

@@ -53,7 +53,9 @@ def alternating_steps(config: DetectionConfig, output: Path) -> tuple[Step, ...]
             images_per_step=(lengths.rpn_images_per_step if rpn else lengths.box_images_per_step)
             or config.solver.images_per_step,
         )
-        data = replace(config.data, test=config.data.test if number == 4 else ())
+        last = number == 4  # the others have an RPN or a box stage that never learned anything
+        watched = {"val": config.data.val, "test": config.data.test} if last else {"val": (), "test": ()}
+        data = replace(config.data, **watched)
         own = replace(config, solver=solver, data=data)
         if init is not None:
             own = replace(own, init=str(_folder(output, init)), init_classes={})

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from detection.config.schema import different_meaning
 from detection.data.cards import load_card
 from detection.data.index import AnnotationIndex
 from detection.data.loader import build_test_loader, load_index
-from detection.engine.checkpoint import Checkpoint, load_detector_weights
+from detection.engine.checkpoint import Checkpoint, describe_weights, load_detector_weights
 from detection.engine.device import choose_device, peak_memory_gib
 from detection.engine.distributed import (
     EVALUATION_TIMEOUT,
@@ -38,16 +38,26 @@ from detection.engine.distributed import (
     together,
     world_size,
 )
-from detection.engine.evaluate import Predictions, evaluate, make_record, predict, propose
+from detection.engine.evaluate import evaluate, make_record, predict, propose
 from detection.evaluation.coco import coco_results
 from detection.evaluation.recall import ProposalRecord, average_recall
 from detection.evaluation.record import Record
+from detection.evaluation.report import VocMetric
 from detection.files import write_text
 from detection.masks import RLE
 from detection.model.architecture import Architecture
 from detection.visualize import draw_record, save_picture
 
-__all__ = ["evaluate_detectors", "load_test_set", "proposal_recall", "read_records", "restore_detector", "run_test"]
+__all__ = [
+    "Measured",
+    "load_test_set",
+    "measure",
+    "proposal_recall",
+    "read_records",
+    "restore_detector",
+    "run_test",
+    "write_measured",
+]
 
 RECALL_LIMITS = (100, 300, 1000)  # proposals per image
 
@@ -91,10 +101,12 @@ def run_test(
     index = load_test_set(config, say)
     detectors = [restore_detector(config, checkpoint, index.class_names)]
     detectors += [restore_detector(member.config, member, index.class_names) for member in ensemble]
-    result, records = evaluate_detectors(config, detectors, index, output, limit=limit)
+    measured = measure(config, detectors, index, limit=limit)
+    facts = {} if ensemble else {"weights": describe_weights(checkpoint)}
+    result = write_measured(measured, index, output, facts)
     if is_main() and not (output / "checkpoints").exists():  # a run keeps that of its training
         write_text(output / "config.yaml", dump_config(config))
-    for number, record in enumerate(islice(records, pictures)):
+    for number, record in enumerate(islice(measured.records, pictures)):
         drawn = draw_record(index.image(number), record, index.class_names)
         save_picture(output / "pictures" / f"{number:05d}_{Path(record.file_name).stem}.jpg", drawn)
     say(f"{result['images']} images, {result['seconds_per_image']:.3f} s per image, {choose_device(config.device)}")
@@ -144,19 +156,23 @@ def _write_recall(records: Sequence[ProposalRecord], output: Path) -> dict[str, 
     return recall
 
 
-def evaluate_detectors(
-    config: DetectionConfig,
-    detectors: Sequence[Architecture],
-    index: AnnotationIndex,
-    output: Path,
-    *,
-    limit: int | None = None,
-) -> tuple[dict[str, Any], list[Record]]:
-    """Tests ``detectors`` together on the first ``limit`` images of ``index``; writes result.json and detections.json.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What detectors do on a data set.
 
-    Returns:
-        The content of result.json, on every process; and the records in the order of ``index``, on the main one.
+    Attributes:
+        result: the content of result.json, the same on every process.
+        records: in the order of the data set, on the main process; none on the others.
     """
+
+    result: dict[str, Any]
+    records: list[Record]
+
+
+def measure(
+    config: DetectionConfig, detectors: Sequence[Architecture], index: AnnotationIndex, *, limit: int | None = None
+) -> Measured:
+    """Tests ``detectors`` together on the first ``limit`` images of ``index``."""
     device = choose_device(config.device)
     tester = build_tester(config.test, detectors).to(device)
     rows = _share(index, limit)
@@ -167,29 +183,36 @@ def evaluate_detectors(
     result: dict[str, Any] = {}
     with together("computing AP", timeout=EVALUATION_TIMEOUT):
         if records is not None:
-            result = _write_result(config, index, Predictions(records, predictions.seconds_per_image), output)
-    return gather(result)[0], records or []
+            result = evaluate(records, index.class_names, _voc_metric(config)) | {
+                "images": len(records),
+                "seconds_per_image": predictions.seconds_per_image,
+                "peak_memory_gib": peak_memory_gib(device),
+            }
+    return Measured(gather(result)[0], records or [])
+
+
+def write_measured(
+    measured: Measured, index: AnnotationIndex, output: Path, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes result.json, with ``facts`` about the run, and detections.json; returns the content of the former."""
+    result = {**measured.result, **facts}
+    with together("writing the result"):
+        if is_main():
+            output.mkdir(parents=True, exist_ok=True)
+            write_text(output / "detections.json", json.dumps(coco_results(measured.records, index.category_ids)))
+            write_text(output / "result.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _voc_metric(config: DetectionConfig) -> VocMetric:
+    """The definition of VOC's metric that the first card to be tested or watched asks for."""
+    first = next(iter((*config.data.test, *config.data.val)))
+    return load_card(first.rpartition(":")[0]).voc_metric
 
 
 def _share(index: AnnotationIndex, limit: int | None) -> range:
     """The rows of ``index`` that this process tests, of the first ``limit``."""
     return range(len(index) if limit is None else min(limit, len(index)))[rank() :: world_size()]
-
-
-def _write_result(
-    config: DetectionConfig, index: AnnotationIndex, predictions: Predictions, output: Path
-) -> dict[str, Any]:
-    voc_metric = load_card(config.data.test[0].rpartition(":")[0]).voc_metric
-    result = evaluate(predictions.records, index.class_names, voc_metric)
-    result |= {
-        "images": len(predictions.records),
-        "seconds_per_image": predictions.seconds_per_image,
-        "peak_memory_gib": peak_memory_gib(choose_device(config.device)),
-    }
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "detections.json", json.dumps(coco_results(predictions.records, index.category_ids)))
-    write_text(output / "result.json", json.dumps(result, indent=2) + "\n")
-    return result
 
 
 def read_records(run: Path, *, say: Callable[[str], None] = print) -> tuple[AnnotationIndex, list[Record]]:

@@ -21,10 +21,10 @@ from detection.engine.checkpoint import load_initial_weights, read_checkpoint
 from detection.engine.device import choose_device
 from detection.engine.distributed import only_main, rank, start, world_size
 from detection.engine.evaluate import evaluate
-from detection.engine.trainer import Evaluation, Trainer
-from detection.evaluation.metrics import read_metric, shown_figures
+from detection.engine.trainer import Trainer
+from detection.evaluation.metrics import read_metric
 from detection.model.architecture import Architecture
-from detection.tasks.test import evaluate_detectors
+from detection.tasks.test import measure, write_measured
 
 __all__ = ["run_training"]
 
@@ -58,23 +58,26 @@ def run_training(
     device = choose_device(config.device)
     _check_order(config, device)
     start(device)
-    index, test_index = load_data(
+    sets = load_data(
         config.data,
         say=only_main(print),
         fields=needed_fields(config, training=True),
         test_fields=needed_fields(config),
         limit=config.data.limit,
     )
-    figures = evaluate([], index.class_names, "area", masks="masks" in needed_fields(config))
-    read_metric(figures, config.solver.best_metric)  # a misspelt name ends here, not later
+    index, val, test = sets.pop("train"), sets.get("val"), sets.get("test")
+    if config.solver.best_metric is not None:  # a misspelt name ends here, not later
+        figures = evaluate([], index.class_names, "area", masks="masks" in needed_fields(config))
+        read_metric(figures, config.solver.best_metric)
     return Trainer(
         config,
         output,
         index,
         build=lambda fresh: _build(config, index, fixed, fresh=fresh),
         load=partial(detection_loader, index, config.data, share=(rank(), world_size()), proposals=proposals),
-        test=None if test_index is None else lambda model: _test(config, model, test_index, output),
-        test_index=test_index,
+        validate=None if val is None else lambda model: measure(config, [_detector(model)], val).result,
+        test=None if test is None else lambda model, facts: _test(config, model, test, output, facts),
+        sets=sets,
         resume=resume,
     ).run()
 
@@ -95,8 +98,14 @@ def _build(config: DetectionConfig, index: AnnotationIndex, fixed: Sequence[str]
     return detector
 
 
-def _test(config: DetectionConfig, model: nn.Module, index: AnnotationIndex, output: Path) -> Evaluation:
-    """The detector ``model``, tested on ``index``; writes the files of ``evaluate_detectors``."""
+def _test(
+    config: DetectionConfig, model: nn.Module, index: AnnotationIndex, output: Path, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the result of ``model`` on data.test, whose files it writes."""
+    measured = measure(config, [_detector(model)], index)
+    return write_measured(measured, index, output, facts)
+
+
+def _detector(model: nn.Module) -> Architecture:
     assert isinstance(model, Architecture)
-    result, _ = evaluate_detectors(config, [model], index, output)
-    return Evaluation(result, shown_figures(result, "log"))
+    return model

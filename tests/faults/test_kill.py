@@ -68,7 +68,7 @@ def test_killed_at_random_moments(
             in_save += bool(list(run.glob("checkpoints/*.tmp")))
             at_start += saved(run) == before
         else:
-            assert process.exitcode in (0, 1)  # 1: the last kill came when nothing was left to train
+            assert process.exitcode == 0
             assert differing(run, whole, STEPS) == []
             finished += 1
             if not before:  # a whole run: the machine may have become faster, and most would then come to their end

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from detection.engine.feed import Feed
-from detection.engine.signals import StopRequest
+from detection.engine.signals import StopRequest, stop_request
 
 
 def make_feed(batches: Any, *, parts: int = 1, steps: int = 3) -> tuple[Feed, StopRequest]:
@@ -59,3 +62,20 @@ def test_a_lone_process_sees_a_signal_at_once_and_its_own_problem() -> None:
     assert feed.agree(None) is None
     stop.name = "SIGTERM"
     assert (feed.stops, feed.signal) == (True, "SIGTERM")
+
+
+def test_a_signal_ends_the_wait_for_a_batch_that_never_comes() -> None:
+    def hanging() -> Iterator[int]:
+        yield 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    with stop_request() as stop:
+        feed = Feed(cast("Any", hanging()), parts=1, steps=3, stop=stop)
+        feed.begin()
+        feed.take()
+        feed.read()
+        assert feed.agree(None) is None
+        assert (feed.stops, feed.signal, feed.failed) == (True, "SIGTERM", False)
+        feed.read()  # there will be no next step
+    assert feed.seconds < 30

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from detection.config.detection import DetectionConfig
 from detection.engine.device import peak_memory_gib
 from detection.engine.log import SINKS, LoggedRun, RunLog, require_packages
 
+ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 
 
@@ -149,6 +153,7 @@ def test_wandb_gets_the_metrics_and_the_config(tmp_path: Path, monkeypatch: pyte
 
 def test_mlflow_gets_the_metrics_and_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
     for start in (0, 3):  # the second one goes on
         with open_log(tmp_path / "run", "mlflow", start=start) as log:
@@ -161,5 +166,53 @@ def test_mlflow_gets_the_metrics_and_the_config(tmp_path: Path, monkeypatch: pyt
     assert "config.yaml" in [file.path for file in client.list_artifacts(run.info.run_id)]
 
 
+READ_BY_HEAD = """
+import sys, torch
+from pathlib import Path
+from detection.config.detection import Config
+from detection.engine.log import LoggedRun, RunLog
+with RunLog(LoggedRun(Path(sys.argv[1]), Config(), 100), torch.device("cpu"), ()) as log:
+    for iteration in range(1, 101):
+        log.metrics(iteration, {"loss/total": 0.5})
+        if iteration == 1:
+            sys.stdin.readline()  # stdout is closed now
+print("the end")
+"""
+
+
+def test_stdout_that_is_closed_early_ends_nothing(tmp_path: Path) -> None:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", READ_BY_HEAD, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("1/100")
+        process.stdout.close()
+        process.stdout = None
+        _, errors = process.communicate("go on\n", timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert len(lines(tmp_path)) == 100
+
+
 def test_peak_memory_is_in_gib() -> None:
     assert 0.05 < peak_memory_gib(CPU) < 64
+
+
+def test_a_disk_that_is_full_is_named_with_its_space_and_leaves_no_half_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    class Full(io.FileIO):
+        def write(self, content: Any) -> int:
+            return super().write(content[:10])
+
+    def full(path: Path, mode: str = "r", **options: Any) -> Any:
+        return Full(path, mode) if "a" in mode else opened(path, mode, **options)
+
+    write(tmp_path, 10)
+    with open_log(tmp_path, start=10) as log, monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(OSError, match=r"metrics\.jsonl can't be written: .*No space left.*; \d+ MiB are free"):
+            log.metrics(20, {"loss/total": 0.5})
+    assert [line["iteration"] for line in lines(tmp_path)] == [10]

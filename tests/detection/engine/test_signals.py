@@ -48,3 +48,14 @@ def test_another_thread_notes_nothing() -> None:
     thread.start()
     thread.join()
     assert found == [(None, signal.getsignal(signal.SIGTERM))]
+
+
+def test_a_closed_terminal_is_ignored_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_request() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.name is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,13 +16,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detection.config.detection import DetectionConfig, DetectorBackboneConfig
+from detection.config.detection import DetectionConfig, DetectorBackboneConfig, DetectorDataConfig
 from detection.config.sections import SolverConfig
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
-from detection.engine.checkpoint import read_checkpoint
+from detection.engine.checkpoint import read_checkpoint, resolve_weights
+from detection.engine.log import RunLog
 from detection.engine.loop import NotFiniteError
-from detection.engine.trainer import Evaluation, Trainer
+from detection.engine.signals import StoppedError
+from detection.engine.trainer import Trainer
 from detection.structures import ImageBatch, Target
 
 ROOT = Path(__file__).parents[3]
@@ -63,13 +68,31 @@ def batches(**_: Any) -> Iterator[Batch]:
 def make_trainer(make_index: Callable[..., AnnotationIndex], tmp_path: Path) -> Callable[..., Trainer]:
     index = make_index([[((0, 0, 9, 9), 0, False)]] * 2)
 
-    def make(model: nn.Module | None = None, *, name: str = "run", test: Any = None, **solver: Any) -> Trainer:
+    def make(
+        model: nn.Module | None = None,
+        *,
+        name: str = "run",
+        validate: Any = None,
+        test: Any = None,
+        sets: tuple[str, str] = ("a:val", "a:test"),
+        **solver: Any,
+    ) -> Trainer:
         settings = {"iterations": 4, "base_lr": 0.1, "steps": (), "log_every": 1, "log_sinks": (), **solver}
+        val, tested = ((name,) if given else () for name, given in zip(sets, (validate, test), strict=True))
         config = DetectionConfig(
-            backbone=DetectorBackboneConfig(norm="gn"), solver=SolverConfig(**settings), device="cpu"
+            backbone=DetectorBackboneConfig(norm="gn"),
+            data=DetectorDataConfig(val=val, test=tested),
+            solver=SolverConfig(**settings),
+            device="cpu",
         )
         return Trainer(
-            config, tmp_path / name, index, build=lambda fresh: model or LineModel(), load=batches, test=test
+            config,
+            tmp_path / name,
+            index,
+            build=lambda fresh: model or LineModel(),
+            load=batches,
+            validate=validate,
+            test=test,
         )
 
     return make
@@ -94,20 +117,72 @@ def test_rate_follows_the_schedule(make_trainer: Callable[..., Trainer]) -> None
     trainer.run()
     rates = [line["learning_rate"] for line in metrics(trainer)]
     assert rates == pytest.approx([0.05, 0.075, 0.1, 0.1, 0.01, 0.01])
-    assert trainer.state.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
 
 
-def test_model_trains_after_an_evaluation(make_trainer: Callable[..., Trainer]) -> None:
-    model, tested = LineModel(), []
+def validating(*values: float | None) -> Callable[[nn.Module], dict[str, Any]]:
+    """Looks at data.val with the figures ``values``, one after the other."""
+    seen = iter(values)
+    return lambda model: {"bbox": {"AP": next(seen)}}
 
-    def test(model: nn.Module) -> Evaluation:
-        tested.append(model.eval())
-        return Evaluation({"bbox": {"AP": 0.5}}, {"bbox.AP": 0.5})
 
-    result = make_trainer(model, test=test, evaluate_every=1).run()
-    assert len(tested) == 4
+def noting(weights: list[float]) -> Callable[[nn.Module, dict[str, Any]], dict[str, Any]]:
+    """Notes the weight of the model that is tested."""
+
+    def test(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
+        weights.append(model.get_parameter("w").item())
+        return {"bbox": {"AP": 0.25}} | facts
+
+    return test
+
+
+def test_data_val_is_watched_and_chooses_what_is_tested_once(make_trainer: Callable[..., Trainer]) -> None:
+    model, weights = LineModel(), list[float]()
+    validate = validating(0.1, 0.5, None, 0.3)
+    trainer = make_trainer(model, validate=validate, test=noting(weights), evaluate_every=1)
+    result = trainer.run()
+    best = read_checkpoint(trainer.output / "checkpoints" / "best.safetensors")
+    assert weights == [best.weights["w"].item()]
+    assert result["weights"] == {
+        "iteration": 2,
+        "chosen_by": "bbox.AP",
+        "chosen_on": ["a:val"],
+        "chosen_on_test": False,
+    }
     assert model.modes == [True] * 4
-    assert result == {"bbox": {"AP": 0.5}}
+    lines = metrics(trainer)
+    assert [line["bbox.AP"] for line in lines if "bbox.AP" in line] == [0.1, 0.5, 0.3]
+    assert [line["test/bbox.AP"] for line in lines if "test/bbox.AP" in line] == [0.25]
+    assert resolve_weights(trainer.output).name == "best.safetensors"
+
+
+@pytest.mark.parametrize("options", [{}, {"validate": validating(0.1, 0.5, 0.2, 0.3), "best_metric": None}])
+def test_without_a_choice_the_last_weights_are_tested(
+    make_trainer: Callable[..., Trainer], options: dict[str, Any]
+) -> None:
+    weights = list[float]()
+    trainer = make_trainer(test=noting(weights), evaluate_every=1, **options)
+    result = trainer.run()
+    assert weights == [read_checkpoint(trainer.output).weights["w"].item()]
+    assert (result["weights"]["iteration"], result["weights"]["chosen_by"]) == (4, None)
+    assert resolve_weights(trainer.output).name == "0000004.safetensors"
+
+
+def test_a_choice_on_the_test_set_is_told(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer(validate=validating(0.5), test=noting([]), sets=("a:test", "a:test"))
+    assert trainer.run()["weights"]["chosen_on_test"] is True
+
+
+def test_a_run_that_was_killed_before_its_test_is_only_tested(make_trainer: Callable[..., Trainer]) -> None:
+    def fails(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(test=fails).run()
+    weights, model = list[float](), LineModel()
+    trainer = make_trainer(model, test=noting(weights))
+    trainer.resume = True
+    assert trainer.run()["trained"] == 4
+    assert (len(weights), model.modes) == (1, [])
 
 
 def test_steps_of_a_plain_run_clone_no_statistics(make_trainer: Callable[..., Trainer]) -> None:
@@ -117,8 +192,9 @@ def test_steps_of_a_plain_run_clone_no_statistics(make_trainer: Callable[..., Tr
 
 def clones(trainer: Trainer) -> int:
     """The number of buffers that are cloned in a run."""
-    count, buffers = 0, {id(buffer) for buffer in trainer.state.model.buffers()}
-    clone = Tensor.clone
+    model, count, clone = LineModel(), 0, Tensor.clone
+    trainer.build = lambda fresh: model
+    buffers = {id(buffer) for buffer in model.buffers()}
 
     def counted(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         nonlocal count
@@ -132,12 +208,13 @@ def clones(trainer: Trainer) -> int:
 
 
 def test_step_that_is_skipped_leaves_everything_but_the_place_in_the_run(make_trainer: Callable[..., Trainer]) -> None:
-    trainer = make_trainer(BrokenModel(), on_not_finite="skip", checkpoint_every=1, keep_checkpoints=9, momentum=0.9)
+    model = BrokenModel()
+    trainer = make_trainer(model, on_not_finite="skip", checkpoint_every=1, keep_checkpoints=9, momentum=0.9)
     trainer.run()
     assert [line["iteration"] for line in metrics(trainer)] == [1, 2, 3, 4]
     before, after, last = (saved(trainer.output, iteration) for iteration in (2, 3, 4))
     assert str(before) == str(after) != str(last)
-    assert all(buffer.isfinite().all() for buffer in trainer.state.model.buffers())
+    assert all(buffer.isfinite().all() for buffer in model.buffers())
     dump = json.loads((trainer.output / "not_finite" / "0000002.json").read_text())
     assert dump["files"] == [[["50.jpg", "60.jpg"]]]
 
@@ -170,3 +247,43 @@ def test_only_run_and_step_lie_between_a_task_and_the_model(make_trainer: Callab
 
     make_trainer(Looking()).run()
     assert names == ["run", "step"]
+
+
+def test_a_finished_run_gives_its_result_again_and_writes_nothing(
+    make_trainer: Callable[..., Trainer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(test=lambda model, facts: {"bbox": {"AP": 0.5}})
+    trainer.run()
+    (trainer.output / "result.json").write_text('{"bbox": {"AP": 0.5}}')  # as the tasks' tests do
+    before = {path: path.stat().st_mtime_ns for path in trainer.output.rglob("*")}
+    trainer.resume = True
+    capsys.readouterr()
+    assert trainer.run() == {"bbox": {"AP": 0.5}}
+    assert f"{trainer.output} is finished, at iteration 4 of 4" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in trainer.output.rglob("*")}.keys() == before.keys()
+
+
+def test_steps_are_saved_where_the_log_can_not_be_written(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(log: RunLog, iteration: int, values: Any) -> None:
+        if iteration == 3:
+            raise OSError("metrics.jsonl can't be written")
+
+    monkeypatch.setattr(RunLog, "metrics", fail)
+    trainer = make_trainer(checkpoint_every=0)
+    with pytest.raises(OSError, match="metrics"):
+        trainer.run()
+    assert read_checkpoint(trainer.output).iteration == 3
+
+
+def test_a_signal_before_the_first_batch_ends_the_run(make_trainer: Callable[..., Trainer]) -> None:
+    def hanging(**_: Any) -> Iterator[Batch]:
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(60)
+        yield from batches()
+
+    trainer = make_trainer()
+    trainer.load = hanging
+    with pytest.raises(StoppedError, match="SIGHUP ended the run after iteration 0 of 4"):
+        trainer.run()

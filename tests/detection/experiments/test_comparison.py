@@ -73,7 +73,7 @@ def make(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         values = {"base": "base.yaml", "seeds": list(seeds), "allowed": ["backbone.name"], "variants": variants} | keys
         (tmp_path / "swap.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
         experiment = load_experiment("swap.yaml", [f"data.root={data}"])
-        programs = Programs(program, program, (*program, "--output-dir", "out"))
+        programs = Programs(program, (*program, "--output-dir", "out"))
         return Comparison(experiment, Path("out"), programs, say=say)
 
     return build
@@ -243,8 +243,6 @@ def test_costs_of_an_unknown_variant(make: Make) -> None:
 def test_costs_that_cannot_be_measured_are_reported(make: Make) -> None:
     said: list[str] = []
     comparison = make(say=said.append)
-    broken = Programs(
-        comparison.programs.train, comparison.programs.test, (sys.executable, "-c", "raise OSError('no disk')")
-    )
+    broken = Programs(comparison.programs.train, (sys.executable, "-c", "raise OSError('no disk')"))
     assert not Comparison(comparison.experiment, Path("out"), broken, Placement(2), said.append).run()
     assert "plain18: costs failed: OSError: no disk" in said

@@ -35,7 +35,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "trainer.py"
     path.write_text(TRAINER)
-    return Programs((sys.executable, str(path)), (), ())
+    return Programs((sys.executable, str(path)), ())
 
 
 def test_milestones_and_warm_up_keep_their_places() -> None:

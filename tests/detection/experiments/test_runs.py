@@ -73,7 +73,7 @@ def programs(tmp_path: Path) -> Programs:
     script = tmp_path / "trainer.py"
     script.write_text(TRAINER)
     train = (sys.executable, "-S", "-c", f"import sys; sys.path = {sys.path!r}; exec(open({str(script)!r}).read())")
-    return Programs(train, (*train,), train)
+    return Programs(train, train)
 
 
 @pytest.fixture
@@ -162,17 +162,6 @@ def test_a_run_without_a_result_is_a_failure(make: Callable[..., Run], programs:
     assert read_status(run.folder)["error"].startswith("called with")
 
 
-def test_a_run_that_was_killed_in_its_last_test_is_only_tested(make: Callable[..., Run], programs: Programs) -> None:
-    run = make("resnet18")
-    (run.folder / "checkpoints").mkdir(parents=True)
-    for suffix in ("safetensors", "state.pt"):
-        (run.folder / "checkpoints" / f"0000003.{suffix}").touch()
-    assert run_all([run], programs)[0] == []
-    said = (run.folder / "log.txt").read_text()
-    assert f"'--weights', '{run.folder}'" in said
-    assert "--resume" not in said
-
-
 @pytest.mark.parametrize("whom", ["--jobs 1", "--jobs 2"])
 def test_ctrl_c_stops_the_children_and_the_next_start_goes_on(
     make: Callable[..., Run], programs: Programs, whom: str
@@ -210,7 +199,7 @@ def test_a_child_keeps_its_run_locked_when_the_parent_is_killed(make: Callable[.
         "from detection.config.detection import *;"
         "config = DetectionConfig(backbone=DetectorBackboneConfig(name='slow'), solver=SolverConfig(iterations=3));"
         f"run = Run('slow', '0', config, Path({str(run.folder)!r}));"
-        f"execute([run], Programs({programs.train!r}, (), ()), placement=Placement(), code='')"
+        f"execute([run], Programs({programs.train!r}, ()), placement=Placement(), code='')"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[3], stdout=subprocess.DEVNULL)
     while not (run.folder / "waiting").exists():

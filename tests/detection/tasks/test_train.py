@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from detection.config.detection import (
 from detection.config.load import load_config
 from detection.config.sections import SolverConfig
 from detection.data.cards import load_dataset
+from detection.data.dataset import DetectionDataset
 from detection.data.digits import CLASSES, write_digits
 from detection.data.images import ImageError
 from detection.data.loader import build_train_loader
@@ -676,6 +678,26 @@ class TestErrorsOnTheWay:
         run_training(own, tmp_path / "run", resume=True)
         assert differing(final_weights(tmp_path / "run"), final_weights(finished[0])) == []
 
+    def test_killed_worker(
+        self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        own = with_solver(with_data(config, workers=1), checkpoint_every=0)
+        path, read, trainer_pid = later_image(own), DetectionDataset.__getitem__, os.getpid()
+
+        def kill(dataset: DetectionDataset, key: tuple[int, int]) -> Any:
+            if dataset.index.paths[key[1]] == str(path) and os.getpid() != trainer_pid:
+                time.sleep(0.5)  # for the batches before to arrive
+                os.kill(os.getpid(), signal.SIGKILL)
+            return read(dataset, key)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(DetectionDataset, "__getitem__", kill)
+            with pytest.raises(ChildProcessError, match=r"loader worker \d+ was killed"):
+                run_training(own, tmp_path)
+        assert read_checkpoint(tmp_path).iteration >= 1
+        run_training(own, tmp_path, resume=True)
+        assert differing(final_weights(tmp_path), final_weights(finished[0])) == []
+
     def test_unreadable_image_in_the_first_step(self, config: DetectionConfig, tmp_path: Path) -> None:
         root = Path(shutil.copytree(str(config.data.root), tmp_path / "root"))
         for path in root.rglob("*.jpg"):
@@ -741,8 +763,7 @@ class TestEvaluationThatIsDue:
         assert [line["iteration"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 4]
         best = [load_file(run / "checkpoints" / "best.safetensors") for run in (tmp_path / "run", finished[0])]
         assert differing(*best) == []
-        with pytest.raises(ValueError, match="nothing is left to train"):
-            run_training(config, tmp_path / "run", resume=True)
+        assert run_training(config, tmp_path / "run", resume=True) == result
 
     def test_one_on_the_way(self, config: DetectionConfig, tmp_path: Path) -> None:
         often = with_solver(config, evaluate_every=2, checkpoint_every=0)
@@ -776,7 +797,7 @@ class TestSignals:
                 run_training(config, output)
         return str(error.value)
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
     def test_the_same_command_goes_on(
         self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path, number: signal.Signals
     ) -> None:

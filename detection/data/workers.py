@@ -1,0 +1,139 @@
+"""Loader workers that never take a training with them: they end with their loader, and what they lose is known.
+
+Workers leave signals to the training process, which saves and then ends them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import signal
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from typing import Any
+
+import cv2
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
+
+__all__ = ["Loader", "start_worker"]
+
+LONGEST_WAIT = 300.0  # seconds for one batch; below that of the other processes, which wait meanwhile
+POLL = 1.0  # seconds
+NOT_HANDED_OVER = 74  # exit status of a worker, sysexits' "input/output error"
+SHARED = "/dev/shm"  # where batches lie that workers hand over
+
+
+class Loader(DataLoader[Any]):  # of samples by its stubs, which do not know collate_fn
+    """A loader that ends its own workers, at the latest when the program ends."""
+
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        if not self.num_workers:
+            return super()._get_iterator()
+        self.check_worker_number_rationality()
+        iterator = _Batches(self)
+        end = partial(_end_workers, weakref.ref(iterator), iterator._workers)
+        atexit.register(end)  # exit handlers run backwards: before those of torch and multiprocessing
+        weakref.finalize(iterator, _finish, end)
+        return iterator
+
+
+class _Batches(_MultiProcessingDataLoaderIter):
+    """Waits for a batch no longer than LONGEST_WAIT, and for a dead worker no longer than it takes to see it."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._asked: dict[int, Any] = {}  # samples of the batches that are not here yet, by number
+        super().__init__(loader)
+        # torch's own watch would raise in the middle of a step.
+        signal_handling._remove_worker_pids(id(self))  # pyright: ignore[reportPrivateImportUsage]  # no public way
+        self._worker_pids_set = False
+
+    def _next_index(self) -> Any:
+        keys = super()._next_index()
+        self._asked[self._send_idx] = keys
+        return keys
+
+    def _get_data(self) -> Any:
+        until = time.monotonic() + LONGEST_WAIT
+        while time.monotonic() < until:
+            try:
+                success, data = self._try_get_data(POLL)
+            except (RuntimeError, OSError, EOFError) as error:  # the latter two where a dead worker left half a batch
+                ended = wait([worker.sentinel for worker in self._workers], timeout=POLL)
+                if not ended:
+                    raise
+                raise ChildProcessError(self._why([w for w in self._workers if w.sentinel in ended])) from error
+            if success and data is not None:
+                self._asked.pop(data[0], None)
+                return data
+        raise ChildProcessError(
+            f"no loader worker has given a batch for {LONGEST_WAIT:.0f} s; {self._awaited()}. See whether its disk "
+            f"answers; data.workers=0 (now {self._num_workers}) reads in the main process"
+        )
+
+    def _why(self, dead: Sequence[BaseProcess]) -> str:
+        """Says how the workers ``dead`` came to their end."""
+        for worker in dead:
+            worker.join(POLL)  # its status comes a little later than its end
+        status = dead[0].exitcode
+        named = f"loader worker {', '.join(str(worker.pid) for worker in dead)}"
+        if status in (NOT_HANDED_OVER, -signal.SIGBUS):
+            disk = shutil.disk_usage(SHARED)
+            return (
+                f"{named} had no room for a batch in {SHARED}, {disk.free >> 20} MiB free of {disk.total >> 20}: give "
+                f"it more (docker run --shm-size=4g), or lower data.workers (now {self._num_workers}); 0 needs none"
+            )
+        if status == -signal.SIGKILL:
+            return (
+                f"{named} was killed, as the system does when memory runs out: lower data.workers (now "
+                f"{self._num_workers})"
+            )
+        return f"{named} ended with status {status}; data.workers=0 (now {self._num_workers}) shows more"
+
+    def _awaited(self) -> str:
+        """Names the files of the batch that is waited for."""
+        keys: Iterable[Any] = self._asked.get(self._rcvd_idx, ())
+        paths = getattr(getattr(self._dataset, "index", None), "paths", None)
+        files = [str(key) if paths is None else paths[key[1]] for key in keys]
+        return f"it was to read {', '.join(files) or 'nothing'}"
+
+
+def start_worker(_worker: int) -> None:
+    """Prepares a worker process."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    cv2.setNumThreads(0)  # a worker is one process per core already
+    Queue._on_queue_feeder_error = staticmethod(_lose)  # pyright: ignore[reportAttributeAccessIssue]  # no public way
+
+
+def _lose(error: Exception, _batch: Any) -> None:
+    """Ends a worker that can't hand a batch over; multiprocessing drops it, and the main process waits without end."""
+    print(f"loader worker {os.getpid()}: {error}", file=sys.stderr, flush=True)  # noqa: T201  # no log reaches here
+    os._exit(NOT_HANDED_OVER)
+
+
+def _finish(end: Callable[[], None]) -> None:
+    atexit.unregister(end)
+    end()
+
+
+def _end_workers(iterator: weakref.ref[_Batches], workers: Sequence[BaseProcess]) -> None:
+    """Ends the ``workers`` of one iteration: by a word, and by a kill where that is not heard.
+
+    torch and Python would send them SIGTERM, which they ignore, and wait without end.
+    """
+    running = iterator()
+    if running is not None:
+        running._shutdown_workers()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+            worker.join()

@@ -1,0 +1,87 @@
+"""Mirrors detection/data/workers.py: what becomes of workers that are killed, hang, or find no room for a batch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from detection.data import workers
+from detection.data.loader import make_loader
+
+ROOT = Path(__file__).parents[3]
+
+
+class Awkward(Dataset[Any]):
+    """Tensors; ``trouble`` happens in the worker that reads number 3."""
+
+    def __init__(self, trouble: Any) -> None:
+        self.trouble = trouble
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        if key[1] == 3:
+            self.trouble()
+        return torch.full((2,), key[1])
+
+
+def load(trouble: Any) -> DataLoader[Any]:
+    sampler: Any = [[(number, number)] for number in range(8)]
+    return make_loader(Awkward(trouble), sampler, workers=1, pin=False, collate=lambda samples: samples[0])
+
+
+def test_a_killed_worker_is_told_and_raises_only_where_batches_are_read() -> None:
+    batches = iter(load(lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    next(batches)
+    time.sleep(1)  # it dies here, as in the middle of a step
+    with pytest.raises(ChildProcessError, match=r"loader worker \d+ was killed, .*lower data\.workers \(now 1\)"):
+        list(batches)
+
+
+def test_a_worker_that_hangs_is_given_up_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "LONGEST_WAIT", 2.0)
+    batches = iter(load(lambda: time.sleep(600)))
+    with pytest.raises(ChildProcessError, match=r"given a batch for 2 s; it was to read \(3, 3\)\. .*data\.workers=0"):
+        list(batches)
+    batches = None
+    assert multiprocessing.active_children() == []
+
+
+def test_ctrl_c_and_other_signals_to_the_group_leave_workers_alone() -> None:
+    seen = []
+    for batch in load(lambda: [os.kill(os.getpid(), number) for number in (signal.SIGINT, signal.SIGHUP)]):
+        seen.append(int(batch[0]))
+    assert seen == list(range(8))
+
+
+NO_ROOM = """
+import torch
+from detection.data.loader import make_loader
+data = [torch.zeros(4 << 20, dtype=torch.uint8)] * 4
+for batch in make_loader(data, [[0], [1]], workers=1, pin=False, collate=lambda samples: samples[0]):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_a_small_dev_shm_is_named_soon() -> None:
+    mount = 'mount -t tmpfs -o size=1m none /dev/shm && exec "$0" -c "$1"'
+    command = ["unshare", "--mount", "sh", "-c", mount, sys.executable, NO_ROOM]
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("only root may unshare mounts")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "had no room for a batch in /dev/shm" in last
+    assert "MiB free of 1: " in last
+    assert "data.workers (now 1)" in last
