@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from detection.cli import main
     from detection.config.detection import DetectionConfig
     from detection.config.load import load_config
+    from detection.data.images import read_image
     from detection.engine.checkpoint import read_checkpoint as load
     from detection.packaged import find_config
     from detection.predictor import Predictor
@@ -39,6 +40,7 @@ __all__ = [
     "load",
     "load_config",
     "main",
+    "read_image",
     "test",
     "train",
 ]
@@ -52,6 +54,7 @@ _HOMES = {
     "load": "detection.engine.checkpoint:read_checkpoint",
     "load_config": "detection.config.load:load_config",
     "main": "detection.cli:main",
+    "read_image": "detection.data.images:read_image",
     "test": "detection.tasks.test:run_test",
     "train": "detection.tasks.train:run_training",
 }

@@ -69,7 +69,7 @@ def tested(workspace: Workspace) -> Any:
 def tables(out: str) -> str:
     """The part of a program's output with the figures."""
     assert "COCO box AP" in out, out
-    return out[out.index("COCO box AP") : out.index("result: ")]
+    return out[out.index("COCO box AP") : out.index("result: ")].partition("weights of")[0]
 
 
 def fractions(tree: Any) -> list[float | None]:

@@ -19,7 +19,7 @@ import detection.tasks.train
 from detection.cli import COMMANDS
 from detection.engine.loop import NotFiniteError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = "configs/digits/resnet18_c4.yaml"
 MISTYPED = ["train", CONFIG, "solver.base_rl=1"]
 FAST = [["--help"], ["train", "--help"], ["list", "configs"], ["trian"], MISTYPED]
