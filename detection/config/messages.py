@@ -84,7 +84,7 @@ def _nearest(places: Sequence[str | int], schema: type) -> str:
     known = [f.name for f in fields(owner)]  # pyright: ignore[reportArgumentType]  # ``type`` can't say "a dataclass"
     everywhere = list(_keys(schema, ""))
     near = [key for key in everywhere if key.rpartition(".")[2] == name]
-    near = near or [".".join([*sections, key]) for key in difflib.get_close_matches(name, known, n=1)]
+    near = near or [_dotted([*places[:-1], key]) for key in difflib.get_close_matches(name, known, n=1)]
     if near := near or difflib.get_close_matches(path, everywhere, n=1):
         return f"did you mean {near[0]!r}?"
     return f"known keys: {', '.join(known)}"

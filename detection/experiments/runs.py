@@ -3,7 +3,7 @@
 RUN/              a run directory as any training's: see engine/trainer.py
 RUN/status.json   state (running, done or failed), error, exit, hours of training, peak_memory_gib, code (its hash)
 RUN/log.txt       what the training said
-RUN/lock          held while a process trains the run
+RUN/compare.lock  held while a process brings the run to its end
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def _start(
 ) -> _Child | None:
     """The run's process; None if another process trains it now."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    lock = (run.folder / "lock").open("a")
+    lock = (run.folder / "compare.lock").open("a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -203,14 +204,26 @@ class TestFiles:
             take_step(state)
         assert read_checkpoint(run / "checkpoints" / "best.safetensors").iteration == 3
 
-    def test_run_directory_stands_for_its_newest(self, run: Path) -> None:
+    def test_a_run_directory_means_its_newest_or_the_best_that_was_chosen(self, run: Path) -> None:
         checkpoints, state = make_checkpoints(run), make_state()
-        save_best(checkpoints, state)
+        checkpoints.save(state)
         take_step(state)
         newest = checkpoints.save(state)
         assert resolve_weights(run) == newest
         assert read_checkpoint(run).iteration == 3
         assert resolve_weights(str(newest)) == newest
+        save_best(checkpoints, state)
+        take_step(state)
+        checkpoints.save(state)
+        assert resolve_weights(run).name == "best.safetensors"
+        assert read_checkpoint(run).iteration == 3
+
+    def test_a_run_of_format_1_means_its_newest(self, run: Path) -> None:
+        old = Path(__file__).parents[2] / "old_runs" / "format1" / "c4"
+        (run / "checkpoints").mkdir(parents=True)
+        for name in ("best", "0000050"):
+            shutil.copy(old / "checkpoints" / "0000050.safetensors", run / "checkpoints" / f"{name}.safetensors")
+        assert resolve_weights(run).name == "0000050.safetensors"
 
     def test_nothing_saved_yet(self, run: Path) -> None:
         assert make_checkpoints(run).newest(unexpected) is None

@@ -169,9 +169,9 @@ def test_mlflow_gets_the_metrics_and_the_config(tmp_path: Path, monkeypatch: pyt
 READ_BY_HEAD = """
 import sys, torch
 from pathlib import Path
-from detection.config.detection import Config
+from detection.config.detection import DetectionConfig
 from detection.engine.log import LoggedRun, RunLog
-with RunLog(LoggedRun(Path(sys.argv[1]), Config(), 100), torch.device("cpu"), ()) as log:
+with RunLog(LoggedRun(Path(sys.argv[1]), DetectionConfig(), 100), torch.device("cpu"), ()) as log:
     for iteration in range(1, 101):
         log.metrics(iteration, {"loss/total": 0.5})
         if iteration == 1:

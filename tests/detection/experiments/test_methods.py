@@ -224,7 +224,7 @@ class TestTableFiles:
             ("rows: [a]", r"rows\[0\]"),
             ("rows: [{name: a}, {paper: b}]", r"rows\[1\].*name"),
             ("rows: [{name: a, tests: {}}]", r"no config key 'rows\[0\]\.tests'; did you mean 'rows\[0\]\.test'"),
-            ("rows: [{name: a, needs: luck}]", r"rows\[0\]\.needs.*'context', 'ensemble'.*'luck'"),
+            ("rows: [{name: a, needs: luck}]", r"rows\[0\]\.needs.*'context' or 'ensemble'.*'luck'"),
             ("rows: [{name: 5}]", r"rows\[0\]\.name"),
             ("rows: [{name: a, test: [flip]}]", r"rows\[0\]\.test"),
         ],

@@ -185,7 +185,7 @@ def test_ctrl_c_stops_the_children_and_the_next_start_goes_on(
 def test_a_run_in_the_hands_of_another_process_is_left_alone(make: Callable[..., Run], programs: Programs) -> None:
     run = make("resnet18")
     run.folder.mkdir(parents=True)
-    with (run.folder / "lock").open("a") as lock:
+    with (run.folder / "compare.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         left, said = run_all([run], programs)
     assert (left, said) == ([run], ["resnet18/0: another process trains it; left alone"])
@@ -196,7 +196,7 @@ def test_a_child_keeps_its_run_locked_when_the_parent_is_killed(make: Callable[.
     run = make("slow")
     script = (
         "import sys; from pathlib import Path; from detection.experiments.runs import *;"
-        "from detection.config.detection import *;"
+        "from detection.config.detection import *; from detection.config.sections import SolverConfig;"
         "config = DetectionConfig(backbone=DetectorBackboneConfig(name='slow'), solver=SolverConfig(iterations=3));"
         f"run = Run('slow', '0', config, Path({str(run.folder)!r}));"
         f"execute([run], Programs({programs.train!r}, ()), placement=Placement(), code='')"

@@ -189,7 +189,7 @@ class TestWholeRun:
 
     def test_both_networks_know_their_classes(self, config: LocalizationConfig, finished: Path) -> None:
         for name, iterations in (("rpn", 24), ("rcnn", 2)):
-            checkpoint = read_checkpoint(finished / name)
+            checkpoint = read_checkpoint(finished / name, LocalizationConfig)
             assert (checkpoint.class_names, checkpoint.iteration) == (tuple(COLOURS), iterations)
 
     def test_table(self, finished: Path) -> None:
