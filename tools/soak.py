@@ -88,6 +88,8 @@ def soak(config: DetectionConfig, memory: Memory) -> None:
 
     def measure(_model: nn.Module) -> dict[str, Any]:
         step = (len(memory.steps) + 1) * config.solver.evaluate_every
+        if step > config.solver.iterations:
+            return {}
         memory.measure(step)
         print(f"step {step}: trainer {memory.trainer[-1]:.1f} MiB, workers {memory.workers[-1]:.1f} MiB")
         return {}
@@ -109,7 +111,7 @@ def main() -> int:
     every = max(args.steps // SAMPLES, 1)
     solver = replace(
         config.solver,
-        iterations=every * SAMPLES,
+        iterations=every * SAMPLES + 1,  # the loader ends its workers before the last step
         evaluate_every=every,
         log_every=every * SAMPLES,
         best_metric=None,
