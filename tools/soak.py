@@ -87,11 +87,10 @@ def soak(config: DetectionConfig, memory: Memory) -> None:
     index = load_data(config.data, say=print)["train"]
 
     def measure(_model: nn.Module) -> dict[str, Any]:
-        step = (len(memory.steps) + 1) * config.solver.evaluate_every
-        if step > config.solver.iterations:
+        if len(memory.steps) == SAMPLES:  # the last step, without workers
             return {}
-        memory.measure(step)
-        print(f"step {step}: trainer {memory.trainer[-1]:.1f} MiB, workers {memory.workers[-1]:.1f} MiB")
+        memory.measure((len(memory.steps) + 1) * config.solver.evaluate_every)
+        print(f"step {memory.steps[-1]}: trainer {memory.trainer[-1]:.1f} MiB, workers {memory.workers[-1]:.1f} MiB")
         return {}
 
     with tempfile.TemporaryDirectory() as output:
