@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ examples:
   resdet test configs/digits/resnet18_c4.yaml --weights output/digits/resnet18_c4
   resdet test configs/voc/vgg16_c4_0712.yaml --weights model.safetensors --visualize 20
   resdet test configs/bccd/resnet18_c4.yaml --weights output/bccd/resnet18_c4 test.refine=true test.vote_iou=0.5
+  resdet test configs/coco/resnet101_c4.yaml --weights output/coco data.test=[cards/coco.yaml:test_dev] --submit
   resdet test --zoo faster_rcnn_R_50_FPN_3x
 """
 
@@ -72,6 +74,9 @@ def _test_options(parser: ArgumentParser) -> None:
     parser.add_argument("--output-dir", help="for results (default: test/ in the run directory of the weights)")
     parser.add_argument("--visualize", type=positive, default=0, metavar="N", help="draw the detections of N images")
     parser.add_argument("--limit", type=positive, metavar="N", help="test only the first N images")
+    parser.add_argument(
+        "--submit", action="store_true", help="write submission/, the files that the challenge's server reads"
+    )
     parser.add_argument("--proposals", action="store_true", help="only the RPN: average recall at 100, 300, 1000")
 
 
@@ -79,6 +84,8 @@ def _test(args: Namespace) -> Call:
     name, changes = config_name(args)
     if bool(args.zoo) == bool(name or args.weights) or bool(name) != bool(args.weights):
         raise UsageError("give a config and --weights, or --zoo alone")
+    if args.submit and (args.limit or args.proposals):
+        raise UsageError("--submit takes the detections of the whole split; leave out --limit and --proposals")
     published = ""
     if args.zoo:
         args.weights, published = _from_zoo(args.zoo)
@@ -92,8 +99,18 @@ def _test(args: Namespace) -> Call:
     if args.proposals:
         return partial(proposal_recall, config, checkpoint, output, limit=args.limit), _show_recall
     ensemble = [read_checkpoint(path) for path in args.ensemble]
-    test = partial(run_test, config, checkpoint, output, ensemble=ensemble, limit=args.limit, pictures=args.visualize)
-    return test, partial(_show_test, output=output, published=published, pictures=bool(args.visualize))
+    test = partial(
+        run_test,
+        config,
+        checkpoint,
+        output,
+        ensemble=ensemble,
+        limit=args.limit,
+        pictures=args.visualize,
+        submit=args.submit,
+    )
+    more = [name for name, asked in (("pictures", args.visualize), ("submission", args.submit)) if asked]
+    return test, partial(_show_test, output=output, published=published, folders=more)
 
 
 def _from_zoo(name: str) -> tuple[Path, str]:
@@ -113,7 +130,7 @@ def _show_recall(recall: dict[str, float | None]) -> None:
             print(f"{name:8} {'-' if value is None else f'{100 * value:.1f}'}")
 
 
-def _show_test(result: dict[str, Any], *, output: Path, published: str, pictures: bool) -> None:
+def _show_test(result: dict[str, Any], *, output: Path, published: str, folders: Sequence[str]) -> None:
     from detection.engine.distributed import is_main
 
     show_tables(result)
@@ -122,8 +139,8 @@ def _show_test(result: dict[str, Any], *, output: Path, published: str, pictures
     if published:
         print(published)
     print(f"result: {output / 'result.json'}  detections: {output / 'detections.json'}")
-    if pictures:
-        print(f"pictures: {output / 'pictures'}")
+    for folder in folders:
+        print(f"{folder}: {output / folder}")
 
 
 PREDICT = """

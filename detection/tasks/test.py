@@ -4,6 +4,7 @@ result.json        fractions 0..1: COCO's twelve numbers, VOC mAP, both per clas
 proposals.json     average recall of the RPN, on request
 detections.json    in COCO's results format; image ids are the data set's, for VOC 1..N in the order of the list
 pictures/          detections drawn on test images
+submission/        the files that the data set's evaluation server reads, on request
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from detection.evaluation.report import VocMetric
 from detection.files import write_text
 from detection.masks import RLE
 from detection.model.architecture import Architecture
+from detection.tasks.submission import find_submission
 from detection.visualize import draw_record, save_picture
 
 __all__ = [
@@ -80,6 +82,7 @@ def run_test(
     ensemble: Sequence[Checkpoint[DetectionConfig]] = (),
     limit: int | None = None,
     pictures: int = 0,
+    submit: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Tests ``checkpoint`` on ``config.data.test``, writes the files of ``output`` and returns the result.
@@ -91,14 +94,16 @@ def run_test(
         ensemble: further detectors, each built as its own config says; they must know the same classes.
         limit: only the first images.
         pictures: how many images to draw.
+        submit: also write submission/.
         say: takes lines to show.
 
     Raises:
-        ValueError: bad data or config, or weights that do not fit.
+        ValueError: bad data or config, weights that do not fit, or ``submit`` and a data set without a server.
     """
     start(choose_device(config.device))
     say = only_main(say)
     index = load_test_set(config, say)
+    write_submission = find_submission(config.data) if submit else None
     detectors = [restore_detector(config, checkpoint, index.class_names)]
     detectors += [restore_detector(member.config, member, index.class_names) for member in ensemble]
     measured = measure(config, detectors, index, limit=limit)
@@ -106,6 +111,8 @@ def run_test(
     result = write_measured(measured, index, output, facts)
     if is_main() and not (output / "checkpoints").exists():  # a run keeps that of its training
         write_text(output / "config.yaml", dump_config(config))
+    if write_submission is not None and is_main():
+        write_submission(measured.records, index, output / "submission")
     for number, record in enumerate(islice(measured.records, pictures)):
         drawn = draw_record(index.image(number), record, index.class_names)
         save_picture(output / "pictures" / f"{number:05d}_{Path(record.file_name).stem}.jpg", drawn)

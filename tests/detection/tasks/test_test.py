@@ -196,3 +196,29 @@ class TestReadRecords:
         (run / "detections.json").unlink()
         with pytest.raises(ValueError, match=r"detections\.json can't be read: .*; resdet test writes it"):
             read_records(run)
+
+
+class TestSubmission:
+    def test_of_coco_holds_the_same_detections(
+        self, tmp_path: Path, config: DetectionConfig, checkpoint: Checkpoint
+    ) -> None:
+        run_test(with_key(config, "test.score_threshold", 0.0), checkpoint, tmp_path, submit=True)
+        (file,) = (tmp_path / "submission").rglob("*.json")
+        assert file.parent.name == "bbox"
+        assert json.loads(file.read_text()) == json.loads((tmp_path / "detections.json").read_text()) != []
+
+    def test_of_voc_has_a_file_for_each_class(
+        self, tmp_path: Path, config: DetectionConfig, checkpoint: Checkpoint
+    ) -> None:
+        data = replace(config.data, test=("digits_voc:test",))
+        run_test(replace(config, data=data), checkpoint, tmp_path, submit=True)
+        main = tmp_path / "submission" / "results" / "voc" / "Main"
+        assert {file.name for file in main.iterdir()} == {f"comp4_det_test_{name}.txt" for name in CLASSES}
+
+    @pytest.mark.parametrize("change", [{"test": ("digits:test", "digits:train")}, {"limit": 1}])
+    def test_is_of_one_whole_split(
+        self, tmp_path: Path, config: DetectionConfig, checkpoint: Checkpoint, change: dict[str, Any]
+    ) -> None:
+        with pytest.raises(ValueError, match=r"data\.test.*data\.limit"):
+            run_test(replace(config, data=replace(config.data, **change)), checkpoint, tmp_path, submit=True)
+        assert not list(tmp_path.iterdir())
