@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,8 +32,6 @@ def record_of(image_id: int, name: str, boxes: list[list[float]], labels: list[i
         labels=np.array(labels, np.int64),
     )
 
-
-CATEGORIES = [{"id": 3, "name": "cat", "supercategory": ""}, {"id": 5, "name": "dog", "supercategory": ""}]
 
 # The whole image is (0, 0, 60, 40); VOC calls that 1 1 60 40, ImageNet 0 0 59 39.
 RECORDS = (
@@ -70,7 +69,8 @@ def test_coco_reads_what_was_written(tmp_path: Path, masks: bool) -> None:
     images = [{"id": 7, "height": 40, "width": 60}, {"id": 9, "height": 40, "width": 60}]
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = {"images": images, "categories": CATEGORIES, "annotations": []}
+        dataset: Any = {"images": images, "categories": [{"id": 3}, {"id": 5}], "annotations": []}
+        truth.dataset = dataset
         truth.createIndex()
         read = [truth.loadRes(str(file)).dataset["annotations"] for file in files]
     assert [(found["image_id"], found["category_id"]) for found in read[0]] == [(7, 5), (7, 3)]
