@@ -219,6 +219,7 @@ class MLflow:
 
 # By their names in solver.log_sinks.
 SINKS: dict[str, Callable[[LoggedRun], Sink]] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow}
+EXTRAS = ("wandb", "mlflow")  # sinks whose package comes with an extra of their name
 
 
 class RunLog:
@@ -268,9 +269,9 @@ class RunLog:
 
 
 def require_packages(sinks: Sequence[str]) -> None:
-    """Raises ValueError if a sink needs a package that is not installed."""
+    """Raises ValueError if a sink needs a package that is not installed: an extra of its name."""
     for name in sinks:
-        if importlib.util.find_spec(name) is None:
+        if name in EXTRAS and importlib.util.find_spec(name) is None:
             raise ValueError(f"solver.log_sinks has {name!r}, whose package is missing; pip install 'resdet[{name}]'")
 
 

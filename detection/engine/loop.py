@@ -94,7 +94,7 @@ class TrainState:
         if counts != saved_counts:
             raise ValueError(
                 f"the checkpoint's optimizer has groups of {saved_counts} parameters, this config's has {counts}; "
-                "resume with the backbone.freeze_at, norm and solver.fixed that the run began with"
+                "resume with the backbone.freeze_at and norm that the run began with"
             )
         if ("betas" in own["param_groups"][0]) != ("betas" in saved["param_groups"][0]):
             raise ValueError("the checkpoint is of another solver.optimizer (sgd or adamw); resume with that one")
