@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detection.config.load import build_dataclass, parse_yaml
+from detection.data.bad_images import usable_images
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem, refuse_errors
 from detection.data.readers.coco import read_coco
+from detection.data.readers.frames import Exif, OtherSize
 from detection.data.readers.image_folder import read_image_folder
 from detection.data.readers.voc import read_voc
 
@@ -40,7 +42,9 @@ class Card:
     source: str = ""  # where the data come from, and their licence
     root: str | None = None  # folder below the data root, or an absolute path; null: the card's name
     bad_boxes: Literal["drop", "error"] = "drop"
-    exif: Literal["apply", "ignore"] = "apply"
+    bad_images: Literal["error", "drop"] = "error"
+    exif: Exif = "apply"
+    other_size: OtherSize = "error"
     voc_metric: Literal["11point", "area", "imagenet"] = "area"
     download: tuple[dict[str, str], ...] = field(default=())
 
@@ -98,10 +102,12 @@ def load_dataset(specs: Sequence[str], root: Path, *, masks: bool = False) -> tu
         card, split = _parse(spec)
         index, found = read_split(card, split, root, masks=masks)
         refuse_errors(found, f"data set {spec!r}")
+        index, bad = usable_images(index, card.bad_images)
+        refuse_errors(bad, f"data set {spec!r}", repair="; or set `bad_images: drop` in the card to train without them")
         if not len(index):
             raise ValueError(f"data set {spec!r} has no images; its card is {_find(spec.rpartition(':')[0])}")
         parts.append(index)
-        problems += found
+        problems += found + bad
     return AnnotationIndex.concatenate(parts), problems
 
 
@@ -126,8 +132,8 @@ def read_split(card: Card, split: str, root: Path, *, masks: bool = False) -> tu
         )
     drop = card.bad_boxes == "drop"
     read = {
-        "voc": partial(read_voc, names=card.names, drop=drop, masks=masks),
-        "coco": partial(read_coco, drop=drop, masks=masks),
+        "voc": partial(read_voc, names=card.names, other_size=card.other_size, drop=drop, masks=masks),
+        "coco": partial(read_coco, other_size=card.other_size, drop=drop, masks=masks),
         "image_folder": read_image_folder,
     }[card.format]
     try:

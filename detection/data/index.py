@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detection.data.images import read_image
+from detection.data.problems import listed
 from detection.masks import RLE, decode, empty_rle
 from detection.structures import Target
 
@@ -85,6 +86,7 @@ class AnnotationIndex:
     ignore: Tensor  # (M,) bool
     areas: Tensor  # (M,) float32, square pixels: of the mask where the files give it
     masks: PackedStrings | None = None  # (M,) counts of their RLE, without a pixel if unknown; None: not read
+    has_ground_truth: bool = True  # False: of a part of the images the objects are unknown, as of challenges' test sets
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -168,7 +170,8 @@ class AnnotationIndex:
         for part in parts[1:]:
             if part.class_names != first.class_names:
                 raise ValueError(
-                    f"data sets with different classes can't be joined: {first.class_names} and {part.class_names}"
+                    "data sets with different classes can't be joined: "
+                    f"{listed(first.class_names)}; and {listed(part.class_names)}"
                 )
         if len(parts) == 1:
             return first
@@ -190,6 +193,7 @@ class AnnotationIndex:
             ignore=torch.cat([part.ignore for part in parts]),
             areas=torch.cat([part.areas for part in parts]),
             masks=_concatenate_masks(parts),
+            has_ground_truth=all(part.has_ground_truth for part in parts),
         )
 
 

@@ -228,7 +228,7 @@ def test_a_name_that_leaves_the_folder_is_refused(make_voc: MakeVOC, name: str) 
     (folder / ENTRY["list"]).write_text(f"a\n{name}\n")
     problem = only_problem(folder)
     assert (problem.severity, problem.kind) == ("error", "image name that leaves the folder")
-    assert problem.detail == repr(name)
+    assert problem.detail.startswith(repr(name))
 
 
 @pytest.mark.parametrize("size", [("-3", "80"), ("60", "wide"), ("60", "0"), ("60", "")])
@@ -255,7 +255,7 @@ def test_a_missing_list_is_named(make_voc: MakeVOC) -> None:
 
 def test_a_list_that_is_no_text_is_named(make_voc: MakeVOC) -> None:
     folder = make_voc({"a": [CAT]})
-    (folder / ENTRY["list"]).write_bytes(b"\xff\xfe\x00a")
+    (folder / ENTRY["list"]).write_bytes(b"\xff\x00a\x81")
     assert only_problem(folder).kind == "split list can't be read"
 
 
