@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Self
 
 import numpy as np
@@ -170,8 +171,8 @@ class AnnotationIndex:
         for part in parts[1:]:
             if part.class_names != first.class_names:
                 raise ValueError(
-                    "data sets with different classes can't be joined: "
-                    f"{listed(first.class_names)}; and {listed(part.class_names)}"
+                    f"data sets with different classes can't be joined: {listed(first.class_names)}; and "
+                    f"{listed(part.class_names)}; they differ in {listed(_difference(first, part))}"
                 )
         if len(parts) == 1:
             return first
@@ -195,6 +196,11 @@ class AnnotationIndex:
             masks=_concatenate_masks(parts),
             has_ground_truth=all(part.has_ground_truth for part in parts),
         )
+
+
+def _difference(one: AnnotationIndex, other: AnnotationIndex) -> list[str]:
+    pairs = zip_longest(one.class_names, other.class_names, fillvalue="nothing")
+    return [f"{first} and {second}" for first, second in pairs if first != second]
 
 
 def _concatenate_masks(parts: Sequence[AnnotationIndex]) -> PackedStrings | None:

@@ -36,6 +36,9 @@ def load_index(
     if not specs:
         raise ValueError(f"{key} is empty; give a list of card:split, such as [voc2007:trainval]")
     index, problems = load_dataset(specs, data_root(config.root), masks=masks)
+    if key == "data.train" and not index.has_ground_truth:
+        missing = next(problem for problem in problems if problem.kind == "no ground truth")
+        raise ValueError(f"{key} {list(specs)} has no ground truth to train on: {missing}")
     if problems:
         say(f"{', '.join(specs)}: {summarize(problems)}; tools/check_data.py lists them")
     return index if config.limit is None else index.first(config.limit)
@@ -80,6 +83,8 @@ def build_train_loader(
         copy_paste=config.copy_paste,
     )
     rows = index.num_wanted().nonzero().flatten() if config.skip_empty else torch.arange(len(index))
+    if not len(rows):
+        raise ValueError(f"data.train {list(config.train)} has no image to train on: {_nothing_wanted(index)}")
     batches = TrainBatches(
         rows,
         index.sizes,
@@ -124,6 +129,15 @@ def make_loader(
         pin_memory=pin,
         generator=torch.Generator(),  # else starting the workers would draw from the run's random numbers
         worker_init_fn=_start_worker,
+    )
+
+
+def _nothing_wanted(index: AnnotationIndex) -> str:
+    if not len(index.boxes):
+        return f"its {len(index)} images have no object; set `data.skip_empty: false` to train on background alone"
+    return (
+        f"all of its {len(index.boxes)} objects are ignored: COCO's `iscrowd` or VOC's `difficult` is 1 for each; "
+        "tools that export masks as RLE write `iscrowd: 1`, so set it to 0"
     )
 
 

@@ -145,7 +145,9 @@ class _Reader:
         images, pairs = read_blacklist(file, self.problems)
         left_out = sum(image.number in images for image in listed)
         if left_out:
-            self.problems.append(Problem("dropped", "image on the blacklist", str(file), f"{left_out} images"))
+            self.problems.append(
+                Problem("dropped", "image on the blacklist", str(file), f"{left_out} image{'s' * (left_out > 1)}")
+            )
         if pairs:
             detail = f"{len(pairs)} pairs: objects are ignored, detections still count, where the challenge skips both"
             self.problems.append(Problem("note", "class on the blacklist of an image", str(file), detail))

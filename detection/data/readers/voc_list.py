@@ -118,13 +118,20 @@ def _decode(data: bytes, stored: Callable[[str], object]) -> list[str]:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return _lines(data.decode("utf-16"))
     try:
-        return _lines(data.decode("utf-8-sig"))
+        lines = _lines(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        for encoding in ENCODINGS:
-            lines = _lines(data.decode(encoding, errors="replace"))
-            if all(not _leaves(line) and (stored(line) or stored(line.rpartition(" ")[0].strip())) for line in lines):
-                return lines
-    raise ValueError("it is not UTF-8; save it as UTF-8")
+        lines = None
+    for encoding in () if data.isascii() else ENCODINGS:  # some Chinese names are UTF-8 too, of other characters
+        other = _lines(data.decode(encoding, errors="replace"))
+        if not (lines and _all_stored(lines, stored)) and _all_stored(other, stored):
+            return other
+    if lines is None:
+        raise ValueError("it is not UTF-8; save it as UTF-8")
+    return lines
+
+
+def _all_stored(lines: list[str], stored: Callable[[str], object]) -> bool:
+    return all(not _leaves(line) and (stored(line) or stored(line.rpartition(" ")[0].strip())) for line in lines)
 
 
 def _lines(text: str) -> list[str]:

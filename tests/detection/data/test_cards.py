@@ -91,7 +91,7 @@ def test_a_missing_card_file_is_named(tmp_path: Path) -> None:
         ({"classes": []}, "needs class names"),
         ({"classes": ["cat", "dog", "cat"]}, "each once; given twice: ['cat']"),
         ({"bad_boxes": "keep"}, "'bad_boxes' takes one of ('drop', 'error'), got 'keep'"),
-        ({"exif": True}, "'exif' takes one of ('apply', 'ignore'), got True"),
+        ({"exif": True}, "'exif' takes one of ('apply', 'ignore', 'by_size'), got True"),
         ({"splits": "train"}, "'splits' takes dict, got 'train'"),
     ],
 )
@@ -351,7 +351,7 @@ def test_damaged_voc_files_are_named(
     [
         ([annotation(17, 8)], "annotation 17 of image 8"),
         ([annotation(17, 9), annotation(17, 9)], "duplicate annotation id: annotation 17"),
-        ([annotation(17, 9, category_id=99)], "annotation 17 of image 9, category id 99"),
+        ([annotation(17, 9, category_id=99)], "annotation 17 of image 9, category_id 99"),
         ([annotation(17, 9, category_id=5)], "annotation 17 of image 9, 'catt'; did you mean 'cat'"),
         ([annotation(17, 9, bbox=[1, 2])], "annotation record"),
     ],
