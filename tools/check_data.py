@@ -17,7 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from detection.data.cards import data_root, load_card, read_split
-from detection.data.check import check_images, check_objects, summarize_index
+from detection.data.check import check_copies, check_images, check_objects, summarize_index
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem
 
@@ -56,7 +56,7 @@ def main() -> int:
     args = parse_args()
     console = Console(soft_wrap=True, highlight=False)
     card = load_card(args.card)
-    errors = 0
+    errors, indexes = 0, dict[str, AnnotationIndex]()
     for split in args.split or card.splits:
         console.rule(f"{card.name}:{split}")
         try:
@@ -65,6 +65,7 @@ def main() -> int:
             console.print(str(error), markup=False)
             errors += 1
             continue
+        indexes[split] = index
         problems = check_split(index, problems, images=not args.skip_images, console=console)
         for problem in problems:
             console.print(f"{problem.severity}: {problem}", markup=False)
@@ -72,6 +73,8 @@ def main() -> int:
             console.print("error: the split has no usable image")
         show_counts(index, console)
         errors += sum(problem.severity == "error" for problem in problems) + (not len(index))
+    for problem in [] if args.skip_images else check_copies(indexes):
+        console.print(f"{problem.severity}: {problem}", markup=False)
     console.print(f"{errors} errors" if errors else "no errors")
     return 1 if errors else 0
 

@@ -108,7 +108,20 @@ def load_dataset(specs: Sequence[str], root: Path, *, masks: bool = False) -> tu
             raise ValueError(f"data set {spec!r} has no images; its card is {_find(spec.rpartition(':')[0])}")
         parts.append(index)
         problems += found + bad
-    return AnnotationIndex.concatenate(parts), problems
+    return AnnotationIndex.concatenate(parts), problems + _shared_images(specs, parts)
+
+
+def _shared_images(specs: Sequence[str], parts: Sequence[AnnotationIndex]) -> list[Problem]:
+    """A note for each of ``specs`` with images that one before it has too: they count twice."""
+    seen, problems = dict[str, str](), list[Problem]()
+    for spec, part in zip(specs, parts, strict=True) if len(parts) > 1 else ():
+        own = [part.paths[row] for row in range(len(part))]
+        twice = [path for path in own if path in seen]
+        if twice:
+            detail = f"{len(twice)} of {spec!r} in {seen[twice[0]]!r} too; this one is the first"
+            problems.append(Problem("note", "image in two of the joined sets", twice[0], detail))
+        seen |= {path: spec for path in own if path not in seen}
+    return problems
 
 
 def read_split(card: Card, split: str, root: Path, *, masks: bool = False) -> tuple[AnnotationIndex, list[Problem]]:

@@ -136,8 +136,8 @@ def _nothing_wanted(index: AnnotationIndex) -> str:
     if not len(index.boxes):
         return f"its {len(index)} images have no object; set `data.skip_empty: false` to train on background alone"
     return (
-        f"all of its {len(index.boxes)} objects are ignored: COCO's `iscrowd` or VOC's `difficult` is 1 for each; "
-        "tools that export masks as RLE write `iscrowd: 1`, so set it to 0"
+        f"its {len(index.boxes)} objects are all ignored (data.skip_empty) by COCO's `iscrowd` or VOC's `difficult`; "
+        "set 0 for objects that aren't crowds, since some tools write `iscrowd: 1` for every mask"
     )
 
 

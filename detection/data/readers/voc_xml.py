@@ -173,8 +173,8 @@ def read_objects(
         try:
             if not name:
                 raise FieldError("name", _found(node, "name"), "a class")
-            _check_case(node, OBJECT)
-            xmin, ymin, xmax, ymax = _box(node)
+            _check_case(node, OBJECT, file, problems)
+            xmin, ymin, xmax, ymax = _box(node, file, problems)
             difficult = _flag(node, file, problems)
         except FieldError as error:
             problems.error("object that can't be read", file, f"{where} ({name or 'without a name'}): {error}")
@@ -191,12 +191,12 @@ def read_objects(
         objects.names.append(f"{where} ({name})")
 
 
-def _box(node: ElementTree.Element) -> tuple[float, ...]:
+def _box(node: ElementTree.Element, file: Path, problems: XMLProblems) -> tuple[float, ...]:
     bounds = node.find("bndbox")
     if bounds is None:
         others = [child.tag for child in node if child.tag != "name"]
         raise FieldError("bndbox", MISSING, f"one with {', '.join(BOX)}; it has {others}: export boxes, not polygons")
-    _check_case(bounds, BOX)
+    _check_case(bounds, BOX, file, problems)
     return tuple(number(_found(bounds, key), f"bndbox/{key}") for key in BOX)
 
 
@@ -215,10 +215,13 @@ def _found(node: ElementTree.Element, key: str) -> str:
     return MISSING if text is None else text
 
 
-def _check_case(node: ElementTree.Element, known: Container[str]) -> None:
+def _check_case(node: ElementTree.Element, known: Container[str], file: Path, problems: XMLProblems) -> None:
+    """Counts children that VOC lacks, and raises where only their case differs."""
     for child in node:
-        if child.tag not in known and child.tag.lower() in known:
-            raise FieldError(child.tag.lower(), MISSING, f"that spelling; it has <{child.tag}>")
+        if child.tag not in known:
+            if child.tag.lower() in known:
+                raise FieldError(child.tag.lower(), MISSING, f"that spelling; it has <{child.tag}>")
+            problems.count("element that VOC lacks", f"<{child.tag}> in <{node.tag}>", file)
 
 
 def _check_elements(root: ElementTree.Element, file: Path, objects: bool, problems: XMLProblems) -> Iterator[str]:
@@ -229,4 +232,4 @@ def _check_elements(root: ElementTree.Element, file: Path, objects: bool, proble
         if child.tag.rpartition("}")[2].lower() in OBJECTS or (not objects and (len(child) or child.attrib)):
             yield f"<{child.tag}> in <annotation>, expected <object> with <name> and <bndbox>"
         else:
-            problems.count("element that VOC lacks", f"<{child.tag}>", file)
+            problems.count("element that VOC lacks", f"<{child.tag}> in <annotation>", file)

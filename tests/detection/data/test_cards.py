@@ -371,6 +371,85 @@ def test_truncated_json_is_named(make_coco: MakeCOCO, write_card: WriteCard, tmp
         load_dataset([f"{write_card('coco')}:train"], tmp_path)
 
 
+# images that can't be used
+
+
+def damage_images(folder: Path) -> None:
+    """Cuts b.jpg; makes c.jpg text, lets d.jpg lack data before its end marker, and gives e.jpg another size."""
+    images = folder / "JPEGImages"
+    cut = (images / "b.jpg").read_bytes()
+    (images / "b.jpg").write_bytes(cut[: len(cut) // 2])
+    (images / "c.jpg").write_text("<html>404</html>")
+    half = (images / "d.jpg").read_bytes()
+    (images / "d.jpg").write_bytes(half[: len(half) * 3 // 4] + b"\xff\xd9")
+    Image.new("RGB", (50, 50)).save(images / "e.jpg")
+
+
+def test_bad_images_are_named_together_before_the_first_step(
+    make_voc: MakeVOC, write_card: WriteCard, tmp_path: Path
+) -> None:
+    damage_images(make_voc({stem: [CAT] for stem in "abcdef"}))
+    with pytest.raises(ValueError, match="has 3 errors") as error:
+        load_dataset([f"{write_card('voc')}:train"], tmp_path)
+    lines = str(error.value).splitlines()
+    assert [Path(line.partition(": ")[0]).name for line in lines[1:]] == ["b.jpg", "c.jpg", "e.jpg"]
+    assert "bad_images: drop" in lines[-1]
+    index, _ = read_split(load_card(write_card("voc")), "train", tmp_path)
+    with pytest.raises(ValueError, match=r"d\.jpg can't be read: it is truncated"):  # only its pixels tell
+        index.image(3)
+
+
+def test_a_long_list_of_bad_images_is_cut(make_voc: MakeVOC, write_card: WriteCard, tmp_path: Path) -> None:
+    folder = make_voc({f"{number:02d}": [] for number in range(15)})
+    for path in (folder / "JPEGImages").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"has 15 errors(?s:.*)and 5 more"):
+        load_dataset([f"{write_card('voc')}:train"], tmp_path)
+
+
+def test_bad_images_are_dropped_with_a_count_where_the_card_says_so(
+    make_voc: MakeVOC, write_card: WriteCard, tmp_path: Path
+) -> None:
+    damage_images(make_voc({stem: [CAT, DOG] if stem == "f" else [CAT] for stem in "abcdef"}))
+    index, problems = load_dataset([f"{write_card('voc', bad_images='drop')}:train"], tmp_path)
+    assert [Path(index.paths[row]).stem for row in range(len(index))] == ["a", "f"]
+    assert (index.labels.tolist(), index.ends.tolist(), index.image_ids.tolist()) == ([0, 0, 1], [1, 3], [1, 6])
+    assert [(problem.severity, Path(problem.file).stem) for problem in problems] == [
+        ("dropped", stem) for stem in "bcde"
+    ]
+
+
+def test_masks_stay_with_their_objects_when_an_image_is_dropped(
+    make_coco: MakeCOCO, write_card: WriteCard, tmp_path: Path
+) -> None:
+    polygon = [[10, 20, 40, 20, 40, 25, 10, 25]]
+    other = [[0, 0, 8, 0, 8, 8, 0, 8]]
+    annotations = [annotation(1, 7, segmentation=polygon), annotation(2, 9, bbox=[0, 0, 8, 8], segmentation=other)]
+    file = make_coco({7: "a.jpg", 9: "b.jpg"}, annotations)
+    (file.parent / "train" / "a.jpg").write_bytes(b"")
+    index, _ = load_dataset([f"{write_card('coco', bad_images='drop')}:train"], tmp_path, masks=True)
+    masks = index.target(0, masks=True).masks
+    assert masks is not None
+    assert (index.image_ids.tolist(), masks.sum().item(), masks[0, :8, :8].all().item()) == ([9], 64, True)
+
+
+def test_an_image_in_two_of_the_joined_sets_is_noted(make_voc: MakeVOC, write_card: WriteCard, tmp_path: Path) -> None:
+    folder = make_voc({"a": [CAT], "b": [CAT]})
+    (folder / "ImageSets" / "Main" / "val.txt").write_text("b\n")
+    lists = {split: {"list": f"ImageSets/Main/{split}.txt"} for split in ("train", "val")}
+    card = write_card("voc", splits=lists)
+    index, (problem,) = load_dataset([f"{card}:train", f"{card}:val"], tmp_path)
+    assert (len(index), problem.severity, problem.kind) == (3, "note", "image in two of the joined sets")
+    assert Path(problem.file).name == "b.jpg"
+
+
+def test_a_card_s_tolerances_reach_its_reader(make_voc: MakeVOC, write_card: WriteCard, tmp_path: Path) -> None:
+    folder = make_voc({"a": [CAT]})
+    Image.new("RGB", (160, 120)).save(folder / "JPEGImages" / "a.jpg")
+    index, (problem,) = load_dataset([f"{write_card('voc', other_size='scale')}:train"], tmp_path)
+    assert (index.boxes.tolist(), index.sizes.tolist(), problem.severity) == ([[0, 0, 20, 40]], [[120, 160]], "note")
+
+
 # real data
 
 
@@ -482,7 +561,9 @@ def test_imagenet_detection_is_what_its_readme_says() -> None:
 
 def test_imagenet_classes_are_in_torchvisions_order() -> None:
     classes = load_card("imagenet_loc").classes
-    assert len(classes) == 1000
+    card = load_card("imagenet_loc")
+    assert card.names == {"Scottish_deerhound": "n02092002"}
+    assert (card.exif, card.other_size, len(classes)) == ("by_size", "scale", 1000)
     assert classes == tuple(sorted(classes))
     assert (classes[0], classes[207], classes[999]) == (
         "n01440764",

@@ -361,8 +361,8 @@ def test_further_elements_are_said_once(make_voc: MakeVOC) -> None:
     assert index.labels.tolist() == [0, 1]
     assert {problem.severity for problem in problems} == {"note"}
     assert sorted(problem.detail for problem in problems) == [
-        "<camera> (2 times; this file is the first)",
-        "<weather> (2 times; this file is the first)",
+        "<camera> in <annotation> (2 times; this file is the first)",
+        "<weather> in <annotation> (2 times; this file is the first)",
     ]
 
 
