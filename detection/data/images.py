@@ -146,7 +146,7 @@ def _frame(image: Image.Image) -> tuple[tuple[int, int], int]:
 
 def _size(stored: tuple[int, int], orientation: int, *, apply_exif: bool) -> tuple[int, int]:
     quarters, _ = TURNS[orientation]
-    return stored[::-1] if apply_exif and quarters % 2 else stored
+    return (stored[1], stored[0]) if apply_exif and quarters % 2 else stored
 
 
 def _turned(pixels: NDArray[np.uint8], orientation: int, *, back: bool = False) -> NDArray[np.uint8]:

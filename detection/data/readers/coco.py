@@ -252,8 +252,8 @@ def _area_notes(objects: ObjectRows, file: str) -> list[Problem]:
     """A note if most areas can't be those of masks in their boxes; they decide which objects are small."""
     areas = np.array(objects.areas, dtype=np.float64)  # None becomes NaN
     boxes = np.array(objects.boxes, dtype=np.float64).reshape(-1, 4)
-    sides = boxes[:, 2:] - boxes[:, :2]
     with np.errstate(all="ignore"):  # boxes may hold any number here; the index checks them later
+        sides = boxes[:, 2:] - boxes[:, :2]
         filled = areas / sides.prod(axis=1)
         wrong = np.flatnonzero((filled < LEAST_AREA) | (filled > MOST_AREA))
     if 2 * len(wrong) <= len(areas):

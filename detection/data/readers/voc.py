@@ -21,7 +21,7 @@ from detection.data.readers.frames import Exif, Frame, Frames, OtherSize
 from detection.data.readers.meant import Meant
 from detection.data.readers.segmentation import read_instances
 from detection.data.readers.voc_list import ListedImage, read_blacklist, read_lists
-from detection.data.readers.voc_xml import XMLProblems, annotated_size, parse, read_objects
+from detection.data.readers.voc_xml import XMLError, XMLProblems, annotated_size, parse, read_objects
 
 __all__ = ["VOCSplit", "read_voc"]
 
@@ -113,9 +113,8 @@ class _Reader:
                 root = parse(self._file(image))
             except FileNotFoundError:
                 bare.append((image, path))
-            except ValueError as error:
-                kind, _, detail = str(error).partition(": ")
-                self._xml.error(kind, self._file(image), detail)
+            except XMLError as error:
+                self._xml.error(error.kind, self._file(image), error.detail)
             else:
                 self._add(image, path, root, unjudged)
         source = str(folder / split.list)

@@ -18,7 +18,7 @@ from detection.data.readers.frames import Frame
 from detection.data.readers.values import MISSING, FieldError, flag, number, whole_number
 from detection.files import require_file
 
-__all__ = ["XMLProblems", "annotated_size", "parse", "read_objects"]
+__all__ = ["XMLError", "XMLProblems", "annotated_size", "parse", "read_objects"]
 
 # Elements of VOC's files from 2005 to 2012, of ImageNet's and of the usual tools'.
 KNOWN = {"folder", "filename", "path", "source", "owner", "size", "segmented", "object", "verified", "polygon", "url"}
@@ -112,12 +112,20 @@ class XMLProblems:
         return notes
 
 
+class XMLError(ValueError):
+    """A file that can't be used, and the short name that such files share."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind, self.detail = kind, detail
+
+
 def parse(file: Path) -> ElementTree.Element:
     """The root of a VOC annotation.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it can't be read, is no XML or not VOC's.
+        XMLError: it can't be read, is no XML or not VOC's.
     """
     try:
         require_file(file)
@@ -130,10 +138,10 @@ def parse(file: Path) -> ElementTree.Element:
     except FileNotFoundError:
         raise
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-        raise ValueError(f"XML that does not parse: {error}") from error
+        raise XMLError("XML that does not parse", str(error)) from error
     if root.tag != "annotation":
-        kind = "CVAT's; export as PASCAL VOC" if root.tag == "annotations" else "of another kind"
-        raise ValueError(f"XML that isn't VOC's: its root is <{root.tag}>, expected <annotation>; it seems {kind}")
+        repair = "; of CVAT, export as PASCAL VOC" if root.tag == "annotations" else ""
+        raise XMLError("XML that isn't VOC's", f"its root is <{root.tag}>, expected <annotation>{repair}")
     return root
 
 

@@ -10,6 +10,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -238,7 +239,7 @@ def blocks(numbers: list[list[int]]) -> NDArray[np.uint8]:
 def test_pixels_and_sizes_agree_under_every_orientation(tmp_path: Path, kind: str, orientation: int) -> None:
     path, exif, stored = tmp_path / f"a.{kind[:4].strip()}", Image.Exif(), blocks(UPRIGHT[1])
     exif[ExifTags.Base.Orientation] = orientation
-    options = {"compression": "tiff_lzw"} if kind == "tif lzw" else {"lossless": True} if kind == "webp" else {}
+    options: dict[str, Any] = {"tif lzw": {"compression": "tiff_lzw"}, "webp": {"lossless": True}}.get(kind, {})
     grey = {"tif 16 bits": stored[..., 0].astype(np.uint16) << 8, "tif grey": stored[..., 0]}
     image = Image.fromarray(grey.get(kind, stored))
     image.save(path, exif=exif, **options)
@@ -262,7 +263,7 @@ def noise(height: int = 120, width: int = 160) -> Image.Image:
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-KINDS: dict[str, dict[str, object]] = {
+KINDS: dict[str, dict[str, Any]] = {
     "standard": {},
     "optimized": {"optimize": True},
     "full chroma": {"subsampling": 0},
@@ -270,7 +271,7 @@ KINDS: dict[str, dict[str, object]] = {
 }
 
 
-def jpeg(**options: object) -> bytes:
+def jpeg(**options: Any) -> bytes:
     stream = io.BytesIO()
     noise().save(stream, "JPEG", quality=90, **options)
     return stream.getvalue()

@@ -197,9 +197,10 @@ def test_an_object_that_cannot_be_read_is_named(make_voc: MakeVOC, old: str, new
     if new == "<box>":
         edit(folder / "Annotations" / "a.xml", "</bndbox>", "</box>")
     _, problems = read(folder)
-    assert {(problem.severity, problem.kind) for problem in problems} == {("error", "object that can't be read")}
-    assert problems[-1].file.endswith("a.xml")
-    assert problems[-1].detail.startswith("object 2 (cat)")
+    errors = [problem for problem in problems if problem.severity == "error"]
+    assert {problem.kind for problem in errors} == {"object that can't be read"}
+    assert errors[-1].file.endswith("a.xml")
+    assert errors[-1].detail.startswith("object 2 (cat)")
 
 
 @pytest.mark.parametrize("box", [("nan", 1, 9, 9), (20, 1, 9, 9), (200, 1, 300, 9)], ids=["nan", "swapped", "outside"])
