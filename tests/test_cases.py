@@ -12,6 +12,7 @@ import pytest
 
 from detection.config.detection import Config, DataConfig
 from detection.config.load import load_config
+from detection.data.bad_images import usable_images
 from detection.data.cards import load_card, load_dataset, read_split
 from detection.data.check import check_copies, check_images
 from detection.data.images import ImageError, read_image
@@ -150,6 +151,8 @@ def test_a_half_grey_jpeg_is_refused_or_dropped() -> None:
         index.image(0)
     (problem,) = check(index)
     assert (problem.severity, problem.file) == ("error", str(path))
+    rest, (dropped,) = usable_images(index, "drop")
+    assert (len(rest), len(rest.boxes), dropped.severity, dropped.file) == (0, 0, "dropped", str(path))
 
 
 def test_a_polygon_without_a_box_is_named() -> None:
