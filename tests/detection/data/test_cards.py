@@ -13,9 +13,13 @@ import torch
 import yaml
 from PIL import Image
 
+from detection.config.load import build_dataclass
 from detection.data.cards import Card, data_root, load_card, load_dataset, read_split
 from detection.data.check import summarize_index
 from detection.data.index import AnnotationIndex
+from detection.data.readers.coco import COCOSplit
+from detection.data.readers.image_folder import ImageFolderSplit
+from detection.data.readers.voc import VOCSplit
 
 MakeVOC = Callable[..., Path]
 MakeCOCO = Callable[..., Path]
@@ -40,6 +44,15 @@ def test_every_card_of_the_project_loads(path: Path) -> None:
     assert card.name == path.stem
     assert card.source.strip()
     assert not Path(card.root or "").is_absolute()
+
+
+@pytest.mark.parametrize("path", sorted(DATASETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_split_of_the_project_is_described_rightly(path: Path) -> None:
+    card = load_card(path.stem)
+    schema = {"voc": VOCSplit, "coco": COCOSplit, "image_folder": ImageFolderSplit}[card.format]
+    for described in card.splits.values():
+        for entry in described if isinstance(described, list) else [described]:
+            build_dataclass(schema, entry)
 
 
 def test_the_cards_of_the_classic_sets_know_their_classes_and_metric() -> None:

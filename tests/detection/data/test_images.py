@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import random
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -385,6 +386,20 @@ def test_the_greyscale_photographs_of_coco128_become_rgb(data_root_for_tests: Pa
     assert pixels.shape == (*size, 3)
     assert (pixels[..., 0] == pixels[..., 2]).all()
     assert np.ptp(pixels) > 100
+
+
+@pytest.mark.data
+def test_damage_is_found_in_photographs_and_only_there(data_root_for_tests: Path, tmp_path: Path) -> None:
+    rng, copy = random.Random(0), tmp_path / "a.jpg"
+    for path in sorted((data_root_for_tests / "coco128" / "val2017").glob("*.jpg"))[::3]:
+        assert read_image(path, thorough=True).size
+        data = path.read_bytes()
+        start = data.rindex(b"\xff\xda") + 12
+        place = rng.randrange(start, len(data) - 600)
+        for damaged in (data[:place] + b"\xff\xd9", data[:place] + bytes(512) + data[place + 512 :]):
+            copy.write_bytes(damaged)
+            with pytest.raises(ImageError, match=r"truncated|zeros"):
+                read_image(copy)
 
 
 # errors on their way to the user
