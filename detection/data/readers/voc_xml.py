@@ -13,7 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from detection.data.objects import ObjectRows, nearest_class
-from detection.data.problems import Problem
+from detection.data.problems import Problem, listed
 from detection.data.readers.frames import Frame
 from detection.data.readers.values import MISSING, FieldError, flag, number, whole_number
 from detection.files import require_file
@@ -36,6 +36,8 @@ OBJECT = {
     "deleted",
 }
 BOX = ("xmin", "ymin", "xmax", "ymax")
+
+MAX_TAG = 60  # characters of a name in a message
 
 # What other tools call their objects and boxes.
 OBJECTS = {
@@ -87,7 +89,7 @@ class XMLProblems:
     def error(self, kind: str, file: Path, detail: str) -> None:
         self.problems.append(Problem("error", kind, str(file), detail))
 
-    def count(self, kind: str, detail: str, file: Path) -> None:
+    def count(self, kind: str, file: Path, detail: str) -> None:
         self._counts[kind, detail] += 1
         self._files.setdefault((kind, detail), str(file))
 
@@ -98,7 +100,7 @@ class XMLProblems:
         self._ends += box[2] == size[1] or box[3] == size[0]
         if starts and self.first_pixel == 1:
             repair = "set `first_pixel: 0` in the card's split if these files count from 0"
-            self.count("box that starts at pixel 0", f"xmin or ymin is 0, and VOC counts from 1; {repair}", file)
+            self.count("box that starts at pixel 0", file, f"xmin or ymin is 0, and VOC counts from 1; {repair}")
 
     def notes(self, source: str) -> list[Problem]:
         """A note for each of what was counted."""
@@ -141,7 +143,7 @@ def parse(file: Path) -> ElementTree.Element:
         raise XMLError("XML that does not parse", str(error)) from error
     if root.tag != "annotation":
         repair = "; of CVAT, export as PASCAL VOC" if root.tag == "annotations" else ""
-        raise XMLError("XML that isn't VOC's", f"its root is <{root.tag}>, expected <annotation>{repair}")
+        raise XMLError("XML that isn't VOC's", f"its root is {_tag(root)}, expected <annotation>{repair}")
     return root
 
 
@@ -187,7 +189,8 @@ def read_objects(
         except FieldError as error:
             problems.error("object that can't be read", file, f"{where} ({name or 'without a name'}): {error}")
             continue
-        problems.see((xmin, ymin, xmax, ymax), frame.size, file)
+        if frame.scale == (1.0, 1.0):
+            problems.see((xmin, ymin, xmax, ymax), frame.size, file)
         end = 1 - first_pixel
         objects.images.append(row)
         objects.boxes.append(
@@ -202,7 +205,7 @@ def read_objects(
 def _box(node: ElementTree.Element, file: Path, problems: XMLProblems) -> tuple[float, ...]:
     bounds = node.find("bndbox")
     if bounds is None:
-        others = [child.tag for child in node if child.tag != "name"]
+        others = listed([_tag(child) for child in node if child.tag != "name"])
         raise FieldError("bndbox", MISSING, f"one with {', '.join(BOX)}; it has {others}: export boxes, not polygons")
     _check_case(bounds, BOX, file, problems)
     return tuple(number(_found(bounds, key), f"bndbox/{key}") for key in BOX)
@@ -212,7 +215,7 @@ def _flag(node: ElementTree.Element, file: Path, problems: XMLProblems) -> bool:
     """Whether an object is difficult; a tool that does not know it writes Unspecified."""
     text = (node.findtext("difficult") or "0").strip()
     if text.lower() == "unspecified":
-        problems.count("flag without a value, taken for 0", f"difficult is {text!r}", file)
+        problems.count("flag without a value, taken for 0", file, f"difficult is {text!r}")
         return False
     return flag(text, "difficult")
 
@@ -223,13 +226,17 @@ def _found(node: ElementTree.Element, key: str) -> str:
     return MISSING if text is None else text
 
 
+def _tag(node: ElementTree.Element) -> str:
+    return f"<{node.tag}>" if len(node.tag) <= MAX_TAG else f"<{node.tag[:MAX_TAG]}...>"
+
+
 def _check_case(node: ElementTree.Element, known: Container[str], file: Path, problems: XMLProblems) -> None:
     """Counts children that VOC lacks, and raises where only their case differs."""
     for child in node:
         if child.tag not in known:
             if child.tag.lower() in known:
-                raise FieldError(child.tag.lower(), MISSING, f"that spelling; it has <{child.tag}>")
-            problems.count("element that VOC lacks", f"<{child.tag}> in <{node.tag}>", file)
+                raise FieldError(child.tag.lower(), MISSING, f"that spelling; it has {_tag(child)}")
+            problems.count("element that VOC lacks", file, f"{_tag(child)} in {_tag(node)}")
 
 
 def _check_elements(root: ElementTree.Element, file: Path, objects: bool, problems: XMLProblems) -> Iterator[str]:
@@ -238,6 +245,6 @@ def _check_elements(root: ElementTree.Element, file: Path, objects: bool, proble
         if child.tag in KNOWN or child.find(".//object") is not None:
             continue
         if child.tag.rpartition("}")[2].lower() in OBJECTS or (not objects and (len(child) or child.attrib)):
-            yield f"<{child.tag}> in <annotation>, expected <object> with <name> and <bndbox>"
+            yield f"{_tag(child)} in <annotation>, expected <object> with <name> and <bndbox>"
         else:
-            problems.count("element that VOC lacks", f"<{child.tag}> in <annotation>", file)
+            problems.count("element that VOC lacks", file, f"{_tag(child)} in <annotation>")
