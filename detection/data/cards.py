@@ -119,7 +119,7 @@ def _shared_images(specs: Sequence[str], parts: Sequence[AnnotationIndex]) -> li
         twice = [path for path in own if path in seen]
         if twice:
             detail = f"{len(twice)} of {spec!r} in {seen[twice[0]]!r} too; this one is the first"
-            problems.append(Problem("note", "image in two of the joined sets", twice[0], detail))
+            problems.append(Problem("note", "image in two of the joined sets", twice[0], detail, len(twice)))
         seen |= {path: spec for path in own if path not in seen}
     return problems
 

@@ -118,7 +118,7 @@ def check_copies(splits: Mapping[str, AnnotationIndex]) -> list[Problem]:
             known.setdefault(split, path)
     for (one, other), paths in shared.items():
         detail = f"{other!r} shares {len(paths)} image{'s' * (len(paths) > 1)} with {one!r}; this one is the first"
-        problems.append(Problem("note", "image in two splits", paths[0], detail))
+        problems.append(Problem("note", "image in two splits", paths[0], detail, len(paths)))
     return problems
 
 

@@ -22,12 +22,14 @@ class Problem:
         kind: short name that equal findings share, such as "box without area".
         file: the file to open.
         detail: the object and the value.
+        count: of images, objects or files that it stands for.
     """
 
     severity: Severity
     kind: str
     file: str
     detail: str
+    count: int = 1
 
     def __str__(self) -> str:
         return f"{self.file}: {self.kind}: {self.detail}"
@@ -50,7 +52,10 @@ def refuse_errors(problems: Sequence[Problem], source: str, *, most: int = 10, r
 
 def summarize(problems: Sequence[Problem]) -> str:
     """One line with the count of every kind that is not an error; empty if there are none."""
-    counts = Counter(f"{p.kind} ({p.severity})" for p in problems if p.severity != "error")
+    counts = Counter[str]()
+    for problem in problems:
+        if problem.severity != "error":
+            counts[f"{problem.kind} ({problem.severity})"] += problem.count
     return ", ".join(f"{count} x {kind}" for kind, count in counts.items())
 
 

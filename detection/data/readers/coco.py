@@ -264,7 +264,7 @@ def _area_notes(objects: ObjectRows, file: str) -> list[Problem]:
         f"{len(wrong)} of {len(areas)}; {objects.names[first]} has area {areas[first]:g} and a box of "
         f"{width:g}x{height:g}; leave `area` out to use the boxes'"
     )
-    return [Problem("note", "areas that don't fit their boxes, so that sizes are wrong", file, detail)]
+    return [Problem("note", "areas that don't fit their boxes, so that sizes are wrong", file, detail, len(wrong))]
 
 
 def _is_file(path: str) -> bool:

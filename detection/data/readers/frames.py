@@ -85,7 +85,7 @@ class Frames:
             "boxes scaled to an image of another resolution": self.scaled,
         }
         return [
-            Problem("note", kind, source, f"{count} image{'s' * (count > 1)}")
+            Problem("note", kind, source, f"{count} image{'s' * (count > 1)}", count)
             for kind, count in counts.items()
             if count
         ]

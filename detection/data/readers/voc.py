@@ -133,7 +133,9 @@ class _Reader:
         dropped = self._split.partial == "drop"
         detail = f"{partial} images that the lists give a 0: {'left out' if dropped else 'some classes have no boxes'}"
         source = str(self._folder / self._split.list)
-        self.problems.append(Problem("dropped" if dropped else "note", "image with partial labels", source, detail))
+        self.problems.append(
+            Problem("dropped" if dropped else "note", "image with partial labels", source, detail, partial)
+        )
         return [image for image in listed if not (dropped and image.partial)]
 
     def _blacklist(self, listed: list[ListedImage]) -> tuple[set[str], set[tuple[str, str]]]:
@@ -145,11 +147,13 @@ class _Reader:
         left_out = sum(image.number in images for image in listed)
         if left_out:
             self.problems.append(
-                Problem("dropped", "image on the blacklist", str(file), f"{left_out} image{'s' * (left_out > 1)}")
+                Problem(
+                    "dropped", "image on the blacklist", str(file), f"{left_out} image{'s' * (left_out > 1)}", left_out
+                )
             )
         if pairs:
             detail = f"{len(pairs)} pairs: objects are ignored, detections still count, where the challenge skips both"
-            self.problems.append(Problem("note", "class on the blacklist of an image", str(file), detail))
+            self.problems.append(Problem("note", "class on the blacklist of an image", str(file), detail, len(pairs)))
         return images, pairs
 
     def _add(
@@ -189,14 +193,16 @@ class _Reader:
         if bare and not self.files and not any(problem.severity == "error" for problem in self.problems):
             folder = self._folder / self._split.annotations
             detail = f"no image has an XML file in {folder}; they can be predicted, not trained on or evaluated"
-            self.problems.append(Problem("note", "no ground truth", source, detail))
+            self.problems.append(Problem("note", "no ground truth", source, detail, len(bare)))
             for image, path in bare:
                 self._add(image, path, None, ())
             return False
         partial = [image for image, _ in bare if image.partial and self._split.partial]
         if partial:
             detail = f"{len(partial)} images that the lists give a 0, {partial[0].name} for one"
-            self.problems.append(Problem("dropped", "image with partial labels and no annotation", source, detail))
+            self.problems.append(
+                Problem("dropped", "image with partial labels and no annotation", source, detail, len(partial))
+            )
         meant = Meant(self._folder / self._split.annotations)
         for image, _ in bare:
             if not (image.partial and self._split.partial):

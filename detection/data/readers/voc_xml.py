@@ -105,12 +105,12 @@ class XMLProblems:
     def notes(self, source: str) -> list[Problem]:
         """A note for each of what was counted."""
         notes = [
-            Problem("note", kind, self._files[kind, detail], f"{detail} ({count} times; this file is the first)")
+            Problem("note", kind, self._files[kind, detail], f"{detail} ({count} times; this file is the first)", count)
             for (kind, detail), count in self._counts.items()
         ]
         if self.first_pixel == 0 and self._ends and not self._starts:
             detail = f"{self._ends} boxes, and none starts at 0; leave `first_pixel: 0` out if these files count from 1"
-            notes.append(Problem("note", "box that ends behind the last pixel", source, detail))
+            notes.append(Problem("note", "box that ends behind the last pixel", source, detail, self._ends))
         return notes
 
 
