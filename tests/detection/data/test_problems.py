@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from detection.data.problems import Problem, Severity, refuse_errors, summarize
+from detection.data.problems import Problem, Severity, listed, refuse_errors, summarize
 
 
 def problem(severity: Severity, number: int = 1, kind: str = "box without area") -> Problem:
