@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from detection.data.jpeg import END, JPEGData
 from detection.files import require_file
@@ -189,6 +189,8 @@ def _grey(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
 
 
 def _unreadable(path: str | Path, error: Exception) -> ImageError:
+    if isinstance(error, UnidentifiedImageError):  # which names the stream
+        return ImageError(f"image {path} can't be read: it is no image, or of another format than {', '.join(FORMATS)}")
     return ImageError(f"image {path} can't be read: {str(error) or type(error).__name__}")
 
 
