@@ -205,7 +205,7 @@ def test_an_image_that_is_too_small_for_a_crop_is_named() -> None:
     index = load_index(data, data.train, key="data.train", say=SILENT.append)
     loader = build_train_loader(index, data, batch_size=len(index), seed=0)
     small = min(range(len(index)), key=lambda row: int(index.sizes[row].min()))
-    with pytest.raises(ImageError, match=rf"image {index.paths[small]} of .* can't be augmented: .*data\.augment"):
+    with pytest.raises(ImageError, match=rf"image {index.paths[small]}: data\.augment, step 1, .*RandomCrop"):
         next(iter(loader))
 
 

@@ -130,13 +130,7 @@ class DetectionDataset(Dataset[Sample]):
         if self.proposals is not None:
             target = _with_proposals(target, self.proposals.of(row))
         if self.augment is not None:
-            try:
-                image, target = self.augment(image, target, seed=seed)
-            except Exception as error:  # of any kind: transforms come from elsewhere
-                raise ImageError(
-                    f"image {self.index.paths[row]} of {image.shape[1]}x{image.shape[0]} pixels can't be augmented: "
-                    f"{str(error) or type(error).__name__}; change data.augment, or leave such images out"
-                ) from error
+            image, target = self.augment(image, target, seed=seed)
         return self.resize(image, target, seed=seed)
 
     def _paste(

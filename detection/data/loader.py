@@ -38,17 +38,20 @@ def load_index(
 
     Their objects have the ``fields``, where the files give these.
 
-    ``say`` gets a line if objects were dropped.
+    ``say`` gets a line if objects were dropped, and one if no figure can be computed.
 
     Raises:
-        ValueError: no data set, or one with errors.
+        ValueError: no data set, one with errors, or a training set without ground truth.
     """
     if not specs:
         raise ValueError(f"{key} is empty; give a list of card:split, such as [voc2007:trainval]")
     index, problems = load_dataset(specs, data_root(config.root), fields=fields)
-    if key == "data.train" and not index.has_ground_truth:
+    if not index.has_ground_truth:
         missing = next(problem for problem in problems if problem.kind == "no ground truth")
-        raise ValueError(f"{key} {list(specs)} has no ground truth to train on: {missing}")
+        why = f"{missing.file}: {missing.detail}"
+        if key == "data.train":
+            raise ValueError(f"{key} {list(specs)} has no ground truth to train on: {why}")
+        say(f"{key} {list(specs)} has no ground truth, so no figure can be computed: {why}")
     if problems:
         say(f"{', '.join(specs)}: {summarize(problems)}; resdet check lists them")
     return index if limit is None else index.first(limit)

@@ -290,6 +290,20 @@ class TestTraining:
         assert not (tmp_path / "result.json").exists()
         assert read_checkpoint(tmp_path).iteration == 1
 
+    def test_sets_without_ground_truth_give_no_metric_and_choose_nothing(
+        self, config: DetectionConfig, tmp_path: Path
+    ) -> None:
+        root = Path(shutil.copytree(str(config.data.root), tmp_path / "root"))
+        file = root / "digits" / "coco" / "annotations" / "instances_test.json"
+        content = json.loads(file.read_text())
+        del content["annotations"]
+        file.write_text(json.dumps(content))
+        own = with_solver(with_data(watched(config), root=str(root)), evaluate_every=1, iterations=2)
+        result = run_training(own, tmp_path / "run")
+        assert (result["bbox"]["AP"], result["voc"]["mAP"], result["weights"]["chosen_by"]) == (None, None, None)
+        assert read_checkpoint(tmp_path / "run").path.name == "0000002.safetensors"
+        assert not [key for line in metrics(tmp_path / "run") for key in line if "AP" in key]
+
     def test_loss_that_is_not_finite_leaves_the_last_checkpoint(self, config: DetectionConfig, tmp_path: Path) -> None:
         wild = with_solver(with_data(config, test=()), base_lr=1e30, clip_norm=None, checkpoint_every=1)
         with pytest.raises(NotFiniteError) as error:
