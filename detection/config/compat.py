@@ -74,8 +74,8 @@ CHANGES: tuple[Change, ...] = (
         programs=("detection", "classification"),
     ),
     # What the 4-step recipe passes from step to step are arguments now.
-    Change(format=2, old="solver.fixed", new=None, repair="`resdet train --alternating` for the 4-step recipe"),
-    Change(format=2, old="data.proposals", new=None, repair="`resdet train --alternating` for the 4-step recipe"),
+    Change(format=2, old="solver.fixed", new=None, repair="nothing; `resdet alternating` runs the 4-step recipe"),
+    Change(format=2, old="data.proposals", new=None, repair="nothing; `resdet alternating` runs the 4-step recipe"),
 )
 
 

@@ -127,7 +127,7 @@ class Terminal:
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
         said = self._describe(iteration, values)
         self._progress.update(self._task, completed=iteration, said=said)
-        if not self._console.is_terminal:
+        if said and not self._console.is_terminal:
             self.say(f"{iteration}/{self._iterations}  {said}")
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ class Terminal:
             left = timedelta(seconds=round(values["seconds_per_step"] * (self._iterations - iteration)))
             parts.append(f"{values['seconds_per_step']:.2f} s/step  ETA {left}  {values['memory_gib']:.1f} GiB")
         evaluated = {metric.key for metric in shown_in("log")}
-        parts += [f"{name} {value:.3f}" for name, value in values.items() if name in evaluated]
+        parts += [f"{name} {value:.3f}" for name, value in values.items() if name.removeprefix("test/") in evaluated]
         return "  ".join(parts)
 
 

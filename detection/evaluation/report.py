@@ -11,7 +11,7 @@ from detection.evaluation.metrics import figures, named, percent, shown_in
 from detection.evaluation.text_table import text_table
 from detection.evaluation.voc import VocResult
 
-__all__ = ["VocMetric", "format_tables", "result_dict"]
+__all__ = ["VocMetric", "describe_choice", "format_tables", "result_dict"]
 
 VocMetric = Literal["11point", "area", "imagenet"]
 

@@ -20,7 +20,7 @@ from detection.pages.page import Block, Figure, Notice, Page, Pictures, Section,
 from detection.pages.plots import matrix
 from detection.report.build import only_found_by
 from detection.report.details import classes_section, errors_section, operating_figures, pictures_section
-from detection.report.numbers import Shown, as_json, metric_numbers, pair_numbers, run_numbers, show
+from detection.report.numbers import Shown, as_json, metric_numbers, pair_numbers, run_numbers, show, tested_weights
 from detection.report.pictures import picture
 from detection.report.words import percent_interval
 from detection.tasks.test import read_records
@@ -75,7 +75,11 @@ def write_analysis(
     page = Page(
         title=f"Analysis: {' and '.join(read)}",
         subtitle="What goes wrong, how much each kind of error costs, and on which images.",
-        facts=[("Images", str(len(index))), ("Classes", str(len(names))), *zip(read, map(str, runs), strict=True)],
+        facts=[
+            ("Images", str(len(index))),
+            ("Classes", str(len(names))),
+            *((name, f"{run}: {tested_weights(run)}") for name, run in zip(read, runs, strict=True)),
+        ],
         sections=_sections(numbers, index, shown),
     )
     return write_page(page, output, "analysis")

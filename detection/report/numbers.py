@@ -28,6 +28,7 @@ from detection.evaluation.inference import BootstrapResult, Difference, VariantS
 from detection.evaluation.matching import MatchedRecords, match
 from detection.evaluation.metrics import figures, shown_in
 from detection.evaluation.record import Record
+from detection.evaluation.report import describe_choice
 from detection.evaluation.tide import error_difference, error_types
 from detection.report.paper import paper_cells
 from detection.report.reading import ExperimentFolder, RunFolder, read_metrics
@@ -44,6 +45,7 @@ __all__ = [
     "pareto_front",
     "run_numbers",
     "show",
+    "tested_weights",
 ]
 
 
@@ -199,6 +201,12 @@ def metric_numbers(runs: Sequence[Path]) -> dict[str, Any]:
     return {metric.name: _over_seeds([result.get(metric.key) for result in results]) for metric in shown_in("report")}
 
 
+def tested_weights(run: Path) -> str:
+    """Returns which weights the result of ``run`` is of, in words."""
+    result = json.loads((run / "result.json").read_text())
+    return describe_choice(result) if "weights" in result else "weights of an earlier version, its last"
+
+
 def _variant(
     experiment: ExperimentFolder, name: str, evidence: Evidence, comparison: BootstrapResult, resamples: int
 ) -> dict[str, Any]:
@@ -206,6 +214,7 @@ def _variant(
     metrics = metric_numbers([run.folder for run in runs])
     numbers = {
         "seeds": [run.seed for run in runs],
+        "weights": sorted({tested_weights(run.folder) for run in runs}),
         "metrics": metrics,
         "costs": costs,
         "hours": _over_seeds([run.hours for run in runs]),

@@ -85,6 +85,12 @@ def _conclusion(numbers: dict[str, Any]) -> Section:
     return Section("Conclusion", blocks)
 
 
+def _weights(variants: dict[str, Any]) -> str:
+    """Which weights were tested, in a sentence."""
+    kinds = dict.fromkeys(kind for variant in variants.values() for kind in variant.get("weights", ()))
+    return f"Tested are the {'; '.join(kinds)}." if kinds else ""
+
+
 def _results(numbers: dict[str, Any]) -> Section:
     variants, metrics = numbers["variants"], shown_in("report")
     rows = [
@@ -93,8 +99,8 @@ def _results(numbers: dict[str, Any]) -> Section:
     ]
     caption = (
         f"Results in percent on {numbers['images']} images: mean ± standard deviation over the training seeds. "
-        "s, m, l: objects under 32², up to 96² and over 96² pixels; AR1, AR10, AR100: average recall with as many "
-        "detections per image."
+        f"{_weights(variants)} s, m, l: objects under 32², up to 96² and over 96² pixels; AR1, AR10, AR100: average "
+        "recall with as many detections per image."
     )
     drawn = {name: {"AP": bar(variant["intervals"]["AP"])} for name, variant in variants.items()}
     seeds = {name: _known(variant["metrics"]["AP"]["values"]) for name, variant in variants.items()}

@@ -50,7 +50,7 @@ def test_a_later_format_is_refused() -> None:
     [
         ("mask: {enabled: true}", "architecture: mask_rcnn"),
         ("box: {cascade: [0.5, 0.6]}", "architecture: cascade_rcnn"),
-        ("solver: {fixed: [rpn]}", "resdet train --alternating"),
+        ("solver: {fixed: [rpn]}", "resdet alternating"),
     ],
 )
 def test_an_old_key_by_hand_is_refused_with_what_to_write(text: str, repair: str) -> None:
