@@ -179,7 +179,7 @@ class Measured:
 def measure(
     config: DetectionConfig, detectors: Sequence[Architecture], index: AnnotationIndex, *, limit: int | None = None
 ) -> Measured:
-    """Tests ``detectors`` together on the first ``limit`` images of ``index``."""
+    """Tests ``detectors`` on the first ``limit`` images of ``index``; without ground truth, figures are None."""
     device = choose_device(config.device)
     tester = build_tester(config.test, detectors).to(device)
     rows = _share(index, limit)
@@ -190,12 +190,19 @@ def measure(
     result: dict[str, Any] = {}
     with together("computing AP", timeout=EVALUATION_TIMEOUT):
         if records is not None:
-            result = evaluate(records, index.class_names, _voc_metric(config)) | {
+            result = _figures(config, records, index) | {
                 "images": len(records),
                 "seconds_per_image": predictions.seconds_per_image,
                 "peak_memory_gib": peak_memory_gib(device),
             }
     return Measured(gather(result)[0], records or [])
+
+
+def _figures(config: DetectionConfig, records: list[Record], index: AnnotationIndex) -> dict[str, Any]:
+    """Returns the figures of ``records``; where the objects of an image are unknown, detections can't be judged."""
+    if index.has_ground_truth:
+        return evaluate(records, index.class_names, _voc_metric(config))
+    return evaluate([], index.class_names, _voc_metric(config), masks="masks" in needed_fields(config))
 
 
 def write_measured(

@@ -75,7 +75,11 @@ def run_training(
         index,
         build=lambda fresh: _build(config, index, fixed, fresh=fresh),
         load=partial(detection_loader, index, config.data, share=(rank(), world_size()), proposals=proposals),
-        validate=None if val is None else lambda model: measure(config, [_detector(model)], val).result,
+        validate=(
+            None
+            if val is None or not val.has_ground_truth
+            else lambda model: measure(config, [_detector(model)], val).result
+        ),
         test=None if test is None else lambda model, facts: _test(config, model, test, output, facts),
         sets=sets,
         resume=resume,

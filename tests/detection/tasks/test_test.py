@@ -25,6 +25,7 @@ from detection.engine.checkpoint import Checkpoint
 from detection.engine.device import choose_device
 from detection.engine.evaluate import evaluate
 from detection.evaluation.coco import coco_results
+from detection.evaluation.metrics import figures
 from detection.tasks.test import read_records, run_test
 
 
@@ -154,6 +155,27 @@ def test_no_data_set_is_named_by_its_key(config: DetectionConfig) -> None:
 def test_no_test_set_is_refused(config: DetectionConfig, checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.test is empty"):
         run_test(replace(config, data=replace(config.data, test=())), checkpoint, tmp_path)
+
+
+def test_without_ground_truth_there_are_detections_and_no_figure(
+    config: DetectionConfig, root: Path, tmp_path: Path
+) -> None:
+    masked = replace(config, architecture="mask_rcnn", test=replace(config.test, score_threshold=0.0))
+    content = json.loads((root / "digits/coco/annotations/instances_test.json").read_text())
+    (tmp_path / "images.json").write_text(json.dumps({key: content[key] for key in ("images", "categories")}))
+    card, split = tmp_path / "mine.yaml", {"annotations": str(tmp_path / "images.json"), "images": "test"}
+    values = {"format": "coco", "root": "digits/coco", "classes": list(CLASSES), "splits": {"test": split}}
+    card.write_text(json.dumps(values))
+    lines: list[str] = []
+    unknown = with_key(masked, "data.test", (f"{card}:test",))
+    result = run_test(unknown, untrained(masked), tmp_path / "out", say=lines.append)
+    found = {key: value for key, value in figures(result).items() if key.startswith(("bbox.", "segm.", "voc."))}
+    assert set(found.values()) == {None}
+    assert {"bbox.AP", "segm.AP", "voc.mAP"} <= found.keys()
+    assert json.loads((tmp_path / "out" / "detections.json").read_text())
+    (line,) = [line for line in lines if "no figure" in line]
+    for part in ("data.test", str(tmp_path / "images.json"), "'annotations'"):
+        assert part in line
 
 
 class TestReadRecords:

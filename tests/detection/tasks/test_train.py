@@ -31,6 +31,7 @@ from detection.data.cards import load_dataset
 from detection.data.dataset import DetectionDataset
 from detection.data.digits import CLASSES, write_digits
 from detection.data.images import ImageError
+from detection.data.jpeg import END
 from detection.data.loader import build_train_loader
 from detection.engine import trainer
 from detection.engine.checkpoint import Checkpoint, read_checkpoint
@@ -288,6 +289,20 @@ class TestTraining:
         assert run_training(with_solver(with_data(config, test=()), iterations=1), tmp_path) == {}
         assert not (tmp_path / "result.json").exists()
         assert read_checkpoint(tmp_path).iteration == 1
+
+    def test_sets_without_ground_truth_give_no_metric_and_choose_nothing(
+        self, config: DetectionConfig, tmp_path: Path
+    ) -> None:
+        root = Path(shutil.copytree(str(config.data.root), tmp_path / "root"))
+        file = root / "digits" / "coco" / "annotations" / "instances_test.json"
+        content = json.loads(file.read_text())
+        del content["annotations"]
+        file.write_text(json.dumps(content))
+        own = with_solver(with_data(watched(config), root=str(root)), evaluate_every=1, iterations=2)
+        result = run_training(own, tmp_path / "run")
+        assert (result["bbox"]["AP"], result["voc"]["mAP"], result["weights"]["chosen_by"]) == (None, None, None)
+        assert read_checkpoint(tmp_path / "run").path.name == "0000002.safetensors"
+        assert not [key for line in metrics(tmp_path / "run") for key in line if "AP" in key]
 
     def test_loss_that_is_not_finite_leaves_the_last_checkpoint(self, config: DetectionConfig, tmp_path: Path) -> None:
         wild = with_solver(with_data(config, test=()), base_lr=1e30, clip_norm=None, checkpoint_every=1)
@@ -673,7 +688,7 @@ class TestErrorsOnTheWay:
         own = with_solver(with_data(config, root=str(root), workers=workers), checkpoint_every=0)
         path = later_image(own)
         whole = path.read_bytes()
-        path.write_bytes(whole[: len(whole) // 2])
+        path.write_bytes(whole[: len(whole) // 2] + END)
         with pytest.raises(ImageError) as error:
             run_training(own, tmp_path / "run")
         message = str(error.value)
@@ -709,10 +724,21 @@ class TestErrorsOnTheWay:
     def test_unreadable_image_in_the_first_step(self, config: DetectionConfig, tmp_path: Path) -> None:
         root = Path(shutil.copytree(str(config.data.root), tmp_path / "root"))
         for path in root.rglob("*.jpg"):
-            path.write_bytes(b"")
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] + END)
         with pytest.raises(ImageError):
             run_training(with_data(config, root=str(root)), tmp_path / "run")
         assert not (tmp_path / "run" / "checkpoints").exists()  # there is nothing to save
+
+    def test_images_that_are_none_are_named_before_the_first_step(
+        self, config: DetectionConfig, tmp_path: Path
+    ) -> None:
+        root = Path(shutil.copytree(str(config.data.root), tmp_path / "root"))
+        for path in root.rglob("*.jpg"):
+            path.write_bytes(b"")
+        with pytest.raises(
+            ValueError, match=r"(?s)digits:train' has 6 errors.*000001\.jpg.*000006\.jpg.*bad_images: drop"
+        ):
+            run_training(with_data(config, root=str(root)), tmp_path / "run")
 
     def test_ctrl_c(self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
         record = RunLog.metrics
