@@ -820,6 +820,22 @@ class TestSignals:
         assert (first["exit"], first["last_iteration"]) == (f"StoppedError: {message}", 3)
         assert (second["exit"], second["first_iteration"], second["last_iteration"]) == ("finished", 3, 4)
 
+    def test_files_cut_short_do_not_stop_a_resume(
+        self, config: DetectionConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.stop_at(config, tmp_path, 3, signal.SIGTERM)
+        for name in ("manifest.json", "metrics.jsonl"):
+            content = (tmp_path / name).read_text()
+            (tmp_path / name).write_text(content[: len(content) - 9])
+        (tmp_path / "result.json").write_text('{"bbox": {')
+        shorter = with_data(config, limit=5)
+        result = run_training(shorter, tmp_path, resume=True)
+        assert json.loads((tmp_path / "result.json").read_text()) == result
+        assert "manifest.json.damaged now" in capsys.readouterr().out
+        (tmp_path / "result.json").write_text('{"bbox": {')
+        assert run_training(config, tmp_path, resume=True)["bbox"] == result["bbox"]
+        assert "warning: data.train has changed since the last start: 5 -> 6 images" in capsys.readouterr().out
+
     def test_an_evaluation_that_is_due_waits_for_the_next_start(self, config: DetectionConfig, tmp_path: Path) -> None:
         often = with_solver(watched(config), evaluate_every=3, checkpoint_every=0)
         self.stop_at(often, tmp_path, 3, signal.SIGTERM)
