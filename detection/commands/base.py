@@ -23,6 +23,7 @@ __all__ = [
     "UsageError",
     "config_name",
     "config_options",
+    "fraction",
     "positive",
     "read_config",
     "run_directory",
@@ -107,6 +108,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"takes a number from 1, got {text!r}")
     return int(text)
+
+
+def fraction(text: str) -> float:
+    """Returns the number ``text``, for options that take one from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"takes a number from 0 to 1, got {text!r}")
+    return value
 
 
 def show_tables(result: dict[str, Any], output: Path | None = None) -> None:
