@@ -29,6 +29,7 @@ __all__ = [
     "run_directory",
     "run_options",
     "show_tables",
+    "steps_options",
 ]
 
 # Part of the help of a training.
@@ -96,6 +97,12 @@ def run_options(parser: ArgumentParser) -> None:
     """Adds the options of a training."""
     parser.add_argument("--output-dir", help="run directory (default: output/<folder>/<name of the config file>)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
+
+
+def steps_options(parser: ArgumentParser, holds: str) -> None:
+    """Adds the options of a program of several trainings, which goes on by itself."""
+    parser.add_argument("--output-dir", required=True, help=holds)
+    parser.add_argument("--resume", action="store_true", help="changes nothing: what is there is always gone on with")
 
 
 def run_directory(args: Namespace, config: ProgramConfig, path: Path) -> Path:

@@ -20,6 +20,7 @@ from detection.commands.base import (
     run_directory,
     run_options,
     show_tables,
+    steps_options,
 )
 from detection.config.detection import DetectionConfig
 
@@ -171,7 +172,7 @@ examples:
 
 def _alternating_options(parser: ArgumentParser) -> None:
     config_options(parser, "alternating.rpn_iterations=400")
-    parser.add_argument("--output-dir", required=True, help="holds step1 to step4; step4 is the detector")
+    steps_options(parser, "holds step1 to step4; step4 is the detector")
 
 
 def _alternating(args: Namespace) -> Call:
