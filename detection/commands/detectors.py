@@ -15,17 +15,19 @@ from detection.commands.base import (
     UsageError,
     config_name,
     config_options,
+    fraction,
     positive,
     read_config,
     run_directory,
     run_options,
     show_tables,
+    steps_options,
 )
 from detection.config.detection import DetectionConfig
 
 __all__ = ["COMMANDS"]
 
-ZOO_FOLDER = Path("output/zoo")
+ZOO_FOLDER, PREDICTIONS = Path("output/zoo"), Path("output/predictions")
 
 TRAIN = f"""
 examples:
@@ -144,7 +146,7 @@ def _show_test(result: dict[str, Any], *, output: Path, published: str, folders:
 
 
 PREDICT = """
-Prints them, draws them, and writes predictions.json.
+Prints them, draws them, and writes predictions.json. Images that can't be read are told there, and by exit status 1.
 
 examples:
   resdet predict --weights output/bccd/resnet18_c4 cells.jpg
@@ -155,18 +157,24 @@ examples:
 def _predict_options(parser: ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("--weights", required=True, help="a .safetensors checkpoint, or a run directory")
-    parser.add_argument("--output-dir", type=Path, default=Path("output/predictions"), help="(default: %(default)s)")
-    parser.add_argument("--min-score", type=float, default=0.5, help="(default: %(default)s)")
+    parser.add_argument(
+        "--output-dir", type=Path, help=f"a new one (default: {PREDICTIONS}, or the next of {PREDICTIONS}-2, ...)"
+    )
+    parser.add_argument("--min-score", type=fraction, default=0.5, help="(default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
 def _predict(args: Namespace) -> Call:
-    from detection.tasks.predict import predict_images
+    from detection.tasks.predict import free_folder, predict_images
 
-    predict = partial(
-        predict_images, args.images, args.weights, args.output_dir, min_score=args.min_score, device=args.device
-    )
-    return predict, lambda _: print(f"pictures and predictions.json: {args.output_dir}")
+    output = args.output_dir or free_folder(PREDICTIONS)
+    predict = partial(predict_images, args.images, args.weights, output, min_score=args.min_score, device=args.device)
+    return predict, partial(_show_prediction, output=output)
+
+
+def _show_prediction(failed: int, *, output: Path) -> int:
+    print(f"pictures and predictions.json: {output}")
+    return min(failed, 1)
 
 
 ALTERNATING = """
@@ -181,7 +189,7 @@ examples:
 
 def _alternating_options(parser: ArgumentParser) -> None:
     config_options(parser, "alternating.rpn_iterations=400")
-    parser.add_argument("--output-dir", required=True, help="holds step1 to step4; step4 is the detector")
+    steps_options(parser, "holds step1 to step4; step4 is the detector")
 
 
 def _alternating(args: Namespace) -> Call:

@@ -294,5 +294,5 @@ def _is_kept(line: str, run: LoggedRun) -> bool:
     try:
         record = json.loads(line)
         return record["iteration"] < run.start + (run.evaluated or "loss/total" in record)
-    except (ValueError, KeyError, TypeError):  # the half-written last line of a run that was killed
+    except (ValueError, KeyError, TypeError, RecursionError):  # the half-written last line of a run that was killed
         return False

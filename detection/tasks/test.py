@@ -58,9 +58,11 @@ __all__ = [
     "read_records",
     "restore_detector",
     "run_test",
+    "warn_of_many_proposals",
     "write_measured",
 ]
 
+MANY_PROPOSALS = 5_000  # of an image; the papers' detectors have 300 to 2,000
 RECALL_LIMITS = (100, 300, 1000)  # proposals per image
 
 
@@ -102,6 +104,7 @@ def run_test(
     """
     start(choose_device(config.device))
     say = only_main(say)
+    warn_of_many_proposals(config.rpn.post_nms_test, "rpn.post_nms_test", say)
     index = load_test_set(config, say)
     write_submission = find_submission(config.data) if submit else None
     detectors = [restore_detector(config, checkpoint, index.class_names)]
@@ -118,6 +121,14 @@ def run_test(
         save_picture(output / "pictures" / f"{number:05d}_{Path(record.file_name).stem}.jpg", drawn)
     say(f"{result['images']} images, {result['seconds_per_image']:.3f} s per image, {choose_device(config.device)}")
     return result
+
+
+def warn_of_many_proposals(number: int, key: str, say: Callable[[str], None]) -> None:
+    """Says what so many proposals, of ``key``, mean."""
+    if number > MANY_PROPOSALS:
+        say(
+            f"warning: {key} {number}: that many regions of an image are pooled and classified at once, time and memory"
+        )
 
 
 def proposal_recall(

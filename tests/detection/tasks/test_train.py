@@ -587,6 +587,43 @@ def differing(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Te
     return [name for name, weight in expected.items() if not torch.equal(found[name], weight)]
 
 
+class TestSaidAtTheStart:
+    """What a user would else find out at the end."""
+
+    @pytest.fixture
+    def short(self, config: DetectionConfig) -> DetectionConfig:
+        return with_solver(with_data(config, test=(), limit=1), iterations=1, checkpoint_every=0, log_sinks=())
+
+    @pytest.mark.parametrize("form", ["bbox.per_class.{}.AP50", "voc.per_class.{}"])
+    def test_best_metric_of_a_class_that_val_lacks(
+        self, short: DetectionConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+    ) -> None:
+        watched = with_data(short, val=short.data.train)
+        index = load_dataset(watched.data.train, Path(str(watched.data.root)))[0].first(1)
+        present = index.class_names[int(index.labels[0])]
+        lacking = next(name for label, name in enumerate(index.class_names) if label not in index.labels)
+        for name in (present, lacking):
+            run_training(with_solver(watched, best_metric=form.format(name)), tmp_path / name)
+            warned = f"data.val has no object of class '{lacking}'" in capsys.readouterr().out
+            assert warned == (name == lacking)
+
+    def test_what_came_over_from_init(
+        self,
+        short: DetectionConfig,
+        finished: tuple[Path, dict[str, Any]],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        run_training(replace(short, init=str(finished[0])), tmp_path)
+        out = capsys.readouterr().out
+        assert f"starts from {finished[0]}" in out
+        assert f"10 of 10 classes: {', '.join(CLASSES)}; new: none" in out
+
+    def test_many_proposals(self, short: DetectionConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run_training(replace(short, rpn=replace(short.rpn, post_nms_train=6000)), tmp_path)
+        assert "warning: rpn.post_nms_train 6000" in capsys.readouterr().out
+
+
 class TestOtherSettingsOnTheWay:
     """A run that goes on with another config takes that config's word, and says so."""
 
@@ -845,6 +882,22 @@ class TestSignals:
         first, second = read_manifest(tmp_path)
         assert (first["exit"], first["last_iteration"]) == (f"StoppedError: {message}", 3)
         assert (second["exit"], second["first_iteration"], second["last_iteration"]) == ("finished", 3, 4)
+
+    def test_files_cut_short_do_not_stop_a_resume(
+        self, config: DetectionConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.stop_at(config, tmp_path, 3, signal.SIGTERM)
+        for name in ("manifest.json", "metrics.jsonl"):
+            content = (tmp_path / name).read_text()
+            (tmp_path / name).write_text(content[: len(content) - 9])
+        (tmp_path / "result.json").write_text('{"bbox": {')
+        shorter = with_data(config, limit=5)
+        result = run_training(shorter, tmp_path, resume=True)
+        assert json.loads((tmp_path / "result.json").read_text()) == result
+        assert "manifest.json.damaged now" in capsys.readouterr().out
+        (tmp_path / "result.json").write_text('{"bbox": {')
+        assert run_training(config, tmp_path, resume=True)["bbox"] == result["bbox"]
+        assert "warning: data.train has changed since the last start: 5 -> 6 images" in capsys.readouterr().out
 
     def test_an_evaluation_that_is_due_waits_for_the_next_start(self, config: DetectionConfig, tmp_path: Path) -> None:
         often = with_solver(watched(config), evaluate_every=3, checkpoint_every=0)
