@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from backbones.weights.load import load_matching
+from backbones.weights.load import load_matching, read_torch
 from detection.config.compat import FORMAT
 from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, parse_config, parse_section
@@ -410,7 +410,7 @@ def _read_state(weights: Path) -> dict[str, Any]:
     """
     path = _state_path(weights)
     try:
-        state = dict(torch.load(path, map_location="cpu", weights_only=True))
+        state = dict(read_torch(path))
     except Exception as error:  # damaged bytes raise whatever they lead to
         raise ValueError(f"checkpoint {path} can't be read: {error}") from error
     if "sha256" not in state:
