@@ -228,7 +228,7 @@ def load_matching(
         unused_ok: prefixes of names that the module may lack.
 
     Raises:
-        ValueError: other names are missing or unused, or shapes differ.
+        ValueError: other names are missing or unused, shapes differ, or a value is infinite or not a number.
     """
     own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     fitting = [name for name, value in own.items() if name in state and value.shape == state[name].shape]
@@ -251,6 +251,13 @@ def load_matching(
         raise ValueError(
             f"the weights from {source} do not fit {type(module).__name__}; nothing was loaded. "
             f"Use the architecture and options they were trained with.\n{refused}"
+        )
+    broken = {name: count for name in fitting if (count := int((~state[name].isfinite()).sum()))}
+    if broken:
+        name, count = next(iter(broken.items()))
+        raise ValueError(
+            f"the weights from {source} have values that are not finite in {len(broken)} of {len(fitting)} tensors, "
+            f"first {name} ({count} of {state[name].numel()} values); nothing was loaded. Take an earlier checkpoint"
         )
     module.load_state_dict({name: state[name] for name in fitting}, strict=False)
     return report

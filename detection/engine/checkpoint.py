@@ -6,8 +6,8 @@
     checkpoints/best.safetensors      the weights with the best metric on data.val so far
 
 A file is written under another name, synced and renamed, so that a reader never sees half of one, and has a checksum of
-its content.  A checkpoint that can't be read is passed over for the one before, and renamed to end in ".damaged" once
-the run goes on.
+its content; the state has that of its weights too, so that files of two moments never pass for one checkpoint.  A
+checkpoint that can't be read is passed over for the one before, and renamed to end in ".damaged" once the run goes on.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Checkpoints:
         with together("saving a checkpoint"):
             if is_main():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _write_state(path, saved)
+                _write_state(path, saved, digest(state.tested.state_dict()))
                 self._write_weights(path, state)
                 for old in _numbered(self.folder)[: -self.keep]:
                     _remove(old)
@@ -113,7 +113,7 @@ class Checkpoints:
                 if best:
                     copy = self.folder / BEST
                     write_whole(copy, lambda temporary: shutil.copyfile(path, temporary))
-                _write_state(path, saved)
+                _write_state(path, saved, digest(read_weights(path)))
 
     def newest(self, say: Callable[[str], None]) -> tuple[Checkpoint[ProgramConfig], dict[str, Any]] | None:
         """The newest checkpoint that can be read, and its training state; None if there is none.
@@ -130,7 +130,8 @@ class Checkpoints:
         path = gather(found and found[0].path, doing="looking for a checkpoint")[0]
         if path is None or found is not None:
             return found
-        return read_checkpoint(path, type(self.config)), _read_state(path)
+        checkpoint = read_checkpoint(path, type(self.config))
+        return checkpoint, _read_state(checkpoint)
 
     def restore(self, newest: tuple[Checkpoint[ProgramConfig], dict[str, Any]], state: TrainState) -> None:
         """Puts what ``newest`` returned back into ``state``, and later checkpoints aside: the run makes new ones."""
@@ -146,7 +147,8 @@ class Checkpoints:
         for path in reversed(_numbered(self.folder)):
             if _state_path(path).is_file():
                 try:
-                    return read_checkpoint(path, type(self.config)), _read_state(path)
+                    checkpoint = read_checkpoint(path, type(self.config))
+                    return checkpoint, _read_state(checkpoint)
                 except ValueError as error:
                     problems.append(str(error))
                     say(f"warning: {error}; looking for the checkpoint before")
@@ -205,14 +207,23 @@ def read_checkpoint(path: str | Path, schema: type[ProgramConfig] = DetectionCon
     program = metadata.get("program", _program_of_format_1(weights, schema))
     if program != schema.program:
         raise ValueError(f"{file} was trained by the program {program!r}, and a {schema.program} checkpoint is needed")
+    if not metadata["iteration"].isdecimal():
+        raise ValueError(f"{file} is no checkpoint: its iteration is {metadata['iteration']!r:.80}, and not a number")
     try:
-        class_names = json.loads(metadata["class_names"])
-    except RecursionError as error:
-        raise ValueError(f"checkpoint {file} can't be read: its class names are nested too deeply") from error
-    if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
-        raise ValueError(f"{file} is no detector checkpoint: its class_names are no list of names: {class_names!r:.80}")
-    config = parse_config(schema, metadata["config"])
-    return Checkpoint(file, weights, config, tuple(class_names), int(metadata["iteration"]))
+        config = parse_config(schema, metadata["config"])
+    except ValueError as error:
+        raise ValueError(f"checkpoint {file} can't be read: its config: {error}") from error
+    return Checkpoint(file, weights, config, _class_names(file, metadata["class_names"]), int(metadata["iteration"]))
+
+
+def _class_names(file: Path, text: str) -> tuple[str, ...]:
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"checkpoint {file} can't be read: its class_names are no JSON: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{file} is no detector checkpoint: its class_names are no list of names: {names!r:.80}")
+    return tuple(names)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -372,6 +383,12 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     missing = [key for key in ("config", "class_names", "iteration") if key not in metadata]
     if missing:
         raise ValueError(f"{file} is no detector checkpoint: its metadata lacks {missing}")
+    if metadata.get("format", str(FORMAT)) != str(FORMAT):
+        raise ValueError(
+            f"{file} has the format {metadata['format']!r:.80}, and this version reads 1 to {FORMAT}; update resdet"
+        )
+    if "format" in metadata and "sha256" not in metadata:
+        raise ValueError(f"checkpoint {file} can't be read: its checksum is missing, so the file was damaged")
     if metadata.get("sha256", expected := _digest(weights, metadata)) != expected:
         raise ValueError(f"checkpoint {file} can't be read: its checksum is wrong, so the file was damaged")
     return weights, metadata
@@ -397,18 +414,19 @@ def _digest(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return digest([weights, {name: text for name, text in metadata.items() if name != "sha256"}])
 
 
-def _write_state(weights: Path, state: Mapping[str, Any]) -> None:
-    content = {"sha256": digest(state), **state}
+def _write_state(weights: Path, state: Mapping[str, Any], weights_digest: str) -> None:
+    content = {**state, "weights_sha256": weights_digest}
+    content["sha256"] = digest(content)
     write_whole(_state_path(weights), lambda temporary: torch.save(content, temporary))
 
 
-def _read_state(weights: Path) -> dict[str, Any]:
-    """The training state beside ``weights``.
+def _read_state(checkpoint: Checkpoint[ProgramConfig]) -> dict[str, Any]:
+    """The training state beside the weights of ``checkpoint``.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged, or belongs to other weights.
     """
-    path = _state_path(weights)
+    path = _state_path(checkpoint.path)
     try:
         state = dict(read_torch(path))
     except Exception as error:  # damaged bytes raise whatever they lead to
@@ -417,6 +435,16 @@ def _read_state(weights: Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint {path} can't be read: it has no checksum, so another version wrote it")
     if state.pop("sha256") != digest(state):
         raise ValueError(f"checkpoint {path} can't be read: its checksum is wrong, so the file was damaged")
+    if state.get("iteration") != checkpoint.iteration:
+        raise ValueError(
+            f"checkpoint {path} can't be read: it is the state of iteration {state.get('iteration')!r:.80}, and "
+            f"{checkpoint.path.name} has the weights of iteration {checkpoint.iteration}"
+        )
+    bound = state.pop("weights_sha256", None)
+    if bound is None and "format" not in _metadata(checkpoint.path):
+        return state  # format 1 bound nothing
+    if bound != digest(checkpoint.weights):
+        raise ValueError(f"checkpoint {path} can't be read: it belongs to other weights than {checkpoint.path.name}'s")
     return state
 
 

@@ -42,7 +42,7 @@ from detection.data.readers.coco import read_coco
 from detection.data.readers.segmentation import read_instances
 from detection.data.readers.voc import read_voc
 from detection.engine import checkpoint
-from detection.engine.checkpoint import read_checkpoint, write_converted
+from detection.engine.checkpoint import Checkpoint, read_checkpoint, write_converted
 from detection.files import digest
 from detection.masks import encode
 from detection.structures import Proposals
@@ -363,8 +363,9 @@ def training_state_subject(folder: Path) -> Subject:
     momentum, random_state = {0: {"momentum_buffer": torch.arange(12.0)}}, torch.Generator().get_state()
     state = {"optimizer": {"state": momentum}, "iteration": 1, "best": None, "random": [{"cpu": random_state}]}
     torch.save({"sha256": digest(state), **state}, file)
-    weights_file = file.with_name("0000001.safetensors")  # not read: to parse its config takes longer than all else
-    return Subject(file, lambda: quiet(lambda: checkpoint._read_state(weights_file)), mutate_bytes)
+    # Its file is not read: to parse its config takes longer than all else.
+    beside = Checkpoint(file.with_name("0000001.safetensors"), {}, DetectionConfig(), (), iteration=1)
+    return Subject(file, lambda: quiet(lambda: checkpoint._read_state(beside)), mutate_bytes)
 
 
 def state_dict_subject(suffix: str) -> Callable[[Path], Subject]:

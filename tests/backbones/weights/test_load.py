@@ -146,6 +146,16 @@ def test_step_counters_may_be_on_either_side_only() -> None:
     assert len(load_matching(counting, frozen.state_dict(), source="test").loaded) == 5
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_single_value_that_is_not_finite_is_refused_with_its_tensor(value: float) -> None:
+    net = small_net()
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    state["1.bias"][2] = value
+    with pytest.raises(ValueError, match=r"'some\.pth' have values that are not finite in 1 of .*1\.bias \(1 of 4"):
+        load_matching(net, state, source="'some.pth'")
+    assert net.state_dict()["1.bias"].isfinite().all()
+
+
 def test_misfit_lists_every_name_with_shapes_and_changes_nothing() -> None:
     net = small_net()
     before = {name: value.clone() for name, value in net.state_dict().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
@@ -338,6 +340,29 @@ class TestRefusals:
         with pytest.raises(ValueError, match="it has no checksum, so another version wrote it"):
             make_checkpoints(run).newest(print)
 
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"sha256": None}, "its checksum is missing"),
+            ({"format": "7"}, "the format '7', and this version reads 1 to 2"),
+            ({"format": None, "program": "cooking", "sha256": None}, "the program 'cooking'"),
+            ({"format": None, "iteration": "soon", "sha256": None}, "its iteration is 'soon'"),
+            ({"format": None, "class_names": '["cat"', "sha256": None}, "its class_names are no JSON"),
+            ({"format": None, "config": "[1, 2", "sha256": None}, "its config"),
+            ({"format": None, "iteration": "9"}, "its checksum is wrong"),  # what format 1 has counts
+        ],
+    )
+    def test_metadata_that_no_version_writes(
+        self, run: Path, saved: Path, changes: dict[str, str | None], words: str
+    ) -> None:
+        with safe_open(saved, framework="pt") as opened:
+            metadata = opened.metadata() | changes
+        kept = {name: text for name, text in metadata.items() if text is not None}
+        save_file(read_checkpoint(saved).weights, saved, metadata=kept)
+        with pytest.raises(ValueError, match=re.escape(words)) as error:
+            read_checkpoint(saved)
+        assert str(saved) in str(error.value)
+
     def test_damaged_state_and_none_before_it(self, run: Path, saved: Path) -> None:
         state = saved.with_name("0000002.state.pt")
         state.write_bytes(state.read_bytes()[:200])
@@ -398,6 +423,40 @@ class TestRefusals:
         for part in ("2.weight", "3.weight (module (3, 4), weights (2, 4))", str(saved)):
             assert part in str(error.value)
         assert_equal(model.state_dict(), before)
+
+
+class TestPairs:
+    """Weights and state of two moments are no checkpoint."""
+
+    def test_state_of_another_iteration(self, run: Path, saved: Path) -> None:
+        state = make_state()
+        take_step(state)
+        later = make_checkpoints(run).save(state)
+        shutil.copy(later.with_name("0000003.state.pt"), saved.with_name("0000002.state.pt"))
+        self.check(run, r"state of iteration 3, and 0000002\.safetensors has the weights of iteration 2", later)
+
+    def test_state_of_the_same_iteration_of_another_run(self, run: Path, saved: Path, tmp_path: Path) -> None:
+        other = make_checkpoints(tmp_path / "other").save(make_state(seed=1))
+        shutil.copy(other.with_name("0000002.state.pt"), saved.with_name("0000002.state.pt"))
+        self.check(run, "belongs to other weights")
+
+    def test_state_that_says_nothing_of_its_weights(self, run: Path, saved: Path) -> None:
+        file = saved.with_name("0000002.state.pt")
+        state = torch.load(file, weights_only=True)
+        del state["sha256"], state["weights_sha256"]
+        torch.save({"sha256": digest(state), **state}, file)
+        self.check(run, "belongs to other weights")
+
+    def test_noting_an_evaluation_keeps_the_pair(self, run: Path, saved: Path) -> None:
+        make_checkpoints(run).save_evaluated(make_state(), best=False)
+        newest = make_checkpoints(run).newest(unexpected)
+        assert newest is not None
+
+    def check(self, run: Path, words: str, later: Path | None = None) -> None:
+        if later is not None:
+            later.unlink()
+        with pytest.raises(ValueError, match=words):
+            make_checkpoints(run).newest(lambda text: None)
 
 
 class TestDamage:
