@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from detection.data.ppm import BOUNDED_PPM
+
 __all__ = ["FORMATS", "MAX_PIXELS", "UNREADABLE", "ImageError", "image_size", "read_image"]
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit; a header can claim any size
 # Those of photographs; of what else Pillow reads, EPS starts another program.
-FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", BOUNDED_PPM, "TIFF", "WEBP", "JPEG2000")
 EXIF_ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the values that swap height and width
 
 # What Pillow raises for files that are damaged or made to do harm.
