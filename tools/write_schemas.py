@@ -26,5 +26,5 @@ def schemas() -> dict[Path, str]:
 if __name__ == "__main__":
     for path, text in schemas().items():
         path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         print(path)

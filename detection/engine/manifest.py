@@ -81,7 +81,7 @@ def manifest_entry(
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
     """The entries of the run in ``folder``, the first start first."""
     path = folder / "manifest.json"
-    return json.loads(path.read_text()) if path.is_file() else []
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def _described(index: AnnotationIndex) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _commit() -> str | None:
         return None
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or a checkout of another user
         return None
 

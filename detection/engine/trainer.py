@@ -183,7 +183,7 @@ class Trainer:
         path, found = self.output / "result.json", None
         with together("looking for a result"):
             if is_main() and path.is_file():
-                found = json.loads(path.read_text())
+                found = json.loads(path.read_text(encoding="utf-8"))
         found = gather(found)[0]
         return found if found and found.get("trained") in (None, state.iteration) else None
 
