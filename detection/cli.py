@@ -24,7 +24,7 @@ __all__ = ["main"]
 COMMANDS = data.COMMANDS | detectors.COMMANDS | studies.COMMANDS | networks.COMMANDS
 
 # Exit statuses: 1 is a mistake or a failure, 2 a mistake in the command line; these two are a shell's.
-INTERRUPTED, NO_READER = 128 + signal.SIGINT, 128 + signal.SIGPIPE
+INTERRUPTED, NO_READER = 128 + signal.SIGINT, 128 + 13  # SIGPIPE, which Windows lacks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,6 +120,8 @@ def _report(error: BaseException) -> int:
 
 def _stdout_is_closed() -> bool:
     """Returns true where nobody reads the output any more; Python then has nowhere left to write at its end."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
     stdout = sys.stdout.fileno()
     poll = select.poll()
     poll.register(stdout, 0)

@@ -42,7 +42,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Makes ``text`` the content of ``path``, whole or not at all."""
-    write_whole(path, lambda temporary: temporary.write_text(text))
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def require_file(path: Path) -> None:
@@ -83,7 +83,12 @@ def _parts(tree: Any) -> Iterator[bytes | memoryview]:
 
 
 def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
+    try:
+        opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs nothing read-only
+    except PermissionError:
+        if path.is_dir():  # Windows opens none, nor would it lose the name
+            return
+        raise
     try:
         os.fsync(opened)
     finally:

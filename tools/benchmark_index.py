@@ -47,7 +47,7 @@ def write_coco(folder: Path, images: int, objects: int) -> Path:
         "annotations": [_annotation(number, images, rng) for number in range(objects)],
     }
     path = folder / "instances.json"
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 
@@ -67,7 +67,7 @@ def _annotation(number: int, images: int, rng: random.Random) -> dict[str, objec
 
 def memory_mib(kinds: tuple[str, ...]) -> float:
     """MiB of this process that /proc counts as any of ``kinds``."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(kinds)) / 1024
 
 

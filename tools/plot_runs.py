@@ -35,7 +35,7 @@ def known_keys(run: Path) -> str:
     path = run / "metrics.jsonl"
     if not path.is_file():
         return "which is missing"
-    rows = path.read_text().splitlines()
+    rows = path.read_text(encoding="utf-8").splitlines()
     return "which has " + ", ".join(sorted({key for row in (rows[:1] + rows[-1:]) for key in json.loads(row)}))
 
 

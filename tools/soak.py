@@ -78,7 +78,7 @@ def memory_mib(pid: int) -> float:
     Pages that a worker still shares with the trainer count as its own: else every one that either of them writes to,
     and so has for itself from then on, would look like a leak.
     """
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Anonymous:", "Pss_Shmem:"))) / 1024
 
 

@@ -96,7 +96,7 @@ def main() -> None:
         deviations = [statistics.stdev(column) if len(rows) > 1 else 0.0 for column in zip(*rows, strict=True)]
         cells = "  ".join(f"{k} {m:.3f} +- {d:.3f}" for k, m, d in zip(("AP", "AP50"), means, deviations, strict=True))
         print(f"{name:12} {cells}  ({len(rows)} seeds)")
-    (args.output / "comparison.json").write_text(json.dumps(table, indent=2) + "\n")
+    (args.output / "comparison.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

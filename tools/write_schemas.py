@@ -22,7 +22,7 @@ def main(folder: Path = FOLDER) -> None:
     folder.mkdir(exist_ok=True)
     for kind in (DetectionConfig, ClassificationConfig, LocalizationConfig):
         path = folder / f"{kind.program}.json"
-        path.write_text(json.dumps(json_schema(kind), indent=1) + "\n")
+        path.write_text(json.dumps(json_schema(kind), indent=1) + "\n", encoding="utf-8")
         print(path)
 
 

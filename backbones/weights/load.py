@@ -23,6 +23,7 @@ from torchvision.models import get_model_weights
 from backbones.base import IMAGENET_RGB, InputStats
 from backbones.weights.caffe import NORM_EPS, has_caffe_names, rename_caffe
 from backbones.weights.pickles import check_torch_file, read_pickle
+from backbones.weights.plain import check_plain
 
 __all__ = [
     "SOURCES",
@@ -33,6 +34,7 @@ __all__ = [
     "load_matching",
     "our_names",
     "read_state_dict",
+    "read_torch",
     "rename_torchvision",
 ]
 
@@ -156,6 +158,18 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return content
 
 
+def read_torch(path: Path) -> Any:
+    """What torch.save wrote into ``path``: dense tensors, numbers, texts, and containers of them.
+
+    Raises:
+        UNREADABLE: it is damaged, holds something else, or takes time or memory without end.
+    """
+    check_torch_file(path)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    check_plain(content, path.stat().st_size)
+    return content
+
+
 def download_torchvision(name: str) -> dict[str, Tensor]:
     """The state dict that torchvision trained on ImageNet (IMAGENET1K_V1), from its cache or the network.
 
@@ -256,8 +270,7 @@ def _read(path: Path) -> Any:
         case ".pkl":
             return read_pickle(path)
         case _:
-            check_torch_file(path)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return read_torch(path)
 
 
 def _with_tensors(content: Mapping[Any, Any]) -> dict[Any, Any]:

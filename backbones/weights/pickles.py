@@ -7,10 +7,10 @@ before its module is imported.
 
 from __future__ import annotations
 
+import io
 import math
 import mmap
 import pickle
-import pickletools
 import re
 import reprlib
 import zipfile
@@ -20,21 +20,33 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from backbones.weights.pickle_steps import check_steps
+
 __all__ = ["check_torch_file", "read_pickle"]
 
 NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 
 MAX_DIMENSIONS = 64  # of numpy 2
-TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
-MAX_TUPLE = 1000  # values; shapes have some, keys are texts
 
 MAX_WORD = 4096  # characters without a space
-ENDLESS = re.compile(rf"\S{{{MAX_WORD + 1}}}")
+ROOM = 1 << 20  # bytes of texts that a small pickle may repeat
 
 # The beginning of files by torch.save since PyTorch 1.6; before, a mark, a version, the system, the content and the
 # names of its storages were pickled one after the other.
 ZIP = b"PK\x03\x04"
 LEGACY_PICKLES = 5
+
+# What is called for dense tensors and plain containers, and the types that are named with them. Left out of what
+# ``torch.load`` takes: sparse, nested, quantized and meta tensors, and functions that make as much as a number says.
+TORCH_CALLS = (
+    "collections.OrderedDict",
+    "_codecs.encode",
+    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "bytearray", "complex")),
+    "torch.Size",
+    "torch.device",
+    *(f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3", "parameter")),
+)
+TORCH_TYPES = re.compile(r"torch\.((cuda\.)?[A-Z]\w*Storage|storage\.(Typed|Untyped)Storage|[a-z]+\d*(_\w+)?)")
 
 # What pickle and pickletools raise for files that are damaged, of another format, or made to do harm.
 UNREADABLE = (
@@ -65,7 +77,7 @@ def read_pickle(path: str | Path) -> Any:
         # Reading from a map never takes more memory than the file has bytes, whatever length the pickle claims.
         with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             stream = cast(BinaryIO, content)
-            _check_claims(stream)
+            check_steps(stream, admits=ADMITTED.__contains__, calls=ADMITTED, room=len(content) + ROOM)
             content.seek(0)
             return _Unpickler(stream, encoding="latin1").load()
     except UNREADABLE as error:
@@ -73,68 +85,42 @@ def read_pickle(path: str | Path) -> Any:
 
 
 def check_torch_file(path: Path) -> None:
-    """Refuses a file by torch.save with an endless word in it, which ``torch.load`` would need hours to complain about.
+    """Refuses a file by torch.save that would keep ``torch.load`` busy, or take memory, without end.
 
-    Its error goes through a regular expression that takes the square of the time in the length of a word.
+    Beside what ``check_steps`` finds: members of a zip that are compressed or overlap, so that a mebibyte is a gibibyte
+    once it is read; and a word without end, which torch's error takes the square of the time for.
 
     Raises:
-        ValueError: it has one, or is damaged.
+        ValueError: as told, or it is damaged.
         OSError, zipfile.BadZipFile: it can't be read.
     """
+    size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(len(ZIP)) != ZIP:
             file.seek(0)
             for _ in range(LEGACY_PICKLES):
-                _check_words(file)
+                _check_torch_pickle(file, size)
             return
     with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith(".pkl"):
-                with archive.open(name) as member:
-                    _check_words(cast(BinaryIO, member))
+        members = archive.infolist()
+        for member in members:
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+                raise ValueError(f"its member {member.filename!r} is compressed, as torch.save writes none")
+        if (claimed := sum(member.file_size for member in members)) > size:
+            raise ValueError(f"its members claim {claimed} bytes, the file has {size}")
+        for member in members:
+            if member.filename.lower().endswith(".pkl"):  # torch's reader takes capitals for small letters
+                with io.BufferedReader(cast(io.RawIOBase, archive.open(member))) as stream:
+                    _check_torch_pickle(stream, member.file_size)
 
 
-def _check_words(stream: BinaryIO) -> None:
-    for opcode, argument, _ in pickletools.genops(stream):
-        if isinstance(argument, (str, bytes)) and ENDLESS.search(str(argument)):
-            raise ValueError(f"it holds a {opcode.name} with a word of more than {MAX_WORD} characters")
+def _check_torch_pickle(stream: BinaryIO, size: int) -> None:
+    check_steps(stream, admits=_is_torchs, calls=TORCH_CALLS, room=size + ROOM, max_word=MAX_WORD)
 
 
-def _check_claims(stream: BinaryIO) -> None:
-    """Refuses what pickle makes room or takes time for without end, by going through the steps on paper.
-
-    Lengths beyond the file's end; memo slots beyond its steps; tuples that hold others twice, again and again, or lie
-    a million deep in each other: as a key, such a tuple is hashed for years, or until the stack is full.
-    """
-    weights, memo = list[int | None](), dict[Any, int | None]()  # of what lies on the stack; None is a mark
-    for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        match opcode.name:
-            case "PUT" | "BINPUT" | "LONG_BINPUT":
-                if argument is None or argument > step:
-                    raise ValueError(f"it asks for memo slot {argument} at step {step}")
-                memo[argument] = weights[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = weights[-1]
-            case "GET" | "BINGET" | "LONG_BINGET":
-                weights.append(memo[argument])
-            case "DUP":
-                weights.append(weights[-1])
-            case name:
-                taken = _take(weights, opcode)
-                weight = 1 + sum(filter(None, taken)) if name in TUPLES else 1
-                if weight > MAX_TUPLE:
-                    raise ValueError(f"it holds a tuple of more than {MAX_TUPLE} values, those of its tuples counted")
-                weights += [None if kind is pickletools.markobject else weight for kind in opcode.stack_after]
-
-
-def _take(weights: list[int | None], opcode: pickletools.OpcodeInfo) -> list[int | None]:
-    """Removes the weights of what ``opcode`` takes from the stack, and gives them."""
-    taken, fixed = list[int | None](), len(opcode.stack_before)
-    if pickletools.markobject in opcode.stack_before:  # all down to the mark, and what the step takes below it
-        while (weight := weights.pop()) is not None:
-            taken.append(weight)
-        fixed = opcode.stack_before.index(pickletools.markobject)
-    return taken + [weights.pop() for _ in range(fixed)]
+def _is_torchs(name: str) -> bool:
+    """Whether it is a function that makes tensors, or the type of a storage or number."""
+    return name in TORCH_CALLS or TORCH_TYPES.fullmatch(name) is not None
 
 
 class _Global:

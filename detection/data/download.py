@@ -1,6 +1,7 @@
 """Archives of data sets: fetched with resume and checksum, unpacked only when every member stays in the folder.
 
-Nothing here trusts the server or the archive.  A download keeps its unfinished bytes in ``NAME.part`` and gets its
+Nothing here trusts the server or the archive.  A server that drips, sends more than it says or a page in place of a
+file, or leads elsewhere, is left.  A download keeps its unfinished bytes in ``NAME.part`` and gets its
 final name only once its length and checksum are right.  An archive is checked as a whole before anything is written.
 """
 
@@ -14,17 +15,19 @@ import shutil
 import ssl
 import struct
 import tarfile
+import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from stat import S_ISDIR, S_ISREG
+from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from detection.data.cards import Card
 
@@ -34,6 +37,9 @@ Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all where
 
 _CHUNK = 1 << 20  # bytes of one read
 _TIMEOUT = 60.0  # seconds without a byte before a connection counts as dropped
+_SLOWEST = 1024  # bytes per second, over _TIMEOUT: fewer count as dropped too
+_UNDECLARED = 16 << 30  # bytes of a file whose length the server does not say
+_PAGE = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 _DROPPED = (URLError, ConnectionError, TimeoutError, HTTPException, ssl.SSLError)
 
 # What tarfile and zipfile raise for damaged files: RuntimeError for a password or an unknown compression.
@@ -115,8 +121,9 @@ def fetch(
         wait: seconds before the second attempt; doubles from one to the next.
 
     Raises:
-        ValueError: the server refuses the url, or the bytes do not have the checksum.
-        ConnectionError: the connection dropped in each attempt; what came so far is kept.
+        ValueError: the server refuses the url, sends a page or leads to a host that the card does not name, the disk is
+            too small, or the bytes do not have the checksum.
+        ConnectionError: the connection dropped or dripped in each attempt; what came so far is kept.
     """
     path, part = folder / archive.name, folder / f"{archive.name}.part"
     if path.is_file() and archive.md5 in (None, _md5(path)):
@@ -147,7 +154,7 @@ def _transfer(url: str, part: Path, progress: Progress) -> bool:
     """Adds to ``part`` what one connection gives; True when the file is complete."""
     offset = part.stat().st_size if part.exists() else 0
     try:
-        response: HTTPResponse = urlopen(_request(url, offset), timeout=_TIMEOUT)
+        response = _open(_request(url, offset))
     except HTTPError as error:
         with error:
             if error.code == 416 and offset:
@@ -162,13 +169,86 @@ def _transfer(url: str, part: Path, progress: Progress) -> bool:
         start, total = _range_of(response)
         if start not in (0, offset):
             raise ConnectionError(f"asked for bytes from {offset}, got bytes from {start}")
+        limit = _limit(url, part, start, total)
         with part.open("ab" if start else "wb") as file:
             done = start
-            while chunk := response.read1(_CHUNK):  # read1 hands over what came before a connection broke
-                file.write(chunk)
+            for chunk in _chunks(response):
+                if done == 0 and _PAGE.match(chunk):
+                    raise ValueError(
+                        f"{url}: the server sent a page in place of the file; open the address in a browser: "
+                        "it may ask for a login, or the file may have moved"
+                    )
                 done += len(chunk)
+                if done > limit:
+                    raise ValueError(f"{url}: the server sends more than {limit} bytes; nothing more was taken")
+                file.write(chunk)
                 progress(done, total)
     return total is None or done == total
+
+
+def _open(request: Request) -> HTTPResponse:
+    """The answer's head, within _TIMEOUT however slowly its letters come."""
+    answers, errors = list[HTTPResponse](), list[Exception]()
+
+    def ask() -> None:
+        try:
+            answers.append(build_opener(_Redirects).open(request, timeout=_TIMEOUT))
+        except Exception as error:  # noqa: BLE001  # raised again where it is waited for
+            errors.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)  # left behind where the server drips
+    thread.start()
+    thread.join(_TIMEOUT)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise TimeoutError(f"no answer in {_TIMEOUT:.0f} s")
+    return answers[0]
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follows to the same host, and from https to https: to no file, no other protocol, no host unchecked."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        old, new = urlsplit(req.full_url), urlsplit(newurl)
+        secure = new.scheme == "https" or (new.scheme, old.scheme) == ("http", "http")
+        if not secure or (old.scheme == "http" and new.hostname != old.hostname):
+            fp.close()
+            raise ValueError(
+                f"{req.full_url}: the server leads to {newurl}, which is another host or protocol; nothing was taken. "
+                "If that is the file's new address, put it into the card"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _limit(url: str, part: Path, start: int, total: int | None) -> int:
+    """The most bytes that the file may have.
+
+    Raises:
+        ValueError: the disk has too little space for what the server says.
+    """
+    free = start + _free_bytes(part.parent)
+    if total is not None and total > free:
+        raise ValueError(f"{url}: the file has {total} bytes, {part.parent} has {free} free; nothing was downloaded")
+    return min(free, _UNDECLARED) if total is None else total
+
+
+def _chunks(response: HTTPResponse) -> Iterator[bytes]:
+    """What comes, as it comes.
+
+    Raises:
+        TimeoutError: fewer than _SLOWEST bytes per second in _TIMEOUT.
+    """
+    since, came = time.monotonic(), 0
+    while chunk := response.read1(_CHUNK):  # read1 hands over what came before a connection broke
+        yield chunk
+        came += len(chunk)
+        if (seconds := time.monotonic() - since) > _TIMEOUT:
+            if came < _SLOWEST * seconds:
+                raise TimeoutError(f"{came} bytes came in {seconds:.0f} s")
+            since, came = time.monotonic(), 0
 
 
 def _request(url: str, offset: int) -> Request:
@@ -230,7 +310,8 @@ def unpack(archive_path: Path, folder: Path) -> None:
         elif zipfile.is_zipfile(archive_path):
             _unpack_zip(archive_path, folder)
         else:
-            raise _RefusedError(f"{archive_path} is neither a tar nor a zip file; delete it and download it again")
+            page = " but a page of the web" if _is_page(archive_path) else ""
+            raise _RefusedError(f"{archive_path} is neither a tar nor a zip file{page}; delete it, download it again")
     except _RefusedError:
         raise
     except _DAMAGED as error:
@@ -238,6 +319,11 @@ def unpack(archive_path: Path, folder: Path) -> None:
             f"{archive_path} can't be unpacked: {error}; if it is damaged, delete it and download it again, "
             f"and look what is in {folder}"
         ) from error
+
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return _PAGE.match(file.read(_CHUNK)) is not None
 
 
 def _unpack_tar(archive_path: Path, folder: Path) -> None:
@@ -307,14 +393,32 @@ def _from_zip(member: zipfile.ZipInfo) -> _Member:
 
 def _check_members(archive_path: Path, members: Sequence[_Member], folder: Path) -> None:
     symlinks = {_normal(member.name) for member in members if member.symlink_to is not None}
+    spelled, folders = dict[str, str](), dict[Path, bool]()
     for member in members:
-        if problem := _problem_of_member(member, symlinks):
+        other = spelled.setdefault(_normal(member.name), os.path.normpath(member.name))
+        problem = _problem_of_member(member, symlinks) or _problem_of_place(folder / member.name, folder, folders)
+        if problem is None and other != os.path.normpath(member.name):
+            problem = f"differs from {other!r} in case only, so that some systems write one over the other"
+        if problem:
             raise _RefusedError(f"{archive_path}: member {member.name!r} {problem}; nothing was unpacked")
     needed, free = sum(member.size for member in members), _free_bytes(folder)
     if needed > free:
         raise _RefusedError(
             f"{archive_path}: its files have {needed} bytes, {folder} has {free} free; nothing was unpacked"
         )
+
+
+def _problem_of_place(path: Path, folder: Path, known: dict[Path, bool]) -> str | None:
+    """Why what lies at ``path`` already, or above it, must not be written to; ``known`` holds what was found."""
+    if path.parent not in known:
+        known[path.parent] = path.parent.resolve().is_relative_to(folder.resolve())
+    if path != folder and not known[path.parent]:
+        return f"would be written through a link that lies in {folder}"
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        return f"would be written through the link {path}"
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return f"would be written into {path}, a pipe or device"
+    return None
 
 
 def _free_bytes(folder: Path) -> int:
@@ -352,10 +456,11 @@ def _problem_of_path(path: str, symlinks: set[str]) -> str | None:
             place.pop()
         else:
             return "leaves the folder"
-        if depth < len(windows.parts) and "/".join(place) in symlinks:
+        if depth < len(windows.parts) and "/".join(place).casefold() in symlinks:
             return f"passes through the symbolic link {'/'.join(place)!r}"
     return None
 
 
 def _normal(name: str) -> str:
-    return os.path.normpath(PureWindowsPath(name).as_posix()).replace(os.sep, "/")
+    """The one spelling of ``name`` where systems ignore case."""
+    return os.path.normpath(PureWindowsPath(name).as_posix()).replace(os.sep, "/").casefold()

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from detection.data.jpeg import END, JPEGData
+from detection.data.ppm import BOUNDED_PPM
 from detection.files import require_file
 
 __all__ = ["FORMATS", "MAX_PIXELS", "UNREADABLE", "ImageError", "check_header", "image_size", "read_image"]
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit; a header can claim any size
 # Those of photographs; of what else Pillow reads, EPS starts another program.
-FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", BOUNDED_PPM, "TIFF", "WEBP", "JPEG2000")
 JPEGS = ("JPEG", "MPO")  # the second: several in one file, of which the first is read
 ENDS = {"JPEG": END, "PNG": b"IEND\xaeB`\x82"}  # the last bytes of a file
 
@@ -190,7 +191,8 @@ def _grey(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
 
 def _unreadable(path: str | Path, error: Exception) -> ImageError:
     if isinstance(error, UnidentifiedImageError):  # which names the stream
-        return ImageError(f"image {path} can't be read: it is no image, or of another format than {', '.join(FORMATS)}")
+        known = ", ".join(name.removeprefix("BOUNDED_") for name in FORMATS)
+        return ImageError(f"image {path} can't be read: it is no image, or of another format than {known}")
     return ImageError(f"image {path} can't be read: {str(error) or type(error).__name__}")
 
 

@@ -17,6 +17,7 @@ from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -88,13 +89,13 @@ class _Batches(_MultiProcessingDataLoaderIter):
             worker.join(POLL)  # its status comes a little later than its end
         status = dead[0].exitcode
         named = f"loader worker {', '.join(str(worker.pid) for worker in dead)}"
-        if status in (NOT_HANDED_OVER, -signal.SIGBUS):
+        if status in (NOT_HANDED_OVER, _killed_by("SIGBUS")) and Path(SHARED).is_dir():
             disk = shutil.disk_usage(SHARED)
             return (
                 f"{named} had no room for a batch in {SHARED}, {disk.free >> 20} MiB free of {disk.total >> 20}: give "
                 f"it more (docker run --shm-size=4g), or lower data.workers (now {self._num_workers}); 0 needs none"
             )
-        if status == -signal.SIGKILL:
+        if status == _killed_by("SIGKILL"):
             return (
                 f"{named} was killed, as the system does when memory runs out: lower data.workers (now "
                 f"{self._num_workers})"
@@ -111,10 +112,16 @@ class _Batches(_MultiProcessingDataLoaderIter):
 
 def start_worker(_worker: int) -> None:
     """Prepares a worker process."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"):
+        if hasattr(signal, name):  # Windows lacks two
+            signal.signal(signal.Signals[name], signal.SIG_IGN)
     cv2.setNumThreads(0)  # a worker is one process per core already
     Queue._on_queue_feeder_error = staticmethod(_lose)  # pyright: ignore[reportAttributeAccessIssue]  # no public way
+
+
+def _killed_by(name: str) -> int | None:
+    """The exit status of a process that the signal ``name`` ended; None where the system has no such signal."""
+    return -signal.Signals[name] if hasattr(signal, name) else None
 
 
 def _lose(error: Exception, _batch: Any) -> None:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from backbones.weights.load import load_matching
+from backbones.weights.load import load_matching, read_torch
 from detection.config.compat import FORMAT
 from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, parse_config, parse_section
@@ -428,7 +428,7 @@ def _read_state(checkpoint: Checkpoint[ProgramConfig]) -> dict[str, Any]:
     """
     path = _state_path(checkpoint.path)
     try:
-        state = dict(torch.load(path, map_location="cpu", weights_only=True))
+        state = dict(read_torch(path))
     except Exception as error:  # damaged bytes raise whatever they lead to
         raise ValueError(f"checkpoint {path} can't be read: {error}") from error
     if "sha256" not in state:

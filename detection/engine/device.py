@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from typing import Literal
 
 import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 __all__ = ["DeviceName", "choose_device", "peak_memory_gib"]
 
@@ -26,8 +30,13 @@ def choose_device(name: DeviceName) -> torch.device:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Returns the most memory used so far, GiB: of the GPU ``device``, or of this process for the CPU."""
+    """Returns the most memory used so far, GiB: of the GPU ``device``, or of this process for the CPU.
+
+    0 where the system does not tell, as on Windows.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if resource is None:
+        return 0.0
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

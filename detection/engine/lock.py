@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -12,6 +11,11 @@ from pathlib import Path
 from typing import IO
 
 from detection.engine.distributed import is_main, together
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked
+    fcntl = None
 
 __all__ = ["locked"]
 
@@ -42,10 +46,13 @@ def locked(folder: Path) -> Iterator[None]:
                     folder.rmdir()
 
 
-def _take(path: Path) -> IO[str]:
-    """Returns the open file, locked.  Locks of POSIX are not inherited by the loader's workers."""
-    while True:
-        file = path.open("a+")
+def _take(path: Path) -> IO[str] | None:
+    """Returns the open file, locked; None where the system has no such locks.
+
+    Locks of POSIX are not inherited by the loader's workers.
+    """
+    while fcntl is not None:
+        file = path.open("a+", encoding="utf-8")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
@@ -58,13 +65,17 @@ def _take(path: Path) -> IO[str]:
         except OSError:  # a file system without locks
             return file
         if _is_same(file, path):
-            break
+            _sign(file)
+            return file
         file.close()  # its holder removed it meanwhile
+    return None
+
+
+def _sign(file: IO[str]) -> None:
     with suppress(OSError):  # a full disk
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n")
         file.flush()
-    return file
 
 
 def _is_same(file: IO[str], path: Path) -> bool:

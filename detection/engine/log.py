@@ -70,7 +70,7 @@ class JsonLines:
     def __init__(self, run: LoggedRun) -> None:
         self._path = run.folder / "metrics.jsonl"
         if self._path.is_file():
-            lines = self._path.read_text(errors="replace").splitlines(keepends=True)
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             write_text(self._path, "".join(line for line in lines if _is_kept(line, run)))
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -284,7 +284,7 @@ def _run_id(run: LoggedRun, service: str, create: Callable[[], str]) -> str:
     """Returns the id of ``run`` with an online service; a run that goes on keeps its own, from RUN/SERVICE_id.txt."""
     path = run.folder / f"{service}_id.txt"
     if run.start and path.is_file():
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     made = create()
     write_text(path, made + "\n")
     return made

@@ -13,7 +13,8 @@ __all__ = ["EXIT_STOPPED", "StopRequest", "StopWaiting", "StoppedError", "stop_r
 # Of a program whose run was asked to end and is saved: sysexits' "try again later".
 EXIT_STOPPED = 75
 
-STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+# Those that the system has: Windows lacks two.
+STOPPING = [signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 
 class StoppedError(RuntimeError):
@@ -44,8 +45,7 @@ def stop_request() -> Iterator[StopRequest]:
         yield request
         return
     before = {number: signal.getsignal(number) for number in STOPPING}
-    if before[signal.SIGHUP] == signal.SIG_IGN:
-        del before[signal.SIGHUP]
+    before = {number: handler for number, handler in before.items() if not _is_under_nohup(number, handler)}
 
     def note(number: int, _frame: FrameType | None) -> None:
         request.name = signal.Signals(number).name
@@ -63,3 +63,7 @@ def stop_request() -> Iterator[StopRequest]:
         yield request
     finally:
         restore()
+
+
+def _is_under_nohup(number: signal.Signals, handler: object) -> bool:
+    return number.name == "SIGHUP" and handler == signal.SIG_IGN

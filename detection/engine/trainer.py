@@ -184,7 +184,7 @@ class Trainer:
         with together("looking for a result"):
             if is_main() and path.is_file():
                 with suppress(ValueError, RecursionError):  # cut short: it is written again
-                    found = json.loads(path.read_text())
+                    found = json.loads(path.read_text(encoding="utf-8"))
         found = gather(found)[0]
         return found if isinstance(found, dict) and found.get("trained") in (None, state.iteration) else None
 

@@ -120,7 +120,7 @@ class Comparison:
         """
         configs = self._timed(write=True)
         path = self.output / "plan.json"
-        known = json.loads(path.read_text())["seconds_per_step"] if path.is_file() else {}
+        known = json.loads(path.read_text(encoding="utf-8"))["seconds_per_step"] if path.is_file() else {}
         seconds = {variant: known.get(variant) or self._time(variant, config) for variant, config in configs.items()}
         header, rows, total = ("index", "run", "state", "steps", "s/step", "hours"), list[tuple[str, ...]](), 0.0
         for number, run in enumerate([*self.grid_runs(configs), *self.seed_runs(configs)]):
@@ -187,7 +187,7 @@ class Comparison:
                 raise ValueError(f"{path} is missing: run once with --dry-run, which times steps and writes it")
             seconds = {variant: self._time(variant, config) for variant, config in configs.items()}
             write_json(path, {"minutes": minutes, "seconds_per_step": seconds})
-        plan = json.loads(path.read_text())
+        plan = json.loads(path.read_text(encoding="utf-8"))
         if plan["minutes"] != minutes or plan["seconds_per_step"].keys() != configs.keys():
             raise ValueError(
                 f"{path} was made for {plan['minutes']} minutes and {', '.join(plan['seconds_per_step'])}, "
@@ -244,12 +244,12 @@ class Comparison:
     def _measure(self, variant: str) -> bool:
         """Whether the costs of ``variant`` are there, measured by a child process if need be."""
         path, weights = self.output / "costs" / f"{variant}.json", _cost_weights(self.output, variant)
-        if path.is_file() and json.loads(path.read_text())["weights"] == (weights and str(weights)):
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["weights"] == (weights and str(weights)):
             return True
         self.say(f"{variant}: measuring costs")
         command = [*self.programs.costs, "--costs", variant]
         environment = child_environment(replace(self.placement, jobs=1))
-        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, encoding="utf-8", env=environment)
         if done.returncode:
             self.say(f"{variant}: costs failed: {last_error(done.stdout + done.stderr, done.returncode)}")
         return done.returncode == 0

@@ -151,5 +151,5 @@ def _environment() -> dict[str, Any]:
 
 def _cpu_name() -> str:
     path = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty there
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())

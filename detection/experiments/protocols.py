@@ -41,7 +41,7 @@ def choose_rates(runs: Sequence[Run], key: str) -> dict[str, Any]:
     variants: dict[str, dict[str, Any]] = {}
     best: dict[str, float | None] = {}  # by variant
     for run in runs:
-        result = json.loads((run.folder / "result.json").read_text()) if is_done(run.folder) else None
+        result = json.loads((run.folder / "result.json").read_text(encoding="utf-8")) if is_done(run.folder) else None
         value = None if result is None else read_metric(result, key)
         entry = variants.setdefault(run.variant, {"scores": {}, "chosen": None, "base_lr": None})
         entry["scores"][run.name] = value
@@ -63,15 +63,15 @@ def time_step(config: DetectionConfig, programs: Programs, placement: Placement)
     short = replace(config, solver=solver, data=replace(config.data, test=()))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
-        path.write_text(dump_config(short))
+        path.write_text(dump_config(short), encoding="utf-8")
         command = [*programs.train, str(path), "--output-dir", f"{folder}/run"]
         environment = child_environment(placement)
-        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, encoding="utf-8", env=environment)
         if done.returncode:
             raise ValueError(
                 f"a training with backbone {config.backbone.name} does not start: "
                 f"{last_error(done.stdout + done.stderr, done.returncode)}"
             )
-        lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+        lines = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     times = [json.loads(line).get("seconds_per_step") for line in lines]
     return statistics.median(time for time in times[2:] if time is not None)

@@ -8,9 +8,9 @@ RUN/compare.lock  held while a process brings the run to its end
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import platform
 import signal
 import subprocess
 import time
@@ -25,6 +25,11 @@ from detection.config.load import dump_config, parse_config
 from detection.engine.signals import EXIT_STOPPED
 from detection.experiments.experiment import flatten
 from detection.files import write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked
+    fcntl = None
 
 __all__ = [
     "Placement",
@@ -138,7 +143,7 @@ def check_resumable(runs: Sequence[Run]) -> None:
         if not path.is_file():
             continue
         try:
-            began = flatten(parse_config(DetectionConfig, path.read_text()))
+            began = flatten(parse_config(DetectionConfig, path.read_text(encoding="utf-8")))
         except ValueError as error:
             raise ValueError(f"{path} can't be read: {error}; remove {run.folder} to train it anew") from error
         for key, value in flatten(run.config).items():
@@ -157,7 +162,7 @@ def is_done(folder: Path) -> bool:
 def read_status(folder: Path) -> dict[str, Any]:
     """The content of a run's status.json; empty if it has not begun."""
     path = folder / "status.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def write_status(
@@ -179,7 +184,7 @@ def write_status(
 def write_json(path: Path, content: Any) -> None:
     """Writes ``content`` to ``path``, whole or not at all, also when several machines do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = path.with_name(f"{path.stem}.{os.uname().nodename}.{os.getpid()}{path.suffix}")
+    own = path.with_name(f"{path.stem}.{platform.node()}.{os.getpid()}{path.suffix}")
     write_text(own, json.dumps(content, indent=2) + "\n")
     own.replace(path)
 
@@ -223,9 +228,10 @@ def _start(
 ) -> _Child | None:
     """The run's process; None if another process trains it now."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    lock = (run.folder / "compare.lock").open("a")
+    lock = (run.folder / "compare.lock").open("a", encoding="utf-8")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
         say(f"{run}: another process trains it; left alone")
@@ -291,7 +297,7 @@ def _stop(children: Sequence[_Child]) -> None:
 def _spent(metrics: Path) -> tuple[float, float]:
     """Hours of training and peak memory, GiB, in a metrics.jsonl; lost steps of a run that was cut off do not count."""
     seconds, memory, before = 0.0, 0.0, 0
-    for line in metrics.read_text().splitlines() if metrics.is_file() else []:
+    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []:
         try:
             record = json.loads(line)
         except ValueError:  # the half-written last line of a run that was killed

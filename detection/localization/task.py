@@ -106,7 +106,7 @@ def run_localization(config: LocalizationConfig, output: Path, *, say: Callable[
         )
         result = _test(config, networks, test_index, test_labels, say)
         write_text(errors, json.dumps(result, indent=2) + "\n")
-    return json.loads(errors.read_text())
+    return json.loads(errors.read_text(encoding="utf-8"))
 
 
 def build_class_rpn(config: LocalizationConfig, num_classes: int, pretrained: bool = True) -> ClassRPN:

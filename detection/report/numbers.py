@@ -196,14 +196,14 @@ def pair_numbers(
 
 def metric_numbers(runs: Sequence[Path]) -> dict[str, Any]:
     """Returns the reported metrics by name, over the results of ``runs``, which differ in their seed alone."""
-    results = [figures(json.loads((run / "result.json").read_text())) for run in runs]
+    results = [figures(json.loads((run / "result.json").read_text(encoding="utf-8"))) for run in runs]
     # .get: a result may be older than a metric
     return {metric.name: _over_seeds([result.get(metric.key) for result in results]) for metric in shown_in("report")}
 
 
 def tested_weights(run: Path) -> str:
     """Returns which weights the result of ``run`` is of, in words."""
-    result = json.loads((run / "result.json").read_text())
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     return describe_choice(result) if "weights" in result else "weights of an earlier version, its last"
 
 

@@ -72,7 +72,7 @@ def read_metrics(run: Path, key: str) -> tuple[list[int], list[float]]:
     A line that a crash cut short is left out.
     """
     path, values = run / "metrics.jsonl", {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             entry = json.loads(line)
         except ValueError:
@@ -104,7 +104,7 @@ def _read_run(output: Path, variant: str, seed: int) -> RunFolder:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} can't be read: {error}; a report is made of a folder that resdet compare wrote"

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from detection.data.images import read_image
-from detection.data.objects import IMAGE_SUFFIXES, require_file
+from detection.data.objects import IMAGE_SUFFIXES
 from detection.evaluation.printable import printable
+from detection.files import require_file
 from detection.masks import RLE, paste
 from detection.predictor import Predictor
 from detection.structures import Detections

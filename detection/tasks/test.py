@@ -271,7 +271,7 @@ def read_records(run: Path, *, say: Callable[[str], None] = print) -> tuple[Anno
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} can't be read: {error}; resdet test writes it") from error
 

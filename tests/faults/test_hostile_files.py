@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import pickletools
 import random
 import re
 import resource
@@ -48,6 +49,7 @@ from detection.masks import encode
 from detection.structures import Proposals
 
 QUICK, FULL = 60, 3000  # mutations of each format
+SLOW = 600  # in place of FULL, where a mutation is a program
 SECONDS = 5.0  # for one input; all of these files are small
 MEMORY = 1 << 20  # KiB more than before
 
@@ -248,6 +250,58 @@ def mutate_fields(rng: Random, data: bytes) -> bytes:
     return bytes(changed)
 
 
+def multiples(count: int) -> list[bytes]:
+    """Whole numbers of one hash, as a pickle has them."""
+    return [b"\x8a\x0b" + (k * (2**61 - 1)).to_bytes(11, "little") for k in range(1, count + 1)]
+
+
+# What a pickle may be told to do between two of its steps; each leaves the stack as it was.
+STEPS = (
+    *(b"}(" + b"".join(key + b"N" for key in multiples(count)) + b"u0" for count in (10, 900, 5000)),
+    b"](" + b"".join(multiples(2000)) + b"e0",
+    b"cbuiltins\nset\n](" + b"".join(multiples(5000)) + b"e\x85R0",
+    b"ccollections\nOrderedDict\n](" + b"".join(b"](" + key + b"Ne" for key in multiples(3000)) + b"e\x85R0",
+    b"]q\x07" + b"h\x07h\x07\x86q\x07" * 30 + b"0" * 31,
+    b"]q\x07h\x07a0",
+    b"X\x00\x00\x01\x00" + b"a " * 32768 + b"q\x07" + b"h\x070" * 5000 + b"0",
+    b"(" * 1000 + b"1" * 1000,
+    b"N0" * 30_000,
+    b"cbuiltins\nbytearray\n\x8a\x05\x00\xe4\x0bT\x02\x85R0",
+    b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x09\x00\x00\x00hex_codec\x86R0",
+    b"\x82\x01",
+    b"R",
+    b"b",
+    b"s",
+    b"\x81",
+)
+
+
+def mutate_steps(rng: Random, data: bytes) -> bytes:
+    """Of a pickle: other steps between two of its own."""
+    places = [place for _, _, place in pickletools.genops(data) if place] or [2]
+    for _ in range(rng.randint(1, 2)):
+        place = rng.choice(places)
+        data = data[:place] + rng.choice(STEPS) + data[place:]
+    return data
+
+
+def mutate_members(rng: Random, data: bytes) -> bytes:
+    """Of a zip file by torch.save: its pickle changed, members compressed, repeated, renamed or inflated."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(written, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            kind = rng.randrange(6 if name.endswith(".pkl") else 60)
+            if name.endswith(".pkl") and kind < 4:
+                content = mutate_steps(rng, content) if kind < 3 else mutate_bytes(rng, content)
+            content += bytes(1 << 22) if kind == 4 else b""
+            called = name.upper() if rng.random() < 0.05 else name
+            new.writestr(called, content, zipfile.ZIP_DEFLATED if rng.random() < 0.02 else zipfile.ZIP_STORED)
+        new.filelist += new.filelist * rng.choice((0, 0, 0, 0, 0, 1, 1000))
+        new.writestr("more", "")
+    return written.getvalue()
+
+
 # valid files and their readers
 
 
@@ -368,7 +422,30 @@ def training_state_subject(folder: Path) -> Subject:
     return Subject(file, lambda: quiet(lambda: checkpoint._read_state(beside)), mutate_bytes)
 
 
-def state_dict_subject(suffix: str) -> Callable[[Path], Subject]:
+def pairs_subject(folder: Path) -> Subject:
+    """State and weights, of which one comes from another run or another moment; never read as one checkpoint."""
+    file, states = folder / "0000001.state.pt", list[bytes]()
+    for run in range(4):
+        for iteration in (1, 2):
+            own = {name: tensor + run + iteration - 1 for name, tensor in weights().items()}
+            state = {"optimizer": {}, "iteration": iteration, "run": run, "weights_sha256": digest(own)}
+            torch.save({**state, "sha256": digest(state)}, file)
+            states.append(file.read_bytes())
+    file.write_bytes(states[0])
+    beside = Checkpoint(file.with_name("0000001.safetensors"), weights(), DetectionConfig(), (), iteration=1)
+
+    def read() -> Sequence[object]:
+        state = checkpoint._read_state(beside)
+        assert (state["run"], state["iteration"]) == (0, 1)
+        return ()
+
+    def mutate(rng: Random, data: bytes) -> bytes:
+        return rng.choice(states[1:]) if rng.random() < 0.7 else mutate_bytes(rng, rng.choice(states))
+
+    return Subject(file, read, mutate)
+
+
+def state_dict_subject(suffix: str, *, steps: bool = False) -> Callable[[Path], Subject]:
     def make(folder: Path) -> Subject:
         file, arrays = folder / f"model.{suffix}", {name: value.numpy() for name, value in weights().items()}
         if suffix == "safetensors":
@@ -378,6 +455,8 @@ def state_dict_subject(suffix: str) -> Callable[[Path], Subject]:
         else:
             torch.save({"model": weights()}, file, _use_new_zipfile_serialization=suffix == "pth")
         mutate = mutate_header if suffix == "safetensors" else mutate_bytes
+        if steps:
+            mutate = mutate_members if suffix == "pth" else mutate_steps
         return Subject(file, lambda: quiet(lambda: read_state_dict(file)), mutate)
 
     return make
@@ -414,6 +493,8 @@ MAKERS: dict[str, Callable[[Path], Subject]] = {
     "checkpoint": checkpoint_subject,
     "training state": training_state_subject,
     **{f"weights {suffix}": state_dict_subject(suffix) for suffix in ("safetensors", "pkl", "pth", "legacy")},
+    **{f"steps {suffix}": state_dict_subject(suffix, steps=True) for suffix in ("pkl", "pth")},
+    "pairs": pairs_subject,
     **{suffix: archive_subject(suffix) for suffix in ("zip", "tar", "tar.gz")},
 }
 SUBJECTS = ("voc xml", "voc list", "coco json", "proposals", *MAKERS)
@@ -437,7 +518,8 @@ def test_damaged_files(subject: Subject, tmp_path: Path, request: pytest.Fixture
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("subject", SUBJECTS, indirect=True)
 def test_thousands_of_damaged_files(subject: Subject, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    fuzz(subject, tmp_path, request.node.callspec.id, FULL)
+    name = request.node.callspec.id
+    fuzz(subject, tmp_path, name, SLOW if name.startswith("steps") else FULL)
 
 
 @pytest.mark.parametrize("count", [QUICK, pytest.param(FULL, marks=[pytest.mark.faults, pytest.mark.timeout(900)])])

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import stat
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.client import HTTPMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.request import Request
 
 import pytest
 import yaml
 
+from detection.data import download
 from detection.data.cards import Card, load_card
 from detection.data.download import Archive, fetch, read_downloads, unpack
 
@@ -38,6 +44,9 @@ class FileServer(ThreadingHTTPServer):
         self.statuses: list[int] = []  # answers to the next requests, in place of the file
         self.requests: list[str | None] = []  # their Range headers
         self.sent = 0  # bytes of the file, over all connections
+        self.redirects: list[str] = []  # where the next requests are led to
+        self.drips = ""  # "head" or "body": a letter every 10 ms, without end
+        self.silent = False  # about the length
 
     def archive(self, md5: str | None = MD5, name: str = "file.bin") -> Archive:
         return Archive(f"http://127.0.0.1:{self.server_address[1]}/some/folder/{name}?version=1", md5)
@@ -52,6 +61,14 @@ class Handler(BaseHTTPRequestHandler):
         if server.statuses:
             self.send_error(server.statuses.pop(0))
             return
+        if server.redirects:
+            self.send_response(302)
+            self.send_header("Location", server.redirects.pop(0))
+            self.end_headers()
+            return
+        if server.drips:
+            self.drip(b"HTTP/1.0 200 OK\r\nX: " if server.drips == "head" else b"HTTP/1.0 200 OK\r\n\r\n")
+            return
         content = server.content
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and server.ranges else 0
         if start and start >= len(content):
@@ -64,13 +81,22 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(body)))
+        if not server.silent:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if server.cuts:
             body = body[: server.cuts.pop(0)]
             self.close_connection = True
         server.sent += len(body)  # first: the client may be done before this thread goes on
         self.wfile.write(body)
+
+    def drip(self, head: bytes) -> None:
+        self.wfile.write(head)
+        with suppress(OSError):  # the client has gone
+            for _ in range(1000):
+                self.wfile.write(b"x")
+                time.sleep(0.01)
+        self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
         """Keeps the test output clean."""
@@ -181,6 +207,74 @@ def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(server: FileServ
     assert len(server.requests) == 3
 
 
+@pytest.mark.parametrize("drips", ["head", "body"])
+def test_a_server_that_drips_is_left(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drips: str
+) -> None:
+    monkeypatch.setattr(download, "_TIMEOUT", 0.3)
+    server.drips, start = drips, time.monotonic()
+    with pytest.raises(ConnectionError, match=r"gave up after 2 attempts.*(no answer in|bytes came in) 0 s"):
+        fetch(server.archive(), tmp_path, attempts=2, wait=0)
+    assert time.monotonic() - start < 4
+
+
+def test_a_file_that_never_ends_is_cut(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_UNDECLARED", 100_000)
+    server.silent = True
+    with pytest.raises(ValueError, match=r"file\.bin\?.*more than 100000 bytes"):
+        fetch(server.archive(), tmp_path, wait=0)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 100_000
+    monkeypatch.setattr(download, "_UNDECLARED", 1 << 20)
+    assert fetch(server.archive(), tmp_path / "other").read_bytes() == CONTENT
+
+
+def test_a_file_larger_than_the_disk_is_not_begun(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_free_bytes", lambda _: 1000)
+    with pytest.raises(ValueError, match=rf"the file has {len(CONTENT)} bytes, .* has 1000 free"):
+        fetch(server.archive(), tmp_path, wait=0)
+    assert files_below(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://localhost:9/file.bin", "https://localhost:9/file.bin", "ftp://127.0.0.1/file.bin", "file:///etc/passwd"],
+)
+def test_a_redirect_to_another_host_or_protocol_is_named(server: FileServer, tmp_path: Path, address: str) -> None:
+    server.redirects = [address]
+    with pytest.raises(ValueError, match=rf"(the server leads to|Redirection to url) .{{0,1}}{re.escape(address)}"):
+        fetch(server.archive(), tmp_path, wait=0)
+    assert files_below(tmp_path) == []
+
+
+@pytest.mark.parametrize(("new", "allowed"), [("https://b/x", True), ("http://a/x", False), ("http://b/x", False)])
+def test_https_is_never_left(new: str, allowed: bool) -> None:
+    def follow() -> object:
+        return download._Redirects().redirect_request(Request("https://a/x"), io.BytesIO(), 302, "", HTTPMessage(), new)
+
+    if allowed:
+        assert isinstance(follow(), Request)
+    else:
+        with pytest.raises(ValueError, match=re.escape(new)):
+            follow()
+
+
+def test_a_redirect_on_the_same_host_is_followed(server: FileServer, tmp_path: Path) -> None:
+    server.redirects = ["/elsewhere/x.bin"]
+    assert fetch(server.archive(), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><title>Log in</title>", b"\n <!-- x -->\n<HTML>moved</HTML>"])
+def test_a_page_in_place_of_a_file_is_said(server: FileServer, tmp_path: Path, page: bytes) -> None:
+    server.content = page
+    with pytest.raises(ValueError, match=r"sent a page in place of the file; open the address in a browser"):
+        fetch(server.archive(None), tmp_path, wait=0)
+    (tmp_path / "a.zip").write_bytes(page)
+    with pytest.raises(ValueError, match=r"a\.zip is neither a tar nor a zip file but a page of the web"):
+        unpack(tmp_path / "a.zip", tmp_path / "out")
+
+
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/a.zip", "http://host/folder/", "http://host/.."])
 def test_an_archive_needs_a_web_address_with_a_file_name(url: str) -> None:
     with pytest.raises(ValueError, match="http"):
@@ -273,6 +367,8 @@ def test_an_empty_archive_unpacks(tmp_path: Path) -> None:
         ([("good/link", tarfile.SYMTYPE, "../b"), ("evil", tarfile.LNKTYPE, "good/link")], "symbolic link"),
         ([("evil", tarfile.CHRTYPE, "")], "is no file"),
         ([("evil", tarfile.FIFOTYPE, "")], "is no file"),
+        ([("GOOD/a.TXT", tarfile.REGTYPE, "x")], "differs from 'good/a.txt' in case only"),
+        ([("Link", tarfile.SYMTYPE, "b"), ("lINK/evil", tarfile.REGTYPE, "x")], "passes through"),
     ],
 )
 def test_a_tar_file_that_reaches_outside_writes_nothing(
@@ -293,6 +389,7 @@ def test_a_tar_file_that_reaches_outside_writes_nothing(
         ("/tmp/evil", 0o100644, "is absolute"),
         ("C:/evil", 0, "is absolute"),
         ("evil", stat.S_IFLNK | 0o777, "is no file"),
+        ("Good/A.txt", 0o100644, "differs from 'good/a.txt' in case only"),
     ],
 )
 def test_a_zip_file_that_reaches_outside_writes_nothing(tmp_path: Path, name: str, mode: int, message: str) -> None:
@@ -302,19 +399,49 @@ def test_a_zip_file_that_reaches_outside_writes_nothing(tmp_path: Path, name: st
     assert files_below(tmp_path) == ["bad.zip"]
 
 
-def test_a_link_that_lies_in_the_folder_already_is_not_followed_outside(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "out" / "good").symlink_to(tmp_path / "elsewhere")
+def tar_of_two(path: Path) -> Path:
+    return tar_file(path / "a.tar.gz", ("first", tarfile.REGTYPE, "x"), FILE)
+
+
+def zip_of_two(path: Path) -> Path:
+    return zip_file(path / "a.zip", ("first", 0o100644, "x"), ("good/a.txt", 0o100644, "text"))
+
+
+@pytest.mark.parametrize("make", [tar_of_two, zip_of_two])
+@pytest.mark.parametrize("linked", ["good", "good/a.txt"])
+def test_a_link_that_lies_in_the_folder_already_is_not_followed_outside(
+    tmp_path: Path, make: Callable[[Path], Path], linked: str
+) -> None:
+    link, outside = tmp_path / "out" / linked, tmp_path / "elsewhere"
+    link.parent.mkdir(parents=True)
+    outside.mkdir()
+    link.symlink_to(outside if linked == "good" else outside / "a.txt")
     with pytest.raises(ValueError, match="nothing was unpacked"):
-        unpack(tar_file(tmp_path / "a.tar.gz", ("first", tarfile.REGTYPE, "x"), FILE), tmp_path / "out")
-    assert files_below(tmp_path / "elsewhere") == []
+        unpack(make(tmp_path), tmp_path / "out")
+    assert files_below(outside) == []
     assert not (tmp_path / "out" / "first").exists()
+
+
+@pytest.mark.parametrize("make", [tar_of_two, zip_of_two])
+def test_links_inside_and_of_the_folder_itself_are_followed(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    (tmp_path / "real" / "other").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "good").symlink_to("other")
+    unpack(make(tmp_path), tmp_path / "out")
+    assert (tmp_path / "real" / "other" / "a.txt").read_text() == "text"
+
+
+@pytest.mark.parametrize("make", [tar_of_two, zip_of_two])
+def test_a_pipe_in_the_folder_is_not_opened(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    (tmp_path / "out" / "good").mkdir(parents=True)
+    os.mkfifo(tmp_path / "out" / "good" / "a.txt")
+    with pytest.raises(ValueError, match=r"a pipe or device; nothing was unpacked"):
+        unpack(make(tmp_path), tmp_path / "out")
 
 
 def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "page.zip").write_text("<html>moved</html>")
-    with pytest.raises(ValueError, match=r"page\.zip is neither a tar nor a zip file; delete it"):
+    with pytest.raises(ValueError, match=r"page\.zip is neither a tar nor a zip file but a page"):
         unpack(tmp_path / "page.zip", tmp_path / "out")
 
 
@@ -325,7 +452,7 @@ def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
 def test_cards_list_archives_with_checksums_or_say_where_the_data_is(path: Path) -> None:
     card = load_card(str(path))
     if card.download:
-        assert all(download.archive.md5 for download in read_downloads(card))
+        assert all(entry.archive.md5 for entry in read_downloads(card))
     else:
         assert card.source
         with pytest.raises(ValueError, match=re.escape(card.source.strip())):
