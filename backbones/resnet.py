@@ -193,6 +193,8 @@ class ResNet(ResidualNetwork):
             the paper and its released weights. Basic blocks have no such choice.
         shortcut: "A" identity with zero-padded channels, "B" projection where the shape changes, "C" projection
             everywhere (section 4.1), "none" a plain network (section 3.3).
+        groups: of the 3x3 convolutions of bottlenecks, each ``width_per_group`` channels wide in conv2_x (ResNeXt;
+            Xie et al. 2017, "Aggregated Residual Transformations", table 1).
         activation: "relu", or "prelu" with a learned slope per channel (He et al. 2015, "Delving Deep").
         stochastic_depth: probability that a training step skips the branch of the last block; it falls linearly to
             the first (Huang et al. 2016). 0 skips nothing.
@@ -221,6 +223,8 @@ class ResNet(ResidualNetwork):
         avg_down: bool = False,
         stride_in: Literal["1x1", "3x3"] = "3x3",
         shortcut: Literal["A", "B", "C", "none"] = "B",
+        groups: int = 1,
+        width_per_group: int = 64,
         activation: ActivationKind = "relu",
         stochastic_depth: float = 0.0,
         norm: NormKind = "frozen_bn",
@@ -245,6 +249,8 @@ class ResNet(ResidualNetwork):
             raise ValueError(f"dilate_c5 is about c5 in the trunk; the features {', '.join(names)} end before it")
 
         block, counts = depths[depth]
+        if block is not Bottleneck and (groups, width_per_group) != (1, 64):
+            raise ValueError(f"groups and width_per_group are about bottlenecks; a network of depth {depth} has none")
         strides = (1, 2, 2, 1 if dilate_c5 else 2 if "c5" in names else tail_stride)
         specs = {
             stage: FeatureSpec(64 * 2**i * block.expansion, 4 * math.prod(strides[: i + 1]))
@@ -256,7 +262,10 @@ class ResNet(ResidualNetwork):
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False) if stem == "7x7" else _stem_c(norms[0], act)
         self.bn1 = norms[0](64)
         self.act1 = act(64)
-        designs = [BlockDesign(shortcut, norm, act, stride_in, avg_down, se) for norm in norms[1:]]
+        designs = [
+            BlockDesign(shortcut, norm, act, stride_in, avg_down, se, groups=groups, width_per_group=width_per_group)
+            for norm in norms[1:]
+        ]
         if dilate_c5:
             designs[-1] = replace(designs[-1], dilation=2)
         plans = [StagePlan(counts[i], 64 * 2**i, strides[i], designs[i]) for i in range(4)]

@@ -25,7 +25,7 @@ class BackboneConfig:
         None  # null: He initialisation; "torchvision" or "timm": downloaded; a file; a run's directory
     )
     # What trained the file: binds mean, order, eps, stride.
-    weights_source: Literal["torchvision", "caffe", "msra"] = field(default="torchvision", metadata=BACKBONE)
+    weights_source: Literal["torchvision", "caffe", "msra", "caffe2"] = field(default="torchvision", metadata=BACKBONE)
     norm: Literal["bn", "frozen_bn", "gn", "sync_bn"] | None = None  # the paper fixes BN: frozen_bn
     norm_eps: NonNegative | None = field(default=None, metadata=BACKBONE)
     # Which convolution of a bottleneck strides; MSRA 1x1, torchvision 3x3.

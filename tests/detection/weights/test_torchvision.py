@@ -1,7 +1,7 @@
 """Mirrors detection/weights/torchvision.py.
 
 Both detectors run in float64 here. In float32 they round differently, and a rounding that moves an IoU over a threshold
-changes a detection; what is left of float32 in ours, boxes and regions, is worth some 1e-5 pixels.
+changes a detection.
 """
 
 from __future__ import annotations
@@ -245,12 +245,12 @@ def in_order(found: Detections, expected: Mapping[str, Tensor]) -> Detections:
 
 def assert_same(expected: Mapping[str, Tensor], found: Detections) -> None:
     assert found.labels.equal(expected["labels"] - 1)
-    torch.testing.assert_close(found.boxes, expected["boxes"], rtol=0, atol=1e-3, check_dtype=False)
-    torch.testing.assert_close(found.scores, expected["scores"], rtol=0, atol=1e-5, check_dtype=False)
+    torch.testing.assert_close(found.boxes, expected["boxes"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.scores, expected["scores"], rtol=0, atol=1e-9)
     assert ("masks" in expected) == (found.masks is not None)
     if found.masks is not None:
         assert expected["masks"].std() > 0.1
-        torch.testing.assert_close(found.masks, expected["masks"][:, 0], rtol=0, atol=1e-4, check_dtype=False)
+        torch.testing.assert_close(found.masks, expected["masks"][:, 0], rtol=0, atol=1e-9)
 
 
 def make_target(size: tuple[int, int], *, seed: int, count: int = 4) -> Target:
@@ -302,8 +302,7 @@ def assert_same_losses(theirs: FasterRCNN, ours: Architecture, targets: Sequence
             loss,
             expected[LOSSES[name]],
             rtol=0,
-            atol=1e-5,
-            check_dtype=False,
+            atol=1e-9,
             msg=lambda text, name=name: f"{name}: {text}",
         )
     sum(expected.values(), start=torch.zeros(())).backward()
