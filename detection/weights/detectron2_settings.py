@@ -189,6 +189,8 @@ def _applies(tree: Mapping[str, Any], section: str, key: str) -> bool:
             return key in tree["mask"]
         case "backbone", "fpn_norm":
             return tree["backbone"]["fpn"]
+        case "box", "coder_weights":  # a cascade's stages have ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
+            return "cascade" not in tree["architecture"]
         case "box", "head_norm":
             return tree["box"].get("head_convs", 0) > 0
         case _:

@@ -23,6 +23,8 @@ from detection.model.faster_rcnn import FasterRCNN
 from detection.model.pooler import RegionPooler
 from detection.structures import ImageBatch
 from detection.weights.detectron2 import convert_detectron2
+from detection.weights.detectron2_settings import settings_of
+from detection.weights.to_detectron2 import to_detectron2
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -357,6 +359,52 @@ def test_one_mask_for_all_classes_becomes_that_of_each() -> None:
     _, converted = convert_detectron2(state, class_names=class_names("mask_rcnn_R_50_C4"))
     assert converted["mask_stage.head.masks.bias"].equal(state[f"{predictor}.bias"].repeat(80))
     assert converted["mask_stage.head.masks.weight"].equal(state[f"{predictor}.weight"].repeat(80, 1, 1, 1))
+
+
+# the way back
+
+
+@pytest.mark.parametrize("name", [*ALL, *UNLISTED])
+def test_the_way_back_gives_the_same_bits_and_settings(name: str) -> None:
+    state, (config, converted) = numbered_state(name), conversion(name)
+    back, settings = to_detectron2(config, class_names(name), converted)
+    assert set(back) == set(state)
+    assert all(back[key].equal(value) for key, value in state.items())
+    assert convert_detectron2(back, class_names=class_names(name), settings=settings)[0] == config
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_written_settings_are_the_zoo_s(reference: dict[str, Any], name: str) -> None:
+    expected = reference[name]["settings"]
+    settings = settings_of(conversion(name)[0])
+    common = settings.keys() & expected.keys()
+    assert len(common) >= 20
+    assert {key: settings[key] for key in common} == {key: expected[key] for key in common}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: replace(config, anchors=replace(config.anchors, rounded=True)), r"anchors\.rounded is True"),
+        (
+            lambda config: replace(config, box=replace(config.box, pool="roi_pool")),
+            r"box\.pool is 'roi_pool', detectron2",
+        ),
+        (
+            lambda config: replace(config, test=replace(config.test, flip=True)),
+            r"test\.flip is True, detectron2 has False",
+        ),
+        (
+            lambda config: replace(config, backbone=replace(config.backbone, norm_eps=1e-3)),
+            r"backbone\.norm_eps is 0\.001",
+        ),
+        (lambda config: replace(config, backbone=replace(config.backbone, name="vgg16")), r"backbone\.name vgg16"),
+    ],
+)
+def test_what_detectron2_lacks_does_not_go_back(change: Callable[[DetectionConfig], Any], message: str) -> None:
+    config, converted = conversion("faster_rcnn_R_50_C4")
+    with pytest.raises(ValueError, match=message):
+        to_detectron2(change(config), class_names("faster_rcnn_R_50_C4"), converted)
 
 
 # misfits
