@@ -16,8 +16,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from backbones.registry import backbone_names
-from backbones.resnet import DEPTHS, Bottleneck
 from backbones.weights.load import SOURCES, load_matching
 from detection.build import build_detector
 from detection.config.detection import DetectionConfig
@@ -25,6 +23,7 @@ from detection.config.load import build_dataclass
 from detection.model.anchors import AnchorGenerator
 from detection.weights.detectron2_names import our_name
 from detection.weights.detectron2_settings import apply_settings
+from detection.weights.resnets import resnet_name
 
 __all__ = ["convert_detectron2"]
 
@@ -41,9 +40,6 @@ OTHERS = (
     (r"backbone\.(bottom_up|net)\.(patch_embed|blocks)\.", "a transformer", "backbones/registry.py lacks it"),
     (r"proposal_generator\.rpn_head\.conv\.conv\d", "an RPN of several convolutions", "its names are not known here"),
 )
-
-# (groups, channels of each in conv2_x) -> pattern of the backbone's name
-RESNETS = {(1, 64): "resnet{depth}", (32, 4): "resnext{depth}_32x4d", (32, 8): "resnext{depth}_32x8d"}
 
 ANCHORS = "proposal_generator.anchor_generator.cell_anchors."
 
@@ -121,19 +117,9 @@ def _predictor(state: Mapping[str, Tensor]) -> str:
 
 def _backbone(state: Mapping[str, Tensor]) -> str:
     """Returns the name of the ResNet or ResNeXt whose blocks ``state``, which has our names, has."""
-    blocks = {match.groups() for name in state if (match := re.search(r"\.layer([1-4])\.(\d+)\.conv3\.", name))}
-    found = tuple(sum(stage == number for stage, _ in blocks) for number in "1234")
-    known = {depth: counts for depth, (block, counts) in DEPTHS.items() if block is Bottleneck}
-    depth = next((depth for depth, counts in known.items() if counts == found), None)
-    if depth is None:
-        listed = ", ".join(f"resnet{depth} {counts}" for depth, counts in known.items())
-        raise ValueError(f"the ResNet has stages of {found} bottleneck blocks, expected those of {listed}")
-    grouped = next(value for name, value in state.items() if name.endswith("layer1.0.conv2.weight"))
-    width = grouped.shape[1]
-    groups = len(grouped) // width
-    name = RESNETS.get((groups, width), "").format(depth=depth)
-    if name not in backbone_names():
-        raise ValueError(f"these are weights of ResNeXt-{depth} {groups}x{width}d, which backbones/registry.py lacks")
+    name = resnet_name(state)
+    if name in ("resnet18", "resnet34"):
+        raise ValueError(f"these are Detectron2's weights of {name}, and only its bottleneck blocks are known here")
     return name
 
 

@@ -23,10 +23,15 @@ from torchvision.models.detection import (
     FasterRCNN,
     FasterRCNN_ResNet50_FPN_Weights,
     MaskRCNN,
+    fasterrcnn_mobilenet_v3_large_fpn,
     fasterrcnn_resnet50_fpn,
     fasterrcnn_resnet50_fpn_v2,
+    fcos_resnet50_fpn,
+    keypointrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
+    retinanet_resnet50_fpn,
+    ssd300_vgg16,
 )
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -111,14 +116,16 @@ def state(small: tuple[MaskRCNN, Architecture]) -> dict[str, Tensor]:
     return as_published(small[0].state_dict())
 
 
-def narrow_model(norm: Callable[[int], nn.Module], *, depth: int = 18, num_classes: int = len(CLASSES)) -> MaskRCNN:
+def narrow_model(
+    norm: Callable[[int], nn.Module], *, body: str = "resnet18", num_classes: int = len(CLASSES)
+) -> MaskRCNN:
     """torchvision's v1 in all but the widths."""
     torch.manual_seed(0)
-    body = getattr(torchvision.models, f"resnet{depth}")(norm_layer=norm)
-    widths = [body.fc.in_features // 2**number for number in (3, 2, 1, 0)]
+    network = getattr(torchvision.models, body)(norm_layer=norm)
+    widths = [network.fc.in_features // 2**number for number in (3, 2, 1, 0)]
     stages = {f"layer{number + 1}": str(number) for number in range(4)}
     return MaskRCNN(
-        BackboneWithFPN(body, stages, widths, out_channels=64),
+        BackboneWithFPN(network, stages, widths, out_channels=64),
         box_head=TwoMLPHead(64 * 7 * 7, 128),
         box_predictor=FastRCNNPredictor(128, num_classes + 1),
         mask_head=MaskRCNNHeads(64, (32, 32), 1),
@@ -408,10 +415,10 @@ class TestConfig:
         assert config.architecture == "faster_rcnn"
         assert not any("mask" in name for name in weights)
 
-    @pytest.mark.parametrize("depth", [18, 34, 50, 101])
-    def test_the_body_is_told_by_its_blocks(self, depth: int) -> None:
-        config, _ = convert_torchvision(narrow_model(nn.BatchNorm2d, depth=depth).state_dict(), class_names=CLASSES)
-        assert config.backbone.name == f"resnet{depth}"
+    @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d"])
+    def test_the_body_is_told_by_its_blocks(self, name: str) -> None:
+        config, _ = convert_torchvision(narrow_model(nn.BatchNorm2d, body=name).state_dict(), class_names=CLASSES)
+        assert config.backbone.name == name
 
     def test_published_files_have_an_eps_of_zero(self, state: dict[str, Tensor]) -> None:
         narrow_model(FrozenBatchNorm2d).load_state_dict(state)  # torchvision, too, reads the old names
@@ -647,13 +654,29 @@ class TestRefusals:
             convert_torchvision(state, class_names=[*COCO_NAMES[:-1], "tooth brush"])
 
     def test_other_detectors(self) -> None:
-        state = {"backbone.body.conv1.weight": torch.zeros(1), "head.regression_head.conv.0.weight": torch.zeros(1)}
+        state = {"backbone.body.conv1.weight": torch.zeros(1), "head.x.weight": torch.zeros(1)}
         with pytest.raises(ValueError, match=r"no weights of .*fasterrcnn.* nothing in them becomes rpn\.head\.conv"):
             convert_torchvision(state, class_names=CLASSES)
 
+    @pytest.mark.parametrize(
+        ("builder", "name"),
+        [
+            (keypointrcnn_resnet50_fpn, "Keypoint R-CNN"),
+            (retinanet_resnet50_fpn, "RetinaNet"),
+            (fcos_resnet50_fpn, "FCOS"),
+            (ssd300_vgg16, "SSD"),
+            (fasterrcnn_mobilenet_v3_large_fpn, "a detector over MobileNet"),
+        ],
+    )
+    def test_other_models_are_named(self, builder: Callable[..., nn.Module], name: str) -> None:
+        with torch.device("meta"):
+            state = builder(weights=None, weights_backbone=None).state_dict()
+        with pytest.raises(ValueError, match=rf"torchvision's weights of {name} \("):
+            convert_torchvision(state, class_names=CLASSES)
+
     def test_layers_that_ours_lacks(self, state: dict[str, Tensor]) -> None:
-        state = state | {"roi_heads.keypoint_head.0.weight": torch.zeros(1)}
-        with pytest.raises(ValueError, match=r"(?s)do not fit FasterRCNN.*unused: 1: roi_heads\.keypoint_head\.0"):
+        state = state | {"roi_heads.x.weight": torch.zeros(1)}
+        with pytest.raises(ValueError, match=r"(?s)do not fit FasterRCNN.*unused: 1: roi_heads\.x"):
             convert_torchvision(state, class_names=CLASSES)
 
     def test_layers_that_are_missing(self, state: dict[str, Tensor]) -> None:
@@ -676,5 +699,7 @@ class TestRefusals:
 
     def test_a_body_of_other_blocks(self, state: dict[str, Tensor]) -> None:
         state = {name: value for name, value in state.items() if "layer3.1" not in name}
-        with pytest.raises(ValueError, match=r"stages of \(2, 2, 1, 2\) blocks, expected .*resnet18 \(2, 2, 2, 2\)"):
+        with pytest.raises(
+            ValueError, match=r"stages of \(2, 2, 1, 2\) basic blocks, expected .*resnet18 \(2, 2, 2, 2\)"
+        ):
             convert_torchvision(state, class_names=CLASSES)
