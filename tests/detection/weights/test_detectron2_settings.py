@@ -30,6 +30,30 @@ SOLVER:
 """
 
 
+# Keys that the config.yaml of any training holds, with their values there.
+DUMP = """
+VERSION: 2
+DATALOADER: {NUM_WORKERS: 4, SAMPLER_TRAIN: TrainingSampler}
+GLOBAL: {HACK: 1.0}
+INPUT: {CROP: {ENABLED: false, SIZE: [0.9, 0.9]}, FORMAT: BGR, MASK_FORMAT: polygon, MIN_SIZE_TRAIN_SAMPLING: choice}
+MODEL:
+  ANCHOR_GENERATOR: {ANGLES: [[-90, 0, 90]], NAME: DefaultAnchorGenerator, SIZES: [[32], [64], [128], [256], [512]]}
+  BACKBONE: {FREEZE_AT: 2, NAME: build_resnet_fpn_backbone}
+  FPN: {FUSE_TYPE: sum, IN_FEATURES: [res2, res3, res4, res5], NORM: "", OUT_CHANNELS: 256}
+  KEYPOINT_ON: false
+  PANOPTIC_FPN: {COMBINE: {ENABLED: true}}
+  RESNETS: {DEFORM_ON_PER_STAGE: [false, false, false, false], DEPTH: 50, NORM: FrozenBN, RES5_DILATION: 1}
+  RETINANET: {NMS_THRESH_TEST: 0.5}
+  ROI_BOX_HEAD: {BBOX_REG_LOSS_TYPE: smooth_l1, NAME: FastRCNNConvFCHead, NORM: "", USE_FED_LOSS: false}
+  ROI_HEADS: {IOU_LABELS: [0, 1], IOU_THRESHOLDS: [0.5], PROPOSAL_APPEND_GT: true}
+  ROI_MASK_HEAD: {CLS_AGNOSTIC_MASK: false, NORM: GN, POOLER_SAMPLING_RATIO: 0}
+  RPN: {BBOX_REG_LOSS_TYPE: smooth_l1, CONV_DIMS: [-1], HEAD_NAME: StandardRPNHead, LOSS_WEIGHT: 1.0}
+OUTPUT_DIR: ./output
+SOLVER: {AMP: {ENABLED: false}, BASE_LR: 0.02}
+TEST: {AUG: {ENABLED: false, FLIP: true}, EVAL_PERIOD: 0, PRECISE_BN: {ENABLED: false}}
+"""
+
+
 def tree() -> dict[str, Any]:
     """Sections of a Mask R-CNN with a pyramid."""
     return {
@@ -55,6 +79,15 @@ def test_sections_are_flattened_and_used(tmp_path: Path) -> None:
     assert sections["test"] == {"score_threshold": 0.0001, "max_detections": 300}
     assert sections["backbone"]["stride_in"] == "3x3"
     assert sections["box"]["coder_weights"] == (20.0, 20.0, 10.0, 10.0)
+
+
+def test_a_whole_config_of_a_training_is_understood(tmp_path: Path) -> None:
+    sections = tree()
+    apply_settings(sections, read_settings(write(tmp_path / "config.yaml", DUMP)))
+    assert sections["anchors"]["sizes"] == [32, 64, 128, 256, 512]
+    assert sections["mask"]["norm"] == "gn"
+    assert (sections["backbone"]["norm"], sections["backbone"]["freeze_at"]) == ("frozen_bn", 2)
+    assert "solver" not in sections
 
 
 def test_a_base_lies_under_its_file(tmp_path: Path) -> None:
