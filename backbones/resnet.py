@@ -202,6 +202,8 @@ class ResNet(ResidualNetwork):
         norm_eps: added to the variance.
         freeze_at: 0 freezes nothing, 1 the stem, 2 also conv2_x, .. 5 everything. Frozen parameters need no gradient
             and batch normalisation among them keeps its statistics.
+        fix_statistics: False lets the statistics of batch normalisation in frozen parts move, as in torchvision's
+            detectors.
         tail_stride: stride of conv5_x in the tail; in the trunk it is 2.
         dilate_c5: conv5_x in the trunk keeps stride 16 and dilates its 3x3 convolutions instead ("DC5").
         roi_size: side of the regions for the tail. By default the one that leaves 7x7 cells before the average: 14
@@ -230,6 +232,7 @@ class ResNet(ResidualNetwork):
         norm: NormKind = "frozen_bn",
         norm_eps: float = 1e-5,
         freeze_at: int = 0,
+        fix_statistics: bool = True,
         tail_stride: int = 2,
         dilate_c5: bool = False,
         roi_size: int | None = None,
@@ -257,7 +260,8 @@ class ResNet(ResidualNetwork):
             for i, stage in enumerate(STAGES)
         }
         super().__init__(specs, names, roi_size=roi_size, input_stats=input_stats)
-        norms = [make_norm(frozen_kind(norm) if part < freeze_at else norm, norm_eps) for part in range(5)]
+        fixed = freeze_at if fix_statistics else 0
+        norms = [make_norm(frozen_kind(norm) if part < fixed else norm, norm_eps) for part in range(5)]
         act = make_activation(activation)
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False) if stem == "7x7" else _stem_c(norms[0], act)
         self.bn1 = norms[0](64)

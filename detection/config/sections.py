@@ -35,6 +35,8 @@ class BackboneConfig:
     # Probability that a step skips the last residual branch; 0.5 in its paper.
     stochastic_depth: Fraction | None = field(default=None, metadata=BACKBONE)
     freeze_at: NonNegativeInt | None = None  # stages kept fixed, counted from the stem: 2 = conv1 and conv2_x
+    # Also the statistics of batch normalisation in these stages; torchvision's v2 detectors were trained with false.
+    fix_statistics: bool | None = None
     tail_stride: Literal[1, 2] | None = field(default=None, metadata=MODEL)  # of conv5_x when it runs on regions
     roi_size: Count | None = field(default=None, metadata=MODEL)  # side of the region that the tail expects, cells
     dropout: Fraction | None = None  # VGG's fc6 and fc7

@@ -96,18 +96,12 @@ def _assumed_of_detectron2(config: DetectionConfig, given: Mapping[str, Any]) ->
 
 def _assumed_of_torchvision(config: DetectionConfig) -> str:
     test, data = config.test, config.data
-    text = (
+    return (
         f"assumed, as torchvision's default arguments: images of {data.shorter_side} to {data.longer_side} px, "
         f"{config.rpn.post_nms_test} proposals, scores from {test.score_threshold}, NMS at {test.nms_iou}, "
         f"{test.max_detections} detections, anchors of {', '.join(f'{size:g}' for size in config.anchors.sizes)} px; "
         "change the config where yours were others"
     )
-    if config.backbone.norm == "bn":
-        text += (
-            "\nnote: fine-tuned here, fixed stages (backbone.freeze_at 2) keep the statistics of their batch "
-            "normalisation; torchvision's take those of each batch and move them"
-        )
-    return text
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ __all__ = ["explicit", "refuse_differences"]
 
 # Keys without a part in a detection, or that the names of the weights tell.
 IN_TRAINING = re.compile(
-    r"backbone\.(weights|norm|fpn_norm|freeze_at|dropout|activation)|box\.head_norm|mask\.norm"
+    r"backbone\.(weights|norm|fpn_norm|freeze_at|fix_statistics|dropout|activation)|box\.head_norm|mask\.norm"
     r"|(rpn|box)\.(positive_iou|negative_iou|negative_iou_low|samples_per_image|positive_fraction|allow_outside)"
     r"|(rpn|box)\.(smooth_l1_beta|box_loss_weight|loss|ignore_overlap|pre_nms_train|post_nms_train)"
 )

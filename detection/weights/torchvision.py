@@ -188,6 +188,7 @@ def _config(state: Mapping[str, Tensor], *, norm_eps: float) -> DetectionConfig:
             norm="bn" if _counts_steps(state) else "frozen_bn",
             norm_eps=norm_eps,
             freeze_at=2,  # trainable_backbone_layers=3, the default after loading weights
+            fix_statistics=not _counts_steps(state),  # BatchNorm2d stays in training mode there, whatever is fixed
             fpn=True,
             fpn_channels=state["rpn.head.conv.weight"].shape[1],
             fpn_norm=_norm_after(state, "backbone.lateral.c2"),

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor, nn
-from torch.nn import BatchNorm2d
+from torch import Tensor
 from torchvision.models import resnet18
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -36,11 +35,7 @@ CLASSES = ("cat", "dog")
 
 @pytest.fixture(scope="module")
 def state() -> Mapping[str, Tensor]:
-    return detector_state(FrozenBatchNorm2d)
-
-
-def detector_state(norm: Callable[[int], nn.Module]) -> Mapping[str, Tensor]:
-    body = resnet18(norm_layer=norm)
+    body = resnet18(norm_layer=FrozenBatchNorm2d)
     stages = {f"layer{number + 1}": str(number) for number in range(4)}
     backbone = BackboneWithFPN(body, stages, [64, 128, 256, 512], out_channels=16)
     model = FasterRCNN(backbone, box_head=TwoMLPHead(16 * 7 * 7, 8), box_predictor=FastRCNNPredictor(8, 3))
@@ -88,12 +83,6 @@ def test_there_and_back(state: Mapping[str, Tensor], card: Path, tmp_path: Path,
     assert outcome.err.startswith("error: --output takes a .pth file with --to detectron2")
     outcome = resdet("convert", run, "--to", "torchvision", "--output", back, "--classes", card)
     assert outcome.status == 2
-
-
-def test_batch_statistics_of_fixed_stages_are_mentioned(card: Path, tmp_path: Path, resdet: Resdet) -> None:
-    torch.save(detector_state(BatchNorm2d), tmp_path / "model.pth")
-    outcome = resdet("convert", tmp_path / "model.pth", "--output", tmp_path / "run", "--classes", card)
-    assert "freeze_at" in outcome.out
 
 
 def test_settings_of_detectron2(card: Path, tmp_path: Path, resdet: Resdet) -> None:

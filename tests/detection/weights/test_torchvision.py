@@ -275,12 +275,14 @@ def make_target(size: tuple[int, int], *, seed: int, count: int = 4) -> Target:
     return Target(boxes=boxes.float(), labels=labels, ignore=torch.zeros(count, dtype=torch.bool), masks=masks)
 
 
-def their_losses(model: FasterRCNN, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
-    """In training mode, but for batch normalisation."""
+def their_losses(
+    model: FasterRCNN, images: Sequence[Tensor], targets: Sequence[Target], *, fixed: bool = True
+) -> dict[str, Tensor]:
+    """In training mode, but for batch normalisation unless it is not ``fixed``."""
     leave_sizes(model)
     model.train()
     for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
+        if isinstance(layer, nn.BatchNorm2d) and fixed:
             layer.eval()
     given = [
         {"boxes": target.boxes.double(), "labels": target.labels + 1, "masks": target.masks.byte()}
@@ -574,6 +576,7 @@ class TestTheWayBack:
     def test_a_frozen_stage_gets_its_counters_back(self) -> None:
         state = narrow_model(nn.BatchNorm2d).state_dict()
         config, names, weights = _as_run(state)
+        config = replace(config, backbone=replace(config.backbone, fix_statistics=True))
         detector = build_detector(config, len(names), pretrained=False)
         detector.load_state_dict(weights, strict=False)
         assert "backbone.body.bn1.num_batches_tracked" not in detector.state_dict()
@@ -617,28 +620,44 @@ def _as_run(
     return config, CLASSES, weights
 
 
-class TestFixedStages:
-    """The one difference of fine-tuning, which docs/weights.md states."""
+class TestFineTuning:
+    """A training step with batch normalisation in training mode, which torchvision's fixed stages stay in."""
 
-    def test_their_statistics_stay_where_torchvision_s_move(self) -> None:
-        theirs = narrow_model(nn.BatchNorm2d)
-        ours = converted(theirs.state_dict())
-        images = [make_target((128, 160), seed=0)], [noise((128, 160), seed=0)]
-        their_losses_in_training(theirs, *images)
-        ours.train()
-        ours(ImageBatch.from_images(images[1]), images[0])
-        fixed, moving = "backbone.body.layer1.0.bn1.running_mean", "backbone.body.layer2.0.bn1.running_mean"
-        assert not ours.state_dict()[fixed].any()
-        assert ours.state_dict()[moving].any()
-        assert theirs.state_dict()[fixed].any()
+    def test_losses_and_statistics_are_torchvision_s(self) -> None:
+        theirs = randomise(narrow_model(nn.BatchNorm2d))
+        for name in ("conv1", "bn1", "layer1"):
+            theirs.get_submodule(f"backbone.body.{name}").requires_grad_(False)
+        ours = converted(theirs.state_dict()).train()
+        images, targets = (
+            [noise((128, 160), seed=n) for n in range(2)],
+            [make_target((128, 160), seed=n) for n in range(2)],
+        )
+        before = theirs.state_dict()["backbone.body.layer1.0.bn1.running_mean"].clone()
+        torch.manual_seed(3)
+        expected = their_losses(theirs, images, targets, fixed=False)
+        torch.manual_seed(3)
+        for name, loss in ours(ImageBatch.from_images(images), targets).items():
+            torch.testing.assert_close(loss, expected[LOSSES[name]], rtol=0, atol=2e-7, check_dtype=False)
+        for layer in ("bn1", "layer1.0.bn1", "layer2.0.bn1"):
+            name = f"backbone.body.{layer}.running_mean"
+            torch.testing.assert_close(ours.state_dict()[name], theirs.state_dict()[name], rtol=0, atol=1e-9)
+        assert not theirs.state_dict()["backbone.body.layer1.0.bn1.running_mean"].equal(before)
+        for name, parameter in ours.named_parameters():
+            assert parameter.requires_grad == theirs_trains(theirs, name), name
+
+    def test_statistics_are_fixed_where_the_config_says_so(self) -> None:
+        config, names, weights = _as_run(narrow_model(nn.BatchNorm2d).state_dict())
+        fixed = replace(config, backbone=replace(config.backbone, fix_statistics=True))
+        detector = build_detector(fixed, len(names), pretrained=False)
+        detector.load_state_dict(weights, strict=False)
+        detector.train()(ImageBatch.from_images([noise((128, 160), seed=0)]), [make_target((128, 160), seed=0)])
+        assert not detector.state_dict()["backbone.body.layer1.0.bn1.running_mean"].any()
+        assert detector.state_dict()["backbone.body.layer2.0.bn1.running_mean"].any()
 
 
-def their_losses_in_training(model: FasterRCNN, targets: Sequence[Target], images: Sequence[Tensor]) -> None:
-    """A forward pass in training mode, batch normalisation included."""
-    leave_sizes(model)
-    model.train()
-    given = [{"boxes": target.boxes.double(), "labels": target.labels + 1, "masks": target.masks} for target in targets]
-    model([image / 255 for image in images], given)
+def theirs_trains(model: nn.Module, name: str) -> bool:
+    """Whether torchvision's parameter of our ``name`` is trained; only those of the body differ in anything."""
+    return not name.startswith("backbone.body.") or model.get_parameter(name).requires_grad
 
 
 class TestRefusals:
