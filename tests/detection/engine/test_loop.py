@@ -274,7 +274,7 @@ def test_optimizer_of_other_parameters_is_refused_with_both_sides(groups: list[i
     parameters = [[nn.Parameter(torch.tensor(0.0)) for _ in range(count)] for count in groups]
     other.optimizer = SGD([{"params": group, "lr_factor": 1.0} for group in parameters], lr=0.1)
     drawn = torch.get_rng_state()
-    with pytest.raises(ValueError, match="freeze_at, norm and solver") as error:
+    with pytest.raises(ValueError, match="freeze_at and norm that") as error:
         other.load_state_dict(saved)
     assert f"groups of [2] parameters, this config's has {groups}" in str(error.value)
     assert other.iteration == 0
