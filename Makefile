@@ -11,6 +11,7 @@ DEMO_RUN := output/demo
 .venv/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python tools/write_schemas.py
 	touch $@
 
 demo: .venv/installed

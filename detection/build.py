@@ -50,11 +50,9 @@ LIBRARIES = ("torchvision", "timm")  # as weights: not a folder that has such a 
 
 
 class Builder(Protocol):
-    """Makes an architecture over a backbone; ``fixed`` names parts that are not trained."""
+    """Makes an architecture over a backbone."""
 
-    def __call__(
-        self, config: DetectionConfig, backbone: Backbone, num_classes: int, *, fixed: Sequence[str]
-    ) -> Architecture: ...
+    def __call__(self, config: DetectionConfig, backbone: Backbone, num_classes: int) -> Architecture: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +75,11 @@ def build_detector(
         fixed: parts that are not trained, such as "backbone" and "rpn".
 
     Raises:
-        ValueError: an option that the backbone lacks, or weights that do not fit it.
+        ValueError: an option that the backbone lacks, weights that do not fit it, or a part that there is not.
     """
     backbone = _backbone(config.backbone, pretrained=pretrained)
-    detector = ARCHITECTURES[config.architecture].build(config, backbone, num_classes, fixed=fixed)
+    detector = ARCHITECTURES[config.architecture].build(config, backbone, num_classes)
+    detector.fix(fixed)
     return detector.to(memory_format=torch.channels_last)
 
 
@@ -214,7 +213,6 @@ def _rcnn(
     backbone: Backbone,
     num_classes: int,
     *,
-    fixed: Sequence[str],
     cascade: bool = False,
     masks: bool = False,
 ) -> FasterRCNN:
@@ -234,7 +232,6 @@ def _rcnn(
         CascadeBoxStage(stages) if cascade else stages[0],
         postprocess=_postprocessor(config.test),
         mask_stage=_mask_stage(config, backbone, stages[0], num_classes=num_classes) if masks else None,
-        fixed=fixed,
     )
 
 

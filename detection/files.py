@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and checksums of what lies in them."""
+"""Files that are written whole or not at all, checksums of what lies in them, and a check before they are opened."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-__all__ = ["digest", "write_text", "write_whole"]
+__all__ = ["digest", "require_file", "write_text", "write_whole"]
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -44,6 +45,17 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
+def require_file(path: Path) -> None:
+    """Raises unless ``path`` is a file: to open a pipe would wait for a writer.
+
+    Raises:
+        OSError: there is nothing, or something else.
+        ValueError: no file can have this name.
+    """
+    if not S_ISREG(path.stat().st_mode):
+        raise OSError(f"{path} is no file but a folder, a pipe or a device")
+
+
 def digest(tree: Any) -> str:
     """SHA-256, hexadecimal, of the values in ``tree``: mappings in any order, lists, tuples, tensors, plain values."""
     found = hashlib.sha256()
@@ -55,7 +67,7 @@ def digest(tree: Any) -> str:
 def _parts(tree: Any) -> Iterator[bytes | memoryview]:
     if isinstance(tree, Tensor):
         yield f"{tree.dtype}{tuple(tree.shape)}".encode()
-        if tree.numel():  # an empty array of numpy has a stride of 0, which view refuses
+        if tree.numel():  # torch can't view an empty tensor that came from numpy, whose stride is 0
             yield tree.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
     elif isinstance(tree, Mapping):
         yield f"mapping of {len(tree)}".encode()

@@ -16,6 +16,8 @@ from detection.masks import RLE, decode
 __all__ = ["draw_boxes", "draw_record", "save_picture"]
 
 WHITE = (255, 255, 255)
+MAX_GROWN = 4096  # pixels of the longer side that a small image grows to
+MAX_JPEG = 65_500  # pixels of a side, as libjpeg has it
 
 
 def draw_record(
@@ -51,7 +53,7 @@ def draw_boxes(
     ``masks``, one per box and of the whole image, are half transparent with an outline.  A small image grows, so that
     the labels can be read.
     """
-    scale = max(1.0, 480 / min(image.shape[:2]))
+    scale = max(1.0, min(480 / min(image.shape[:2]), MAX_GROWN / max(image.shape[:2])))
     canvas = np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
     for row, rle in reversed(list(enumerate(masks or ()))):
         _fill(canvas, rle, _color(int(labels[row]), len(class_names)))
@@ -66,18 +68,19 @@ def draw_boxes(
 
 
 def save_picture(path: Path, image: NDArray[np.uint8]) -> None:
-    """Writes ``image`` (H, W, 3) RGB.
+    """Writes ``image`` (H, W, 3) RGB; as .png beside ``path`` what is too long or too high for a JPEG.
 
     Raises:
         ValueError: the file can't be written.
     """
+    if max(image.shape[:2]) > MAX_JPEG:
+        path = path.with_suffix(".png")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        _, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        path.write_bytes(content.tobytes())  # cv2.imwrite would not say why it can't
     except (cv2.error, OSError) as error:
         raise ValueError(f"can't write the picture {path}: {error}") from error
-    if not written:
-        raise ValueError(f"can't write the picture {path}")
 
 
 def _rectangle(canvas: NDArray[np.uint8], box: NDArray[np.float32], color: tuple[int, int, int], width: int) -> None:

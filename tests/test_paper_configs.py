@@ -106,7 +106,7 @@ def test_imagenet_detection_is_cocos_system(path: Path) -> None:
 @pytest.mark.parametrize("path", LOCALIZATION, ids=lambda path: path.stem)
 def test_localization(path: Path) -> None:
     config = load_config(LocalizationConfig, path)
-    assert (config.data.train, config.data.test) == (("imagenet_loc:train",), ("imagenet_loc:val",))
+    assert (config.data.train, config.data.test) == (("imagenet_loc:train",), ("imagenet_loc:val_loc",))
     assert (config.solver.images_per_step, config.rpn.samples_per_image, config.rpn.positive_fraction) == (256, 8, 0.5)
     lengths = config.localization
     assert (lengths.crop, lengths.crop_shorter_side, lengths.proposals) == (224, 256, 200)

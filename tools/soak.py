@@ -87,9 +87,10 @@ def soak(config: DetectionConfig, memory: Memory) -> None:
     index = load_data(config.data, say=print)["train"]
 
     def measure(_model: nn.Module) -> dict[str, Any]:
-        step = (len(memory.steps) + 1) * config.solver.evaluate_every
-        memory.measure(step)
-        print(f"step {step}: trainer {memory.trainer[-1]:.1f} MiB, workers {memory.workers[-1]:.1f} MiB")
+        if len(memory.steps) == SAMPLES:  # the last step, without workers
+            return {}
+        memory.measure((len(memory.steps) + 1) * config.solver.evaluate_every)
+        print(f"step {memory.steps[-1]}: trainer {memory.trainer[-1]:.1f} MiB, workers {memory.workers[-1]:.1f} MiB")
         return {}
 
     with tempfile.TemporaryDirectory() as output:
@@ -109,7 +110,7 @@ def main() -> int:
     every = max(args.steps // SAMPLES, 1)
     solver = replace(
         config.solver,
-        iterations=every * SAMPLES,
+        iterations=every * SAMPLES + 1,  # the loader ends its workers before the last step
         evaluate_every=every,
         log_every=every * SAMPLES,
         best_metric=None,

@@ -15,16 +15,16 @@ from detection.config.load import json_schema
 from detection.localization.config import LocalizationConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "schema"
-PROGRAMS = (DetectionConfig, ClassificationConfig, LocalizationConfig)
 
 
-def schemas() -> dict[Path, str]:
-    """Returns the content of every schema file."""
-    return {FOLDER / f"{kind.program}.json": json.dumps(json_schema(kind), indent=1) + "\n" for kind in PROGRAMS}
+def main(folder: Path = FOLDER) -> None:
+    """Writes a file for each program."""
+    folder.mkdir(exist_ok=True)
+    for kind in (DetectionConfig, ClassificationConfig, LocalizationConfig):
+        path = folder / f"{kind.program}.json"
+        path.write_text(json.dumps(json_schema(kind), indent=1) + "\n", encoding="utf-8")
+        print(path)
 
 
 if __name__ == "__main__":
-    for path, text in schemas().items():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        print(path)
+    main()

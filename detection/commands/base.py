@@ -23,11 +23,13 @@ __all__ = [
     "UsageError",
     "config_name",
     "config_options",
+    "fraction",
     "positive",
     "read_config",
     "run_directory",
     "run_options",
     "show_tables",
+    "steps_options",
 ]
 
 # Part of the help of a training.
@@ -97,6 +99,12 @@ def run_options(parser: ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
 
 
+def steps_options(parser: ArgumentParser, holds: str) -> None:
+    """Adds the options of a program of several trainings, which goes on by itself."""
+    parser.add_argument("--output-dir", required=True, help=holds)
+    parser.add_argument("--resume", action="store_true", help="changes nothing: what is there is always gone on with")
+
+
 def run_directory(args: Namespace, config: ProgramConfig, path: Path) -> Path:
     """Returns where the run of the config file ``path`` lies."""
     return Path(args.output_dir or config.output_dir or Path("output") / path.resolve().parent.name / path.stem)
@@ -107,6 +115,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"takes a number from 1, got {text!r}")
     return int(text)
+
+
+def fraction(text: str) -> float:
+    """Returns the number ``text``, for options that take one from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"takes a number from 0 to 1, got {text!r}")
+    return value
 
 
 def show_tables(result: dict[str, Any], output: Path | None = None) -> None:

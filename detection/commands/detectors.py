@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,19 @@ from detection.commands.base import (
     UsageError,
     config_name,
     config_options,
+    fraction,
     positive,
     read_config,
     run_directory,
     run_options,
     show_tables,
+    steps_options,
 )
 from detection.config.detection import DetectionConfig
 
 __all__ = ["COMMANDS"]
 
-ZOO_FOLDER = Path("output/zoo")
+ZOO_FOLDER, PREDICTIONS = Path("output/zoo"), Path("output/predictions")
 
 TRAIN = f"""
 examples:
@@ -54,6 +57,7 @@ examples:
   resdet test configs/digits/resnet18_c4.yaml --weights output/digits/resnet18_c4
   resdet test configs/voc/vgg16_c4_0712.yaml --weights model.safetensors --visualize 20
   resdet test configs/bccd/resnet18_c4.yaml --weights output/bccd/resnet18_c4 test.refine=true test.vote_iou=0.5
+  resdet test configs/coco/resnet101_c4.yaml --weights output/coco data.test=[cards/coco.yaml:test_dev] --submit
   resdet test --zoo faster_rcnn_R_50_FPN_3x
 """
 
@@ -72,6 +76,9 @@ def _test_options(parser: ArgumentParser) -> None:
     parser.add_argument("--output-dir", help="for results (default: test/ in the run directory of the weights)")
     parser.add_argument("--visualize", type=positive, default=0, metavar="N", help="draw the detections of N images")
     parser.add_argument("--limit", type=positive, metavar="N", help="test only the first N images")
+    parser.add_argument(
+        "--submit", action="store_true", help="write submission/, the files that the challenge's server reads"
+    )
     parser.add_argument("--proposals", action="store_true", help="only the RPN: average recall at 100, 300, 1000")
 
 
@@ -79,6 +86,8 @@ def _test(args: Namespace) -> Call:
     name, changes = config_name(args)
     if bool(args.zoo) == bool(name or args.weights) or bool(name) != bool(args.weights):
         raise UsageError("give a config and --weights, or --zoo alone")
+    if args.submit and (args.limit or args.proposals):
+        raise UsageError("--submit takes the detections of the whole split; leave out --limit and --proposals")
     published = ""
     if args.zoo:
         args.weights, published = _from_zoo(args.zoo)
@@ -92,8 +101,18 @@ def _test(args: Namespace) -> Call:
     if args.proposals:
         return partial(proposal_recall, config, checkpoint, output, limit=args.limit), _show_recall
     ensemble = [read_checkpoint(path) for path in args.ensemble]
-    test = partial(run_test, config, checkpoint, output, ensemble=ensemble, limit=args.limit, pictures=args.visualize)
-    return test, partial(_show_test, output=output, published=published, pictures=bool(args.visualize))
+    test = partial(
+        run_test,
+        config,
+        checkpoint,
+        output,
+        ensemble=ensemble,
+        limit=args.limit,
+        pictures=args.visualize,
+        submit=args.submit,
+    )
+    more = [name for name, asked in (("pictures", args.visualize), ("submission", args.submit)) if asked]
+    return test, partial(_show_test, output=output, published=published, folders=more)
 
 
 def _from_zoo(name: str) -> tuple[Path, str]:
@@ -113,7 +132,7 @@ def _show_recall(recall: dict[str, float | None]) -> None:
             print(f"{name:8} {'-' if value is None else f'{100 * value:.1f}'}")
 
 
-def _show_test(result: dict[str, Any], *, output: Path, published: str, pictures: bool) -> None:
+def _show_test(result: dict[str, Any], *, output: Path, published: str, folders: Sequence[str]) -> None:
     from detection.engine.distributed import is_main
 
     show_tables(result)
@@ -122,12 +141,12 @@ def _show_test(result: dict[str, Any], *, output: Path, published: str, pictures
     if published:
         print(published)
     print(f"result: {output / 'result.json'}  detections: {output / 'detections.json'}")
-    if pictures:
-        print(f"pictures: {output / 'pictures'}")
+    for folder in folders:
+        print(f"{folder}: {output / folder}")
 
 
 PREDICT = """
-Prints them, draws them, and writes predictions.json.
+Prints them, draws them, and writes predictions.json. Images that can't be read are told there, and by exit status 1.
 
 examples:
   resdet predict --weights output/bccd/resnet18_c4 cells.jpg
@@ -138,18 +157,24 @@ examples:
 def _predict_options(parser: ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("--weights", required=True, help="a .safetensors checkpoint, or a run directory")
-    parser.add_argument("--output-dir", type=Path, default=Path("output/predictions"), help="(default: %(default)s)")
-    parser.add_argument("--min-score", type=float, default=0.5, help="(default: %(default)s)")
+    parser.add_argument(
+        "--output-dir", type=Path, help=f"a new one (default: {PREDICTIONS}, or the next of {PREDICTIONS}-2, ...)"
+    )
+    parser.add_argument("--min-score", type=fraction, default=0.5, help="(default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
 def _predict(args: Namespace) -> Call:
-    from detection.tasks.predict import predict_images
+    from detection.tasks.predict import free_folder, predict_images
 
-    predict = partial(
-        predict_images, args.images, args.weights, args.output_dir, min_score=args.min_score, device=args.device
-    )
-    return predict, lambda _: print(f"pictures and predictions.json: {args.output_dir}")
+    output = args.output_dir or free_folder(PREDICTIONS)
+    predict = partial(predict_images, args.images, args.weights, output, min_score=args.min_score, device=args.device)
+    return predict, partial(_show_prediction, output=output)
+
+
+def _show_prediction(failed: int, *, output: Path) -> int:
+    print(f"pictures and predictions.json: {output}")
+    return min(failed, 1)
 
 
 ALTERNATING = """
@@ -164,7 +189,7 @@ examples:
 
 def _alternating_options(parser: ArgumentParser) -> None:
     config_options(parser, "alternating.rpn_iterations=400")
-    parser.add_argument("--output-dir", required=True, help="holds step1 to step4; step4 is the detector")
+    steps_options(parser, "holds step1 to step4; step4 is the detector")
 
 
 def _alternating(args: Namespace) -> Call:

@@ -17,6 +17,7 @@ from detection.commands.base import (
     read_config,
     run_directory,
     run_options,
+    steps_options,
 )
 from detection.config.detection import DetectionConfig
 from detection.localization.config import LocalizationConfig
@@ -83,7 +84,7 @@ examples:
 
 def _localize_options(parser: ArgumentParser) -> None:
     config_options(parser, "localization.rcnn_iterations=20000")
-    parser.add_argument("--output-dir", required=True, help="holds rpn, rcnn, the proposals and localization.json")
+    steps_options(parser, "holds rpn, rcnn, the proposals and localization.json")
 
 
 def _localize(args: Namespace) -> Call:

@@ -30,6 +30,7 @@ __all__ = [
 
 ArchitectureName = Literal["faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn"]
 NormName = Literal["bn", "gn", "sync_bn"]
+ProposalCount = Annotated[int, Field(ge=1, le=20_000)]  # of an image; 20,000 take gigabytes
 
 
 @checked
@@ -65,8 +66,8 @@ class RPNConfig:
     box_loss_weight: NonNegative = 1.0
     pre_nms_train: Count = 12000  # of each level of a pyramid
     pre_nms_test: Count = 6000
-    post_nms_train: Count = 2000
-    post_nms_test: Count = 300
+    post_nms_train: ProposalCount = 2000
+    post_nms_test: ProposalCount = 300
     nms_iou: Fraction = 0.7
     min_size: NonNegative = 16.0  # pixels of the resized image; smaller proposals are dropped
 

@@ -15,9 +15,11 @@ from typing import Any, Literal
 
 from detection.config.load import build_dataclass, parse_yaml
 from detection.config.schema import checked
+from detection.data.bad_images import usable_images
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem, refuse_errors
 from detection.data.readers.coco import read_coco
+from detection.data.readers.frames import Exif, OtherSize
 from detection.data.readers.image_folder import read_image_folder
 from detection.data.readers.voc import read_voc
 from detection.packaged import CARDS, DATA
@@ -38,7 +40,9 @@ class Card:
     source: str = ""  # where the data come from, and their licence
     root: str | None = None  # folder below the data root, or an absolute path; null: the card's name
     bad_boxes: Literal["drop", "error"] = "drop"
-    exif: Literal["apply", "ignore"] = "apply"
+    bad_images: Literal["error", "drop"] = "error"
+    exif: Exif = "apply"
+    other_size: OtherSize = "error"
     voc_metric: Literal["11point", "area", "imagenet"] = "area"
     download: tuple[dict[str, str], ...] = field(default=())
 
@@ -98,11 +102,26 @@ def load_dataset(
         card, split = _parse(spec)
         index, found = read_split(card, split, root, fields=fields)
         refuse_errors(found, f"data set {spec!r}")
+        index, bad = usable_images(index, card.bad_images)
+        refuse_errors(bad, f"data set {spec!r}", repair="; or set `bad_images: drop` in the card to train without them")
         if not len(index):
             raise ValueError(f"data set {spec!r} has no images; its card is {_find(spec.rpartition(':')[0])}")
         parts.append(index)
-        problems += found
-    return AnnotationIndex.concatenate(parts), problems
+        problems += found + bad
+    return AnnotationIndex.concatenate(parts), problems + _shared_images(specs, parts)
+
+
+def _shared_images(specs: Sequence[str], parts: Sequence[AnnotationIndex]) -> list[Problem]:
+    """A note for each of ``specs`` with images that one before it has too: they count twice."""
+    seen, problems = dict[str, str](), list[Problem]()
+    for spec, part in zip(specs, parts, strict=True) if len(parts) > 1 else ():
+        own = [part.paths[row] for row in range(len(part))]
+        twice = [path for path in own if path in seen]
+        if twice:
+            detail = f"{len(twice)} of {spec!r} in {seen[twice[0]]!r} too; this one is the first"
+            problems.append(Problem("note", "image in two of the joined sets", twice[0], detail, len(twice)))
+        seen |= {path: spec for path in own if path not in seen}
+    return problems
 
 
 def read_split(
@@ -128,8 +147,8 @@ def read_split(
         )
     drop = card.bad_boxes == "drop"
     read = {
-        "voc": partial(read_voc, names=card.names, drop=drop, fields=fields),
-        "coco": partial(read_coco, drop=drop, fields=fields),
+        "voc": partial(read_voc, names=card.names, other_size=card.other_size, drop=drop, fields=fields),
+        "coco": partial(read_coco, other_size=card.other_size, drop=drop, fields=fields),
         "image_folder": read_image_folder,
     }[card.format]
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detection.data.images import read_image
+from detection.data.problems import listed
 from detection.fields.table import FIELDS
 from detection.files import digest
 from detection.structures import Target
@@ -85,6 +87,8 @@ class AnnotationIndex:
     ignore: Tensor  # (M,) bool
     areas: Tensor  # (M,) float32, square pixels: of the mask where the files give it
     fields: Mapping[str, PackedStrings] = field(default_factory=dict)  # (M,) each, as packed by FIELDS; what was read
+    masks: PackedStrings | None = None  # (M,) counts of their RLE, without a pixel if unknown; None: not read
+    has_ground_truth: bool = True  # False: of a part of the images the objects are unknown, as of challenges' test sets
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -182,7 +186,8 @@ class AnnotationIndex:
         for part in parts[1:]:
             if part.class_names != first.class_names:
                 raise ValueError(
-                    f"data sets with different classes can't be joined: {first.class_names} and {part.class_names}"
+                    f"data sets with different classes can't be joined: {listed(first.class_names)}; and "
+                    f"{listed(part.class_names)}; they differ in {listed(_difference(first, part))}"
                 )
         if len(parts) == 1:
             return first
@@ -204,6 +209,7 @@ class AnnotationIndex:
             ignore=torch.cat([part.ignore for part in parts]),
             areas=torch.cat([part.areas for part in parts]),
             fields={name: _concatenate_field(name, parts) for name in FIELDS if any(name in p.fields for p in parts)},
+            has_ground_truth=all(part.has_ground_truth for part in parts),
         )
 
 
@@ -216,6 +222,11 @@ def index_digest(index: AnnotationIndex) -> str:
     objects = [index.sizes, index.ends, index.boxes, index.labels, index.ignore]
     fields = [[packed.characters, packed.ends] for _, packed in sorted(index.fields.items())] or [None]
     return digest([index.class_names, names, objects, *fields])
+
+
+def _difference(one: AnnotationIndex, other: AnnotationIndex) -> list[str]:
+    pairs = zip_longest(one.class_names, other.class_names, fillvalue="nothing")
+    return [f"{first} and {second}" for first, second in pairs if first != second]
 
 
 def _concatenate_field(name: str, parts: Sequence[AnnotationIndex]) -> PackedStrings:

@@ -38,14 +38,20 @@ def load_index(
 
     Their objects have the ``fields``, where the files give these.
 
-    ``say`` gets a line if objects were dropped.
+    ``say`` gets a line if objects were dropped, and one if no figure can be computed.
 
     Raises:
-        ValueError: no data set, or one with errors.
+        ValueError: no data set, one with errors, or a training set without ground truth.
     """
     if not specs:
         raise ValueError(f"{key} is empty; give a list of card:split, such as [voc2007:trainval]")
     index, problems = load_dataset(specs, data_root(config.root), fields=fields)
+    if not index.has_ground_truth:
+        missing = next(problem for problem in problems if problem.kind == "no ground truth")
+        why = f"{missing.file}: {missing.detail}"
+        if key == "data.train":
+            raise ValueError(f"{key} {list(specs)} has no ground truth to train on: {why}")
+        say(f"{key} {list(specs)} has no ground truth, so no figure can be computed: {why}")
     if problems:
         say(f"{', '.join(specs)}: {summarize(problems)}; resdet check lists them")
     return index if limit is None else index.first(limit)
@@ -125,6 +131,8 @@ def build_train_loader(
         copy_paste=copy_paste,
     )
     rows = index.num_wanted().nonzero().flatten() if config.skip_empty else torch.arange(len(index))
+    if not len(rows):
+        raise ValueError(f"data.train {list(config.train)} has no image to train on: {_nothing_wanted(index)}")
     batches = TrainBatches(
         rows,
         index.sizes,
@@ -185,6 +193,15 @@ def make_loader(
         pin_memory=pin,
         generator=torch.Generator(),  # else starting the workers would draw from the run's random numbers
         worker_init_fn=start_worker,
+    )
+
+
+def _nothing_wanted(index: AnnotationIndex) -> str:
+    if not len(index.boxes):
+        return f"its {len(index)} images have no object; set `data.skip_empty: false` to train on background alone"
+    return (
+        f"its {len(index.boxes)} objects are all ignored (data.skip_empty) by COCO's `iscrowd` or VOC's `difficult`; "
+        "set 0 for objects that aren't crowds, since some tools write `iscrowd: 1` for every mask"
     )
 
 

@@ -12,18 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from stat import S_ISREG
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from detection.data.index import AnnotationIndex, PackedStrings
-from detection.data.problems import Problem, Severity
+from detection.data.problems import Problem, Severity, listed
 from detection.fields.table import FIELDS
 
-__all__ = ["IMAGE_SUFFIXES", "ImageRows", "ObjectRows", "build_index", "files_in", "nearest_class", "require_file"]
+__all__ = ["IMAGE_SUFFIXES", "ImageRows", "ObjectRows", "build_index", "files_in", "nearest_class"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -40,6 +39,7 @@ class ImageRows:
     paths: list[str] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (height, width)
+    apply_exif: list[bool] = field(default_factory=list)  # whether it is turned as its EXIF tag says
 
 
 @dataclass(slots=True)
@@ -64,7 +64,6 @@ def build_index(
     category_ids: tuple[int, ...],
     files: Sequence[str],
     drop: bool,
-    exif: Literal["apply", "ignore"],
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The index of ``images`` and ``objects``, without the boxes that can't be used, and a Problem for each of them.
 
@@ -75,7 +74,6 @@ def build_index(
         category_ids: of the K classes in the data set's own files.
         files: the annotation file of every image.
         drop: whether a bad box is left out (True) or is an error.
-        exif: whether images are turned as their EXIF tag says.
     """
     rows = np.array(objects.images, dtype=np.int64)
     order = np.argsort(rows, kind="stable")
@@ -101,7 +99,7 @@ def build_index(
         paths=PackedStrings.pack(images.paths),
         image_ids=torch.tensor(images.ids, dtype=torch.int64),
         sizes=torch.from_numpy(sizes.astype(np.int32)),
-        apply_exif=torch.full((len(images.ids),), exif == "apply"),
+        apply_exif=torch.tensor(images.apply_exif, dtype=torch.bool),
         ends=torch.from_numpy(np.searchsorted(rows[usable], np.arange(len(sizes)), side="right")),
         boxes=torch.from_numpy(clipped[usable].astype(np.float32)),
         labels=torch.from_numpy(np.array(objects.labels, dtype=np.int64)[kept]),
@@ -163,23 +161,12 @@ def files_in(folder: Path) -> set[str]:
         return set()
 
 
-def require_file(path: Path) -> None:
-    """Raises unless ``path`` is a file: to open a pipe would wait for a writer.
-
-    Raises:
-        OSError: there is nothing, or something else.
-        ValueError: no file can have this name.
-    """
-    if not S_ISREG(path.stat().st_mode):
-        raise OSError(f"{path} is no file but a folder, a pipe or a device")
-
-
 @lru_cache(maxsize=1024)  # every object of a class that the card lacks asks again, a millisecond each
 def nearest_class(name: str, class_names: tuple[str, ...]) -> str:
     """The end of a message about a class name that the card lacks."""
     nearest = difflib.get_close_matches(name, class_names, n=1)
     name = name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..."
-    return f"{name!r}; did you mean {nearest[0]!r}?" if nearest else f"{name!r}; the card has {', '.join(class_names)}"
+    return f"{name!r}; did you mean {nearest[0]!r}?" if nearest else f"{name!r}; the card has {listed(class_names)}"
 
 
 def _clip(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
-__all__ = ["Problem", "refuse_errors", "summarize"]
+__all__ = ["Problem", "listed", "refuse_errors", "summarize"]
 
 Severity = Literal["error", "dropped", "note"]
 
@@ -21,19 +22,21 @@ class Problem:
         kind: short name that equal findings share, such as "box without area".
         file: the file to open.
         detail: the object and the value.
+        count: of images, objects or files that it stands for.
     """
 
     severity: Severity
     kind: str
     file: str
     detail: str
+    count: int = 1
 
     def __str__(self) -> str:
         return f"{self.file}: {self.kind}: {self.detail}"
 
 
-def refuse_errors(problems: Sequence[Problem], source: str, *, most: int = 10) -> None:
-    """Raises if any of ``problems`` is an error.
+def refuse_errors(problems: Sequence[Problem], source: str, *, most: int = 10, repair: str = "") -> None:
+    """Raises if any of ``problems`` is an error; ``repair`` ends the message.
 
     Raises:
         ValueError: names up to ``most`` errors and says how many there are.
@@ -44,10 +47,19 @@ def refuse_errors(problems: Sequence[Problem], source: str, *, most: int = 10) -
     lines = [f"  {error}" for error in errors[:most]]
     if len(errors) > most:
         lines.append(f"  ... and {len(errors) - most} more; resdet check lists them all")
-    raise ValueError(f"{source} has {len(errors)} error{'s' * (len(errors) > 1)}:\n" + "\n".join(lines))
+    raise ValueError(f"{source} has {len(errors)} error{'s' * (len(errors) > 1)}:\n" + "\n".join(lines) + repair)
 
 
 def summarize(problems: Sequence[Problem]) -> str:
     """One line with the count of every kind that is not an error; empty if there are none."""
-    counts = Counter(f"{p.kind} ({p.severity})" for p in problems if p.severity != "error")
+    counts = Counter[str]()
+    for problem in problems:
+        if problem.severity != "error":
+            counts[f"{problem.kind} ({problem.severity})"] += problem.count
     return ", ".join(f"{count} x {kind}" for kind, count in counts.items())
+
+
+def listed(items: Collection[object], *, most: int = 10) -> str:
+    """The first ``most`` of ``items`` for a message, and how many more there are."""
+    shown = ", ".join(str(item) for item in islice(items, most))
+    return f"{shown} and {len(items) - most} more" if len(items) > most else shown or "none"

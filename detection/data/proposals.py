@@ -16,8 +16,7 @@ from torch import Tensor
 
 from backbones.weights.load import UNREADABLE
 from detection.data.index import AnnotationIndex
-from detection.data.objects import require_file
-from detection.files import write_whole
+from detection.files import require_file, write_whole
 from detection.structures import Proposals
 
 __all__ = ["StoredProposals", "read_proposals", "write_proposals"]

@@ -25,9 +25,11 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
+from detection.waiting import longest_wait
+
 __all__ = ["Loader", "start_worker"]
 
-LONGEST_WAIT = 300.0  # seconds for one batch; below that of the other processes, which wait meanwhile
+LONGEST_WAIT = longest_wait("RESDET_BATCH_MINUTES").total_seconds()  # for one batch
 POLL = 1.0  # seconds
 NOT_HANDED_OVER = 74  # exit status of a worker, sysexits' "input/output error"
 SHARED = "/dev/shm"  # where batches lie that workers hand over
@@ -77,7 +79,8 @@ class _Batches(_MultiProcessingDataLoaderIter):
                 return data
         raise ChildProcessError(
             f"no loader worker has given a batch for {LONGEST_WAIT:.0f} s; {self._awaited()}. See whether its disk "
-            f"answers; data.workers=0 (now {self._num_workers}) reads in the main process"
+            f"answers; data.workers=0 (now {self._num_workers}) reads in the main process, and RESDET_BATCH_MINUTES "
+            "gives it more time"
         )
 
     def _why(self, dead: Sequence[BaseProcess]) -> str:

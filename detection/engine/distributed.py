@@ -19,6 +19,8 @@ from torch import distributed as torch_distributed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from detection.waiting import longest_wait
+
 __all__ = [
     "EVALUATION_TIMEOUT",
     "RankError",
@@ -43,9 +45,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-# How long a process waits for the others; in a step they differ by a batch, a checkpoint or a start, not more.
-TIMEOUT = timedelta(minutes=10)
-EVALUATION_TIMEOUT = timedelta(hours=2)  # one process computes AP while the others wait
+TIMEOUT, EVALUATION_TIMEOUT = longest_wait("RESDET_STEP_MINUTES"), longest_wait("RESDET_EVALUATION_MINUTES")
 ROLL_CALL = timedelta(seconds=5)  # after an exchange that failed, to find out who is missing
 
 
@@ -290,5 +290,6 @@ def _meet(doing: str, timeout: timedelta | None) -> None:
 def _in_vain(doing: str, error: Exception) -> RankError:
     return RankError(
         f"rank {rank()} of {world_size()} waited in vain for the others, {doing}: {' '.join(str(error).split())}; "
-        "what the missing rank printed says why"
+        "what the missing rank printed says why. Where it only was slow, RESDET_STEP_MINUTES or "
+        "RESDET_EVALUATION_MINUTES give it more time"
     )

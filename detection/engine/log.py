@@ -127,7 +127,7 @@ class Terminal:
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
         said = self._describe(iteration, values)
         self._progress.update(self._task, completed=iteration, said=said)
-        if not self._console.is_terminal:
+        if said and not self._console.is_terminal:
             self.say(f"{iteration}/{self._iterations}  {said}")
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ class Terminal:
             left = timedelta(seconds=round(values["seconds_per_step"] * (self._iterations - iteration)))
             parts.append(f"{values['seconds_per_step']:.2f} s/step  ETA {left}  {values['memory_gib']:.1f} GiB")
         evaluated = {metric.key for metric in shown_in("log")}
-        parts += [f"{name} {value:.3f}" for name, value in values.items() if name in evaluated]
+        parts += [f"{name} {value:.3f}" for name, value in values.items() if name.removeprefix("test/") in evaluated]
         return "  ".join(parts)
 
 
@@ -219,6 +219,7 @@ class MLflow:
 
 # By their names in solver.log_sinks.
 SINKS: dict[str, Callable[[LoggedRun], Sink]] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow}
+EXTRAS = ("wandb", "mlflow")  # sinks whose package comes with an extra of their name
 
 
 class RunLog:
@@ -268,9 +269,9 @@ class RunLog:
 
 
 def require_packages(sinks: Sequence[str]) -> None:
-    """Raises ValueError if a sink needs a package that is not installed."""
+    """Raises ValueError if a sink needs a package that is not installed: an extra of its name."""
     for name in sinks:
-        if importlib.util.find_spec(name) is None:
+        if name in EXTRAS and importlib.util.find_spec(name) is None:
             raise ValueError(f"solver.log_sinks has {name!r}, whose package is missing; pip install 'resdet[{name}]'")
 
 
@@ -293,5 +294,5 @@ def _is_kept(line: str, run: LoggedRun) -> bool:
     try:
         record = json.loads(line)
         return record["iteration"] < run.start + (run.evaluated or "loss/total" in record)
-    except (ValueError, KeyError, TypeError):  # the half-written last line of a run that was killed
+    except (ValueError, KeyError, TypeError, RecursionError):  # the half-written last line of a run that was killed
         return False

@@ -20,6 +20,7 @@ from detection.engine.distributed import exchanges, gather, gradients_wait, rank
 from detection.engine.ema import EMA
 from detection.engine.feed import Feed
 from detection.engine.optim import clip_gradients, gradient_norm
+from detection.structures import ImageBatch
 
 __all__ = ["NotFiniteError", "TrainState", "Window", "device_of", "random_state", "set_random_state", "step"]
 
@@ -94,7 +95,7 @@ class TrainState:
         if counts != saved_counts:
             raise ValueError(
                 f"the checkpoint's optimizer has groups of {saved_counts} parameters, this config's has {counts}; "
-                "resume with the backbone.freeze_at, norm and solver.fixed that the run began with"
+                "resume with the backbone.freeze_at and norm that the run began with"
             )
         if ("betas" in own["param_groups"][0]) != ("betas" in saved["param_groups"][0]):
             raise ValueError("the checkpoint is of another solver.optimizer (sgd or adamw); resume with that one")
@@ -190,7 +191,7 @@ def step(
         for number, part in enumerate(parts, start=1):
             batch = part.to(device)
             given = () if batch.proposals is None else (batch.proposals,)
-            with gradients_wait(replica, wait=number < len(parts)):
+            with gradients_wait(replica, wait=number < len(parts)), _norm_explained(batch.images):
                 with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
                     losses: dict[str, Tensor] = replica(batch.images, batch.targets, *given)
                 values = torch.stack(list(losses.values()))
@@ -213,6 +214,22 @@ def step(
             parts,
         )
     return means
+
+
+@contextmanager
+def _norm_explained(images: ImageBatch) -> Iterator[None]:
+    """Tells which keys help where batch norm gets a single value per channel of ``images``, whose variance is none."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"norm bn takes more than one value per channel to train, and {len(images)} images of "
+            f"{tuple(images.pixels.shape[2:])} pixels give a single one ({error}): raise data.shorter_side and "
+            "longer_side, or solver.images_per_step over solver.accumulate, or set backbone.norm (fpn_norm, "
+            "box.head_norm) to frozen_bn or gn"
+        ) from error
 
 
 def _clipped_norm(state: TrainState, solver: SolverConfig) -> Tensor | float:

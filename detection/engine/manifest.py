@@ -35,8 +35,11 @@ def manifest_entry(
     state: TrainState,
     data: Mapping[str, AnnotationIndex],
     device: torch.device,
-) -> Iterator[None]:
+) -> Iterator[list[str]]:
     """A start of a run: its entry has no end while it goes on, and keeps none if the process is killed.
+
+    Gives a line of warning for every data set that has changed since the start before, and one for a broken manifest,
+    which is put aside.
 
     Args:
         folder: of the run.
@@ -46,8 +49,9 @@ def manifest_entry(
         device: what the run computes on.
     """
     if not is_main():
-        yield
+        yield []
         return
+    entries, warnings = _earlier(folder)
     entry = {
         "started": _now(),
         "ended": None,
@@ -63,14 +67,14 @@ def manifest_entry(
         "hardware": _hardware(device),
         "world_size": world_size(),
     }
-    entries = read_manifest(folder)
+    warnings += _changes(entries[-1]["data"], entry["data"]) if entries and state.iteration else []
 
     def write(**end: Any) -> None:
         write_text(folder / "manifest.json", json.dumps([*entries, entry | end], indent=2) + "\n")
 
     write()
     try:
-        yield
+        yield warnings
     except BaseException as error:
         with suppress(OSError):  # a full disk may be the error
             write(ended=_now(), exit=f"{type(error).__name__}: {error}", last_iteration=state.iteration)
@@ -79,9 +83,48 @@ def manifest_entry(
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    """The entries of the run in ``folder``, the first start first."""
+    """The entries of the run in ``folder``, the first start first.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     path = folder / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and isinstance(e.get("data"), dict) for e in entries
+    ):
+        raise ValueError(f"{path} can't be read: it is no list of the starts of a run")
+    return entries
+
+
+def _earlier(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Returns the entries of earlier starts, and a warning if they can't be read."""
+    path = folder / "manifest.json"
+    try:
+        return read_manifest(folder), []
+    except ValueError as error:
+        aside = path.with_name(path.name + ".damaged")
+        path.replace(aside)
+        return [], [f"warning: {error}; it is {aside.name} now, and what earlier starts were is not compared"]
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns a line for every data set that was another one before, as ``_described`` tells it."""
+    lines = []
+    for name in sorted(before.keys() & now.keys()):
+        old, new = before[name], now[name]
+        if old != new:
+            counts = [
+                f"{old.get(what)} -> {new[what]} {what}" for what in ("images", "objects") if old.get(what) != new[what]
+            ]
+            said = ", ".join(counts) or "as many images and objects, but other file names, sizes, boxes or labels"
+            lines.append(f"warning: data.{name} has changed since the last start: {said}")
+    return lines
 
 
 def _described(index: AnnotationIndex) -> dict[str, Any]:

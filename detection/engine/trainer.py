@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,9 +183,10 @@ class Trainer:
         path, found = self.output / "result.json", None
         with together("looking for a result"):
             if is_main() and path.is_file():
-                found = json.loads(path.read_text(encoding="utf-8"))
+                with suppress(ValueError, RecursionError):  # cut short: it is written again
+                    found = json.loads(path.read_text(encoding="utf-8"))
         found = gather(found)[0]
-        return found if found and found.get("trained") in (None, state.iteration) else None
+        return found if isinstance(found, dict) and found.get("trained") in (None, state.iteration) else None
 
     def _finished(self, state: TrainState, result: dict[str, Any]) -> dict[str, Any]:
         """Says that nothing is left to do; returns the ``result`` that the run came to."""
@@ -264,11 +265,13 @@ class Trainer:
         with (
             fixed_order(config.deterministic),
             stop_request() as stop,
-            manifest_entry(self.output, config, state, data, self.device),
+            manifest_entry(self.output, config, state, data, self.device) as warnings,
             RunLog(run if is_main() else None, self.device, solver.log_sinks) as log,
         ):
             for line in [] if before is None else changed_keys(before, config):
                 log.say(f"config changed: {line}")
+            for line in warnings:
+                log.say(line)
             _say_what_trains(config, state, self.index, self.device, log)
             yield log, stop
 

@@ -98,7 +98,7 @@ def percentile(values: Sequence[float], fraction: float) -> float:
 
 
 @torch.no_grad()
-def count_gflops(detector: Architecture, size: tuple[int, int], *, proposals: int) -> float:
+def count_gflops(detector: nn.Module, size: tuple[int, int], *, proposals: int) -> float:
     """Billions of multiply-adds for one image of ``size`` (height, width) with a fixed number of ``proposals``.
 
     Counted are convolutions, matrix products and normalisation layers, as fvcore's FlopCountAnalysis knows them: one
@@ -121,7 +121,8 @@ class _FixedProposals(nn.Module):
         """All that a test computes: layers that lead to no output would not be counted."""
         height, width = pixels.shape[-2:]
         images = ImageBatch(pixels, ((height, width),))
-        assert isinstance(self.detector, RegionVerbs)
+        if not isinstance(self.detector, RegionVerbs):
+            return tuple(part for found in self.detector(images) for part in (found.scores, found.boxes))
         features = self.detector.features(images)
         found = self.detector.propose(features, images)[0]
         # Sides from a tenth of the image to all of it, so that a pyramid deals them to all of its levels.

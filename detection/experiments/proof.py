@@ -83,7 +83,7 @@ def also_changes(configs: Mapping[str, DetectionConfig], num_classes: int) -> li
         with torch.device("meta"):  # shapes are enough
             facts[variant] = _facts(config, build_detector(config, num_classes, pretrained=False))
     names = dict.fromkeys(name for values in facts.values() for name in values)
-    listed = [{"what": name, "values": {v: values[name] for v, values in facts.items()}} for name in names]
+    listed = [{"what": name, "values": {v: values.get(name, "none") for v, values in facts.items()}} for name in names]
     return [entry for entry in listed if len(set(map(str, entry["values"].values()))) > 1]
 
 

@@ -83,7 +83,7 @@ def run_localization(config: LocalizationConfig, output: Path, *, say: Callable[
     sets = load_data(config.data, say=print)
     index, test_index = sets["train"], sets.get("test")
     if test_index is None:
-        raise ValueError("data.test is empty; give the set to test on, such as [imagenet_loc:val]")
+        raise ValueError("data.test is empty; give the set to test on, such as [imagenet_loc:val_loc]")
     labels, test_labels = image_labels(index), image_labels(test_index)
     if not (test_labels >= 0).any():
         raise ValueError(f"no image of {', '.join(config.data.test)} has an object that is not ignored")

@@ -10,22 +10,55 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol, overload, runtime_checkable
+from typing import Protocol, Self, overload, runtime_checkable
 
 from torch import Tensor, nn
 
 from backbones.base import Backbone
 from detection.model.box_stage import ScoredBoxes
 from detection.model.class_rows import ClassRows
+from detection.model.normalize import Normalize
 from detection.structures import Detections, ImageBatch, Proposals, Target
 
 __all__ = ["Architecture", "RegionVerbs", "class_rows"]
 
 
 class Architecture(nn.Module, ABC):
-    """A model for training and testing: the call decides which of the two it is."""
+    """A model for training and testing: the call decides which of the two it is.
 
-    backbone: Backbone
+    Args:
+        backbone: the trunk, which also says how images are normalized and padded for it.
+
+    Attributes:
+        fixed: names of the parts that are not trained.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.normalize = Normalize(backbone.input_stats, divisor=backbone.size_divisor)
+        self.fixed: tuple[str, ...] = ()
+
+    def fix(self, parts: Sequence[str]) -> None:
+        """Takes ``parts``, such as "backbone", out of the training: no gradient, no loss, always eval mode.
+
+        Raises:
+            ValueError: a part that the model lacks.
+        """
+        children = dict(self.named_children())
+        unknown = [name for name in parts if name not in children]
+        if unknown:
+            raise ValueError(f"{type(self).__name__} has no parts {unknown}; it has {sorted(children)}")
+        self.fixed = tuple(parts)
+        for name in parts:
+            children[name].requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of all parts but the fixed ones, whose statistics must not move."""
+        super().train(mode)
+        for name in self.fixed:
+            self.get_submodule(name).eval()
+        return self
 
     @overload
     def forward(
@@ -44,7 +77,8 @@ class Architecture(nn.Module, ABC):
     ) -> dict[str, Tensor] | list[Detections]:
         """Returns scalar losses by name if there are targets, else what is detected in each image.
 
-        ``proposals`` take the place of the model's own, where it has some.  All boxes are in pixels of ``images``.
+        ``proposals`` take the place of the model's own; one that has none refuses them.  All boxes are in pixels of
+        ``images``.
         """
 
     @abstractmethod

@@ -7,7 +7,7 @@ Shapes: N images, C channels, H W height and width of the padded batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self, overload
+from typing import overload
 
 from torch import Tensor, nn
 
@@ -16,7 +16,6 @@ from detection.model.architecture import Architecture
 from detection.model.box_stage import BoxStage, ScoredBoxes
 from detection.model.cascade import CascadeBoxStage
 from detection.model.mask_stage import MaskStage
-from detection.model.normalize import Normalize
 from detection.model.postprocess import Postprocessor
 from detection.model.rpn import RPN
 from detection.structures import Detections, ImageBatch, Proposals, Target
@@ -36,8 +35,6 @@ class FasterRCNN(Architecture):
         box_stage: scores and boxes of proposals.
         mask_stage: masks of detections; None for a detector without.
         postprocess: which of these become detections.
-        fixed: of "backbone", "rpn" and "box_stage" those that are not trained: no gradient, no loss, always eval mode.
-            The mask stage goes with the box stage.
     """
 
     def __init__(
@@ -48,22 +45,14 @@ class FasterRCNN(Architecture):
         *,
         postprocess: Postprocessor,
         mask_stage: MaskStage | None = None,
-        fixed: Sequence[str] = (),
     ) -> None:
-        super().__init__()
-        self.fixed = (*fixed, *(["mask_stage"] if mask_stage is not None and "box_stage" in fixed else []))
-        self.backbone, self.rpn, self.box_stage, self.postprocess = backbone, rpn, box_stage, postprocess
-        self.mask_stage = mask_stage
-        self.normalize = Normalize(backbone.input_stats, divisor=backbone.size_divisor)
-        for name in self.fixed:
-            self.get_submodule(name).requires_grad_(False).eval()
+        super().__init__(backbone)
+        self.rpn, self.box_stage, self.mask_stage, self.postprocess = rpn, box_stage, mask_stage, postprocess
 
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode of all parts but the fixed ones, whose statistics must not move."""
-        super().train(mode)
-        for name in self.fixed:
-            self.get_submodule(name).eval()
-        return self
+    def fix(self, parts: Sequence[str]) -> None:
+        """Takes ``parts``, of "backbone", "rpn" and "box_stage", out of the training; masks go with the box stage."""
+        masks = ["mask_stage"] if self.mask_stage is not None and "box_stage" in parts else []
+        super().fix([*parts, *masks])
 
     @overload
     def forward(

@@ -49,8 +49,7 @@ class Postprocessor:
         if self.soft_nms_sigma is None:
             kept = found[batched_nms(found.boxes, found.scores, labels, self.nms_iou)[: self.max_detections]]
         else:
-            softened = _soften(found, self.soft_nms_sigma, self.score_threshold)
-            kept = softened[softened.scores.argsort(descending=True, stable=True)[: self.max_detections]]
+            kept = _soften(found, self.soft_nms_sigma, self.score_threshold, self.max_detections)
         return kept if self.vote_iou is None else replace(kept, boxes=_vote(kept, found, self.vote_iou))
 
 
@@ -61,17 +60,27 @@ def _vote(kept: Detections, voters: Detections, vote_iou: float) -> Tensor:
     return (weights @ voters.boxes) / weights.sum(dim=1, keepdim=True)
 
 
-def _soften(found: Detections, sigma: float, score_threshold: float) -> Detections:
-    """``found`` with the scores that Soft-NMS leaves, without those that fall to the threshold."""
-    scores, same = found.scores.clone(), found.labels[:, None] == found.labels
-    decay = torch.where(same, torch.exp(-iou(found.boxes, found.boxes).square() / sigma), 1.0)  # (M, M)
-    waiting = torch.ones_like(scores, dtype=torch.bool)
-    for _ in range(len(found)):
-        best = int(torch.where(waiting, scores, -1.0).argmax())
-        waiting[best] = False
-        scores = torch.where(waiting, scores * decay[best], scores)
-    kept = scores > score_threshold
-    return replace(found, scores=scores)[kept]
+def _soften(found: Detections, sigma: float, score_threshold: float, most: int) -> Detections:
+    """The ``most`` best of ``found`` with the scores that Soft-NMS leaves them, those above the threshold.
+
+    A score only falls, and not once its box was the best of those that wait: boxes leave in the order of their final
+    scores, so that what leaves after the ``most`` first need not be known.
+    """
+    waiting, chosen = found.scores.clone(), list[int]()
+    scores = found.scores.clone()
+    for _ in range(min(most, len(found))):
+        best = int(waiting.argmax())
+        if waiting[best] <= score_threshold:
+            break
+        chosen.append(best)
+        scores[best] = waiting[best]
+        overlap = iou(found.boxes[best : best + 1], found.boxes)[0]  # (M,)
+        decay = torch.exp(-overlap.square() / sigma)
+        waiting = torch.where(found.labels == found.labels[best], waiting * decay, waiting)
+        waiting[best] = -1.0  # and times any decay it stays below every threshold
+    rows = torch.tensor(sorted(chosen), dtype=torch.int64, device=scores.device)
+    softened = replace(found, scores=scores)[rows]
+    return softened[softened.scores.argsort(descending=True, stable=True)]
 
 
 def rescale(detections: Detections, size: tuple[int, int], new_size: tuple[int, int]) -> Detections:

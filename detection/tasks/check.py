@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from detection.data.cards import Card, load_card, read_split
-from detection.data.check import check_images, check_objects, summarize_index
+from detection.data.cards import load_card, read_split
+from detection.data.check import check_copies, check_images, check_objects, summarize_index
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem
 from detection.evaluation.text_table import text_table
@@ -24,26 +24,32 @@ def check_card(name: str, root: Path, *, splits: Sequence[str] = (), images: boo
         name: of a card, or its path.
         root: the data root.
         splits: only these; empty: all of the card.
-        images: also decode the images.
+        images: also decode the images, and look for copies of one.
 
     Raises:
         ValueError: no such card.
     """
     console = Console(soft_wrap=True, highlight=False)
     card = load_card(name)
-    errors = sum(_check_split(card, split, root, images, console) for split in splits or card.splits)
+    errors, indexes = 0, dict[str, AnnotationIndex]()
+    for split in splits or card.splits:
+        console.rule(f"{card.name}:{split}")
+        try:
+            index, problems = read_split(card, split, root)
+        except ValueError as error:
+            console.print(str(error), markup=False)
+            errors += 1
+        else:
+            errors += _check_split(index, problems, images, console)
+            indexes[split] = index
+    for problem in check_copies(indexes) if images else ():
+        console.print(f"{problem.severity}: {problem}", markup=False)
     console.print(f"{errors} error{'s' * (errors > 1)}" if errors else "no errors")
     return errors
 
 
-def _check_split(card: Card, split: str, root: Path, images: bool, console: Console) -> int:
-    """Prints problems and counts of one split; returns its number of errors."""
-    console.rule(f"{card.name}:{split}")
-    try:
-        index, problems = read_split(card, split, root)
-    except ValueError as error:
-        console.print(str(error), markup=False)
-        return 1
+def _check_split(index: AnnotationIndex, problems: list[Problem], images: bool, console: Console) -> int:
+    """Prints ``problems`` of the reader, further ones and counts of one split; returns its number of errors."""
     problems = problems + _further_problems(index, images, console)
     for problem in problems:
         console.print(f"{problem.severity}: {problem}", markup=False)

@@ -4,6 +4,7 @@ result.json        fractions 0..1: COCO's twelve numbers, VOC mAP, both per clas
 proposals.json     average recall of the RPN, on request
 detections.json    in COCO's results format; image ids are the data set's, for VOC 1..N in the order of the list
 pictures/          detections drawn on test images
+submission/        the files that the data set's evaluation server reads, on request
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from detection.evaluation.report import VocMetric
 from detection.files import write_text
 from detection.masks import RLE
 from detection.model.architecture import Architecture
+from detection.tasks.submission import find_submission
 from detection.visualize import draw_record, save_picture
 
 __all__ = [
@@ -56,9 +58,11 @@ __all__ = [
     "read_records",
     "restore_detector",
     "run_test",
+    "warn_of_many_proposals",
     "write_measured",
 ]
 
+MANY_PROPOSALS = 5_000  # of an image; the papers' detectors have 300 to 2,000
 RECALL_LIMITS = (100, 300, 1000)  # proposals per image
 
 
@@ -80,6 +84,7 @@ def run_test(
     ensemble: Sequence[Checkpoint[DetectionConfig]] = (),
     limit: int | None = None,
     pictures: int = 0,
+    submit: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Tests ``checkpoint`` on ``config.data.test``, writes the files of ``output`` and returns the result.
@@ -91,14 +96,17 @@ def run_test(
         ensemble: further detectors, each built as its own config says; they must know the same classes.
         limit: only the first images.
         pictures: how many images to draw.
+        submit: also write submission/.
         say: takes lines to show.
 
     Raises:
-        ValueError: bad data or config, or weights that do not fit.
+        ValueError: bad data or config, weights that do not fit, or ``submit`` and a data set without a server.
     """
     start(choose_device(config.device))
     say = only_main(say)
+    warn_of_many_proposals(config.rpn.post_nms_test, "rpn.post_nms_test", say)
     index = load_test_set(config, say)
+    write_submission = find_submission(config.data) if submit else None
     detectors = [restore_detector(config, checkpoint, index.class_names)]
     detectors += [restore_detector(member.config, member, index.class_names) for member in ensemble]
     measured = measure(config, detectors, index, limit=limit)
@@ -106,11 +114,21 @@ def run_test(
     result = write_measured(measured, index, output, facts)
     if is_main() and not (output / "checkpoints").exists():  # a run keeps that of its training
         write_text(output / "config.yaml", dump_config(config))
+    if write_submission is not None and is_main():
+        write_submission(measured.records, index, output / "submission")
     for number, record in enumerate(islice(measured.records, pictures)):
         drawn = draw_record(index.image(number), record, index.class_names)
         save_picture(output / "pictures" / f"{number:05d}_{Path(record.file_name).stem}.jpg", drawn)
     say(f"{result['images']} images, {result['seconds_per_image']:.3f} s per image, {choose_device(config.device)}")
     return result
+
+
+def warn_of_many_proposals(number: int, key: str, say: Callable[[str], None]) -> None:
+    """Says what so many proposals, of ``key``, mean."""
+    if number > MANY_PROPOSALS:
+        say(
+            f"warning: {key} {number}: that many regions of an image are pooled and classified at once, time and memory"
+        )
 
 
 def proposal_recall(
@@ -172,7 +190,7 @@ class Measured:
 def measure(
     config: DetectionConfig, detectors: Sequence[Architecture], index: AnnotationIndex, *, limit: int | None = None
 ) -> Measured:
-    """Tests ``detectors`` together on the first ``limit`` images of ``index``."""
+    """Tests ``detectors`` on the first ``limit`` images of ``index``; without ground truth, figures are None."""
     device = choose_device(config.device)
     tester = build_tester(config.test, detectors).to(device)
     rows = _share(index, limit)
@@ -183,12 +201,19 @@ def measure(
     result: dict[str, Any] = {}
     with together("computing AP", timeout=EVALUATION_TIMEOUT):
         if records is not None:
-            result = evaluate(records, index.class_names, _voc_metric(config)) | {
+            result = _figures(config, records, index) | {
                 "images": len(records),
                 "seconds_per_image": predictions.seconds_per_image,
                 "peak_memory_gib": peak_memory_gib(device),
             }
     return Measured(gather(result)[0], records or [])
+
+
+def _figures(config: DetectionConfig, records: list[Record], index: AnnotationIndex) -> dict[str, Any]:
+    """Returns the figures of ``records``; where the objects of an image are unknown, detections can't be judged."""
+    if index.has_ground_truth:
+        return evaluate(records, index.class_names, _voc_metric(config))
+    return evaluate([], index.class_names, _voc_metric(config), masks="masks" in needed_fields(config))
 
 
 def write_measured(

@@ -24,7 +24,7 @@ from detection.engine.evaluate import evaluate
 from detection.engine.trainer import Trainer
 from detection.evaluation.metrics import read_metric
 from detection.model.architecture import Architecture
-from detection.tasks.test import measure, write_measured
+from detection.tasks.test import measure, warn_of_many_proposals, write_measured
 
 __all__ = ["run_training"]
 
@@ -58,6 +58,7 @@ def run_training(
     device = choose_device(config.device)
     _check_order(config, device)
     start(device)
+    warn_of_many_proposals(config.rpn.post_nms_train, "rpn.post_nms_train", only_main(print))
     sets = load_data(
         config.data,
         say=only_main(print),
@@ -69,13 +70,22 @@ def run_training(
     if config.solver.best_metric is not None:  # a misspelt name ends here, not later
         figures = evaluate([], index.class_names, "area", masks="masks" in needed_fields(config))
         read_metric(figures, config.solver.best_metric)
+        if val is not None and (lacking := _without_truth(config.solver.best_metric, val)):
+            only_main(print)(
+                f"warning: solver.best_metric {config.solver.best_metric!r} has no value, since data.val has no object "
+                f"{lacking}: no weights are chosen by it, and the last ones stand"
+            )
     return Trainer(
         config,
         output,
         index,
         build=lambda fresh: _build(config, index, fixed, fresh=fresh),
         load=partial(detection_loader, index, config.data, share=(rank(), world_size()), proposals=proposals),
-        validate=None if val is None else lambda model: measure(config, [_detector(model)], val).result,
+        validate=(
+            None
+            if val is None or not val.has_ground_truth
+            else lambda model: measure(config, [_detector(model)], val).result
+        ),
         test=None if test is None else lambda model, facts: _test(config, model, test, output, facts),
         sets=sets,
         resume=resume,
@@ -90,11 +100,27 @@ def _check_order(config: DetectionConfig, device: torch.device) -> None:
         )
 
 
+def _without_truth(metric: str, val: AnnotationIndex) -> str | None:
+    """Returns what ``val`` lacks to give ``metric`` a value; None if it lacks nothing that is known beforehand."""
+    wanted = set(val.labels[~val.ignore].tolist())
+    of_class = metric.partition(".per_class.")[2]
+    for label, name in enumerate(val.class_names):
+        if f"{of_class}.".startswith(f"{name}.") and label not in wanted:
+            return f"of class {name!r}"
+    return None if wanted else "that is not ignored"
+
+
 def _build(config: DetectionConfig, index: AnnotationIndex, fixed: Sequence[str], *, fresh: bool) -> Architecture:
     """The detector of ``config``, with its initial weights if the run is a fresh one."""
     detector = build_detector(config, len(index.class_names), pretrained=fresh and config.init is None, fixed=fixed)
     if fresh and config.init is not None:
-        load_initial_weights(detector, read_checkpoint(config.init), index.class_names, config.init_classes)
+        origin = read_checkpoint(config.init)
+        kept = load_initial_weights(detector, origin, index.class_names, config.init_classes)
+        new = [name for name in index.class_names if name not in kept]
+        only_main(print)(
+            f"starts from {origin.path}: all layers, and {len(kept)} of {len(index.class_names)} classes: "
+            f"{', '.join(kept)}; new: {', '.join(new) or 'none'}"
+        )
     return detector
 
 

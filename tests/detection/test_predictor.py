@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from detection.engine.loop import TrainState
 from detection.engine.optim import build_optimizer
 from detection.predictor import Predictor
 from detection.structures import ImageBatch
-from detection.tasks.predict import predict_images
+from detection.tasks.predict import free_folder, predict_images
 
 CLASSES = ("bolt", "nut")
 CONFIG = DetectionConfig(
@@ -57,6 +58,11 @@ def photo(tmp_path: Path) -> Path:
     path.parent.mkdir()
     Image.fromarray(pixels).save(path)
     return path
+
+
+def predicted(images: list[Path], weights: Path, output: Path, **options: Any) -> Any:
+    predict_images(images, weights, output, say=lambda _: None, **options)
+    return json.loads((output / "predictions.json").read_text())
 
 
 def test_boxes_are_in_pixels_of_the_given_image(weights: Path, photo: Path) -> None:
@@ -106,7 +112,63 @@ def test_a_missing_image_is_named(weights: Path, tmp_path: Path, resdet: Callabl
 
 
 def test_detections_below_the_score_are_left_out(weights: Path, photo: Path, tmp_path: Path) -> None:
-    everything = predict_images([photo], weights, tmp_path, min_score=0)[str(photo)]
+    everything = predicted([photo], weights, tmp_path / "all", min_score=0)[str(photo)]
     middle = sorted(record["score"] for record in everything)[2]
-    kept = predict_images([photo], weights, tmp_path, min_score=middle, say=lambda _: None)[str(photo)]
+    kept = predicted([photo], weights, tmp_path / "kept", min_score=middle)[str(photo)]
     assert [record["score"] for record in kept] == [r["score"] for r in everything if r["score"] >= middle]
+
+
+def test_what_can_not_be_read_is_an_entry_and_all_else_is_predicted(
+    weights: Path, photo: Path, tmp_path: Path, resdet: Callable[..., Any]
+) -> None:
+    folder, out = photo.parent, tmp_path / "out"
+    os.mkfifo(folder / "b.png")
+    (folder / "c.jpg").symlink_to(folder / "nowhere.jpg")
+    (folder / "d.jpg").write_bytes(b"no picture")
+    (folder / "e.jpg").mkdir()
+    (folder / "._a.png").write_bytes(b"of a Mac")
+    Image.new("RGB", (3000, 4)).save(folder / "f.png")
+    Image.new("RGB", (70_000, 1)).save(folder / "g.png")
+    outcome = resdet("predict", folder, folder / "c.jpg", "--weights", weights, "--output-dir", out, "--min-score", "0")
+    assert outcome.status == 1
+    assert "3 of 6 images can't be read" in outcome.out
+    entries = json.loads((out / "predictions.json").read_text())
+    assert [Path(path).name for path in entries] == ["a.png", "b.png", "c.jpg", "d.jpg", "f.png", "g.png"]
+    assert "a pipe" in entries[str(folder / "b.png")]["error"]
+    assert "No such file" in entries[str(folder / "c.jpg")]["error"]
+    assert str(folder / "d.jpg") in entries[str(folder / "d.jpg")]["error"]
+    assert sorted(path.name for path in out.glob("*.*g")) == ["00000_a.jpg", "00004_f.jpg", "00005_g.png"]
+
+
+def test_two_predictions_do_not_mix(
+    weights: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predicted([photo], weights, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"out holds a prediction already; choose another --output-dir"):
+        predicted([photo], weights, tmp_path / "out")
+    assert free_folder(tmp_path / "out") == tmp_path / "out-2"
+    assert free_folder(tmp_path / "new") == tmp_path / "new"
+
+
+def test_what_was_found_stays_where_the_end_does_not_come(weights: Path, photo: Path, tmp_path: Path) -> None:
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_images([photo, tmp_path], weights, tmp_path / "out", min_score=0, say=stop)
+    part = (tmp_path / "out" / "predictions.json.part").read_text()
+    assert len(json.loads(part + "}")[str(photo)]) == 5
+    assert not (tmp_path / "out" / "predictions.json").exists()
+
+
+@pytest.mark.parametrize("score", ["50", "-0.1", "nan", "high"])
+def test_a_score_out_of_range_is_refused(resdet: Callable[..., Any], score: str) -> None:
+    outcome = resdet("predict", "a.jpg", "--weights", "w", f"--min-score={score}")
+    assert outcome.status == 2
+    assert f"takes a number from 0 to 1, got '{score}'" in outcome.err
+
+
+def test_a_picture_that_can_not_be_written_has_the_reason(weights: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "00000_a.jpg").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"00000_a\.jpg: .*Is a directory"):
+        predicted([photo], weights, tmp_path / "out")

@@ -32,7 +32,7 @@ from detection.config.detection import (
     RPNConfig,
 )
 from detection.config.load import dump_config
-from detection.config.sections import SolverConfig
+from detection.config.sections import BackboneConfig, DataConfig, SolverConfig
 from detection.data.digits import write_digits
 from detection.engine.checkpoint import read_checkpoint
 from detection.tasks.test import proposal_recall, run_test
@@ -115,10 +115,8 @@ def make_classifier(folder: Path) -> ClassificationConfig:
     card = folder / "card.yaml"
     card.write_text(yaml.safe_dump({"format": "image_folder", "root": str(folder), "splits": splits}))
     return ClassificationConfig(
-        backbone=DetectorBackboneConfig(name="cifar_resnet20", norm="gn"),
-        data=DetectorDataConfig(
-            train=(f"{card}:train",), test=(f"{card}:test",), shorter_side=32, longer_side=32, workers=0
-        ),
+        backbone=BackboneConfig(name="cifar_resnet20", norm="gn"),
+        data=DataConfig(train=(f"{card}:train",), test=(f"{card}:test",), shorter_side=32, longer_side=32, workers=0),
         solver=ClassifierSolverConfig(iterations=STEPS, images_per_step=8, log_every=1),
         classification=ClassifierConfig(crop=32, shorter_side=32, label_smoothing=0.1),
         device="cpu",

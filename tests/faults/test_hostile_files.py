@@ -522,6 +522,107 @@ def test_thousands_of_damaged_files(subject: Subject, tmp_path: Path, request: p
     fuzz(subject, tmp_path, name, SLOW if name.startswith("steps") else FULL)
 
 
+@pytest.mark.parametrize("count", [QUICK, pytest.param(FULL, marks=[pytest.mark.faults, pytest.mark.timeout(900)])])
+def test_values_of_other_types_are_the_same_or_refused(make_coco: MakeCOCO, count: int) -> None:
+    """Of COCO's records: text and floats that spell the same value, and what is no such value at all."""
+    subject = coco_subject(make_coco)
+    original, outcomes = subject.file.read_bytes(), Counter[str]()
+    expected = read_index(subject)
+    for number in range(count):
+        rng, tree = Random(f"values {number}"), json.loads(original)
+        section = rng.choice([key for key in FIELDS for _ in FIELDS[key]])
+        record = rng.choice(tree[section])
+        key = rng.choice(FIELDS[section])
+        same = rng.random() < 0.5
+        change = respell if same else replace_kind
+        if isinstance(record[key], list):
+            place = rng.randrange(len(record[key]))
+            record[key][place] = change(rng, record[key][place])
+        else:
+            record[key] = change(rng, record[key])
+        subject.file.write_text(json.dumps(tree))
+        problems = subject.read()
+        described = f"values, mutation {number}: {section} {key} {record[key]!r}"
+        if same or not problems:
+            assert not problems, described
+            assert read_index(subject) == expected, described
+        outcomes["refused" if problems else "the same"] += 1
+    sys.stdout.write(f"\nvalues: {count} files, {dict(outcomes)}\n")
+
+
+FIELDS = {
+    "images": ("id", "height", "width"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "iscrowd", "area"),
+    "categories": ("id",),
+}
+
+
+def respell(rng: Random, value: float) -> object:
+    spelt = [value, float(value), str(value), f" {value} ", str(float(value)), f"+{value}"]
+    return rng.choice(spelt[:5] if value in (0, 1) else spelt)
+
+
+def replace_kind(rng: Random, value: object) -> object:
+    words: list[object] = ["", "x", "1,5", "1_0", "0x1", "--1", "zero", None, [], {}, [value], {"0": value}, 10**400]
+    return rng.choice([*words, float("nan"), 1e39, 2 if value in (0, 1) else True])
+
+
+def read_index(subject: Subject) -> list[object]:
+    """Everything that the reader of COCO files made of the file."""
+    entry = {"annotations": subject.file.name, "images": "train"}
+    index, _ = read_coco(subject.file.parent, entry, ("cat", "dog"), drop=True, exif="apply")
+    return [
+        value.tolist() for value in (index.image_ids, index.sizes, index.boxes, index.labels, index.ignore, index.areas)
+    ]
+
+
+@pytest.mark.parametrize("count", [QUICK, pytest.param(FULL, marks=[pytest.mark.faults, pytest.mark.timeout(900)])])
+def test_foreign_xml_never_loses_an_object_without_a_word(make_voc: MakeVOC, count: int) -> None:
+    root = make_voc({"a": OBJECTS, "b": OBJECTS})
+    file, outcomes = root / "Annotations" / "a.xml", Counter[str]()
+    original, entry = file.read_text(), {"list": "ImageSets/Main/train.txt"}
+    expected, _ = read_voc(root, entry, ("cat", "dog"), drop=True, exif="apply")
+    for number in range(count):
+        rng, text = Random(f"foreign {number}"), original
+        for _ in range(rng.randint(1, 2)):
+            text = rng.choice((rename, rename, wrap, move_namespace, to_attribute))(rng, text)
+        file.write_text(text)
+        index, problems = read_voc(root, entry, ("cat", "dog"), drop=True, exif="apply")
+        same = torch.equal(index.boxes, expected.boxes) and torch.equal(index.ignore, expected.ignore)
+        assert same or problems, f"foreign, mutation {number}: {text}"
+        outcomes["said" if problems else "the same"] += 1
+    sys.stdout.write(f"\nforeign XML: {count} files, {dict(outcomes)}\n")
+
+
+def tags(text: str) -> list[str]:
+    return sorted(set(re.findall(r"<(\w+)>", text)))
+
+
+def rename(rng: Random, text: str) -> str:
+    """One element everywhere, or all of them, under another name."""
+    found = tags(text)
+    for tag in found if rng.random() < 0.1 else [rng.choice(found)]:
+        new = rng.choice((tag.title(), tag.upper(), f"{tag}s", f"x:{tag}", f"{tag}_", "box", "item", "x"))
+        text = text.replace(f"<{tag}>", f"<{new}>").replace(f"</{tag}>", f"</{new}>")
+    return text.replace("<annotation>", '<annotation xmlns:x="http://example.org">')
+
+
+def wrap(rng: Random, text: str) -> str:
+    """All elements of a name in another."""
+    tag, new = rng.choice(tags(text)), rng.choice(("objects", "data", "box", "x"))
+    return text.replace(f"<{tag}>", f"<{new}><{tag}>").replace(f"</{tag}>", f"</{tag}></{new}>")
+
+
+def move_namespace(rng: Random, text: str) -> str:
+    tag = rng.choice(tags(text))
+    return text.replace(f"<{tag}>", f'<{tag} xmlns="http://example.org/{tag}">')
+
+
+def to_attribute(rng: Random, text: str) -> str:
+    """One element's text as an attribute."""
+    return re.sub(r"<(\w+)>([^<]*)</\1>", r'<\1 value="\2"/>', text, count=rng.randint(1, 20))
+
+
 def fuzz(subject: Subject, folder: Path, name: str, count: int) -> None:
     original, before = subject.file.read_bytes(), files_outside(folder)
     assert not subject.read()

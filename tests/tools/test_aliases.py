@@ -55,7 +55,7 @@ def test_every_program_is_a_command(path: str, command: str, capsys: pytest.Capt
             ("--weights", "x", "--ensemble", "y", "--visualize", "2", "--limit", "3"),
         ),
         ("tools/pretrain_net.py", "cifar10/resnet20", ("--output-dir", "x", "--test", "y")),
-        ("tools/localize.py", "imagenet/loc_resnet101", ("--output-dir", "x")),
+        ("tools/localize.py", "imagenet/loc_resnet101", ("--output-dir", "x", "--resume")),
         ("tools/train_alternating.py", "bccd/resnet18_c4", ("--output-dir", "x")),
         ("tools/test_methods.py", "bccd/resnet18_c4", ("--weights", "x", "--table", "z", "--limit", "3")),
         ("tools/recompute_bn.py", "voc/resnet101_c4_0712", ("--output", "x", "--image-folder", "y", "--images", "3")),

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from detection.config.load import build_dataclass
 from detection.config.schema import checked
@@ -17,6 +17,7 @@ from detection.data.images import image_size
 from detection.data.index import AnnotationIndex
 from detection.data.objects import IMAGE_SUFFIXES, ImageRows, ObjectRows, build_index, nearest_class
 from detection.data.problems import Problem
+from detection.data.readers.frames import Exif
 
 __all__ = ["ImageFolderSplit", "read_image_folder"]
 
@@ -36,7 +37,7 @@ class ImageFolderSplit:
 
 
 def read_image_folder(
-    folder: Path, entry: dict[str, Any], classes: tuple[str, ...], *, exif: Literal["apply", "ignore"]
+    folder: Path, entry: dict[str, Any], classes: tuple[str, ...], *, exif: Exif
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The index of the split ``entry`` of the data set at ``folder``, by class and file name, and its problems.
 
@@ -67,8 +68,8 @@ def read_image_folder(
             problems.append(Problem("error", "class without an image", str(root / name), repr(name)))
         files += own
         labels += [label] * len(own)
-    images, objects = ImageRows(), ObjectRows()
-    for path, label, size in zip(files, labels, _sizes(files, apply_exif=exif == "apply"), strict=True):
+    images, objects, apply_exif = ImageRows(), ObjectRows(), exif != "ignore"
+    for path, label, size in zip(files, labels, _sizes(files, apply_exif=apply_exif), strict=True):
         if isinstance(size, ValueError):
             problems.append(Problem("error", "image that can't be read", str(path), str(size)))
             continue
@@ -82,6 +83,7 @@ def read_image_folder(
         images.paths.append(str(path))
         images.ids.append(len(images.ids) + 1)
         images.sizes.append(size)
+        images.apply_exif.append(apply_exif)
     index, bad = build_index(
         images,
         objects,
@@ -89,7 +91,6 @@ def read_image_folder(
         category_ids=tuple(range(1, len(classes) + 1)),
         files=images.paths,
         drop=True,
-        exif=exif,
     )
     return index, problems + bad
 

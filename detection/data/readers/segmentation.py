@@ -16,8 +16,8 @@ from torch import Tensor
 
 from detection.boxes import iou
 from detection.data.images import FORMATS, UNREADABLE
-from detection.data.objects import require_file
 from detection.data.problems import Problem
+from detection.files import require_file
 from detection.masks import encode
 
 __all__ = ["read_instances"]

@@ -7,39 +7,38 @@ Source: the PASCAL VOC development kit.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection, Container, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
 
 from detection.config.load import build_dataclass
 from detection.config.schema import checked
-from detection.data.images import MAX_PIXELS, image_size
 from detection.data.index import AnnotationIndex
-from detection.data.objects import (
-    IMAGE_SUFFIXES,
-    ImageRows,
-    ObjectRows,
-    build_index,
-    files_in,
-    nearest_class,
-    require_file,
-)
+from detection.data.objects import IMAGE_SUFFIXES, ImageRows, ObjectRows, build_index, files_in
 from detection.data.problems import Problem
+from detection.data.readers.frames import Exif, Frame, Frames, OtherSize
+from detection.data.readers.meant import Meant
 from detection.data.readers.segmentation import read_instances
+from detection.data.readers.voc_list import ListedImage, read_blacklist, read_lists
+from detection.data.readers.voc_xml import XMLError, XMLProblems, annotated_size, parse, read_objects
 
 __all__ = ["VOCSplit", "read_voc"]
 
 
 @checked
 class VOCSplit:
-    """A split as a card describes it; folders are below the data set's."""
+    """A split as a card describes it; folders and files are below the data set's."""
 
     list: str  # a file, or a pattern such as ImageSets/DET/train_*.txt: all images that one of its files names
     images: str = "JPEGImages"
     annotations: str = "Annotations"
     first_pixel: int = 1  # how the files call the leftmost column and the topmost row
     instances: str | None = None  # the folder SegmentationObject; null: no masks
+    # Images that the lists give a 0, in ImageNet those without boxes of some classes; null: 0 has no such meaning
+    partial: Literal["train", "drop"] | None = None
+    blacklist: str | None = None  # of images, or of classes on images, that a challenge does not judge
 
     def __post_init__(self) -> None:
         if self.first_pixel not in (0, 1):
@@ -54,51 +53,164 @@ def read_voc(
     classes: tuple[str, ...],
     *,
     drop: bool,
-    exif: Literal["apply", "ignore"],
+    exif: Exif,
+    other_size: OtherSize = "error",
     names: Mapping[str, str] | None = None,
     fields: Collection[str] = (),
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
 
     ``names`` are classes that the files call otherwise: {name in the files: class}.  With "masks" among ``fields``,
-    the split's ``instances`` are read too.
+    the split's ``instances`` are read too.  If no image has an annotation, as VOC's test images, the index has no
+    ground truth.
 
     Raises:
         ValueError: ``entry`` is no description of a VOC split.
     """
     split = build_dataclass(VOCSplit, entry)
-    images, objects, files, problems = ImageRows(), ObjectRows(), list[str](), list[Problem]()
     labels = {name: label for label, name in enumerate(classes)}
     labels |= {other: labels[name] for other, name in (names or {}).items()}
-    stored = _StoredImages(folder / split.images)
-    for name, list_file in _listed(folder, split.list, stored, problems):
-        file = folder / split.annotations / f"{name}.xml"
-        path = stored.find(name)
-        if path is None:
-            missing = folder / split.images / f"{name}.jpg"
-            problems.append(Problem("error", "missing image", str(missing), f"named in {list_file}"))
-            continue
-        root = _parse(file, problems)
-        if root is not None and (size := _size(root, path, file, problems, apply_exif=exif == "apply")):
-            images.paths.append(str(path))
-            images.ids.append(len(images.ids) + 1)
-            images.sizes.append(size)
-            files.append(str(file))
-            _read_objects(root, file, len(images.ids) - 1, labels, split.first_pixel, objects, problems)
-            if "masks" in fields and split.instances:
-                masks = objects.fields["masks"]
-                new = objects.boxes[len(masks) :]
-                masks += read_instances(folder / split.instances / f"{name}.png", new, size, problems)
+    read_masks = "masks" in fields and split.instances is not None
+    reader = _Reader(folder, split, labels, Frames(exif, other_size), masks=read_masks)
+    has_ground_truth = reader.read()
     index, found = build_index(
-        images,
-        objects,
+        reader.images,
+        reader.objects,
         class_names=classes,
         category_ids=tuple(range(1, len(classes) + 1)),
-        files=files,
+        files=reader.files,
         drop=drop,
-        exif=exif,
     )
-    return index, problems + found
+    return replace(index, has_ground_truth=has_ground_truth), reader.problems + found
+
+
+class _Reader:
+    """Collects the images and objects of one split."""
+
+    def __init__(
+        self, folder: Path, split: VOCSplit, labels: Mapping[str, int], frames: Frames, *, masks: bool
+    ) -> None:
+        self.images, self.objects, self.files, self.problems = ImageRows(), ObjectRows(), list[str](), list[Problem]()
+        self._folder, self._split, self._labels, self._frames, self._masks = folder, split, labels, frames, masks
+        self._stored = _StoredImages(folder / split.images)
+        self._meant = Meant(folder / split.images)
+        self._xml = XMLProblems(self.problems, split.first_pixel)
+
+    def read(self) -> bool:
+        """Reads all; False if there is no annotation at all."""
+        split, folder, problems = self._split, self._folder, self.problems
+        listed = self._wanted(read_lists(folder, split.list, self._stored.find, self._meant.hint, problems))
+        left_out, pairs = self._blacklist(listed)
+        unjudged = {(number, self._labels[name]) for number, name in pairs if name in self._labels}
+        bare = list[tuple[ListedImage, Path]]()
+        for image in listed:
+            path = self._stored.find(image.name)
+            if image.number in left_out:
+                continue
+            if path is None:
+                missing = folder / split.images / f"{image.name}.jpg"
+                detail = f"named in {image.file}{self._meant.hint(image.name)}"
+                problems.append(Problem("error", "missing image", str(missing), detail))
+                continue
+            try:
+                root = parse(self._file(image))
+            except FileNotFoundError:
+                bare.append((image, path))
+            except XMLError as error:
+                self._xml.error(error.kind, self._file(image), error.detail)
+            else:
+                self._add(image, path, root, unjudged)
+        source = str(folder / split.list)
+        has_ground_truth = self._add_bare(bare, source)
+        problems += self._xml.notes(source) + self._frames.notes(source)
+        return has_ground_truth
+
+    def _file(self, image: ListedImage) -> Path:
+        return self._folder / self._split.annotations / f"{image.name}.xml"
+
+    def _wanted(self, listed: list[ListedImage]) -> list[ListedImage]:
+        """``listed`` without those whose labels are partial, where the split says so."""
+        partial = sum(image.partial for image in listed)
+        if self._split.partial is None or not partial:
+            return listed
+        dropped = self._split.partial == "drop"
+        detail = f"{partial} images that the lists give a 0: {'left out' if dropped else 'some classes have no boxes'}"
+        source = str(self._folder / self._split.list)
+        self.problems.append(
+            Problem("dropped" if dropped else "note", "image with partial labels", source, detail, partial)
+        )
+        return [image for image in listed if not (dropped and image.partial)]
+
+    def _blacklist(self, listed: list[ListedImage]) -> tuple[set[str], set[tuple[str, str]]]:
+        """The numbers of images that are left out, and pairs (image, name of a class) whose objects are ignored."""
+        if self._split.blacklist is None:
+            return set(), set()
+        file = self._folder / self._split.blacklist
+        images, pairs = read_blacklist(file, self.problems)
+        left_out = sum(image.number in images for image in listed)
+        if left_out:
+            self.problems.append(
+                Problem(
+                    "dropped", "image on the blacklist", str(file), f"{left_out} image{'s' * (left_out > 1)}", left_out
+                )
+            )
+        if pairs:
+            detail = f"{len(pairs)} pairs: objects are ignored, detections still count, where the challenge skips both"
+            self.problems.append(Problem("note", "class on the blacklist of an image", str(file), detail, len(pairs)))
+        return images, pairs
+
+    def _add(
+        self, image: ListedImage, path: Path, root: ElementTree.Element | None, unjudged: Container[tuple[str, int]]
+    ) -> None:
+        """Adds an image and its objects; without a ``root``, the image alone."""
+        file = self._file(image)
+        try:
+            frame = self._frames.find(str(path), None if root is None else annotated_size(root))
+        except ValueError as error:
+            self._xml.error("size that can't be read", file, str(error))
+            return
+        row, first = len(self.images.ids), len(self.objects.boxes)
+        self.images.paths.append(str(path))
+        self.images.ids.append(row + 1)
+        self.images.sizes.append(frame.size)
+        self.images.apply_exif.append(frame.apply_exif)
+        self.files.append(str(file))
+        if root is None:
+            return
+        read_objects(root, file, row, frame, self._labels, self.objects, self._xml)
+        for number in range(first, len(self.objects.boxes) if unjudged else first):
+            self.objects.ignore[number] |= (image.number, self.objects.labels[number]) in unjudged
+        if self._masks:
+            self._add_masks(image, first, frame)
+
+    def _add_masks(self, image: ListedImage, first: int, frame: Frame) -> None:
+        boxes, masks = self.objects.boxes[first:], self.objects.fields["masks"]
+        if frame.scale != (1.0, 1.0):  # masks of the annotated resolution
+            masks += [None] * len(boxes)
+        else:
+            file = self._folder / str(self._split.instances) / f"{image.name}.png"
+            masks += read_instances(file, boxes, frame.size, self.problems)
+
+    def _add_bare(self, bare: list[tuple[ListedImage, Path]], source: str) -> bool:
+        """Judges images without an annotation; False if no image has one, so that the split has no ground truth."""
+        if bare and not self.files and not any(problem.severity == "error" for problem in self.problems):
+            folder = self._folder / self._split.annotations
+            detail = f"no image has an XML file in {folder}; they can be predicted, not trained on or evaluated"
+            self.problems.append(Problem("note", "no ground truth", source, detail, len(bare)))
+            for image, path in bare:
+                self._add(image, path, None, ())
+            return False
+        partial = [image for image, _ in bare if image.partial and self._split.partial]
+        if partial:
+            detail = f"{len(partial)} images that the lists give a 0, {partial[0].name} for one"
+            self.problems.append(
+                Problem("dropped", "image with partial labels and no annotation", source, detail, len(partial))
+            )
+        meant = Meant(self._folder / self._split.annotations)
+        for image, _ in bare:
+            if not (image.partial and self._split.partial):
+                self._xml.error("missing annotation", self._file(image), f"no such file{meant.hint(image.name)}")
+        return True
 
 
 class _StoredImages:
@@ -118,112 +230,3 @@ class _StoredImages:
                     found.setdefault(Path(file).stem, folder / file)
             self._listed[parent] = found
         return self._listed[parent].get(stem)
-
-
-def _listed(folder: Path, pattern: str, stored: _StoredImages, problems: list[Problem]) -> Iterator[tuple[str, Path]]:
-    """The image names of a split, each once, and the list that has it.
-
-    Of one list a name may occur once; several, as in ImageNet one per class, may share images.
-    """
-    found = set[str]()
-    for path in (sorted(folder.glob(pattern)) if "*" in pattern else ()) or [folder / pattern]:
-        own = set[str]()
-        for name in _names(path, stored, problems):
-            if name in own:
-                problems.append(Problem("error", "duplicate image", str(path), repr(name)))
-            elif _leaves(name):
-                problems.append(Problem("error", "image name that leaves the folder", str(path), repr(name)))
-            elif name not in found:
-                yield name, path
-            own.add(name)
-        found |= own
-
-
-def _names(path: Path, stored: _StoredImages, problems: list[Problem]) -> Iterator[str]:
-    """The names in one list.
-
-    A second column is the flag of a class (-1: the image has no such object, and is left out) or, in ImageNet, a
-    running number.
-    """
-    try:
-        require_file(path)
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        problems.append(Problem("error", "split list can't be read", str(path), str(error)))
-        return
-    for line in filter(None, map(str.strip, lines)):
-        name, _, number = line.rpartition(" ")
-        if not name or not number.lstrip("-").isdigit() or (not _leaves(line) and stored.find(line)):
-            yield line
-        elif number != "-1":
-            yield name.strip()
-
-
-def _leaves(name: str) -> bool:
-    """Whether the path ``name`` could lead out of the folder it is taken below."""
-    return "\\" in name or name.startswith("/") or any(part.startswith(".") for part in PurePosixPath(name).parts)
-
-
-def _parse(file: Path, problems: list[Problem]) -> ElementTree.Element | None:
-    try:
-        require_file(file)
-        return ElementTree.parse(file).getroot()
-    except FileNotFoundError:
-        problems.append(Problem("error", "missing annotation", str(file), "no such file"))
-    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-        problems.append(Problem("error", "XML that does not parse", str(file), str(error)))
-    return None
-
-
-def _size(
-    root: ElementTree.Element, image: Path, file: Path, problems: list[Problem], *, apply_exif: bool
-) -> tuple[int, int] | None:
-    """(height, width) as annotated, or of the image file where the annotation has none."""
-    texts = root.findtext("size/height"), root.findtext("size/width")
-    try:
-        if None in texts or texts == ("0", "0"):
-            return image_size(image, apply_exif=apply_exif)
-        height, width = (int(float(text or "")) for text in texts)
-    except (ValueError, OverflowError) as error:
-        problems.append(Problem("error", "size that can't be read", str(file), f"{texts}: {error}"))
-        return None
-    if height < 1 or width < 1 or height * width > MAX_PIXELS:
-        problems.append(Problem("error", "size that can't be read", str(file), f"height {height}, width {width}"))
-        return None
-    return height, width
-
-
-def _read_objects(
-    root: ElementTree.Element,
-    file: Path,
-    image: int,
-    labels: Mapping[str, int],
-    first_pixel: int,
-    objects: ObjectRows,
-    problems: list[Problem],
-) -> None:
-    for number, node in enumerate(root.iter("object"), start=1):
-        where = f"object {number}"
-        name = (node.findtext("name") or "").strip()
-        if name not in labels:
-            problems.append(
-                Problem(
-                    "error", "class that the card lacks", str(file), f"{where}, {nearest_class(name, tuple(labels))}"
-                )
-            )
-            continue
-        try:
-            xmin, ymin, xmax, ymax = (
-                float(node.findtext(f"bndbox/{key}") or "") for key in ("xmin", "ymin", "xmax", "ymax")
-            )
-            difficult = bool(int(node.findtext("difficult") or "0"))
-        except ValueError as error:
-            problems.append(Problem("error", "object that can't be read", str(file), f"{where} ({name}): {error}"))
-            continue
-        objects.images.append(image)
-        end = 1 - first_pixel
-        objects.boxes.append((xmin - first_pixel, ymin - first_pixel, xmax + end, ymax + end))
-        objects.labels.append(labels[name])
-        objects.ignore.append(difficult)
-        objects.areas.append(None)
-        objects.names.append(f"{where} ({name})")

@@ -16,7 +16,7 @@ from torch import Tensor
 from detection.classification.views import ClassImages, ClassViews, Views, class_view_loader
 from detection.config.detection import DataConfig
 from detection.data.class_labels import whole_images
-from detection.data.images import EXIF_ORIENTATION
+from detection.data.images import ORIENTATION
 from detection.data.index import AnnotationIndex
 from detection.data.loader import build_train_loader
 from detection.data.transforms import Augment, RandomResize, Resize
@@ -127,7 +127,7 @@ class TestTraining:
 
     def test_image_is_turned_as_its_tag_says(self, make_index: MakeIndex, tmp_path: Path) -> None:
         tag = Image.Exif()
-        tag[EXIF_ORIENTATION] = 6
+        tag[ORIENTATION] = 6
         path = str(tmp_path / "turned.png")
         Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(path, exif=tag)
         index = make_index([[((0, 0, 6, 8), 0, False)]], sizes=[(8, 6)], paths=[path])

@@ -55,6 +55,7 @@ def test_defaults_are_those_of_the_papers() -> None:
         ("data: {jitter: {low: 1.5, high: 1.0}}", "data.jitter.low", "at most high, got low 1.5 and high 1.0"),
         ("test: {scales: [600]}", "test.scales", "got [600]"),
         ("architecture: cascade_rcnn", "architecture", "set box.head to fc"),
+        ("rpn: {post_nms_test: 100000}", "rpn.post_nms_test", "at most 20000, got 100000"),
         ("architecture: fast_rcnn", "architecture", "did you mean 'faster_rcnn'?"),
         ("cascade: {ious: [0.5]}", "cascade.ious", "at least 2"),
         ("box: {coder_weights: [1, 2, 3]}", "box.coder_weights[3]", "missing"),

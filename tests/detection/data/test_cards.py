@@ -13,9 +13,13 @@ import torch
 import yaml
 from PIL import Image
 
+from detection.config.load import build_dataclass
 from detection.data.cards import Card, data_root, load_card, load_dataset, read_split
 from detection.data.check import summarize_index
 from detection.data.index import AnnotationIndex
+from detection.data.readers.coco import COCOSplit
+from detection.data.readers.image_folder import ImageFolderSplit
+from detection.data.readers.voc import VOCSplit
 
 MakeVOC = Callable[..., Path]
 MakeCOCO = Callable[..., Path]
@@ -40,6 +44,15 @@ def test_every_card_of_the_project_loads(path: Path) -> None:
     assert card.name == path.stem
     assert card.source.strip()
     assert not Path(card.root or "").is_absolute()
+
+
+@pytest.mark.parametrize("path", sorted(DATASETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_split_of_the_project_is_described_rightly(path: Path) -> None:
+    card = load_card(path.stem)
+    schema = {"voc": VOCSplit, "coco": COCOSplit, "image_folder": ImageFolderSplit}[card.format]
+    for described in card.splits.values():
+        for entry in described if isinstance(described, list) else [described]:
+            build_dataclass(schema, entry)
 
 
 def test_the_cards_of_the_classic_sets_know_their_classes_and_metric() -> None:
@@ -84,15 +97,15 @@ def test_a_missing_card_file_is_named(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         ({"clases": ["cat"]}, "no config key 'clases'; did you mean 'classes'?"),
-        ({"format": "voc2007"}, "'format' takes one of ('voc', 'coco', 'image_folder'), got 'voc2007'"),
+        ({"format": "voc2007"}, "'format' takes one of 'voc', 'coco' or 'image_folder', got 'voc2007'"),
         ({"format": None}, "'format'"),
-        ({"classes": [0, 1]}, "'classes[0]' takes str, got 0"),
+        ({"classes": [0, 1]}, "'classes[0]' takes a text, got 0"),
         ({"classes": "cat"}, "'classes' takes a list, such as [a, b], got 'cat'"),
         ({"classes": []}, "needs class names"),
         ({"classes": ["cat", "dog", "cat"]}, "each once; given twice: ['cat']"),
-        ({"bad_boxes": "keep"}, "'bad_boxes' takes one of ('drop', 'error'), got 'keep'"),
-        ({"exif": True}, "'exif' takes one of ('apply', 'ignore'), got True"),
-        ({"splits": "train"}, "'splits' takes dict, got 'train'"),
+        ({"bad_boxes": "keep"}, "'bad_boxes' takes one of 'drop' or 'error', got 'keep'"),
+        ({"exif": True}, "'exif' takes one of 'apply', 'ignore' or 'by_size', got True"),
+        ({"splits": "train"}, "'splits' takes a mapping, such as {a: b}, got 'train'"),
     ],
 )
 def test_a_mistake_in_a_card_is_named_with_its_file(write_card: WriteCard, keys: dict[str, Any], message: str) -> None:
@@ -351,7 +364,7 @@ def test_damaged_voc_files_are_named(
     [
         ([annotation(17, 8)], "annotation 17 of image 8"),
         ([annotation(17, 9), annotation(17, 9)], "duplicate annotation id: annotation 17"),
-        ([annotation(17, 9, category_id=99)], "annotation 17 of image 9, category id 99"),
+        ([annotation(17, 9, category_id=99)], "annotation 17 of image 9, category_id 99"),
         ([annotation(17, 9, category_id=5)], "annotation 17 of image 9, 'catt'; did you mean 'cat'"),
         ([annotation(17, 9, bbox=[1, 2])], "annotation record"),
     ],
@@ -369,6 +382,85 @@ def test_truncated_json_is_named(make_coco: MakeCOCO, write_card: WriteCard, tmp
     file.write_text(file.read_text()[:-20])
     with pytest.raises(ValueError, match=re.escape(f"{file}: JSON that can't be read")):
         load_dataset([f"{write_card('coco')}:train"], tmp_path)
+
+
+# images that can't be used
+
+
+def damage_images(folder: Path) -> None:
+    """Cuts b.jpg; makes c.jpg text, lets d.jpg lack data before its end marker, and gives e.jpg another size."""
+    images = folder / "JPEGImages"
+    cut = (images / "b.jpg").read_bytes()
+    (images / "b.jpg").write_bytes(cut[: len(cut) // 2])
+    (images / "c.jpg").write_text("<html>404</html>")
+    half = (images / "d.jpg").read_bytes()
+    (images / "d.jpg").write_bytes(half[: len(half) * 3 // 4] + b"\xff\xd9")
+    Image.new("RGB", (50, 50)).save(images / "e.jpg")
+
+
+def test_bad_images_are_named_together_before_the_first_step(
+    make_voc: MakeVOC, write_card: WriteCard, tmp_path: Path
+) -> None:
+    damage_images(make_voc({stem: [CAT] for stem in "abcdef"}))
+    with pytest.raises(ValueError, match="has 3 errors") as error:
+        load_dataset([f"{write_card('voc')}:train"], tmp_path)
+    lines = str(error.value).splitlines()
+    assert [Path(line.partition(": ")[0]).name for line in lines[1:]] == ["b.jpg", "c.jpg", "e.jpg"]
+    assert "bad_images: drop" in lines[-1]
+    index, _ = read_split(load_card(write_card("voc")), "train", tmp_path)
+    with pytest.raises(ValueError, match=r"d\.jpg can't be read: it is truncated"):  # only its pixels tell
+        index.image(3)
+
+
+def test_a_long_list_of_bad_images_is_cut(make_voc: MakeVOC, write_card: WriteCard, tmp_path: Path) -> None:
+    folder = make_voc({f"{number:02d}": [] for number in range(15)})
+    for path in (folder / "JPEGImages").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"has 15 errors(?s:.*)and 5 more"):
+        load_dataset([f"{write_card('voc')}:train"], tmp_path)
+
+
+def test_bad_images_are_dropped_with_a_count_where_the_card_says_so(
+    make_voc: MakeVOC, write_card: WriteCard, tmp_path: Path
+) -> None:
+    damage_images(make_voc({stem: [CAT, DOG] if stem == "f" else [CAT] for stem in "abcdef"}))
+    index, problems = load_dataset([f"{write_card('voc', bad_images='drop')}:train"], tmp_path)
+    assert [Path(index.paths[row]).stem for row in range(len(index))] == ["a", "f"]
+    assert (index.labels.tolist(), index.ends.tolist(), index.image_ids.tolist()) == ([0, 0, 1], [1, 3], [1, 6])
+    assert [(problem.severity, Path(problem.file).stem) for problem in problems] == [
+        ("dropped", stem) for stem in "bcde"
+    ]
+
+
+def test_masks_stay_with_their_objects_when_an_image_is_dropped(
+    make_coco: MakeCOCO, write_card: WriteCard, tmp_path: Path
+) -> None:
+    polygon = [[10, 20, 40, 20, 40, 25, 10, 25]]
+    other = [[0, 0, 8, 0, 8, 8, 0, 8]]
+    annotations = [annotation(1, 7, segmentation=polygon), annotation(2, 9, bbox=[0, 0, 8, 8], segmentation=other)]
+    file = make_coco({7: "a.jpg", 9: "b.jpg"}, annotations)
+    (file.parent / "train" / "a.jpg").write_bytes(b"")
+    index, _ = load_dataset([f"{write_card('coco', bad_images='drop')}:train"], tmp_path, fields=("masks",))
+    masks = index.target(0, fields=("masks",)).masks
+    assert masks is not None
+    assert (index.image_ids.tolist(), masks.sum().item(), masks[0, :8, :8].all().item()) == ([9], 64, True)
+
+
+def test_an_image_in_two_of_the_joined_sets_is_noted(make_voc: MakeVOC, write_card: WriteCard, tmp_path: Path) -> None:
+    folder = make_voc({"a": [CAT], "b": [CAT]})
+    (folder / "ImageSets" / "Main" / "val.txt").write_text("b\n")
+    lists = {split: {"list": f"ImageSets/Main/{split}.txt"} for split in ("train", "val")}
+    card = write_card("voc", splits=lists)
+    index, (problem,) = load_dataset([f"{card}:train", f"{card}:val"], tmp_path)
+    assert (len(index), problem.severity, problem.kind) == (3, "note", "image in two of the joined sets")
+    assert Path(problem.file).name == "b.jpg"
+
+
+def test_a_card_s_tolerances_reach_its_reader(make_voc: MakeVOC, write_card: WriteCard, tmp_path: Path) -> None:
+    folder = make_voc({"a": [CAT]})
+    Image.new("RGB", (160, 120)).save(folder / "JPEGImages" / "a.jpg")
+    index, (problem,) = load_dataset([f"{write_card('voc', other_size='scale')}:train"], tmp_path)
+    assert (index.boxes.tolist(), index.sizes.tolist(), problem.severity) == ([[0, 0, 20, 40]], [[120, 160]], "note")
 
 
 # real data
@@ -482,7 +574,9 @@ def test_imagenet_detection_is_what_its_readme_says() -> None:
 
 def test_imagenet_classes_are_in_torchvisions_order() -> None:
     classes = load_card("imagenet_loc").classes
-    assert len(classes) == 1000
+    card = load_card("imagenet_loc")
+    assert card.names == {"Scottish_deerhound": "n02092002"}
+    assert (card.exif, card.other_size, len(classes)) == ("by_size", "scale", 1000)
     assert classes == tuple(sorted(classes))
     assert (classes[0], classes[207], classes[999]) == (
         "n01440764",

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from detection.data.cards import load_dataset
-from detection.data.check import check_images, check_objects, summarize_index
+from detection.data.check import check_copies, check_images, check_objects, summarize_index
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem
 
@@ -112,6 +112,33 @@ def test_an_image_of_one_colour_is_noted(make_index: MakeIndex, tmp_path: Path, 
     Image.new("RGB", (80, 60), color).save(path)
     (problem,) = check_images(make_index([[]], paths=[str(path)]), track=silent)
     assert (problem.severity, problem.kind, problem.detail) == ("note", "image of one colour", str(color))
+
+
+def test_an_image_that_is_nearly_black_is_noted(make_index: MakeIndex, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 16, (60, 80, 3), dtype=np.uint8)).save(path)
+    (problem,) = check_images(make_index([[]], paths=[str(path)]), track=silent)
+    assert (problem.severity, problem.kind) == ("note", "image that is nearly black")
+    assert "15 of 255" in problem.detail
+
+
+def test_images_of_two_splits_are_noted_once_a_pair(
+    index: AnnotationIndex, make_index: MakeIndex, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.jpg"
+    copy.write_bytes(Path(index.paths[2]).read_bytes())
+    test = make_index([[]] * 3, paths=[index.paths[0], str(copy), str(tmp_path / "missing.jpg")])
+    (problem,) = check_copies({"train": index, "test": test})
+    assert (problem.severity, problem.kind, problem.file) == ("note", "image in two splits", index.paths[0])
+    assert problem.detail.startswith("'test' shares 2 images with 'train'")
+
+
+def test_an_image_under_two_names_is_noted(index: AnnotationIndex) -> None:
+    Path(index.paths[4]).write_bytes(Path(index.paths[1]).read_bytes())
+    (problem,) = check_copies({"train": index})
+    assert (problem.kind, problem.file) == ("same image twice", index.paths[4])
+    assert index.paths[1] in problem.detail
+    assert check_copies({}) == []
 
 
 def test_progress_is_told_image_by_image(index: AnnotationIndex) -> None:

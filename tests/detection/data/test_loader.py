@@ -17,7 +17,7 @@ from detection.config.detection import DetectorDataConfig, JitterConfig
 from detection.data.cards import load_dataset
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex, PackedStrings
-from detection.data.loader import build_test_loader, build_train_loader
+from detection.data.loader import build_test_loader, build_train_loader, detection_loader
 from detection.masks import encode
 
 ROOT = Path(__file__).parents[3]
@@ -43,7 +43,7 @@ def index(make_voc: Callable[..., Path], write_card: Callable[..., str], tmp_pat
 
 
 def train_batches(index: AnnotationIndex, config: DetectorDataConfig, count: int, *, start: int = 0) -> list[Batch]:
-    return list(islice(build_train_loader(index, config, batch_size=2, seed=3, start=start), count))
+    return list(islice(detection_loader(index, config, batch_size=2, seed=3, start=start), count))
 
 
 def assert_equal(ours: list[Batch], others: list[Batch]) -> None:
@@ -124,7 +124,7 @@ def test_images_of_a_rare_class_come_more_often(make_index: Callable[..., Annota
 def test_pasting_without_masks_is_refused_with_the_key_and_the_data_set(index: AnnotationIndex) -> None:
     config = replace(CONFIG, copy_paste=0.5, train=("voc:train",))
     with pytest.raises(ValueError, match=r"data\.copy_paste pastes masks, which data\.train \['voc:train'\] lacks"):
-        build_train_loader(index, config, batch_size=2, seed=0)
+        detection_loader(index, config, batch_size=2, seed=0)
 
 
 def test_objects_are_pasted_whatever_the_number_of_workers(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
@@ -17,16 +16,15 @@ Box = tuple[float, float, float, float]
 
 
 def build(
-    *objects: tuple[int, Box],
-    drop: bool = True,
-    num_images: int = 2,
-    exif: Literal["apply", "ignore"] = "apply",
-    areas: Sequence[float] | None = None,
+    *objects: tuple[int, Box], drop: bool = True, num_images: int = 2, areas: Sequence[float] | None = None
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """Images of 60x80; object n has label n % 2, area n unless ``areas`` are given, and is ignored where n is 2."""
     numbers = range(len(objects))
     images = ImageRows(
-        [f"{row}.jpg" for row in range(num_images)], list(range(10, 10 + num_images)), [(60, 80)] * num_images
+        [f"{row}.jpg" for row in range(num_images)],
+        list(range(10, 10 + num_images)),
+        [(60, 80)] * num_images,
+        [row % 2 == 0 for row in range(num_images)],
     )
     rows = ObjectRows(
         [image for image, _ in objects],
@@ -43,7 +41,6 @@ def build(
         category_ids=(7, 3),
         files=[f"{row}.xml" for row in range(num_images)],
         drop=drop,
-        exif=exif,
     )
 
 
@@ -76,9 +73,8 @@ def test_no_objects_and_no_images() -> None:
     assert (len(index), index.sizes.shape, problems) == (0, (0, 2), [])
 
 
-@pytest.mark.parametrize("exif", ["apply", "ignore"])
-def test_the_exif_policy_is_kept(exif: Literal["apply", "ignore"]) -> None:
-    assert build(exif=exif)[0].apply_exif.tolist() == [exif == "apply"] * 2
+def test_the_exif_policy_of_each_image_is_kept() -> None:
+    assert build(num_images=3)[0].apply_exif.tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -151,3 +147,8 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
 def test_the_nearest_class_is_named_or_all_are() -> None:
     assert nearest_class("cta", ("cat", "dog")) == "'cta'; did you mean 'cat'?"
     assert nearest_class("zebra", ("cat", "dog")) == "'zebra'; the card has cat, dog"
+
+
+def test_a_message_does_not_list_a_thousand_classes() -> None:
+    names = tuple(f"n{number:08d}" for number in range(1000))
+    assert nearest_class("zebra", names).endswith("n00000009 and 990 more")

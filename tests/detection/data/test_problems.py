@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from detection.data.problems import Problem, Severity, refuse_errors, summarize
+from detection.data.problems import Problem, Severity, listed, refuse_errors, summarize
 
 
 def problem(severity: Severity, number: int = 1, kind: str = "box without area") -> Problem:
@@ -48,3 +48,17 @@ def test_the_summary_counts_every_kind_but_errors() -> None:
 
 def test_the_summary_of_nothing_is_empty() -> None:
     assert summarize([]) == summarize([problem("error")]) == ""
+
+
+def test_a_problem_that_stands_for_many_counts_as_many() -> None:
+    found = [
+        Problem("note", "boxes scaled", "a.txt", "40 images", 40),
+        Problem("note", "boxes scaled", "b.txt", "1", 1),
+    ]
+    assert summarize(found) == "41 x boxes scaled (note)"
+
+
+def test_long_lists_are_cut_with_their_count() -> None:
+    assert listed(["a", "b"]) == "a, b"
+    assert listed(range(1000), most=3) == "0, 1, 2 and 997 more"
+    assert listed([]) == "none"

@@ -396,3 +396,14 @@ def test_adamw_resumes_exactly() -> None:
     for state in (saved, other):
         run(state, steps=3)
     assert weights(other) == weights(saved) != [0.5, 0.25]
+
+
+def test_batch_norm_of_a_single_value_names_keys_and_size() -> None:
+    class Tiny(LineModel):
+        norm = nn.BatchNorm2d(3)
+
+        def forward(self, images: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
+            return {"loss": self.norm(images.pixels.float().mean(dim=(2, 3), keepdim=True)).sum() * self.w}
+
+    with pytest.raises(ValueError, match=r"1 images of \(2, 2\) pixels .*\[1, 3, 1, 1\].*backbone\.norm .*frozen_bn"):
+        run(make_state(Tiny()), parts=batches(1), steps=1)

@@ -67,3 +67,33 @@ def test_entry_of_a_run_that_fails_names_the_error(
     with pytest.raises(type(error)), manifest_entry(tmp_path, DetectionConfig(), make_state(), {"train": index}, CPU):
         raise error
     assert read_manifest(tmp_path)[0]["exit"] == f"{type(error).__name__}: {error}"
+
+
+def warnings_of_a_start(folder: Path, index: AnnotationIndex, *, iteration: int = 5) -> list[str]:
+    state = make_state()
+    state.iteration = iteration
+    with manifest_entry(folder, DetectionConfig(), state, {"train": index, "val": index}, CPU) as warnings:
+        return warnings
+
+
+def test_data_that_changed_since_the_last_start_is_told_once(
+    index: AnnotationIndex, make_index: Callable[..., AnnotationIndex], tmp_path: Path
+) -> None:
+    fewer = make_index([[((1, 2, 3, 4), 0, False)]])
+    moved = make_index([[((1, 2, 3, 5), 0, False)]])
+    assert warnings_of_a_start(tmp_path, index, iteration=0) == []
+    train, val = warnings_of_a_start(tmp_path, fewer)
+    assert train == "warning: data.train has changed since the last start: 2 -> 1 images"
+    assert "data.val" in val
+    assert warnings_of_a_start(tmp_path, fewer) == []
+    assert "as many images and objects, but other" in warnings_of_a_start(tmp_path, moved)[0]
+    assert warnings_of_a_start(tmp_path, index, iteration=0) == []  # a run that starts anew compares nothing
+
+
+@pytest.mark.parametrize("content", ["", '[{"data": {', "[" * 100_000, "5", "[7]"])
+def test_a_broken_manifest_is_put_aside(index: AnnotationIndex, tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    (warning,) = warnings_of_a_start(tmp_path, index)
+    assert str(tmp_path / "manifest.json") in warning
+    assert (tmp_path / "manifest.json.damaged").read_text() == content
+    assert len(read_manifest(tmp_path)) == 1

@@ -94,7 +94,9 @@ def test_names_in_reports_and_keys_are_unique() -> None:
 
 def test_logs_get_the_main_figures() -> None:
     logged = shown_figures(evaluate([make_record(1)], ("cat",), "area"), "log")
-    assert logged == pytest.approx({"bbox.AP": 1, "bbox.AP50": 1, "bbox.AP75": 1, "voc.mAP": 1})
+    main = {"bbox.AP": 1.0, "bbox.AP50": 1.0, "bbox.AP75": 1.0, "voc.mAP": 1.0}
+    assert {key: logged[key] for key in main} == pytest.approx(main)
+    assert "bbox.APs" not in logged
 
 
 @pytest.mark.parametrize(
@@ -122,13 +124,10 @@ def test_a_metric_of_one_function_and_one_line_is_everywhere() -> None:
     assert result["counts"] == {"extra": 2.0}
     assert read_metric(result, "counts.extra") == 2
     assert shown_figures(result, "log")["counts.extra"] == 2
-    assert [line.split() for line in format_tables(result).splitlines()[-2:]] == [
-        ["metric", "value"],
-        ["extra", "boxes", "2.000"],
-    ]
+    assert ["extra", "boxes", "2.000"] in [line.split() for line in format_tables(result).splitlines()]
     nothing = evaluate([], ("cat",), "area")
     assert nothing["counts"] == {"extra": None}
-    assert format_tables(nothing).endswith("   -")
+    assert ["extra", "boxes", "-"] in [line.split() for line in format_tables(nothing).splitlines()]
 
 
 def test_a_key_that_the_table_lacks_is_named() -> None:

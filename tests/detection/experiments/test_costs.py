@@ -86,6 +86,19 @@ def test_a_pyramid_is_counted_with_its_heads() -> None:
     assert 1e9 * (many - few) == pytest.approx(100 * (16 * 49 * 32 + 32 * 32 + 32 * 16), rel=0.01)
 
 
+def test_a_detector_without_regions_is_counted_whole() -> None:
+    class OneStage(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scores = nn.Conv2d(3, 2, 1)
+
+        def forward(self, images: ImageBatch) -> list[Detections]:
+            scores = self.scores(images.pixels.float()).mean((2, 3))[0]
+            return [Detections(torch.zeros(2, 4), scores, torch.zeros(2, dtype=torch.int64))]
+
+    assert 1e9 * count_gflops(OneStage(), (64, 96), proposals=7) >= conv(3, 2, 1, 64, 96)
+
+
 def test_percentiles_are_interpolated() -> None:
     assert percentile([4.0, 1.0, 3.0, 2.0], 0.5) == 2.5
     assert percentile(list(map(float, range(21))), 0.95) == 19.0

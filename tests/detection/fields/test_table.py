@@ -127,13 +127,12 @@ def read(
     objects.fields["points"] += points
     objects.fields["masks"] += masks
     return build_index(
-        ImageRows([str(folder / "a.png"), str(folder / "b.png")], [1, 2], [SIZE, SIZE]),
+        ImageRows([str(folder / "a.png"), str(folder / "b.png")], [1, 2], [SIZE, SIZE], [True, True]),
         objects,
         class_names=("cat",),
         category_ids=(1,),
         files=["file"] * 2,
         drop=True,
-        exif="apply",
     )
 
 

@@ -455,6 +455,11 @@ def test_the_mask_stage_is_fixed_with_the_box_stage(config: DetectionConfig) -> 
     assert not any("mask_stage" in name for name in trainable)
 
 
+def test_a_part_that_there_is_not_cannot_be_fixed() -> None:
+    with pytest.raises(ValueError, match=r"FasterRCNN has no parts \['neck'\]; it has .*'rpn'"):
+        build_detector(PYRAMID, 3, fixed=("backbone", "neck"))
+
+
 def test_seeds_make_the_draws_of_an_image_its_own() -> None:
     few = replace(PYRAMID, rpn=replace(PYRAMID.rpn, samples_per_image=4), box=replace(PYRAMID.box, samples_per_image=4))
     detector = seeded(replace(few, architecture="faster_rcnn")).train()

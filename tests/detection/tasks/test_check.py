@@ -112,3 +112,12 @@ def test_class_names_are_printed_as_they_are(
     make_voc({"a": []})
     _, output = run(write_card("voc", classes=["[red]", "dog"]))
     assert "[red]" in output
+
+
+def test_an_image_with_the_content_of_another_is_noted(run: Run, card: str, tmp_path: Path) -> None:
+    images = tmp_path / "voc" / "JPEGImages"
+    (images / "b.jpg").write_bytes((images / "a.jpg").read_bytes())
+    status, output = run(card)
+    assert status == 0
+    assert f"note: {images / 'b.jpg'}: same image twice: it has the content of {images / 'a.jpg'}" in output
+    assert "same image" not in run(card, "--skip-images")[1]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from detection.data.digits import write_digits
+from detection.engine.log import RunLog
 
 Resdet = Callable[..., Any]
 CONFIG = """
@@ -89,6 +92,24 @@ class TestTrainAlternating:
         assert again.out.splitlines() == [
             f"step {number} is done: {workspace.run / f'step{number}'}" for number in (1, 2, 3, 4)
         ]
+
+    def test_what_a_signal_advises_goes_on(self, workspace: Workspace, tmp_path: Path) -> None:
+        record = RunLog.metrics
+
+        def interrupt(log: RunLog, iteration: int, values: Mapping[str, float]) -> None:
+            record(log, iteration, values)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        options = ("--output-dir", tmp_path, "data.limit=2")  # of 4 images, the same in every step
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RunLog, "metrics", interrupt)
+            stopped = run_alternating(workspace, *options)
+        assert stopped.status == 75
+        assert "the same command with --resume goes on" in stopped.err
+        outcome = run_alternating(workspace, *options, "--resume")
+        assert (outcome.status, outcome.err) == (0, "")
+        assert "2 images" in outcome.out
+        assert json.loads((tmp_path / "step4" / "result.json").read_text())["images"] == 2
 
     def test_overrides_reach_the_steps(self, workspace: Workspace, tmp_path: Path) -> None:
         override = ("--output-dir", tmp_path, "alternating.rpn_iterations=1", "data.test=[]")

@@ -25,6 +25,7 @@ from detection.engine.checkpoint import Checkpoint
 from detection.engine.device import choose_device
 from detection.engine.evaluate import evaluate
 from detection.evaluation.coco import coco_results
+from detection.evaluation.metrics import figures
 from detection.tasks.test import read_records, run_test
 
 
@@ -156,6 +157,27 @@ def test_no_test_set_is_refused(config: DetectionConfig, checkpoint: Checkpoint,
         run_test(replace(config, data=replace(config.data, test=())), checkpoint, tmp_path)
 
 
+def test_without_ground_truth_there_are_detections_and_no_figure(
+    config: DetectionConfig, root: Path, tmp_path: Path
+) -> None:
+    masked = replace(config, architecture="mask_rcnn", test=replace(config.test, score_threshold=0.0))
+    content = json.loads((root / "digits/coco/annotations/instances_test.json").read_text())
+    (tmp_path / "images.json").write_text(json.dumps({key: content[key] for key in ("images", "categories")}))
+    card, split = tmp_path / "mine.yaml", {"annotations": str(tmp_path / "images.json"), "images": "test"}
+    values = {"format": "coco", "root": "digits/coco", "classes": list(CLASSES), "splits": {"test": split}}
+    card.write_text(json.dumps(values))
+    lines: list[str] = []
+    unknown = with_key(masked, "data.test", (f"{card}:test",))
+    result = run_test(unknown, untrained(masked), tmp_path / "out", say=lines.append)
+    found = {key: value for key, value in figures(result).items() if key.startswith(("bbox.", "segm.", "voc."))}
+    assert set(found.values()) == {None}
+    assert {"bbox.AP", "segm.AP", "voc.mAP"} <= found.keys()
+    assert json.loads((tmp_path / "out" / "detections.json").read_text())
+    (line,) = [line for line in lines if "no figure" in line]
+    for part in ("data.test", str(tmp_path / "images.json"), "'annotations'"):
+        assert part in line
+
+
 class TestReadRecords:
     """The run is written by ``run_test`` itself."""
 
@@ -196,3 +218,29 @@ class TestReadRecords:
         (run / "detections.json").unlink()
         with pytest.raises(ValueError, match=r"detections\.json can't be read: .*; resdet test writes it"):
             read_records(run)
+
+
+class TestSubmission:
+    def test_of_coco_holds_the_same_detections(
+        self, tmp_path: Path, config: DetectionConfig, checkpoint: Checkpoint
+    ) -> None:
+        run_test(with_key(config, "test.score_threshold", 0.0), checkpoint, tmp_path, submit=True)
+        (file,) = (tmp_path / "submission").rglob("*.json")
+        assert file.parent.name == "bbox"
+        assert json.loads(file.read_text()) == json.loads((tmp_path / "detections.json").read_text()) != []
+
+    def test_of_voc_has_a_file_for_each_class(
+        self, tmp_path: Path, config: DetectionConfig, checkpoint: Checkpoint
+    ) -> None:
+        data = replace(config.data, test=("digits_voc:test",))
+        run_test(replace(config, data=data), checkpoint, tmp_path, submit=True)
+        main = tmp_path / "submission" / "results" / "voc" / "Main"
+        assert {file.name for file in main.iterdir()} == {f"comp4_det_test_{name}.txt" for name in CLASSES}
+
+    @pytest.mark.parametrize("change", [{"test": ("digits:test", "digits:train")}, {"limit": 1}])
+    def test_is_of_one_whole_split(
+        self, tmp_path: Path, config: DetectionConfig, checkpoint: Checkpoint, change: dict[str, Any]
+    ) -> None:
+        with pytest.raises(ValueError, match=r"data\.test.*data\.limit"):
+            run_test(replace(config, data=replace(config.data, **change)), checkpoint, tmp_path, submit=True)
+        assert not list(tmp_path.iterdir())

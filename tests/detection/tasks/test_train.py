@@ -31,6 +31,7 @@ from detection.data.cards import load_dataset
 from detection.data.dataset import DetectionDataset
 from detection.data.digits import CLASSES, write_digits
 from detection.data.images import ImageError
+from detection.data.jpeg import END
 from detection.data.loader import build_train_loader
 from detection.engine import trainer
 from detection.engine.checkpoint import Checkpoint, read_checkpoint
@@ -288,6 +289,20 @@ class TestTraining:
         assert run_training(with_solver(with_data(config, test=()), iterations=1), tmp_path) == {}
         assert not (tmp_path / "result.json").exists()
         assert read_checkpoint(tmp_path).iteration == 1
+
+    def test_sets_without_ground_truth_give_no_metric_and_choose_nothing(
+        self, config: DetectionConfig, tmp_path: Path
+    ) -> None:
+        root = Path(shutil.copytree(str(config.data.root), tmp_path / "root"))
+        file = root / "digits" / "coco" / "annotations" / "instances_test.json"
+        content = json.loads(file.read_text())
+        del content["annotations"]
+        file.write_text(json.dumps(content))
+        own = with_solver(with_data(watched(config), root=str(root)), evaluate_every=1, iterations=2)
+        result = run_training(own, tmp_path / "run")
+        assert (result["bbox"]["AP"], result["voc"]["mAP"], result["weights"]["chosen_by"]) == (None, None, None)
+        assert read_checkpoint(tmp_path / "run").path.name == "0000002.safetensors"
+        assert not [key for line in metrics(tmp_path / "run") for key in line if "AP" in key]
 
     def test_loss_that_is_not_finite_leaves_the_last_checkpoint(self, config: DetectionConfig, tmp_path: Path) -> None:
         wild = with_solver(with_data(config, test=()), base_lr=1e30, clip_norm=None, checkpoint_every=1)
@@ -572,6 +587,43 @@ def differing(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Te
     return [name for name, weight in expected.items() if not torch.equal(found[name], weight)]
 
 
+class TestSaidAtTheStart:
+    """What a user would else find out at the end."""
+
+    @pytest.fixture
+    def short(self, config: DetectionConfig) -> DetectionConfig:
+        return with_solver(with_data(config, test=(), limit=1), iterations=1, checkpoint_every=0, log_sinks=())
+
+    @pytest.mark.parametrize("form", ["bbox.per_class.{}.AP50", "voc.per_class.{}"])
+    def test_best_metric_of_a_class_that_val_lacks(
+        self, short: DetectionConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+    ) -> None:
+        watched = with_data(short, val=short.data.train)
+        index = load_dataset(watched.data.train, Path(str(watched.data.root)))[0].first(1)
+        present = index.class_names[int(index.labels[0])]
+        lacking = next(name for label, name in enumerate(index.class_names) if label not in index.labels)
+        for name in (present, lacking):
+            run_training(with_solver(watched, best_metric=form.format(name)), tmp_path / name)
+            warned = f"data.val has no object of class '{lacking}'" in capsys.readouterr().out
+            assert warned == (name == lacking)
+
+    def test_what_came_over_from_init(
+        self,
+        short: DetectionConfig,
+        finished: tuple[Path, dict[str, Any]],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        run_training(replace(short, init=str(finished[0])), tmp_path)
+        out = capsys.readouterr().out
+        assert f"starts from {finished[0]}" in out
+        assert f"10 of 10 classes: {', '.join(CLASSES)}; new: none" in out
+
+    def test_many_proposals(self, short: DetectionConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run_training(replace(short, rpn=replace(short.rpn, post_nms_train=6000)), tmp_path)
+        assert "warning: rpn.post_nms_train 6000" in capsys.readouterr().out
+
+
 class TestOtherSettingsOnTheWay:
     """A run that goes on with another config takes that config's word, and says so."""
 
@@ -673,7 +725,7 @@ class TestErrorsOnTheWay:
         own = with_solver(with_data(config, root=str(root), workers=workers), checkpoint_every=0)
         path = later_image(own)
         whole = path.read_bytes()
-        path.write_bytes(whole[: len(whole) // 2])
+        path.write_bytes(whole[: len(whole) // 2] + END)
         with pytest.raises(ImageError) as error:
             run_training(own, tmp_path / "run")
         message = str(error.value)
@@ -709,10 +761,21 @@ class TestErrorsOnTheWay:
     def test_unreadable_image_in_the_first_step(self, config: DetectionConfig, tmp_path: Path) -> None:
         root = Path(shutil.copytree(str(config.data.root), tmp_path / "root"))
         for path in root.rglob("*.jpg"):
-            path.write_bytes(b"")
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] + END)
         with pytest.raises(ImageError):
             run_training(with_data(config, root=str(root)), tmp_path / "run")
         assert not (tmp_path / "run" / "checkpoints").exists()  # there is nothing to save
+
+    def test_images_that_are_none_are_named_before_the_first_step(
+        self, config: DetectionConfig, tmp_path: Path
+    ) -> None:
+        root = Path(shutil.copytree(str(config.data.root), tmp_path / "root"))
+        for path in root.rglob("*.jpg"):
+            path.write_bytes(b"")
+        with pytest.raises(
+            ValueError, match=r"(?s)digits:train' has 6 errors.*000001\.jpg.*000006\.jpg.*bad_images: drop"
+        ):
+            run_training(with_data(config, root=str(root)), tmp_path / "run")
 
     def test_ctrl_c(self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
         record = RunLog.metrics
@@ -819,6 +882,22 @@ class TestSignals:
         first, second = read_manifest(tmp_path)
         assert (first["exit"], first["last_iteration"]) == (f"StoppedError: {message}", 3)
         assert (second["exit"], second["first_iteration"], second["last_iteration"]) == ("finished", 3, 4)
+
+    def test_files_cut_short_do_not_stop_a_resume(
+        self, config: DetectionConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.stop_at(config, tmp_path, 3, signal.SIGTERM)
+        for name in ("manifest.json", "metrics.jsonl"):
+            content = (tmp_path / name).read_text()
+            (tmp_path / name).write_text(content[: len(content) - 9])
+        (tmp_path / "result.json").write_text('{"bbox": {')
+        shorter = with_data(config, limit=5)
+        result = run_training(shorter, tmp_path, resume=True)
+        assert json.loads((tmp_path / "result.json").read_text()) == result
+        assert "manifest.json.damaged now" in capsys.readouterr().out
+        (tmp_path / "result.json").write_text('{"bbox": {')
+        assert run_training(config, tmp_path, resume=True)["bbox"] == result["bbox"]
+        assert "warning: data.train has changed since the last start: 5 -> 6 images" in capsys.readouterr().out
 
     def test_an_evaluation_that_is_due_waits_for_the_next_start(self, config: DetectionConfig, tmp_path: Path) -> None:
         often = with_solver(watched(config), evaluate_every=3, checkpoint_every=0)

@@ -125,7 +125,7 @@ def test_a_category_id_that_the_file_lacks_is_named(make_coco: MakeCOCO) -> None
     file = make_coco(IMAGES, [annotation(1, 7), annotation(2, 900, 4)])
     problem = only_problem(file)
     assert (problem.severity, problem.kind, problem.file) == ("error", "category id out of range", str(file))
-    assert problem.detail == "annotation 2 of image 900, category id 4; the file has [3, 18]"
+    assert problem.detail == "annotation 2 of image 900, category_id 4; the file has 3, 18"
 
 
 def test_doubled_image_ids_are_named(make_coco: MakeCOCO) -> None:
@@ -172,13 +172,13 @@ def test_a_bad_box_is_dropped_or_an_error_and_names_the_object(make_coco: MakeCO
     assert dropped.file == error.file == str(file)
 
 
-@pytest.mark.parametrize("name", ["../a.jpg", "/etc/a.jpg", "x/../../a.jpg"])
+@pytest.mark.parametrize("name", ["../../a.jpg", "/etc/a.jpg", "x/../../../a.jpg", "../../coco", "../../coco2/a.jpg"])
 def test_a_file_name_outside_the_folder_is_refused(make_coco: MakeCOCO, name: str) -> None:
     file = make_coco(IMAGES, [annotation(1, 7)])
     edit(file, lambda content: content["images"][0].update(file_name=name))
     problem = only_problem(file)
     assert (problem.severity, problem.kind) == ("error", "image outside the data set's folder")
-    assert problem.detail == f"image 7 ({name})"
+    assert problem.detail.startswith(f"image 7 ({name})")
 
 
 @pytest.mark.parametrize("name", ["", ".", "sub"])
@@ -195,7 +195,7 @@ def test_an_image_without_size_is_named(make_coco: MakeCOCO, size: int) -> None:
     edit(file, lambda content: content["images"][0].update(width=size))
     problem = only_problem(file)
     assert (problem.severity, problem.kind) == ("error", "image size")
-    assert problem.detail == f"image 7 (a.jpg): height 60, width {size}"
+    assert problem.detail.startswith(f"image 7 (a.jpg): height is 60, width is {size}, expected 1 or more")
 
 
 @pytest.mark.parametrize("text", ["", '{"images": [', "no JSON", '{"images": [], "annotations": []', "[" * 100000])
@@ -220,7 +220,7 @@ def test_a_missing_file_is_named(make_coco: MakeCOCO) -> None:
     assert (problem.severity, problem.file) == ("error", str(file))
 
 
-@pytest.mark.parametrize("text", ["[]", "5", "null", '{"images": [], "categories": []}', '{"images": {}}'])
+@pytest.mark.parametrize("text", ["[]", "5", "null", '{"images": [], "annotations": []}', '{"images": {}}'])
 def test_json_of_another_kind_is_named(make_coco: MakeCOCO, text: str) -> None:
     file = make_coco(IMAGES, [])
     file.write_text(text)
@@ -229,12 +229,14 @@ def test_json_of_another_kind_is_named(make_coco: MakeCOCO, text: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["id", "image_id", "category_id", "bbox"])
-@pytest.mark.parametrize("value", [None, "x", [1, 2]])
+@pytest.mark.parametrize("value", [None, "x", [1, 2], True, {"0": 1, "1": 2, "2": 3, "3": 4}, 10**400, 2.5, "1_0"])
 def test_an_annotation_that_cannot_be_read_is_named(make_coco: MakeCOCO, key: str, value: object) -> None:
     file = make_coco(IMAGES, [annotation(1, 7), annotation(2, 900) | {key: value}])
     problem = only_problem(file)
     assert (problem.severity, problem.kind, problem.file) == ("error", "annotation record", str(file))
-    assert "'image_id': " in problem.detail
+    assert problem.detail.startswith("annotations[1] (id")
+    assert f": {key} is " in problem.detail
+    assert "expected" in problem.detail
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,7 @@ def test_an_annotation_that_cannot_be_read_is_named(make_coco: MakeCOCO, key: st
     [
         ("images", "image record"),
         ("annotations", "annotation record"),
-        ("categories", "category without id or name"),
+        ("categories", "category record"),
     ],
 )
 @pytest.mark.parametrize("record", [None, 5, "x", [], {}])
@@ -251,12 +253,154 @@ def test_a_record_of_another_kind_is_named(make_coco: MakeCOCO, section: str, ki
     edit(file, lambda content: content[section].append(record))
     problem = only_problem(file)
     assert (problem.severity, problem.kind, problem.file) == ("error", kind, str(file))
+    assert problem.detail.startswith(f"{section}[{1 if section == 'annotations' else 2}]: ")
 
 
 @pytest.mark.parametrize("entry", [{"annotation": "train.json", "images": "x"}, {"images": "train"}, {}])
 def test_an_entry_that_is_no_coco_split_is_refused(tmp_path: Path, entry: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="annotations"):
         read_coco(tmp_path, entry, CLASSES, drop=True, exif="apply")
+
+
+# values of other types
+
+
+@pytest.mark.parametrize(
+    ("value", "crowd"),
+    [("0", False), ("1", True), ("false", False), ("True", True), (False, False), (1.0, True), (" 0.0 ", False)],
+)
+def test_a_flag_may_be_text(make_coco: MakeCOCO, value: object, crowd: bool) -> None:
+    index, problems = read(make_coco(IMAGES, [annotation(1, 7, iscrowd=value)]))
+    assert (index.ignore.tolist(), problems) == ([crowd], [])
+
+
+@pytest.mark.parametrize("value", ["no", "", None, 2, -1, [], "2"])
+def test_another_flag_is_refused(make_coco: MakeCOCO, value: object) -> None:
+    problem = only_problem(make_coco(IMAGES, [annotation(1, 7, iscrowd=value)]))
+    assert problem.detail.startswith("annotations[0] (id 1, image_id 7): iscrowd is ")
+    assert problem.detail.endswith("expected 0 or 1")
+
+
+def test_numbers_may_be_text(make_coco: MakeCOCO) -> None:
+    record = {"id": "1", "image_id": "7", "category_id": "3", "bbox": ["10", "20.5", "3e1", 5], "area": "77.5"}
+    index, problems = read(make_coco(IMAGES, [record]))
+    assert (index.boxes.tolist(), index.areas.tolist(), problems) == ([[10, 20.5, 40, 25.5]], [77.5], [])
+
+
+@pytest.mark.parametrize(
+    "bbox", ["1234", {"x": 1, "y": 2, "width": 3, "height": 4}, [1, 2, 3], [1, 2, 3, None], [1] * 5]
+)
+def test_a_box_is_a_list_of_four_numbers(make_coco: MakeCOCO, bbox: object) -> None:
+    problem = only_problem(make_coco(IMAGES, [annotation(1, 7, bbox=bbox)]))
+    assert "bbox is " in problem.detail
+    assert "expected [x, y, width, height]" in problem.detail
+
+
+def test_a_missing_box_beside_a_polygon_says_what_to_add(make_coco: MakeCOCO) -> None:
+    record = annotation(1, 7, segmentation=[[1, 1, 9, 1, 9, 9]])
+    del record["bbox"]
+    problem = only_problem(make_coco(IMAGES, [record]))
+    assert "bbox is missing, expected [x, y, width, height]" in problem.detail
+    assert "add the box" in problem.detail
+
+
+@pytest.mark.parametrize("area", [1e39, 1e12, -1, "inf", float("nan"), 10**400, "x", [5], None, True])
+def test_an_area_that_no_image_has_is_refused(make_coco: MakeCOCO, area: object) -> None:
+    problem = only_problem(make_coco(IMAGES, [annotation(1, 7, area=area)]))
+    assert "area is " in problem.detail
+
+
+@pytest.mark.parametrize("area", [1.0, 0, 0.03, 4800])
+def test_areas_that_do_not_fit_their_boxes_are_noted(make_coco: MakeCOCO, area: float) -> None:
+    _, (problem,) = read(make_coco(IMAGES, [annotation(1, 7, area=area), annotation(2, 900, area=area)]))
+    assert (problem.severity, problem.kind) == ("note", "areas that don't fit their boxes, so that sizes are wrong")
+    assert problem.detail.startswith(f"2 of 2; annotation 1 of image 7 has area {area:g} and a box of 30x5")
+
+
+# categories
+
+
+def test_two_categories_of_one_name_that_the_card_lacks_do_no_harm(make_coco: MakeCOCO) -> None:
+    file = make_coco(IMAGES, [annotation(1, 7)], categories={3: "cat", 18: "dog", 5: "N/A", 6: "N/A"})
+    index, problems = read(file)
+    assert (index.category_ids, problems) == ((18, 3), [])
+
+
+# images
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "./a.jpg", "../train/a.jpg"])
+def test_one_file_under_two_ids_is_refused(make_coco: MakeCOCO, name: str) -> None:
+    file = make_coco(IMAGES, [annotation(1, 7)])
+    edit(file, lambda content: content["images"][1].update(file_name=name))
+    problem = only_problem(file)
+    assert (problem.severity, problem.kind) == ("error", "image file under two ids")
+    assert problem.detail.startswith(f"image 7 and image 900 ({name}); ")
+
+
+@pytest.mark.parametrize(
+    ("written", "stored"),
+    [
+        ("train\\a.jpg", "a.jpg"),
+        ("Capture_d%C3%A9cran%201.jpg", "Capture_décran 1.jpg"),
+        ("caf\u00e9.jpg", "cafe\u0301.jpg"),
+        ("cafe\u0301.jpg", "caf\u00e9.jpg"),
+        ("a.JPG", "a.jpg"),
+        ("a.png", "a.jpg"),
+        ("a", "a.jpg"),
+        ("A.jpg", "a.jpg"),
+        ("a.jpg ", "a.jpg"),
+        ("train/a.jpg", "a.jpg"),
+        ("C:\\data\\train\\a.jpg", "a.jpg"),
+        ("sub/a.jpg", "a.jpg"),
+    ],
+)
+def test_a_missing_image_is_found_under_the_name_that_is_meant(make_coco: MakeCOCO, written: str, stored: str) -> None:
+    file = make_coco({7: stored}, [])
+    edit(file, lambda content: content["images"][0].update(file_name=written))
+    problem = only_problem(file)
+    assert problem.kind == "missing image"
+    assert f"image 7 ({written}) of {file}; {stored!r} is there" in problem.detail
+
+
+def test_a_missing_image_that_nothing_resembles_has_no_hint(make_coco: MakeCOCO) -> None:
+    file = make_coco(IMAGES, [])
+    edit(file, lambda content: content["images"][0].update(file_name="c.jpg"))
+    assert "is there" not in only_problem(file).detail
+
+
+def test_a_record_without_a_size_has_that_of_the_image(make_coco: MakeCOCO) -> None:
+    file = make_coco(IMAGES, [])
+    edit(file, lambda content: [content["images"][0].pop(key) for key in ("height", "width")])
+    index, problems = read(file)
+    assert (index.sizes.tolist(), problems) == ([[60, 80], [60, 80]], [])
+    edit(file, lambda content: content["images"][1].pop("height"))
+    problem = only_problem(file)
+    assert problem.detail == "images[1]: height is missing, expected a whole number"
+
+
+def test_a_file_without_annotations_has_no_ground_truth(make_coco: MakeCOCO) -> None:
+    file = make_coco(IMAGES, [])
+    assert read(file)[0].has_ground_truth  # that no image has an object is known
+    edit(file, lambda content: content.pop("annotations"))
+    index, (problem,) = read(file)
+    assert (len(index), index.has_ground_truth, index.category_ids) == (2, False, (18, 3))
+    assert (problem.severity, problem.kind) == ("note", "no ground truth")
+
+
+def test_a_byte_order_mark_does_no_harm(make_coco: MakeCOCO) -> None:
+    file = make_coco(IMAGES, [annotation(1, 7)])
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read(file)[1] == []
+
+
+def test_boxes_are_scaled_to_an_image_of_another_resolution(make_coco: MakeCOCO) -> None:
+    file = make_coco(IMAGES, [annotation(1, 7, area=40), annotation(2, 900)])
+    edit(file, lambda content: content["images"][0].update(height=30, width=40))
+    index, (problem,) = read_coco(file.parent, ENTRY, CLASSES, drop=True, exif="apply", other_size="scale")
+    assert index.sizes.tolist() == [[60, 80], [60, 80]]
+    assert (index.boxes.tolist(), index.areas.tolist()) == ([[20, 40, 80, 50], [10, 20, 40, 25]], [160, 150])
+    assert (problem.severity, problem.detail) == ("note", "1 image")
 
 
 # masks

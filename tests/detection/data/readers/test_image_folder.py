@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from detection.data.class_labels import whole_images
-from detection.data.images import EXIF_ORIENTATION
+from detection.data.images import ORIENTATION
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem
 from detection.data.readers.image_folder import read_image_folder
@@ -110,7 +110,7 @@ class TestSizes:
     def test_turned_by_exif(self, tmp_path: Path, exif: str, sizes: list[list[int]]) -> None:
         draw(tmp_path, {"ape": ("a.jpg",)})
         tag = Image.Exif()
-        tag[EXIF_ORIENTATION] = 6
+        tag[ORIENTATION] = 6
         Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / "train" / "ape" / "turned.jpg", exif=tag)
         index, _ = read(tmp_path, exif=exif)
         assert index.sizes.tolist() == sizes

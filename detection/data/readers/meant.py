@@ -1,0 +1,64 @@
+"""Finds the file that a name in an annotation means where none has exactly this name.
+
+Annotations come from other machines: with backslashes, encoded as in a URL, composed or decomposed accents (macOS),
+another suffix or case, blanks at the end, the folder's own name in front, or a path that held elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from urllib.parse import unquote
+
+__all__ = ["Meant", "inside"]
+
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".xml")
+MAX_FILES = 200_000  # listed for a hint
+
+
+class Meant:
+    """The files below a folder under the names that others may give them; they are listed when first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[tuple[str, ...], str] | None = None
+
+    def hint(self, name: str) -> str:
+        """The end of a message about ``name``: which file it probably means; empty if none."""
+        if self._files is None:
+            self._files = {}
+            for file in islice(_below(self._folder), MAX_FILES):
+                self._files.setdefault(_key(file), file)
+        parts = _key(name)
+        for start in range(len(parts)):
+            if (found := self._files.get(parts[start:])) is not None:
+                return f"; {found!r} is there: name it so, or rename the file"
+        return ""
+
+
+def inside(folder: str, images: str, name: str) -> str | None:
+    """The path of the file ``name`` below ``images``, by its text; None if it lies neither there nor in ``folder``."""
+    path = f"{images}/{name}"
+    if not (name.startswith("/") or "//" in path or "./" in path or name.endswith("/.")):
+        return path  # as nearly all
+    path = os.path.normpath(name if name.startswith("/") else path)
+    roots = (os.path.normpath(folder), os.path.normpath(images))
+    return path if any(path.startswith(f"{root}/") for root in roots) else None
+
+
+def _below(folder: Path) -> Iterator[str]:
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            yield os.path.relpath(f"{place}/{name}", folder)
+
+
+def _key(name: str) -> tuple[str, ...]:
+    """What names of one file have in common: their parts, without what tools change."""
+    plain = unicodedata.normalize("NFC", unquote(name)).replace("\\", "/").casefold()
+    stem, dot, suffix = plain.strip().rpartition(".")
+    plain = stem if f"{dot}{suffix}" in SUFFIXES else plain
+    return tuple(part.strip() for part in plain.split("/") if part.strip() not in ("", ".", ".."))

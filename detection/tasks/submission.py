@@ -1,0 +1,49 @@
+"""Which files a data set's evaluation server reads, by its card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from detection.config.detection import DetectorDataConfig
+from detection.config.load import build_dataclass
+from detection.data.cards import load_card
+from detection.data.index import AnnotationIndex
+from detection.data.readers.coco import COCOSplit
+from detection.data.readers.voc import VOCSplit
+from detection.evaluation.record import Record
+from detection.evaluation.submission import write_coco, write_imagenet_det, write_voc
+
+__all__ = ["find_submission"]
+
+Write = Callable[[Sequence[Record], AnnotationIndex, Path], list[Path]]
+
+
+def find_submission(data: DetectorDataConfig) -> Write:
+    """Returns what writes detections on ``data.test`` as the server of its card's format reads them.
+
+    Raises:
+        ValueError: not one split, a part of it, or image folders, which no server takes.
+    """
+    if len(data.test) != 1 or data.limit is not None:
+        raise ValueError(
+            f"data.test={list(data.test)} with data.limit={data.limit}: a server judges one whole split; give "
+            "data.test=[CARD:SPLIT] and data.limit=null"
+        )
+    name, _, split = data.test[0].rpartition(":")
+    card = load_card(name)
+    if card.format == "image_folder":
+        raise ValueError(f"card {card.name!r} has format image_folder; a server takes detections of voc or coco")
+    entry = card.splits[split]
+    if card.format == "coco":
+        stem = Path(build_dataclass(COCOSplit, entry).annotations).stem  # such as image_info_test-dev2017
+        return lambda records, index, folder: write_coco(
+            records, index.category_ids, folder, split=stem.rpartition("_")[2]
+        )
+    first_pixel = build_dataclass(VOCSplit, entry).first_pixel
+    if card.voc_metric == "imagenet":
+        return lambda records, _, folder: write_imagenet_det(records, folder, split=split, first_pixel=first_pixel)
+    year = card.folder(Path()).name
+    return lambda records, index, folder: write_voc(
+        records, index.class_names, folder, year=year, split=split, first_pixel=first_pixel
+    )
