@@ -41,6 +41,8 @@ _BUILDERS: dict[str, Builder] = {
     "resnet50": partial(ResNet, 50),
     "resnet101": partial(ResNet, 101),
     "resnet152": partial(ResNet, 152),
+    "resnext50_32x4d": partial(ResNet, 50, groups=32, width_per_group=4),
+    "resnext101_32x8d": partial(ResNet, 101, groups=32, width_per_group=8),
     "seresnet18": partial(ResNet, 18, **_BASIC_BLOCKS, **_SE),
     "seresnet34": partial(ResNet, 34, **_BASIC_BLOCKS, **_SE),
     "seresnet50": partial(ResNet, 50, **_SE),

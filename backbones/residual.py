@@ -1,7 +1,8 @@
 """Residual blocks: a branch of convolutions, and the shortcut that is added to it.
 
 Source: He et al. 2016, "Deep Residual Learning for Image Recognition", figures 2 and 5; He et al. 2016, "Identity
-Mappings in Deep Residual Networks", figure 4e, for the blocks of which the activations come first.
+Mappings in Deep Residual Networks", figure 4e, for the blocks of which the activations come first; Xie et al. 2017,
+"Aggregated Residual Transformations", figure 3c, for grouped convolutions.
 
 Shapes: N images, C channels, H W height and width.
 """
@@ -53,6 +54,8 @@ class BlockDesign:
 
     Attributes:
         dilation: of the 3x3 convolutions.
+        groups: of the 3x3 convolution of a bottleneck.
+        width_per_group: channels of each group in the first stage; 64 with one group is a ResNet.
         death: probability that a training step skips the branch.
         activated: the input has just passed an activation, and a pre-activation block takes it as it is.
     """
@@ -64,6 +67,8 @@ class BlockDesign:
     avg_down: bool = False
     se: bool = False
     dilation: int = 1
+    groups: int = 1
+    width_per_group: int = 64
     death: float = 0.0
     activated: bool = False
 
@@ -165,11 +170,12 @@ class Bottleneck(ResidualBlock):
     def __init__(self, in_channels: int, width: int, *, stride: int, design: BlockDesign) -> None:
         super().__init__(design)
         out_channels = width * self.expansion
+        width = width * design.width_per_group // 64 * design.groups
         first, second = (stride, 1) if design.stride_in == "1x1" else (1, stride)
         self.conv1 = convolution(in_channels, width, 1, first)
         self.bn1 = design.norm(width)
         self.act1 = design.activation(width)
-        self.conv2 = convolution(width, width, 3, second, design.dilation)
+        self.conv2 = convolution(width, width, 3, second, design.dilation, design.groups)
         self.bn2 = design.norm(width)
         self.act2 = design.activation(width)
         self.conv3 = convolution(width, out_channels, 1, 1)
@@ -242,10 +248,12 @@ class PreactBottleneck(PreactBlock):
         return self.conv3(self.act3(self.bn3(out)))
 
 
-def convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int, dilation: int = 1) -> nn.Conv2d:
+def convolution(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int, dilation: int = 1, groups: int = 1
+) -> nn.Conv2d:
     """Padded such that the size becomes ceil(size / stride); the normalisation layer after it holds the bias."""
     padding = dilation * (kernel_size // 2)
-    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False)
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False)
 
 
 def make_activation(kind: ActivationKind) -> ActivationLayer:

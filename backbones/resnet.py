@@ -193,6 +193,8 @@ class ResNet(ResidualNetwork):
             the paper and its released weights. Basic blocks have no such choice.
         shortcut: "A" identity with zero-padded channels, "B" projection where the shape changes, "C" projection
             everywhere (section 4.1), "none" a plain network (section 3.3).
+        groups: of the 3x3 convolutions of bottlenecks, each ``width_per_group`` channels wide in conv2_x (ResNeXt;
+            Xie et al. 2017, "Aggregated Residual Transformations", table 1).
         activation: "relu", or "prelu" with a learned slope per channel (He et al. 2015, "Delving Deep").
         stochastic_depth: probability that a training step skips the branch of the last block; it falls linearly to
             the first (Huang et al. 2016). 0 skips nothing.
@@ -200,6 +202,8 @@ class ResNet(ResidualNetwork):
         norm_eps: added to the variance.
         freeze_at: 0 freezes nothing, 1 the stem, 2 also conv2_x, .. 5 everything. Frozen parameters need no gradient
             and batch normalisation among them keeps its statistics.
+        fix_statistics: False lets the statistics of batch normalisation in frozen parts move, as in torchvision's
+            detectors.
         tail_stride: stride of conv5_x in the tail; in the trunk it is 2.
         dilate_c5: conv5_x in the trunk keeps stride 16 and dilates its 3x3 convolutions instead ("DC5").
         roi_size: side of the regions for the tail. By default the one that leaves 7x7 cells before the average: 14
@@ -221,11 +225,14 @@ class ResNet(ResidualNetwork):
         avg_down: bool = False,
         stride_in: Literal["1x1", "3x3"] = "3x3",
         shortcut: Literal["A", "B", "C", "none"] = "B",
+        groups: int = 1,
+        width_per_group: int = 64,
         activation: ActivationKind = "relu",
         stochastic_depth: float = 0.0,
         norm: NormKind = "frozen_bn",
         norm_eps: float = 1e-5,
         freeze_at: int = 0,
+        fix_statistics: bool = True,
         tail_stride: int = 2,
         dilate_c5: bool = False,
         roi_size: int | None = None,
@@ -245,18 +252,24 @@ class ResNet(ResidualNetwork):
             raise ValueError(f"dilate_c5 is about c5 in the trunk; the features {', '.join(names)} end before it")
 
         block, counts = depths[depth]
+        if block is not Bottleneck and (groups, width_per_group) != (1, 64):
+            raise ValueError(f"groups and width_per_group are about bottlenecks; a network of depth {depth} has none")
         strides = (1, 2, 2, 1 if dilate_c5 else 2 if "c5" in names else tail_stride)
         specs = {
             stage: FeatureSpec(64 * 2**i * block.expansion, 4 * math.prod(strides[: i + 1]))
             for i, stage in enumerate(STAGES)
         }
         super().__init__(specs, names, roi_size=roi_size, input_stats=input_stats)
-        norms = [make_norm(frozen_kind(norm) if part < freeze_at else norm, norm_eps) for part in range(5)]
+        fixed = freeze_at if fix_statistics else 0
+        norms = [make_norm(frozen_kind(norm) if part < fixed else norm, norm_eps) for part in range(5)]
         act = make_activation(activation)
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False) if stem == "7x7" else _stem_c(norms[0], act)
         self.bn1 = norms[0](64)
         self.act1 = act(64)
-        designs = [BlockDesign(shortcut, norm, act, stride_in, avg_down, se) for norm in norms[1:]]
+        designs = [
+            BlockDesign(shortcut, norm, act, stride_in, avg_down, se, groups=groups, width_per_group=width_per_group)
+            for norm in norms[1:]
+        ]
         if dilate_c5:
             designs[-1] = replace(designs[-1], dilation=2)
         plans = [StagePlan(counts[i], 64 * 2**i, strides[i], designs[i]) for i in range(4)]

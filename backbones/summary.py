@@ -35,6 +35,7 @@ _PAPERS = {
     "cifar_*": "He et al. 2016, Deep Residual Learning",
     "preact_resnet*": "He et al. 2016, Identity Mappings",
     "seresnet*": "Hu et al. 2018, Squeeze-and-Excitation",
+    "resnext*": "Xie et al. 2017, Aggregated Transformations",
     "resnet*[cd]": "He et al. 2019, Bag of Tricks",
     "resnet*": "He et al. 2016, Deep Residual Learning",
     "plain*": "He et al. 2016, Deep Residual Learning",

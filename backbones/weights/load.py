@@ -88,6 +88,12 @@ SOURCES: dict[str, WeightsSource] = {
         norm_eps=NORM_EPS,
         stride_in="1x1",
     ),
+    # The ResNeXt-101 32x8d of Detectron2
+    "caffe2": WeightsSource(
+        InputStats(mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395), channel_order="bgr"),
+        norm_eps=NORM_EPS,
+        stride_in="3x3",
+    ),
 }
 
 

@@ -128,15 +128,27 @@ examples:
   resdet convert fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth --output output/torchvision_v2
   resdet convert model_final_280758.pkl --output output/detectron2_fpn
   resdet convert mine.pth --output mine.safetensors --classes bccd --norm-eps 0
+  resdet convert lvis.pkl --output output/lvis --classes lvis.yaml --settings config.yaml
+  resdet convert output/torchvision_v2 --to torchvision --output mine.pth
   resdet test output/torchvision_v2/config.yaml --weights output/torchvision_v2 "data.test=[coco2017:val]"
 """
 
 
 def _convert_options(parser: ArgumentParser) -> None:
-    parser.add_argument("weights", type=Path, help="torchvision's .pth, or Detectron2's .pkl or .pth")
-    parser.add_argument("--output", required=True, type=Path, help="a run directory, or a .safetensors file, to write")
     parser.add_argument(
-        "--classes", default="coco2017", metavar="CARD", help="a card with the classes in order (default: %(default)s)"
+        "weights", type=Path, help="torchvision's .pth, or Detectron2's .pkl or .pth; with --to a run of ours"
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, help="a run directory, or a .safetensors file, to write; with --to a .pth"
+    )
+    parser.add_argument("--to", choices=("torchvision", "detectron2"), help="write a run of ours for this project")
+    parser.add_argument(
+        "--settings", type=Path, metavar="YAML", help="Detectron2's config.yaml (default: those of its model zoo)"
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="CARD",
+        help="a card with the classes in order (default: coco2017; with --to the run's own)",
     )
     parser.add_argument(
         "--norm-eps", type=float, metavar="EPS", help="torchvision's v1 trained further: see docs/weights.md"
@@ -144,9 +156,16 @@ def _convert_options(parser: ArgumentParser) -> None:
 
 
 def _convert(args: Namespace) -> Call:
-    from detection.tasks.convert import convert_weights
+    if args.to and (args.settings or args.classes or args.norm_eps is not None):
+        raise UsageError(
+            "--settings, --classes and --norm-eps are for weights from elsewhere; leave them out with --to"
+        )
+    from detection.tasks.convert import convert_back, convert_weights
 
-    return partial(convert_weights, args.weights, args.output, classes=args.classes, norm_eps=args.norm_eps), print
+    if args.to:
+        return partial(convert_back, args.weights, args.output, to=args.to), print
+    options = {"classes": args.classes or "coco2017", "norm_eps": args.norm_eps, "settings": args.settings}
+    return partial(convert_weights, args.weights, args.output, **options), print
 
 
 COMMANDS = {
@@ -155,5 +174,7 @@ COMMANDS = {
     "precise-bn": Command(
         "Recomputes a backbone's batch-norm statistics over a data set", _precise_bn_options, _precise_bn, PRECISE_BN
     ),
-    "convert": Command("Converts a detector of torchvision or Detectron2", _convert_options, _convert, CONVERT),
+    "convert": Command(
+        "Converts a detector of torchvision or Detectron2, and back", _convert_options, _convert, CONVERT
+    ),
 }

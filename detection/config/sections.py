@@ -25,7 +25,7 @@ class BackboneConfig:
         None  # null: He initialisation; "torchvision" or "timm": downloaded; a file; a run's directory
     )
     # What trained the file: binds mean, order, eps, stride.
-    weights_source: Literal["torchvision", "caffe", "msra"] = field(default="torchvision", metadata=BACKBONE)
+    weights_source: Literal["torchvision", "caffe", "msra", "caffe2"] = field(default="torchvision", metadata=BACKBONE)
     norm: Literal["bn", "frozen_bn", "gn", "sync_bn"] | None = None  # the paper fixes BN: frozen_bn
     norm_eps: NonNegative | None = field(default=None, metadata=BACKBONE)
     # Which convolution of a bottleneck strides; MSRA 1x1, torchvision 3x3.
@@ -35,6 +35,8 @@ class BackboneConfig:
     # Probability that a step skips the last residual branch; 0.5 in its paper.
     stochastic_depth: Fraction | None = field(default=None, metadata=BACKBONE)
     freeze_at: NonNegativeInt | None = None  # stages kept fixed, counted from the stem: 2 = conv1 and conv2_x
+    # Also the statistics of batch normalisation in these stages; torchvision's v2 detectors were trained with false.
+    fix_statistics: bool | None = None
     tail_stride: Literal[1, 2] | None = field(default=None, metadata=MODEL)  # of conv5_x when it runs on regions
     roi_size: Count | None = field(default=None, metadata=MODEL)  # side of the region that the tail expects, cells
     dropout: Fraction | None = None  # VGG's fc6 and fc7

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from detection.model.precision import at_least_single
+
 __all__ = ["MAX_LOG_SCALE", "BoxCoder"]
 
 # exp(dw) is capped so that a 16 px anchor grows to 1000 px at most; without it early training overflows.
@@ -42,9 +44,10 @@ class BoxCoder:
         return torch.cat([shift, log_scale], dim=-1) * boxes.new_tensor(self.weights)
 
     def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
-        """Boxes (..., 4) float32 reached from ``anchors`` (..., 4) by ``deltas`` (..., 4)."""
-        deltas = deltas.float() / deltas.new_tensor(self.weights, dtype=torch.float32)  # half precision loses pixels
-        anchor_center, anchor_size = _center_and_size(anchors.float())
+        """Boxes (..., 4), in float32 or float64, reached from ``anchors`` (..., 4) by ``deltas`` (..., 4)."""
+        deltas = at_least_single(deltas)  # half precision loses pixels
+        deltas = deltas / deltas.new_tensor(self.weights)
+        anchor_center, anchor_size = _center_and_size(anchors.to(deltas.dtype))
         center = anchor_center + deltas[..., :2] * anchor_size
         half_size = anchor_size * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() / 2
         return torch.cat([center - half_size, center + half_size], dim=-1)

@@ -21,6 +21,7 @@ from detection.model.class_rows import ClassRows
 from detection.model.losses import giou, smooth_l1
 from detection.model.matcher import NEGATIVE, POSITIVE, Matcher
 from detection.model.pooler import RegionPooler
+from detection.model.precision import at_least_single
 from detection.model.sampler import BalancedSampler
 from detection.structures import Proposals, Target
 
@@ -83,8 +84,8 @@ class BoxPredictor(nn.Module):
         nn.init.zeros_(self.deltas.bias)
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (R, K + 1) and deltas (R, K or 1, 4), float32, of ``vectors`` (R, D)."""
-        return self.classes(vectors).float(), self.deltas(vectors).unflatten(1, (-1, 4)).float()
+        """Logits (R, K + 1) and deltas (R, K or 1, 4), in float32 or float64, of ``vectors`` (R, D)."""
+        return at_least_single(self.classes(vectors)), at_least_single(self.deltas(vectors).unflatten(1, (-1, 4)))
 
 
 class BoxStage(nn.Module):

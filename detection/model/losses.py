@@ -6,20 +6,25 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 from torchvision.ops import generalized_box_iou_loss
 
+from detection.model.precision import at_least_single
+
 __all__ = ["giou", "smooth_l1"]
 
 
 def smooth_l1(deltas: Tensor, targets: Tensor, beta: float) -> Tensor:
-    """Sum over all elements of 0.5 x^2 / beta for |x| < beta, else |x| - beta / 2; beta 0 is L1. Scalar, float32.
+    """Sum over all elements of 0.5 x^2 / beta for |x| < beta, else |x| - beta / 2; beta 0 is L1. Scalar, of the
+    precision of ``deltas``, at least float32.
 
     Source: Fast R-CNN, equation 3; py-faster-rcnn's sigma is 1 / sqrt(beta).
     """
-    return F.smooth_l1_loss(deltas.float(), targets.float(), beta=beta, reduction="sum")
+    deltas = at_least_single(deltas)
+    return F.smooth_l1_loss(deltas, targets.to(deltas.dtype), beta=beta, reduction="sum")
 
 
 def giou(boxes: Tensor, targets: Tensor) -> Tensor:
-    """Sum over ``boxes`` (R, 4) of 1 - generalised IoU with ``targets`` (R, 4), 0 to 2 each; a scalar in float32.
+    """Sum over ``boxes`` (R, 4) of 1 - generalised IoU with ``targets`` (R, 4), 0 to 2 each; a scalar.
 
     Source: Rezatofighi et al. 2019, "Generalized Intersection over Union", algorithm 2.
     """
-    return generalized_box_iou_loss(boxes.float(), targets.float(), reduction="sum")
+    boxes = at_least_single(boxes)
+    return generalized_box_iou_loss(boxes, targets.to(boxes.dtype), reduction="sum")

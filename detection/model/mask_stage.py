@@ -19,6 +19,7 @@ from detection.model.box_heads import conv_layers
 from detection.model.box_stage import RegionSample
 from detection.model.class_rows import ClassRows
 from detection.model.pooler import RegionPooler
+from detection.model.precision import at_least_single
 from detection.structures import Detections, Target
 
 __all__ = ["MaskHead", "MaskStage"]
@@ -115,7 +116,7 @@ class MaskStage(nn.Module):
         self, features: Sequence[Tensor], boxes: Sequence[Tensor], body: Callable[[Tensor], Tensor] | None
     ) -> Tensor:
         regions = self.pooler(features, boxes)
-        return self.head(regions if body is None else body(regions)).float()
+        return at_least_single(self.head(regions if body is None else body(regions)))
 
 
 def _masks(target: Target) -> Tensor:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 from torchvision.ops import roi_align, roi_pool
 
+from detection.model.precision import at_least_single
+
 __all__ = ["PoolKind", "RegionPooler"]
 
 PoolKind = Literal["roi_pool", "roi_align", "roi_align_unaligned"]
@@ -47,10 +49,10 @@ class RegionPooler(nn.Module):
 
         Levels beyond the pooler's are left aside.
         """
-        # In float32: the operators lack bfloat16, and half precision moves a box by up to half a pixel at 1000.
-        levels = [feature.float() for feature in features[: len(self.strides)]]
+        # Not in half precision: the operators lack bfloat16, and it moves a box by up to half a pixel at 1000.
+        levels = [at_least_single(feature) for feature in features[: len(self.strides)]]
         image = torch.cat([box.new_full((len(box), 1), row, dtype=torch.float32) for row, box in enumerate(boxes)])
-        regions = torch.cat([image, torch.cat(list(boxes)).float()], dim=1)  # (R, 5): row of the image, box
+        regions = torch.cat([image, torch.cat(list(boxes))], dim=1).to(levels[0].dtype)  # (R, 5): row of the image, box
         if len(levels) == 1:
             return self._pool(levels[0], regions, self.strides[0]).to(features[0].dtype)
         chosen = self._levels(regions[:, 1:])

@@ -18,6 +18,7 @@ from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
 from detection.model.losses import smooth_l1
 from detection.model.matcher import Matcher
+from detection.model.precision import at_least_single
 from detection.model.sampler import BalancedSampler
 from detection.structures import Proposals, Target
 
@@ -46,7 +47,7 @@ class RPNHead(nn.Module):
             hidden = F.relu(layer(hidden))
         logits = self.objectness(hidden).permute(0, 2, 3, 1).flatten(1)  # (N, A, H, W) -> (N, H * W * A)
         deltas = self.deltas(hidden).permute(0, 2, 3, 1)  # (N, H, W, A * 4)
-        return logits.float(), deltas.reshape(len(feature), -1, 4).float()
+        return at_least_single(logits), at_least_single(deltas.reshape(len(feature), -1, 4))
 
 
 class ProposalFilter:
@@ -143,7 +144,7 @@ class RPN(nn.Module):
         objectness, box, count = logits.new_zeros(()), logits.new_zeros(()), 0
         for row, (positives, negatives, goals) in enumerate(samples):
             drawn = torch.cat([positives, negatives])
-            labels = (torch.arange(len(drawn), device=drawn.device) < len(positives)).float()
+            labels = (torch.arange(len(drawn), device=drawn.device) < len(positives)).to(logits.dtype)
             objectness = objectness + F.binary_cross_entropy_with_logits(logits[row, drawn], labels, reduction="sum")
             box = box + smooth_l1(deltas[row, positives], goals, self.smooth_l1_beta)
             count += len(drawn)

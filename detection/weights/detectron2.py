@@ -3,89 +3,43 @@
 Names and shapes tell the architecture, which ResNet it is and the number of classes. What they do not tell is as in the
 files of Detectron2's model zoo, unless settings say otherwise.
 
-Source: Detectron2, detectron2/config/defaults.py and configs/Base-RCNN-{C4,DilatedC5,FPN}.yaml.
+Source: Detectron2, configs/Base-RCNN-{C4,DilatedC5,FPN}.yaml, configs/Misc/mask_rcnn_R_50_FPN_3x_{gn,syncbn}.yaml and
+configs/COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from backbones.resnet import DEPTHS, Bottleneck
 from backbones.weights.load import SOURCES, load_matching
 from detection.build import build_detector
-from detection.config.detection import AnchorConfig, DetectionConfig
+from detection.config.detection import DetectionConfig
 from detection.config.load import build_dataclass
 from detection.model.anchors import AnchorGenerator
+from detection.weights.detectron2_names import our_name
+from detection.weights.detectron2_settings import apply_settings
+from detection.weights.resnets import resnet_name
 
 __all__ = ["convert_detectron2"]
 
 Architecture = Literal["c4", "dc5", "fpn"]
 
-# All are applied to a name, in this order.
-RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
-    (r"^backbone\.bottom_up\.", "backbone.body."),
-    (r"^backbone\.fpn_(lateral|output)(\d)\.", r"backbone.\1.c\2.0."),
-    (r"^roi_heads\.res5\.", "box_stage.head.layer4."),
-    (r"\.stem\.conv1\.norm\.", ".bn1."),
-    (r"\.stem\.conv1\.", ".conv1."),
-    (r"^(backbone|backbone\.body)\.res(\d)\.", lambda match: f"{match[1]}.layer{int(match[2]) - 1}."),
-    (r"\.shortcut\.norm\.", ".downsample.1."),
-    (r"\.shortcut\.", ".downsample.0."),
-    (r"\.conv(\d)\.norm\.", r".bn\1."),
-    (r"^proposal_generator\.rpn_head\.", "rpn.head."),
-    (r"\.objectness_logits\.", ".objectness."),
-    (r"\.anchor_deltas\.", ".deltas."),
-    (r"^roi_heads\.box_(head|predictor)\.(\d)\.", r"box_stage.stages.\2.\1."),
-    (r"^roi_heads\.box_(head|predictor)\.", r"box_stage.\1."),
-    (r"\.fc(\d)\.", lambda match: f".fcs.{2 * (int(match[1]) - 1)}."),
-    (r"\.cls_score\.", ".classes."),
-    (r"\.bbox_pred\.", ".deltas."),
-    (r"^roi_heads\.mask_head\.mask_fcn(\d)\.", lambda match: f"mask_stage.head.convs.{int(match[1]) - 1}.0."),
-    (r"^roi_heads\.mask_head\.deconv\.", "mask_stage.head.upsample."),
-    (r"^roi_heads\.mask_head\.predictor\.", "mask_stage.head.masks."),
+# Pattern of names -> what has them, and why it can't be loaded; the first that fits is said.
+OTHERS = (
+    (r"head\.(cls_subnet|bbox_subnet|cls_score)\.", "RetinaNet", "no detector here is without regions"),
+    (r"roi_heads\.keypoint_head\.", "Keypoint R-CNN", "no architecture here has keypoints"),
+    (r"sem_seg_head\.", "Panoptic FPN or a semantic segmentation", "no architecture here segments semantically"),
+    (r"roi_heads\.mask_(head\.)?(coarse|point)_head\.", "PointRend", "model/mask_stage.py has no point head"),
+    (r".*\.conv2_offset\.", "a backbone with deformable convolutions", "backbones/residual.py lacks them"),
+    (r"backbone\.(bottom_up\.)?s\d\.b\d", "a RegNet", "backbones/registry.py lacks it"),
+    (r"backbone\.(bottom_up|net)\.(patch_embed|blocks)\.", "a transformer", "backbones/registry.py lacks it"),
+    (r"proposal_generator\.rpn_head\.conv\.conv\d", "an RPN of several convolutions", "its names are not known here"),
 )
-
-# Detectron2's setting -> the key of our config that takes its value
-KEYS = {
-    "MODEL.ANCHOR_GENERATOR.SIZES": "anchors.sizes",
-    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": "anchors.ratios",
-    "MODEL.ANCHOR_GENERATOR.OFFSET": "anchors.offset",
-    "MODEL.RPN.PRE_NMS_TOPK_TEST": "rpn.pre_nms_test",
-    "MODEL.RPN.POST_NMS_TOPK_TEST": "rpn.post_nms_test",
-    "MODEL.RPN.NMS_THRESH": "rpn.nms_iou",
-    "MODEL.RPN.SMOOTH_L1_BETA": "rpn.smooth_l1_beta",
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": "box.coder_weights",
-    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": "box.smooth_l1_beta",
-    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": "box.sampling_ratio",
-    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": "box.pool_size",  # backbone.roi_size of a C4
-    "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": "cascade.ious",
-    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": "mask.pool_size",
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "test.score_threshold",
-    "MODEL.ROI_HEADS.NMS_THRESH_TEST": "test.nms_iou",
-    "TEST.DETECTIONS_PER_IMAGE": "test.max_detections",
-    "INPUT.MIN_SIZE_TEST": "data.shorter_side",
-    "INPUT.MAX_SIZE_TEST": "data.longer_side",
-}
-
-# Settings with the one value that our detector has
-REQUIRED: dict[str, Any] = {
-    "MODEL.PIXEL_MEAN": SOURCES["msra"].input_stats.mean,
-    "MODEL.PIXEL_STD": SOURCES["msra"].input_stats.std,
-    "INPUT.FORMAT": "BGR",
-    "MODEL.RESNETS.STRIDE_IN_1X1": True,
-    "MODEL.RESNETS.NORM": "FrozenBN",
-    "MODEL.RPN.BBOX_REG_WEIGHTS": (1.0, 1.0, 1.0, 1.0),
-    "MODEL.RPN.BOUNDARY_THRESH": -1,
-    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlignV2",
-    "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": tuple((10.0 * i, 10.0 * i, 5.0 * i, 5.0 * i) for i in (1, 2, 3)),
-}
-
-TOLD_BY_SHAPES = ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_MASK_HEAD.NUM_CONV")
 
 ANCHORS = "proposal_generator.anchor_generator.cell_anchors."
 
@@ -105,10 +59,11 @@ def convert_detectron2(
             they are not those of the model zoo.
 
     Raises:
-        ValueError: another architecture (the names are listed), another number of classes, or a setting that our
-            detector does not have.
+        ValueError: another model, by its name; another number of classes, or a setting that our detector does not
+            have.
     """
-    renamed = {_our_name(name): value for name, value in state.items()}
+    _refuse_others(state)
+    renamed = {our_name(name): value for name, value in state.items()}
     architecture = _architecture(state)
     predictor = _predictor(renamed)
     count = len(renamed[f"{predictor}.classes.weight"]) - 1
@@ -117,21 +72,23 @@ def convert_detectron2(
             f"the weights know {count} classes beside the background, class_names has {len(class_names)}: "
             f"give {count} names, in the order of the rows"
         )
-    tree = _zoo_settings(renamed, architecture, depth=_depth(state))
-    _apply(tree, settings or {}, architecture)
+    tree = _zoo_settings(renamed, architecture, backbone=_backbone(renamed))
+    apply_settings(tree, settings or {})
     config = build_dataclass(DetectionConfig, tree)
-    converted = {name: value for name, value in renamed.items() if not _is_constant(name)}
+    converted = _masks_for_all({name: value for name, value in renamed.items() if not _is_constant(name)}, count)
     with torch.device("meta"):
         detector = build_detector(config, count, pretrained=False)
     load_matching(detector.to_empty(device="cpu"), converted, source="Detectron2's detector")
-    _check_constants(renamed, config.anchors, pyramid=config.backbone.fpn)
+    _check_constants(renamed, config)
     return config, converted
 
 
-def _our_name(name: str) -> str:
-    for pattern, replacement in RULES:
-        name = re.sub(pattern, replacement, name)
-    return name
+def _refuse_others(state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for a model that has no counterpart here, by its name."""
+    for pattern, model, reason in OTHERS:
+        name = next((name for name in state if re.match(pattern, name)), None)
+        if name is not None:
+            raise ValueError(f"these are Detectron2's weights of {model} ({name}), and {reason}")
 
 
 def _architecture(state: Mapping[str, Tensor]) -> Architecture:
@@ -158,30 +115,29 @@ def _predictor(state: Mapping[str, Tensor]) -> str:
     raise ValueError("these are no weights of Detectron2's Faster R-CNN: an RPN's or a box predictor's are missing")
 
 
-def _depth(state: Mapping[str, Tensor]) -> int:
-    """Of the ResNet whose blocks ``state`` has."""
-    blocks = {match.groups() for name in state if (match := re.search(r"\.res([2-5])\.(\d+)\.conv3\.", name))}
-    found = tuple(sum(stage == number for stage, _ in blocks) for number in "2345")
-    known = {depth: counts for depth, (block, counts) in DEPTHS.items() if block is Bottleneck}
-    for depth, counts in known.items():
-        if counts == found:
-            return depth
-    listed = ", ".join(f"resnet{depth} {counts}" for depth, counts in known.items())
-    raise ValueError(f"the ResNet has stages of {found} bottleneck blocks, expected those of {listed}")
+def _backbone(state: Mapping[str, Tensor]) -> str:
+    """Returns the name of the ResNet or ResNeXt whose blocks ``state``, which has our names, has."""
+    name = resnet_name(state)
+    if name in ("resnet18", "resnet34"):
+        raise ValueError(f"these are Detectron2's weights of {name}, and only its bottleneck blocks are known here")
+    return name
 
 
-def _zoo_settings(state: Mapping[str, Tensor], architecture: Architecture, *, depth: int) -> dict[str, Any]:
+def _zoo_settings(state: Mapping[str, Tensor], architecture: Architecture, *, backbone: str) -> dict[str, Any]:
     """The model zoo's settings for the layers in ``state``, which has our names, as sections of our config."""
     fpn = architecture == "fpn"
+    norm = _body_norm(state)
     return {
         "backbone": {
-            "name": f"resnet{depth}",
-            "weights_source": "msra",
-            "norm": "frozen_bn",
+            "name": backbone,
+            "weights_source": "caffe2" if "resnext" in backbone else "msra",
+            "stride_in": "3x3" if "resnext" in backbone or norm == "gn" else "1x1",
+            "norm": norm,
             "freeze_at": 2,
             "dilate_c5": True if architecture == "dc5" else None,
             "fpn": fpn,
             **({"fpn_channels": len(state["backbone.lateral.c2.0.weight"])} if fpn else {}),
+            "fpn_norm": _norm_after(state, "backbone.lateral.c2"),
             "roi_size": 14 if architecture == "c4" else None,
         },
         "anchors": {"sizes": [32, 64, 128, 256, 512], "ratios": [0.5, 1.0, 2.0], "offset": 0.0},
@@ -208,6 +164,33 @@ def _zoo_settings(state: Mapping[str, Tensor], architecture: Architecture, *, de
     }
 
 
+def _body_norm(state: Mapping[str, Tensor]) -> str:
+    """Returns the norm of the body: that of the pyramid, where it has any, since fixed statistics look like others."""
+    if not any(name.endswith("layer1.0.bn1.running_mean") for name in state):
+        return "gn"
+    return "frozen_bn" if _norm_after(state, "backbone.lateral.c2") is None else "sync_bn"
+
+
+def _norm_after(state: Mapping[str, Tensor], block: str) -> str | None:
+    """Returns the norm after the convolution of ``block``; the model zoo's batch normalisation is synchronised."""
+    if f"{block}.1.weight" not in state:
+        return None
+    return "sync_bn" if f"{block}.1.running_mean" in state else "gn"
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """Returns how many children of the layer ``prefix`` have weights."""
+    depth = prefix.count(".") + 1
+    return len({name.split(".")[depth] for name in state if name.startswith(f"{prefix}.")})
+
+
+def _masks_for_all(state: dict[str, Tensor], num_classes: int) -> dict[str, Tensor]:
+    """``state`` with one mask for all classes (CLS_AGNOSTIC_MASK) as the mask of each."""
+    names = ("mask_stage.head.masks.weight", "mask_stage.head.masks.bias")
+    shared = {name: state[name] for name in names if name in state and len(state[name]) == 1}
+    return state | {name: value.expand(num_classes, *value.shape[1:]) for name, value in shared.items()}
+
+
 def _architecture_name(state: Mapping[str, Tensor]) -> str:
     masks = "mask_stage.head.masks.weight" in state
     if ".stages." in _predictor(state):
@@ -217,7 +200,14 @@ def _architecture_name(state: Mapping[str, Tensor]) -> str:
 
 def _box_settings(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Any]:
     predictor = _predictor(state)
-    own = {} if architecture == "c4" else {"head_channels": state[f"{predictor}.classes.weight"].shape[1]}
+    head, own = predictor.replace("predictor", "head"), dict[str, Any]()
+    if architecture != "c4":
+        own = {
+            "head_convs": _count(state, f"{head}.convs"),
+            "head_fcs": _count(state, f"{head}.fcs"),
+            "head_channels": state[f"{predictor}.classes.weight"].shape[1],
+            "head_norm": _norm_after(state, f"{head}.convs.0"),
+        }
     return own | {
         "pool": "roi_align",
         "sampling_ratio": 0,
@@ -235,50 +225,20 @@ def _box_settings(state: Mapping[str, Tensor], architecture: Architecture) -> di
 def _mask_settings(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Any]:
     if "mask_stage.head.masks.weight" not in state:
         return {}
-    convs = {name.split(".")[3] for name in state if name.startswith("mask_stage.head.convs.")}
-    own = {} if architecture == "c4" else {"pool_size": 14, "convs": len(convs)}
-    return own | {"channels": state["mask_stage.head.masks.weight"].shape[1]}
-
-
-def _apply(tree: dict[str, Any], settings: Mapping[str, Any], architecture: Architecture) -> None:
-    """Puts ``settings`` of Detectron2 into ``tree``, sections of our config; those of layers it lacks do nothing."""
-    required = REQUIRED | {"MODEL.RESNETS.RES5_DILATION": 2 if architecture == "dc5" else 1}
-    own = {"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": "backbone.roi_size"} if architecture == "c4" else {}
-    for name, value in settings.items():
-        if name in required:
-            if _tuples(value) != required[name]:
-                raise ValueError(f"{name} is {value!r}; a detector here has {required[name]!r} and cannot be changed")
-        elif name in KEYS:
-            section, key = (KEYS | own)[name].split(".")
-            if _applies(tree, section, key):
-                nested = name.startswith("MODEL.ANCHOR_GENERATOR.") and isinstance(value, (list, tuple))
-                tree.setdefault(section, {})[key] = [number for level in value for number in level] if nested else value
-        elif name not in TOLD_BY_SHAPES:
-            known = ", ".join((*KEYS, *required, *TOLD_BY_SHAPES))
-            raise ValueError(f"no use for Detectron2's setting {name!r}; known: {known}")
-
-
-def _applies(tree: Mapping[str, Any], section: str, key: str) -> bool:
-    """Whether the detector of ``tree`` has the layers that a key of our config is about."""
-    if section == "cascade":
-        return "cascade" in tree["architecture"]
-    return section != "mask" or key in tree["mask"]
-
-
-def _tuples(value: Any) -> Any:
-    """``value`` with lists as tuples."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+    convs = "mask_stage.head.convs"
+    own = {} if architecture == "c4" else {"pool_size": 14, "convs": _count(state, convs)}
+    return own | {"norm": _norm_after(state, f"{convs}.0"), "channels": state["mask_stage.head.masks.weight"].shape[1]}
 
 
 def _is_constant(name: str) -> bool:
     return name in ("pixel_mean", "pixel_std") or name.startswith(ANCHORS)
 
 
-def _check_constants(state: Mapping[str, Tensor], anchors: AnchorConfig, *, pyramid: bool) -> None:
+def _check_constants(state: Mapping[str, Tensor], config: DetectionConfig) -> None:
     """Raises ValueError where the constants that older files hold are not those of our detector."""
-    stats = SOURCES["msra"].input_stats
+    anchors, stats = config.anchors, SOURCES[config.backbone.weights_source].input_stats
     expected = {"pixel_mean": torch.tensor(stats.mean), "pixel_std": torch.tensor(stats.std)}
-    for number, sizes in enumerate([(size,) for size in anchors.sizes] if pyramid else [anchors.sizes]):
+    for number, sizes in enumerate([(size,) for size in anchors.sizes] if config.backbone.fpn else [anchors.sizes]):
         expected[f"{ANCHORS}{number}"] = AnchorGenerator(1, sizes=sizes, ratios=anchors.ratios).cell_anchors
     for name in filter(_is_constant, state):
         own = expected.get(name)
@@ -289,5 +249,6 @@ def _check_constants(state: Mapping[str, Tensor], anchors: AnchorConfig, *, pyra
         ):
             raise ValueError(
                 f"{name} is {state[name].flatten().tolist()}, a detector of these settings has "
-                f"{None if own is None else own.flatten().tolist()}; say in settings what differs from the model zoo's"
+                f"{None if own is None else own.flatten().tolist()}; say in settings (--settings) what "
+                "differs from the model zoo's"
             )

@@ -16,7 +16,6 @@ from typing import Literal
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from backbones.resnet import DEPTHS, Bottleneck
 from backbones.weights.load import load_matching
 from detection.build import build_detector
 from detection.config.detection import (
@@ -29,6 +28,7 @@ from detection.config.detection import (
     PostprocessConfig,
     RPNConfig,
 )
+from detection.weights.resnets import resnet_name
 
 __all__ = ["convert_torchvision"]
 
@@ -62,6 +62,15 @@ CLASSES, DELTAS, MASKS = "box_stage.predictor.classes", "box_stage.predictor.del
 PER_CLASS = {CLASSES: 1, DELTAS: 4, MASKS: 1}  # rows
 NEEDED = ("rpn.head.conv.weight", "box_stage.head.fcs.0.weight", f"{CLASSES}.weight", f"{DELTAS}.weight")
 
+# Pattern of names -> the model that has them and no counterpart here
+OTHERS = (
+    (r"roi_heads\.keypoint_", "Keypoint R-CNN"),
+    (r"backbone\.(features|extra)\.", "SSD"),
+    (r"head\.regression_head\.bbox_ctrness\.", "FCOS"),
+    (r"head\.(classification|regression)_head\.", "RetinaNet"),
+    (r"backbone\.body\.\d", "a detector over MobileNet"),
+)
+
 # The published models give a row to each of COCO's category ids 0..90, of which 80 are used; the rest is called N/A.
 COCO_ROWS: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 
@@ -85,6 +94,7 @@ def convert_torchvision(
         ValueError: another architecture (the names are listed), another number of classes, or the names do not tell
             ``norm_eps``.
     """
+    _refuse_others(state)
     renamed = {_our_name(name): value for name, value in state.items()}
     missing = [name for name in NEEDED if name not in renamed]
     if missing:
@@ -97,6 +107,17 @@ def convert_torchvision(
     converted = renamed | _reordered(renamed, rows)
     load_matching(build_detector(config, len(rows), pretrained=False), converted, source="torchvision's detector")
     return config, converted
+
+
+def _refuse_others(state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for a model that has no counterpart here, by its name."""
+    for pattern, model in OTHERS:
+        name = next((name for name in state if re.match(pattern, name)), None)
+        if name is not None:
+            raise ValueError(
+                f"these are torchvision's weights of {model} ({name}), which has no counterpart here; fasterrcnn and "
+                "maskrcnn over a ResNet with a pyramid have"
+            )
 
 
 def _our_name(name: str) -> str:
@@ -159,27 +180,15 @@ def _counts_steps(state: Mapping[str, Tensor]) -> bool:
     return "backbone.body.bn1.num_batches_tracked" in state
 
 
-def _resnet(state: Mapping[str, Tensor]) -> str:
-    names = [name.split(".") for name in state if name.startswith("backbone.body.layer")]
-    found = tuple(len({parts[3] for parts in names if parts[2] == f"layer{i}"}) for i in range(1, 5))
-    bottleneck = "backbone.body.layer1.0.conv3.weight" in state
-    for depth, (block, counts) in DEPTHS.items():
-        if counts == found and (block is Bottleneck) == bottleneck:
-            return f"resnet{depth}"
-    raise ValueError(
-        f"the body has stages of {found} blocks, expected those of "
-        + ", ".join(f"resnet{depth} {counts}" for depth, (_, counts) in DEPTHS.items())
-    )
-
-
 def _config(state: Mapping[str, Tensor], *, norm_eps: float) -> DetectionConfig:
     """torchvision's settings for the layers in ``state``, which has our names."""
     return DetectionConfig(
         backbone=DetectorBackboneConfig(
-            name=_resnet(state),
+            name=resnet_name(state),
             norm="bn" if _counts_steps(state) else "frozen_bn",
             norm_eps=norm_eps,
             freeze_at=2,  # trainable_backbone_layers=3, the default after loading weights
+            fix_statistics=not _counts_steps(state),  # BatchNorm2d stays in training mode there, whatever is fixed
             fpn=True,
             fpn_channels=state["rpn.head.conv.weight"].shape[1],
             fpn_norm=_norm_after(state, "backbone.lateral.c2"),

@@ -102,8 +102,14 @@ ZOO: tuple[Entry, ...] = (
     _detectron2("COCO-Detection/faster_rcnn_R_50_DC5_3x/137849425/model_final_68d202", 39.0),
     _detectron2("COCO-Detection/faster_rcnn_R_50_FPN_3x/137849458/model_final_280758", 40.2),
     _detectron2("COCO-Detection/faster_rcnn_R_101_FPN_3x/137851257/model_final_f6e8b1", 42.0),
+    _detectron2("COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x/139173657/model_final_68b088", 43.0),
     _detectron2("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_3x/137849525/model_final_4ce675", 39.8, mask_ap=34.4),
     _detectron2("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217", 41.0, mask_ap=37.2),
+    _detectron2(
+        "COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x/139653917/model_final_2d9806", 44.3, mask_ap=39.5
+    ),
+    _detectron2("Misc/mask_rcnn_R_50_FPN_3x_gn/138602888/model_final_dc5d9e", 42.6, mask_ap=38.6),
+    _detectron2("Misc/mask_rcnn_R_50_FPN_3x_syncbn/169527823/model_final_3b3c51", 41.9, mask_ap=37.8),
     _detectron2("Misc/cascade_mask_rcnn_R_50_FPN_3x/144998488/model_final_480dd8", 44.3, mask_ap=38.5),
     _detectron2(
         "PascalVOC-Detection/faster_rcnn_R_50_C4/142202221/model_final_b1acc2", 51.9, ap50=80.3, data="voc2007:test"

@@ -38,7 +38,7 @@ def random_state(module: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg11", "vgg16_bn"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "vgg11", "vgg16_bn"])
 @pytest.mark.parametrize("size", [(64, 96)])
 def test_outputs_equal_torchvisions(name: str, size: tuple[int, int]) -> None:
     with torch.device("meta"):

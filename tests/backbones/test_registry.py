@@ -48,7 +48,7 @@ def test_names() -> None:
     vggs = tuple(f"vgg{depth}{suffix}" for depth in (11, 13, 16, 19) for suffix in ("", "_bn"))
     variants = (
         *(f"seresnet{depth}" for depth in (18, 34, 50, 101, 152)),
-        *("resnet18d", "resnet50c", "resnet50d", "resnet101d"),
+        *("resnet18d", "resnet50c", "resnet50d", "resnet101d", "resnext50_32x4d", "resnext101_32x8d"),
         *(f"preact_resnet{depth}" for depth in (18, 34, 50, 101, 152, 200)),
     )
     cifar = (

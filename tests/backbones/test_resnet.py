@@ -221,3 +221,16 @@ def test_batch_norm_starts_with_weight_one_and_bias_zero() -> None:
     assert isinstance(layer, nn.BatchNorm2d)
     assert layer.weight.eq(1).all()
     assert layer.bias.eq(0).all()
+
+
+def test_groups_widen_the_3x3_convolution_of_a_bottleneck() -> None:
+    with torch.device("meta"):
+        backbone = ResNet(50, groups=32, width_per_group=8)
+    shapes = [tuple(backbone.get_parameter(f"layer{stage}.0.conv2.weight").shape) for stage in (1, 3)]
+    assert shapes == [(256, 8, 3, 3), (1024, 32, 3, 3)]
+    assert backbone.specs["c4"].channels == 1024
+
+
+def test_basic_blocks_have_no_groups() -> None:
+    with pytest.raises(ValueError, match="groups and width_per_group are about bottlenecks; a network of depth 18"):
+        ResNet(18, groups=32)

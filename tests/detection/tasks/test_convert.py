@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torchvision.models import resnet18
 from torchvision.models.detection import FasterRCNN
@@ -15,9 +16,18 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import FrozenBatchNorm2d
 
-from detection.config.detection import DetectionConfig
+from detection.build import build_detector
+from detection.config.detection import (
+    AnchorConfig,
+    BoxConfig,
+    DetectionConfig,
+    DetectorBackboneConfig,
+    DetectorDataConfig,
+    PostprocessConfig,
+    RPNConfig,
+)
 from detection.config.load import load_config
-from detection.engine.checkpoint import read_checkpoint
+from detection.engine.checkpoint import read_checkpoint, write_converted
 
 Resdet = Callable[..., Any]
 CLASSES = ("cat", "dog")
@@ -53,6 +63,54 @@ def test_torchvision(state: Mapping[str, Tensor], card: Path, tmp_path: Path, wr
     assert checkpoint.config.backbone.norm_eps == 0
     stem = "backbone.body.conv1.weight"
     assert checkpoint.weights[stem].equal(state[stem])
+    assert "images of 800 to 1333 px, 1000 proposals, scores from 0.05" in outcome.out
+
+
+def test_there_and_back(state: Mapping[str, Tensor], card: Path, tmp_path: Path, resdet: Resdet) -> None:
+    torch.save(state, tmp_path / "model.pth")
+    run, back = tmp_path / "run", tmp_path / "back.pth"
+    assert resdet("convert", tmp_path / "model.pth", "--output", run, "--classes", card, "--norm-eps", "0").status == 0
+    outcome = resdet("convert", run, "--to", "torchvision", "--output", back)
+    assert outcome.status == 0
+    assert f"{back}; labels 1 to 2" in outcome.out
+    assert "model = fasterrcnn_resnet18_fpn(weights=None, weights_backbone=None, num_classes=3)" in outcome.out
+    written = torch.load(back, weights_only=True)
+    assert set(written) == set(state)
+    assert all(written[name].equal(value) for name, value in state.items() if "bbox_pred" not in name)
+    outcome = resdet("convert", run, "--to", "detectron2", "--output", back)
+    assert outcome.err.startswith("error: backbone.name resnet18")
+    outcome = resdet("convert", run, "--to", "detectron2", "--output", tmp_path / "other")
+    assert outcome.err.startswith("error: --output takes a .pth file with --to detectron2")
+    outcome = resdet("convert", run, "--to", "torchvision", "--output", back, "--classes", card)
+    assert outcome.status == 2
+
+
+def test_settings_of_detectron2(card: Path, tmp_path: Path, resdet: Resdet) -> None:
+    """A C4 for two classes, to here with its settings, and back with the same."""
+    config = DetectionConfig(
+        backbone=DetectorBackboneConfig(weights_source="msra", roi_size=14),
+        anchors=AnchorConfig(sizes=(32.0, 64.0, 128.0, 256.0, 512.0), offset=0.0),
+        rpn=RPNConfig(channels=1024, post_nms_test=1000, min_size=0.0),
+        box=BoxConfig(pool="roi_align", sampling_ratio=0),
+        test=PostprocessConfig(score_threshold=0.0001, nms_iou=0.5, max_detections=300),
+        data=DetectorDataConfig(shorter_side=1024, longer_side=2048),
+    )
+    with torch.device("meta"):
+        shapes = build_detector(config, 2, pretrained=False).state_dict()
+    weights = {name: torch.full(value.shape, 0.01) for name, value in shapes.items()}
+    run, file = write_converted(tmp_path / "run.safetensors", config, CLASSES, weights), tmp_path / "model.pth"
+    assert resdet("convert", run, "--to", "detectron2", "--output", file).status == 0
+    settings = yaml.safe_load(file.with_suffix(".yaml").read_text())
+    assert settings["MODEL"]["ROI_HEADS"]["NUM_CLASSES"] == 2
+    assert settings["MODEL"]["ROI_HEADS"]["SCORE_THRESH_TEST"] == 0.0001
+    arguments = ("convert", file, "--classes", card, "--output", tmp_path / "again")
+    outcome = resdet(*arguments, "--settings", file.with_suffix(".yaml"))
+    assert outcome.out.splitlines()[-1].endswith("(--settings config.yaml says otherwise): nothing")
+    again = read_checkpoint(tmp_path / "again")
+    assert (again.config.test, again.config.data) == (config.test, config.data)
+    assert set(again.weights) == set(weights)
+    outcome = resdet(*arguments)
+    assert "INPUT.MIN_SIZE_TEST 800, INPUT.MAX_SIZE_TEST 1333" in outcome.out
 
 
 def test_errors_are_one_line(state: Mapping[str, Tensor], card: Path, tmp_path: Path, resdet: Resdet) -> None:
@@ -71,3 +129,10 @@ def test_detectron2_is_told_by_its_names(card: Path, tmp_path: Path, resdet: Res
     assert "Detectron2" in outcome.err
     outcome = resdet("convert", *arguments, "--norm-eps", "0")
     assert outcome.err == "error: --norm-eps is for torchvision's weights, these are Detectron2's; leave it out\n"
+
+
+def test_settings_are_detectron2_s(state: Mapping[str, Tensor], card: Path, tmp_path: Path, resdet: Resdet) -> None:
+    torch.save(state, tmp_path / "model.pth")
+    arguments = ("--output", tmp_path / "run", "--classes", card, "--settings", tmp_path / "config.yaml")
+    outcome = resdet("convert", tmp_path / "model.pth", *arguments)
+    assert outcome.err == "error: --settings is for Detectron2's weights, these are not; leave it out\n"

@@ -23,6 +23,8 @@ from detection.model.faster_rcnn import FasterRCNN
 from detection.model.pooler import RegionPooler
 from detection.structures import ImageBatch
 from detection.weights.detectron2 import convert_detectron2
+from detection.weights.detectron2_settings import settings_of
+from detection.weights.to_detectron2 import to_detectron2
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -39,6 +41,13 @@ SPECS: dict[str, dict[str, Any]] = {
     "cascade_mask_rcnn_R_50_FPN": {"kind": "fpn", "masks": True, "cascade": True},
     "faster_rcnn_R_50_C4_voc": {"kind": "c4", "classes": 20},
 }
+# Of the zoo too, without a reference of their names at hand.
+UNLISTED: dict[str, dict[str, Any]] = {
+    "mask_rcnn_R_50_FPN_gn": {"kind": "fpn", "masks": True, "norm": "GN"},
+    "mask_rcnn_R_50_FPN_syncbn": {"kind": "fpn", "masks": True, "norm": "SyncBN"},
+    "faster_rcnn_X_101_32x8d_FPN": {"kind": "fpn", "depth": 101, "groups": 32, "width": 8},
+}
+ALL_SPECS = SPECS | UNLISTED
 DEFAULT = [name for name in SPECS if "101" not in name]
 ALL = [pytest.param(name, marks=[] if name in DEFAULT else pytest.mark.slow) for name in SPECS]
 
@@ -47,51 +56,68 @@ def layer(name: str, *shape: int) -> Shapes:
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
-def normalised(name: str, *shape: int) -> Shapes:
-    parts = ("weight", "bias", "running_mean", "running_var")
+def normalised(name: str, *shape: int, norm: str = "FrozenBN") -> Shapes:
+    parts = ("weight", "bias") if norm == "GN" else ("weight", "bias", "running_mean", "running_var")
     return {f"{name}.weight": shape, **{f"{name}.norm.{part}": shape[:1] for part in parts}}
 
 
-def stage_shapes(prefix: str, number: int, blocks: int) -> Shapes:
+def convolved(name: str, *shape: int, norm: str) -> Shapes:
+    """With a bias, or a norm after it."""
+    return layer(name, *shape) if norm == "FrozenBN" else normalised(name, *shape, norm=norm)
+
+
+def stage_shapes(prefix: str, number: int, blocks: int, *, norm: str, groups: int, width: int) -> Shapes:
     """Stage ``number`` (2 to 5) of a ResNet of bottleneck blocks."""
-    width, shapes = 64 * 2 ** (number - 2), Shapes()
+    stage, shapes = 2 ** (number - 2), Shapes()
+    inner, outer = groups * width * stage, 256 * stage
     for block in range(blocks):
-        entering = 4 * width if block else 64 if number == 2 else 2 * width
+        entering = outer if block else 64 if number == 2 else outer // 2
         place = f"{prefix}.res{number}.{block}"
         if block == 0:
-            shapes |= normalised(f"{place}.shortcut", 4 * width, entering, 1, 1)
-        shapes |= normalised(f"{place}.conv1", width, entering, 1, 1)
-        shapes |= normalised(f"{place}.conv2", width, width, 3, 3)
-        shapes |= normalised(f"{place}.conv3", 4 * width, width, 1, 1)
+            shapes |= normalised(f"{place}.shortcut", outer, entering, 1, 1, norm=norm)
+        shapes |= normalised(f"{place}.conv1", inner, entering, 1, 1, norm=norm)
+        shapes |= normalised(f"{place}.conv2", inner, inner // groups, 3, 3, norm=norm)
+        shapes |= normalised(f"{place}.conv3", outer, inner, 1, 1, norm=norm)
     return shapes
 
 
 def detector_shapes(
-    *, kind: str, depth: int = 50, classes: int = 80, masks: bool = False, cascade: bool = False
+    *,
+    kind: str,
+    depth: int = 50,
+    classes: int = 80,
+    masks: bool = False,
+    cascade: bool = False,
+    norm: str = "FrozenBN",
+    groups: int = 1,
+    width: int = 64,
 ) -> Shapes:
     """Names and shapes of a Detectron2 detector, written down independently of the code under test."""
     body = "backbone.bottom_up" if kind == "fpn" else "backbone"
-    shapes = normalised(f"{body}.stem.conv1", 64, 3, 7, 7)
+    shapes = normalised(f"{body}.stem.conv1", 64, 3, 7, 7, norm=norm)
     for number, blocks in enumerate(BLOCKS[depth], start=2):
-        shapes |= stage_shapes("roi_heads" if kind == "c4" and number == 5 else body, number, blocks)
+        prefix = "roi_heads" if kind == "c4" and number == 5 else body
+        shapes |= stage_shapes(prefix, number, blocks, norm=norm, groups=groups, width=width)
     for number in range(2, 6) if kind == "fpn" else ():
-        shapes |= layer(f"backbone.fpn_lateral{number}", 256, 64 * 2**number, 1, 1)
-        shapes |= layer(f"backbone.fpn_output{number}", 256, 256, 3, 3)
+        shapes |= convolved(f"backbone.fpn_lateral{number}", 256, 64 * 2**number, 1, 1, norm=norm)
+        shapes |= convolved(f"backbone.fpn_output{number}", 256, 256, 3, 3, norm=norm)
     channels, anchors = {"c4": (1024, 15), "dc5": (2048, 15), "fpn": (256, 3)}[kind]
     rpn = "proposal_generator.rpn_head"
     shapes |= layer(f"{rpn}.conv", channels, channels, 3, 3)
     shapes |= layer(f"{rpn}.objectness_logits", anchors, channels, 1, 1)
     shapes |= layer(f"{rpn}.anchor_deltas", anchors * 4, channels, 1, 1)
-    width = 2048 if kind == "c4" else 1024
+    vector, convs = 2048 if kind == "c4" else 1024, 0 if norm == "FrozenBN" else 4
     for stage in (".0", ".1", ".2") if cascade else ("",):
         if kind != "c4":
+            for number in range(1, convs + 1):
+                shapes |= normalised(f"roi_heads.box_head{stage}.conv{number}", 256, 256, 3, 3, norm=norm)
             shapes |= layer(f"roi_heads.box_head{stage}.fc1", 1024, channels * 49)
-            shapes |= layer(f"roi_heads.box_head{stage}.fc2", 1024, 1024)
-        shapes |= layer(f"roi_heads.box_predictor{stage}.cls_score", classes + 1, width)
-        shapes |= layer(f"roi_heads.box_predictor{stage}.bbox_pred", 4 if cascade else 4 * classes, width)
+            shapes |= {} if convs else layer(f"roi_heads.box_head{stage}.fc2", 1024, 1024)
+        shapes |= layer(f"roi_heads.box_predictor{stage}.cls_score", classes + 1, vector)
+        shapes |= layer(f"roi_heads.box_predictor{stage}.bbox_pred", 4 if cascade else 4 * classes, vector)
     if masks:
         for number in range(1, 5) if kind == "fpn" else ():
-            shapes |= layer(f"roi_heads.mask_head.mask_fcn{number}", 256, 256, 3, 3)
+            shapes |= convolved(f"roi_heads.mask_head.mask_fcn{number}", 256, 256, 3, 3, norm=norm)
         deconv = "roi_heads.mask_head.deconv"
         shapes |= {f"{deconv}.weight": (2048 if kind == "c4" else 256, 256, 2, 2), f"{deconv}.bias": (256,)}
         shapes |= layer("roi_heads.mask_head.predictor", classes, 256, 1, 1)
@@ -101,7 +127,7 @@ def detector_shapes(
 @cache
 def numbered_state(name: str) -> dict[str, Tensor]:
     """Every tensor is one number, another for each, repeated without memory."""
-    shapes = detector_shapes(**SPECS[name])
+    shapes = detector_shapes(**ALL_SPECS[name])
     return {key: torch.tensor(float(number)).expand(shape) for number, (key, shape) in enumerate(shapes.items(), 1)}
 
 
@@ -112,7 +138,7 @@ def conversion(name: str) -> tuple[DetectionConfig, dict[str, Tensor]]:
 
 
 def class_names(name: str) -> list[str]:
-    return [f"class {label}" for label in range(SPECS[name].get("classes", 80))]
+    return [f"class {label}" for label in range(ALL_SPECS[name].get("classes", 80))]
 
 
 @pytest.fixture(scope="module")
@@ -134,13 +160,14 @@ def test_the_zoo_s_settings_are_those_taken_without_any(reference: dict[str, Any
     assert given == conversion(name)[0]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *UNLISTED])
 def test_nothing_is_missing_or_unused_and_no_value_changes(name: str) -> None:
     state = numbered_state(name)
     config, converted = conversion(name)
     assert sorted(value.flatten()[0].item() for value in converted.values()) == list(range(1, len(state) + 1))
     with torch.device("meta"):
         own = build_detector(config, len(class_names(name)), pretrained=False).state_dict()
+    own = {key: value for key, value in own.items() if not key.endswith("num_batches_tracked")}
     assert {key: value.shape for key, value in own.items()} == {key: value.shape for key, value in converted.items()}
 
 
@@ -276,9 +303,12 @@ def test_settings_replace_those_of_the_zoo() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"INPUT__FORMAT": "RGB"}, r"INPUT\.FORMAT is 'RGB'; a detector here has 'BGR' and cannot be changed"),
-        ({"MODEL__PIXEL_STD": [57.375, 57.12, 58.395]}, r"MODEL\.PIXEL_STD is .*has \(1\.0, 1\.0, 1\.0\)"),
-        ({"MODEL__RESNETS__STRIDE_IN_1X1": False}, "STRIDE_IN_1X1 is False"),
+        ({"INPUT__FORMAT": "RGB"}, r"no weights here saw pixels of .*FORMAT RGB; known: torchvision: \[123\.675"),
+        ({"MODEL__PIXEL_STD": [57.375, 57.12, 5.0]}, r"no weights .*PIXEL_STD \[57\.375, 57\.12, 5\.0\]"),
+        ({"MODEL__PIXEL_MEAN": 103.53}, r"no weights .*PIXEL_MEAN 103\.53"),
+        ({"MODEL__RESNETS__NORM": "LN"}, r"RESNETS\.NORM is 'LN'; known: '', 'FrozenBN'"),
+        ({"MODEL__RPN__BOUNDARY_THRESH": 0}, "BOUNDARY_THRESH is 0; a detector here has -1"),
+        ({"TEST__AUG__ENABLED": True}, "ENABLED is True"),
         ({"MODEL__RESNETS__RES5_DILATION": 2}, "RES5_DILATION is 2; a detector here has 1"),
         ({"MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIPool"}, "POOLER_TYPE is 'ROIPool'"),
         ({"MODEL__ANCHOR_GENERATOR__SIZES": [[32, 64]]}, r"mismatched: 4: rpn\.head\.objectness"),
@@ -289,6 +319,92 @@ def test_settings_replace_those_of_the_zoo() -> None:
 def test_a_setting_without_a_place_here_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         converted_config("faster_rcnn_R_50_C4", **settings)
+
+
+def test_pixels_and_strides_of_torchvision_s_weights() -> None:
+    backbone = converted_config(
+        "faster_rcnn_R_50_FPN",
+        MODEL__PIXEL_MEAN=[123.675, 116.28, 103.53],
+        MODEL__PIXEL_STD=[58.395, 57.12, 57.375],
+        INPUT__FORMAT="RGB",
+        MODEL__RESNETS__STRIDE_IN_1X1=False,
+    ).backbone
+    assert (backbone.weights_source, backbone.stride_in) == ("torchvision", "3x3")
+    config = replace(conversion("faster_rcnn_R_50_FPN")[0], backbone=backbone)
+    with torch.device("meta"):
+        detector = build_detector(config, 80, pretrained=False)
+    assert isinstance(detector, FasterRCNN)
+    assert not detector.normalize.bgr
+    assert [detector.get_submodule(f"backbone.body.layer2.0.conv{i}").stride for i in (1, 2)] == [(1, 1), (2, 2)]
+
+
+def test_norms_are_told_by_the_layers() -> None:
+    config, _ = conversion("mask_rcnn_R_50_FPN_gn")
+    norms = (config.backbone.norm, config.backbone.fpn_norm, config.box.head_norm, config.mask.norm)
+    assert norms == ("gn", "gn", "gn", "gn")
+    assert (config.box.head_convs, config.box.head_fcs, config.backbone.stride_in) == (4, 1, "3x3")
+    config, _ = conversion("mask_rcnn_R_50_FPN_syncbn")
+    norms = (config.backbone.norm, config.backbone.fpn_norm, config.box.head_norm, config.mask.norm)
+    assert norms == ("sync_bn", "sync_bn", "sync_bn", "sync_bn")
+    assert (config.backbone.stride_in, config.backbone.weights_source) == ("1x1", "msra")
+    assert converted_config("mask_rcnn_R_50_FPN_syncbn", MODEL__RESNETS__NORM="FrozenBN").backbone.norm == "frozen_bn"
+    backbone = conversion("faster_rcnn_X_101_32x8d_FPN")[0].backbone
+    assert (backbone.name, backbone.weights_source, backbone.stride_in) == ("resnext101_32x8d", "caffe2", "3x3")
+
+
+def test_one_mask_for_all_classes_becomes_that_of_each() -> None:
+    state = dict(numbered_state("mask_rcnn_R_50_C4"))
+    predictor = "roi_heads.mask_head.predictor"
+    state |= {f"{predictor}.weight": torch.rand(1, 256, 1, 1), f"{predictor}.bias": torch.rand(1)}
+    _, converted = convert_detectron2(state, class_names=class_names("mask_rcnn_R_50_C4"))
+    assert converted["mask_stage.head.masks.bias"].equal(state[f"{predictor}.bias"].repeat(80))
+    assert converted["mask_stage.head.masks.weight"].equal(state[f"{predictor}.weight"].repeat(80, 1, 1, 1))
+
+
+# the way back
+
+
+@pytest.mark.parametrize("name", [*ALL, *UNLISTED])
+def test_the_way_back_gives_the_same_bits_and_settings(name: str) -> None:
+    state, (config, converted) = numbered_state(name), conversion(name)
+    back, settings = to_detectron2(config, class_names(name), converted)
+    assert set(back) == set(state)
+    assert all(back[key].equal(value) for key, value in state.items())
+    assert convert_detectron2(back, class_names=class_names(name), settings=settings)[0] == config
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_written_settings_are_the_zoo_s(reference: dict[str, Any], name: str) -> None:
+    expected = reference[name]["settings"]
+    settings = settings_of(conversion(name)[0])
+    common = settings.keys() & expected.keys()
+    assert len(common) >= 20
+    assert {key: settings[key] for key in common} == {key: expected[key] for key in common}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: replace(config, anchors=replace(config.anchors, rounded=True)), r"anchors\.rounded is True"),
+        (
+            lambda config: replace(config, box=replace(config.box, pool="roi_pool")),
+            r"box\.pool is 'roi_pool', detectron2",
+        ),
+        (
+            lambda config: replace(config, test=replace(config.test, flip=True)),
+            r"test\.flip is True, detectron2 has False",
+        ),
+        (
+            lambda config: replace(config, backbone=replace(config.backbone, norm_eps=1e-3)),
+            r"backbone\.norm_eps is 0\.001",
+        ),
+        (lambda config: replace(config, backbone=replace(config.backbone, name="vgg16")), r"backbone\.name vgg16"),
+    ],
+)
+def test_what_detectron2_lacks_does_not_go_back(change: Callable[[DetectionConfig], Any], message: str) -> None:
+    config, converted = conversion("faster_rcnn_R_50_C4")
+    with pytest.raises(ValueError, match=message):
+        to_detectron2(change(config), class_names("faster_rcnn_R_50_C4"), converted)
 
 
 # misfits
@@ -310,12 +426,23 @@ def without(text: str) -> dict[str, Tensor]:
         (lambda: without("box_predictor"), "an RPN's or a box predictor's are missing"),
         (lambda: without("res4.5."), r"stages of \(3, 4, 5, 3\) bottleneck blocks, expected .*resnet50 \(3, 4, 6, 3\)"),
         (lambda: without("bbox_pred.weight"), r"missing: 1: box_stage\.predictor\.deltas\.weight"),
-        (lambda: c4_state(roi_heads__keypoint_head__x=torch.zeros(1)), r"unused: 1: roi_heads\.keypoint_head\.x"),
+        (lambda: c4_state(roi_heads__x=torch.zeros(1)), r"unused: 1: roi_heads\.x"),
+        (
+            lambda: c4_state(roi_heads__keypoint_head__x=torch.zeros(1)),
+            r"of Keypoint R-CNN \(roi_heads\.keypoint_head\.x\)",
+        ),
+        (lambda: c4_state(head__cls_subnet__0__weight=torch.zeros(1)), r"of RetinaNet \(head\.cls_subnet\.0\.weight\)"),
+        (lambda: c4_state(sem_seg_head__p2__0__weight=torch.zeros(1)), "of Panoptic FPN"),
+        (lambda: c4_state(backbone__res4__0__conv2_offset__bias=torch.zeros(1)), "with deformable convolutions"),
+        (
+            lambda: c4_state(backbone__res2__0__conv2__weight=torch.zeros(256, 4, 3, 3)),
+            "of ResNeXt-50 64x4d, which back",
+        ),
         (lambda: c4_state(pixel_mean=torch.tensor([123.675, 116.28, 103.53])), r"pixel_mean is \[123\.6.*has \[103\.5"),
         (lambda: c4_state(pixel_std=torch.full((3,), 57.0)), r"pixel_std is \[57\.0"),
         (
             lambda: c4_state(proposal_generator__anchor_generator__cell_anchors__0=zoo_anchors([16, 32, 64, 128, 256])),
-            r"cell_anchors\.0 is .*say in settings what differs",
+            r"cell_anchors\.0 is .*say in settings \(--settings\) what differs",
         ),
         (
             lambda: c4_state(proposal_generator__anchor_generator__cell_anchors__1=zoo_anchors([64])),
@@ -347,7 +474,7 @@ def test_a_pyramid_s_anchors_are_checked_level_by_level() -> None:
 def drawn_state(name: str) -> dict[str, Tensor]:
     """Random values under which activations keep their size; the layers after the RPN are one number."""
     generator, state = torch.Generator().manual_seed(0), dict[str, Tensor]()
-    for key, shape in detector_shapes(**SPECS[name]).items():
+    for key, shape in detector_shapes(**ALL_SPECS[name]).items():
         if key.startswith("roi_heads."):
             state[key] = torch.tensor(0.01).expand(shape)
         elif len(shape) == 4:
@@ -363,17 +490,20 @@ def drawn_state(name: str) -> dict[str, Tensor]:
 def convolve(state: Mapping[str, Tensor], name: str, x: Tensor, *, stride: int = 1, dilation: int = 1) -> Tensor:
     weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
     padding = dilation * (weight.shape[-1] // 2)
-    x = F.conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation)
+    groups = x.shape[1] // weight.shape[1]
+    x = F.conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
     if f"{name}.norm.weight" not in state:
         return x
+    if f"{name}.norm.running_mean" not in state:
+        return F.group_norm(x, 32, state[f"{name}.norm.weight"], state[f"{name}.norm.bias"], eps=1e-5)
     scale, shift, mean, var = (
         state[f"{name}.norm.{part}"].view(-1, 1, 1) for part in ("weight", "bias", "running_mean", "running_var")
     )
     return (x - mean) / (var + 1e-5).sqrt() * scale + shift
 
 
-def zoo_body(state: Mapping[str, Tensor], body: str, x: Tensor, *, dilated: bool) -> list[Tensor]:
-    """res2, res3, .. of the stages under ``body``: the stride is in the 1x1 convolution."""
+def zoo_body(state: Mapping[str, Tensor], body: str, x: Tensor, *, dilated: bool, stride_in: str) -> list[Tensor]:
+    """res2, res3, .. of the stages under ``body``; the stride is in the 1x1 or the 3x3 convolution."""
     x = F.max_pool2d(F.relu(convolve(state, f"{body}.stem.conv1", x, stride=2)), 3, stride=2, padding=1)
     outputs = []
     for stage in range(2, 6):
@@ -382,8 +512,9 @@ def zoo_body(state: Mapping[str, Tensor], body: str, x: Tensor, *, dilated: bool
         while f"{body}.res{stage}.{block}.conv1.weight" in state:
             place = f"{body}.res{stage}.{block}"
             stride = 2 if block == 0 and stage > 2 and dilation == 1 else 1
-            out = F.relu(convolve(state, f"{place}.conv1", x, stride=stride))
-            out = F.relu(convolve(state, f"{place}.conv2", out, dilation=dilation))
+            first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
+            out = F.relu(convolve(state, f"{place}.conv1", x, stride=first))
+            out = F.relu(convolve(state, f"{place}.conv2", out, stride=second, dilation=dilation))
             shortcut = convolve(state, f"{place}.shortcut", x, stride=stride) if block == 0 else x
             x = F.relu(convolve(state, f"{place}.conv3", out) + shortcut)
             block += 1
@@ -402,26 +533,29 @@ def zoo_pyramid(state: Mapping[str, Tensor], stages: list[Tensor]) -> list[Tenso
 
 def loaded(config: DetectionConfig, state: Mapping[str, Tensor]) -> FasterRCNN:
     """The detector of ``config`` up to its RPN; its box head is small, which saves time."""
-    small = replace(config, box=replace(config.box, pool_size=1, head_channels=8))
+    box = replace(config.box, pool_size=1, head_channels=8)
+    small = replace(config, architecture="faster_rcnn", box=box)
     detector = build_detector(small, 80, pretrained=False).eval()
     own = {name: value for name, value in state.items() if name.startswith(("backbone.", "rpn."))}
     missing, unused = detector.load_state_dict(own, strict=False)
     assert not unused
-    assert all(name.startswith("box_stage.") for name in missing)
+    assert all(name.startswith("box_stage.") or name.endswith("num_batches_tracked") for name in missing)
     assert isinstance(detector, FasterRCNN)
     return detector
 
 
-@pytest.mark.parametrize("name", ["faster_rcnn_R_50_DC5", "faster_rcnn_R_50_FPN"])
+@pytest.mark.parametrize("name", ["faster_rcnn_R_50_DC5", "faster_rcnn_R_50_FPN", *UNLISTED])
 @torch.inference_mode()
 def test_features_and_rpn_give_detectron2_s_numbers(name: str) -> None:
     state = drawn_state(name)
     detector = loaded(*convert_detectron2(state, class_names=class_names(name)))
     pixels = torch.randint(0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     mean = torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1)
-    kind = SPECS[name]["kind"]
+    std = torch.tensor([57.375, 57.12, 58.395]).view(3, 1, 1) if "X_101" in name else 1.0
+    kind = ALL_SPECS[name]["kind"]
     body = "backbone.bottom_up" if kind == "fpn" else "backbone"
-    stages = zoo_body(state, body, pixels.flip(1).float() - mean, dilated=kind == "dc5")
+    normal, stride_in = (pixels.flip(1).float() - mean) / std, "3x3" if "X_101" in name or "gn" in name else "1x1"
+    stages = zoo_body(state, body, normal, dilated=kind == "dc5", stride_in=stride_in)
     expected = zoo_pyramid(state, stages) if kind == "fpn" else stages[-1:]
     features = detector.features(ImageBatch(pixels, ((64, 96),)))
     assert [feature.shape[-2:] for feature in features] == [level.shape[-2:] for level in expected]

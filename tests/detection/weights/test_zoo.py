@@ -102,8 +102,8 @@ def test_every_row_is_complete(entry: Entry) -> None:
     assert ("mask" in entry.name) == (entry.mask_ap is not None)
 
 
-def test_the_table_holds_four_and_nine_detectors() -> None:
-    assert [entry.source for entry in ZOO] == ["torchvision"] * 4 + ["detectron2"] * 9
+def test_the_table_holds_four_and_thirteen_detectors() -> None:
+    assert [entry.source for entry in ZOO] == ["torchvision"] * 4 + ["detectron2"] * 13
     assert len({entry.name for entry in ZOO}) == len({entry.url for entry in ZOO}) == len(ZOO)
 
 

@@ -1,0 +1,66 @@
+"""What a detector must have in common with one of another project before its weights can go there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from backbones.weights.load import SOURCES
+from detection.config.detection import DetectionConfig
+from detection.config.schema import flatten
+
+__all__ = ["explicit", "refuse_differences"]
+
+# Keys without a part in a detection, or that the names of the weights tell.
+IN_TRAINING = re.compile(
+    r"backbone\.(weights|norm|fpn_norm|freeze_at|fix_statistics|dropout|activation)|box\.head_norm|mask\.norm"
+    r"|(rpn|box)\.(positive_iou|negative_iou|negative_iou_low|samples_per_image|positive_fraction|allow_outside)"
+    r"|(rpn|box)\.(smooth_l1_beta|box_loss_weight|loss|ignore_overlap|pre_nms_train|post_nms_train)"
+)
+SECTIONS = ("architecture", "backbone", "anchors", "rpn", "box", "cascade", "mask", "test")
+SIZES = ("data.shorter_side", "data.longer_side")
+
+
+def explicit(config: DetectionConfig) -> DetectionConfig:
+    """Returns ``config`` with the ResNet's defaults in the place of null."""
+    given, source = config.backbone, SOURCES[config.backbone.weights_source]
+    backbone = replace(
+        given,
+        norm=given.norm or "frozen_bn",
+        norm_eps=source.norm_eps if given.norm_eps is None else given.norm_eps,
+        stride_in=given.stride_in or source.stride_in,
+        shortcut=given.shortcut or "B",
+        stochastic_depth=given.stochastic_depth or 0.0,
+        freeze_at=given.freeze_at or 0,
+        tail_stride=given.tail_stride or 2,
+        roi_size=given.roi_size or 14,
+        dilate_c5=bool(given.dilate_c5),
+    )
+    return replace(config, backbone=backbone)
+
+
+def refuse_differences(
+    own: DetectionConfig, theirs: DetectionConfig, *, project: str, taken: Mapping[str, str] | None = None
+) -> None:
+    """Raises ValueError where a detection of ``own`` depends on a key that ``theirs``, of ``project``, has otherwise.
+
+    Args:
+        own: of the run.
+        theirs: what the weights become when they are converted back.
+        project: for the message.
+        taken: argument of the project's builder -> the key that it takes, and that may therefore differ.
+    """
+    here, there = flatten(explicit(own)), flatten(explicit(theirs))
+    idle = [name for name in ("mask", "cascade") if name not in own.architecture]
+    keys = [key for key in here if key.split(".")[0] in SECTIONS or key in SIZES]
+    differing = [
+        f"{key} is {here[key]!r}, {project} has {there[key]!r}"
+        for key in keys
+        if here[key] != there[key]
+        and not IN_TRAINING.fullmatch(key)
+        and key.split(".")[0] not in idle
+        and key not in (taken or {}).values()
+    ]
+    if differing:
+        raise ValueError(f"this detector can't go to {project}, which would find other boxes: {'; '.join(differing)}")

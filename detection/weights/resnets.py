@@ -1,0 +1,43 @@
+"""Which ResNet or ResNeXt the weights of a detector have, by the blocks and groups in them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from backbones.registry import backbone_names
+from backbones.resnet import DEPTHS, Bottleneck
+
+__all__ = ["resnet_name"]
+
+# (groups, channels of each in conv2_x) -> pattern of the backbone's name
+NAMES = {(1, 64): "resnet{depth}", (32, 4): "resnext{depth}_32x4d", (32, 8): "resnext{depth}_32x8d"}
+
+
+def resnet_name(state: Mapping[str, Tensor]) -> str:
+    """Returns the name in backbones/registry.py of the network whose blocks ``state``, which has our names, has.
+
+    Raises:
+        ValueError: there is none; what was found is said.
+    """
+    convolutions = {
+        (int(match[1]), int(match[2])): value
+        for name, value in state.items()
+        if (match := re.search(r"\.layer([1-4])\.(\d+)\.conv2\.weight$", name))
+    }
+    bottleneck = any(name.endswith("layer1.0.conv3.weight") for name in state)
+    found = tuple(sum(stage == number for stage, _ in convolutions) for number in range(1, 5))
+    known = {depth: counts for depth, (block, counts) in DEPTHS.items() if (block is Bottleneck) == bottleneck}
+    depth = next((depth for depth, counts in known.items() if counts == found), None)
+    if depth is None:
+        kind, listed = "bottleneck" if bottleneck else "basic", ", ".join(f"resnet{d} {c}" for d, c in known.items())
+        raise ValueError(f"the ResNet has stages of {found} {kind} blocks, expected those of {listed}")
+    first = convolutions[1, 0]
+    width = first.shape[1]
+    groups = len(first) // width
+    name = NAMES.get((groups, width), "").format(depth=depth)
+    if name not in backbone_names():
+        raise ValueError(f"these are weights of ResNeXt-{depth} {groups}x{width}d, which backbones/registry.py lacks")
+    return name
