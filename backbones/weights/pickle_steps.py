@@ -23,7 +23,7 @@ MAX_NOTED, MAX_NAME = 64, 200  # characters of a text, and of a name in a messag
 WORD = re.compile(r"\S+")
 SMALL = 2**31  # whole numbers below are their own hash
 LATIN = ("latin1", "latin-1")
-HASHING = ("collections.OrderedDict", "builtins.set", "__builtin__.set")
+HASHING = ("collections.OrderedDict", "collections.Counter", "builtins.set", "__builtin__.set")
 ENCODING = ("_codecs.encode", "builtins.bytearray", "__builtin__.bytearray")
 
 

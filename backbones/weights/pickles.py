@@ -40,6 +40,7 @@ LEGACY_PICKLES = 5
 # ``torch.load`` takes: sparse, nested, quantized and meta tensors, and functions that make as much as a number says.
 TORCH_CALLS = (
     "collections.OrderedDict",
+    "collections.Counter",  # of MultiStepLR
     "_codecs.encode",
     *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "bytearray", "complex")),
     "torch.Size",

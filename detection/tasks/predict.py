@@ -142,7 +142,7 @@ def _written(output: Path) -> Iterator[Callable[[Path, Any], None]]:
         raise ValueError(f"{output} holds a prediction already; choose another --output-dir, or remove it")
     output.mkdir(parents=True, exist_ok=True)
     part, separator = output / f"{PREDICTIONS}.part", "{"
-    with part.open("x") as stream:
+    with part.open("x", encoding="utf-8") as stream:
 
         def write(path: Path, entry: Any) -> None:
             nonlocal separator

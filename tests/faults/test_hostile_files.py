@@ -295,10 +295,10 @@ def mutate_members(rng: Random, data: bytes) -> bytes:
             if name.endswith(".pkl") and kind < 4:
                 content = mutate_steps(rng, content) if kind < 3 else mutate_bytes(rng, content)
             content += bytes(1 << 22) if kind == 4 else b""
-            called = name.upper() if rng.random() < 0.05 else name
+            called = name.replace("data.pkl", "DATA.PKL") if rng.random() < 0.05 else name
             new.writestr(called, content, zipfile.ZIP_DEFLATED if rng.random() < 0.02 else zipfile.ZIP_STORED)
         new.filelist += new.filelist * rng.choice((0, 0, 0, 0, 0, 1, 1000))
-        new.writestr("more", "")
+        new.writestr(f"{old.namelist()[0].partition('/')[0]}/more", "")
     return written.getvalue()
 
 

@@ -65,6 +65,7 @@ BOMBS = {
 # Names that torch.load takes and that no file of weights needs.
 TORCH_BOMBS = {
     "a set by a call": (called("builtins.set", listed(COLLIDING)), KEYS),
+    "a count": (called("collections.Counter", listed(COLLIDING)), KEYS),
     "a set of Python 2": (called("__builtin__.set", listed(COLLIDING)), KEYS),
     "a set of a set, again and again": (
         b"cbuiltins\nset\nq\x00" + listed(COLLIDING[:900]) + b"\x85Rq\x01" + b"h\x00h\x01\x85R0" * 9 + b"N",
@@ -152,6 +153,7 @@ def test_the_file_of_torch_that_others_write_is_read(tmp_path: Path) -> None:
         "state_dict": OrderedDict(layer.state_dict())
         | {"own": torch.nn.Parameter(torch.ones(2)), **{str(kind): torch.ones(3, dtype=kind) for kind in types}},
         "optimizer": optimizer.state_dict(),
+        "scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 3, 5]).state_dict(),
         "hyper": {"betas": (0.9, 0.999), "seen": {"a", "b"}, "raw": b"bytes", "dtype": torch.float16, 1.5: 2**70},
         "device": torch.device("cpu"),
         "size": torch.Size([2, 3]),
