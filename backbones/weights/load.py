@@ -258,7 +258,8 @@ def load_matching(
             f"the weights from {source} do not fit {type(module).__name__}; nothing was loaded. "
             f"Use the architecture and options they were trained with.\n{refused}"
         )
-    broken = {name: count for name in fitting if (count := int((~state[name].isfinite()).sum()))}
+    valued = [name for name in fitting if not state[name].is_meta]  # on the meta device there are shapes only
+    broken = {name: count for name in valued if (count := int((~state[name].isfinite()).sum()))}
     if broken:
         name, count = next(iter(broken.items()))
         raise ValueError(
