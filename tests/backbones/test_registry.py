@@ -31,7 +31,7 @@ def torchvision_state(name: str) -> dict[str, Tensor]:
     """Names and shapes of torchvision's state dict; each entry is one number, repeated, so that its file is small."""
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in get_model(name, weights=None).state_dict().items()}
-    return {key: torch.full((), 1 + i / 1000).expand(shape) for i, (key, shape) in enumerate(shapes.items())}
+    return {key: torch.full(shape, 1 + i / 1000) for i, (key, shape) in enumerate(shapes.items())}
 
 
 @pytest.fixture(scope="module")
