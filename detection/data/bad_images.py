@@ -61,6 +61,7 @@ def _without(index: AnnotationIndex, kept: list[bool]) -> AnnotationIndex:
     counts = index.ends.diff(prepend=index.ends.new_zeros(1))
     objects = images.repeat_interleave(counts)
     rows = images.nonzero().flatten()
+    unjudged = index.unjudged[images[index.unjudged[:, 0]]]
     return replace(
         index,
         paths=index.paths.take(rows),
@@ -73,4 +74,5 @@ def _without(index: AnnotationIndex, kept: list[bool]) -> AnnotationIndex:
         ignore=index.ignore[objects],
         areas=index.areas[objects],
         fields={name: packed.take(objects.nonzero().flatten()) for name, packed in index.fields.items()},
+        unjudged=torch.stack([images.cumsum(0)[unjudged[:, 0]] - 1, unjudged[:, 1]], dim=1),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,10 +35,10 @@ class PackedStrings:
 
     @classmethod
     def concatenate(cls, parts: Sequence[PackedStrings]) -> Self:
-        offsets = [0, *torch.tensor([len(part.characters) for part in parts]).cumsum(0).tolist()]
+        offsets = _starts([len(part.characters) for part in parts])
         return cls(
             torch.cat([part.characters for part in parts]),
-            torch.cat([part.ends + offset for part, offset in zip(parts, offsets[:-1], strict=True)]),
+            torch.cat([part.ends + offset for part, offset in zip(parts, offsets, strict=True)]),
         )
 
     @classmethod
@@ -87,7 +87,8 @@ class AnnotationIndex:
     ignore: Tensor  # (M,) bool
     areas: Tensor  # (M,) float32, square pixels: of the mask where the files give it
     fields: Mapping[str, PackedStrings] = field(default_factory=dict)  # (M,) each, as packed by FIELDS; what was read
-    masks: PackedStrings | None = None  # (M,) counts of their RLE, without a pixel if unknown; None: not read
+    # (U, 2) int64 image, label: what a challenge does not judge, neither objects nor detections
+    unjudged: Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.int64))
     has_ground_truth: bool = True  # False: of a part of the images the objects are unknown, as of challenges' test sets
 
     def __len__(self) -> int:
@@ -163,7 +164,12 @@ class AnnotationIndex:
             ignore=self.ignore[objects],
             areas=self.areas[objects],
             fields={name: packed.first(objects.stop) for name, packed in self.fields.items()},
+            unjudged=self.unjudged[self.unjudged[:, 0] < count],
         )
+
+    def unjudged_labels(self, row: int) -> Tensor:
+        """Returns the labels (L,) that are not judged on image ``row``."""
+        return self.unjudged[self.unjudged[:, 0] == row, 1]
 
     def num_wanted(self) -> Tensor:
         """How many objects (N,) each image has that are not ignored."""
@@ -191,7 +197,8 @@ class AnnotationIndex:
                 )
         if len(parts) == 1:
             return first
-        offsets = [0, *torch.tensor([len(part.boxes) for part in parts]).cumsum(0).tolist()]
+        offsets = _starts([len(part.boxes) for part in parts])
+        images = _starts([len(part) for part in parts])
         same_ids = all(part.category_ids == first.category_ids for part in parts)
         image_ids = torch.cat([part.image_ids for part in parts])
         if len(image_ids.unique()) < len(image_ids):
@@ -203,12 +210,15 @@ class AnnotationIndex:
             image_ids=image_ids,
             sizes=torch.cat([part.sizes for part in parts]),
             apply_exif=torch.cat([part.apply_exif for part in parts]),
-            ends=torch.cat([part.ends + offset for part, offset in zip(parts, offsets[:-1], strict=True)]),
+            ends=torch.cat([part.ends + offset for part, offset in zip(parts, offsets, strict=True)]),
             boxes=torch.cat([part.boxes for part in parts]),
             labels=torch.cat([part.labels for part in parts]),
             ignore=torch.cat([part.ignore for part in parts]),
             areas=torch.cat([part.areas for part in parts]),
             fields={name: _concatenate_field(name, parts) for name in FIELDS if any(name in p.fields for p in parts)},
+            unjudged=torch.cat(
+                [part.unjudged + torch.tensor([start, 0]) for part, start in zip(parts, images, strict=True)]
+            ),
             has_ground_truth=all(part.has_ground_truth for part in parts),
         )
 
@@ -222,6 +232,11 @@ def index_digest(index: AnnotationIndex) -> str:
     objects = [index.sizes, index.ends, index.boxes, index.labels, index.ignore]
     fields = [[packed.characters, packed.ends] for _, packed in sorted(index.fields.items())] or [None]
     return digest([index.class_names, names, objects, *fields])
+
+
+def _starts(lengths: Sequence[int]) -> list[int]:
+    """Where each of several parts begins in all of them."""
+    return [0, *accumulate(lengths)][:-1]
 
 
 def _difference(one: AnnotationIndex, other: AnnotationIndex) -> list[str]:

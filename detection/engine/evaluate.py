@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Literal
 
 import numpy as np
@@ -114,7 +115,8 @@ def make_record(
 ) -> Record:
     """Returns the record of image ``row`` with D detections in pixels of the stored image.
 
-    It has the fields of the objects, where they were read, only beside those of the detections.
+    It has the fields of the objects, where they were read, only beside those of the detections.  Detections of classes
+    that are not judged on that image are left out.
 
     Args:
         index: of the test set.
@@ -125,6 +127,10 @@ def make_record(
         fields: of the detections, by name, as ``Record`` holds them.
     """
     objects, found = index.objects(row), fields or {}
+    judged = ~np.isin(labels, index.unjudged_labels(row).numpy())
+    if not judged.all():
+        boxes, scores, labels = boxes[judged], scores[judged], labels[judged]
+        found = {name: tuple(compress(values, judged)) for name, values in found.items()}
     return Record(
         image_id=int(index.image_ids[row]),
         file_name=index.paths[row],

@@ -7,11 +7,13 @@ Source: the PASCAL VOC development kit.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
+
+import torch
 
 from detection.config.load import build_dataclass
 from detection.config.schema import checked
@@ -81,7 +83,8 @@ def read_voc(
         files=reader.files,
         drop=drop,
     )
-    return replace(index, has_ground_truth=has_ground_truth), reader.problems + found
+    unjudged = torch.tensor(reader.unjudged, dtype=torch.int64).reshape(-1, 2)
+    return replace(index, has_ground_truth=has_ground_truth, unjudged=unjudged), reader.problems + found
 
 
 class _Reader:
@@ -91,6 +94,7 @@ class _Reader:
         self, folder: Path, split: VOCSplit, labels: Mapping[str, int], frames: Frames, *, masks: bool
     ) -> None:
         self.images, self.objects, self.files, self.problems = ImageRows(), ObjectRows(), list[str](), list[Problem]()
+        self.unjudged = list[tuple[int, int]]()  # (image, label)
         self._folder, self._split, self._labels, self._frames, self._masks = folder, split, labels, frames, masks
         self._stored = _StoredImages(folder / split.images)
         self._meant = Meant(folder / split.images)
@@ -101,7 +105,10 @@ class _Reader:
         split, folder, problems = self._split, self._folder, self.problems
         listed = self._wanted(read_lists(folder, split.list, self._stored.find, self._meant.hint, problems))
         left_out, pairs = self._blacklist(listed)
-        unjudged = {(number, self._labels[name]) for number, name in pairs if name in self._labels}
+        unjudged = dict[str, set[int]]()
+        for number, name in pairs:
+            if name in self._labels:
+                unjudged.setdefault(number, set()).add(self._labels[name])
         bare = list[tuple[ListedImage, Path]]()
         for image in listed:
             path = self._stored.find(image.name)
@@ -119,7 +126,7 @@ class _Reader:
             except XMLError as error:
                 self._xml.error(error.kind, self._file(image), error.detail)
             else:
-                self._add(image, path, root, unjudged)
+                self._add(image, path, root, unjudged.get(image.number, ()))
         source = str(folder / split.list)
         has_ground_truth = self._add_bare(bare, source)
         problems += self._xml.notes(source) + self._frames.notes(source)
@@ -155,14 +162,12 @@ class _Reader:
                 )
             )
         if pairs:
-            detail = f"{len(pairs)} pairs: objects are ignored, detections still count, where the challenge skips both"
+            detail = f"{len(pairs)} pairs: neither objects nor detections count"
             self.problems.append(Problem("note", "class on the blacklist of an image", str(file), detail, len(pairs)))
         return images, pairs
 
-    def _add(
-        self, image: ListedImage, path: Path, root: ElementTree.Element | None, unjudged: Container[tuple[str, int]]
-    ) -> None:
-        """Adds an image and its objects; without a ``root``, the image alone."""
+    def _add(self, image: ListedImage, path: Path, root: ElementTree.Element | None, unjudged: Collection[int]) -> None:
+        """Adds an image and its objects, those of ``unjudged`` labels to be ignored; without a ``root``, the image."""
         file = self._file(image)
         try:
             frame = self._frames.find(str(path), None if root is None else annotated_size(root))
@@ -178,8 +183,9 @@ class _Reader:
         if root is None:
             return
         read_objects(root, file, row, frame, self._labels, self.objects, self._xml)
+        self.unjudged += [(row, label) for label in sorted(unjudged)]
         for number in range(first, len(self.objects.boxes) if unjudged else first):
-            self.objects.ignore[number] |= (image.number, self.objects.labels[number]) in unjudged
+            self.objects.ignore[number] |= self.objects.labels[number] in unjudged
         if self._masks:
             self._add_masks(image, first, frame)
 

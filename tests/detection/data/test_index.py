@@ -6,11 +6,14 @@ import pickle
 from collections.abc import Callable
 from dataclasses import fields, replace
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from detection.data.bad_images import usable_images
 from detection.data.index import AnnotationIndex, PackedStrings, index_digest
 from detection.masks import encode
 
@@ -242,3 +245,24 @@ def test_the_digest_sees_every_annotation_and_not_where_the_files_lie(make_index
 def test_names_that_only_join_alike_differ(make_index: MakeIndex) -> None:
     first, second = (make_index([[], []], paths=paths) for paths in (["ab.jpg", "c.jpg"], ["a", "b.jpgc.jpg"]))
     assert index_digest(first) != index_digest(second)
+
+
+class TestLabelsThatAreNotJudged:
+    """Image 1 of class 0, image 3 of class 1."""
+
+    PAIRS = torch.tensor([[1, 0], [3, 1]])
+
+    def test_move_with_their_images(self, index: AnnotationIndex) -> None:
+        marked = replace(index, unjudged=self.PAIRS)
+        joined = AnnotationIndex.concatenate([index, marked])
+        assert [joined.unjudged_labels(row).tolist() for row in range(8)] == [[], [], [], [], [], [0], [], [1]]
+        assert marked.first(3).unjudged.tolist() == [[1, 0]]
+
+    def test_stay_with_their_images_where_others_go(self, index: AnnotationIndex, tmp_path: Path) -> None:
+        paths = [tmp_path / f"{row}.png" for row in range(4)]
+        for path in paths[2:]:
+            Image.new("RGB", (80, 60)).save(path)
+        marked = replace(index, paths=PackedStrings.pack([str(path) for path in paths]), unjudged=self.PAIRS)
+        rest, dropped = usable_images(marked, "drop")
+        assert [Path(problem.file).name for problem in dropped] == ["0.png", "1.png"]
+        assert rest.unjudged.tolist() == [[1, 1]]

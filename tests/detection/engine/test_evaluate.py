@@ -13,7 +13,7 @@ from torch import nn
 
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex, PackedStrings
-from detection.engine.evaluate import evaluate, predict
+from detection.engine.evaluate import evaluate, make_record, predict
 from detection.evaluation.metrics import read_metric
 from detection.evaluation.record import Record
 from detection.masks import decode, empty_rle, encode
@@ -76,6 +76,17 @@ def test_records_are_in_pixels_of_the_stored_images() -> None:
     assert first.gt_areas.tolist() == [2000, 3000]
     assert second.boxes.shape == second.gt_boxes.shape == (0, 4)
     assert predictions.seconds_per_image > 0
+
+
+def test_detections_of_a_class_that_is_not_judged_are_left_out() -> None:
+    found = {"boxes": np.zeros((3, 4), np.float32), "scores": np.array([0.9, 0.8, 0.7], np.float32)}
+    labels, masks = np.array([1, 0, 1]), tuple({"size": (100, 200), "counts": text} for text in (b"a", b"b", b"c"))
+    marked = replace(INDEX, unjudged=torch.tensor([[0, 1]]))
+    record = make_record(marked, 0, labels=labels, fields={"masks": masks}, **found)
+    assert (record.labels.tolist(), record.scores.tolist()) == ([0], [pytest.approx(0.8)])
+    assert record.masks is not None
+    assert [mask["counts"] for mask in record.masks] == [b"b"]
+    assert make_record(marked, 1, labels=labels, **found).labels.tolist() == [1, 0, 1]
 
 
 def test_no_images() -> None:

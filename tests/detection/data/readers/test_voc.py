@@ -540,6 +540,7 @@ def test_images_and_classes_on_the_blacklist_are_not_judged(make_voc: MakeVOC) -
         folder, {**ENTRY, "blacklist": "classes.txt"}, CLASSES, drop=True, exif="apply", names=names
     )
     assert index.ignore.tolist() == [False, False, True, True]
+    assert index.unjudged.tolist() == [[0, 1], [1, 0], [2, 0]]
     assert note.detail.startswith("4 pairs")
 
 
