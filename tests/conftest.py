@@ -6,7 +6,7 @@ import io
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +154,14 @@ def make_index() -> Callable[..., AnnotationIndex]:
         )
 
     return make
+
+
+@pytest.fixture
+def not_under_nohup() -> Iterator[None]:
+    """Lets SIGHUP be heard, which stays ignored where the tests were started under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

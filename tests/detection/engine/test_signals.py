@@ -11,6 +11,7 @@ import pytest
 from detection.engine.signals import STOPPING, stop_request
 
 
+@pytest.mark.usefixtures("not_under_nohup")
 @pytest.mark.parametrize("number", STOPPING)
 def test_first_signal_is_noted_and_handlers_come_back(number: signal.Signals) -> None:
     before = [signal.getsignal(each) for each in STOPPING]

@@ -279,11 +279,11 @@ def test_steps_are_saved_where_the_log_can_not_be_written(
 
 def test_a_signal_before_the_first_batch_ends_the_run(make_trainer: Callable[..., Trainer]) -> None:
     def hanging(**_: Any) -> Iterator[Batch]:
-        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
         yield from batches()
 
     trainer = make_trainer()
     trainer.load = hanging
-    with pytest.raises(StoppedError, match="SIGHUP ended the run after iteration 0 of 4"):
+    with pytest.raises(StoppedError, match="SIGTERM ended the run after iteration 0 of 4"):
         trainer.run()

@@ -48,5 +48,5 @@ def test_markup_stays_text_and_control_characters_are_escaped() -> None:
 
 def test_a_terminal_gives_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((120, 20)))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_, **__: os.terminal_size((120, 20)))
     assert len(text_table(["class", "AP"], [["x" * 110, "1"]]).splitlines()) == 2

@@ -869,6 +869,7 @@ class TestSignals:
                 run_training(config, output)
         return str(error.value)
 
+    @pytest.mark.usefixtures("not_under_nohup")
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
     def test_the_same_command_goes_on(
         self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path, number: signal.Signals
