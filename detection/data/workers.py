@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -23,6 +24,7 @@ from typing import Any
 import cv2
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
+from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from detection.waiting import longest_wait
@@ -33,6 +35,7 @@ LONGEST_WAIT = longest_wait("RESDET_BATCH_MINUTES").total_seconds()  # for one b
 POLL = 1.0  # seconds
 NOT_HANDED_OVER = 74  # exit status of a worker, sysexits' "input/output error"
 SHARED = "/dev/shm"  # where batches lie that workers hand over
+SMALL = 1 << 30  # bytes; below, as by Docker's default of 64 MiB, batches go through pipes instead
 
 
 class Loader(DataLoader[Any]):  # of samples by its stubs, which do not know collate_fn
@@ -42,6 +45,8 @@ class Loader(DataLoader[Any]):  # of samples by its stubs, which do not know col
         if not self.num_workers:
             return super()._get_iterator()
         self.check_worker_number_rationality()
+        if _shared_is_small() and not isinstance(self.collate_fn, _Pickled):
+            self.collate_fn = _Pickled(self.collate_fn)
         iterator = _Batches(self)
         end = partial(_end_workers, weakref.ref(iterator), iterator._workers)
         atexit.register(end)  # exit handlers run backwards: before those of torch and multiprocessing
@@ -63,6 +68,13 @@ class _Batches(_MultiProcessingDataLoaderIter):
         keys = super()._next_index()
         self._asked[self._send_idx] = keys
         return keys
+
+    def _next_data(self) -> Any:
+        batch = super()._next_data()
+        if isinstance(batch, bytes):
+            batch = pickle.loads(batch)  # of our own worker
+            return pin_memory(batch) if self._pin_memory else batch
+        return batch
 
     def _get_data(self) -> Any:
         until = time.monotonic() + LONGEST_WAIT
@@ -108,6 +120,20 @@ class _Batches(_MultiProcessingDataLoaderIter):
         paths = getattr(getattr(self._dataset, "index", None), "paths", None)
         files = [str(key) if paths is None else paths[key[1]] for key in keys]
         return f"it was to read {', '.join(files) or 'nothing'}"
+
+
+def _shared_is_small() -> bool:
+    return Path(SHARED).is_dir() and shutil.disk_usage(SHARED).total < SMALL
+
+
+class _Pickled:
+    """Collates a batch into bytes, which a worker hands over without shared memory."""
+
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: Any) -> bytes:
+        return pickle.dumps(self._collate(samples), pickle.HIGHEST_PROTOCOL)
 
 
 def start_worker(_worker: int) -> None:

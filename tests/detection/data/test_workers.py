@@ -68,19 +68,33 @@ def test_ctrl_c_and_other_signals_to_the_group_leave_workers_alone() -> None:
 NO_ROOM = """
 import torch
 from detection.data.loader import make_loader
-data = [torch.zeros(4 << 20, dtype=torch.uint8)] * 4
-for batch in make_loader(data, [[0], [1]], workers=1, pin=False, collate=lambda samples: samples[0]):
-    pass
+from detection.data import workers
+workers.SMALL = {small}
+data = [torch.full((4 << 20,), number, dtype=torch.uint8) for number in range(4)]
+loader = make_loader(data, [[0], [1]], workers=1, pin=False, collate=lambda samples: samples[0])
+for _ in range(2):
+    print([int(batch.float().mean()) for batch in loader])
 """
 
 
-@pytest.mark.slow
-def test_a_small_dev_shm_is_named_soon() -> None:
+def run_with_small_shm(small: int) -> subprocess.CompletedProcess[str]:
+    """Loads batches of 4 MiB where /dev/shm has 1, which counts as small below ``small`` bytes."""
     mount = 'mount -t tmpfs -o size=1m none /dev/shm && exec "$0" -c "$1"'
-    command = ["unshare", "--mount", "sh", "-c", mount, sys.executable, NO_ROOM]
+    command = ["unshare", "--mount", "sh", "-c", mount, sys.executable, NO_ROOM.format(small=small)]
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip("only root may unshare mounts")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.slow
+def test_batches_go_around_a_small_dev_shm() -> None:
+    done = run_with_small_shm(workers.SMALL)
+    assert done.stdout.splitlines() == ["[0, 1]", "[0, 1]"], done.stderr
+
+
+@pytest.mark.slow
+def test_a_full_dev_shm_is_named_soon() -> None:
+    done = run_with_small_shm(0)
     last = done.stderr.strip().splitlines()[-1]
     assert "had no room for a batch in /dev/shm" in last
     assert "MiB free of 1: " in last
