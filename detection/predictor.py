@@ -44,7 +44,7 @@ class Predictor:
 
     @classmethod
     def load(cls, weights: str | Path, *, device: str = "auto") -> Self:
-        """The detector at ``weights``: a .safetensors checkpoint or a run directory, whose newest one is meant.
+        """The detector at ``weights``: a .safetensors checkpoint, or a run directory's best weights, else its newest.
 
         Raises:
             ValueError: there is none, or it can't be read; CUDA is asked for and missing.

@@ -104,7 +104,7 @@ def evaluate_classifiers(
     start(choose_device(config.device))
     index = whole_images(load_index(config.data, config.data.test, key="data.test", say=only_main(print)))
     models = [restore_classifier(checkpoint, index.class_names) for checkpoint in checkpoints]
-    facts = {"weights": describe_weights(checkpoints[0])} if len(checkpoints) == 1 else {}
+    facts = {"weights": describe_weights(checkpoints[0], config.data.test)} if len(checkpoints) == 1 else {}
     return _write(_measure(config, models, index) | facts, output)
 
 

@@ -85,7 +85,8 @@ def _test_options(parser: ArgumentParser) -> None:
 def _test(args: Namespace) -> Call:
     name, changes = config_name(args)
     if bool(args.zoo) == bool(name or args.weights) or bool(name) != bool(args.weights):
-        raise UsageError("give a config and --weights, or --zoo alone")
+        wrong = "--weights is" if name else "the config, RUN/config.yaml of a run, is" if args.weights else "both are"
+        raise UsageError(f"give a config and --weights, or --zoo alone{'' if args.zoo else f'; {wrong} missing'}")
     if args.submit and (args.limit or args.proposals):
         raise UsageError("--submit takes the detections of the whole split; leave out --limit and --proposals")
     published = ""

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from detection.config.compat import FORMAT, migrate
 from detection.config.messages import describe
+from detection.packaged import CONFIGS
 
 __all__ = [
     "build_dataclass",
@@ -52,6 +53,11 @@ def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str
         tree: Any = _Files.load_yaml_with_base(str(path))
     except RecursionError as error:
         raise ValueError(f"{path} is its own _BASE_, directly or through another file, or nested too deeply") from error
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path}: {error}; a _BASE_ is a path from the folder of its file, and those that come with resdet lie in "
+            f"{CONFIGS}"
+        ) from error
     except (*UNREADABLE, AssertionError, OSError) as error:  # fvcore asserts that a section inherits from a section
         raise ValueError(f"{path} (or its _BASE_) can't be read as a YAML mapping: {error}") from error
     tree = _migrated(schema, _mapping(tree, path), str(path))

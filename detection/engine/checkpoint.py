@@ -105,6 +105,12 @@ class Checkpoints:
             return None
         return read_checkpoint(path, type(self.config))
 
+    def forget_best(self) -> None:
+        """Puts aside best weights that this run did not choose, or chose by another metric or on other data."""
+        with together("putting the best weights aside"):
+            if is_main() and (path := self.folder / BEST).is_file():
+                path.replace(path.with_name(BEST + ".old"))
+
     def save_evaluated(self, state: TrainState, *, best: bool) -> None:
         """Notes in the saved checkpoint of ``state`` that it is evaluated; its weights may be the ``best`` so far."""
         path, saved = self._path(state), state.state_dict()
@@ -191,7 +197,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint[DetectionConfig]: ...
 @overload
 def read_checkpoint(path: str | Path, schema: type[ConfigT]) -> Checkpoint[ConfigT]: ...
 def read_checkpoint(path: str | Path, schema: type[ProgramConfig] = DetectionConfig) -> Checkpoint[ProgramConfig]:
-    """Returns the checkpoint at ``path``: a .safetensors file, or a run directory, whose newest one is meant.
+    """Returns the checkpoint at ``path``: a .safetensors file, or a run directory: the chosen weights, else the newest.
 
     Its config may be of an earlier version.
 
@@ -254,14 +260,14 @@ def resolve_weights(path: str | Path) -> Path:
     return best if "format" in _metadata(best) else found[-1]
 
 
-def describe_weights(checkpoint: Checkpoint[ProgramConfig]) -> dict[str, Any]:
-    """Returns what a result says of the weights that were tested: their iteration, and what chose them."""
+def describe_weights(checkpoint: Checkpoint[ProgramConfig], test: Sequence[str]) -> dict[str, Any]:
+    """Returns what a result on ``test`` says of the weights: their iteration, and what chose them."""
     data, best = checkpoint.config.data, checkpoint.path.name == BEST
     return {
         "iteration": checkpoint.iteration,
         "chosen_by": checkpoint.config.solver.best_metric if best else None,
         "chosen_on": list(data.val) if best else [],
-        "chosen_on_test": best and not set(data.val).isdisjoint(data.test),
+        "chosen_on_test": best and not set(data.val).isdisjoint(test),
     }
 
 
@@ -286,6 +292,8 @@ def write_converted(
     path = Path(path)
     is_file = path.suffix == ".safetensors"
     file = path if is_file else path / "checkpoints" / "0000000.safetensors"
+    if not is_file and any(other != file for other in file.parent.glob("*.safetensors")):
+        raise ValueError(f"{path} holds a run; choose another directory")
     file.parent.mkdir(parents=True, exist_ok=True)
     described = path.with_suffix(".yaml") if is_file else path / "config.yaml"
     write_text(described, dump_config(config))
@@ -316,7 +324,8 @@ def load_detector_weights(model: nn.Module, checkpoint: Checkpoint[ProgramConfig
     if checkpoint.class_names != tuple(class_names):
         raise ValueError(
             f"{checkpoint.path} was trained on {len(checkpoint.class_names)} classes {checkpoint.class_names}, "
-            f"the data set has {len(class_names)}: {tuple(class_names)}"
+            f"the data set has {len(class_names)}: {tuple(class_names)}; give data of the same classes, or train with "
+            "init=WEIGHTS, which carries over those that both know"
         )
     load_matching(model, checkpoint.weights, source=str(checkpoint.path))
 

@@ -129,7 +129,7 @@ class Trainer:
             state, before = self._begin()
             missing = before is not None and self._misses_evaluation(state)
             if state.iteration >= solver.iterations and not missing and (result := self._result(state)) is not None:
-                return self._finished(state, result)
+                return self._finished(state, before, result)
             log, stop = stack.enter_context(self._session(state, before, evaluated=not missing))
             if missing:
                 self._evaluate(state, log)
@@ -166,6 +166,7 @@ class Trainer:
         if newest is None:
             if self.resume:
                 only_main(print)(f"nothing to resume in {self.output}: starting")
+            self.checkpoints.forget_best()
             return _initial_state(self.config, self.build, self.device, fresh=True), None
         if not self.resume:
             raise ValueError(
@@ -174,6 +175,11 @@ class Trainer:
         _check_same_model(newest[0], self.config)
         state = _initial_state(self.config, self.build, self.device, fresh=False)
         self.checkpoints.restore(newest, state)
+        other = self.validate is None or _chosen_by(newest[0].config) != _chosen_by(self.config)
+        if other and state.iteration < self.config.solver.iterations:
+            state.best = None
+        if state.best is None:
+            self.checkpoints.forget_best()
         return state, newest[0].config
 
     def _result(self, state: TrainState) -> dict[str, Any] | None:
@@ -188,11 +194,14 @@ class Trainer:
         found = gather(found)[0]
         return found if isinstance(found, dict) and found.get("trained") in (None, state.iteration) else None
 
-    def _finished(self, state: TrainState, result: dict[str, Any]) -> dict[str, Any]:
-        """Says that nothing is left to do; returns the ``result`` that the run came to."""
-        only_main(print)(
-            f"{self.output} is finished, at iteration {state.iteration} of {self.config.solver.iterations}; "
-            "to go on, raise solver.iterations"
+    def _finished(self, state: TrainState, before: ProgramConfig | None, result: dict[str, Any]) -> dict[str, Any]:
+        """Says that nothing is left to do; returns the ``result`` that the run came to under the config ``before``."""
+        say = only_main(print)
+        for line in [] if before is None else changed_keys(before, self.config):
+            say(f"config changed, without effect on what is done: {line}")
+        say(
+            f"{self.output} is finished, at iteration {state.iteration}; to go on, raise solver.iterations, "
+            f"now {self.config.solver.iterations}"
         )
         return result
 
@@ -241,7 +250,9 @@ class Trainer:
         else:
             load_detector_weights(model, best, self.checkpoints.class_names)
         tested = best or Checkpoint(self.output, {}, self.config, self.checkpoints.class_names, state.iteration)
-        result = self.test(model, {"weights": describe_weights(tested), "trained": state.iteration})
+        result = self.test(
+            model, {"weights": describe_weights(tested, self.config.data.test), "trained": state.iteration}
+        )
         figures = _known(shown_figures(result, "log"))
         log.metrics(state.iteration, {f"test/{name}": value for name, value in figures.items()})
         return result
@@ -321,6 +332,10 @@ def _check_same_model(checkpoint: Checkpoint[ProgramConfig], config: ProgramConf
     changed = different_meaning(checkpoint.config, config)
     if changed:
         raise ValueError(f"{checkpoint.path} can't go on with another model: {'; '.join(changed)}")
+
+
+def _chosen_by(config: ProgramConfig) -> tuple[str | None, tuple[str, ...]]:
+    return config.solver.best_metric, tuple(config.data.val)
 
 
 def _known(figures: Mapping[str, float | None]) -> dict[str, float]:

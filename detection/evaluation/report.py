@@ -86,7 +86,8 @@ def describe_choice(result: dict[str, Any]) -> str:
     """Returns which weights a result is of, and a warning where the images that chose them were then tested."""
     weights = result["weights"]
     if weights["chosen_by"] is None:
-        return f"weights of iteration {weights['iteration']}, the last"
+        last = ", the last" if result.get("trained") == weights["iteration"] else ""
+        return f"weights of iteration {weights['iteration']}{last}"
     chosen = f"{weights['chosen_by']} on {', '.join(weights['chosen_on'])}"
     warning = "; chosen on the test set itself: the figures are too high" if weights["chosen_on_test"] else ""
     return f"weights of iteration {weights['iteration']}, the best {chosen}{warning}"

@@ -80,7 +80,7 @@ def run_alternating(config: DetectionConfig, output: Path, *, say: Callable[[str
     say, result = only_main(say), dict[str, Any]()
     for number, step in enumerate(alternating_steps(config, output), start=1):
         folder = _folder(output, number)
-        if is_finished(folder, step.config):
+        if number < 4 and is_finished(folder, step.config):  # the last one's test may be missing
             say(f"step {number} is done: {folder}")
             continue
         if step.proposals is not None:

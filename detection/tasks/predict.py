@@ -16,7 +16,6 @@ from typing import Any
 from detection.data.images import read_image
 from detection.data.objects import IMAGE_SUFFIXES
 from detection.evaluation.printable import printable
-from detection.files import require_file
 from detection.masks import RLE, paste
 from detection.predictor import Predictor
 from detection.structures import Detections
@@ -120,7 +119,6 @@ def _images_in(folder: Path) -> list[Path]:
 def _predict_image(predictor: Predictor, path: Path, picture: Path, min_score: float) -> Records:
     """Returns the records of the image at ``path`` and draws them into the file ``picture``."""
     try:
-        require_file(path)
         image = read_image(path)
     except (OSError, ValueError) as error:
         named = str(error) if str(path) in str(error) else f"image {path} can't be read: {error}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from detection.config.detection import DetectorDataConfig
@@ -35,6 +35,10 @@ def find_submission(data: DetectorDataConfig) -> Write:
     if card.format == "image_folder":
         raise ValueError(f"card {card.name!r} has format image_folder; a server takes detections of voc or coco")
     entry = card.splits[split]
+    if not isinstance(entry, Mapping):
+        raise ValueError(
+            f"{data.test[0]} joins several sets of files; a server judges one: give each a split of its own"
+        )
     if card.format == "coco":
         stem = Path(build_dataclass(COCOSplit, entry).annotations).stem  # such as image_info_test-dev2017
         return lambda records, index, folder: write_coco(

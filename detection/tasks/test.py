@@ -110,7 +110,7 @@ def run_test(
     detectors = [restore_detector(config, checkpoint, index.class_names)]
     detectors += [restore_detector(member.config, member, index.class_names) for member in ensemble]
     measured = measure(config, detectors, index, limit=limit)
-    facts = {} if ensemble else {"weights": describe_weights(checkpoint)}
+    facts = {} if ensemble else {"weights": describe_weights(checkpoint, config.data.test)}
     result = write_measured(measured, index, output, facts)
     if is_main() and not (output / "checkpoints").exists():  # a run keeps that of its training
         write_text(output / "config.yaml", dump_config(config))

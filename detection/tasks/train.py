@@ -1,6 +1,6 @@
 """A whole training run of a detector, from a config to the files of an output directory.
 
-Those of engine/trainer.py, and RUN/result.json of the last evaluation with detections.json: see tasks/test.py
+Those of engine/trainer.py, and RUN/result.json with detections.json of data.test, measured at the end (tasks/test.py).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from detection.config.load import build_dataclass
 from detection.model.anchors import AnchorGenerator
 from detection.weights.detectron2_names import our_name
 from detection.weights.detectron2_settings import apply_settings
-from detection.weights.resnets import resnet_name
+from detection.weights.resnets import count_children, resnet_name
 
 __all__ = ["convert_detectron2"]
 
@@ -178,12 +178,6 @@ def _norm_after(state: Mapping[str, Tensor], block: str) -> str | None:
     return "sync_bn" if f"{block}.1.running_mean" in state else "gn"
 
 
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Returns how many children of the layer ``prefix`` have weights."""
-    depth = prefix.count(".") + 1
-    return len({name.split(".")[depth] for name in state if name.startswith(f"{prefix}.")})
-
-
 def _masks_for_all(state: dict[str, Tensor], num_classes: int) -> dict[str, Tensor]:
     """``state`` with one mask for all classes (CLS_AGNOSTIC_MASK) as the mask of each."""
     names = ("mask_stage.head.masks.weight", "mask_stage.head.masks.bias")
@@ -203,8 +197,8 @@ def _box_settings(state: Mapping[str, Tensor], architecture: Architecture) -> di
     head, own = predictor.replace("predictor", "head"), dict[str, Any]()
     if architecture != "c4":
         own = {
-            "head_convs": _count(state, f"{head}.convs"),
-            "head_fcs": _count(state, f"{head}.fcs"),
+            "head_convs": count_children(state, f"{head}.convs"),
+            "head_fcs": count_children(state, f"{head}.fcs"),
             "head_channels": state[f"{predictor}.classes.weight"].shape[1],
             "head_norm": _norm_after(state, f"{head}.convs.0"),
         }
@@ -226,7 +220,7 @@ def _mask_settings(state: Mapping[str, Tensor], architecture: Architecture) -> d
     if "mask_stage.head.masks.weight" not in state:
         return {}
     convs = "mask_stage.head.convs"
-    own = {} if architecture == "c4" else {"pool_size": 14, "convs": _count(state, convs)}
+    own = {} if architecture == "c4" else {"pool_size": 14, "convs": count_children(state, convs)}
     return own | {"norm": _norm_after(state, f"{convs}.0"), "channels": state["mask_stage.head.masks.weight"].shape[1]}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from backbones.registry import backbone_names
 from backbones.resnet import DEPTHS, Bottleneck
 
-__all__ = ["resnet_name"]
+__all__ = ["count_children", "resnet_name"]
 
 # (groups, channels of each in conv2_x) -> pattern of the backbone's name
 NAMES = {(1, 64): "resnet{depth}", (32, 4): "resnext{depth}_32x4d", (32, 8): "resnext{depth}_32x8d"}
@@ -41,3 +41,9 @@ def resnet_name(state: Mapping[str, Tensor]) -> str:
     if name not in backbone_names():
         raise ValueError(f"these are weights of ResNeXt-{depth} {groups}x{width}d, which backbones/registry.py lacks")
     return name
+
+
+def count_children(state: Mapping[str, Tensor], prefix: str) -> int:
+    """Returns how many children of the layer ``prefix`` have weights."""
+    depth = prefix.count(".") + 1
+    return len({name.split(".")[depth] for name in state if name.startswith(f"{prefix}.")})

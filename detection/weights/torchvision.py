@@ -28,7 +28,7 @@ from detection.config.detection import (
     PostprocessConfig,
     RPNConfig,
 )
-from detection.weights.resnets import resnet_name
+from detection.weights.resnets import count_children, resnet_name
 
 __all__ = ["convert_torchvision"]
 
@@ -224,8 +224,8 @@ def _box_config(state: Mapping[str, Tensor]) -> BoxConfig:
         sampling_ratio=2,
         head="fc",
         pool_size=7,
-        head_convs=_count(state, "box_stage.head.convs"),
-        head_fcs=_count(state, "box_stage.head.fcs"),
+        head_convs=count_children(state, "box_stage.head.convs"),
+        head_fcs=count_children(state, "box_stage.head.fcs"),
         head_channels=len(state["box_stage.head.fcs.0.weight"]),
         head_norm=_norm_after(state, "box_stage.head.convs.0"),
         samples_per_image=512,
@@ -241,16 +241,10 @@ def _mask_config(state: Mapping[str, Tensor]) -> MaskConfig:
         return MaskConfig()
     return MaskConfig(
         pool_size=14,
-        convs=_count(state, "mask_stage.head.convs"),
+        convs=count_children(state, "mask_stage.head.convs"),
         channels=state[f"{MASKS}.weight"].shape[1],
         norm=_norm_after(state, "mask_stage.head.convs.0"),
     )
-
-
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many children of the layer ``prefix`` have weights."""
-    depth = prefix.count(".") + 1
-    return len({name.split(".")[depth] for name in state if name.startswith(f"{prefix}.")})
 
 
 def _norm_after(state: Mapping[str, Tensor], block: str) -> Literal["bn"] | None:

@@ -107,7 +107,7 @@ def test_resume_goes_on_and_a_second_start_does_not(workspace: Workspace, tmp_pa
     assert "1/3" not in resumed.out
     ended = workspace.call("--output-dir", run, "--resume", "solver.iterations=3")
     assert ended.status == 0
-    assert f"{run} is finished, at iteration 3 of 3" in ended.out
+    assert f"{run} is finished, at iteration 3; " in ended.out
 
 
 def test_signal_ends_with_a_status_of_its_own(

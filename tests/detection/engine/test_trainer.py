@@ -167,6 +167,35 @@ def test_without_a_choice_the_last_weights_are_tested(
     assert resolve_weights(trainer.output).name == "0000004.safetensors"
 
 
+@pytest.mark.parametrize("left", [("0000002.safetensors", "best.safetensors"), ("best.safetensors",)])
+def test_best_weights_that_were_chosen_otherwise_are_put_aside(
+    make_trainer: Callable[..., Trainer], left: tuple[str, ...]
+) -> None:
+    """The run goes on without data.val, or its checkpoints but the best were deleted and it starts anew."""
+    first = make_trainer(validate=validating(0.1, 0.5), iterations=2, evaluate_every=1)
+    first.run()
+    folder = first.output / "checkpoints"
+    for path in folder.glob("*.safetensors"):
+        if path.name not in left:
+            path.unlink()
+    trainer = make_trainer(test=noting([]))
+    trainer.resume = True
+    result = trainer.run()
+    assert (result["weights"]["iteration"], result["weights"]["chosen_by"]) == (4, None)
+    assert resolve_weights(trainer.output).name == "0000004.safetensors"
+    assert (folder / "best.safetensors.old").is_file()
+
+
+def test_a_finished_run_says_what_a_changed_config_would_not_do(
+    make_trainer: Callable[..., Trainer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_trainer().run()
+    again = make_trainer(base_lr=0.2)
+    again.resume = True
+    again.run()
+    assert "config changed, without effect on what is done: solver.base_lr: 0.1 -> 0.2" in capsys.readouterr().out
+
+
 def test_a_choice_on_the_test_set_is_told(make_trainer: Callable[..., Trainer]) -> None:
     trainer = make_trainer(validate=validating(0.5), test=noting([]), sets=("a:test", "a:test"))
     assert trainer.run()["weights"]["chosen_on_test"] is True
@@ -259,7 +288,7 @@ def test_a_finished_run_gives_its_result_again_and_writes_nothing(
     trainer.resume = True
     capsys.readouterr()
     assert trainer.run() == {"bbox": {"AP": 0.5}}
-    assert f"{trainer.output} is finished, at iteration 4 of 4" in capsys.readouterr().out
+    assert f"{trainer.output} is finished, at iteration 4; " in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in trainer.output.rglob("*")}.keys() == before.keys()
 
 
