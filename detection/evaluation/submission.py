@@ -3,8 +3,9 @@
 VOC         results/VOC2012/Main/comp4_det_test_CLASS.txt: image, score, left, top, right, bottom
 COCO        bbox/ and, with masks, segm/detections_test-dev2017_resdet_results.json
 ImageNet    det_test.txt: number of the image, number of the class, score, left, top, right, bottom
+            clsloc_test.txt: a line an image, up to five times number of the class, left, top, right, bottom
 
-Sources: the development kits of PASCAL VOC 2012 and ILSVRC 2015 DET; https://cocodataset.org/#upload.
+Sources: the development kits of PASCAL VOC 2012, ILSVRC 2015 DET and CLS-LOC; https://cocodataset.org/#upload.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from detection.evaluation.coco import coco_results
 from detection.evaluation.record import Record
 from detection.files import write_text
 
-__all__ = ["write_coco", "write_imagenet_det", "write_voc"]
+__all__ = ["Guesses", "write_coco", "write_imagenet_det", "write_imagenet_loc", "write_voc"]
+
+Guesses = tuple[NDArray[np.int64], NDArray[np.float32]]  # of an image, at most 5, best first: labels (P,), boxes (P, 4)
 
 
 def write_voc(
@@ -56,6 +62,23 @@ def write_imagenet_det(records: Sequence[Record], folder: Path, *, split: str, f
     return [_write(folder / f"det_{split}.txt", "".join(lines))]
 
 
+def write_imagenet_loc(
+    guesses: Sequence[Guesses], folder: Path, *, class_numbers: Sequence[int], split: str, first_pixel: int
+) -> Path:
+    """Writes a line for each image, in the order of the split's list, and returns the file's path.
+
+    ``class_numbers`` are the challenge's, of the labels 0..K-1; boxes are rounded to whole pixels, at least one.
+    """
+    lines = [
+        " ".join(
+            f"{class_numbers[label]} {_whole_pixels(box, first_pixel)}"
+            for label, box in zip(labels.tolist(), boxes.tolist(), strict=True)
+        )
+        for labels, boxes in guesses
+    ]
+    return _write(folder / f"clsloc_{split}.txt", "".join(f"{line}\n" for line in lines))
+
+
 def write_coco(records: Sequence[Record], category_ids: Sequence[int], folder: Path, *, split: str) -> list[Path]:
     """Writes the detections with their boxes and, where all records have masks, with their masks; returns the paths.
 
@@ -78,6 +101,13 @@ def _rows(record: Record, first_pixel: int) -> Iterator[tuple[int, str, str]]:
     for label, score, box in zip(record.labels.tolist(), record.scores.tolist(), record.boxes.tolist(), strict=True):
         x1, y1, x2, y2 = (value + first_pixel for value in box)
         yield label, f"{score:.9f}", f"{x1:.3f} {y1:.3f} {x2 - 1:.3f} {y2 - 1:.3f}"
+
+
+def _whole_pixels(box: Sequence[float], first_pixel: int) -> str:
+    """The ``box`` with its last pixel, counted from ``first_pixel``."""
+    x1, y1, x2, y2 = map(round, box)
+    right, bottom = max(x2 - 1, 0), max(y2 - 1, 0)
+    return " ".join(str(value + first_pixel) for value in (min(x1, right), min(y1, bottom), right, bottom))
 
 
 def _write(path: Path, text: str) -> Path:

@@ -3,7 +3,8 @@
 1. an RPN with outputs per class (OUTPUT/rpn);
 2. its proposals of the class that each training image shows (OUTPUT/proposals.safetensors);
 3. an R-CNN on these, warped (OUTPUT/rcnn);
-4. the errors on the test set, row by row as in table 13 (OUTPUT/localization.json).
+4. the errors on the test set, row by row as in table 13 (OUTPUT/localization.json); of one without ground truth the
+   guesses for the challenge's server (OUTPUT/submission).
 
 Source: "Deep Residual Learning for Image Recognition", appendix C.
 Shapes: Q classes that are asked for.
@@ -42,12 +43,14 @@ from detection.engine.distributed import refuse_many
 from detection.engine.loop import PRECISIONS
 from detection.engine.trainer import Trainer, is_finished
 from detection.evaluation.metrics import percent
+from detection.evaluation.submission import Guesses
 from detection.evaluation.text_table import text_table
 from detection.files import write_text
 from detection.localization.config import LocalizationConfig
 from detection.localization.errors import MAX_GUESSES, LocalizationRecord, localization_error
 from detection.localization.model import ClassRPN, RegionClassifier
 from detection.localization.regions import RegionDataset, region_loader, warp
+from detection.localization.submission import find_submission
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
 from detection.model.matcher import Matcher
@@ -76,7 +79,8 @@ def run_localization(config: LocalizationConfig, output: Path, *, say: Callable[
     """Runs the steps that are not done yet and returns the content of ``output``/localization.json.
 
     Raises:
-        ValueError: bad data or config, an image with objects of two classes, or a classifier of other classes.
+        ValueError: bad data or config, an image with objects of two classes, a classifier of other classes, or a test
+            set without ground truth that no file for the server can be written of.
         NotFiniteError: a loss is infinite or not a number.
     """
     refuse_many("localisation")
@@ -85,7 +89,8 @@ def run_localization(config: LocalizationConfig, output: Path, *, say: Callable[
     if test_index is None:
         raise ValueError("data.test is empty; give the set to test on, such as [imagenet_loc:val_loc]")
     labels, test_labels = image_labels(index), image_labels(test_index)
-    if not (test_labels >= 0).any():
+    write_submission = None if test_index.has_ground_truth else find_submission(config)
+    if write_submission is None and not (test_labels >= 0).any():
         raise ValueError(f"no image of {', '.join(config.data.test)} has an object that is not ignored")
     classifier = _build_classifier(config, index.class_names)  # first: one that does not fit costs no training
     rpn, stored, rcnn, errors = (
@@ -104,7 +109,11 @@ def run_localization(config: LocalizationConfig, output: Path, *, say: Callable[
             _restored(build_region_classifier, config, rcnn, index.class_names),
             classifier,
         )
-        result = _test(config, networks, test_index, test_labels, say)
+        if write_submission is None:
+            result = _test(config, networks, test_index, test_labels, say)
+        else:
+            path = write_submission(_guess_all(config, networks, test_index, say), output / "submission")
+            result = {"images": len(test_index), "rows": [], "submission": str(path)}
         write_text(errors, json.dumps(result, indent=2) + "\n")
     return json.loads(errors.read_text(encoding="utf-8"))
 
@@ -157,7 +166,9 @@ def build_region_classifier(config: LocalizationConfig, num_classes: int, pretra
 
 
 def format_errors(result: dict[str, Any]) -> str:
-    """The table of ``run_localization``'s result: errors in percent, and the paper's."""
+    """The table of ``run_localization``'s result: errors in percent, and the paper's; or where the guesses are."""
+    if "submission" in result:
+        return f"guesses at {result['images']} images without ground truth: {result['submission']}"
     header = ("", "top-5 LOC", "top-1 LOC", "top-5 CLS", "paper's top-5")
     names = ("top5_error", "top1_error", "top5_class_error", "paper")
     rows = [(row["name"], *(percent(row[name]) for name in names)) for row in result["rows"]]
@@ -270,7 +281,8 @@ def _propose_all(
     """Dense proposals of each image's class ``labels`` (N,), best first, in its pixels; none where that is -1."""
     found = [Proposals(boxes=torch.zeros(0, 4), scores=torch.zeros(0))] * len(index)
     with _inference(config):
-        for row, label, image in _stored_images(config, index, labels, say):
+        for row, image in _stored_images(config, index, _labelled(labels), say):
+            label = labels[row : row + 1].to(image.pixels.device)
             own = _propose(rpn, _dense_views(image, config), label, image.sizes[0]).to("cpu")
             found[row] = Proposals(boxes=own.boxes, scores=own.scores)
     return found
@@ -282,8 +294,8 @@ def _test(
     """The content of localization.json."""
     records: dict[str, list[LocalizationRecord]] = {name: [] for name in ROWS}
     with _inference(config):
-        for row, label, image in _stored_images(config, index, labels, say):
-            target = index.target(row)
+        for row, image in _stored_images(config, index, _labelled(labels), say):
+            label, target = labels[row : row + 1].to(image.pixels.device), index.target(row)
             for name, (found, classes) in _localize(config, networks, image, label).items():
                 record = LocalizationRecord(
                     file_name=index.paths[row],
@@ -294,6 +306,20 @@ def _test(
                 )
                 records[name].append(record)
     return {"images": int((labels >= 0).sum()), "rows": [_row(name, records[name]) for name in ROWS]}
+
+
+def _guess_all(
+    config: LocalizationConfig, networks: _Networks, index: AnnotationIndex, say: Callable[[str], None]
+) -> list[Guesses]:
+    """The guesses at every image, those of the row "RPN + R-CNN, dense, predicted"."""
+    guesses = list[Guesses]()
+    unknown = torch.zeros(0, dtype=torch.int64, device=choose_device(config.device))
+    with _inference(config):
+        for _, image in _stored_images(config, index, range(len(index)), say):
+            found, classes = _localize(config, networks, image, unknown)["RPN + R-CNN, dense, predicted"]
+            boxes = _guesses(found, classes, image.sizes[0])
+            guesses.append((classes.cpu().numpy(), boxes.cpu().numpy()))
+    return guesses
 
 
 def _row(name: str, records: Sequence[LocalizationRecord]) -> dict[str, Any]:
@@ -311,39 +337,43 @@ def _inference(config: LocalizationConfig) -> Iterator[None]:
         yield
 
 
+def _labelled(labels: Tensor) -> list[int]:
+    """The rows of ``labels`` (N,) that are a class."""
+    return (labels >= 0).nonzero().flatten().tolist()
+
+
 def _stored_images(
-    config: LocalizationConfig, index: AnnotationIndex, labels: Tensor, say: Callable[[str], None]
-) -> Iterator[tuple[int, Tensor, ImageBatch]]:
-    """Row, class (1,) and pixels, as stored, of each image of ``index`` that has a class in ``labels`` (N,)."""
+    config: LocalizationConfig, index: AnnotationIndex, rows: Sequence[int], say: Callable[[str], None]
+) -> Iterator[tuple[int, ImageBatch]]:
+    """Each of ``rows`` and the pixels of its image, as stored."""
     device = choose_device(config.device)
-    rows = (labels >= 0).nonzero().flatten().tolist()
     for number, row in enumerate(rows):
         if number and number % SAY_EVERY == 0:
             say(f"{number} of {len(rows)} images")
         image = ImageBatch.from_images([torch.tensor(index.image(row)).permute(2, 0, 1)])
-        yield row, labels[row : row + 1].to(device), image.to(device)
+        yield row, image.to(device)
 
 
 def _localize(
     config: LocalizationConfig, networks: _Networks, image: ImageBatch, label: Tensor
 ) -> dict[str, tuple[Detections, Tensor]]:
-    """For each row of the table the boxes found in ``image`` and the classes to guess, best first."""
+    """For each row of the table the boxes found in ``image`` and the classes to guess, best first.
+
+    ``label`` (1,) is the image's class; (0,) where it is unknown, and the oracle's rows are left out.
+    """
     size, views = image.sizes[0], _dense_views(image, config)
     predicted = label[:0] if networks.classifier is None else networks.classifier([view.images for view in views])
-    crop = _propose(networks.rpn, [_center_crop(image, config)], label, size)
     dense = _propose(networks.rpn, views, torch.cat([label, predicted]).unique(), size)
     refined = _refine(networks.rcnn, image, dense, config.localization.crop)
-    rows = {
-        "RPN, 1-crop, oracle": (crop, label),
-        "RPN, dense, oracle": (dense, label),
-        "RPN + R-CNN, dense, oracle": (refined, label),
-    }
-    if networks.classifier is None:
-        return rows
-    return rows | {
-        "RPN, dense, predicted": (dense, predicted),
-        "RPN + R-CNN, dense, predicted": (refined, predicted),
-    }
+    rows = dict[str, tuple[Detections, Tensor]]()
+    if len(label):
+        rows["RPN, 1-crop, oracle"] = _propose(networks.rpn, [_center_crop(image, config)], label, size), label
+        rows["RPN, dense, oracle"] = dense, label
+        rows["RPN + R-CNN, dense, oracle"] = refined, label
+    if networks.classifier is not None:
+        rows["RPN, dense, predicted"] = dense, predicted
+        rows["RPN + R-CNN, dense, predicted"] = refined, predicted
+    return rows
 
 
 def _dense_views(image: ImageBatch, config: LocalizationConfig) -> list[_View]:

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from detection.evaluation.record import Record
-from detection.evaluation.submission import write_coco, write_imagenet_det, write_voc
+from detection.evaluation.submission import write_coco, write_imagenet_det, write_imagenet_loc, write_voc
 
 
 def record_of(image_id: int, name: str, boxes: list[list[float]], labels: list[int]) -> Record:
@@ -57,6 +57,23 @@ def test_imagenet_counts_pixels_from_0_and_classes_from_1(tmp_path: Path) -> Non
         "7 2 0.500000000 0.000 0.000 59.000 39.000",
         "7 1 0.500000000 2.500 3.000 9.000 11.000",
     ]
+
+
+@pytest.mark.parametrize(
+    ("first_pixel", "lines"),
+    [
+        (0, ["30 0 0 59 39 7 2 3 9 11", "7 59 39 59 39 30 0 0 0 0"]),
+        (1, ["30 1 1 60 40 7 3 4 10 12", "7 60 40 60 40 30 1 1 1 1"]),
+    ],
+)
+def test_localisation_has_a_line_of_whole_pixels_an_image(tmp_path: Path, first_pixel: int, lines: list[str]) -> None:
+    guesses = [
+        (np.array([1, 0]), np.array([[0, 0, 60, 40], [2.4, 2.6, 9.8, 12.3]], np.float32)),
+        (np.array([0, 1]), np.array([[60, 40, 60, 40], [0, 0, 0, 0.3]], np.float32)),  # thinner than a pixel
+    ]
+    file = write_imagenet_loc(guesses, tmp_path, class_numbers=(7, 30), split="test", first_pixel=first_pixel)
+    assert file == tmp_path / "clsloc_test.txt"
+    assert file.read_text() == "".join(f"{line}\n" for line in lines)
 
 
 @pytest.mark.parametrize("masks", [False, True])

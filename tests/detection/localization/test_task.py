@@ -30,7 +30,7 @@ from detection.data.proposals import read_proposals
 from detection.data.transforms import Augment, Resize
 from detection.engine.checkpoint import read_checkpoint, write_converted
 from detection.localization.config import ClassRPNConfig, LocalizationConfig, LocalizerConfig
-from detection.localization.model import ClassRPN
+from detection.localization.model import ClassRPN, RegionClassifier
 from detection.localization.task import ROWS, format_errors, run_localization
 from detection.structures import Detections, Target
 
@@ -279,6 +279,79 @@ class TestGoingOn:
         shutil.copytree(finished / "rpn", tmp_path / "run" / "rpn")
         with pytest.raises(ValueError, match=r"was trained on 3 classes .*'red', 'green'"):
             run_localization(make_config(copy), tmp_path / "run", say=lambda text: None)
+
+
+class TestWithoutGroundTruth:
+    """Guesses at a test set without ground truth go into the file that the challenge's server reads."""
+
+    NUMBERS = "n1 1 other\nred 30 red_thing\ngreen 7 green_thing\nblue 900 blue_thing\n"
+
+    @pytest.fixture
+    def bare(self, root: Path, tmp_path: Path) -> LocalizationConfig:
+        """The squares, with those of val from the last to the first as a test set without annotations."""
+        copy = Path(shutil.copytree(root, tmp_path / "root"))
+        (copy / "ImageSets" / "bare.txt").write_text("".join(f"val{n} {13 - n}\n" for n in reversed(range(13))))
+        (copy / "devkit" / "data").mkdir(parents=True)
+        (copy / "devkit" / "data" / "map_clsloc.txt").write_text(self.NUMBERS)
+        write_card(copy, "train", "val")
+        self.change_card(copy, bare={"list": "ImageSets/bare.txt", "annotations": "none", "first_pixel": 0})
+        config = make_config(copy, classifier=str(copy / "classifier.pth"))
+        return replace(config, data=replace(config.data, test=(f"{copy}/squares.yaml:bare",)))
+
+    def change_card(self, root: Path, keys: dict[str, Any] | None = None, **splits: Any) -> None:
+        card = yaml.safe_load((root / "squares.yaml").read_text())
+        card["splits"] |= splits
+        (root / "squares.yaml").write_text(yaml.safe_dump(card | (keys or {})))
+
+    def refused(self, config: LocalizationConfig, output: Path, match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            run_localization(config, output / "run", say=lambda text: None)
+        assert not (output / "run").exists()
+
+    def test_file(
+        self, bare: LocalizationConfig, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Two steps make no R-CNN; this one leaves the RPN's boxes, which are right, in their order.
+        monkeypatch.setattr(
+            RegionClassifier, "predict", lambda _, warped, boxes, labels: (torch.ones(len(boxes)), boxes)
+        )
+        output = Path(shutil.copytree(finished, tmp_path / "run"))
+        (output / "localization.json").unlink()
+        result = run_localization(bare, output, say=lambda text: None)
+        file = output / "submission" / "clsloc_bare.txt"
+        assert result == result_of(output) == {"images": 13, "rows": [], "submission": str(file)}
+        assert format_errors(result) == f"guesses at 13 images without ground truth: {file}"
+        truth, _ = load_dataset((f"{bare.data.root}/squares.yaml:val",), Path(str(bare.data.root)))
+        lines, hits = file.read_text().splitlines(), 0
+        for row, line in enumerate(reversed(lines)):
+            values = list(map(int, line.split(" ")))
+            guesses = {values[start]: values[start + 1 : start + 5] for start in range(0, 15, 5)}
+            assert (len(values), set(guesses)) == (15, {30, 7, 900})
+            assert all(0 <= x1 <= x2 < SIDE and 0 <= y1 <= y2 < SIDE for x1, y1, x2, y2 in guesses.values())
+            target = truth.target(row)
+            for label, box in zip(target.labels.tolist(), target.boxes, strict=True):
+                left, top, right, bottom = guesses[(30, 7, 900)[label]]
+                hits += bool(iou(torch.tensor([[left, top, right + 1.0, bottom + 1.0]]), box[None]) >= 0.5)
+        assert len(lines) == 13
+        assert hits >= 9  # of 12 squares; of another image or class, one in four
+
+    def test_needs_a_classifier(self, bare: LocalizationConfig, tmp_path: Path) -> None:
+        without = replace(bare, localization=replace(bare.localization, classifier=None))
+        self.refused(without, tmp_path, r"localization\.classifier is null")
+
+    def test_needs_the_devkit(self, bare: LocalizationConfig, tmp_path: Path) -> None:
+        file = Path(str(bare.data.root)) / "devkit" / "data" / "map_clsloc.txt"
+        file.write_text(self.NUMBERS.replace("green 7 green_thing\n", ""))
+        self.refused(bare, tmp_path, r"map_clsloc\.txt has no number for the class 'green'.*image-net\.org")
+        file.unlink()
+        self.refused(bare, tmp_path, r"map_clsloc\.txt can't be read.*image-net\.org")
+
+    def test_needs_one_whole_list(self, bare: LocalizationConfig, tmp_path: Path) -> None:
+        root = Path(str(bare.data.root))
+        two = (*bare.data.test, f"{root}/squares.yaml:val")
+        self.refused(replace(bare, data=replace(bare.data, test=two)), tmp_path, "judges one whole list")
+        self.change_card(root, {"bad_images": "drop"})
+        self.refused(bare, tmp_path, "bad_images: drop")
 
 
 class TestViews:
