@@ -116,6 +116,7 @@ def test_a_pickle_in_capitals_is_looked_at_too(tmp_path: Path) -> None:
     refuse(as_pth(tmp_path, b"N" * 5_000_000, name="DATA.PKL"), STEPS)
 
 
+@pytest.mark.faults
 def test_the_most_steps_are_read(tmp_path: Path) -> None:
     """What passes on paper is read in bounds too."""
     refuse(as_pth(tmp_path, listed([b"]"] * (MAX_STEPS - 10))), "must hold a mapping")
@@ -185,6 +186,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.faults
 def test_the_guard_itself_needs_little_memory(tmp_path: Path) -> None:
     """All bombs in a process that may take 512 MiB more than torch, and none of them finds that too little."""
     paths = list[Path]()

@@ -62,11 +62,11 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """torchvision's second Faster R-CNN for VOC's 20 classes; each tensor is one number, so the file is small."""
+    """The file of torchvision's second Faster R-CNN for VOC's 20 classes; each tensor repeats a number of its own."""
     path = tmp_path_factory.mktemp("weights") / "model.pth"
     with torch.device("meta"):
         shapes = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=21).state_dict()
-    state = {name: torch.tensor(i / 1000).expand(value.shape) for i, (name, value) in enumerate(shapes.items())}
+    state = {name: torch.full(value.shape, i / 1000) for i, (name, value) in enumerate(shapes.items())}
     torch.save(state, path)
     return path.read_bytes()
 
