@@ -16,7 +16,7 @@ from typing import Any
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.dataset import Batch
-from detection.data.loader import build_train_loader
+from detection.data.loader import detection_loader
 from detection.engine.distributed import rank
 from detection.tasks import train as run
 
@@ -25,7 +25,7 @@ KILLED_AFTER, STOPPED_AFTER = 2, 1  # steps
 
 def faulty_loader(*args: Any, **kwargs: Any) -> Iterator[Batch]:
     noting = signal.getsignal(signal.SIGTERM)  # the handler until a signal has come
-    for number, batch in enumerate(build_train_loader(*args, **kwargs)):
+    for number, batch in enumerate(detection_loader(*args, **kwargs)):
         first_attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
         if number == KILLED_AFTER and first_attempt and str(rank()) == sys.argv[3]:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -37,6 +37,6 @@ def faulty_loader(*args: Any, **kwargs: Any) -> Iterator[Batch]:
         yield batch
 
 
-run.build_train_loader = faulty_loader  # pyright: ignore[reportAttributeAccessIssue]  # all that training asks of it
+run.detection_loader = faulty_loader  # pyright: ignore[reportAttributeAccessIssue]  # all that training asks of it
 run.run_training(load_config(DetectionConfig, sys.argv[1]), Path(sys.argv[2]), resume=True)
 sys.stdout.write(f"rank {rank()} came to the end\n")
