@@ -123,7 +123,8 @@ class _Batches(_MultiProcessingDataLoaderIter):
 
 
 def _shared_is_small() -> bool:
-    return Path(SHARED).is_dir() and shutil.disk_usage(SHARED).total < SMALL
+    measurable = hasattr(os, "statvfs") and Path(SHARED).is_dir()  # on Linux
+    return measurable and shutil.disk_usage(SHARED).total < SMALL
 
 
 class _Pickled:

@@ -50,13 +50,19 @@ def test_a_detector_of_the_zoo_is_tested_as_it_was_published(
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [(), ("--weights", "a"), ("a.yaml",), ("--zoo", "small", "--weights", "a"), ("a.yaml", "--zoo", "small")],
+    ("arguments", "missing"),
+    [
+        ((), "; both are missing"),
+        (("--weights", "a"), "; the config, RUN/config.yaml of a run, is missing"),
+        (("a.yaml",), "; --weights is missing"),
+        (("--zoo", "small", "--weights", "a"), ""),
+        (("a.yaml", "--zoo", "small"), ""),
+    ],
 )
-def test_a_config_and_weights_or_the_zoo(resdet: Resdet, arguments: tuple[str, ...]) -> None:
+def test_a_config_and_weights_or_the_zoo(resdet: Resdet, arguments: tuple[str, ...], missing: str) -> None:
     outcome = resdet("test", *arguments)
     assert outcome.status == 2
-    assert outcome.err == "error: give a config and --weights, or --zoo alone\n"
+    assert outcome.err == f"error: give a config and --weights, or --zoo alone{missing}\n"
 
 
 def test_an_unknown_name_ends_with_the_known(resdet: Resdet) -> None:
