@@ -165,7 +165,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_torch(path: Path) -> Any:
-    """What torch.save wrote into ``path``: dense tensors, numbers, texts, and containers of them.
+    """Reads what torch.save wrote into ``path``: dense tensors, numbers, texts, and containers of them.
 
     Raises:
         UNREADABLE: it is damaged, holds something else, or takes time or memory without end.

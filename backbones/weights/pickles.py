@@ -120,7 +120,7 @@ def _check_torch_pickle(stream: BinaryIO, size: int) -> None:
 
 
 def _is_torchs(name: str) -> bool:
-    """Whether it is a function that makes tensors, or the type of a storage or number."""
+    """Tells whether it is a function that makes tensors, or the type of a storage or number."""
     return name in TORCH_CALLS or TORCH_TYPES.fullmatch(name) is not None
 
 

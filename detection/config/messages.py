@@ -71,7 +71,7 @@ def _dotted(places: Iterable[str | int]) -> str:
 
 
 def _nearest(places: Sequence[str | int], schema: type) -> str:
-    """What may be meant by the unknown key at ``places``."""
+    """Returns what may be meant by the unknown key at ``places``."""
     *sections, name = map(str, places)
     path = ".".join([*sections, name])
     if old := hint(path):
