@@ -49,7 +49,8 @@ class FPN(Backbone):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
         features = self.body(images)
-        merged, outputs = None, list[Tensor]()
+        merged: Tensor | None = None
+        outputs: list[Tensor] = []
         for name in reversed(features):
             lateral = self.lateral[name](features[name])
             if merged is not None:

@@ -1,15 +1,14 @@
-"""Pure functions on boxes: (N, 4) float rows (x1, y1, x2, y2) in pixels, width = x2 - x1."""
+"""Pure functions on boxes: (..., 4) float rows (x1, y1, x2, y2) in pixels, width = x2 - x1.
+
+Shapes: ``...`` is any leading shape, N images, M and G boxes.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["areas", "clip", "inside", "intersection_over_area", "iou", "row_slices", "scale"]
-
-# A matrix of boxes with boxes is computed in slices of at most this many elements (64 MiB of float32): 243,000 anchors
-# and 500 objects would otherwise take gigabytes.
-MAX_ELEMENTS = 1 << 24
+__all__ = ["areas", "clip", "inside", "intersection", "intersection_over_area", "iou", "not_empty", "scale"]
 
 
 def areas(boxes: Tensor) -> Tensor:
@@ -17,41 +16,43 @@ def areas(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union (N, M) of every box (N, 4) with every other (M, 4); 0 where both are empty.
+def not_empty(boxes: Tensor) -> Tensor:
+    """Tells (...) which of ``boxes`` (..., 4) have a width and a height above zero."""
+    return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
 
-    Beside the result it takes the memory of a few slices of ``MAX_ELEMENTS``.
+
+def intersection(boxes: Tensor, others: Tensor) -> Tensor:
+    """Common area (..., M, G) of every box (..., M, 4) with every other (..., G, 4), square pixels."""
+    return _common(boxes, others, 0).mul_(_common(boxes, others, 1))
+
+
+def iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union (..., M, G) of every box (..., M, 4) with every other (..., G, 4); 0 of empty boxes.
+
+    At its peak it needs three times the memory of the result.
     """
-    result = boxes.new_empty((len(boxes), len(others)), dtype=torch.result_type(boxes, others))
-    for rows in row_slices(len(boxes), len(others)):
-        intersection = _intersection(boxes[rows], others)
-        union = areas(boxes[rows])[:, None] + areas(others)[None, :] - intersection
-        result[rows] = intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
-    return result
+    common = intersection(boxes, others)
+    union = areas(boxes)[..., :, None] + areas(others)[..., None, :]
+    return common.div_(union.sub_(common).clamp_(min=torch.finfo(union.dtype).tiny))
 
 
 def intersection_over_area(boxes: Tensor, regions: Tensor) -> Tensor:
-    """The share (N, M), 0..1, of each box (N, 4) that lies in each region (M, 4)."""
-    return _intersection(boxes, regions) / areas(boxes)[:, None].clamp(min=torch.finfo(boxes.dtype).tiny)
+    """The share (..., M, G), 0..1, of each box (..., M, 4) that lies in each region (..., G, 4)."""
+    return intersection(boxes, regions).div_(areas(boxes)[..., :, None].clamp(min=torch.finfo(boxes.dtype).tiny))
 
 
-def row_slices(rows: int, columns: int) -> list[slice]:
-    """Slices of the rows of a ``rows`` x ``columns`` matrix that have at most ``MAX_ELEMENTS`` elements each."""
-    step = max(1, MAX_ELEMENTS // max(columns, 1))
-    return [slice(start, start + step) for start in range(0, rows, step)]
+def clip(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
+    """Cuts ``boxes`` (..., 4) at the borders of an image of ``size`` (height, width).
+
+    With sizes (N, 2) of several images, ``boxes`` are (N, ..., 4).
+    """
+    return torch.minimum(boxes.clamp(min=0), _corners(boxes, size))
 
 
-def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """``boxes`` (..., 4) cut at the borders of an image of ``size`` (height, width)."""
-    height, width = size
-    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
-    return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
-
-
-def inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Whether (N,) each box (N, 4) lies wholly in an image of ``size`` (height, width)."""
-    height, width = size
-    return (boxes[:, 0] >= 0) & (boxes[:, 1] >= 0) & (boxes[:, 2] <= width) & (boxes[:, 3] <= height)
+def inside(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Tells (N, M) which of ``boxes``, (M, 4) or (N, M, 4), lie wholly in each of N images of ``sizes`` (N, 2)."""
+    boxes = boxes.expand(len(sizes), *boxes.shape[-2:])
+    return ((boxes >= 0) & (boxes <= _corners(boxes, sizes))).all(dim=-1)
 
 
 def scale(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
@@ -60,11 +61,16 @@ def scale(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Te
     return boxes * boxes.new_tensor([x, y, x, y])
 
 
-def _intersection(boxes: Tensor, others: Tensor) -> Tensor:
-    return _overlap(boxes[:, 0::2], others[:, 0::2]) * _overlap(boxes[:, 1::2], others[:, 1::2])
+def _corners(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
+    """Returns (width, height, width, height) of ``size`` so that it broadcasts against ``boxes``."""
+    if not isinstance(size, Tensor):
+        return boxes.new_tensor([size[1], size[0], size[1], size[0]])
+    corners = size.flip(1).repeat(1, 2).to(boxes.dtype)  # (N, 4)
+    return corners.view(len(size), *[1] * (boxes.ndim - 2), 4)
 
 
-def _overlap(spans: Tensor, others: Tensor) -> Tensor:
-    """The length (N, M) that each span (N, 2), first and last, shares with each other (M, 2)."""
-    first = torch.maximum(spans[:, None, 0], others[None, :, 0])
-    return (torch.minimum(spans[:, None, 1], others[None, :, 1]) - first).clamp(min=0)
+def _common(boxes: Tensor, others: Tensor, axis: int) -> Tensor:
+    """Returns the length (..., M, G) along ``axis``, 0 for x, that every box shares with every other."""
+    first = torch.maximum(boxes[..., :, None, axis], others[..., None, :, axis])
+    last = torch.minimum(boxes[..., :, None, axis + 2], others[..., None, :, axis + 2])
+    return last.sub_(first).clamp_(min=0)

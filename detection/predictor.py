@@ -66,4 +66,4 @@ class Predictor:
         resized, _ = self._resize(image, nothing)
         batch = ImageBatch.from_images([torch.from_numpy(resized).permute(2, 0, 1)])
         (found,) = self.tester(batch.to(self.device))
-        return rescale(found.to("cpu"), batch.sizes[0], (image.shape[0], image.shape[1]))
+        return rescale(found.to("cpu"), resized.shape[:2], image.shape[:2])

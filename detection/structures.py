@@ -1,19 +1,22 @@
 """Typed containers that cross module borders, with the conventions every tensor in them follows.
 
-Boxes are (N, 4) float32 rows (x1, y1, x2, y2), in pixels of the image they belong to; width = x2 - x1, no +1.
+Boxes are (..., 4) float32 rows (x1, y1, x2, y2), in pixels of the image they belong to; width = x2 - x1, no +1.
 Sizes are (height, width).  Labels are 0..K-1: the background class lives inside the RoI heads only.
+
+These have as many rows as an image has objects; inside the model the images of a batch have equally many
+(detection/padded.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["Detections", "ImageBatch", "Proposals", "Target"]
+__all__ = ["Detections", "ImageBatch", "Proposals", "Rows", "Target", "move", "present"]
 
 
 def move(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -23,7 +26,7 @@ def move(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Base of the containers below: every field that is not None has one row per object."""
+    """Base of the containers of one image: every field that is not None has one row per object."""
 
     boxes: Tensor  # (N, 4)
 
@@ -49,8 +52,7 @@ class Rows:
         return replace(self, **{name: torch.cat([rows, getattr(other, name)]) for name, rows in self._rows().items()})
 
     def _rows(self) -> dict[str, Tensor]:
-        named = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: rows for name, rows in named.items() if rows is not None}
+        return present(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,24 +86,25 @@ class ImageBatch:
 
     Attributes:
         pixels: (N, 3, H, W) uint8 RGB.
-        sizes: (height, width) of each image without its padding.
-        seeds: of the random draws among each image's anchors and regions in training; empty: torch's own generator.
+        sizes: (N, 2) int64, height and width of each image without its padding.
+        seeds: (N,) int64, of the random choice among each image's anchors and regions in training; None: from torch's
+            own generator.
     """
 
     pixels: Tensor
-    sizes: tuple[tuple[int, int], ...]
-    seeds: tuple[int, ...] = ()
+    sizes: Tensor
+    seeds: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.shape[1] != 3 or self.pixels.dtype != torch.uint8:
             raise ValueError(f"pixels must be (N, 3, H, W) uint8, got {tuple(self.pixels.shape)} {self.pixels.dtype}")
-        if len(self.sizes) != len(self.pixels):
-            raise ValueError(f"{len(self.sizes)} sizes for {len(self.pixels)} images")
-        if len(self.seeds) not in (0, len(self.pixels)):
-            raise ValueError(f"{len(self.seeds)} seeds for {len(self.pixels)} images")
+        if self.sizes.shape != (len(self.pixels), 2):
+            raise ValueError(f"sizes must be ({len(self.pixels)}, 2), got {tuple(self.sizes.shape)}")
+        if self.seeds is not None and self.seeds.shape != (len(self.pixels),):
+            raise ValueError(f"seeds must be ({len(self.pixels)},), got {tuple(self.seeds.shape)}")
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.pixels)
 
     @classmethod
     def from_images(cls, images: Sequence[Tensor], seeds: Sequence[int] = ()) -> Self:
@@ -111,20 +114,31 @@ class ImageBatch:
         for image in images:
             if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
                 raise ValueError(f"an image must be (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}")
-        sizes = tuple((image.shape[-2], image.shape[-1]) for image in images)
+        sizes = [image.shape[-2:] for image in images]
         height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
-        pixels = torch.zeros(len(images), 3, height, width, dtype=torch.uint8, device=images[0].device)
+        device = images[0].device
+        pixels = torch.zeros(len(images), 3, height, width, dtype=torch.uint8, device=device)
         for row, image, (h, w) in zip(pixels, images, sizes, strict=True):
             row[:, :h, :w] = image
-        return cls(pixels, sizes, tuple(seeds))
+        return cls(pixels, torch.tensor(sizes, device=device), torch.tensor(seeds, device=device) if seeds else None)
 
-    def generators(self) -> list[torch.Generator | None]:
-        """Where the random draws of each image come from; None is torch's own generator."""
-        device = self.pixels.device
-        return [torch.Generator(device).manual_seed(seed) for seed in self.seeds] or [None] * len(self)
+    def size_list(self) -> list[tuple[int, int]]:
+        """Returns (height, width) of each image; waits for a GPU."""
+        sizes: list[tuple[int, int]] = [tuple(size) for size in self.sizes.tolist()]
+        return sizes
+
+    def draw_seeds(self) -> Tensor:
+        """Returns ``seeds``, or (N,) others of torch's own generator."""
+        return torch.randint(2**31, (len(self),), device=self.pixels.device) if self.seeds is None else self.seeds
 
     def to(self, device: torch.device | str) -> Self:
-        return replace(self, pixels=move(self.pixels, device))
+        return replace(self, **{name: move(values, device) for name, values in present(self).items()})
 
     def pin_memory(self) -> Self:
-        return replace(self, pixels=self.pixels.pin_memory())
+        return replace(self, **{name: values.pin_memory() for name, values in present(self).items()})
+
+
+def present(container: Any) -> dict[str, Tensor]:
+    """Returns the fields of ``container`` that are not None, by name."""
+    named = {f.name: getattr(container, f.name) for f in fields(container)}
+    return {name: values for name, values in named.items() if values is not None}

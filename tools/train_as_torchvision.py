@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,8 @@ from detection.data.loader import build_test_loader, build_train_loader, load_da
 from detection.engine.device import choose_device
 from detection.engine.evaluate import evaluate, predict
 from detection.engine.trainer import Trainer
-from detection.structures import Detections, ImageBatch, Proposals, Target
+from detection.padded import Regions, Targets
+from detection.structures import Detections, ImageBatch
 from detection.tasks.train import run_training
 
 CONFIG = Path(__file__).parents[1] / "configs" / "bccd" / "fpn_resnet18.yaml"
@@ -46,12 +46,15 @@ class Theirs(nn.Module):
         self.model = FasterRCNN(body, num_classes + 1, _skip_resize=True, **sides)
 
     def forward(
-        self, images: ImageBatch, targets: Sequence[Target] | None = None, _proposals: Sequence[Proposals] | None = None
+        self, images: ImageBatch, targets: Targets | None = None, _proposals: Regions | None = None
     ) -> dict[str, Tensor] | list[Detections]:
-        pixels = [image[:, :h, :w].float() / 255 for image, (h, w) in zip(images.pixels, images.sizes, strict=True)]
+        pixels = [
+            image[:, :h, :w].float() / 255 for image, (h, w) in zip(images.pixels, images.size_list(), strict=True)
+        ]
         if targets is not None:
-            wanted = [target[~target.ignore] for target in targets]
-            return self.model(pixels, [{"boxes": target.boxes, "labels": target.labels + 1} for target in wanted])
+            rows = zip(targets.boxes, targets.labels, targets.wanted, strict=True)
+            wanted = [{"boxes": boxes[own], "labels": labels[own] + 1} for boxes, labels, own in rows]
+            return self.model(pixels, wanted)
         found = self.model(pixels)
         return [Detections(image["boxes"], image["scores"], image["labels"] - 1) for image in found]
 

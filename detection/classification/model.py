@@ -5,17 +5,16 @@ Shapes: N images, H W height and width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import overload
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
 from backbones.classifier import Classifier
 from detection.model.normalize import Normalize
-from detection.structures import ImageBatch, Proposals, Target
+from detection.padded import Regions, Targets
+from detection.structures import ImageBatch
 
 __all__ = ["ImageClassifier"]
 
@@ -41,15 +40,13 @@ class ImageClassifier(nn.Module):
     def forward(self, images: ImageBatch) -> Tensor: ...
 
     @overload
-    def forward(
-        self, images: ImageBatch, targets: Sequence[Target], proposals: Sequence[Proposals] | None = None
-    ) -> dict[str, Tensor]: ...
+    def forward(self, images: ImageBatch, targets: Targets, proposals: Regions | None = None) -> dict[str, Tensor]: ...
 
     def forward(
         self,
         images: ImageBatch,
-        targets: Sequence[Target] | None = None,
-        proposals: Sequence[Proposals] | None = None,
+        targets: Targets | None = None,
+        proposals: Regions | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """Probabilities (N, K); with ``targets``, of which the first object of each image counts, the losses.
 
@@ -62,14 +59,14 @@ class ImageClassifier(nn.Module):
         pixels = self.normalize(images)
         if targets is None:
             return self.network(pixels).float().softmax(dim=1)
-        if not all(len(target) for target in targets):
+        if not targets.valid[:, 0].all():
             raise ValueError("an image lost its object to data.augment; a class needs one in every image")
-        if len(set(images.sizes)) > 1:
+        if len(sizes := set(images.size_list())) > 1:
             raise ValueError(
-                f"the images of a batch have the sizes (height, width) {sorted(set(images.sizes))}, and a classifier "
+                f"the images of a batch have the sizes (height, width) {sorted(sizes)}, and a classifier "
                 "would learn their padding; end data.augment in a crop of one size, such as RandomCrop"
             )
-        labels = torch.stack([target.labels[0] for target in targets])
+        labels = targets.labels[:, 0]
         wanted = F.one_hot(labels, self.network.fc.out_features).float()
         if self.mixup > 0:
             share = self._share(images)
@@ -79,8 +76,7 @@ class ImageClassifier(nn.Module):
 
     def _share(self, images: ImageBatch) -> float:
         """Of each image in its mixture; drawn from the batch's own seeds, so that a run that goes on draws the same."""
-        seed = images.seeds[0] if images.seeds else int(torch.randint(2**31, ()))
-        return float(np.random.default_rng(seed).beta(self.mixup, self.mixup))
+        return float(np.random.default_rng(int(images.draw_seeds()[0])).beta(self.mixup, self.mixup))
 
     def _criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)

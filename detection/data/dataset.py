@@ -17,6 +17,7 @@ from detection.data.images import ImageError
 from detection.data.index import AnnotationIndex
 from detection.data.proposals import StoredProposals
 from detection.data.transforms import Augment, Scaling
+from detection.padded import Regions, Targets
 from detection.structures import ImageBatch, Proposals, Target
 
 __all__ = ["Batch", "DetectionDataset", "Sample", "collate"]
@@ -31,7 +32,7 @@ class Sample:
     image: Tensor  # (3, H, W) uint8 RGB
     target: Target  # pixels of the resized image
     proposals: Proposals | None = None  # from a file, in pixels of the resized image
-    seed: int = 0  # of the draws among its anchors and regions
+    seed: int = 0  # 0..2**31 - 1, of the random choice among its anchors and regions
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +40,18 @@ class Batch:
     """The samples of one step."""
 
     images: ImageBatch
-    targets: tuple[Target, ...]
+    targets: Targets
     rows: tuple[int, ...]
     paths: tuple[str, ...]
-    proposals: tuple[Proposals, ...] | None = None  # from a file
+    proposals: Regions | None = None  # from a file
 
     def to(self, device: torch.device | str) -> Batch:
-        targets = tuple(target.to(device) for target in self.targets)
-        proposals = None if self.proposals is None else tuple(image.to(device) for image in self.proposals)
-        return replace(self, images=self.images.to(device), targets=targets, proposals=proposals)
+        proposals = None if self.proposals is None else self.proposals.to(device)
+        return replace(self, images=self.images.to(device), targets=self.targets.to(device), proposals=proposals)
 
     def pin_memory(self) -> Batch:
-        return replace(self, images=self.images.pin_memory())
+        proposals = None if self.proposals is None else self.proposals.pin_memory()
+        return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory(), proposals=proposals)
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -107,8 +108,8 @@ class DetectionDataset(Dataset[Sample]):
         if self.proposals is not None:
             target, proposals = _without_proposals(target)
         pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous()
-        draws = np.random.SeedSequence(seed, spawn_key=(2,)).generate_state(1, np.uint64)
-        return Sample(row, self.index.paths[row], pixels, target, proposals, int(draws[0]))
+        draws = np.random.SeedSequence(seed, spawn_key=(2,)).generate_state(1, np.uint32)
+        return Sample(row, self.index.paths[row], pixels, target, proposals, int(draws[0]) >> 1)
 
     def _named_view(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
         """``_view``, whose errors name the image.
@@ -165,11 +166,11 @@ def _without_proposals(target: Target) -> tuple[Target, Proposals]:
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """One batch of ``samples``, padded to a common size."""
-    proposals = tuple(sample.proposals for sample in samples if sample.proposals is not None)
+    proposals = [sample.proposals for sample in samples if sample.proposals is not None]
     return Batch(
         ImageBatch.from_images([sample.image for sample in samples], [sample.seed for sample in samples]),
-        tuple(sample.target for sample in samples),
+        Targets.pad([sample.target for sample in samples]),
         tuple(sample.row for sample in samples),
         tuple(sample.path for sample in samples),
-        proposals if len(proposals) == len(samples) else None,
+        Regions.pad(proposals) if len(proposals) == len(samples) else None,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any, Literal
 
@@ -59,7 +59,7 @@ def predict(
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             detections = [image.to("cpu") for image in detector(images)]
         seconds += time.perf_counter() - started
-        for row, size, found in zip(batch.rows, images.sizes, detections, strict=True):
+        for row, size, found in zip(batch.rows, batch.images.size_list(), detections, strict=True):
             stored = _size(index.sizes[row])
             image = rescale(found, size, stored)
             fields = {name: field.on_image(values, image.boxes, stored) for name, field, values in carried(image)}
@@ -79,11 +79,10 @@ def propose(
     found = []
     for batch in batches:
         images = batch.images.to(device)
-        proposals = detector.propose(detector.features(images), images)
-        for row, size, image in zip(batch.rows, images.sizes, proposals, strict=True):
+        proposals = detector.propose(detector.features(images), images).to("cpu").ragged()
+        for row, size, image in zip(batch.rows, batch.images.size_list(), proposals, strict=True):
             stored = _size(index.sizes[row])
-            boxes = clip(scale(image.boxes.cpu(), size, stored), stored)
-            found.append(Proposals(boxes=boxes, scores=image.scores.cpu()))
+            found.append(replace(image, boxes=clip(scale(image.boxes, size, stored), stored)))
     return found
 
 

@@ -20,7 +20,8 @@ from detection.engine.checkpoint import Checkpoint, load_detector_weights
 from detection.engine.device import choose_device, peak_memory_gib
 from detection.engine.loop import PRECISIONS
 from detection.model.architecture import Architecture, RegionVerbs
-from detection.structures import ImageBatch, Proposals
+from detection.padded import Regions
+from detection.structures import ImageBatch
 
 with warnings.catch_warnings():  # fvcore.nn calls torch.jit.script when it is imported
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
@@ -57,7 +58,7 @@ def measure_costs(
     tester = build_tester(config.test, [detector]).to(device).eval()
     times = measure_latency(tester, batches, device, dtype=PRECISIONS[config.solver.precision], warmup=warmup)
     memory = peak_memory_gib(device)  # before the tracing below, which needs more
-    height, width = batches[0].sizes[0]
+    height, width = batches[0].size_list()[0]
     proposals = config.rpn.post_nms_test
     return {
         **_parameters(detector),
@@ -120,15 +121,16 @@ class _FixedProposals(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """All that a test computes: layers that lead to no output would not be counted."""
         height, width = pixels.shape[-2:]
-        images = ImageBatch(pixels, ((height, width),))
+        images = ImageBatch(pixels, torch.tensor([[height, width]]))
         if not isinstance(self.detector, RegionVerbs):
             return tuple(part for found in self.detector(images) for part in (found.scores, found.boxes))
         features = self.detector.features(images)
-        found = self.detector.propose(features, images)[0]
+        found = self.detector.propose(features, images)
         # Sides from a tenth of the image to all of it, so that a pyramid deals them to all of its levels.
         shares = torch.linspace(0.1, 1.0, self.count)[:, None]
-        boxes = shares * torch.tensor([0.0, 0.0, float(width), float(height)])
-        scored = self.detector.boxes(features, [Proposals(boxes, shares[:, 0])], images.sizes)[0]
+        boxes = (shares * torch.tensor([0.0, 0.0, float(width), float(height)]))[None]
+        regions = Regions(boxes=boxes, valid=torch.ones_like(boxes[..., 0], dtype=torch.bool), scores=shares.T)
+        scored = self.detector.boxes(features, regions, images.sizes)
         return scored.scores, scored.boxes, found.boxes, found.scores
 
 

@@ -3,29 +3,29 @@
 An image classifier says what is in an image; these two networks only say where.
 Source: "Deep Residual Learning for Image Recognition", appendix C.
 Shapes: N images, C channels, H W height and width, A anchors per cell, R = H * W * A anchors of an image, M drawn
-anchors or regions, P positives among them, K classes, Q classes that are asked for.
+anchors, K classes, Q classes that are asked for, T best anchors of one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
 from backbones.base import Backbone
-from detection.boxes import inside
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
 from detection.model.losses import smooth_l1
 from detection.model.matcher import Matcher
 from detection.model.normalize import Normalize
-from detection.model.rpn import ProposalFilter
+from detection.model.rpn import ANCHORS, ProposalFilter, usable_anchors
 from detection.model.sampler import BalancedSampler
-from detection.structures import Detections, ImageBatch, Proposals, Target
+from detection.model.select import gather_rows, hash32
+from detection.padded import Regions, Targets
+from detection.structures import Detections, ImageBatch
 
 __all__ = ["ClassLayers", "ClassRPN", "RegionClassifier"]
 
@@ -70,15 +70,6 @@ class ClassLayers(nn.Module):
         return moves.float() + self.deltas.bias.unflatten(0, shape)[anchors, labels]
 
 
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """The anchors of an image that are trained on."""
-
-    rows: Tensor  # (M,) of the image's anchors
-    labels: Tensor  # (M,) 0..K-1, K for a negative
-    goals: Tensor  # (P, 4) deltas wanted of the positives, in their order
-
-
 class ClassRPN(nn.Module):
     """A region proposal network that proposes boxes of given classes.
 
@@ -120,23 +111,16 @@ class ClassRPN(nn.Module):
         self.keep, self.allow_outside = keep, allow_outside
         self.smooth_l1_beta, self.box_loss_weight = smooth_l1_beta, box_loss_weight
 
-    def forward(
-        self, images: ImageBatch, targets: Sequence[Target], proposals: Sequence[Proposals] | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, images: ImageBatch, targets: Targets, proposals: Regions | None = None) -> dict[str, Tensor]:
         """The losses ``rpn_class`` and ``rpn_box``; ``proposals``, which every model gets in training, are not used."""
         hidden = self.hidden(images)
-        anchors = self.anchors(*hidden.shape[-2:])
-        parts = zip(images.sizes, targets, images.generators(), strict=True)
-        drawn = [self._draw(anchors, size, target, generator) for size, target, generator in parts]
-        rows, labels = torch.cat([d.rows for d in drawn]), torch.cat([d.labels for d in drawn])
-        counts = torch.tensor([len(d.rows) for d in drawn], device=rows.device)
-        image = torch.arange(len(drawn), device=rows.device).repeat_interleave(counts)
+        image, rows, labels, goals = self._draw(hidden, images, targets)
         cells, numbers = rows // self.anchors.num_anchors, rows % self.anchors.num_anchors
         vectors = _cells(hidden)[image, cells]  # (M, C)
         logits = self.layers.logits_at(vectors, numbers)
         positives = (labels < self.layers.num_classes).nonzero().flatten()
         deltas = self.layers.deltas_at(vectors[positives], numbers[positives], labels[positives])
-        box = smooth_l1(deltas, torch.cat([d.goals for d in drawn]), self.smooth_l1_beta)
+        box = smooth_l1(deltas, goals[positives], self.smooth_l1_beta, weight=torch.ones_like(deltas[:, 0]))
         scale = 1 / max(len(rows), 1)
         return {"rpn_class": _logistic(logits, labels) * scale, "rpn_box": box * scale * self.box_loss_weight}
 
@@ -145,44 +129,44 @@ class ClassRPN(nn.Module):
         return F.relu(self.conv(self.backbone(self.normalize(images))[self.feature]))
 
     @torch.no_grad()
-    def propose(self, hidden: Tensor, sizes: Sequence[tuple[int, int]], classes: Sequence[Tensor]) -> list[Detections]:
+    def propose(self, hidden: Tensor, sizes: Tensor, classes: Sequence[Tensor]) -> list[Detections]:
         """For each image the boxes that ``keep`` leaves of each of its ``classes`` (Q,): class after class, best first.
 
-        Scores are those of the class's own logistic output, 0..1.
+        Scores are those of the class's own logistic output, 0..1.  ``sizes`` (N, 2) are the heights and widths.
         """
         anchors = self.anchors(*hidden.shape[-2:])
-        return [
-            self._propose(cells, anchors, size, asked)
-            for cells, size, asked in zip(_cells(hidden), sizes, classes, strict=True)
-        ]
+        parts = zip(_cells(hidden), sizes, classes, strict=True)
+        return [self._propose(cells, anchors, size, asked) for cells, size, asked in parts]
 
-    def _propose(self, cells: Tensor, anchors: Tensor, size: tuple[int, int], classes: Tensor) -> Detections:
+    def _propose(self, cells: Tensor, anchors: Tensor, size: Tensor, classes: Tensor) -> Detections:
         logits, deltas = self.layers(cells, classes)
-        found = []
-        for column, top in enumerate(self.keep.top(logits.T)):
-            boxes = self.coder.decode(deltas[top, column], anchors[top])
-            found.append(self.keep(boxes, logits[top, column], torch.zeros_like(top), size))  # one feature map: level 0
-        counts = torch.tensor([len(own) for own in found], dtype=torch.int64, device=classes.device)
-        return Detections(
-            boxes=torch.cat([anchors[:0], *(own.boxes for own in found)]),
-            scores=torch.cat([logits.new_zeros(0), *(own.scores for own in found)]).sigmoid(),
-            labels=classes.repeat_interleave(counts),
-        )
+        best, columns = self.keep.top([logits.T])  # (Q, 1, T): one feature map
+        asked = torch.arange(len(classes), device=classes.device)[:, None, None]
+        boxes = self.coder.decode(deltas[columns, asked], anchors[columns])
+        found = self.keep(boxes, best, size.expand(len(classes), 2))
+        labels = classes[:, None].expand_as(found.valid)
+        return Detections(found.boxes[found.valid], found.scores[found.valid].sigmoid(), labels[found.valid])
 
     @torch.no_grad()
-    def _draw(
-        self, anchors: Tensor, size: tuple[int, int], target: Target, generator: torch.Generator | None
-    ) -> _Drawn:
-        height, width = size
-        in_padding = (anchors[:, 0] >= width) | (anchors[:, 1] >= height)
-        usable = ~in_padding if self.allow_outside else inside(anchors, size)
-        rows = usable.nonzero().flatten()
-        matches = self.matcher(anchors[rows], target)
-        positives, negatives = self.sampler(matches.states, generator)
-        objects = matches.indices[positives]
-        goals = self.coder.encode(target.boxes[objects], anchors[rows[positives]])
-        labels = torch.cat([target.labels[objects], torch.full_like(negatives, self.layers.num_classes)])
-        return _Drawn(rows[torch.cat([positives, negatives])], labels, goals)
+    def _draw(self, hidden: Tensor, images: ImageBatch, targets: Targets) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The M anchors of all images that are trained on, image after image.
+
+        Returns:
+            Image (M,), row (M,) among the image's anchors, label (M,), K for a negative, and deltas (M, 4) wanted.
+        """
+        anchors = self.anchors(*hidden.shape[-2:])
+        usable = usable_anchors(anchors, images.sizes, allow_outside=self.allow_outside)
+        matches = self.matcher(anchors[None], targets, usable)
+        places = self.anchors.places(*hidden.shape[-2:], level=0)
+        drawn = self.sampler(matches.states, hash32(images.draw_seeds(), places, ANCHORS))
+        objects = matches.indices.gather(1, drawn.columns)
+        labels = torch.where(drawn.positive, targets.labels.gather(1, objects), self.layers.num_classes)
+        own = anchors[drawn.columns]
+        goals = torch.where(drawn.positive[..., None], gather_rows(targets.boxes, objects), own)
+        image, _ = drawn.valid.nonzero().unbind(1)
+        parts = drawn.columns, labels, self.coder.encode(goals, own)
+        rows, labels, deltas = (values[drawn.valid] for values in parts)
+        return image, rows, labels, deltas
 
 
 class RegionClassifier(nn.Module):
@@ -214,23 +198,19 @@ class RegionClassifier(nn.Module):
         self.coder = coder
         self.smooth_l1_beta, self.box_loss_weight = smooth_l1_beta, box_loss_weight
 
-    def forward(
-        self, images: ImageBatch, targets: Sequence[Target], proposals: Sequence[Proposals] | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, images: ImageBatch, targets: Targets, proposals: Regions | None = None) -> dict[str, Tensor]:
         """The losses ``rcnn_class`` and ``rcnn_box`` of warped regions; ``proposals`` are not used.
 
         A target holds the object that its region is to find, in pixels of the warped region, or nothing.
         """
-        assert all(len(target) <= 1 for target in targets)
-        logits, deltas = self._outputs(images)  # (M, K), (M, K, 4)
-        found = [row for row, target in enumerate(targets) if len(target)]
-        positives = torch.tensor(found, dtype=torch.int64, device=logits.device)
-        objects = torch.cat([target.labels for target in targets])  # (P,)
-        labels = torch.full_like(logits[:, 0], logits.shape[1], dtype=torch.int64)
-        labels[positives] = objects
-        whole = torch.tensor([[0, 0, width, height] for height, width in images.sizes], device=logits.device)
-        goals = self.coder.encode(torch.cat([target.boxes for target in targets]), whole[positives].float())
-        box = smooth_l1(deltas[positives, objects], goals, self.smooth_l1_beta)
+        logits, deltas = self._outputs(images)  # (N, K), (N, K, 4)
+        positive, objects = targets.valid[:, 0], targets.labels[:, 0]
+        labels = torch.where(positive, objects, logits.shape[1])
+        corners = images.sizes.flip(1).to(deltas.dtype)
+        whole = torch.cat([torch.zeros_like(corners), corners], dim=1)
+        goals = torch.where(positive[:, None], targets.boxes[:, 0], whole)
+        own = deltas[torch.arange(len(objects), device=objects.device), objects]
+        box = smooth_l1(own, self.coder.encode(goals, whole), self.smooth_l1_beta, weight=positive)
         scale = 1 / len(images)
         return {"rcnn_class": _logistic(logits, labels) * scale, "rcnn_box": box * scale * self.box_loss_weight}
 

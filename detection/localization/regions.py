@@ -77,7 +77,7 @@ class RegionDataset(Dataset[Sample]):
         target = self._target(self.index.target(row), region)
         if np.random.default_rng((self.seed, position)).random() < 0.5:
             warped = warped.flip(2)
-            target = replace(target, boxes=flip_boxes(target.boxes, self.side))
+            target = replace(target, boxes=flip_boxes(target.boxes[None], torch.tensor([self.side]))[0])
         return Sample(row, self.index.paths[row], warped, target)
 
     def _target(self, objects: Target, region: Tensor) -> Target:

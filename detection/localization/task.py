@@ -283,7 +283,7 @@ def _propose_all(
     with _inference(config):
         for row, image in _stored_images(config, index, _labelled(labels), say):
             label = labels[row : row + 1].to(image.pixels.device)
-            own = _propose(rpn, _dense_views(image, config), label, image.sizes[0]).to("cpu")
+            own = _propose(rpn, _dense_views(image, config), label, image.size_list()[0]).to("cpu")
             found[row] = Proposals(boxes=own.boxes, scores=own.scores)
     return found
 
@@ -302,7 +302,7 @@ def _test(
                     label=int(label),
                     gt_boxes=target.boxes[~target.ignore].numpy(),
                     labels=classes.cpu().numpy(),
-                    boxes=_guesses(found, classes, image.sizes[0]).cpu().numpy(),
+                    boxes=_guesses(found, classes, image.size_list()[0]).cpu().numpy(),
                 )
                 records[name].append(record)
     return {"images": int((labels >= 0).sum()), "rows": [_row(name, records[name]) for name in ROWS]}
@@ -317,7 +317,7 @@ def _guess_all(
     with _inference(config):
         for _, image in _stored_images(config, index, range(len(index)), say):
             found, classes = _localize(config, networks, image, unknown)["RPN + R-CNN, dense, predicted"]
-            boxes = _guesses(found, classes, image.sizes[0])
+            boxes = _guesses(found, classes, image.size_list()[0])
             guesses.append((classes.cpu().numpy(), boxes.cpu().numpy()))
     return guesses
 
@@ -361,7 +361,7 @@ def _localize(
 
     ``label`` (1,) is the image's class; (0,) where it is unknown, and the oracle's rows are left out.
     """
-    size, views = image.sizes[0], _dense_views(image, config)
+    size, views = image.size_list()[0], _dense_views(image, config)
     predicted = label[:0] if networks.classifier is None else networks.classifier([view.images for view in views])
     dense = _propose(networks.rpn, views, torch.cat([label, predicted]).unique(), size)
     refined = _refine(networks.rcnn, image, dense, config.localization.crop)
@@ -378,15 +378,15 @@ def _localize(
 
 def _dense_views(image: ImageBatch, config: LocalizationConfig) -> list[_View]:
     views = [resize_images(image, shorter) for shorter in config.localization.scales]
-    return [_View(view, view.sizes[0]) for view in views]
+    return [_View(view, view.size_list()[0]) for view in views]
 
 
 def _center_crop(image: ImageBatch, config: LocalizationConfig) -> _View:
     side = config.localization.crop
     resized = resize_images(image, config.localization.crop_shorter_side)
-    height, width = resized.sizes[0]
+    height, width = resized.size_list()[0]
     x, y = (width - side) // 2, (height - side) // 2
-    cut = ImageBatch(resized.pixels[:, :, y : y + side, x : x + side], ((side, side),))
+    cut = ImageBatch(resized.pixels[:, :, y : y + side, x : x + side], torch.full_like(resized.sizes, side))
     return _View(cut, (height, width), (x, y))
 
 
@@ -408,10 +408,10 @@ def _refine(rcnn: RegionClassifier, image: ImageBatch, found: Detections, side: 
     scores, boxes = [found.scores[:0]], [found.boxes[:0]]
     for start in range(0, len(found), REGIONS_AT_ONCE):
         part = found[start : start + REGIONS_AT_ONCE]
-        warped = ImageBatch(warp(image.pixels[0], part.boxes, side), ((side, side),) * len(part))
+        warped = ImageBatch(warp(image.pixels[0], part.boxes, side), image.sizes.new_full((len(part), 2), side))
         own_scores, own_boxes = rcnn.predict(warped, part.boxes, part.labels)
         scores.append(own_scores)
-        boxes.append(clip(own_boxes, image.sizes[0]))
+        boxes.append(clip(own_boxes, image.size_list()[0]))
     return replace(found, scores=torch.cat(scores), boxes=torch.cat(boxes))
 
 

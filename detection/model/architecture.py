@@ -18,7 +18,8 @@ from backbones.base import Backbone
 from detection.model.box_stage import ScoredBoxes
 from detection.model.class_rows import ClassRows
 from detection.model.normalize import Normalize
-from detection.structures import Detections, ImageBatch, Proposals, Target
+from detection.padded import Found, Regions, Targets
+from detection.structures import Detections, ImageBatch, Target
 
 __all__ = ["Architecture", "RegionVerbs", "class_rows"]
 
@@ -62,18 +63,18 @@ class Architecture(nn.Module, ABC):
 
     @overload
     def forward(
-        self, images: ImageBatch, targets: Sequence[Target], proposals: Sequence[Proposals] | None = None
+        self, images: ImageBatch, targets: Targets | Sequence[Target], proposals: Regions | None = None
     ) -> dict[str, Tensor]: ...
     @overload
     def forward(
-        self, images: ImageBatch, targets: None = None, proposals: Sequence[Proposals] | None = None
+        self, images: ImageBatch, targets: None = None, proposals: Regions | None = None
     ) -> list[Detections]: ...
     @abstractmethod
     def forward(
         self,
         images: ImageBatch,
-        targets: Sequence[Target] | None = None,
-        proposals: Sequence[Proposals] | None = None,
+        targets: Targets | Sequence[Target] | None = None,
+        proposals: Regions | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
         """Returns scalar losses by name if there are targets, else what is detected in each image.
 
@@ -98,17 +99,15 @@ class RegionVerbs(Protocol):
         """Returns the trunk's feature maps (N, C, H / stride, W / stride), finest first."""
         ...
 
-    def propose(self, features: Sequence[Tensor], images: ImageBatch) -> list[Proposals]:
+    def propose(self, features: Sequence[Tensor], images: ImageBatch) -> Regions:
         """Returns proposals of each image, best first."""
         ...
 
-    def boxes(
-        self, features: Sequence[Tensor], proposals: Sequence[Proposals], sizes: Sequence[tuple[int, int]]
-    ) -> list[ScoredBoxes]:
-        """Returns scores and boxes of every proposal of each image, before thresholds and NMS."""
+    def boxes(self, features: Sequence[Tensor], proposals: Regions, sizes: Tensor) -> ScoredBoxes:
+        """Returns scores and boxes of every proposal, before thresholds and NMS, in images of ``sizes`` (N, 2)."""
         ...
 
-    def masks(self, features: Sequence[Tensor], detections: list[Detections]) -> list[Detections]:
+    def masks(self, features: Sequence[Tensor], found: Found) -> Found:
         """Returns the detections with their masks; as they are from an architecture without."""
         ...
 

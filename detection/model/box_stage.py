@@ -1,13 +1,14 @@
 """The Fast R-CNN stage: scores and refined boxes of proposals.
 
 Source: Fast R-CNN, sections 2.1 to 2.3; "Deep Residual Learning", appendix A (the tail as head).
-Shapes: N images, C channels, R regions, P of them positive, K classes, S pooled size, D width of the head's output.
+Shapes: N images, C channels, P proposals, R regions that are trained on, K classes, S pooled size, D width of the
+head's output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -19,13 +20,17 @@ from detection.boxes import clip
 from detection.model.box_coder import BoxCoder
 from detection.model.class_rows import ClassRows
 from detection.model.losses import giou, smooth_l1
-from detection.model.matcher import NEGATIVE, POSITIVE, Matcher
+from detection.model.matcher import IGNORED, POSITIVE, Matcher
 from detection.model.pooler import RegionPooler
 from detection.model.precision import at_least_single
 from detection.model.sampler import BalancedSampler
-from detection.structures import Proposals, Target
+from detection.model.select import gather_rows, hash32, waiting_is_free
+from detection.padded import Regions, Targets
 
-__all__ = ["BoxPredictor", "BoxStage", "RegionHead", "RegionOutput", "RegionSample", "ScoredBoxes"]
+__all__ = ["BoxPredictor", "BoxStage", "RegionHead", "RegionOutput", "RegionSample", "ScoredBoxes", "image_rows"]
+
+REGIONS = 2  # use of random numbers
+OBJECTS = 1 << 24  # number of an image's first object among the candidates, after all proposals
 
 
 class RegionHead(Protocol):
@@ -38,30 +43,37 @@ class RegionHead(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ScoredBoxes:
-    """What the stage says of the R proposals of one image, before anything is thrown away."""
+    """What the stage says of the proposals of every image, before anything is thrown away."""
 
-    scores: Tensor  # (R, K) probabilities; the background's is what is left to 1
-    boxes: Tensor  # (R, K, 4) clipped, pixels of the resized image
+    scores: Tensor  # (N, P, K) probabilities; the background's is what is left to 1
+    boxes: Tensor  # (N, P, K or 1, 4) clipped, pixels of the resized image; 1: the same box for every class
+    valid: Tensor  # (N, P) bool
 
 
 @dataclass(frozen=True, slots=True)
 class RegionSample:
-    """The R regions of one image that are trained on, the P positives first."""
+    """The regions of every image that are trained on."""
 
-    boxes: Tensor  # (R, 4)
-    labels: Tensor  # (R,) int64, K for the background
-    objects: Tensor  # (P,) int64, the row of the target that a positive belongs to
-    goals: Tensor  # (P, 4) that object's box
+    boxes: Tensor  # (N, R, 4)
+    labels: Tensor  # (N, R) int64, K for the background
+    objects: Tensor  # (N, R) int64, the row of the target that a positive belongs to
+    goals: Tensor  # (N, R, 4) that object's box
+    positive: Tensor  # (N, R) bool
+    valid: Tensor  # (N, R) bool; the others have no part in a loss
+
+    def first(self, count: int) -> RegionSample:
+        """Returns the first ``count`` columns."""
+        return RegionSample(*(getattr(self, field.name)[:, :count] for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
 class RegionOutput:
-    """What a stage says of the regions that it is trained on, R of all images together."""
+    """What a stage says of the regions that it is trained on."""
 
     stage: BoxStage
-    samples: Sequence[RegionSample]
-    logits: Tensor  # (R, K + 1)
-    deltas: Tensor  # (R, K or 1, 4)
+    sample: RegionSample
+    logits: Tensor  # (N, R, K + 1)
+    deltas: Tensor  # (N, R, K or 1, 4)
     suffix: str = ""  # of the names of its losses, where there are several stages
 
 
@@ -84,8 +96,8 @@ class BoxPredictor(nn.Module):
         nn.init.zeros_(self.deltas.bias)
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (R, K + 1) and deltas (R, K or 1, 4), in float32 or float64, of ``vectors`` (R, D)."""
-        return at_least_single(self.classes(vectors)), at_least_single(self.deltas(vectors).unflatten(1, (-1, 4)))
+        """Logits (..., K + 1) and deltas (..., K or 1, 4), in float32 or float64, of ``vectors`` (..., D)."""
+        return at_least_single(self.classes(vectors)), at_least_single(self.deltas(vectors).unflatten(-1, (-1, 4)))
 
 
 class BoxStage(nn.Module):
@@ -134,106 +146,111 @@ class BoxStage(nn.Module):
         """Returns the tail up to its last maps, which a mask stage shares; None for a head of its own."""
         return self.head.maps if isinstance(self.head, Tail) else None
 
-    def forward(
-        self, features: Sequence[Tensor], proposals: Sequence[Proposals], sizes: Sequence[tuple[int, int]]
-    ) -> list[ScoredBoxes]:
-        """Scores and boxes of each image's ``proposals`` from the levels ``features`` (N, C, H, W)."""
-        boxes = [image.boxes for image in proposals]
-        return self.predict(self.vectors(features, boxes, sizes), boxes, sizes)
+    @property
+    def most_positives(self) -> int:
+        """How many regions of an image can be drawn as positive ones; they come first."""
+        return self.sampler.most_positives
 
-    def vectors(self, features: Sequence[Tensor], boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """(R, D) what the head says of the regions ``boxes`` (R_i, 4) of each image; (R, 2 D) with context."""
-        if not self.context:
-            return self.head(self.pooler(features, boxes))
-        whole = [image.new_tensor([[0, 0, width, height]]) for image, (height, width) in zip(boxes, sizes, strict=True)]
-        joined = [torch.cat([image, context]) for image, context in zip(boxes, whole, strict=True)]
-        per_image = self.head(self.pooler(features, joined)).split([len(image) for image in joined])
-        pairs = [torch.cat([image[:-1], image[-1:].expand(len(image) - 1, -1)], dim=1) for image in per_image]
-        return torch.cat(pairs)
+    def forward(self, features: Sequence[Tensor], proposals: Regions, sizes: Tensor) -> ScoredBoxes:
+        """Scores and boxes of ``proposals`` from the levels ``features`` (N, C, H, W) of images of ``sizes`` (N, 2)."""
+        logits, deltas = self.predictor(self.batch_vectors(features, proposals.boxes, sizes))
+        return self.decode(logits, deltas, proposals.boxes, proposals.valid, sizes)
 
-    def predict(self, vectors: Tensor, boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[ScoredBoxes]:
-        """Scores and boxes from the ``vectors`` of the regions ``boxes`` (R_i, 4) of each image."""
-        logits, deltas = self.predictor(vectors)
-        return self.decode(logits, deltas, boxes, sizes)
+    def batch_vectors(self, features: Sequence[Tensor], boxes: Tensor, sizes: Tensor) -> Tensor:
+        """(N, P, D) of the regions ``boxes`` (N, P, 4); (N, P, 2 D) with context."""
+        images = image_rows(boxes)
+        return self.vectors(features, boxes.flatten(0, 1), images, sizes).unflatten(0, boxes.shape[:2])
 
-    def decode(
-        self, logits: Tensor, deltas: Tensor, boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
-    ) -> list[ScoredBoxes]:
-        """Scores and boxes from the predictor's ``logits`` (R, K + 1) and ``deltas`` (R, K or 1, 4)."""
-        counts = [len(image) for image in boxes]
-        scored = []
-        for image, image_logits, image_deltas, size in zip(
-            boxes, logits.split(counts), deltas.split(counts), sizes, strict=True
-        ):
-            decoded = clip(self.coder.decode(image_deltas, image[:, None]), size)  # (R, K or 1, 4)
-            scores = image_logits.softmax(dim=1)[:, :-1]
-            scored.append(ScoredBoxes(scores, decoded.expand(-1, scores.shape[1], -1)))
-        return scored
+    def vectors(self, features: Sequence[Tensor], boxes: Tensor, images: Tensor, sizes: Tensor) -> Tensor:
+        """(R, D) what the head says of the regions ``boxes`` (R, 4) of the ``images`` (R,); (R, 2 D) with context.
 
-    @torch.no_grad()
-    def sample(
-        self,
-        proposals: Sequence[Proposals],
-        targets: Sequence[Target],
-        draws: Sequence[torch.Generator | None] | None = None,
-    ) -> list[RegionSample]:
-        """The regions of each image to train on, drawn from its proposals and its objects.
-
-        ``draws`` has the source of each image's random numbers; None: torch's own.
+        ``sizes`` (N, 2) are the heights and widths of all N images.
         """
-        samples = []
-        for image, target, draw in zip(proposals, targets, draws or [None] * len(targets), strict=True):
-            boxes = torch.cat([image.boxes, target.boxes[~target.ignore]])  # objects too, as py-faster-rcnn
-            matches = self.matcher(boxes, target)
-            positives, negatives = self.sampler(matches.states, draw)
-            samples.append(self._labelled(boxes, target, positives, negatives, matches.indices))
-        return samples
+        if not self.context:
+            return self.head(self.pooler(features, boxes, images))
+        corners = sizes.flip(1).to(boxes.dtype)  # (N, 2)
+        whole = torch.cat([torch.zeros_like(corners), corners], dim=1)
+        rows = torch.cat([images, torch.arange(len(sizes), device=images.device)])
+        regions, context = self.head(self.pooler(features, torch.cat([boxes, whole]), rows)).split(
+            [len(boxes), len(sizes)]
+        )
+        return torch.cat([regions, context[images]], dim=1)
+
+    def decode(self, logits: Tensor, deltas: Tensor, boxes: Tensor, valid: Tensor, sizes: Tensor) -> ScoredBoxes:
+        """Scores and boxes from the predictor's ``logits`` (N, P, K + 1) and ``deltas`` (N, P, K or 1, 4)."""
+        decoded = clip(self.coder.decode(deltas, boxes[:, :, None]), sizes)
+        return ScoredBoxes(logits.softmax(dim=-1)[..., :-1], decoded, valid)
 
     @torch.no_grad()
-    def label(self, boxes: Sequence[Tensor], targets: Sequence[Target]) -> list[RegionSample]:
-        """All of ``boxes`` (R_i, 4) of each image that are not ignored, as they are trained on without drawing."""
-        samples = []
-        for image, target in zip(boxes, targets, strict=True):
-            matches = self.matcher(image, target)
-            positives = (matches.states == POSITIVE).nonzero().flatten()
-            negatives = (matches.states == NEGATIVE).nonzero().flatten()
-            samples.append(self._labelled(image, target, positives, negatives, matches.indices))
-        return samples
+    def draw(self, proposals: Regions, targets: Targets, seeds: Tensor) -> RegionSample:
+        """Draws the regions of each image to train on from its proposals and its objects, positives first.
+
+        ``seeds`` (N,) are those of the random choice.
+        """
+        boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)  # objects too, as py-faster-rcnn
+        valid = torch.cat([proposals.valid, targets.wanted], dim=1)
+        matches = self.matcher(boxes, targets, valid)
+        counts = proposals.boxes.shape[1], targets.boxes.shape[1]
+        # An object's number does not depend on how many proposals the batch is padded to.
+        places = torch.cat(
+            [
+                torch.arange(count, device=boxes.device) + first
+                for count, first in zip(counts, (0, OBJECTS), strict=True)
+            ]
+        )
+        drawn = self.sampler(matches.states, hash32(seeds, places, REGIONS))
+        sample = self._labelled(
+            gather_rows(boxes, drawn.columns),
+            targets,
+            matches.indices.gather(1, drawn.columns),
+            drawn.positive,
+            drawn.valid,
+        )
+        if not waiting_is_free(valid):
+            return sample
+        return sample.first(max(1, int(sample.valid.sum(dim=1).max())))
+
+    @torch.no_grad()
+    def label(self, boxes: Tensor, valid: Tensor, targets: Targets) -> RegionSample:
+        """All of ``boxes`` (N, R, 4) that are ``valid`` (N, R) and not ignored, as they are trained on undrawn."""
+        matches = self.matcher(boxes, targets, valid)
+        return self._labelled(
+            boxes, targets, matches.indices, matches.states == POSITIVE, valid & (matches.states != IGNORED)
+        )
 
     def outputs(
-        self,
-        features: Sequence[Tensor],
-        proposals: Sequence[Proposals],
-        targets: Sequence[Target],
-        sizes: Sequence[tuple[int, int]],
-        draws: Sequence[torch.Generator | None] | None = None,
+        self, features: Sequence[Tensor], proposals: Regions, targets: Targets, sizes: Tensor, seeds: Tensor
     ) -> Iterator[RegionOutput]:
         """Yields what the stage says of the regions that are drawn from ``proposals`` for training."""
-        samples = self.sample(proposals, targets, draws)
-        logits, deltas = self.predictor(self.vectors(features, [sample.boxes for sample in samples], sizes))
-        yield RegionOutput(self, samples, logits, deltas)
+        sample = self.draw(proposals, targets, seeds)
+        yield RegionOutput(self, sample, *self.predictor(self.batch_vectors(features, sample.boxes, sizes)))
 
     def losses(self, output: RegionOutput) -> dict[str, Tensor]:
         """Returns the losses ``box_class`` and ``box_regression`` of its own ``output``."""
-        logits, deltas, samples = output.logits, output.deltas, output.samples
-        labels = torch.cat([sample.labels for sample in samples])
-        goals = torch.cat([sample.goals for sample in samples])
-        positives = (labels < self.num_classes).nonzero().flatten()
-        chosen = deltas[positives, labels[positives] if deltas.shape[1] > 1 else 0]  # (P, 4)
-        regions = torch.cat([sample.boxes for sample in samples])[positives]
+        sample, agnostic = output.sample, output.deltas.shape[2] == 1
+        rows = torch.zeros_like(sample.labels) if agnostic else sample.labels.clamp(max=self.num_classes - 1)
+        deltas = output.deltas.gather(2, rows[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)  # (N, R, 4)
+        # Regions without an object regress to themselves, with the weight zero; padding is empty, which has no deltas.
+        regions = torch.where(sample.positive[..., None], sample.boxes, sample.boxes.new_tensor([0.0, 0.0, 1.0, 1.0]))
+        goals = torch.where(sample.positive[..., None], sample.goals, regions)
         if self.use_giou:
-            box = giou(self.coder.decode(chosen, regions), goals)
+            box = giou(self.coder.decode(deltas, regions), goals, weight=sample.positive)
         else:
-            box = smooth_l1(chosen, self.coder.encode(goals, regions), self.smooth_l1_beta)
-        scale = 1 / max(len(labels), 1)
+            box = smooth_l1(deltas, self.coder.encode(goals, regions), self.smooth_l1_beta, weight=sample.positive)
+        scale = 1 / sample.valid.sum().clamp(min=1)
+        entropy = F.cross_entropy(output.logits.flatten(0, 1), sample.labels.flatten(), reduction="none")
         return {
-            f"box_class{output.suffix}": F.cross_entropy(logits, labels, reduction="sum") * scale,
+            f"box_class{output.suffix}": (entropy * sample.valid.flatten()).sum() * scale,
             f"box_regression{output.suffix}": box * (scale * self.box_loss_weight),
         }
 
     def _labelled(
-        self, boxes: Tensor, target: Target, positives: Tensor, negatives: Tensor, matched: Tensor
+        self, boxes: Tensor, targets: Targets, objects: Tensor, positive: Tensor, valid: Tensor
     ) -> RegionSample:
-        objects = matched[positives]
-        labels = torch.cat([target.labels[objects], torch.full_like(negatives, self.num_classes)])
-        return RegionSample(boxes[torch.cat([positives, negatives])], labels, objects, target.boxes[objects])
+        labels = torch.where(positive, targets.labels.gather(1, objects), self.num_classes)
+        return RegionSample(boxes, labels, objects, gather_rows(targets.boxes, objects), positive, valid)
+
+
+def image_rows(boxes: Tensor) -> Tensor:
+    """Returns the image (N * R,) int64 of each of ``boxes`` (N, R, 4)."""
+    return torch.arange(len(boxes), device=boxes.device)[:, None].expand(boxes.shape[:2]).flatten()

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from detection.model.box_stage import BoxStage, RegionOutput, ScoredBoxes
-from detection.structures import Proposals, Target
+from detection.boxes import not_empty
+from detection.model.box_stage import BoxStage, RegionOutput, ScoredBoxes, image_rows
+from detection.padded import Regions, Targets
 
 __all__ = ["CascadeBoxStage"]
 
@@ -40,42 +41,39 @@ class CascadeBoxStage(nn.Module):
     def shared_body(self) -> None:
         """Returns None: every stage has a head of its own, and a mask stage too."""
 
-    def forward(
-        self, features: Sequence[Tensor], proposals: Sequence[Proposals], sizes: Sequence[tuple[int, int]]
-    ) -> list[ScoredBoxes]:
-        """Scores, averaged over the stages, and the last stage's boxes of each image's ``proposals``."""
-        boxes, per_stage = [image.boxes for image in proposals], []
+    @property
+    def most_positives(self) -> int:
+        """How many regions of an image the first stage can draw as positive ones; they come first."""
+        return self._stages()[0].most_positives
+
+    def forward(self, features: Sequence[Tensor], proposals: Regions, sizes: Tensor) -> ScoredBoxes:
+        """Scores, averaged over the stages, and the last stage's boxes of ``proposals``."""
+        boxes = proposals.boxes
+        scored: list[ScoredBoxes] = []
         for stage in self._stages():
-            scored = stage.predict(stage.vectors(features, boxes, sizes), boxes, sizes)
-            boxes = [image.boxes[:, 0] for image in scored]
-            per_stage.append(scored)
-        return [
-            ScoredBoxes(torch.stack([image.scores for image in stages]).mean(dim=0), stages[-1].boxes)
-            for stages in zip(*per_stage, strict=True)
-        ]
+            logits, deltas = stage.predictor(stage.batch_vectors(features, boxes, sizes))
+            scored.append(stage.decode(logits, deltas, boxes, proposals.valid, sizes))
+            boxes = scored[-1].boxes[:, :, 0]
+        return ScoredBoxes(
+            torch.stack([stage.scores for stage in scored]).mean(dim=0), scored[-1].boxes, proposals.valid
+        )
 
     def outputs(
-        self,
-        features: Sequence[Tensor],
-        proposals: Sequence[Proposals],
-        targets: Sequence[Target],
-        sizes: Sequence[tuple[int, int]],
-        draws: Sequence[torch.Generator | None] | None = None,
+        self, features: Sequence[Tensor], proposals: Regions, targets: Targets, sizes: Tensor, seeds: Tensor
     ) -> Iterator[RegionOutput]:
         """Yields what every stage says of its regions: drawn for the first, moved by the one before for the others."""
         stages = self._stages()
-        samples = stages[0].sample(proposals, targets, draws)
+        sample = stages[0].draw(proposals, targets, seeds)
         for number, stage in enumerate(stages, start=1):
-            boxes = [sample.boxes for sample in samples]
             # Every stage adds to the gradient of the features; the mean keeps its size.
-            pooled = _scale_gradient(stage.pooler(features, boxes), 1 / len(stages))
-            logits, deltas = stage.predictor(stage.head(pooled))
-            yield RegionOutput(stage, samples, logits, deltas, suffix=f"_{number}")
+            regions = stage.pooler(features, sample.boxes.flatten(0, 1), image_rows(sample.boxes))
+            vectors = stage.head(_scale_gradient(regions, 1 / len(stages))).unflatten(0, sample.boxes.shape[:2])
+            logits, deltas = stage.predictor(vectors)
+            yield RegionOutput(stage, sample, logits, deltas, suffix=f"_{number}")
             if number < len(stages):
                 with torch.no_grad():
-                    moved = [image.boxes[:, 0] for image in stage.decode(logits, deltas, boxes, sizes)]
-                    usable = [image[((image[:, 2:] - image[:, :2]) > 0).all(dim=1)] for image in moved]
-                    samples = stages[number].label(usable, targets)
+                    moved = stage.decode(logits, deltas, sample.boxes, sample.valid, sizes).boxes[:, :, 0]
+                    sample = stages[number].label(moved, sample.valid & not_empty(moved), targets)
 
     def _stages(self) -> list[BoxStage]:
         return [stage for stage in self.stages if isinstance(stage, BoxStage)]

@@ -18,7 +18,9 @@ from detection.model.cascade import CascadeBoxStage
 from detection.model.mask_stage import MaskStage
 from detection.model.postprocess import Postprocessor
 from detection.model.rpn import RPN
-from detection.structures import Detections, ImageBatch, Proposals, Target
+from detection.model.select import waiting_is_free
+from detection.padded import Found, Regions, Targets
+from detection.structures import Detections, ImageBatch, Target
 
 __all__ = ["FasterRCNN"]
 
@@ -56,61 +58,64 @@ class FasterRCNN(Architecture):
 
     @overload
     def forward(
-        self, images: ImageBatch, targets: Sequence[Target], proposals: Sequence[Proposals] | None = None
+        self, images: ImageBatch, targets: Targets | Sequence[Target], proposals: Regions | None = None
     ) -> dict[str, Tensor]: ...
     @overload
     def forward(
-        self, images: ImageBatch, targets: None = None, proposals: Sequence[Proposals] | None = None
+        self, images: ImageBatch, targets: None = None, proposals: Regions | None = None
     ) -> list[Detections]: ...
     def forward(
         self,
         images: ImageBatch,
-        targets: Sequence[Target] | None = None,
-        proposals: Sequence[Proposals] | None = None,
+        targets: Targets | Sequence[Target] | None = None,
+        proposals: Regions | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
         """Scalar losses by name, of the parts that are not fixed, if there are targets; else each image's detections.
 
         ``proposals`` take the place of the RPN's. All boxes are in pixels of the images as given.
         """
-        features = self.features(images)
         if targets is None:
-            proposals = self.propose(features, images) if proposals is None else proposals
-            found = [self.postprocess(scored) for scored in self.boxes(features, proposals, images.sizes)]
-            return self.masks(features, found)
+            return self.detect(images, proposals).ragged()
+        targets = targets if isinstance(targets, Targets) else Targets.pad(targets)
+        features, seeds = self.features(images), images.draw_seeds()
         losses: dict[str, Tensor] = {}
-        draws = images.generators()
         if "rpn" not in self.fixed:
-            own, losses = self.rpn.losses(features, images.sizes, self.normalize.padded(images), targets, draws)
+            own, losses = self.rpn.losses(features, images.sizes, self.normalize.padded(images), targets, seeds)
             proposals = own if proposals is None else proposals
         if "box_stage" not in self.fixed:
             proposals = self.propose(features, images) if proposals is None else proposals
-            outputs = list(self.box_stage.outputs(features, proposals, targets, images.sizes, draws))
+            outputs = list(self.box_stage.outputs(features, proposals, targets, images.sizes, seeds))
             for output in outputs:
                 losses |= output.stage.losses(output)
             if self.mask_stage is not None:
-                body = self.box_stage.shared_body()
-                losses |= self.mask_stage.losses(features, outputs[0].samples, targets, body)
+                positives = outputs[0].sample.first(self.box_stage.most_positives)
+                losses |= self.mask_stage.losses(features, positives, targets, self.box_stage.shared_body())
         return losses
+
+    def detect(self, images: ImageBatch, proposals: Regions | None = None) -> Found:
+        """Detections of all images, padded to equally many: a test as one graph."""
+        features = self.features(images)
+        proposals = self.propose(features, images) if proposals is None else proposals
+        return self.masks(features, self.postprocess(self.boxes(features, proposals, images.sizes)))
 
     def features(self, images: ImageBatch) -> list[Tensor]:
         """The trunk's feature maps (N, C, H / stride, W / stride), finest first."""
         return list(self.backbone(self.normalize(images)).values())
 
-    def propose(self, features: Sequence[Tensor], images: ImageBatch) -> list[Proposals]:
+    def propose(self, features: Sequence[Tensor], images: ImageBatch) -> Regions:
         """Proposals of each of the ``images`` that the ``features`` are of, best first."""
         return self.rpn(features, images.sizes, self.normalize.padded(images))
 
-    def boxes(
-        self, features: Sequence[Tensor], proposals: Sequence[Proposals], sizes: Sequence[tuple[int, int]]
-    ) -> list[ScoredBoxes]:
+    def boxes(self, features: Sequence[Tensor], proposals: Regions, sizes: Tensor) -> ScoredBoxes:
         """Scores and boxes of every proposal of each image, before thresholds and NMS."""
         return self.box_stage(features, proposals, sizes)
 
-    def masks(self, features: Sequence[Tensor], detections: list[Detections]) -> list[Detections]:
-        """``detections`` of each image with their masks; as they are, from a detector without a mask stage."""
+    def masks(self, features: Sequence[Tensor], found: Found) -> Found:
+        """``found`` with masks; as it is, from a detector without a mask stage."""
         if self.mask_stage is None:
-            return detections
-        return self.mask_stage(features, detections, self.box_stage.shared_body())
+            return found
+        found = found.trimmed() if waiting_is_free(found.valid) else found
+        return self.mask_stage(features, found, self.box_stage.shared_body())
 
     def head_modules(self) -> list[nn.Module]:
         """Returns the parts that run on every region."""

@@ -1,7 +1,7 @@
 """The mask branch: a small mask for every class, from the regions of the boxes that were found.
 
 Source: Mask R-CNN (He et al. 2017), section 3.
-Shapes: N images, C channels, R regions, P positive ones, K classes, S pooled size, M side of the masks.
+Shapes: N images, C channels, R regions of an image, D detections, K classes, S pooled size, M side of the masks.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.nn import functional as F  # noqa: N812  # the name that torch's own 
 from backbones.norm import NormLayer
 from detection.masks import crop_and_resize
 from detection.model.box_heads import conv_layers
-from detection.model.box_stage import RegionSample
+from detection.model.box_stage import RegionSample, image_rows
 from detection.model.class_rows import ClassRows
 from detection.model.pooler import RegionPooler
 from detection.model.precision import at_least_single
-from detection.structures import Detections, Target
+from detection.padded import Found, Targets
 
 __all__ = ["MaskHead", "MaskStage"]
 
@@ -67,59 +67,48 @@ class MaskStage(nn.Module):
         self.pooler, self.head = pooler, head
 
     def forward(
-        self,
-        features: Sequence[Tensor],
-        detections: Sequence[Detections],
-        body: Callable[[Tensor], Tensor] | None = None,
-    ) -> list[Detections]:
-        """``detections`` of each image with their masks (R_i, M, M), probabilities of the detection's own class.
+        self, features: Sequence[Tensor], found: Found, body: Callable[[Tensor], Tensor] | None = None
+    ) -> Found:
+        """``found`` with masks (N, D, M, M), probabilities of the detection's own class.
 
         ``body`` are layers that the regions (R, C, S, S) go through before the head: a tail shared with the boxes.
         """
-        logits = self._logits(features, [image.boxes for image in detections], body)
-        labels = torch.cat([image.labels for image in detections])
-        masks = logits[torch.arange(len(labels), device=labels.device), labels].sigmoid()
-        per_image = masks.split([len(image) for image in detections])
-        return [replace(image, masks=own) for image, own in zip(detections, per_image, strict=True)]
+        logits = self._logits(features, found.boxes, found.labels, body)
+        return replace(found, masks=logits.sigmoid())
 
     def losses(
         self,
         features: Sequence[Tensor],
-        samples: Sequence[RegionSample],
-        targets: Sequence[Target],
+        sample: RegionSample,
+        targets: Targets,
         body: Callable[[Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The loss ``mask`` of the positive regions among ``samples``: cross-entropy per pixel of the object's class.
+        """The loss ``mask`` of the positive regions of ``sample``: cross-entropy per pixel of the object's class.
 
-        Regions of objects without a mask are left out.
+        Regions of objects without a mask have no part in it.
 
         Raises:
-            ValueError: a target without masks.
+            ValueError: targets without masks.
         """
-        boxes, labels, objects = list[Tensor](), list[Tensor](), list[Tensor]()
-        for sample, target in zip(samples, targets, strict=True):
-            drawn = _masks(target).flatten(1).any(dim=1)[sample.objects].nonzero().flatten()
-            boxes.append(sample.boxes[drawn])
-            labels.append(sample.labels[drawn])
-            objects.append(sample.objects[drawn])
-        logits = self._logits(features, boxes, body)
-        columns = torch.cat(labels)
-        chosen = logits[torch.arange(len(columns), device=columns.device), columns]  # (P, M, M)
-        goals = [
-            crop_and_resize(_masks(target), image, logits.shape[-1], rows=rows)
-            for target, image, rows in zip(targets, boxes, objects, strict=True)
-        ]
-        scale = 1 / max(chosen.numel(), 1)
-        return {"mask": F.binary_cross_entropy_with_logits(chosen, torch.cat(goals), reduction="sum") * scale}
+        if targets.masks is None or targets.mask_rows is None:
+            raise ValueError(
+                "training masks needs a data set with masks: COCO's segmentation, or VOC's with 'instances'"
+            )
+        rows = targets.mask_rows.gather(1, sample.objects)  # (N, R)
+        counts = sample.positive & targets.masks.flatten(1).any(dim=1)[rows]
+        labels = torch.where(sample.positive, sample.labels, 0)
+        logits = self._logits(features, sample.boxes, labels, body)
+        goals = crop_and_resize(targets.masks, sample.boxes.flatten(0, 1), logits.shape[-1], rows=rows.flatten())
+        weight = counts[..., None, None].expand_as(logits)
+        loss = F.binary_cross_entropy_with_logits(logits, goals.view_as(logits), weight=weight, reduction="sum")
+        return {"mask": loss / weight.sum().clamp(min=1)}
 
     def _logits(
-        self, features: Sequence[Tensor], boxes: Sequence[Tensor], body: Callable[[Tensor], Tensor] | None
+        self, features: Sequence[Tensor], boxes: Tensor, labels: Tensor, body: Callable[[Tensor], Tensor] | None
     ) -> Tensor:
-        regions = self.pooler(features, boxes)
-        return at_least_single(self.head(regions if body is None else body(regions)))
-
-
-def _masks(target: Target) -> Tensor:
-    if target.masks is None:
-        raise ValueError("training masks needs a data set with masks: COCO's segmentation, or VOC's with 'instances'")
-    return target.masks
+        """Logits (N, R, M, M) of the class ``labels`` (N, R) of each of ``boxes`` (N, R, 4)."""
+        regions = self.pooler(features, boxes.flatten(0, 1), image_rows(boxes))
+        logits = at_least_single(self.head(regions if body is None else body(regions)))  # (N * R, K, M, M)
+        side = logits.shape[-1]
+        own = logits.gather(1, labels.flatten()[:, None, None, None].expand(-1, 1, side, side))
+        return own.view(*labels.shape, side, side)

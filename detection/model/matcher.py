@@ -1,7 +1,7 @@
 """Matching: which ground-truth box, if any, an anchor or a region is trained on.
 
 Source: Faster R-CNN, section 3.1.2 (anchors), and Fast R-CNN, section 2.3 (regions).
-Shapes: R anchors or regions, G ground-truth boxes.
+Shapes: N images, M anchors or regions, G ground-truth boxes.
 """
 
 from __future__ import annotations
@@ -11,20 +11,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detection.boxes import intersection_over_area, iou, row_slices
-from detection.structures import Target
+from detection.boxes import areas, intersection
+from detection.padded import Targets
 
 __all__ = ["IGNORED", "NEGATIVE", "POSITIVE", "Matcher", "Matches"]
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 
+# Boxes whose IoU with an object is the best up to this factor tie. Rounding alone makes 1e-6: equal anchors at other
+# places of the image differ by that, and which of them is best would be chance.
+TIE = 1 - 1e-4
+
+# A matrix of boxes with objects is computed for so many objects at a time that it has at most this many elements
+# (256 MiB of float32).
+MAX_ELEMENTS = 1 << 26
+
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """One row per anchor or region."""
+    """One row per anchor or region of every image."""
 
-    states: Tensor  # (R,) int8: POSITIVE, NEGATIVE or IGNORED
-    indices: Tensor  # (R,) int64 into the target's rows: the box with the highest IoU; 0 where there is none
+    states: Tensor  # (N, M) int8: POSITIVE, NEGATIVE or IGNORED
+    indices: Tensor  # (N, M) int64: the image's object with the highest IoU; 0 where there is none
 
 
 @dataclass(frozen=True)
@@ -52,44 +60,40 @@ class Matcher:
                 f"{self.negative_iou_low}, {self.negative_iou}, {self.positive_iou}"
             )
 
-    def __call__(self, boxes: Tensor, target: Target) -> Matches:
-        """Matches of ``boxes`` (R, 4) with ``target``; both in pixels of the same image."""
-        best, indices, best_per_object, wanted = self._best(boxes, target)
-        states = torch.full_like(best, IGNORED, dtype=torch.int8)
-        states[(best >= self.negative_iou_low) & (best < self.negative_iou)] = NEGATIVE
-        states[self._covered(boxes, target.boxes[target.ignore]) & (states == NEGATIVE)] = IGNORED
-        states[best >= self.positive_iou] = POSITIVE
-        if self.match_best:
-            states[_reach_best(boxes, target.boxes[wanted], best_per_object)] = POSITIVE
-        return Matches(states, indices)
+    def __call__(self, boxes: Tensor, targets: Targets, usable: Tensor) -> Matches:
+        """Returns the matches of ``boxes`` with ``targets``, in pixels of the same images.
 
-    def _best(self, boxes: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Highest IoU (R,) and its row of the target (R,); highest IoU (G',) per wanted object and their rows (G',)."""
-        wanted = (~target.ignore).nonzero().flatten()
-        objects = target.boxes[wanted]
-        best, indices = boxes.new_zeros(len(boxes)), wanted.new_zeros(len(boxes))
-        best_per_object = boxes.new_zeros(len(wanted))
-        if len(wanted):
-            for rows in row_slices(len(boxes), len(wanted)):
-                overlaps = iou(boxes[rows], objects)
-                best[rows], columns = overlaps.max(dim=1)
-                indices[rows] = wanted[columns]
-                best_per_object = torch.maximum(best_per_object, overlaps.amax(dim=0))
-        return best, indices, best_per_object, wanted
-
-    def _covered(self, boxes: Tensor, ignored: Tensor) -> Tensor:
-        covered = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-        if len(ignored):
-            for rows in row_slices(len(boxes), len(ignored)):
-                covered[rows] = intersection_over_area(boxes[rows], ignored).amax(dim=1) >= self.ignore_overlap
-        return covered
+        Args:
+            boxes: (N, M, 4), or (1, M, 4) for the same boxes in every image.
+            targets: of the N images.
+            usable: (N, M) bool; the others are ignored, and are not the best of any object.
+        """
+        best = boxes.new_zeros(usable.shape)
+        indices = torch.zeros_like(usable, dtype=torch.int64)
+        reached, covered = torch.zeros_like(usable), torch.zeros_like(usable)
+        step = max(1, MAX_ELEMENTS // max(1, usable.numel()))
+        for start in range(0, targets.boxes.shape[1], step):
+            part = slice(start, start + step)
+            overlaps, shares = _overlaps(targets.boxes[:, part], boxes)  # (N, g, M)
+            overlaps = overlaps * targets.wanted[:, part, None]
+            highest, rows = overlaps.max(dim=1)
+            indices = torch.where(highest > best, rows + start, indices)
+            best = torch.maximum(best, highest)
+            ignored = (targets.valid & targets.ignore)[:, part, None]
+            covered |= ((shares >= self.ignore_overlap) & ignored).any(dim=1)
+            if self.match_best:
+                overlaps = overlaps * usable[:, None]
+                limits = (overlaps.amax(dim=2, keepdim=True) * TIE).clamp(min=torch.finfo(overlaps.dtype).tiny)
+                reached |= (overlaps >= limits).any(dim=1)
+        positive = (best >= self.positive_iou) | reached
+        negative = (best >= self.negative_iou_low) & (best < self.negative_iou) & ~covered
+        states = torch.where(positive, POSITIVE, torch.where(negative, NEGATIVE, IGNORED))
+        return Matches(torch.where(usable, states, IGNORED).to(torch.int8), indices)
 
 
-def _reach_best(boxes: Tensor, objects: Tensor, best_per_object: Tensor) -> Tensor:
-    """Whether (R,) a box has the highest IoU, above zero, of any object."""
-    reached = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    if len(objects):
-        for rows in row_slices(len(boxes), len(objects)):
-            overlaps = iou(boxes[rows], objects)
-            reached[rows] = ((overlaps == best_per_object) & (overlaps > 0)).any(dim=1)
-    return reached
+def _overlaps(objects: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU, and the share of each box that lies in the object, (N, G, M) each; 0 for empty boxes."""
+    common = intersection(objects, boxes)
+    area, tiny = areas(boxes)[:, None], torch.finfo(boxes.dtype).tiny
+    union = (areas(objects)[..., None] + area).sub_(common).clamp_(min=tiny)
+    return common / union, common / area.clamp(min=tiny)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
 from backbones.base import InputStats
 from detection.structures import ImageBatch
@@ -34,12 +35,16 @@ class Normalize(nn.Module):
     def forward(self, images: ImageBatch) -> Tensor:
         """Returns (N, 3, H, W) float32, channels last; the padding is zero, which is the mean colour."""
         pixels = images.pixels.flip(1) if self.bgr else images.pixels
-        shape = (len(images), 3, *self.padded(images))
-        batch = torch.empty(shape, device=pixels.device, memory_format=torch.channels_last).zero_()
-        batch[:, :, : pixels.shape[2], : pixels.shape[3]] = (pixels - self.mean) / self.std
-        for row, (height, width) in zip(batch, images.sizes, strict=True):
-            row[:, height:], row[:, :, width:] = 0, 0
-        return batch
+        pixels = ((pixels - self.mean) / self.std) * self._inside(images)
+        height, width = self.padded(images)
+        padded = F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
+        return padded.contiguous(memory_format=torch.channels_last)
+
+    def _inside(self, images: ImageBatch) -> Tensor:
+        """Tells (N, 1, H, W) which pixels belong to the images."""
+        height, width = (torch.arange(side, device=images.pixels.device) for side in images.pixels.shape[-2:])
+        heights, widths = images.sizes[:, :, None].unbind(1)  # (N, 1) each
+        return ((height < heights)[:, :, None] & (width < widths)[:, None])[:, None]
 
     def padded(self, images: ImageBatch) -> tuple[int, int]:
         """Returns (height, width) of the batch that ``forward`` makes of ``images``."""

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 from torchvision.ops import roi_align, roi_pool
 
+from detection.boxes import areas
 from detection.model.precision import at_least_single
+from detection.model.select import waiting_is_free
 
 __all__ = ["PoolKind", "RegionPooler"]
 
@@ -23,6 +25,9 @@ PoolKind = Literal["roi_pool", "roi_align", "roi_align_unaligned"]
 
 # A region of 224 x 224 pixels, the size of the images of the pre-training, is pooled at stride 16 (FPN, section 4.2).
 CANONICAL_SIDE, CANONICAL_LEVEL = 224.0, 4
+
+# Regions whose sums are described at a time on a CPU: 256 of 7 x 7 cells are 1.6 MiB of indices.
+REGIONS_AT_ONCE = 256
 
 
 class RegionPooler(nn.Module):
@@ -44,73 +49,95 @@ class RegionPooler(nn.Module):
         if list(self.strides) != [self.strides[0] * 2**i for i in range(len(self.strides))]:
             raise ValueError(f"the strides of a pyramid double from level to level, got {self.strides}")
 
-    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """(R, C, S, S) from the levels (N, C, H, W) and the boxes (R_i, 4) of each image, image by image.
+    def forward(self, features: Sequence[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
+        """Returns (R, C, S, S) from the levels (N, C, H, W), of which those beyond the pooler's are left aside.
 
-        Levels beyond the pooler's are left aside.
+        Args:
+            features: of each level.
+            boxes: (R, 4) in pixels of the images.
+            images: (R,) int64, 0..N-1, the image of each box.
         """
         # Not in half precision: the operators lack bfloat16, and it moves a box by up to half a pixel at 1000.
         levels = [at_least_single(feature) for feature in features[: len(self.strides)]]
-        image = torch.cat([box.new_full((len(box), 1), row, dtype=torch.float32) for row, box in enumerate(boxes)])
-        regions = torch.cat([image, torch.cat(list(boxes))], dim=1).to(levels[0].dtype)  # (R, 5): row of the image, box
-        if len(levels) == 1:
-            return self._pool(levels[0], regions, self.strides[0]).to(features[0].dtype)
-        chosen = self._levels(regions[:, 1:])
-        rows = [(chosen == number).nonzero().flatten() for number in range(len(levels))]
-        pooled = [self._pool(*part) for part in zip(levels, (regions[own] for own in rows), self.strides, strict=True)]
-        back = torch.cat(rows).argsort()  # to the order of the boxes
-        return torch.cat(pooled)[back].to(features[0].dtype)
+        boxes = boxes.to(levels[0].dtype)
+        if self.kind != "roi_pool" and self.sampling_ratio > 0 and waiting_is_free(boxes):
+            pooled = self._align_on_cpu(levels, boxes, images)
+        else:
+            pooled = self._pool(levels, boxes, images)
+        return pooled.to(features[0].dtype)
 
     def _levels(self, boxes: Tensor) -> Tensor:
         """The level (R,) of each of ``boxes`` (R, 4), 0 for the finest."""
-        sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
+        if len(self.strides) == 1:
+            return torch.zeros_like(boxes[:, 0], dtype=torch.int64)
+        sides = areas(boxes).clamp(min=0).sqrt()
         level = torch.floor(CANONICAL_LEVEL + torch.log2(sides / CANONICAL_SIDE) + 1e-6)  # a side of 0 gives -inf
         finest = self.strides[0].bit_length() - 1
         return level.clamp(finest, finest + len(self.strides) - 1).long() - finest
 
-    def _pool(self, feature: Tensor, regions: Tensor, stride: int) -> Tensor:
+    def _pool(self, levels: Sequence[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
+        """torchvision's operators on every level; a box is a point on all levels but its own, and is left out there."""
+        own, center = self._levels(boxes), ((boxes[:, :2] + boxes[:, 2:]) / 2).repeat(1, 2)
+        rows = images[:, None].to(boxes.dtype)
+        pooled: Tensor | None = None
+        for number, (feature, stride) in enumerate(zip(levels, self.strides, strict=True)):
+            if len(levels) == 1:
+                return self._operator(feature, torch.cat([rows, boxes], dim=1), 1 / stride)
+            here = own == number
+            regions = torch.cat([rows, torch.where(here[:, None], boxes, center)], dim=1)  # (R, 5)
+            part = self._operator(feature, regions, 1 / stride) * here[:, None, None, None]
+            pooled = part if pooled is None else pooled + part
+        assert pooled is not None
+        return pooled
+
+    def _operator(self, feature: Tensor, regions: Tensor, scale: float) -> Tensor:
         size = (self.size, self.size)
         if self.kind == "roi_pool":
-            return roi_pool(feature, regions, size, spatial_scale=1 / stride)
-        aligned = self.kind == "roi_align"
-        if feature.device.type == "cpu" and self.sampling_ratio > 0:
-            return _align_on_cpu(feature, regions, self.size, 1 / stride, self.sampling_ratio, aligned=aligned)
-        return roi_align(
-            feature, regions, size, spatial_scale=1 / stride, sampling_ratio=self.sampling_ratio, aligned=aligned
-        )
+            return roi_pool(feature, regions, size, spatial_scale=scale)
+        aligned, samples = self.kind == "roi_align", self.sampling_ratio
+        return roi_align(feature, regions, size, spatial_scale=scale, sampling_ratio=samples, aligned=aligned)
+
+    def _align_on_cpu(self, levels: Sequence[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
+        """torchvision's ``roi_align`` as sums of weighted cells, of which PyTorch has a kernel for all cores.
+
+        torchvision's own kernel for the CPU goes backward on one core, one channel at a time.  The cells of all levels
+        stand in one table, so that no level's boxes have to be picked out.
+        """
+        shapes = [(feature.shape[2], feature.shape[3]) for feature in levels]
+        table = torch.cat([feature.permute(0, 2, 3, 1).flatten(0, 2) for feature in levels])  # (cells, C)
+        firsts = torch.tensor([0, *(len(images_of) * h * w for images_of, (h, w) in zip(levels, shapes, strict=True))])
+        own = self._levels(boxes)
+        sizes, first = torch.tensor(shapes)[own], firsts.cumsum(0)[own]  # (R, 2), (R,)
+        first = first + images * sizes.prod(dim=1)
+        scales = torch.tensor([1 / stride for stride in self.strides], dtype=boxes.dtype)[own, None]
+        parts = zip(*(values.split(REGIONS_AT_ONCE) for values in (boxes * scales, sizes, first)), strict=True)
+        sums = [self._weighted_sums(table, *part) for part in parts]
+        pooled = torch.cat(sums) if sums else table.new_zeros(0, self.size, self.size, table.shape[1])
+        return pooled.permute(0, 3, 1, 2)
+
+    def _weighted_sums(self, table: Tensor, boxes: Tensor, sizes: Tensor, first: Tensor) -> Tensor:
+        """Returns (R, S, S, C) from the ``table`` (cells, C) of all levels.
+
+        Args:
+            table: as above.
+            boxes: (R, 4) in cells of their level.
+            sizes: (R, 2), height and width of the level.
+            first: (R,) of the level and image in the table.
+        """
+        aligned, samples = self.kind == "roi_align", self.sampling_ratio
+        start, end = (boxes - (0.5 if aligned else 0.0)).split(2, dim=1)
+        lengths = end - start if aligned else (end - start).clamp(min=1)
+        columns, column_weights = _taps(start[:, 0], lengths[:, 0], self.size, samples, sizes[:, 1])
+        rows, row_weights = _taps(start[:, 1], lengths[:, 1], self.size, samples, sizes[:, 0])  # (R, S, 2 * samples)
+        rows = rows * sizes[:, 1, None, None] + first[:, None, None]
+        cells = rows.int()[:, :, None, :, None] + columns.int()[:, None, :, None, :]  # (R, S, S, taps, taps)
+        weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
+        taps = (2 * samples) ** 2
+        sums = F.embedding_bag(cells.view(-1, taps), table, per_sample_weights=weights.view(-1, taps), mode="sum")
+        return sums.view(len(boxes), self.size, self.size, table.shape[1])
 
 
-def _align_on_cpu(feature: Tensor, regions: Tensor, size: int, scale: float, samples: int, *, aligned: bool) -> Tensor:
-    """torchvision's ``roi_align`` as sums of weighted cells, of which PyTorch has a kernel for all cores.
-
-    torchvision's own kernel for the CPU goes backward on one core, one channel at a time.
-
-    Args:
-        feature: (N, C, H, W).
-        regions: (R, 5), row of the image and box in image pixels.
-        size: S, bins per side.
-        scale: cells per pixel.
-        samples: per bin and side, at least 1.
-        aligned: pixel and cell centres are at halves.
-
-    Returns:
-        (R, C, S, S).
-    """
-    _, channels, height, width = feature.shape
-    start, end = (regions[:, 1:] * scale - (0.5 if aligned else 0.0)).to(feature.dtype).split(2, dim=1)
-    lengths = end - start if aligned else (end - start).clamp(min=1)
-    columns, column_weights = _taps(start[:, 0], lengths[:, 0], size, samples, width)  # (R, S, 2 * samples)
-    rows, row_weights = _taps(start[:, 1], lengths[:, 1], size, samples, height)
-    first = (regions[:, 0].long() * height * width)[:, None, None, None, None]
-    cells = first + (rows * width)[:, :, None, :, None] + columns[:, None, :, None, :]  # (R, S, S, taps, taps)
-    weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
-    taps = (2 * samples) ** 2
-    table = feature.permute(0, 2, 3, 1).reshape(-1, channels)  # (N * H * W, C)
-    sums = F.embedding_bag(cells.reshape(-1, taps), table, per_sample_weights=weights.reshape(-1, taps), mode="sum")
-    return sums.view(len(regions), size, size, channels).permute(0, 3, 1, 2)
-
-
-def _taps(start: Tensor, length: Tensor, bins: int, samples: int, cells: int) -> tuple[Tensor, Tensor]:
+def _taps(start: Tensor, length: Tensor, bins: int, samples: int, cells: Tensor) -> tuple[Tensor, Tensor]:
     """Cells of one axis that a bin's samples interpolate between, and their weights: two (R, bins, 2 * samples).
 
     Args:
@@ -118,13 +145,13 @@ def _taps(start: Tensor, length: Tensor, bins: int, samples: int, cells: int) ->
         length: (R,) of each region, in cells.
         bins: per region.
         samples: per bin.
-        cells: of the feature map along this axis; a sample more than one cell outside it counts nothing.
+        cells: (R,) of the feature map along this axis; a sample more than one cell outside it counts nothing.
     """
     steps = torch.arange(bins * samples, dtype=start.dtype, device=start.device).add(0.5) / (bins * samples)
     points = start[:, None] + length[:, None] * steps  # (R, bins * samples)
-    inside = (points >= -1) & (points <= cells)
-    points = points.clamp(0, cells - 1)
+    inside, last = (points >= -1) & (points <= cells[:, None]), (cells[:, None] - 1).to(points.dtype)
+    points = torch.minimum(points.clamp(min=0), last)
     low = points.floor()
     weights = torch.stack([1 - (points - low), points - low], dim=-1) * inside[..., None] / samples
-    indices = torch.stack([low, (low + 1).clamp(max=cells - 1)], dim=-1).long()
+    indices = torch.stack([low, torch.minimum(low + 1, last)], dim=-1).long()
     return indices.view(len(start), bins, 2 * samples), weights.view(len(start), bins, 2 * samples)

@@ -1,6 +1,6 @@
-"""What is kept of the scored boxes of an image: score threshold, NMS within each class, the best of what is left.
+"""What is kept of the scored boxes: score threshold, NMS within each class, the best of what is left.
 
-Shapes: M boxes, K classes.
+Shapes: N images, P proposals, K classes, M candidates, D detections.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
-from detection.boxes import iou, scale
+from detection.boxes import iou, not_empty, scale
 from detection.model.box_stage import ScoredBoxes
+from detection.model.select import gather_rows, nms, select_top, waiting_is_free
+from detection.padded import Found
 from detection.structures import Detections
 
 __all__ = ["Postprocessor", "rescale"]
@@ -20,7 +21,7 @@ __all__ = ["Postprocessor", "rescale"]
 
 @dataclass(frozen=True)
 class Postprocessor:
-    """Detections of one image from its scored boxes.
+    """Detections from scored boxes.
 
     Attributes:
         score_threshold: probability that a detection must exceed.
@@ -41,46 +42,70 @@ class Postprocessor:
     vote_iou: float | None = None
     soft_nms_sigma: float | None = None
 
-    def __call__(self, scored: ScoredBoxes) -> Detections:
-        """Detections, best first, in the pixels of ``scored``."""
-        sides = scored.boxes[..., 2:] - scored.boxes[..., :2]
-        rows, labels = ((scored.scores > self.score_threshold) & (sides > 0).all(dim=-1)).nonzero().unbind(1)
-        found = Detections(boxes=scored.boxes[rows, labels], scores=scored.scores[rows, labels], labels=labels)
+    def __call__(self, scored: ScoredBoxes) -> Found:
+        """Detections of each image, best first, in the pixels of ``scored``."""
+        candidates = self._candidates(scored)
         if self.soft_nms_sigma is None:
-            kept = found[batched_nms(found.boxes, found.scores, labels, self.nms_iou)[: self.max_detections]]
+            kept = nms(
+                candidates.boxes,
+                torch.where(candidates.valid, candidates.scores, -torch.inf),
+                candidates.labels,
+                self.nms_iou,
+                self.max_detections,
+            )
+            columns, scores, valid = select_top(candidates.scores, kept & candidates.valid, self.max_detections)
         else:
-            kept = _soften(found, self.soft_nms_sigma, self.score_threshold, self.max_detections)
-        return kept if self.vote_iou is None else replace(kept, boxes=_vote(kept, found, self.vote_iou))
+            softened = _soften(candidates, self.soft_nms_sigma, self.score_threshold, self.max_detections)
+            columns, scores, valid = select_top(softened, softened > self.score_threshold, self.max_detections)
+        boxes = torch.where(valid[..., None], gather_rows(candidates.boxes, columns), 0.0)
+        found = Found(boxes=boxes, valid=valid, scores=scores, labels=candidates.labels.gather(1, columns))
+        return found if self.vote_iou is None else replace(found, boxes=_vote(found, candidates, self.vote_iou))
+
+    def _candidates(self, scored: ScoredBoxes) -> Found:
+        """The scored boxes of all classes above the threshold that are not empty, best first.
+
+        Scores of a region add up to 1 at most, so no more than 1 / threshold of its classes are above it.
+        """
+        _, proposals, classes = scored.scores.shape
+        usable = (scored.scores > self.score_threshold) & not_empty(scored.boxes) & scored.valid[..., None]
+        scores = torch.where(usable, scored.scores, -torch.inf).flatten(1)
+        most = proposals * min(classes, max(1, int(1 / max(self.score_threshold, 1e-9))))
+        if waiting_is_free(scores):
+            most = min(most, max(1, int(usable.flatten(1).sum(dim=1).max())))
+        top = scores.topk(most, dim=1)
+        regions, labels = top.indices // classes, top.indices % classes
+        boxes = gather_rows(scored.boxes, regions)  # (N, M, K or 1, 4)
+        if boxes.shape[2] > 1:
+            boxes = boxes.gather(2, labels[..., None, None].expand(-1, -1, 1, 4))
+        return Found(boxes=boxes[:, :, 0], valid=top.values > -torch.inf, scores=top.values, labels=labels)
 
 
-def _vote(kept: Detections, voters: Detections, vote_iou: float) -> Tensor:
-    """The boxes (N, 4) of ``kept``, each the mean of the ``voters`` of its class that agree with it."""
-    agrees = (iou(kept.boxes, voters.boxes) >= vote_iou) & (kept.labels[:, None] == voters.labels)
-    weights = agrees * voters.scores  # (N, M); every kept box is among its own voters
-    return (weights @ voters.boxes) / weights.sum(dim=1, keepdim=True)
+def _vote(found: Found, voters: Found, vote_iou: float) -> Tensor:
+    """The boxes (N, D, 4) of ``found``, each the mean of the ``voters`` of its class that agree with it."""
+    agrees = (iou(found.boxes, voters.boxes) >= vote_iou) & (found.labels[:, :, None] == voters.labels[:, None])
+    scores = torch.where(voters.valid, voters.scores, 0.0)
+    weights = agrees * scores[:, None]  # (N, D, M); every detection is among its own voters
+    total = weights.sum(dim=2, keepdim=True)
+    return torch.where(total > 0, (weights @ voters.boxes) / total.clamp(min=torch.finfo(total.dtype).tiny), 0.0)
 
 
-def _soften(found: Detections, sigma: float, score_threshold: float, most: int) -> Detections:
-    """The ``most`` best of ``found`` with the scores that Soft-NMS leaves them, those above the threshold.
+def _soften(candidates: Found, sigma: float, score_threshold: float, most: int) -> Tensor:
+    """The scores (N, M) that Soft-NMS leaves the ``most`` best of ``candidates``; -inf for the others.
 
     A score only falls, and not once its box was the best of those that wait: boxes leave in the order of their final
     scores, so that what leaves after the ``most`` first need not be known.
     """
-    waiting, chosen = found.scores.clone(), list[int]()
-    scores = found.scores.clone()
-    for _ in range(min(most, len(found))):
-        best = int(waiting.argmax())
-        if waiting[best] <= score_threshold:
-            break
-        chosen.append(best)
-        scores[best] = waiting[best]
-        overlap = iou(found.boxes[best : best + 1], found.boxes)[0]  # (M,)
-        decay = torch.exp(-overlap.square() / sigma)
-        waiting = torch.where(found.labels == found.labels[best], waiting * decay, waiting)
-        waiting[best] = -1.0  # and times any decay it stays below every threshold
-    rows = torch.tensor(sorted(chosen), dtype=torch.int64, device=scores.device)
-    softened = replace(found, scores=scores)[rows]
-    return softened[softened.scores.argsort(descending=True, stable=True)]
+    waiting = torch.where(candidates.valid, candidates.scores, -torch.inf)
+    final = torch.full_like(waiting, -torch.inf)
+    for _ in range(min(most, waiting.shape[1])):
+        score, best = waiting.max(dim=1, keepdim=True)  # (N, 1)
+        final = final.scatter(1, best, torch.where(score > score_threshold, score, -torch.inf))
+        overlap = iou(gather_rows(candidates.boxes, best), candidates.boxes)[:, 0]  # (N, M)
+        same = candidates.labels == candidates.labels.gather(1, best)
+        waiting = torch.where(same, waiting * torch.exp(-overlap.square() / sigma), waiting).scatter(
+            1, best, -torch.inf
+        )
+    return final
 
 
 def rescale(detections: Detections, size: tuple[int, int], new_size: tuple[int, int]) -> Detections:

@@ -1,7 +1,8 @@
 """Region proposal network, over one feature map or the levels of a pyramid.
 
 Source: Faster R-CNN, section 3.1; "Feature Pyramid Networks", section 4.1.
-Shapes: N images, C channels, A anchors per cell, L levels, R_l = H * W * A anchors of an image at one level, R at all.
+Shapes: N images, C channels, A anchors per cell, L levels, M_l = H * W * A anchors of an image at one level, M at all,
+T best anchors of a level, P proposals, R drawn anchors.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
-from torchvision.ops import batched_nms
 
 from detection.boxes import clip, inside
 from detection.model.anchors import AnchorGenerator
@@ -19,10 +19,13 @@ from detection.model.box_coder import BoxCoder
 from detection.model.losses import smooth_l1
 from detection.model.matcher import Matcher
 from detection.model.precision import at_least_single
-from detection.model.sampler import BalancedSampler
-from detection.structures import Proposals, Target
+from detection.model.sampler import BalancedSampler, Drawn
+from detection.model.select import gather_rows, hash32, nms, pad_columns, select_top, waiting_is_free
+from detection.padded import Regions, Targets
 
-__all__ = ["RPN", "ProposalFilter", "RPNHead"]
+__all__ = ["ANCHORS", "RPN", "ProposalFilter", "RPNHead", "usable_anchors"]
+
+ANCHORS = 1  # use of random numbers
 
 
 class RPNHead(nn.Module):
@@ -41,7 +44,7 @@ class RPNHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, R_l) and deltas (N, R_l, 4) from one level (N, C, H, W), in the order of the anchors."""
+        """Logits (N, M_l) and deltas (N, M_l, 4) from one level (N, C, H, W), in the order of the anchors."""
         hidden = F.relu(self.conv(feature))
         for layer in self.more:
             hidden = F.relu(layer(hidden))
@@ -63,18 +66,37 @@ class ProposalFilter:
     def __init__(self, *, pre_nms: int, post_nms: int, nms_iou: float, min_size: float) -> None:
         self.pre_nms, self.post_nms, self.nms_iou, self.min_size = pre_nms, post_nms, nms_iou, min_size
 
-    def top(self, logits: Tensor) -> Tensor:
-        """Columns (N, <= pre_nms) of the best ``logits`` (N, R_l) of one level, best first."""
-        return logits.topk(min(self.pre_nms, logits.shape[1]), dim=1).indices
+    def top(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns the best logits of each level and their columns among all anchors, (N, L, T) each.
 
-    def __call__(self, boxes: Tensor, logits: Tensor, levels: Tensor, size: tuple[int, int]) -> Proposals:
-        """Proposals from ``boxes`` (R, 4) with ``logits`` and ``levels`` (R,), best first, in an image of ``size``."""
-        boxes = clip(boxes, size)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        large = (sides >= self.min_size).all(dim=1) & (sides > 0).all(dim=1)
-        boxes, logits, levels = boxes[large], logits[large], levels[large]
-        kept = batched_nms(boxes, logits, levels, self.nms_iou)[: self.post_nms]
-        return Proposals(boxes=boxes[kept], scores=logits[kept])
+        ``levels`` are logits (N, M_l); T is the most that a level gives, -inf where another has fewer.
+        """
+        most = max(min(self.pre_nms, logits.shape[1]) for logits in levels)
+        best: list[Tensor] = []
+        columns: list[Tensor] = []
+        first = 0
+        for logits in levels:
+            top = logits.topk(min(self.pre_nms, logits.shape[1]), dim=1)
+            best.append(pad_columns(top.values, most, -torch.inf))
+            columns.append(pad_columns(top.indices + first, most, 0))
+            first += logits.shape[1]
+        return torch.stack(best, 1), torch.stack(columns, 1)
+
+    def __call__(self, boxes: Tensor, logits: Tensor, sizes: Tensor) -> Regions:
+        """Returns the proposals, best first, among ``boxes`` (N, L, T, 4) with ``logits`` (N, L, T).
+
+        ``sizes`` (N, 2) are the images' heights and widths.
+        """
+        boxes = clip(boxes, sizes)
+        sides = boxes[..., 2:] - boxes[..., :2]
+        large = ((sides >= self.min_size) & (sides > 0)).all(dim=-1)
+        scores = torch.where(large, logits, -torch.inf).flatten(0, 1)  # (N * L, T)
+        kept = nms(boxes.flatten(0, 1), scores, torch.zeros_like(scores).long(), self.nms_iou, self.post_nms)
+        kept = kept & (scores > -torch.inf)
+        columns, logits, valid = select_top(scores.view(len(boxes), -1), kept.view(len(boxes), -1), self.post_nms)
+        chosen = gather_rows(boxes.flatten(1, 2), columns)
+        proposals = Regions(boxes=torch.where(valid[..., None], chosen, 0.0), scores=logits, valid=valid)
+        return proposals.trimmed() if waiting_is_free(valid) else proposals
 
 
 class RPN(nn.Module):
@@ -110,86 +132,87 @@ class RPN(nn.Module):
         self.allow_outside = allow_outside
         self.smooth_l1_beta, self.box_loss_weight = smooth_l1_beta, box_loss_weight
 
-    def forward(
-        self, features: Sequence[Tensor], sizes: Sequence[tuple[int, int]], padded: tuple[int, int]
-    ) -> list[Proposals]:
-        """Test-time proposals of each image.
+    def forward(self, features: Sequence[Tensor], sizes: Tensor, padded: tuple[int, int]) -> Regions:
+        """Test-time proposals.
 
         Args:
             features: of each level (N, C, H, W).
-            sizes: (height, width) of each image.
+            sizes: (N, 2), height and width of each image.
             padded: (height, width) of the batch that the features were computed from.
         """
         logits, deltas = self._predict(features)
-        return self._proposals(logits, deltas, self._anchors(features, padded), sizes, self.test_filter)
+        return self._proposals(logits, torch.cat(deltas, 1), self._anchors(features, padded), sizes, self.test_filter)
 
     def losses(
-        self,
-        features: Sequence[Tensor],
-        sizes: Sequence[tuple[int, int]],
-        padded: tuple[int, int],
-        targets: Sequence[Target],
-        draws: Sequence[torch.Generator | None] | None = None,
-    ) -> tuple[list[Proposals], dict[str, Tensor]]:
-        """Training proposals of each image, without a gradient, and the losses ``rpn_objectness`` and ``rpn_box``.
+        self, features: Sequence[Tensor], sizes: Tensor, padded: tuple[int, int], targets: Targets, seeds: Tensor
+    ) -> tuple[Regions, dict[str, Tensor]]:
+        """Training proposals, without a gradient, and the losses ``rpn_objectness`` and ``rpn_box``.
 
-        ``draws`` has the source of each image's random numbers; None: torch's own.
+        ``seeds`` (N,) are those of the random choice among each image's anchors.
         """
         level_logits, level_deltas = self._predict(features)
-        level_anchors = self._anchors(features, padded)
-        proposals = self._proposals(level_logits, level_deltas, level_anchors, sizes, self.train_filter)
-        anchors, logits, deltas = torch.cat(level_anchors), torch.cat(level_logits, 1), torch.cat(level_deltas, 1)
-        images = zip(sizes, targets, draws or [None] * len(targets), strict=True)
-        samples = [self._sample(anchors, size, target, draw) for size, target, draw in images]
-        objectness, box, count = logits.new_zeros(()), logits.new_zeros(()), 0
-        for row, (positives, negatives, goals) in enumerate(samples):
-            drawn = torch.cat([positives, negatives])
-            labels = (torch.arange(len(drawn), device=drawn.device) < len(positives)).to(logits.dtype)
-            objectness = objectness + F.binary_cross_entropy_with_logits(logits[row, drawn], labels, reduction="sum")
-            box = box + smooth_l1(deltas[row, positives], goals, self.smooth_l1_beta)
-            count += len(drawn)
-        scale = 1 / max(count, 1)
-        return proposals, {"rpn_objectness": objectness * scale, "rpn_box": box * scale * self.box_loss_weight}
+        anchors, logits, deltas = (
+            self._anchors(features, padded),
+            torch.cat(level_logits, 1),
+            torch.cat(level_deltas, 1),
+        )
+        proposals = self._proposals(level_logits, deltas, anchors, sizes, self.train_filter)
+        drawn, goals = self._sample(anchors, self._places(features), sizes, targets, seeds)
+        count = drawn.valid.sum().clamp(min=1)
+        objectness = F.binary_cross_entropy_with_logits(
+            logits.gather(1, drawn.columns), drawn.positive.to(logits.dtype), weight=drawn.valid, reduction="sum"
+        )
+        box = smooth_l1(gather_rows(deltas, drawn.columns), goals, self.smooth_l1_beta, weight=drawn.positive)
+        return proposals, {"rpn_objectness": objectness / count, "rpn_box": box / count * self.box_loss_weight}
 
     def _predict(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Logits (N, R_l) and deltas (N, R_l, 4) of every level."""
+        """Logits (N, M_l) and deltas (N, M_l, 4) of every level."""
         outputs = [self.head(feature) for feature in features]
         return [logits for logits, _ in outputs], [deltas for _, deltas in outputs]
 
-    def _anchors(self, features: Sequence[Tensor], padded: tuple[int, int]) -> list[Tensor]:
-        """Anchors (R_l, 4) of every level."""
+    def _anchors(self, features: Sequence[Tensor], padded: tuple[int, int]) -> Tensor:
+        """Anchors (M, 4) of all levels."""
         pairs = zip(self.anchors, features, strict=True)
-        return [anchors(feature.shape[-2], feature.shape[-1], padded) for anchors, feature in pairs]
+        return torch.cat([anchors(feature.shape[-2], feature.shape[-1], padded) for anchors, feature in pairs])
+
+    def _places(self, features: Sequence[Tensor]) -> Tensor:
+        """Numbers (M,) of the anchors of all levels, whatever the padding."""
+        levels = enumerate(zip(self._generators(), features, strict=True))
+        return torch.cat(
+            [anchors.places(feature.shape[-2], feature.shape[-1], level) for level, (anchors, feature) in levels]
+        )
+
+    def _generators(self) -> list[AnchorGenerator]:
+        return [anchors for anchors in self.anchors if isinstance(anchors, AnchorGenerator)]
 
     @torch.no_grad()
     def _sample(
-        self, anchors: Tensor, size: tuple[int, int], target: Target, draw: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Positive (P,) and negative (Q,) rows of ``anchors``, and the deltas (P, 4) wanted of the positives."""
-        height, width = size
-        in_padding = (anchors[:, 0] >= width) | (anchors[:, 1] >= height)
-        usable = ~in_padding if self.allow_outside else inside(anchors, size)
-        rows = usable.nonzero().flatten()
-        matches = self.matcher(anchors[rows], target)
-        positives, negatives = self.sampler(matches.states, draw)
-        goals = self.coder.encode(target.boxes[matches.indices[positives]], anchors[rows[positives]])
-        return rows[positives], rows[negatives], goals
+        self, anchors: Tensor, places: Tensor, sizes: Tensor, targets: Targets, seeds: Tensor
+    ) -> tuple[Drawn, Tensor]:
+        """The drawn anchors of each image, and the deltas (N, R, 4) wanted of the positive ones."""
+        usable = usable_anchors(anchors, sizes, allow_outside=self.allow_outside)
+        matches = self.matcher(anchors[None], targets, usable)
+        drawn = self.sampler(matches.states, hash32(seeds, places, ANCHORS))
+        objects = matches.indices.gather(1, drawn.columns)
+        own = anchors[drawn.columns]  # (N, R, 4)
+        goals = torch.where(drawn.positive[..., None], gather_rows(targets.boxes, objects), own)
+        return drawn, self.coder.encode(goals, own)
 
     @torch.no_grad()
     def _proposals(
-        self,
-        logits: Sequence[Tensor],
-        deltas: Sequence[Tensor],
-        anchors: Sequence[Tensor],
-        sizes: Sequence[tuple[int, int]],
-        keep: ProposalFilter,
-    ) -> list[Proposals]:
-        boxes, scores, levels = list[Tensor](), list[Tensor](), list[Tensor]()
-        for number, (level_logits, level_deltas, level_anchors) in enumerate(zip(logits, deltas, anchors, strict=True)):
-            top = keep.top(level_logits)  # (N, T)
-            chosen = level_deltas.gather(1, top[..., None].expand(-1, -1, 4))
-            boxes.append(self.coder.decode(chosen, level_anchors[top]))  # (N, T, 4)
-            scores.append(level_logits.gather(1, top))
-            levels.append(torch.full_like(top[0], number))
-        joined = zip(torch.cat(boxes, 1), torch.cat(scores, 1), sizes, strict=True)
-        return [keep(image, image_scores, torch.cat(levels), size) for image, image_scores, size in joined]
+        self, logits: Sequence[Tensor], deltas: Tensor, anchors: Tensor, sizes: Tensor, keep: ProposalFilter
+    ) -> Regions:
+        best, columns = keep.top(logits)
+        chosen = gather_rows(deltas, columns.flatten(1))  # (N, L * T, 4)
+        boxes = self.coder.decode(chosen, anchors[columns.flatten(1)])
+        return keep(boxes.view(*columns.shape, 4), best, sizes)
+
+
+def usable_anchors(anchors: Tensor, sizes: Tensor, *, allow_outside: bool) -> Tensor:
+    """Tells (N, M) which of ``anchors`` (M, 4) are trained on in images of ``sizes`` (N, 2).
+
+    They begin left of and above the padding; without ``allow_outside`` they lie wholly in the image.
+    """
+    if not allow_outside:
+        return inside(anchors, sizes)
+    return (anchors[:, :2] < sizes.flip(1)[:, None]).all(dim=-1)

@@ -1,6 +1,7 @@
 """Sampling: the few anchors or regions of an image that enter the loss.
 
 Source: Faster R-CNN, section 3.1.3, and Fast R-CNN, section 2.3.
+Shapes: N images, M candidates, R drawn.
 """
 
 from __future__ import annotations
@@ -12,7 +13,19 @@ from torch import Tensor
 
 from detection.model.matcher import NEGATIVE, POSITIVE
 
-__all__ = ["BalancedSampler"]
+__all__ = ["BalancedSampler", "Drawn"]
+
+COLUMN_BITS = 24  # of a key below the 32 random ones
+AFTER = 1 << 57  # above every key
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What is drawn of every image: positives first, then negatives, then padding."""
+
+    columns: Tensor  # (N, R) int64 0..M-1
+    positive: Tensor  # (N, R) bool
+    valid: Tensor  # (N, R) bool
 
 
 @dataclass(frozen=True)
@@ -26,16 +39,31 @@ class BalancedSampler:
         if self.count < 1 or not 0 <= self.positive_fraction <= 1:
             raise ValueError(f"a sampler needs count >= 1 and a fraction in 0..1, got {self}")
 
-    def __call__(self, states: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Positive rows (P,) and negative rows (Q,), int64, drawn from ``states`` (R,) of a Matcher.
+    @property
+    def most_positives(self) -> int:
+        """How many of the drawn can be positive; these are the first columns."""
+        return int(self.count * self.positive_fraction)
 
-        ``generator`` is on the device of ``states``; None: torch's own.
+    def __call__(self, states: Tensor, numbers: Tensor) -> Drawn:
+        """Draws the candidates with the smallest random numbers; R is the smaller of ``count`` and M.
+
+        Keys are integers that end in the column, so that no two are equal and every device draws the same.
+
+        Args:
+            states: (N, M) of a Matcher; M is at most 2**24.
+            numbers: (N, M) int64 in [0, 2**32).
         """
-        most = int(self.count * self.positive_fraction)
-        positives = _draw((states == POSITIVE).nonzero().flatten(), most, generator)
-        negatives = _draw((states == NEGATIVE).nonzero().flatten(), self.count - len(positives), generator)
-        return positives, negatives
-
-
-def _draw(rows: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    return rows[torch.randperm(len(rows), generator=generator, device=rows.device)[:count]]
+        available = states.shape[1]
+        keys = (numbers << COLUMN_BITS) | torch.arange(available, device=states.device)
+        none = torch.full_like(keys, 2 * AFTER)
+        positives = torch.where(states == POSITIVE, keys, none).topk(
+            min(self.most_positives, available), dim=1, largest=False
+        )
+        negatives = torch.where(states == NEGATIVE, keys + AFTER, none).topk(
+            min(self.count, available), dim=1, largest=False
+        )
+        drawn = torch.cat([positives.values, negatives.values], dim=1).topk(
+            min(self.count, available), dim=1, largest=False
+        )
+        columns = torch.cat([positives.indices, negatives.indices], dim=1).gather(1, drawn.indices)
+        return Drawn(columns, positive=drawn.values < AFTER, valid=drawn.values < 2 * AFTER)

@@ -7,17 +7,18 @@ Shapes: N images, R regions, K classes, D width of the tail's output.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 
-from detection.boxes import scale
+from detection.boxes import not_empty
 from detection.model.architecture import RegionVerbs
-from detection.model.box_stage import BoxStage, ScoredBoxes
+from detection.model.box_stage import BoxStage, ScoredBoxes, image_rows
 from detection.model.postprocess import Postprocessor
 from detection.model.test_time.views import adjacent_scales, flip_boxes, flip_images, resize_images
-from detection.structures import Detections, ImageBatch, Proposals
+from detection.padded import Found, Regions
+from detection.structures import Detections, ImageBatch
 
 __all__ = ["Methods", "Tester", "merge_scored", "refined_proposals"]
 
@@ -62,18 +63,13 @@ class Tester(nn.Module):
     def forward(self, images: ImageBatch) -> list[Detections]:
         """Detections of each image, best first, in pixels of the images as given."""
         lookups = [_Lookup(detector, images, self.methods) for detector in self._members()]
-        per_member = [lookup.detector.propose(lookup.base, images) for lookup in lookups]
-        proposals = [_union(image) for image in zip(*per_member, strict=True)]
-        scored = self._score(lookups, proposals)
+        proposals = _union([lookup.detector.propose(lookup.base, images) for lookup in lookups])
+        scored = merge_scored([lookup.score(proposals) for lookup in lookups])
         if self.methods.refine:
-            again = self._score(lookups, [refined_proposals(image) for image in scored])
-            scored = [_join(first, second) for first, second in zip(scored, again, strict=True)]
-        found = [self.postprocess(image) for image in scored]
-        return merge_masks([lookup.detector.masks(lookup.base, found) for lookup in lookups])
-
-    def _score(self, lookups: Sequence[_Lookup], proposals: Sequence[Proposals]) -> list[ScoredBoxes]:
-        per_member = [lookup.score(proposals) for lookup in lookups]
-        return [merge_scored(image) for image in zip(*per_member, strict=True)]
+            refined = refined_proposals(scored)
+            scored = _join(scored, merge_scored([lookup.score(refined) for lookup in lookups]))
+        found = self.postprocess(scored)
+        return merge_masks([lookup.detector.masks(lookup.base, found) for lookup in lookups]).ragged()
 
     def _members(self) -> list[RegionVerbs]:
         return [detector for detector in self.detectors if isinstance(detector, RegionVerbs)]
@@ -83,30 +79,24 @@ class _Lookup:
     """One detector's feature maps of a batch, at every scale and side that ``methods`` asks for."""
 
     def __init__(self, detector: RegionVerbs, images: ImageBatch, methods: Methods) -> None:
-        self.detector, self.sizes, self.scales = detector, images.sizes, methods.scales
+        self.detector, self.sizes = detector, images.sizes
         self.base = detector.features(images)
         self.sides = [_Pyramid(detector, images, methods.scales, self.base)]
         if methods.flip:
             self.sides.append(_Pyramid(detector, flip_images(images), methods.scales))
 
-    def score(self, proposals: Sequence[Proposals]) -> list[ScoredBoxes]:
+    def score(self, proposals: Regions) -> ScoredBoxes:
         """Scores and boxes of the proposals of each image, averaged over the sides."""
         stage = _stage(self.detector)
         if not isinstance(stage, BoxStage):
             return self.detector.boxes(self.base, proposals, self.sizes)
-        results = []
+        results, widths = [], self.sizes[:, 1]
         for number, side in enumerate(self.sides):
-            boxes = [image.boxes for image in proposals]
-            if number:
-                boxes = [flip_boxes(b, width) for b, (_, width) in zip(boxes, self.sizes, strict=True)]
-            scored = stage.predict(side.vectors(boxes), boxes, self.sizes)
-            if number:
-                scored = [
-                    ScoredBoxes(image.scores, flip_boxes(image.boxes, width))
-                    for image, (_, width) in zip(scored, self.sizes, strict=True)
-                ]
-            results.append(scored)
-        return [merge_scored(image) for image in zip(*results, strict=True)]
+            boxes = flip_boxes(proposals.boxes, widths) if number else proposals.boxes
+            logits, deltas = stage.predictor(side.vectors(boxes))
+            scored = stage.decode(logits, deltas, boxes, proposals.valid, self.sizes)
+            results.append(replace(scored, boxes=flip_boxes(scored.boxes, widths)) if number else scored)
+        return merge_scored(results)
 
 
 class _Pyramid:
@@ -120,66 +110,64 @@ class _Pyramid:
         self.view_sizes = [view.sizes for view in views]
         self.features = [base] if base is not None and not scales else [detector.features(view) for view in views]
 
-    def vectors(self, boxes: Sequence[Tensor]) -> Tensor:
-        """(R, D) of the regions ``boxes`` (R_i, 4) of each image, in pixels of the images as given.
+    def vectors(self, boxes: Tensor) -> Tensor:
+        """(N, P, D) of the regions ``boxes`` (N, P, 4), in pixels of the images as given.
 
         With scales, each region's vector is the element-wise maximum (maxout) over its two adjacent scales.
         """
         stage = _stage(self.detector)
         assert isinstance(stage, BoxStage)
         if not self.scales:
-            return stage.vectors(self.features[0], boxes, self.sizes)
-        lower = torch.cat([adjacent_scales(b, size, self.scales) for b, size in zip(boxes, self.sizes, strict=True)])
-        image = torch.cat([torch.full((len(b),), row) for row, b in enumerate(boxes)]).to(lower.device)
+            return stage.batch_vectors(self.features[0], boxes, self.sizes)
+        images, flat = image_rows(boxes), boxes.flatten(0, 1)
+        lower = adjacent_scales(flat, self.sizes.amin(dim=1)[images], self.scales)
         merged: Tensor | None = None
         for level, (features, sizes) in enumerate(zip(self.features, self.view_sizes, strict=True)):
-            looked_up = (lower == level) | (lower + 1 == level)
-            regions = [
-                scale(b, size, view)[looked_up[image == row]]
-                for row, (b, size, view) in enumerate(zip(boxes, self.sizes, sizes, strict=True))
-            ]
-            vectors = stage.vectors(features, regions, sizes)
+            rows = ((lower == level) | (lower + 1 == level)).nonzero().flatten()
+            factors = (sizes / self.sizes).flip(1).repeat(1, 2)[images[rows]].to(flat.dtype)  # (R, 4): x, y, x, y
+            vectors = stage.vectors(features, flat[rows] * factors, images[rows], sizes)
             if merged is None:
                 merged = vectors.new_full((len(lower), vectors.shape[1]), float("-inf"))
-            merged[looked_up] = torch.maximum(merged[looked_up], vectors)
+            merged[rows] = torch.maximum(merged[rows], vectors)
         assert merged is not None
-        return merged
+        return merged.unflatten(0, boxes.shape[:2])
 
 
 def _stage(detector: RegionVerbs | nn.Module) -> object:
     return getattr(detector, "box_stage", None)
 
 
-def refined_proposals(scored: ScoredBoxes) -> Proposals:
+def refined_proposals(scored: ScoredBoxes) -> Regions:
     """The box that every proposal's best class moved it to, as proposals for a second pass."""
-    scores, labels = scored.scores.max(dim=1)
-    boxes = scored.boxes[torch.arange(len(labels), device=labels.device), labels]
-    usable = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
-    return Proposals(boxes=boxes[usable], scores=scores[usable])
+    scores, labels = scored.scores.max(dim=2)
+    rows = labels if scored.boxes.shape[2] > 1 else torch.zeros_like(labels)
+    boxes = scored.boxes.gather(2, rows[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
+    return Regions(boxes=boxes, valid=scored.valid & not_empty(boxes), scores=scores)
 
 
 def merge_scored(members: Sequence[ScoredBoxes]) -> ScoredBoxes:
-    """The mean of what ``members`` say of the same R proposals."""
+    """The mean of what ``members`` say of the same proposals."""
     if len(members) == 1:
         return members[0]
     scores = torch.stack([member.scores for member in members]).mean(dim=0)
-    return ScoredBoxes(scores, torch.stack([member.boxes for member in members]).mean(dim=0))
+    shape = torch.broadcast_shapes(*(member.boxes.shape for member in members))
+    boxes = torch.stack([member.boxes.expand(shape) for member in members]).mean(dim=0)
+    return ScoredBoxes(scores, boxes, members[0].valid)
 
 
-def merge_masks(members: Sequence[list[Detections]]) -> list[Detections]:
-    """The same detections of each image, with the mean of the masks of those ``members`` that have any."""
-    merged = []
-    for image in zip(*members, strict=True):
-        masks = [member.masks for member in image if member.masks is not None]
-        merged.append(replace(image[0], masks=torch.stack(masks).mean(dim=0) if masks else None))
-    return merged
+def merge_masks(members: Sequence[Found]) -> Found:
+    """The same detections, with the mean of the masks of those ``members`` that have any."""
+    masks = [member.masks for member in members if member.masks is not None]
+    having = next((member for member in members if member.masks is not None), members[0])
+    return replace(having, masks=torch.stack(masks).mean(dim=0) if masks else None)
 
 
-def _union(members: Sequence[Proposals]) -> Proposals:
-    return Proposals(
-        boxes=torch.cat([member.boxes for member in members]), scores=torch.cat([member.scores for member in members])
-    )
+def _union(members: Sequence[Regions]) -> Regions:
+    """All proposals of the ``members``; they are no longer sorted, which nothing needs that scores them."""
+    return Regions(*(torch.cat([getattr(member, name.name) for member in members], dim=1) for name in fields(Regions)))
 
 
 def _join(first: ScoredBoxes, second: ScoredBoxes) -> ScoredBoxes:
-    return ScoredBoxes(torch.cat([first.scores, second.scores]), torch.cat([first.boxes, second.boxes]))
+    return ScoredBoxes(
+        *(torch.cat([getattr(part, name.name) for part in (first, second)], dim=1) for name in fields(first))
+    )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
+from detection.boxes import areas
 from detection.structures import ImageBatch
 
 __all__ = ["adjacent_scales", "flip_boxes", "flip_images", "resize_images"]
@@ -21,22 +22,22 @@ __all__ = ["adjacent_scales", "flip_boxes", "flip_images", "resize_images"]
 REGION_SIDE = 224.0  # pixels; a region is looked up where it is about as large as an image of the pre-training
 
 
-def adjacent_scales(boxes: Tensor, size: tuple[int, int], scales: Sequence[int]) -> Tensor:
+def adjacent_scales(boxes: Tensor, shorter: Tensor, scales: Sequence[int]) -> Tensor:
     """For each region the lower of the two adjacent scales that it is looked up in, as an index into ``scales``.
 
     The two are those between which the region's side, the root of its area, passes 224 pixels; the lowest or the
     highest two if it does so outside.
 
     Args:
-        boxes: (R, 4) pixels of an image of ``size``.
-        size: (height, width).
+        boxes: (R, 4) pixels of the images as given.
+        shorter: (R,) shorter side of each region's image.
         scales: shorter sides in pixels, rising, two or more.
 
     Returns:
         (R,) int64 in 0 .. len(scales) - 2.
     """
-    sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=1e-6).sqrt()
-    ideal = min(size) * REGION_SIDE / sides  # shorter side at which the region is 224 pixels large
+    sides = areas(boxes).clamp(min=1e-6).sqrt()
+    ideal = shorter * REGION_SIDE / sides  # shorter side at which the region is 224 pixels large
     above = torch.searchsorted(torch.tensor(scales, device=boxes.device, dtype=ideal.dtype), ideal)
     return (above - 1).clamp(0, len(scales) - 2)
 
@@ -44,7 +45,7 @@ def adjacent_scales(boxes: Tensor, size: tuple[int, int], scales: Sequence[int])
 def resize_images(images: ImageBatch, shorter: int) -> ImageBatch:
     """The images with their shorter sides scaled to ``shorter`` pixels, bilinear and, when shrinking, smoothed."""
     resized = []
-    for pixels, (height, width) in zip(images.pixels, images.sizes, strict=True):
+    for pixels, (height, width) in zip(images.pixels, images.size_list(), strict=True):
         factor = shorter / min(height, width)
         size = max(1, round(height * factor)), max(1, round(width * factor))
         crop = pixels[None, :, :height, :width].float()
@@ -56,12 +57,13 @@ def resize_images(images: ImageBatch, shorter: int) -> ImageBatch:
 def flip_images(images: ImageBatch) -> ImageBatch:
     """The images mirrored left to right, each within its own width."""
     pixels = images.pixels.clone()
-    for row, (_, width) in zip(pixels, images.sizes, strict=True):
+    for row, (_, width) in zip(pixels, images.size_list(), strict=True):
         row[:, :, :width] = row[:, :, :width].flip(-1)
     return replace(images, pixels=pixels)
 
 
-def flip_boxes(boxes: Tensor, width: int) -> Tensor:
-    """``boxes`` (..., 4) in the mirrored image of ``width`` pixels; twice gives the same boxes."""
+def flip_boxes(boxes: Tensor, widths: Tensor) -> Tensor:
+    """``boxes`` (N, ..., 4) in the mirrored images of ``widths`` (N,) pixels; twice gives the same boxes."""
     x1, y1, x2, y2 = boxes.unbind(-1)
-    return torch.stack([width - x2, y1, width - x1, y2], dim=-1)
+    widths = widths.view(-1, *[1] * (x1.ndim - 1))
+    return torch.stack([widths - x2, y1, widths - x1, y2], dim=-1)

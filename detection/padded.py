@@ -1,0 +1,131 @@
+"""What the images of a batch hold, padded to equally many rows each, so that no shape depends on a value.
+
+The model works on these alone; ``pad`` and ``ragged`` are the borders to the containers of single images.
+
+Shapes: N images, M rows (G objects, P proposals, D detections), T objects of all images, H W height and width of the
+padded batch, S side of a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from detection.structures import Detections, Proposals, Target, move, present
+
+__all__ = ["Found", "Regions", "Targets"]
+
+# Rows of targets are padded to a multiple of this, so that a compiled step meets few shapes.
+GROUND_TRUTH_MULTIPLE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Batched:
+    """Base of the containers of a batch."""
+
+    boxes: Tensor  # (N, M, 4); zero where not valid
+    valid: Tensor  # (N, M) bool: the others are padding
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def to(self, device: torch.device | str) -> Self:
+        return replace(self, **{name: move(values, device) for name, values in present(self).items()})
+
+    def pin_memory(self) -> Self:
+        return replace(self, **{name: values.pin_memory() for name, values in present(self).items()})
+
+    def trimmed(self) -> Self:
+        """Returns itself without the last columns that are padding in every image, except one; waits for a GPU."""
+        used = self.valid.any(dim=0)
+        width = int((torch.arange(1, len(used) + 1, device=used.device) * used).amax().clamp(min=1))
+        return replace(self, **{name: values[:, :width] for name, values in present(self).items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Targets(Batched):
+    """Ground truth of a batch; M is G."""
+
+    labels: Tensor  # (N, G) int64
+    ignore: Tensor  # (N, G) bool
+    masks: Tensor | None = None  # (T, H, W) bool, image after image
+    mask_rows: Tensor | None = None  # (N, G) int64, the row of ``masks`` of each object
+
+    @property
+    def wanted(self) -> Tensor:
+        """(N, G) bool: objects that are to be found."""
+        return self.valid & ~self.ignore
+
+    @classmethod
+    def pad(cls, targets: Sequence[Target]) -> Self:
+        """Returns the ``targets`` of N images; G is a multiple of 8, at least 8."""
+        count = max(1, *map(len, targets)) if targets else 1
+        count = -(-count // GROUND_TRUTH_MULTIPLE) * GROUND_TRUTH_MULTIPLE
+        valid = torch.tensor([[column < len(target) for column in range(count)] for target in targets])
+        masks = [target.masks for target in targets if target.masks is not None]
+        padded = cls(
+            boxes=_padded([target.boxes for target in targets], count),
+            valid=valid.to(targets[0].boxes.device),
+            labels=_padded([target.labels for target in targets], count),
+            ignore=_padded([target.ignore for target in targets], count),
+        )
+        return padded._with_masks(masks) if len(masks) == len(targets) else padded  # its own
+
+    def _with_masks(self, masks: Sequence[Tensor]) -> Self:
+        height, width = max(mask.shape[1] for mask in masks), max(mask.shape[2] for mask in masks)
+        counts = [len(mask) for mask in masks]
+        joined = torch.zeros((max(sum(counts), 1), height, width), dtype=torch.bool, device=self.boxes.device)
+        for rows, mask in zip(joined[: sum(counts)].split(counts), masks, strict=True):
+            rows[:, : mask.shape[1], : mask.shape[2]] = mask
+        rows = self.valid.flatten().cumsum(0).sub(1).clamp(min=0).view_as(self.valid)
+        return replace(self, masks=joined, mask_rows=rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Regions(Batched):
+    """Proposals of a batch, best first; M is P."""
+
+    scores: Tensor  # (N, P) objectness logits; 0 where not valid
+
+    @classmethod
+    def pad(cls, proposals: Sequence[Proposals]) -> Self:
+        """Returns the ``proposals`` of N images, as many rows as the most of them, at least one."""
+        count = max(1, *map(len, proposals)) if proposals else 1
+        valid = torch.tensor([[column < len(image) for column in range(count)] for image in proposals])
+        boxes, scores = [image.boxes for image in proposals], [image.scores for image in proposals]
+        return cls(boxes=_padded(boxes, count), valid=valid.to(boxes[0].device), scores=_padded(scores, count))
+
+    def ragged(self) -> list[Proposals]:
+        """Returns the proposals of each image without the padding; waits for a GPU."""
+        return [
+            Proposals(boxes=boxes[valid], scores=scores[valid])
+            for boxes, scores, valid in zip(self.boxes, self.scores, self.valid, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Batched):
+    """Detections of a batch, best first; M is D."""
+
+    scores: Tensor  # (N, D) probabilities; 0 where not valid
+    labels: Tensor  # (N, D) int64
+    masks: Tensor | None = None  # (N, D, S, S) probabilities in the box
+
+    def ragged(self) -> list[Detections]:
+        """Returns the detections of each image without the padding; waits for a GPU."""
+        counts = self.valid.sum(dim=1).tolist()  # the valid ones come first
+        return [
+            Detections(**{name: values[row, :count] for name, values in present(self).items() if name != "valid"})
+            for row, count in enumerate(counts)
+        ]
+
+
+def _padded(rows: Sequence[Tensor], count: int) -> Tensor:
+    """Returns (N, ``count``, ...) of N tensors of at most ``count`` rows; padding is zero."""
+    padded = pad_sequence(list(rows), batch_first=True)
+    return torch.cat([padded, padded.new_zeros(len(padded), count - padded.shape[1], *padded.shape[2:])], dim=1)
