@@ -62,7 +62,10 @@ class Postprocessor:
         return found if self.vote_iou is None else replace(found, boxes=_vote(found, candidates, self.vote_iou))
 
     def _candidates(self, scored: ScoredBoxes) -> Found:
-        """The scored boxes of all classes above the threshold that are not empty, best first.
+        """The scored boxes of all classes above the threshold that are not empty, region by region.
+
+        Ties of their scores are then decided by their places, whatever the batch: equal scores are usual, as regions
+        over the same cells have them.
 
         Scores of a region add up to 1 at most, so no more than 1 / threshold of its classes are above it.
         """
@@ -72,12 +75,12 @@ class Postprocessor:
         most = proposals * min(classes, max(1, int(1 / max(self.score_threshold, 1e-9))))
         if waiting_is_free(scores):
             most = min(most, max(1, int(usable.flatten(1).sum(dim=1).max())))
-        top = scores.topk(most, dim=1)
-        regions, labels = top.indices // classes, top.indices % classes
+        columns = scores.topk(most, dim=1).indices.sort(dim=1).values
+        scores, regions, labels = scores.gather(1, columns), columns // classes, columns % classes
         boxes = gather_rows(scored.boxes, regions)  # (N, M, K or 1, 4)
         if boxes.shape[2] > 1:
             boxes = boxes.gather(2, labels[..., None, None].expand(-1, -1, 1, 4))
-        return Found(boxes=boxes[:, :, 0], valid=top.values > -torch.inf, scores=top.values, labels=labels)
+        return Found(boxes=boxes[:, :, 0], valid=scores > -torch.inf, scores=scores, labels=labels)
 
 
 def _vote(found: Found, voters: Found, vote_iou: float) -> Tensor:

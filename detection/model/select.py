@@ -133,14 +133,17 @@ def _single_below(value: float) -> float:
 def select_top(scores: Tensor, keep: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the columns (N, P) of the best kept candidates, their scores (N, P) and which are valid (N, P) bool.
 
+    Ties go by position, on every device and whatever is asked for; ``topk`` promises no order.
+
     Args:
         scores: (N, M).
         keep: (N, M) bool.
         count: at most so many are taken: P is the smaller of it and M.  The valid ones come first.
     """
-    top = torch.where(keep, scores, -torch.inf).topk(min(count, scores.shape[1]), dim=1)
-    valid = top.values > -torch.inf
-    return top.indices, torch.where(valid, top.values, 0.0), valid
+    values, columns = torch.where(keep, scores, -torch.inf).sort(dim=1, descending=True, stable=True)
+    values, columns = values[:, :count], columns[:, :count]
+    valid = values > -torch.inf
+    return columns, torch.where(valid, values, 0.0), valid
 
 
 def hash32(seeds: Tensor, places: Tensor, stream: int) -> Tensor:
