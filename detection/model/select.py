@@ -127,7 +127,8 @@ def _fixed_point(boxes: Tensor, classes: Tensor, iou_threshold: float) -> tuple[
 def _single_below(value: float) -> float:
     """Returns the largest float32 that is not above ``value``: torchvision compares IoUs with the float64."""
     single = np.float32(value)
-    return float(single if single <= value else np.nextafter(single, np.float32(-1)))
+    # As Python's floats: numpy would round ``value`` to a float32 before it compares.
+    return float(single if float(single) <= value else np.nextafter(single, np.float32(-1)))
 
 
 def select_top(scores: Tensor, keep: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
