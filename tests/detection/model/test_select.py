@@ -324,7 +324,16 @@ def test_waiting_costs_nothing_on_a_cpu_alone() -> None:
     values = torch.zeros(1)
     assert waiting_is_free(values)
     assert not waiting_is_free(values.to("meta"))
-    with pytest.raises(KeyError), as_on_gpu():
+    with as_on_gpu():
         assert not waiting_is_free(values)
-        raise KeyError
-    assert waiting_is_free(values)  # also after an error
+    assert waiting_is_free(values)
+
+
+def test_the_path_of_a_gpu_ends_with_an_error_too() -> None:
+    def fail() -> None:
+        with as_on_gpu():
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert waiting_is_free(torch.zeros(1))
