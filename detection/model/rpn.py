@@ -91,7 +91,7 @@ class ProposalFilter:
         sides = boxes[..., 2:] - boxes[..., :2]
         large = ((sides >= self.min_size) & (sides > 0)).all(dim=-1)
         scores = torch.where(large, logits, -torch.inf).flatten(0, 1)  # (N * L, T)
-        kept = nms(boxes.flatten(0, 1), scores, torch.zeros_like(scores).long(), self.nms_iou, self.post_nms)
+        kept = nms(boxes.flatten(0, 1), scores, None, self.nms_iou, self.post_nms)
         kept = kept & (scores > -torch.inf)
         columns, logits, valid = select_top(scores.view(len(boxes), -1), kept.view(len(boxes), -1), self.post_nms)
         chosen = gather_rows(boxes.flatten(1, 2), columns)
