@@ -24,7 +24,7 @@ __all__ = ["as_on_gpu", "gather_rows", "hash32", "nms", "pad_columns", "select_t
 # A GPU compares this many candidates of a group with each other, the best, before it looks whether that was enough.
 HEAD = 2048
 # Steps of the fixed point before it looks, and where they were too few. Dense boxes of smooth scores took 8 to 18.
-STEPS = (24, 240)
+STEPS = (16, 240)
 # Elements (groups * HEAD * HEAD) of a matrix of boxes with boxes: 1 GiB of float32, three times that at the peak.
 MAX_ELEMENTS = 1 << 28
 
@@ -48,7 +48,7 @@ def waiting_is_free(values: Tensor) -> bool:
 
 @torch.library.custom_op("resdet::nms", mutates_args=())
 def nms(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: float, wanted: int) -> Tensor:
-    """Returns which candidates survive NMS among those of their group and class, (N, M) bool.
+    """Returns the scores (N, M) of the candidates that survive NMS in their group and class; -inf for the others.
 
     Equal to torchvision's ``nms`` for each group and class, ties in score by position.  A CPU calls that in turn.  A
     GPU takes the fixed point of "kept unless a kept better box overlaps it" for the best 2,048 of each group and waits
@@ -57,41 +57,41 @@ def nms(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: fl
 
     Args:
         boxes: (N, M, 4).
-        scores: (N, M); -inf does not survive.
+        scores: (N, M).
         classes: (N, M) int64; boxes of different classes do not suppress each other. None: all are of one class.
         iou_threshold: the worse of two boxes that overlap more goes.
         wanted: survivors of a group that are needed; what survives after them may be left out.
     """
     if scores.device.type == "cpu" and not _as_on_gpu.get():
         return _one_by_one(boxes, scores, classes, iou_threshold)
-    best = scores.sort(dim=1, descending=True, stable=True)
-    head, rest = best.indices[:, :HEAD], best.values[:, HEAD:]
-    sorted_boxes = boxes.gather(1, head[..., None].expand(-1, -1, 4))
-    sorted_classes = None if classes is None else classes.gather(1, head)
+    values, columns = scores.sort(dim=1, descending=True, stable=True)
+    head, columns, rest = values[:, :HEAD], columns[:, :HEAD], values[:, HEAD:]
+    sorted_boxes = boxes.gather(1, columns[..., None].expand(-1, -1, 4))
+    sorted_classes = None if classes is None else classes.gather(1, columns)
     for steps in STEPS:
         kept, settled = _fixed_points(sorted_boxes, sorted_classes, iou_threshold, steps)
-        kept = kept & (best.values[:, :HEAD] > -torch.inf)
         if rest.shape[1]:
-            settled = settled & ((kept.sum(dim=1) >= wanted) | (rest == -torch.inf).all(dim=1))
+            enough = (kept & (head > -torch.inf)).sum(dim=1) >= wanted
+            settled = settled & (enough | (rest == -torch.inf).all(dim=1))
         if bool(settled.all()):  # the one wait
-            return torch.zeros_like(scores, dtype=torch.bool).scatter(1, head, kept)
+            return torch.full_like(scores, -torch.inf).scatter(1, columns, head.masked_fill(~kept, -torch.inf))
     return _one_by_one(boxes, scores, classes, iou_threshold)
 
 
 @nms.register_fake
 def _(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: float, wanted: int) -> Tensor:
-    return torch.empty_like(scores, dtype=torch.bool)
+    return torch.empty_like(scores)
 
 
 def _one_by_one(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: float) -> Tensor:
     """Exact NMS of every group and class in turn."""
-    kept = torch.zeros_like(scores, dtype=torch.bool)
+    kept = torch.full_like(scores, -torch.inf)
     for row, counts in enumerate(scores > -torch.inf):
         candidates = counts.nonzero().flatten()
         own = None if classes is None else classes[row, candidates]
         for columns in [candidates] if own is None else [candidates[own == label] for label in own.unique()]:
-            survivors = torchvision_nms(boxes[row, columns], scores[row, columns], iou_threshold)
-            kept[row, columns[survivors]] = True
+            survivors = columns[torchvision_nms(boxes[row, columns], scores[row, columns], iou_threshold)]
+            kept[row, survivors] = scores[row, survivors]
     return kept
 
 
@@ -136,20 +136,17 @@ def _single_below(value: float) -> float:
     return float(single if float(single) <= value else np.nextafter(single, np.float32(-1)))
 
 
-def select_top(scores: Tensor, keep: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the columns (N, P) of the best kept candidates, their scores (N, P) and which are valid (N, P) bool.
+def select_top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Returns the columns (N, P) of the best candidates, and their scores (N, P), -inf after the last that counts.
 
     Ties go by position, on every device and whatever is asked for; ``topk`` promises no order.
 
     Args:
         scores: (N, M).
-        keep: (N, M) bool.
-        count: at most so many are taken: P is the smaller of it and M.  The valid ones come first.
+        count: at most so many are taken: P is the smaller of it and M.
     """
-    values, columns = torch.where(keep, scores, -torch.inf).sort(dim=1, descending=True, stable=True)
-    values, columns = values[:, :count], columns[:, :count]
-    valid = values > -torch.inf
-    return columns, torch.where(valid, values, 0.0), valid
+    values, columns = scores.sort(dim=1, descending=True, stable=True)
+    return columns[:, :count], values[:, :count]
 
 
 def hash32(seeds: Tensor, places: Tensor, stream: int) -> Tensor:
@@ -177,4 +174,5 @@ def gather_rows(values: Tensor, columns: Tensor) -> Tensor:
 
 def pad_columns(values: Tensor, count: int, value: float) -> Tensor:
     """Returns ``values`` (N, M) with columns of ``value`` added up to ``count``."""
-    return F.pad(values, (0, count - values.shape[1]), value=value)
+    missing = count - values.shape[1]
+    return F.pad(values, (0, missing), value=value) if missing else values
