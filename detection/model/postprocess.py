@@ -106,7 +106,7 @@ def _soften(candidates: Found, sigma: float, score_threshold: float, most: int) 
         own = torch.where(score > score_threshold, score, final.gather(1, best))
         final = final.scatter(1, best, own)
         overlap = iou(gather_rows(candidates.boxes, best), candidates.boxes)[:, 0]  # (N, M)
-        same = candidates.labels == candidates.labels.gather(1, best)
+        same = (candidates.labels == candidates.labels.gather(1, best)) & (waiting > -torch.inf)  # 0 * -inf is NaN
         waiting = torch.where(same, waiting * torch.exp(-overlap.square() / sigma), waiting).scatter(
             1, best, -torch.inf
         )

@@ -237,6 +237,11 @@ def test_soft_nms_lets_every_better_box_count() -> None:
     assert found.scores.tolist() == pytest.approx([0.9, 0.8 * fall, 0.7 * fall**2])
 
 
+def test_soft_nms_with_a_sigma_that_leaves_nothing_of_a_score() -> None:
+    given = scored([[0.9], [0.8], [0.7], [0.6], [0.5]], [SQUARE, SQUARE, SHIFTED, FAR, FAR])
+    assert rows_of(process(given, soft_nms_sigma=1e-4)) == [(0.9, 0), (0.6, 0)]
+
+
 def test_soft_nms_takes_classes_apart_and_drops_what_falls_to_the_threshold() -> None:
     rows = scored([[0.9, 0.0], [0.6, 0.8]], [SQUARE, SHIFTED])
     found = process(rows, soft_nms_sigma=0.5, score_threshold=0.2)
