@@ -98,9 +98,11 @@ def _soften(candidates: Found, sigma: float, score_threshold: float, most: int) 
     final = torch.full_like(waiting, -torch.inf)
     for _ in range(min(most, waiting.shape[1])):
         score, best = waiting.max(dim=1, keepdim=True)  # (N, 1)
-        final = final.scatter(1, best, score.masked_fill(score <= score_threshold, -torch.inf))
+        # An image whose candidates are all taken has -inf for its best, whose place may be that of one taken before.
+        own = torch.where(score > score_threshold, score, final.gather(1, best))
+        final = final.scatter(1, best, own)
         overlap = iou(gather_rows(candidates.boxes, best), candidates.boxes)[:, 0]  # (N, M)
-        same = candidates.labels == candidates.labels.gather(1, best)
+        same = (candidates.labels == candidates.labels.gather(1, best)) & (waiting > -torch.inf)  # 0 * -inf is NaN
         waiting = torch.where(same, waiting * torch.exp(-overlap.square() / sigma), waiting).scatter(
             1, best, -torch.inf
         )
