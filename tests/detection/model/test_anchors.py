@@ -127,32 +127,3 @@ def test_rounded_anchors_are_torchvisions_on_every_level(size: tuple[int, int]) 
         for stride, side, shape in zip((4, 8, 16, 32, 64), sizes, shapes, strict=True)
     ]
     torch.testing.assert_close(torch.cat(ours), wanted)
-
-
-# places: numbers of anchors, from which it is drawn which of them are trained on
-
-
-def test_places_go_in_the_order_of_the_anchors_and_no_two_are_equal() -> None:
-    levels = [(5, 7), (3, 4), (2, 2)]
-    generator = AnchorGenerator(16, sizes=[32.0, 64.0], ratios=[0.5, 1.0, 2.0])
-    numbers = torch.cat([generator.places(*shape, level) for level, shape in enumerate(levels)])
-    assert numbers.dtype == torch.int64
-    assert len(numbers) == sum(len(generator(*shape)) for shape in levels)
-    assert len(numbers.unique()) == len(numbers)
-    assert ((numbers >= 0) & (numbers < 2**31)).all()
-
-
-def test_places_do_not_depend_on_the_padding() -> None:
-    generator = AnchorGenerator(16, sizes=[32.0, 64.0], ratios=[1.0])
-    small, large = generator.places(5, 7, 2), generator.places(9, 30, 2)
-    by_place = dict(zip(large.tolist(), generator(9, 30).tolist(), strict=True))
-    assert [by_place[place] for place in small.tolist()] == generator(5, 7).tolist()
-
-
-def test_places_of_the_largest_map_and_the_last_level_stay_apart() -> None:
-    generator = AnchorGenerator(4, sizes=[1.0, 2.0, 3.0, 4.0], ratios=[0.5, 1.0, 2.0, 4.0])  # 16 per cell
-    last = generator.places(2, 4096, 7)
-    assert len(last.unique()) == 2 * 4096 * 16
-    assert ((last >= 7 * 2**28) & (last < 2**31)).all()
-    # The last row of 4,096, by the last place of the row before it.
-    assert int(generator.places(1, 4096, 0)[-1]) == 4096 * 16 - 1

@@ -16,7 +16,7 @@ from torchvision.ops import box_iou
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
 from detection.model.matcher import Matcher
-from detection.model.rpn import RPN, ProposalFilter, RPNHead
+from detection.model.rpn import RPN, ProposalFilter, RPNHead, places
 from detection.model.sampler import BalancedSampler
 from detection.model.select import as_on_gpu
 from detection.padded import Targets
@@ -229,7 +229,7 @@ class TestLevels:
             assert torch.equal(found.boxes, expected.boxes)
             assert torch.equal(found.scores, expected.scores)
         assert [len(image) for image in alone] == [60, len(alone[1]), 0]
-        assert not joint.boxes[~joint.valid].any()
+        assert joint.boxes.isfinite().all()
 
 
 class TestLosses:
@@ -397,3 +397,15 @@ class TestHead:
         sum(losses.values(), torch.zeros(())).backward()
         for parameter in (*head.parameters(), feature):
             assert grad_of(parameter).any()
+
+
+def test_places_tell_anchors_apart_and_do_not_depend_on_the_padding() -> None:
+    levels = [AnchorGenerator(stride, sizes=[stride * 8.0], ratios=[0.5, 1.0, 2.0]) for stride in (4, 8, 16)]
+
+    def numbers(height: int, width: int) -> list[int]:
+        return places(torch.cat([level(height // level.stride, width // level.stride) for level in levels])).tolist()
+
+    small, large = numbers(128, 160), numbers(256, 512)
+    assert set(small) <= set(large)
+    assert all(0 <= number < 2**31 for number in large)
+    assert len(set(large)) > 0.999 * len(large)  # two of 2**31 may meet

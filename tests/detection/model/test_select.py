@@ -25,6 +25,8 @@ from detection.model.select import (
 )
 
 Path = Callable[[], AbstractContextManager[None]]
+FEW, MANY = STEPS
+
 both_paths = pytest.mark.parametrize("path", [nullcontext, as_on_gpu], ids=["cpu", "gpu"])
 
 
@@ -47,6 +49,13 @@ def one_by_one(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float)
             survivors = torchvision_nms(boxes[group, columns], scores[group, columns], threshold)
             kept[group, columns[survivors]] = True
     return kept
+
+
+def survive(boxes: Tensor, scores: Tensor, classes: Tensor | None, threshold: float, wanted: int) -> Tensor:
+    """Which candidates ``nms`` leaves, (N, M) bool, with the scores that they had."""
+    left = nms(boxes, scores, classes, threshold, wanted)
+    assert torch.equal(left, scores.masked_fill(left == -torch.inf, -torch.inf))
+    return left > -torch.inf
 
 
 def zeros(scores: Tensor) -> Tensor:
@@ -87,13 +96,13 @@ class TestNMS:
         for labels in (zeros(scores), classes):
             expected = one_by_one(boxes, scores, labels, threshold)
             with path():
-                assert torch.equal(nms(boxes, scores, labels, threshold, 300), expected)
+                assert torch.equal(survive(boxes, scores, labels, threshold, 300), expected)
         assert 0.01 < expected.float().mean() < 0.9
 
     def test_dense_boxes_need_no_group_in_turn_on_a_gpu(self, refuse_one_by_one: None) -> None:
         boxes, scores = dense(40, 300)
         with as_on_gpu():
-            kept = nms(boxes, scores, zeros(scores), 0.7, 300)
+            kept = survive(boxes, scores, zeros(scores), 0.7, 300)
         assert kept.any(dim=1).all()
 
     @both_paths
@@ -102,7 +111,7 @@ class TestNMS:
         classes = torch.randint(80, (2, 12_000), generator=torch.Generator().manual_seed(1))
         expected = one_by_one(boxes, scores, classes, 0.5)
         with path():
-            assert torch.equal(nms(boxes, scores, classes, 0.5, 12_000), expected)
+            assert torch.equal(survive(boxes, scores, classes, 0.5, 12_000), expected)
 
     @both_paths
     @pytest.mark.parametrize(
@@ -120,7 +129,7 @@ class TestNMS:
         expected = one_by_one(boxes, scores, zeros(scores), threshold)
         assert expected[0, 1] != single_is_above
         with path():
-            assert torch.equal(nms(boxes, scores, zeros(scores), threshold, 3), expected)
+            assert torch.equal(survive(boxes, scores, zeros(scores), threshold, 3), expected)
 
     @both_paths
     @pytest.mark.parametrize("threshold", [0.25, 0.3, 0.5, 0.6, 0.7, 0.75])
@@ -132,10 +141,10 @@ class TestNMS:
         scores = torch.randint(0, 6, (20, 200), generator=generator) / 8  # equal scores go by position
         expected = one_by_one(boxes, scores, zeros(scores), threshold)
         with path():
-            assert torch.equal(nms(boxes, scores, zeros(scores), threshold, 200), expected)
+            assert torch.equal(survive(boxes, scores, zeros(scores), threshold, 200), expected)
 
     @both_paths
-    @pytest.mark.parametrize("length", [STEPS - 1, STEPS, STEPS + 1, 3 * STEPS + 1])
+    @pytest.mark.parametrize("length", [FEW - 1, FEW, FEW + 1, 3 * FEW + 1, MANY + 20])
     def test_chains_of_suppressions(self, length: int, path: Path) -> None:
         # Each box overlaps the next by 6 / 14, so that every other one of a chain goes; a second group needs one step.
         x = torch.arange(float(length)) * 4
@@ -144,17 +153,17 @@ class TestNMS:
         boxes[1, :, 2] = boxes[1, :, 0] + 1
         scores = torch.linspace(0.9, 0.1, length).expand(2, -1)
         with path():
-            kept = nms(boxes, scores, zeros(scores), 0.4, length)
+            kept = survive(boxes, scores, zeros(scores), 0.4, length)
         assert kept[0].tolist() == [number % 2 == 0 for number in range(length)]
         assert kept[1].all()
 
     def test_a_chain_beyond_the_steps_is_left_to_the_exact_loop(self, count_one_by_one: list[int]) -> None:
-        for length, turns in ((STEPS - 2, 0), (3 * STEPS, 1)):
+        for length, turns in ((FEW - 2, 0), (3 * FEW, 0), (MANY + 20, 1)):
             x = torch.arange(float(length)) * 4
             chain = torch.stack([x, torch.zeros(length), x + 10, torch.full((length,), 10.0)], dim=1)[None]
             scores = torch.linspace(0.9, 0.1, length)[None]
             with as_on_gpu():
-                nms(chain, scores, zeros(scores), 0.4, length)
+                survive(chain, scores, zeros(scores), 0.4, length)
             assert len(count_one_by_one) == turns
 
     def test_what_lies_behind_the_head_is_looked_at_only_where_it_is_wanted(self, count_one_by_one: list[int]) -> None:
@@ -164,18 +173,18 @@ class TestNMS:
         boxes = torch.stack([x, x, x + 10, x + 10], dim=1)[None]
         scores = torch.linspace(0.9, 0.1, count)[None]
         with as_on_gpu():
-            kept = nms(boxes, scores, zeros(scores), 0.5, HEAD)
+            kept = survive(boxes, scores, zeros(scores), 0.5, HEAD)
         assert count_one_by_one == []
         assert kept[0].tolist() == [number < HEAD for number in range(count)]
         with as_on_gpu():
-            assert nms(boxes, scores, zeros(scores), 0.5, HEAD + 1).all()
+            assert survive(boxes, scores, zeros(scores), 0.5, HEAD + 1).all()
         assert count_one_by_one == [1]
 
     def test_candidates_that_do_not_count_behind_the_head_are_not_waited_for(self, refuse_one_by_one: None) -> None:
         boxes, scores = dense(2, HEAD + 500, spread=3000)
         scores[:, 1500:] = -torch.inf
         with as_on_gpu():
-            kept = nms(boxes, scores, zeros(scores), 0.5, 10_000)
+            kept = survive(boxes, scores, zeros(scores), 0.5, 10_000)
         assert torch.equal(kept, one_by_one(boxes, scores, zeros(scores), 0.5))
 
     def test_more_candidates_than_the_head_stay_exact(self) -> None:
@@ -183,15 +192,15 @@ class TestNMS:
         expected = one_by_one(boxes, scores, zeros(scores), 0.5)
         assert expected.sum(dim=1).max() < 500
         with as_on_gpu():
-            assert torch.equal(nms(boxes, scores, zeros(scores), 0.5, 1000), expected)
+            assert torch.equal(survive(boxes, scores, zeros(scores), 0.5, 1000), expected)
 
     def test_groups_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         boxes, scores = dense(7, 60, spread=60)
         with as_on_gpu():
-            whole = nms(boxes, scores, zeros(scores), 0.5, 60)
+            whole = survive(boxes, scores, zeros(scores), 0.5, 60)
             for elements in (1, 2 * 60 * 60, 100_000):
                 monkeypatch.setattr(select, "MAX_ELEMENTS", elements)
-                assert torch.equal(nms(boxes, scores, zeros(scores), 0.5, 60), whole)
+                assert torch.equal(survive(boxes, scores, zeros(scores), 0.5, 60), whole)
 
     @both_paths
     def test_none_that_counts(self, path: Path) -> None:
@@ -199,29 +208,31 @@ class TestNMS:
         scores = torch.full((3, 20), -torch.inf)
         scores[1, 7] = -1e30  # a logit may be as low as it likes
         with path():
-            kept = nms(boxes, scores, zeros(scores), 0.5, 20)
+            kept = survive(boxes, scores, zeros(scores), 0.5, 20)
         assert kept.nonzero().tolist() == [[1, 7]]
 
     @both_paths
     def test_no_candidates_and_no_groups(self, path: Path) -> None:
         with path():
             for shape in ((3, 0), (0, 5), (0, 0)):
-                kept = nms(torch.zeros(*shape, 4), torch.zeros(shape), torch.zeros(shape, dtype=torch.int64), 0.5, 5)
-                assert (kept.shape, kept.dtype) == (shape, torch.bool)
+                kept = survive(
+                    torch.zeros(*shape, 4), torch.zeros(shape), torch.zeros(shape, dtype=torch.int64), 0.5, 5
+                )
+                assert kept.shape == shape
 
     @both_paths
     def test_boxes_without_an_area_neither_go_nor_send_others_away(self, path: Path) -> None:
         boxes = torch.tensor([[(5, 5, 5, 5), (5, 5, 5, 5), (0, 0, 10, 10), (5, 0, 5, 10)]], dtype=torch.float32)
         scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
         with path():
-            assert nms(boxes, scores, zeros(scores), 0.5, 4).all()
+            assert survive(boxes, scores, zeros(scores), 0.5, 4).all()
 
     @both_paths
     def test_arguments_stay(self, path: Path) -> None:
         boxes, scores = dense(2, 30)
         before = boxes.clone(), scores.clone()
         with path():
-            nms(boxes, scores, zeros(scores), 0.5, 30)
+            survive(boxes, scores, zeros(scores), 0.5, 30)
         assert torch.equal(boxes, before[0])
         assert torch.equal(scores, before[1])
 
@@ -231,37 +242,29 @@ class TestNMS:
 
 
 class TestSelectTop:
-    """The best of what is kept."""
+    """The best that count."""
 
     def test_by_hand(self) -> None:
-        scores = torch.tensor([[0.1, 0.9, 0.5, 0.7], [0.4, 0.3, 0.2, 0.1]])
-        keep = torch.tensor([[True, False, True, True], [False, False, True, False]])
-        columns, values, valid = select_top(scores, keep, 3)
+        none = -torch.inf
+        columns, values = select_top(torch.tensor([[0.1, none, 0.5, 0.7], [none, none, 0.2, none]]), 3)
         assert columns[0].tolist() == [3, 2, 0]
         assert columns[1, 0] == 2
-        torch.testing.assert_close(values, torch.tensor([[0.7, 0.5, 0.1], [0.2, 0.0, 0.0]]))
-        assert valid.tolist() == [[True, True, True], [True, False, False]]
+        torch.testing.assert_close(values, torch.tensor([[0.7, 0.5, 0.1], [0.2, none, none]]))
         assert ((columns >= 0) & (columns < 4)).all()
 
     @pytest.mark.parametrize("count", [1, 3, 50, 200])
     def test_ties_go_by_place_whatever_the_count(self, count: int) -> None:
         scores = torch.randint(0, 3, (4, 100), generator=torch.Generator().manual_seed(0)).float()
-        columns, values, valid = select_top(scores, torch.ones_like(scores, dtype=torch.bool), count)
+        columns, values = select_top(scores, count)
         assert columns.shape == (4, min(count, 100))
-        assert valid.all()
         for row in range(4):
             expected = sorted(range(100), key=lambda column: (-float(scores[row, column]), column))
             assert columns[row].tolist() == expected[:count]
         assert torch.equal(values, scores.gather(1, columns))
 
-    def test_a_kept_candidate_that_does_not_count_is_not_valid(self) -> None:
-        columns, values, valid = select_top(torch.tensor([[-torch.inf, -5.0]]), torch.ones(1, 2, dtype=torch.bool), 2)
-        assert (columns[0, 0], valid.tolist()) == (1, [[True, False]])
-        assert values.tolist() == [[-5, 0]]
-
     def test_nothing(self) -> None:
-        columns, values, valid = select_top(torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool), 3)
-        assert columns.shape == values.shape == valid.shape == (2, 0)
+        columns, values = select_top(torch.zeros(2, 0), 3)
+        assert columns.shape == values.shape == (2, 0)
 
 
 class TestHash:
