@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
 from backbones.norm import NormLayer
-from detection.masks import crop_and_resize
+from detection.mask_geometry import MaskGeometry, crop_and_resize
 from detection.model.box_heads import conv_layers
 from detection.model.box_stage import RegionSample
 from detection.model.class_rows import ClassRows
@@ -60,11 +60,13 @@ class MaskStage(nn.Module):
     Args:
         pooler: regions of the feature maps.
         head: logits of every class.
+        geometry: of the training targets; masks must be pasted by the same.
     """
 
-    def __init__(self, pooler: RegionPooler, head: MaskHead) -> None:
+    def __init__(self, pooler: RegionPooler, head: MaskHead, *, geometry: MaskGeometry = "exact") -> None:
         super().__init__()
         self.pooler, self.head = pooler, head
+        self.geometry: MaskGeometry = geometry
 
     def forward(
         self,
@@ -106,7 +108,7 @@ class MaskStage(nn.Module):
         columns = torch.cat(labels)
         chosen = logits[torch.arange(len(columns), device=columns.device), columns]  # (P, M, M)
         goals = [
-            crop_and_resize(_masks(target), image, logits.shape[-1], rows=rows)
+            crop_and_resize(_masks(target), image, logits.shape[-1], rows=rows, geometry=self.geometry)
             for target, image, rows in zip(targets, boxes, objects, strict=True)
         ]
         scale = 1 / max(chosen.numel(), 1)
