@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from detection.config.sections import SolverConfig
 from detection.data.samplers import TrainBatches
 from detection.evaluation.record import Record
 from detection.evaluation.voc import evaluate_voc
-from detection.masks import decode, encode, paste, to_rle
+from detection.mask_geometry import MaskGeometry, paste
+from detection.masks import decode, encode, to_rle
 from detection.model import matcher as matcher_module
 from detection.model.box_coder import BoxCoder
 from detection.model.box_stage import ScoredBoxes
@@ -279,11 +280,13 @@ def test_processes_share_out_the_batches_of_one_wherever_they_start(
 
 
 @properties
-@given(boxes(most=4), SIZES, st.sampled_from([1, 7, 14]))
-def test_masks_are_pasted_where_their_boxes_are(own: Tensor, size: tuple[int, int], side: int) -> None:
-    pasted = decode(paste(torch.ones(len(own), side, side), own, size), size)
+@given(boxes(most=4), SIZES, st.sampled_from([1, 7, 14]), st.sampled_from(get_args(MaskGeometry)))
+def test_masks_are_pasted_where_their_boxes_are(
+    own: Tensor, size: tuple[int, int], side: int, geometry: MaskGeometry
+) -> None:
+    pasted = decode(paste(torch.ones(len(own), side, side), own, size, geometry=geometry), size)
     assert pasted.shape == (len(own), *size)
-    assert not decode(paste(torch.zeros(len(own), side, side), own, size), size).any()
+    assert not decode(paste(torch.zeros(len(own), side, side), own, size, geometry=geometry), size).any()
     rows, columns = torch.arange(size[0]), torch.arange(size[1])
     for mask, (x1, y1, x2, y2) in zip(pasted, own.tolist(), strict=True):
         reach_x, reach_y = 2 + (x2 - x1) / side, 2 + (y2 - y1) / side  # pixels; a sample, and what rounding adds

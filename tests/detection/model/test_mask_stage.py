@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import maskrcnn_loss
 
+from detection.mask_geometry import MaskGeometry
 from detection.model.box_stage import RegionSample
 from detection.model.mask_stage import MaskHead, MaskStage
 from detection.model.pooler import RegionPooler
@@ -31,8 +32,8 @@ class FixedHead(MaskHead):
         self.masks.bias.data = torch.logit(torch.tensor(PROBABILITIES))
 
 
-def make_stage(head: MaskHead | None = None) -> MaskStage:
-    return MaskStage(RegionPooler([16], 2, kind="roi_align"), head or FixedHead())
+def make_stage(head: MaskHead | None = None, geometry: MaskGeometry = "exact") -> MaskStage:
+    return MaskStage(RegionPooler([16], 2, kind="roi_align"), head or FixedHead(), geometry=geometry)
 
 
 def make_target(*boxes: Sequence[int], labels: Sequence[int], empty: Sequence[int] = ()) -> Target:
@@ -142,7 +143,7 @@ class TestLosses:
 
     def test_agrees_with_torchvision(self) -> None:
         torch.manual_seed(0)
-        stage = make_stage(MaskHead(3, num_classes=2, convs=1, channels=4))
+        stage = make_stage(MaskHead(3, num_classes=2, convs=1, channels=4), "torchvision")
         target = make_target((3, 5, 50, 61), (40, 30, 90, 77), labels=[1, 0])
         sample = make_sample(target, [(1.5, 2.5, 55, 60), (35, 20, 95, 80), (10, 10, 40, 70)], [0, 1, 0])
         positives = sample.boxes[0, :3]
@@ -150,6 +151,16 @@ class TestLosses:
         assert target.masks is not None
         wanted = maskrcnn_loss(logits, [positives], [target.masks.float()], [target.labels], [sample.objects[0, :3]])
         assert loss_of(stage, sample, target)["mask"].item() == pytest.approx(wanted.item(), rel=1e-5)
+
+    def test_targets_have_the_geometry(self) -> None:
+        # The mask ends at 67 = 2.79 of 4 cells of 24 pixels: less than half of the third cell's share is left out.
+        target = make_target((0, 0, 67, 128), labels=[1])
+        sample = make_sample(target, [(0, 8, 96, 104)], [0])
+        shares: dict[MaskGeometry, float] = {"exact": 3 / 4, "detectron2": 3 / 4, "soft": 67 / 96}
+        for geometry, share in shares.items():
+            loss = make_stage(None, geometry).losses(FEATURES, [sample], [target])["mask"].item()
+            expected = -share * math.log(0.7) - (1 - share) * math.log(1 - 0.7)
+            assert loss == pytest.approx(expected, abs=0.02)
 
     def test_objects_without_a_mask_are_left_out(self) -> None:
         target = make_target((0, 0, 64, 64), (64, 64, 128, 128), labels=[1, 1], empty=[1])
