@@ -20,7 +20,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ from detection.config.load import load_config
 from detection.engine.operators import Counts, count_operators
 from detection.files import write_text
 from detection.model.architecture import Architecture
+from detection.model.select import as_on_gpu
+from detection.padded import Targets
 from detection.structures import ImageBatch, Target
 from detection.weights.torchvision import convert_torchvision
 
@@ -204,8 +206,8 @@ def compare(calls: tuple[Callable[[], None], ...], repeats: int, device: str) ->
 
 
 @contextmanager
-def gpu_path() -> Iterator[None]:
-    """Takes the way of a GPU on any device.  Ours has none of its own so far; its switch goes here when it has."""
+def torchvision_on_gpu() -> Iterator[None]:
+    """Lets torchvision choose its NMS as it does on a GPU."""
     one_by_one, at_once = torchvision_boxes._batched_nms_vanilla, torchvision_boxes._batched_nms_coordinate_trick
 
     def choose(boxes: Tensor, *others: Any) -> Tensor:
@@ -223,10 +225,10 @@ def count_ours(name: str) -> Rows:
 
     def calls(images: int) -> Calls:
         pictures, targets = make_images(SMALL_SIDE, images)
-        batch = ImageBatch.from_images(pictures, seeds=range(images))
-        return lambda: model(batch, targets), lambda: model(batch)
+        batch, padded = ImageBatch.from_images(pictures, seeds=range(images)), Targets.pad(targets)
+        return lambda: model(batch, padded), lambda: model(batch)
 
-    return count_rows(model, calls)
+    return count_rows(model, calls, as_on_gpu)
 
 
 def count_theirs(name: str) -> Rows:
@@ -244,11 +246,16 @@ def count_theirs(name: str) -> Rows:
         wanted = [{"boxes": t.boxes, "labels": t.labels + 1, "masks": t.masks} for t in targets]
         return lambda: model(pixels, wanted), lambda: model(pixels)
 
-    return count_rows(model, calls)
+    return count_rows(model, calls, torchvision_on_gpu)
 
 
-def count_rows(model: nn.Module, calls: Callable[[int], Calls]) -> Rows:
-    """Returns the counts of a step and of a test; ``calls`` gives what makes losses and what finds objects."""
+def count_rows(
+    model: nn.Module, calls: Callable[[int], Calls], path: Callable[[], AbstractContextManager[None]]
+) -> Rows:
+    """Returns the counts of a step and of a test; ``calls`` gives what makes losses and what finds objects.
+
+    ``path`` makes the context under which it takes the way of a GPU on any device.
+    """
     rows: Rows = {"step": {}, "test": {}}
     for images in IMAGES:
         losses, find = calls(images)
@@ -257,10 +264,10 @@ def count_rows(model: nn.Module, calls: Callable[[int], Calls]) -> Rows:
             torch.stack(list(losses().values())).sum().backward()
 
         model.train().zero_grad(set_to_none=True)
-        rows["step"][str(images)] = count_operators(step, path=gpu_path())
+        rows["step"][str(images)] = count_operators(step, path=path())
         model.eval()
         with torch.no_grad():
-            rows["test"][str(images)] = count_operators(find, path=gpu_path())
+            rows["test"][str(images)] = count_operators(find, path=path())
     return rows
 
 

@@ -158,7 +158,7 @@ class TestLosses:
         sample = make_sample(target, [(0, 8, 96, 104)], [0])
         shares: dict[MaskGeometry, float] = {"exact": 3 / 4, "detectron2": 3 / 4, "soft": 67 / 96}
         for geometry, share in shares.items():
-            loss = make_stage(None, geometry).losses(FEATURES, [sample], [target])["mask"].item()
+            loss = loss_of(make_stage(None, geometry), sample, target)["mask"].item()
             expected = -share * math.log(0.7) - (1 - share) * math.log(1 - 0.7)
             assert loss == pytest.approx(expected, abs=0.02)
 
