@@ -62,7 +62,9 @@ def batches(**_: Any) -> Iterator[Batch]:
     for value in itertools.cycle(range(10, 90, 20)):
         images = [torch.full((3, 2, 2), value + more, dtype=torch.uint8) for more in (0, 10)]
         none = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64), ignore=torch.zeros(0).bool())
-        yield Batch(ImageBatch.from_images(images), Targets.pad([none, none]), (0, 1), (f"{value}.jpg", f"{value + 10}.jpg"))
+        yield Batch(
+            ImageBatch.from_images(images), Targets.pad([none, none]), (0, 1), (f"{value}.jpg", f"{value + 10}.jpg")
+        )
 
 
 @pytest.fixture
