@@ -1,9 +1,9 @@
 """Losses and gradients where every anchor and region is drawn, so that nothing is left to chance.
 
 Recorded with the core that matched, drew and pooled image by image (commit a8e339f), which drew by torch's generators:
-with everything drawn the batched core, whose draws are hashes, has to reach the same numbers.  All is in float64, so that
-the order of sums does not show and what differs is another choice.  Print new values with
-``python tests/test_everything_drawn.py``, which also runs at that commit.
+with everything drawn the batched core, whose draws are hashes, has to reach the same numbers.  All is in float64, so
+that the order of sums does not show, and what differs is another choice.  ``python tests/test_everything_drawn.py``
+records again, also at that commit.
 """
 
 from __future__ import annotations
