@@ -8,8 +8,8 @@ padded batch, S side of a mask.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Self
 
 import torch
@@ -23,6 +23,8 @@ __all__ = ["Found", "Regions", "Targets"]
 # Rows of targets are padded to a multiple of this, so that a compiled step meets few shapes.
 GROUND_TRUTH_MULTIPLE = 8
 
+OWN = frozenset(part.name for part in fields(Target))
+
 
 @dataclass(frozen=True, slots=True)
 class Batched:
@@ -35,16 +37,19 @@ class Batched:
         return len(self.boxes)
 
     def to(self, device: torch.device | str) -> Self:
-        return replace(self, **{name: move(values, device) for name, values in present(self).items()})
+        return self._changed(lambda values: move(values, device))
 
     def pin_memory(self) -> Self:
-        return replace(self, **{name: values.pin_memory() for name, values in present(self).items()})
+        return self._changed(Tensor.pin_memory)
 
     def trimmed(self) -> Self:
         """Returns itself without the last columns that are padding in every image, except one; waits for a GPU."""
         used = self.valid.any(dim=0)
         width = int((torch.arange(1, len(used) + 1, device=used.device) * used).amax().clamp(min=1))
-        return replace(self, **{name: values[:, :width] for name, values in present(self).items()})
+        return self._changed(lambda values: values[:, :width])
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(self, **{name: change(values) for name, values in present(self).items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class Targets(Batched):
     ignore: Tensor  # (N, G) bool
     masks: Tensor | None = None  # (T, H, W) bool, image after image
     mask_rows: Tensor | None = None  # (N, G) int64, the row of ``masks`` of each object
+    others: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])  # (N, G, ...) any further fields, by name
 
     @property
     def wanted(self) -> Tensor:
@@ -73,8 +79,14 @@ class Targets(Batched):
             valid=valid.to(targets[0].boxes.device),
             labels=_padded([target.labels for target in targets], count),
             ignore=_padded([target.ignore for target in targets], count),
+            others=_further(targets, count),
         )
         return padded._with_masks(masks) if len(masks) == len(targets) else padded  # its own
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        others = {name: change(values) for name, values in self.others.items()}
+        own = {name: change(values) for name, values in present(self).items() if name != "others"}
+        return replace(self, **own, others=others)
 
     def _with_masks(self, masks: Sequence[Tensor]) -> Self:
         height, width = max(mask.shape[1] for mask in masks), max(mask.shape[2] for mask in masks)
@@ -123,6 +135,13 @@ class Found(Batched):
             Detections(**{name: values[row, :count] for name, values in present(self).items() if name != "valid"})
             for row, count in enumerate(counts)
         ]
+
+
+def _further(targets: Sequence[Target], count: int) -> dict[str, Tensor]:
+    """Returns the fields, (N, ``count``, ...) each, that all of ``targets`` have and ``Target`` has not."""
+    found = [{name: values for name, values in present(target).items() if name not in OWN} for target in targets]
+    shared = [name for name in found[0] if all(name in own for own in found)] if found else []
+    return {name: _padded([own[name] for own in found], count) for name in shared}
 
 
 def _padded(rows: Sequence[Tensor], count: int) -> Tensor:

@@ -40,9 +40,9 @@ def test_seven_functions(
 ) -> None:
     chains: list[list[str]] = []
 
-    def noted(deltas: Tensor, targets: Tensor, beta: float) -> Tensor:
+    def noted(deltas: Tensor, targets: Tensor, beta: float, *, weight: Tensor) -> Tensor:
         chains.append(own_functions())
-        return losses.smooth_l1(deltas, targets, beta)
+        return losses.smooth_l1(deltas, targets, beta, weight=weight)
 
     monkeypatch.setattr(f"detection.model.{stage}.smooth_l1", noted)
     root = write_digits(tmp_path / "data", num_train=2, num_test=1).parent

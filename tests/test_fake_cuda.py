@@ -1,7 +1,7 @@
 """Operations that would mix devices on a GPU, found without one: torch's fake tensors know their device and no values.
 
-What depends on values (matching, sampling, NMS) can't run under them, so the parts between are run one by one; nor can
-backward passes, which ask the driver.
+No shape in the model depends on a value, so whole steps and tests run under them; backward passes can't, since they ask
+the driver.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from detection.engine.optim import build_optimizer, clip_gradients
 from detection.model.box_stage import BoxStage
 from detection.model.faster_rcnn import FasterRCNN
 from detection.model.losses import smooth_l1
-from detection.structures import Detections, ImageBatch, Proposals, Target
+from detection.padded import Found, Regions, Targets
+from detection.structures import ImageBatch, Target, present
 
 SIZE = (64, 96)
-SIZES = (SIZE, (48, 96))
+SIZES = [SIZE, (48, 96)]
 RPN = RPNConfig(channels=8, samples_per_image=16)
 PYRAMID = DetectorBackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=8)
 FC = BoxConfig(head="fc", pool="roi_align", head_channels=8, class_agnostic=True)
@@ -88,8 +89,11 @@ def rand(*shape: int) -> Tensor:
 
 def make_batch() -> Batch:
     """As a loader gives it, on the CPU."""
-    images = ImageBatch(torch.zeros(2, 3, *SIZE, dtype=torch.uint8), SIZES, seeds=(1, 2))
-    return Batch(images, (make_target(), make_target()), (0, 1), ("a.jpg", "b.jpg"), (make_proposals("cpu"),) * 2)
+    images = ImageBatch(
+        torch.zeros(2, 3, *SIZE, dtype=torch.uint8), torch.tensor(SIZES), torch.zeros(2, dtype=torch.int64)
+    )
+    targets = Targets.pad([make_target(), make_target()])
+    return Batch(images, targets, (0, 1), ("a.jpg", "b.jpg"), make_regions("cpu"))
 
 
 def make_target() -> Target:
@@ -101,8 +105,9 @@ def make_target() -> Target:
     )
 
 
-def make_proposals(device: str) -> Proposals:
-    return Proposals(boxes=torch.rand(5, 4, device=device), scores=torch.rand(5, device=device))
+def make_regions(device: str) -> Regions:
+    boxes = torch.rand(2, 5, 4, device=device)
+    return Regions(boxes=boxes, valid=torch.ones_like(boxes[..., 0], dtype=torch.bool), scores=boxes[..., 0])
 
 
 def test_mixed_devices_are_found() -> None:
@@ -114,10 +119,9 @@ def test_mixed_devices_are_found() -> None:
 def test_a_batch_arrives_whole() -> None:
     moved = make_batch().to("cuda")
     assert moved.proposals is not None
-    tensors = [moved.images.pixels, *(proposals.boxes for proposals in moved.proposals)]
-    for target in moved.targets:
-        assert target.masks is not None
-        tensors += [target.boxes, target.labels, target.ignore, target.masks]
+    parts = [present(part) for part in (moved.images, moved.targets, moved.proposals)]
+    tensors = [tensor for part in parts for tensor in part.values() if isinstance(tensor, Tensor)]
+    assert len(tensors) == 12
     assert {tensor.device.type for tensor in tensors} == {"cuda"}
 
 
@@ -148,39 +152,50 @@ def stage_of(detector: FasterRCNN) -> BoxStage:
 
 
 def features_of(detector: FasterRCNN) -> list[Tensor]:
-    """Of the finest level only: which level a region is pooled from depends on values."""
-    return detector.features(make_batch().to("cuda").images)[:1]
+    return detector.features(make_batch().to("cuda").images)
 
 
 def test_pooling_head_and_boxes(detector: FasterRCNN) -> None:
     stage = stage_of(detector)
-    boxes = [rand(5, 4), rand(0, 4)]
-    vectors = stage.vectors(features_of(detector), boxes, SIZES)
-    scored = stage.predict(vectors, boxes, SIZES)
-    assert [image.boxes.shape for image in scored] == [(5, 3, 4), (0, 3, 4)]
-    assert {tensor.device.type for image in scored for tensor in (image.boxes, image.scores)} == {"cuda"}
+    scored = stage(features_of(detector), make_regions("cuda"), make_batch().to("cuda").images.sizes)
+    assert scored.boxes.shape[:2] == (2, 5)
+    assert {tensor.device.type for tensor in (scored.boxes, scored.scores, scored.valid)} == {"cuda"}
 
 
 def test_masks_of_detections(fake: FakeTensorMode) -> None:
     detector = make_detector("pyramid", fake)
-    found = Detections(boxes=rand(4, 4), scores=rand(4), labels=torch.zeros(4, dtype=torch.int64, device="cuda"))
-    (first, second) = detector.masks(features_of(detector), [found, found[:0]])
-    assert first.masks is not None
-    assert first.masks.device.type == "cuda"
-    assert len(second) == 0
+    labels = torch.zeros(2, 4, dtype=torch.int64, device="cuda")
+    found = detector.masks(features_of(detector), Found(rand(2, 4, 4), labels.bool(), rand(2, 4), labels))
+    assert found.masks is not None
+    assert found.masks.device.type == "cuda"
 
 
 def test_loss_formulas(detector: FasterRCNN) -> None:
-    stage, boxes = stage_of(detector), [rand(3, 4), rand(2, 4)]
-    logits, deltas = stage.predictor(stage.vectors(features_of(detector), boxes, SIZES))
+    stage, boxes, images = stage_of(detector), rand(5, 4), torch.tensor([0, 0, 0, 1, 1], device="cuda")
+    sizes = make_batch().to("cuda").images.sizes
+    logits, deltas = stage.predictor(stage.vectors(features_of(detector), boxes, images, sizes))
     labels, goals = torch.zeros(5, dtype=torch.int64, device="cuda"), rand(5, 4)
     chosen = deltas[torch.arange(5, device="cuda"), labels if deltas.shape[1] > 1 else 0]
-    encoded = stage.coder.encode(goals, torch.cat(boxes))
+    encoded = stage.coder.encode(goals, boxes)
     losses = [
         functional.cross_entropy(logits, labels, reduction="sum"),
-        smooth_l1(chosen, encoded, stage.smooth_l1_beta),
+        smooth_l1(chosen, encoded, stage.smooth_l1_beta, weight=rand(5)),
     ]
     assert {loss.device.type for loss in losses} == {"cuda"}
+
+
+def test_a_whole_step_forward(detector: FasterRCNN) -> None:
+    batch = make_batch().to("cuda")
+    losses = detector(batch.images, batch.targets)
+    assert len(losses) >= 4
+    assert {loss.device.type for loss in losses.values()} == {"cuda"}
+
+
+def test_a_whole_test(detector: FasterRCNN) -> None:
+    with torch.no_grad():
+        found = detector.eval().detect(make_batch().to("cuda").images)
+    assert found.boxes.shape[::2] == (2, 4)
+    assert {tensor.device.type for tensor in present(found).values()} == {"cuda"}
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

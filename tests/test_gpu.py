@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
@@ -30,6 +29,10 @@ from detection.engine.loop import TrainState, step
 from detection.engine.optim import build_optimizer
 from detection.engine.signals import StopRequest
 from detection.model.faster_rcnn import FasterRCNN
+from detection.model.matcher import IGNORED, NEGATIVE, POSITIVE
+from detection.model.sampler import BalancedSampler, Drawn
+from detection.model.select import hash32
+from detection.padded import Regions, Targets
 from detection.structures import Detections, ImageBatch, Proposals, Target
 
 pytestmark = [
@@ -70,8 +73,8 @@ def make_batch() -> Batch:
     y, x = torch.meshgrid(torch.arange(64), torch.arange(80), indexing="ij")
     image = torch.stack([2 * x + y, 3 * y, (x * y) % 256]).clamp(0, 255).to(torch.uint8)
     images = ImageBatch.from_images([image, image[:, :48, :64].flip(2)])
-    targets = (make_target([[8, 8, 40, 40], [40, 20, 72, 52]], [1, 2]), make_target([[4, 12, 30, 40]], [0]))
-    return Batch(images, targets, (0, 1), ("a.jpg", "b.jpg"))
+    targets = [make_target([[8, 8, 40, 40], [40, 20, 72, 52]], [1, 2]), make_target([[4, 12, 30, 40]], [0])]
+    return Batch(images, Targets.pad(targets), (0, 1), ("a.jpg", "b.jpg"))
 
 
 def make_target(boxes: list[list[float]], labels: list[int]) -> Target:
@@ -121,9 +124,9 @@ def test_train_steps_equal_those_of_the_cpu() -> None:
         assert (after[name] - tensor).norm() <= 0.02 * moved + 1e-6, name
 
 
-def proposals(device: torch.device) -> list[Proposals]:
+def proposals(device: torch.device) -> Regions:
     boxes = torch.tensor([[4.0, 4, 36, 40], [0, 16, 24, 44], [20, 8, 60, 44], [30, 20, 64, 48]])
-    return [Proposals(boxes=boxes, scores=torch.zeros(4)).to(device)] * 2
+    return Regions.pad([Proposals(boxes=boxes, scores=torch.zeros(4))] * 2).to(device)
 
 
 @torch.no_grad()
@@ -191,9 +194,9 @@ def test_a_batch_in_pinned_memory_arrives_whole() -> None:
     batch = make_batch()
     moved = batch.pin_memory().to(DEVICE)
     assert torch.equal(moved.images.pixels.cpu(), batch.images.pixels)
-    for ours, theirs in zip(moved.targets, batch.targets, strict=True):
-        assert torch.equal(ours.boxes.cpu(), theirs.boxes)
-        assert torch.equal(ours.labels.cpu(), theirs.labels)
+    assert torch.equal(moved.images.sizes.cpu(), batch.images.sizes)
+    for name in ("boxes", "labels", "ignore", "valid"):
+        assert torch.equal(getattr(moved.targets, name).cpu(), getattr(batch.targets, name))
 
 
 def test_random_state_of_the_gpu_comes_back() -> None:
@@ -204,13 +207,15 @@ def test_random_state_of_the_gpu_comes_back() -> None:
     assert torch.equal(torch.rand(3, device=DEVICE), drawn)
 
 
-def test_seeded_draws_on_the_gpu_repeat() -> None:
-    images = replace(make_batch().images, seeds=(5, 6)).to(DEVICE)
+def test_the_gpu_draws_what_the_cpu_draws() -> None:
+    states = torch.tensor([POSITIVE, NEGATIVE, NEGATIVE, IGNORED]).repeat(2, 100)
 
-    def draw() -> list[Tensor]:
-        return [torch.randperm(100, generator=generator, device=DEVICE) for generator in images.generators()]
+    def draw(device: torch.device) -> Drawn:
+        numbers = hash32(torch.tensor([5, 6], device=device), torch.arange(400, device=device), 1)
+        return BalancedSampler(64, 0.25)(states.to(device), numbers)
 
-    (first, second), again = draw(), draw()
-    assert torch.equal(first, again[0])
-    assert torch.equal(second, again[1])
-    assert not torch.equal(first, second)
+    ours, theirs, again = draw(DEVICE), draw(torch.device("cpu")), draw(DEVICE)
+    for name in ("columns", "positive", "valid"):
+        assert torch.equal(getattr(ours, name).cpu(), getattr(theirs, name))
+        assert torch.equal(getattr(ours, name), getattr(again, name))
+    assert not torch.equal(ours.columns[0], ours.columns[1])

@@ -37,6 +37,7 @@ from detection.data.readers.segmentation import read_instances
 from detection.data.readers.voc import read_voc
 from detection.masks import to_rle
 from detection.model.matcher import POSITIVE, Matcher
+from detection.padded import Targets
 from detection.structures import ImageBatch, Proposals, Target
 
 MakeVOC = Callable[..., Path]
@@ -486,7 +487,8 @@ def test_a_quarter_of_a_million_anchors_meet_500_objects_in_little_memory() -> N
     anchors = torch.rand(243_000, 4, generator=torch.Generator().manual_seed(0)) * 400
     anchors = torch.cat([anchors[:, :2], anchors[:, :2] + anchors[:, 2:]], dim=1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    matches = Matcher(0.7, 0.3, match_best=True)(anchors, crowd(500, (800, 800)))
+    targets, usable = Targets.pad([crowd(500, (800, 800))]), torch.ones(1, len(anchors), dtype=torch.bool)
+    matches = Matcher(0.7, 0.3, match_best=True)(anchors[None], targets, usable)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 << 10  # KiB; the matrix alone has 464 MiB
     assert (matches.states == POSITIVE).sum() > 400
 

@@ -48,11 +48,14 @@ def train_batches(index: AnnotationIndex, config: DetectorDataConfig, count: int
 
 def assert_equal(ours: list[Batch], others: list[Batch]) -> None:
     for one, other in zip(ours, others, strict=True):
-        assert (one.rows, one.paths, one.images.sizes) == (other.rows, other.paths, other.images.sizes)
+        assert (one.rows, one.paths) == (other.rows, other.paths)
+        assert torch.equal(one.images.sizes, other.images.sizes)
+        assert one.images.seeds is not None
+        assert other.images.seeds is not None
+        assert torch.equal(one.images.seeds, other.images.seeds)
         assert torch.equal(one.images.pixels, other.images.pixels)
-        for target, other_target in zip(one.targets, other.targets, strict=True):
-            for name in ("boxes", "labels", "ignore"):
-                assert torch.equal(getattr(target, name), getattr(other_target, name))
+        for name in ("boxes", "labels", "ignore", "valid"):
+            assert torch.equal(getattr(one.targets, name), getattr(other.targets, name))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -93,24 +96,24 @@ def test_the_same_image_is_augmented_anew_in_every_pass(index: AnnotationIndex) 
 
 def test_images_have_the_configured_scale(index: AnnotationIndex) -> None:
     config = replace(CONFIG, augment=())
-    sizes = {size for batch in train_batches(index, config, 12) for size in batch.images.sizes}
+    sizes = {size for batch in train_batches(index, config, 12) for size in batch.images.size_list()}
     assert sizes == {(48, 64), (64, 48)}
 
 
 def test_training_images_have_one_of_the_sides_and_test_images_the_one(index: AnnotationIndex) -> None:
     config = replace(CONFIG, augment=(), train_shorter_sides=(30, 60))
-    sizes = {min(size) for batch in train_batches(index, config, 12) for size in batch.images.sizes}
+    sizes = {min(size) for batch in train_batches(index, config, 12) for size in batch.images.size_list()}
     assert sizes == {30, 60}
-    assert {min(size) for batch in build_test_loader(index, config) for size in batch.images.sizes} == {48}
+    assert {min(size) for batch in build_test_loader(index, config) for size in batch.images.size_list()} == {48}
     assert_equal(train_batches(index, config, 4, start=5), train_batches(index, config, 9)[5:])
 
 
 def test_jittered_images_fill_the_canvas_and_test_images_do_not(index: AnnotationIndex) -> None:
     config = replace(CONFIG, augment=(), jitter=JitterConfig(size=40))
     first, *others = train_batches(index, config, 6)
-    assert {size for batch in (first, *others) for size in batch.images.sizes} == {(40, 40)}
+    assert {size for batch in (first, *others) for size in batch.images.size_list()} == {(40, 40)}
     assert_equal(train_batches(index, replace(config, workers=1), 6), [first, *others])
-    assert next(iter(build_test_loader(index, config))).images.sizes == ((64, 48),)
+    assert next(iter(build_test_loader(index, config))).images.size_list() == [(64, 48)]
 
 
 def test_images_of_a_rare_class_come_more_often(make_index: Callable[..., AnnotationIndex], tmp_path: Path) -> None:
@@ -139,7 +142,7 @@ def test_objects_are_pasted_whatever_the_number_of_workers(
     packed = PackedStrings.pack([encode(mask.numpy())["counts"].decode() for mask in stack])
     masked, config = replace(plain, fields={"masks": packed}), replace(CONFIG, augment=(), copy_paste=1.0)
     batches = train_batches(masked, config, 6)
-    assert all(len(target) == 2 for batch in batches for target in batch.targets)
+    assert all(batch.targets.valid.sum(dim=1).tolist() == [2, 2] for batch in batches)
     assert_equal(train_batches(masked, replace(config, workers=1), 6), batches)
     assert_equal(train_batches(masked, config, 2, start=4), batches[4:])
 
@@ -147,7 +150,7 @@ def test_objects_are_pasted_whatever_the_number_of_workers(
 def test_upright_and_lying_images_are_kept_apart_only_if_asked(index: AnnotationIndex) -> None:
     def mixed(*, group: bool) -> bool:
         config = replace(CONFIG, augment=(), group_by_aspect=group)
-        return any(len(set(batch.images.sizes)) == 2 for batch in train_batches(index, config, 12))
+        return any(len(set(batch.images.size_list())) == 2 for batch in train_batches(index, config, 12))
 
     assert not mixed(group=True)
     assert mixed(group=False)
@@ -188,8 +191,8 @@ def test_testing_visits_each_image_once_without_augmentation(
 ) -> None:
     batches = list(build_test_loader(index, replace(CONFIG, workers=workers), batch_size=batch_size))
     assert [row for batch in batches for row in batch.rows] == list(range(8))
-    first = batches[0].targets[0]  # 60x80 upright: factor 48 / 60
-    torch.testing.assert_close(first.boxes, torch.tensor([[10.0, 20.0, 40.0, 50.0]]) * 0.8)
+    first = batches[0].targets  # 60x80 upright: factor 48 / 60
+    torch.testing.assert_close(first.boxes[0, first.valid[0]], torch.tensor([[10.0, 20.0, 40.0, 50.0]]) * 0.8)
 
 
 def test_testing_takes_only_the_rows_it_is_given(index: AnnotationIndex) -> None:

@@ -281,7 +281,7 @@ class TestBatches:
     def test_a_batch_keeps_the_order(self) -> None:
         batch = collate([self.sample(make_proposals(boxes)) for boxes in BOXES.values()])
         assert batch.proposals is not None
-        assert [image.boxes.tolist() for image in batch.proposals] == list(BOXES.values())
+        assert [image.boxes.tolist() for image in batch.proposals.ragged()] == list(BOXES.values())
 
     def test_a_batch_without(self) -> None:
         assert collate([self.sample(None), self.sample(None)]).proposals is None
@@ -289,7 +289,7 @@ class TestBatches:
     def test_a_batch_moves_as_a_whole(self) -> None:
         moved = collate([self.sample(make_proposals(BOXES[7]))]).to("meta")
         assert moved.proposals is not None
-        assert moved.proposals[0].boxes.is_meta
+        assert moved.proposals.boxes.is_meta
 
     def test_the_loader_reads_the_file(self, picture: AnnotationIndex, tmp_path: Path) -> None:
         write_proposals(tmp_path / "p.safetensors", [make_proposals([RECTANGLE])], picture)
@@ -298,7 +298,7 @@ class TestBatches:
         batch = next(iter(build_train_loader(picture, config, batch_size=1, seed=0, proposals=path)))
         assert batch.proposals is not None
         wanted = torch.tensor([bounds(batch.images.pixels[0])], dtype=torch.float32)
-        torch.testing.assert_close(batch.proposals[0].boxes, wanted, atol=1e-3, rtol=0)
+        torch.testing.assert_close(batch.proposals.boxes[0], wanted, atol=1e-3, rtol=0)
 
     def test_a_file_for_other_images_ends_the_training_before_it_begins(
         self, path: Path, picture: AnnotationIndex

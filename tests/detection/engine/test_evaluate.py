@@ -19,6 +19,7 @@ from detection.evaluation.record import Record
 from detection.fields.masks import Masks
 from detection.masks import decode, empty_rle, encode
 from detection.model.faster_rcnn import FasterRCNN
+from detection.padded import Targets
 from detection.structures import Detections, ImageBatch, Target
 
 CPU = torch.device("cpu")
@@ -48,7 +49,7 @@ class Oracle(nn.Module):
     def forward(self, images: ImageBatch) -> list[Detections]:
         self.seen.append((self.training, torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()))
         dog = Detections(boxes=torch.tensor([[10.0, 5, 40, 25]]), scores=torch.tensor([0.9]), labels=torch.tensor([1]))
-        return [dog if size == (50, 100) else dog[:0] for size in images.sizes]
+        return [dog if size == (50, 100) else dog[:0] for size in images.size_list()]
 
 
 def make_batches(*rows: int) -> Iterator[Batch]:
@@ -56,7 +57,7 @@ def make_batches(*rows: int) -> Iterator[Batch]:
     for row in rows:
         images = ImageBatch.from_images([torch.zeros(3, *sizes[row], dtype=torch.uint8)])
         nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), ignore=torch.zeros(0).bool())
-        yield Batch(images, (nothing,), (row,), (INDEX.paths[row],))
+        yield Batch(images, Targets.pad([nothing]), (row,), (INDEX.paths[row],))
 
 
 def run(oracle: Oracle, *rows: int, **options: Any) -> Any:

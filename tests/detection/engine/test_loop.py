@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -21,6 +21,7 @@ from detection.engine.feed import Feed
 from detection.engine.loop import NotFiniteError, TrainState, Window, step
 from detection.engine.optim import build_optimizer
 from detection.engine.signals import StopRequest
+from detection.padded import Targets
 from detection.structures import ImageBatch, Target
 
 CPU = torch.device("cpu")
@@ -35,7 +36,7 @@ class LineModel(nn.Module):
         self.modes: list[bool] = []
         self.autocast: list[bool] = []
 
-    def forward(self, images: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def forward(self, images: ImageBatch, targets: Targets) -> dict[str, Tensor]:
         assert len(images) == len(targets)
         self.modes.append(self.training)
         self.autocast.append(torch.is_autocast_enabled("cpu"))
@@ -49,7 +50,7 @@ class NanModel(LineModel):
 
     value = float("nan")
 
-    def forward(self, images: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def forward(self, images: ImageBatch, targets: Targets) -> dict[str, Tensor]:
         losses = super().forward(images, targets)
         return losses | {"third": losses["first"] * (self.value if len(self.modes) == 3 else 1.0)}
 
@@ -58,7 +59,7 @@ def make_batch(*brightness: int) -> Batch:
     images = [torch.full((3, 2, 2), value, dtype=torch.uint8) for value in brightness]
     none = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64), ignore=torch.zeros(0).bool())
     paths = tuple(f"image{value}.jpg" for value in brightness)
-    return Batch(ImageBatch.from_images(images), (none,) * len(images), tuple(range(len(images))), paths)
+    return Batch(ImageBatch.from_images(images), Targets.pad([none] * len(images)), tuple(range(len(images))), paths)
 
 
 def batches(size: int = 2) -> Iterator[Batch]:
@@ -180,7 +181,7 @@ def test_loss_that_is_not_finite_has_all_it_takes_to_find_the_cause(value: float
 class LogModel(LineModel):
     """Its loss is finite at w = 0 and the gradient there is not."""
 
-    def forward(self, images: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def forward(self, images: ImageBatch, targets: Targets) -> dict[str, Tensor]:
         return {"root": self.w.abs().sqrt() + self.b * 0}
 
 
@@ -402,7 +403,7 @@ def test_batch_norm_of_a_single_value_names_keys_and_size() -> None:
     class Tiny(LineModel):
         norm = nn.BatchNorm2d(3)
 
-        def forward(self, images: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
+        def forward(self, images: ImageBatch, targets: Targets) -> dict[str, Tensor]:
             return {"loss": self.norm(images.pixels.float().mean(dim=(2, 3), keepdim=True)).sum() * self.w}
 
     with pytest.raises(ValueError, match=r"1 images of \(2, 2\) pixels .*\[1, 3, 1, 1\].*backbone\.norm .*frozen_bn"):

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from detection.engine.log import RunLog
 from detection.engine.loop import NotFiniteError
 from detection.engine.signals import StoppedError
 from detection.engine.trainer import Trainer
+from detection.padded import Targets
 from detection.structures import ImageBatch, Target
 
 ROOT = Path(__file__).parents[3]
@@ -39,7 +40,7 @@ class LineModel(nn.Module):
         self.norm = nn.BatchNorm1d(1, affine=False)
         self.modes: list[bool] = []
 
-    def forward(self, images: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def forward(self, images: ImageBatch, targets: Targets) -> dict[str, Tensor]:
         self.modes.append(self.training)
         x = images.pixels.float().mean(dim=(1, 2, 3)) / 100
         self.norm(x[:, None] + torch.rand(len(x), 1))
@@ -49,7 +50,7 @@ class LineModel(nn.Module):
 class BrokenModel(LineModel):
     """Spoils its statistics and its loss in the third step."""
 
-    def forward(self, images: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def forward(self, images: ImageBatch, targets: Targets) -> dict[str, Tensor]:
         losses = super().forward(images, targets)
         if len(self.modes) == 3:
             self.norm(torch.full((2, 1), float("nan")))
@@ -61,7 +62,9 @@ def batches(**_: Any) -> Iterator[Batch]:
     for value in itertools.cycle(range(10, 90, 20)):
         images = [torch.full((3, 2, 2), value + more, dtype=torch.uint8) for more in (0, 10)]
         none = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64), ignore=torch.zeros(0).bool())
-        yield Batch(ImageBatch.from_images(images), (none, none), (0, 1), (f"{value}.jpg", f"{value + 10}.jpg"))
+        yield Batch(
+            ImageBatch.from_images(images), Targets.pad([none, none]), (0, 1), (f"{value}.jpg", f"{value + 10}.jpg")
+        )
 
 
 @pytest.fixture
@@ -269,7 +272,7 @@ def test_only_run_and_step_lie_between_a_task_and_the_model(make_trainer: Callab
     names: list[str] = []
 
     class Looking(LineModel):
-        def forward(self, images: ImageBatch, targets: Sequence[Target]) -> dict[str, Tensor]:
+        def forward(self, images: ImageBatch, targets: Targets) -> dict[str, Tensor]:
             frames = traceback.extract_stack()
             names[:] = [frame.name for frame in frames if f"{ROOT}/detection" in frame.filename]
             return super().forward(images, targets)

@@ -194,15 +194,14 @@ def test_values_follow_flips_crops_and_resizing_to_the_batch(folder: Path) -> No
     dataset = DetectionDataset(index, resize=Resize(100, 120), augment=steps, fields=("points",))
     batch = collate([dataset[(0, 0)], dataset[(1, 1)]])
     # Of a.png, the flip leads x to 80 - x, and the third object lies at 10..40: the crop leaves a third of it.
-    assert batch.images.sizes == ((120, 100), (120, 100))
+    assert batch.images.size_list() == [(120, 100), (120, 100)]
     expected = [[[40, 40, 80, 80], [0, 20, 20, 100]], [[60, 80, 100, 120]]]
-    for target, boxes in zip(batch.targets, expected, strict=True):
-        torch.testing.assert_close(target.boxes, torch.tensor(boxes, dtype=torch.float32))
-    assert [points_of(target) for target in batch.targets] == [[[76, 76], [0, 60]], [[90, 108]]]
-    moved = batch.to("meta").targets[0]
-    assert isinstance(moved, PointTarget)
-    assert moved.points is not None
-    assert moved.points.is_meta
+    targets, points = batch.targets, batch.targets.others["points"]
+    for target, valid, boxes in zip(targets.boxes, targets.valid, expected, strict=True):
+        torch.testing.assert_close(target[valid], torch.tensor(boxes, dtype=torch.float32))
+    rows = [values[valid].tolist() for values, valid in zip(points, targets.valid, strict=True)]
+    assert rows == [[[76, 76], [0, 60]], [[90, 108]]]
+    assert batch.to("meta").targets.others["points"].is_meta
 
 
 def test_a_value_goes_with_an_object_that_a_crop_drops(folder: Path) -> None:

@@ -130,15 +130,14 @@ def assert_same(found: Detections, expected: Detections) -> None:
 def test_golden_losses() -> None:
     # To regenerate after an intended change: print the losses of this very test and paste them below.
     detector = seeded(CONFIG)
-    images = ImageBatch.from_images([IMAGE, IMAGE[:, :48, :64].flip(2)])
+    images = ImageBatch.from_images([IMAGE, IMAGE[:, :48, :64].flip(2)], seeds=[1, 2])
     second = make_target([[4, 12, 30, 40], [30, 0, 64, 20]], [0, 1], ignore=[False, True])
-    torch.manual_seed(1)  # of the samplers
     losses = detector(images, [TARGET, second])
     measured = {name: loss.item() for name, loss in losses.items()}
     expected = {
-        "rpn_objectness": 0.6956677,
+        "rpn_objectness": 0.6944703,
         "rpn_box": 0.00862234,
-        "box_class": 1.5619063,
+        "box_class": 1.558262,
         "box_regression": 0.02456016,
     }
     assert measured == pytest.approx(expected, rel=1e-4)
@@ -418,9 +417,9 @@ def test_learns_two_rectangles_by_heart() -> None:
 
 # To regenerate after an intended change: print the losses of the test that names it.
 GOLDEN_PYRAMID = {
-    "rpn_objectness": 0.6853462,
-    "rpn_box": 0.002553734,
-    "box_class": 1.387734,
+    "rpn_objectness": 0.6847211,
+    "rpn_box": 0.002553735,
+    "box_class": 1.387037,
     "box_regression": 0.1011036,
     "mask": 1.521016,
 }
@@ -523,8 +522,8 @@ class TestMasks:
 
 def test_golden_losses_of_a_pyramid_with_masks() -> None:
     detector = seeded(PYRAMID)
-    torch.manual_seed(1)  # of the samplers
-    losses = detector(ImageBatch.from_images([IMAGE, IMAGE.flip(2)]), [with_masks(TARGET), with_masks(TARGET)])
+    images = ImageBatch.from_images([IMAGE, IMAGE.flip(2)], seeds=[1, 2])
+    losses = detector(images, [with_masks(TARGET), with_masks(TARGET)])
     measured = {name: loss.item() for name, loss in losses.items()}
     assert measured == pytest.approx(GOLDEN_PYRAMID, rel=1e-4)
 

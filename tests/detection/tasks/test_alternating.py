@@ -227,9 +227,9 @@ class TestProposals:
         assert isinstance(detector, FasterRCNN)
         detector.load_state_dict(weights(finished, number))
         for batch in build_test_loader(index, config.data):
-            (row,), (size,) = batch.rows, batch.images.sizes
+            (row,), (size,) = batch.rows, batch.images.size_list()
             with torch.no_grad():
-                (wanted,) = detector.propose(detector.features(batch.images), batch.images)
+                (wanted,) = detector.propose(detector.features(batch.images), batch.images).ragged()
             height, width = index.sizes[row].tolist()
             found = stored.of(row)
             factors = torch.tensor([width / size[1], height / size[0]] * 2)

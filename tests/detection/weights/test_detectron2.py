@@ -565,7 +565,7 @@ def test_features_and_rpn_give_detectron2_s_numbers(name: str) -> None:
     normal, stride_in = (pixels.flip(1).float() - mean) / std, "3x3" if "X_101" in name or "gn" in name else "1x1"
     stages = zoo_body(state, body, normal, dilated=kind == "dc5", stride_in=stride_in)
     expected = zoo_pyramid(state, stages) if kind == "fpn" else stages[-1:]
-    features = detector.features(ImageBatch(pixels, ((64, 96),)))
+    features = detector.features(ImageBatch(pixels, torch.tensor([[64, 96]])))
     assert [feature.shape[-2:] for feature in features] == [level.shape[-2:] for level in expected]
     rpn = "proposal_generator.rpn_head"
     for ours, theirs in zip(features, expected, strict=True):

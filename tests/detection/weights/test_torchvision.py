@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -33,6 +34,7 @@ from torchvision.models.detection import (
     retinanet_resnet50_fpn,
     ssd300_vgg16,
 )
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -46,6 +48,10 @@ from detection.data.cards import load_card
 from detection.data.images import read_image
 from detection.engine.checkpoint import load_detector_weights, load_initial_weights, read_checkpoint, write_converted
 from detection.model.architecture import Architecture
+from detection.model.box_stage import OBJECTS, REGIONS
+from detection.model.faster_rcnn import FasterRCNN as OurFasterRCNN
+from detection.model.rpn import ANCHORS
+from detection.model.select import hash32
 from detection.structures import Detections, ImageBatch, Target
 from detection.weights.to_torchvision import to_torchvision
 from detection.weights.torchvision import convert_torchvision
@@ -54,6 +60,7 @@ CLASSES = ("cat", "dog", "cow", "bus", "cup")
 COCO_ROWS: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 COCO_NAMES = tuple(name for name in COCO_ROWS[1:] if name != "N/A")
 ModelT = TypeVar("ModelT", bound=FasterRCNN)
+SEEDS = (3, 4)  # of the draws in two images
 LOSSES = {
     "rpn_objectness": "loss_objectness",
     "rpn_box": "loss_rpn_box_reg",
@@ -294,17 +301,62 @@ def their_losses(
     return losses
 
 
+class Hashed(BalancedPositiveNegativeSampler):
+    """torchvision's sampler with its own counts, but what comes first is decided by our hash, not by ``randperm``.
+
+    Args:
+        like: sampler with the counts.
+        places: of the candidates of each image, (M,).
+        stream: of the hash.
+    """
+
+    def __init__(self, like: BalancedPositiveNegativeSampler, places: Sequence[Tensor], stream: int) -> None:
+        super().__init__(like.batch_size_per_image, like.positive_fraction)
+        self.numbers = [hash32(torch.tensor([seed]), own, stream)[0] for seed, own in zip(SEEDS, places, strict=False)]
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        masks = list[tuple[Tensor, Tensor]]()
+        for numbers, matched in zip(self.numbers, matched_idxs, strict=True):
+            order = numbers.argsort()
+            positive, negative = order[matched[order] >= 1], order[matched[order] == 0]
+            positive = positive[: int(self.batch_size_per_image * self.positive_fraction)]
+            negative = negative[: self.batch_size_per_image - len(positive)]
+            drawn = torch.zeros(2, len(matched), dtype=torch.uint8)
+            drawn[0, positive], drawn[1, negative] = 1, 1
+            masks.append((drawn[0], drawn[1]))
+        return [own for own, _ in masks], [own for _, own in masks]
+
+
+@contextmanager
+def same_draws(theirs: FasterRCNN, ours: Architecture, targets: Sequence[Target]) -> Iterator[None]:
+    """Lets both train on the same anchors and regions of images of 128 x 160.
+
+    torchvision decides which anchors are the best of an object by exact equality; ours has to as well, instead of by
+    ``TIE``.
+    """
+    assert isinstance(ours, OurFasterRCNN)
+    levels = [(-(-128 // stride), -(-160 // stride)) for stride in (4, 8, 16, 32, 64)]
+    anchors = ours.rpn._places([torch.zeros(1, 1, *size) for size in levels])
+    few = FEW["rpn_post_nms_top_n_train"]
+    regions = [torch.cat([torch.arange(few), OBJECTS + torch.arange(len(target))]) for target in targets]
+    samplers = theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler
+    theirs.rpn.fg_bg_sampler = Hashed(samplers[0], [anchors] * len(targets), ANCHORS)
+    theirs.roi_heads.fg_bg_sampler = Hashed(samplers[1], regions, REGIONS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detection.model.matcher.TIE", 1.0)
+        yield
+    theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler = samplers
+
+
 def assert_same_losses(theirs: FasterRCNN, ours: Architecture, targets: Sequence[Target]) -> None:
     """Losses, and the gradients of their sum at the ends of the trunk and of the RPN.
 
-    Both draw from torch's random state in the same order, so the same anchors and regions are trained on. The sizes are
-    multiples of 32: torchvision would train on anchors in the padding, ours does not.
+    The sizes are multiples of 32: torchvision would train on anchors in the padding, ours does not.
     """
     images = [noise((128, 160), seed=number) for number in range(len(targets))]
-    torch.manual_seed(3)
-    expected = their_losses(theirs, images, targets)
-    torch.manual_seed(3)
-    found = ours(ImageBatch.from_images(images), targets)
+    with same_draws(theirs, ours, targets):
+        expected = their_losses(theirs, images, targets)
+        found = ours(ImageBatch.from_images(images, seeds=SEEDS[: len(images)]), targets)
     assert {LOSSES[name] for name in found} == set(expected)
     for name, loss in found.items():
         assert loss > 1e-3, name
@@ -634,10 +686,10 @@ class TestFineTuning:
             [make_target((128, 160), seed=n) for n in range(2)],
         )
         before = theirs.state_dict()["backbone.body.layer1.0.bn1.running_mean"].clone()
-        torch.manual_seed(3)
-        expected = their_losses(theirs, images, targets, fixed=False)
-        torch.manual_seed(3)
-        for name, loss in ours(ImageBatch.from_images(images), targets).items():
+        with same_draws(theirs, ours, targets):
+            expected = their_losses(theirs, images, targets, fixed=False)
+            found = ours(ImageBatch.from_images(images, seeds=SEEDS), targets)
+        for name, loss in found.items():
             torch.testing.assert_close(loss, expected[LOSSES[name]], rtol=0, atol=2e-7, check_dtype=False)
         for layer in ("bn1", "layer1.0.bn1", "layer2.0.bn1"):
             name = f"backbone.body.{layer}.running_mean"

@@ -1,0 +1,126 @@
+"""Losses and gradients where every anchor and region is drawn, so that nothing is left to chance.
+
+Recorded with the core that matched, drew and pooled image by image (commit a8e339f), which drew by torch's generators:
+with everything drawn the batched core, whose draws are hashes, has to reach the same numbers.  All is in float64, so
+that the order of sums does not show, and what differs is another choice.  ``python tests/test_everything_drawn.py``
+records again, also at that commit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from detection.build import build_detector
+from detection.config.detection import (
+    AnchorConfig,
+    BoxConfig,
+    DetectionConfig,
+    DetectorBackboneConfig,
+    MaskConfig,
+    RPNConfig,
+)
+from detection.engine.checkpoint import load_detector_weights, read_checkpoint
+from detection.model.faster_rcnn import FasterRCNN
+from detection.structures import ImageBatch, Target
+
+RECORDED = Path(__file__).parent / "everything_drawn.json"
+OLD = Path(__file__).parent / "old_runs" / "format1"
+OLD_RUNS = ("c4/at_60.safetensors", "cascade", "fpn_mask")
+ALL = 100_000
+C4 = DetectionConfig(
+    backbone=DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=4),
+    anchors=AnchorConfig(sizes=(16.0, 32.0)),
+    rpn=RPNConfig(channels=32, allow_outside=True, pre_nms_train=200, post_nms_train=20, min_size=2.0),
+)
+PYRAMID = replace(
+    C4,
+    backbone=DetectorBackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=32),
+    anchors=AnchorConfig(sizes=(8.0, 16.0, 32.0, 64.0, 128.0)),
+    box=BoxConfig(head="fc", pool="roi_align", head_channels=32),
+    architecture="mask_rcnn",
+    mask=MaskConfig(pool_size=4, convs=1, channels=8),
+)
+CONFIGS = {
+    "c4": C4,
+    "c4, inside": replace(C4, rpn=replace(C4.rpn, allow_outside=False)),
+    "c4, context": replace(C4, box=BoxConfig(pool="roi_align", context=True)),
+    "c4, hard negatives": replace(C4, box=BoxConfig(negative_iou_low=0.1, class_agnostic=True)),
+    "c4, masks": replace(C4, architecture="mask_rcnn", mask=MaskConfig(channels=8)),
+    "vgg": replace(C4, backbone=DetectorBackboneConfig(name="vgg11", roi_size=2, dropout=0.0)),
+    "pyramid": PYRAMID,
+    "pyramid, giou": replace(PYRAMID, box=replace(PYRAMID.box, loss="giou", sampling_ratio=0)),
+    "cascade, masks": replace(PYRAMID, architecture="cascade_mask_rcnn", box=replace(PYRAMID.box, class_agnostic=True)),
+}
+
+
+def everything_drawn(config: DetectionConfig) -> DetectionConfig:
+    return replace(
+        config,
+        rpn=replace(config.rpn, samples_per_image=ALL, positive_fraction=1.0),
+        box=replace(config.box, samples_per_image=ALL, positive_fraction=1.0),
+    )
+
+
+def make_detector(name: str) -> FasterRCNN:
+    if name in OLD_RUNS:
+        checkpoint = read_checkpoint(OLD / name)
+        detector = build_detector(everything_drawn(checkpoint.config), 2, pretrained=False)
+        load_detector_weights(detector, checkpoint, ("cat", "dog"))
+    else:
+        torch.manual_seed(0)
+        detector = build_detector(everything_drawn(CONFIGS[name]), 2, pretrained=False)
+    assert isinstance(detector, FasterRCNN)
+    # The old core makes single precision of the pixels whatever the precision of the weights.
+    detector.normalize.register_forward_hook(lambda _module, _images, pixels: pixels.double())
+    return detector.train().double()
+
+
+def make_target(boxes: list[list[float]], labels: list[int], ignore: list[bool], size: tuple[int, int]) -> Target:
+    """Every mask is the left part of its box."""
+    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
+    for row, (x1, y1, x2, y2) in enumerate(boxes):
+        masks[row, int(y1) : int(y2), int(x1) : int(x2) - 5] = True
+    return Target(
+        boxes=torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        ignore=torch.tensor(ignore, dtype=torch.bool),
+        masks=masks,
+    )
+
+
+def measure(name: str) -> dict[str, float]:
+    """Losses, and the length of the gradient of their sum, of three images of different sizes.
+
+    One has an ignored object, and one has none; no box lies where anchors of equal IoU are the best, because which of
+    them are positive is decided otherwise now (``TIE`` of the matcher).
+    """
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(80), indexing="ij")
+    image = torch.stack([2 * x + y, 3 * y, (x * y) % 256]).clamp(0, 255).to(torch.uint8)
+    images = ImageBatch.from_images([image, image[:, :48, :64].flip(2), image.flip(1)])
+    targets = [
+        make_target([[7.3, 9.1, 41.7, 38.2], [39.4, 21.3, 72.9, 53.6]], [0, 1], [False, False], (64, 80)),
+        make_target([[4.2, 12.9, 29.3, 41.1], [31.2, 1.3, 62.8, 21.4]], [0, 1], [False, True], (48, 64)),
+        make_target([], [], [], (64, 80)),
+    ]
+    detector = make_detector(name)
+    losses: Mapping[str, Tensor] = detector(images, targets)
+    torch.stack(list(losses.values())).sum().backward()
+    gradients = [parameter.grad.norm() for parameter in detector.parameters() if parameter.grad is not None]
+    return {key: loss.item() for key, loss in losses.items()} | {"gradient": torch.stack(gradients).norm().item()}
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *OLD_RUNS])
+def test_losses_and_gradients_are_those_of_single_images(name: str) -> None:
+    expected = json.loads(RECORDED.read_text())[name]
+    assert measure(name) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+if __name__ == "__main__":
+    RECORDED.write_text(json.dumps({name: measure(name) for name in [*CONFIGS, *OLD_RUNS]}, indent=1) + "\n")
