@@ -34,6 +34,7 @@ from detection.model.pooler import RegionPooler
 from detection.model.postprocess import Postprocessor
 from detection.model.rpn import RPN, ProposalFilter, RPNHead
 from detection.model.sampler import BalancedSampler
+from detection.padded import Regions, Targets
 from detection.structures import Detections, ImageBatch, Proposals, Target
 
 LOSSES = ["rpn_objectness", "rpn_box", "box_class", "box_regression"]
@@ -130,9 +131,8 @@ def assert_same(found: Detections, expected: Detections) -> None:
 def test_golden_losses() -> None:
     # To regenerate after an intended change: print the losses of this very test and paste them below.
     detector = seeded(CONFIG)
-    images = ImageBatch.from_images([IMAGE, IMAGE[:, :48, :64].flip(2)])
+    images = ImageBatch.from_images([IMAGE, IMAGE[:, :48, :64].flip(2)], seeds=[1, 2])
     second = make_target([[4, 12, 30, 40], [30, 0, 64, 20]], [0, 1], ignore=[False, True])
-    torch.manual_seed(1)  # of the samplers
     losses = detector(images, [TARGET, second])
     measured = {name: loss.item() for name, loss in losses.items()}
     expected = {
@@ -213,8 +213,10 @@ class TestEveryDetector:
             assert isinstance(detector.train()(images)[0], Detections)
 
     def test_as_many_targets_as_images(self, detector: FasterRCNN) -> None:
-        with pytest.raises(ValueError, match="argument"):
+        with pytest.raises(ValueError, match="1 targets for 2 images"):
             detector(ImageBatch.from_images([IMAGE, IMAGE]), [TARGET])
+        with pytest.raises(ValueError, match="2 targets for 1 images"):
+            detector(ImageBatch.from_images([IMAGE]), Targets.pad([TARGET] * 2))
 
 
 def test_verbs_compose_to_a_detection(resnet: FasterRCNN) -> None:
@@ -224,8 +226,8 @@ def test_verbs_compose_to_a_detection(resnet: FasterRCNN) -> None:
         proposals = resnet.propose(features, images)
         scored = resnet.boxes(features, proposals, images.sizes)
     assert [feature.shape for feature in features] == [(2, 256, 4, 5)]
-    for found, image in zip(detect(resnet, IMAGE, IMAGE[:, :48]), scored, strict=True):
-        assert_same(resnet.postprocess(image), found)
+    for found, stepwise in zip(detect(resnet, IMAGE, IMAGE[:, :48]), resnet.postprocess(scored).ragged(), strict=True):
+        assert_same(stepwise, found)
 
 
 def test_training_proposals_come_from_the_training_filter(monkeypatch: pytest.MonkeyPatch, resnet: FasterRCNN) -> None:
@@ -361,7 +363,7 @@ class TestNormalisation:
         stats = InputStats(mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 5.0), channel_order=order)
         detector = FasterRCNN(PixelBackbone(stats), parts.rpn, parts.box_stage, postprocess=parts.postprocess)
         pixels = torch.tensor([10, 20, 30], dtype=torch.uint8)[None, :, None, None].expand(1, 3, 4, 6)
-        (seen,) = detector.features(ImageBatch(pixels, sizes=((2, 3),)))
+        (seen,) = detector.features(ImageBatch(pixels, torch.tensor([[2, 3]])))
         torch.testing.assert_close(seen[0, :, :2, :3], torch.tensor(expected)[:, None, None].expand(3, 2, 3))
         assert not seen[..., 2:, :].any()  # padding is zero, whatever its pixels are
         assert not seen[..., 3:].any()
@@ -523,8 +525,8 @@ class TestMasks:
 
 def test_golden_losses_of_a_pyramid_with_masks() -> None:
     detector = seeded(PYRAMID)
-    torch.manual_seed(1)  # of the samplers
-    losses = detector(ImageBatch.from_images([IMAGE, IMAGE.flip(2)]), [with_masks(TARGET), with_masks(TARGET)])
+    images = ImageBatch.from_images([IMAGE, IMAGE.flip(2)], seeds=[1, 2])
+    losses = detector(images, [with_masks(TARGET), with_masks(TARGET)])
     measured = {name: loss.item() for name, loss in losses.items()}
     assert measured == pytest.approx(GOLDEN_PYRAMID, rel=1e-4)
 
@@ -632,26 +634,26 @@ class TestGivenProposals:
 
     BOXES = torch.tensor([[4.0, 4, 44, 44], [36, 16, 76, 56], [0, 40, 24, 64]])
 
-    def proposals(self) -> list[Proposals]:
-        return [Proposals(boxes=self.BOXES, scores=torch.zeros(3))]
+    def proposals(self) -> Regions:
+        return Regions.pad([Proposals(boxes=self.BOXES, scores=torch.zeros(3))])
 
     @pytest.mark.parametrize("fixed", [(), ("rpn",), ("backbone", "rpn")], ids=["all", "fast_rcnn", "head"])
     def test_are_what_the_box_stage_learns_from(self, fixed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
         detector, seen = with_fixed(*fixed), []
         assert isinstance(detector.box_stage, BoxStage)
-        draw = detector.box_stage.sample
+        draw = detector.box_stage.draw
         monkeypatch.setattr(
             detector.box_stage,
-            "sample",
-            lambda given, targets, draws: seen.append(given) or draw(given, targets, draws),
+            "draw",
+            lambda given, targets, seeds: seen.append(given) or draw(given, targets, seeds),
         )
         losses = detector(ImageBatch.from_images([IMAGE]), [TARGET], self.proposals())
-        assert [torch.equal(given[0].boxes, self.BOXES) for given in seen] == [True]
+        assert [torch.equal(given.boxes[0], self.BOXES) for given in seen] == [True]
         assert list(losses) == ([] if "rpn" in fixed else RPN_LOSSES) + BOX_LOSSES
 
     def test_change_the_losses(self, resnet: FasterRCNN) -> None:
         images, none = ImageBatch.from_images([IMAGE]), make_target([], [])
-        empty = [Proposals(boxes=torch.zeros(0, 4), scores=torch.zeros(0))]
+        empty = Regions.pad([Proposals(boxes=torch.zeros(0, 4), scores=torch.zeros(0))])
         with torch.no_grad():
             assert resnet(images, [none], empty)["box_class"] == 0  # no region is left
             assert resnet(images, [none], self.proposals())["box_class"] > 0
@@ -661,12 +663,12 @@ class TestGivenProposals:
         with torch.no_grad():
             (found,) = resnet.eval()(images, None, self.proposals())
             features = resnet.features(images)
-            (scored,) = resnet.boxes(features, self.proposals(), images.sizes)
-        assert_same(found, resnet.postprocess(scored))
+            scored = resnet.boxes(features, self.proposals(), images.sizes)
+        assert_same(found, *resnet.postprocess(scored).ragged())
         assert len(found) <= 3 * 3  # proposals and classes
 
     def test_none_give_no_detections(self, resnet: FasterRCNN) -> None:
-        empty = [Proposals(boxes=torch.zeros(0, 4), scores=torch.zeros(0))]
+        empty = Regions.pad([Proposals(boxes=torch.zeros(0, 4), scores=torch.zeros(0))])
         with torch.no_grad():
             (found,) = resnet.eval()(ImageBatch.from_images([IMAGE]), None, empty)
         assert len(found) == 0
