@@ -93,7 +93,8 @@ class ProposalFilter:
         scores = torch.where(large, logits, -torch.inf).flatten(0, 1)  # (N * L, T)
         kept = nms(boxes.flatten(0, 1), scores, torch.zeros_like(scores).long(), self.nms_iou, self.post_nms)
         kept = kept & (scores > -torch.inf)
-        columns, logits, valid = select_top(scores.view(len(boxes), -1), kept.view(len(boxes), -1), self.post_nms)
+        shape = len(boxes), boxes.shape[1] * boxes.shape[2]
+        columns, logits, valid = select_top(scores.view(shape), kept.view(shape), self.post_nms)
         chosen = gather_rows(boxes.flatten(1, 2), columns)
         proposals = Regions(boxes=torch.where(valid[..., None], chosen, 0.0), scores=logits, valid=valid)
         return proposals.trimmed() if waiting_is_free(valid) else proposals
