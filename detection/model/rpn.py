@@ -93,7 +93,7 @@ class ProposalFilter:
         large = (sides >= max(self.min_size, torch.finfo(sides.dtype).tiny)).all(dim=-1)
         scores = logits.masked_fill(~large, -torch.inf).flatten(0, 1)  # (N * L, T)
         kept = nms(boxes.flatten(0, 1), scores, None, self.nms_iou, self.post_nms)
-        columns, logits = select_top(kept.view(len(boxes), -1), self.post_nms)
+        columns, logits = select_top(kept.view(len(boxes), boxes.shape[1] * boxes.shape[2]), self.post_nms)
         proposals = Regions(gather_rows(boxes.flatten(1, 2), columns), valid=logits > -torch.inf, scores=logits)
         return proposals.trimmed() if waiting_is_free(logits) else proposals
 
