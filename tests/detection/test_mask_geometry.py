@@ -14,7 +14,7 @@ from torchvision.models.detection.roi_heads import maskrcnn_loss, paste_masks_in
 from torchvision.ops import roi_align
 
 from detection.config.detection import MaskConfig
-from detection.mask_geometry import MaskGeometry, crop_and_resize, mask_targets, paste
+from detection.mask_geometry import MaskGeometry, crop_and_resize, paste
 from detection.masks import decode
 
 SIZE = (60, 80)
@@ -129,37 +129,12 @@ class TestCropAndResize:
         none = torch.zeros(0).long()
         assert crop_and_resize(masks, torch.zeros(0, 4), 14, rows=none, geometry=geometry).shape == (0, 14, 14)
 
-
-class TestMaskTargets:
-    """Training targets of a padded batch."""
-
     @every_geometry
-    def test_equal_to_one_image_at_a_time(self, geometry: MaskGeometry) -> None:
-        torch.manual_seed(0)
-        masks = torch.rand(3, 4, 50, 70) > 0.5
-        boxes = random_boxes(18, (50, 70)).unflatten(0, (3, 6))
-        objects = torch.randint(0, 4, (3, 6))
-        targets = mask_targets(masks, boxes, objects, 14, geometry=geometry)
-        for image in range(3):
-            own = crop_and_resize(masks[image], boxes[image], 14, rows=objects[image], geometry=geometry)
-            assert torch.equal(targets[image], own)
-
-    @every_geometry
-    def test_without_objects_or_boxes(self, geometry: MaskGeometry) -> None:
-        padding = torch.zeros(2, 5).long()
-        nothing = mask_targets(
-            torch.zeros(2, 0, 9, 9, dtype=torch.bool), torch.zeros(2, 5, 4), padding, 7, geometry=geometry
-        )
-        assert nothing.shape == (2, 5, 7, 7)
-        assert not nothing.any()
-        masks = torch.ones(2, 3, 9, 9, dtype=torch.bool)
-        none = mask_targets(masks, torch.zeros(2, 0, 4), padding[:, :0], 7, geometry=geometry)
-        assert none.shape == (2, 0, 7, 7)
-
-    @every_geometry
-    def test_padded_boxes_give_finite_targets(self, geometry: MaskGeometry) -> None:
-        masks = torch.ones(2, 3, 9, 9, dtype=torch.bool)
-        targets = mask_targets(masks, torch.zeros(2, 4, 4), torch.zeros(2, 4).long(), 7, geometry=geometry)
+    @pytest.mark.parametrize("count", [0, 3])
+    def test_padded_boxes_have_finite_targets(self, geometry: MaskGeometry, count: int) -> None:
+        masks = torch.ones(count, 9, 9, dtype=torch.bool)
+        targets = crop_and_resize(masks, torch.zeros(4, 4), 7, rows=torch.zeros(4).long(), geometry=geometry)
+        assert targets.shape == (4, 7, 7)
         assert targets.isfinite().all()
 
 
