@@ -12,7 +12,7 @@ A network learns where the cells of a box lie on the image, so masks are pasted 
 
 Source: He et al., "Mask R-CNN", sections 3 and 3.1; torchvision 0.29, models/detection/roi_heads.py; Detectron2,
 structures/masks.py (``BitMasks``) and layers/mask_ops.py.
-Shapes: N images or masks, G objects of an image, R regions, S cells of a side, H W height and width.
+Shapes: N pasted masks, G objects, R regions, S cells of a side, H W height and width.
 """
 
 from __future__ import annotations
@@ -43,19 +43,22 @@ def crop_and_resize(
 ) -> Tensor:
     """Returns training targets (R, S, S) float32 in 0..1: the part of a mask in each box, on the cells of the box.
 
+    One call serves a batch.  Exact and soft targets take 217 bytes a cell at their peak, whatever the sizes of images:
+    350 MB for 16 images of 128 boxes and 28 cells a side.  The two projects' take ``masks`` as float32, 4 G H W bytes.
+
     Args:
-        masks: (G, H, W) bool.
+        masks: (G, H, W) bool, of one image or of all images of a batch.
         boxes: (R, 4) in pixels of the masks.
         side: S, cells.
-        rows: (R,) int64 0..G-1, the mask that each box belongs to; None: mask r for box r.  Indexing ``masks`` instead
-            would copy a whole image per box.
+        rows: (R,) int64 0..G-1, the mask that each box belongs to, any of them for a box that is padding; None: mask r
+            for box r.  Indexing ``masks`` instead would copy a whole image per box.
         geometry: see the top of the file.
 
     Takes 217 bytes a cell at its peak for exact and soft targets, whatever the sizes of images: 350 MB for 16 images of
     128 boxes and 28 cells a side.  torchvision's and Detectron2's take 4 G H W bytes, ``masks`` as float32.
     """
     rows = torch.arange(len(boxes), device=boxes.device) if rows is None else rows
-    if not len(masks):  # without an object there is nothing to look up; all boxes are padding
+    if not len(masks):  # there is nothing to look up, and all boxes are padding
         return boxes.new_zeros(len(boxes), side, side)
     match geometry:
         case "exact":

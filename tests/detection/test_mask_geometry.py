@@ -129,24 +129,13 @@ class TestCropAndResize:
         none = torch.zeros(0).long()
         assert crop_and_resize(masks, torch.zeros(0, 4), 14, rows=none, geometry=geometry).shape == (0, 14, 14)
 
-
-class TestMaskTargets:
-    """Training targets of a padded batch."""
-
     @every_geometry
-    def test_without_objects_or_boxes(self, geometry: MaskGeometry) -> None:
-        nothing = crop_and_resize(
-            torch.zeros(0, 9, 9, dtype=torch.bool), torch.zeros(5, 4), 7, rows=torch.zeros(5).long(), geometry=geometry
-        )
-        assert nothing.shape == (5, 7, 7)
-        assert not nothing.any()
-        masks, none = torch.ones(3, 9, 9, dtype=torch.bool), torch.zeros(0).long()
-        assert crop_and_resize(masks, torch.zeros(0, 4), 7, rows=none, geometry=geometry).shape == (0, 7, 7)
-
-    @every_geometry
-    def test_padded_boxes_give_finite_targets(self, geometry: MaskGeometry) -> None:
-        masks, rows = torch.ones(3, 9, 9, dtype=torch.bool), torch.zeros(4).long()
-        assert crop_and_resize(masks, torch.zeros(4, 4), 7, rows=rows, geometry=geometry).isfinite().all()
+    @pytest.mark.parametrize("count", [0, 3])
+    def test_padded_boxes_have_finite_targets(self, geometry: MaskGeometry, count: int) -> None:
+        masks = torch.ones(count, 9, 9, dtype=torch.bool)
+        targets = crop_and_resize(masks, torch.zeros(4, 4), 7, rows=torch.zeros(4).long(), geometry=geometry)
+        assert targets.shape == (4, 7, 7)
+        assert targets.isfinite().all()
 
 
 class TestPaste:

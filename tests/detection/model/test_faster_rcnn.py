@@ -26,6 +26,7 @@ from detection.config.detection import (
 )
 from detection.config.sections import SolverConfig
 from detection.engine.optim import build_optimizer
+from detection.mask_geometry import MaskGeometry
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
 from detection.model.box_stage import BoxPredictor, BoxStage
@@ -426,8 +427,8 @@ GOLDEN_PYRAMID = {
     "rpn_box": 0.002553735,
     "box_class": 1.387037,
     "box_regression": 0.1011036,
-    "mask": 1.521016,
 }
+GOLDEN_MASKS: dict[MaskGeometry, float] = {"exact": 1.526519, "torchvision": 1.521016}
 PYRAMID = replace(
     CONFIG,
     backbone=DetectorBackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=32),
@@ -525,12 +526,13 @@ class TestMasks:
         assert found.masks.isfinite().all()
 
 
-def test_golden_losses_of_a_pyramid_with_masks() -> None:
-    detector = seeded(PYRAMID)
+@pytest.mark.parametrize("geometry", GOLDEN_MASKS)
+def test_golden_losses_of_a_pyramid_with_masks(geometry: MaskGeometry) -> None:
+    detector = seeded(replace(PYRAMID, mask=replace(PYRAMID.mask, geometry=geometry)))
     images = ImageBatch.from_images([IMAGE, IMAGE.flip(2)], seeds=[1, 2])
     losses = detector(images, [with_masks(TARGET), with_masks(TARGET)])
     measured = {name: loss.item() for name, loss in losses.items()}
-    assert measured == pytest.approx(GOLDEN_PYRAMID, rel=1e-4)
+    assert measured == pytest.approx(GOLDEN_PYRAMID | {"mask": GOLDEN_MASKS[geometry]}, rel=1e-4)
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["c4", "pyramid"])
@@ -542,6 +544,7 @@ def test_golden_losses_of_all_anchors_and_regions(number: int) -> None:
             config,
             rpn=replace(config.rpn, samples_per_image=100_000),
             box=replace(config.box, samples_per_image=100_000),
+            mask=replace(config.mask, geometry="torchvision"),
         )
     )
     second = make_target([[4, 12, 30, 40], [30, 0, 64, 20]], [0, 1], ignore=[False, True])
