@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 
 import pytest
 import torch
@@ -15,6 +15,13 @@ from detection.structures import Proposals, Target
 MakeTarget = Callable[..., Target]
 MakeProposals = Callable[..., Proposals]
 BOXES = [[1.0, 2, 3, 4], [5.0, 6, 7, 8], [9.0, 10, 11, 12]]
+
+
+@dataclass(frozen=True, slots=True)
+class Aged(Target):
+    """Objects of a data set that says one thing more of them."""
+
+    ages: Tensor = field(default_factory=lambda: torch.zeros(0, 2))
 
 
 def rectangle(height: int, width: int, *rows: int) -> Tensor:
@@ -86,9 +93,18 @@ class TestTargets:
         target = Target(torch.zeros(1, 4, dtype=torch.float64), torch.tensor([0]), torch.tensor([False]))
         assert Targets.pad([target]).boxes.dtype == torch.float64
 
+    def test_further_fields_of_a_target_come_along(self, make_target: MakeTarget) -> None:
+        plain = make_target(BOXES, [0, 1, 2])
+        aged = Aged(plain.boxes, plain.labels, plain.ignore, ages=torch.tensor([[4.0, 1], [5, 1], [6, 1]]))
+        targets = Targets.pad([aged, aged[:1]])
+        assert targets.others["ages"].shape == (2, 8, 2)
+        assert targets.others["ages"][..., 0].tolist() == [[4, 5, 6] + [0] * 5, [4] + [0] * 7]
+        assert targets.to("meta").others["ages"].is_meta
+        assert not Targets.pad([plain]).others
+
     def test_all_fields_move_together(self, make_target: MakeTarget) -> None:
         moved = Targets.pad([make_target(BOXES[:1], [0], masks=rectangle(4, 6, 1))]).to("meta")
-        parts = [getattr(moved, field.name) for field in fields(moved)]
+        parts = [getattr(moved, field.name) for field in fields(moved) if field.name != "others"]
         assert all(isinstance(part, Tensor) and part.is_meta for part in parts)
         assert Targets.pad([make_target()]).to("cpu").masks is None
 
