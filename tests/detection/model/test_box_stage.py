@@ -120,8 +120,8 @@ def score(
     """Scores (R, K) and boxes (R, K, 4) of the proposals of each image."""
     scored = stage(features, Regions.pad(proposals), torch.tensor(sizes))
     return [
-        ScoredBoxes(*(part[valid] for part in rows), valid[valid])
-        for *rows, valid in zip(scored.scores, scored.boxes, scored.valid, strict=True)
+        ScoredBoxes(scores[valid], boxes[valid], valid[valid])
+        for scores, boxes, valid in zip(scored.scores, scored.boxes, scored.valid, strict=True)
     ]
 
 
@@ -363,7 +363,7 @@ class TestDrawing:
         sizes = [(100, 100), (90, 95), (95, 90)]
         joint, sums, total = losses_of(stage, [features], proposals, targets, sizes), dict[str, float](), 0
         for row in range(3):
-            own = losses_of(stage, [features[row : row + 1]], *([x[row]] for x in (proposals, targets, sizes)))
+            own = losses_of(stage, [features[row : row + 1]], [proposals[row]], [targets[row]], [sizes[row]])
             count = len(proposals[row]) + len(targets[row])
             total += count
             sums = {name: sums.get(name, 0.0) + count * loss.item() for name, loss in own.items()}
@@ -460,7 +460,8 @@ class TestContext:
         boxes, sizes = proposals.boxes, torch.tensor(self.sizes)
         vectors = stage.vectors(self.features, boxes.flatten(0, 1), torch.tensor([0, 0, 1, 1]), sizes).view(2, 2, 4)
         assert torch.equal(stage.batch_vectors(self.features, boxes, sizes), vectors)
-        expected = stage.decode(*stage.predictor(vectors), boxes, proposals.valid, sizes)
+        logits, deltas = stage.predictor(vectors)
+        expected = stage.decode(logits, deltas, boxes, proposals.valid, sizes)
         found = stage(self.features, proposals, sizes)
         assert torch.equal(found.scores, expected.scores)
         assert torch.equal(found.boxes, expected.boxes)

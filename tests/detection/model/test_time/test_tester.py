@@ -215,8 +215,8 @@ class TestScales:
             [torch.maximum(passes[k][row], passes[k + 1][row]) for row, k in enumerate(lower[0] + lower[1])]
         )
         assert not torch.allclose(expected, passes[1], rtol=1e-2)
-        said, valid = stage_of(detector).predictor(expected.view(2, 5, -1)), torch.ones(2, 5, dtype=torch.bool)
-        scored = stage_of(detector).decode(*said, torch.stack(boxes), valid, IMAGES.sizes)
+        (logits, deltas), valid = stage_of(detector).predictor(expected.view(2, 5, -1)), torch.ones(2, 5).bool()
+        scored = stage_of(detector).decode(logits, deltas, torch.stack(boxes), valid, IMAGES.sizes)
         assert_scored(score([detector], Methods(scales=scales)), images_of(scored))
 
     def test_views_as_large_as_the_image_are_the_plain_test(self, detector: FasterRCNN) -> None:
