@@ -37,11 +37,21 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
+        self.kept = dict[str, Any]()  # what backbones/folding.py computes of these and of a convolution's weights
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         normalise = _FixedBatchNorm.apply if torch.is_grad_enabled() and x.requires_grad else _normalise
         return normalise(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Returns the scale and the offset (C,) that the layer stands for."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what can be computed again, so that copies and files hold no second weights."""
+        return self.__dict__ | {"kept": {}}
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, eps={self.eps}"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from backbones.base import he_initialise
+from backbones.folding import FoldingSequential, convolve
 from backbones.norm import NormLayer
 
 __all__ = [
@@ -156,7 +157,7 @@ class BasicBlock(ResidualBlock):
         self.act2 = design.activation(width)
 
     def branch(self, x: Tensor) -> Tensor:
-        return self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
+        return convolve(self.conv2, self.bn2, self.act1(convolve(self.conv1, self.bn1, x)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act2(self._join(x, x))
@@ -184,9 +185,9 @@ class Bottleneck(ResidualBlock):
         self.act3 = design.activation(out_channels)
 
     def branch(self, x: Tensor) -> Tensor:
-        out = self.act1(self.bn1(self.conv1(x)))
-        out = self.act2(self.bn2(self.conv2(out)))
-        return self.bn3(self.conv3(out))
+        out = self.act1(convolve(self.conv1, self.bn1, x))
+        out = self.act2(convolve(self.conv2, self.bn2, out))
+        return convolve(self.conv3, self.bn3, out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act3(self._join(x, x))
@@ -223,7 +224,7 @@ class PreactBasicBlock(PreactBlock):
         self._add_shortcut(in_channels, width, stride=stride, design=design)
 
     def branch(self, x: Tensor) -> Tensor:
-        return self.conv2(self.act2(self.bn2(self.conv1(x))))
+        return self.conv2(self.act2(convolve(self.conv1, self.bn2, x)))
 
 
 class PreactBottleneck(PreactBlock):
@@ -244,8 +245,8 @@ class PreactBottleneck(PreactBlock):
         self._add_shortcut(in_channels, width * self.expansion, stride=stride, design=design)
 
     def branch(self, x: Tensor) -> Tensor:
-        out = self.conv2(self.act2(self.bn2(self.conv1(x))))
-        return self.conv3(self.act3(self.bn3(out)))
+        out = self.act2(convolve(self.conv1, self.bn2, x))
+        return self.conv3(self.act3(convolve(self.conv2, self.bn3, out)))
 
 
 def convolution(
@@ -330,4 +331,4 @@ def _shortcut(
         layers.insert(0, pool if stride > 1 else nn.Identity())
     if norm is not None:
         layers.append(norm(out_channels))
-    return nn.Sequential(*layers)
+    return FoldingSequential(*layers)

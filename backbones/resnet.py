@@ -28,6 +28,7 @@ from backbones.base import (
     check_roi_size,
     order_features,
 )
+from backbones.folding import FoldingSequential, convolve
 from backbones.norm import NormKind, NormLayer, frozen_kind, make_norm
 from backbones.residual import (
     ActivationKind,
@@ -152,7 +153,7 @@ class ResidualNetwork(Backbone):
         return ResNetTail(layers, in_channels=in_channels, out_channels=self._tail_channels, roi_size=self._roi_size)
 
     def _stem(self, images: Tensor) -> Tensor:
-        return self.act1(self.bn1(self.conv1(images)))
+        return self.act1(convolve(self.conv1, self.bn1, images))
 
     def _add_stages(
         self,
@@ -292,4 +293,4 @@ def check_shortcut(shortcut: str, *, stochastic_depth: float) -> None:
 def _stem_c(norm: NormLayer, activation: ActivationLayer) -> nn.Sequential:
     """(N, 3, H, W) -> (N, 64, H / 2, W / 2), with the names of timm; the last normalisation is the network's bn1."""
     first, second, third = convolution(3, 32, 3, 2), convolution(32, 32, 3, 1), convolution(32, 64, 3, 1)
-    return nn.Sequential(first, norm(32), activation(32), second, norm(32), activation(32), third)
+    return FoldingSequential(first, norm(32), activation(32), second, norm(32), activation(32), third)

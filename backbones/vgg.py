@@ -24,6 +24,7 @@ from backbones.base import (
     he_initialise,
     order_features,
 )
+from backbones.folding import run
 from backbones.norm import NormKind, frozen_kind, make_norm
 
 __all__ = ["VGG", "VGGTail"]
@@ -129,9 +130,7 @@ class VGG(Backbone):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
         features: dict[str, Tensor] = {}
-        x = images
-        for index, layer in enumerate(self.features):
-            x = layer(x)
+        for index, x in run(list(self.features), images):
             stage = self._stage_at.get(index)
             if stage in self.specs:
                 features[stage] = x

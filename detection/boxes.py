@@ -31,8 +31,8 @@ def iou(boxes: Tensor, others: Tensor) -> Tensor:
 
     At its peak it needs three times the memory of the result.
     """
-    common = intersection(boxes, others)
-    union = areas(boxes)[..., :, None] + areas(others)[..., None, :]
+    common, own = intersection(boxes, others), areas(boxes)
+    union = own[..., :, None] + (own if others is boxes else areas(others))[..., None, :]
     return common.div_(union.sub_(common).clamp_(min=torch.finfo(union.dtype).tiny))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,8 @@ from detection.config.detection import (
 from detection.config.schema import different_meaning
 from detection.config.sections import BackboneConfig
 from detection.engine.checkpoint import read_weights, resolve_weights, stored_backbone
+from detection.fields.masks import Masks
+from detection.fields.table import FIELDS, Field
 from detection.model.anchors import AnchorGenerator
 from detection.model.architecture import Architecture, RegionVerbs
 from detection.model.box_coder import BoxCoder
@@ -44,7 +46,14 @@ from detection.model.rpn import RPN, ProposalFilter, RPNHead
 from detection.model.sampler import BalancedSampler
 from detection.model.test_time.tester import Methods, Tester
 
-__all__ = ["ARCHITECTURES", "build_detector", "build_plain_backbone", "build_tester", "needed_fields"]
+__all__ = [
+    "ARCHITECTURES",
+    "build_detector",
+    "build_plain_backbone",
+    "build_tester",
+    "field_operations",
+    "needed_fields",
+]
 
 LIBRARIES = ("torchvision", "timm")  # as weights: not a folder that has such a name
 
@@ -87,6 +96,11 @@ def needed_fields(config: DetectionConfig, *, training: bool = False) -> tuple[s
     """Returns the fields of objects, beside boxes and labels, that training or testing ``config``'s detector needs."""
     fields = ARCHITECTURES[config.architecture].fields
     return tuple(dict.fromkeys((*fields, "masks"))) if training and config.data.copy_paste > 0 else fields
+
+
+def field_operations(config: DetectionConfig) -> Mapping[str, Field]:
+    """Returns the table of fields with the operations that fit ``config``'s detector."""
+    return FIELDS | {"masks": Masks(config.mask.geometry)}
 
 
 def build_tester(config: PostprocessConfig, detectors: Sequence[Architecture]) -> nn.Module:
@@ -300,7 +314,7 @@ def _mask_stage(config: DetectionConfig, backbone: Backbone, box_stage: BoxStage
         channels=mask.channels,
         norm=_norm(mask.norm),
     )
-    return MaskStage(pooler, head)
+    return MaskStage(pooler, head, geometry=mask.geometry)
 
 
 def _pooled(backbone: Backbone) -> list[int]:

@@ -1,13 +1,12 @@
-"""Pure functions on instance masks: COCO's segmentations, crops for training, and pasting into whole images.
+"""Pure functions on instance masks of whole images: COCO's segmentations, and run-length code.
 
-A mask is stored as COCO's compressed run-length code (RLE), is (H, W) bool in the pixels of a whole image, or (S, S)
-probabilities in a box.  Boxes are (N, 4) rows (x1, y1, x2, y2) in pixels, sizes (height, width).
+A mask is stored as COCO's compressed run-length code (RLE), or is (H, W) bool; sizes are (height, width).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -15,10 +14,8 @@ import torch
 from numpy.typing import NDArray
 from pycocotools import mask as pycocotools_mask
 from torch import Tensor
-from torch.nn import functional
-from torchvision.ops import roi_align
 
-__all__ = ["RLE", "count_pixels", "crop_and_resize", "decode", "empty_rle", "encode", "is_empty", "paste", "to_rle"]
+__all__ = ["RLE", "count_pixels", "decode", "empty_rle", "encode", "is_empty", "to_rle"]
 
 # pycocotools takes some 100 bytes for every pixel along an edge, also outside the image.
 MAX_COORDINATE = 1e5  # pixels
@@ -90,72 +87,6 @@ def decode(rles: Sequence[RLE], size: tuple[int, int]) -> Tensor:
 def count_pixels(masks: Tensor) -> Tensor:
     """Returns the number of pixels (N,) int64 of each of ``masks`` (N, H, W) bool."""
     return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.int64)  # torch's sum is slow
-
-
-def crop_and_resize(masks: Tensor, boxes: Tensor, side: int, *, rows: Tensor | None = None) -> Tensor:
-    """Training targets (R, S, S) float32 in 0..1: the part of a mask in each box, resized by RoIAlign.
-
-    An output cell is the mean of the mask at bilinear samples, and is not rounded to 0 or 1.
-
-    Args:
-        masks: (G, H, W) bool.
-        boxes: (R, 4) in pixels of the masks.
-        side: S, cells.
-        rows: (R,) int64 0..G-1, the mask that each box belongs to; None: mask r for box r.  Indexing ``masks`` instead
-            would copy a whole image per box.
-
-    Source: He et al., "Mask R-CNN", section 3; equal to torchvision's targets, so that the losses agree.
-    """
-    rows = torch.arange(len(boxes), device=boxes.device) if rows is None else rows
-    regions = torch.cat([rows[:, None].to(boxes.dtype), boxes], dim=1)
-    return roi_align(masks[:, None].to(boxes.dtype), regions, (side, side), spatial_scale=1.0)[:, 0]
-
-
-def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], *, threshold: float = 0.5) -> list[RLE]:
-    """The masks of a whole image of ``size`` that probabilities in boxes make; pixels of at least ``threshold``.
-
-    One mask at a time is drawn, so the memory is one byte per pixel of the image, however many there are.
-
-    Args:
-        masks: (N, S, S) probabilities, each of its box.
-        boxes: (N, 4) in pixels of the image.
-        size: (height, width) of the image.
-        threshold: 0..1.
-
-    Source: He et al., "Mask R-CNN", section 3.1.  Padding, rounding of the boxes and bilinear resizing are those of
-    torchvision, whose probabilities before the threshold are the same.
-    """
-    canvas = np.zeros(size, dtype=np.uint8, order="F")
-    rles = []
-    for window, probabilities in _windows(masks.detach().float().cpu(), boxes.detach().float().cpu(), size):
-        canvas[window] = (probabilities >= threshold).numpy()
-        rles.append(encode(canvas))
-        canvas[window] = 0
-    return rles
-
-
-def _windows(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
-    """The rows and columns of the image that each mask covers, and its probabilities there."""
-    samples = masks.shape[-1] + 2
-    padded = functional.pad(masks, (1, 1, 1, 1))  # so that a mask fades out at its border
-    center, half = (boxes[:, 2:] + boxes[:, :2]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * 0.5
-    half = half * (samples / masks.shape[-1])
-    corners = torch.cat([center - half, center + half], dim=1).long()
-    for mask, (x1, y1, x2, y2) in zip(padded, corners.tolist(), strict=True):
-        rows, down = _interpolation(y1, y2, samples, size[0])
-        columns, across = _interpolation(x1, x2, samples, size[1])
-        yield (rows, columns), down @ mask @ across.T  # bilinear: linear in each direction
-
-
-def _interpolation(first: int, last: int, samples: int, limit: int) -> tuple[slice, Tensor]:
-    """The pixels 0..limit-1 among ``first``..``last``, and the weight (pixels, samples) of each sample at each pixel.
-
-    The samples are spread evenly over ``first``..``last``.
-    """
-    start, stop = max(first, 0), max(min(last + 1, limit), first, 0)
-    per_pixel = samples / max(last - first + 1, 1)
-    places = ((torch.arange(start, stop) - first + 0.5) * per_pixel - 0.5).clamp(0, samples - 1)
-    return slice(start, stop), (1 - (places[:, None] - torch.arange(samples)).abs()).clamp(min=0)
 
 
 def _checked_polygon(number: int, points: object) -> NDArray[np.float64]:

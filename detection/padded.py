@@ -30,7 +30,7 @@ OWN = frozenset(part.name for part in fields(Target))
 class Batched:
     """Base of the containers of a batch."""
 
-    boxes: Tensor  # (N, M, 4); zero where not valid
+    boxes: Tensor  # (N, M, 4); anything finite where not valid
     valid: Tensor  # (N, M) bool: the others are padding
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class Targets(Batched):
 class Regions(Batched):
     """Proposals of a batch, best first; M is P."""
 
-    scores: Tensor  # (N, P) objectness logits; 0 where not valid
+    scores: Tensor  # (N, P) objectness logits
 
     @classmethod
     def pad(cls, proposals: Sequence[Proposals]) -> Self:
@@ -124,7 +124,7 @@ class Regions(Batched):
 class Found(Batched):
     """Detections of a batch, best first; M is D."""
 
-    scores: Tensor  # (N, D) probabilities; 0 where not valid
+    scores: Tensor  # (N, D) probabilities; -inf where not valid
     labels: Tensor  # (N, D) int64
     masks: Tensor | None = None  # (N, D, S, S) probabilities in the box
 

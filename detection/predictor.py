@@ -16,6 +16,7 @@ from detection.config.detection import DetectionConfig
 from detection.data.transforms import Resize
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint
 from detection.engine.device import choose_device
+from detection.mask_geometry import MaskGeometry
 from detection.model.postprocess import rescale
 from detection.structures import Detections, ImageBatch, Target
 
@@ -40,6 +41,7 @@ class Predictor:
         self, tester: nn.Module, *, config: DetectionConfig, class_names: tuple[str, ...], device: torch.device
     ) -> None:
         self.tester, self.class_names, self.device = tester.eval(), class_names, device
+        self.mask_geometry: MaskGeometry = config.mask.geometry  # by which ``paste`` brings masks onto an image
         self._resize = Resize(config.data.shorter_side, config.data.longer_side)
 
     @classmethod

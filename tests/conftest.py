@@ -1,4 +1,4 @@
-"""Builders of tiny data sets that several test files share; each fixture gives a function."""
+"""Builders of tiny data sets and of objects that several test files share; each fixture gives a function."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 
 from detection.cli import main
 from detection.data.index import AnnotationIndex, PackedStrings
+from detection.structures import Proposals, Target
 
 Box = tuple[float, float, float, float]
 VOCObjects = Sequence[tuple[str, Box, bool]]  # class name, (xmin, ymin, xmax, ymax) as in the XML, difficult
@@ -152,6 +154,38 @@ def make_index() -> Callable[..., AnnotationIndex]:
             ignore=torch.tensor([ignore for _, _, ignore in objects], dtype=torch.bool),
             areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_target() -> Callable[..., Target]:
+    """The objects of one image; labels are 0 and nothing is ignored unless said."""
+
+    def make(
+        boxes: Sequence[Sequence[float]] = (),
+        labels: Sequence[int] = (),
+        ignore: Sequence[bool] = (),
+        *,
+        masks: Tensor | None = None,
+    ) -> Target:
+        return Target(
+            boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            labels=torch.tensor(labels or [0] * len(boxes), dtype=torch.int64),
+            ignore=torch.tensor(ignore or [False] * len(boxes), dtype=torch.bool),
+            masks=masks,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_proposals() -> Callable[..., Proposals]:
+    """Proposals of one image, all with the score 0 unless said."""
+
+    def make(*boxes: Sequence[float], scores: Sequence[float] = ()) -> Proposals:
+        rows = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        return Proposals(boxes=rows, scores=torch.tensor(scores or [0.0] * len(boxes)))
 
     return make
 

@@ -45,14 +45,14 @@ PYRAMID = replace(
     anchors=AnchorConfig(sizes=(8.0, 16.0, 32.0, 64.0, 128.0)),
     box=BoxConfig(head="fc", pool="roi_align", head_channels=32),
     architecture="mask_rcnn",
-    mask=MaskConfig(pool_size=4, convs=1, channels=8),
+    mask=MaskConfig(pool_size=4, convs=1, channels=8, geometry="torchvision"),
 )
 CONFIGS = {
     "c4": C4,
     "c4, inside": replace(C4, rpn=replace(C4.rpn, allow_outside=False)),
     "c4, context": replace(C4, box=BoxConfig(pool="roi_align", context=True)),
     "c4, hard negatives": replace(C4, box=BoxConfig(negative_iou_low=0.1, class_agnostic=True)),
-    "c4, masks": replace(C4, architecture="mask_rcnn", mask=MaskConfig(channels=8)),
+    "c4, masks": replace(C4, architecture="mask_rcnn", mask=MaskConfig(channels=8, geometry="torchvision")),
     "vgg": replace(C4, backbone=DetectorBackboneConfig(name="vgg11", roi_size=2, dropout=0.0)),
     "pyramid": PYRAMID,
     "pyramid, giou": replace(PYRAMID, box=replace(PYRAMID.box, loss="giou", sampling_ratio=0)),

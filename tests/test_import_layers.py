@@ -13,7 +13,18 @@ SCRIPTS = [ROOT / "resdet.py", *sorted(path for top in ("tools", "datasets") for
 # Lowest first; the rooms of a line do not import each other. A module belongs to the longest prefix that matches it.
 BASICS = tuple(
     f"detection.{name}"
-    for name in ("structures", "padded", "boxes", "masks", "fields", "files", "waiting", "config", "packaged")
+    for name in (
+        "structures",
+        "padded",
+        "boxes",
+        "masks",
+        "mask_geometry",
+        "fields",
+        "files",
+        "waiting",
+        "config",
+        "packaged",
+    )
 )
 LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("backbones",),),

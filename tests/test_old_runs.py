@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from detection.build import build_detector
+from detection.build import build_detector, field_operations
 from detection.classification.config import ClassificationConfig
 from detection.classification.task import restore_classifier
 from detection.config.detection import DetectionConfig
@@ -22,6 +22,8 @@ from detection.config.load import load_config
 from detection.engine.checkpoint import Checkpoints, load_detector_weights, read_checkpoint
 from detection.engine.loop import TrainState
 from detection.evaluation.metrics import read_metric
+from detection.mask_geometry import paste
+from detection.masks import decode
 from detection.model.faster_rcnn import FasterRCNN
 from detection.structures import ImageBatch, Target
 from detection.tasks.test import run_test
@@ -56,8 +58,15 @@ def images_of(expected: dict[str, Tensor]) -> ImageBatch:
     return ImageBatch.from_images([expected["0.image"], expected["1.image"]], seeds=[1, 2])
 
 
-@pytest.mark.parametrize("version", FORMATS)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(
+    ("version", "run"),
+    [
+        ("format1", "c4/at_60.safetensors"),
+        ("format1", "fpn_mask"),
+        ("format1", "cascade"),
+        ("format2", "mask"),
+    ],
+)
 def test_same_detections(version: str, run: str) -> None:
     expected = expected_of(version, run)
     with torch.no_grad():
@@ -67,6 +76,18 @@ def test_same_detections(version: str, run: str) -> None:
             if (rows := getattr(detections, field)) is not None:
                 torch.testing.assert_close(rows, expected[f"{number}.{field}"], rtol=TOLERANCE, atol=TOLERANCE)
         assert len(detections) == len(expected[f"{number}.scores"]) > 3
+
+
+@pytest.mark.parametrize(("version", "run"), [("format1", "fpn_mask"), ("format2", "mask")])
+def test_masks_stay_torchvisions(version: str, run: str) -> None:
+    config, expected = read_checkpoint(OLD / version / run).config, expected_of(version, run)
+    assert config.mask.geometry == load_config(DetectionConfig, OLD / version / run / "config.yaml").mask.geometry
+    assert config.mask.geometry == "torchvision"
+    for number, size in enumerate(images_of(expected).size_list()):
+        boxes, masks = expected[f"{number}.boxes"], expected[f"{number}.masks"]
+        pasted = decode(field_operations(config)["masks"].on_image(masks, boxes, size), size)
+        own = decode(paste(masks, boxes, size, geometry="torchvision"), size)
+        assert torch.equal(pasted, expected.get(f"{number}.pasted", own))
 
 
 @pytest.mark.parametrize("version", FORMATS)

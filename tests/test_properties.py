@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as pycocotools_mask
 from torch import Tensor
 
-from detection import boxes as boxes_module
 from detection.boxes import areas, clip, inside, intersection_over_area, iou, scale
 from detection.config.detection import BoxConfig, DetectionConfig, DetectorDataConfig
 from detection.config.load import dump_config, parse_config
@@ -21,11 +20,16 @@ from detection.config.sections import SolverConfig
 from detection.data.samplers import TrainBatches
 from detection.evaluation.record import Record
 from detection.evaluation.voc import evaluate_voc
-from detection.masks import decode, encode, paste, to_rle
+from detection.mask_geometry import MaskGeometry, paste
+from detection.masks import decode, encode, to_rle
+from detection.model import matcher as matcher_module
 from detection.model.box_coder import BoxCoder
 from detection.model.box_stage import ScoredBoxes
-from detection.model.matcher import NEGATIVE, POSITIVE, Matcher
+from detection.model.matcher import NEGATIVE, POSITIVE, Matcher, Matches
 from detection.model.postprocess import Postprocessor
+from detection.model.sampler import BalancedSampler
+from detection.model.select import as_on_gpu, nms
+from detection.padded import Targets
 from detection.structures import ImageBatch, Target
 
 coco_mask: Any = pycocotools_mask
@@ -67,17 +71,6 @@ def test_iou_of_a_box_with_itself_is_one(own: Tensor) -> None:
 
 
 @properties
-@given(boxes(most=20), boxes(most=20), st.integers(1, 50))
-def test_slices_change_no_bit_of_an_iou(first: Tensor, second: Tensor, elements: int) -> None:
-    whole, default = iou(first, second), boxes_module.MAX_ELEMENTS
-    boxes_module.MAX_ELEMENTS = elements
-    try:
-        assert torch.equal(iou(first, second), whole)
-    finally:
-        boxes_module.MAX_ELEMENTS = default
-
-
-@properties
 @given(boxes(), boxes())
 def test_the_share_of_a_box_is_no_less_than_its_iou(first: Tensor, second: Tensor) -> None:
     shares = intersection_over_area(first, second)
@@ -88,9 +81,11 @@ def test_the_share_of_a_box_is_no_less_than_its_iou(first: Tensor, second: Tenso
 @given(boxes(), SIZES)
 def test_clipped_boxes_lie_inside_and_stay(own: Tensor, size: tuple[int, int]) -> None:
     clipped = clip(own, size)
-    assert inside(clipped, size).all()
+    sizes = torch.tensor([size])
+    assert inside(clipped, sizes).all()
     assert torch.equal(clip(clipped, size), clipped)
-    assert torch.equal(clipped[inside(own, size)], own[inside(own, size)])
+    assert torch.equal(clipped[inside(own, sizes)[0]], own[inside(own, sizes)[0]])
+    assert torch.equal(clip(own[None], sizes)[0], clipped)
     assert (areas(clipped) <= areas(own)).all()
 
 
@@ -125,21 +120,78 @@ def test_what_is_encoded_is_decoded(pair: tuple[Tensor, Tensor], weights: tuple[
 @given(boxes(most=12, empty=False), boxes(most=6, empty=False), st.lists(st.booleans(), min_size=6, max_size=6))
 def test_what_a_matcher_promises(rows: Tensor, objects: Tensor, flags: list[bool]) -> None:
     ignore = torch.tensor(flags[: len(objects)], dtype=torch.bool)
-    target = Target(boxes=objects, labels=torch.zeros(len(objects), dtype=torch.int64), ignore=ignore)
-    matches = Matcher(0.5, 0.25, match_best=True)(rows, target)
+    matches = match(rows, objects, ignore)
+    states, indices = matches.states[0], matches.indices[0]
     overlaps = iou(rows, objects).masked_fill(ignore, 0.0)
     best = overlaps.amax(dim=1) if len(objects) else torch.zeros(len(rows))
-    assert (matches.states[best >= 0.5] == POSITIVE).all()
-    assert (best[matches.states == NEGATIVE] < 0.25).all()
+    assert (states[best >= 0.5] == POSITIVE).all()
+    assert (best[states == NEGATIVE] < 0.25).all()
     if len(objects) and not ignore.all():
-        assert not ignore[matches.indices].any()
-        assert torch.equal(overlaps.gather(1, matches.indices[:, None])[:, 0], best)
+        assert not ignore[indices[best > 0]].any()
+        torch.testing.assert_close(overlaps.gather(1, indices[:, None])[:, 0], best, rtol=1e-6, atol=0)
         reachable = (overlaps > 0).any(dim=0)
         if reachable.any():
-            positive = overlaps[matches.states == POSITIVE]
-            assert torch.equal(positive.amax(dim=0)[reachable], overlaps.amax(dim=0)[reachable])
+            positive = overlaps[states == POSITIVE]
+            torch.testing.assert_close(
+                positive.amax(dim=0)[reachable], overlaps.amax(dim=0)[reachable], rtol=1e-6, atol=0
+            )
     else:
-        assert not (matches.states == POSITIVE).any()
+        assert not (states == POSITIVE).any()
+
+
+@properties
+@given(boxes(most=20), boxes(most=20), st.lists(st.booleans(), min_size=20, max_size=20), st.integers(1, 200))
+def test_slices_change_no_match(rows: Tensor, objects: Tensor, flags: list[bool], elements: int) -> None:
+    ignore = torch.tensor(flags[: len(objects)], dtype=torch.bool)
+    whole, default = match(rows, objects, ignore), matcher_module.MAX_ELEMENTS
+    matcher_module.MAX_ELEMENTS = elements
+    try:
+        sliced = match(rows, objects, ignore)
+    finally:
+        matcher_module.MAX_ELEMENTS = default
+    assert torch.equal(sliced.states, whole.states)
+    assert torch.equal(sliced.indices, whole.indices)
+
+
+def match(rows: Tensor, objects: Tensor, ignore: Tensor) -> Matches:
+    """The matches of one image; the best box of every object is positive."""
+    target = Target(boxes=objects, labels=torch.zeros(len(objects), dtype=torch.int64), ignore=ignore)
+    usable = torch.ones(1, len(rows), dtype=torch.bool)
+    return Matcher(0.5, 0.25, match_best=True)(rows[None], Targets.pad([target]), usable)
+
+
+@properties
+@given(st.data(), st.integers(1, 40), st.integers(1, 60), st.floats(0, 1))
+def test_what_a_sampler_promises(data: st.DataObject, available: int, count: int, fraction: float) -> None:
+    states = torch.from_numpy(data.draw(arrays(np.int8, (3, available), elements=st.integers(-1, 1))))
+    numbers = torch.from_numpy(data.draw(arrays(np.int64, (3, available), elements=st.integers(0, 2**32 - 1))))
+    drawn = BalancedSampler(count, fraction)(states, numbers)
+    for row in range(3):
+        own, positive, valid = drawn.columns[row], drawn.positive[row], drawn.valid[row]
+        positives = min(int(count * fraction), int((states[row] == POSITIVE).sum()))
+        negatives = min(count - positives, int((states[row] == NEGATIVE).sum()))
+        assert (int(positive.sum()), int((valid & ~positive).sum())) == (positives, negatives)
+        assert len(own[valid].unique()) == positives + negatives
+        assert (states[row, own[positive]] == POSITIVE).all()
+        assert (states[row, own[valid & ~positive]] == NEGATIVE).all()
+        for part, state in ((own[positive], POSITIVE), (own[valid & ~positive], NEGATIVE)):
+            left = [c for c in (states[row] == state).nonzero().flatten().tolist() if c not in part.tolist()]
+            if len(part) and left:  # who is drawn has a smaller number
+                assert numbers[row, part].max() <= numbers[row, left].min()
+
+
+@properties
+@given(st.data(), st.integers(1, 20), st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]))
+def test_nms_on_a_gpu_is_that_of_a_cpu(data: st.DataObject, count: int, threshold: float) -> None:
+    corners = data.draw(arrays(np.int64, (2, count, 2), elements=st.integers(0, 12)))
+    sides = data.draw(arrays(np.int64, (2, count, 2), elements=st.integers(0, 12)))
+    rows = torch.from_numpy(np.concatenate([corners, corners + sides], axis=2)).float()
+    scores = torch.from_numpy(data.draw(arrays(np.int64, (2, count), elements=st.integers(-1, 5)))).float()
+    scores = scores.masked_fill(scores < 0, -torch.inf)
+    classes = torch.from_numpy(data.draw(arrays(np.int64, (2, count), elements=st.integers(0, 2))))
+    expected = nms(rows, scores, classes, threshold, count)
+    with as_on_gpu():
+        assert torch.equal(nms(rows, scores, classes, threshold, count), expected)
 
 
 # what is kept, and its figures
@@ -149,17 +201,23 @@ def test_what_a_matcher_promises(rows: Tensor, objects: Tensor, flags: list[bool
 @given(boxes(most=12), st.data())
 def test_what_is_kept_and_why(own: Tensor, data: st.DataObject) -> None:
     scores = data.draw(arrays(np.float32, (len(own), 2), elements=st.floats(0, 1, width=32)))
-    scored = ScoredBoxes(boxes=own[:, None].expand(-1, 2, -1), scores=torch.from_numpy(scores))
-    found = Postprocessor(score_threshold=0.25, nms_iou=0.5, max_detections=1000)(scored)
-    best = Postprocessor(score_threshold=0.25, nms_iou=0.5, max_detections=3)(scored)
+    padding = torch.zeros(1, 1, 4)
+    scored = ScoredBoxes(
+        scores=torch.cat([torch.from_numpy(scores), torch.ones(1, 2)])[None],
+        boxes=torch.cat([own[None], padding], dim=1)[:, :, None].expand(-1, -1, 2, -1),
+        valid=torch.tensor([[True] * len(own) + [False]]),
+    )
+    (found,) = Postprocessor(score_threshold=0.25, nms_iou=0.5, max_detections=1000)(scored).ragged()
+    (best,) = Postprocessor(score_threshold=0.25, nms_iou=0.5, max_detections=3)(scored).ragged()
+    given_scores = torch.from_numpy(scores)
     assert torch.equal(best.boxes, found.boxes[:3])
     assert (found.scores > 0.25).all()
     assert (found.scores.diff() <= 0).all()
     for label in range(2):
         kept = found[found.labels == label]
         assert (iou(kept.boxes, kept.boxes).fill_diagonal_(0.0) <= 0.5 + 1e-5).all()
-        candidates = (scored.scores[:, label] > 0.25) & (areas(own) > 0)
-        suppresses = (iou(own, kept.boxes) > 0.5 - 1e-5) & (kept.scores >= scored.scores[:, label, None])
+        candidates = (given_scores[:, label] > 0.25) & (areas(own) > 0)
+        suppresses = (iou(own, kept.boxes) > 0.5 - 1e-5) & (kept.scores >= given_scores[:, label, None])
         itself = (own[:, None] == kept.boxes).all(dim=-1)
         assert ((suppresses | itself).any(dim=1) | ~candidates).all()
 
@@ -222,11 +280,13 @@ def test_processes_share_out_the_batches_of_one_wherever_they_start(
 
 
 @properties
-@given(boxes(most=4), SIZES, st.sampled_from([1, 7, 14]))
-def test_masks_are_pasted_where_their_boxes_are(own: Tensor, size: tuple[int, int], side: int) -> None:
-    pasted = decode(paste(torch.ones(len(own), side, side), own, size), size)
+@given(boxes(most=4), SIZES, st.sampled_from([1, 7, 14]), st.sampled_from(get_args(MaskGeometry)))
+def test_masks_are_pasted_where_their_boxes_are(
+    own: Tensor, size: tuple[int, int], side: int, geometry: MaskGeometry
+) -> None:
+    pasted = decode(paste(torch.ones(len(own), side, side), own, size, geometry=geometry), size)
     assert pasted.shape == (len(own), *size)
-    assert not decode(paste(torch.zeros(len(own), side, side), own, size), size).any()
+    assert not decode(paste(torch.zeros(len(own), side, side), own, size, geometry=geometry), size).any()
     rows, columns = torch.arange(size[0]), torch.arange(size[1])
     for mask, (x1, y1, x2, y2) in zip(pasted, own.tolist(), strict=True):
         reach_x, reach_y = 2 + (x2 - x1) / side, 2 + (y2 - y1) / side  # pixels; a sample, and what rounding adds
@@ -289,7 +349,7 @@ def test_configs_come_back(
 def test_batches_pad_with_zeros_and_change_nothing_else(sizes: list[tuple[int, int]]) -> None:
     images = [torch.full((3, *size), 255, dtype=torch.uint8) for size in sizes]
     batch = ImageBatch.from_images(images)
-    assert batch.sizes == tuple(sizes)
+    assert batch.size_list() == sizes
     assert batch.pixels.shape[-2:] == (max(h for h, _ in sizes), max(w for _, w in sizes))
     for pixels, (height, width) in zip(batch.pixels, sizes, strict=True):
         assert (pixels[:, :height, :width] == 255).all()

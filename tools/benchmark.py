@@ -3,34 +3,68 @@
 Prints seconds per image of a test, seconds per training step, and how much memory each adds, ours and theirs, and the
 ratios.  The two take turns, so that a busy machine slows both.
 
+With --counts, counts the operators that a step (forward, losses and backward, in float32, without the optimizer) and a
+test dispatch instead, and how often a GPU would wait in them: five detectors at 1, 2 and 8 images.  It takes the way of
+a GPU on any device, and small images and few regions: the counts of fixed shapes do not depend on them.
+
 examples:
   python tools/benchmark.py
   python tools/benchmark.py --sides 320 --repeats 20
+  python tools/benchmark.py --counts --json counts.json
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FasterRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import boxes as torchvision_boxes
 
 from detection.build import build_detector
+from detection.config.detection import DetectionConfig
+from detection.config.load import load_config
+from detection.engine.operators import Counts, count_operators
+from detection.files import write_text
 from detection.model.architecture import Architecture
+from detection.model.select import as_on_gpu
+from detection.padded import Targets
 from detection.structures import ImageBatch, Target
 from detection.weights.torchvision import convert_torchvision
 
 NUM_CLASSES = 80
+
+# Name in the counts -> config whose detector is counted, and torchvision's class where it has it.
+CONFIGS = Path(__file__).parents[1] / "configs" / "coco" / "modern"
+MODELS = {
+    "R50-FPN": "faster_rcnn_r50_fpn_1x",
+    "Mask": "mask_rcnn_r50_fpn_1x",
+    "C4": "faster_rcnn_r50_c4_1x",
+    "DC5": "faster_rcnn_r50_dc5_1x",
+    "Cascade": "cascade_rcnn_r50_fpn_1x",
+}
+THEIRS = {"R50-FPN": FasterRCNN, "Mask": MaskRCNN}
+IMAGES = (1, 2, 8)
+SMALL_SIDE = 96  # pixels
+FEW = ("backbone.weights=null", "box.samples_per_image=8", "rpn.post_nms_test=8", "test.max_detections=8")
+Calls = tuple[Callable[[], Any], Callable[[], Any]]
+Rows = dict[str, dict[str, Counts]]  # "step" | "test" -> number of images -> counts
+GPU_NMS = 100_000  # coordinates up to which torchvision's NMS of all classes is one call on a GPU; 4,000 on a CPU
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,6 +73,8 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--sides", type=int, nargs="+", default=[320, 800], help="shorter sides, pixels")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each (default: %(default)s)")
+    parser.add_argument("--counts", action="store_true", help="count operators and waits instead of timing")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where --counts writes its figures too")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
@@ -48,12 +84,7 @@ def make_pair(device: str) -> tuple[FasterRCNN, Architecture]:
     torch.manual_seed(0)
     body = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3)
     theirs = FasterRCNN(body, NUM_CLASSES + 1, _skip_resize=True)
-    for name, values in theirs.named_buffers():
-        if name.endswith("bn3.weight"):
-            values.fill_(0.2)  # else random residual branches add up to infinity
-    nn.init.normal_(
-        theirs.get_parameter("roi_heads.box_predictor.cls_score.weight"), std=1.0
-    )  # else no score passes the threshold
+    calm(theirs)
     names = tuple(f"class {number}" for number in range(NUM_CLASSES))
     config, state = convert_torchvision(theirs.state_dict(), class_names=names, norm_eps=1e-5)
     ours = build_detector(config, NUM_CLASSES)
@@ -61,6 +92,16 @@ def make_pair(device: str) -> tuple[FasterRCNN, Architecture]:
     counts = [sum(p.requires_grad for p in model.parameters()) for model in (theirs, ours)]
     assert counts[0] == counts[1], f"both must train the same layers, got {counts} tensors"
     return theirs.to(device), ours.to(device)
+
+
+def calm(model: nn.Module) -> None:
+    """Makes random weights find something: features stay finite, and scores pass the threshold."""
+    for name, values in model.named_buffers():
+        if name.endswith("bn3.weight"):
+            values.fill_(0.2)  # else random residual branches add up to infinity
+    for name, parameter in model.named_parameters():
+        if name.endswith(("box_predictor.cls_score.weight", "predictor.classes.weight")):
+            nn.init.normal_(parameter, std=1.0)
 
 
 def make_images(side: int, count: int) -> tuple[list[Tensor], list[Target]]:
@@ -75,7 +116,10 @@ def make_images(side: int, count: int) -> tuple[list[Tensor], list[Target]]:
         sides = (0.1 + 0.3 * torch.rand(10, 2, generator=generator)) * side
         boxes = torch.cat([corners, corners + sides], dim=1)
         labels = torch.randint(NUM_CLASSES, (10,), generator=generator)
-        targets.append(Target(boxes, labels, torch.zeros(10, dtype=torch.bool)))
+        masks = torch.zeros(10, *size, dtype=torch.bool)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):
+            mask[y1:y2, x1:x2] = True
+        targets.append(Target(boxes, labels, torch.zeros(10, dtype=torch.bool), masks))
     return list(images), targets
 
 
@@ -161,8 +205,94 @@ def compare(calls: tuple[Callable[[], None], ...], repeats: int, device: str) ->
     return f"{our_time:8.3f} {their_time:8.3f} {ratio:6.2f}   {memory}"
 
 
+@contextmanager
+def torchvision_on_gpu() -> Iterator[None]:
+    """Lets torchvision choose its NMS as it does on a GPU."""
+    one_by_one, at_once = torchvision_boxes._batched_nms_vanilla, torchvision_boxes._batched_nms_coordinate_trick
+
+    def choose(boxes: Tensor, *others: Any) -> Tensor:
+        return (one_by_one if boxes.numel() > GPU_NMS else at_once)(boxes, *others)
+
+    with mock.patch.object(torchvision_boxes, "_batched_nms_vanilla", choose):
+        yield
+
+
+def count_ours(name: str) -> Rows:
+    """Returns the counts of our detector."""
+    torch.manual_seed(0)
+    model = build_detector(load_config(DetectionConfig, CONFIGS / f"{MODELS[name]}.yaml", FEW), NUM_CLASSES)
+    calm(model)
+
+    def calls(images: int) -> Calls:
+        pictures, targets = make_images(SMALL_SIDE, images)
+        batch, padded = ImageBatch.from_images(pictures, seeds=range(images)), Targets.pad(targets)
+        return lambda: model(batch, padded), lambda: model(batch)
+
+    return count_rows(model, calls, as_on_gpu)
+
+
+def count_theirs(name: str) -> Rows:
+    """Returns the counts of torchvision's detector."""
+    torch.manual_seed(0)
+    body = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3)
+    few = {"box_batch_size_per_image": 8, "rpn_post_nms_top_n_test": 8, "box_detections_per_img": 8}
+    model = THEIRS[name](body, NUM_CLASSES + 1, _skip_resize=True, **few)
+    calm(model)
+    take_images_of(model, SMALL_SIDE)
+
+    def calls(images: int) -> Calls:
+        pictures, targets = make_images(SMALL_SIDE, images)
+        pixels = [picture.float() / 255 for picture in pictures]
+        wanted = [{"boxes": t.boxes, "labels": t.labels + 1, "masks": t.masks} for t in targets]
+        return lambda: model(pixels, wanted), lambda: model(pixels)
+
+    return count_rows(model, calls, torchvision_on_gpu)
+
+
+def count_rows(
+    model: nn.Module, calls: Callable[[int], Calls], path: Callable[[], AbstractContextManager[None]]
+) -> Rows:
+    """Returns the counts of a step and of a test; ``calls`` gives what makes losses and what finds objects.
+
+    ``path`` makes the context under which it takes the way of a GPU on any device.
+    """
+    rows: Rows = {"step": {}, "test": {}}
+    for images in IMAGES:
+        losses, find = calls(images)
+
+        def step(losses: Callable[[], Any] = losses) -> None:
+            torch.stack(list(losses().values())).sum().backward()
+
+        model.train().zero_grad(set_to_none=True)
+        rows["step"][str(images)] = count_operators(step, path=path())
+        model.eval()
+        with torch.no_grad():
+            rows["test"][str(images)] = count_operators(find, path=path())
+    return rows
+
+
+def count_all() -> dict[str, dict[str, dict[str, dict[str, dict[str, int]]]]]:
+    """Returns {"ours" | "torchvision": {model: {"step" | "test": {images: {"operators": n, "waits": n}}}}}."""
+    print(f"{'operators / waits':25}" + "".join(f"{f'{n} images':>13}" for n in IMAGES))
+    found = {}
+    for side, names, count in (("ours", MODELS, count_ours), ("torchvision", THEIRS, count_theirs)):
+        found[side] = {}
+        for name in names:
+            found[side][name] = {}
+            for kind, row in count(name).items():
+                cells = "".join(f"{f'{counts.operators} / {counts.waits}':>13}" for counts in row.values())
+                print(f"{side:12}{name:8}{kind:5}{cells}", flush=True)
+                found[side][name][kind] = {n: {"operators": c.operators, "waits": c.waits} for n, c in row.items()}
+    return found
+
+
 def main() -> None:
     args = parse_args()
+    if args.counts:
+        found = count_all()
+        if args.json:
+            write_text(args.json, json.dumps(found, indent=1) + "\n")
+        return
     theirs, ours = make_pair(args.device)
     print(f"{args.device}, {torch.get_num_threads()} threads; medians of {args.repeats} calls in turn")
     print(f"{'':22}{'ours s':>8} {'theirs s':>8} {'ratio':>6}   {'GiB':>8} {'theirs':>8} {'ratio':>6}")

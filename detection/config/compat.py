@@ -15,7 +15,7 @@ from detection.config.schema import leaves, section_classes
 
 __all__ = ["CHANGES", "FORMAT", "Change", "format_of", "hint", "migrate"]
 
-FORMAT = 2
+FORMAT = 3
 _ALL_PROGRAMS = {"alternating", "localization", "classification"}  # sections that every written config of format 1 has
 
 Tree = dict[str, Any]
@@ -47,6 +47,11 @@ def _architecture(old: Tree) -> str:
     return f"{cascade}mask_rcnn" if _get(old, "mask.enabled") else f"{cascade or 'faster_'}rcnn"
 
 
+def _mask_geometry(old: Tree) -> str:
+    """Returns the one geometry that there was; a detector without masks is bound by none."""
+    return "torchvision" if "mask" in (_get(old, "architecture") or _architecture(old)) else "exact"
+
+
 CHANGES: tuple[Change, ...] = (
     Change(
         format=2,
@@ -76,6 +81,7 @@ CHANGES: tuple[Change, ...] = (
     # What the 4-step recipe passes from step to step are arguments now.
     Change(format=2, old="solver.fixed", new=None, repair="nothing; `resdet alternating` runs the 4-step recipe"),
     Change(format=2, old="data.proposals", new=None, repair="nothing; `resdet alternating` runs the 4-step recipe"),
+    Change(format=3, old=None, new="mask.geometry", value=_mask_geometry, programs=("detection",)),
 )
 
 

@@ -117,6 +117,8 @@ class MaskConfig:
     convs: NonNegativeInt = 4  # 3x3 convolutions before the upsampling
     channels: Count = 256
     norm: NormName | None = None  # after the convolutions
+    # Where the cells of a mask lie in its box, and whether targets are rounded: detection/mask_geometry.py.
+    geometry: Literal["exact", "soft", "torchvision", "detectron2"] = field(default="exact", metadata=MODEL)
 
 
 @checked

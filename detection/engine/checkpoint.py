@@ -392,7 +392,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     missing = [key for key in ("config", "class_names", "iteration") if key not in metadata]
     if missing:
         raise ValueError(f"{file} is no detector checkpoint: its metadata lacks {missing}")
-    if metadata.get("format", str(FORMAT)) != str(FORMAT):
+    if metadata.get("format", str(FORMAT)) not in map(str, range(2, FORMAT + 1)):  # format 1 said none
         raise ValueError(
             f"{file} has the format {metadata['format']!r:.80}, and this version reads 1 to {FORMAT}; update resdet"
         )

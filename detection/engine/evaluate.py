@@ -22,7 +22,7 @@ from detection.evaluation.metrics import add_computed
 from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric, result_dict
 from detection.evaluation.voc import evaluate_voc
-from detection.fields.table import carried
+from detection.fields.table import FIELDS, Field, carried
 from detection.model.architecture import RegionVerbs
 from detection.model.postprocess import rescale
 from detection.structures import Proposals
@@ -46,10 +46,12 @@ def predict(
     *,
     device: torch.device,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    fields: Mapping[str, Field] = FIELDS,
 ) -> Predictions:
     """A record for every image in ``batches``, with detections in the pixels of the stored image.
 
-    ``detector`` is an Architecture or a Tester: what turns an ImageBatch into a list of Detections.
+    ``detector`` is an Architecture or a Tester: what turns an ImageBatch into a list of Detections; ``fields`` bring
+    what it finds beside boxes onto the image.
     """
     detector.eval()
     records, seconds, dtype = [], 0.0, PRECISIONS[precision]
@@ -59,12 +61,12 @@ def predict(
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             detections = [image.to("cpu") for image in detector(images)]
         seconds += time.perf_counter() - started
-        for row, size, found in zip(batch.rows, batch.images.size_list(), detections, strict=True):
+        for row, size, resized in zip(batch.rows, batch.images.size_list(), detections, strict=True):
             stored = _size(index.sizes[row])
-            image = rescale(found, size, stored)
-            fields = {name: field.on_image(values, image.boxes, stored) for name, field, values in carried(image)}
+            image = rescale(resized, size, stored)
+            found = {name: of.on_image(values, image.boxes, stored) for name, of, values in carried(image, fields)}
             boxes, scores, labels = (rows.numpy() for rows in (image.boxes, image.scores, image.labels))
-            records.append(make_record(index, row, boxes=boxes, scores=scores, labels=labels, fields=fields))
+            records.append(make_record(index, row, boxes=boxes, scores=scores, labels=labels, fields=found))
     return Predictions(records, seconds / max(len(records), 1))
 
 

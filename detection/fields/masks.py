@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detection.masks import RLE, count_pixels, decode, empty_rle, paste, to_rle
+from detection.mask_geometry import MaskGeometry, paste
+from detection.masks import RLE, count_pixels, decode, empty_rle, to_rle
 
 __all__ = ["Masks"]
 
@@ -22,13 +23,20 @@ Size = tuple[int, int]  # (height, width)
 
 
 class Masks:
-    """The operations of ``detection.fields.table.Field`` on masks."""
+    """The operations of ``detection.fields.table.Field`` on masks.
+
+    Args:
+        geometry: of the detector whose masks are pasted.
+    """
 
     lacking = (
         "the data set has no masks, or they were not read; COCO files need `segmentation`, and the split of a VOC card "
         "`instances: SegmentationObject`"
     )
     unusable = "mask that is missing or can't be used; the object's box is kept"
+
+    def __init__(self, geometry: MaskGeometry = "exact") -> None:
+        self.geometry: MaskGeometry = geometry
 
     def pack(self, raw: Any, size: Size) -> bytes:
         return to_rle(raw, size)["counts"]
@@ -77,4 +85,4 @@ class Masks:
         return torch.from_numpy(stacked)[kept].bool()
 
     def on_image(self, values: Tensor, boxes: Tensor, size: Size) -> tuple[RLE, ...]:
-        return tuple(paste(values, boxes, size))
+        return tuple(paste(values, boxes, size, geometry=self.geometry))

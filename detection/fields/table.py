@@ -106,9 +106,9 @@ FIELDS: dict[str, Field] = {
 }
 
 
-def carried(rows: Rows) -> Iterator[tuple[str, Field, Tensor]]:
-    """Yields name, operations and values (M, ...) of each field that ``rows`` have."""
-    for name, field in FIELDS.items():
+def carried(rows: Rows, fields: Mapping[str, Field] = FIELDS) -> Iterator[tuple[str, Field, Tensor]]:
+    """Yields name, operations and values (M, ...) of each of ``fields`` that ``rows`` have."""
+    for name, field in fields.items():
         values = getattr(rows, name, None)
         if values is not None:
             yield name, field, values

@@ -21,7 +21,7 @@ from detection.model.box_coder import BoxCoder
 from detection.model.losses import smooth_l1
 from detection.model.matcher import Matcher
 from detection.model.normalize import Normalize
-from detection.model.rpn import ANCHORS, ProposalFilter, usable_anchors
+from detection.model.rpn import ANCHORS, ProposalFilter, places, usable_anchors
 from detection.model.sampler import BalancedSampler
 from detection.model.select import gather_rows, hash32
 from detection.padded import Regions, Targets
@@ -157,8 +157,7 @@ class ClassRPN(nn.Module):
         anchors = self.anchors(*hidden.shape[-2:])
         usable = usable_anchors(anchors, images.sizes, allow_outside=self.allow_outside)
         matches = self.matcher(anchors[None], targets, usable)
-        places = self.anchors.places(*hidden.shape[-2:], level=0)
-        drawn = self.sampler(matches.states, hash32(images.draw_seeds(), places, ANCHORS))
+        drawn = self.sampler(matches.states, hash32(images.draw_seeds(), places(anchors), ANCHORS))
         objects = matches.indices.gather(1, drawn.columns)
         labels = torch.where(drawn.positive, targets.labels.gather(1, objects), self.layers.num_classes)
         own = anchors[drawn.columns]

@@ -59,24 +59,13 @@ class AnchorGenerator(nn.Module):
 
         ``padded`` is the (height, width) in pixels that the feature map was computed from; rounded anchors need it.
         """
-        device = self.cell_anchors.device
-        strides = self.stride, self.stride
+        cells = torch.arange(max(height, width), device=self.cell_anchors.device) + self.offset
         if self.rounded:
             assert padded is not None
-            strides = padded[0] // height, padded[1] // width
-        y = (torch.arange(height, device=device) + self.offset) * strides[0]
-        x = (torch.arange(width, device=device) + self.offset) * strides[1]
+            y, x = cells[:height] * (padded[0] // height), cells[:width] * (padded[1] // width)
+        else:
+            centers = cells * self.stride
+            y, x = centers[:height], centers[:width]
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         centers = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1)  # (H, W, 4)
         return (centers[:, :, None] + self.cell_anchors).reshape(-1, 4)
-
-    def places(self, height: int, width: int, level: int) -> Tensor:
-        """A number (H * W * A,) int64 in [0, 2**31) for every anchor, in the order of ``forward``.
-
-        It does not depend on the padding of the batch, up to 4,096 cells a side, 8 levels and 16 anchors per cell.
-        """
-        device = self.cell_anchors.device
-        y, x = torch.arange(height, device=device), torch.arange(width, device=device)
-        number = torch.arange(self.num_anchors, device=device)
-        cells = (y[:, None] * 4096 + x)[..., None] * 16  # (H, W, 1)
-        return ((cells + number) + level * 2**28).reshape(-1) % 2**31

@@ -41,12 +41,13 @@ class BoxCoder:
         anchor_center, anchor_size = _center_and_size(anchors)
         shift = (box_center - anchor_center) / anchor_size
         log_scale = torch.log(box_size / anchor_size)
-        return torch.cat([shift, log_scale], dim=-1) * boxes.new_tensor(self.weights)
+        deltas = torch.cat([shift, log_scale], dim=-1)
+        return deltas if self.weights == (1.0,) * 4 else deltas * boxes.new_tensor(self.weights)
 
     def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
         """Boxes (..., 4), in float32 or float64, reached from ``anchors`` (..., 4) by ``deltas`` (..., 4)."""
         deltas = at_least_single(deltas)  # half precision loses pixels
-        deltas = deltas / deltas.new_tensor(self.weights)
+        deltas = deltas if self.weights == (1.0,) * 4 else deltas / deltas.new_tensor(self.weights)
         anchor_center, anchor_size = _center_and_size(anchors.to(deltas.dtype))
         center = anchor_center + deltas[..., :2] * anchor_size
         half_size = anchor_size * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() / 2

@@ -253,4 +253,5 @@ class BoxStage(nn.Module):
 
 def image_rows(boxes: Tensor) -> Tensor:
     """Returns the image (N * R,) int64 of each of ``boxes`` (N, R, 4)."""
-    return torch.arange(len(boxes), device=boxes.device)[:, None].expand(boxes.shape[:2]).flatten()
+    images, regions = boxes.shape[:2]
+    return torch.arange(images * regions, device=boxes.device) // regions

@@ -77,6 +77,8 @@ class FasterRCNN(Architecture):
         if targets is None:
             return self.detect(images, proposals).ragged()
         targets = targets if isinstance(targets, Targets) else Targets.pad(targets)
+        if len(targets) != len(images):
+            raise ValueError(f"{len(targets)} targets for {len(images)} images; give one for each")
         features, seeds = self.features(images), images.draw_seeds()
         losses: dict[str, Tensor] = {}
         if "rpn" not in self.fixed:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
 from backbones.norm import NormLayer
-from detection.masks import crop_and_resize
+from detection.mask_geometry import MaskGeometry, crop_and_resize
 from detection.model.box_heads import conv_layers
 from detection.model.box_stage import RegionSample, image_rows
 from detection.model.class_rows import ClassRows
@@ -60,11 +60,13 @@ class MaskStage(nn.Module):
     Args:
         pooler: regions of the feature maps.
         head: logits of every class.
+        geometry: of the training targets; masks must be pasted by the same.
     """
 
-    def __init__(self, pooler: RegionPooler, head: MaskHead) -> None:
+    def __init__(self, pooler: RegionPooler, head: MaskHead, *, geometry: MaskGeometry = "exact") -> None:
         super().__init__()
         self.pooler, self.head = pooler, head
+        self.geometry: MaskGeometry = geometry
 
     def forward(
         self, features: Sequence[Tensor], found: Found, body: Callable[[Tensor], Tensor] | None = None
@@ -98,7 +100,9 @@ class MaskStage(nn.Module):
         counts = sample.positive & targets.masks.flatten(1).any(dim=1)[rows]
         labels = torch.where(sample.positive, sample.labels, 0)
         logits = self._logits(features, sample.boxes, labels, body)
-        goals = crop_and_resize(targets.masks, sample.boxes.flatten(0, 1), logits.shape[-1], rows=rows.flatten())
+        goals = crop_and_resize(
+            targets.masks, sample.boxes.flatten(0, 1), logits.shape[-1], rows=rows.flatten(), geometry=self.geometry
+        )
         weight = counts[..., None, None].expand_as(logits)
         loss = F.binary_cross_entropy_with_logits(logits, goals.view_as(logits), weight=weight, reduction="sum")
         return {"mask": loss / weight.sum().clamp(min=1)}

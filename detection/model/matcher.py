@@ -81,7 +81,7 @@ class Matcher:
             best = torch.maximum(best, highest)
             ignored = (targets.valid & targets.ignore)[:, part, None]
             covered |= ((shares >= self.ignore_overlap) & ignored).any(dim=1)
-            if self.match_best:
+            if self.match_best and usable.shape[1]:
                 overlaps = overlaps * usable[:, None]
                 limits = (overlaps.amax(dim=2, keepdim=True) * TIE).clamp(min=torch.finfo(overlaps.dtype).tiny)
                 reached |= (overlaps >= limits).any(dim=1)

@@ -77,18 +77,16 @@ class RegionPooler(nn.Module):
 
     def _pool(self, levels: Sequence[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
         """torchvision's operators on every level; a box is a point on all levels but its own, and is left out there."""
-        own, center = self._levels(boxes), ((boxes[:, :2] + boxes[:, 2:]) / 2).repeat(1, 2)
         rows = images[:, None].to(boxes.dtype)
-        pooled: Tensor | None = None
-        for number, (feature, stride) in enumerate(zip(levels, self.strides, strict=True)):
-            if len(levels) == 1:
-                return self._operator(feature, torch.cat([rows, boxes], dim=1), 1 / stride)
-            here = own == number
-            regions = torch.cat([rows, torch.where(here[:, None], boxes, center)], dim=1)  # (R, 5)
-            part = self._operator(feature, regions, 1 / stride) * here[:, None, None, None]
-            pooled = part if pooled is None else pooled + part
-        assert pooled is not None
-        return pooled
+        if len(levels) == 1:
+            return self._operator(levels[0], torch.cat([rows, boxes], dim=1), 1 / self.strides[0])
+        own, center = self._levels(boxes), ((boxes[:, :2] + boxes[:, 2:]) / 2).repeat(1, 2)
+        numbers = torch.arange(len(levels), device=boxes.device)[:, None]
+        regions = torch.where((own == numbers)[..., None], boxes, center)  # (L, R, 4)
+        regions = torch.cat([rows.expand(len(levels), -1, -1), regions], dim=2)
+        parts = zip(levels, regions, self.strides, strict=True)
+        pooled = torch.cat([self._operator(feature, part, 1 / stride) for feature, part, stride in parts])
+        return pooled[own * len(boxes) + torch.arange(len(boxes), device=boxes.device)]
 
     def _operator(self, feature: Tensor, regions: Tensor, scale: float) -> Tensor:
         size = (self.size, self.size)

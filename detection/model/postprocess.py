@@ -46,47 +46,46 @@ class Postprocessor:
         """Detections of each image, best first, in the pixels of ``scored``."""
         candidates = self._candidates(scored)
         if self.soft_nms_sigma is None:
-            kept = nms(
-                candidates.boxes,
-                torch.where(candidates.valid, candidates.scores, -torch.inf),
-                candidates.labels,
-                self.nms_iou,
-                self.max_detections,
-            )
-            columns, scores, valid = select_top(candidates.scores, kept & candidates.valid, self.max_detections)
+            boxes, scores, labels = candidates.boxes, candidates.scores, candidates.labels
+            kept = nms(boxes, scores, labels, self.nms_iou, self.max_detections)
         else:
-            softened = _soften(candidates, self.soft_nms_sigma, self.score_threshold, self.max_detections)
-            columns, scores, valid = select_top(softened, softened > self.score_threshold, self.max_detections)
-        boxes = torch.where(valid[..., None], gather_rows(candidates.boxes, columns), 0.0)
-        found = Found(boxes=boxes, valid=valid, scores=scores, labels=candidates.labels.gather(1, columns))
+            kept = _soften(candidates, self.soft_nms_sigma, self.score_threshold, self.max_detections)
+        columns, scores = select_top(kept, self.max_detections)
+        found = Found(
+            boxes=gather_rows(candidates.boxes, columns),
+            valid=scores > -torch.inf,
+            scores=scores,
+            labels=candidates.labels.gather(1, columns),
+        )
         return found if self.vote_iou is None else replace(found, boxes=_vote(found, candidates, self.vote_iou))
 
     def _candidates(self, scored: ScoredBoxes) -> Found:
-        """The scored boxes of all classes above the threshold that are not empty, best first.
+        """The scored boxes of all classes above the threshold that are not empty, region by region.
+
+        Ties of their scores are then decided by their places, whatever the batch: equal scores are usual, as regions
+        over the same cells have them.
 
         Scores of a region add up to 1 at most, so no more than 1 / threshold of its classes are above it.
         """
         _, proposals, classes = scored.scores.shape
         usable = (scored.scores > self.score_threshold) & not_empty(scored.boxes) & scored.valid[..., None]
-        scores = torch.where(usable, scored.scores, -torch.inf).flatten(1)
+        scores = scored.scores.masked_fill(~usable, -torch.inf).flatten(1)
         most = proposals * min(classes, max(1, int(1 / max(self.score_threshold, 1e-9))))
         if waiting_is_free(scores):
             most = min(most, max(1, int(usable.flatten(1).sum(dim=1).max())))
-        top = scores.topk(most, dim=1)
-        regions, labels = top.indices // classes, top.indices % classes
+        columns = scores.topk(most, dim=1).indices.sort(dim=1).values
+        scores, regions, labels = scores.gather(1, columns), columns // classes, columns % classes
         boxes = gather_rows(scored.boxes, regions)  # (N, M, K or 1, 4)
         if boxes.shape[2] > 1:
             boxes = boxes.gather(2, labels[..., None, None].expand(-1, -1, 1, 4))
-        return Found(boxes=boxes[:, :, 0], valid=top.values > -torch.inf, scores=top.values, labels=labels)
+        return Found(boxes=boxes[:, :, 0], valid=scores > -torch.inf, scores=scores, labels=labels)
 
 
 def _vote(found: Found, voters: Found, vote_iou: float) -> Tensor:
     """The boxes (N, D, 4) of ``found``, each the mean of the ``voters`` of its class that agree with it."""
     agrees = (iou(found.boxes, voters.boxes) >= vote_iou) & (found.labels[:, :, None] == voters.labels[:, None])
-    scores = torch.where(voters.valid, voters.scores, 0.0)
-    weights = agrees * scores[:, None]  # (N, D, M); every detection is among its own voters
-    total = weights.sum(dim=2, keepdim=True)
-    return torch.where(total > 0, (weights @ voters.boxes) / total.clamp(min=torch.finfo(total.dtype).tiny), 0.0)
+    weights = agrees * voters.scores.clamp(min=0)[:, None]  # (N, D, M); every detection is among its own voters
+    return (weights @ voters.boxes) / weights.sum(dim=2, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def _soften(candidates: Found, sigma: float, score_threshold: float, most: int) -> Tensor:
@@ -95,13 +94,15 @@ def _soften(candidates: Found, sigma: float, score_threshold: float, most: int) 
     A score only falls, and not once its box was the best of those that wait: boxes leave in the order of their final
     scores, so that what leaves after the ``most`` first need not be known.
     """
-    waiting = torch.where(candidates.valid, candidates.scores, -torch.inf)
+    waiting = candidates.scores
     final = torch.full_like(waiting, -torch.inf)
     for _ in range(min(most, waiting.shape[1])):
         score, best = waiting.max(dim=1, keepdim=True)  # (N, 1)
-        final = final.scatter(1, best, torch.where(score > score_threshold, score, -torch.inf))
+        # An image whose candidates are all taken has -inf for its best, whose place may be that of one taken before.
+        own = torch.where(score > score_threshold, score, final.gather(1, best))
+        final = final.scatter(1, best, own)
         overlap = iou(gather_rows(candidates.boxes, best), candidates.boxes)[:, 0]  # (N, M)
-        same = candidates.labels == candidates.labels.gather(1, best)
+        same = (candidates.labels == candidates.labels.gather(1, best)) & (waiting > -torch.inf)  # 0 * -inf is NaN
         waiting = torch.where(same, waiting * torch.exp(-overlap.square() / sigma), waiting).scatter(
             1, best, -torch.inf
         )

@@ -10,4 +10,4 @@ __all__ = ["at_least_single"]
 
 def at_least_single(x: Tensor) -> Tensor:
     """Returns ``x`` in float32, or as it is in float64."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -23,7 +23,7 @@ from detection.model.sampler import BalancedSampler, Drawn
 from detection.model.select import gather_rows, hash32, nms, pad_columns, select_top, waiting_is_free
 from detection.padded import Regions, Targets
 
-__all__ = ["ANCHORS", "RPN", "ProposalFilter", "RPNHead", "usable_anchors"]
+__all__ = ["ANCHORS", "RPN", "ProposalFilter", "RPNHead", "places", "usable_anchors"]
 
 ANCHORS = 1  # use of random numbers
 
@@ -78,7 +78,7 @@ class ProposalFilter:
         for logits in levels:
             top = logits.topk(min(self.pre_nms, logits.shape[1]), dim=1)
             best.append(pad_columns(top.values, most, -torch.inf))
-            columns.append(pad_columns(top.indices + first, most, 0))
+            columns.append(pad_columns(top.indices + first if first else top.indices, most, 0))
             first += logits.shape[1]
         return torch.stack(best, 1), torch.stack(columns, 1)
 
@@ -89,14 +89,13 @@ class ProposalFilter:
         """
         boxes = clip(boxes, sizes)
         sides = boxes[..., 2:] - boxes[..., :2]
-        large = ((sides >= self.min_size) & (sides > 0)).all(dim=-1)
-        scores = torch.where(large, logits, -torch.inf).flatten(0, 1)  # (N * L, T)
-        kept = nms(boxes.flatten(0, 1), scores, torch.zeros_like(scores).long(), self.nms_iou, self.post_nms)
-        kept = kept & (scores > -torch.inf)
-        columns, logits, valid = select_top(scores.view(len(boxes), -1), kept.view(len(boxes), -1), self.post_nms)
-        chosen = gather_rows(boxes.flatten(1, 2), columns)
-        proposals = Regions(boxes=torch.where(valid[..., None], chosen, 0.0), scores=logits, valid=valid)
-        return proposals.trimmed() if waiting_is_free(valid) else proposals
+        # Clipping may leave a side of 0, which no minimum but that must let through.
+        large = (sides >= max(self.min_size, torch.finfo(sides.dtype).tiny)).all(dim=-1)
+        scores = logits.masked_fill(~large, -torch.inf).flatten(0, 1)  # (N * L, T)
+        kept = nms(boxes.flatten(0, 1), scores, None, self.nms_iou, self.post_nms)
+        columns, logits = select_top(kept.view(len(boxes), boxes.shape[1] * boxes.shape[2]), self.post_nms)
+        proposals = Regions(gather_rows(boxes.flatten(1, 2), columns), valid=logits > -torch.inf, scores=logits)
+        return proposals.trimmed() if waiting_is_free(logits) else proposals
 
 
 class RPN(nn.Module):
@@ -157,7 +156,7 @@ class RPN(nn.Module):
             torch.cat(level_deltas, 1),
         )
         proposals = self._proposals(level_logits, deltas, anchors, sizes, self.train_filter)
-        drawn, goals = self._sample(anchors, self._places(features), sizes, targets, seeds)
+        drawn, goals = self._sample(anchors, sizes, targets, seeds)
         count = drawn.valid.sum().clamp(min=1)
         objectness = F.binary_cross_entropy_with_logits(
             logits.gather(1, drawn.columns), drawn.positive.to(logits.dtype), weight=drawn.valid, reduction="sum"
@@ -175,24 +174,12 @@ class RPN(nn.Module):
         pairs = zip(self.anchors, features, strict=True)
         return torch.cat([anchors(feature.shape[-2], feature.shape[-1], padded) for anchors, feature in pairs])
 
-    def _places(self, features: Sequence[Tensor]) -> Tensor:
-        """Numbers (M,) of the anchors of all levels, whatever the padding."""
-        levels = enumerate(zip(self._generators(), features, strict=True))
-        return torch.cat(
-            [anchors.places(feature.shape[-2], feature.shape[-1], level) for level, (anchors, feature) in levels]
-        )
-
-    def _generators(self) -> list[AnchorGenerator]:
-        return [anchors for anchors in self.anchors if isinstance(anchors, AnchorGenerator)]
-
     @torch.no_grad()
-    def _sample(
-        self, anchors: Tensor, places: Tensor, sizes: Tensor, targets: Targets, seeds: Tensor
-    ) -> tuple[Drawn, Tensor]:
+    def _sample(self, anchors: Tensor, sizes: Tensor, targets: Targets, seeds: Tensor) -> tuple[Drawn, Tensor]:
         """The drawn anchors of each image, and the deltas (N, R, 4) wanted of the positive ones."""
         usable = usable_anchors(anchors, sizes, allow_outside=self.allow_outside)
         matches = self.matcher(anchors[None], targets, usable)
-        drawn = self.sampler(matches.states, hash32(seeds, places, ANCHORS))
+        drawn = self.sampler(matches.states, hash32(seeds, places(anchors), ANCHORS))
         objects = matches.indices.gather(1, drawn.columns)
         own = anchors[drawn.columns]  # (N, R, 4)
         goals = torch.where(drawn.positive[..., None], gather_rows(targets.boxes, objects), own)
@@ -216,3 +203,12 @@ def usable_anchors(anchors: Tensor, sizes: Tensor, *, allow_outside: bool) -> Te
     if not allow_outside:
         return inside(anchors, sizes)
     return (anchors[:, :2] < sizes.flip(1)[:, None]).all(dim=-1)
+
+
+def places(anchors: Tensor) -> Tensor:
+    """Returns a number (M,) int64 in [0, 2**31) for each of ``anchors`` (M, 4), of its place and size alone.
+
+    So what is drawn of an image does not depend on the padding of its batch, as the order of the anchors does.
+    """
+    x1, y1, x2, y2 = (anchors * 16).long().unbind(1)
+    return (x1 * 73856093 ^ y1 * 19349663 ^ x2 * 83492791 ^ y2 * 39916801) & 0x7FFFFFFF

@@ -16,7 +16,8 @@ from typing import Any
 from detection.data.images import read_image
 from detection.data.objects import IMAGE_SUFFIXES
 from detection.evaluation.printable import printable
-from detection.masks import RLE, paste
+from detection.mask_geometry import paste
+from detection.masks import RLE
 from detection.predictor import Predictor
 from detection.structures import Detections
 from detection.visualize import draw_boxes, save_picture
@@ -125,7 +126,9 @@ def _predict_image(predictor: Predictor, path: Path, picture: Path, min_score: f
         raise UnreadableError(named) from error
     found = predictor(image)
     found = found[found.scores >= min_score]
-    masks = None if found.masks is None else paste(found.masks, found.boxes, image.shape[:2])
+    masks = None
+    if found.masks is not None:
+        masks = paste(found.masks, found.boxes, image.shape[:2], geometry=predictor.mask_geometry)
     drawn = draw_boxes(
         image, found.boxes.numpy(), found.scores.numpy(), found.labels.numpy(), predictor.class_names, masks=masks
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.build import build_detector, build_tester, needed_fields
+from detection.build import build_detector, build_tester, field_operations, needed_fields
 from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, load_config
 from detection.config.schema import different_meaning
@@ -196,7 +196,8 @@ def measure(
     rows = _share(index, limit)
     loader = build_test_loader(index, config.data, rows=rows, pin=device.type == "cuda")
     with together("testing its share of the images", timeout=EVALUATION_TIMEOUT):
-        predictions = predict(tester, loader, index, device=device, precision=config.solver.precision)
+        precision, operations = config.solver.precision, field_operations(config)
+        predictions = predict(tester, loader, index, device=device, precision=precision, fields=operations)
     records = collect(predictions.records)
     result: dict[str, Any] = {}
     with together("computing AP", timeout=EVALUATION_TIMEOUT):

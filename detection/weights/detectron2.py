@@ -221,7 +221,11 @@ def _mask_settings(state: Mapping[str, Tensor], architecture: Architecture) -> d
         return {}
     convs = "mask_stage.head.convs"
     own = {} if architecture == "c4" else {"pool_size": 14, "convs": count_children(state, convs)}
-    return own | {"norm": _norm_after(state, f"{convs}.0"), "channels": state["mask_stage.head.masks.weight"].shape[1]}
+    return own | {
+        "norm": _norm_after(state, f"{convs}.0"),
+        "channels": state["mask_stage.head.masks.weight"].shape[1],
+        "geometry": "detectron2",
+    }
 
 
 def _is_constant(name: str) -> bool:

@@ -240,6 +240,7 @@ def _mask_config(state: Mapping[str, Tensor]) -> MaskConfig:
     if f"{MASKS}.weight" not in state:
         return MaskConfig()
     return MaskConfig(
+        geometry="torchvision",
         pool_size=14,
         convs=count_children(state, "mask_stage.head.convs"),
         channels=state[f"{MASKS}.weight"].shape[1],

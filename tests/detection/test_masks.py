@@ -1,8 +1,7 @@
-"""Mirrors detection/masks.py; pycocotools and torchvision are the references."""
+"""Mirrors detection/masks.py; pycocotools is the reference."""
 
 from __future__ import annotations
 
-import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,8 @@ import torch
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from torch import Tensor
-from torch.nn import functional
-from torchvision.models.detection.roi_heads import maskrcnn_loss, paste_masks_in_image, project_masks_on_boxes
 
-from detection.masks import crop_and_resize, decode, empty_rle, encode, is_empty, paste, to_rle
+from detection.masks import decode, empty_rle, encode, is_empty, to_rle
 
 SIZE = (60, 80)
 SQUARE = [[1, 1, 4, 1, 4, 3, 1, 3]]
@@ -29,14 +26,6 @@ def reference(segmentation: object, size: tuple[int, int] = SIZE) -> NDArray[np.
     coco: Any = COCO()
     coco.imgs = {1: {"height": size[0], "width": size[1]}}
     return coco.annToMask({"image_id": 1, "segmentation": segmentation})
-
-
-def random_boxes(count: int, size: tuple[int, int]) -> Tensor:
-    """(count, 4) inside an image of ``size``, from two pixels to all of it."""
-    scale = torch.tensor([size[1], size[0], size[1], size[0]]).float()
-    first, second = torch.rand(count, 2), torch.rand(count, 2)
-    boxes = torch.cat([torch.minimum(first, second), torch.maximum(first, second)], dim=1) * (scale - 2)
-    return boxes + torch.tensor([0.0, 0, 2, 2])
 
 
 # COCO's segmentations
@@ -130,85 +119,3 @@ def test_an_empty_mask_has_no_pixel() -> None:
     assert is_empty(empty_rle((7, 5)))
     assert not decode([empty_rle((7, 5))], (7, 5)).any()
     assert not is_empty(to_rle(SQUARE, SIZE))
-
-
-# training targets
-
-
-def test_targets_are_means_of_samples() -> None:
-    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
-    mask[0, :4, :4] = True
-    # A cell has samples at 0.5, 1.5, 2.5, 3.5 in each direction, between the pixels 0 1, 1 2, 2 3 and 3 4.
-    share = (1 + 1 + 1 + 0.5) / 4
-    cells = crop_and_resize(mask, torch.tensor([[0.0, 0, 8, 8]]), 2)
-    assert cells.dtype == torch.float32
-    assert cells.tolist() == [[[share**2, 0], [0, 0]]]
-    assert torch.equal(crop_and_resize(mask, torch.tensor([[1.0, 1, 3, 3]]), 4), torch.ones(1, 4, 4))
-
-
-def test_targets_and_losses_are_those_of_torchvision() -> None:
-    torch.manual_seed(0)
-    masks, boxes = torch.rand(5, 50, 70) > 0.5, random_boxes(30, (50, 70))
-    rows, labels = torch.randint(0, 5, (30,)), torch.randint(0, 3, (5,))
-    targets = crop_and_resize(masks, boxes, 28, rows=rows)
-    assert torch.equal(targets, project_masks_on_boxes(masks, boxes, rows, 28))
-    assert torch.equal(targets, crop_and_resize(masks[rows], boxes, 28))
-    logits = torch.randn(30, 3, 28, 28)
-    loss = functional.binary_cross_entropy_with_logits(logits[torch.arange(30), labels[rows]], targets)
-    assert float(loss) == pytest.approx(float(maskrcnn_loss(logits, [boxes], [masks], [labels], [rows])), abs=1e-6)
-
-
-@pytest.mark.parametrize("count", [0, 3])
-def test_no_boxes_have_no_targets(count: int) -> None:
-    masks = torch.zeros(count, 10, 10, dtype=torch.bool)
-    assert crop_and_resize(masks, torch.zeros(0, 4), 14, rows=torch.zeros(0).long()).shape == (0, 14, 14)
-
-
-# pasting
-
-
-def test_a_full_mask_fills_its_box() -> None:
-    (rle,) = paste(torch.ones(1, 28, 28), torch.tensor([[10.0, 20, 38, 48]]), SIZE)
-    rows, columns = decode([rle], SIZE)[0].nonzero().unbind(1)
-    assert rle["size"] == [60, 80]
-    assert (int(rows.min()), int(rows.max()), int(columns.min()), int(columns.max())) == (20, 48, 10, 38)
-
-
-@pytest.mark.parametrize("side", [7, 14, 28])
-def test_pasted_probabilities_are_those_of_torchvision(side: int) -> None:
-    torch.manual_seed(side)
-    masks, boxes = torch.rand(40, side, side), random_boxes(40, SIZE)
-    expected = paste_masks_in_image(masks[:, None], boxes, SIZE)[:, 0]
-    for threshold in np.linspace(0.05, 0.95, 19).tolist():
-        pasted = decode(paste(masks, boxes, SIZE, threshold=threshold), SIZE)
-        differs = pasted != (expected >= threshold)
-        assert ((expected[differs] - threshold).abs() < 1e-5).all()
-
-
-def test_boxes_beyond_the_image_are_cut() -> None:
-    boxes = torch.tensor([[-40.0, -30, 40, 30], [70, 50, 500, 400], [200, 200, 220, 210], [-20, -20, -5, -9]])
-    pasted = decode(paste(torch.ones(4, 28, 28), boxes, SIZE), SIZE)
-    assert pasted[0].sum() == pytest.approx(30 * 40, rel=0.05)
-    assert pasted[1].nonzero().amin(dim=0).tolist() == pytest.approx([50, 70], abs=1)
-    assert pasted[1].nonzero().amax(dim=0).tolist() == [59, 79]
-    assert not pasted[2:].any()
-
-
-def test_a_huge_box_and_many_masks_take_one_image_of_memory() -> None:
-    boxes = torch.tensor([[-1e6, -1e6, 1e6, 1e6]] + [[0.0, 0, 900, 900]] * 7)
-    tracemalloc.start()
-    rles = paste(torch.ones(8, 28, 28), boxes, (1000, 1000))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert decode(rles[:1], (1000, 1000)).all()
-    assert peak < 3e6
-
-
-def test_no_detections_paste_nothing() -> None:
-    assert paste(torch.zeros(0, 28, 28), torch.zeros(0, 4), SIZE) == []
-
-
-def test_half_precision_and_boxes_without_area_are_pasted() -> None:
-    boxes = torch.tensor([[10.0, 10, 10, 10], [10.2, 10.2, 11.4, 11.4]])
-    pasted = decode(paste(torch.ones(2, 28, 28, dtype=torch.bfloat16), boxes, SIZE), SIZE)
-    assert [int(mask.sum()) for mask in pasted] == [1, 4]

@@ -81,7 +81,8 @@ def test_images_are_padded_at_the_right_and_at_the_bottom() -> None:
     high = torch.full((3, 4, 3), 9, dtype=torch.uint8)
     batch = ImageBatch.from_images([low, high])
     assert batch.pixels.shape == (2, 3, 4, 5)
-    assert batch.sizes == ((2, 5), (4, 3))
+    assert batch.sizes.tolist() == [[2, 5], [4, 3]]
+    assert batch.size_list() == [(2, 5), (4, 3)]
     assert batch.pixels[0, 0].tolist() == [[7] * 5, [7] * 5, [0] * 5, [0] * 5]
     assert batch.pixels[1, 2].tolist() == [[9, 9, 9, 0, 0]] * 4
 
@@ -101,13 +102,13 @@ def test_a_batch_needs_an_image() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
 def test_pixels_of_another_type_are_refused(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match=r"must be \(N, 3, H, W\) uint8"):
-        ImageBatch(torch.zeros(1, 3, 4, 4, dtype=dtype), ((4, 4),))
+        ImageBatch(torch.zeros(1, 3, 4, 4, dtype=dtype), torch.tensor([[4, 4]]))
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (1, 1, 4, 4), (1, 4, 4, 3)])
 def test_pixels_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"must be \(N, 3, H, W\) uint8"):
-        ImageBatch(torch.zeros(shape, dtype=torch.uint8), ((4, 4),) * shape[0])
+        ImageBatch(torch.zeros(shape, dtype=torch.uint8), torch.tensor([[4, 4]] * shape[0]))
 
 
 @pytest.mark.parametrize(
@@ -121,26 +122,36 @@ def test_images_that_are_not_rgb_uint8_are_refused_not_converted(image: Tensor) 
 
 
 def test_a_size_too_few_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 sizes for 2 images"):
-        ImageBatch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), ((4, 4),))
+    with pytest.raises(ValueError, match=r"sizes must be \(2, 2\), got \(1, 2\)"):
+        ImageBatch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([[4, 4]]))
 
 
 def test_seeds_of_draws_belong_to_the_images() -> None:
     images = [torch.zeros(3, 2, 5, dtype=torch.uint8)] * 2
-    first, second = ImageBatch.from_images(images, [7, 2**64 - 1]).generators()
-    (alone,) = ImageBatch.from_images(images[:1], [7]).generators()
-    drawn = torch.rand(3, generator=first)
-    assert torch.equal(torch.rand(3, generator=alone), drawn)
-    assert not torch.equal(torch.rand(3, generator=second), drawn)
-    assert ImageBatch.from_images(images).generators() == [None, None]
-    with pytest.raises(ValueError, match="1 seeds for 2 images"):
+    both, alone = ImageBatch.from_images(images, [7, 2**31 - 1]), ImageBatch.from_images(images[:1], [7])
+    assert both.draw_seeds().tolist() == [7, 2**31 - 1]
+    assert alone.draw_seeds().tolist() == [7]
+    with pytest.raises(ValueError, match=r"seeds must be \(2,\), got \(1,\)"):
         ImageBatch.from_images(images, [7])
 
 
+def test_a_batch_without_seeds_takes_them_from_torch() -> None:
+    batch = ImageBatch.from_images([torch.zeros(3, 2, 5, dtype=torch.uint8)] * 2)
+    torch.manual_seed(3)
+    first, second = batch.draw_seeds(), batch.draw_seeds()
+    torch.manual_seed(3)
+    assert torch.equal(batch.draw_seeds(), first)
+    assert len(set(first.tolist() + second.tolist())) == 4
+    assert batch.seeds is None
+    assert ((first >= 0) & (first < 2**31)).all()
+
+
 def test_a_batch_moves_and_keeps_its_sizes() -> None:
-    batch = ImageBatch.from_images([torch.zeros(3, 2, 5, dtype=torch.uint8)]).to("meta")
-    assert batch.pixels.is_meta
-    assert batch.sizes == ((2, 5),)
+    images = [torch.zeros(3, 2, 5, dtype=torch.uint8)]
+    moved = ImageBatch.from_images(images, [7]).to("meta")
+    assert all(isinstance(part, Tensor) and part.is_meta for part in (moved.pixels, moved.sizes, moved.seeds))
+    stayed = ImageBatch.from_images(images).to("cpu")
+    assert (stayed.size_list(), stayed.seeds) == ([(2, 5)], None)
 
 
 def test_masks_of_detections_are_rows_and_may_be_missing() -> None:

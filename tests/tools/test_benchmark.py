@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -22,6 +23,24 @@ def test_a_row_for_every_side_and_kind(capsys: pytest.CaptureFixture[str], monke
     assert [row[:3] for row in rows] == [["64", "px", "test,"], ["64", "px", "step,"]]
     seconds, theirs, ratio = (float(cell) for cell in rows[0][5:8])
     assert ratio == pytest.approx(seconds / theirs, rel=0.2)
+
+
+@pytest.mark.slow
+def test_counts_have_their_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = runpy.run_path(str(TOOL))
+    monkeypatch.setitem(tool["main"].__globals__, "MODELS", {"R50-FPN": "faster_rcnn_r50_fpn_1x"})
+    monkeypatch.setitem(tool["main"].__globals__, "THEIRS", {"R50-FPN": tool["FasterRCNN"]})
+    monkeypatch.setitem(tool["main"].__globals__, "IMAGES", (1, 2))
+    monkeypatch.setattr(sys, "argv", [str(TOOL), "--counts", "--json", str(tmp_path / "counts.json")])
+    tool["main"]()
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    for side in ("ours", "torchvision"):
+        for kind in ("step", "test"):
+            row = counts[side]["R50-FPN"][kind]
+            assert list(row) == ["1", "2"]
+            assert all(number["operators"] > number["waits"] > 0 for number in row.values())
+    steps = counts["torchvision"]["R50-FPN"]["step"]
+    assert steps["2"]["operators"] > steps["1"]["operators"]  # theirs loops over images
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from backbones.extras.relay import RelayClassifier
 from backbones.extras.spp import SPP
 from backbones.registry import build_backbone
 from detection.classification.model import ImageClassifier
+from detection.padded import Regions, Targets
 from detection.structures import ImageBatch, Proposals, Target
 
 K = 4
@@ -50,7 +51,7 @@ def target(*labels: int) -> Target:
     return Target(boxes=boxes, labels=torch.tensor(labels, dtype=torch.int64), ignore=torch.zeros(count).bool())
 
 
-TARGETS = [target(label) for label in LABELS]
+TARGETS = Targets.pad([target(label) for label in LABELS])
 BATCH = make_batch(SIZE, SIZE, SIZE, seeds=(11, 12, 13))
 
 
@@ -80,9 +81,9 @@ class TestLoss:
         model = ImageClassifier(network, label_smoothing=0.2)
         images = make_batch(SIZE)
         expected = 0.85 * math.log(6) + 0.05 * (math.log(2) + 2 * math.log(6))  # class 0 is right
-        assert model(images, [target(0)])["classification"].item() == pytest.approx(expected)
+        assert model(images, Targets.pad([target(0)]))["classification"].item() == pytest.approx(expected)
         expected = 0.85 * math.log(2) + 0.05 * 3 * math.log(6)
-        assert model(images, [target(1)])["classification"].item() == pytest.approx(expected)
+        assert model(images, Targets.pad([target(1)]))["classification"].item() == pytest.approx(expected)
 
     def test_images_of_several_sizes_are_refused(self) -> None:
         batch = make_batch(SIZE, (20, 24), SIZE)
@@ -117,15 +118,15 @@ class TestLoss:
 
     def test_the_first_object_of_an_image_counts(self) -> None:
         model = ImageClassifier(make_network())
-        twice = [target(label, (label + 1) % K) for label in LABELS]
+        twice = Targets.pad([target(label, (label + 1) % K) for label in LABELS])
         assert torch.equal(model(BATCH, twice)["classification"], model(BATCH, TARGETS)["classification"])
 
     def test_image_without_an_object_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"an image lost its object to data\.augment"):
-            ImageClassifier(make_network())(BATCH, [target(1), target(), target(0)])
+            ImageClassifier(make_network())(BATCH, Targets.pad([target(1), target(), target(0)]))
 
     def test_proposals_are_refused(self) -> None:
-        stored = [Proposals(boxes=torch.zeros(0, 4), scores=torch.zeros(0))] * 3
+        stored = Regions.pad([Proposals(boxes=torch.zeros(0, 4), scores=torch.zeros(0))] * 3)
         with pytest.raises(ValueError, match=r"takes no proposals; leave data\.proposals unset"):
             ImageClassifier(make_network())(BATCH, TARGETS, stored)
 
@@ -151,7 +152,7 @@ class TestMixup:
         first = model(BATCH, TARGETS)["classification"]
         torch.rand(3)
         assert torch.equal(model(BATCH, TARGETS)["classification"], first)
-        others = make_batch(SIZE, SIZE, SIZE, seeds=(2**64 - 1, 12, 13))  # the largest
+        others = make_batch(SIZE, SIZE, SIZE, seeds=(2**31 - 1, 12, 13))  # the largest
         assert not torch.equal(model(others, TARGETS)["classification"], first)
 
     def test_without_seeds_draws_from_torch(self) -> None:

@@ -25,6 +25,21 @@ def test_masks_and_cascades_name_an_architecture(masks: bool, ious: list[float])
     assert config.cascade.ious == (tuple(ious) or (0.5, 0.6, 0.7))
 
 
+@pytest.mark.parametrize(
+    ("text", "geometry"),
+    [
+        (f"{WRITTEN}mask: {{enabled: true}}\n", "torchvision"),
+        (f"{WRITTEN}mask: {{enabled: false}}\n", "exact"),
+        ("format: 2\narchitecture: mask_rcnn\n", "torchvision"),
+        ("format: 2\narchitecture: faster_rcnn\n", "exact"),
+        ("format: 3\narchitecture: mask_rcnn\n", "exact"),
+        ("architecture: mask_rcnn\n", "exact"),  # written by hand
+    ],
+)
+def test_older_masks_stay_torchvisions(text: str, geometry: str) -> None:
+    assert parse_config(DetectionConfig, text).mask.geometry == geometry
+
+
 def test_the_wiring_of_the_4_step_recipe_goes() -> None:
     text = f"{WRITTEN}solver: {{fixed: [rpn], base_lr: 0.5}}\ndata: {{proposals: a.safetensors}}\n"
     config = parse_config(DetectionConfig, text)

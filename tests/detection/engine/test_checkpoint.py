@@ -344,7 +344,7 @@ class TestRefusals:
         ("changes", "words"),
         [
             ({"sha256": None}, "its checksum is missing"),
-            ({"format": "7"}, "the format '7', and this version reads 1 to 2"),
+            ({"format": "7"}, "the format '7', and this version reads 1 to 3"),
             ({"format": None, "program": "cooking", "sha256": None}, "the program 'cooking'"),
             ({"format": None, "iteration": "soon", "sha256": None}, "its iteration is 'soon'"),
             ({"format": None, "class_names": '["cat"', "sha256": None}, "its class_names are no JSON"),

@@ -16,6 +16,7 @@ from detection.data.index import AnnotationIndex, PackedStrings
 from detection.engine.evaluate import evaluate, make_record, predict
 from detection.evaluation.metrics import read_metric
 from detection.evaluation.record import Record
+from detection.fields.masks import Masks
 from detection.masks import decode, empty_rle, encode
 from detection.model.faster_rcnn import FasterRCNN
 from detection.padded import Targets
@@ -147,6 +148,18 @@ def test_masks_are_pasted_at_the_size_of_the_stored_image() -> None:
     assert mask.nonzero().aminmax(dim=0).max.tolist() == pytest.approx([49, 79], abs=1)
     assert first.gt_masks == masked_index().stored("masks", 0)
     assert (second.masks, second.gt_masks) == ((), ())
+
+
+def test_masks_are_pasted_by_the_operations_that_are_given() -> None:
+    oracle, index = cast(FasterRCNN, MaskOracle()), masked_index()
+    pixels = {}
+    for geometry in ("exact", "torchvision"):
+        fields = {"masks": Masks(geometry)}
+        masks = predict(oracle, make_batches(0), index, device=CPU, fields=fields).records[0].masks
+        assert masks is not None
+        pixels[geometry] = int(decode(masks, (100, 200)).sum())
+    assert pixels["exact"] == 40 * 60
+    assert pixels["torchvision"] > 40 * 60
 
 
 def test_mask_figures_are_there_where_objects_and_detections_have_masks() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -18,8 +18,10 @@ from detection.model.matcher import Matcher
 from detection.model.normalize import Normalize
 from detection.model.rpn import ProposalFilter
 from detection.model.sampler import BalancedSampler
+from detection.padded import Targets
 from detection.structures import ImageBatch, Target
 
+MakeTarget = Callable[..., Target]
 K, STRIDE, SIDE = 5, 16, 64
 STATS = InputStats(mean=(10.0, 20.0, 30.0), std=(2.0, 4.0, 5.0), channel_order="rgb")
 CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))
@@ -70,14 +72,6 @@ def make_images(count: int = 2) -> ImageBatch:
     return ImageBatch.from_images([torch.randint(0, 256, (3, SIDE, SIDE), dtype=torch.uint8) for _ in range(count)])
 
 
-def make_target(boxes: Sequence[Sequence[float]], labels: Sequence[int] = ()) -> Target:
-    return Target(
-        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        labels=torch.tensor(labels, dtype=torch.int64),
-        ignore=torch.zeros(len(boxes), dtype=torch.bool),
-    )
-
-
 def spread(layers: nn.Module) -> None:
     """Weights large enough for outputs that differ."""
     for parameter in layers.parameters():
@@ -94,12 +88,12 @@ class TestNormalize:
 
     def test_each_channel_has_its_own_mean_and_deviation(self) -> None:
         pixels = torch.tensor([12, 24, 40], dtype=torch.uint8).view(1, 3, 1, 1)
-        assert Normalize(STATS)(ImageBatch(pixels, ((1, 1),))).flatten().tolist() == [1.0, 1.0, 2.0]
+        assert Normalize(STATS)(ImageBatch(pixels, torch.tensor([[1, 1]]))).flatten().tolist() == [1.0, 1.0, 2.0]
 
     def test_bgr(self) -> None:
         pixels = torch.tensor([40, 24, 12], dtype=torch.uint8).view(1, 3, 1, 1)
         stats = InputStats(mean=STATS.mean, std=STATS.std, channel_order="bgr")
-        assert Normalize(stats)(ImageBatch(pixels, ((1, 1),))).flatten().tolist() == [1.0, 1.0, 2.0]
+        assert Normalize(stats)(ImageBatch(pixels, torch.tensor([[1, 1]]))).flatten().tolist() == [1.0, 1.0, 2.0]
 
     def test_padding_is_zero(self) -> None:
         images = [torch.full((3, *size), 200, dtype=torch.uint8) for size in ((2, 3), (4, 1))]
@@ -167,68 +161,70 @@ class TestRPNLosses:
             rpn.layers.deltas.bias.fill_(delta)
         return rpn
 
-    def test_by_hand(self) -> None:
+    def test_by_hand(self, make_target: MakeTarget) -> None:
         # The object is the anchor of 32 px in the middle of four cells: every anchor of it has IoU < 0.7, the four of
         # IoU 9 / 23 are the best; the small ones inside it have IoU 1/16 ... 1/4.
         logits = [0.5, -1.0, 2.0, 0.0, -0.5]
         rpn = self.constant(make_rpn(smooth_l1_beta=1.0, box_loss_weight=3.0), logits, 0.0)
-        losses = rpn(make_images(1), [make_target([[16, 16, 48, 48]], [2])])
+        losses = rpn(make_images(1), Targets.pad([make_target([[16, 16, 48, 48]], [2])]))
         negative = sum(cost(logit, 0) for logit in logits)
         positive = negative - cost(2.0, 0) + cost(2.0, 1)
         assert losses["rpn_class"].item() == pytest.approx((4 * positive + 4 * negative) / 8, rel=1e-5)
         # Each of the four lies 8 px off in x and in y: deltas of 1/4, no change of size.
         assert losses["rpn_box"].item() == pytest.approx(3 * 4 * 2 * 0.5 * 0.25**2 / 8, rel=1e-5)
 
-    def test_box_loss_is_of_the_objects_own_class(self) -> None:
+    def test_box_loss_is_of_the_objects_own_class(self, make_target: MakeTarget) -> None:
         rpn = make_rpn()
-        losses = rpn(make_images(1), [make_target([[16, 16, 48, 48]], [2])])
+        losses = rpn(make_images(1), Targets.pad([make_target([[16, 16, 48, 48]], [2])]))
         losses["rpn_box"].backward()
         gradient = rpn.layers.deltas.bias.grad
         assert gradient is not None
         per_class = gradient.view(-1, K, 4).abs().sum(dim=(0, 2))
         assert (per_class > 0).tolist() == [False, False, True, False, False]
 
-    def test_class_loss_is_of_all_classes(self) -> None:
+    def test_class_loss_is_of_all_classes(self, make_target: MakeTarget) -> None:
         rpn = make_rpn()
-        rpn(make_images(1), [make_target([[16, 16, 48, 48]], [2])])["rpn_class"].backward()
+        rpn(make_images(1), Targets.pad([make_target([[16, 16, 48, 48]], [2])]))["rpn_class"].backward()
         gradient = rpn.layers.classes.bias.grad
         assert gradient is not None
         assert (gradient.view(-1, K).sum(dim=0) > 0).tolist() == [True, True, False, True, True]
 
-    def test_no_object(self) -> None:
+    def test_no_object(self, make_target: MakeTarget) -> None:
         logits = [0.5, -1.0, 2.0, 0.0, -0.5]
-        losses = self.constant(make_rpn(), logits, 0.0)(make_images(2), [make_target([]), make_target([])])
+        losses = self.constant(make_rpn(), logits, 0.0)(make_images(2), Targets.pad([make_target([])] * 2))
         assert losses["rpn_class"].item() == pytest.approx(sum(cost(logit, 0) for logit in logits), rel=1e-5)
         assert losses["rpn_box"].item() == 0
 
-    def test_images_do_not_mix(self) -> None:
+    def test_images_do_not_mix(self, make_target: MakeTarget) -> None:
         # With every anchor drawn nothing is left to chance, and the joint loss is the mean of the two.
         rpn = make_rpn(samples=64)
         spread(rpn.layers)
         images = make_images(2)
         targets = [make_target([[0, 0, 32, 32]], [1]), make_target([[24, 24, 56, 56], [0, 0, 16, 16]], [3, 3])]
         single = [ImageBatch(images.pixels[i : i + 1], images.sizes[i : i + 1]) for i in (0, 1)]
-        matched = [int((rpn.matcher(rpn.anchors(4, 4), target).states >= 0).sum()) for target in targets]
-        joint = rpn(images, targets)
-        parts = [rpn(image, [target]) for image, target in zip(single, targets, strict=True)]
+        usable = torch.ones(1, 32, dtype=torch.bool)
+        anchors, padded = rpn.anchors(4, 4)[None], [Targets.pad([target]) for target in targets]
+        matched = [int((rpn.matcher(anchors, target, usable).states >= 0).sum()) for target in padded]
+        joint = rpn(images, Targets.pad(targets))
+        parts = [rpn(image, target) for image, target in zip(single, padded, strict=True)]
         for name, value in joint.items():
             expected = sum(n * part[name].item() for n, part in zip(matched, parts, strict=True)) / sum(matched)
             assert value.item() == pytest.approx(expected, rel=1e-4)
 
-    def test_the_whole_output_is_never_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_whole_output_is_never_made(self, monkeypatch: pytest.MonkeyPatch, make_target: MakeTarget) -> None:
         def refuse(*_: Any) -> None:
             raise AssertionError("the layers ran on a whole map")
 
         monkeypatch.setattr(ClassLayers, "forward", refuse)
         rpn = make_rpn()
-        losses = rpn(make_images(1), [make_target([[16, 16, 48, 48]], [2])])
+        losses = rpn(make_images(1), Targets.pad([make_target([[16, 16, 48, 48]], [2])]))
         sum(losses.values(), torch.zeros(())).backward()
         assert all(parameter.grad is not None for parameter in rpn.parameters())
 
-    def test_bfloat16(self) -> None:
+    def test_bfloat16(self, make_target: MakeTarget) -> None:
         rpn = make_rpn()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            losses = rpn(make_images(1), [make_target([[16, 16, 48, 48]], [2])])
+            losses = rpn(make_images(1), Targets.pad([make_target([[16, 16, 48, 48]], [2])]))
         assert all(value.dtype == torch.float32 and value.isfinite() for value in losses.values())
 
 
@@ -279,7 +275,7 @@ class TestRegionClassifier:
     def make(self, **options: Any) -> RegionClassifier:
         return RegionClassifier(TinyBackbone(), num_classes=K, coder=CODER, **options)
 
-    def test_losses_by_hand(self) -> None:
+    def test_losses_by_hand(self, make_target: MakeTarget) -> None:
         model = self.make(smooth_l1_beta=1.0, box_loss_weight=2.0)
         logits = [0.5, -1.0, 2.0, 0.0, -0.5]
         for layer in (model.classes, model.deltas):
@@ -289,14 +285,14 @@ class TestRegionClassifier:
             model.deltas.bias.zero_()
         # The object is as large as the region and lies 3.2 px to its right: dx = 10 * 3.2 / 64 = 0.5.
         targets = [make_target([]), make_target([[3.2, 0, 67.2, 64]], [1]), make_target([])]
-        losses = model(make_images(3), targets)
+        losses = model(make_images(3), Targets.pad(targets))
         negative = sum(cost(logit, 0) for logit in logits)
         positive = negative - cost(-1.0, 0) + cost(-1.0, 1)
         assert losses["rcnn_class"].item() == pytest.approx((2 * negative + positive) / 3, rel=1e-5)
         assert losses["rcnn_box"].item() == pytest.approx(2 * 0.5 * 0.5**2 / 3, rel=1e-4)
 
-    def test_no_positive(self) -> None:
-        losses = self.make()(make_images(2), [make_target([])] * 2)
+    def test_no_positive(self, make_target: MakeTarget) -> None:
+        losses = self.make()(make_images(2), Targets.pad([make_target([])] * 2))
         assert losses["rcnn_box"].item() == 0
         # Scores begin at about 1 / 2K.
         assert losses["rcnn_class"].item() == pytest.approx(-K * math.log(1 - 1 / (2 * K)), rel=0.3)
@@ -316,19 +312,19 @@ class TestRegionClassifier:
         vectors = model.tail(model.backbone(model.normalize(images))["c5"])
         torch.testing.assert_close(scores, model.classes(vectors)[[0, 1], labels].sigmoid())
 
-    def test_learns_where_the_object_is(self) -> None:
+    def test_learns_where_the_object_is(self, make_target: MakeTarget) -> None:
         # Red regions show an object further left, blue ones an object of another class further down.
         pixels = torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8)
         pixels[0, 0], pixels[1, 2] = 255, 255
         images, targets = (
-            ImageBatch(pixels, ((SIDE, SIDE),) * 2),
+            ImageBatch(pixels, torch.full((2, 2), SIDE)),
             [make_target([[-6.4, 0, 57.6, 64]], [0]), make_target([[0, 6.4, 64, 70.4]], [1])],
         )
         model = self.make(smooth_l1_beta=1.0)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         for _ in range(150):
             optimizer.zero_grad()
-            sum(model(images, targets).values(), torch.zeros(())).backward()
+            sum(model(images, Targets.pad(targets)).values(), torch.zeros(())).backward()
             optimizer.step()
         regions = torch.tensor([[0.0, 0.0, 64.0, 64.0]] * 2)
         scores, boxes = model.predict(images, regions, torch.tensor([0, 1]))

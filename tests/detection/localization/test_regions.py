@@ -184,8 +184,8 @@ class TestDataset:
                 batch = next(loader)
                 assert batch.rows == expected.rows
                 assert torch.equal(batch.images.pixels, expected.images.pixels)
-                for ours, theirs in zip(batch.targets, expected.targets, strict=True):
-                    assert torch.equal(ours.boxes, theirs.boxes)
+                assert torch.equal(batch.targets.boxes, expected.targets.boxes)
+                assert torch.equal(batch.targets.valid, expected.targets.valid)
 
 
 class TestBatches:

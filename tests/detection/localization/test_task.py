@@ -376,10 +376,8 @@ class TestViews:
     def run(self, config: LocalizationConfig, output: Path, share: tuple[float, float, float, float]) -> dict[str, Any]:
         """A run whose RPN proposes in every view the box with these shares of its width and height, and no other."""
 
-        def propose(
-            rpn: ClassRPN, hidden: Tensor, sizes: Sequence[tuple[int, int]], classes: Sequence[Tensor]
-        ) -> list[Detections]:
-            (height, width), (labels,) = sizes[0], classes
+        def propose(rpn: ClassRPN, hidden: Tensor, sizes: Tensor, classes: Sequence[Tensor]) -> list[Detections]:
+            (height, width), (labels,) = sizes[0].tolist(), classes
             box = torch.tensor([share]).float() * torch.tensor([width, height, width, height])
             return [Detections(boxes=box.expand(len(labels), 4), scores=torch.ones(len(labels)), labels=labels)]
 

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from detection.model.box_coder import BoxCoder
-from detection.model.box_stage import BoxPredictor, BoxStage
+from detection.model.box_stage import BoxPredictor, BoxStage, ScoredBoxes
 from detection.model.matcher import Matcher
 from detection.model.pooler import RegionPooler
 from detection.model.sampler import BalancedSampler
+from detection.model.select import as_on_gpu
+from detection.padded import Regions, Targets
 from detection.structures import Proposals, Target
 
 Box = Sequence[float]
@@ -27,11 +29,12 @@ SIZES = [(100, 100)]
 class SpyPooler(RegionPooler):
     """Remembers which regions were asked for."""
 
-    boxes: list[Tensor]
+    boxes: Tensor
+    drawn: list[Tensor]  # of each image, without the padding
 
-    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        self.boxes = list(boxes)
-        return super().forward(features, boxes)
+    def forward(self, features: Sequence[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
+        self.boxes = boxes
+        return super().forward(features, boxes, images)
 
 
 class MeanHead(nn.Module):
@@ -52,7 +55,7 @@ class FixedPredictor(BoxPredictor):
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         logits, deltas = self.said
-        return logits.expand(len(vectors), -1), deltas.expand(len(vectors), -1, -1)
+        return logits.expand(*vectors.shape[:-1], -1), deltas.expand(*vectors.shape[:-1], -1, -1)
 
 
 def make_stage(predictor: BoxPredictor, *, negative_iou_low: float = 0.0, **options: Any) -> BoxStage:
@@ -94,14 +97,41 @@ def losses_of(
     sizes: Sequence[tuple[int, int]],
 ) -> dict[str, Tensor]:
     """The losses of regions drawn from proposals and ground truth."""
-    (output,) = stage.outputs(features, proposals, targets, sizes)
+    given, seeds = (Regions.pad(proposals), Targets.pad(targets)), torch.arange(len(targets))
+    (output,) = stage.outputs(features, *given, torch.tensor(sizes), seeds)
+    assert isinstance(stage.pooler, SpyPooler)
+    assert torch.equal(stage.pooler.boxes[: output.sample.valid.numel()], output.sample.boxes.flatten(0, 1))
+    stage.pooler.drawn = [boxes[valid] for boxes, valid in zip(output.sample.boxes, output.sample.valid, strict=True)]
     return stage.losses(output)
 
 
 def regions_of(stage: BoxStage, image: int = 0) -> set[tuple[float, ...]]:
-    """What the last call pooled."""
+    """What the last call pooled to learn from it."""
     assert isinstance(stage.pooler, SpyPooler)
-    return {tuple(box) for box in stage.pooler.boxes[image].tolist()}
+    return {tuple(box) for box in stage.pooler.drawn[image].tolist()}
+
+
+def score(
+    stage: BoxStage,
+    features: Sequence[Tensor],
+    proposals: Sequence[Proposals],
+    sizes: Sequence[tuple[int, int]],
+) -> list[ScoredBoxes]:
+    """Scores (R, K) and boxes (R, K, 4) of the proposals of each image."""
+    scored = stage(features, Regions.pad(proposals), torch.tensor(sizes))
+    return [
+        ScoredBoxes(*(part[valid] for part in rows), valid[valid])
+        for *rows, valid in zip(scored.scores, scored.boxes, scored.valid, strict=True)
+    ]
+
+
+def vectors_of(
+    stage: BoxStage, features: Sequence[Tensor], boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+) -> Tensor:
+    """The vectors of the regions ``boxes`` (R_i, 4) of each image."""
+    counts = torch.tensor([len(image) for image in boxes])
+    images = torch.arange(len(boxes)).repeat_interleave(counts)
+    return stage.vectors(features, torch.cat(list(boxes)), images, torch.tensor(sizes))
 
 
 NEAR, OBJECT, FAR = (10.0, 10, 30, 30), (12.0, 10, 32, 30), (70.0, 70, 90, 90)  # IoU of the first two: 9 / 11
@@ -111,12 +141,12 @@ class TestForward:
     """Scores and boxes of proposals."""
 
     def test_scores_are_probabilities_without_the_background(self) -> None:
-        (scored,) = make_stage(fixed())(FEATURES, [make_proposals(NEAR, FAR)], [(100, 100)])
+        (scored,) = score(make_stage(fixed()), FEATURES, [make_proposals(NEAR, FAR)], [(100, 100)])
         torch.testing.assert_close(scored.scores, torch.tensor([[0.1, 0.2, 0.3]] * 2))
 
     def test_each_class_moves_the_proposal_its_own_way(self) -> None:
         deltas = torch.tensor([[1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, math.log(2) * 5, 0]])
-        (scored,) = make_stage(fixed(deltas))(FEATURES, [make_proposals(NEAR, FAR)], [(100, 100)])
+        (scored,) = score(make_stage(fixed(deltas)), FEATURES, [make_proposals(NEAR, FAR)], [(100, 100)])
         expected = [
             [[12.0, 10, 32, 30], [10, 8, 30, 28], [0, 10, 40, 30]],
             [[72.0, 70, 92, 90], [70, 68, 90, 88], [60, 70, 100, 90]],
@@ -125,7 +155,7 @@ class TestForward:
 
     def test_boxes_are_clipped_to_their_image(self) -> None:
         proposals = [make_proposals((10, 10, 90, 90)), make_proposals((10, 10, 90, 90))]
-        first, second = make_stage(fixed())([torch.ones(2, 2, 8, 8)], proposals, [(80, 100), (100, 50)])
+        first, second = score(make_stage(fixed()), [torch.ones(2, 2, 8, 8)], proposals, [(80, 100), (100, 50)])
         assert first.boxes[0, 0].tolist() == [10, 10, 90, 80]
         assert second.boxes[0, 0].tolist() == [10, 10, 50, 90]
 
@@ -134,13 +164,13 @@ class TestForward:
         predictor = BoxPredictor(2, num_classes=1)
         predictor.classes.weight.data = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
         proposals = [make_proposals(NEAR), make_proposals(), make_proposals(NEAR, FAR)]
-        scored = make_stage(predictor)([feature], proposals, [(100, 100)] * 3)
+        scored = score(make_stage(predictor), [feature], proposals, [(100, 100)] * 3)
         assert [len(image.scores) for image in scored] == [1, 0, 2]
         torch.testing.assert_close(scored[0].scores, torch.tensor([[1.0]]).sigmoid())
         torch.testing.assert_close(scored[2].scores, torch.tensor([[9.0], [9.0]]).sigmoid())
 
     def test_no_proposals(self) -> None:
-        (scored,) = make_stage(BoxPredictor(2, num_classes=3))(FEATURES, [make_proposals()], [(100, 100)])
+        (scored,) = score(make_stage(BoxPredictor(2, num_classes=3)), FEATURES, [make_proposals()], [(100, 100)])
         assert scored.scores.shape == (0, 3)
         assert scored.boxes.shape == (0, 3, 4)
 
@@ -263,6 +293,103 @@ class TestLosses:
             assert parameter.grad.any()
 
 
+class TestDrawing:
+    """Which regions are trained on."""
+
+    def proposals(self, count: int, seed: int) -> Proposals:
+        corners = 80 * torch.rand(count, 2, generator=torch.Generator().manual_seed(seed))
+        return make_proposals(*torch.cat([corners, corners + 15], dim=1).tolist())
+
+    def test_an_image_draws_the_same_whatever_is_beside_it(self) -> None:
+        stage = make_stage(fixed(), sampler=BalancedSampler(16, 0.25))
+        own, target = self.proposals(60, 0), make_target([OBJECT, FAR], [1, 2])
+        others = [self.proposals(200, 1), self.proposals(3, 2)]
+        busy = make_target([NEAR] * 20, [0] * 20)
+        alone = stage.draw(Regions.pad([own]), Targets.pad([target]), torch.tensor([7]))
+        assert alone.boxes.shape == (1, 16, 4)
+        batch = Regions.pad([others[0], own, others[1]]), Targets.pad([busy, target, make_target([], [])])
+        joint = stage.draw(*batch, torch.tensor([1, 7, 2]))
+        assert joint.valid.sum(dim=1).tolist() == [16, 16, 3]
+        for name in ("boxes", "labels", "objects", "goals", "positive", "valid"):
+            assert torch.equal(getattr(joint, name)[1], getattr(alone, name)[0]), name
+
+    def test_the_path_of_a_gpu_draws_the_same_and_pads_more(self) -> None:
+        stage = make_stage(fixed(), sampler=BalancedSampler(64, 0.25))
+        given = Regions.pad([self.proposals(5, 0), self.proposals(2, 1)]), Targets.pad([make_target([FAR], [1])] * 2)
+        plain = stage.draw(*given, torch.tensor([7, 8]))
+        with as_on_gpu():
+            padded = stage.draw(*given, torch.tensor([7, 8]))
+        assert plain.valid.shape == (2, 6)
+        assert padded.valid.shape == (2, 13)  # all candidates, of which five and eight are padding
+        assert torch.equal(padded.valid.sum(dim=1), plain.valid.sum(dim=1))
+        for name in ("boxes", "labels", "objects", "goals", "positive"):
+            for own, more, valid in zip(getattr(plain, name), getattr(padded, name), plain.valid, strict=True):
+                assert torch.equal(own[valid], more[: len(own)][valid]), name
+
+    def test_positives_come_first_and_know_their_object(self) -> None:
+        target = make_target([FAR, OBJECT], [2, 1])
+        sample = make_stage(fixed()).draw(
+            Regions.pad([make_proposals(NEAR, (40.0, 40, 50, 50))]), Targets.pad([target]), torch.tensor([0])
+        )
+        assert sample.positive.tolist() == [[True, True, True, False]]
+        assert sample.valid.all()
+        assert sample.labels[0, 3] == 3
+        for box, label, row, goal in zip(
+            *(x[0, :3] for x in (sample.boxes, sample.labels, sample.objects, sample.goals)), strict=True
+        ):
+            assert (row.item(), label.item()) == ((0, 2) if tuple(box.tolist()) == FAR else (1, 1))
+            assert torch.equal(goal, target.boxes[row])
+        assert sample.first(2).boxes.shape == (1, 2, 4)
+        assert torch.equal(sample.first(2).goals, sample.goals[:, :2])
+
+    def test_labels_without_drawing_leave_padding_and_ignored_boxes_out(self) -> None:
+        boxes = torch.tensor([[NEAR, FAR, (72.0, 72, 88, 88), NEAR]])
+        targets = Targets.pad([make_target([OBJECT, FAR], [1, 2], ignore=[False, True])])
+        sample = make_stage(fixed()).label(boxes, torch.tensor([[True, True, True, False]]), targets)
+        assert sample.valid.tolist() == [[True, False, False, False]]
+        assert sample.positive.tolist() == [[True, False, False, False]]
+        assert sample.labels.tolist() == [[1, 3, 3, 3]]
+
+    @pytest.mark.parametrize("giou", [False, True])
+    def test_images_of_a_batch_give_the_weighted_mean_of_their_own_losses(self, giou: bool) -> None:
+        torch.manual_seed(0)
+        predictor = BoxPredictor(2, num_classes=3)
+        nn.init.normal_(predictor.classes.weight)
+        nn.init.normal_(predictor.deltas.weight)
+        features = torch.rand(3, 2, 8, 8)
+        stage = make_stage(predictor, sampler=BalancedSampler(1000, 1.0), use_giou=giou)  # nothing is left to chance
+        proposals = [self.proposals(20, 0), self.proposals(3, 1), make_proposals(NEAR, FAR)]
+        targets = [make_target([], []), make_target([FAR] * 9, [2] * 9), make_target([OBJECT], [1])]
+        sizes = [(100, 100), (90, 95), (95, 90)]
+        joint, sums, total = losses_of(stage, [features], proposals, targets, sizes), dict[str, float](), 0
+        for row in range(3):
+            own = losses_of(stage, [features[row : row + 1]], *([x[row]] for x in (proposals, targets, sizes)))
+            count = len(proposals[row]) + len(targets[row])
+            total += count
+            sums = {name: sums.get(name, 0.0) + count * loss.item() for name, loss in own.items()}
+        for name, loss in joint.items():
+            assert loss.item() == pytest.approx(sums[name] / total, rel=1e-5)
+            assert loss.item() > 0
+
+    @pytest.mark.parametrize("giou", [False, True])
+    def test_padding_gives_finite_losses_and_gradients(self, giou: bool) -> None:
+        torch.manual_seed(0)
+        predictor = BoxPredictor(2, num_classes=3)
+        stage, feature = make_stage(predictor, use_giou=giou), torch.rand(2, 2, 8, 8, requires_grad=True)
+        proposals, targets = (
+            [make_proposals(NEAR, FAR), make_proposals()],
+            [make_target([OBJECT], [1]), make_target([], [])],
+        )
+        with as_on_gpu():
+            losses = losses_of(stage, [feature], proposals, targets, SIZES * 2)
+        sum(losses.values(), torch.zeros(())).backward()
+        for values in (*losses.values(), *(p.grad for p in (feature, *predictor.parameters()))):
+            assert values is not None
+            assert values.isfinite().all()
+        assert feature.grad is not None
+        assert not feature.grad[1].any()  # the second image has no region
+
+
 class TestContext:
     """The vector of the whole image beside every region's; two images of different sizes."""
 
@@ -276,9 +403,9 @@ class TestContext:
     def test_is_the_whole_image_pooled_as_a_region_beside_each_region(self) -> None:
         stage = make_stage(BoxPredictor(4, num_classes=3), context=True)
         boxes = [self.boxes(NEAR, FAR), self.boxes((20.0, 5, 110, 50))]
-        vectors = stage.vectors(self.features, boxes, self.sizes)
+        vectors = vectors_of(stage, self.features, boxes, self.sizes)
         plain, whole = make_stage(fixed()), [self.boxes(box) for box in self.wholes]
-        regions, contexts = (plain.vectors(self.features, rows, self.sizes) for rows in (boxes, whole))
+        regions, contexts = (vectors_of(plain, self.features, rows, self.sizes) for rows in (boxes, whole))
         assert vectors.shape == (3, 4)
         torch.testing.assert_close(vectors, torch.cat([regions, contexts[[0, 0, 1]]], dim=1))
         assert not torch.allclose(contexts[0], contexts[1])  # the two images differ in theirs
@@ -289,7 +416,7 @@ class TestContext:
         feature[0, 0, :2, :4] = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])
         feature[0, 1, :2, :4] = 1
         stage = make_stage(BoxPredictor(4, num_classes=3), context=True)
-        pooled = stage.vectors([feature], [self.boxes((0.0, 0, 15, 15))], [(31, 63)])
+        pooled = vectors_of(stage, [feature], [self.boxes((0.0, 0, 15, 15))], [(31, 63)])
         # RoIPool counts cells inclusively, up to round(63 / 16) = 4 and round(31 / 16) = 2: five columns, three rows.
         # Of its 2 x 2 bins, only the first lies in the image: rows 0 and 1, columns 0 to 2, with the maximum 7.
         assert pooled[0, 2:].tolist() == [(7 + 100 + 100 + 100) / 4, (1 + 100 + 100 + 100) / 4]
@@ -298,19 +425,19 @@ class TestContext:
 
     def test_changes_nothing_if_left_out(self) -> None:
         stage, boxes = make_stage(fixed()), [self.boxes(NEAR, FAR), self.boxes()]
-        expected = stage.head(stage.pooler(self.features, boxes))
-        assert torch.equal(stage.vectors(self.features, boxes, self.sizes), expected)
+        expected = stage.head(stage.pooler(self.features, torch.cat(boxes), torch.tensor([0, 0])))
+        assert torch.equal(vectors_of(stage, self.features, boxes, self.sizes), expected)
         assert expected.shape == (2, 2)
 
     @pytest.mark.parametrize("counts", [(0, 0), (0, 2), (2, 0)])
     def test_images_without_proposals(self, counts: tuple[int, int]) -> None:
         stage = make_stage(BoxPredictor(4, num_classes=3), context=True)
         proposals = [make_proposals(*[NEAR] * count) for count in counts]
-        scored = stage(self.features, proposals, self.sizes)
+        scored = score(stage, self.features, proposals, self.sizes)
         assert tuple(len(image.scores) for image in scored) == counts
         assert all(image.boxes.shape == (count, 3, 4) for image, count in zip(scored, counts, strict=True))
-        alone = make_stage(fixed()).vectors(self.features, [self.boxes(box) for box in self.wholes], self.sizes)
-        vectors = stage.vectors(self.features, [image.boxes for image in proposals], self.sizes)
+        alone = vectors_of(make_stage(fixed()), self.features, [self.boxes(box) for box in self.wholes], self.sizes)
+        vectors = vectors_of(stage, self.features, [image.boxes for image in proposals], self.sizes)
         expected = [alone[row].expand(count, -1) for row, count in enumerate(counts)]
         torch.testing.assert_close(vectors[:, 2:], torch.cat(expected))
 
@@ -322,19 +449,22 @@ class TestContext:
         changed[0, :, 5:, 5:] += 10  # far from the region, inside the first image
         for context in (True, False):
             stage = make_stage(predictor if context else fixed(), context=context)
-            before, after = (stage(features, proposals, self.sizes) for features in (self.features, [changed]))
+            before, after = (score(stage, features, proposals, self.sizes) for features in (self.features, [changed]))
             assert torch.equal(before[0].scores, after[0].scores) is not context
             assert torch.equal(before[1].scores, after[1].scores)
 
-    def test_forward_is_vectors_then_predict(self) -> None:
+    def test_forward_is_vectors_then_the_predictor_then_decoding(self) -> None:
         torch.manual_seed(0)
         stage = make_stage(BoxPredictor(4, num_classes=3), context=True)
-        proposals = [make_proposals(NEAR, FAR), make_proposals(FAR)]
-        boxes = [image.boxes for image in proposals]
-        stepwise = stage.predict(stage.vectors(self.features, boxes, self.sizes), boxes, self.sizes)
-        for found, expected in zip(stage(self.features, proposals, self.sizes), stepwise, strict=True):
-            assert torch.equal(found.scores, expected.scores)
-            assert torch.equal(found.boxes, expected.boxes)
+        proposals = Regions.pad([make_proposals(NEAR, FAR), make_proposals(FAR)])
+        boxes, sizes = proposals.boxes, torch.tensor(self.sizes)
+        vectors = stage.vectors(self.features, boxes.flatten(0, 1), torch.tensor([0, 0, 1, 1]), sizes).view(2, 2, 4)
+        assert torch.equal(stage.batch_vectors(self.features, boxes, sizes), vectors)
+        expected = stage.decode(*stage.predictor(vectors), boxes, proposals.valid, sizes)
+        found = stage(self.features, proposals, sizes)
+        assert torch.equal(found.scores, expected.scores)
+        assert torch.equal(found.boxes, expected.boxes)
+        assert found.valid.tolist() == [[True, True], [True, False]]
 
     def test_gradient_reaches_both_halves_and_the_feature_outside_the_regions(self) -> None:
         torch.manual_seed(0)

@@ -23,7 +23,7 @@ def test_half_precision_rises_and_nothing_falls(given: torch.dtype, kept: torch.
     assert at_least_single(torch.ones(2, dtype=given)).dtype == kept
     deltas, anchors = torch.zeros(1, 4, dtype=given), torch.tensor([[0.0, 0, 1 / 3, 1]], dtype=torch.float64)
     assert BoxCoder().decode(deltas, anchors).dtype == kept
-    assert smooth_l1(deltas, anchors, 1.0).dtype == kept
+    assert smooth_l1(deltas, anchors, 1.0, torch.ones(1)).dtype == kept
 
 
 def test_a_box_keeps_what_float32_would_lose() -> None:

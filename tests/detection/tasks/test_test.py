@@ -73,6 +73,7 @@ OTHERS = [
     ("backbone.tail_stride", 2, None),
     ("backbone.stochastic_depth", 0.5, None),
     ("backbone.weights_source", "caffe", "torchvision"),
+    ("mask.geometry", "torchvision", "exact"),
 ]
 
 

@@ -285,6 +285,7 @@ def test_settings_of_a_cascade() -> None:
     assert (config.cascade.ious, config.box.class_agnostic) == ((0.5, 0.6, 0.7), True)
     assert (config.box.head, config.box.pool_size, config.box.head_channels) == ("fc", 7, 1024)
     assert (config.mask.pool_size, config.mask.convs, config.mask.channels) == (14, 4, 256)
+    assert config.mask.geometry == "detectron2"
 
 
 def test_settings_replace_those_of_the_zoo() -> None:
@@ -405,6 +406,13 @@ def test_what_detectron2_lacks_does_not_go_back(change: Callable[[DetectionConfi
     config, converted = conversion("faster_rcnn_R_50_C4")
     with pytest.raises(ValueError, match=message):
         to_detectron2(change(config), class_names("faster_rcnn_R_50_C4"), converted)
+
+
+def test_masks_of_another_geometry_do_not_go_back() -> None:
+    config, converted = conversion("mask_rcnn_R_50_FPN")
+    exact = replace(config, mask=replace(config.mask, geometry="exact"))
+    with pytest.raises(ValueError, match=r"mask\.geometry is 'exact', detectron2 has 'detectron2'"):
+        to_detectron2(exact, class_names("mask_rcnn_R_50_FPN"), converted)
 
 
 # misfits

@@ -461,6 +461,7 @@ class TestConfig:
         assert config.backbone.fpn_channels == config.rpn.channels == 64
         assert (config.box.head_convs, config.box.head_fcs, config.box.head_channels) == (0, 2, 128)
         assert (config.architecture, config.mask.convs, config.mask.channels) == ("mask_rcnn", 2, 32)
+        assert config.mask.geometry == "torchvision"
         assert (config.backbone.fpn_norm, config.box.head_norm, config.mask.norm) == (None, None, None)
 
     def test_without_masks(self, state: dict[str, Tensor]) -> None:

@@ -25,6 +25,7 @@ from detection.model.postprocess import Postprocessor
 from detection.model.test_time import tester  # not the class: pytest would collect it for its name
 from detection.model.test_time.tester import Methods, merge_scored, refined_proposals
 from detection.model.test_time.views import adjacent_scales, flip_boxes, flip_images, resize_images
+from detection.padded import Found, Regions
 from detection.structures import Detections, ImageBatch, Proposals
 
 CLASSES = 3
@@ -82,7 +83,7 @@ class Recorder(Postprocessor):
 
     seen: list[ScoredBoxes] = field(default_factory=list)
 
-    def __call__(self, scored: ScoredBoxes) -> Detections:
+    def __call__(self, scored: ScoredBoxes) -> Found:
         self.seen.append(scored)
         return super().__call__(scored)
 
@@ -91,7 +92,32 @@ def score(detectors: Sequence[FasterRCNN], methods: Methods, images: ImageBatch 
     """The scored boxes of each image that a Tester hands to its postprocessor."""
     recorder = Recorder()
     tester.Tester(detectors, methods=methods, postprocess=recorder)(images)
-    return recorder.seen
+    (scored,) = recorder.seen
+    return images_of(scored)
+
+
+def images_of(scored: ScoredBoxes) -> list[ScoredBoxes]:
+    """The scored boxes of each image, (R, K) and (R, K, 4), without the padding."""
+    rows = zip(scored.scores, scored.boxes, scored.valid, strict=True)
+    return [ScoredBoxes(scores[valid], boxes[valid], valid[valid]) for scores, boxes, valid in rows]
+
+
+def said_of(detector: FasterRCNN, features: Sequence[Tensor], proposals: Sequence[Proposals]) -> list[ScoredBoxes]:
+    """Scores and boxes of the proposals of each of IMAGES."""
+    return images_of(detector.boxes(features, Regions.pad(proposals), IMAGES.sizes))
+
+
+def one(scores: Tensor, boxes: Tensor) -> ScoredBoxes:
+    """Scores and boxes of one image, none of them padding."""
+    return ScoredBoxes(scores, boxes, torch.ones(len(scores), dtype=torch.bool))
+
+
+def flipped(boxes: Tensor, width: int) -> Tensor:
+    """The boxes of one image, mirrored."""
+    return flip_boxes(boxes[None], torch.tensor([width]))[0]
+
+
+SIZES = IMAGES.size_list()
 
 
 PLAIN = Methods()
@@ -109,7 +135,7 @@ def stage_of(detector: FasterRCNN) -> BoxStage:
 
 def propose(detector: FasterRCNN, images: ImageBatch = IMAGES) -> tuple[list[Tensor], list[Proposals]]:
     features = detector.features(images)
-    return features, detector.propose(features, images)
+    return features, detector.propose(features, images).ragged()
 
 
 def assert_scored(found: Sequence[ScoredBoxes], expected: Sequence[ScoredBoxes], *, exact: bool = False) -> None:
@@ -133,7 +159,7 @@ def propose_always(monkeypatch: pytest.MonkeyPatch, detector: FasterRCNN, *boxes
     """Makes ``detector`` propose ``boxes`` in every image."""
     rows = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     proposals = Proposals(boxes=rows, scores=torch.zeros(len(rows)))
-    monkeypatch.setattr(detector, "propose", lambda features, images: [proposals for _ in images.sizes])
+    monkeypatch.setattr(detector, "propose", lambda features, images: Regions.pad([proposals] * len(images)))
 
 
 class TestNoMethods:
@@ -173,22 +199,25 @@ class TestScales:
         propose_always(monkeypatch, detector, *rows)
         lower = [[0, 1, 2, 1, 2], [0, 1, 1, 1, 2]]
         boxes = [torch.tensor(rows)] * 2
-        assert [adjacent_scales(b, s, scales).tolist() for b, s in zip(boxes, IMAGES.sizes, strict=True)] == lower
+        shorter = [torch.full((5,), min(size)) for size in SIZES]
+        assert [adjacent_scales(b, s, scales).tolist() for b, s in zip(boxes, shorter, strict=True)] == lower
 
         passes = []  # (regions of both images, D) at every scale
-        for shorter in scales:
-            view = resize_images(IMAGES, shorter)
+        for side in scales:
+            view = resize_images(IMAGES, side)
             moved = [
                 box * torch.tensor([w / width, h / height, w / width, h / height])
-                for box, (height, width), (h, w) in zip(boxes, IMAGES.sizes, view.sizes, strict=True)
+                for box, (height, width), (h, w) in zip(boxes, SIZES, view.size_list(), strict=True)
             ]
-            passes.append(stage_of(detector).vectors(detector.features(view), moved, view.sizes))
+            images = torch.tensor([0] * 5 + [1] * 5)
+            passes.append(stage_of(detector).vectors(detector.features(view), torch.cat(moved), images, view.sizes))
         expected = torch.stack(
             [torch.maximum(passes[k][row], passes[k + 1][row]) for row, k in enumerate(lower[0] + lower[1])]
         )
         assert not torch.allclose(expected, passes[1], rtol=1e-2)
-        scored = stage_of(detector).predict(expected, boxes, IMAGES.sizes)
-        assert_scored(score([detector], Methods(scales=scales)), scored)
+        said, valid = stage_of(detector).predictor(expected.view(2, 5, -1)), torch.ones(2, 5, dtype=torch.bool)
+        scored = stage_of(detector).decode(*said, torch.stack(boxes), valid, IMAGES.sizes)
+        assert_scored(score([detector], Methods(scales=scales)), images_of(scored))
 
     def test_views_as_large_as_the_image_are_the_plain_test(self, detector: FasterRCNN) -> None:
         images = ImageBatch.from_images([noise(64, 80), noise(96, 64)])
@@ -199,16 +228,16 @@ class TestScales:
 
     def test_proposals_stay_at_the_given_scale(self, detector: FasterRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
         _, expected = propose(detector)
-        seen: list[Sequence[tuple[int, int]]] = []
+        seen: list[list[tuple[int, int]]] = []
         original = detector.propose
 
-        def spy(features: Sequence[Tensor], images: ImageBatch) -> list[Proposals]:
-            seen.append(images.sizes)
+        def spy(features: Sequence[Tensor], images: ImageBatch) -> Regions:
+            seen.append(images.size_list())
             return original(features, images)
 
         monkeypatch.setattr(detector, "propose", spy)
         scored = score([detector], Methods(scales=(48, 96)))
-        assert seen == [IMAGES.sizes]
+        assert seen == [SIZES]
         assert [len(image.scores) for image in scored] == [len(image) for image in expected]
 
     def test_scale_that_no_region_needs_changes_nothing(self, detector: FasterRCNN) -> None:
@@ -225,7 +254,7 @@ class TestScales:
     def test_one_image_without_proposals(self, detector: FasterRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
         _, (first, second) = propose(detector)
         for kept in ([first, second[:0]], [first[:0], second]):
-            monkeypatch.setattr(detector, "propose", lambda features, images, kept=kept: kept)
+            monkeypatch.setattr(detector, "propose", lambda features, images, kept=kept: Regions.pad(kept))
             scored = score([detector], Methods(scales=(48, 96)))
             assert [len(image.scores) for image in scored] == [len(image) for image in kept]
 
@@ -235,15 +264,15 @@ class TestFlip:
 
     def test_by_the_verbs(self, detector: FasterRCNN) -> None:
         feature, proposals = propose(detector)
-        plain = detector.boxes(feature, proposals, IMAGES.sizes)
+        plain = said_of(detector, feature, proposals)
         mirrored = [
-            replace(image, boxes=flip_boxes(image.boxes, width))
-            for image, (_, width) in zip(proposals, IMAGES.sizes, strict=True)
+            replace(image, boxes=flipped(image.boxes, width))
+            for image, (_, width) in zip(proposals, SIZES, strict=True)
         ]
-        other = detector.boxes(detector.features(flip_images(IMAGES)), mirrored, IMAGES.sizes)
+        other = said_of(detector, detector.features(flip_images(IMAGES)), mirrored)
         expected = [
-            ScoredBoxes((a.scores + b.scores) / 2, (a.boxes + flip_boxes(b.boxes, width)) / 2)
-            for a, b, (_, width) in zip(plain, other, IMAGES.sizes, strict=True)
+            one((a.scores + b.scores) / 2, (a.boxes + flipped(b.boxes, width)) / 2)
+            for a, b, (_, width) in zip(plain, other, SIZES, strict=True)
         ]
         assert_scored(score([detector], Methods(flip=True)), expected)
         assert not torch.allclose(expected[0].scores, plain[0].scores, atol=1e-3)
@@ -254,9 +283,9 @@ class TestFlip:
         half = noise(64, 40)
         images = ImageBatch.from_images([torch.cat([half, half.flip(-1)], dim=-1)])
         propose_always(monkeypatch, detector, [20, 10, 60, 50], [0, 0, 80, 64])
-        (plain,), (flipped,) = (score([detector], Methods(flip=flip), images) for flip in (False, True))
-        torch.testing.assert_close(flipped.scores, plain.scores)
-        torch.testing.assert_close(flipped.boxes, (plain.boxes + flip_boxes(plain.boxes, 80)) / 2)
+        (plain,), (both,) = (score([detector], Methods(flip=flip), images) for flip in (False, True))
+        torch.testing.assert_close(both.scores, plain.scores)
+        torch.testing.assert_close(both.boxes, (plain.boxes + flipped(plain.boxes, 80)) / 2)
 
     def test_mirrored_images_give_mirrored_boxes(self, detector: FasterRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
         rows = torch.tensor([[4.0, 4, 50, 60], [10, 20, 34, 44]])
@@ -264,9 +293,9 @@ class TestFlip:
         methods = Methods(flip=True, scales=(48, 96))
         propose_always(monkeypatch, detector, *rows.tolist())
         (forth,) = score([detector], methods, images)
-        propose_always(monkeypatch, detector, *flip_boxes(rows, 80).tolist())
+        propose_always(monkeypatch, detector, *flipped(rows, 80).tolist())
         (back,) = score([detector], methods, flip_images(images))
-        assert_scored([ScoredBoxes(back.scores, flip_boxes(back.boxes, 80))], [forth])
+        assert_scored([one(back.scores, flipped(back.boxes, 80))], [forth])
 
     def test_images_as_large_as_each_other_do_not_mix(self, detector: FasterRCNN) -> None:
         image = noise(64, 80)
@@ -280,11 +309,11 @@ class TestRefinement:
 
     def test_by_the_verbs(self, detector: FasterRCNN) -> None:
         feature, proposals = propose(detector)
-        first = detector.boxes(feature, proposals, IMAGES.sizes)
-        again = detector.boxes(feature, [refined_proposals(image) for image in first], IMAGES.sizes)
+        first = detector.boxes(feature, Regions.pad(proposals), IMAGES.sizes)
+        again = images_of(detector.boxes(feature, refined_proposals(first), IMAGES.sizes))
         expected = [
-            ScoredBoxes(torch.cat([a.scores, b.scores]), torch.cat([a.boxes, b.boxes]))
-            for a, b in zip(first, again, strict=True)
+            one(torch.cat([a.scores, b.scores]), torch.cat([a.boxes, b.boxes]))
+            for a, b in zip(images_of(first), again, strict=True)
         ]
         assert_scored(score([detector], Methods(refine=True)), expected)
 
@@ -295,7 +324,7 @@ class TestRefinement:
         for once, twice in zip(plain, refined, strict=True):
             count = len(once.scores)
             assert len(twice.scores) == 2 * count > 0
-            halves = [ScoredBoxes(twice.scores[rows], twice.boxes[rows]) for rows in (slice(count), slice(count, None))]
+            halves = [one(twice.scores[rows], twice.boxes[rows]) for rows in (slice(count), slice(count, None))]
             assert_scored(halves, [once, once])
         assert_same(detect([detector], Methods(refine=True)), detect([detector]))
 
@@ -303,18 +332,21 @@ class TestRefinement:
         boxes = torch.arange(24.0).reshape(3, 2, 4)
         boxes[..., 2:] += 50
         scores = torch.tensor([[0.2, 0.7], [0.5, 0.1], [0.05, 0.06]])  # the background may be the best of all
-        found = refined_proposals(ScoredBoxes(scores, boxes))
+        valid = torch.ones(1, 3, dtype=torch.bool)
+        (found,) = refined_proposals(ScoredBoxes(scores[None], boxes[None], valid)).ragged()
         assert found.boxes.tolist() == [[4, 5, 56, 57], [8, 9, 60, 61], [20, 21, 72, 73]]
         torch.testing.assert_close(found.scores, torch.tensor([0.7, 0.5, 0.06]))
 
     def test_empty_boxes_are_no_proposals(self) -> None:
-        boxes = torch.tensor([[[5.0, 5, 5, 9]], [[5, 5, 9, 9]], [[5, 5, 9, 5]]])
-        found = refined_proposals(ScoredBoxes(torch.tensor([[0.9], [0.8], [0.7]]), boxes))
+        boxes = torch.tensor([[[5.0, 5, 5, 9]], [[5, 5, 9, 9]], [[5, 5, 9, 5]], [[1, 1, 2, 2]]])
+        scores, valid = torch.tensor([[[0.9], [0.8], [0.7], [0.6]]]), torch.tensor([[True, True, True, False]])
+        (found,) = refined_proposals(ScoredBoxes(scores, boxes[None], valid)).ragged()
         assert found.boxes.tolist() == [[5, 5, 9, 9]]
         assert found.scores.tolist() == pytest.approx([0.8])
 
     def test_nothing_to_refine(self) -> None:
-        found = refined_proposals(ScoredBoxes(torch.zeros(0, 3), torch.zeros(0, 3, 4)))
+        nothing = ScoredBoxes(torch.zeros(1, 0, 3), torch.zeros(1, 0, 3, 4), torch.zeros(1, 0, dtype=torch.bool))
+        (found,) = refined_proposals(nothing).ragged()
         assert found.boxes.shape == (0, 4)
         assert found.scores.shape == (0,)
 
@@ -349,9 +381,9 @@ class TestEnsemble:
             )
             for images in zip(*proposals, strict=True)
         ]
-        said = [member.boxes(feature, union, IMAGES.sizes) for member, feature in zip(members, features, strict=True)]
+        said = [said_of(member, feature, union) for member, feature in zip(members, features, strict=True)]
         expected = [
-            ScoredBoxes(sum(m.scores for m in image) / 3, sum(m.boxes for m in image) / 3)  # pyright: ignore[reportArgumentType]  # no sum is empty
+            one(sum(m.scores for m in image) / 3, sum(m.boxes for m in image) / 3)  # pyright: ignore[reportArgumentType]  # no sum is empty
             for image in zip(*said, strict=True)
         ]
         assert_scored(score(members, Methods()), expected)
@@ -363,7 +395,7 @@ class TestEnsemble:
             len(image) for image in propose(contextual)[1]
         ]  # these proposals come first in one, last in the other
         moved = [
-            ScoredBoxes(image.scores.roll(-count, dims=0), image.boxes.roll(-count, dims=0))
+            one(image.scores.roll(-count, dims=0), image.boxes.roll(-count, dims=0))
             for image, count in zip(back, counts, strict=True)
         ]
         assert_scored(forth, moved)
@@ -371,8 +403,8 @@ class TestEnsemble:
 
     def test_merge_by_hand(self) -> None:
         members = [
-            ScoredBoxes(torch.tensor([[0.2, 0.6]]), torch.tensor([[[0.0, 0, 10, 10], [2, 2, 4, 4]]])),
-            ScoredBoxes(torch.tensor([[0.4, 0.0]]), torch.tensor([[[2.0, 4, 20, 30], [2, 2, 4, 4]]])),
+            one(torch.tensor([[0.2, 0.6]]), torch.tensor([[[0.0, 0, 10, 10], [2, 2, 4, 4]]])),
+            one(torch.tensor([[0.4, 0.0]]), torch.tensor([[[2.0, 4, 20, 30], [2, 2, 4, 4]]])),
         ]
         merged = merge_scored(members)
         torch.testing.assert_close(merged.scores, torch.tensor([[0.3, 0.3]]))
@@ -394,7 +426,7 @@ class TestAllTogether:
     def test_detections_are_finite_sorted_and_in_their_image(
         self, detector: FasterRCNN, contextual: FasterRCNN
     ) -> None:
-        for found, (height, width) in zip(detect([detector, contextual], ALL, vote_iou=0.5), IMAGES.sizes, strict=True):
+        for found, (height, width) in zip(detect([detector, contextual], ALL, vote_iou=0.5), SIZES, strict=True):
             assert 0 < len(found) <= 100
             assert found.boxes.isfinite().all()
             assert found.scores.isfinite().all()

@@ -20,6 +20,16 @@ def noise(*size: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
 
 
+def lower_of(boxes: Tensor, size: tuple[int, int], scales: tuple[int, ...] = SCALES) -> Tensor:
+    """``adjacent_scales`` of the ``boxes`` of one image of ``size``."""
+    return adjacent_scales(boxes, torch.full((len(boxes),), min(size)), scales)
+
+
+def flipped_boxes(boxes: Tensor, width: int) -> Tensor:
+    """``boxes`` of one image, mirrored."""
+    return flip_boxes(boxes[None], torch.tensor([width]))[0]
+
+
 def square(side: float) -> list[float]:
     return [10.0, 20.0, 10.0 + side, 20.0 + side]
 
@@ -48,7 +58,7 @@ class TestAdjacentScales:
         ],
     )
     def test_by_hand(self, side: float, pair: tuple[int, int], size: tuple[int, int]) -> None:
-        (lower,) = adjacent_scales(torch.tensor([square(side)]), size, SCALES).tolist()
+        (lower,) = lower_of(torch.tensor([square(side)]), size).tolist()
         assert (SCALES[lower], SCALES[lower + 1]) == pair
 
     @pytest.mark.parametrize(
@@ -58,27 +68,31 @@ class TestAdjacentScales:
     def test_region_that_is_224_pixels_at_a_scale_is_looked_up_there_and_below(
         self, side: float, pair: tuple[int, int]
     ) -> None:
-        (lower,) = adjacent_scales(torch.tensor([square(side)]), (600, 1000), SCALES).tolist()
+        (lower,) = lower_of(torch.tensor([square(side)]), (600, 1000)).tolist()
         assert (SCALES[lower], SCALES[lower + 1]) == pair
 
     def test_area_counts_not_the_shape(self) -> None:
         boxes = torch.tensor([[0.0, 0, 300, 300], [0, 0, 900, 100], [100, 50, 250, 650]])
-        assert adjacent_scales(boxes, (700, 1000), SCALES).tolist() == [1, 1, 1]  # 700 * 224 / 300 = 523
+        assert lower_of(boxes, (700, 1000)).tolist() == [1, 1, 1]  # 700 * 224 / 300 = 523
 
     def test_size_of_the_image_counts(self) -> None:
         boxes = torch.tensor([square(60)])
-        lower = [adjacent_scales(boxes, (side, 500), SCALES).item() for side in (60, 120, 200, 250)]
+        lower = [lower_of(boxes, (side, 500)).item() for side in (60, 120, 200, 250)]
         assert lower == [0, 1, 2, 3]  # 224, 448, 747, 933
+
+    def test_each_region_has_the_size_of_its_own_image(self) -> None:
+        boxes = torch.tensor([square(60)] * 4)
+        assert adjacent_scales(boxes, torch.tensor([60, 120, 200, 250]), SCALES).tolist() == [0, 1, 2, 3]
 
     def test_two_scales_are_always_both(self) -> None:
         boxes = torch.tensor([square(side) for side in (1, 50, 224, 500)])
-        assert adjacent_scales(boxes, (600, 600), (400, 800)).tolist() == [0, 0, 0, 0]
+        assert lower_of(boxes, (600, 600), (400, 800)).tolist() == [0, 0, 0, 0]
 
     def test_empty_region_is_looked_up_in_the_highest(self) -> None:
-        assert adjacent_scales(torch.tensor([[5.0, 5, 5, 9]]), (600, 600), SCALES).tolist() == [3]
+        assert lower_of(torch.tensor([[5.0, 5, 5, 9]]), (600, 600)).tolist() == [3]
 
     def test_no_regions(self) -> None:
-        lower = adjacent_scales(torch.zeros(0, 4), (600, 600), SCALES)
+        lower = lower_of(torch.zeros(0, 4), (600, 600))
         assert lower.shape == (0,)
         assert lower.dtype == torch.int64
 
@@ -100,14 +114,14 @@ class TestResizeImages:
     )
     def test_sizes(self, size: tuple[int, int], shorter: int, expected: tuple[int, int]) -> None:
         view = resize_images(ImageBatch.from_images([noise(*size)]), shorter)
-        assert view.sizes == (expected,)
+        assert view.size_list() == [expected]
         assert view.pixels.shape == (1, 3, *expected)
         assert view.pixels.dtype == torch.uint8
 
     def test_each_image_of_a_batch_has_its_own_factor(self) -> None:
         images = ImageBatch.from_images([noise(64, 80), noise(90, 30)])
         view = resize_images(images, 60)
-        assert view.sizes == ((60, 75), (180, 60))
+        assert view.size_list() == [(60, 75), (180, 60)]
         assert view.pixels.shape == (2, 3, 180, 75)
         assert not view.pixels[0, :, 60:].any()
         assert not view.pixels[1, :, :, 60:].any()
@@ -119,13 +133,13 @@ class TestResizeImages:
         for shorter in (20, 45):
             (alone,) = resize_images(ImageBatch.from_images([small]), shorter).pixels
             batched = resize_images(images, shorter)
-            height, width = batched.sizes[1]
+            height, width = batched.size_list()[1]
             assert torch.equal(batched.pixels[1, :, :height, :width], alone)
 
     def test_own_size_is_the_identity(self) -> None:
         images = ImageBatch.from_images([noise(64, 80), noise(90, 64)])
         view = resize_images(images, 64)
-        assert view.sizes == images.sizes
+        assert torch.equal(view.sizes, images.sizes)
         assert torch.equal(view.pixels, images.pixels)
 
     def test_shrinking_averages(self) -> None:
@@ -159,21 +173,25 @@ class TestFlip:
 
     def test_boxes_by_hand(self) -> None:
         boxes = torch.tensor([[10.0, 20, 30, 50], [0, 0, 100, 5]])
-        assert flip_boxes(boxes, 100).tolist() == [[70, 20, 90, 50], [0, 0, 100, 5]]
+        assert flipped_boxes(boxes, 100).tolist() == [[70, 20, 90, 50], [0, 0, 100, 5]]
+
+    def test_boxes_of_each_image_in_its_own_width(self) -> None:
+        boxes = torch.tensor([[[10.0, 20, 30, 50]], [[0, 0, 10, 5]]])
+        assert flip_boxes(boxes, torch.tensor([100, 40])).tolist() == [[[70, 20, 90, 50]], [[30, 0, 40, 5]]]
 
     @pytest.mark.parametrize("shape", [(5, 4), (5, 3, 4), (0, 4), (0, 3, 4)])
     def test_boxes_twice_is_the_identity(self, shape: tuple[int, ...]) -> None:
         corners = torch.randint(0, 50, shape, generator=torch.Generator().manual_seed(0)).float()
         corners[..., 2:] += corners[..., :2]
-        flipped = flip_boxes(corners, 120)
-        assert torch.equal(flip_boxes(flipped, 120), corners)
+        flipped = flipped_boxes(corners, 120)
+        assert torch.equal(flipped_boxes(flipped, 120), corners)
         assert (flipped[..., 2:] >= flipped[..., :2]).all()
 
     def test_images_within_their_own_width(self) -> None:
         wide, narrow = noise(20, 40), noise(30, 25, seed=1)
         images = ImageBatch.from_images([wide, narrow])
         flipped = flip_images(images)
-        assert flipped.sizes == images.sizes
+        assert torch.equal(flipped.sizes, images.sizes)
         assert torch.equal(flipped.pixels[0, :, :20], wide.flip(-1))
         assert torch.equal(flipped.pixels[1, :, :, :25], narrow.flip(-1))
         assert not flipped.pixels[0, :, 20:].any()
@@ -194,6 +212,6 @@ class TestFlip:
         image = torch.zeros(3, 20, 40, dtype=torch.uint8)
         image[:, 3:9, 5:17] = 255
         (flipped,) = flip_images(ImageBatch.from_images([image])).pixels
-        x1, y1, x2, y2 = (int(v) for v in flip_boxes(torch.tensor([5.0, 3, 17, 9]), 40))
+        x1, y1, x2, y2 = (int(v) for v in flipped_boxes(torch.tensor([5.0, 3, 17, 9]), 40))
         assert (flipped[:, y1:y2, x1:x2] == 255).all()
         assert math.isclose(flipped.sum().item(), image.sum().item())

@@ -1,0 +1,72 @@
+"""Measure how much of a mask survives its 28 x 28 cells: AP of perfect masks, cropped and pasted by each geometry.
+
+Every object's ground truth is cropped to its box as a training target and pasted back as if a network had said exactly
+that; no detector takes part.  The figures are upper bounds of what a detector of that geometry can reach.
+
+examples:
+  RESDET_DATA_ROOT=DATA python tools/mask_oracle.py
+  RESDET_DATA_ROOT=DATA python tools/mask_oracle.py --data coco2017:val --side 14
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import get_args
+
+import numpy as np
+
+from detection.data.cards import data_root, load_dataset
+from detection.data.index import AnnotationIndex
+from detection.engine.evaluate import make_record
+from detection.evaluation.coco import CocoResult, evaluate_coco
+from detection.evaluation.record import Record
+from detection.mask_geometry import MaskGeometry, crop_and_resize, paste
+
+GEOMETRIES: tuple[MaskGeometry, ...] = get_args(MaskGeometry)
+COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--data", default="coco128:seg_val", metavar="CARD:SPLIT", help="default: %(default)s")
+    parser.add_argument("--side", type=int, default=28, help="cells of a side (default: %(default)s)")
+    return parser.parse_args()
+
+
+def perfect_record(index: AnnotationIndex, row: int, side: int, geometry: MaskGeometry) -> Record:
+    """Returns image ``row`` with a detection for each object: its box, and its mask in ``side`` x ``side`` cells."""
+    objects = index.target(row, fields=("masks",))
+    objects = objects[~objects.ignore]
+    assert objects.masks is not None
+    height, width = index.sizes[row].tolist()
+    cells = crop_and_resize(objects.masks, objects.boxes, side, geometry=geometry)
+    return make_record(
+        index,
+        row,
+        boxes=objects.boxes.numpy(),
+        scores=np.ones(len(objects), dtype=np.float32),
+        labels=objects.labels.numpy(),
+        fields={"masks": tuple(paste(cells, objects.boxes, (height, width), geometry=geometry))},
+    )
+
+
+def measure(index: AnnotationIndex, side: int, geometry: MaskGeometry) -> CocoResult:
+    """Returns COCO's figures of perfect masks through ``side`` x ``side`` cells."""
+    records = [perfect_record(index, row, side, geometry) for row in range(len(index))]
+    return evaluate_coco(records, index.class_names, iou_type="segm")
+
+
+def main() -> None:
+    args = parse_args()
+    index, _ = load_dataset([args.data], data_root(), fields=("masks",))
+    print(f"{args.data}, {int((~index.ignore).sum())} objects, {args.side} x {args.side} cells")
+    print(f"{'':12}{''.join(f'{name:>7}' for name in COLUMNS)}")
+    for geometry in GEOMETRIES:
+        result = measure(index, args.side, geometry)
+        print(f"{geometry:12}{''.join(f'{100 * getattr(result, name):7.1f}' for name in COLUMNS)}")
+
+
+if __name__ == "__main__":
+    main()
