@@ -25,6 +25,7 @@ from detection.data.transforms import Augment, Jitter, RandomResize, Resize, Sca
 from detection.engine.evaluate import predict
 from detection.evaluation.record import Record
 from detection.fields.table import FIELDS, Field, carried
+from detection.padded import Targets
 from detection.structures import Detections, ImageBatch, Target
 
 Size = tuple[int, int]
@@ -202,6 +203,13 @@ def test_values_follow_flips_crops_and_resizing_to_the_batch(folder: Path) -> No
     rows = [values[valid].tolist() for values, valid in zip(points, targets.valid, strict=True)]
     assert rows == [[[76, 76], [0, 60]], [[90, 108]]]
     assert batch.to("meta").targets.others["points"].is_meta
+
+
+def test_a_batch_has_a_field_where_all_its_images_have_it(folder: Path) -> None:
+    index, _ = read(folder, GOOD)
+    full, plain = index.target(0, fields=("points",)), index.target(1)
+    assert Targets.pad([full, full]).others["points"].shape == (2, 8, 2)
+    assert Targets.pad([full, plain]).others == {}
 
 
 def test_a_value_goes_with_an_object_that_a_crop_drops(folder: Path) -> None:

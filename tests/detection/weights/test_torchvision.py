@@ -50,7 +50,7 @@ from detection.engine.checkpoint import load_detector_weights, load_initial_weig
 from detection.model.architecture import Architecture
 from detection.model.box_stage import OBJECTS, REGIONS
 from detection.model.faster_rcnn import FasterRCNN as OurFasterRCNN
-from detection.model.rpn import ANCHORS
+from detection.model.rpn import ANCHORS, places
 from detection.model.select import hash32
 from detection.structures import Detections, ImageBatch, Target
 from detection.weights.to_torchvision import to_torchvision
@@ -306,13 +306,16 @@ class Hashed(BalancedPositiveNegativeSampler):
 
     Args:
         like: sampler with the counts.
-        places: of the candidates of each image, (M,).
+        own_places: of the candidates of each image, (M,).
         stream: of the hash.
     """
 
-    def __init__(self, like: BalancedPositiveNegativeSampler, places: Sequence[Tensor], stream: int) -> None:
+    def __init__(self, like: object, own_places: Sequence[Tensor], stream: int) -> None:
+        assert isinstance(like, BalancedPositiveNegativeSampler)
         super().__init__(like.batch_size_per_image, like.positive_fraction)
-        self.numbers = [hash32(torch.tensor([seed]), own, stream)[0] for seed, own in zip(SEEDS, places, strict=False)]
+        self.numbers = [
+            hash32(torch.tensor([seed]), own, stream)[0] for seed, own in zip(SEEDS, own_places, strict=False)
+        ]
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         masks = list[tuple[Tensor, Tensor]]()
@@ -336,16 +339,15 @@ def same_draws(theirs: FasterRCNN, ours: Architecture, targets: Sequence[Target]
     """
     assert isinstance(ours, OurFasterRCNN)
     levels = [(-(-128 // stride), -(-160 // stride)) for stride in (4, 8, 16, 32, 64)]
-    anchors = ours.rpn._places([torch.zeros(1, 1, *size) for size in levels])
+    anchors = places(ours.rpn._anchors([torch.zeros(1, 1, *size) for size in levels], (128, 160)))
     few = FEW["rpn_post_nms_top_n_train"]
     regions = [torch.cat([torch.arange(few), OBJECTS + torch.arange(len(target))]) for target in targets]
-    samplers = theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler
-    theirs.rpn.fg_bg_sampler = Hashed(samplers[0], [anchors] * len(targets), ANCHORS)
-    theirs.roi_heads.fg_bg_sampler = Hashed(samplers[1], regions, REGIONS)
+    rpn, heads = theirs.rpn, theirs.roi_heads
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rpn, "fg_bg_sampler", Hashed(rpn.fg_bg_sampler, [anchors] * len(targets), ANCHORS))
+        patch.setattr(heads, "fg_bg_sampler", Hashed(heads.fg_bg_sampler, regions, REGIONS))
         patch.setattr("detection.model.matcher.TIE", 1.0)
         yield
-    theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler = samplers
 
 
 def assert_same_losses(theirs: FasterRCNN, ours: Architecture, targets: Sequence[Target]) -> None:
