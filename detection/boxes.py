@@ -65,8 +65,7 @@ def _corners(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
     """Returns (width, height, width, height) of ``size`` so that it broadcasts against ``boxes``."""
     if not isinstance(size, Tensor):
         return boxes.new_tensor([size[1], size[0], size[1], size[0]])
-    corners = size.flip(1).repeat(1, 2).to(boxes.dtype)  # (N, 4)
-    return corners.view(len(size), *[1] * (boxes.ndim - 2), 4)
+    return size.flip(1).repeat(1, 2).view(len(size), *[1] * (boxes.ndim - 2), 4)
 
 
 def _common(boxes: Tensor, others: Tensor, axis: int) -> Tensor:

@@ -29,7 +29,6 @@ from detection.engine.loop import TrainState, step
 from detection.engine.optim import build_optimizer
 from detection.engine.signals import StopRequest
 from detection.model.faster_rcnn import FasterRCNN
-from detection.model.matcher import IGNORED, NEGATIVE, POSITIVE
 from detection.model.sampler import BalancedSampler, Drawn
 from detection.model.select import hash32
 from detection.padded import Regions, Targets
@@ -208,11 +207,11 @@ def test_random_state_of_the_gpu_comes_back() -> None:
 
 
 def test_the_gpu_draws_what_the_cpu_draws() -> None:
-    states = torch.tensor([POSITIVE, NEGATIVE, NEGATIVE, IGNORED]).repeat(2, 100)
+    states = torch.tensor([1, 0, 0, -1]).repeat(2, 100)
 
     def draw(device: torch.device) -> Drawn:
         numbers = hash32(torch.tensor([5, 6], device=device), torch.arange(400, device=device), 1)
-        return BalancedSampler(64, 0.25)(states.to(device), numbers)
+        return BalancedSampler(64, 0.25)((states == 1).to(device), (states == 0).to(device), numbers)
 
     ours, theirs, again = draw(DEVICE), draw(torch.device("cpu")), draw(DEVICE)
     for name in ("columns", "positive", "valid"):

@@ -25,7 +25,7 @@ from detection.masks import decode, encode, to_rle
 from detection.model import matcher as matcher_module
 from detection.model.box_coder import BoxCoder
 from detection.model.box_stage import ScoredBoxes
-from detection.model.matcher import NEGATIVE, POSITIVE, Matcher, Matches
+from detection.model.matcher import Matcher, Matches
 from detection.model.postprocess import Postprocessor
 from detection.model.sampler import BalancedSampler
 from detection.model.select import as_on_gpu, nms
@@ -121,22 +121,22 @@ def test_what_is_encoded_is_decoded(pair: tuple[Tensor, Tensor], weights: tuple[
 def test_what_a_matcher_promises(rows: Tensor, objects: Tensor, flags: list[bool]) -> None:
     ignore = torch.tensor(flags[: len(objects)], dtype=torch.bool)
     matches = match(rows, objects, ignore)
-    states, indices = matches.states[0], matches.indices[0]
+    positive, negative, indices = matches.positive[0], matches.negative[0], matches.indices[0]
     overlaps = iou(rows, objects).masked_fill(ignore, 0.0)
     best = overlaps.amax(dim=1) if len(objects) else torch.zeros(len(rows))
-    assert (states[best >= 0.5] == POSITIVE).all()
-    assert (best[states == NEGATIVE] < 0.25).all()
+    assert positive[best >= 0.5].all()
+    assert (best[negative] < 0.25).all()
     if len(objects) and not ignore.all():
         assert not ignore[indices[best > 0]].any()
         torch.testing.assert_close(overlaps.gather(1, indices[:, None])[:, 0], best, rtol=1e-6, atol=0)
         reachable = (overlaps > 0).any(dim=0)
         if reachable.any():
-            positive = overlaps[states == POSITIVE]
+            reached = overlaps[positive]
             torch.testing.assert_close(
-                positive.amax(dim=0)[reachable], overlaps.amax(dim=0)[reachable], rtol=1e-6, atol=0
+                reached.amax(dim=0)[reachable], overlaps.amax(dim=0)[reachable], rtol=1e-6, atol=0
             )
     else:
-        assert not (states == POSITIVE).any()
+        assert not positive.any()
 
 
 @properties
@@ -149,8 +149,8 @@ def test_slices_change_no_match(rows: Tensor, objects: Tensor, flags: list[bool]
         sliced = match(rows, objects, ignore)
     finally:
         matcher_module.MAX_ELEMENTS = default
-    assert torch.equal(sliced.states, whole.states)
-    assert torch.equal(sliced.indices, whole.indices)
+    for name in ("positive", "negative", "indices"):
+        assert torch.equal(getattr(sliced, name), getattr(whole, name))
 
 
 def match(rows: Tensor, objects: Tensor, ignore: Tensor) -> Matches:
@@ -165,16 +165,16 @@ def match(rows: Tensor, objects: Tensor, ignore: Tensor) -> Matches:
 def test_what_a_sampler_promises(data: st.DataObject, available: int, count: int, fraction: float) -> None:
     states = torch.from_numpy(data.draw(arrays(np.int8, (3, available), elements=st.integers(-1, 1))))
     numbers = torch.from_numpy(data.draw(arrays(np.int64, (3, available), elements=st.integers(0, 2**32 - 1))))
-    drawn = BalancedSampler(count, fraction)(states, numbers)
+    drawn = BalancedSampler(count, fraction)(states == 1, states == 0, numbers)
     for row in range(3):
         own, positive, valid = drawn.columns[row], drawn.positive[row], drawn.valid[row]
-        positives = min(int(count * fraction), int((states[row] == POSITIVE).sum()))
-        negatives = min(count - positives, int((states[row] == NEGATIVE).sum()))
+        positives = min(int(count * fraction), int((states[row] == 1).sum()))
+        negatives = min(count - positives, int((states[row] == 0).sum()))
         assert (int(positive.sum()), int((valid & ~positive).sum())) == (positives, negatives)
         assert len(own[valid].unique()) == positives + negatives
-        assert (states[row, own[positive]] == POSITIVE).all()
-        assert (states[row, own[valid & ~positive]] == NEGATIVE).all()
-        for part, state in ((own[positive], POSITIVE), (own[valid & ~positive], NEGATIVE)):
+        assert (states[row, own[positive]] == 1).all()
+        assert (states[row, own[valid & ~positive]] == 0).all()
+        for part, state in ((own[positive], 1), (own[valid & ~positive], 0)):
             left = [c for c in (states[row] == state).nonzero().flatten().tolist() if c not in part.tolist()]
             if len(part) and left:  # who is drawn has a smaller number
                 assert numbers[row, part].max() <= numbers[row, left].min()

@@ -157,7 +157,8 @@ class ClassRPN(nn.Module):
         anchors = self.anchors(*hidden.shape[-2:])
         usable = usable_anchors(anchors, images.sizes, allow_outside=self.allow_outside)
         matches = self.matcher(anchors[None], targets, usable)
-        drawn = self.sampler(matches.states, hash32(images.draw_seeds(), places(anchors), ANCHORS))
+        numbers = hash32(images.draw_seeds(), places(anchors), ANCHORS)
+        drawn = self.sampler(matches.positive, matches.negative, numbers)
         objects = matches.indices.gather(1, drawn.columns)
         labels = torch.where(drawn.positive, targets.labels.gather(1, objects), self.layers.num_classes)
         own = anchors[drawn.columns]

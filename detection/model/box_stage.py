@@ -20,7 +20,7 @@ from detection.boxes import clip
 from detection.model.box_coder import BoxCoder
 from detection.model.class_rows import ClassRows
 from detection.model.losses import giou, smooth_l1
-from detection.model.matcher import IGNORED, POSITIVE, Matcher
+from detection.model.matcher import Matcher
 from detection.model.pooler import RegionPooler
 from detection.model.precision import at_least_single
 from detection.model.sampler import BalancedSampler
@@ -190,15 +190,10 @@ class BoxStage(nn.Module):
         boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)  # objects too, as py-faster-rcnn
         valid = torch.cat([proposals.valid, targets.wanted], dim=1)
         matches = self.matcher(boxes, targets, valid)
-        counts = proposals.boxes.shape[1], targets.boxes.shape[1]
         # An object's number does not depend on how many proposals the batch is padded to.
-        places = torch.cat(
-            [
-                torch.arange(count, device=boxes.device) + first
-                for count, first in zip(counts, (0, OBJECTS), strict=True)
-            ]
-        )
-        drawn = self.sampler(matches.states, hash32(seeds, places, REGIONS))
+        own = torch.arange(proposals.boxes.shape[1], device=boxes.device)
+        places = torch.cat([own, torch.arange(OBJECTS, OBJECTS + targets.boxes.shape[1], device=boxes.device)])
+        drawn = self.sampler(matches.positive, matches.negative, hash32(seeds, places, REGIONS))
         sample = self._labelled(
             gather_rows(boxes, drawn.columns),
             targets,
@@ -214,9 +209,8 @@ class BoxStage(nn.Module):
     def label(self, boxes: Tensor, valid: Tensor, targets: Targets) -> RegionSample:
         """All of ``boxes`` (N, R, 4) that are ``valid`` (N, R) and not ignored, as they are trained on undrawn."""
         matches = self.matcher(boxes, targets, valid)
-        return self._labelled(
-            boxes, targets, matches.indices, matches.states == POSITIVE, valid & (matches.states != IGNORED)
-        )
+        used = matches.positive | matches.negative
+        return self._labelled(boxes, targets, matches.indices, matches.positive, used)
 
     def outputs(
         self, features: Sequence[Tensor], proposals: Regions, targets: Targets, sizes: Tensor, seeds: Tensor

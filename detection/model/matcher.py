@@ -14,9 +14,7 @@ from torch import Tensor
 from detection.boxes import areas, intersection
 from detection.padded import Targets
 
-__all__ = ["IGNORED", "NEGATIVE", "POSITIVE", "Matcher", "Matches"]
-
-POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
+__all__ = ["Matcher", "Matches"]
 
 # Boxes whose IoU with an object is the best up to this factor tie. Rounding alone makes 1e-6: equal anchors at other
 # places of the image differ by that, and which of them is best would be chance.
@@ -29,10 +27,11 @@ MAX_ELEMENTS = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """One row per anchor or region of every image."""
+    """One row per anchor or region of every image; what is neither positive nor negative is ignored."""
 
-    states: Tensor  # (N, M) int8: POSITIVE, NEGATIVE or IGNORED
-    indices: Tensor  # (N, M) int64: the image's object with the highest IoU; 0 where there is none
+    positive: Tensor  # (N, M) bool
+    negative: Tensor  # (N, M) bool
+    indices: Tensor  # (N, M) int64: the image's object with the highest IoU; any where there is none
 
 
 @dataclass(frozen=True)
@@ -68,32 +67,31 @@ class Matcher:
             targets: of the N images.
             usable: (N, M) bool; the others are ignored, and are not the best of any object.
         """
-        best = boxes.new_zeros(usable.shape)
-        indices = torch.zeros_like(usable, dtype=torch.int64)
-        reached, covered = torch.zeros_like(usable), torch.zeros_like(usable)
         step = max(1, MAX_ELEMENTS // max(1, usable.numel()))
-        for start in range(0, targets.boxes.shape[1], step):
-            part = slice(start, start + step)
-            overlaps, shares = _overlaps(targets.boxes[:, part], boxes)  # (N, g, M)
-            overlaps = overlaps * targets.wanted[:, part, None]
-            highest, rows = overlaps.max(dim=1)
+        starts = range(0, targets.boxes.shape[1], step)
+        best, indices, special, covered = self._match(boxes, targets, usable, slice(0, step))
+        for start in starts[1:]:
+            highest, rows, reached, hidden = self._match(boxes, targets, usable, slice(start, start + step))
             indices = torch.where(highest > best, rows + start, indices)
-            best = torch.maximum(best, highest)
-            ignored = (targets.valid & targets.ignore)[:, part, None]
-            covered |= ((shares >= self.ignore_overlap) & ignored).any(dim=1)
-            if self.match_best and usable.shape[1]:
-                overlaps = overlaps * usable[:, None]
-                limits = (overlaps.amax(dim=2, keepdim=True) * TIE).clamp(min=torch.finfo(overlaps.dtype).tiny)
-                reached |= (overlaps >= limits).any(dim=1)
-        positive = (best >= self.positive_iou) | reached
-        negative = (best >= self.negative_iou_low) & (best < self.negative_iou) & ~covered
-        states = torch.where(positive, POSITIVE, torch.where(negative, NEGATIVE, IGNORED))
-        return Matches(torch.where(usable, states, IGNORED).to(torch.int8), indices)
+            best, special, covered = torch.maximum(best, highest), special | reached, covered | hidden
+        positive = ((best >= self.positive_iou) | special) & usable
+        negative = (best < self.negative_iou) & ~(covered | positive) & usable
+        if self.negative_iou_low > 0:
+            negative = negative & (best >= self.negative_iou_low)
+        return Matches(positive, negative, indices)
 
-
-def _overlaps(objects: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU, and the share of each box that lies in the object, (N, G, M) each; 0 for empty boxes."""
-    common = intersection(objects, boxes)
-    area, tiny = areas(boxes)[:, None], torch.finfo(boxes.dtype).tiny
-    union = (areas(objects)[..., None] + area).sub_(common).clamp_(min=tiny)
-    return common / union, common / area.clamp(min=tiny)
+    def _match(
+        self, boxes: Tensor, targets: Targets, usable: Tensor, part: slice
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Highest IoU with, and row among, the objects ``part``; being the best of one; lying in an ignored one."""
+        objects, area, tiny = targets.boxes[:, part], areas(boxes)[:, None], torch.finfo(boxes.dtype).tiny
+        common = intersection(objects, boxes)  # (N, g, M)
+        hidden = ((common >= area * self.ignore_overlap) & targets.ignore[:, part, None]).any(dim=1)
+        union = (areas(objects)[..., None] + area).sub_(common).clamp_(min=tiny)
+        overlaps = common.div_(union).mul_(targets.wanted[:, part, None])
+        best, rows = overlaps.max(dim=1)
+        if not self.match_best or not usable.shape[1]:
+            return best, rows, torch.zeros_like(usable), hidden
+        overlaps = overlaps * usable[:, None]
+        limits = (overlaps.amax(dim=2, keepdim=True) * TIE).clamp(min=tiny)
+        return best, rows, (overlaps >= limits).any(dim=1), hidden

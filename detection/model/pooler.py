@@ -71,9 +71,9 @@ class RegionPooler(nn.Module):
         if len(self.strides) == 1:
             return torch.zeros_like(boxes[:, 0], dtype=torch.int64)
         sides = areas(boxes).clamp(min=0).sqrt()
-        level = torch.floor(CANONICAL_LEVEL + torch.log2(sides / CANONICAL_SIDE) + 1e-6)  # a side of 0 gives -inf
         finest = self.strides[0].bit_length() - 1
-        return level.clamp(finest, finest + len(self.strides) - 1).long() - finest
+        level = torch.floor(CANONICAL_LEVEL - finest + torch.log2(sides / CANONICAL_SIDE) + 1e-6)  # -inf of a side of 0
+        return level.clamp(0, len(self.strides) - 1).long()
 
     def _pool(self, levels: Sequence[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
         """torchvision's operators on every level; a box is a point on all levels but its own, and is left out there."""

@@ -179,7 +179,7 @@ class RPN(nn.Module):
         """The drawn anchors of each image, and the deltas (N, R, 4) wanted of the positive ones."""
         usable = usable_anchors(anchors, sizes, allow_outside=self.allow_outside)
         matches = self.matcher(anchors[None], targets, usable)
-        drawn = self.sampler(matches.states, hash32(seeds, places(anchors), ANCHORS))
+        drawn = self.sampler(matches.positive, matches.negative, hash32(seeds, places(anchors), ANCHORS))
         objects = matches.indices.gather(1, drawn.columns)
         own = anchors[drawn.columns]  # (N, R, 4)
         goals = torch.where(drawn.positive[..., None], gather_rows(targets.boxes, objects), own)

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detection.model.matcher import NEGATIVE, POSITIVE
-
 __all__ = ["BalancedSampler", "Drawn"]
 
 COLUMN_BITS = 24  # of a key below the 32 random ones
@@ -44,26 +42,21 @@ class BalancedSampler:
         """How many of the drawn can be positive; these are the first columns."""
         return int(self.count * self.positive_fraction)
 
-    def __call__(self, states: Tensor, numbers: Tensor) -> Drawn:
+    def __call__(self, positive: Tensor, negative: Tensor, numbers: Tensor) -> Drawn:
         """Draws the candidates with the smallest random numbers; R is the smaller of ``count`` and M.
 
         Keys are integers that end in the column, so that no two are equal and every device draws the same.
 
         Args:
-            states: (N, M) of a Matcher; M is at most 2**24.
+            positive: (N, M) bool; M is at most 2**24.
+            negative: (N, M) bool, none of them positive.
             numbers: (N, M) int64 in [0, 2**32).
         """
-        available = states.shape[1]
-        keys = (numbers << COLUMN_BITS) | torch.arange(available, device=states.device)
-        none = torch.full_like(keys, 2 * AFTER)
-        positives = torch.where(states == POSITIVE, keys, none).topk(
-            min(self.most_positives, available), dim=1, largest=False
-        )
-        negatives = torch.where(states == NEGATIVE, keys + AFTER, none).topk(
-            min(self.count, available), dim=1, largest=False
-        )
-        drawn = torch.cat([positives.values, negatives.values], dim=1).topk(
-            min(self.count, available), dim=1, largest=False
-        )
-        columns = torch.cat([positives.indices, negatives.indices], dim=1).gather(1, drawn.indices)
+        available = numbers.shape[1]
+        keys = (numbers << COLUMN_BITS) | torch.arange(available, device=numbers.device)
+        none, count = torch.full_like(keys, 2 * AFTER), min(self.count, available)
+        first = torch.where(positive, keys, none).topk(min(self.most_positives, available), dim=1, largest=False)
+        others = torch.where(negative, keys + AFTER, none).topk(count, dim=1, largest=False)
+        drawn = torch.cat([first.values, others.values], dim=1).topk(count, dim=1, largest=False)
+        columns = torch.cat([first.indices, others.indices], dim=1).gather(1, drawn.indices)
         return Drawn(columns, positive=drawn.values < AFTER, valid=drawn.values < 2 * AFTER)

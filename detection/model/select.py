@@ -69,12 +69,13 @@ def nms(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: fl
     sorted_boxes = boxes.gather(1, columns[..., None].expand(-1, -1, 4))
     sorted_classes = None if classes is None else classes.gather(1, columns)
     for steps in STEPS:
-        kept, settled = _fixed_points(sorted_boxes, sorted_classes, iou_threshold, steps)
+        gone, settled = _fixed_points(sorted_boxes, sorted_classes, iou_threshold, steps)
+        left = head.masked_fill(gone, -torch.inf)
         if rest.shape[1]:
-            enough = (kept & (head > -torch.inf)).sum(dim=1) >= wanted
+            enough = (left > -torch.inf).sum(dim=1) >= wanted
             settled = settled & (enough | (rest == -torch.inf).all(dim=1))
         if bool(settled.all()):  # the one wait
-            return torch.full_like(scores, -torch.inf).scatter(1, columns, head.masked_fill(~kept, -torch.inf))
+            return torch.full_like(scores, -torch.inf).scatter(1, columns, left)
     return _one_by_one(boxes, scores, classes, iou_threshold)
 
 
@@ -105,7 +106,7 @@ def _fixed_points(boxes: Tensor, classes: Tensor | None, iou_threshold: float, s
         steps: of the fixed point.
 
     Returns:
-        Kept (N, M) bool, and (N,) bool: that is final.
+        Suppressed (N, M) bool, and (N,) bool: that is final.
     """
     size = max(1, MAX_ELEMENTS // max(1, boxes.shape[1] ** 2))
     labels = [None] * len(boxes) if classes is None else classes.split(size)
@@ -114,7 +115,7 @@ def _fixed_points(boxes: Tensor, classes: Tensor | None, iou_threshold: float, s
     ]
     if len(results) == 1:
         return results[0]
-    return torch.cat([kept for kept, _ in results]), torch.cat([settled for _, settled in results])
+    return torch.cat([gone for gone, _ in results]), torch.cat([settled for _, settled in results])
 
 
 def _fixed_point(boxes: Tensor, classes: Tensor | None, iou_threshold: float, steps: int) -> tuple[Tensor, Tensor]:
@@ -126,7 +127,7 @@ def _fixed_point(boxes: Tensor, classes: Tensor | None, iou_threshold: float, st
     kept = before = one
     for _ in range(steps):  # 1 where the sum of those that suppress it is 0; exact, since they are at most 2,048
         before, kept = kept, torch.baddbmm(one, kept, suppresses, alpha=-1).clamp_(min=0)
-    return kept[:, 0] > 0, (before == kept).flatten(1).all(dim=1)
+    return kept[:, 0] == 0, (before == kept)[:, 0].all(dim=1)
 
 
 def _single_below(value: float) -> float:

@@ -36,7 +36,7 @@ from detection.data.readers.coco import read_coco
 from detection.data.readers.segmentation import read_instances
 from detection.data.readers.voc import read_voc
 from detection.masks import to_rle
-from detection.model.matcher import POSITIVE, Matcher
+from detection.model.matcher import Matcher
 from detection.padded import Targets
 from detection.structures import ImageBatch, Proposals, Target
 
@@ -490,7 +490,7 @@ def test_a_quarter_of_a_million_anchors_meet_500_objects_in_little_memory() -> N
     targets, usable = Targets.pad([crowd(500, (800, 800))]), torch.ones(1, len(anchors), dtype=torch.bool)
     matches = Matcher(0.7, 0.3, match_best=True)(anchors[None], targets, usable)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 << 10  # KiB; the matrix alone has 464 MiB
-    assert (matches.states == POSITIVE).sum() > 400
+    assert matches.positive.sum() > 400
 
 
 def test_three_thousand_objects_are_checked_for_doubles(make_index: MakeIndex) -> None:

@@ -204,7 +204,8 @@ class TestRPNLosses:
         single = [ImageBatch(images.pixels[i : i + 1], images.sizes[i : i + 1]) for i in (0, 1)]
         usable = torch.ones(1, 32, dtype=torch.bool)
         anchors, padded = rpn.anchors(4, 4)[None], [Targets.pad([target]) for target in targets]
-        matched = [int((rpn.matcher(anchors, target, usable).states >= 0).sum()) for target in padded]
+        matches = [rpn.matcher(anchors, target, usable) for target in padded]
+        matched = [int((found.positive | found.negative).sum()) for found in matches]
         joint = rpn(images, Targets.pad(targets))
         parts = [rpn(image, target) for image, target in zip(single, padded, strict=True)]
         for name, value in joint.items():

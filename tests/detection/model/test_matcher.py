@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from torchvision.ops import box_iou
 from detection.boxes import iou
 from detection.model import matcher as matcher_module
 from detection.model.anchors import AnchorGenerator
-from detection.model.matcher import IGNORED, NEGATIVE, POSITIVE, Matcher, Matches
+from detection.model.matcher import Matcher, Matches
 from detection.padded import Targets
 from detection.structures import Target
+
+POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 
 Box = Sequence[float]
 MakeTarget = Callable[..., Target]
@@ -27,10 +30,23 @@ def random_boxes(count: int, seed: int) -> Tensor:
     return torch.cat([corner, corner + 5 + torch.rand(count, 2, generator=generator) * 40], dim=1)
 
 
-def match(matcher: Matcher, boxes: Tensor, target: Target) -> Matches:
+class Labelled(NamedTuple):
+    """Matches as one of three states each."""
+
+    states: Tensor
+    indices: Tensor
+
+
+def label(matches: Matches) -> Labelled:
+    assert not (matches.positive & matches.negative).any()
+    states = torch.where(matches.positive, POSITIVE, torch.where(matches.negative, NEGATIVE, IGNORED))
+    return Labelled(states, matches.indices)
+
+
+def match(matcher: Matcher, boxes: Tensor, target: Target) -> Labelled:
     """The matches of one image, all of whose boxes may be matched: (M,) each."""
-    matches = matcher(boxes[None], Targets.pad([target]), torch.ones(1, len(boxes), dtype=torch.bool))
-    return Matches(matches.states[0], matches.indices[0])
+    found = label(matcher(boxes[None], Targets.pad([target]), torch.ones(1, len(boxes), dtype=torch.bool)))
+    return Labelled(found.states[0], found.indices[0])
 
 
 def slices_of_ten(height: float) -> list[float]:
@@ -44,7 +60,6 @@ def test_thresholds_by_hand(make_target: MakeTarget) -> None:
     target = make_target([[0, 0, 10, 10]])
     matches = match(Matcher(0.75, 0.5), boxes, target)
     assert matches.states.tolist() == [POSITIVE] * 2 + [IGNORED] * 2 + [NEGATIVE] * 4
-    assert matches.states.dtype == torch.int8
     hard = match(Matcher(0.75, 0.5, negative_iou_low=0.25), boxes, target)
     assert hard.states.tolist() == [POSITIVE] * 2 + [IGNORED] * 2 + [NEGATIVE] * 2 + [IGNORED] * 2
 
@@ -217,9 +232,9 @@ def test_unusable_boxes_are_ignored_and_nobodys_best(make_target: MakeTarget) ->
     boxes = torch.tensor([slices_of_ten(10), slices_of_ten(4), slices_of_ten(3), [80.0, 80, 90, 90]])
     usable = torch.tensor([[False, True, True, False]])
     targets = Targets.pad([make_target([[0, 0, 10, 10]])])
-    best = Matcher(0.7, 0.5, match_best=True)(boxes[None], targets, usable)
+    best = label(Matcher(0.7, 0.5, match_best=True)(boxes[None], targets, usable))
     assert best.states.tolist() == [[IGNORED, POSITIVE, NEGATIVE, IGNORED]]
-    plain = Matcher(0.7, 0.5)(boxes[None], targets, usable)
+    plain = label(Matcher(0.7, 0.5)(boxes[None], targets, usable))
     assert plain.states.tolist() == [[IGNORED, NEGATIVE, NEGATIVE, IGNORED]]
 
 
@@ -232,12 +247,12 @@ def test_each_image_matches_its_own_objects(match_best: bool, make_target: MakeT
     boxes = torch.stack([random_boxes(200, seed) for seed in range(10, 14)])
     usable = torch.arange(200).expand(4, -1) % torch.tensor([[2], [3], [5], [7]]) != 1
     matcher = Matcher(0.5, 0.3, match_best=match_best)
-    matches = matcher(boxes, Targets.pad(targets), usable)
-    shared = matcher(boxes[:1], Targets.pad(targets), usable)  # the same boxes in every image, as anchors are
+    matches = label(matcher(boxes, Targets.pad(targets), usable))
+    shared = label(matcher(boxes[:1], Targets.pad(targets), usable))  # the same boxes in every image, as anchors are
     for row, target in enumerate(targets):
         own = Targets.pad([target])
         for found, rows in ((matches, boxes[row]), (shared, boxes[0])):
-            alone = matcher(rows[None], own, usable[row, None])
+            alone = label(matcher(rows[None], own, usable[row, None]))
             assert torch.equal(found.states[row], alone.states[0])
             assert torch.equal(found.indices[row], alone.indices[0])
     assert set(matches.states.flatten().tolist()) == {POSITIVE, NEGATIVE, IGNORED}
@@ -261,8 +276,8 @@ def test_slices_change_nothing_in_a_batch(
     targets = Targets.pad([make_target(random_boxes(11, seed).tolist(), ignore=ignore) for seed in range(4, 8)])
     usable = torch.arange(800).view(4, 200) % 3 != 1
     matcher = Matcher(0.5, 0.3, match_best=match_best)
-    whole = matcher(boxes, targets, usable)
+    whole = label(matcher(boxes, targets, usable))
     monkeypatch.setattr(matcher_module, "MAX_ELEMENTS", elements)
-    sliced = matcher(boxes, targets, usable)
+    sliced = label(matcher(boxes, targets, usable))
     assert torch.equal(sliced.states, whole.states)
     assert torch.equal(sliced.indices, whole.indices)

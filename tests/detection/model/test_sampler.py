@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from detection.model.matcher import IGNORED, NEGATIVE, POSITIVE
 from detection.model.sampler import BalancedSampler, Drawn
 from detection.model.select import hash32
+
+POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 
 
 def states(positives: int, negatives: int, ignored: int) -> Tensor:
@@ -19,7 +20,11 @@ def states(positives: int, negatives: int, ignored: int) -> Tensor:
 
 def draw(sampler: BalancedSampler, *images: Tensor, seeds: tuple[int, ...] = (0,)) -> Drawn:
     """What is drawn of ``images`` with as many states each."""
-    return sampler(torch.stack(images), hash32(torch.tensor(seeds), torch.arange(len(images[0])), 0))
+    return sample(sampler, torch.stack(images), hash32(torch.tensor(seeds), torch.arange(len(images[0])), 0))
+
+
+def sample(sampler: BalancedSampler, rows: Tensor, numbers: Tensor) -> Drawn:
+    return sampler(rows == POSITIVE, rows == NEGATIVE, numbers)
 
 
 def parts(drawn: Drawn, image: int = 0) -> tuple[Tensor, Tensor]:
@@ -114,14 +119,14 @@ def test_more_are_wanted_than_there_are_but_positives_are_bounded() -> None:
 def test_the_smallest_numbers_are_drawn_and_equal_ones_by_place() -> None:
     rows = torch.tensor([[POSITIVE, POSITIVE, POSITIVE, NEGATIVE, IGNORED, NEGATIVE, NEGATIVE]], dtype=torch.int8)
     numbers = torch.tensor([[7, 3, 2**32 - 1, 5, 0, 5, 2**32 - 1]])
-    drawn = BalancedSampler(4, 0.5)(rows, numbers)
+    drawn = sample(BalancedSampler(4, 0.5), rows, numbers)
     assert drawn.columns.tolist() == [[1, 0, 3, 5]]
     assert drawn.positive.tolist() == [[True, True, False, False]]
 
 
 def test_the_largest_numbers_at_the_last_columns_are_still_candidates() -> None:
     rows = torch.tensor([[NEGATIVE, POSITIVE]], dtype=torch.int8)
-    drawn = BalancedSampler(2, 0.5)(rows, torch.full((1, 2), 2**32 - 1))
+    drawn = sample(BalancedSampler(2, 0.5), rows, torch.full((1, 2), 2**32 - 1))
     assert drawn.columns.tolist() == [[1, 0]]
     assert drawn.positive.tolist() == [[True, False]]
     assert drawn.valid.all()
