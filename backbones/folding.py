@@ -89,19 +89,23 @@ class _ScaledConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
-        scale = scale.view(-1, 1, 1, 1)
-        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-            gradients[0],
-            x,
-            weight * scale,
-            None,
-            *ctx.geometry[:3],
-            False,  # not transposed
-            [0, 0],  # padding of an output, of transposed ones only
-            ctx.geometry[3],
-            (*ctx.needs_input_grad[:2], False),
-        )
-        return of_x, None if of_weight is None else of_weight * scale, *[None] * 6
+        (gradient,) = gradients
+        if gradient.numel() < weight.numel():  # scales whichever is smaller
+            of_x, of_weight = _backward(ctx, gradient * scale.view(-1, 1, 1), x, weight)
+        else:
+            of_x, of_weight = _backward(ctx, gradient, x, weight * scale.view(-1, 1, 1, 1))
+            of_weight = None if of_weight is None else of_weight.mul_(scale.view(-1, 1, 1, 1))
+        return of_x, of_weight, *[None] * 6
+
+
+def _backward(ctx: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Returns the gradients of the input and of the weights of a convolution, where they are needed."""
+    stride, padding, dilation, groups = ctx.geometry
+    needed = (*ctx.needs_input_grad[:2], False)
+    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, stride, padding, dilation, False, [0, 0], groups, needed
+    )
+    return of_x, of_weight
 
 
 def _autocasts(x: Tensor) -> bool:

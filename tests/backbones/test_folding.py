@@ -49,6 +49,7 @@ def assert_folded(convolution: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor = X) 
 def test_equal_to_the_layers_in_turn(trained: bool, groups: int, bias: bool) -> None:
     convolution, norm = make_layers(bias=bias, groups=groups)
     assert_folded(convolution.requires_grad_(trained), norm)
+    assert_folded(convolution, norm, X[:1, :, :3, :3])  # an output that is smaller than the weights
 
 
 def test_one_operator_in_a_test_and_nothing_of_the_norm_on_the_way() -> None:
