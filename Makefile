@@ -1,12 +1,13 @@
 # make demo   trains and tests a detector on a small data set that it makes itself
 # make test   format, lint, types, tests
+# make test-compiler   whole detectors by PyTorch's default compiler
 # make test-faults   the slow tests of what goes wrong: killed processes, broken files
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO_CONFIG := configs/digits/mask_rcnn_resnet18_fpn.yaml
 DEMO_RUN := output/demo
 
-.PHONY: demo test test-faults
+.PHONY: demo test test-compiler test-faults
 
 .venv/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
@@ -29,3 +30,6 @@ test: .venv/installed
 
 test-faults: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m faults --durations 10
+
+test-compiler: .venv/installed
+	$(BIN)/pytest -m compiler --durations 10

@@ -1,0 +1,154 @@
+"""Steps and tests of every family are one graph for torch.compile and torch.export, and give what eager gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
+
+from detection.build import build_detector
+from detection.config.detection import AnchorConfig, BoxConfig, DetectionConfig, DetectorBackboneConfig, MaskConfig
+from detection.config.load import load_config
+from detection.model.faster_rcnn import FasterRCNN
+from detection.model.select import as_on_gpu
+from detection.padded import Targets
+from detection.structures import ImageBatch, Target
+
+ROOT = Path(__file__).parents[1]
+NUM_CLASSES = 5
+TRUNK = DetectorBackboneConfig(name="resnet18", weights=None)
+C4 = DetectionConfig(backbone=TRUNK, anchors=AnchorConfig(sizes=(16.0, 32.0, 64.0)))
+FPN = DetectionConfig(
+    backbone=replace(TRUNK, fpn=True, fpn_channels=32),
+    anchors=replace(C4.anchors, sizes=(16.0, 32.0, 64.0, 128.0, 256.0)),
+    box=BoxConfig(head="fc", head_channels=64, pool="roi_align", class_agnostic=False),
+)
+FAMILIES: dict[str, DetectionConfig] = {
+    "C4": C4,
+    "DC5": replace(C4, backbone=replace(TRUNK, dilate_c5=True), box=replace(FPN.box, head_channels=32)),
+    "FPN": FPN,
+    "Mask": replace(FPN, architecture="mask_rcnn", mask=MaskConfig(convs=1, channels=16)),
+    "Cascade": replace(FPN, architecture="cascade_rcnn", box=replace(FPN.box, class_agnostic=True)),
+}
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def make_model(config: DetectionConfig, classes: int = NUM_CLASSES) -> FasterRCNN:
+    """A detector with random weights that finds more than 50 objects in an image."""
+    torch.manual_seed(0)
+    model = build_detector(config, classes, pretrained=False)
+    assert isinstance(model, FasterRCNN)
+    for name, values in model.named_buffers():
+        if name.endswith(("bn2.weight", "bn3.weight")):
+            values.fill_(0.2)  # else random residual branches add up to infinity
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.out_features == classes + 1:
+            nn.init.normal_(module.weight, std=1.0)
+    return model
+
+
+def make_batch(images: int = 2) -> tuple[ImageBatch, Targets]:
+    """Smooth images of 96 x 128 with three objects each, which are rectangles."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = 255 * torch.rand(images, 3, 6, 8, generator=generator)
+    pixels = F.interpolate(coarse, size=(96, 128), mode="bicubic").clamp(0, 255).to(torch.uint8)
+    targets = []
+    for _ in range(images):
+        corners = torch.rand(3, 2, generator=generator) * 50
+        boxes = torch.cat([corners, corners + 20 + 20 * torch.rand(3, 2, generator=generator)], dim=1)
+        masks = torch.zeros(3, 96, 128, dtype=torch.bool)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):
+            mask[y1:y2, x1:x2] = True
+        targets.append(Target(boxes, torch.tensor([0, 1, 2]), torch.tensor([False, False, True]), masks))
+    return ImageBatch.from_images(list(pixels), seeds=range(images)), Targets.pad(targets)
+
+
+@pytest.fixture(autouse=True)
+def forget_graphs() -> Iterator[None]:
+    """Graphs of one test do not fill the memory of the next."""
+    yield
+    torch.compiler.reset()
+
+
+def losses_and_gradients(
+    model: nn.Module, call: Callable[..., dict[str, Tensor]], *inputs: Any
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    model.zero_grad(set_to_none=True)
+    losses = call(*inputs)
+    torch.stack(list(losses.values())).sum().backward()
+    return losses, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_step(model: nn.Module, backend: str) -> None:
+    inputs = make_batch()
+    expected, gradients = losses_and_gradients(model.train(), model, *inputs)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)  # fullgraph: a break is an error
+    found, own = losses_and_gradients(model, compiled, *inputs)
+    for name, loss in expected.items():
+        torch.testing.assert_close(found[name], loss, rtol=1e-5, atol=1e-7)
+    assert own.keys() == gradients.keys() != set()
+    for name, gradient in gradients.items():
+        assert (own[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
+
+
+@torch.no_grad()
+def assert_same_test(model: FasterRCNN, backend: str) -> None:
+    images, _ = make_batch()
+    with as_on_gpu():  # as the graph, it leaves the padding where it is
+        expected = model.eval().detect(images)
+    assert int(expected.valid.sum(dim=1).min()) >= 50
+    found = torch.compile(model.detect, fullgraph=True, backend=backend)(images)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-5, atol=1e-6)
+    assert torch.equal(found.labels, expected.labels)
+    if expected.masks is not None:
+        torch.testing.assert_close(found.masks, expected.masks, rtol=1e-4, atol=1e-5)
+
+
+@every_family
+def test_a_step_is_one_graph(family: str) -> None:
+    assert_same_step(make_model(FAMILIES[family]), "aot_eager")
+
+
+class Inference(nn.Module):
+    """A test with tensors in and out."""
+
+    def __init__(self, model: FasterRCNN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        found = self.model.detect(ImageBatch(pixels, sizes))
+        masks = () if found.masks is None else (found.masks,)
+        return found.boxes, found.scores, found.labels, found.valid, *masks
+
+
+@every_family
+@torch.no_grad()
+def test_a_test_is_one_graph_that_exports(family: str) -> None:
+    model = make_model(FAMILIES[family])
+    assert_same_test(model, "aot_eager")
+    images, _ = make_batch()
+    inputs = images.pixels, images.sizes
+    program = torch.export.export(Inference(model.eval()), inputs)
+    with as_on_gpu():
+        expected = Inference(model)(*inputs)
+    for found, own in zip(program.module()(*inputs), expected, strict=True):
+        torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.compiler
+@pytest.mark.timeout(1500)
+def test_resnet50_fpn_by_inductor() -> None:
+    config = load_config(
+        DetectionConfig, ROOT / "configs/coco/modern/faster_rcnn_r50_fpn_1x.yaml", ["backbone.weights=null"]
+    )
+    model = make_model(config, classes=80)
+    assert_same_step(model, "inductor")
+    assert_same_test(model, "inductor")
