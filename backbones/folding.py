@@ -4,16 +4,18 @@ Fixed normalisation is a scale and an offset per channel, and a convolution is l
 the offset as its bias, give the same up to rounding.  Weights on disk stay as they are.
 
 - Weights that are not trained, and all in a test, are folded once and kept until one of their tensors changes.
-- In training the scale is multiplied in at every step, forward and again on the way back, which keeps no second copy of
-  the weights in between; the gradient of the weights themselves comes back.
+- In training the scale is multiplied in at every step, and the gradient of the weights themselves comes back.  A stage
+  does that for all its weights at once, by one operator forward and one on the way back; a network does not, so that
+  the first gradients can be sent to other processes while the last are computed.
 
 Shapes: N images, C input channels, O output channels, k k kernel, H W height and width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -21,25 +23,35 @@ from torch.nn import functional
 
 from backbones.norm import FrozenBatchNorm
 
-__all__ = ["FoldingSequential", "convolve", "run"]
+__all__ = ["FoldedWeights", "FoldingSequential", "Pair", "convolve", "fold_at_once", "run"]
 
 Folded = tuple[Tensor, Tensor]  # weight (O, C, k, k) and bias (O,)
+Pair = tuple[nn.Module, nn.Module]  # a convolution, and the norm of its output
+FoldedWeights = Mapping[Pair, Folded]
 
 
-def convolve(convolution: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+def convolve(convolution: nn.Module, norm: nn.Module, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
     """Returns ``norm(convolution(x))`` (N, O, H, W), by one operator where ``norm`` is fixed.
 
     Other layers, and those with forward hooks, run one after the other.
+
+    Args:
+        convolution: (N, C, H, W) -> (N, O, H, W).
+        norm: of its output.
+        x: (N, C, H, W).
+        folded: from ``fold_at_once``; a pair that is not in it is folded here.
     """
-    if not (isinstance(convolution, nn.Conv2d) and isinstance(norm, FrozenBatchNorm) and _foldable(convolution, norm)):
+    pair = convolution, norm
+    if not _is_foldable(pair):
         return norm(convolution(x))
-    learns = torch.is_grad_enabled() and convolution.weight.requires_grad
-    if torch.compiler.is_compiling() or (learns and _autocasts(x)):
-        weight, bias = _fold(convolution, norm)  # a compiler fuses what is repeated; autocast keeps a small copy anyway
-    elif learns:
-        scale, offset = _kept(norm, "affine", norm.affine, norm.buffers())
-        geometry = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
-        return _ScaledConvolution.apply(x, convolution.weight, scale, offset, *geometry)
+    convolution, norm = pair
+    if torch.compiler.is_compiling():
+        weight, bias = _fold(convolution, norm)  # a compiler fuses what is repeated
+    elif folded is not None and pair in folded:
+        weight, bias = folded[pair]
+    elif _learns(convolution):
+        scale, bias = _affine(norm)
+        weight = convolution.weight * scale
     else:
         tensors = [*convolution.parameters(recurse=False), *norm.buffers()]
         weight, bias = _kept(norm, "folded", lambda: _fold(convolution, norm), tensors)
@@ -48,83 +60,105 @@ def convolve(convolution: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     )
 
 
+def fold_at_once(pairs: Iterable[Pair]) -> FoldedWeights:
+    """Returns the weights and biases of the convolutions among ``pairs`` that learn, by one operator.
+
+    Its backward pass is one operator too, and leaves out weights that no gradient comes to.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return {}
+    learning = [pair for pair in pairs if _is_foldable(pair) and _learns(pair[0])]
+    if not learning:
+        return {}
+    scales, biases = zip(*(_affine(norm) for _, norm in learning), strict=True)
+    weights = _ScaledWeights.apply(*scales, *(convolution.weight for convolution, _ in learning))
+    return dict(zip(learning, zip(weights, biases, strict=True), strict=True))
+
+
 class FoldingSequential(nn.Sequential):
     """``nn.Sequential``, names included, in which convolutions take the fixed normalisation that follows them."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def pairs(self) -> list[Pair]:
+        """Returns the convolutions that a norm follows, for ``fold_at_once``."""
+        return [(one, other) for one, other in pairwise(self) if _is_pair(one, other)]
+
+    def forward(self, input: Tensor, folded: FoldedWeights | None = None) -> Tensor:
         output = input
-        for step in run(list(self), input):
+        for step in run(list(self), input, folded):
             _, output = step
         return output
 
 
-def run(layers: Sequence[nn.Module], x: Tensor) -> Iterator[tuple[int, Tensor]]:
+def run(layers: Sequence[nn.Module], x: Tensor, folded: FoldedWeights | None = None) -> Iterator[tuple[int, Tensor]]:
     """Yields the index and the output of each of ``layers`` in turn; a convolution and its norm are one, the norm."""
     index = 0
     while index < len(layers):
         follower = layers[index + 1] if index + 1 < len(layers) else None
-        if isinstance(layers[index], nn.Conv2d) and isinstance(follower, FrozenBatchNorm):
-            x, index = convolve(layers[index], follower, x), index + 2
+        if follower is not None and _is_pair(layers[index], follower):
+            x, index = convolve(layers[index], follower, x, folded), index + 2
         else:
             x, index = layers[index](x), index + 1
         yield index - 1, x
 
 
-class _ScaledConvolution(torch.autograd.Function):
-    """A convolution with weights times ``scale`` (O,) and the bias ``offset`` (O,), both fixed.
-
-    Keeps what a convolution without scale keeps.
-    """
+class _ScaledWeights(torch.autograd.Function):
+    """Weights (O, C, k, k) of several convolutions times their scales (O, 1, 1, 1), which come first and are fixed."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor, *geometry: Any) -> Tensor:
-        return functional.conv2d(x, weight * scale.view(-1, 1, 1, 1), offset, *geometry)
+    def forward(*scales_and_weights: Tensor) -> tuple[Tensor, ...]:
+        half = len(scales_and_weights) // 2
+        return tuple(_multiply(scales_and_weights[half:], scales_and_weights[:half]))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, scale, _, *geometry = inputs
-        ctx.save_for_backward(x, weight, scale)
-        ctx.geometry = geometry
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[: len(output)])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
-        (gradient,) = gradients
-        if gradient.numel() < weight.numel():  # scales whichever is smaller
-            of_x, of_weight = _backward(ctx, gradient * scale.view(-1, 1, 1), x, weight)
-        else:
-            of_x, of_weight = _backward(ctx, gradient, x, weight * scale.view(-1, 1, 1, 1))
-            of_weight = None if of_weight is None else of_weight.mul_(scale.view(-1, 1, 1, 1))
-        return of_x, of_weight, *[None] * 6
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        scales = ctx.saved_tensors
+        came = [(gradient, scale) for gradient, scale in zip(gradients, scales, strict=True) if gradient is not None]
+        scaled = iter(_multiply(*zip(*came, strict=True)) if came else ())
+        return *[None] * len(scales), *(None if gradient is None else next(scaled) for gradient in gradients)
 
 
-def _backward(ctx: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Returns the gradients of the input and of the weights of a convolution, where they are needed."""
-    stride, padding, dilation, groups = ctx.geometry
-    needed = (*ctx.needs_input_grad[:2], False)
-    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-        gradient, x, weight, None, stride, padding, dilation, False, [0, 0], groups, needed
-    )
-    return of_x, of_weight
+def _multiply(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the products of each two, by one operator; a device may still work at them in turn, as sizes differ."""
+    return torch.ops.aten._foreach_mul.List(tensors, others)
 
 
-def _autocasts(x: Tensor) -> bool:
-    """Tells whether operators on ``x`` take lower precision; "meta" has no such mode."""
-    device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+def _is_pair(layer: nn.Module, follower: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and isinstance(follower, FrozenBatchNorm)
 
 
-def _foldable(convolution: nn.Conv2d, norm: FrozenBatchNorm) -> bool:
-    hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in (convolution, norm))
-    plain = type(convolution) is nn.Conv2d and type(norm) is FrozenBatchNorm and convolution.padding_mode == "zeros"
+def _learns(convolution: nn.Conv2d) -> bool:
+    return torch.is_grad_enabled() and convolution.weight.requires_grad
+
+
+def _is_foldable(pair: Pair) -> TypeGuard[tuple[nn.Conv2d, FrozenBatchNorm]]:
+    convolution, norm = pair
+    if type(convolution) is not nn.Conv2d or type(norm) is not FrozenBatchNorm:
+        return False
+    hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in pair)
     trained_bias = convolution.bias is not None and convolution.weight.requires_grad
-    return plain and not hooked and not trained_bias and not isinstance(convolution.padding, str)
+    plain = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
+    return plain and not hooked and not trained_bias
 
 
 def _fold(convolution: nn.Conv2d, norm: FrozenBatchNorm) -> Folded:
     scale, offset = norm.affine()
     bias = offset if convolution.bias is None else torch.addcmul(offset, convolution.bias, scale)
     return convolution.weight * scale.view(-1, 1, 1, 1), bias
+
+
+def _affine(norm: FrozenBatchNorm) -> Folded:
+    """Returns the scale (O, 1, 1, 1) and the offset (O,) of ``norm``."""
+
+    def compute() -> Folded:
+        scale, offset = norm.affine()
+        return scale.view(-1, 1, 1, 1), offset
+
+    return _kept(norm, "affine", compute, norm.buffers())
 
 
 def _kept(norm: FrozenBatchNorm, name: str, compute: Callable[[], Folded], tensors: Iterable[Tensor]) -> Folded:

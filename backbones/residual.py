@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from backbones.base import he_initialise
-from backbones.folding import FoldingSequential, convolve
+from backbones.folding import FoldedWeights, FoldingSequential, Pair, convolve, fold_at_once
 from backbones.norm import NormLayer
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "PreactBottleneck",
     "ResidualBlock",
     "SqueezeExcitation",
+    "Stage",
     "convolution",
     "initialise",
     "linear_decay",
@@ -110,6 +111,7 @@ class ResidualBlock(nn.Module, ABC):
 
     expansion: ClassVar[int]  # output channels per channel of the 3x3 convolution
     preact: ClassVar[bool] = False  # normalisation and activation come before each convolution
+    followed: ClassVar[tuple[tuple[str, str], ...]]  # convolutions of the branch, with the norm that follows
 
     def __init__(self, design: BlockDesign) -> None:
         super().__init__()
@@ -117,8 +119,17 @@ class ResidualBlock(nn.Module, ABC):
         self.death = design.death
 
     @abstractmethod
-    def branch(self, x: Tensor) -> Tensor:
+    def branch(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
         """The convolutions, with what stands between them."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W'); ``folded`` is what a stage has made of the weights in ``pairs``."""
+
+    def pairs(self) -> list[Pair]:
+        """Returns the convolutions that a norm follows, of the branch and of the shortcut."""
+        shortcut = self.downsample.pairs() if isinstance(self.downsample, FoldingSequential) else []
+        return [(getattr(self, first), getattr(self, second)) for first, second in self.followed] + shortcut
 
     def _add_shortcut(self, in_channels: int, out_channels: int, *, stride: int, design: BlockDesign) -> None:
         """Last of the layers, since the order in which layers are made is that of their random numbers."""
@@ -127,17 +138,19 @@ class ResidualBlock(nn.Module, ABC):
             in_channels, out_channels, stride=stride, design=design, norm=None if self.preact else design.norm
         )
 
-    def _join(self, x: Tensor, entering: Tensor) -> Tensor:
+    def _join(self, x: Tensor, entering: Tensor, folded: FoldedWeights | None) -> Tensor:
         """Branch plus shortcut of the block's input ``x``; ``entering`` is ``x`` as the first layers take it."""
         if self.training and self.death > 0 and torch.rand((), device="cpu").item() < self.death:
             # Gradients of zero, not none: parallel processes, which skip other blocks, average all of them.
             out = 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
         else:
-            out = self.se(self.branch(entering))
+            out = self.se(self.branch(entering, folded))
             if self.death > 0 and not self.training:
                 out = (1 - self.death) * out
         if self.plain:
             return out
+        if isinstance(self.downsample, FoldingSequential):
+            return out + self.downsample(entering, folded)
         return out + (x if self.downsample is None else self.downsample(entering))
 
 
@@ -145,6 +158,7 @@ class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions and a shortcut."""
 
     expansion = 1
+    followed = (("conv1", "bn1"), ("conv2", "bn2"))
 
     def __init__(self, in_channels: int, width: int, *, stride: int, design: BlockDesign) -> None:
         super().__init__(design)
@@ -156,17 +170,18 @@ class BasicBlock(ResidualBlock):
         self._add_shortcut(in_channels, width, stride=stride, design=design)
         self.act2 = design.activation(width)
 
-    def branch(self, x: Tensor) -> Tensor:
-        return convolve(self.conv2, self.bn2, self.act1(convolve(self.conv1, self.bn1, x)))
+    def branch(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
+        return convolve(self.conv2, self.bn2, self.act1(convolve(self.conv1, self.bn1, x, folded)), folded)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act2(self._join(x, x))
+    def forward(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
+        return self.act2(self._join(x, x, folded))
 
 
 class Bottleneck(ResidualBlock):
     """1x1, 3x3 and 1x1 convolution and a shortcut."""
 
     expansion = 4
+    followed = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
 
     def __init__(self, in_channels: int, width: int, *, stride: int, design: BlockDesign) -> None:
         super().__init__(design)
@@ -184,13 +199,13 @@ class Bottleneck(ResidualBlock):
         self._add_shortcut(in_channels, out_channels, stride=stride, design=design)
         self.act3 = design.activation(out_channels)
 
-    def branch(self, x: Tensor) -> Tensor:
-        out = self.act1(convolve(self.conv1, self.bn1, x))
-        out = self.act2(convolve(self.conv2, self.bn2, out))
-        return convolve(self.conv3, self.bn3, out)
+    def branch(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
+        out = self.act1(convolve(self.conv1, self.bn1, x, folded))
+        out = self.act2(convolve(self.conv2, self.bn2, out, folded))
+        return convolve(self.conv3, self.bn3, out, folded)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act3(self._join(x, x))
+    def forward(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
+        return self.act3(self._join(x, x, folded))
 
 
 class PreactBlock(ResidualBlock):
@@ -206,14 +221,15 @@ class PreactBlock(ResidualBlock):
         self.bn1 = nn.Identity() if design.activated else design.norm(in_channels)
         self.act1 = nn.Identity() if design.activated else design.activation(in_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._join(x, self.act1(self.bn1(x)))
+    def forward(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
+        return self._join(x, self.act1(self.bn1(x)), folded)
 
 
 class PreactBasicBlock(PreactBlock):
     """Two 3x3 convolutions, each after its activation, and a shortcut."""
 
     expansion = 1
+    followed = (("conv1", "bn2"),)
 
     def __init__(self, in_channels: int, width: int, *, stride: int, design: BlockDesign) -> None:
         super().__init__(in_channels, design)
@@ -223,14 +239,15 @@ class PreactBasicBlock(PreactBlock):
         self.conv2 = convolution(width, width, 3, 1, design.dilation)
         self._add_shortcut(in_channels, width, stride=stride, design=design)
 
-    def branch(self, x: Tensor) -> Tensor:
-        return self.conv2(self.act2(convolve(self.conv1, self.bn2, x)))
+    def branch(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
+        return self.conv2(self.act2(convolve(self.conv1, self.bn2, x, folded)))
 
 
 class PreactBottleneck(PreactBlock):
     """1x1, 3x3 and 1x1 convolution, each after its activation, and a shortcut."""
 
     expansion = 4
+    followed = (("conv1", "bn2"), ("conv2", "bn3"))
 
     def __init__(self, in_channels: int, width: int, *, stride: int, design: BlockDesign) -> None:
         super().__init__(in_channels, design)
@@ -244,9 +261,21 @@ class PreactBottleneck(PreactBlock):
         self.conv3 = convolution(width, width * self.expansion, 1, 1)
         self._add_shortcut(in_channels, width * self.expansion, stride=stride, design=design)
 
-    def branch(self, x: Tensor) -> Tensor:
-        out = self.act2(convolve(self.conv1, self.bn2, x))
-        return self.conv3(self.act3(convolve(self.conv2, self.bn3, out)))
+    def branch(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
+        out = self.act2(convolve(self.conv1, self.bn2, x, folded))
+        return self.conv3(self.act3(convolve(self.conv2, self.bn3, out, folded)))
+
+
+class Stage(nn.Sequential):
+    """Residual blocks in a row, names included, that fold the weights of all of them at once."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = input
+        blocks = [block for block in self if isinstance(block, ResidualBlock)]
+        folded = fold_at_once(pair for block in blocks for pair in block.pairs())
+        for block in self:
+            output = block(output, folded) if isinstance(block, ResidualBlock) else block(output)
+        return output
 
 
 def convolution(
@@ -279,11 +308,11 @@ def make_stage(
     *,
     stride: int,
     designs: Sequence[BlockDesign],
-) -> nn.Sequential:
+) -> Stage:
     """One block for each of ``designs``; the first has the stride and takes ``in_channels``."""
     first = block(in_channels, width, stride=stride, design=designs[0])
     others = (block(width * block.expansion, width, stride=1, design=design) for design in designs[1:])
-    return nn.Sequential(first, *others)
+    return Stage(first, *others)
 
 
 def linear_decay(final: float, count: int) -> list[float]:

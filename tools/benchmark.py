@@ -257,7 +257,7 @@ def count_rows(
     ``path`` makes the context under which it takes the way of a GPU on any device.
     """
     rows: Rows = {"step": {}, "test": {}}
-    for images in (IMAGES[0], *IMAGES):  # the first calls compute what is kept: their counts are overwritten
+    for images in (IMAGES[0], *IMAGES):  # the first goes twice, the second time with what is kept between steps
         losses, find = calls(images)
 
         def step(losses: Callable[[], Any] = losses) -> None:

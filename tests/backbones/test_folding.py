@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from backbones.folding import FoldingSequential, convolve, run
-from backbones.norm import FrozenBatchNorm
+from backbones.folding import FoldingSequential, convolve, fold_at_once, run
+from backbones.norm import FrozenBatchNorm, make_norm
 from backbones.registry import build_backbone
+from backbones.residual import (
+    BasicBlock,
+    BlockDesign,
+    Bottleneck,
+    PreactBasicBlock,
+    PreactBottleneck,
+    Stage,
+    make_activation,
+    make_stage,
+)
+from detection.engine.operators import count_operators
+
+Block = BasicBlock | Bottleneck | PreactBasicBlock | PreactBottleneck
 
 X = torch.randn(2, 4, 9, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -63,13 +80,14 @@ def test_one_operator_in_a_test_and_nothing_of_the_norm_on_the_way() -> None:
     assert not names & {"aten::batch_norm", "aten::mul", "aten::rsqrt"}
 
 
-def test_training_keeps_the_input_and_the_weights_alone() -> None:
+def test_training_keeps_the_input_and_the_folded_weights_alone() -> None:
     convolution, norm = make_layers()
+    folded = fold_at_once([(convolution, norm)])
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        convolve(convolution, norm, X.clone().requires_grad_())
-    assert [tensor.shape for tensor in kept] == [X.shape, convolution.weight.shape, (6,)]
-    assert kept[1].data_ptr() == convolution.weight.data_ptr()
+        convolve(convolution, norm, X.clone().requires_grad_(), folded)
+    assert [tensor.shape for tensor in kept] == [X.shape, convolution.weight.shape]
+    assert kept[1].data_ptr() == folded[convolution, norm][0].data_ptr()
 
 
 def step(layers: nn.ModuleList) -> None:
@@ -166,6 +184,171 @@ def test_a_compiled_step_is_one_graph_with_the_same_gradients() -> None:
         for call in (compiled, lambda x: convolve(convolution, norm, x).sum())
     ]
     torch.testing.assert_close(*gradients)
+
+
+def make_residual_stage(block: type[Block] = Bottleneck, **changes: Any) -> Stage:
+    """Three blocks, the first of which has a shortcut with a convolution."""
+    torch.manual_seed(0)
+    design = replace(BlockDesign("B", make_norm("frozen_bn", 1e-5), make_activation("relu")), **changes)
+    stage = make_stage(block, 4, 2, stride=2, designs=[design] * 3)
+    for norm in stage.modules():
+        if isinstance(norm, FrozenBatchNorm):
+            randomise(norm)
+    return stage.double()
+
+
+def losses(stage: Callable[[Tensor], Tensor], x: Tensor = X) -> Tensor:
+    """A sum that weighs all outputs otherwise."""
+    out = stage(x)
+    return (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum()
+
+
+def gradients(stage: Stage, call: Callable[[], Tensor] | None = None) -> dict[str, Tensor | None]:
+    """Those that one backward pass of ``call``, by default of ``losses``, leaves in the parameters."""
+    stage.zero_grad()
+    (losses(stage) if call is None else call()).backward()
+    return {name: parameter.grad for name, parameter in stage.named_parameters()}
+
+
+def by_layers(stage: Stage) -> Stage:
+    """Returns a copy in which every layer runs for itself."""
+    apart = deepcopy(stage)
+    for module in apart.modules():
+        if isinstance(module, FrozenBatchNorm):
+            module.register_forward_hook(lambda *_: None)
+    return apart
+
+
+def counts(call: Callable[[], Tensor]) -> Mapping[str, int]:
+    """Operators of a step; the first step makes what is kept."""
+    call().backward()
+    return count_operators(lambda: call().backward()).names
+
+
+CHOICES: dict[str, dict[str, Any]] = {"plain": {}, "average": {"avg_down": True}, "padded": {"shortcut": "A"}}
+
+
+@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck, PreactBasicBlock, PreactBottleneck])
+def test_a_stage_equals_its_layers_in_turn(block: type[Block], choice: dict[str, Any]) -> None:
+    stage = make_residual_stage(block, **choice)
+    apart = by_layers(stage)
+    torch.testing.assert_close(stage(X), apart(X))
+    torch.testing.assert_close(gradients(stage), gradients(apart))
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck, PreactBasicBlock, PreactBottleneck])
+def test_a_stage_scales_all_weights_by_one_operator_and_all_gradients_by_another(block: type[Block]) -> None:
+    stage = make_residual_stage(block)
+    together, alone = counts(lambda: stage(X).sum()), counts(lambda: nn.Sequential(*stage)(X).sum())
+    pairs = len(fold_at_once(pair for layer in stage for pair in cast(Bottleneck, layer).pairs()))
+    norms_alone = (
+        4 if block.preact else 0
+    )  # two for each bn1 of the second and third block, which follow no convolution
+    assert together["aten._foreach_mul"] == 2
+    assert together.get("aten.mul", 0) == norms_alone
+    assert alone["aten.mul"] == norms_alone + 2 * pairs
+    assert sum(alone.values()) - sum(together.values()) == 2 * pairs - 2
+
+
+def test_weights_of_a_stage_are_those_of_each_convolution_to_the_last_bit() -> None:
+    stage = make_residual_stage()
+
+    def one_by_one() -> Tensor:
+        return losses(nn.Sequential(*stage))
+
+    torch.testing.assert_close(gradients(stage), gradients(stage, one_by_one), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("frozen", [r"1\.", r".*conv2", r".*downsample", r".*"])
+def test_frozen_weights_of_a_stage_get_no_gradient_and_no_scale_in_a_step(frozen: str) -> None:
+    stage = make_residual_stage()
+    for name, parameter in stage.named_parameters():
+        parameter.requires_grad_(re.match(frozen, name) is None)
+    x = X.clone().requires_grad_()
+    found = gradients(stage, lambda: losses(stage, x))
+    apart = by_layers(stage)
+    torch.testing.assert_close(found, gradients(apart, lambda: losses(apart, x)))
+    assert {name for name, gradient in found.items() if gradient is None} == {n for n in found if re.match(frozen, n)}
+    assert counts(lambda: stage(x).sum()).get("aten.mul", 0) == 0
+
+
+def test_weights_that_no_gradient_comes_to() -> None:
+    stage = make_residual_stage()
+    pairs = [pair for layer in stage for pair in cast(Bottleneck, layer).pairs()]
+    folded = fold_at_once(pairs)
+    assert len(folded) == len(pairs) == 10
+    out = cast(Bottleneck, stage[0])(X, folded).sum()
+    found = torch.autograd.grad(out, list(stage.parameters()), allow_unused=True)
+    reached = {
+        name for name, gradient in zip(dict(stage.named_parameters()), found, strict=True) if gradient is not None
+    }
+    assert reached == {name for name, _ in stage.named_parameters() if name.startswith("0.")}
+
+
+def test_steps_of_a_stage_add_up_and_so_do_two_uses_in_one_step() -> None:
+    stage = make_residual_stage()
+    once = gradients(stage)
+    twice = {name: 2 * gradient for name, gradient in once.items() if gradient is not None}
+    losses(stage).backward()
+    torch.testing.assert_close({name: p.grad for name, p in stage.named_parameters()}, twice)
+    torch.testing.assert_close(gradients(stage, lambda: losses(stage) + losses(stage)), twice)
+
+
+def test_a_stage_follows_an_optimizer_step_and_its_copy_does_not() -> None:
+    stage = make_residual_stage()
+    gradients(stage)
+    average = deepcopy(stage)
+    torch.optim.SGD(stage.parameters(), lr=0.1).step()
+    torch.testing.assert_close(gradients(stage), gradients(by_layers(stage)))
+    torch.testing.assert_close(gradients(average), gradients(make_residual_stage()), rtol=0, atol=0)
+
+
+def test_a_stage_in_lower_precision_has_gradients_of_full_precision() -> None:
+    stage = make_residual_stage().float()
+
+    def lower() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return losses(stage, X.float())
+
+    found, exact = gradients(stage, lower), gradients(stage, lambda: losses(stage, X.float()))
+    for name, gradient in found.items():
+        assert gradient is not None
+        assert gradient.dtype == torch.float32
+        expected = exact[name]
+        assert expected is not None
+        assert torch.cosine_similarity(gradient.flatten(), expected.flatten(), dim=0) > 0.98
+
+
+def test_a_compiled_stage_is_one_graph_with_the_same_gradients() -> None:
+    stage = make_residual_stage()
+    compiled = torch.compile(stage, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(gradients(stage, lambda: losses(compiled)), gradients(stage))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_stage_that_is_computed_again_on_the_way_back(whole: bool) -> None:
+    stage = make_residual_stage()
+
+    def again() -> Tensor:
+        if whole:
+            return losses(lambda x: checkpoint(stage, x, use_reentrant=False))
+        folded, x = fold_at_once(pair for layer in stage for pair in cast(Bottleneck, layer).pairs()), X
+        for block in stage:
+            x = checkpoint(block, x, folded, use_reentrant=False)
+        return losses(lambda _: x)
+
+    torch.testing.assert_close(gradients(stage, again), gradients(stage))
+
+
+def test_nothing_is_folded_at_once_but_what_learns() -> None:
+    pair = make_layers()
+    with torch.no_grad():
+        assert fold_at_once([pair]) == {}
+    assert fold_at_once([(pair[0], nn.BatchNorm2d(6)), (nn.Identity(), pair[1])]) == {}
+    assert list(fold_at_once([pair])) == [pair]
+    pair[1].register_forward_hook(lambda *_: None)
+    assert fold_at_once([pair]) == {}
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet50d", "preact_resnet18", "vgg16_bn", "cifar_resnet20"])
