@@ -124,8 +124,7 @@ class ImageBatch:
 
     def size_list(self) -> list[tuple[int, int]]:
         """Returns (height, width) of each image; waits for a GPU."""
-        sizes: list[tuple[int, int]] = [tuple(size) for size in self.sizes.tolist()]
-        return sizes
+        return [(int(height), int(width)) for height, width in self.sizes.cpu()]
 
     def draw_seeds(self) -> Tensor:
         """Returns ``seeds``, or (N,) others of torch's own generator."""
