@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,15 @@ from detection.evaluation.inference import (
     draw_images,
     mean_over_classes,
 )
-from detection.evaluation.matching import FlatMatches, MatchedRecords, check_comparable, join, match_image, pack
+from detection.evaluation.matching import (
+    FlatMatches,
+    ImageMatches,
+    MatchedRecords,
+    check_comparable,
+    join,
+    match_images,
+    pack,
+)
 from detection.evaluation.overlaps import record_iou
 from detection.evaluation.record import Record, check_records
 
@@ -118,13 +127,12 @@ def _oracles(records: Sequence[Record], class_names: Sequence[str]) -> dict[str,
     ordered = sorted(records, key=lambda record: record.image_id)
     if not ordered:
         raise ValueError("no records, expected those of at least 2 images")
-    table = join([_image_table(image, record) for image, record in enumerate(ordered)])
+    table = join([_image_table(*image) for image in zip(count(), ordered, match_images(ordered))])
     image_ids = [record.image_id for record in ordered]
     return {name: pack(_fix(table, {name}), class_names, image_ids) for name in ("AP50", *ERROR_TYPES)}
 
 
-def _image_table(image: int, record: Record) -> _Table:
-    found = match_image(record)
+def _image_table(image: int, record: Record, found: ImageMatches) -> _Table:
     rows, hits, ignored = found.rows, found.objects[:, 0] >= 0, found.ignored[:, 0]
     counted = np.flatnonzero(~record.gt_ignore)
     iou = record_iou(record)[np.ix_(rows, counted)]

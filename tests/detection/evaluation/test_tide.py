@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from detection.evaluation import tide as errors
-from detection.evaluation.coco import evaluate_coco
+from detection.evaluation.coco import CocoResult
 from detection.evaluation.record import Record
 from detection.evaluation.tide import ERROR_TYPES, ErrorTypes, error_difference, error_types
 
 Box = tuple[float, float, float, float]
 Detection = tuple[Box, int, float]  # box, label, score
+AP50 = Callable[..., float]
 
 NAMES = ["cat", "dog"]
 A, B, C = [(100.0 * i, 0.0, 100.0 * i + 10, 10.0) for i in range(3)]  # apart from each other
@@ -59,8 +60,9 @@ def gains(*records: Record) -> dict[str, float]:
     return {name: point for name, point in points.items() if abs(point) > 1e-12}
 
 
-def ap50(*records: Record) -> float:
-    return evaluate_coco([*records, EASY], NAMES, backend="pycocotools").AP50
+@pytest.fixture(name="ap50")
+def ap50_of_pycocotools(reference: Callable[..., CocoResult]) -> AP50:
+    return lambda *records: reference([*records, EASY], NAMES).AP50
 
 
 # One error at a time.  What fixing it gives is COCO's AP50 of the records without it.
@@ -77,7 +79,7 @@ CASES: dict[str, tuple[list[tuple[Box, int]], Detection, list[tuple[Box, int]], 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_type_is_what_its_fix_gains(name: str) -> None:
+def test_each_type_is_what_its_fix_gains(name: str, ap50: AP50) -> None:
     objects, wrong, fixed_objects, fixed_detections = CASES[name]
     # EASY's cat scores 0.5, below the wrong detection, which would otherwise cost nothing.
     before = record([CAT, *objects], [FOUND, wrong])
@@ -122,7 +124,7 @@ def test_of_two_types_place_goes_before_class() -> None:
     assert found & set(CASES) == {"Loc"}
 
 
-def test_one_fix_for_an_object_and_the_best_score_gets_it() -> None:
+def test_one_fix_for_an_object_and_the_best_score_gets_it(ap50: AP50) -> None:
     # Two detections of the same lost cat: fixed, the better is a hit and the other is gone.
     before = record([CAT, (B, 0)], [FOUND, (part(B, 0.3), 0, 0.7), (part(B, 0.4), 0, 0.95)])
     fixed = record([CAT, (B, 0)], [FOUND, (B, 0, 0.95)])
@@ -139,7 +141,7 @@ def test_ignored_objects_and_what_is_found_of_them_are_no_errors() -> None:
     assert found == pytest.approx({"AP50": 1.0})
 
 
-def test_false_positives_and_negatives_at_once() -> None:
+def test_false_positives_and_negatives_at_once(ap50: AP50) -> None:
     image = record([CAT, (B, 0), (B, 1)], [(NOWHERE, 0, 0.97), (A, 0, 0.9), (NOWHERE, 1, 0.6)])
     # Without false positives: 2 of 3 cats and 1 of 2 dogs at precision 1.
     assert gains(image)["FP"] == pytest.approx((67 + 51) / 202 - ap50(image))
