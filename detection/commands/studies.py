@@ -76,15 +76,13 @@ examples:
 def _analyze_options(parser: ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory; two are compared")
     parser.add_argument("--output-dir", type=Path, help="for the page (default: analysis/ in the last run directory)")
-    parser.add_argument("--resamples", type=int, help="for the intervals")
 
 
 def _analyze(args: Namespace) -> Call:
-    from detection.report.analysis import RESAMPLES, write_analysis
+    from detection.report.analysis import write_analysis
 
     output = args.output_dir or args.runs[-1] / "analysis"
-    resamples = RESAMPLES if args.resamples is None else args.resamples
-    return partial(write_analysis, args.runs, output, resamples=resamples), lambda page: print(f"analysis: {page}")
+    return partial(write_analysis, args.runs, output), lambda page: print(f"analysis: {page}")
 
 
 METHODS = """

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.evaluation.average_precision import average_precision, mean_over_classes
 from detection.evaluation.candidates import IouType
-from detection.evaluation.inference import average_precision, mean_over_classes
 from detection.evaluation.matching import MAX_DETECTIONS, Area, MatchedRecords, match_areas
 from detection.evaluation.record import Record, check_records
 from detection.masks import RLE

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.evaluation.assignment import assign, order_rounds
+from detection.evaluation.average_precision import mean_over_classes
 from detection.evaluation.candidates import Candidates, box_candidates
 from detection.evaluation.columns import Columns, join_records
-from detection.evaluation.inference import mean_over_classes
 from detection.evaluation.matching import FlatMatches, MatchedRecords, pack
 from detection.evaluation.overlaps import HIT_IOU
 from detection.evaluation.record import Record

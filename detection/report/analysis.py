@@ -13,15 +13,24 @@ from numpy.typing import NDArray
 
 from detection.data.index import AnnotationIndex
 from detection.evaluation.confusion import confusion_matrix, rank_images
-from detection.evaluation.inference import paired_bootstrap
-from detection.evaluation.matching import match
 from detection.evaluation.metrics import percent, shown_in
 from detection.pages.page import Block, Figure, Notice, Page, Pictures, Section, Table, write_page
 from detection.pages.plots import matrix
 from detection.report.build import only_found_by
+from detection.report.conclusion import claims_tables
 from detection.report.details import classes_section, errors_section, operating_figures, pictures_section
-from detection.report.numbers import Shown, as_json, metric_numbers, pair_numbers, run_numbers, show, tested_weights
+from detection.report.numbers import (
+    Shown,
+    as_json,
+    metric_numbers,
+    pair_numbers,
+    run_numbers,
+    show,
+    tested_weights,
+    voc_metric,
+)
 from detection.report.pictures import picture
+from detection.report.proof import compare_runs
 from detection.report.words import percent_interval
 from detection.tasks.test import read_records
 
@@ -29,18 +38,14 @@ __all__ = ["write_analysis"]
 
 MAX_PICTURES = 4  # best, and as many worst
 MAX_CONFUSIONS = 12  # rows of the table
-RESAMPLES = 2000
 
 
-def write_analysis(
-    runs: Sequence[Path], output: Path, *, resamples: int = RESAMPLES, say: Callable[[str], None] = print
-) -> Path:
+def write_analysis(runs: Sequence[Path], output: Path, *, say: Callable[[str], None] = print) -> Path:
     """Writes the analysis of one run directory or of two into ``output``; gives the path of the HTML page.
 
     Args:
         runs: with config.yaml, result.json and detections.json, of the same test images.
         output: the folder to write into.
-        resamples: of the test images, for the intervals.
         say: takes lines to show.
 
     Raises:
@@ -49,25 +54,27 @@ def write_analysis(
     read = {name: read_records(run, say=say) for name, run in zip(_names(runs), runs, strict=True)}
     index = next(index for index, _ in read.values())
     # First of all: this refuses runs that can't be compared.
-    matches = {name: [match(records, own.class_names)] for name, (own, records) in read.items()}
-    comparison = paired_bootstrap(matches, resamples=resamples)
-    names = comparison.class_names
+    comparison = compare_runs(
+        {name: [records] for name, (_, records) in read.items()},
+        {name: own.class_names for name, (own, _) in read.items()},
+        voc_metric=voc_metric(runs[0]),
+    )
+    names = index.class_names
     shown = {name: show(records, len(names)) for name, (_, records) in read.items()}
     variants = {
         name: {"metrics": metric_numbers([run])}
-        | run_numbers(shown[name], comparison.variants[name], names, resamples=resamples)
+        | run_numbers(comparison, name, shown[name], names)
         | _errors_of_images(shown[name], len(names))
         for name, run in zip(read, runs, strict=True)
     }
-    pairs = [pair_numbers(difference, shown, names, resamples=resamples) for difference in comparison.differences]
     numbers = as_json(
         {
-            "images": comparison.num_images,
-            "resamples": resamples,
+            "images": len(index),
+            "blocks": comparison.blocks,
             "confidence": comparison.confidence,
             "class_names": names,
             "variants": variants,
-            "pairs": pairs,
+            "pairs": [pair_numbers(comparison, pair, shown, names) for pair in comparison.pairs],
         }
     )
     output.mkdir(parents=True, exist_ok=True)
@@ -115,6 +122,7 @@ def _errors_of_images(shown: Shown, num_classes: int) -> dict[str, Any]:
 
 def _sections(numbers: dict[str, Any], index: AnnotationIndex, shown: Mapping[str, Shown]) -> list[Section]:
     results = [Notice(f"{pair['verdict']}.") for pair in numbers["pairs"]]
+    results += claims_tables(numbers) if numbers["pairs"] else []
     ways = [way for a, b in combinations(shown, 2) for way in ((a, b), (b, a))]
     found = [figure for a, b in ways for figure in only_found_by(index, shown, a, b, MAX_PICTURES)]
     sections = [

@@ -26,17 +26,15 @@ from detection.report.sections import experiment_sections, protocol_name
 __all__ = ["only_found_by", "write_report"]
 
 MAX_PICTURES = 12  # pairs of pictures of a page, which stays under a few megabytes
-RESAMPLES = 2000
 
 
-def write_report(output: Path, *, resamples: int = RESAMPLES, say: Callable[[str], None] = print) -> Path:
+def write_report(output: Path, *, say: Callable[[str], None] = print) -> Path:
     """Writes the report of the experiment in the folder ``output`` and returns the path of its HTML page.
 
     Variants appear with the seeds that have finished; runs without a result are listed.
 
     Args:
         output: the folder that resdet compare wrote.
-        resamples: of the test images, for the intervals.
         say: takes lines to show.
 
     Raises:
@@ -44,7 +42,7 @@ def write_report(output: Path, *, resamples: int = RESAMPLES, say: Callable[[str
     """
     experiment = read_experiment(output)
     evidence = gather(experiment, say=say)
-    numbers = experiment_numbers(experiment, evidence, resamples=resamples)
+    numbers = experiment_numbers(experiment, evidence)
     folder = output / "report"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")

@@ -24,13 +24,12 @@ from detection.evaluation.curves import (
     mean_precision,
     score_of_as_many,
 )
-from detection.evaluation.inference import BootstrapResult, Difference, VariantScore, paired_bootstrap
-from detection.evaluation.matching import MatchedRecords, match
+from detection.evaluation.inference import Comparison, Pair
 from detection.evaluation.metrics import figures, shown_in
 from detection.evaluation.record import Record
-from detection.evaluation.report import describe_choice
-from detection.evaluation.tide import error_difference, error_types
+from detection.evaluation.report import VocMetric, describe_choice
 from detection.report.paper import paper_cells
+from detection.report.proof import compare_runs, pair_proof, planning, variant_proof
 from detection.report.reading import ExperimentFolder, RunFolder, read_metrics
 from detection.tasks.test import read_records
 
@@ -46,6 +45,7 @@ __all__ = [
     "run_numbers",
     "show",
     "tested_weights",
+    "voc_metric",
 ]
 
 
@@ -67,23 +67,31 @@ class Evidence:
 
     index: AnnotationIndex
     shown: Mapping[str, Shown]  # of the first finished seed
-    matches: Mapping[str, Sequence[MatchedRecords]]  # of every finished seed
+    comparison: Comparison  # of every finished seed
 
 
 def gather(experiment: ExperimentFolder, *, say: Callable[[str], None]) -> Evidence | None:
-    """What the variants with a finished run found; None if there is none.
+    """Returns what the variants with a finished run found; None if there is none.
 
     Raises:
         ValueError: broken files, or a data set that is not what was tested.
     """
-    index, shown, matches = None, {}, {}
-    for variant in experiment.variants:
-        for run in experiment.done(variant):
-            index, records = read_records(run.folder, say=say)
-            matches.setdefault(variant, []).append(match(records, index.class_names))
-            if variant not in shown:
-                shown[variant] = show(records, len(index.class_names))
-    return None if index is None else Evidence(index=index, shown=shown, matches=matches)
+    done = {variant: runs for variant in experiment.variants if (runs := experiment.done(variant))}
+    if not done:
+        return None
+    read = {variant: [read_records(run.folder, say=say) for run in runs] for variant, runs in done.items()}
+    index = next(iter(read.values()))[0][0]
+    records = {variant: [found for _, found in seeds] for variant, seeds in read.items()}
+    return Evidence(
+        index=index,
+        shown={variant: show(seeds[0], len(index.class_names)) for variant, seeds in records.items()},
+        comparison=compare_runs(
+            records,
+            {variant: seeds[0][0].class_names for variant, seeds in read.items()},
+            voc_metric=voc_metric(next(iter(done.values()))[0].folder),
+            pool=experiment.plan.get("pool_seeds", False),  # a plan may be older than the key
+        ),
+    )
 
 
 def show(records: Sequence[Record], num_classes: int) -> Shown:
@@ -101,7 +109,7 @@ def show(records: Sequence[Record], num_classes: int) -> Shown:
     )
 
 
-def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None, *, resamples: int) -> dict[str, Any]:
+def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None) -> dict[str, Any]:
     """The content of report.json."""
     plan = experiment.plan
     numbers: dict[str, Any] = {
@@ -121,19 +129,18 @@ def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None, 
     }
     if evidence is None:
         return as_json(numbers)
-    comparison = paired_bootstrap(evidence.matches, resamples=resamples)
+    comparison, names = evidence.comparison, evidence.index.class_names
+    images = len(evidence.index)
     numbers |= {
-        "images": comparison.num_images,
-        "resamples": comparison.resamples,
+        "images": images,
+        "blocks": comparison.blocks,
         "confidence": comparison.confidence,
-        "class_names": comparison.class_names,
+        "class_names": names,
+        "planning": planning(comparison, images=images, seeds=min(v.seeds for v in comparison.variants.values())),
     }
-    numbers["variants"] = {name: _variant(experiment, name, evidence, comparison, resamples) for name in evidence.shown}
+    numbers["variants"] = {name: _variant(experiment, name, evidence) for name in evidence.shown}
     _mark_fronts(numbers["variants"])
-    numbers["pairs"] = [
-        pair_numbers(difference, evidence.shown, comparison.class_names, resamples=resamples)
-        for difference in comparison.differences
-    ]
+    numbers["pairs"] = [pair_numbers(comparison, pair, evidence.shown, names) for pair in comparison.pairs]
     return as_json(numbers)
 
 
@@ -161,12 +168,9 @@ def as_json(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def run_numbers(shown: Shown, score: VariantScore, class_names: Sequence[str], *, resamples: int) -> dict[str, Any]:
-    """What the detections of a run say: its errors and curves, with the intervals of ``score``."""
-    return {
-        "intervals": {key: getattr(score, key) for key in ("AP", "AP50", "AP75")},
-        "class_ap": dict(zip(class_names, score.class_ap, strict=True)),
-        "errors": error_types(shown.records, class_names, resamples=resamples),
+def run_numbers(comparison: Comparison, name: str, shown: Shown, class_names: Sequence[str]) -> dict[str, Any]:
+    """Returns what the detections of a variant say: intervals over all its seeds, and the curves of one run."""
+    return variant_proof(comparison, name, class_names) | {
         "threshold": shown.threshold,
         "equal_score": shown.equal_score,
         "precision_at_recall": shown.precision,
@@ -175,17 +179,15 @@ def run_numbers(shown: Shown, score: VariantScore, class_names: Sequence[str], *
 
 
 def pair_numbers(
-    difference: Difference, shown: Mapping[str, Shown], class_names: Sequence[str], *, resamples: int
+    comparison: Comparison, pair: Pair, shown: Mapping[str, Shown], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """How two runs differ, and how many objects one alone finds."""
-    a, b = shown[difference.a], shown[difference.b]
+    """Returns how two variants differ, and how many objects a run of one alone finds."""
+    a, b = shown[pair.a], shown[pair.b]
     only_a, only_b = (
         sum(int(np.count_nonzero(x & ~y)) for x, y in zip(first.found, second.found, strict=True))
         for first, second in ((a, b), (b, a))
     )
-    return asdict(difference) | {
-        "class_ap": dict(zip(class_names, difference.class_ap, strict=True)),
-        "errors": error_difference(a.records, b.records, class_names, resamples=resamples),
+    return pair_proof(comparison, pair, class_names) | {
         "objects": {
             "only_a": only_a,
             "only_b": only_b,
@@ -207,9 +209,7 @@ def tested_weights(run: Path) -> str:
     return describe_choice(result) if "weights" in result else "weights of an earlier version, its last"
 
 
-def _variant(
-    experiment: ExperimentFolder, name: str, evidence: Evidence, comparison: BootstrapResult, resamples: int
-) -> dict[str, Any]:
+def _variant(experiment: ExperimentFolder, name: str, evidence: Evidence) -> dict[str, Any]:
     runs, costs = experiment.done(name), experiment.costs.get(name, {})
     metrics = metric_numbers([run.folder for run in runs])
     numbers = {
@@ -224,8 +224,12 @@ def _variant(
         "training": [_training(run) for run in runs],
         "paper": _paper(runs[0].folder, metrics),
     }
-    shown, score = evidence.shown[name], comparison.variants[name]
-    return numbers | run_numbers(shown, score, comparison.class_names, resamples=resamples)
+    return numbers | run_numbers(evidence.comparison, name, evidence.shown[name], evidence.index.class_names)
+
+
+def voc_metric(run: Path) -> VocMetric:
+    """Returns the definition behind "VOC mAP" in the result of ``run``."""
+    return json.loads((run / "result.json").read_text(encoding="utf-8"))["voc"]["metric"]
 
 
 def _over_seeds(values: Sequence[float | None]) -> dict[str, Any]:

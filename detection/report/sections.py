@@ -9,8 +9,9 @@ from typing import Any
 from detection.evaluation.metrics import NONE, Metric, percent, shown_in
 from detection.pages.page import Block, Figure, Notice, Pictures, Section, Table, Text
 from detection.pages.plots import Point, forest, scatter
+from detection.report.conclusion import conclusion
 from detection.report.details import classes_section, curves_section, errors_section, pictures_section
-from detection.report.words import bar, differing, number, pair_name, percent_interval, spread
+from detection.report.words import bar, number, percent_interval, spread
 
 __all__ = ["experiment_sections", "protocol_name"]
 
@@ -33,7 +34,7 @@ def experiment_sections(numbers: dict[str, Any], pictures: Sequence[Pictures]) -
             _environment(numbers),
         ]
     sections = [
-        _conclusion(numbers),
+        conclusion(numbers),
         _results(numbers),
         _fairness(numbers),
         _cost(numbers),
@@ -51,38 +52,6 @@ def protocol_name(protocol: dict[str, Any]) -> str:
     """In words."""
     name = PROTOCOLS[protocol["name"]]
     return name if protocol["minutes"] is None else f"{name}, {protocol['minutes']:g} minutes a run"
-
-
-def _conclusion(numbers: dict[str, Any]) -> Section:
-    missing = [f"{run['variant']} seed {run['seed']} ({run['state']})" for run in numbers["unfinished"]]
-    blocks: list[Block] = [Notice(_sentence(pair["verdict"])) for pair in numbers["pairs"]]
-    if missing:
-        blocks.append(Notice(f"Without a result, and not in any number here: {', '.join(missing)}.", warning=True))
-    rows = [
-        [
-            pair_name(pair),
-            differing(pair["AP"]),
-            differing(pair["with_seeds"]),
-            percent(pair["resolvable"]) + ("" if pair["with_seeds"] else " (images only)"),
-            differing(pair["AP50"]),
-            differing(pair["AP75"]),
-        ]
-        for pair in numbers["pairs"]
-    ]
-    level = f"{100 * numbers['confidence']:g} %"
-    if rows:
-        header = ["pair", "AP, other images", "AP, other images and seeds", "gap that can be seen", "AP50", "AP75"]
-        caption = f"Differences in points of AP with their {level} intervals; an interval that holds 0 shows nothing."
-        blocks += [
-            Table(caption, header, rows),
-            Text(
-                "The first interval answers whether these very detectors would differ on other images of the same "
-                "kind; the second also whether training again with other seeds would say the same, which takes two "
-                "seeds of each variant. A difference smaller than the gap that can be seen stays open: it takes more "
-                "images or more seeds, not a closer look."
-            ),
-        ]
-    return Section("Conclusion", blocks)
 
 
 def _weights(variants: dict[str, Any]) -> str:
@@ -107,8 +76,9 @@ def _results(numbers: dict[str, Any]) -> Section:
     figure = Figure(
         "ap",
         forest("ap", drawn, x_label="AP, percent", dots=seeds),
-        f"AP with its interval over the choice of test images ({100 * numbers['confidence']:g} %); small strokes: the "
-        "seeds. Two intervals may overlap although the difference, measured on the same images, is clear.",
+        f"AP of these detectors with its interval over the choice of test images ({100 * numbers['confidence']:g} %), "
+        "not of seeds; small strokes: the seeds. Two intervals may overlap although the difference, measured on the "
+        "same images, is clear.",
         "AP of " + ", ".join(f"{n} {percent_interval(v['intervals']['AP'])}" for n, v in variants.items()),
     )
     header = ["variant", "seeds", *(metric.name for metric in metrics)]
@@ -191,11 +161,6 @@ def _grid_table(grid: dict[str, Any]) -> Table:
         "of solver.base_lr, and the rate chosen."
     )
     return Table(caption, ["variant", *(f"x {factor}" for factor in factors), "rate"], rows)
-
-
-def _sentence(verdict: str) -> str:
-    """With a full stop; a capital only where no variant's name stands first."""
-    return (f"No{verdict[2:]}" if verdict.startswith("no ") else verdict) + "."
 
 
 def _values_table(caption: str, corner: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> list[Block]:
@@ -318,11 +283,14 @@ def _unfinished(numbers: dict[str, Any]) -> Section:
 def _environment(numbers: dict[str, Any]) -> Section:
     rows = [[name, "none" if value is None else _shown(value)] for name, value in numbers["environment"].items()]
     blocks: list[Block] = [Table("Where it ran.", ["what", "value"], rows, words=True)]
-    if "resamples" in numbers:
+    if "blocks" in numbers:
         blocks.append(
             Text(
-                f"Intervals are percentiles of {numbers['resamples']:,} resamples of the test images, the same for all "
-                "variants. AP is COCO's, over boxes at IoU 0.50 to 0.95; all numbers of this page are in report.json."
+                f"Intervals come from the figures without each of {numbers['blocks']} "
+                f"{'images' if numbers['blocks'] == numbers['images'] else 'blocks of test images'} (jackknife, "
+                "Student's t), the same for all variants, and from the seeds; docs/compare.md says how often they "
+                "cover and claim falsely. AP is COCO's, over boxes at IoU 0.50 to 0.95; all numbers of this page are "
+                "in report.json."
             )
         )
     return Section("Environment and method", blocks)

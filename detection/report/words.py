@@ -8,7 +8,7 @@ from typing import Any
 from detection.evaluation.metrics import NONE
 from detection.pages.plots import Bar
 
-__all__ = ["bar", "differing", "number", "pair_name", "percent_interval", "spread"]
+__all__ = ["bar", "claimed", "differing", "number", "pair_name", "percent_interval", "spread"]
 
 MINUS = "\N{MINUS SIGN}"  # as wide as a plus
 
@@ -29,6 +29,11 @@ def percent_interval(interval: Mapping[str, float | None]) -> str:
 def differing(interval: Mapping[str, float | None] | None) -> str:
     """+1.2 [+0.3, +2.1]: the same for a difference."""
     return NONE if interval is None else _interval(interval, "+")
+
+
+def claimed(claim: Mapping[str, Any] | None) -> str:
+    """+1.2 [+0.3, +2.1]*: a difference, with a star where it is proven."""
+    return differing(claim) + ("*" if claim is not None and claim["proven"] else "")
 
 
 def number(value: float | None, digits: int = 1) -> str:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ from detection.report.build import write_report
 
 Make = Callable[..., Path]
 
+SEEDS = (0, 1, 2)
+
 
 def read(output: Path) -> tuple[dict[str, Any], str]:
     """report.json and report.html of a new report."""
-    page = write_report(output, resamples=40)
+    page = write_report(output)
     assert page == output / "report" / "report.html"
     return json.loads((page.parent / "report.json").read_text()), page.read_text()
 
@@ -29,7 +32,7 @@ def titles(html: str) -> list[str]:
 class TestWholeExperiment:
     @pytest.fixture
     def report(self, make_experiment: Make) -> tuple[dict[str, Any], str]:
-        return read(make_experiment({"resnet18": 0.5, "resnet34": 0.95}))
+        return read(make_experiment({"resnet18": 0.5, "resnet34": 0.95}, seeds=SEEDS))
 
     def test_the_conclusion_comes_first_in_the_words_of_the_intervals(self, report: tuple[dict[str, Any], str]) -> None:
         numbers, html = report
@@ -39,13 +42,35 @@ class TestWholeExperiment:
         assert pair["verdict"].startswith("resnet34 is better than resnet18")
         assert pair["verdict"] + "." in html
 
+    def test_every_figure_answers_both_questions(self, report: tuple[dict[str, Any], str]) -> None:
+        numbers, html = report
+        (pair,) = numbers["pairs"]
+        shown = {"AP", "AP50", "AP75", "APs", "AR100", "VOC mAP"}
+        assert shown <= pair["methods"].keys() == pair["detectors"].keys()
+        assert pair["methods"]["AP50"]["proven"]
+        assert pair["class_ap"].keys() == {"cat", "dog", "sheep <&> goat"}
+        assert pair["class_ap"]["cat"] != numbers["variants"]["resnet34"]["class_ap"]["cat"]
+        assert pair["visible"]["methods"] > 0
+        assert (
+            numbers["variants"]["resnet34"]["methods"]["AP"]["low"]
+            < numbers["variants"]["resnet34"]["intervals"]["AP"]["low"]
+        )
+        for text in ("These methods, trained anew", "These very detectors on other test images", "8 times in 10"):
+            assert text in html
+
+    def test_planning_says_what_one_point_takes(self, report: tuple[dict[str, Any], str]) -> None:
+        plan = report[0]["planning"]
+        assert plan["design"] == {"variants": 2, "seeds": 3, "images": 12, "confidence": 0.95}
+        assert plan["visible"] > plan["gap"] == 0.01
+        assert plan["pooling"] is None
+
     def test_numbers_are_those_of_the_runs(self, report: tuple[dict[str, Any], str], tmp_path: Path) -> None:
         numbers, html = report
         folder = tmp_path / "experiment" / "runs" / "resnet34"
-        values = [json.loads((folder / seed / "result.json").read_text())["bbox"]["AP"] for seed in "01"]
+        values = [json.loads((folder / seed / "result.json").read_text())["bbox"]["AP"] for seed in map(str, SEEDS)]
         ap = numbers["variants"]["resnet34"]["metrics"]["AP"]
         assert ap["values"] == values
-        mean, sd = sum(values) / 2, abs(values[0] - values[1]) / 2**0.5
+        mean, sd = fmean(values), stdev(values)
         assert (ap["mean"], ap["sd"]) == (pytest.approx(mean), pytest.approx(sd))
         assert f"{100 * mean:.1f} ± {100 * sd:.1f}" in html
         assert numbers["variants"]["resnet34"]["intervals"]["AP"]["value"] == pytest.approx(mean)
@@ -91,7 +116,10 @@ class TestRunsWithoutAResult:
     def test_a_failed_seed_is_named_and_the_others_count(self, make_experiment: Make) -> None:
         numbers, html = read(make_experiment({"a": 0.6, "b": 0.8}, broken=[("b", 1)]))
         assert numbers["variants"]["b"]["seeds"] == [0]
-        assert numbers["pairs"][0]["with_seeds"] is None
+        (pair,) = numbers["pairs"]
+        assert (pair["methods"], pair["missing"], pair["question"]) == (None, "a second seed of b", "detectors")
+        assert numbers["planning"]["noise"] is None
+        assert "takes a second seed of b" in html
         assert "b seed 1 (failed)" in html
         assert "the loss is nan at iteration 7" in html
         assert "Runs without a result" in titles(html)
