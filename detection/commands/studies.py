@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from functools import partial
 from pathlib import Path
 
-from detection.commands.base import Call, Command, config_options, positive, read_config
+from detection.commands.base import Call, Command, config_options, fraction, positive, read_config
 from detection.config.detection import DetectionConfig
 from detection.packaged import CONFIGS, find_config
 
@@ -85,6 +85,47 @@ def _analyze(args: Namespace) -> Call:
     return partial(write_analysis, args.runs, output), lambda page: print(f"analysis: {page}")
 
 
+EVALUATE = """
+Judges detections of any program in COCO's results format: COCO's and VOC's numbers with intervals, per class, types of
+errors, curves, confusions, calibration, the score for a wished precision or recall, and the comparison of methods.
+Several files of a method are its seeds. No image is opened.
+
+examples:
+  resdet evaluate --gt instances_val.json --detections yolo.json detr.json
+  resdet evaluate --gt instances_val.json --detections yolo=y1.json,y2.json,y3.json detr=d1.json,d2.json,d3.json
+"""
+
+
+def _evaluate_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--gt", type=Path, required=True, metavar="ANNOTATIONS", help="a JSON file in COCO's format")
+    parser.add_argument(
+        "--detections", nargs="+", required=True, metavar="FILE", help="A.json, or NAME=A1.json,A2.json for seeds"
+    )
+    parser.add_argument("--output-dir", type=Path, default=Path("output/evaluation"), help="(default: %(default)s)")
+    parser.add_argument("--voc-metric", choices=("11point", "area", "imagenet"), default="area", help="of VOC mAP")
+    parser.add_argument("--precision", type=fraction, default=0.9, help="to find a score for (default: %(default)s)")
+    parser.add_argument("--recall", type=fraction, default=0.9, help="to find a score for (default: %(default)s)")
+    parser.add_argument("--resamples", type=int, help="for the intervals")
+
+
+def _evaluate(args: Namespace) -> Call:
+    from detection.report.analysis import RESAMPLES
+    from detection.report.calibration import Wanted
+    from detection.report.evaluation import write_evaluation
+    from detection.tasks.evaluate import name_files
+
+    evaluate = partial(
+        write_evaluation,
+        args.gt,
+        name_files(args.detections),
+        args.output_dir,
+        voc_metric=args.voc_metric,
+        wanted=Wanted(precision=args.precision, recall=args.recall),
+        resamples=RESAMPLES if args.resamples is None else args.resamples,
+    )
+    return evaluate, lambda written: print(f"{written.tables}\nevaluation: {written.page}")
+
+
 METHODS = """
 examples:
   resdet methods configs/bccd/resnet18_c4.yaml --weights output/bccd/resnet18_c4
@@ -127,5 +168,6 @@ def _methods(args: Namespace) -> Call:
 COMMANDS = {
     "compare": Command("Compares backbones", _compare_options, _compare, COMPARE),
     "analyze": Command("Shows what goes wrong in one run, or how two differ", _analyze_options, _analyze, ANALYZE),
+    "evaluate": Command("Judges detections of any program", _evaluate_options, _evaluate, EVALUATE),
     "methods": Command("Tests a detector under a table of settings, Table 9", _methods_options, _methods, METHODS),
 }

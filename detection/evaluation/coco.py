@@ -161,6 +161,6 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(mean_over_classes(values[None])[0].mean())
 
 
-def _boxes_xywh(boxes: NDArray[np.float32]) -> list[list[float]]:
+def _boxes_xywh(boxes: NDArray[np.floating]) -> list[list[float]]:
     exact = boxes.astype(np.float64)  # x + width gives x2 back only if the difference is not rounded to float32
     return np.concatenate([exact[:, :2], exact[:, 2:] - exact[:, :2]], axis=1).tolist()

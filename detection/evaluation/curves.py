@@ -34,7 +34,7 @@ THRESHOLDS = np.linspace(0, 1, 101)  # (S,)
 class ClassCurve:
     """Detections of one class that are hits or misses, best score first; those of ignored objects are left out."""
 
-    scores: NDArray[np.float32]  # (D,)
+    scores: NDArray[np.floating]  # (D,)
     hits: NDArray[np.bool_]  # (D,)
     num_objects: int
 
@@ -113,7 +113,7 @@ def _interpolated(curve: ClassCurve) -> NDArray[np.float64]:
 
 def _f1(curve: ClassCurve) -> NDArray[np.float64]:
     """F1 (S,) of one class that has objects."""
-    # float32 thresholds: a score of 0.3 is kept at threshold 0.3.
-    kept = np.searchsorted(-curve.scores, -THRESHOLDS.astype(np.float32), side="right")
+    # Thresholds of the scores' own digits: a score of 0.3 is kept at threshold 0.3.
+    kept = np.searchsorted(-curve.scores, -THRESHOLDS.astype(curve.scores.dtype), side="right")
     hits = np.concatenate([[0], np.cumsum(curve.hits)])[kept]
     return 2 * hits / (kept + curve.num_objects)

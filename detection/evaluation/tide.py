@@ -51,7 +51,7 @@ class _Table:
 
     images: NDArray[np.int64]  # (D,) index of the image
     labels: NDArray[np.int64]  # (D,)
-    scores: NDArray[np.float32]  # (D,)
+    scores: NDArray[np.floating]  # (D,)
     hits: NDArray[np.bool_]  # (D,) at IoU 0.5
     ignored: NDArray[np.bool_]  # (D,)
     errors: NDArray[np.str_]  # (D,) one of the first five of ERROR_TYPES, "" for none

@@ -40,8 +40,10 @@ __all__ = [
     "experiment_numbers",
     "gather",
     "metric_numbers",
+    "over_seeds",
     "pair_numbers",
     "pareto_front",
+    "result_numbers",
     "run_numbers",
     "show",
     "tested_weights",
@@ -198,9 +200,14 @@ def pair_numbers(
 
 def metric_numbers(runs: Sequence[Path]) -> dict[str, Any]:
     """Returns the reported metrics by name, over the results of ``runs``, which differ in their seed alone."""
-    results = [figures(json.loads((run / "result.json").read_text(encoding="utf-8"))) for run in runs]
+    return result_numbers([json.loads((run / "result.json").read_text(encoding="utf-8")) for run in runs])
+
+
+def result_numbers(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the reported metrics by name, over ``results`` that differ in their seed alone."""
+    known = [figures(result) for result in results]
     # .get: a result may be older than a metric
-    return {metric.name: _over_seeds([result.get(metric.key) for result in results]) for metric in shown_in("report")}
+    return {metric.name: over_seeds([result.get(metric.key) for result in known]) for metric in shown_in("report")}
 
 
 def tested_weights(run: Path) -> str:
@@ -217,8 +224,8 @@ def _variant(experiment: ExperimentFolder, name: str, evidence: Evidence) -> dic
         "weights": sorted({tested_weights(run.folder) for run in runs}),
         "metrics": metrics,
         "costs": costs,
-        "hours": _over_seeds([run.hours for run in runs]),
-        "training_memory_gib": _over_seeds([run.peak_memory_gib for run in runs]),
+        "hours": over_seeds([run.hours for run in runs]),
+        "training_memory_gib": over_seeds([run.peak_memory_gib for run in runs]),
         "ap_per_gflop": _ratio(metrics["AP"]["mean"], costs.get("gflops")),
         "ap_per_ms": _ratio(metrics["AP"]["mean"], costs.get("latency_ms", {}).get("p50")),
         "training": [_training(run) for run in runs],
@@ -232,7 +239,7 @@ def voc_metric(run: Path) -> VocMetric:
     return json.loads((run / "result.json").read_text(encoding="utf-8"))["voc"]["metric"]
 
 
-def _over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
     """Mean and sample standard deviation; None for the latter of a single value."""
     known = [value for value in values if value is not None]
     return {

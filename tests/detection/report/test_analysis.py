@@ -27,6 +27,7 @@ def test_one_run(make_run: Make, tmp_path: Path) -> None:
         "Curves",
         "Per class",
         "Confusions",
+        "Scores",
         "Worst and best images of first",
     ]
     counts = np.array(numbers["variants"]["first"]["confusion"])

@@ -1,0 +1,143 @@
+"""Detections of any program, judged and compared: OUTPUT/evaluation.{html,md,json}."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detection.engine.evaluate import evaluate
+from detection.evaluation.metrics import figures, named, shown_in
+from detection.evaluation.report import VocMetric, format_tables
+from detection.evaluation.text_table import text_table
+from detection.files import write_text
+from detection.pages.page import Block, Notice, Page, Section, Table, write_page
+from detection.report.analysis import RESAMPLES, compare_records, confusions_section
+from detection.report.calibration import Wanted, calibration_section
+from detection.report.details import classes_section, errors_section, operating_figures, pictures_section
+from detection.report.numbers import as_json, over_seeds, result_numbers
+from detection.report.words import differing, pair_name, percent_interval, spread
+from detection.tasks.evaluate import read_judged
+
+__all__ = ["Evaluation", "write_evaluation"]
+
+VOC_KEYS = ("voc.mAP_11point", "voc.mAP_area")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What was written: the page, and every number of it."""
+
+    page: Path
+    numbers: dict[str, Any]
+
+    @property
+    def tables(self) -> str:
+        """What a console shows."""
+        variants = self.numbers["variants"]
+        if len(variants) == 1:
+            (variant,) = variants.values()
+            return format_tables(variant["results"][0])
+        names = [metric.name for metric in shown_in("report")]
+        rows = [[name, *(spread(variant["metrics"][name]) for variant in variants.values())] for name in names]
+        verdicts = [f"{pair['verdict']}." for pair in self.numbers["pairs"]]
+        return "\n".join(["AP and AR (%)", text_table(["", *variants], rows), *verdicts])
+
+
+def write_evaluation(
+    truth: Path,
+    files: Mapping[str, Sequence[Path]],
+    output: Path,
+    *,
+    voc_metric: VocMetric = "area",
+    wanted: Wanted | None = None,
+    resamples: int = RESAMPLES,
+    say: Callable[[str], None] = print,
+) -> Evaluation:
+    """Judges detections in COCO's results format and writes the page into ``output``.
+
+    Args:
+        truth: annotations in COCO's format; no image is opened.
+        files: method -> one file of detections for each of its seeds.
+        output: the folder to write into.
+        voc_metric: the definition behind VOC mAP.
+        wanted: precision and recall for which a score is looked up.
+        resamples: of the test images, for the intervals.
+        say: takes lines to show.
+
+    Raises:
+        ValueError: a file that can't be used; it is named, with its entries.
+    """
+    judged = read_judged(truth, files, say=say)
+    names = judged.class_names
+    results = {
+        name: [evaluate(list(records), names, voc_metric) for records in seeds] for name, seeds in judged.runs.items()
+    }
+    metrics = {name: result_numbers(seeds) for name, seeds in results.items()}
+    numbers, _ = compare_records(
+        judged.runs, dict.fromkeys(judged.runs, names), metrics, resamples=resamples, wanted=wanted
+    )
+    numbers |= {"ground_truth": str(truth), "voc_metric": voc_metric}
+    for name, seeds in results.items():
+        numbers["variants"][name] |= {"files": list(map(str, files[name])), "results": as_json(seeds)}
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "evaluation.json", json.dumps(numbers, indent=2) + "\n")
+    return Evaluation(write_page(_page(numbers), output, "evaluation"), numbers)
+
+
+def _page(numbers: dict[str, Any]) -> Page:
+    variants = numbers["variants"]
+    sections = [
+        _results(numbers),
+        errors_section(numbers),
+        Section("Curves", operating_figures(numbers)),
+        classes_section(numbers),
+        confusions_section(numbers),
+        calibration_section(numbers),
+        pictures_section(numbers, []),
+    ]
+    return Page(
+        title=f"Evaluation: {', '.join(variants)}",
+        subtitle="COCO's and VOC's numbers of detections, with intervals, errors and comparison.",
+        facts=[
+            ("Ground truth", numbers["ground_truth"]),
+            ("Images", f"{numbers['images']:,}"),
+            ("Classes", str(len(numbers["class_names"]))),
+            *((name, ", ".join(variant["files"])) for name, variant in variants.items()),
+        ],
+        sections=[section for section in sections if section.blocks],
+    )
+
+
+def _results(numbers: dict[str, Any]) -> Section:
+    variants, level = numbers["variants"], f"{100 * numbers['confidence']:g} %"
+    blocks: list[Block] = [Notice(f"{pair['verdict']}.") for pair in numbers["pairs"]]
+    blocks.append(_numbers_table(numbers, "bbox", f"COCO box AP and AR in percent on {numbers['images']:,} images"))
+    if any("segm" in result for variant in variants.values() for result in variant["results"]):
+        blocks.append(_numbers_table(numbers, "segm", "COCO mask AP and AR in percent"))
+    keys = ("AP", "AP50", "AP75")
+    rows = [[name, *(percent_interval(v["intervals"][key]) for key in keys)] for name, v in variants.items()]
+    blocks.append(Table(f"With {level} intervals over the choice of images.", ["method", *keys], rows))
+    rows = [
+        [pair_name(pair), *(differing(pair[key]) for key in keys), differing(pair["with_seeds"])]
+        for pair in numbers["pairs"]
+    ]
+    if rows:
+        caption = f"Differences in points of AP, with {level} intervals; one that holds 0 shows nothing."
+        blocks.append(Table(caption, ["pair", *keys, "AP, other images and seeds"], rows))
+    return Section("Results", blocks)
+
+
+def _numbers_table(numbers: dict[str, Any], section: str, what: str) -> Table:
+    """Returns the twelve numbers of COCO and, with those of boxes, both of VOC: mean and deviation over seeds."""
+    metrics = [metric for metric in shown_in("console", f"{section}.") if metric.compute is None]
+    metrics += [named(key) for key in VOC_KEYS] if section == "bbox" else []
+    rows = []
+    for name, variant in numbers["variants"].items():
+        known = [figures(result) for result in variant["results"]]
+        values = ([result.get(metric.key) for result in known] for metric in metrics)
+        rows.append([name, str(len(known)), *(spread(over_seeds(of_metric)) for of_metric in values)])
+    caption = f"{what}: mean ± standard deviation over the files of a method."
+    return Table(caption, ["method", "files", *(metric.name for metric in metrics)], rows)
