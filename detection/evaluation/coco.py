@@ -28,6 +28,7 @@ __all__ = [
     "IouType",
     "average_recall",
     "coco_results",
+    "count_left_out",
     "evaluate_coco",
     "evaluate_matches",
 ]
@@ -116,6 +117,12 @@ def average_recall(
         thresholds = found.hits.shape[1]
         recall[:, label] = weights @ hits_of_image / np.where(num_objects, thresholds * num_objects, np.nan)
     return recall
+
+
+def count_left_out(records: Sequence[Record]) -> int:
+    """Returns how many detections AP and AR do not see: those after the hundredth of a class in an image."""
+    counts = (np.bincount(record.labels) for record in records)
+    return sum(int((count - MAX_DETECTIONS).clip(min=0).sum()) for count in counts)
 
 
 def coco_results(records: Sequence[Record], category_ids: Sequence[int]) -> list[dict[str, Any]]:

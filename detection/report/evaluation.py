@@ -10,7 +10,7 @@ from typing import Any
 
 from detection.engine.evaluate import evaluate
 from detection.evaluation.metrics import figures, named, shown_in
-from detection.evaluation.report import VocMetric, format_tables
+from detection.evaluation.report import VocMetric, describe_left_out, format_tables
 from detection.evaluation.text_table import text_table
 from detection.files import write_text
 from detection.pages.page import Block, Notice, Page, Section, Table, write_page
@@ -70,11 +70,14 @@ def write_evaluation(
     Raises:
         ValueError: a file that can't be used; it is named, with its entries.
     """
-    judged = read_judged(truth, files, say=say)
+    judged = read_judged(truth, files)
     names = judged.class_names
     results = {
         name: [evaluate(list(records), names, voc_metric) for records in seeds] for name, seeds in judged.runs.items()
     }
+    for name, seeds in results.items():
+        if left_out := sum(result.get("left_out", 0) for result in seeds):
+            say(f"{name}: {describe_left_out(left_out)}")
     metrics = {name: result_numbers(seeds) for name, seeds in results.items()}
     numbers, _ = compare_records(
         judged.runs, dict.fromkeys(judged.runs, names), metrics, resamples=resamples, wanted=wanted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,9 @@ from detection.data.index import AnnotationIndex
 from detection.data.readers.results import Known, Results, read_results
 from detection.data.readers.truth import Truth, read_truth
 from detection.engine.evaluate import make_record
-from detection.evaluation.matching import MAX_DETECTIONS
 from detection.evaluation.record import Record
 
-__all__ = ["Judged", "count_beyond_limit", "name_files", "read_detections", "read_judged"]
+__all__ = ["Judged", "name_files", "read_detections", "read_judged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Judged:
     runs: Mapping[str, Sequence[Sequence[Record]]]
 
 
-def read_judged(truth: Path, files: Mapping[str, Sequence[Path]], *, say: Callable[[str], None] = print) -> Judged:
+def read_judged(truth: Path, files: Mapping[str, Sequence[Path]]) -> Judged:
     """Returns the detections in ``files`` (method -> one file per seed) beside the ground truth in ``truth``.
 
     Raises:
@@ -41,13 +40,6 @@ def read_judged(truth: Path, files: Mapping[str, Sequence[Path]], *, say: Callab
     if not read.file_names:
         raise ValueError(f"{truth}: its list `images` is empty, expected the images that were tested")
     runs = {name: [_records(read, read_results(path, read.known)) for path in paths] for name, paths in files.items()}
-    for name, seeds in runs.items():
-        beyond, found = (sum(map(count, seeds)) for count in (count_beyond_limit, _count_detections))
-        if beyond:
-            say(
-                f"{name}: {beyond:,} of {found:,} detections come after the {MAX_DETECTIONS}th of their class and "
-                "image: COCO's AP and AR leave them out, VOC's AP counts them"
-            )
     return Judged(read.class_names, runs)
 
 
@@ -95,16 +87,6 @@ def name_files(given: Sequence[str]) -> dict[str, list[Path]]:
             raise ValueError(f"--detections: two methods are called {name!r}; name them as in NAME={listed}")
         files[name] = paths
     return files
-
-
-def count_beyond_limit(records: Sequence[Record]) -> int:
-    """Returns how many detections COCO's metric leaves out: those after the hundredth of a class in an image."""
-    counts = (np.bincount(record.labels) for record in records)
-    return sum(int((count - MAX_DETECTIONS).clip(min=0).sum()) for count in counts)
-
-
-def _count_detections(records: Sequence[Record]) -> int:
-    return sum(len(record.boxes) for record in records)
 
 
 def _records(truth: Truth, results: Results) -> list[Record]:
