@@ -16,7 +16,7 @@ from detection.data.copy_paste import choose, paste
 from detection.data.images import ImageError
 from detection.data.index import AnnotationIndex
 from detection.data.proposals import StoredProposals
-from detection.data.transforms import Augment, Scaling
+from detection.data.transforms import Change
 from detection.structures import ImageBatch, Proposals, Target
 
 __all__ = ["Batch", "DetectionDataset", "Sample", "collate"]
@@ -64,7 +64,7 @@ class DetectionDataset(Dataset[Sample]):
     Args:
         index: images and objects.
         resize: to the detector's scale.
-        augment: before resizing; None at test time.
+        augment: before resizing; None at test time, or what corrupts the images.
         seed: of the run.
         proposals: of every image, from a file.
         fields: that targets have.
@@ -78,8 +78,8 @@ class DetectionDataset(Dataset[Sample]):
         self,
         index: AnnotationIndex,
         *,
-        resize: Scaling,
-        augment: Augment | None = None,
+        resize: Change,
+        augment: Change | None = None,
         seed: int = 0,
         proposals: StoredProposals | None = None,
         fields: Collection[str] = (),

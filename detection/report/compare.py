@@ -9,11 +9,12 @@ from pathlib import Path
 from detection.engine.signals import StoppedError
 from detection.experiments.comparison import Comparison, measure_variant
 from detection.experiments.experiment import load_experiment
+from detection.experiments.latency import Place, measure_latencies
 from detection.experiments.runs import Placement, Programs
 from detection.packaged import find_config
 from detection.report.build import write_report
 
-__all__ = ["measure_costs", "plan_comparison", "run_comparison"]
+__all__ = ["measure_costs", "measure_latency", "plan_comparison", "run_comparison"]
 
 RESDET = (sys.executable, "-m", "resdet")
 
@@ -73,6 +74,27 @@ def measure_costs(path: str | Path, output: Path | None = None, *, variant: str,
     """Measures the costs of one variant; arguments as ``run_comparison``."""
     comparison = _comparison(path, output, overrides)
     measure_variant(comparison.experiment, comparison.output, variant)
+
+
+def measure_latency(
+    path: str | Path,
+    output: Path | None = None,
+    *,
+    place: Place,
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> None:
+    """Times all variants at ``place``, and writes the report anew where the experiment has begun.
+
+    Other arguments as ``run_comparison``.
+
+    Raises:
+        ValueError: bad data or config, or weights that do not fit.
+    """
+    comparison = _comparison(path, output, overrides)
+    say(f"latency: {measure_latencies(comparison.experiment, comparison.output, place, say=say)}")
+    if (comparison.output / "experiment.json").is_file():
+        say(f"report: {write_report(comparison.output)}")
 
 
 def _comparison(

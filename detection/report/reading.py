@@ -35,6 +35,7 @@ class ExperimentFolder:
     runs: tuple[RunFolder, ...]  # every variant with every seed
     costs: dict[str, dict[str, Any]]  # variant -> costs/VARIANT.json, where it exists
     grid: Any  # grid.json; None without a search
+    latency: tuple[dict[str, Any], ...]  # latency/PLACE.json
 
     def done(self, variant: str) -> list[RunFolder]:
         """Its finished runs."""
@@ -65,6 +66,7 @@ def read_experiment(output: Path) -> ExperimentFolder:
         runs=tuple(_read_run(output, variant, seed) for variant in variants for seed in plan["seeds"]),
         costs={name: _read_json(path) for name, path in costs.items() if path.is_file()},
         grid=_read_json(grid) if grid.is_file() else None,
+        latency=tuple(_read_json(path) for path in sorted((output / "latency").glob("*.json"))),
     )
 
 

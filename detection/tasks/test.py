@@ -24,6 +24,7 @@ from detection.config.schema import different_meaning
 from detection.data.cards import load_card
 from detection.data.index import AnnotationIndex
 from detection.data.loader import build_test_loader, load_index
+from detection.data.transforms import Change
 from detection.engine.checkpoint import Checkpoint, describe_weights, load_detector_weights
 from detection.engine.device import choose_device, peak_memory_gib
 from detection.engine.distributed import (
@@ -186,13 +187,21 @@ class Measured:
 
 
 def measure(
-    config: DetectionConfig, detectors: Sequence[Architecture], index: AnnotationIndex, *, limit: int | None = None
+    config: DetectionConfig,
+    detectors: Sequence[Architecture],
+    index: AnnotationIndex,
+    *,
+    limit: int | None = None,
+    corrupt: Change | None = None,
 ) -> Measured:
-    """Tests ``detectors`` on the first ``limit`` images of ``index``; without ground truth, figures are None."""
+    """Tests ``detectors`` on the first ``limit`` images of ``index``; without ground truth, figures are None.
+
+    ``corrupt`` changes the images before.
+    """
     device = choose_device(config.device)
     tester = build_tester(config.test, detectors).to(device)
     rows = _share(index, limit)
-    loader = build_test_loader(index, config.data, rows=rows, pin=device.type == "cuda")
+    loader = build_test_loader(index, config.data, rows=rows, corrupt=corrupt, pin=device.type == "cuda")
     with together("testing its share of the images", timeout=EVALUATION_TIMEOUT):
         predictions = predict(tester, loader, index, device=device, precision=config.solver.precision)
     records = collect(predictions.records)
