@@ -114,11 +114,9 @@ def _evaluate_options(parser: ArgumentParser) -> None:
     parser.add_argument("--voc-metric", choices=("11point", "area", "imagenet"), default="area", help="of VOC mAP")
     parser.add_argument("--precision", type=fraction, default=0.9, help="to find a score for (default: %(default)s)")
     parser.add_argument("--recall", type=fraction, default=0.9, help="to find a score for (default: %(default)s)")
-    parser.add_argument("--resamples", type=int, help="for the intervals")
 
 
 def _evaluate(args: Namespace) -> Call:
-    from detection.report.analysis import RESAMPLES
     from detection.report.calibration import Wanted
     from detection.report.evaluation import write_evaluation
     from detection.tasks.evaluate import name_files
@@ -130,7 +128,6 @@ def _evaluate(args: Namespace) -> Call:
         args.output_dir,
         voc_metric=args.voc_metric,
         wanted=Wanted(precision=args.precision, recall=args.recall),
-        resamples=RESAMPLES if args.resamples is None else args.resamples,
     )
     return evaluate, lambda written: print(f"{written.tables}\nevaluation: {written.page}")
 

@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from detection.engine.evaluate import evaluate
-from detection.evaluation.metrics import figures, named, shown_in
+from detection.evaluation.metrics import METRICS, figures, shown_in
 from detection.evaluation.report import VocMetric, describe_left_out, format_tables
 from detection.evaluation.text_table import text_table
 from detection.files import write_text
-from detection.pages.page import Block, Notice, Page, Section, Table, write_page
-from detection.report.analysis import RESAMPLES, compare_records, confusions_section
+from detection.pages.page import Block, Page, Section, Table, write_page
+from detection.report.analysis import compare_records, confusions_section
 from detection.report.calibration import Wanted, calibration_section
+from detection.report.conclusion import claims_tables
 from detection.report.details import classes_section, errors_section, operating_figures, pictures_section
 from detection.report.numbers import as_json, over_seeds, result_numbers
-from detection.report.words import differing, pair_name, percent_interval, spread
+from detection.report.verdict import lead, pair_matrix
+from detection.report.words import best_cells, percent_interval, spread
 from detection.tasks.evaluate import read_judged
 
 __all__ = ["Evaluation", "write_evaluation"]
-
-VOC_KEYS = ("voc.mAP_11point", "voc.mAP_area")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,7 @@ class Evaluation:
             return format_tables(variant["results"][0])
         names = [metric.name for metric in shown_in("report")]
         rows = [[name, *(spread(variant["metrics"][name]) for variant in variants.values())] for name in names]
-        verdicts = [f"{pair['verdict']}." for pair in self.numbers["pairs"]]
-        return "\n".join(["AP and AR (%)", text_table(["", *variants], rows), *verdicts])
+        return "\n".join(["AP and AR (%)", text_table(["", *variants], rows), *lead(self.numbers)])
 
 
 def write_evaluation(
@@ -53,7 +52,6 @@ def write_evaluation(
     *,
     voc_metric: VocMetric = "area",
     wanted: Wanted | None = None,
-    resamples: int = RESAMPLES,
     say: Callable[[str], None] = print,
 ) -> Evaluation:
     """Judges detections in COCO's results format and writes the page into ``output``.
@@ -64,7 +62,6 @@ def write_evaluation(
         output: the folder to write into.
         voc_metric: the definition behind VOC mAP.
         wanted: precision and recall for which a score is looked up.
-        resamples: of the test images, for the intervals.
         say: takes lines to show.
 
     Raises:
@@ -80,7 +77,7 @@ def write_evaluation(
             say(f"{name}: {describe_left_out(left_out)}")
     metrics = {name: result_numbers(seeds) for name, seeds in results.items()}
     numbers, _ = compare_records(
-        judged.runs, dict.fromkeys(judged.runs, names), metrics, resamples=resamples, wanted=wanted
+        judged.runs, dict.fromkeys(judged.runs, names), metrics, voc_metric=voc_metric, wanted=wanted
     )
     numbers |= {"ground_truth": str(truth), "voc_metric": voc_metric}
     for name, seeds in results.items():
@@ -111,36 +108,45 @@ def _page(numbers: dict[str, Any]) -> Page:
             *((name, ", ".join(variant["files"])) for name, variant in variants.items()),
         ],
         sections=[section for section in sections if section.blocks],
+        lead=lead(numbers),
     )
 
 
 def _results(numbers: dict[str, Any]) -> Section:
-    variants, level = numbers["variants"], f"{100 * numbers['confidence']:g} %"
-    blocks: list[Block] = [Notice(f"{pair['verdict']}.") for pair in numbers["pairs"]]
-    blocks.append(_numbers_table(numbers, "bbox", f"COCO box AP and AR in percent on {numbers['images']:,} images"))
-    if any("segm" in result for variant in variants.values() for result in variant["results"]):
-        blocks.append(_numbers_table(numbers, "segm", "COCO mask AP and AR in percent"))
-    keys = ("AP", "AP50", "AP75")
-    rows = [[name, *(percent_interval(v["intervals"][key]) for key in keys)] for name, v in variants.items()]
-    blocks.append(Table(f"With {level} intervals over the choice of images.", ["method", *keys], rows))
-    rows = [
-        [pair_name(pair), *(differing(pair[key]) for key in keys), differing(pair["with_seeds"])]
-        for pair in numbers["pairs"]
-    ]
-    if rows:
-        caption = f"Differences in points of AP, with {level} intervals; one that holds 0 shows nothing."
-        blocks.append(Table(caption, ["pair", *keys, "AP, other images and seeds"], rows))
+    blocks: list[Block] = [_numbers_table(numbers, "bbox", f"COCO box AP and AR on {numbers['images']:,} images")]
+    if any("segm" in result for variant in numbers["variants"].values() for result in variant["results"]):
+        blocks.append(_numbers_table(numbers, "segm", "COCO mask AP and AR"))
+    blocks += [_numbers_table(numbers, "voc", "VOC mAP"), _intervals_table(numbers)]
+    if numbers["pairs"]:
+        blocks += [pair_matrix(numbers), *claims_tables(numbers)]
     return Section("Results", blocks)
 
 
+def _intervals_table(numbers: dict[str, Any]) -> Table:
+    """Returns every number with its interval, a row for each."""
+    variants = numbers["variants"].values()
+    several = all(variant["methods"] for variant in variants)
+    key = "methods" if several else "intervals"
+    names = [metric.name for metric in METRICS if any(metric.name in variant[key] for variant in variants)]
+    rows = [[name, *(percent_interval(variant[key][name]) for variant in variants)] for name in names]
+    scope = (
+        "other test images and other seeds"
+        if several
+        else "the choice of test images; of these detectors, for what another seed would change is not known"
+    )
+    caption = f"All numbers in percent with {100 * numbers['confidence']:g} % intervals over {scope}."
+    return Table(caption, ["", *numbers["variants"]], rows, fixed=True)
+
+
 def _numbers_table(numbers: dict[str, Any], section: str, what: str) -> Table:
-    """Returns the twelve numbers of COCO and, with those of boxes, both of VOC: mean and deviation over seeds."""
-    metrics = [metric for metric in shown_in("console", f"{section}.") if metric.compute is None]
-    metrics += [named(key) for key in VOC_KEYS] if section == "bbox" else []
-    rows = []
+    """Returns the numbers of one section of the results: mean and deviation over seeds, the best mean in bold."""
+    metrics = [metric for metric in METRICS if metric.key.startswith(f"{section}.") and metric.compute is None]
+    rows, means = [], []
     for name, variant in numbers["variants"].items():
         known = [figures(result) for result in variant["results"]]
-        values = ([result.get(metric.key) for result in known] for metric in metrics)
-        rows.append([name, str(len(known)), *(spread(over_seeds(of_metric)) for of_metric in values)])
-    caption = f"{what}: mean ± standard deviation over the files of a method."
-    return Table(caption, ["method", "files", *(metric.name for metric in metrics)], rows)
+        values = [over_seeds([result.get(metric.key) for result in known]) for metric in metrics]
+        rows.append([name, *map(spread, values), str(len(known))])
+        means.append([of_metric["mean"] for of_metric in values])
+    caption = f"{what}, percent: mean ± standard deviation over the files of a method; bold: the best."
+    header = ["method", *(metric.name for metric in metrics), "files"]
+    return Table(caption, header, rows, bold=best_cells(means))

@@ -105,7 +105,7 @@ def twelve(evaluation: Evaluation, method: str, section: str = "bbox") -> list[f
 def test_numbers_are_those_of_pycocotools(write: Write, tmp_path: Path) -> None:
     truth = make_truth()
     gt, detections = write("gt.json", truth), find(truth, skill=0.8, seed=1)
-    found = write_evaluation(gt, {"a": [write("a.json", detections)]}, tmp_path / "out", resamples=20)
+    found = write_evaluation(gt, {"a": [write("a.json", detections)]}, tmp_path / "out")
     assert twelve(found, "a") == pytest.approx(official(gt, detections), abs=1e-9)
     assert "VOC AP" in found.tables
 
@@ -113,7 +113,7 @@ def test_numbers_are_those_of_pycocotools(write: Write, tmp_path: Path) -> None:
 def test_masks_are_judged_where_detections_have_them(write: Write, tmp_path: Path) -> None:
     truth = make_truth()
     gt, detections = write("gt.json", truth), find(truth, skill=0.9, seed=1, masks=True)
-    found = write_evaluation(gt, {"a": [write("a.json", detections)]}, tmp_path / "out", resamples=20)
+    found = write_evaluation(gt, {"a": [write("a.json", detections)]}, tmp_path / "out")
     assert twelve(found, "a", "segm") == pytest.approx(official(gt, detections, "segm"), abs=1e-9)
     assert "mask AP" in found.page.read_text()
 
@@ -143,7 +143,7 @@ def test_torchvision_s_detections(write: Write, tmp_path: Path) -> None:
         annotation |= {key: chosen[key] for key in ("image_id", "category_id", "bbox")}
         annotation["area"] = chosen["bbox"][2] * chosen["bbox"][3]
     gt = write("gt.json", truth)
-    found = write_evaluation(gt, {"tv": [write("tv.json", detections)]}, tmp_path / "out", resamples=20)
+    found = write_evaluation(gt, {"tv": [write("tv.json", detections)]}, tmp_path / "out")
     assert twelve(found, "tv") == pytest.approx(official(gt, detections), abs=1e-9)
     assert found.numbers["variants"]["tv"]["metrics"]["AP"]["mean"] > 0
 
@@ -164,7 +164,7 @@ def test_a_file_written_by_hand_as_a_library_does(write: Write, tmp_path: Path) 
         {"image_id": 2, "category_id": 2, "bbox": [0, 0, 10, 4], "score": 0.8, "segmentation": []},
     ]
     files = {"lib": [write("lib.json", detections)]}
-    found = write_evaluation(write("gt.json", truth), files, tmp_path / "out", resamples=20)
+    found = write_evaluation(write("gt.json", truth), files, tmp_path / "out")
     assert found.numbers["class_names"] == ["cat", "dog"]
     per_class = found.numbers["variants"]["lib"]["results"][0]["bbox"]["per_class"]
     assert (per_class["cat"]["AP"], per_class["dog"]["AP"]) == (pytest.approx(1), 0)
@@ -176,12 +176,13 @@ def test_an_injected_gain_is_claimed_and_a_copy_is_not(write: Write, tmp_path: P
     weak = [write(f"weak{seed}.json", find(truth, skill=0.6, seed=seed)) for seed in range(3)]
     strong = [write(f"strong{seed}.json", find(truth, skill=0.9, seed=seed)) for seed in range(3)]
     files = {"weak": weak, "copy": weak, "strong": strong}
-    found = write_evaluation(gt, files, tmp_path / "out", resamples=200, wanted=Wanted(precision=0.5, recall=0.5))
+    found = write_evaluation(gt, files, tmp_path / "out", wanted=Wanted(precision=0.5, recall=0.5))
     pairs = {(pair["a"], pair["b"]): pair for pair in found.numbers["pairs"]}
-    assert pairs["weak", "copy"]["AP"]["value"] == 0
-    assert pairs["weak", "strong"]["AP"]["low"] > 0
-    assert pairs["weak", "strong"]["with_seeds"]["low"] > 0
-    assert found.numbers["variants"]["strong"]["seeds"] == 3
+    assert pairs["weak", "copy"]["methods"]["AP"]["value"] == 0
+    assert not any(claim["proven"] for claim in pairs["weak", "copy"]["methods"].values())
+    assert pairs["weak", "strong"]["methods"]["AP"]["proven"]
+    assert found.numbers["variants"]["strong"]["seeds"] == [1, 2, 3]
+    assert "strong" in found.tables.splitlines()[-3]  # the verdict
     point = found.numbers["variants"]["strong"]["points"]["all classes"]["precision"]
     assert point["precision"] >= 0.5
 
@@ -191,7 +192,7 @@ def test_detections_that_coco_leaves_out_are_told(write: Write, tmp_path: Path) 
     many = [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 5, 5], "score": i / 200} for i in range(130)]
     said: list[str] = []
     files = {"many": [write("many.json", many)]}
-    found = write_evaluation(write("gt.json", truth), files, tmp_path / "out", resamples=20, say=said.append)
+    found = write_evaluation(write("gt.json", truth), files, tmp_path / "out", say=said.append)
     assert found.numbers["variants"]["many"]["results"][0]["left_out"] == 30
     assert [re.findall(r"\d+", line)[:2] for line in said] == [["30", "100"]]
 
@@ -210,8 +211,7 @@ def test_the_command_writes_page_markdown_and_numbers(write: Write, tmp_path: Pa
     truth = make_truth()
     gt, out = write("gt.json", truth), tmp_path / "out"
     a, b = (write(f"{name}.json", find(truth, skill=skill, seed=2)) for name, skill in (("a", 0.5), ("b", 0.95)))
-    options = ["--output-dir", out, "--resamples", "20"]
-    outcome = resdet("evaluate", "--gt", gt, "--detections", a, f"second={b}", *options)
+    outcome = resdet("evaluate", "--gt", gt, "--detections", a, f"second={b}", "--output-dir", out)
     assert outcome.status == 0, outcome.err
     assert str(out / "evaluation.html") in outcome.out
     numbers = json.loads((out / "evaluation.json").read_text())
