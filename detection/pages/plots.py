@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#00
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 WIDTH = 4.8  # inches of 72 units; the page shows it as wide as a phone, so that 10 points stay readable
+LABEL_WIDTH = 48  # characters of a line below an axis
 MAX_NUMBERS = 12  # classes of a matrix whose counts fit into its cells
 
 STYLE: dict[str, Any] = {
@@ -109,7 +111,7 @@ def forest(
         axes.set_yticks(range(len(rows)), [printable(row) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel(printable(x_label))
+        axes.set_xlabel(_wrapped(x_label))
         if len(series) > 1:
             _legend(axes, [(name, _look(number)) for number, name in enumerate(series)])
 
@@ -174,6 +176,11 @@ def matrix(name: str, counts: NDArray[np.int64], labels: Sequence[str], *, x_lab
                 axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
 
     return _draw(name, fill, height=4.6)
+
+
+def _wrapped(label: str) -> str:
+    """Returns the label of an axis in lines that fit below it."""
+    return textwrap.fill(printable(label), LABEL_WIDTH)
 
 
 def _look(number: int) -> tuple[str, str, Any]:

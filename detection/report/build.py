@@ -22,6 +22,7 @@ from detection.report.numbers import Evidence, Shown, experiment_numbers, gather
 from detection.report.pictures import picture
 from detection.report.reading import read_experiment
 from detection.report.sections import experiment_sections, protocol_name
+from detection.report.verdict import lead
 
 __all__ = ["only_found_by", "write_report"]
 
@@ -52,12 +53,14 @@ def write_report(output: Path, *, say: Callable[[str], None] = print) -> Path:
         subtitle="One detector, one recipe, one data set; the backbone changes, and what belongs to it.",
         facts=_facts(numbers),
         sections=experiment_sections(numbers, pictures),
+        lead=lead(numbers),
     )
     return write_page(page, folder, "report")
 
 
 def _facts(numbers: dict[str, Any]) -> list[tuple[str, str]]:
-    base, planned = numbers["base"], numbers["fairness"]["hashes"]["initial_weights"]
+    base, planned = numbers["base"], [*numbers["fairness"]["hashes"]["initial_weights"]]
+    planned += [name for name in numbers["variants"] if name not in planned]
     return [
         ("Variants", ", ".join(planned)),
         ("Seeds", ", ".join(map(str, numbers["seeds"]))),

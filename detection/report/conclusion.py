@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from detection.pages.page import Block, Notice, Section, Table, Text
+from detection.report.recipe import recipe, warnings
+from detection.report.verdict import pair_matrix
 from detection.report.words import claimed, pair_name
 
 __all__ = ["claims_tables", "conclusion"]
@@ -14,13 +16,14 @@ EQUAL_DEVIATIONS = 0.05  # p-value below which pooling is warned of
 
 
 def conclusion(numbers: dict[str, Any]) -> Section:
-    """Returns the verdicts, the tables of pairs and the planning of an experiment."""
+    """Returns the recipe, what is doubtful, the tables of pairs and the planning of an experiment."""
     missing = [f"{run['variant']} seed {run['seed']} ({run['state']})" for run in numbers["unfinished"]]
-    blocks: list[Block] = [Notice(_sentence(pair["verdict"])) for pair in numbers["pairs"]]
+    blocks: list[Block] = [Text(f"Recipe: {recipe(numbers)}.")]
     if missing:
         blocks.append(Notice(f"Without a result, and not in any number here: {', '.join(missing)}.", warning=True))
+    blocks += [Notice(warning, warning=True) for warning in warnings(numbers)]
     if numbers["pairs"]:
-        blocks += [*claims_tables(numbers), *_planning(numbers["planning"])]
+        blocks += [pair_matrix(numbers), *claims_tables(numbers), *_planning(numbers["planning"])]
     return Section("Conclusion", blocks)
 
 
@@ -89,8 +92,3 @@ def _planning(plan: dict[str, Any]) -> list[Block]:
 
 def _points(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.1f}"
-
-
-def _sentence(verdict: str) -> str:
-    """With a full stop; a capital only where no variant's name stands first."""
-    return (f"No{verdict[2:]}" if verdict.startswith("no ") else verdict) + "."

@@ -13,6 +13,7 @@ from detection.evaluation.metrics import percent
 from detection.evaluation.tide import ERROR_TYPES
 from detection.pages.page import Block, Figure, Pictures, Section, Table, Text
 from detection.pages.plots import forest, lines
+from detection.report.training import training_figures
 from detection.report.words import bar, claimed, differing, pair_name, percent_interval
 
 __all__ = ["classes_section", "curves_section", "errors_section", "operating_figures", "pictures_section"]
@@ -106,25 +107,7 @@ def _discovered(numbers: dict[str, Any], what: str) -> str:
 
 
 def curves_section(numbers: dict[str, Any]) -> Section:
-    variants = numbers["variants"]
-    figures: list[Block] = []
-    for key, label, caption in (
-        ("loss", "total loss", "Loss while training, one line per seed."),
-        ("AP", "AP, percent", "AP of the tests while training, one line per seed."),
-    ):
-        series = {
-            name: [(run[key]["iterations"], run[key]["values"]) for run in variant["training"] if run[key]["values"]]
-            for name, variant in variants.items()
-        }
-        several = any(len(x) > 1 for curves in series.values() for x, _ in curves)
-        if several:
-            limit = 1.05 * max((y[min(len(y) - 1, len(y) // 20)] for curves in series.values() for _, y in curves))
-            drawn = lines(
-                f"training_{key}", series, x_label="iteration", y_label=label, percent=key == "AP", limit=limit
-            )
-            figures.append(Figure(f"training_{key}", drawn, caption, f"{label} by iteration; numbers in report.json."))
-    figures += operating_figures(numbers)
-    return Section("Curves", figures)
+    return Section("Curves", [*training_figures(numbers["variants"]), *operating_figures(numbers)])
 
 
 def operating_figures(numbers: dict[str, Any]) -> list[Block]:

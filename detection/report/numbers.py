@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.index import AnnotationIndex
+from detection.engine.evaluate import evaluate
 from detection.evaluation.confusion import found_objects
 from detection.evaluation.curves import (
     best_threshold,
@@ -30,7 +31,10 @@ from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric, describe_choice
 from detection.report.paper import paper_cells
 from detection.report.proof import compare_runs, pair_proof, planning, variant_proof
-from detection.report.reading import ExperimentFolder, RunFolder, read_metrics
+from detection.report.reading import ExperimentFolder
+from detection.report.training import training_numbers
+from detection.report.verdict import fronts
+from detection.tasks.evaluate import read_detections
 from detection.tasks.test import read_records
 
 __all__ = [
@@ -42,7 +46,6 @@ __all__ = [
     "metric_numbers",
     "over_seeds",
     "pair_numbers",
-    "pareto_front",
     "result_numbers",
     "run_numbers",
     "show",
@@ -70,6 +73,7 @@ class Evidence:
     index: AnnotationIndex
     shown: Mapping[str, Shown]  # of the first finished seed
     comparison: Comparison  # of every finished seed
+    results: Mapping[str, Sequence[dict[str, Any]]]  # arm that was not trained -> the result of each of its files
 
 
 def gather(experiment: ExperimentFolder, *, say: Callable[[str], None]) -> Evidence | None:
@@ -82,18 +86,26 @@ def gather(experiment: ExperimentFolder, *, say: Callable[[str], None]) -> Evide
     if not done:
         return None
     read = {variant: [read_records(run.folder, say=say) for run in runs] for variant, runs in done.items()}
-    index = next(iter(read.values()))[0][0]
-    records = {variant: [found for _, found in seeds] for variant, seeds in read.items()}
+    index, metric = next(iter(read.values()))[0][0], voc_metric(next(iter(done.values()))[0].folder)
+    arms = {name: _read_arm(index, files) for name, files in experiment.detections.items()}
+    records = {variant: [found for _, found in seeds] for variant, seeds in read.items()} | arms
+    classes = {variant: seeds[0][0].class_names for variant, seeds in read.items()}
     return Evidence(
         index=index,
         shown={variant: show(seeds[0], len(index.class_names)) for variant, seeds in records.items()},
         comparison=compare_runs(
             records,
-            {variant: seeds[0][0].class_names for variant, seeds in read.items()},
-            voc_metric=voc_metric(next(iter(done.values()))[0].folder),
+            classes | dict.fromkeys(arms, index.class_names),
+            voc_metric=metric,
             pool=experiment.plan.get("pool_seeds", False),  # a plan may be older than the key
         ),
+        results={name: [evaluate(seed, index.class_names, metric) for seed in seeds] for name, seeds in arms.items()},
     )
+
+
+def _read_arm(index: AnnotationIndex, files: Sequence[Path]) -> list[list[Record]]:
+    """Returns the records of each file of detections of another program."""
+    return [read_detections(index, path, source="the experiment's data.test") for path in files]
 
 
 def show(records: Sequence[Record], num_classes: int) -> Shown:
@@ -122,6 +134,7 @@ def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None) 
         "base": plan["base"],
         "environment": plan["environment"],
         "grid": experiment.grid,
+        "latency": experiment.latency,
         "unfinished": [
             {"variant": run.variant, "seed": run.seed, "state": run.state, "error": run.error}
             for run in experiment.unfinished
@@ -141,20 +154,10 @@ def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None) 
         "planning": planning(comparison, images=images, seeds=min(v.seeds for v in comparison.variants.values())),
     }
     numbers["variants"] = {name: _variant(experiment, name, evidence) for name in evidence.shown}
-    _mark_fronts(numbers["variants"])
     numbers["pairs"] = [pair_numbers(comparison, pair, evidence.shown, names) for pair in comparison.pairs]
-    return as_json(numbers)
-
-
-def pareto_front(costs: Sequence[float | None], values: Sequence[float | None]) -> list[bool]:
-    """Which entries no other beats: at most their cost and at least their value, and better in one of them."""
-    known = [(c, v) for c, v in zip(costs, values, strict=True) if c is not None and v is not None]
-    return [
-        cost is not None
-        and value is not None
-        and not any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in known)
-        for cost, value in zip(costs, values, strict=True)
-    ]
+    found = as_json(numbers)
+    _mark_fronts(found)
+    return found
 
 
 def as_json(value: Any) -> Any:
@@ -218,18 +221,21 @@ def tested_weights(run: Path) -> str:
 
 def _variant(experiment: ExperimentFolder, name: str, evidence: Evidence) -> dict[str, Any]:
     runs, costs = experiment.done(name), experiment.costs.get(name, {})
-    metrics = metric_numbers([run.folder for run in runs])
+    files = experiment.detections.get(name, ())
+    metrics = metric_numbers([run.folder for run in runs]) if runs else result_numbers(evidence.results[name])
     numbers = {
-        "seeds": [run.seed for run in runs],
+        "seeds": [run.seed for run in runs] or list(range(1, len(files) + 1)),
+        "files": list(map(str, files)),
         "weights": sorted({tested_weights(run.folder) for run in runs}),
+        "configs": [f"runs/{name}/{run.seed}/config.yaml" for run in runs],
         "metrics": metrics,
         "costs": costs,
         "hours": over_seeds([run.hours for run in runs]),
         "training_memory_gib": over_seeds([run.peak_memory_gib for run in runs]),
         "ap_per_gflop": _ratio(metrics["AP"]["mean"], costs.get("gflops")),
         "ap_per_ms": _ratio(metrics["AP"]["mean"], costs.get("latency_ms", {}).get("p50")),
-        "training": [_training(run) for run in runs],
-        "paper": _paper(runs[0].folder, metrics),
+        "training": [training_numbers(run) for run in runs],
+        "paper": _paper(runs[0].folder, metrics) if runs else [],
     }
     return numbers | run_numbers(evidence.comparison, name, evidence.shown[name], evidence.index.class_names)
 
@@ -253,14 +259,6 @@ def _ratio(value: float | None, cost: float | None) -> float | None:
     return None if value is None or not cost else value / cost
 
 
-def _training(run: RunFolder) -> dict[str, Any]:
-    """Loss and AP by iteration."""
-    curves = {"loss": read_metrics(run.folder, "loss/total"), "AP": read_metrics(run.folder, "bbox.AP")}
-    return {"seed": run.seed} | {
-        name: {"iterations": iterations, "values": values} for name, (iterations, values) in curves.items()
-    }
-
-
 def _paper(run: Path, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The paper's figures for the detector of ``run`` with ours and whether it is accepted (None: no band)."""
     config = load_config(DetectionConfig, run / "config.yaml")
@@ -281,11 +279,10 @@ def _paper(run: Path, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _mark_fronts(variants: dict[str, Any]) -> None:
-    """Adds to each variant whether it is on the Pareto front of AP against a cost."""
-    values = [variant["metrics"]["AP"]["mean"] for variant in variants.values()]
-    flops = [variant["costs"].get("gflops") for variant in variants.values()]
-    latency = [variant["costs"].get("latency_ms", {}).get("p50") for variant in variants.values()]
-    fronts = zip(pareto_front(flops, values), pareto_front(latency, values), strict=True)
-    for variant, (by_flops, by_latency) in zip(variants.values(), fronts, strict=True):
-        variant["pareto"] = {"gflops": by_flops, "latency": by_latency}
+def _mark_fronts(numbers: dict[str, Any]) -> None:
+    """Adds to each variant whether it is on the Pareto front of AP against a cost: see ``verdict.fronts``."""
+    costs = {name: variant["costs"] for name, variant in numbers["variants"].items()}
+    by_flops = fronts(numbers, {name: known.get("gflops") for name, known in costs.items()})
+    by_latency = fronts(numbers, {name: known.get("latency_ms", {}).get("p50") for name, known in costs.items()})
+    for name, variant in numbers["variants"].items():
+        variant["pareto"] = {"gflops": by_flops[name], "latency": by_latency[name]}

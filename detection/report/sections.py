@@ -11,7 +11,8 @@ from detection.pages.page import Block, Figure, Notice, Pictures, Section, Table
 from detection.pages.plots import Point, forest, scatter
 from detection.report.conclusion import conclusion
 from detection.report.details import classes_section, curves_section, errors_section, pictures_section
-from detection.report.words import bar, number, percent_interval, spread
+from detection.report.latency import latency_blocks
+from detection.report.words import bar, best_cells, number, percent_interval, spread
 
 __all__ = ["experiment_sections", "protocol_name"]
 
@@ -63,11 +64,14 @@ def _weights(variants: dict[str, Any]) -> str:
 def _results(numbers: dict[str, Any]) -> Section:
     variants, metrics = numbers["variants"], shown_in("report")
     rows = [
-        [name, str(len(variant["seeds"])), *(_over_seeds(variant, metric) for metric in metrics)]
+        [name, *(_over_seeds(variant, metric) for metric in metrics), str(len(variant["seeds"]))]
         for name, variant in variants.items()
     ]
+    means = [[variant["metrics"][metric.name]["mean"] for metric in metrics] for variant in variants.values()]
+    lower = [column for column, metric in enumerate(metrics) if metric.lower_is_better]
     caption = (
-        f"Results in percent on {numbers['images']} images: mean ± standard deviation over the training seeds. "
+        f"Results in percent on {numbers['images']} images: mean ± standard deviation over the training seeds; bold: "
+        "the best, proven or not. "
         f"{_weights(variants)} s, m, l: objects under 32², up to 96² and over 96² pixels; AR1, AR10, AR100: average "
         "recall with as many detections per image."
     )
@@ -81,8 +85,9 @@ def _results(numbers: dict[str, Any]) -> Section:
         "same images, is clear.",
         "AP of " + ", ".join(f"{n} {percent_interval(v['intervals']['AP'])}" for n, v in variants.items()),
     )
-    header = ["variant", "seeds", *(metric.name for metric in metrics)]
-    return Section("Results", [Table(caption, header, rows), figure, *_paper_blocks(numbers)])
+    header = ["variant", *(metric.name for metric in metrics), "seeds"]
+    table = Table(caption, header, rows, bold=best_cells(means, lower=lower))
+    return Section("Results", [table, figure, *_paper_blocks(numbers)])
 
 
 def _over_seeds(variant: dict[str, Any], metric: Metric) -> str:
@@ -186,7 +191,8 @@ def _shown(value: Any) -> str:
 
 
 def _cost(numbers: dict[str, Any]) -> Section:
-    rows = [_cost_row(name, variant) for name, variant in numbers["variants"].items()]
+    trained = {name: variant for name, variant in numbers["variants"].items() if not variant["files"]}
+    rows = [_cost_row(name, variant) for name, variant in trained.items()]
     notes = {v["costs"]["flops_note"] for v in numbers["variants"].values() if "flops_note" in v["costs"]}
     devices = {v["costs"]["latency_ms"]["device"] for v in numbers["variants"].values() if "latency_ms" in v["costs"]}
     header = [
@@ -202,12 +208,13 @@ def _cost(numbers: dict[str, Any]) -> Section:
         "training hours",
     ]
     worth = (
-        "What it is worth: AP in percent, per GFLOP and per millisecond (p50). On the Pareto front: no other variant "
-        "is at least as good and as cheap, and better in one of the two."
+        "What it is worth: AP in percent, per GFLOP and per millisecond (p50). On the Pareto front: no variant that "
+        "costs at most as much is proven better."
     )
     blocks: list[Block] = [
         Table("What each variant costs; M: millions of parameters.", header, rows),
         Table(worth, ["variant", "AP", "AP per GFLOP", "AP per ms", "Pareto front"], _worth_rows(numbers)),
+        *latency_blocks(numbers["latency"], [*trained]),
         *_cost_figures(numbers),
     ]
     if notes:
@@ -264,7 +271,8 @@ def _cost_figures(numbers: dict[str, Any]) -> list[Block]:
                 Figure(
                     f"ap_against_{key}",
                     scatter(f"ap_against_{key}", points, x_label=label, y_label="AP, percent"),
-                    f"AP against {label}. The dashed line joins the Pareto front; hollow marks lie behind it.",
+                    f"AP against {label}. Hollow: one that costs at most as much is proven better; the dashed line "
+                    "joins the others.",
                     "; ".join(f"{p.name}: {number(p.cost)} {label}, AP {percent(p.bar.value)}" for p in points),
                 )
             )

@@ -104,14 +104,14 @@ def _proven(numbers: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _winner(numbers: dict[str, Any], left: Sequence[str]) -> str:
     methods, names = _question(numbers) == "methods", [*numbers["variants"]]
-    scope = "of these methods, trained anew" if methods else "of these very detectors, on other images"
+    scope = "as methods trained anew" if methods else "as these very detectors on other images"
     proven = _proven(numbers)
     if len(left) == 1 and all((left[0], other) in proven for other in names if other != left[0]):
         lows = [_lead_over(numbers, left[0], other) for other in names if other != left[0]]
-        return f"Take {left[0]}: proven best {scope}, by {100 * min(lows):.1f} AP or more."
+        return f"Take {left[0]}: proven best, {scope}, by {100 * min(lows):.1f} AP or more."
     behind = [name for name in names if name not in left]
     tail = f"; proven worse: {_listed(behind)}" if behind else ""
-    return f"No proven winner {scope} among {_listed(left)}{tail}."
+    return f"No proven winner among {_listed(left)}, {scope}{tail}."
 
 
 def _lead_over(numbers: dict[str, Any], better: str, other: str) -> float:
@@ -130,11 +130,11 @@ def _cheapest(numbers: dict[str, Any], left: Sequence[str]) -> str:
         if not all(name in known for name in left):
             continue
         name = min(left, key=lambda name: known[name])
-        others = {n: cost for n, cost in known.items() if n not in left and cost < known[name]}
-        cheaper = f"; cheaper, but proven worse: {_listed([f'{n} ({number(c)})' for n, c in others.items()])}"
-        subject = f"{name} is" if len(left) == 1 else f"The cheapest of those not proven worse is {name},"
-        return f"{subject} {'at ' if len(left) == 1 else ''}{number(known[name])} {unit}{cheaper if others else ''}."
-    return "Which of those not proven worse is the cheapest is not known: their costs were not measured."
+        others = [f"{n} ({number(cost)})" for n, cost in known.items() if n not in left and cost < known[name]]
+        cheaper = f"; cheaper, but proven worse: {_listed(others)}" if others else ""
+        subject = f"{name} takes" if len(left) == 1 else f"The cheapest of those not proven worse is {name},"
+        return f"{subject} {number(known[name])} {unit}{cheaper}."
+    return "Costs were not measured, so that the cheapest is not known."
 
 
 def _more(numbers: dict[str, Any]) -> str:

@@ -40,7 +40,12 @@ class TestWholeExperiment:
         (pair,) = numbers["pairs"]
         assert (pair["a"], pair["b"]) == ("resnet18", "resnet34")
         assert pair["verdict"].startswith("resnet34 is better than resnet18")
-        assert pair["verdict"] + "." in html
+        first, second, third = re.findall(r"<p>(.*?)</p>", html[: html.index("<nav")])
+        assert first.startswith("Take resnet34")
+        assert "70.0 ms" in second
+        assert "resnet18 (40.0)" in second
+        assert third.startswith("To see a gap of 1 AP")
+        assert "Recipe: " in html
 
     def test_every_figure_answers_both_questions(self, report: tuple[dict[str, Any], str]) -> None:
         numbers, html = report
@@ -100,7 +105,9 @@ class TestWholeExperiment:
 
     def test_it_asks_no_network(self, report: tuple[dict[str, Any], str]) -> None:
         html = report[1]
-        assert not re.findall(r"(?:src|href)\s*=\s*[\"']?\s*(?:https?:)?//|url\(\s*[\"']?(?!#)|@import|<script", html)
+        assert not re.findall(
+            r"(?:src|href)\s*=\s*[\"']?\s*(?:https?:)?//|url\(\s*[\"']?(?!#)|@import|<script[^>]", html
+        )
 
     def test_identifiers_that_figures_refer_to_occur_once(self, report: tuple[dict[str, Any], str]) -> None:
         found = re.findall(r' id="([^"]+)"', report[1])
@@ -174,3 +181,41 @@ def test_the_search_of_the_learning_rates_is_shown(make_experiment: Make) -> Non
 def test_no_experiment_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"experiment\.json can't be read.*resdet compare"):
         write_report(tmp_path)
+
+
+def test_arms_of_other_programs_stand_beside_trained_ones(make_experiment: Make) -> None:
+    output = make_experiment({"resnet18": 0.5}, seeds=SEEDS)
+    plan = json.loads((output / "experiment.json").read_text())
+    files = [str(output / "runs" / "resnet18" / str(seed) / "detections.json") for seed in SEEDS]
+    plan["detections"] = {"yolo": files}
+    (output / "experiment.json").write_text(json.dumps(plan))
+    numbers, html = read(output)
+    (pair,) = numbers["pairs"]
+    assert (pair["a"], pair["b"], pair["methods"]["AP"]["value"]) == ("resnet18", "yolo", 0)
+    yolo, trained = numbers["variants"]["yolo"], numbers["variants"]["resnet18"]
+    assert yolo["metrics"] == trained["metrics"]
+    assert (yolo["files"], yolo["seeds"], yolo["costs"], yolo["training"]) == (files, [1, 2, 3], {}, [])
+    assert "resnet18, yolo" in html  # among the facts
+    assert not yolo["pareto"]["gflops"]
+
+
+def test_latency_that_was_measured_elsewhere_is_merged(make_experiment: Make) -> None:
+    output = make_experiment({"resnet18": 0.5, "resnet34": 0.6})
+    (output / "latency").mkdir()
+    rows = {name: {"p50": 12.34, "p95": 15.0, "weights": "run"} for name in ("resnet18", "resnet34")}
+    place = {"host": "laptop", "described": "CPU, 4 threads", "precision": "bf16", "batch": 1, "variants": rows}
+    (output / "latency" / "laptop.json").write_text(json.dumps(place))
+    numbers, html = read(output)
+    assert numbers["latency"] == [place]
+    assert "laptop: CPU, 4 threads, bf16, one image at a time" in html
+    assert "12.3 (15.0)" in html
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_whole_report_is_readable_in_a_browser(
+    make_experiment: Make, inspect_page: Callable[..., dict[str, Any]], width: int
+) -> None:
+    skills = {"resnet18_with_a_long_name": 0.5, "resnet34": 0.9, "plain18": 0.45}
+    seen = inspect_page(write_report(make_experiment(skills, seeds=SEEDS)), width)
+    assert seen == {"width": width, "over": 0, "outside": [], "overlap": [], "pale": []}
