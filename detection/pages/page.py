@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,7 +19,7 @@ from markupsafe import Markup
 from detection.evaluation.printable import printable
 from detection.files import digest
 
-__all__ = ["Block", "Figure", "Notice", "Page", "Pictures", "Section", "Table", "Text", "write_page"]
+__all__ = ["Block", "Figure", "Links", "Notice", "Page", "Pictures", "Section", "Table", "Text", "write_page"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,19 @@ class Notice:
 
     text: str
     warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """A paragraph that ends with links to files beside the page: names and paths relative to it."""
+
+    text: str
+    targets: Sequence[tuple[str, str]]
+
+    @property
+    def quoted(self) -> list[tuple[str, str]]:
+        """Names and paths as they stand in an address."""
+        return [(name, quote(path)) for name, path in self.targets]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +105,7 @@ class Pictures:
         return list(zip(encoded, self.alts, strict=True))
 
 
-Block = Text | Notice | Table | Figure | Pictures
+Block = Text | Notice | Links | Table | Figure | Pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +190,8 @@ def _markdown_block(block: Block) -> str:
             return _escaped(text)
         case Notice(text, warning):
             return f"> {'**Attention:** ' if warning else ''}{_escaped(text)}"
+        case Links(text):
+            return f"{_escaped(text)} {', '.join(f'[{_escaped(name)}]({path})' for name, path in block.quoted)}"
         case Table():
             rule = ["---", *(["---" if block.words else "---:"] * (len(block.header) - 1))]
             cells = [

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from detection.evaluation.metrics import NONE, Metric, percent, shown_in
-from detection.pages.page import Block, Figure, Notice, Pictures, Section, Table, Text
+from detection.pages.page import Block, Figure, Links, Notice, Pictures, Section, Table, Text
 from detection.pages.plots import Point, forest, scatter
 from detection.report.conclusion import conclusion
 from detection.report.details import classes_section, curves_section, errors_section, pictures_section
@@ -147,6 +147,13 @@ def _fairness(numbers: dict[str, Any]) -> Section:
     )
     if numbers["grid"] is not None:
         blocks.append(_grid_table(numbers["grid"]))
+    configs = [
+        (f"{name}, seed {seed}", f"../{path}")
+        for name, variant in numbers["variants"].items()
+        for seed, path in zip(variant["seeds"], variant["configs"], strict=False)  # arms of other programs have none
+    ]
+    if configs:
+        blocks.append(Links("The whole configuration of each run:", configs))
     return Section("Is it fair?", blocks)
 
 

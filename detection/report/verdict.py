@@ -105,10 +105,11 @@ def _proven(numbers: dict[str, Any]) -> list[tuple[str, str]]:
 def _winner(numbers: dict[str, Any], left: Sequence[str]) -> str:
     methods, names = _question(numbers) == "methods", [*numbers["variants"]]
     scope = "as methods trained anew" if methods else "as these very detectors on other images"
+    own = "as a method trained anew" if methods else "as this very detector on other images"
     proven = _proven(numbers)
     if len(left) == 1 and all((left[0], other) in proven for other in names if other != left[0]):
         lows = [_lead_over(numbers, left[0], other) for other in names if other != left[0]]
-        return f"Take {left[0]}: proven best, {scope}, by {100 * min(lows):.1f} AP or more."
+        return f"Take {left[0]}: proven best, {own}, by {100 * min(lows):.1f} AP or more."
     behind = [name for name in names if name not in left]
     tail = f"; proven worse: {_listed(behind)}" if behind else ""
     return f"No proven winner among {_listed(left)}, {scope}{tail}."

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from detection.pages.page import Figure, Notice, Page, Pictures, Section, Table, Text, write_page
+from detection.pages.page import Figure, Links, Notice, Page, Pictures, Section, Table, Text, write_page
 from detection.pages.plots import Bar, forest
 
 Inspect = Callable[..., dict[str, Any]]
@@ -79,6 +79,15 @@ class TestFiles:
         text = (tmp_path / "report.md").read_text()
         assert text.startswith("# t\n\n**take b**\n")
         assert "| b | **2** |" in text
+
+    def test_links_lead_to_files_beside_the_page(self, tmp_path: Path) -> None:
+        links = Links("Configs:", [("a <b>", "../runs/a b/0/config.yaml"), ("c", "../c")])
+        html = write_page(Page("t", "s", [], [Section("s", [links])]), tmp_path, "report").read_text()
+        assert re.findall(r'<a href="(\.\.[^"]*)">([^<]*)</a>', html) == [
+            ("../runs/a%20b/0/config.yaml", "a &lt;b&gt;"),
+            ("../c", "c"),
+        ]
+        assert "[c](../c)" in (tmp_path / "report.md").read_text()
 
     def test_a_bar_in_a_cell_does_not_end_it(self, tmp_path: Path) -> None:
         page = Page("t", "s", [], [Section("s", [Table("c", ["h"], [["a|b"]])])])

@@ -46,6 +46,7 @@ class TestWholeExperiment:
         assert "resnet18 (40.0)" in second
         assert third.startswith("To see a gap of 1 AP")
         assert "Recipe: " in html
+        assert '<a href="../runs/resnet34/2/config.yaml">resnet34, seed 2</a>' in html
 
     def test_every_figure_answers_both_questions(self, report: tuple[dict[str, Any], str]) -> None:
         numbers, html = report

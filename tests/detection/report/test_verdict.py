@@ -60,7 +60,7 @@ def test_without_a_winner_the_cheapest_that_is_not_proven_worse_is_named() -> No
 
 def test_one_seed_says_nothing_of_methods() -> None:
     first, second, third = lead(numbers({"a": 0.3, "b": 0.5}, 0.1, seeds=False))
-    assert "these very detectors" in first
+    assert "this very detector on other images" in first
     assert "not known" in second
     assert "a second seed of a and of b" in third
 
