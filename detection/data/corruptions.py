@@ -64,10 +64,11 @@ class Corruption:
             case "jpeg":
                 options = [cv2.IMWRITE_JPEG_QUALITY, int(self.strength)]
                 _, coded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
-                changed = cv2.cvtColor(cv2.imdecode(coded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+                decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+                assert decoded is not None
+                changed = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
             case "brightness":
                 changed = np.rint(image * self.strength)
-        assert changed is not None
         return np.asarray(changed, np.uint8)
 
 

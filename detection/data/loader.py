@@ -172,7 +172,7 @@ def build_test_loader(
     pin: bool = False,
 ) -> DataLoader[Batch]:
     """Every image of ``index`` once (or only ``rows``), resized and not augmented; ``corrupt`` changes them before."""
-    dataset = DetectionDataset(index, resize=Resize(config.shorter_side, config.longer_side), augment=corrupt)
+    dataset = DetectionDataset(index, resize=Resize(config.shorter_side, config.longer_side), corrupt=corrupt)
     batches = TestBatches(range(len(index)) if rows is None else rows, batch_size=batch_size)
     return make_loader(dataset, batches, workers=config.workers, pin=pin)
 

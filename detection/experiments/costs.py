@@ -144,6 +144,6 @@ def _parameters(detector: Architecture) -> dict[str, int]:
 def describe_device(device: torch.device) -> str:
     """Returns the name of a GPU, or how many threads of the CPU work."""
     if device.type == "cuda":
-        return torch.cuda.getdescribe_device(device)
+        return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
