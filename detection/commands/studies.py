@@ -32,6 +32,7 @@ def _compare_options(parser: ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, help="runs at once (default: one, or one per GPU)")
     parser.add_argument("--gpus", default="", help="GPUs that runs are placed on, such as 0,1")
     parser.add_argument("--retry-failed", action="store_true", help="go on with failed runs too")
+    parser.add_argument("--robustness", action="store_true", help="test every run also on corrupted images")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--dry-run", action="store_true", help="only show the runs, and their hours from timed steps")
     only.add_argument("--index", type=int, metavar="I", help="only run I of --dry-run, for arrays of jobs")
@@ -62,6 +63,7 @@ def _compare(args: Namespace) -> Call:
     if args.dry_run:
         return partial(plan_comparison, path, args.output_dir, **common), print
     train = {"retry_failed": args.retry_failed, "only": args.index, "train": not args.report_only}
+    train["robustness"] = args.robustness
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is Ctrl-C: the runs save
     return partial(run_comparison, path, args.output_dir, **common, **train), _show_comparison
 

@@ -21,6 +21,7 @@ from detection.pages.page import Page, Pictures, write_page
 from detection.report.numbers import Evidence, Shown, experiment_numbers, gather
 from detection.report.pictures import picture
 from detection.report.reading import read_experiment
+from detection.report.robustness import robustness_numbers
 from detection.report.sections import experiment_sections, protocol_name
 from detection.report.verdict import lead
 
@@ -44,6 +45,9 @@ def write_report(output: Path, *, say: Callable[[str], None] = print) -> Path:
     experiment = read_experiment(output)
     evidence = gather(experiment, say=say)
     numbers = experiment_numbers(experiment, evidence)
+    numbers["robustness"] = {
+        name: robustness_numbers([run.folder for run in experiment.done(name)]) for name in numbers["variants"]
+    }
     folder = output / "report"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")

@@ -12,6 +12,7 @@ from detection.pages.plots import Point, forest, scatter
 from detection.report.conclusion import conclusion
 from detection.report.details import classes_section, curves_section, errors_section, pictures_section
 from detection.report.latency import latency_blocks
+from detection.report.robustness import robustness_section
 from detection.report.words import bar, best_cells, number, percent_interval, spread
 
 __all__ = ["experiment_sections", "protocol_name"]
@@ -42,6 +43,7 @@ def experiment_sections(numbers: dict[str, Any], pictures: Sequence[Pictures]) -
         classes_section(numbers),
         errors_section(numbers),
         curves_section(numbers),
+        robustness_section(numbers["robustness"], numbers["confidence"]),
         pictures_section(numbers, pictures),
         _unfinished(numbers),
         _environment(numbers),

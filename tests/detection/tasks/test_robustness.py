@@ -20,6 +20,7 @@ from detection.config.detection import (
 from detection.data.corruptions import CORRUPTIONS
 from detection.data.digits import CLASSES, write_digits
 from detection.engine.checkpoint import Checkpoint
+from detection.report.robustness import write_robustness
 from detection.tasks.robustness import corrupted_files, run_corrupted
 from detection.tasks.test import run_test
 
@@ -33,7 +34,7 @@ def test_detections_under_each_corruption_lie_beside_the_result(tmp_path: Path) 
         test=PostprocessConfig(score_threshold=0.0),
         data=DetectorDataConfig(
             test=("digits:test",),
-            root=str(write_digits(tmp_path / "root", num_train=1, num_test=2).parent),
+            root=str(write_digits(tmp_path / "root", num_train=1, num_test=3).parent),
             shorter_side=48,
             longer_side=64,
             workers=0,
@@ -53,7 +54,12 @@ def test_detections_under_each_corruption_lie_beside_the_result(tmp_path: Path) 
     clean = json.loads((run / "detections.json").read_text())
     found = {name: json.loads(path.read_text()) for name, path in files.items()}
     assert all(found[name] != clean for name in ("blur_3", "noise_3", "jpeg_3", "brightness_3"))
-    assert {entry["image_id"] for entry in found["blur_3"]} <= {2, 3}
+    assert {entry["image_id"] for entry in found["blur_3"]} <= {2, 3, 4}
+    table = write_robustness(run)
+    numbers = json.loads((run / "robustness.json").read_text())
+    assert list(numbers["corruptions"]) == [*files]
+    assert numbers["clean"]["low"] <= numbers["clean"]["value"] <= numbers["clean"]["high"]
+    assert "brightness_3" in table
     said.clear()
     files["noise_2"].unlink()
     run_corrupted(config, checkpoint, run, say=said.append)
