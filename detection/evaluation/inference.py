@@ -179,8 +179,9 @@ def _pairs(
     alpha: float,
 ) -> tuple[Pair, ...]:
     differences = [arms[b][0].mean(axis=0) - arms[a][0].mean(axis=0) for a, b in names]
-    detectors = _claims(differences, noises, keys, alpha, methods=False)
-    methods = _claims(differences, noises, keys, alpha, methods=True)
+    seeded = {name for pair, noise in zip(names, noises, strict=True) if _is_seeded(noise) for name in pair}
+    detectors = _claims(differences, noises, keys, alpha, arms=None)
+    methods = _claims(differences, noises, keys, alpha, arms=max(len(seeded), 2))
     pairs = []
     for row, (a, b) in enumerate(names):
         missing = _missing({name: len(arms[name][0]) for name in (a, b)}, noises[row])
@@ -198,28 +199,47 @@ def _pairs(
 
 
 def _claims(
-    differences: Sequence[Floats], noises: Sequence[Noise], keys: Sequence[str], alpha: float, *, methods: bool
+    differences: Sequence[Floats], noises: Sequence[Noise], keys: Sequence[str], alpha: float, *, arms: int | None
 ) -> list[dict[str, Claim]]:
-    """Returns the claims of each pair by key; each family of keys is adjusted over all pairs together."""
+    """Returns the claims of each pair by key; each family of keys is adjusted over all pairs together.
+
+    They are of the methods of so many ``arms``, or of the detectors at hand (None).
+    """
     if not differences:
         return []
     values = np.stack(differences)  # (P, M)
-    test, width = (p_value, half_width) if methods else (images_p_value, images_half_width)
-    p = np.stack([test(noise, difference) for noise, difference in zip(noises, differences, strict=True)])
-    adjusted, halves = np.empty_like(p), np.empty_like(p)
+    adjusted, halves = np.empty_like(values), np.empty_like(values)
     families = np.array([family(key) for key in keys])
     for name in dict.fromkeys(families):
         columns = np.flatnonzero(families == name)
-        discovered = is_discovered(keys[columns[0]])
-        own = p[:, columns]
-        level = single_level(own.ravel(), alpha, discovered=discovered)
-        adjusted[:, columns] = (discoveries if discovered else step_down)(own.ravel()).reshape(own.shape)
-        halves[:, columns] = np.stack([width(noise.figure(columns), level) for noise in noises])
-    halves[np.isnan(p)] = np.nan
+        own = [noise.figure(columns) for noise in noises]
+        adjust = _adjust_discoveries if is_discovered(keys[int(columns[0])]) else _adjust_all
+        adjusted[:, columns], halves[:, columns] = adjust(values[:, columns], own, alpha, arms)
+    halves[np.isnan(adjusted)] = np.nan
     return [
-        {key: _claim(*row, alpha) for key, *row in zip(keys, *rows, strict=True)}
+        {key: _claim(*row, alpha) for key, row in zip(keys, zip(*rows, strict=True), strict=True)}
         for rows in zip(values.tolist(), halves.tolist(), adjusted.tolist(), strict=True)
     ]
+
+
+def _adjust_all(values: Floats, noises: Sequence[Noise], alpha: float, arms: int | None) -> tuple[Floats, Floats]:
+    """Returns p-values and half intervals (P, m) that hold for all differences together."""
+    if arms is not None:
+        p = [p_value(noise, row, arms=arms) for noise, row in zip(noises, values, strict=True)]
+        return np.stack(p), np.stack([half_width(noise, alpha, arms=arms) for noise in noises])
+    p = np.stack([images_p_value(noise, row) for noise, row in zip(noises, values, strict=True)])
+    level = single_level(p.ravel(), alpha, discovered=False)
+    return step_down(p.ravel()).reshape(p.shape), np.stack([images_half_width(noise, level) for noise in noises])
+
+
+def _adjust_discoveries(
+    values: Floats, noises: Sequence[Noise], alpha: float, arms: int | None
+) -> tuple[Floats, Floats]:
+    """Returns p-values and half intervals (P, m) with a false discovery rate."""
+    test, width = (images_p_value, images_half_width) if arms is None else (p_value, half_width)
+    p = np.stack([test(noise, row) for noise, row in zip(noises, values, strict=True)])
+    level = single_level(p.ravel(), alpha, discovered=True)
+    return discoveries(p.ravel()).reshape(p.shape), np.stack([width(noise, level) for noise in noises])
 
 
 def _claim(value: float, half: float, p: float, alpha: float) -> Claim:
@@ -230,9 +250,14 @@ def _claim(value: float, half: float, p: float, alpha: float) -> Claim:
     return Claim(value, low, high, p, proven)
 
 
+def _is_seeded(noise: Noise) -> bool:
+    """Returns whether the noise of the seeds of both arms is known."""
+    return bool((noise.seed_freedom > 0).all())
+
+
 def _missing(seeds: Mapping[str, int], noise: Noise) -> str | None:
     """Returns what methods would take, None where it is there; pooled seeds may come from other variants."""
-    if not np.isnan(noise.seed_freedom).any() and (noise.seed_freedom > 0).all():
+    if _is_seeded(noise):
         return None
     single = [name for name, count in seeds.items() if count < 2]
     return f"a second seed of {' and of '.join(single)}"

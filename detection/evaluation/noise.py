@@ -5,9 +5,11 @@ images, a seed's own, for two detectors trained alike err on different images; p
 on other images* have m + q / n.  *These methods, trained anew* also have p, and what is known of p + q are the n
 figures of the seeds: n - 1 degrees of freedom.
 
-Half an interval for methods is sqrt(t_G^2 m + sum over arms of t_n^2 s^2 / n), each variance with the quantile of its
-own degrees of freedom.  It covers at least as often as it says, whatever the deviations of the seeds are; Welch's
-degrees of freedom do not at two and three seeds.  Seeds that agree by luck prove nothing: the second term is at least
+Half an interval for methods is sqrt(c_G^2 m + sum over arms of c_n^2 s^2 / n), each variance with a critical value of
+its own degrees of freedom.  For two arms that is Student's quantile, and the interval covers at least as often as it
+says, whatever the deviations of the seeds are; Welch's degrees of freedom do not at two and three seeds.  For all pairs
+of more arms it is the larger of Student's quantile at alpha / arms, for the noise of few seeds is the arms' and not the
+pairs', and the normal quantile at alpha / pairs.  Seeds that agree by luck prove nothing: the second term is at least
 FLOOR times what the images alone explain of it.
 
 Source: Banerjee, "On confidence interval for two-means problem based on separate estimates of variances and tabulated
@@ -18,11 +20,12 @@ Shapes: n seeds, G blocks of images; "..." stands for any further axes, such as 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.special import ndtri, stdtr, stdtrit
 
 __all__ = [
     "FLOOR",
@@ -105,11 +108,17 @@ def pair_noise(a: tuple[Floats, Floats], b: tuple[Floats, Floats], images: NDArr
     )
 
 
-def half_width(noise: Noise, alpha: Floats | float) -> Floats:
-    """Returns half the interval (...) of level 1 - ``alpha`` for methods, trained anew; NaN for single seeds."""
+def half_width(noise: Noise, alpha: Floats | float, *, arms: int = 2) -> Floats:
+    """Returns half the interval (...) for methods, trained anew; NaN for single seeds.
+
+    Args:
+        noise: of arms, or of differences.
+        alpha: 1 - the level of the interval, or of all intervals of the pairs of ``arms`` together.
+        arms: that are compared in pairs.
+    """
     alpha = np.asarray(alpha, np.float64)
-    image_t = _quantile(noise.image_freedom, alpha)
-    seed_t = _quantile(noise.seed_freedom, alpha[..., None])
+    image_t = _critical(noise.image_freedom, alpha, arms)
+    seed_t = _critical(noise.seed_freedom, alpha[..., None], arms)
     seeds = (seed_t**2 * noise.seeds).sum(axis=-1)
     floor = np.minimum(FLOOR * image_t**2, (seed_t**2).min(axis=-1)) * noise.own
     return np.sqrt(image_t**2 * noise.shared + np.maximum(seeds, floor))
@@ -120,13 +129,13 @@ def images_half_width(noise: Noise, alpha: Floats | float) -> Floats:
     return _quantile(noise.image_freedom, np.asarray(alpha, np.float64)) * np.sqrt(noise.images)
 
 
-def p_value(noise: Noise, difference: Floats) -> Floats:
-    """Returns the smallest alpha (...) at which the interval for methods leaves out zero; NaN for single seeds."""
+def p_value(noise: Noise, difference: Floats, *, arms: int = 2) -> Floats:
+    """Returns the smallest alpha (...) at which ``half_width`` leaves out zero; NaN for single seeds."""
     difference = np.abs(np.asarray(difference, np.float64))
     low, high = np.full(difference.shape, -60.0), np.zeros(difference.shape)  # logarithms
     for _ in range(50):
         middle = (low + high) / 2
-        inside = half_width(noise, np.exp(middle)) >= difference
+        inside = half_width(noise, np.exp(middle), arms=arms) >= difference
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
     known = ~np.isnan(noise.seeds).any(axis=-1) & ~np.isnan(difference) & (noise.image_freedom >= MIN_IMAGES - 1)
     return np.where(known, np.exp(high), np.nan)
@@ -196,6 +205,14 @@ def _own(influence: Floats) -> Floats:
 
 def _image_freedom(influence: Floats, images: NDArray[np.integer]) -> Floats:
     return np.broadcast_to(np.minimum(images, influence.shape[1]) - 1.0, influence.shape[2:]).astype(np.float64)
+
+
+def _critical(freedom: Floats, alpha: Floats, arms: int) -> Floats:
+    """Returns the critical value (...) of differences of ``arms``."""
+    if arms == 2:
+        return _quantile(freedom, alpha)
+    normal = -ndtri(alpha / math.comb(arms, 2) / 2)
+    return np.maximum(_quantile(freedom, alpha / arms), normal)
 
 
 def _quantile(freedom: Floats, alpha: Floats) -> Floats:

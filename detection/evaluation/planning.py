@@ -49,11 +49,6 @@ class Design:
     images: int
     confidence: float = 0.95
 
-    @property
-    def alpha(self) -> float:
-        """Error of each of its pairs."""
-        return (1 - self.confidence) / max(math.comb(self.variants, 2), 1)
-
 
 def noise_of(pairs: Sequence[Noise], images: int) -> SeedNoise | None:
     """Returns the mean noise of ``pairs`` of arms, measured on so many ``images``; None without two seeds anywhere.
@@ -91,10 +86,10 @@ def visible_gap(noise: SeedNoise, design: Design, *, power: float = POWER) -> fl
         own=np.full(DRAWS, 2 * own / n),
         seeds=seed * rng.chisquare(n - 1, (DRAWS, 2)) / (n - 1),
         seed_freedom=np.full(2, n - 1.0),
-        image_freedom=np.float64(design.images - 1),
+        image_freedom=np.array(design.images - 1.0),
     )
     luck = rng.normal(0, math.sqrt(shared + 2 * seed), DRAWS)
-    return float(np.quantile(half_width(drawn, design.alpha) - luck, power))
+    return float(np.quantile(half_width(drawn, 1 - design.confidence, arms=max(design.variants, 2)) - luck, power))
 
 
 def visible_between_detectors(noise: Noise, alpha: float, *, power: float = POWER) -> float:

@@ -34,7 +34,7 @@ def claims_tables(numbers: dict[str, Any]) -> list[Block]:
         f"Points, with intervals that hold for all {len(pairs)} pairs together with {level}"
         if len(pairs) > 1
         else f"Points, with {level} intervals"
-    ) + "; *: proven (Holm; each column by itself)."
+    ) + "; *: proven, each column by itself."
     blocks: list[Block] = []
     with_methods = [pair for pair in pairs if pair["methods"]]
     if with_methods:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +46,7 @@ def test_of_detectors_it_is_students_t_on_the_differences_of_images() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(0, 1, (1, 40)), rng.normal(0.4, 1, (1, 40))
     noise = pair_noise(arm(a), arm(b), IMAGES)
-    expected = ttest_1samp((b - a)[0], 0)
+    expected: Any = ttest_1samp((b - a)[0], 0)
     found = images_p_value(noise, np.array([(b - a).mean()]))
     assert found[0] == pytest.approx(expected.pvalue)
     interval = expected.confidence_interval(0.95)
@@ -112,7 +114,7 @@ def drawn(seeds: int, deviations: tuple[float, float], own: float, runs: int) ->
         own=np.full(runs, 2 * own**2 / seeds),
         seeds=of_seeds.var(axis=2, ddof=1) / seeds,
         seed_freedom=np.array([seeds - 1.0, seeds - 1.0]),
-        image_freedom=np.float64(71),
+        image_freedom=np.array(71.0),
     )
     return noise, of_seeds.mean(axis=2) @ [-1, 1]
 
@@ -127,6 +129,36 @@ def test_equal_methods_are_claimed_in_one_of_twenty_at_most(
     for alpha in (0.05, 0.05 / 21):
         false = (np.abs(difference) > half_width(noise, alpha)).mean()
         assert false <= alpha + 3 * math.sqrt(alpha / 20_000)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("deviations", [(0.3, 2.0), (1.0, 1.0), (0.0, 10.0)])
+@pytest.mark.parametrize("arms", [4, 7])
+def test_some_pair_of_many_equal_methods_is_claimed_in_one_of_twenty_at_most(
+    seeds: int, deviations: tuple[float, float], arms: int
+) -> None:
+    rng, runs, own = np.random.default_rng(seeds), 4000, 0.3
+    of_seeds = rng.normal(0, 1, (runs, arms, seeds)) * np.hypot(np.resize(deviations, arms), own)[:, None]
+    a, b = np.array(list(combinations(range(arms), 2))).T
+    variances = of_seeds.var(axis=2, ddof=1) / seeds
+    noise = Noise(
+        images=np.full((runs, len(a)), 2 * own**2 / seeds),
+        shared=np.zeros((runs, len(a))),
+        own=np.full((runs, len(a)), 2 * own**2 / seeds),
+        seeds=np.stack([variances[:, a], variances[:, b]], axis=2),
+        seed_freedom=np.array([seeds - 1.0, seeds - 1.0]),
+        image_freedom=np.array(71.0),
+    )
+    means = of_seeds.mean(axis=2)
+    false = (np.abs(means[:, b] - means[:, a]) > half_width(noise, 0.05, arms=arms)).any(axis=1).mean()
+    assert false <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
+
+
+def test_critical_values_of_many_arms_with_many_seeds_are_those_of_all_pairs() -> None:
+    arms = [flat(list(np.linspace(0, 1, 2000))) for _ in range(2)]
+    noise = pair_noise(*arms, IMAGES)
+    ratio = half_width(noise, 0.05, arms=7) / half_width(noise, 0.05)
+    assert ratio[0] == pytest.approx(quantile(1e9, 0.05 / 21) / quantile(1e9), rel=1e-3)
 
 
 def test_pooled_seeds_have_the_degrees_of_freedom_of_all_arms() -> None:

@@ -84,12 +84,12 @@ def test_no_number_of_images_helps_against_seeds_and_the_other_way_round() -> No
 
 def test_of_detectors_it_is_quantile_and_power_times_the_deviation() -> None:
     noise = Noise(
-        images=np.float64(0.0004),
-        shared=np.float64(0.0004),
-        own=np.float64(0),
+        images=np.array(0.0004),
+        shared=np.array(0.0004),
+        own=np.array(0.0),
         seeds=np.array([np.nan, np.nan]),
         seed_freedom=np.zeros(2),
-        image_freedom=np.float64(1e6),
+        image_freedom=np.array(1e6),
     )
     assert visible_between_detectors(noise, 0.05) == pytest.approx((1.96 + 0.8416) * 0.02, rel=1e-3)
     assert noise_of([noise], 100) is None
