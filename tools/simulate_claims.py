@@ -117,7 +117,8 @@ def quality_curve(rng: np.random.Generator, num_images: int = 20_000) -> tuple[F
     once = np.ones((1, num_images), np.int32)
     taste = rng.normal(0, TASTE, num_images)
     ap = np.array([ap_of(detect(np.random.default_rng(1), scene, q, taste), once)[0] for q in qualities])
-    return qualities, np.polyval(np.polyfit(qualities, ap, 3), qualities)
+    smooth = np.polynomial.Polynomial.fit(qualities, ap, 3)
+    return qualities, np.asarray(smooth(qualities), np.float64)
 
 
 def experiments(

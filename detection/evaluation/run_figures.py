@@ -22,7 +22,7 @@ from detection.evaluation.report import VocMetric
 from detection.evaluation.tide import ERROR_TYPES, error_gains, match_errors
 from detection.evaluation.voc import match_voc, voc_precision
 
-__all__ = ["ERROR_KEYS", "run_statistic"]
+__all__ = ["ERROR_KEYS", "run_statistic", "statistic_of_boxes"]
 
 ERROR_KEYS = ("tide.AP50", *(f"tide.{name}" for name in ERROR_TYPES))
 _AREAS: dict[str, Area] = {"s": "small", "m": "medium", "l": "large"}  # by the end of a number's name
@@ -44,6 +44,15 @@ def run_statistic(
     masks = bool(records) and all(r.masks is not None and r.gt_masks is not None for r in records)
     parts = [_coco(records, class_names, iou_type) for iou_type in (("bbox", "segm") if masks else ("bbox",))]
     return _joined([*parts, _voc(records, class_names, voc_metric), _errors(records, class_names)])
+
+
+def statistic_of_boxes(matches: MatchedRecords) -> Statistic:
+    """Returns AP, AP50 and AP75 of matched boxes of all areas."""
+    return Statistic(
+        names=tuple(f"bbox.{name}" for name in COCO_CLASS_NUMBERS),
+        compute=lambda weights: mean_over_classes(_three(average_precision(matches, weights))),
+        images=np.full(len(COCO_CLASS_NUMBERS), _with_objects(matches).any(axis=0).sum()),
+    )
 
 
 def _coco(records: Sequence[Record], class_names: Sequence[str], iou_type: IouType) -> Statistic:

@@ -155,8 +155,8 @@ def test_some_pair_of_many_equal_methods_is_claimed_in_one_of_twenty_at_most(
 
 
 def test_critical_values_of_many_arms_with_many_seeds_are_those_of_all_pairs() -> None:
-    arms = [flat(list(np.linspace(0, 1, 2000))) for _ in range(2)]
-    noise = pair_noise(*arms, IMAGES)
+    arm = flat(np.linspace(0, 1, 2000).tolist())
+    noise = pair_noise(arm, arm, IMAGES)
     ratio = half_width(noise, 0.05, arms=7) / half_width(noise, 0.05)
     assert ratio[0] == pytest.approx(quantile(1e9, 0.05 / 21) / quantile(1e9), rel=1e-3)
 
