@@ -231,3 +231,19 @@ def test_a_broken_file_is_told_in_one_line(write: Write, tmp_path: Path, resdet:
     assert outcome.status == 1
     assert "bad.json" in outcome.err
     assert "image_id is 99" in outcome.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_is_readable_in_a_browser(
+    write: Write, tmp_path: Path, inspect_page: Callable[..., dict[str, Any]], width: int
+) -> None:
+    truth = make_truth()
+    skills = {"cascade_rcnn_swin_large_fpn": 0.9, "b": 0.6, "c": 0.5}
+    files = {
+        name: [write(f"{name}{seed}.json", find(truth, skill=skill, seed=seed)) for seed in range(2)]
+        for name, skill in skills.items()
+    }
+    found = write_evaluation(write("gt.json", truth), files, tmp_path / "out")
+    seen = inspect_page(found.page, width)
+    assert seen == {"width": width, "over": 0, "outside": [], "overlap": [], "pale": []}
