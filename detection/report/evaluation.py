@@ -105,7 +105,7 @@ def _page(numbers: dict[str, Any]) -> Page:
             ("Ground truth", numbers["ground_truth"]),
             ("Images", f"{numbers['images']:,}"),
             ("Classes", str(len(numbers["class_names"]))),
-            *((name, ", ".join(variant["files"])) for name, variant in variants.items()),
+            *((name, ", ".join(Path(file).name for file in variant["files"])) for name, variant in variants.items()),
         ],
         sections=[section for section in sections if section.blocks],
         lead=lead(numbers),

@@ -151,9 +151,10 @@ def _more(numbers: dict[str, Any]) -> str:
     ]
     if not ways:
         return "What it would take to know more can't be computed from these runs."
-    seen = (
-        "" if plan.get("visible") is None else f" True gaps of {100 * plan['visible']:.1f} are seen 8 times in 10 now."
-    )
+    visible = plan.get("visible")
+    seen = "" if visible is None else f" True gaps of {100 * visible:.1f} are seen 8 times in 10 now."
+    if visible is not None and visible >= 1:
+        seen = " No gap at all is sure to be seen now."
     return f"To see a gap of {100 * plan['gap']:g} AP: {', or '.join(ways)}.{seen}"
 
 

@@ -65,6 +65,12 @@ def test_one_seed_says_nothing_of_methods() -> None:
     assert "a second seed of a and of b" in third
 
 
+def test_a_gap_beyond_all_ap_is_not_promised() -> None:
+    (*_, third) = lead(numbers({"a": 0.3, "b": 0.5}, 0.1, planning=PLAN | {"visible": 2.285}))
+    assert "228" not in third
+    assert "No gap" in third
+
+
 def test_a_single_arm_has_no_verdict() -> None:
     assert lead(numbers({"a": 0.3}, 0.1)) == []
 
