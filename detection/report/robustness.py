@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from detection.data.corruptions import CORRUPTIONS
 from detection.data.index import AnnotationIndex
+from detection.evaluation.average_precision import average_precision, mean_over_classes
 from detection.evaluation.inference import compare_samples
-from detection.evaluation.jackknife import Sample, jackknife
+from detection.evaluation.jackknife import Sample, Statistic, jackknife
 from detection.evaluation.matching import match
 from detection.evaluation.record import Record
-from detection.evaluation.run_figures import statistic_of_boxes
 from detection.evaluation.text_table import text_table
 from detection.files import write_text
 from detection.pages.page import Section, Table
@@ -97,4 +99,11 @@ def robustness_section(variants: Mapping[str, dict[str, Any] | None], confidence
 
 
 def _sample(index: AnnotationIndex, records: Sequence[Record]) -> Sample:
-    return jackknife(statistic_of_boxes(match(records, index.class_names)), len(records))
+    matches = match(records, index.class_names)
+    with_objects = np.stack([found.num_objects > 0 for found in matches.classes]).any(axis=0)
+    ap = Statistic(
+        names=(AP,),
+        compute=lambda weights: mean_over_classes(average_precision(matches, weights).mean(axis=2))[:, None],
+        images=np.array([with_objects.sum()]),
+    )
+    return jackknife(ap, len(records))
