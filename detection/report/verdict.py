@@ -128,21 +128,24 @@ def _cheapest(numbers: dict[str, Any], left: Sequence[str]) -> str:
     for unit, read in COSTS:
         costs = {name: read(variant.get("costs", {})) for name, variant in numbers["variants"].items()}
         known = {name: cost for name, cost in costs.items() if cost is not None}
-        if not all(name in known for name in left):
+        measured = [name for name in left if name in known]
+        if not measured:
             continue
-        name = min(left, key=lambda name: known[name])
+        name = min(measured, key=lambda name: known[name])
         others = [f"{n} ({number(cost)})" for n, cost in known.items() if n not in left and cost < known[name]]
         cheaper = f"; cheaper, but proven worse: {_listed(others)}" if others else ""
+        unknown = [n for n in left if n not in known]
+        unmeasured = f"; not measured: {_listed(unknown)}" if unknown else ""
         subject = f"{name} takes" if len(left) == 1 else f"The cheapest of those not proven worse is {name},"
-        return f"{subject} {number(known[name])} {unit}{cheaper}."
+        return f"{subject} {number(known[name])} {unit}{cheaper}{unmeasured}."
     return "Costs were not measured, so that the cheapest is not known."
 
 
 def _more(numbers: dict[str, Any]) -> str:
     """Returns what it would take to know more."""
-    missing = list(dict.fromkeys(pair["missing"] for pair in numbers["pairs"] if pair["missing"]))
-    if missing:
-        return f"To say anything of the methods takes {_listed(missing)}."
+    if any(pair["missing"] for pair in numbers["pairs"]):
+        single = [name for name, variant in numbers["variants"].items() if len(variant["seeds"]) < 2]
+        return f"To say anything of the methods takes a second seed of {_listed(single)}."
     plan = numbers.get("planning") or {}
     ways = [
         f"{plan[key]:,} {what}"

@@ -82,7 +82,7 @@ def read_results(path: Path, known: Known) -> Results:
             _add(columns, mapping(entry, "the entry"), rows, labels, known, with_masks=with_masks)
         except ValueError as error:
             problems.append(Problem("error", f"entry {position}", str(path), str(error)))
-    refuse_errors(problems, str(path), repair=_hint(entries, known) or known.repair)
+    refuse_errors(problems, str(path), repair=_hint(entries, known) or known.repair, rest="")
     images = np.array(columns.images, np.int64)
     order = np.argsort(images, kind="stable")
     return Results(

@@ -87,7 +87,7 @@ def read_truth(path: Path) -> Truth:
                 add(read, mapping(record, "the record"))
             except ValueError as error:
                 read.problems.append(Problem("error", f"{kind}[{position}]", str(path), str(error)))
-    refuse_errors(read.problems, str(path))
+    refuse_errors(read.problems, str(path), rest="")
     return _pack(read)
 
 
@@ -179,5 +179,5 @@ def _masks(read: _Read, objects: Sequence[_Object]) -> tuple[RLE, ...] | None:
             masks.append(to_rle(one.segmentation, size, may_be_empty=True) if known else empty_rle(size))
         except ValueError as error:
             problems.append(Problem("error", f"mask in image {one.image}", str(read.path), str(error)))
-    refuse_errors(problems, str(read.path))
+    refuse_errors(problems, str(read.path), rest="")
     return tuple(masks)

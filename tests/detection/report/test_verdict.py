@@ -28,7 +28,8 @@ def numbers(
             missing = None if seeds else f"a second seed of {a} and of {b}"
             methods = own if seeds else None
             pairs.append({"a": a, "b": b, "detectors": own, "methods": methods, "missing": missing})
-    variants = {name: {"costs": {"gflops": costs[name]} if costs else {}} for name in names}
+    gflops = {name: {"gflops": cost} for name, cost in (costs or {}).items()}
+    variants = {name: {"costs": gflops.get(name, {}), "seeds": [0, 1] if seeds else [0]} for name in names}
     return {"variants": variants, "pairs": pairs, "confidence": 0.95, "planning": planning}
 
 
@@ -58,11 +59,17 @@ def test_without_a_winner_the_cheapest_that_is_not_proven_worse_is_named() -> No
     assert "is a, 5.0 GFLOPs" in second
 
 
+def test_an_arm_without_costs_is_named() -> None:
+    _, second, _ = lead(numbers({"a": 0.30, "b": 0.31, "c": 0.32}, 0.03, costs={"a": 5, "b": 9}, planning=PLAN))
+    assert "is a, 5.0 GFLOPs" in second
+    assert "not measured: c" in second
+
+
 def test_one_seed_says_nothing_of_methods() -> None:
     first, second, third = lead(numbers({"a": 0.3, "b": 0.5}, 0.1, seeds=False))
     assert "this very detector on other images" in first
     assert "not known" in second
-    assert "a second seed of a and of b" in third
+    assert "a second seed of a and b" in third
 
 
 def test_a_gap_beyond_all_ap_is_not_promised() -> None:
