@@ -27,6 +27,8 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#00
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 WIDTH = 4.8  # inches of 72 units; the page shows it as wide as a phone, so that 10 points stay readable
+PLOT_WIDTH, PLOT_HEIGHT = 285, 190  # points of the area inside the axes of a scatter, about
+CHARACTER_WIDTH, LINE_HEIGHT = 6.2, 12  # points, of the wider letters
 LABEL_WIDTH = 48  # characters of a line below an axis
 MAX_NUMBERS = 12  # classes of a matrix whose counts fit into its cells
 
@@ -76,10 +78,9 @@ def scatter(name: str, points: Sequence[Point], *, x_label: str, y_label: str) -
         axes.plot(*zip(*front, strict=True) if front else ([], []), color="#999999", linestyle="--", zorder=1)
         for number, point in enumerate(points):
             _dot(axes, point.cost, point.bar, _look(number), vertical=True, hollow=not point.on_front)
-            place = point.cost, 100 * (point.bar.value or 0)
-            axes.annotate(printable(point.name), place, (7, 6), textcoords="offset points")
         axes.margins(x=0.25, y=0.15)
         axes.set_xlim(left=0)
+        _label(axes, points)
         axes.set(xlabel=x_label, ylabel=y_label)
 
     return _draw(name, fill, height=3.4)
@@ -181,6 +182,26 @@ def matrix(name: str, counts: NDArray[np.int64], labels: Sequence[str], *, x_lab
 def _wrapped(label: str) -> str:
     """Returns the label of an axis in lines that fit below it."""
     return textwrap.fill(printable(label), LABEL_WIDTH)
+
+
+def _label(axes: Axes, points: Sequence[Point]) -> None:
+    """Writes the name of each point beside it, where it covers no other name."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    taken: list[tuple[float, float, float]] = []  # left, bottom and width of a name, in points
+    for point in sorted(points, key=lambda point: point.cost):
+        name, value = printable(point.name), 100 * (point.bar.value or 0)
+        x, y = PLOT_WIDTH * (point.cost - left) / (right - left), PLOT_HEIGHT * (value - low) / (high - low)
+        width = CHARACTER_WIDTH * len(name)
+        places = [(7 if side else -7 - width, 6 + 13 * step) for step in (0, -1, 1, -2, 2, 3) for side in (True, False)]
+        fitting = [(dx, dy) for dx, dy in places if x + dx >= 0 and not _covers(x + dx, y + dy, width, taken)]
+        dx, dy = (fitting or places)[0]
+        taken.append((x + dx, y + dy, width))
+        axes.annotate(name, (point.cost, value), (dx, dy), textcoords="offset points")
+
+
+def _covers(x: float, y: float, width: float, taken: Sequence[tuple[float, float, float]]) -> bool:
+    """Returns whether a name at (x, y) covers one of those (left, bottom, width) that stand already."""
+    return any(x < left + other and left < x + width and abs(y - bottom) < LINE_HEIGHT for left, bottom, other in taken)
 
 
 def _look(number: int) -> tuple[str, str, Any]:

@@ -249,6 +249,8 @@ def _cost_row(name: str, variant: dict[str, Any]) -> list[str]:
 def _worth_rows(numbers: dict[str, Any]) -> list[list[str]]:
     rows = []
     for name, variant in numbers["variants"].items():
+        if variant["files"]:
+            continue
         fronts = [what for what, key in (("GFLOPs", "gflops"), ("time", "latency")) if variant["pareto"][key]]
         ratios = (_scaled(variant[key]) for key in ("ap_per_gflop", "ap_per_ms"))
         rows.append([name, spread(variant["metrics"]["AP"]), *ratios, " and ".join(fronts) or "no"])

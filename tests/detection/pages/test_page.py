@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from detection.pages.page import Figure, Links, Notice, Page, Pictures, Section, Table, Text, write_page
-from detection.pages.plots import Bar, forest
+from detection.pages.plots import Bar, Point, forest, scatter
 
 Inspect = Callable[..., dict[str, Any]]
 
@@ -157,6 +157,21 @@ class TestInABrowser:
             seen = inspect_page(path, 390, script=f"{script}{shown}")  # what is pale is told
             found.append(seen["pale"][0].partition(" ")[2].partition(":")[0])
         assert found == ["b/a/c 10/c 9/y", "c 10/c 9/b/a/y", "b/c 9/c 10/a/y", "a/b/c 9/c 10/y"]
+
+    def test_names_of_points_that_lie_together_stay_apart(self, tmp_path: Path, inspect_page: Inspect) -> None:
+        points = [
+            Point(
+                name=f"backbone {i}",
+                cost=10 + 0.3 * i,
+                bar=Bar(value=0.4 + 0.001 * i, low=0.3, high=0.5),
+                on_front=True,
+            )
+            for i in range(5)
+        ]
+        svg = scatter("s", points, x_label="GFLOPs", y_label="AP")
+        page = Page("t", "s", [], [Section("s", [Figure("s", svg, "c", "a")])])
+        seen = inspect_page(write_page(page, tmp_path, "report"), 390)
+        assert (seen["overlap"], seen["outside"]) == ([], [])
 
     def test_it_prints_to_pages(self, tmp_path: Path, print_page: Callable[[Path], bytes]) -> None:
         pdf = print_page(write_page(make_page(rows=120), tmp_path, "report"))
