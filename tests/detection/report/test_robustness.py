@@ -68,7 +68,7 @@ def test_tables_show_the_variants_that_were_tested(corrupted: Callable[[int], Pa
     assert isinstance(reached, Table)
     assert lost.header == ["images", "a"]
     assert [row[0] for row in reached.rows] == ["clean", *(corruption.name for corruption in CORRUPTIONS)]
-    assert dict(map(tuple, lost.rows))["blur_3"].endswith("*")
+    assert {row[0]: row[1] for row in lost.rows}["blur_3"].endswith("*")
     assert robustness_section({"b": None}, 0.95).blocks == []
 
 
