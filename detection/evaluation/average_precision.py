@@ -43,9 +43,9 @@ def _class_ap(found: ClassMatches, weights: NDArray[np.integer]) -> NDArray[np.f
     num_objects = weights @ found.num_objects
     copies = np.take(weights, found.images, axis=1)  # (B, D)
     seen = np.cumsum(copies, axis=1, dtype=np.int32)
-    ap = np.empty((len(weights), found.hits.shape[1]))
-    for t, (hit, ignored) in enumerate(zip(found.hits.T, found.ignored.T, strict=True)):
-        hits, ignored_rows = np.flatnonzero(hit), np.flatnonzero(ignored)
+    ap = np.zeros((len(weights), found.hits.shape[1]))
+    for t in np.flatnonzero(found.hits.any(axis=0)).tolist():
+        hits, ignored_rows = np.flatnonzero(found.hits[:, t]), np.flatnonzero(found.ignored[:, t])
         true = np.cumsum(np.take(copies, hits, axis=1), axis=1, dtype=np.int32)
         positives = np.take(seen, hits, axis=1)
         if len(ignored_rows):
