@@ -6,6 +6,7 @@
     config = resdet.load_config(resdet.DetectionConfig, resdet.find_config("bccd/resnet18_c4"), ["solver.base_lr=0.01"])
     result = resdet.train(config, Path("output/mine"))
     result = resdet.test(config, resdet.load("output/mine"), Path("output/mine/test"))
+    found = resdet.evaluate(Path("val.json"), {"yolo": [Path("yolo.json")]}, Path("output/evaluation"))
 
 A name is imported when it is first used, so that importing this module takes no PyTorch.
 """
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from detection.packaged import find_config
     from detection.predictor import Predictor
     from detection.report.compare import run_comparison as compare
+    from detection.report.evaluation import write_evaluation as evaluate
     from detection.tasks.test import run_test as test
     from detection.tasks.train import run_training as train
 
@@ -36,6 +38,7 @@ __all__ = [
     "Predictor",
     "__version__",
     "compare",
+    "evaluate",
     "find_config",
     "load",
     "load_config",
@@ -50,6 +53,7 @@ _HOMES = {
     "DetectionConfig": "detection.config.detection:DetectionConfig",
     "Predictor": "detection.predictor:Predictor",
     "compare": "detection.report.compare:run_comparison",
+    "evaluate": "detection.report.evaluation:write_evaluation",
     "find_config": "detection.packaged:find_config",
     "load": "detection.engine.checkpoint:read_checkpoint",
     "load_config": "detection.config.load:load_config",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as pycocotools_mask
 from torch import Tensor
 
-__all__ = ["RLE", "count_pixels", "decode", "empty_rle", "encode", "is_empty", "to_rle"]
+__all__ = ["RLE", "around", "count_pixels", "decode", "empty_rle", "encode", "is_empty", "to_rle"]
 
 # pycocotools takes some 100 bytes for every pixel along an edge, also outside the image.
 MAX_COORDINATE = 1e5  # pixels
@@ -33,13 +33,14 @@ class RLE(TypedDict):
     counts: bytes  # run lengths down the columns, compressed to ASCII
 
 
-def to_rle(segmentation: object, size: tuple[int, int]) -> RLE:
+def to_rle(segmentation: object, size: tuple[int, int], *, may_be_empty: bool = False) -> RLE:
     """The mask that a COCO ``segmentation`` describes in an image of ``size``.
 
     Args:
         segmentation: polygons [[x, y, x, y, ...], ...] in pixels, whose union is the mask, or an RLE
             {"size": [height, width], "counts": run lengths, plain or compressed}.
         size: (height, width) of the image.
+        may_be_empty: a mask without a pixel is no error, as of a detection.
 
     Raises:
         ValueError: a polygon with fewer than 3 points or no finite numbers, outlines longer than any object's, run
@@ -54,7 +55,7 @@ def to_rle(segmentation: object, size: tuple[int, int]) -> RLE:
         rle: RLE = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
     else:
         raise ValueError(f"segmentation is {_short(segmentation)}, expected polygons or an RLE")
-    if is_empty(rle):
+    if not may_be_empty and is_empty(rle):
         raise ValueError("its mask covers no pixel of the image")
     return rle
 
@@ -67,6 +68,12 @@ def empty_rle(size: tuple[int, int]) -> RLE:
 def is_empty(rle: RLE) -> bool:
     """Whether a mask has no pixel."""
     return not coco_mask.area(rle)
+
+
+def around(rle: RLE) -> tuple[float, float, float, float]:
+    """Returns the box x1, y1, x2, y2 around a mask; zeros where it has no pixel."""
+    x, y, width, height = coco_mask.toBbox(rle).tolist()
+    return x, y, x + width, y + height
 
 
 def encode(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> RLE:

@@ -40,12 +40,12 @@ def draw_record(
 
 def draw_boxes(
     image: NDArray[np.uint8],
-    boxes: NDArray[np.float32],
-    scores: NDArray[np.float32],
+    boxes: NDArray[np.floating],
+    scores: NDArray[np.floating],
     labels: NDArray[np.int64],
     class_names: Sequence[str],
     *,
-    gt_boxes: NDArray[np.float32] | None = None,
+    gt_boxes: NDArray[np.floating] | None = None,
     masks: Sequence[RLE] | None = None,
 ) -> NDArray[np.uint8]:
     """A copy of ``image`` (H, W, 3) RGB with ``boxes`` (N, 4), best first, and ``gt_boxes`` (G, 4) in thin white.
@@ -83,7 +83,7 @@ def save_picture(path: Path, image: NDArray[np.uint8]) -> None:
         raise ValueError(f"can't write the picture {path}: {error}") from error
 
 
-def _rectangle(canvas: NDArray[np.uint8], box: NDArray[np.float32], color: tuple[int, int, int], width: int) -> None:
+def _rectangle(canvas: NDArray[np.uint8], box: NDArray[np.floating], color: tuple[int, int, int], width: int) -> None:
     x1, y1, x2, y2 = (round(float(value)) for value in box)
     cv2.rectangle(canvas, (x1, y1), (x2, y2), color, width, cv2.LINE_AA)
 
@@ -98,7 +98,7 @@ def _fill(canvas: NDArray[np.uint8], rle: RLE, color: tuple[int, int, int]) -> N
     cv2.drawContours(canvas, contours, -1, color, 1)
 
 
-def _caption(canvas: NDArray[np.uint8], text: str, box: NDArray[np.float32], color: tuple[int, int, int]) -> None:
+def _caption(canvas: NDArray[np.uint8], text: str, box: NDArray[np.floating], color: tuple[int, int, int]) -> None:
     (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
     x, y = round(float(box[0])), max(round(float(box[1])), height + baseline)
     cv2.rectangle(canvas, (x, y - height - baseline), (x + width, y), color, cv2.FILLED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,9 @@ def _test_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--submit", action="store_true", help="write submission/, the files that the challenge's server reads"
     )
+    parser.add_argument(
+        "--robustness", action="store_true", help="test also blurred, noisy, darker and JPEG-coded images"
+    )
     parser.add_argument("--proposals", action="store_true", help="only the RPN: average recall at 100, 300, 1000")
 
 
@@ -87,6 +90,8 @@ def _test(args: Namespace) -> Call:
     if bool(args.zoo) == bool(name or args.weights) or bool(name) != bool(args.weights):
         wrong = "--weights is" if name else "the config, RUN/config.yaml of a run, is" if args.weights else "both are"
         raise UsageError(f"give a config and --weights, or --zoo alone{'' if args.zoo else f'; {wrong} missing'}")
+    if args.robustness and (args.ensemble or args.proposals):
+        raise UsageError("--robustness tests one detector's boxes; leave out --ensemble and --proposals")
     if args.submit and (args.limit or args.proposals):
         raise UsageError("--submit takes the detections of the whole split; leave out --limit and --proposals")
     published = ""
@@ -113,7 +118,13 @@ def _test(args: Namespace) -> Call:
         submit=args.submit,
     )
     more = [name for name, asked in (("pictures", args.visualize), ("submission", args.submit)) if asked]
-    return test, partial(_show_test, output=output, published=published, folders=more)
+    show = partial(_show_test, output=output, published=published, folders=more)
+    if not args.robustness:
+        return test, show
+    from detection.tasks.robustness import run_corrupted
+
+    corrupted = partial(run_corrupted, config, checkpoint, output, limit=args.limit)
+    return lambda: (test(), corrupted()), partial(_show_robustness, show=show, output=output)
 
 
 def _from_zoo(name: str) -> tuple[Path, str]:
@@ -144,6 +155,17 @@ def _show_test(result: dict[str, Any], *, output: Path, published: str, folders:
     print(f"result: {output / 'result.json'}  detections: {output / 'detections.json'}")
     for folder in folders:
         print(f"{folder}: {output / folder}")
+
+
+def _show_robustness(
+    results: tuple[dict[str, Any], None], *, show: Callable[[dict[str, Any]], None], output: Path
+) -> None:
+    from detection.engine.distributed import is_main
+    from detection.report.robustness import write_robustness
+
+    show(results[0])
+    if is_main():
+        print(write_robustness(output))
 
 
 PREDICT = """

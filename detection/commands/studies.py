@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from functools import partial
 from pathlib import Path
 
-from detection.commands.base import Call, Command, config_options, positive, read_config
+from detection.commands.base import Call, Command, config_options, fraction, positive, read_config
 from detection.config.detection import DetectionConfig
 from detection.packaged import CONFIGS, find_config
 
@@ -22,6 +22,7 @@ examples:
   resdet compare configs/experiments/bccd.yaml
   resdet compare configs/experiments/voc_table7.yaml --gpus 0,1
   resdet compare configs/experiments/voc_table7.yaml --index $SLURM_ARRAY_TASK_ID
+  resdet compare configs/experiments/bccd.yaml --latency-on cpu --threads 1
 """
 
 
@@ -31,19 +32,28 @@ def _compare_options(parser: ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, help="runs at once (default: one, or one per GPU)")
     parser.add_argument("--gpus", default="", help="GPUs that runs are placed on, such as 0,1")
     parser.add_argument("--retry-failed", action="store_true", help="go on with failed runs too")
+    parser.add_argument("--robustness", action="store_true", help="test every run also on corrupted images")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--dry-run", action="store_true", help="only show the runs, and their hours from timed steps")
     only.add_argument("--index", type=int, metavar="I", help="only run I of --dry-run, for arrays of jobs")
     only.add_argument("--costs", metavar="VARIANT", help="only measure the costs of a variant")
     only.add_argument("--report-only", action="store_true", help="only write the report of what is there")
+    only.add_argument("--latency-on", choices=("cpu", "cuda"), help="only time the variants on this machine")
+    parser.add_argument("--threads", type=positive, help="with --latency-on cpu (default: torch's choice)")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="with --latency-on")
+    parser.add_argument("--batch", type=positive, default=1, help="images at once, with --latency-on")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the base, such as data.root=/data")
 
 
 def _compare(args: Namespace) -> Call:
     path = find_config(args.experiment)
+    from detection.experiments.latency import Place
     from detection.experiments.runs import Placement
-    from detection.report.compare import measure_costs, plan_comparison, run_comparison
+    from detection.report.compare import measure_costs, measure_latency, plan_comparison, run_comparison
 
+    if args.latency_on:
+        place = Place(device=args.latency_on, threads=args.threads, precision=args.precision, batch=args.batch)
+        return partial(measure_latency, path, args.output_dir, place=place, overrides=args.overrides), lambda _: None
     if args.costs:
         costs = partial(measure_costs, path, args.output_dir, variant=args.costs, overrides=args.overrides)
         return costs, lambda _: None
@@ -53,6 +63,7 @@ def _compare(args: Namespace) -> Call:
     if args.dry_run:
         return partial(plan_comparison, path, args.output_dir, **common), print
     train = {"retry_failed": args.retry_failed, "only": args.index, "train": not args.report_only}
+    train["robustness"] = args.robustness
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is Ctrl-C: the runs save
     return partial(run_comparison, path, args.output_dir, **common, **train), _show_comparison
 
@@ -76,15 +87,51 @@ examples:
 def _analyze_options(parser: ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory; two are compared")
     parser.add_argument("--output-dir", type=Path, help="for the page (default: analysis/ in the last run directory)")
-    parser.add_argument("--resamples", type=int, help="for the intervals")
 
 
 def _analyze(args: Namespace) -> Call:
-    from detection.report.analysis import RESAMPLES, write_analysis
+    from detection.report.analysis import write_analysis
 
     output = args.output_dir or args.runs[-1] / "analysis"
-    resamples = RESAMPLES if args.resamples is None else args.resamples
-    return partial(write_analysis, args.runs, output, resamples=resamples), lambda page: print(f"analysis: {page}")
+    return partial(write_analysis, args.runs, output), lambda page: print(f"analysis: {page}")
+
+
+EVALUATE = """
+Judges detections of any program in COCO's results format: COCO's and VOC's numbers with intervals, per class, types of
+errors, curves, confusions, calibration, the score for a wished precision or recall, and the comparison of methods.
+Several files of a method are its seeds. No image is opened.
+
+examples:
+  resdet evaluate --gt instances_val.json --detections yolo.json detr.json
+  resdet evaluate --gt instances_val.json --detections yolo=y1.json,y2.json,y3.json detr=d1.json,d2.json,d3.json
+"""
+
+
+def _evaluate_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--gt", type=Path, required=True, metavar="ANNOTATIONS", help="a JSON file in COCO's format")
+    parser.add_argument(
+        "--detections", nargs="+", required=True, metavar="FILE", help="A.json, or NAME=A1.json,A2.json for seeds"
+    )
+    parser.add_argument("--output-dir", type=Path, default=Path("output/evaluation"), help="(default: %(default)s)")
+    parser.add_argument("--voc-metric", choices=("11point", "area", "imagenet"), default="area", help="of VOC mAP")
+    parser.add_argument("--precision", type=fraction, default=0.9, help="to find a score for (default: %(default)s)")
+    parser.add_argument("--recall", type=fraction, default=0.9, help="to find a score for (default: %(default)s)")
+
+
+def _evaluate(args: Namespace) -> Call:
+    from detection.report.calibration import Wanted
+    from detection.report.evaluation import write_evaluation
+    from detection.tasks.evaluate import name_files
+
+    evaluate = partial(
+        write_evaluation,
+        args.gt,
+        name_files(args.detections),
+        args.output_dir,
+        voc_metric=args.voc_metric,
+        wanted=Wanted(precision=args.precision, recall=args.recall),
+    )
+    return evaluate, lambda written: print(f"{written.tables}\nevaluation: {written.page}")
 
 
 METHODS = """
@@ -129,5 +176,6 @@ def _methods(args: Namespace) -> Call:
 COMMANDS = {
     "compare": Command("Compares backbones", _compare_options, _compare, COMPARE),
     "analyze": Command("Shows what goes wrong in one run, or how two differ", _analyze_options, _analyze, ANALYZE),
+    "evaluate": Command("Judges detections of any program", _evaluate_options, _evaluate, EVALUATE),
     "methods": Command("Tests a detector under a table of settings, Table 9", _methods_options, _methods, METHODS),
 }

@@ -16,7 +16,7 @@ from detection.data.copy_paste import choose, paste
 from detection.data.images import ImageError
 from detection.data.index import AnnotationIndex
 from detection.data.proposals import StoredProposals
-from detection.data.transforms import Augment, Scaling
+from detection.data.transforms import Augment, Change
 from detection.padded import Regions, Targets
 from detection.structures import ImageBatch, Proposals, Target
 
@@ -70,6 +70,7 @@ class DetectionDataset(Dataset[Sample]):
         proposals: of every image, from a file.
         fields: that targets have.
         copy_paste: probability that objects are pasted, which needs their masks.
+        corrupt: before anything else, to test under worse conditions.
 
     Raises:
         ValueError: fields that ``index`` lacks, or together with proposals.
@@ -79,12 +80,13 @@ class DetectionDataset(Dataset[Sample]):
         self,
         index: AnnotationIndex,
         *,
-        resize: Scaling,
+        resize: Change,
         augment: Augment | None = None,
         seed: int = 0,
         proposals: StoredProposals | None = None,
         fields: Collection[str] = (),
         copy_paste: float = 0.0,
+        corrupt: Change | None = None,
     ) -> None:
         index.require(fields)
         if fields and proposals is not None:
@@ -92,7 +94,7 @@ class DetectionDataset(Dataset[Sample]):
                 f"{', '.join(fields)} can't be trained on proposals from a file; leave data.proposals empty"
             )
         self.index, self.resize, self.augment, self.seed = index, resize, augment, seed
-        self.proposals, self.fields, self.copy_paste = proposals, fields, copy_paste
+        self.proposals, self.fields, self.copy_paste, self.corrupt = proposals, fields, copy_paste, corrupt
         self.pasted_from = index.num_wanted().nonzero().flatten() if copy_paste else None
 
     def __len__(self) -> int:
@@ -130,6 +132,8 @@ class DetectionDataset(Dataset[Sample]):
         target = self.index.target(row, fields=self.fields)
         if self.proposals is not None:
             target = _with_proposals(target, self.proposals.of(row))
+        if self.corrupt is not None:
+            image, target = self.corrupt(image, target, seed=seed)
         if self.augment is not None:
             image, target = self.augment(image, target, seed=seed)
         return self.resize(image, target, seed=seed)

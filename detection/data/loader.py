@@ -18,7 +18,7 @@ from detection.data.index import AnnotationIndex
 from detection.data.problems import summarize
 from detection.data.proposals import read_proposals
 from detection.data.samplers import TestBatches, TrainBatches, repeat_factors
-from detection.data.transforms import Augment, Jitter, RandomResize, Resize, Scaling
+from detection.data.transforms import Augment, Change, Jitter, RandomResize, Resize
 from detection.data.workers import Loader, start_worker
 from detection.fields.table import FIELDS
 
@@ -93,7 +93,7 @@ def build_train_loader(
     start: int = 0,
     pin: bool = False,
     share: tuple[int, int] = (0, 1),
-    resize: Scaling | None = None,
+    resize: Change | None = None,
     copy_paste: float = 0.0,
     repeat_threshold: float = 0.0,
     proposals: Path | None = None,
@@ -168,10 +168,11 @@ def build_test_loader(
     *,
     batch_size: int = 1,
     rows: Sequence[int] | None = None,
+    corrupt: Change | None = None,
     pin: bool = False,
 ) -> DataLoader[Batch]:
-    """Every image of ``index`` once (or only ``rows``), resized and not augmented."""
-    dataset = DetectionDataset(index, resize=Resize(config.shorter_side, config.longer_side))
+    """Every image of ``index`` once (or only ``rows``), resized and not augmented; ``corrupt`` changes them before."""
+    dataset = DetectionDataset(index, resize=Resize(config.shorter_side, config.longer_side), corrupt=corrupt)
     batches = TestBatches(range(len(index)) if rows is None else rows, batch_size=batch_size)
     return make_loader(dataset, batches, workers=config.workers, pin=pin)
 
@@ -205,7 +206,7 @@ def _nothing_wanted(index: AnnotationIndex) -> str:
     )
 
 
-def _train_resize(config: DetectorDataConfig) -> Scaling:
+def _train_resize(config: DetectorDataConfig) -> Change:
     if config.jitter is not None:
         return Jitter(config.jitter.size, config.jitter.low, config.jitter.high)
     if config.train_shorter_sides:

@@ -35,8 +35,15 @@ class Problem:
         return f"{self.file}: {self.kind}: {self.detail}"
 
 
-def refuse_errors(problems: Sequence[Problem], source: str, *, most: int = 10, repair: str = "") -> None:
-    """Raises if any of ``problems`` is an error; ``repair`` ends the message.
+def refuse_errors(
+    problems: Sequence[Problem],
+    source: str,
+    *,
+    most: int = 10,
+    repair: str = "",
+    rest: str = "; resdet check lists them all",
+) -> None:
+    """Raises if any of ``problems`` is an error; ``repair`` ends the message, and ``rest`` the line of how many more.
 
     Raises:
         ValueError: names up to ``most`` errors and says how many there are.
@@ -46,7 +53,7 @@ def refuse_errors(problems: Sequence[Problem], source: str, *, most: int = 10, r
         return
     lines = [f"  {error}" for error in errors[:most]]
     if len(errors) > most:
-        lines.append(f"  ... and {len(errors) - most} more; resdet check lists them all")
+        lines.append(f"  ... and {len(errors) - most} more{rest}")
     raise ValueError(f"{source} has {len(errors)} error{'s' * (len(errors) > 1)}:\n" + "\n".join(lines) + repair)
 
 

@@ -35,14 +35,14 @@ if _update is None:
 else:
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = _update
 
-__all__ = ["Augment", "Jitter", "RandomResize", "Resize", "Scaling"]
+__all__ = ["Augment", "Change", "Jitter", "RandomResize", "Resize"]
 
 PADDING = (124, 116, 104)  # of a canvas: ImageNet's mean colour, which normalisation makes about zero
 MIN_SIDE = 1.0  # pixels
 
 
-class Scaling(Protocol):
-    """How an image and its target get to the detector's scale."""
+class Change(Protocol):
+    """What changes an image and its target together: an augmentation, a scale, a corruption."""
 
     def __call__(
         self, image: NDArray[np.uint8], target: Target, *, seed: Sequence[int]

@@ -17,7 +17,7 @@ from detection.boxes import clip, scale
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
 from detection.engine.loop import PRECISIONS
-from detection.evaluation.coco import evaluate_coco
+from detection.evaluation.coco import count_left_out, evaluate_coco
 from detection.evaluation.metrics import add_computed
 from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric, result_dict
@@ -94,7 +94,7 @@ def evaluate(
     """The content of result.json.
 
     It has a section "segm" if the records have masks of objects and of detections, or ``masks`` is set: without
-    records, the names of all figures.
+    records, the names of all figures.  "left_out" is there if COCO's AP and AR do not see all detections: how many.
     """
     masks = masks or any(record.masks is not None and record.gt_masks is not None for record in records)
     coco = evaluate_coco(records, class_names)
@@ -102,7 +102,8 @@ def evaluate(
     voc = evaluate_voc(records, class_names, imagenet=voc_metric == "imagenet")
     result = result_dict(coco, voc, class_names, voc_metric=voc_metric, segm=segm)
     add_computed(result, records, class_names)
-    return result
+    left_out = count_left_out(records)
+    return result | ({"left_out": left_out} if left_out else {})
 
 
 def make_record(

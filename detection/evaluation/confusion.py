@@ -48,7 +48,7 @@ def pair(record: Record, *, min_score: float) -> Pairs:
     over then take, in the same order, what is left of other classes.  A detection that takes none and lies by half in
     an ignored object is left out.
     """
-    kept = np.flatnonzero(record.scores >= np.float32(min_score))
+    kept = np.flatnonzero(record.scores >= record.scores.dtype.type(min_score))
     kept = kept[np.argsort(-record.scores[kept], kind="stable")]
     boxes = record.boxes[kept]
     overlaps = np.where(record.gt_ignore, 0, box_iou(boxes, record.gt_boxes))

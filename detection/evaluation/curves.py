@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.evaluation.matching import match_image
-from detection.evaluation.record import Record, check_records
+from detection.evaluation.matching import MatchedRecords, match
+from detection.evaluation.record import Record
 
 __all__ = [
     "RECALLS",
@@ -21,6 +21,7 @@ __all__ = [
     "best_threshold",
     "class_curves",
     "f1_by_threshold",
+    "matched_curves",
     "mean_precision",
     "score_of_as_many",
 ]
@@ -33,7 +34,7 @@ THRESHOLDS = np.linspace(0, 1, 101)  # (S,)
 class ClassCurve:
     """Detections of one class that are hits or misses, best score first; those of ignored objects are left out."""
 
-    scores: NDArray[np.float32]  # (D,)
+    scores: NDArray[np.floating]  # (D,)
     hits: NDArray[np.bool_]  # (D,)
     num_objects: int
 
@@ -54,21 +55,16 @@ def class_curves(records: Sequence[Record], num_classes: int) -> tuple[ClassCurv
     Raises:
         ValueError: a label that is not in 0..num_classes-1, or an image that occurs twice.
     """
-    check_records(records, num_classes)
-    ordered = sorted(records, key=lambda record: record.image_id)  # ties in score fall as in COCO's metric
-    found = [match_image(record) for record in ordered]
-    pairs = list(zip(ordered, found, strict=True))
-    scores = np.concatenate([np.empty(0, np.float32), *(record.scores[image.rows] for record, image in pairs)])
-    labels = np.concatenate([np.empty(0, np.int64), *(record.labels[image.rows] for record, image in pairs)])
-    hits = np.concatenate([np.empty(0, np.bool_), *(image.objects[:, 0] >= 0 for image in found)])
-    ignored = np.concatenate([np.empty(0, np.bool_), *(image.ignored[:, 0] for image in found)])
-    objects = np.concatenate([np.empty(0, np.int64), *(record.gt_labels[~record.gt_ignore] for record in ordered)])
+    return matched_curves(match(records, [str(label) for label in range(num_classes)]))
+
+
+def matched_curves(matches: MatchedRecords) -> tuple[ClassCurve, ...]:
+    """Returns the curve (K,) of every class of records that were matched."""
     curves = []
-    for label in range(num_classes):
-        rows = np.flatnonzero((labels == label) & ~ignored)
-        rows = rows[np.argsort(-scores[rows], kind="stable")]
-        num_objects = int(np.count_nonzero(objects == label))
-        curves.append(ClassCurve(scores=scores[rows], hits=hits[rows], num_objects=num_objects))
+    for found in matches.classes:
+        counted = ~found.ignored[:, 0]
+        num_objects = int(found.num_objects.sum())
+        curves.append(ClassCurve(scores=found.scores[counted], hits=found.hits[counted, 0], num_objects=num_objects))
     return tuple(curves)
 
 
@@ -117,7 +113,7 @@ def _interpolated(curve: ClassCurve) -> NDArray[np.float64]:
 
 def _f1(curve: ClassCurve) -> NDArray[np.float64]:
     """F1 (S,) of one class that has objects."""
-    # float32 thresholds: a score of 0.3 is kept at threshold 0.3.
-    kept = np.searchsorted(-curve.scores, -THRESHOLDS.astype(np.float32), side="right")
+    # Thresholds of the scores' own digits: a score of 0.3 is kept at threshold 0.3.
+    kept = np.searchsorted(-curve.scores, -THRESHOLDS.astype(curve.scores.dtype), side="right")
     hits = np.concatenate([[0], np.cumsum(curve.hits)])[kept]
     return 2 * hits / (kept + curve.num_objects)

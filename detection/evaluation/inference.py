@@ -1,300 +1,279 @@
-"""Confidence intervals of COCO's box AP and of differences between detectors, by resampling the test images.
+"""Every interval and every claim of a report, from what images and seeds contribute to each figure.
 
-Every interval comes from the same draws of images ("paired"), so what is hard about an image cancels in a difference.
+Two questions are kept apart.  *These detectors on other images*: would the detectors at hand differ so on other images
+of the same kind?  *These methods, trained anew*: would other seeds say the same?  The latter takes two seeds of each
+arm; with one, nothing is said of methods.
 
-Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 6 and 13; for detectors, Everingham et
-al., "The PASCAL Visual Object Classes Challenge: A Retrospective", IJCV 2015, section 3.5.  On simulated detectors,
-intervals of 95 % hold the true difference 93 to 97 times in 100 with 200 or 300 images, and 90 times with 60.
+Any figure with a ``Statistic`` goes through the same analysis: AP, by size and class, AR, VOC mAP, mask AP, types of
+errors.  Claims hold for all pairs of variants together; those of classes and types of errors have a false discovery
+rate.  ``tools/simulate_claims.py`` measures how often intervals cover and claims are false; docs/compare.md has the
+table.
 
-Shapes: B resamples, N images, K classes, T IoU thresholds.
+Shapes: n seeds, G blocks of images, M figures, P pairs.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
-from detection.evaluation.curves import RECALLS
-from detection.evaluation.matching import ClassMatches, MatchedRecords, check_comparable
-from detection.evaluation.overlaps import COCO_IOUS
+from detection.evaluation.claims import discoveries, family, is_discovered, single_level, step_down
+from detection.evaluation.jackknife import Sample
+from detection.evaluation.noise import (
+    Noise,
+    arm_noise,
+    equal_deviation_p,
+    half_width,
+    images_half_width,
+    images_p_value,
+    p_value,
+    pair_noise,
+    pool_seeds,
+)
 
-__all__ = [
-    "BootstrapResult",
-    "Difference",
-    "Interval",
-    "VariantScore",
-    "average_precision",
-    "centred_interval",
-    "check_options",
-    "draw_images",
-    "mean_over_classes",
-    "paired_bootstrap",
-]
+__all__ = ["Claim", "Comparison", "Interval", "Pair", "Pooling", "Variant", "check_confidence", "compare_samples"]
 
-_CHUNK = 2**19  # detections times resamples worked on at once: some megabytes
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A number on the images as they are, and its confidence interval; NaN where there is nothing to find."""
+    """A figure on the images as they are, and its confidence interval; NaN where there is nothing to find."""
 
-    value: float  # AP as a fraction 0..1, or a difference of two
+    value: float  # a fraction 0..1
     low: float
     high: float
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A difference of two variants with its interval, which holds together with those of the other pairs."""
+
+    value: float
+    low: float
+    high: float
+    p: float  # adjusted for the family of claims; NaN: no test, too few images or no value
+    proven: bool  # p is at most 1 - confidence
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VariantScore:
-    """AP of a variant, the mean over its seeds; intervals cover the choice of images, not that of seeds."""
+class Variant:
+    """Figures of a variant by key, the means over its seeds; intervals stand alone."""
 
-    AP: Interval
-    AP50: Interval
-    AP75: Interval
-    class_ap: tuple[Interval, ...]  # K
-    seeds: tuple[float, ...]  # AP of each training seed on the images as they are
+    seeds: int
+    detectors: dict[str, Interval]
+    methods: dict[str, Interval] | None  # None: a single seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """AP of variant ``b`` less that of variant ``a``.
-
-    ``AP``, ``AP50``, ``AP75`` and ``class_ap`` cover the choice of images: would these very detectors differ so on
-    other images?  ``with_seeds`` also covers training: would the two methods, trained anew?  Half its width is
-    t * sqrt(v + s_a^2 / n_a + s_b^2 / n_b), with the variance v of the resamples, the variances s^2 of the n seeds, and
-    Welch's and Satterthwaite's degrees of freedom.  It is wide rather than narrow: what a seed does to single images
-    counts in v and in s.  It is None if a variant has a single seed, for then nothing is known of s.
-    """
+class Pair:
+    """Figures of variant ``b`` less those of variant ``a`` by key."""
 
     a: str
     b: str
-    AP: Interval
-    AP50: Interval
-    AP75: Interval
-    class_ap: tuple[Interval, ...]  # K; of 20 classes that do not differ, one interval of 95 % still leaves out zero
-    with_seeds: Interval | None  # of AP
-    resolvable: float  # the smallest gap in AP told from zero; from the images alone, so too small, without with_seeds
-    verdict: str  # in plain words, AP in percent
+    detectors: dict[str, Claim]
+    methods: dict[str, Claim] | None
+    missing: str | None  # what it would take to say something of methods
+    noise: dict[str, Noise]  # of scalars
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BootstrapResult:
-    """What ``paired_bootstrap`` found."""
+class Pooling:
+    """One seed deviation for all variants, which claims of methods then rest on."""
 
-    class_names: tuple[str, ...]  # K
-    num_images: int
-    resamples: int
+    deviation: dict[str, float]  # of one seed, by key
+    freedom: int
+    equal_p: dict[str, float]  # by key; small: the assumption is wrong
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What ``compare_samples`` found."""
+
+    blocks: int  # of images
     confidence: float  # 0..1
-    variants: dict[str, VariantScore]
-    differences: tuple[Difference, ...]  # every pair, in the order of the variants
+    pooling: Pooling | None
+    variants: dict[str, Variant]
+    pairs: tuple[Pair, ...]  # in the order of the variants
 
 
-def paired_bootstrap(
-    variants: Mapping[str, Sequence[MatchedRecords]], *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
-) -> BootstrapResult:
-    """AP of each variant and of every pair's difference, with intervals from the same ``resamples`` of the images.
+def compare_samples(
+    variants: Mapping[str, Sequence[Sample]], *, confidence: float = 0.95, pool: bool = False
+) -> Comparison:
+    """Returns the figures of each variant and of every pair's difference, with intervals and claims.
 
-    Each variant comes with one ``MatchedRecords`` per training seed, all of the same images.
+    Args:
+        variants: name -> one sample per training seed, all of the same figures and images.
+        confidence: of intervals, and 1 less the rate of false claims.
+        pool: take the variance of the seeds from all variants together.
 
     Raises:
-        ValueError: other images, classes or objects in two variants, no variant, a variant without seeds, no images,
-            ``resamples`` below 2, or ``confidence`` outside (0, 1).
+        ValueError: no variant, a variant without seeds, other figures or images, ``confidence`` outside (0, 1), or
+            ``pool`` and no variant with two seeds.
     """
-    check_options(resamples, confidence)
-    runs = {f"{name}, seed {i}": run for name, seeds in variants.items() for i, run in enumerate(seeds, start=1)}
-    without = [name for name, seeds in variants.items() if not seeds]
-    if without or not runs:
-        raise ValueError(f"variant {without[0]} has no runs, expected one or more" if without else "no variants")
-    check_comparable(runs)
-    class_names, image_ids = next((run.class_names, run.image_ids) for run in runs.values())
-    weights = draw_images(len(image_ids), resamples, seed)
-    samples = {name: np.stack([_numbers(run, weights) for run in seeds]) for name, seeds in variants.items()}
-    return BootstrapResult(
-        class_names=class_names,
-        num_images=len(image_ids),
-        resamples=resamples,
+    check_confidence(confidence)
+    _check(variants)
+    first = next(iter(variants.values()))[0]
+    arms = {
+        name: (np.stack([seed.values for seed in seeds]), np.stack([seed.influence for seed in seeds]))
+        for name, seeds in variants.items()
+    }
+    pooled = _pool(arms, first.names) if pool else None
+    names = list(combinations(arms, 2))
+    noises = [pair_noise(arms[a], arms[b], first.images) for a, b in names]
+    if pooled is not None:
+        variance = np.array([pooled.deviation[key] for key in first.names]) ** 2
+        counts = [np.array([len(arms[a][0]), len(arms[b][0])]) for a, b in names]
+        noises = [
+            pool_seeds(noise, variance, pooled.freedom, count) for noise, count in zip(noises, counts, strict=True)
+        ]
+    return Comparison(
+        blocks=len(first.influence),
         confidence=confidence,
-        variants={name: _score(sample, confidence) for name, sample in samples.items()},
-        differences=tuple(
-            _difference(a, b, samples[a], samples[b], len(image_ids), confidence) for a, b in combinations(samples, 2)
-        ),
+        pooling=pooled,
+        variants={name: _variant(arm, first, confidence) for name, arm in arms.items()},
+        pairs=_pairs(names, arms, noises, first.names, 1 - confidence),
     )
 
 
-def check_options(resamples: int, confidence: float) -> None:
-    """Raises on options of a bootstrap that no number can come from.
-
-    Raises:
-        ValueError: ``resamples`` below 2, or ``confidence`` outside (0, 1).
-    """
-    if resamples < 2:
-        raise ValueError(f"resamples is 2 or more, got {resamples}; 2000 give a steady interval of 95 %")
+def check_confidence(confidence: float) -> None:
+    """Raises ValueError unless ``confidence`` is a fraction inside (0, 1)."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is a fraction between 0 and 1, got {confidence}; 0.95 is usual")
 
 
-def draw_images(num_images: int, resamples: int, seed: int) -> NDArray[np.int32]:
-    """How often each image counts (1 + B, N): once each in the first row, then as drawn with replacement.
-
-    Raises:
-        ValueError: fewer than two images.
-    """
-    if num_images < 2:
-        raise ValueError(f"resampling takes at least 2 images, got {num_images}")
-    rng = np.random.default_rng(seed)
-    weights = np.ones((1 + resamples, num_images), np.int32)
-    for row in weights[1:]:
-        row[:] = np.bincount(rng.integers(num_images, size=num_images), minlength=num_images)
-    return weights
+def _check(variants: Mapping[str, Sequence[Sample]]) -> None:
+    without = [name for name, seeds in variants.items() if not seeds]
+    if without or not variants:
+        raise ValueError(f"variant {without[0]} has no runs, expected one or more" if without else "no variants")
+    samples = [seed for seeds in variants.values() for seed in seeds]
+    if any(seed.names != samples[0].names or len(seed.influence) != len(samples[0].influence) for seed in samples):
+        raise ValueError("samples of other figures or of other blocks of images; make all of them of the same images")
 
 
-def average_precision(matches: MatchedRecords, weights: NDArray[np.integer]) -> NDArray[np.float64]:
-    """COCO's AP (B, K, T) of sets in which image i occurs ``weights[:, i]`` times; NaN for a class without objects.
-
-    ``weights`` (B, N) are counts. Of detections with the same score, the copies of one count one after the other.
-    """
-    num_thresholds = matches.classes[0].hits.shape[1] if matches.classes else len(COCO_IOUS)
-    ap = np.empty((len(weights), len(matches.classes), num_thresholds))
-    for label, found in enumerate(matches.classes):
-        step = max(1, _CHUNK // max(1, len(found.images)))
-        for start in range(0, len(weights), step):
-            ap[start : start + step, label] = _class_ap(found, weights[start : start + step])
-    return ap
-
-
-def mean_over_classes(ap: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean over axis 1 of those classes that have a value, NaN where none has."""
-    known = ~np.isnan(ap)
-    count = known.sum(axis=1)
-    return np.where(known, ap, 0).sum(axis=1) / np.where(count, count, np.nan)
-
-
-def centred_interval(samples: NDArray[np.float64], confidence: float) -> Interval:
-    """The first of ``samples`` (1 + B,) with percentiles of the others, moved so that their mean is the first.
-
-    Without the move the interval of AP may even leave the value out: an image that is drawn twice repeats its scores,
-    such sets have rougher curves of precision, and AP takes the best of the curve: 0.5 points more on a set like COCO
-    val.  Resamples without a value stay out.
-    """
-    value, known = float(samples[0]), samples[1:][~np.isnan(samples[1:])]
-    if not len(known):
-        return Interval(value, math.nan, math.nan)
-    tail = 50 * (1 - confidence)
-    low, high = (value + np.percentile(known, [tail, 100 - tail]) - known.mean()).tolist()
-    return Interval(value, low, high)
-
-
-def _class_ap(found: ClassMatches, weights: NDArray[np.integer]) -> NDArray[np.float64]:
-    """AP (B, T) of one class."""
-    num_objects = weights @ found.num_objects
-    copies = np.take(weights, found.images, axis=1)  # (B, D)
-    seen = np.cumsum(copies, axis=1, dtype=np.int32)
-    ap = np.empty((len(weights), found.hits.shape[1]))
-    for t, (hit, ignored) in enumerate(zip(found.hits.T, found.ignored.T, strict=True)):
-        hits, ignored_rows = np.flatnonzero(hit), np.flatnonzero(ignored)
-        true = np.cumsum(np.take(copies, hits, axis=1), axis=1, dtype=np.int32)
-        positives = np.take(seen, hits, axis=1)
-        if len(ignored_rows):
-            skipped = np.cumsum(np.pad(copies[:, ignored_rows], ((0, 0), (1, 0))), axis=1)
-            positives -= skipped[:, np.searchsorted(ignored_rows, hits)]  # those above each hit
-        ap[:, t] = _area(true, positives, num_objects)
-    ap[num_objects == 0] = np.nan
-    return ap
-
-
-def _area(
-    true: NDArray[np.integer], positives: NDArray[np.integer], num_objects: NDArray[np.integer]
-) -> NDArray[np.float64]:
-    """Mean of the best precision at recall 0, 0.01, ..., 1 (B,), from counts at the hits (B, hits).
-
-    Between two hits precision falls and recall stands still, so the best precisions lie at hits.  A hit that was drawn
-    w times stands for w in a row: precision does not fall among these, so the last of them says it all.
-    """
-    precision = true / np.maximum(positives, 1)
-    best_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    # COCO's comparison recall >= 0.01 * i, in its own floating point
-    recall = true / np.maximum(num_objects, 1)[:, None]
-    reached = np.searchsorted(RECALLS, recall, side="right")
-    return (best_from_here * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(RECALLS)
-
-
-def _numbers(matches: MatchedRecords, weights: NDArray[np.integer]) -> NDArray[np.float64]:
-    """AP, AP50 and AP75 (1 + B, K, 3)."""
-    ap = average_precision(matches, weights)
-    return np.stack([ap.mean(axis=2), ap[..., 0], ap[..., 5]], axis=2)  # IoU 0.50, 0.55, ..., 0.95
-
-
-def _score(samples: NDArray[np.float64], confidence: float) -> VariantScore:
-    """From AP, AP50 and AP75 (seeds, 1 + B, K, 3)."""
-    mean = samples.mean(axis=0)
-    return VariantScore(
-        **_intervals(mean, confidence),
-        seeds=tuple(mean_over_classes(samples[:, 0, :, 0]).tolist()),
+def _variant(arm: tuple[Floats, Floats], first: Sample, confidence: float) -> Variant:
+    values, influence = arm
+    noise, mean = arm_noise(values, influence, first.images), values.mean(axis=0)
+    several = len(values) > 1
+    return Variant(
+        seeds=len(values),
+        detectors=_intervals(first.names, mean, images_half_width(noise, 1 - confidence)),
+        methods=_intervals(first.names, mean, half_width(noise, 1 - confidence)) if several else None,
     )
 
 
-def _intervals(numbers: NDArray[np.float64], confidence: float) -> dict[str, Any]:
-    """The fields AP, AP50, AP75 and class_ap from numbers (1 + B, K, 3)."""
-    means = mean_over_classes(numbers)
-    overall = {name: centred_interval(means[:, i], confidence) for i, name in enumerate(("AP", "AP50", "AP75"))}
-    return {**overall, "class_ap": tuple(centred_interval(ap, confidence) for ap in numbers[:, :, 0].T)}
+def _intervals(names: Sequence[str], values: Floats, halves: Floats) -> dict[str, Interval]:
+    rows = zip(names, values.tolist(), (values - halves).tolist(), (values + halves).tolist(), strict=True)
+    return {key: Interval(value, low, high) for key, value, low, high in rows}
 
 
-def _difference(
-    a: str, b: str, a_samples: NDArray[np.float64], b_samples: NDArray[np.float64], num_images: int, confidence: float
-) -> Difference:
-    """From AP, AP50 and AP75 (seeds, 1 + B, K, 3) of both."""
-    numbers = b_samples.mean(axis=0) - a_samples.mean(axis=0)
-    ap = mean_over_classes(numbers)[:, 0]
-    image_noise = float(ap[1:].var(ddof=1)), num_images - 1
-    seed_noise = [
-        (float(mean_over_classes(samples[:, 0, :, 0]).var(ddof=1)) / len(samples), len(samples) - 1)
-        for samples in (a_samples, b_samples)
-        if len(samples) > 1
+def _pairs(
+    names: Sequence[tuple[str, str]],
+    arms: Mapping[str, tuple[Floats, Floats]],
+    noises: Sequence[Noise],
+    keys: Sequence[str],
+    alpha: float,
+) -> tuple[Pair, ...]:
+    differences = [arms[b][0].mean(axis=0) - arms[a][0].mean(axis=0) for a, b in names]
+    seeded = {name for pair, noise in zip(names, noises, strict=True) if _is_seeded(noise) for name in pair}
+    detectors = _claims(differences, noises, keys, alpha, arms=None)
+    methods = _claims(differences, noises, keys, alpha, arms=max(len(seeded), 2))
+    pairs = []
+    for row, (a, b) in enumerate(names):
+        missing = _missing({name: len(arms[name][0]) for name in (a, b)}, noises[row])
+        pairs.append(
+            Pair(
+                a=a,
+                b=b,
+                detectors=detectors[row],
+                methods=None if missing else methods[row],
+                missing=missing,
+                noise={key: noises[row].figure(column) for column, key in enumerate(keys)},
+            )
+        )
+    return tuple(pairs)
+
+
+def _claims(
+    differences: Sequence[Floats], noises: Sequence[Noise], keys: Sequence[str], alpha: float, *, arms: int | None
+) -> list[dict[str, Claim]]:
+    """Returns the claims of each pair by key; each family of keys is adjusted over all pairs together.
+
+    They are of the methods of so many ``arms``, or of the detectors at hand (None).
+    """
+    if not differences:
+        return []
+    values = np.stack(differences)  # (P, M)
+    adjusted, halves = np.empty_like(values), np.empty_like(values)
+    families = np.array([family(key) for key in keys])
+    for name in dict.fromkeys(families):
+        columns = np.flatnonzero(families == name)
+        own = [noise.figure(columns) for noise in noises]
+        adjust = _adjust_discoveries if is_discovered(keys[int(columns[0])]) else _adjust_all
+        adjusted[:, columns], halves[:, columns] = adjust(values[:, columns], own, alpha, arms)
+    halves[np.isnan(adjusted)] = np.nan
+    return [
+        {key: _claim(*row, alpha) for key, row in zip(keys, zip(*rows, strict=True), strict=True)}
+        for rows in zip(values.tolist(), halves.tolist(), adjusted.tolist(), strict=True)
     ]
-    seeds_known = len(seed_noise) == 2
-    resolvable = _half_width([image_noise, *(seed_noise if seeds_known else [])], confidence)
-    with_seeds = Interval(float(ap[0]), float(ap[0]) - resolvable, float(ap[0]) + resolvable) if seeds_known else None
-    intervals = _intervals(numbers, confidence)
-    noise = f"{num_images} images and " + (
-        f"{len(a_samples)} + {len(b_samples)} seeds" if seeds_known else "these runs"
+
+
+def _adjust_all(values: Floats, noises: Sequence[Noise], alpha: float, arms: int | None) -> tuple[Floats, Floats]:
+    """Returns p-values and half intervals (P, m) that hold for all differences together."""
+    if arms is not None:
+        p = [p_value(noise, row, arms=arms) for noise, row in zip(noises, values, strict=True)]
+        return np.stack(p), np.stack([half_width(noise, alpha, arms=arms) for noise in noises])
+    p = np.stack([images_p_value(noise, row) for noise, row in zip(noises, values, strict=True)])
+    level = single_level(p.ravel(), alpha, discovered=False)
+    return step_down(p.ravel()).reshape(p.shape), np.stack([images_half_width(noise, level) for noise in noises])
+
+
+def _adjust_discoveries(
+    values: Floats, noises: Sequence[Noise], alpha: float, arms: int | None
+) -> tuple[Floats, Floats]:
+    """Returns p-values and half intervals (P, m) with a false discovery rate."""
+    test, width = (images_p_value, images_half_width) if arms is None else (p_value, half_width)
+    p = np.stack([test(noise, row) for noise, row in zip(noises, values, strict=True)])
+    level = single_level(p.ravel(), alpha, discovered=True)
+    return discoveries(p.ravel()).reshape(p.shape), np.stack([width(noise, level) for noise in noises])
+
+
+def _claim(value: float, half: float, p: float, alpha: float) -> Claim:
+    """Returns a difference with its interval; what Holm proves beyond Bonferroni's interval ends at zero."""
+    low, high, proven = value - half, value + half, p <= alpha
+    if proven:
+        low, high = (max(low, 0.0), high) if value > 0 else (low, min(high, 0.0))
+    return Claim(value, low, high, p, proven)
+
+
+def _is_seeded(noise: Noise) -> bool:
+    """Returns whether the noise of the seeds of both arms is known."""
+    return bool((noise.seed_freedom > 0).all())
+
+
+def _missing(seeds: Mapping[str, int], noise: Noise) -> str | None:
+    """Returns what methods would take, None where it is there; pooled seeds may come from other variants."""
+    if _is_seeded(noise):
+        return None
+    single = [name for name, count in seeds.items() if count < 2]
+    return f"a second seed of {' and of '.join(single)}"
+
+
+def _pool(arms: Mapping[str, tuple[Floats, Floats]], keys: Sequence[str]) -> Pooling:
+    several = [values for values, _ in arms.values() if len(values) > 1]
+    if not several:
+        raise ValueError("pooling the seeds takes a variant with two seeds or more; every variant has one")
+    counts = np.array([len(values) for values in several])
+    variances = np.stack([values.var(axis=0, ddof=1) for values in several])  # (A, M)
+    freedom = int((counts - 1).sum())
+    deviation = np.sqrt((variances * (counts - 1)[:, None]).sum(axis=0) / freedom)
+    equal = [equal_deviation_p(column, counts) if len(several) > 1 else 1.0 for column in variances.T]
+    return Pooling(
+        deviation=dict(zip(keys, deviation.tolist(), strict=True)),
+        freedom=freedom,
+        equal_p=dict(zip(keys, equal, strict=True)),
     )
-    return Difference(
-        a=a,
-        b=b,
-        **intervals,
-        with_seeds=with_seeds,
-        resolvable=resolvable,
-        verdict=_verdict(a, b, with_seeds or intervals["AP"], resolvable, noise)
-        + ("" if seeds_known else "; what another training seed would change is unknown"),
-    )
-
-
-def _half_width(noise: Sequence[tuple[float, int]], confidence: float) -> float:
-    """Half the interval around a sum of independent parts, each with its variance and degrees of freedom.
-
-    Source: Welch, "The generalization of 'Student's' problem when several different population variances are involved",
-    Biometrika 1947.
-    """
-    total = sum(variance for variance, _ in noise)
-    if total == 0:
-        return 0.0
-    freedom = total**2 / sum(variance**2 / freedom for variance, freedom in noise)
-    return float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(total)
-
-
-def _verdict(a: str, b: str, interval: Interval, resolvable: float, noise: str) -> str:
-    low, high, gap = 100 * interval.low, 100 * interval.high, 100 * resolvable
-    if low > 0:
-        return f"{b} is better than {a} by {low:.1f} to {high:.1f} AP"
-    if high < 0:
-        return f"{a} is better than {b} by {-high:.1f} to {-low:.1f} AP"
-    if math.isnan(low):
-        return f"{a} and {b} cannot be compared: there are no objects to find"
-    return f"no difference shown between {a} and {b}; a gap under {gap:.1f} AP cannot be seen with {noise}"

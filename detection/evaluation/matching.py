@@ -9,15 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.evaluation.overlaps import COCO_IOUS, record_iou
-from detection.evaluation.record import Record, check_records
+from detection.evaluation.assignment import Rounds, assign, order_rounds
+from detection.evaluation.candidates import IouType, box_candidates, mask_areas, mask_candidates
+from detection.evaluation.columns import Columns, join_records, positions
+from detection.evaluation.overlaps import COCO_IOUS, box_areas
+from detection.evaluation.record import Record
 
 __all__ = [
+    "AREAS",
+    "MAX_DETECTIONS",
+    "Area",
     "ClassMatches",
     "FlatMatches",
     "ImageMatches",
@@ -25,13 +31,23 @@ __all__ = [
     "check_comparable",
     "join",
     "match",
+    "match_areas",
     "match_image",
+    "match_images",
     "pack",
 ]
 
 Table = TypeVar("Table", bound=Any)  # a dataclass of arrays
+Area = Literal["all", "small", "medium", "large"]
 
 MAX_DETECTIONS = 100  # of a class in an image
+# Square pixels of the objects that each part of COCO's metric asks for, both limits included.
+AREAS: dict[Area, tuple[float, float]] = {
+    "all": (0, 1e10),
+    "small": (0, 32**2),
+    "medium": (32**2, 96**2),
+    "large": (96**2, 1e10),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +55,10 @@ class ClassMatches:
     """Detections of one class in all images, best score first; ties keep the order of image ids, then of rows."""
 
     images: NDArray[np.int64]  # (D,) index 0..N-1 into MatchedRecords.image_ids
+    scores: NDArray[np.floating]  # (D,)
+    ranks: NDArray[np.int64]  # (D,) 0 for the best of the class in its image
     hits: NDArray[np.bool_]  # (D, T) found an object that no better one had found
-    ignored: NDArray[np.bool_]  # (D, T) found ignored objects only: neither hit nor miss
+    ignored: NDArray[np.bool_]  # (D, T) neither hit nor miss: found ignored objects only, or is of another area
     num_objects: NDArray[np.int64]  # (N,) objects to find, without ignored ones
 
 
@@ -68,55 +86,73 @@ class FlatMatches:
 
     images: NDArray[np.int64]  # (D,) index of the image
     labels: NDArray[np.int64]  # (D,)
-    scores: NDArray[np.float32]  # (D,)
+    scores: NDArray[np.floating]  # (D,)
     hits: NDArray[np.bool_]  # (D, T)
     ignored: NDArray[np.bool_]  # (D, T)
     gt_images: NDArray[np.int64]  # (G,) index of the image
     gt_labels: NDArray[np.int64]  # (G,)
 
 
-_NO_ROWS = FlatMatches(
-    images=np.empty(0, np.int64),
-    labels=np.empty(0, np.int64),
-    scores=np.empty(0, np.float32),
-    hits=np.empty((0, len(COCO_IOUS)), np.bool_),
-    ignored=np.empty((0, len(COCO_IOUS)), np.bool_),
-    gt_images=np.empty(0, np.int64),
-    gt_labels=np.empty(0, np.int64),
-)
-
-
-def match(records: Sequence[Record], class_names: Sequence[str]) -> MatchedRecords:
-    """The boxes of ``records`` matched at IoU 0.50, 0.55, ..., 0.95, objects of every area.
+def match(records: Sequence[Record], class_names: Sequence[str], *, iou_type: IouType = "bbox") -> MatchedRecords:
+    """Returns ``records`` matched at IoU 0.50, 0.55, ..., 0.95, objects of every area.
 
     Raises:
-        ValueError: a label that ``class_names`` lacks, or an image that occurs twice.
+        ValueError: a label that ``class_names`` lacks, an image that occurs twice, or "segm" and a record without
+            masks.
     """
-    check_records(records, len(class_names))
-    ordered = sorted(records, key=lambda record: record.image_id)
-    flat = join([_NO_ROWS, *(_flat(image, record) for image, record in enumerate(ordered))])
-    return pack(flat, class_names, [record.image_id for record in ordered])
+    return match_areas(records, class_names, iou_type=iou_type, areas=("all",))["all"]
+
+
+def match_areas(
+    records: Sequence[Record],
+    class_names: Sequence[str],
+    *,
+    iou_type: IouType = "bbox",
+    areas: Sequence[Area] = tuple(AREAS),
+) -> dict[Area, MatchedRecords]:
+    """Returns ``records`` matched at IoU 0.50, 0.55, ..., 0.95 under the name of each of ``areas``.
+
+    Objects of another area are ignored, and so are detections of another area that find nothing.  With "segm", IoU
+    and the areas of detections are those of masks, and an object whose mask is unknown is ignored.
+
+    Raises:
+        ValueError: a label that ``class_names`` lacks, an image that occurs twice, or "segm" and a record without
+            masks.
+    """
+    found = _find(records, len(class_names), iou_type)
+    columns = found.columns
+    order, ids = np.lexsort((-columns.scores, columns.labels)), columns.image_ids.tolist()  # stable: then by image
+    return {area: _pack(found.flat(area), class_names, ids, order, columns.ranks) for area in areas}
+
+
+def match_images(records: Sequence[Record]) -> list[ImageMatches]:
+    """Returns COCO's greedy matching of the boxes of each of ``records``, at all of ``COCO_IOUS``.
+
+    From the best score on, a detection takes, of the objects of its class that are free and reach the threshold, the
+    one that it overlaps most. Where there is none, but an ignored object reaches the threshold, the detection is
+    ignored.
+
+    Raises:
+        ValueError: a negative label, or an image that occurs twice.
+    """
+    highest = max((int(labels.max()) for r in records for labels in (r.labels, r.gt_labels) if len(labels)), default=0)
+    found = _find(records, highest + 1, "bbox")
+    columns, (objects, of_ignored) = found.columns, found.objects("all")
+    ignored = np.append(of_ignored, False)[objects]  # row -1, "no object", is not ignored
+    rows = np.where(ignored, -1, np.append(columns.gt_rows, -1)[objects])
+    order = np.lexsort((columns.rows, -columns.scores, columns.images))
+    ends = np.searchsorted(columns.images[order], np.arange(len(records)), side="right")
+    by_id = [
+        ImageMatches(rows=columns.rows[part], objects=rows[part], ignored=ignored[part])
+        for part in np.split(order, ends[:-1])
+    ]
+    places = np.searchsorted(columns.image_ids, [record.image_id for record in records])
+    return [by_id[place] for place in places.tolist()]
 
 
 def match_image(record: Record) -> ImageMatches:
-    """COCO's greedy matching of one image, each class by itself, at all of ``COCO_IOUS``.
-
-    From the best score on, a detection takes, of the objects that are free and reach the threshold, the one that it
-    overlaps most. Where there is none, but an ignored object reaches the threshold, the detection is ignored.
-    """
-    rows = _ranked_rows(record)
-    iou = record_iou(record)[rows]
-    iou[record.labels[rows, None] != record.gt_labels] = 0
-    found = iou[:, None, :] >= np.minimum(COCO_IOUS, 1 - 1e-10)[:, None]  # (D, T, G); COCO's limit for IoU 1
-    objects = np.full((len(rows), len(COCO_IOUS)), -1)
-    free = np.tile(~record.gt_ignore, (len(COCO_IOUS), 1))  # (T, G)
-    for i in np.flatnonzero((found[:, 0] & ~record.gt_ignore).any(axis=1)):
-        candidates = np.where(free & found[i], iou[i], 0)
-        best = len(record.gt_boxes) - 1 - candidates[:, ::-1].argmax(axis=1)  # of equals the last, as COCO does
-        hit = np.flatnonzero(candidates.any(axis=1))
-        objects[i, hit] = best[hit]
-        free[hit, best[hit]] = False
-    return ImageMatches(rows=rows, objects=objects, ignored=(objects < 0) & (found & record.gt_ignore).any(axis=2))
+    """Returns what ``match_images`` gives of one record."""
+    return match_images([record])[0]
 
 
 def join(tables: Sequence[Table]) -> Table:
@@ -128,9 +164,23 @@ def join(tables: Sequence[Table]) -> Table:
 
 
 def pack(flat: FlatMatches, class_names: Sequence[str], image_ids: Sequence[int]) -> MatchedRecords:
-    """The rows of ``flat`` class by class and by score; ``image_ids`` ascend."""
+    """Returns the rows of ``flat`` class by class and by score; ``image_ids`` ascend."""
+    ranks = np.empty(len(flat.scores), np.int64)
+    by_image = np.lexsort((-flat.scores, flat.images, flat.labels))  # stable
+    ranks[by_image] = positions(flat.labels[by_image] * len(image_ids) + flat.images[by_image])
+    order = by_image[np.lexsort((-flat.scores[by_image], flat.labels[by_image]))]
+    return _pack(flat, class_names, image_ids, order, ranks)
+
+
+def _pack(
+    flat: FlatMatches,
+    class_names: Sequence[str],
+    image_ids: Sequence[int],
+    order: NDArray[np.int64],
+    ranks: NDArray[np.int64],
+) -> MatchedRecords:
+    """Returns ``flat`` in ``order`` (D,), which is by class, by score and by image; ``ranks`` (D,) are in its own."""
     num_images, num_classes = len(image_ids), len(class_names)
-    order = np.lexsort((-flat.scores, flat.labels))  # stable
     starts = np.searchsorted(flat.labels[order], np.arange(num_classes))
     cells = flat.gt_labels * num_images + flat.gt_images
     num_objects = np.bincount(cells, minlength=num_classes * num_images).reshape(num_classes, num_images)
@@ -138,7 +188,14 @@ def pack(flat: FlatMatches, class_names: Sequence[str], image_ids: Sequence[int]
         class_names=tuple(class_names),
         image_ids=np.array(image_ids, np.int64),
         classes=tuple(
-            ClassMatches(images=flat.images[rows], hits=flat.hits[rows], ignored=flat.ignored[rows], num_objects=counts)
+            ClassMatches(
+                images=flat.images[rows],
+                scores=flat.scores[rows],
+                ranks=ranks[rows],
+                hits=flat.hits[rows],
+                ignored=flat.ignored[rows],
+                num_objects=counts,
+            )
             for rows, counts in zip(np.split(order, starts)[1:], num_objects, strict=True)
         ),
     )
@@ -175,26 +232,57 @@ def _mismatch(a: MatchedRecords, b: MatchedRecords) -> str | None:
     return None
 
 
-def _flat(image: int, record: Record) -> FlatMatches:
-    found = match_image(record)
-    counted = ~record.gt_ignore
-    return FlatMatches(
-        images=np.full(len(found.rows), image),
-        labels=record.labels[found.rows],
-        scores=record.scores[found.rows],
-        hits=found.objects >= 0,
-        ignored=found.ignored,
-        gt_images=np.full(int(counted.sum()), image),
-        gt_labels=record.gt_labels[counted],
-    )
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Detections and objects of a whole set, and which of them overlap."""
+
+    columns: Columns
+    rounds: Rounds
+    ignored: NDArray[np.bool_]  # (G,) in every area: crowds, difficult objects, objects of unknown mask
+    areas: NDArray[np.float64]  # (D,) square pixels of the detections
+
+    def objects(self, area: Area) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Returns the object (D, T) that each detection takes, -1 for none, and which objects (G,) are ignored."""
+        low, high = AREAS[area]
+        ignored = self.ignored | (self.columns.gt_areas < low) | (self.columns.gt_areas > high)
+        objects = assign(
+            self.rounds, len(self.areas), thresholds=COCO_IOUS, ignored=ignored, shared=self.columns.gt_ignore
+        )
+        return objects, ignored
+
+    def flat(self, area: Area) -> FlatMatches:
+        """Returns hits and ignored detections of one area."""
+        columns, (low, high) = self.columns, AREAS[area]
+        objects, ignored = self.objects(area)
+        of_ignored = np.append(ignored, False)[objects]  # row -1, "no object", is not ignored
+        outside = (self.areas < low) | (self.areas > high)
+        return FlatMatches(
+            images=columns.images,
+            labels=columns.labels,
+            scores=columns.scores,
+            hits=(objects >= 0) & ~of_ignored,
+            ignored=of_ignored | ((objects < 0) & outside[:, None]),
+            gt_images=columns.gt_images[~ignored],
+            gt_labels=columns.gt_labels[~ignored],
+        )
 
 
-def _ranked_rows(record: Record) -> NDArray[np.int64]:
-    """Rows of the record's detections, best score first, without those after the hundredth of a class."""
-    order = np.argsort(-record.scores, kind="stable")
-    by_class = order[np.argsort(record.labels[order], kind="stable")]
-    labels = record.labels[by_class]
-    rank = np.arange(len(labels)) - np.searchsorted(labels, labels)  # within the class
-    kept = np.zeros(len(order), np.bool_)
-    kept[by_class[rank < MAX_DETECTIONS]] = True
-    return order[kept[order]]
+def _find(records: Sequence[Record], num_classes: int, iou_type: IouType) -> _Found:
+    """Returns the detections and objects of ``records`` that overlap at the lowest of ``COCO_IOUS``."""
+    columns, least = join_records(records, num_classes, limit=MAX_DETECTIONS), float(COCO_IOUS[0])
+    if iou_type == "bbox":
+        candidates, ignored = box_candidates(columns, least=least), columns.gt_ignore
+        areas = box_areas(columns.boxes)
+    else:
+        _check_masks(records)
+        ignored = columns.gt_ignore | (mask_areas(columns.gt_masks or ()) == 0)
+        candidates = mask_candidates(columns, ignored, least=least)
+        areas = mask_areas(columns.masks or ())
+    return _Found(columns, order_rounds(candidates, columns.cells, last_of_equals=True), ignored, areas)
+
+
+def _check_masks(records: Sequence[Record]) -> None:
+    for record in records:
+        for masks, whose in ((record.gt_masks, "objects"), (record.masks, "detections")):
+            if masks is None:
+                raise ValueError(f"{record.file_name}: no masks of its {whose}, expected them for mask AP")

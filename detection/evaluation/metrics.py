@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,7 +104,7 @@ def shown_in(place: Place, section: str = "") -> list[Metric]:
     return [metric for metric in METRICS if place in metric.shown and metric.key.startswith(section)]
 
 
-def figures(result: dict[str, Any]) -> dict[str, float | None]:
+def figures(result: Mapping[str, Any]) -> dict[str, float | None]:
     """Returns all single figures of a result, also those of classes, by dotted key; None: could not be computed."""
     found: dict[str, float | None] = {}
     for name, value in result.items():

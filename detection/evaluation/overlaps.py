@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from detection.boxes import intersection_over_area, iou
 from detection.evaluation.record import Record
 
-__all__ = ["COCO_IOUS", "HIT_IOU", "box_iou", "covered_share", "record_iou"]
+__all__ = ["COCO_IOUS", "HIT_IOU", "box_areas", "box_iou", "covered_share", "intersections", "record_iou"]
 
 COCO_IOUS = np.linspace(0.5, 0.95, 10)  # thresholds of COCO's AP and AR
 HIT_IOU = 0.5  # from here on a detection shows an object, by VOC's and ImageNet's rules
@@ -34,6 +34,18 @@ def record_iou(record: Record) -> NDArray[np.float64]:
     if ignored.any():
         overlaps[:, ignored] = covered_share(record.boxes, record.gt_boxes[ignored])
     return overlaps
+
+
+def box_areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the areas (N,) of ``boxes`` (N, 4) in square pixels."""
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def intersections(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the area (N,) that each box (N, 4) shares with the other (N, 4) of its row."""
+    first, last = np.maximum(boxes[:, :2], others[:, :2]), np.minimum(boxes[:, 2:], others[:, 2:])
+    width, height = (last - first).clip(min=0).T
+    return width * height
 
 
 def _exact(boxes: Boxes) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """What evaluation reads: one record per test image, in original pixels.
 
-Boxes are (N, 4) float32 rows (x1, y1, x2, y2), width = x2 - x1; labels are 0..K-1.
+Boxes are (N, 4) rows (x1, y1, x2, y2), width = x2 - x1; labels are 0..K-1.  Numbers are float32 from our detectors, and
+float64 from files of other programs.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ class Record:
     image_id: int  # unique in the data set
     file_name: str
     size: tuple[int, int]  # (height, width)
-    gt_boxes: NDArray[np.float32]  # (G, 4)
+    gt_boxes: NDArray[np.floating]  # (G, 4)
     gt_labels: NDArray[np.int64]  # (G,)
     gt_ignore: NDArray[np.bool_]  # (G,) VOC "difficult" or COCO "iscrowd": neither hit nor miss
-    gt_areas: NDArray[np.float32]  # (G,) pixels; decides small, medium or large in COCO's metric
-    boxes: NDArray[np.float32]  # (D, 4)
-    scores: NDArray[np.float32]  # (D,) 0..1
+    gt_areas: NDArray[np.floating]  # (G,) pixels; decides small, medium or large in COCO's metric
+    boxes: NDArray[np.floating]  # (D, 4)
+    scores: NDArray[np.floating]  # (D,) 0..1
     labels: NDArray[np.int64]  # (D,)
     gt_masks: tuple[RLE, ...] | None = None  # (G,) of the whole image; without a pixel where the mask is unknown
     masks: tuple[RLE, ...] | None = None  # (D,) of the whole image

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS, CocoResult
+from detection.evaluation.matching import MAX_DETECTIONS
 from detection.evaluation.metrics import figures, named, percent, shown_in
 from detection.evaluation.text_table import text_table
 from detection.evaluation.voc import VocResult
 
-__all__ = ["VocMetric", "describe_choice", "format_tables", "result_dict"]
+__all__ = ["VocMetric", "describe_choice", "describe_left_out", "format_tables", "result_dict"]
 
 VocMetric = Literal["11point", "area", "imagenet"]
 
@@ -77,8 +78,18 @@ def format_tables(result: dict[str, Any]) -> str:
             f"VOC AP (%), {_VOC_DEFINITIONS[voc['metric']]}",
             text_table(["class", "AP"], [[name, mean.format(ap)] for name, ap in voc_rows]),
             *_computed_table(result),
+            *([describe_left_out(result["left_out"])] if "left_out" in result else []),
             *([describe_choice(result)] if "weights" in result else []),
         ]
+    )
+
+
+def describe_left_out(count: int) -> str:
+    """Returns that ``count`` detections are no part of COCO's numbers, and of which they are."""
+    several = f"{count:,} detections come" if count > 1 else "1 detection comes"
+    return (
+        f"{several} after the {MAX_DETECTIONS}th of a class in an image: COCO's AP and AR leave them out, VOC's AP "
+        "counts them"
     )
 
 

@@ -11,43 +11,38 @@ Shapes: D detections and G objects, of one image or of a whole set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.evaluation.inference import (
-    Interval,
-    average_precision,
-    centred_interval,
-    check_options,
-    draw_images,
-    mean_over_classes,
+from detection.evaluation.average_precision import average_precision, mean_over_classes
+from detection.evaluation.matching import (
+    FlatMatches,
+    ImageMatches,
+    MatchedRecords,
+    join,
+    match_images,
+    pack,
 )
-from detection.evaluation.matching import FlatMatches, MatchedRecords, check_comparable, join, match_image, pack
 from detection.evaluation.overlaps import record_iou
 from detection.evaluation.record import Record, check_records
 
-__all__ = ["ERROR_TYPES", "ErrorTypes", "error_difference", "error_types"]
+__all__ = ["ERROR_TYPES", "error_gains", "match_errors"]
 
-ERROR_TYPES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FP", "FN")  # fields of ErrorTypes
+ERROR_TYPES = (
+    "Cls",  # right place, wrong class
+    "Loc",  # right class, IoU 0.1 to 0.5
+    "Both",  # wrong class, IoU 0.1 to 0.5
+    "Dupe",  # the object was found by a better one
+    "Bkg",  # IoU under 0.1 with every object
+    "Miss",  # objects that no detection would find after the fixes of Cls and Loc
+    "FP",  # all false positives at once
+    "FN",  # all false negatives at once
+)
 FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU from which a box is on an object, and up to which it is on none
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorTypes:
-    """AP50 and the gain in AP50 by fixing each type alone, as fractions 0..1; or differences of all these."""
-
-    AP50: Interval
-    Cls: Interval  # right place, wrong class
-    Loc: Interval  # right class, IoU 0.1 to 0.5
-    Both: Interval  # wrong class, IoU 0.1 to 0.5
-    Dupe: Interval  # the object was found by a better one
-    Bkg: Interval  # IoU under 0.1 with every object
-    Miss: Interval  # objects that no detection would find after the fixes of Cls and Loc
-    FP: Interval  # all false positives at once
-    FN: Interval  # all false negatives at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +51,7 @@ class _Table:
 
     images: NDArray[np.int64]  # (D,) index of the image
     labels: NDArray[np.int64]  # (D,)
-    scores: NDArray[np.float32]  # (D,)
+    scores: NDArray[np.floating]  # (D,)
     hits: NDArray[np.bool_]  # (D,) at IoU 0.5
     ignored: NDArray[np.bool_]  # (D,)
     errors: NDArray[np.str_]  # (D,) one of the first five of ERROR_TYPES, "" for none
@@ -67,64 +62,39 @@ class _Table:
     gt_missed: NDArray[np.bool_]  # (G,) neither found nor reached by fixing a Cls or Loc error
 
 
-def error_types(
-    records: Sequence[Record],
-    class_names: Sequence[str],
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> ErrorTypes:
-    """AP50 of one run and what each type of error costs it, with intervals from resampled images.
+def match_errors(records: Sequence[Record], class_names: Sequence[str]) -> dict[str, MatchedRecords]:
+    """Returns a run as it is under "AP50", and with each type of error fixed under its name.
 
     A detection of an ignored object is neither right nor an error, as in COCO's metric.
 
     Raises:
-        ValueError: fewer than two images, a label that ``class_names`` lacks, an image that occurs twice,
-            ``resamples`` below 2, or ``confidence`` outside (0, 1).
+        ValueError: no records, a label that ``class_names`` lacks, or an image that occurs twice.
     """
-    check_options(resamples, confidence)
-    oracles = _oracles(records, class_names)
-    return _summary(_gains(oracles, draw_images(len(records), resamples, seed)), confidence)
-
-
-def error_difference(
-    a: Sequence[Record],
-    b: Sequence[Record],
-    class_names: Sequence[str],
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> ErrorTypes:
-    """What ``error_types`` says of run ``b`` less what it says of run ``a``, on the same resamples of their images.
-
-    AP50 above zero: ``b`` is better. Another field below zero: errors of that type cost ``b`` less.
-
-    Raises:
-        ValueError: as ``error_types``; or other images or objects in the two runs.
-    """
-    check_options(resamples, confidence)
-    oracles_a, oracles_b = _oracles(a, class_names), _oracles(b, class_names)
-    check_comparable({"run a": oracles_a["AP50"], "run b": oracles_b["AP50"]})
-    weights = draw_images(len(a), resamples, seed)
-    gains_a, gains_b = _gains(oracles_a, weights), _gains(oracles_b, weights)
-    return _summary({name: gains_b[name] - gains_a[name] for name in gains_a}, confidence)
-
-
-def _oracles(records: Sequence[Record], class_names: Sequence[str]) -> dict[str, MatchedRecords]:
-    """The run as it is under "AP50", and with each type of error fixed under its name."""
     check_records(records, len(class_names))
     ordered = sorted(records, key=lambda record: record.image_id)
     if not ordered:
         raise ValueError("no records, expected those of at least 2 images")
-    table = join([_image_table(image, record) for image, record in enumerate(ordered)])
+    table = join([_image_table(*image) for image in zip(count(), ordered, match_images(ordered))])
     image_ids = [record.image_id for record in ordered]
     return {name: pack(_fix(table, {name}), class_names, image_ids) for name in ("AP50", *ERROR_TYPES)}
 
 
-def _image_table(image: int, record: Record) -> _Table:
-    found = match_image(record)
+def error_gains(matches: Mapping[str, MatchedRecords], weights: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Returns AP50 and the gain in it by fixing each of ``ERROR_TYPES`` alone (B, 1 + 8), fractions 0..1.
+
+    A class that loses all its objects to a fix counts as AP 0, as in tidecv.
+
+    Args:
+        matches: of ``match_errors``.
+        weights: (B, N) how often each image counts.
+    """
+    ap = {name: average_precision(found, weights)[:, :, 0] for name, found in matches.items()}
+    known = ~np.isnan(ap["AP50"])
+    means = {name: mean_over_classes(np.where(known, np.nan_to_num(values), np.nan)) for name, values in ap.items()}
+    return np.stack([means["AP50"], *(means[name] - means["AP50"] for name in ERROR_TYPES)], axis=1)
+
+
+def _image_table(image: int, record: Record, found: ImageMatches) -> _Table:
     rows, hits, ignored = found.rows, found.objects[:, 0] >= 0, found.ignored[:, 0]
     counted = np.flatnonzero(~record.gt_ignore)
     iou = record_iou(record)[np.ix_(rows, counted)]
@@ -189,18 +159,3 @@ def _fix(table: _Table, types: set[str]) -> FlatMatches:
         gt_images=table.gt_images[counted],
         gt_labels=table.gt_labels[counted],
     )
-
-
-def _gains(oracles: dict[str, MatchedRecords], weights: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
-    """AP50 (1 + B,) and by how much each oracle raises it.
-
-    A class that loses all its objects to a fix counts as AP 0, as in tidecv.
-    """
-    ap = {name: average_precision(matches, weights)[:, :, 0] for name, matches in oracles.items()}
-    known = ~np.isnan(ap["AP50"])
-    means = {name: mean_over_classes(np.where(known, np.nan_to_num(values), np.nan)) for name, values in ap.items()}
-    return {"AP50": means["AP50"], **{name: means[name] - means["AP50"] for name in ERROR_TYPES}}
-
-
-def _summary(samples: dict[str, NDArray[np.float64]], confidence: float) -> ErrorTypes:
-    return ErrorTypes(**{name: centred_interval(values, confidence) for name, values in samples.items()})

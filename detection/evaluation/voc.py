@@ -4,22 +4,28 @@ Source: Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", I
 evaluation code of the VOC2007 and VOC2012 development kits.  ImageNet's rule of matching: the ILSVRC2015 development
 kit, section 2.3.
 
-Shapes: N images, G ground-truth boxes and D detections of one image, K classes.
+Shapes: B sets of N images, G objects and D detections of all images, K classes.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.evaluation.overlaps import HIT_IOU, box_iou
-from detection.evaluation.record import Record, check_records
+from detection.evaluation.assignment import assign, order_rounds
+from detection.evaluation.average_precision import mean_over_classes
+from detection.evaluation.candidates import Candidates, box_candidates
+from detection.evaluation.columns import Columns, join_records
+from detection.evaluation.matching import FlatMatches, MatchedRecords, pack
+from detection.evaluation.overlaps import HIT_IOU
+from detection.evaluation.record import Record
 
-__all__ = ["VocResult", "evaluate_voc"]
+__all__ = ["VocResult", "evaluate_voc", "match_voc", "voc_precision"]
+
+_CHUNK = 2**19  # detections times sets worked on at once: some megabytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +38,12 @@ class VocResult:
     @property
     def mean_ap_11point(self) -> float:
         """Mean over the classes that have a value, NaN if none has."""
-        return _mean_of_known(self.ap_11point)
+        return float(mean_over_classes(self.ap_11point[None])[0])
 
     @property
     def mean_ap_area(self) -> float:
         """Mean over the classes that have a value, NaN if none has."""
-        return _mean_of_known(self.ap_area)
+        return float(mean_over_classes(self.ap_area[None])[0])
 
 
 def evaluate_voc(
@@ -45,7 +51,7 @@ def evaluate_voc(
 ) -> VocResult:
     """AP of every class over ``records``, as the VOC development kit defines it.
 
-    Detections of a class are ranked over all images by score; ties keep the order of the images, then of the rows.
+    Detections of a class are ranked over all images by score; ties keep the order of image ids, then of rows.
     Each is compared with the one object of its class and image that it overlaps most: a hit where IoU >=
     ``iou_threshold`` and no detection ranked above has taken that object, otherwise a miss. A detection whose object
     is ignored ("difficult") is neither, and ignored objects do not count in the recall.
@@ -63,95 +69,107 @@ def evaluate_voc(
     Raises:
         ValueError: ``iou_threshold`` outside (0, 1], a label that ``class_names`` lacks, an image that occurs twice.
     """
-    if not 0 < iou_threshold <= 1:
-        raise ValueError(f"iou_threshold is a fraction above 0 and at most 1, got {iou_threshold}; VOC uses 0.5")
-    check_records(records, len(class_names))
-    labels = np.concatenate([np.empty(0, np.int64), *(record.labels for record in records)])
-    scores = np.concatenate([np.empty(0, np.float32), *(record.scores for record in records)])
-    gt_labels = np.concatenate([np.empty(0, np.int64), *(record.gt_labels for record in records)])
-    # One more element than there are objects: row -1, "no object", is not ignored.
-    gt_ignore = np.concatenate([*(record.gt_ignore for record in records), np.zeros(1, np.bool_)])
-    matches = _match(records, _match_imagenet if imagenet else _match_voc, iou_threshold)
-
-    ap = np.empty((len(class_names), 2))
-    for label in range(len(class_names)):
-        num_objects = int(np.count_nonzero((gt_labels == label) & ~gt_ignore[:-1]))
-        rows = np.flatnonzero(labels == label)
-        ranked = matches[rows[np.argsort(-scores[rows], kind="stable")]]
-        ap[label] = _average_precisions(_hits(ranked[~gt_ignore[ranked]]), num_objects)
+    matches = match_voc(records, class_names, iou_threshold=iou_threshold, imagenet=imagenet)
+    once = np.ones((1, len(matches.image_ids)), np.int32)  # every image counts once
+    ap = voc_precision(matches, once)[0]
     return VocResult(ap_11point=ap[:, 0], ap_area=ap[:, 1])
 
 
-def _match(
-    records: Sequence[Record], rule: Callable[[Record, float], NDArray[np.int64]], iou_threshold: float
-) -> NDArray[np.int64]:
-    """The object that each detection is compared with, -1 for none: rows of all ground truth, joined in order."""
-    matches, num_gt = [np.empty(0, np.int64)], 0
-    for record in records:
-        rows = rule(record, iou_threshold)
-        matches.append(np.where(rows < 0, -1, rows + num_gt))
-        num_gt += len(record.gt_boxes)
-    return np.concatenate(matches)
+def match_voc(
+    records: Sequence[Record], class_names: Sequence[str], *, iou_threshold: float = HIT_IOU, imagenet: bool = False
+) -> MatchedRecords:
+    """Returns ``records`` matched at the one threshold by the rule that ``evaluate_voc`` describes.
+
+    Raises:
+        ValueError: ``iou_threshold`` outside (0, 1], a label that ``class_names`` lacks, an image that occurs twice.
+    """
+    if not 0 < iou_threshold <= 1:
+        raise ValueError(f"iou_threshold is a fraction above 0 and at most 1, got {iou_threshold}; VOC uses 0.5")
+    columns = join_records(records, len(class_names))
+    objects = (_match_imagenet if imagenet else _match_voc)(columns, iou_threshold)
+    ignored = np.append(columns.gt_ignore, False)[objects]  # row -1, "no object", is not ignored
+    flat = FlatMatches(
+        images=columns.images,
+        labels=columns.labels,
+        scores=columns.scores,
+        hits=(_first_of_each(objects) & ~ignored)[:, None],
+        ignored=ignored[:, None],
+        gt_images=columns.gt_images[~columns.gt_ignore],
+        gt_labels=columns.gt_labels[~columns.gt_ignore],
+    )
+    return pack(flat, class_names, columns.image_ids.tolist())
 
 
-def _match_voc(record: Record, iou_threshold: float) -> NDArray[np.int64]:
-    """The row (D,) of the object of its class that each detection overlaps most, -1 below the threshold.
+def voc_precision(matches: MatchedRecords, weights: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Returns both APs (B, K, 2), 11-point and area, of sets in which image i occurs ``weights[:, i]`` times.
+
+    NaN for a class without objects.  Of detections with the same score, the copies of one count one after the other.
+    """
+    ap = np.empty((len(weights), len(matches.classes), 2))
+    for label, found in enumerate(matches.classes):
+        counted = ~found.ignored[:, 0]
+        images, hits = found.images[counted], np.flatnonzero(found.hits[counted, 0])
+        step = max(1, _CHUNK // max(1, len(images)))
+        for start in range(0, len(weights), step):
+            part = weights[start : start + step]
+            ap[start : start + step, label] = _average_precisions(part[:, images], hits, part @ found.num_objects)
+    return ap
+
+
+def _match_voc(columns: Columns, iou_threshold: float) -> NDArray[np.int64]:
+    """Returns the object (D,) of its class that each detection overlaps most, -1 below the threshold.
 
     Equal IoUs go to the first object.
     """
-    if len(record.gt_boxes) == 0:  # argmax has no answer for no columns
-        return np.full(len(record.boxes), -1)
-    iou = _iou(record)
-    rows = iou.argmax(axis=1)
-    return np.where(iou[np.arange(len(iou)), rows] >= iou_threshold, rows, -1)
+    pairs = box_candidates(columns, least=iou_threshold, crowds=False)
+    order = np.lexsort((-pairs.objects, pairs.ious, pairs.rows))
+    objects = np.full(len(columns.rows), -1)
+    objects[pairs.rows[order]] = pairs.objects[order]  # of several values for a row, the last one stays
+    return objects
 
 
-def _match_imagenet(record: Record, iou_threshold: float) -> NDArray[np.int64]:
-    """The row (D,) of the object that each detection takes, -1 for none."""
-    matches = np.full(len(record.boxes), -1)
-    if len(record.gt_boxes) == 0:
-        return matches
-    corners = record.gt_boxes.astype(np.float64)
-    sides = corners[:, 2:] - corners[:, :2]
-    loosened = sides.prod(axis=1) / (sides + 10).prod(axis=1)
-    iou = _iou(record)
-    iou[iou < np.minimum(iou_threshold, loosened)] = 0
-    for row in np.argsort(-record.scores, kind="stable"):
-        best = int(iou[row].argmax())
-        if iou[row, best] > 0:
-            matches[row] = best
-            iou[:, best] = 0
-    return matches
+def _match_imagenet(columns: Columns, iou_threshold: float) -> NDArray[np.int64]:
+    """Returns the object (D,) that each detection takes, -1 for none."""
+    sides = columns.gt_boxes[:, 2:] - columns.gt_boxes[:, :2]
+    limits = np.minimum(iou_threshold, sides.prod(axis=1) / (sides + 10).prod(axis=1))
+    pairs = box_candidates(columns, least=np.finfo(np.float64).tiny, crowds=False)
+    enough = pairs.ious >= limits[pairs.objects]
+    pairs = Candidates(rows=pairs.rows[enough], objects=pairs.objects[enough], ious=pairs.ious[enough])
+    rounds = order_rounds(pairs, columns.cells, last_of_equals=False)
+    none = np.zeros(len(limits), np.bool_)
+    return assign(rounds, len(columns.rows), thresholds=np.zeros(1), ignored=none, shared=none)[:, 0]
 
 
-def _iou(record: Record) -> NDArray[np.float64]:
-    """IoU (D, G) of detections and objects, 0 for those of other classes."""
-    iou = box_iou(record.boxes, record.gt_boxes)
-    iou[record.labels[:, None] != record.gt_labels] = 0
-    return iou
+def _first_of_each(objects: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Returns which detections (D,) are the first to name their object; -1 names none.
+
+    Those of an image and class stand by score.
+    """
+    first = np.zeros(len(objects), np.bool_)
+    first[np.unique(objects, return_index=True)[1]] = True
+    return first & (objects >= 0)
 
 
-def _hits(matches: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of the ranked ``matches`` are the first to name their object; -1 names none."""
-    hits = np.zeros(len(matches), np.bool_)
-    hits[np.unique(matches, return_index=True)[1]] = True
-    return hits & (matches >= 0)
+def _average_precisions(
+    copies: NDArray[np.integer], hits: NDArray[np.int64], num_objects: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """Returns the 11-point AP and the area AP (B, 2) of one class.
 
-
-def _average_precisions(hits: NDArray[np.bool_], num_objects: int) -> tuple[float, float]:
-    """The 11-point AP and the area AP of one class from its ranked detections, (NaN, NaN) without objects."""
-    if num_objects == 0:
-        return math.nan, math.nan
-    num_found = np.cumsum(hits)
-    precision = num_found / np.arange(1, len(hits) + 1)
-    best_from_here = np.maximum.accumulate(precision[::-1])[::-1]  # best precision at this recall or a higher one
+    Args:
+        copies: (B, D) how often each ranked detection occurs.
+        hits: the columns of ``copies`` that are hits.
+        num_objects: (B,) to find.
+    """
+    num_found = np.cumsum(copies[:, hits], axis=1)
+    precision = num_found / np.maximum(np.cumsum(copies, axis=1)[:, hits], 1)
+    # The best precision at this recall or a higher one lies at a hit.  Of a hit that occurs several times the last
+    # copy says it all, because precision does not fall among them.
+    best_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    objects = np.maximum(num_objects, 1)[:, None]
     # Integers, because recall >= 0.1 * i in floating point can miss by one bit.
-    first_reaching = np.searchsorted(10 * num_found, num_objects * np.arange(11))
-    ap_11point = np.append(best_from_here, 0.0)[first_reaching].mean()  # 0 where the recall is never reached
-    ap_area = best_from_here[hits].sum() / num_objects  # recall grows by 1 / num_objects at each hit
-    return float(ap_11point), float(ap_area)
-
-
-def _mean_of_known(values: NDArray[np.float64]) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan
+    points = np.diff(np.where(num_found > 0, 10 * num_found // objects + 1, 0), axis=1, prepend=0)
+    ap = np.stack(
+        [(points * best_from_here).sum(axis=1) / 11, (copies[:, hits] * best_from_here / objects).sum(axis=1)], axis=1
+    )
+    ap[num_objects == 0] = np.nan
+    return ap

@@ -38,7 +38,7 @@ from detection.experiments.runs import (
     write_status,
 )
 
-__all__ = ["Comparison", "measure_variant"]
+__all__ = ["Comparison", "cost_weights", "measure_variant"]
 
 ENDED = ("done", "failed")
 
@@ -243,7 +243,7 @@ class Comparison:
 
     def _measure(self, variant: str) -> bool:
         """Whether the costs of ``variant`` are there, measured by a child process if need be."""
-        path, weights = self.output / "costs" / f"{variant}.json", _cost_weights(self.output, variant)
+        path, weights = self.output / "costs" / f"{variant}.json", cost_weights(self.output, variant)
         if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["weights"] == (weights and str(weights)):
             return True
         self.say(f"{variant}: measuring costs")
@@ -264,13 +264,13 @@ def measure_variant(experiment: Experiment, output: Path, variant: str) -> None:
     configs = resolve_variants(experiment)
     if variant not in configs:
         raise ValueError(f"--costs {variant}: the experiment has the variants {', '.join(configs)}")
-    weights = _cost_weights(output, variant)
+    weights = cost_weights(output, variant)
     costs = measure_costs(configs[variant], None if weights is None else read_checkpoint(weights))
     write_json(output / "costs" / f"{variant}.json", costs | {"weights": weights and str(weights)})
 
 
-def _cost_weights(output: Path, variant: str) -> Path | None:
-    """The run whose weights the costs of ``variant`` are measured with."""
+def cost_weights(output: Path, variant: str) -> Path | None:
+    """Returns the run whose weights the costs of ``variant`` are measured with; None where none is done."""
     done = (folder for folder in sorted((output / "runs" / variant).glob("*")) if is_done(folder))
     return next(done, None)
 

@@ -27,7 +27,7 @@ with warnings.catch_warnings():  # fvcore.nn calls torch.jit.script when it is i
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     from fvcore.nn import FlopCountAnalysis
 
-__all__ = ["count_gflops", "measure_costs", "measure_latency", "percentile"]
+__all__ = ["count_gflops", "describe_device", "measure_costs", "measure_latency", "percentile"]
 
 
 def measure_costs(
@@ -71,7 +71,7 @@ def measure_costs(
             "p50": 1000 * percentile(times, 0.5),
             "p95": 1000 * percentile(times, 0.95),
             "images": len(times),
-            "device": _device_name(device),
+            "device": describe_device(device),
         },
         "peak_memory_gib": memory,
         "weights": None if checkpoint is None else str(checkpoint.path),
@@ -143,7 +143,8 @@ def _parameters(detector: Architecture) -> dict[str, int]:
     }
 
 
-def _device_name(device: torch.device) -> str:
+def describe_device(device: torch.device) -> str:
+    """Returns the name of a GPU, or how many threads of the CPU work."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()

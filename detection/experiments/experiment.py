@@ -94,6 +94,8 @@ class Experiment:
         overrides: key=value changes of the base, for all variants.
         allowed: config keys in which variants may differ; a section's name stands for all keys below it.
         protocol: what is equal between variants.
+        detections: name -> files of detections of any program on data.test, in COCO's results format and relative to
+            the experiment file: an arm that is compared and not trained; several files are its seeds.
     """
 
     base: str
@@ -103,11 +105,18 @@ class Experiment:
     overrides: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
     protocol: Protocol = field(default_factory=Protocol)
+    detections: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if len(self.variants) < 2:
-            raise ValueError(f"variants needs two or more to compare, got {list(self.variants)}")
-        for name in (self.name, *self.variants):
+        if not self.variants or len(self.variants) + len(self.detections) < 2:
+            raise ValueError(
+                f"variants needs two or more to compare, or one beside detections; got variants {list(self.variants)} "
+                f"and detections {list(self.detections)}"
+            )
+        twice = self.variants.keys() & self.detections.keys()
+        if twice:
+            raise ValueError(f"variants and detections share the names {sorted(twice)}; name each arm otherwise")
+        for name in (self.name, *self.variants, *self.detections):
             if not re.fullmatch(r"\w[\w.+-]*", name):
                 raise ValueError(f"{name!r} names a folder: it takes letters, digits and . _ + -")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
@@ -145,7 +154,11 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     except ValueError as error:
         raise ValueError(f"experiment {path}: {error}") from error
     base = str(path.parent / experiment.base)
-    return replace(experiment, base=base, overrides=(*experiment.overrides, *overrides))
+    arms = {name: tuple(str(path.parent / file) for file in files) for name, files in experiment.detections.items()}
+    for name, file in ((name, file) for name, files in arms.items() for file in files or ("",)):
+        if not Path(file).is_file():
+            raise ValueError(f"experiment {path}: detections.{name} is {file!r}, expected files of detections")
+    return replace(experiment, base=base, overrides=(*experiment.overrides, *overrides), detections=arms)
 
 
 def resolve_base(experiment: Experiment) -> DetectionConfig:

@@ -49,6 +49,7 @@ def describe(
         "name": experiment.name,
         "protocol": asdict(experiment.protocol),
         "seeds": list(experiment.seeds),
+        "detections": {name: list(files) for name, files in experiment.detections.items()},
         "allowed": list(experiment.allowed),
         "base": flatten(resolve_base(experiment)),
         "differences": [asdict(difference) for difference in differences(configs)],
@@ -57,6 +58,7 @@ def describe(
             "code": hash_code(),
             "data": {spec: index_digest(index) for spec, index in data.items()},
             "initial_weights": {variant: hash_weights(config, classes) for variant, config in configs.items()},
+            "detections": {file: _hash_file(Path(file)) for files in experiment.detections.values() for file in files},
         },
         "environment": _environment(),
     }
@@ -131,10 +133,14 @@ def hash_weights(config: DetectionConfig, num_classes: int) -> str:
         ValueError: weights that can't be read or do not fit.
     """
     if config.init is not None:
-        with resolve_weights(config.init).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return _hash_file(resolve_weights(config.init))
     torch.manual_seed(config.seed)
     return digest(build_detector(config, num_classes).state_dict())
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _environment() -> dict[str, Any]:

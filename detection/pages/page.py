@@ -1,15 +1,17 @@
 """A report as sections of text, tables and figures, and its two faces: one self-contained HTML page, and Markdown.
 
-The HTML holds its figures and pictures and asks no network for anything; the Markdown refers to files beside it.
+The HTML holds its figures and pictures and asks no network for anything; a few lines of script sort its tables, and it
+says the same without them.  The Markdown refers to files beside it.
 """
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -17,7 +19,7 @@ from markupsafe import Markup
 from detection.evaluation.printable import printable
 from detection.files import digest
 
-__all__ = ["Block", "Figure", "Notice", "Page", "Pictures", "Section", "Table", "Text", "write_page"]
+__all__ = ["Block", "Figure", "Links", "Notice", "Page", "Pictures", "Section", "Table", "Text", "write_page"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +38,35 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class Links:
+    """A paragraph that ends with links to files beside the page: names and paths relative to it."""
+
+    text: str
+    targets: Sequence[tuple[str, str]]
+
+    @property
+    def quoted(self) -> list[tuple[str, str]]:
+        """Names and paths as they stand in an address."""
+        return [(name, quote(path)) for name, path in self.targets]
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text under ``header``; the first cell of a row names it.  The others are numbers unless ``words``."""
+    """Rows of text under ``header``; the first cell of a row names it.  The others are numbers unless ``words``.
+
+    Columns of numbers can be sorted where there are several rows, unless their order means something (``fixed``).
+    """
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: bool = False
+    fixed: bool = False
+    bold: Collection[tuple[int, int]] = ()  # (row, column) of cells such as the best of a column
+
+    @property
+    def sortable(self) -> bool:
+        return len(self.rows) > 1 and not self.words and not self.fixed
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +105,7 @@ class Pictures:
         return list(zip(encoded, self.alts, strict=True))
 
 
-Block = Text | Notice | Table | Figure | Pictures
+Block = Text | Notice | Links | Table | Figure | Pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +128,7 @@ class Page:
     subtitle: str
     facts: Sequence[tuple[str, str]]  # name and value, under the title
     sections: Sequence[Section]
+    lead: Sequence[str] = ()  # the answer, in the first lines of all
 
 
 def write_page(page: Page, folder: Path, stem: str) -> Path:
@@ -152,7 +177,8 @@ def _groups(blocks: Sequence[Block]) -> list[list[Block]]:
 
 def _markdown(page: Page) -> str:
     facts = [f"- {_escaped(name)}: {_escaped(value)}" for name, value in page.facts]
-    parts = [f"# {_escaped(page.title)}", _escaped(page.subtitle), "\n".join(facts)]
+    lead = [f"**{_escaped(line)}**" for line in page.lead]
+    parts = [f"# {_escaped(page.title)}", *lead, _escaped(page.subtitle), "\n".join(facts)]
     for section in page.sections:
         parts += [f"## {_escaped(section.title)}", *(_markdown_block(block) for block in section.blocks)]
     return "\n\n".join(parts) + "\n"
@@ -164,9 +190,18 @@ def _markdown_block(block: Block) -> str:
             return _escaped(text)
         case Notice(text, warning):
             return f"> {'**Attention:** ' if warning else ''}{_escaped(text)}"
+        case Links(text):
+            return f"{_escaped(text)} {', '.join(f'[{_escaped(name)}]({path})' for name, path in block.quoted)}"
         case Table():
             rule = ["---", *(["---" if block.words else "---:"] * (len(block.header) - 1))]
-            rows = [list(map(_cell, block.header)), rule, *(list(map(_cell, row)) for row in block.rows)]
+            cells = [
+                [
+                    f"**{_cell(cell)}**" if (row, column) in block.bold else _cell(cell)
+                    for column, cell in enumerate(of_row)
+                ]
+                for row, of_row in enumerate(block.rows)
+            ]
+            rows = [list(map(_cell, block.header)), rule, *cells]
             return f"*{_escaped(block.caption)}*\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
         case Figure() | Pictures():
             alts = [block.alt] if isinstance(block, Figure) else block.alts

@@ -13,34 +13,43 @@ from numpy.typing import NDArray
 
 from detection.data.index import AnnotationIndex
 from detection.evaluation.confusion import confusion_matrix, rank_images
-from detection.evaluation.inference import paired_bootstrap
 from detection.evaluation.matching import match
 from detection.evaluation.metrics import percent, shown_in
+from detection.evaluation.record import Record
+from detection.evaluation.report import VocMetric
 from detection.pages.page import Block, Figure, Notice, Page, Pictures, Section, Table, write_page
 from detection.pages.plots import matrix
 from detection.report.build import only_found_by
+from detection.report.calibration import Wanted, calibration_numbers, calibration_section
+from detection.report.conclusion import claims_tables
 from detection.report.details import classes_section, errors_section, operating_figures, pictures_section
-from detection.report.numbers import Shown, as_json, metric_numbers, pair_numbers, run_numbers, show, tested_weights
+from detection.report.numbers import (
+    Shown,
+    as_json,
+    metric_numbers,
+    pair_numbers,
+    run_numbers,
+    show,
+    tested_weights,
+    voc_metric,
+)
 from detection.report.pictures import picture
+from detection.report.proof import compare_runs, planning
 from detection.report.words import percent_interval
 from detection.tasks.test import read_records
 
-__all__ = ["write_analysis"]
+__all__ = ["compare_records", "confusions_section", "write_analysis"]
 
 MAX_PICTURES = 4  # best, and as many worst
 MAX_CONFUSIONS = 12  # rows of the table
-RESAMPLES = 2000
 
 
-def write_analysis(
-    runs: Sequence[Path], output: Path, *, resamples: int = RESAMPLES, say: Callable[[str], None] = print
-) -> Path:
+def write_analysis(runs: Sequence[Path], output: Path, *, say: Callable[[str], None] = print) -> Path:
     """Writes the analysis of one run directory or of two into ``output``; gives the path of the HTML page.
 
     Args:
         runs: with config.yaml, result.json and detections.json, of the same test images.
         output: the folder to write into.
-        resamples: of the test images, for the intervals.
         say: takes lines to show.
 
     Raises:
@@ -48,28 +57,15 @@ def write_analysis(
     """
     read = {name: read_records(run, say=say) for name, run in zip(_names(runs), runs, strict=True)}
     index = next(index for index, _ in read.values())
-    # First of all: this refuses runs that can't be compared.
-    matches = {name: [match(records, own.class_names)] for name, (own, records) in read.items()}
-    comparison = paired_bootstrap(matches, resamples=resamples)
-    names = comparison.class_names
-    shown = {name: show(records, len(names)) for name, (_, records) in read.items()}
-    variants = {
-        name: {"metrics": metric_numbers([run])}
-        | run_numbers(shown[name], comparison.variants[name], names, resamples=resamples)
-        | _errors_of_images(shown[name], len(names))
-        for name, run in zip(read, runs, strict=True)
-    }
-    pairs = [pair_numbers(difference, shown, names, resamples=resamples) for difference in comparison.differences]
-    numbers = as_json(
-        {
-            "images": comparison.num_images,
-            "resamples": resamples,
-            "confidence": comparison.confidence,
-            "class_names": names,
-            "variants": variants,
-            "pairs": pairs,
-        }
+    metrics = {name: metric_numbers([run]) for name, run in zip(read, runs, strict=True)}
+    numbers, shown = compare_records(
+        {name: [records] for name, (_, records) in read.items()},
+        {name: own.class_names for name, (own, _) in read.items()},
+        metrics,
+        voc_metric=voc_metric(runs[0]),
     )
+    for name, run in shown.items():
+        numbers["variants"][name] |= as_json(_ranking(run))
     output.mkdir(parents=True, exist_ok=True)
     (output / "analysis.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     page = Page(
@@ -77,12 +73,56 @@ def write_analysis(
         subtitle="What goes wrong, how much each kind of error costs, and on which images.",
         facts=[
             ("Images", str(len(index))),
-            ("Classes", str(len(names))),
+            ("Classes", str(len(index.class_names))),
             *((name, f"{run}: {tested_weights(run)}") for name, run in zip(read, runs, strict=True)),
         ],
         sections=_sections(numbers, index, shown),
     )
     return write_page(page, output, "analysis")
+
+
+def compare_records(
+    runs: Mapping[str, Sequence[Sequence[Record]]],
+    classes: Mapping[str, Sequence[str]],
+    metrics: Mapping[str, dict[str, Any]],
+    *,
+    voc_metric: VocMetric,
+    wanted: Wanted | None = None,
+) -> tuple[dict[str, Any], dict[str, Shown]]:
+    """Returns every number of an analysis, and what the first seed of each run shows.
+
+    Args:
+        runs: name -> the records of each of its seeds.
+        classes: name -> the class names of its records.
+        metrics: name -> what ``result_numbers`` says of its seeds.
+        voc_metric: the definition behind "VOC mAP".
+        wanted: precision and recall for which a score is looked up; None: the usual ones.
+
+    Raises:
+        ValueError: runs of different images, objects or classes, or fewer than two images.
+    """
+    # First of all: this refuses runs that can't be compared.
+    comparison = compare_runs(runs, classes, voc_metric=voc_metric)
+    names = tuple(next(iter(classes.values())))
+    images = len(next(iter(runs.values()))[0])
+    shown = {name: show(seeds[0], len(names)) for name, seeds in runs.items()}
+    variants = {
+        name: {"seeds": list(range(1, len(runs[name]) + 1)), "metrics": metrics[name]}
+        | run_numbers(comparison, name, run, names)
+        | {"confusion": confusion_matrix(run.records, len(names), min_score=run.threshold)}
+        | calibration_numbers(match(run.records, names), wanted or Wanted())
+        for name, run in shown.items()
+    }
+    numbers = {
+        "images": images,
+        "blocks": comparison.blocks,
+        "confidence": comparison.confidence,
+        "class_names": names,
+        "planning": planning(comparison, images=images, seeds=min(v.seeds for v in comparison.variants.values())),
+        "variants": variants,
+        "pairs": [pair_numbers(comparison, pair, shown, names) for pair in comparison.pairs],
+    }
+    return as_json(numbers), shown
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
@@ -94,11 +134,9 @@ def _names(runs: Sequence[Path]) -> list[str]:
     return next(tried for tried in names if len(set(tried)) == len(runs))
 
 
-def _errors_of_images(shown: Shown, num_classes: int) -> dict[str, Any]:
-    """The confusion matrix at the run's threshold, and every image from best to worst."""
-    ranked = rank_images(shown.records, min_score=shown.threshold)
+def _ranking(shown: Shown) -> dict[str, Any]:
+    """Returns every image from best to worst, at the run's threshold."""
     return {
-        "confusion": confusion_matrix(shown.records, num_classes, min_score=shown.threshold),
         "ranking": [
             {
                 "image": shown.records[score.row].file_name,
@@ -108,13 +146,14 @@ def _errors_of_images(shown: Shown, num_classes: int) -> dict[str, Any]:
                 "misses": score.misses,
                 "false": score.false,
             }
-            for score in ranked
+            for score in rank_images(shown.records, min_score=shown.threshold)
         ],
     }
 
 
 def _sections(numbers: dict[str, Any], index: AnnotationIndex, shown: Mapping[str, Shown]) -> list[Section]:
     results = [Notice(f"{pair['verdict']}.") for pair in numbers["pairs"]]
+    results += claims_tables(numbers) if numbers["pairs"] else []
     ways = [way for a, b in combinations(shown, 2) for way in ((a, b), (b, a))]
     found = [figure for a, b in ways for figure in only_found_by(index, shown, a, b, MAX_PICTURES)]
     sections = [
@@ -122,7 +161,8 @@ def _sections(numbers: dict[str, Any], index: AnnotationIndex, shown: Mapping[st
         errors_section(numbers),
         Section("Curves", operating_figures(numbers)),
         classes_section(numbers),
-        _confusions(numbers),
+        confusions_section(numbers),
+        calibration_section(numbers),
         pictures_section(numbers, found),
         *(_images(name, numbers, index, run) for name, run in shown.items()),
     ]
@@ -143,7 +183,7 @@ def _results(numbers: dict[str, Any]) -> Table:
     return Table(caption, ["run", *(metric.name for metric in metrics), f"AP, {100 * numbers['confidence']:g} %"], rows)
 
 
-def _confusions(numbers: dict[str, Any]) -> Section:
+def confusions_section(numbers: dict[str, Any]) -> Section:
     figures: list[Block] = []
     tables: list[Block] = []
     labels = [*numbers["class_names"], "nothing"]

@@ -21,22 +21,22 @@ from detection.pages.page import Page, Pictures, write_page
 from detection.report.numbers import Evidence, Shown, experiment_numbers, gather
 from detection.report.pictures import picture
 from detection.report.reading import read_experiment
+from detection.report.robustness import robustness_numbers
 from detection.report.sections import experiment_sections, protocol_name
+from detection.report.verdict import lead
 
 __all__ = ["only_found_by", "write_report"]
 
 MAX_PICTURES = 12  # pairs of pictures of a page, which stays under a few megabytes
-RESAMPLES = 2000
 
 
-def write_report(output: Path, *, resamples: int = RESAMPLES, say: Callable[[str], None] = print) -> Path:
+def write_report(output: Path, *, say: Callable[[str], None] = print) -> Path:
     """Writes the report of the experiment in the folder ``output`` and returns the path of its HTML page.
 
     Variants appear with the seeds that have finished; runs without a result are listed.
 
     Args:
         output: the folder that resdet compare wrote.
-        resamples: of the test images, for the intervals.
         say: takes lines to show.
 
     Raises:
@@ -44,7 +44,10 @@ def write_report(output: Path, *, resamples: int = RESAMPLES, say: Callable[[str
     """
     experiment = read_experiment(output)
     evidence = gather(experiment, say=say)
-    numbers = experiment_numbers(experiment, evidence, resamples=resamples)
+    numbers = experiment_numbers(experiment, evidence)
+    numbers["robustness"] = {
+        name: robustness_numbers([run.folder for run in experiment.done(name)]) for name in numbers["variants"]
+    }
     folder = output / "report"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
@@ -54,12 +57,14 @@ def write_report(output: Path, *, resamples: int = RESAMPLES, say: Callable[[str
         subtitle="One detector, one recipe, one data set; the backbone changes, and what belongs to it.",
         facts=_facts(numbers),
         sections=experiment_sections(numbers, pictures),
+        lead=lead(numbers),
     )
     return write_page(page, folder, "report")
 
 
 def _facts(numbers: dict[str, Any]) -> list[tuple[str, str]]:
-    base, planned = numbers["base"], numbers["fairness"]["hashes"]["initial_weights"]
+    base, planned = numbers["base"], [*numbers["fairness"]["hashes"]["initial_weights"]]
+    planned += [name for name in numbers["variants"] if name not in planned]
     return [
         ("Variants", ", ".join(planned)),
         ("Seeds", ", ".join(map(str, numbers["seeds"]))),

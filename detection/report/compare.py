@@ -6,14 +6,20 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from detection.config.detection import DetectionConfig
+from detection.config.load import load_config
+from detection.engine.checkpoint import read_checkpoint
 from detection.engine.signals import StoppedError
 from detection.experiments.comparison import Comparison, measure_variant
 from detection.experiments.experiment import load_experiment
+from detection.experiments.latency import Place, measure_latencies
 from detection.experiments.runs import Placement, Programs
 from detection.packaged import find_config
 from detection.report.build import write_report
+from detection.report.reading import read_experiment
+from detection.tasks.robustness import run_corrupted
 
-__all__ = ["measure_costs", "plan_comparison", "run_comparison"]
+__all__ = ["measure_costs", "measure_latency", "plan_comparison", "run_comparison"]
 
 RESDET = (sys.executable, "-m", "resdet")
 
@@ -27,6 +33,7 @@ def run_comparison(
     retry_failed: bool = False,
     only: int | None = None,
     train: bool = True,
+    robustness: bool = False,
     say: Callable[[str], None] = print,
 ) -> bool:
     """Trains, tests and measures the variants of an experiment and writes their report; returns whether all is done.
@@ -39,6 +46,7 @@ def run_comparison(
         retry_failed: go on with failed runs too.
         only: number of the one run to take, of ``plan_comparison``; the report is left to the end.
         train: false writes the report of what is there.
+        robustness: also test every finished run on corrupted images, where that has not been done.
         say: takes lines to show.
 
     Raises:
@@ -52,10 +60,21 @@ def run_comparison(
             return comparison.run_one(only, retry_failed=retry_failed)
         if train:
             done = comparison.run(retry_failed=retry_failed)
+        if robustness:
+            _corrupt(comparison.output, say)
     except KeyboardInterrupt as error:
         raise StoppedError("the runs are saved; the same command goes on") from error
     say(f"report: {write_report(comparison.output)}")
     return done
+
+
+def _corrupt(output: Path, say: Callable[[str], None]) -> None:
+    """Tests the finished runs of the experiment in ``output`` on corrupted images."""
+    experiment = read_experiment(output)
+    for run in (run for variant in experiment.variants for run in experiment.done(variant)):
+        config = load_config(DetectionConfig, run.folder / "config.yaml")
+        prefix = f"{run.variant}, seed {run.seed}: "
+        run_corrupted(config, read_checkpoint(run.folder), run.folder, say=lambda line, p=prefix: say(p + line))
 
 
 def plan_comparison(
@@ -73,6 +92,27 @@ def measure_costs(path: str | Path, output: Path | None = None, *, variant: str,
     """Measures the costs of one variant; arguments as ``run_comparison``."""
     comparison = _comparison(path, output, overrides)
     measure_variant(comparison.experiment, comparison.output, variant)
+
+
+def measure_latency(
+    path: str | Path,
+    output: Path | None = None,
+    *,
+    place: Place,
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> None:
+    """Times all variants at ``place``, and writes the report anew where the experiment has begun.
+
+    Other arguments as ``run_comparison``.
+
+    Raises:
+        ValueError: bad data or config, or weights that do not fit.
+    """
+    comparison = _comparison(path, output, overrides)
+    say(f"latency: {measure_latencies(comparison.experiment, comparison.output, place, say=say)}")
+    if (comparison.output / "experiment.json").is_file():
+        say(f"report: {write_report(comparison.output)}")
 
 
 def _comparison(

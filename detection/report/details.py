@@ -13,7 +13,8 @@ from detection.evaluation.metrics import percent
 from detection.evaluation.tide import ERROR_TYPES
 from detection.pages.page import Block, Figure, Pictures, Section, Table, Text
 from detection.pages.plots import forest, lines
-from detection.report.words import bar, differing, pair_name, percent_interval
+from detection.report.training import training_figures
+from detection.report.words import bar, claimed, differing, pair_name, percent_interval
 
 __all__ = ["classes_section", "curves_section", "errors_section", "operating_figures", "pictures_section"]
 
@@ -42,15 +43,11 @@ def classes_section(numbers: dict[str, Any]) -> Section:
         [
             name,
             *(percent(variant["class_ap"][name]["value"]) for variant in variants.values()),
-            *(differing(pair["class_ap"][name]) for pair in pairs),
+            *(claimed(pair["class_ap"][name]) for pair in pairs),
         ]
         for name in names
     ]
-    level = f"{100 * numbers['confidence']:g} %"
-    caption = (
-        f"AP per class in percent, mean over seeds, and differences with {level} intervals over the choice of images. "
-        f"Each interval stands alone: of twenty classes without a difference, one leaves out 0 by chance."
-    )
+    caption = f"AP per class in percent, mean over seeds, and differences {_discovered(numbers, 'classes')}"
     return Section("Per class", [Table(caption, header, rows), *(_class_figure(pair) for pair in pairs)])
 
 
@@ -73,7 +70,7 @@ def _class_figure(pair: dict[str, Any]) -> Figure:
 def errors_section(numbers: dict[str, Any]) -> Section:
     variants, pairs = numbers["variants"], numbers["pairs"]
     rows = [[n, *(percent_interval(v["errors"][key]) for key in ERROR_TYPES)] for n, v in variants.items()]
-    gains = [[pair_name(pair), *(differing(pair["errors"][key]) for key in ERROR_TYPES)] for pair in pairs]
+    gains = [[pair_name(pair), *(claimed(pair["errors"][key]) for key in ERROR_TYPES)] for pair in pairs]
     header = ["variant", *(ERROR_NAMES[key] for key in ERROR_TYPES)]
     drawn = {
         ERROR_NAMES[key]: {name: bar(variant["errors"][key]) for name, variant in variants.items()}
@@ -81,7 +78,7 @@ def errors_section(numbers: dict[str, Any]) -> Section:
     }
     blocks: list[Block] = [
         Text(ERROR_LEGEND),
-        Table("AP50 lost to each type of error, in points; first finished seed of each variant.", header, rows),
+        Table("AP50 lost to each type of error, in points, mean over seeds; of these detectors.", header, rows),
         Figure(
             "errors",
             forest("errors", drawn, x_label="AP50 lost, points"),
@@ -90,31 +87,27 @@ def errors_section(numbers: dict[str, Any]) -> Section:
         ),
     ]
     if gains:
-        caption = "Where a gain comes from: change of the AP50 lost to each type. Negative means fewer such errors."
+        caption = (
+            "Where a gain comes from: change of the AP50 lost to each type, negative for fewer such errors, "
+            f"{_discovered(numbers, 'types')}"
+        )
         blocks.append(Table(caption, ["pair", *header[1:]], gains))
     return Section("Types of errors", blocks)
 
 
+def _discovered(numbers: dict[str, Any], what: str) -> str:
+    """Returns which question the differences of many ``what`` answer, and how many false claims to expect."""
+    questions = {pair["question"] for pair in numbers["pairs"]}
+    asked = {
+        "methods": "of these methods, trained anew",
+        "detectors": "of these very detectors on other images (of methods where there are seeds)",
+    }["detectors" if "detectors" in questions else "methods"]
+    share = f"{100 * (1 - numbers['confidence']):g} %"
+    return f"{asked}. *: discovered; of these, over all {what} and pairs, {share} are false on average."
+
+
 def curves_section(numbers: dict[str, Any]) -> Section:
-    variants = numbers["variants"]
-    figures: list[Block] = []
-    for key, label, caption in (
-        ("loss", "total loss", "Loss while training, one line per seed."),
-        ("AP", "AP, percent", "AP of the tests while training, one line per seed."),
-    ):
-        series = {
-            name: [(run[key]["iterations"], run[key]["values"]) for run in variant["training"] if run[key]["values"]]
-            for name, variant in variants.items()
-        }
-        several = any(len(x) > 1 for curves in series.values() for x, _ in curves)
-        if several:
-            limit = 1.05 * max((y[min(len(y) - 1, len(y) // 20)] for curves in series.values() for _, y in curves))
-            drawn = lines(
-                f"training_{key}", series, x_label="iteration", y_label=label, percent=key == "AP", limit=limit
-            )
-            figures.append(Figure(f"training_{key}", drawn, caption, f"{label} by iteration; numbers in report.json."))
-    figures += operating_figures(numbers)
-    return Section("Curves", figures)
+    return Section("Curves", [*training_figures(numbers["variants"]), *operating_figures(numbers)])
 
 
 def operating_figures(numbers: dict[str, Any]) -> list[Block]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.index import AnnotationIndex
+from detection.engine.evaluate import evaluate
 from detection.evaluation.confusion import found_objects
 from detection.evaluation.curves import (
     best_threshold,
@@ -24,14 +25,16 @@ from detection.evaluation.curves import (
     mean_precision,
     score_of_as_many,
 )
-from detection.evaluation.inference import BootstrapResult, Difference, VariantScore, paired_bootstrap
-from detection.evaluation.matching import MatchedRecords, match
+from detection.evaluation.inference import Comparison, Pair
 from detection.evaluation.metrics import figures, shown_in
 from detection.evaluation.record import Record
-from detection.evaluation.report import describe_choice
-from detection.evaluation.tide import error_difference, error_types
+from detection.evaluation.report import VocMetric, describe_choice
 from detection.report.paper import paper_cells
-from detection.report.reading import ExperimentFolder, RunFolder, read_metrics
+from detection.report.proof import compare_runs, pair_proof, planning, variant_proof
+from detection.report.reading import ExperimentFolder
+from detection.report.training import training_numbers
+from detection.report.verdict import fronts
+from detection.tasks.evaluate import read_detections
 from detection.tasks.test import read_records
 
 __all__ = [
@@ -41,11 +44,13 @@ __all__ = [
     "experiment_numbers",
     "gather",
     "metric_numbers",
+    "over_seeds",
     "pair_numbers",
-    "pareto_front",
+    "result_numbers",
     "run_numbers",
     "show",
     "tested_weights",
+    "voc_metric",
 ]
 
 
@@ -67,23 +72,40 @@ class Evidence:
 
     index: AnnotationIndex
     shown: Mapping[str, Shown]  # of the first finished seed
-    matches: Mapping[str, Sequence[MatchedRecords]]  # of every finished seed
+    comparison: Comparison  # of every finished seed
+    results: Mapping[str, Sequence[dict[str, Any]]]  # arm that was not trained -> the result of each of its files
 
 
 def gather(experiment: ExperimentFolder, *, say: Callable[[str], None]) -> Evidence | None:
-    """What the variants with a finished run found; None if there is none.
+    """Returns what the variants with a finished run found; None if there is none.
 
     Raises:
         ValueError: broken files, or a data set that is not what was tested.
     """
-    index, shown, matches = None, {}, {}
-    for variant in experiment.variants:
-        for run in experiment.done(variant):
-            index, records = read_records(run.folder, say=say)
-            matches.setdefault(variant, []).append(match(records, index.class_names))
-            if variant not in shown:
-                shown[variant] = show(records, len(index.class_names))
-    return None if index is None else Evidence(index=index, shown=shown, matches=matches)
+    done = {variant: runs for variant in experiment.variants if (runs := experiment.done(variant))}
+    if not done:
+        return None
+    read = {variant: [read_records(run.folder, say=say) for run in runs] for variant, runs in done.items()}
+    index, metric = next(iter(read.values()))[0][0], voc_metric(next(iter(done.values()))[0].folder)
+    arms = {name: _read_arm(index, files) for name, files in experiment.detections.items()}
+    records = {variant: [found for _, found in seeds] for variant, seeds in read.items()} | arms
+    classes = {variant: seeds[0][0].class_names for variant, seeds in read.items()}
+    return Evidence(
+        index=index,
+        shown={variant: show(seeds[0], len(index.class_names)) for variant, seeds in records.items()},
+        comparison=compare_runs(
+            records,
+            classes | dict.fromkeys(arms, index.class_names),
+            voc_metric=metric,
+            pool=experiment.plan.get("pool_seeds", False),  # a plan may be older than the key
+        ),
+        results={name: [evaluate(seed, index.class_names, metric) for seed in seeds] for name, seeds in arms.items()},
+    )
+
+
+def _read_arm(index: AnnotationIndex, files: Sequence[Path]) -> list[list[Record]]:
+    """Returns the records of each file of detections of another program."""
+    return [read_detections(index, path, source="the experiment's data.test") for path in files]
 
 
 def show(records: Sequence[Record], num_classes: int) -> Shown:
@@ -101,7 +123,7 @@ def show(records: Sequence[Record], num_classes: int) -> Shown:
     )
 
 
-def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None, *, resamples: int) -> dict[str, Any]:
+def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None) -> dict[str, Any]:
     """The content of report.json."""
     plan = experiment.plan
     numbers: dict[str, Any] = {
@@ -112,6 +134,7 @@ def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None, 
         "base": plan["base"],
         "environment": plan["environment"],
         "grid": experiment.grid,
+        "latency": experiment.latency,
         "unfinished": [
             {"variant": run.variant, "seed": run.seed, "state": run.state, "error": run.error}
             for run in experiment.unfinished
@@ -121,31 +144,20 @@ def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None, 
     }
     if evidence is None:
         return as_json(numbers)
-    comparison = paired_bootstrap(evidence.matches, resamples=resamples)
+    comparison, names = evidence.comparison, evidence.index.class_names
+    images = len(evidence.index)
     numbers |= {
-        "images": comparison.num_images,
-        "resamples": comparison.resamples,
+        "images": images,
+        "blocks": comparison.blocks,
         "confidence": comparison.confidence,
-        "class_names": comparison.class_names,
+        "class_names": names,
+        "planning": planning(comparison, images=images, seeds=min(v.seeds for v in comparison.variants.values())),
     }
-    numbers["variants"] = {name: _variant(experiment, name, evidence, comparison, resamples) for name in evidence.shown}
-    _mark_fronts(numbers["variants"])
-    numbers["pairs"] = [
-        pair_numbers(difference, evidence.shown, comparison.class_names, resamples=resamples)
-        for difference in comparison.differences
-    ]
-    return as_json(numbers)
-
-
-def pareto_front(costs: Sequence[float | None], values: Sequence[float | None]) -> list[bool]:
-    """Which entries no other beats: at most their cost and at least their value, and better in one of them."""
-    known = [(c, v) for c, v in zip(costs, values, strict=True) if c is not None and v is not None]
-    return [
-        cost is not None
-        and value is not None
-        and not any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in known)
-        for cost, value in zip(costs, values, strict=True)
-    ]
+    numbers["variants"] = {name: _variant(experiment, name, evidence) for name in evidence.shown}
+    numbers["pairs"] = [pair_numbers(comparison, pair, evidence.shown, names) for pair in comparison.pairs]
+    found = as_json(numbers)
+    _mark_fronts(found)
+    return found
 
 
 def as_json(value: Any) -> Any:
@@ -161,12 +173,9 @@ def as_json(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def run_numbers(shown: Shown, score: VariantScore, class_names: Sequence[str], *, resamples: int) -> dict[str, Any]:
-    """What the detections of a run say: its errors and curves, with the intervals of ``score``."""
-    return {
-        "intervals": {key: getattr(score, key) for key in ("AP", "AP50", "AP75")},
-        "class_ap": dict(zip(class_names, score.class_ap, strict=True)),
-        "errors": error_types(shown.records, class_names, resamples=resamples),
+def run_numbers(comparison: Comparison, name: str, shown: Shown, class_names: Sequence[str]) -> dict[str, Any]:
+    """Returns what the detections of a variant say: intervals over all its seeds, and the curves of one run."""
+    return variant_proof(comparison, name, class_names) | {
         "threshold": shown.threshold,
         "equal_score": shown.equal_score,
         "precision_at_recall": shown.precision,
@@ -175,17 +184,15 @@ def run_numbers(shown: Shown, score: VariantScore, class_names: Sequence[str], *
 
 
 def pair_numbers(
-    difference: Difference, shown: Mapping[str, Shown], class_names: Sequence[str], *, resamples: int
+    comparison: Comparison, pair: Pair, shown: Mapping[str, Shown], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """How two runs differ, and how many objects one alone finds."""
-    a, b = shown[difference.a], shown[difference.b]
+    """Returns how two variants differ, and how many objects a run of one alone finds."""
+    a, b = shown[pair.a], shown[pair.b]
     only_a, only_b = (
         sum(int(np.count_nonzero(x & ~y)) for x, y in zip(first.found, second.found, strict=True))
         for first, second in ((a, b), (b, a))
     )
-    return asdict(difference) | {
-        "class_ap": dict(zip(class_names, difference.class_ap, strict=True)),
-        "errors": error_difference(a.records, b.records, class_names, resamples=resamples),
+    return pair_proof(comparison, pair, class_names) | {
         "objects": {
             "only_a": only_a,
             "only_b": only_b,
@@ -196,9 +203,14 @@ def pair_numbers(
 
 def metric_numbers(runs: Sequence[Path]) -> dict[str, Any]:
     """Returns the reported metrics by name, over the results of ``runs``, which differ in their seed alone."""
-    results = [figures(json.loads((run / "result.json").read_text(encoding="utf-8"))) for run in runs]
+    return result_numbers([json.loads((run / "result.json").read_text(encoding="utf-8")) for run in runs])
+
+
+def result_numbers(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the reported metrics by name, over ``results`` that differ in their seed alone."""
+    known = [figures(result) for result in results]
     # .get: a result may be older than a metric
-    return {metric.name: _over_seeds([result.get(metric.key) for result in results]) for metric in shown_in("report")}
+    return {metric.name: over_seeds([result.get(metric.key) for result in known]) for metric in shown_in("report")}
 
 
 def tested_weights(run: Path) -> str:
@@ -207,28 +219,33 @@ def tested_weights(run: Path) -> str:
     return describe_choice(result) if "weights" in result else "weights of an earlier version, its last"
 
 
-def _variant(
-    experiment: ExperimentFolder, name: str, evidence: Evidence, comparison: BootstrapResult, resamples: int
-) -> dict[str, Any]:
+def _variant(experiment: ExperimentFolder, name: str, evidence: Evidence) -> dict[str, Any]:
     runs, costs = experiment.done(name), experiment.costs.get(name, {})
-    metrics = metric_numbers([run.folder for run in runs])
+    files = experiment.detections.get(name, ())
+    metrics = metric_numbers([run.folder for run in runs]) if runs else result_numbers(evidence.results[name])
     numbers = {
-        "seeds": [run.seed for run in runs],
+        "seeds": [run.seed for run in runs] or list(range(1, len(files) + 1)),
+        "files": list(map(str, files)),
         "weights": sorted({tested_weights(run.folder) for run in runs}),
+        "configs": [f"runs/{name}/{run.seed}/config.yaml" for run in runs],
         "metrics": metrics,
         "costs": costs,
-        "hours": _over_seeds([run.hours for run in runs]),
-        "training_memory_gib": _over_seeds([run.peak_memory_gib for run in runs]),
+        "hours": over_seeds([run.hours for run in runs]),
+        "training_memory_gib": over_seeds([run.peak_memory_gib for run in runs]),
         "ap_per_gflop": _ratio(metrics["AP"]["mean"], costs.get("gflops")),
         "ap_per_ms": _ratio(metrics["AP"]["mean"], costs.get("latency_ms", {}).get("p50")),
-        "training": [_training(run) for run in runs],
-        "paper": _paper(runs[0].folder, metrics),
+        "training": [training_numbers(run) for run in runs],
+        "paper": _paper(runs[0].folder, metrics) if runs else [],
     }
-    shown, score = evidence.shown[name], comparison.variants[name]
-    return numbers | run_numbers(shown, score, comparison.class_names, resamples=resamples)
+    return numbers | run_numbers(evidence.comparison, name, evidence.shown[name], evidence.index.class_names)
 
 
-def _over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+def voc_metric(run: Path) -> VocMetric:
+    """Returns the definition behind "VOC mAP" in the result of ``run``."""
+    return json.loads((run / "result.json").read_text(encoding="utf-8"))["voc"]["metric"]
+
+
+def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
     """Mean and sample standard deviation; None for the latter of a single value."""
     known = [value for value in values if value is not None]
     return {
@@ -240,14 +257,6 @@ def _over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
 
 def _ratio(value: float | None, cost: float | None) -> float | None:
     return None if value is None or not cost else value / cost
-
-
-def _training(run: RunFolder) -> dict[str, Any]:
-    """Loss and AP by iteration."""
-    curves = {"loss": read_metrics(run.folder, "loss/total"), "AP": read_metrics(run.folder, "bbox.AP")}
-    return {"seed": run.seed} | {
-        name: {"iterations": iterations, "values": values} for name, (iterations, values) in curves.items()
-    }
 
 
 def _paper(run: Path, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -270,11 +279,10 @@ def _paper(run: Path, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _mark_fronts(variants: dict[str, Any]) -> None:
-    """Adds to each variant whether it is on the Pareto front of AP against a cost."""
-    values = [variant["metrics"]["AP"]["mean"] for variant in variants.values()]
-    flops = [variant["costs"].get("gflops") for variant in variants.values()]
-    latency = [variant["costs"].get("latency_ms", {}).get("p50") for variant in variants.values()]
-    fronts = zip(pareto_front(flops, values), pareto_front(latency, values), strict=True)
-    for variant, (by_flops, by_latency) in zip(variants.values(), fronts, strict=True):
-        variant["pareto"] = {"gflops": by_flops, "latency": by_latency}
+def _mark_fronts(numbers: dict[str, Any]) -> None:
+    """Adds to each variant whether it is on the Pareto front of AP against a cost: see ``verdict.fronts``."""
+    costs = {name: variant["costs"] for name, variant in numbers["variants"].items()}
+    by_flops = fronts(numbers, {name: known.get("gflops") for name, known in costs.items()})
+    by_latency = fronts(numbers, {name: known.get("latency_ms", {}).get("p50") for name, known in costs.items()})
+    for name, variant in numbers["variants"].items():
+        variant["pareto"] = {"gflops": by_flops[name], "latency": by_latency[name]}

@@ -18,7 +18,7 @@ MARK = (255, 0, 200)  # of objects to look at: in no class's colour, and easy to
 
 
 def picture(
-    index: AnnotationIndex, row: int, record: Record, *, min_score: float, marked: NDArray[np.float32] | None = None
+    index: AnnotationIndex, row: int, record: Record, *, min_score: float, marked: NDArray[np.floating] | None = None
 ) -> bytes:
     """The JPEG of image ``row`` with the detections of ``record`` that score at least ``min_score``.
 

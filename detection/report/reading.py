@@ -30,10 +30,12 @@ class ExperimentFolder:
     """What was planned, what became of it, and what each variant costs."""
 
     plan: dict[str, Any]  # experiment.json
+    detections: dict[str, tuple[Path, ...]]  # arm that is not trained -> its files of detections
     variants: tuple[str, ...]
     runs: tuple[RunFolder, ...]  # every variant with every seed
     costs: dict[str, dict[str, Any]]  # variant -> costs/VARIANT.json, where it exists
     grid: Any  # grid.json; None without a search
+    latency: tuple[dict[str, Any], ...]  # latency/PLACE.json
 
     def done(self, variant: str) -> list[RunFolder]:
         """Its finished runs."""
@@ -59,10 +61,12 @@ def read_experiment(output: Path) -> ExperimentFolder:
     grid = output / "grid.json"
     return ExperimentFolder(
         plan=plan,
+        detections={name: tuple(map(Path, files)) for name, files in plan.get("detections", {}).items()},
         variants=variants,
         runs=tuple(_read_run(output, variant, seed) for variant in variants for seed in plan["seeds"]),
         costs={name: _read_json(path) for name, path in costs.items() if path.is_file()},
         grid=_read_json(grid) if grid.is_file() else None,
+        latency=tuple(_read_json(path) for path in sorted((output / "latency").glob("*.json"))),
     )
 
 

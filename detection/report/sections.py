@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from detection.evaluation.metrics import NONE, Metric, percent, shown_in
-from detection.pages.page import Block, Figure, Notice, Pictures, Section, Table, Text
+from detection.pages.page import Block, Figure, Links, Notice, Pictures, Section, Table, Text
 from detection.pages.plots import Point, forest, scatter
+from detection.report.conclusion import conclusion
 from detection.report.details import classes_section, curves_section, errors_section, pictures_section
-from detection.report.words import bar, differing, number, pair_name, percent_interval, spread
+from detection.report.latency import latency_blocks
+from detection.report.robustness import robustness_section
+from detection.report.words import bar, best_cells, number, percent_interval, spread
 
 __all__ = ["experiment_sections", "protocol_name"]
 
@@ -33,13 +36,14 @@ def experiment_sections(numbers: dict[str, Any], pictures: Sequence[Pictures]) -
             _environment(numbers),
         ]
     sections = [
-        _conclusion(numbers),
+        conclusion(numbers),
         _results(numbers),
         _fairness(numbers),
         _cost(numbers),
         classes_section(numbers),
         errors_section(numbers),
         curves_section(numbers),
+        robustness_section(numbers["robustness"], numbers["confidence"]),
         pictures_section(numbers, pictures),
         _unfinished(numbers),
         _environment(numbers),
@@ -53,38 +57,6 @@ def protocol_name(protocol: dict[str, Any]) -> str:
     return name if protocol["minutes"] is None else f"{name}, {protocol['minutes']:g} minutes a run"
 
 
-def _conclusion(numbers: dict[str, Any]) -> Section:
-    missing = [f"{run['variant']} seed {run['seed']} ({run['state']})" for run in numbers["unfinished"]]
-    blocks: list[Block] = [Notice(_sentence(pair["verdict"])) for pair in numbers["pairs"]]
-    if missing:
-        blocks.append(Notice(f"Without a result, and not in any number here: {', '.join(missing)}.", warning=True))
-    rows = [
-        [
-            pair_name(pair),
-            differing(pair["AP"]),
-            differing(pair["with_seeds"]),
-            percent(pair["resolvable"]) + ("" if pair["with_seeds"] else " (images only)"),
-            differing(pair["AP50"]),
-            differing(pair["AP75"]),
-        ]
-        for pair in numbers["pairs"]
-    ]
-    level = f"{100 * numbers['confidence']:g} %"
-    if rows:
-        header = ["pair", "AP, other images", "AP, other images and seeds", "gap that can be seen", "AP50", "AP75"]
-        caption = f"Differences in points of AP with their {level} intervals; an interval that holds 0 shows nothing."
-        blocks += [
-            Table(caption, header, rows),
-            Text(
-                "The first interval answers whether these very detectors would differ on other images of the same "
-                "kind; the second also whether training again with other seeds would say the same, which takes two "
-                "seeds of each variant. A difference smaller than the gap that can be seen stays open: it takes more "
-                "images or more seeds, not a closer look."
-            ),
-        ]
-    return Section("Conclusion", blocks)
-
-
 def _weights(variants: dict[str, Any]) -> str:
     """Which weights were tested, in a sentence."""
     kinds = dict.fromkeys(kind for variant in variants.values() for kind in variant.get("weights", ()))
@@ -94,11 +66,14 @@ def _weights(variants: dict[str, Any]) -> str:
 def _results(numbers: dict[str, Any]) -> Section:
     variants, metrics = numbers["variants"], shown_in("report")
     rows = [
-        [name, str(len(variant["seeds"])), *(_over_seeds(variant, metric) for metric in metrics)]
+        [name, *(_over_seeds(variant, metric) for metric in metrics), str(len(variant["seeds"]))]
         for name, variant in variants.items()
     ]
+    means = [[variant["metrics"][metric.name]["mean"] for metric in metrics] for variant in variants.values()]
+    lower = [column for column, metric in enumerate(metrics) if metric.lower_is_better]
     caption = (
-        f"Results in percent on {numbers['images']} images: mean ± standard deviation over the training seeds. "
+        f"Results in percent on {numbers['images']} images: mean ± standard deviation over the training seeds; bold: "
+        "the best, proven or not. "
         f"{_weights(variants)} s, m, l: objects under 32², up to 96² and over 96² pixels; AR1, AR10, AR100: average "
         "recall with as many detections per image."
     )
@@ -107,12 +82,14 @@ def _results(numbers: dict[str, Any]) -> Section:
     figure = Figure(
         "ap",
         forest("ap", drawn, x_label="AP, percent", dots=seeds),
-        f"AP with its interval over the choice of test images ({100 * numbers['confidence']:g} %); small strokes: the "
-        "seeds. Two intervals may overlap although the difference, measured on the same images, is clear.",
+        f"AP of these detectors with its interval over the choice of test images ({100 * numbers['confidence']:g} %), "
+        "not of seeds; small strokes: the seeds. Two intervals may overlap although the difference, measured on the "
+        "same images, is clear.",
         "AP of " + ", ".join(f"{n} {percent_interval(v['intervals']['AP'])}" for n, v in variants.items()),
     )
-    header = ["variant", "seeds", *(metric.name for metric in metrics)]
-    return Section("Results", [Table(caption, header, rows), figure, *_paper_blocks(numbers)])
+    header = ["variant", *(metric.name for metric in metrics), "seeds"]
+    table = Table(caption, header, rows, bold=best_cells(means, lower=lower))
+    return Section("Results", [table, figure, *_paper_blocks(numbers)])
 
 
 def _over_seeds(variant: dict[str, Any], metric: Metric) -> str:
@@ -172,6 +149,13 @@ def _fairness(numbers: dict[str, Any]) -> Section:
     )
     if numbers["grid"] is not None:
         blocks.append(_grid_table(numbers["grid"]))
+    configs = [
+        (f"{name}, seed {seed}", f"../{path}")
+        for name, variant in numbers["variants"].items()
+        for seed, path in zip(variant["seeds"], variant["configs"], strict=False)  # arms of other programs have none
+    ]
+    if configs:
+        blocks.append(Links("The whole configuration of each run:", configs))
     return Section("Is it fair?", blocks)
 
 
@@ -191,11 +175,6 @@ def _grid_table(grid: dict[str, Any]) -> Table:
         "of solver.base_lr, and the rate chosen."
     )
     return Table(caption, ["variant", *(f"x {factor}" for factor in factors), "rate"], rows)
-
-
-def _sentence(verdict: str) -> str:
-    """With a full stop; a capital only where no variant's name stands first."""
-    return (f"No{verdict[2:]}" if verdict.startswith("no ") else verdict) + "."
 
 
 def _values_table(caption: str, corner: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> list[Block]:
@@ -221,7 +200,8 @@ def _shown(value: Any) -> str:
 
 
 def _cost(numbers: dict[str, Any]) -> Section:
-    rows = [_cost_row(name, variant) for name, variant in numbers["variants"].items()]
+    trained = {name: variant for name, variant in numbers["variants"].items() if not variant["files"]}
+    rows = [_cost_row(name, variant) for name, variant in trained.items()]
     notes = {v["costs"]["flops_note"] for v in numbers["variants"].values() if "flops_note" in v["costs"]}
     devices = {v["costs"]["latency_ms"]["device"] for v in numbers["variants"].values() if "latency_ms" in v["costs"]}
     header = [
@@ -237,12 +217,13 @@ def _cost(numbers: dict[str, Any]) -> Section:
         "training hours",
     ]
     worth = (
-        "What it is worth: AP in percent, per GFLOP and per millisecond (p50). On the Pareto front: no other variant "
-        "is at least as good and as cheap, and better in one of the two."
+        "What it is worth: AP in percent, per GFLOP and per millisecond (p50). On the Pareto front: no variant that "
+        "costs at most as much is proven better."
     )
     blocks: list[Block] = [
         Table("What each variant costs; M: millions of parameters.", header, rows),
         Table(worth, ["variant", "AP", "AP per GFLOP", "AP per ms", "Pareto front"], _worth_rows(numbers)),
+        *latency_blocks(numbers["latency"], [*trained]),
         *_cost_figures(numbers),
     ]
     if notes:
@@ -268,6 +249,8 @@ def _cost_row(name: str, variant: dict[str, Any]) -> list[str]:
 def _worth_rows(numbers: dict[str, Any]) -> list[list[str]]:
     rows = []
     for name, variant in numbers["variants"].items():
+        if variant["files"]:
+            continue
         fronts = [what for what, key in (("GFLOPs", "gflops"), ("time", "latency")) if variant["pareto"][key]]
         ratios = (_scaled(variant[key]) for key in ("ap_per_gflop", "ap_per_ms"))
         rows.append([name, spread(variant["metrics"]["AP"]), *ratios, " and ".join(fronts) or "no"])
@@ -299,7 +282,8 @@ def _cost_figures(numbers: dict[str, Any]) -> list[Block]:
                 Figure(
                     f"ap_against_{key}",
                     scatter(f"ap_against_{key}", points, x_label=label, y_label="AP, percent"),
-                    f"AP against {label}. The dashed line joins the Pareto front; hollow marks lie behind it.",
+                    f"AP against {label}. Hollow: one that costs at most as much is proven better; the dashed line "
+                    "joins the others.",
                     "; ".join(f"{p.name}: {number(p.cost)} {label}, AP {percent(p.bar.value)}" for p in points),
                 )
             )
@@ -318,11 +302,14 @@ def _unfinished(numbers: dict[str, Any]) -> Section:
 def _environment(numbers: dict[str, Any]) -> Section:
     rows = [[name, "none" if value is None else _shown(value)] for name, value in numbers["environment"].items()]
     blocks: list[Block] = [Table("Where it ran.", ["what", "value"], rows, words=True)]
-    if "resamples" in numbers:
+    if "blocks" in numbers:
         blocks.append(
             Text(
-                f"Intervals are percentiles of {numbers['resamples']:,} resamples of the test images, the same for all "
-                "variants. AP is COCO's, over boxes at IoU 0.50 to 0.95; all numbers of this page are in report.json."
+                f"Intervals come from the figures without each of {numbers['blocks']} "
+                f"{'images' if numbers['blocks'] == numbers['images'] else 'blocks of test images'} (jackknife, "
+                "Student's t), the same for all variants, and from the seeds; docs/compare.md says how often they "
+                "cover and claim falsely. AP is COCO's, over boxes at IoU 0.50 to 0.95; all numbers of this page are "
+                "in report.json."
             )
         )
     return Section("Environment and method", blocks)

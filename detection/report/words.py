@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from detection.evaluation.metrics import NONE
 from detection.pages.plots import Bar
 
-__all__ = ["bar", "differing", "number", "pair_name", "percent_interval", "spread"]
+__all__ = ["bar", "best_cells", "claimed", "differing", "number", "pair_name", "percent_interval", "spread"]
 
 MINUS = "\N{MINUS SIGN}"  # as wide as a plus
 
@@ -29,6 +29,30 @@ def percent_interval(interval: Mapping[str, float | None]) -> str:
 def differing(interval: Mapping[str, float | None] | None) -> str:
     """+1.2 [+0.3, +2.1]: the same for a difference."""
     return NONE if interval is None else _interval(interval, "+")
+
+
+def claimed(claim: Mapping[str, Any] | None) -> str:
+    """+1.2 [+0.3, +2.1]*: a difference, with a star where it is proven."""
+    return differing(claim) + ("*" if claim is not None and claim["proven"] else "")
+
+
+def best_cells(
+    values: Sequence[Sequence[float | None]], *, first: int = 1, lower: Collection[int] = ()
+) -> set[tuple[int, int]]:
+    """Returns (row, column) of the best value of each column of a table; none in a table of one row.
+
+    Args:
+        values: rows of numbers; None where there is none.
+        first: the column of the table at which they start.
+        lower: columns of ``values`` in which the smallest is the best.
+    """
+    best = set[tuple[int, int]]()
+    for column in range(len(values[0]) if len(values) > 1 else 0):
+        known = {row: value for row, of_row in enumerate(values) if (value := of_row[column]) is not None}
+        if known:
+            wanted = (min if column in lower else max)(known.values())
+            best |= {(row, first + column) for row, value in known.items() if value == wanted}
+    return best
 
 
 def number(value: float | None, digits: int = 1) -> str:

@@ -17,8 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from detection.build import build_detector, build_tester, field_operations, needed_fields
 from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, load_config
@@ -26,6 +24,7 @@ from detection.config.schema import different_meaning
 from detection.data.cards import load_card
 from detection.data.index import AnnotationIndex
 from detection.data.loader import build_test_loader, load_index
+from detection.data.transforms import Change
 from detection.engine.checkpoint import Checkpoint, describe_weights, load_detector_weights
 from detection.engine.device import choose_device, peak_memory_gib
 from detection.engine.distributed import (
@@ -39,14 +38,14 @@ from detection.engine.distributed import (
     together,
     world_size,
 )
-from detection.engine.evaluate import evaluate, make_record, predict, propose
+from detection.engine.evaluate import evaluate, predict, propose
 from detection.evaluation.coco import coco_results
 from detection.evaluation.recall import ProposalRecord, average_recall
 from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric
 from detection.files import write_text
-from detection.masks import RLE
 from detection.model.architecture import Architecture
+from detection.tasks.evaluate import read_detections
 from detection.tasks.submission import find_submission
 from detection.visualize import draw_record, save_picture
 
@@ -188,13 +187,21 @@ class Measured:
 
 
 def measure(
-    config: DetectionConfig, detectors: Sequence[Architecture], index: AnnotationIndex, *, limit: int | None = None
+    config: DetectionConfig,
+    detectors: Sequence[Architecture],
+    index: AnnotationIndex,
+    *,
+    limit: int | None = None,
+    corrupt: Change | None = None,
 ) -> Measured:
-    """Tests ``detectors`` on the first ``limit`` images of ``index``; without ground truth, figures are None."""
+    """Tests ``detectors`` on the first ``limit`` images of ``index``; without ground truth, figures are None.
+
+    ``corrupt`` changes the images before.
+    """
     device = choose_device(config.device)
     tester = build_tester(config.test, detectors).to(device)
     rows = _share(index, limit)
-    loader = build_test_loader(index, config.data, rows=rows, pin=device.type == "cuda")
+    loader = build_test_loader(index, config.data, rows=rows, corrupt=corrupt, pin=device.type == "cuda")
     with together("testing its share of the images", timeout=EVALUATION_TIMEOUT):
         precision, operations = config.solver.precision, field_operations(config)
         predictions = predict(tester, loader, index, device=device, precision=precision, fields=operations)
@@ -254,19 +261,8 @@ def read_records(run: Path, *, say: Callable[[str], None] = print) -> tuple[Anno
     config = load_config(DetectionConfig, run / "config.yaml")
     index = load_test_set(config, say)
     index = index.first(_read_json(run / "result.json")["images"])
-    found: dict[int, list[dict[str, Any]]] = {int(image_id): [] for image_id in index.image_ids}
-    labels = {category: label for label, category in enumerate(index.category_ids)}
-    detections = _read_json(run / "detections.json")
-    for number, detection in enumerate(detections):
-        image_id, category = detection["image_id"], detection["category_id"]
-        if image_id not in found or category not in labels:
-            raise ValueError(
-                f"{run / 'detections.json'}, entry {number}: image {image_id}, category {category} is not in "
-                f"{', '.join(config.data.test)}; has the data set changed since? Test again with resdet test"
-            )
-        found[image_id].append(detection)
-    masks = any("segmentation" in detection for detection in detections)
-    records = [_record(index, row, found[int(i)], labels, masks=masks) for row, i in enumerate(index.image_ids)]
+    repair = "; has the data set changed since? Test again: resdet test writes it"
+    records = read_detections(index, run / "detections.json", source=", ".join(config.data.test), repair=repair)
     return index, records
 
 
@@ -275,26 +271,6 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} can't be read: {error}; resdet test writes it") from error
-
-
-def _record(
-    index: AnnotationIndex, row: int, found: list[dict[str, Any]], labels: dict[int, int], *, masks: bool
-) -> Record:
-    """The record of image ``row`` with the detections ``found``, in COCO's results format."""
-    boxes_xywh = np.array([detection["bbox"] for detection in found], np.float64).reshape(-1, 4)
-    corners = np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
-    return make_record(
-        index,
-        row,
-        boxes=corners.astype(np.float32),
-        scores=np.array([detection["score"] for detection in found], np.float32),
-        labels=np.array([labels[detection["category_id"]] for detection in found], np.int64),
-        fields={"masks": tuple(_rle(detection["segmentation"]) for detection in found)} if masks else None,
-    )
-
-
-def _rle(segmentation: dict[str, Any]) -> RLE:
-    return {"size": segmentation["size"], "counts": segmentation["counts"].encode()}
 
 
 def restore_detector(

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detection.evaluation.coco import COCO_NUMBERS, Backend, CocoResult, coco_results, evaluate_coco
+from detection.evaluation.coco import COCO_NUMBERS, CocoResult, average_recall, coco_results, evaluate_coco
+from detection.evaluation.matching import match
 from detection.evaluation.record import Record
 from detection.masks import RLE, empty_rle, encode
 
-BACKENDS = get_args(Backend)
 NAMES = ["cat", "dog", "cow", "unseen"]
 
 
@@ -93,8 +91,7 @@ def numbers(result: CocoResult) -> np.ndarray:
     return np.concatenate([twelve, result.class_ap, result.class_ap50, result.class_ap75])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_known_value(backend: Backend) -> None:
+def test_known_value() -> None:
     # Two objects of 50 x 50 and one detection of the first with IoU 30/50: a hit at 0.50, 0.55 and 0.60.
     # There recall is 1/2 with precision 1: 51 of the 101 recalls 0, 0.01, ..., 0.5 count 1.
     record = Record(
@@ -109,7 +106,7 @@ def test_known_value(backend: Backend) -> None:
         scores=np.array([0.9], np.float32),
         labels=np.zeros(1, np.int64),
     )
-    result = evaluate_coco([record], ["cat"], backend=backend)
+    result = evaluate_coco([record], ["cat"])
     twelve = numbers(result)[:12]
     assert twelve[:3] == pytest.approx([51 / 101 * 3 / 10, 51 / 101, 0])  # AP, AP50, AP75
     assert twelve[6:9] == pytest.approx([1 / 2 * 3 / 10] * 3)  # AR1, AR10, AR100
@@ -118,27 +115,16 @@ def test_known_value(backend: Backend) -> None:
     assert [result.class_ap[0], result.class_ap50[0], result.class_ap75[0]] == pytest.approx([result.AP, 51 / 101, 0])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_perfect_detections_reach_one(backend: Backend) -> None:
+def test_perfect_detections_reach_one() -> None:
     records = [
         perfect(random_record(np.random.default_rng(seed), seed + 1, num_objects=8, num_detections=0))
         for seed in range(5)
     ]
-    result = evaluate_coco(records, NAMES, backend=backend)
+    result = evaluate_coco(records, NAMES)
     reached = [getattr(result, name) for name in COCO_NUMBERS if name not in ("AR1", "AR10")]
     assert reached == pytest.approx([1.0] * 10)
     assert 0 < result.AR1 < 1
     np.testing.assert_allclose(result.class_ap, [1, 1, 1, np.nan])
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_back_ends_agree(seed: int) -> None:
-    records = random_records(seed)
-    ours = numbers(evaluate_coco(records, NAMES, backend="pycocotools"))
-    faster = numbers(evaluate_coco(records, NAMES, backend="faster_coco_eval"))
-    np.testing.assert_allclose(ours, faster, rtol=0, atol=1e-9)
-    assert (ours[:12] > 0).all()
-    assert (ours[:12] < 1).all()
 
 
 def test_equals_pycocotools_on_files(tmp_path: Path) -> None:
@@ -181,31 +167,27 @@ def test_equals_pycocotools_on_files(tmp_path: Path) -> None:
     assert np.isnan([result.class_ap[3], result.class_ap50[3], result.class_ap75[3]]).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_to_find_gives_no_value(backend: Backend) -> None:
+def test_nothing_to_find_gives_no_value() -> None:
     records = random_records(seed=0)
     for empty in ([], [without_objects(r) for r in records], [without_detections(without_objects(records[0]))]):
-        assert np.isnan(numbers(evaluate_coco(empty, NAMES, backend=backend))).all()
+        assert np.isnan(numbers(evaluate_coco(empty, NAMES))).all()
     assert evaluate_coco([without_detections(without_objects(records[0]))], []).class_ap.shape == (0,)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_no_detections_give_zero(backend: Backend) -> None:
-    result = evaluate_coco([without_detections(r) for r in random_records(seed=0)], NAMES, backend=backend)
+def test_no_detections_give_zero() -> None:
+    result = evaluate_coco([without_detections(r) for r in random_records(seed=0)], NAMES)
     assert [getattr(result, name) for name in COCO_NUMBERS] == [0.0] * 12
     np.testing.assert_array_equal(result.class_ap50, [0, 0, 0, np.nan])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_only_crowds_give_no_value(backend: Backend) -> None:
+def test_only_crowds_give_no_value() -> None:
     records = [replace(r, gt_ignore=np.ones(len(r.gt_boxes), np.bool_)) for r in random_records(seed=0)]
-    assert np.isnan(numbers(evaluate_coco(records, NAMES, backend=backend))).all()
+    assert np.isnan(numbers(evaluate_coco(records, NAMES))).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_prints_nothing_and_leaves_records_alone(backend: Backend, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_nothing_and_leaves_records_alone(capsys: pytest.CaptureFixture[str]) -> None:
     records, untouched = random_records(seed=1), random_records(seed=1)
-    evaluate_coco(records, NAMES, backend=backend)
+    evaluate_coco(records, NAMES)
     assert capsys.readouterr() == ("", "")
     for record, same in zip(records, untouched, strict=True):
         np.testing.assert_array_equal(record.boxes, same.boxes)
@@ -222,23 +204,11 @@ def test_scores_are_not_rounded() -> None:
         scores=np.array([low, np.nextafter(low, np.float32(1))], np.float32),
         labels=np.zeros(2, np.int64),
     )
-    for backend in BACKENDS:
-        assert evaluate_coco([record], ["cat"], backend=backend).class_ap == pytest.approx([1.0])
-
-
-def test_auto_falls_back_to_pycocotools(monkeypatch: pytest.MonkeyPatch) -> None:
-    records = random_records(seed=2)
-    expected = numbers(evaluate_coco(records, NAMES, backend="pycocotools"))
-    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    np.testing.assert_array_equal(numbers(evaluate_coco(records, NAMES)), expected)
-    with pytest.raises(ImportError):
-        evaluate_coco(records, NAMES, backend="faster_coco_eval")
+    assert evaluate_coco([record], ["cat"]).class_ap == pytest.approx([1.0])
 
 
 def test_mistakes_are_named() -> None:
     record = random_record(np.random.default_rng(0), 1, num_objects=3, num_detections=3)
-    with pytest.raises(ValueError, match="backend is 'auto'"):
-        evaluate_coco([record], NAMES, backend="lvis")  # pyright: ignore[reportArgumentType]  # the mistake itself
     with pytest.raises(ValueError, match="occurs twice"):
         evaluate_coco([record, record], NAMES)
     with pytest.raises(ValueError, match=r"expected 0\.\.0"):
@@ -271,6 +241,21 @@ def test_results_give_the_corners_back() -> None:
     assert [x, y, x + width, y + height] == corners[0].tolist()
 
 
+def test_recall_of_weighted_images_is_that_of_the_repeated_ones() -> None:
+    records = random_records(seed=3)
+    weights = np.random.default_rng(0).integers(0, 3, (3, len(records)))
+    ordered = sorted(records, key=lambda record: record.image_id)
+    for limit, name in ((1, "AR1"), (10, "AR10"), (100, "AR100")):
+        found = average_recall(match(records, NAMES), weights, limit=limit)
+        for row, counts in zip(found, weights.tolist(), strict=True):
+            repeated = [
+                replace(record, image_id=1000 * record.image_id + copy)
+                for record, count in zip(ordered, counts, strict=True)
+                for copy in range(count)
+            ]
+            assert np.nanmean(row) == pytest.approx(getattr(evaluate_coco(repeated, NAMES), name))
+
+
 # masks
 
 
@@ -292,8 +277,7 @@ def masked_records(seed: int) -> list[Record]:
     ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_known_mask_value(backend: Backend) -> None:
+def test_known_mask_value() -> None:
     # Boxes that agree; the first mask is half of its object's, the second one is all of it.
     left, whole = np.zeros((60, 80), np.bool_), np.zeros((60, 80), np.bool_)
     left[10:50, 10:30] = True
@@ -312,9 +296,9 @@ def test_known_mask_value(backend: Backend) -> None:
         gt_masks=(encode(whole),),
         masks=(encode(left),),
     )
-    boxes = evaluate_coco([record], ["cat"], backend=backend)
-    masks = evaluate_coco([record], ["cat"], iou_type="segm", backend=backend)
-    best = evaluate_coco([perfect(record)], ["cat"], iou_type="segm", backend=backend)
+    boxes = evaluate_coco([record], ["cat"])
+    masks = evaluate_coco([record], ["cat"], iou_type="segm")
+    best = evaluate_coco([perfect(record)], ["cat"], iou_type="segm")
     assert numbers(boxes)[:3] == pytest.approx([1, 1, 1])  # AP, AP50, AP75
     assert numbers(masks)[:3] == pytest.approx([0.1, 1, 0])  # an IoU of 0.5 is a hit at 0.5 only
     assert numbers(best)[:3] == pytest.approx([1, 1, 1])
@@ -353,23 +337,21 @@ def test_mask_ap_equals_pycocotools_on_files(tmp_path: Path) -> None:
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    for backend in BACKENDS:
-        result = evaluate_coco(records, NAMES, iou_type="segm", backend=backend)
-        ours = [getattr(result, name) for name in COCO_NUMBERS]
-        np.testing.assert_allclose(ours, evaluation.stats, rtol=0, atol=1e-9)
-        assert 0 < result.AP < 1
+    result = evaluate_coco(records, NAMES, iou_type="segm")
+    ours = [getattr(result, name) for name in COCO_NUMBERS]
+    np.testing.assert_allclose(ours, evaluation.stats, rtol=0, atol=1e-9)
+    assert 0 < result.AP < 1
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_an_object_of_unknown_mask_is_neither_hit_nor_miss(backend: Backend) -> None:
+def test_an_object_of_unknown_mask_is_neither_hit_nor_miss() -> None:
     found = []
     for record in map(perfect, masked_records(seed=1)):
         assert record.masks is not None
         unknown = tuple(empty_rle(record.size) if row == 0 else rle for row, rle in enumerate(record.masks))
         rest = {name: getattr(record, name)[1:] for name in ("boxes", "scores", "labels", "masks")}
         found.append(replace(record, gt_masks=unknown, **rest))
-    assert numbers(evaluate_coco(found, NAMES, iou_type="segm", backend=backend))[0] == pytest.approx(1)
-    assert evaluate_coco(found, NAMES, backend=backend).AP < 1  # the objects count for boxes, and were not found
+    assert numbers(evaluate_coco(found, NAMES, iou_type="segm"))[0] == pytest.approx(1)
+    assert evaluate_coco(found, NAMES).AP < 1  # the objects count for boxes, and were not found
 
 
 def test_records_without_masks_are_named() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from detection.evaluation.record import Record
-from detection.evaluation.voc import evaluate_voc
+from detection.evaluation.voc import evaluate_voc, match_voc, voc_precision
 
 Box = tuple[float, float, float, float]
 
@@ -116,13 +117,13 @@ def test_objects_of_another_class_or_image_do_not_match() -> None:
     assert both(record([A], image_id=1), record([], [(A, 0.9)], image_id=2)) == (0.0, 0.0)
 
 
-def test_ties_keep_the_order_of_images_and_rows() -> None:
+def test_ties_keep_the_order_of_image_ids_and_rows() -> None:
     hit, miss = (A, 0.5), (NOWHERE, 0.5)
     assert both(record([A], [hit, miss])) == (1.0, 1.0)
     assert both(record([A], [miss, hit])) == (0.5, 0.5)
-    with_hit, with_miss = record([A], [hit], image_id=2), record([], [miss], image_id=1)
-    assert both(with_hit, with_miss) == (1.0, 1.0)
-    assert both(with_miss, with_hit) == (0.5, 0.5)
+    for hit_id, miss_id, ap in ((1, 2, 1.0), (2, 1, 0.5)):
+        with_hit, with_miss = record([A], [hit], image_id=hit_id), record([], [miss], image_id=miss_id)
+        assert both(with_hit, with_miss) == both(with_miss, with_hit) == (ap, ap)
 
 
 def test_class_without_ground_truth_stays_out_of_the_mean() -> None:
@@ -279,6 +280,30 @@ def test_agrees_with_a_slow_reading_of_the_definition(seed: int) -> None:
         result.ap_area, [np.nan if curve is None else slow_ap_area(curve) for curve in curves], atol=1e-12
     )
     assert 0 < result.mean_ap_area < 1
+
+
+def test_weighted_images_give_the_ap_of_the_repeated_ones() -> None:
+    rng = np.random.default_rng(0)
+    records = []
+    for image_id in range(10):
+        gt_boxes, boxes = random_pixels(rng, int(rng.integers(0, 5))), random_pixels(rng, 12)
+        detected = [(box, score) for box, score in zip(shifted(boxes), rng.random(12).tolist(), strict=True)]
+        difficult = (rng.random(len(gt_boxes)) < 0.3).tolist()
+        labels = [rng.integers(0, 2, count).tolist() for count in (len(gt_boxes), 12)]
+        image = record(shifted(gt_boxes), detected, image_id=image_id, difficult=difficult, gt_labels=labels[0])
+        records.append(replace(image, labels=np.array(labels[1])))
+    weights = rng.integers(0, 4, (5, len(records)))
+    for rule in (False, True):
+        found = voc_precision(match_voc(records, "abc", imagenet=rule), weights)
+        for row, counts in zip(found, weights.tolist(), strict=True):
+            repeated = [
+                replace(image, image_id=100 * image.image_id + copy)
+                for image, count in zip(records, counts, strict=True)
+                for copy in range(count)
+            ]
+            expected = evaluate_voc(repeated, "abc", imagenet=rule)
+            np.testing.assert_allclose(row, np.stack([expected.ap_11point, expected.ap_area], axis=1), atol=1e-12)
+            assert 0 < expected.mean_ap_area < 1
 
 
 # ImageNet's rule

@@ -142,11 +142,36 @@ def test_flat_values_are_those_of_json() -> None:
     assert (flat["init_classes"], flat["seed"], flat["backbone.weights"]) == ({}, 0, None)
 
 
+def test_detections_of_other_programs_are_arms_beside_one_variant(write: Write, tmp_path: Path) -> None:
+    for name in ("y1.json", "y2.json"):
+        (tmp_path / name).write_text("[]")
+    experiment = load_experiment(write(variants={"ours": []}, detections={"yolo": ["y1.json", "y2.json"]}))
+    assert experiment.detections == {"yolo": (str(tmp_path / "y1.json"), str(tmp_path / "y2.json"))}
+
+
+@pytest.mark.parametrize(
+    ("detections", "told"),
+    [
+        ({"yolo": ["none.json"]}, "detections.yolo is"),
+        ({"yolo": []}, "detections.yolo is"),
+        ({"small": ["base.yaml"]}, "share the names ['small']"),
+        ({"../yolo": ["base.yaml"]}, "names a folder"),
+    ],
+)
+def test_arms_without_files_or_names_of_their_own_are_refused(
+    write: Write, detections: dict[str, Any], told: str
+) -> None:
+    refused(write(detections=detections), told)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"base": None}, "experiment "),
-        ({"variants": {"one": {}}}, "variants needs two or more to compare, got ['one']"),
+        (
+            {"variants": {"one": {}}},
+            "variants needs two or more to compare, or one beside detections; got variants ['one']",
+        ),
         ({"variants": {"a/b": {}, "c": {}}}, "'a/b' names a folder: it takes letters, digits and . _ + -"),
         ({"seeds": []}, "seeds takes one or more different numbers from 0, got []"),
         ({"seeds": [1, 1]}, "seeds takes one or more different numbers from 0, got [1, 1]"),

@@ -21,7 +21,7 @@ from detection.data.dataset import DetectionDataset, collate
 from detection.data.index import AnnotationIndex
 from detection.data.objects import ImageRows, ObjectRows, build_index
 from detection.data.problems import Problem
-from detection.data.transforms import Augment, Jitter, RandomResize, Resize, Scaling
+from detection.data.transforms import Augment, Change, Jitter, RandomResize, Resize
 from detection.engine.evaluate import predict
 from detection.evaluation.record import Record
 from detection.fields.table import FIELDS, Field, carried
@@ -143,7 +143,7 @@ def points_of(target: Target) -> list[list[float]]:
     return target.points.tolist()
 
 
-def sample_points(index: AnnotationIndex, *, resize: Scaling, augment: Augment | None = None) -> list[list[float]]:
+def sample_points(index: AnnotationIndex, *, resize: Change, augment: Augment | None = None) -> list[list[float]]:
     sample = DetectionDataset(index, resize=resize, augment=augment, fields=("points",))[(0, 0)]
     return points_of(sample.target)
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from detection.pages.page import Figure, Notice, Page, Pictures, Section, Table, Text, write_page
-from detection.pages.plots import Bar, forest
+from detection.pages.page import Figure, Links, Notice, Page, Pictures, Section, Table, Text, write_page
+from detection.pages.plots import Bar, Point, forest, scatter
 
-CHROMIUM = shutil.which("chromium")
+Inspect = Callable[..., dict[str, Any]]
+
 HOSTILE = '<script>x</script> & "q" | *b* `c`'
-
-# Writes how far the page reaches over the window's edge into its title, which --dump-dom shows.
-PROBE = (
-    "<script>const e = document.documentElement;"
-    "document.title = `${e.scrollWidth - e.clientWidth} over ${window.innerWidth}`</script>"
-)
 
 
 def make_page(*, columns: int = 14, rows: int = 3) -> Page:
@@ -34,22 +29,24 @@ def make_page(*, columns: int = 14, rows: int = 3) -> Page:
         Pictures("pair", [b"first", b"second"], "Two", ["left", "right"]),
         Table("Words", ["what", "value"], [["path", "/a" * 90]], words=True),
     ]
-    return Page("Title", "Subtitle", [("fact", "value")], [Section("One section", blocks), Section("Empty", [])])
+    sections = [Section("One section", blocks), Section("Empty", [])]
+    return Page("Title", "Subtitle", [("fact", "value")], sections, lead=["a is proven best.", "What it takes", "more"])
 
 
 class TestFiles:
     def test_html_asks_no_network(self, tmp_path: Path) -> None:
         html = write_page(make_page(), tmp_path, "report").read_text()
         assert not re.findall(r"(?:src|href|action|data)\s*=\s*[\"']?\s*(?:https?:)?//", html)
-        assert not re.findall(r"url\(\s*[\"']?(?!#)|@import|<script|<link|<iframe", html)
+        assert not re.findall(r"url\(\s*[\"']?(?!#)|@import|<script[^>]|<link|<iframe", html)
+        assert not re.findall(r"fetch|XMLHttpRequest|import\(|eval|innerHTML", html.partition("<script>")[2])
 
     def test_text_from_outside_stays_text(self, tmp_path: Path) -> None:
-        blocks = [Text(HOSTILE), Notice(HOSTILE), Table(HOSTILE, [HOSTILE], [[HOSTILE]])]
+        blocks = [Text(HOSTILE), Notice(HOSTILE), Table(HOSTILE, [HOSTILE], [[HOSTILE]] * 2, bold={(0, 0)})]
         svg = forest(HOSTILE, {HOSTILE: {HOSTILE: Bar(value=0.1, low=0.0, high=0.2)}}, x_label=HOSTILE)
         blocks.append(Figure("plot", svg, HOSTILE, HOSTILE))
-        page = Page(HOSTILE, HOSTILE, [(HOSTILE, HOSTILE)], [Section(HOSTILE, blocks)])
+        page = Page(HOSTILE, HOSTILE, [(HOSTILE, HOSTILE)], [Section(HOSTILE, blocks)], lead=[HOSTILE])
         html = write_page(page, tmp_path, "report").read_text()
-        assert "<script" not in html
+        assert html.count("<script") == 1  # the page's own
         assert "&lt;script&gt;" in html
         assert not re.search(r"(?<!\\)[<`*]\w", (tmp_path / "report.md").read_text().replace("\n*", "\n"))
 
@@ -73,6 +70,24 @@ class TestFiles:
         assert plain == ["figures/plot_a_b.svg", "figures/plot_2.svg", "figures/pair_0.jpg", "figures/pair_1.jpg"]
         assert (tmp_path / named[2]).read_bytes() == b"first"
         assert (tmp_path / named[0]).read_text().startswith("<svg")
+
+    def test_the_answer_stands_first_and_the_best_cells_are_bold(self, tmp_path: Path) -> None:
+        table = Table("c", ["name", "AP"], [["a", "1"], ["b", "2"]], bold={(1, 1)})
+        html = write_page(Page("t", "s", [], [Section("s", [table])], lead=["take b"]), tmp_path, "report").read_text()
+        assert html.index("take b") < html.index("<nav")
+        assert re.findall(r'<td class="best">(.*?)</td>', html) == ["2"]
+        text = (tmp_path / "report.md").read_text()
+        assert text.startswith("# t\n\n**take b**\n")
+        assert "| b | **2** |" in text
+
+    def test_links_lead_to_files_beside_the_page(self, tmp_path: Path) -> None:
+        links = Links("Configs:", [("a <b>", "../runs/a b/0/config.yaml"), ("c", "../c")])
+        html = write_page(Page("t", "s", [], [Section("s", [links])]), tmp_path, "report").read_text()
+        assert re.findall(r'<a href="(\.\.[^"]*)">([^<]*)</a>', html) == [
+            ("../runs/a%20b/0/config.yaml", "a &lt;b&gt;"),
+            ("../c", "c"),
+        ]
+        assert "[c](../c)" in (tmp_path / "report.md").read_text()
 
     def test_a_bar_in_a_cell_does_not_end_it(self, tmp_path: Path) -> None:
         page = Page("t", "s", [], [Section("s", [Table("c", ["h"], [["a|b"]])])])
@@ -106,30 +121,59 @@ class TestFiles:
         ]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")
 class TestInABrowser:
-    def test_a_phone_shows_it_without_scrolling_sideways(self, tmp_path: Path) -> None:
-        path = write_page(make_page(), tmp_path, "report")
-        path.write_text(path.read_text().replace("</body>", PROBE + "</body>"))
-        # A window is at least 500 pixels wide; a frame is as narrow as a phone.
-        frame = tmp_path / "frame.html"
-        frame.write_text(
-            '<iframe src="report.html" width="360" height="700" style="border:0"></iframe>'
-            "<script>onload = () => document.title = frames[0].document.title</script>"
-        )
-        dom = browse("--dump-dom", "--allow-file-access-from-files", str(frame))
-        assert "<title>0 over 360</title>" in dom
+    @pytest.mark.parametrize("width", [390, 1280])
+    def test_nothing_reaches_over_the_edge_overlaps_or_is_pale(
+        self, tmp_path: Path, inspect_page: Inspect, width: int
+    ) -> None:
+        seen = inspect_page(write_page(make_page(), tmp_path, "report"), width)
+        assert seen == {"width": width, "over": 0, "outside": [], "overlap": [], "pale": []}
 
-    def test_it_prints_to_pages(self, tmp_path: Path) -> None:
-        path = write_page(make_page(rows=120), tmp_path, "report")
-        browse(f"--print-to-pdf={tmp_path / 'report.pdf'}", "--no-pdf-header-footer", str(path))
-        pdf = (tmp_path / "report.pdf").read_bytes()
+    @pytest.mark.parametrize(
+        ("fault", "told"),
+        [
+            ("document.querySelector('p').style.color = '#aaa'", "pale"),
+            ("document.querySelector('p').style.whiteSpace = 'nowrap'", "outside"),
+            ("document.querySelector('nav li').style.marginRight = '-90px'", "overlap"),
+            ("document.querySelectorAll('svg text')[1].style.fill = '#999'", "pale"),
+        ],
+    )
+    def test_the_probe_sees_faults(self, tmp_path: Path, inspect_page: Inspect, fault: str, told: str) -> None:
+        page = make_page()
+        seen = inspect_page(
+            write_page(page, tmp_path, "report"), 390, script=fault.replace("'p'", "'section > p:not(.notice)'")
+        )
+        assert seen[told]
+
+    def test_tables_are_sorted_by_the_column_that_is_pressed(self, tmp_path: Path, inspect_page: Inspect) -> None:
+        cells = [["b", "\N{MINUS SIGN}3.5 ± 1"], ["a", "-"], ["c 10", "1,200.0"], ["c 9", "9.0"]]
+        page = Page("t", "s", [], [Section("s", [Table("c", ["name", "AP"], cells), Table("d", ["x"], [["y"]])])])
+        path = write_page(page, tmp_path, "report")
+        found = []
+        for presses in ([], [1], [1, 1], [0]):
+            script = "".join(f"document.querySelectorAll('th button')[{i}].click();" for i in presses)
+            names = "[...document.querySelectorAll('table:first-of-type tbody th')].map(e => e.textContent).join('/')"
+            shown = f"const h1 = document.querySelector('h1'); h1.textContent = {names}; h1.style.color = '#eee'"
+            seen = inspect_page(path, 390, script=f"{script}{shown}")  # what is pale is told
+            found.append(seen["pale"][0].partition(" ")[2].partition(":")[0])
+        assert found == ["b/a/c 10/c 9/y", "c 10/c 9/b/a/y", "b/c 9/c 10/a/y", "a/b/c 9/c 10/y"]
+
+    def test_names_of_points_that_lie_together_stay_apart(self, tmp_path: Path, inspect_page: Inspect) -> None:
+        points = [
+            Point(
+                name=f"backbone {i}",
+                cost=10 + 0.3 * i,
+                bar=Bar(value=0.4 + 0.001 * i, low=0.3, high=0.5),
+                on_front=True,
+            )
+            for i in range(5)
+        ]
+        svg = scatter("s", points, x_label="GFLOPs", y_label="AP")
+        page = Page("t", "s", [], [Section("s", [Figure("s", svg, "c", "a")])])
+        seen = inspect_page(write_page(page, tmp_path, "report"), 390)
+        assert (seen["overlap"], seen["outside"]) == ([], [])
+
+    def test_it_prints_to_pages(self, tmp_path: Path, print_page: Callable[[Path], bytes]) -> None:
+        pdf = print_page(write_page(make_page(rows=120), tmp_path, "report"))
         assert pdf.startswith(b"%PDF")
         assert len(re.findall(rb"/Type\s*/Page\b", pdf)) > 2
-
-
-def browse(*args: str) -> str:
-    *options, file = args
-    assert CHROMIUM is not None
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *options, f"file://{file}"]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout

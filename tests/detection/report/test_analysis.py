@@ -17,7 +17,7 @@ Make = Callable[..., Path]
 
 def test_one_run(make_run: Make, tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs" / "first", skill=0.7)
-    page = write_analysis([run], tmp_path / "out", resamples=20)
+    page = write_analysis([run], tmp_path / "out")
     html, numbers = page.read_text(), json.loads((tmp_path / "out" / "analysis.json").read_text())
     assert list(numbers["variants"]) == ["first"]
     found = re.findall(r"<h2[^>]*>([^<]+)</h2>", html)
@@ -27,6 +27,7 @@ def test_one_run(make_run: Make, tmp_path: Path) -> None:
         "Curves",
         "Per class",
         "Confusions",
+        "Scores",
         "Worst and best images of first",
     ]
     counts = np.array(numbers["variants"]["first"]["confusion"])
@@ -39,7 +40,7 @@ def test_one_run(make_run: Make, tmp_path: Path) -> None:
 
 def test_two_runs_are_compared_under_names_that_tell_them_apart(make_run: Make, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name / "0", skill=skill) for name, skill in (("plain", 0.4), ("res", 1.0))]
-    html = write_analysis(runs, tmp_path / "out", resamples=20).read_text()
+    html = write_analysis(runs, tmp_path / "out").read_text()
     numbers = json.loads((tmp_path / "out" / "analysis.json").read_text())
     assert [(pair["a"], pair["b"]) for pair in numbers["pairs"]] == [("plain/0", "res/0")]
     assert numbers["pairs"][0]["verdict"].startswith("res/0 is better than plain/0")

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ from detection.report.build import write_report
 
 Make = Callable[..., Path]
 
+SEEDS = (0, 1, 2)
+
 
 def read(output: Path) -> tuple[dict[str, Any], str]:
     """report.json and report.html of a new report."""
-    page = write_report(output, resamples=40)
+    page = write_report(output)
     assert page == output / "report" / "report.html"
     return json.loads((page.parent / "report.json").read_text()), page.read_text()
 
@@ -29,7 +32,7 @@ def titles(html: str) -> list[str]:
 class TestWholeExperiment:
     @pytest.fixture
     def report(self, make_experiment: Make) -> tuple[dict[str, Any], str]:
-        return read(make_experiment({"resnet18": 0.5, "resnet34": 0.95}))
+        return read(make_experiment({"resnet18": 0.5, "resnet34": 0.95}, seeds=SEEDS))
 
     def test_the_conclusion_comes_first_in_the_words_of_the_intervals(self, report: tuple[dict[str, Any], str]) -> None:
         numbers, html = report
@@ -37,15 +40,43 @@ class TestWholeExperiment:
         (pair,) = numbers["pairs"]
         assert (pair["a"], pair["b"]) == ("resnet18", "resnet34")
         assert pair["verdict"].startswith("resnet34 is better than resnet18")
-        assert pair["verdict"] + "." in html
+        first, second, third = re.findall(r"<p>(.*?)</p>", html[: html.index("<nav")])
+        assert first.startswith("Take resnet34")
+        assert "70.0 ms" in second
+        assert "resnet18 (40.0)" in second
+        assert third.startswith("To see a gap of 1 AP")
+        assert "Recipe: " in html
+        assert '<a href="../runs/resnet34/2/config.yaml">resnet34, seed 2</a>' in html
+
+    def test_every_figure_answers_both_questions(self, report: tuple[dict[str, Any], str]) -> None:
+        numbers, html = report
+        (pair,) = numbers["pairs"]
+        shown = {"AP", "AP50", "AP75", "APs", "AR100", "VOC mAP"}
+        assert shown <= pair["methods"].keys() == pair["detectors"].keys()
+        assert pair["methods"]["AP50"]["proven"]
+        assert pair["class_ap"].keys() == {"cat", "dog", "sheep <&> goat"}
+        assert pair["class_ap"]["cat"] != numbers["variants"]["resnet34"]["class_ap"]["cat"]
+        assert pair["visible"]["methods"] > 0
+        assert (
+            numbers["variants"]["resnet34"]["methods"]["AP"]["low"]
+            < numbers["variants"]["resnet34"]["intervals"]["AP"]["low"]
+        )
+        for text in ("These methods, trained anew", "These very detectors on other test images", "8 times in 10"):
+            assert text in html
+
+    def test_planning_says_what_one_point_takes(self, report: tuple[dict[str, Any], str]) -> None:
+        plan = report[0]["planning"]
+        assert plan["design"] == {"variants": 2, "seeds": 3, "images": 12, "confidence": 0.95}
+        assert plan["visible"] > plan["gap"] == 0.01
+        assert plan["pooling"] is None
 
     def test_numbers_are_those_of_the_runs(self, report: tuple[dict[str, Any], str], tmp_path: Path) -> None:
         numbers, html = report
         folder = tmp_path / "experiment" / "runs" / "resnet34"
-        values = [json.loads((folder / seed / "result.json").read_text())["bbox"]["AP"] for seed in "01"]
+        values = [json.loads((folder / seed / "result.json").read_text())["bbox"]["AP"] for seed in map(str, SEEDS)]
         ap = numbers["variants"]["resnet34"]["metrics"]["AP"]
         assert ap["values"] == values
-        mean, sd = sum(values) / 2, abs(values[0] - values[1]) / 2**0.5
+        mean, sd = fmean(values), stdev(values)
         assert (ap["mean"], ap["sd"]) == (pytest.approx(mean), pytest.approx(sd))
         assert f"{100 * mean:.1f} ± {100 * sd:.1f}" in html
         assert numbers["variants"]["resnet34"]["intervals"]["AP"]["value"] == pytest.approx(mean)
@@ -75,7 +106,9 @@ class TestWholeExperiment:
 
     def test_it_asks_no_network(self, report: tuple[dict[str, Any], str]) -> None:
         html = report[1]
-        assert not re.findall(r"(?:src|href)\s*=\s*[\"']?\s*(?:https?:)?//|url\(\s*[\"']?(?!#)|@import|<script", html)
+        assert not re.findall(
+            r"(?:src|href)\s*=\s*[\"']?\s*(?:https?:)?//|url\(\s*[\"']?(?!#)|@import|<script[^>]", html
+        )
 
     def test_identifiers_that_figures_refer_to_occur_once(self, report: tuple[dict[str, Any], str]) -> None:
         found = re.findall(r' id="([^"]+)"', report[1])
@@ -91,7 +124,10 @@ class TestRunsWithoutAResult:
     def test_a_failed_seed_is_named_and_the_others_count(self, make_experiment: Make) -> None:
         numbers, html = read(make_experiment({"a": 0.6, "b": 0.8}, broken=[("b", 1)]))
         assert numbers["variants"]["b"]["seeds"] == [0]
-        assert numbers["pairs"][0]["with_seeds"] is None
+        (pair,) = numbers["pairs"]
+        assert (pair["methods"], pair["missing"], pair["question"]) == (None, "a second seed of b", "detectors")
+        assert numbers["planning"]["noise"] is None
+        assert "takes a second seed of b" in html
         assert "b seed 1 (failed)" in html
         assert "the loss is nan at iteration 7" in html
         assert "Runs without a result" in titles(html)
@@ -146,3 +182,41 @@ def test_the_search_of_the_learning_rates_is_shown(make_experiment: Make) -> Non
 def test_no_experiment_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"experiment\.json can't be read.*resdet compare"):
         write_report(tmp_path)
+
+
+def test_arms_of_other_programs_stand_beside_trained_ones(make_experiment: Make) -> None:
+    output = make_experiment({"resnet18": 0.5}, seeds=SEEDS)
+    plan = json.loads((output / "experiment.json").read_text())
+    files = [str(output / "runs" / "resnet18" / str(seed) / "detections.json") for seed in SEEDS]
+    plan["detections"] = {"yolo": files}
+    (output / "experiment.json").write_text(json.dumps(plan))
+    numbers, html = read(output)
+    (pair,) = numbers["pairs"]
+    assert (pair["a"], pair["b"], pair["methods"]["AP"]["value"]) == ("resnet18", "yolo", 0)
+    yolo, trained = numbers["variants"]["yolo"], numbers["variants"]["resnet18"]
+    assert yolo["metrics"] == trained["metrics"]
+    assert (yolo["files"], yolo["seeds"], yolo["costs"], yolo["training"]) == (files, [1, 2, 3], {}, [])
+    assert "resnet18, yolo" in html  # among the facts
+    assert not yolo["pareto"]["gflops"]
+
+
+def test_latency_that_was_measured_elsewhere_is_merged(make_experiment: Make) -> None:
+    output = make_experiment({"resnet18": 0.5, "resnet34": 0.6})
+    (output / "latency").mkdir()
+    rows = {name: {"p50": 12.34, "p95": 15.0, "weights": "run"} for name in ("resnet18", "resnet34")}
+    place = {"host": "laptop", "described": "CPU, 4 threads", "precision": "bf16", "batch": 1, "variants": rows}
+    (output / "latency" / "laptop.json").write_text(json.dumps(place))
+    numbers, html = read(output)
+    assert numbers["latency"] == [place]
+    assert "laptop: CPU, 4 threads, bf16, one image at a time" in html
+    assert "12.3 (15.0)" in html
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_whole_report_is_readable_in_a_browser(
+    make_experiment: Make, inspect_page: Callable[..., dict[str, Any]], width: int
+) -> None:
+    skills = {"resnet18_with_a_long_name": 0.5, "resnet34": 0.9, "plain18": 0.45}
+    seen = inspect_page(write_report(make_experiment(skills, seeds=SEEDS)), width)
+    assert seen == {"width": width, "over": 0, "outside": [], "overlap": [], "pale": []}

@@ -6,25 +6,9 @@ import json
 import math
 
 import numpy as np
-import pytest
 
 from detection.evaluation.inference import Interval
-from detection.report.numbers import as_json, pareto_front
-
-
-@pytest.mark.parametrize(
-    ("costs", "values", "expected"),
-    [
-        ([1, 2, 3], [0.1, 0.3, 0.2], [True, True, False]),
-        ([1, 1], [0.1, 0.2], [False, True]),
-        ([1, 1], [0.2, 0.2], [True, True]),  # neither beats the other
-        ([None, 2], [0.9, 0.1], [False, True]),  # an unknown cost beats nothing
-        ([1, 2], [None, 0.1], [False, True]),
-        ([], [], []),
-    ],
-)
-def test_pareto_front_by_hand(costs: list[float | None], values: list[float | None], expected: list[bool]) -> None:
-    assert pareto_front(costs, values) == expected
+from detection.report.numbers import as_json
 
 
 def test_json_has_no_nan() -> None:

@@ -1,0 +1,104 @@
+"""Latency of an experiment's variants on the machine that counts, measured as often and on as many machines as wanted.
+
+OUTPUT/latency/PLACE.json    p50 and p95 of every variant; the report has a column for each such file.
+
+Copy the experiment's folder to the machine, measure there, and copy ``latency/`` back.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from detection.build import build_detector, build_tester
+from detection.config.detection import DetectionConfig
+from detection.data.loader import build_test_loader, load_index
+from detection.engine.checkpoint import load_detector_weights, read_checkpoint
+from detection.engine.loop import PRECISIONS
+from detection.experiments.comparison import cost_weights
+from detection.experiments.costs import describe_device, measure_latency, percentile
+from detection.experiments.experiment import Experiment, resolve_variants
+from detection.experiments.runs import write_json
+
+__all__ = ["Place", "measure_latencies"]
+
+IMAGES, WARMUP = 50, 3  # timed batches at most, and untimed ones before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where and how detectors are timed.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        threads: of the CPU; None: torch's choice.
+        precision: of convolutions and matrix products.
+        batch: images at once.
+    """
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--latency-on cuda: torch finds no GPU here; measure on a machine that has one, or on cpu")
+        if self.device == "cuda" and self.threads is not None:
+            raise ValueError(f"--threads {self.threads} counts threads of the CPU; leave it out with --latency-on cuda")
+
+
+def measure_latencies(
+    experiment: Experiment, output: Path, place: Place, *, say: Callable[[str], None] = print
+) -> Path:
+    """Times every variant on the first test images and writes the file of this place; returns its path.
+
+    The weights are those of a finished run; without one they are random, which the file says, because the number of
+    detections decides what their selection costs.
+
+    Raises:
+        ValueError: bad data or config, or weights that do not fit.
+    """
+    configs, variants = resolve_variants(experiment), dict[str, Any]()
+    before = torch.get_num_threads()
+    torch.set_num_threads(place.threads or before)
+    try:
+        described = describe_device(torch.device(place.device))
+        for variant, config in configs.items():
+            say(f"{variant}: timing on {described}")
+            variants[variant] = _time(config, cost_weights(output, variant), place)
+    finally:
+        torch.set_num_threads(before)
+    host = re.sub(r"[^\w.-]", "_", platform.node()) or "machine"
+    threads = f"_{place.threads}threads" if place.threads else ""
+    path = output / "latency" / f"{host}_{place.device}{threads}_{place.precision}_batch{place.batch}.json"
+    write_json(path, {"host": host, "described": described, **asdict(place), "variants": variants})
+    return path
+
+
+def _time(config: DetectionConfig, weights: Path | None, place: Place) -> dict[str, Any]:
+    """Returns milliseconds per image, how many were timed, and the run that the weights are of."""
+    device = torch.device(place.device)
+    index = load_index(config.data, config.data.test, key="data.test", say=print, limit=config.data.limit)
+    detector = build_detector(config, len(index.class_names), pretrained=False)
+    if weights is not None:
+        load_detector_weights(detector, read_checkpoint(weights), index.class_names)
+    count = min(IMAGES * place.batch, len(index))
+    rows = range(max(count - count % place.batch, min(place.batch, count)))  # whole batches
+    data = replace(config.data, workers=0)
+    batches = [batch.images for batch in build_test_loader(index, data, batch_size=place.batch, rows=rows)]
+    tester = build_tester(config.test, [detector]).to(device).eval()
+    times = measure_latency(tester, batches, device, dtype=PRECISIONS[place.precision], warmup=WARMUP)
+    per_image = [1000 * seconds / len(batch.sizes) for seconds, batch in zip(times, batches, strict=True)]
+    return {
+        "p50": percentile(per_image, 0.5),
+        "p95": percentile(per_image, 0.95),
+        "images": len(rows),
+        "weights": weights and str(weights),
+    }

@@ -1,0 +1,109 @@
+"""What corrupted images cost: AP under each corruption, and the loss against clean images, with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detection.data.corruptions import CORRUPTIONS
+from detection.data.index import AnnotationIndex
+from detection.evaluation.average_precision import average_precision, mean_over_classes
+from detection.evaluation.inference import compare_samples
+from detection.evaluation.jackknife import Sample, Statistic, jackknife
+from detection.evaluation.matching import match
+from detection.evaluation.record import Record
+from detection.evaluation.text_table import text_table
+from detection.files import write_text
+from detection.pages.page import Section, Table
+from detection.report.numbers import as_json
+from detection.report.words import claimed, percent_interval
+from detection.tasks.evaluate import read_detections
+from detection.tasks.robustness import FOLDER, corrupted_files
+from detection.tasks.test import read_records
+
+__all__ = ["robustness_numbers", "robustness_section", "write_robustness"]
+
+AP = "bbox.AP"
+
+
+def write_robustness(run: Path) -> str:
+    """Writes robustness.json into the folder of a test that ``run_corrupted`` went on with; returns its table.
+
+    Raises:
+        ValueError: a corruption was not tested, or a file can't be used.
+    """
+    numbers = robustness_numbers([run])
+    if numbers is None:
+        raise ValueError(f"{run / FOLDER} lacks detections of some corruptions; run resdet test --robustness again")
+    write_text(run / f"{FOLDER}.json", json.dumps(numbers, indent=2) + "\n")
+    rows = [[name, percent_interval(row["AP"]), claimed(row["loss"])] for name, row in numbers["corruptions"].items()]
+    rows.insert(0, ["clean", percent_interval(numbers["clean"]), ""])
+    return text_table(["images", "AP [95 %]", "loss [95 %]"], rows)
+
+
+def robustness_numbers(runs: Sequence[Path]) -> dict[str, Any] | None:
+    """Returns AP on clean and on corrupted images, mean over ``runs`` (seeds of one variant), and each loss.
+
+    Intervals are over the choice of images and, of several runs, of seeds; each stands alone.  None where corrupted
+    images were not tested.
+
+    Raises:
+        ValueError: a file that can't be used.
+    """
+    files = [corrupted_files(run) for run in runs]
+    if not runs or None in files:
+        return None
+    read = [read_records(run, say=lambda _: None) for run in runs]
+    clean = [_sample(index, records) for index, records in read]
+    corruptions = {}
+    for corruption in CORRUPTIONS:
+        corrupted = [
+            _sample(index, read_detections(index, found[corruption.name], source="the images that were tested"))
+            for (index, _), found in zip(read, files, strict=True)
+            if found is not None
+        ]
+        comparison = compare_samples({"clean": clean, "corrupted": corrupted})
+        arm, (pair,) = comparison.variants["corrupted"], comparison.pairs
+        corruptions[corruption.name] = {
+            "strength": corruption.strength,
+            "AP": (arm.methods or arm.detectors)[AP],
+            "loss": (pair.methods or pair.detectors)[AP],
+        }
+    arm = compare_samples({"clean": clean}).variants["clean"]
+    return as_json({"seeds": len(runs), "clean": (arm.methods or arm.detectors)[AP], "corruptions": corruptions})
+
+
+def robustness_section(variants: Mapping[str, dict[str, Any] | None], confidence: float) -> Section:
+    """Returns the section of those variants (name -> ``robustness_numbers``) that were tested; no blocks for none."""
+    known = {name: numbers for name, numbers in variants.items() if numbers is not None}
+    if not known:
+        return Section("Corrupted images", [])
+    level = f"{100 * confidence:g} %"
+    names = [corruption.name for corruption in CORRUPTIONS]
+    ap = [["clean", *(percent_interval(numbers["clean"]) for numbers in known.values())]]
+    ap += [[n, *(percent_interval(numbers["corruptions"][n]["AP"]) for numbers in known.values())] for n in names]
+    loss = [[n, *(claimed(numbers["corruptions"][n]["loss"]) for numbers in known.values())] for n in names]
+    scope = "other images and, where there are several seeds, other seeds; each interval stands alone"
+    lost = (
+        "Change of AP from clean to corrupted images, in points: Gaussian blur and noise, JPEG, darker images, each at "
+        f"three strengths (docs/compare.md), with {level} intervals over {scope}. *: more than chance."
+    )
+    reached = f"AP on clean and corrupted images in percent, with {level} intervals over the same."
+    header = ["images", *known]
+    tables = [Table(caption, header, rows, fixed=True) for caption, rows in ((lost, loss), (reached, ap))]
+    return Section("Corrupted images", tables)
+
+
+def _sample(index: AnnotationIndex, records: Sequence[Record]) -> Sample:
+    matches = match(records, index.class_names)
+    with_objects = np.stack([found.num_objects > 0 for found in matches.classes]).any(axis=0)
+    ap = Statistic(
+        names=(AP,),
+        compute=lambda weights: mean_over_classes(average_precision(matches, weights).mean(axis=2))[:, None],
+        images=np.array([with_objects.sum()]),
+    )
+    return jackknife(ap, len(records))

@@ -1,0 +1,112 @@
+"""Ground truth and detections in COCO's formats, of any program, as the records that the evaluation reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from detection.data.index import AnnotationIndex
+from detection.data.readers.results import Known, Results, read_results
+from detection.data.readers.truth import Truth, read_truth
+from detection.engine.evaluate import make_record
+from detection.evaluation.record import Record
+
+__all__ = ["Judged", "name_files", "read_detections", "read_judged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What several methods found in the same images.
+
+    Attributes:
+        class_names: K.
+        runs: method -> the records of each of its files, which are its seeds.
+    """
+
+    class_names: tuple[str, ...]
+    runs: Mapping[str, Sequence[Sequence[Record]]]
+
+
+def read_judged(truth: Path, files: Mapping[str, Sequence[Path]]) -> Judged:
+    """Returns the detections in ``files`` (method -> one file per seed) beside the ground truth in ``truth``.
+
+    Raises:
+        ValueError: no images or no files, or a file that can't be used; it is named, with its entries.
+    """
+    read = read_truth(truth)
+    if not read.file_names:
+        raise ValueError(f"{truth}: its list `images` is empty, expected the images that were tested")
+    runs = {name: [_records(read, read_results(path, read.known)) for path in paths] for name, paths in files.items()}
+    return Judged(read.class_names, runs)
+
+
+def read_detections(index: AnnotationIndex, path: Path, *, source: str, repair: str = "") -> list[Record]:
+    """Returns the detections in ``path``, in COCO's results format, as a record for each image of ``index``.
+
+    ``source`` is said of images and categories that the index lacks, and ``repair`` ends messages.
+
+    Raises:
+        ValueError: a file that can't be used; it is named, with its entries.
+    """
+    sizes: list[tuple[int, int]] = [(height, width) for height, width in index.sizes.tolist()]
+    known = Known(
+        source=source,
+        repair=repair,
+        image_ids=index.image_ids.tolist(),
+        sizes=sizes,
+        category_ids=index.category_ids,
+    )
+    results = read_results(path, known)
+    records = []
+    for row in range(len(index)):
+        found = results.rows(row)
+        masks = None if results.masks is None else {"masks": results.masks[found]}
+        boxes, scores = results.boxes[found].astype(np.float32), results.scores[found].astype(np.float32)
+        records.append(make_record(index, row, boxes=boxes, scores=scores, labels=results.labels[found], fields=masks))
+    return records
+
+
+def name_files(given: Sequence[str]) -> dict[str, list[Path]]:
+    """Returns the files of each method; ``given`` holds A.json, named by its stem, or NAME=A1.json,A2.json.
+
+    Raises:
+        ValueError: a name twice, or one without a file.
+    """
+    files: dict[str, list[Path]] = {}
+    for text in given:
+        name, equals, listed = text.partition("=")
+        if not equals or Path(text).is_file():
+            name, listed = Path(text).stem, text
+        paths = [Path(part) for part in listed.split(",") if part]
+        if not name or not paths:
+            raise ValueError(f"--detections {text!r}: expected A.json, or NAME=A1.json,A2.json with a file per seed")
+        if name in files:
+            raise ValueError(f"--detections: two methods are called {name!r}; name them as in NAME={listed}")
+        files[name] = paths
+    return files
+
+
+def _records(truth: Truth, results: Results) -> list[Record]:
+    return [_record(truth, results, image) for image in range(len(truth.file_names))]
+
+
+def _record(truth: Truth, results: Results, image: int) -> Record:
+    objects, found = truth.rows(image), results.rows(image)
+    masks = truth.masks is not None and results.masks is not None
+    return Record(
+        image_id=truth.known.image_ids[image],
+        file_name=truth.file_names[image],
+        size=truth.known.sizes[image] or (0, 0),
+        gt_boxes=truth.boxes[objects],
+        gt_labels=truth.labels[objects],
+        gt_ignore=truth.ignore[objects],
+        gt_areas=truth.areas[objects],
+        boxes=results.boxes[found],
+        scores=results.scores[found],
+        labels=results.labels[found],
+        gt_masks=(truth.masks or ())[objects] if masks else None,
+        masks=(results.masks or ())[found] if masks else None,
+    )

@@ -1,0 +1,66 @@
+"""Tests a detector on corrupted images: OUTPUT/robustness/NAME.json holds the detections of each corruption.
+
+Files that are there already are kept, so that a test that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from detection.config.detection import DetectionConfig
+from detection.data.corruptions import CORRUPTIONS
+from detection.engine.checkpoint import Checkpoint
+from detection.engine.device import choose_device
+from detection.engine.distributed import is_main, only_main, start, together
+from detection.evaluation.coco import coco_results
+from detection.evaluation.metrics import percent
+from detection.files import write_text
+from detection.tasks.test import load_test_set, measure, restore_detector
+
+__all__ = ["FOLDER", "corrupted_files", "run_corrupted"]
+
+FOLDER = "robustness"
+
+
+def run_corrupted(
+    config: DetectionConfig,
+    checkpoint: Checkpoint[DetectionConfig],
+    output: Path,
+    *,
+    limit: int | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Tests ``checkpoint`` on ``config.data.test`` under each corruption at each strength.
+
+    Args:
+        config: of the run.
+        checkpoint: weights of a detector that ``config`` describes.
+        output: directory for robustness/.
+        limit: only the first images.
+        say: takes lines to show.
+
+    Raises:
+        ValueError: bad data or config, or weights that do not fit.
+    """
+    start(choose_device(config.device))
+    say = only_main(say)
+    index = load_test_set(config, say)
+    detector = restore_detector(config, checkpoint, index.class_names)
+    for corruption in CORRUPTIONS:
+        path = output / FOLDER / f"{corruption.name}.json"
+        if path.is_file():
+            continue
+        measured = measure(config, [detector], index, limit=limit, corrupt=corruption)
+        say(f"{corruption.name}: AP {percent(measured.result['bbox']['AP'])}")
+        with together("writing detections on corrupted images"):
+            if is_main():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(path, json.dumps(coco_results(measured.records, index.category_ids)))
+
+
+def corrupted_files(run: Path) -> dict[str, Path] | None:
+    """Returns the detections under each corruption by its name; None unless all are there."""
+    files = {corruption.name: run / FOLDER / f"{corruption.name}.json" for corruption in CORRUPTIONS}
+    return files if all(path.is_file() for path in files.values()) else None
