@@ -4,9 +4,9 @@ A cell of the paper is one training, and so has the noise of a seed, as ours has
 on, less what an exact repetition stays below in one of twenty cases.
 
 Source: He et al., "Deep Residual Learning for Image Recognition", 2015, tables 7 and 8.  The noise of mAP on VOC 2007
-test comes from four trainings of one Faster R-CNN that mmdetection's configs/pascal_voc and its issue 2773 report; other
-re-implementations of the two cells reach 73.2 to 75.7 (VGG-16) and 76.4 to 79.8 (ResNet-101).  No repeated trainings
-are published for the other cells, which have no band.
+test comes from four trainings of one Faster R-CNN that mmdetection's configs/pascal_voc and its issue 2773 report.
+Other re-implementations of the two cells reach 73.2 to 75.7 (VGG-16) and 76.4 to 79.8 (ResNet-101).  No repeated
+trainings are published for the other cells, which have no band.
 """
 
 from __future__ import annotations
