@@ -80,8 +80,8 @@ def _seen(noise: SeedNoise, design: Design) -> str:
         return "with 1 seed nothing is said of methods, which takes two seeds of each variant"
     seen, pooled = (_points(visible_gap(noise, replace(design, pool=pool))) for pool in (design.pool, True))
     return (
-        f"with {design.seeds} seeds of {design.variants} variants a true gap of {seen} AP between two methods is claimed "
-        f"{SHARE}" + ("" if design.pool else f"; with pool_seeds {pooled} AP")
+        f"with {design.seeds} seeds of {design.variants} variants a true gap of {seen} AP between two methods is "
+        f"claimed {SHARE}" + ("" if design.pool else f"; with pool_seeds {pooled} AP")
     )
 
 
