@@ -23,6 +23,7 @@ examples:
   resdet compare configs/experiments/voc_table7.yaml --gpus 0,1
   resdet compare configs/experiments/voc_table7.yaml --index $SLURM_ARRAY_TASK_ID
   resdet compare configs/experiments/bccd.yaml --latency-on cpu --threads 1
+  resdet compare configs/experiments/bccd.yaml --plan --noise 1.5 1.0 --images 72
 """
 
 
@@ -38,7 +39,12 @@ def _compare_options(parser: ArgumentParser) -> None:
     only.add_argument("--index", type=int, metavar="I", help="only run I of --dry-run, for arrays of jobs")
     only.add_argument("--costs", metavar="VARIANT", help="only measure the costs of a variant")
     only.add_argument("--report-only", action="store_true", help="only write the report of what is there")
+    only.add_argument("--plan", action="store_true", help="only say which true gap in AP the experiment will show")
     only.add_argument("--latency-on", choices=("cpu", "cuda"), help="only time the variants on this machine")
+    parser.add_argument("--pilot", type=Path, metavar="REPORT.JSON", help="with --plan (default: its own, if run)")
+    parser.add_argument("--noise", type=float, nargs=2, metavar=("SEED", "IMAGES"), help="with --plan: deviations, AP")
+    parser.add_argument("--images", type=positive, help="with --plan (default: the pilot's or data.test's)")
+    parser.add_argument("--gap", type=float, default=1.0, help="with --plan: in AP (default: %(default)s)")
     parser.add_argument("--threads", type=positive, help="with --latency-on cpu (default: torch's choice)")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="with --latency-on")
     parser.add_argument("--batch", type=positive, default=1, help="images at once, with --latency-on")
@@ -49,8 +55,12 @@ def _compare(args: Namespace) -> Call:
     path = find_config(args.experiment)
     from detection.experiments.latency import Place
     from detection.experiments.runs import Placement
-    from detection.report.compare import measure_costs, measure_latency, plan_comparison, run_comparison
+    from detection.report.compare import measure_costs, measure_latency, plan_claims, plan_comparison, run_comparison
 
+    if args.plan:
+        stated = None if args.noise is None else tuple(args.noise)
+        sizes = {"pilot": args.pilot, "stated": stated, "images": args.images, "gap": args.gap}
+        return partial(plan_claims, path, args.output_dir, **sizes, overrides=args.overrides), print
     if args.latency_on:
         place = Place(device=args.latency_on, threads=args.threads, precision=args.precision, batch=args.batch)
         return partial(measure_latency, path, args.output_dir, place=place, overrides=args.overrides), lambda _: None

@@ -78,7 +78,7 @@ class Pair:
     detectors: dict[str, Claim]
     methods: dict[str, Claim] | None
     missing: str | None  # what it would take to say something of methods
-    noise: dict[str, Noise]  # of scalars
+    noise: dict[str, Noise]  # of scalars, not pooled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,19 +124,18 @@ def compare_samples(
     }
     pooled = _pool(arms, first.names) if pool else None
     names = list(combinations(arms, 2))
-    noises = [pair_noise(arms[a], arms[b], first.images) for a, b in names]
+    own = [pair_noise(arms[a], arms[b], first.images) for a, b in names]
+    noises = own
     if pooled is not None:
         variance = np.array([pooled.deviation[key] for key in first.names]) ** 2
         counts = [np.array([len(arms[a][0]), len(arms[b][0])]) for a, b in names]
-        noises = [
-            pool_seeds(noise, variance, pooled.freedom, count) for noise, count in zip(noises, counts, strict=True)
-        ]
+        noises = [pool_seeds(noise, variance, pooled.freedom, count) for noise, count in zip(own, counts, strict=True)]
     return Comparison(
         blocks=len(first.influence),
         confidence=confidence,
         pooling=pooled,
         variants={name: _variant(arm, first, confidence) for name, arm in arms.items()},
-        pairs=_pairs(names, arms, noises, first.names, 1 - confidence),
+        pairs=_pairs(names, arms, noises, own, first.names, 1 - confidence),
     )
 
 
@@ -175,9 +174,11 @@ def _pairs(
     names: Sequence[tuple[str, str]],
     arms: Mapping[str, tuple[Floats, Floats]],
     noises: Sequence[Noise],
+    own: Sequence[Noise],
     keys: Sequence[str],
     alpha: float,
 ) -> tuple[Pair, ...]:
+    """Returns the claims by ``noises``, which may be pooled, and each pair's ``own`` noise."""
     differences = [arms[b][0].mean(axis=0) - arms[a][0].mean(axis=0) for a, b in names]
     seeded = {name for pair, noise in zip(names, noises, strict=True) if _is_seeded(noise) for name in pair}
     detectors = _claims(differences, noises, keys, alpha, arms=None)
@@ -192,7 +193,7 @@ def _pairs(
                 detectors=detectors[row],
                 methods=None if missing else methods[row],
                 missing=missing,
-                noise={key: noises[row].figure(column) for column, key in enumerate(keys)},
+                noise={key: own[row].figure(column) for column, key in enumerate(keys)},
             )
         )
     return tuple(pairs)

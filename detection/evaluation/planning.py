@@ -48,6 +48,7 @@ class Design:
     seeds: int
     images: int
     confidence: float = 0.95
+    pool: bool = False  # one seed deviation for all variants
 
 
 def noise_of(pairs: Sequence[Noise], images: int) -> SeedNoise | None:
@@ -80,16 +81,18 @@ def visible_gap(noise: SeedNoise, design: Design, *, power: float = POWER) -> fl
     rng, n = np.random.default_rng(0), design.seeds
     shared, own = noise.shared**2 / design.images, noise.own**2 / design.images
     seed = (noise.seed**2 + own) / n  # of the mean of an arm
+    freedom, parts = (design.variants * (n - 1.0), 1) if design.pool else (n - 1.0, 2)
     drawn = Noise(
         images=np.full(DRAWS, shared + 2 * own / n),
         shared=np.full(DRAWS, shared),
         own=np.full(DRAWS, 2 * own / n),
-        seeds=seed * rng.chisquare(n - 1, (DRAWS, 2)) / (n - 1),
-        seed_freedom=np.full(2, n - 1.0),
+        seeds=2 / parts * seed * rng.chisquare(freedom, (DRAWS, parts)) / freedom,
+        seed_freedom=np.full(parts, freedom),
         image_freedom=np.array(design.images - 1.0),
     )
     luck = rng.normal(0, math.sqrt(shared + 2 * seed), DRAWS)
-    return float(np.quantile(half_width(drawn, 1 - design.confidence, arms=max(design.variants, 2)) - luck, power))
+    halves = half_width(drawn, 1 - design.confidence, arms=max(design.variants, 2))
+    return float(np.quantile(halves - luck, power))
 
 
 def visible_between_detectors(noise: Noise, alpha: float, *, power: float = POWER) -> float:

@@ -23,7 +23,14 @@ from detection.evaluation.text_table import text_table
 from detection.experiments.costs import measure_costs
 from detection.experiments.experiment import Experiment, check_fair, resolve_variants
 from detection.experiments.proof import check_apart, describe, hash_code
-from detection.experiments.protocols import choose_rates, scale_solver, time_step
+from detection.experiments.protocols import (
+    StepTime,
+    choose_rates,
+    grow,
+    over_budget,
+    scale_solver,
+    time_step,
+)
 from detection.experiments.runs import (
     Placement,
     Programs,
@@ -41,6 +48,7 @@ from detection.experiments.runs import (
 __all__ = ["Comparison", "cost_weights", "measure_variant"]
 
 ENDED = ("done", "failed")
+STEADY = 0.1  # spread of repeated timings that is not worth a warning
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +77,16 @@ class Comparison:
                 been trained then.
         """
         configs = self._timed(write=True)
-        searched = self.grid_runs(configs)
-        check_resumable(searched or self.seed_runs(configs))
+        check_resumable(self.grid_runs(configs) or self.seed_runs(configs))
         self._write_proof(configs)
-        left = self._execute(searched, retry_failed)
-        left = [run for run in left if read_status(run.folder).get("state") not in ENDED]  # a rate may well be too high
-        if left:
-            self.say(f"no rate is chosen before these have ended: {', '.join(map(str, left))}")
+        if not self._search(configs, retry_failed):
             return False
-        if searched:
+        if self.experiment.protocol.factors:
             found = self._with_rates(configs)
             self._write_proof(configs | found)
             configs = found
         left = self._execute(self.seed_runs(configs), retry_failed)
+        self._check_budget(configs)
         unmeasured = [variant for variant in configs if not self._measure(variant)]
         return not left and not unmeasured and len(configs) == len(self.experiment.variants)
 
@@ -92,13 +97,12 @@ class Comparison:
             ValueError: as ``run``; no such run; or the runs or times that it rests on are missing.
         """
         configs = self._timed(write=False)
-        searched = self.grid_runs(configs)
-        runs = [*searched, *self.seed_runs(configs)]
+        searched, runs = self.grid_runs(configs), self._numbered(configs)
         if not 0 <= index < len(runs):
             raise ValueError(f"--index {index}: the runs are numbered from 0 to {len(runs) - 1}; --dry-run lists them")
         chosen = runs[index]
-        if index >= len(searched) > 0:
-            missing = [n for n, run in enumerate(searched) if read_status(run.folder).get("state") not in ENDED]
+        if searched and chosen not in searched:
+            missing = [n for n, run in enumerate(runs) if run in searched and not _has_ended(run)]
             if missing:
                 raise ValueError(f"--index {index} needs the rates that the search finds; not done yet: runs {missing}")
             found = self._with_rates(configs)
@@ -121,9 +125,9 @@ class Comparison:
         configs = self._timed(write=True)
         path = self.output / "plan.json"
         known = json.loads(path.read_text(encoding="utf-8"))["seconds_per_step"] if path.is_file() else {}
-        seconds = {variant: known.get(variant) or self._time(variant, config) for variant, config in configs.items()}
+        seconds = {v: known.get(v) or self._time(v, config).seconds for v, config in configs.items()}
         header, rows, total = ("index", "run", "state", "steps", "s/step", "hours"), list[tuple[str, ...]](), 0.0
-        for number, run in enumerate([*self.grid_runs(configs), *self.seed_runs(configs)]):
+        for number, run in enumerate(self._numbered(configs)):
             steps, state = run.config.solver.iterations, read_status(run.folder).get("state", "to do")
             hours = steps * seconds[run.variant] / 3600
             total += 0.0 if state in ENDED else hours
@@ -147,18 +151,61 @@ class Comparison:
         Raises:
             ValueError: the images that the rate is chosen on are also tested or trained on.
         """
-        protocol, seed = self.experiment.protocol, self.experiment.seeds[0]
-        runs = []
-        for variant, config in configs.items() if protocol.factors else ():
+        protocol = self.experiment.protocol
+        runs = self._runs_at(configs, protocol.factors)
+        if runs:
+            self._check_validation(runs[0].config, configs[runs[0].variant])
+        factors = protocol.factors
+        for _ in range(protocol.extend):
+            if not all(map(_has_ended, runs)):
+                break
+            factors = (*factors, *grow(factors, choose_rates(runs, self._metric(configs))["variants"]))
+            runs += self._runs_at(configs, factors[len(runs) // len(configs) :])
+        return runs
+
+    def _runs_at(self, configs: Mapping[str, DetectionConfig], factors: Sequence[float]) -> list[Run]:
+        """Returns the runs of the search at ``factors``."""
+        protocol, seed, runs = self.experiment.protocol, self.experiment.seeds[0], list[Run]()
+        for variant, config in configs.items() if factors else ():
             data = replace(config.data, train=protocol.train or config.data.train, val=(), test=protocol.validation)
-            for factor in protocol.factors:
+            for factor in factors:
                 solver = replace(config.solver, base_lr=config.solver.base_lr * factor)
                 folder = self.output / "grid" / variant / f"{factor:g}"
                 own = replace(_last(config), data=data, solver=replace(solver, best_metric=None), seed=seed)
                 runs.append(Run(variant, f"{factor:g}", own, folder))
-        if runs:
-            self._check_validation(runs[0].config, configs[runs[0].variant])
         return runs
+
+    def _numbered(self, configs: Mapping[str, DetectionConfig]) -> list[Run]:
+        """Returns all runs in the order of their numbers; those by which a grid grows come last, and shift no other."""
+        searched, declared = self.grid_runs(configs), len(self.experiment.protocol.factors) * len(configs)
+        return [*searched[:declared], *self.seed_runs(configs), *searched[declared:]]
+
+    def _search(self, configs: Mapping[str, DetectionConfig], retry_failed: bool) -> bool:
+        """Returns whether the search of the learning rates is over; a grid that has grown is searched on."""
+        searched = list[Run]()
+        while len(runs := self.grid_runs(configs)) > len(searched):
+            if searched:
+                self.say(f"the best rate lies at an edge: {', '.join(map(str, runs[len(searched) :]))} are tried too")
+            searched = runs
+            self._execute(searched, retry_failed)
+            left = [run for run in searched if not _has_ended(run)]  # a rate may well be too high
+            if left:
+                self.say(f"no rate is chosen before these have ended: {', '.join(map(str, left))}")
+                return False
+        return True
+
+    def _metric(self, configs: Mapping[str, DetectionConfig]) -> str:
+        """Returns the figure by which rates are chosen."""
+        return next(iter(configs.values())).solver.best_metric or "bbox.AP"
+
+    def _check_budget(self, configs: Mapping[str, DetectionConfig]) -> None:
+        """Says which runs took notably longer than equal_time allows."""
+        minutes = self.experiment.protocol.minutes
+        if minutes is None:
+            return
+        hours = {str(run): read_status(run.folder).get("hours") or 0.0 for run in self.seed_runs(configs)}
+        for name, taken in over_budget(minutes, hours).items():
+            self.say(f"warning: {name} took {taken:.1f} minutes of training, {minutes:g} were allowed")
 
     def _check_validation(self, search: DetectionConfig, compared: DetectionConfig) -> None:
         chosen = self._read(search, search.data.test, "protocol.validation")
@@ -185,8 +232,10 @@ class Comparison:
         if not path.is_file():
             if not write:
                 raise ValueError(f"{path} is missing: run once with --dry-run, which times steps and writes it")
-            seconds = {variant: self._time(variant, config) for variant, config in configs.items()}
-            write_json(path, {"minutes": minutes, "seconds_per_step": seconds})
+            times = {variant: self._time(variant, config) for variant, config in configs.items()}
+            seconds = {variant: time.seconds for variant, time in times.items()}
+            spread = {variant: time.spread for variant, time in times.items()}
+            write_json(path, {"minutes": minutes, "seconds_per_step": seconds, "spread": spread})
         plan = json.loads(path.read_text(encoding="utf-8"))
         if plan["minutes"] != minutes or plan["seconds_per_step"].keys() != configs.keys():
             raise ValueError(
@@ -196,13 +245,19 @@ class Comparison:
         steps = {variant: max(1, round(60 * minutes / time)) for variant, time in plan["seconds_per_step"].items()}
         return {v: replace(config, solver=scale_solver(config.solver, steps[v])) for v, config in configs.items()}
 
-    def _time(self, variant: str, config: DetectionConfig) -> float:
+    def _time(self, variant: str, config: DetectionConfig) -> StepTime:
         self.say(f"{variant}: timing a few steps")
-        return time_step(config, self.programs, self.placement)
+        time = time_step(config, self.programs, self.placement)
+        if time.spread > STEADY:
+            self.say(
+                f"warning: {variant}: repeated timings differ by {100 * time.spread:.0f} %; end other programs and "
+                f"remove {self.output / 'plan.json'} to time again"
+            )
+        return time
 
     def _with_rates(self, configs: Mapping[str, DetectionConfig]) -> dict[str, DetectionConfig]:
         """``configs`` at the rates that the search chose; those without one are left out, and their runs failed."""
-        grid = choose_rates(self.grid_runs(configs), next(iter(configs.values())).solver.best_metric or "bbox.AP")
+        grid = choose_rates(self.grid_runs(configs), self._metric(configs))
         write_json(self.output / "grid.json", {**grid, "validation": list(self.experiment.protocol.validation)})
         found = {}
         for variant, config in configs.items():
@@ -273,6 +328,10 @@ def cost_weights(output: Path, variant: str) -> Path | None:
     """Returns the run whose weights the costs of ``variant`` are measured with; None where none is done."""
     done = (folder for folder in sorted((output / "runs" / variant).glob("*")) if is_done(folder))
     return next(done, None)
+
+
+def _has_ended(run: Run) -> bool:
+    return read_status(run.folder).get("state") in ENDED
 
 
 def _last(config: DetectionConfig) -> DetectionConfig:

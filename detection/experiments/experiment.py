@@ -57,6 +57,8 @@ class Protocol:
         factors: learning_rate_grid only: of solver.base_lr.
         train: learning_rate_grid only: training set of the search; empty: data.train.
         validation: learning_rate_grid only: where the best rate is chosen; must share no image with data.test.
+        extend: learning_rate_grid only: how many times the grid grows, for all variants alike, beyond an edge at which
+            the best rate of one of them lies.
     """
 
     name: Literal["equal_steps", "equal_time", "learning_rate_grid"] = "equal_steps"
@@ -64,6 +66,7 @@ class Protocol:
     factors: tuple[float, ...] = ()
     train: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
+    extend: int = 0
 
     def __post_init__(self) -> None:
         timed, searched = self.name == "equal_time", self.name == "learning_rate_grid"
@@ -77,6 +80,11 @@ class Protocol:
                 "learning_rate_grid takes protocol.factors, such as [0.5, 1, 2], protocol.validation and perhaps "
                 f"protocol.train, and the others take none of them; got factors {list(self.factors)}, validation "
                 f"{list(self.validation)} and train {list(self.train)} under {self.name}"
+            )
+        if self.extend < 0 or (self.extend and len(self.factors) < 2):
+            raise ValueError(
+                f"protocol.extend is a number from 0 and takes two or more factors of learning_rate_grid, got "
+                f"{self.extend} with factors {list(self.factors)}"
             )
         if len(set(self.factors)) < len(self.factors) or min(self.factors, default=1) <= 0:
             raise ValueError(f"protocol.factors are different positive numbers, got {list(self.factors)}")
@@ -94,6 +102,7 @@ class Experiment:
         overrides: key=value changes of the base, for all variants.
         allowed: config keys in which variants may differ; a section's name stands for all keys below it.
         protocol: what is equal between variants.
+        pool_seeds: claims of methods take one seed deviation for all variants; the report tests whether it is one.
         detections: name -> files of detections of any program on data.test, in COCO's results format and relative to
             the experiment file: an arm that is compared and not trained; several files are its seeds.
     """
@@ -105,6 +114,7 @@ class Experiment:
     overrides: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
     protocol: Protocol = field(default_factory=Protocol)
+    pool_seeds: bool = False
     detections: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

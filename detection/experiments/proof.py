@@ -49,6 +49,7 @@ def describe(
         "name": experiment.name,
         "protocol": asdict(experiment.protocol),
         "seeds": list(experiment.seeds),
+        "pool_seeds": experiment.pool_seeds,
         "detections": {name: list(files) for name, files in experiment.detections.items()},
         "allowed": list(experiment.allowed),
         "base": flatten(resolve_base(experiment)),

@@ -6,8 +6,8 @@ import json
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,19 @@ from detection.config.sections import SolverConfig
 from detection.evaluation.metrics import is_better, read_metric
 from detection.experiments.runs import Placement, Programs, Run, child_environment, is_done, last_error
 
-__all__ = ["choose_rates", "scale_solver", "time_step"]
+__all__ = ["StepTime", "choose_rates", "grow", "over_budget", "scale_solver", "time_step"]
 
-TIMED_STEPS = 6  # of which the first two warm up
+WARM_UP, TIMED_STEPS = 5, 15  # steps of a timed training: caches fill, the loader's workers start
+REPEATS = 3  # processes: a neighbour's load comes and goes
+BUDGET_SLACK = 0.1  # of the minutes, by which a run may take longer
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds of a training step."""
+
+    seconds: float  # the median of the medians of several trainings
+    spread: float  # the largest less the smallest of these medians, as a share of ``seconds``
 
 
 def scale_solver(solver: SolverConfig, iterations: int) -> SolverConfig:
@@ -34,32 +44,60 @@ def scale_solver(solver: SolverConfig, iterations: int) -> SolverConfig:
 
 
 def choose_rates(runs: Sequence[Run], key: str) -> dict[str, Any]:
-    """The content of grid.json: each variant's best learning rate by the figure ``key`` of result.json.
+    """Returns the content of grid.json: each variant's best learning rate by the figure ``key`` of result.json.
 
-    A run that failed has no figure; without any the variant has no rate.
+    A run that failed has no figure; without any the variant has no rate.  "edge": the best is the least or the largest
+    of several rates that were tried, so that a better one may lie beyond.
     """
     variants: dict[str, dict[str, Any]] = {}
     best: dict[str, float | None] = {}  # by variant
     for run in runs:
         result = json.loads((run.folder / "result.json").read_text(encoding="utf-8")) if is_done(run.folder) else None
         value = None if result is None else read_metric(result, key)
-        entry = variants.setdefault(run.variant, {"scores": {}, "chosen": None, "base_lr": None})
+        entry = variants.setdefault(run.variant, {"scores": {}, "chosen": None, "base_lr": None, "edge": False})
         entry["scores"][run.name] = value
         if is_better(key, value, best.get(run.variant)):
             best[run.variant] = value
             entry |= {"chosen": float(run.name), "base_lr": run.config.solver.base_lr}
+    for entry in variants.values():
+        tried = [float(factor) for factor in entry["scores"]]
+        entry["edge"] = len(tried) > 1 and entry["chosen"] in (min(tried), max(tried))
     return {"metric": key, "variants": variants}
 
 
-def time_step(config: DetectionConfig, programs: Programs, placement: Placement) -> float:
-    """Seconds of a training step of ``config``: the median of a few, in a process of its own.
+def grow(factors: Sequence[float], variants: Mapping[str, Mapping[str, Any]]) -> tuple[float, ...]:
+    """Returns the factors beyond those edges of the grid at which the best rate of some of ``variants`` lies.
+
+    All variants try them, so that the number of tries stays equal.  ``variants`` are those of ``choose_rates``.
+    """
+    chosen, ordered = {entry["chosen"] for entry in variants.values()}, sorted(factors)
+    if len(ordered) < 2:
+        return ()
+    lower = (ordered[0] ** 2 / ordered[1],) if ordered[0] in chosen else ()
+    upper = (ordered[-1] ** 2 / ordered[-2],) if ordered[-1] in chosen else ()
+    return (*lower, *upper)
+
+
+def over_budget(minutes: float, hours: Mapping[str, float]) -> dict[str, float]:
+    """Returns the minutes of those runs, of ``hours`` by name, that took notably longer than ``minutes``."""
+    return {name: 60 * taken for name, taken in hours.items() if 60 * taken > (1 + BUDGET_SLACK) * minutes}
+
+
+def time_step(config: DetectionConfig, programs: Programs, placement: Placement) -> StepTime:
+    """Returns the time of a training step of ``config``, after warm-up, in several processes of its own.
 
     Raises:
         ValueError: the training does not start; with its last words.
     """
-    solver = replace(
-        config.solver, iterations=TIMED_STEPS, log_every=1, checkpoint_every=0, evaluate_every=0, base_lr=1e-9
-    )
+    medians = [_median_step(config, programs, placement) for _ in range(REPEATS)]
+    seconds = statistics.median(medians)
+    return StepTime(seconds, (max(medians) - min(medians)) / seconds)
+
+
+def _median_step(config: DetectionConfig, programs: Programs, placement: Placement) -> float:
+    """Returns the seconds of a step in a training of a few."""
+    steps = WARM_UP + TIMED_STEPS
+    solver = replace(config.solver, iterations=steps, log_every=1, checkpoint_every=0, evaluate_every=0, base_lr=1e-9)
     short = replace(config, solver=solver, data=replace(config.data, test=()))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
@@ -74,4 +112,4 @@ def time_step(config: DetectionConfig, programs: Programs, placement: Placement)
             )
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     times = [json.loads(line).get("seconds_per_step") for line in lines]
-    return statistics.median(time for time in times[2:] if time is not None)
+    return statistics.median(time for time in times[WARM_UP:] if time is not None)

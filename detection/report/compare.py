@@ -10,16 +10,19 @@ from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.engine.checkpoint import read_checkpoint
 from detection.engine.signals import StoppedError
+from detection.evaluation.planning import Design
 from detection.experiments.comparison import Comparison, measure_variant
-from detection.experiments.experiment import load_experiment
+from detection.experiments.experiment import Experiment, load_experiment, resolve_base
 from detection.experiments.latency import Place, measure_latencies
 from detection.experiments.runs import Placement, Programs
 from detection.packaged import find_config
 from detection.report.build import write_report
+from detection.report.plan import format_plan, read_pilot, stated_noise
 from detection.report.reading import read_experiment
 from detection.tasks.robustness import run_corrupted
+from detection.tasks.test import load_test_set
 
-__all__ = ["measure_costs", "measure_latency", "plan_comparison", "run_comparison"]
+__all__ = ["measure_costs", "measure_latency", "plan_claims", "plan_comparison", "run_comparison"]
 
 RESDET = (sys.executable, "-m", "resdet")
 
@@ -86,6 +89,47 @@ def plan_comparison(
 ) -> str:
     """Returns the table of runs with their hours, from timed steps; arguments as ``run_comparison``."""
     return _comparison(path, output, overrides, placement).plan()
+
+
+def plan_claims(
+    path: str | Path,
+    output: Path | None = None,
+    *,
+    pilot: Path | None = None,
+    stated: tuple[float, float] | None = None,
+    images: int | None = None,
+    gap: float = 1.0,
+    overrides: Sequence[str] = (),
+) -> str:
+    """Returns which true gap the experiment will claim, and what a smaller one takes.
+
+    Args:
+        path: as for ``run_comparison``.
+        output: as for ``run_comparison``; its own report is the pilot where no other noise is given.
+        pilot: report.json of an experiment with the same noise.
+        stated: deviations in AP, of one training and of a difference over the choice of images.
+        images: to test on; default: the pilot's, or those of data.test.
+        gap: in AP, that is asked for.
+        overrides: as for ``run_comparison``.
+
+    Raises:
+        ValueError: no pilot and no stated noise, or bad files.
+    """
+    comparison = _comparison(path, output, overrides)
+    experiment = comparison.experiment
+    if stated is None:
+        noise, tested = read_pilot(pilot or comparison.output / "report" / "report.json")
+    else:
+        tested = images or _test_images(experiment)
+        noise = stated_noise(*stated, tested)
+    arms = len(experiment.variants) + len(experiment.detections)
+    seeds = len(experiment.seeds)
+    design = Design(variants=arms, seeds=seeds, images=images or tested, pool=experiment.pool_seeds)
+    return format_plan(noise, design, gap=gap)
+
+
+def _test_images(experiment: Experiment) -> int:
+    return len(load_test_set(resolve_base(experiment), lambda _: None))
 
 
 def measure_costs(path: str | Path, output: Path | None = None, *, variant: str, overrides: Sequence[str] = ()) -> None:

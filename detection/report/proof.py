@@ -107,7 +107,13 @@ def planning(comparison: Comparison, *, images: int, seeds: int) -> dict[str, An
     "noise" is None without two seeds of two variants.
     """
     noise = noise_of([pair.noise[DECIDING] for pair in comparison.pairs], images)
-    design = Design(variants=len(comparison.variants), seeds=seeds, images=images, confidence=comparison.confidence)
+    design = Design(
+        variants=len(comparison.variants),
+        seeds=seeds,
+        images=images,
+        confidence=comparison.confidence,
+        pool=comparison.pooling is not None,
+    )
     return plan_numbers(noise, design) | {"pooling": _pooling(comparison)}
 
 
@@ -133,7 +139,13 @@ def _visible(comparison: Comparison, pair: Pair) -> dict[str, float | None]:
     if pair.methods is None or of_seeds is None:
         return {"detectors": detectors, "methods": None}
     seeds = min(comparison.variants[name].seeds for name in (pair.a, pair.b))
-    design = Design(variants=len(comparison.variants), seeds=seeds, images=images, confidence=comparison.confidence)
+    design = Design(
+        variants=len(comparison.variants),
+        seeds=seeds,
+        images=images,
+        confidence=comparison.confidence,
+        pool=comparison.pooling is not None,
+    )
     return {"detectors": detectors, "methods": visible_gap(of_seeds, design)}
 
 

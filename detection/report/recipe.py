@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from detection.experiments.protocols import over_budget
+
 __all__ = ["recipe", "warnings"]
 
 RISING = 0.01  # of AP gained in the last quarter of the training: it had not ended
@@ -43,7 +45,7 @@ def recipe(numbers: dict[str, Any]) -> str:
 
 def warnings(numbers: dict[str, Any]) -> list[str]:
     """Returns what makes the figures of an experiment doubtful, a sentence each."""
-    return [*_hopeless(numbers), *_rising(numbers), *_at_the_edge(numbers)]
+    return [*_hopeless(numbers), *_rising(numbers), *_at_the_edge(numbers), *_over_budget(numbers)]
 
 
 def _hopeless(numbers: dict[str, Any]) -> list[str]:
@@ -91,8 +93,24 @@ def _at_the_edge(numbers: dict[str, Any]) -> list[str]:
     if not found:
         return []
     return [
-        f"The best learning rate lies at the edge of the grid ({', '.join(found)}): a better one may lie beyond it."
+        f"The best learning rate lies at the edge of the grid ({', '.join(found)}): a better one may lie beyond it, "
+        "and protocol.extend lets the grid grow."
     ]
+
+
+def _over_budget(numbers: dict[str, Any]) -> list[str]:
+    """Returns which runs took longer than the protocol of equal time allows."""
+    minutes = numbers.get("protocol", {}).get("minutes")
+    if minutes is None:
+        return []
+    hours = {
+        f"{name}, seed {seed}": taken
+        for name, variant in numbers["variants"].items()
+        for seed, taken in zip(variant["seeds"], variant["hours"]["values"], strict=False)
+        if taken is not None
+    }
+    found = [f"{name} {taken:.1f}" for name, taken in over_budget(minutes, hours).items()]
+    return [f"Longer than the {minutes:g} minutes of training that are allowed: {', '.join(found)}."] if found else []
 
 
 def _runs(numbers: dict[str, Any]) -> Sequence[dict[str, Any]]:

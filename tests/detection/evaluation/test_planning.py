@@ -93,3 +93,8 @@ def test_of_detectors_it_is_quantile_and_power_times_the_deviation() -> None:
     )
     assert visible_between_detectors(noise, 0.05) == pytest.approx((1.96 + 0.8416) * 0.02, rel=1e-3)
     assert noise_of([noise], 100) is None
+
+
+def test_pooled_seeds_show_smaller_gaps() -> None:
+    few = Design(variants=4, seeds=2, images=100)
+    assert visible_gap(NOISE, replace(few, pool=True)) < 0.2 * visible_gap(NOISE, few)

@@ -190,11 +190,41 @@ def test_a_grid_is_searched_on_the_validation_set_and_its_best_rate_trained(make
         "scores": {"1": pytest.approx(0.49), "2": 0.5, "4": None},
         "chosen": 2.0,
         "base_lr": 0.02,
+        "edge": False,
     }
     assert [rate(f"runs/plain18/{seed}") for seed in (0, 1)] == [0.02, 0.02]
     searched = yaml.safe_load(Path("out/grid/plain18/1/config.yaml").read_text())
     assert searched["data"]["test"] == ["val.yaml:train"]
     assert read_status(Path("out/runs/plain18/1"))["state"] == "done"
+
+
+def test_a_grid_grows_beyond_its_edge_for_all_variants(make: Make) -> None:
+    said: list[str] = []
+    protocol = GRID | {"factors": [0.5, 1], "extend": 3}
+    assert make(protocol=protocol, say=said.append).run()
+    assert any("lies at an edge: resnet18/2, plain18/2 are tried too" in line for line in said)
+    found = read("grid.json")["variants"]
+    assert [list(entry["scores"]) for entry in found.values()] == [["0.5", "1", "2", "4"]] * 2  # 4 diverges: enough
+    assert [(entry["chosen"], entry["edge"]) for entry in found.values()] == [(2.0, False)] * 2
+    assert rate("runs/resnet18/0") == 0.02
+
+
+def test_a_grid_that_grows_renumbers_no_run(make: Make) -> None:
+    comparison = make(protocol=GRID | {"factors": [0.5, 1], "extend": 1})
+    numbered = comparison.plan().splitlines()
+    assert all(comparison.run_one(index) for index in range(4))
+    grown = comparison.plan().splitlines()
+    assert [line.split()[:3] for line in grown[1:9]] == [line.split()[:3] for line in numbered[1:9]]
+    assert sum("search" in line for line in grown) == 6
+    with pytest.raises(ValueError, match=r"not done yet: runs \[8, 9\]"):
+        comparison.run_one(4)
+
+
+def test_a_run_over_the_minutes_of_equal_time_is_reported(make: Make) -> None:
+    said: list[str] = []
+    protocol = {"name": "equal_time", "minutes": 0.05}
+    assert make("resnet18", "resnet34", protocol=protocol, say=said.append).run()
+    assert any("resnet34/0 took 0.2 minutes of training, 0.05 were allowed" in line for line in said)
 
 
 def test_an_array_trains_after_the_search(make: Make) -> None:

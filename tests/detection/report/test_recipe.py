@@ -80,3 +80,12 @@ def test_doubtful_figures_are_warned_of(given: dict[str, Any], told: str) -> Non
 )
 def test_sound_figures_are_not(given: dict[str, Any]) -> None:
     assert warnings(given) == []
+
+
+def test_runs_longer_than_equal_time_allows_are_warned_of() -> None:
+    given = numbers(protocol={"name": "equal_time", "minutes": 10.0})
+    variant = next(iter(given["variants"].values()))
+    variant |= {"seeds": [0, 1], "hours": {"values": [10.5 / 60, 12 / 60]}}
+    (warning,) = warnings(given)
+    assert "seed 1 12.0" in warning
+    assert "seed 0" not in warning

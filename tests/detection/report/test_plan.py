@@ -1,0 +1,69 @@
+"""Mirrors detection/report/plan.py, and resdet compare --plan."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from detection.evaluation.planning import Design, SeedNoise, visible_gap
+from detection.report.build import write_report
+from detection.report.compare import plan_claims
+from detection.report.plan import format_plan, read_pilot, stated_noise
+
+DOCS = Path(__file__).parents[3] / "docs" / "experiments"
+BCCD = Path(__file__).parents[3] / "configs" / "experiments" / "bccd.yaml"
+
+
+def test_stated_noise_is_of_one_training_and_of_a_difference() -> None:
+    noise = stated_noise(1.0, 0.5, 400)
+    assert (noise.seed, noise.own) == (0.01, 0)
+    assert noise.shared / math.sqrt(400) == pytest.approx(0.005)
+
+
+def test_a_plan_says_what_is_seen_and_what_one_point_takes() -> None:
+    noise, design = SeedNoise(seed=0.005, shared=0.05, own=0.0), Design(variants=2, seeds=5, images=500)
+    text = format_plan(noise, design, gap=1.5)
+    assert f"a true gap of {100 * visible_gap(noise, design):.1f} AP" in text
+    assert "to see 1.5 AP: " in text
+    assert [line.split()[0] for line in text.splitlines() if line[:1].isdigit()] == ["2", "3", "5", "8", "12", "20"]
+    assert "500 images" in text
+    assert "5,000 images" in text
+
+
+def test_one_seed_plans_nothing_about_methods() -> None:
+    text = format_plan(SeedNoise(seed=0.005, shared=0.05, own=0.0), Design(variants=2, seeds=1, images=500), gap=1)
+    assert "with 1 seed nothing is said of methods" in text
+    assert "inf" not in text
+
+
+def test_the_pilot_is_a_report(make_experiment: Callable[..., Path]) -> None:
+    output = make_experiment({"a": 0.6, "b": 0.8}, seeds=(0, 1))
+    write_report(output)
+    noise, images = read_pilot(output / "report" / "report.json")
+    assert images == 12
+    found = json.loads((output / "report" / "report.json").read_text())["planning"]["noise"]
+    assert (noise.seed, noise.shared, noise.own) == (found["seed"], found["shared"], found["own"])
+
+
+def test_reports_of_an_older_version_are_pilots_too() -> None:
+    noise, images = read_pilot(DOCS / "bccd" / "report.json")
+    assert images == 72
+    assert 0.01 < noise.seed < 0.05
+    assert "4 variants" in plan_claims(BCCD, pilot=DOCS / "bccd" / "report.json")
+
+
+def test_a_pilot_that_says_nothing_of_seeds_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no two variants with two seeds each.*--noise"):
+        read_pilot(DOCS / "bccd_backbones" / "report.json")
+    with pytest.raises(ValueError, match=r"is no report\.json with results.*resdet compare"):
+        plan_claims(BCCD, tmp_path)
+
+
+def test_stated_noise_takes_no_data(tmp_path: Path) -> None:
+    text = plan_claims(BCCD, tmp_path, stated=(1.0, 0.5), images=1000, gap=2.0)
+    assert "1,000 images" in text
+    assert "to see 2 AP" in text
