@@ -106,6 +106,7 @@ def divide(
     generator = np.random.default_rng(seed)
     # An image is wanted as an object of one more class is, so that sets without objects are divided too.
     amounts = np.array([[len(rows), *(counts[rows] > 0).sum(axis=0)] for rows in sizes], dtype=np.float64)
+    amounts = amounts.reshape(-1, 1 + counts.shape[1])
     totals = np.maximum(amounts.sum(axis=0), 1)
     wanted = np.array([[shares[name]] for name in names]) * amounts.sum(axis=0)  # (S, 1 + K) still
     rarest = np.where(amounts > 0, totals, np.inf).min(axis=1)

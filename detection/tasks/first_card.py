@@ -21,6 +21,7 @@ from detection.data.readers.table import FORMATS
 from detection.data.recognise import Recognised
 from detection.data.split import class_counts, divide, group_images, join_groups
 from detection.data.tree import SPLITS
+from detection.fields.table import FIELDS
 
 __all__ = ["FirstCard", "card_text", "draw_card"]
 
@@ -110,7 +111,8 @@ def _read(card: Card, name: str, say: Say) -> list[AnnotationIndex]:
 
 
 def _say_dropped(problems: Sequence[Problem], say: Say) -> None:
-    dropped = [problem for problem in problems if problem.severity == "dropped"]
+    masks = FIELDS["masks"].unusable  # boxes among polygons have none
+    dropped = [problem for problem in problems if problem.severity == "dropped" and problem.kind != masks]
     for kind in dict.fromkeys(problem.kind for problem in dropped):
         own = [problem for problem in dropped if problem.kind == kind]
         say(f"left out: {sum(problem.count for problem in own)} x {kind}, such as {own[0].file}: {own[0].detail}")

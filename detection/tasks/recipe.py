@@ -160,7 +160,7 @@ def _is_one_sided(name: str) -> bool:
 
 def _image_size(index: AnnotationIndex, machine: Machine) -> tuple[int, int, str]:
     """Shorter and longer side, and the reason: the images' own size unless objects get small or time long."""
-    shorts, longs = (np.array(values) for values in (index.sizes.amin(dim=1), index.sizes.amax(dim=1)))
+    shorts, longs = (index.sizes.amin(dim=1).numpy(), index.sizes.amax(dim=1).numpy())
     short, long = float(np.median(shorts)), float(np.median(longs))
     areas = index.areas[~index.ignore].numpy()
     small = float(np.quantile(np.sqrt(areas), 0.1)) if len(areas) else SMALL_OBJECT
