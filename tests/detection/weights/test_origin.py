@@ -28,6 +28,7 @@ from detection.weights.to_detectron2 import to_detectron2
 SHORT = (
     "solver.iterations=1",
     "solver.images_per_step=1",
+    "solver.warmup_iterations=0",
     "data.workers=0",
     "data.val=[]",
     "data.test=[]",
@@ -166,7 +167,7 @@ class TestFineTuning:
         assert here.weights["box_stage.predictor.classes.weight"].shape[0] == 3
         for name in ("backbone.body.conv1.weight", "backbone.body.layer1.0.conv1.weight"):  # fixed
             assert torch.equal(here.weights[name], there.weights[name])
-        for name in ("backbone.body.layer4.0.conv1.weight", "rpn.head.conv.weight", "box_stage.head.fcs.0.weight"):
+        for name in ("rpn.head.conv.weight", "box_stage.head.fcs.0.weight"):
             assert not torch.equal(here.weights[name], there.weights[name])
             assert torch.allclose(here.weights[name], there.weights[name], atol=0.01)
 
