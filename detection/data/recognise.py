@@ -79,15 +79,15 @@ def recognise(folder: Path, *, format: FormatName | None = None) -> Recognised:
     """
     folder = folder if folder.is_dir() else folder.parent
     tree = Tree(folder)
-    layouts = {name: find(tree) for name, find in RECOGNISERS.items()}
-    found: dict[FormatName, Layout] = {name: layout for name, layout in layouts.items() if layout is not None}
+    found = dict[FormatName, Layout]()
+    for name, find in RECOGNISERS.items():
+        if (layout := find(tree)) is not None:
+            found[name] = layout
     if len(found) > 1:  # folders with images are in every data set
         found.pop("image_folder", None)
-    if format is not None and format in found:
-        found = {format: found[format], **found}
     if not found or (format is not None and format not in found):
         raise ValueError(_unknown(tree, format))
-    names: list[FormatName] = [*found]
+    names = sorted(found, key=lambda name: name != format)  # the others stay in the order of the table
     return Recognised(names[0], found[names[0]], tree.folder, len(tree.images), tuple(names[1:]))
 
 
