@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from detection.config.load import parse_yaml
@@ -27,6 +27,7 @@ __all__ = [
     "find_coco",
     "find_csv",
     "find_cvat",
+    "find_data_yaml",
     "find_image_folders",
     "find_label_studio",
     "find_labelme",
@@ -59,7 +60,7 @@ def find_yolo(tree: Tree) -> Layout | None:
     for path in tree.having(".yaml", ".yml"):
         content = _yaml(tree, path)
         if isinstance(content, Mapping) and "names" in content and {"train", "val", "path"} & content.keys():
-            return _yolo_of_yaml(tree, path, content)
+            return _yolo_of_yaml(tree, str(path), path.parent, content)
     labelled = [path for path in tree.images if label_file(tree.folder / path).is_file()]
     samples = [label_file(tree.folder / path).relative_to(tree.folder) for path in labelled[:SAMPLED]]
     if not samples or not any(_is_yolo_line(tree.head(PurePosixPath(path.as_posix()))) for path in samples):
@@ -72,22 +73,30 @@ def find_yolo(tree: Tree) -> Layout | None:
     return Layout(splits, f"{len(labelled)} images have a text file of numbers, as {samples[0].as_posix()}; {said}")
 
 
-def _yolo_of_yaml(tree: Tree, path: PurePosixPath, content: Mapping[str, Any]) -> Layout:
+def find_data_yaml(tree: Tree, file: Path) -> Layout | None:
+    """YOLO by a data.yaml that lies elsewhere, and whose ``path`` leads to the folder."""
+    content = parse_yaml(file.read_text(encoding="utf-8"))
+    return _yolo_of_yaml(tree, str(file.resolve()), PurePosixPath(), content)
+
+
+def _yolo_of_yaml(tree: Tree, path: str, beside: PurePosixPath, content: Mapping[str, Any]) -> Layout | None:
+    """The splits of a data.yaml at ``path``, whose own paths may begin at the folder ``beside`` it."""
     splits, notes = dict[str, list[Entry]](), list[str]()
     for name in SPLITS:
         given = content.get(name, content.get("valid") if name == "val" else None)
         sources = [given] if isinstance(given, str) else given if isinstance(given, list) else []
-        found = [_yolo_source(tree, path.parent, str(content.get("path") or ""), str(source)) for source in sources]
+        found = [_yolo_source(tree, beside, str(content.get("path") or ""), str(source)) for source in sources]
         if missing := [source for source, place in zip(sources, found, strict=True) if place is None]:
             notes.append(f"{path} names {', '.join(map(str, missing))} for {name}, which is not there: left out")
         if places := [place for place in found if place is not None]:
-            splits[name] = [{"images": _texts(places), "names": str(path)}]
+            splits[name] = [{"images": _texts(places), "names": path}]
     if splits.get("val") == splits.get("train"):  # Ultralytics' small examples do that
         splits.pop("val", None)
         notes.append(f"{path} has the same images for train and val: val is drawn anew")
-    if not splits:
-        splits = {ALL: [{"images": _texts(topmost(tree.image_folders)), "names": str(path)}]}
-    return Layout(splits, f"{path} has names and {', '.join(splits)}", tuple(notes))
+    if not splits and not tree.images:
+        return None
+    splits = splits or {ALL: [{"images": _texts(topmost(tree.image_folders)), "names": path}]}
+    return Layout(_known(splits, notes), f"{path} has names and {', '.join(splits)}", tuple(notes))
 
 
 def _yolo_source(tree: Tree, beside: PurePosixPath, root: str, source: str) -> PurePosixPath | None:

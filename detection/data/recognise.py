@@ -5,15 +5,17 @@ A predicate looks at the files and gives the splits as entries of a card, and th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from detection.config.load import parse_yaml
 from detection.data.layouts import (
     Layout,
     find_coco,
     find_csv,
     find_cvat,
+    find_data_yaml,
     find_image_folders,
     find_label_studio,
     find_labelme,
@@ -24,7 +26,7 @@ from detection.data.layouts import (
 from detection.data.readers.table import FORMATS, FormatName
 from detection.data.tree import Tree
 
-__all__ = ["RECOGNISERS", "Recognised", "recognise"]
+__all__ = ["RECOGNISERS", "Recognised", "data_root_of", "recognise"]
 
 # Format -> what finds it; the first that does is taken.
 RECOGNISERS: dict[FormatName, Callable[[Tree], Layout | None]] = {
@@ -77,8 +79,12 @@ def recognise(folder: Path, *, format: FormatName | None = None) -> Recognised:
     Raises:
         ValueError: no such folder, or no format that is known.
     """
-    folder = folder if folder.is_dir() else folder.parent
-    tree = Tree(folder)
+    root = data_root_of(folder)
+    tree = Tree(root)
+    if folder.is_file() and not folder.resolve().is_relative_to(tree.folder):
+        layout = find_data_yaml(tree, folder)
+        if layout is not None:
+            return Recognised("yolo", layout, tree.folder, len(tree.images))
     found = dict[FormatName, Layout]()
     for name, find in RECOGNISERS.items():
         if (layout := find(tree)) is not None:
@@ -89,6 +95,23 @@ def recognise(folder: Path, *, format: FormatName | None = None) -> Recognised:
         raise ValueError(_unknown(tree, format))
     names = sorted(found, key=lambda name: name != format)  # the others stay in the order of the table
     return Recognised(names[0], found[names[0]], tree.folder, len(tree.images), tuple(names[1:]))
+
+
+def data_root_of(word: Path) -> Path:
+    """Returns the folder that ``word`` means: itself, or that of a file in it, or where a data.yaml leads to.
+
+    Raises:
+        ValueError: it is neither a folder nor a file.
+    """
+    if word.is_dir():
+        return word
+    if not word.is_file():
+        raise ValueError(f"no folder {str(word)!r}")
+    content = parse_yaml(word.read_text(encoding="utf-8")) if word.suffix in (".yaml", ".yml") else None
+    given = content.get("path") if isinstance(content, Mapping) else None
+    if isinstance(given, str) and given and (word.parent / given).is_dir():
+        return word.parent / given
+    return word.parent
 
 
 def _unknown(tree: Tree, format: FormatName | None) -> str:

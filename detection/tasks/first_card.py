@@ -15,7 +15,7 @@ import yaml
 
 from detection.data.cards import Card, read_split, with_classes_of_data
 from detection.data.index import AnnotationIndex
-from detection.data.near_copies import look_at, pairs_alike
+from detection.data.near_copies import Look, look_at, pairs_alike
 from detection.data.problems import Problem, listed
 from detection.data.readers.table import FORMATS
 from detection.data.recognise import Recognised
@@ -66,17 +66,17 @@ def draw_card(found: Recognised, place: Path, *, group: str | None, seed: int, s
     sets = {name: AnnotationIndex.concatenate(own) for name, own in parts.items()}
     card = replace(card, classes=next(iter(sets.values())).class_names)
     say(f"{len(card.classes)} classes: {listed(card.classes, most=20)}")
-    whole = ALL if ALL in sets else "train"
+    whole, looks = ALL if ALL in sets else "train", _looks(sets)
     if whole == "train" and "val" in sets:
         say(f"split: the folder's own: {_counts(sets)}")
-        _say_copies(sets, say)
+        _say_copies(sets, looks, say)
         return FirstCard(card, sets, {})
-    rows = _draw(sets[whole], _shares(whole, len(sets[whole])), group, seed, say)
+    rows = _draw(sets[whole], looks, _shares(whole, len(sets[whole])), group=group, seed=seed, say=say)
     index = sets.pop(whole)
     sets |= {name: index.take(torch.tensor(own, dtype=torch.int64)) for name, own in rows.items()}
     sets = {name: sets[name] for name in SPLITS if name in sets}
     say(f"split: drawn with seed {seed}, classes alike in each: {_counts(sets)}")
-    _say_copies(sets, say)
+    _say_copies(sets, looks, say)
     splits, lists = _lists(card, parts[whole], card.splits[whole], rows, place)
     splits = {name: splits.get(name, card.splits.get(name)) for name in sets}
     return FirstCard(replace(card, splits=splits), sets, lists)
@@ -124,13 +124,25 @@ def _shares(whole: str, images: int) -> dict[str, float]:
     return {"train": 0.8, "val": 0.1, "test": 0.1} if images >= LEAST_FOR_TEST else {"train": 0.8, "val": 0.2}
 
 
+def _looks(sets: Mapping[str, AnnotationIndex]) -> dict[str, Look]:
+    """What every image looks like, by its path."""
+    paths = [*dict.fromkeys(path for index in sets.values() for path in index.paths)]
+    return dict(zip(paths, look_at(paths), strict=True))
+
+
 def _draw(
-    index: AnnotationIndex, shares: Mapping[str, float], group: str | None, seed: int, say: Say
+    index: AnnotationIndex,
+    looks: Mapping[str, Look],
+    shares: Mapping[str, float],
+    *,
+    group: str | None,
+    seed: int,
+    say: Say,
 ) -> dict[str, list[int]]:
     """The rows of each set."""
     paths = [*index.paths]
     groups, rule = group_images(paths, pattern=group)
-    pairs = pairs_alike(look_at(paths))
+    pairs = pairs_alike([looks[path] for path in paths])
     same = sum(pair.same for pair in pairs)
     say(f"images that stay together: by {rule}; {same} copies and {len(pairs) - same} near copies")
     joined = join_groups(groups, [(pair.one, pair.other) for pair in pairs])
@@ -160,10 +172,10 @@ def _lists(
     return splits, lists
 
 
-def _say_copies(sets: Mapping[str, AnnotationIndex], say: Say) -> None:
+def _say_copies(sets: Mapping[str, AnnotationIndex], looks: Mapping[str, Look], say: Say) -> None:
     """Says which images are in two sets, or nearly."""
     owners = [(name, path) for name, index in sets.items() for path in index.paths]
-    pairs = pairs_alike(look_at([path for _, path in owners]))
+    pairs = pairs_alike([looks[path] for _, path in owners])
     shared = [pair for pair in pairs if owners[pair.one][0] != owners[pair.other][0]]
     for pair in shared[:10]:
         (one, first), (other, second) = owners[pair.one], owners[pair.other]
@@ -179,6 +191,7 @@ def _counts(sets: Mapping[str, AnnotationIndex]) -> str:
 def card_text(card: Card, found: Recognised) -> str:
     """Returns ``card`` as YAML, under what was recognised."""
     values = {
+        "name": card.name,
         "format": card.format,
         "root": card.root,
         "bad_images": card.bad_images,

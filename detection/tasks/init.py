@@ -7,6 +7,7 @@ OUTPUT/init/config.yaml   the training: every value with its reason
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from detection.config.load import parse_yaml
 from detection.data.cards import load_card
 from detection.data.index import AnnotationIndex
 from detection.data.readers.table import FormatName
-from detection.data.recognise import recognise
+from detection.data.recognise import data_root_of, recognise
 from detection.engine.checkpoint import Checkpoint
 from detection.files import write_text
 from detection.tasks.first_card import card_text, draw_card
@@ -73,22 +74,20 @@ class Wishes:
 
 
 def data_folder(word: str) -> Path | None:
-    """Returns the folder of data that an argument means; None if it is something else.
+    """Returns ``word`` as a path if it means a folder of data; None if it is something else.
 
-    A folder, a data.yaml of YOLO's kind, a JSON or a CSV of labels in it.
+    A folder, a data.yaml of YOLO's kind, a JSON or a CSV of labels in a folder.
     """
     path = Path(word)
-    if path.is_dir():
+    if path.is_dir() or (path.suffix in (".json", ".csv") and path.is_file()):
         return path
-    if path.suffix in (".json", ".csv") and path.is_file():
-        return path.parent
     if path.suffix in (".yaml", ".yml") and path.is_file():
         try:
             content = parse_yaml(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         if isinstance(content, Mapping) and "names" in content and {"train", "val", "path"} & content.keys():
-            return path.parent
+            return path
     return None
 
 
@@ -103,7 +102,7 @@ def init_folder(
     """Writes card, split and config for the data in ``folder``, unless they are there; returns where they lie.
 
     Args:
-        folder: of images and labels.
+        folder: of images and labels, or a file of labels in it, or a data.yaml.
         output: of the run that follows; None: output/NAME of the folder.
         wishes: of the user.
         machine: that trains; None: this one.
@@ -114,11 +113,16 @@ def init_folder(
             ``output``.
         OSError: a file can't be written.
     """
-    output = output or Path("output") / folder.resolve().name
+    root = data_root_of(folder).resolve()
+    output = output or Path("output") / root.name
     place = output / "init"
     project = Project(output, place / "card.yaml", place / "config.yaml", classifies=False)
     if project.config.is_file() and not wishes.overwrite:
-        return _existing(project, folder, wishes, say)
+        return _existing(project, root, wishes, say)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"{project.config} is not there yet, and one process must write it: run resdet init {folder} first"
+        )
     found = recognise(folder, format=wishes.format)
     for line in found.lines:
         say(line)
@@ -139,12 +143,14 @@ def init_folder(
     return project
 
 
-def _existing(project: Project, folder: Path, wishes: Wishes, say: Say) -> Project:
+def _existing(project: Project, root: Path, wishes: Wishes, say: Say) -> Project:
     """The files of an earlier call, if they are of this folder and these wishes."""
     card = load_card(str(project.card))
     anew = "add --overwrite to write them anew, or choose another --output-dir"
-    if Path(str(card.root)) != folder.resolve():
-        raise ValueError(f"{project.card} is of {card.root}, and not of {folder.resolve()}; {anew}")
+    if Path(str(card.root)) != root:
+        raise ValueError(f"{project.card} is of {card.root}, and not of {root}; {anew}")
+    if wishes.group is not None or wishes.format not in (None, card.format):
+        raise ValueError(f"{project.card} is there, and --group and --format are for a new one; {anew}")
     content = parse_yaml(project.config.read_text(encoding="utf-8"))
     start = content.get("init") if isinstance(content, Mapping) else None
     if wishes.start is not None and wishes.start != (start or "none"):

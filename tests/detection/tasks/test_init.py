@@ -228,8 +228,31 @@ class TestCard:
         folder = made_folder("yolo")
         config = tmp_path / "config.yaml"
         config.write_text("solver: {iterations: 3}\n")
-        assert data_folder(str(folder)) == data_folder(str(folder / "data.yaml")) == folder
+        for path in (folder, folder / "data.yaml"):
+            assert data_folder(str(path)) == path
         assert [data_folder(word) for word in (str(config), "bccd/resnet18_c4", "x=1")] == [None, None, None]
+
+    def test_a_data_yaml_that_lies_elsewhere_leads_to_its_folder(self, made_folder: MadeFolder, tmp_path: Path) -> None:
+        folder, file = made_folder("yolo"), tmp_path / "lists" / "mine.yaml"
+        (folder / "data.yaml").unlink()
+        file.parent.mkdir()
+        file.write_text("path: ../yolo\ntrain: images/train\nval: images/val\nnames: [screw, washer]\n")
+        project = init_folder(file, wishes=SCRATCH, machine=CPU, say=lambda _: None)
+        card = load_card(str(project.card))
+        assert (card.name, card.classes, [*card.splits]) == ("yolo", ("screw", "washer"), ["train", "val"])
+        assert len(load_dataset([f"{project.card}:train"], Path())[0]) == 9
+
+    def test_several_processes_do_not_write_at_once(
+        self, made_folder: MadeFolder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        folder = made_folder("csv")
+        with pytest.raises(ValueError, match="resdet init"):
+            init_folder(folder, wishes=SCRATCH, machine=CPU, say=lambda _: None)
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        project = init_folder(folder, wishes=SCRATCH, machine=CPU, say=lambda _: None)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert init_folder(folder, machine=CPU, say=lambda _: None) == project
 
 
 class TestConfig:
