@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from detection.config.load import load_config
+from detection.config.load import load_config, parse_yaml
 from detection.config.sections import ProgramConfig
 from detection.packaged import find_config
 
@@ -26,6 +26,7 @@ __all__ = [
     "UsageError",
     "config_name",
     "config_options",
+    "data_folder",
     "folder_options",
     "folder_project",
     "fraction",
@@ -125,15 +126,30 @@ def folder_options(parser: ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="of a folder: write card, split and config anew")
 
 
+def data_folder(word: str) -> Path | None:
+    """Returns ``word`` as a path if it means a folder of data; None if it is something else.
+
+    A folder, a data.yaml of YOLO's kind, a JSON or a CSV of labels in a folder.
+    """
+    path = Path(word)
+    if path.is_dir() or (path.suffix in (".json", ".csv") and path.is_file()):
+        return path
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        try:
+            content = parse_yaml(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if isinstance(content, Mapping) and "names" in content and {"train", "val", "path"} & content.keys():
+            return path
+    return None
+
+
 def folder_project(args: Namespace, word: str | None) -> Project | None:
     """Returns the project of the folder that ``word`` means, written if need be; None if it means no folder.
 
     Raises:
         UsageError: options of a folder without a folder, or a format that is not known.
     """
-    from detection.data.readers.table import FORMATS
-    from detection.tasks.init import Wishes, data_folder, init_folder
-
     folder = None if word is None else data_folder(word)
     if folder is None:
         given = [option for option in ("start", "group", "format", "overwrite") if getattr(args, option)]
@@ -141,6 +157,9 @@ def folder_project(args: Namespace, word: str | None) -> Project | None:
             option = "from" if given[0] == "start" else given[0]
             raise UsageError(f"--{option} is for a folder of data, and {word!r} is none")
         return None
+    from detection.data.readers.table import FORMATS
+    from detection.tasks.init import Wishes, init_folder
+
     if args.format is not None and args.format not in FORMATS:
         raise UsageError(f"--format takes one of {', '.join(FORMATS)}, got {args.format!r}")
     wishes = Wishes(

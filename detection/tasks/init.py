@@ -25,7 +25,7 @@ from detection.tasks.recipe import FEW_IMAGES, Choice, Machine, choose, config_t
 from detection.weights.origin import read_origin
 from detection.weights.zoo import find_entry
 
-__all__ = ["Project", "Wishes", "data_folder", "init_folder"]
+__all__ = ["Project", "Wishes", "init_folder"]
 
 # Published detectors that are tried where none is named: (with masks, names in the order of trying).
 STARTS = {
@@ -71,24 +71,6 @@ class Wishes:
     format: FormatName | None = None
     seed: int = 0
     overwrite: bool = False
-
-
-def data_folder(word: str) -> Path | None:
-    """Returns ``word`` as a path if it means a folder of data; None if it is something else.
-
-    A folder, a data.yaml of YOLO's kind, a JSON or a CSV of labels in a folder.
-    """
-    path = Path(word)
-    if path.is_dir() or (path.suffix in (".json", ".csv") and path.is_file()):
-        return path
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        try:
-            content = parse_yaml(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        if isinstance(content, Mapping) and "names" in content and {"train", "val", "path"} & content.keys():
-            return path
-    return None
 
 
 def init_folder(

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from detection.commands.base import data_folder
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.cards import load_card, load_dataset
-from detection.tasks.init import Wishes, data_folder, init_folder
+from detection.tasks.init import Wishes, init_folder
 from detection.tasks.recipe import Machine
 from detection.weights import origin, zoo
 
