@@ -29,7 +29,7 @@ MOST_BITS = 6  # that differ
 SIDE = 32  # pixels of the small version
 MOST_GREY = 8.0  # mean difference of small versions, of 255
 FLAT = 4.0  # standard deviation of greys below which a picture shows nothing to compare
-BLOCK = 2048  # rows compared at a time
+COMPARED = 1 << 24  # pairs compared at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +115,9 @@ def _near(looks: Sequence[Look]) -> list[tuple[int, int]]:
         return []
     signs = np.array([look.bits for look in looks], dtype=np.float32) * 2 - 1
     pairs = list[tuple[int, int]]()
-    for start in range(0, len(signs), BLOCK):
-        agreeing = signs[start : start + BLOCK] @ signs[start:].T  # 64 less twice the bits that differ
+    rows = max(1, COMPARED // len(signs))
+    for start in range(0, len(signs), rows):
+        agreeing = signs[start : start + rows] @ signs[start:].T  # 64 less twice the bits that differ
         for i, j in np.argwhere(agreeing >= BITS - 2 * MOST_BITS).tolist():
             one, other = looks[start + i].small, looks[start + j].small
             if i < j and one is not None and other is not None and _difference(one, other) <= MOST_GREY:

@@ -66,7 +66,7 @@ def draw_card(found: Recognised, place: Path, *, group: str | None, seed: int, s
     sets = {name: AnnotationIndex.concatenate(own) for name, own in parts.items()}
     card = replace(card, classes=next(iter(sets.values())).class_names)
     say(f"{len(card.classes)} classes: {listed(card.classes, most=20)}")
-    whole, looks = ALL if ALL in sets else "train", _looks(sets)
+    whole, looks = ALL if ALL in sets else "train", _looks(sets, say)
     if whole == "train" and "val" in sets:
         say(f"split: the folder's own: {_counts(sets)}")
         _say_copies(sets, looks, say)
@@ -124,9 +124,12 @@ def _shares(whole: str, images: int) -> dict[str, float]:
     return {"train": 0.8, "val": 0.1, "test": 0.1} if images >= LEAST_FOR_TEST else {"train": 0.8, "val": 0.2}
 
 
-def _looks(sets: Mapping[str, AnnotationIndex]) -> dict[str, Look]:
-    """What every image looks like, by its path."""
+def _looks(sets: Mapping[str, AnnotationIndex], say: Say) -> dict[str, Look]:
+    """What every image looks like, by its path; of very many images like nothing."""
     paths = [*dict.fromkeys(path for index in sets.values() for path in index.paths)]
+    if len(paths) > MANY_IMAGES:
+        say(f"{len(paths)} images: no copies are looked for, which takes minutes; resdet check does it")
+        return dict.fromkeys(paths, Look(None, None, None))
     return dict(zip(paths, look_at(paths), strict=True))
 
 
