@@ -1,10 +1,10 @@
-# make demo   trains and tests a detector on a small data set that it makes itself
+# make demo   from a folder of images and labels, which it makes itself, to a detector and its predictions
 # make test   format, lint, types, tests
 # make test-compiler   whole detectors by PyTorch's default compiler
 # make test-faults   the slow tests of what goes wrong: killed processes, broken files
 PYTHON ?= python3
 BIN := .venv/bin
-DEMO_CONFIG := configs/digits/mask_rcnn_resnet18_fpn.yaml
+DEMO_DATA := output/demo_data
 DEMO_RUN := output/demo
 
 .PHONY: demo test test-compiler test-faults
@@ -16,10 +16,11 @@ DEMO_RUN := output/demo
 	touch $@
 
 demo: .venv/installed
-	rm -rf $(DEMO_RUN)
-	$(BIN)/resdet digits
-	$(BIN)/resdet train $(DEMO_CONFIG) --output-dir $(DEMO_RUN) "data.test=[]"
-	$(BIN)/resdet test $(DEMO_CONFIG) --weights $(DEMO_RUN) --visualize 12
+	rm -rf $(DEMO_DATA) $(DEMO_RUN)
+	$(BIN)/resdet digits --root $(DEMO_DATA)
+	$(BIN)/resdet check $(DEMO_DATA)/digits/coco --from none --output-dir $(DEMO_RUN)
+	$(BIN)/resdet train $(DEMO_DATA)/digits/coco --output-dir $(DEMO_RUN) $(DEMO_CHANGES)
+	$(BIN)/resdet predict --weights $(DEMO_RUN) --output-dir $(DEMO_RUN)/predictions $(DEMO_DATA)/digits/coco/test
 
 # One thread a process: two test processes on two cores would otherwise wait for each other.
 test: .venv/installed

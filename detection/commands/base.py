@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from detection.config.load import load_config
+from detection.config.load import load_config, parse_yaml
 from detection.config.sections import ProgramConfig
 from detection.packaged import find_config
+
+if TYPE_CHECKING:
+    from detection.tasks.init import Project
 
 __all__ = [
     "RESUMING",
@@ -23,6 +26,9 @@ __all__ = [
     "UsageError",
     "config_name",
     "config_options",
+    "data_folder",
+    "folder_options",
+    "folder_project",
     "fraction",
     "positive",
     "read_config",
@@ -103,6 +109,63 @@ def steps_options(parser: ArgumentParser, holds: str) -> None:
     """Adds the options of a program of several trainings, which goes on by itself."""
     parser.add_argument("--output-dir", required=True, help=holds)
     parser.add_argument("--resume", action="store_true", help="changes nothing: what is there is always gone on with")
+
+
+def folder_options(parser: ArgumentParser) -> None:
+    """Adds what a user may say of a folder of data; see ``folder_project``."""
+    parser.add_argument(
+        "--from",
+        dest="start",
+        metavar="NAME",
+        help="of a folder: start from a run, a checkpoint, a detector of resdet list zoo, a file of torchvision or "
+        'Detectron2, or "none" (default: a published detector, if it can be had)',
+    )
+    parser.add_argument("--group", metavar="REGEX", help="of a folder: images with the same match stay in one split")
+    parser.add_argument("--format", help="of a folder: of its labels, where it has several")
+    parser.add_argument("--split-seed", type=int, default=0, help="of a folder: of the split that is drawn")
+    parser.add_argument("--overwrite", action="store_true", help="of a folder: write card, split and config anew")
+
+
+def data_folder(word: str) -> Path | None:
+    """Returns ``word`` as a path if it means a folder of data; None if it is something else.
+
+    A folder, a data.yaml of YOLO's kind, a JSON or a CSV of labels in a folder.
+    """
+    path = Path(word)
+    if path.is_dir() or (path.suffix in (".json", ".csv") and path.is_file()):
+        return path
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        try:
+            content = parse_yaml(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if isinstance(content, Mapping) and "names" in content and {"train", "val", "path"} & content.keys():
+            return path
+    return None
+
+
+def folder_project(args: Namespace, word: str | None) -> Project | None:
+    """Returns the project of the folder that ``word`` means, written if need be; None if it means no folder.
+
+    Raises:
+        UsageError: options of a folder without a folder, or a format that is not known.
+    """
+    folder = None if word is None else data_folder(word)
+    if folder is None:
+        given = [option for option in ("start", "group", "format", "overwrite") if getattr(args, option)]
+        if given:
+            option = "from" if given[0] == "start" else given[0]
+            raise UsageError(f"--{option} is for a folder of data, and {word!r} is none")
+        return None
+    from detection.data.readers.table import FORMATS
+    from detection.tasks.init import Wishes, init_folder
+
+    if args.format is not None and args.format not in FORMATS:
+        raise UsageError(f"--format takes one of {', '.join(FORMATS)}, got {args.format!r}")
+    wishes = Wishes(
+        start=args.start, group=args.group, format=args.format, seed=args.split_seed, overwrite=args.overwrite
+    )
+    return init_folder(folder, Path(args.output_dir) if args.output_dir else None, wishes=wishes)
 
 
 def run_directory(args: Namespace, config: ProgramConfig, path: Path) -> Path:

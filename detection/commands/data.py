@@ -5,13 +5,42 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from functools import partial
 
-from detection.commands.base import Call, Command
+from detection.commands.base import Call, Command, UsageError, folder_options, folder_project
 from detection.packaged import CARDS, CONFIGS, headlines
 
 __all__ = ["COMMANDS"]
 
-CHECK = """
+INIT = """
+Recognises VOC, COCO, YOLO, LabelMe, CVAT, Label Studio, OpenImages, a CSV of boxes and image folders. Writes a card, a
+split where there is none, and a config with a reason for every value, to output/NAME/init.
+
 examples:
+  resdet init photos/
+  resdet init photos/ --from faster_rcnn_R_50_FPN_3x --group 'video\\d+'
+"""
+
+
+def _init_options(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", help="images and their labels")
+    parser.add_argument("--output-dir", help="of the run that follows (default: output/NAME of the folder)")
+    folder_options(parser)
+
+
+def _init(args: Namespace) -> Call:
+    def init() -> str:
+        project = folder_project(args, args.folder)
+        if project is None:
+            raise UsageError(f"no folder {args.folder!r}")
+        return f"resdet pretrain {project.config}" if project.classifies else f"resdet train {project.config}"
+
+    return init, lambda command: print(f"next: {command}")
+
+
+CHECK = """
+A folder is recognised first, as by resdet init, whose files it gets.
+
+examples:
+  resdet check photos/
   resdet check bccd
   resdet check my_data.yaml --split train --root /data
 Exit status: 0 fine, 1 errors that would stop a training.
@@ -19,7 +48,9 @@ Exit status: 0 fine, 1 errors that would stop a training.
 
 
 def _check_options(parser: ArgumentParser) -> None:
-    parser.add_argument("card", help="the name of a card (resdet list cards), or the path of one")
+    parser.add_argument("card", help="a folder, the name of a card (resdet list cards), or the path of one")
+    parser.add_argument("--output-dir", help="of a folder: for its card (default: output/NAME)")
+    folder_options(parser)
     parser.add_argument("--split", action="append", default=[], help="only this split (may be repeated)")
     parser.add_argument("--root", help="data root (default: $RESDET_DATA_ROOT, else datasets/)")
     parser.add_argument("--skip-images", action="store_true", help="do not decode the images")
@@ -29,7 +60,9 @@ def _check(args: Namespace) -> Call:
     from detection.data.cards import data_root
     from detection.tasks.check import check_card
 
-    check = partial(check_card, args.card, data_root(args.root), splits=args.split, images=not args.skip_images)
+    project = folder_project(args, args.card)
+    card = args.card if project is None else str(project.card)
+    check = partial(check_card, card, data_root(args.root), splits=args.split, images=not args.skip_images)
     return check, lambda errors: min(errors, 1)
 
 
@@ -106,6 +139,7 @@ def _show_rows(rows: list[tuple[str, str]]) -> None:
 
 
 COMMANDS = {
+    "init": Command("Writes card, split and config for a folder of images and labels", _init_options, _init, INIT),
     "check": Command("Lists what is wrong in a data set, with counts per class", _check_options, _check, CHECK),
     "download": Command("Downloads the archives that cards list", _download_options, _download, DOWNLOAD),
     "digits": Command("Makes a small data set without a network", _digits_options, _digits, DIGITS),

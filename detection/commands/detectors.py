@@ -15,6 +15,8 @@ from detection.commands.base import (
     UsageError,
     config_name,
     config_options,
+    folder_options,
+    folder_project,
     fraction,
     positive,
     read_config,
@@ -30,7 +32,11 @@ __all__ = ["COMMANDS"]
 ZOO_FOLDER, PREDICTIONS = Path("output/zoo"), Path("output/predictions")
 
 TRAIN = f"""
+In the place of CONFIG a folder of images and labels may stand: it gets a card and a config, as by resdet init.
+
 examples:
+  resdet train photos/
+  resdet train photos/ --from faster_rcnn_R_50_FPN_3x solver.iterations=2000
   resdet train digits/resnet18_c4
   resdet train configs/voc/vgg16_c4_0712.yaml --output-dir output/vgg16 solver.precision=bf16
   resdet train configs/voc/vgg16_c4_0712.yaml --output-dir output/vgg16 --resume
@@ -40,9 +46,15 @@ examples:
 def _train_options(parser: ArgumentParser) -> None:
     config_options(parser, "solver.base_lr=0.01")
     run_options(parser)
+    folder_options(parser)
 
 
 def _train(args: Namespace) -> Call:
+    name, changes = config_name(args)
+    if (project := folder_project(args, name)) is not None:
+        if project.classifies:
+            raise UsageError(f"{name} has classes of whole images and no boxes; resdet pretrain {project.config}")
+        args.config_file, args.words, args.output_dir = str(project.config), changes, str(project.output)
     config, path = read_config(args, DetectionConfig)
     from detection.tasks.train import run_training
 

@@ -192,7 +192,8 @@ class DetectionConfig(ProgramConfig):
     data: DetectorDataConfig = field(default_factory=DetectorDataConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     alternating: AlternatingConfig = field(default_factory=AlternatingConfig)
-    init: str | None = None  # a detector to start from: a checkpoint or a run directory
+    # A detector to start from: a run directory, a checkpoint, a name of the zoo, a file of torchvision or Detectron2.
+    init: str | None = None
     init_classes: dict[str, str] = field(default_factory=dict)  # class here -> its name there, where they differ
 
     def __post_init__(self) -> None:

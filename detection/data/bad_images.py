@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -38,7 +37,8 @@ def usable_images(
         reasons = [reason for part in pool.map(look, range(0, len(index), PART)) for reason in part]
     severity = "dropped" if decode else "error"
     problems = [Problem(severity, KIND, index.paths[row], reason) for row, reason in enumerate(reasons) if reason]
-    return (_without(index, [not reason for reason in reasons]) if problems else index), problems
+    rows = torch.tensor([row for row, reason in enumerate(reasons) if not reason], dtype=torch.int64)
+    return (index.take(rows) if problems else index), problems
 
 
 def _reason(index: AnnotationIndex, row: int, *, decode: bool) -> str:
@@ -53,26 +53,3 @@ def _reason(index: AnnotationIndex, row: int, *, decode: bool) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-def _without(index: AnnotationIndex, kept: list[bool]) -> AnnotationIndex:
-    """``index`` with only the images that are ``kept``, and their objects."""
-    images = torch.tensor(kept, dtype=torch.bool)
-    counts = index.ends.diff(prepend=index.ends.new_zeros(1))
-    objects = images.repeat_interleave(counts)
-    rows = images.nonzero().flatten()
-    unjudged = index.unjudged[images[index.unjudged[:, 0]]]
-    return replace(
-        index,
-        paths=index.paths.take(rows),
-        image_ids=index.image_ids[rows],
-        sizes=index.sizes[rows],
-        apply_exif=index.apply_exif[rows],
-        ends=counts[rows].cumsum(0),
-        boxes=index.boxes[objects],
-        labels=index.labels[objects],
-        ignore=index.ignore[objects],
-        areas=index.areas[objects],
-        fields={name: packed.take(objects.nonzero().flatten()) for name, packed in index.fields.items()},
-        unjudged=torch.stack([images.cumsum(0)[unjudged[:, 0]] - 1, unjudged[:, 1]], dim=1),
-    )

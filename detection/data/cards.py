@@ -8,8 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import field
-from functools import partial
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +17,12 @@ from detection.config.schema import checked
 from detection.data.bad_images import usable_images
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem, refuse_errors
-from detection.data.readers.coco import read_coco
 from detection.data.readers.frames import Exif, OtherSize
-from detection.data.readers.image_folder import read_image_folder
-from detection.data.readers.voc import read_voc
+from detection.data.readers.table import FORMATS, FormatName
+from detection.data.selection import select_images, split_entry
 from detection.packaged import CARDS, DATA
 
-__all__ = ["Card", "data_root", "load_card", "load_dataset", "read_split"]
+__all__ = ["Card", "data_root", "load_card", "load_dataset", "read_split", "with_classes_of_data"]
 
 
 @checked
@@ -32,9 +30,9 @@ class Card:
     """The keys of a card; datasets/README.md explains them."""
 
     name: str
-    format: Literal["voc", "coco", "image_folder"]
+    format: FormatName
     splits: dict[str, Any]
-    # Empty: those that ``names`` leads to, in its order; of image folders their names.
+    # Empty: those that ``names`` leads to, in its order, else those of the data.
     classes: tuple[str, ...] = ()
     names: dict[str, str] = field(default_factory=dict)  # what the files call a class otherwise -> the class
     source: str = ""  # where the data come from, and their licence
@@ -50,7 +48,7 @@ class Card:
         if not self.classes:
             object.__setattr__(self, "classes", tuple(dict.fromkeys(self.names.values())))
         doubled = {name for name in self.classes if self.classes.count(name) > 1}
-        if doubled or not (self.classes or self.format == "image_folder"):
+        if doubled:
             raise ValueError(f"card {self.name!r} needs class names, each once; given twice: {sorted(doubled)}")
         if self.names and self.format != "voc":
             raise ValueError(f"card {self.name!r}: names is for the voc format; others name their own classes")
@@ -134,28 +132,64 @@ def read_split(
     """
     if split not in card.splits:
         raise ValueError(f"card {card.name!r} has no split {split!r}; it has {', '.join(card.splits)}")
-    described = card.splits[split]
-    entries = described if isinstance(described, list) else [described]
-    if not entries or not all(isinstance(entry, dict) for entry in entries):
-        keys = {"voc": "{list:}", "coco": "{annotations:, images:}", "image_folder": "{folder:}"}[card.format]
-        raise ValueError(f"card {card.name!r}: split {split!r} takes {keys}, or a list of such, got {described!r}")
     folder = card.folder(root)
     if not folder.is_dir():
         raise ValueError(
             f"data set {card.name!r} is not at {folder}; set data.root or $RESDET_DATA_ROOT to the folder above it. "
             f"Where to get it: {card.source.strip() or 'its card does not say'}"
         )
-    drop = card.bad_boxes == "drop"
-    read = {
-        "voc": partial(read_voc, names=card.names, other_size=card.other_size, drop=drop, fields=fields),
-        "coco": partial(read_coco, other_size=card.other_size, drop=drop, fields=fields),
-        "image_folder": read_image_folder,
-    }[card.format]
+    own = FORMATS[card.format]
+    options = {
+        "exif": card.exif,
+        "other_size": card.other_size,
+        "drop": card.bad_boxes == "drop",
+        "drop_images": card.bad_images == "drop",
+        "names": card.names,
+        "fields": fields,
+    }
+    entries, found = _entries(card, split), list[Problem]()
+    if not card.classes and own.classes is not None:
+        card = with_classes_of_data(card, root)
+        detail = "the card has no `classes`; copy these into it to fix their order"
+        found.append(Problem("note", f"classes taken from the data: {', '.join(card.classes)}", str(folder), detail))
+    parts = list[AnnotationIndex]()
     try:
-        results = [read(folder, entry, card.classes, exif=card.exif) for entry in entries]
+        for entry in entries:
+            taken, selection = split_entry(entry, own_list=card.format == "voc")
+            part, problems = own.read(folder, taken, card.classes, **{key: options[key] for key in own.options})
+            part, missing = select_images(part, folder, selection)
+            parts.append(part)
+            found += problems + missing
     except ValueError as error:
         raise ValueError(f"card {card.name!r}, split {split!r}: {error}") from error
-    return AnnotationIndex.concatenate([index for index, _ in results]), [p for _, found in results for p in found]
+    return AnnotationIndex.concatenate(parts), found
+
+
+def with_classes_of_data(card: Card, root: Path) -> Card:
+    """Returns ``card`` with the class names of all its splits, so that each has the same; image folders find their own.
+
+    Raises:
+        ValueError: the data have none.
+    """
+    own, names = FORMATS[card.format], dict[str, None]()
+    if own.classes is None:
+        return card
+    for split in card.splits:
+        for entry in _entries(card, split):
+            taken, _ = split_entry(entry, own_list=card.format == "voc")
+            names |= dict.fromkeys(own.classes(card.folder(root), taken))
+    if not names:
+        raise ValueError(f"card {card.name!r} names no classes, and its data at {card.folder(root)} have none either")
+    return replace(card, classes=(*names,))
+
+
+def _entries(card: Card, split: str) -> list[dict[str, Any]]:
+    described = card.splits[split]
+    entries = described if isinstance(described, list) else [described]
+    if not entries or not all(isinstance(entry, dict) for entry in entries):
+        keys = FORMATS[card.format].keys
+        raise ValueError(f"card {card.name!r}: split {split!r} takes {keys}, or a list of such, got {described!r}")
+    return entries
 
 
 def _parse(spec: str) -> tuple[Card, str]:

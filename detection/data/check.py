@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +12,8 @@ import numpy as np
 from detection.boxes import iou
 from detection.data.images import read_image
 from detection.data.index import AnnotationIndex
-from detection.data.problems import Problem
+from detection.data.near_copies import Look, look_at, pairs_alike
+from detection.data.problems import Problem, listed
 
 __all__ = ["Summary", "check_copies", "check_images", "check_objects", "summarize_index"]
 
@@ -99,32 +98,49 @@ def _check_image(index: AnnotationIndex, row: int) -> list[Problem]:
 
 
 def check_copies(splits: Mapping[str, AnnotationIndex]) -> list[Problem]:
-    """Notes on images that occur twice: in two of ``splits``, one note a pair of them, or in one under two names."""
-    sizes = dict[int, list[tuple[str, str]]]()  # files of one content have one size, and few others have
+    """Notes on images that occur twice, or nearly (data/near_copies.py): in two of ``splits``, or in one.
+
+    Files of one content in two splits give one note a pair of splits, all others a note each.
+    """
+    owners = [(split, index.paths[row]) for split, index in splits.items() for row in range(len(index))]
+    paths = dict.fromkeys(path for _, path in owners)
+    looks = dict(zip(paths, look_at([*paths]), strict=True))
+    shared, problems = dict[tuple[str, str], list[str]](), list[Problem]()
+    known = dict[tuple[bytes, str], str]()  # (content, split) -> the first file that has it
+    for split, path in owners:
+        content = looks[path].content
+        if content is None:  # check_images says what is wrong with it
+            continue
+        for other in splits:
+            if other != split and (content, other) in known:
+                shared.setdefault((other, split), []).append(path)
+        if (content, split) in known:
+            detail = f"it has the content of {known[content, split]}"
+            problems.append(Problem("note", "same image twice", path, detail))
+        known.setdefault((content, split), path)
+    for (one, other), found in shared.items():
+        images = f"{len(found)} image{'s' * (len(found) > 1)}"
+        detail = f"{other!r} shares {images} with {one!r}: {listed([Path(path).name for path in found])}"
+        problems.append(Problem("note", "image in two splits", found[0], detail, len(found)))
+    return problems + _near_copies(splits, looks)
+
+
+def _near_copies(splits: Mapping[str, AnnotationIndex], looks: Mapping[str, Look]) -> list[Problem]:
+    """A note for each pair of images of different content that look alike."""
+    names = dict[str, list[str]]()
     for split, index in splits.items():
         for row in range(len(index)):
-            path = index.paths[row]
-            with suppress(OSError, ValueError):  # check_images says what is wrong with it
-                sizes.setdefault(Path(path).stat().st_size, []).append((split, path))
-    shared, problems = dict[tuple[str, str], list[str]](), list[Problem]()
-    for files in sizes.values():
-        first = dict[bytes, dict[str, str]]()  # content -> split -> the first file that has it
-        for split, path in files if len(files) > 1 else ():
-            known = first.setdefault(_content(path), {})
-            for other in known.keys() - {split}:
-                shared.setdefault((other, split), []).append(path)
-            if split in known:
-                problems.append(Problem("note", "same image twice", path, f"it has the content of {known[split]}"))
-            known.setdefault(split, path)
-    for (one, other), paths in shared.items():
-        detail = f"{other!r} shares {len(paths)} image{'s' * (len(paths) > 1)} with {one!r}; this one is the first"
-        problems.append(Problem("note", "image in two splits", paths[0], detail, len(paths)))
+            names.setdefault(index.paths[row], []).append(split)
+    paths, problems = [*looks], list[Problem]()
+    for pair in pairs_alike([*looks.values()]):
+        if pair.same:
+            continue
+        one, other = paths[pair.one], paths[pair.other]
+        kind = (
+            "nearly the same image in two splits" if set(names[one]) != set(names[other]) else "nearly the same image"
+        )
+        problems.append(Problem("note", kind, other, f"of {listed(names[other])}; as {one} of {listed(names[one])}"))
     return problems
-
-
-def _content(path: str) -> bytes:
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _rounded(box: list[float]) -> tuple[float, ...]:

@@ -167,6 +167,31 @@ class AnnotationIndex:
             unjudged=self.unjudged[self.unjudged[:, 0] < count],
         )
 
+    def take(self, rows: Tensor) -> AnnotationIndex:
+        """Returns the images ``rows`` (R,) int64, each of them once at most, with their objects."""
+        rows = rows.to(torch.int64)
+        counts = torch.diff(self.ends, prepend=self.ends.new_zeros(1))
+        starts, wanted = (self.ends - counts)[rows], counts[rows]
+        ends = wanted.cumsum(0)
+        objects = torch.arange(int(wanted.sum())) + (starts - ends + wanted).repeat_interleave(wanted)
+        places = torch.full((len(self),), -1, dtype=torch.int64)
+        places[rows] = torch.arange(len(rows))
+        unjudged = self.unjudged[places[self.unjudged[:, 0]] >= 0]
+        return replace(
+            self,
+            paths=self.paths.take(rows),
+            image_ids=self.image_ids[rows],
+            sizes=self.sizes[rows],
+            apply_exif=self.apply_exif[rows],
+            ends=ends,
+            boxes=self.boxes[objects],
+            labels=self.labels[objects],
+            ignore=self.ignore[objects],
+            areas=self.areas[objects],
+            fields={name: packed.take(objects) for name, packed in self.fields.items()},
+            unjudged=torch.stack([places[unjudged[:, 0]], unjudged[:, 1]], dim=1),
+        )
+
     def unjudged_labels(self, row: int) -> Tensor:
         """Returns the labels (L,) that are not judged on image ``row``."""
         return self.unjudged[self.unjudged[:, 0] == row, 1]

@@ -33,8 +33,6 @@ from detection.config.sections import BackboneConfig, ProgramConfig
 from detection.engine.distributed import gather, is_main, together
 from detection.engine.loop import TrainState
 from detection.files import digest, write_text, write_whole
-from detection.model.architecture import class_rows
-from detection.model.class_rows import ClassRows
 
 __all__ = [
     "Checkpoint",
@@ -42,7 +40,6 @@ __all__ = [
     "changed_keys",
     "describe_weights",
     "load_detector_weights",
-    "load_initial_weights",
     "read_checkpoint",
     "read_weights",
     "resolve_weights",
@@ -328,57 +325,6 @@ def load_detector_weights(model: nn.Module, checkpoint: Checkpoint[ProgramConfig
             "init=WEIGHTS, which carries over those that both know"
         )
     load_matching(model, checkpoint.weights, source=str(checkpoint.path))
-
-
-def load_initial_weights(
-    model: nn.Module, checkpoint: Checkpoint[ProgramConfig], class_names: Sequence[str], renamed: Mapping[str, str]
-) -> tuple[str, ...]:
-    """Puts the weights of ``checkpoint``, trained on other classes perhaps, into ``model`` as a start.
-
-    Everything but the last layers of the stages must fit; of these, the rows of every class that both know are carried
-    over, and the background's. A class that ``checkpoint`` lacks keeps the model's own rows.
-
-    Args:
-        model: a detector for ``class_names``.
-        checkpoint: where to start from.
-        class_names: K names.
-        renamed: class name -> its name in ``checkpoint``, where they differ.
-
-    Returns:
-        The classes carried over.
-
-    Raises:
-        ValueError: weights of another architecture, a name in ``renamed`` that one side lacks, or no common class.
-    """
-    for here, there in renamed.items():
-        if here not in class_names or there not in checkpoint.class_names:
-            raise ValueError(
-                f"init_classes maps {here!r} to {there!r}; the data set has {tuple(class_names)}, "
-                f"{checkpoint.path} has {checkpoint.class_names}"
-            )
-    names = [renamed.get(name, name) for name in class_names]
-    pairs = [(k, checkpoint.class_names.index(name)) for k, name in enumerate(names) if name in checkpoint.class_names]
-    if not pairs:
-        raise ValueError(f"{checkpoint.path} knows none of the classes {tuple(class_names)}: {checkpoint.class_names}")
-    weights, own, rows = dict(checkpoint.weights), model.state_dict(), class_rows(model)
-    for name in weights.keys() & rows.keys():
-        if len(weights[name]) == rows[name].count(len(checkpoint.class_names)):
-            weights[name] = _carried(weights[name], own[name], pairs, rows[name])
-    load_matching(model, weights, source=str(checkpoint.path))
-    return tuple(class_names[k] for k, _ in pairs)
-
-
-def _carried(there: Tensor, here: Tensor, pairs: Sequence[tuple[int, int]], rows: ClassRows) -> Tensor:
-    """``here`` (rows, ...) with the rows of the classes in ``pairs`` taken from ``there``."""
-    if there.shape[1:] != here.shape[1:]:
-        return there  # for load_matching to refuse with both shapes
-    result = here.detach().cpu().clone()
-    for own, other in pairs:
-        of_class = slice(own * rows.per_class, (own + 1) * rows.per_class)
-        result[of_class] = there[other * rows.per_class : (other + 1) * rows.per_class]
-    if rows.background:
-        result[-1] = there[-1]
-    return result
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -19,11 +19,11 @@ from detection.build import build_detector
 from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex, index_digest
 from detection.data.loader import load_index
-from detection.engine.checkpoint import resolve_weights
 from detection.experiments.experiment import Experiment, differences, flatten, resolve_base
 from detection.files import digest
 from detection.model.architecture import Architecture
 from detection.model.normalize import Normalize
+from detection.weights.origin import origin_file
 
 __all__ = ["also_changes", "check_apart", "describe", "hash_code", "hash_weights"]
 
@@ -134,7 +134,7 @@ def hash_weights(config: DetectionConfig, num_classes: int) -> str:
         ValueError: weights that can't be read or do not fit.
     """
     if config.init is not None:
-        return _hash_file(resolve_weights(config.init))
+        return _hash_file(origin_file(config.init))
     torch.manual_seed(config.seed)
     return digest(build_detector(config, num_classes).state_dict())
 

@@ -1,6 +1,6 @@
 """Detects objects in image files: pictures with the boxes drawn, and predictions.json.
 
-OUTPUT/predictions.json        path -> detections, or {"error": why} for an image that can't be read
+OUTPUT/predictions.json        path -> detections, or {"error": why} for an image that can't be read or predicted
 OUTPUT/predictions.json.part   the same as far as it is written, until the end or where that did not come
 OUTPUT/00000_NAME.jpg          pictures, numbered as the images are
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 from detection.data.images import read_image
 from detection.data.objects import IMAGE_SUFFIXES
+from detection.data.readers.image_files import images_below
 from detection.evaluation.printable import printable
 from detection.mask_geometry import paste
 from detection.masks import RLE
@@ -73,7 +74,7 @@ def predict_images(
 
 
 class UnreadableError(ValueError):
-    """An image that can't be read."""
+    """An image that can't be read, or predicted."""
 
 
 def free_folder(folder: Path) -> Path:
@@ -86,9 +87,10 @@ def free_folder(folder: Path) -> Path:
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Returns the image files among ``paths`` and directly in those that are folders, each once.
+    """Returns the image files among ``paths`` and in those that are folders and their subfolders, each once.
 
-    Folders in a folder are passed over, and so are the files that macOS lays beside others ("._photo.jpg").
+    Hidden ones are passed over, as those that macOS lays beside others ("._photo.jpg"), and the pictures of earlier
+    predictions.
 
     Raises:
         ValueError: a path that does not exist, or no image at all.
@@ -113,8 +115,9 @@ def as_records(detections: Detections, masks: Sequence[RLE] | None, class_names:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    named = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(path for path in named if not path.name.startswith("._") and not path.is_dir())
+    found = [*images_below(folder)]
+    predictions = {place for place in {path.parent for path in found} if place != folder and _holds_prediction(place)}
+    return [path for path in found if path.parent not in predictions]
 
 
 def _predict_image(predictor: Predictor, path: Path, picture: Path, min_score: float) -> Records:
@@ -124,11 +127,15 @@ def _predict_image(predictor: Predictor, path: Path, picture: Path, min_score: f
     except (OSError, ValueError) as error:
         named = str(error) if str(path) in str(error) else f"image {path} can't be read: {error}"
         raise UnreadableError(named) from error
-    found = predictor(image)
-    found = found[found.scores >= min_score]
-    masks = None
-    if found.masks is not None:
-        masks = paste(found.masks, found.boxes, image.shape[:2], geometry=predictor.mask_geometry)
+    try:
+        found = predictor(image)
+        found = found[found.scores >= min_score]
+        masks = None
+        if found.masks is not None:
+            masks = paste(found.masks, found.boxes, image.shape[:2], geometry=predictor.mask_geometry)
+    except (RuntimeError, ValueError, MemoryError) as error:  # too large for the memory, or too thin for the network
+        size = f"{image.shape[1]}x{image.shape[0]}"
+        raise UnreadableError(f"image {path} of {size} pixels can't be predicted: {error}") from error
     drawn = draw_boxes(
         image, found.boxes.numpy(), found.scores.numpy(), found.labels.numpy(), predictor.class_names, masks=masks
     )

@@ -17,14 +17,15 @@ from detection.build import build_detector, needed_fields
 from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
 from detection.data.loader import detection_loader, load_data
-from detection.engine.checkpoint import load_initial_weights, read_checkpoint
 from detection.engine.device import choose_device
-from detection.engine.distributed import only_main, rank, start, world_size
+from detection.engine.distributed import is_main, only_main, rank, start, together, world_size
 from detection.engine.evaluate import evaluate
 from detection.engine.trainer import Trainer
+from detection.engine.transfer import differing_meaning, load_initial_weights
 from detection.evaluation.metrics import read_metric
 from detection.model.architecture import Architecture
 from detection.tasks.test import measure, warn_of_many_proposals, write_measured
+from detection.weights.origin import read_origin
 
 __all__ = ["run_training"]
 
@@ -114,13 +115,16 @@ def _build(config: DetectionConfig, index: AnnotationIndex, fixed: Sequence[str]
     """The detector of ``config``, with its initial weights if the run is a fresh one."""
     detector = build_detector(config, len(index.class_names), pretrained=fresh and config.init is None, fixed=fixed)
     if fresh and config.init is not None:
-        origin = read_checkpoint(config.init)
-        kept = load_initial_weights(detector, origin, index.class_names, config.init_classes)
-        new = [name for name in index.class_names if name not in kept]
-        only_main(print)(
-            f"starts from {origin.path}: all layers, and {len(kept)} of {len(index.class_names)} classes: "
-            f"{', '.join(kept)}; new: {', '.join(new) or 'none'}"
-        )
+        say = only_main(print)
+        with together("getting the weights to start from"):  # which may be a download
+            if is_main():
+                read_origin(config.init)
+        origin = read_origin(config.init)
+        carried = load_initial_weights(detector, origin, index.class_names, config.init_classes)
+        for line in carried.lines:
+            say(line)
+        for line in differing_meaning(config, origin):
+            say(f"  warning: {line}, so its weights mean something else here")
     return detector
 
 

@@ -30,7 +30,7 @@ from detection.config.detection import (
 )
 from detection.weights.resnets import count_children, resnet_name
 
-__all__ = ["convert_torchvision"]
+__all__ = ["convert_torchvision", "known_norm_eps"]
 
 # How releases before 0.13, and so the published v1 files, name some layers.
 OLD_NAMES = (
@@ -159,16 +159,20 @@ def _reordered(state: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor
     return layers
 
 
-def _norm_eps(state: Mapping[str, Tensor]) -> float:
-    """What is added to the variance in the body's batch normalisation.
+def known_norm_eps(state: Mapping[str, Tensor]) -> float | None:
+    """Returns what is added to the variance in the body's batch normalisation; None where names do not tell.
 
     FrozenBatchNorm2d adds 1e-5, but the published v1 models were trained before it added anything, and torchvision sets
     0.0 after loading them. Their files have old names; a state dict saved later has new ones, whatever it began with.
     """
     if _counts_steps(state):
         return 1e-5
-    if any(pattern.fullmatch(name) for name in state for pattern, _ in OLD_NAMES):
-        return 0.0
+    return 0.0 if any(pattern.fullmatch(name) for name in state for pattern, _ in OLD_NAMES) else None
+
+
+def _norm_eps(state: Mapping[str, Tensor]) -> float:
+    if (known := known_norm_eps(state)) is not None:
+        return known
     raise ValueError(
         "the names do not tell the eps of the fixed batch normalisation; give norm_eps: 0.0 if the model began with "
         "weights='DEFAULT' or 'COCO_V1' of a v1 model, 1e-5 if it began with weights_backbone"

@@ -131,7 +131,7 @@ def find_entry(name: str) -> Entry:
     return known[name]
 
 
-def fetch(entry: Entry, folder: Path, *, progress: Progress | None = None) -> Path:
+def fetch(entry: Entry, folder: Path, *, progress: Progress | None = None, attempts: int = 5) -> Path:
     """The directory of ``entry`` in ``folder``, that of a run: config.yaml and checkpoints/.
 
     Downloaded, checked and converted unless it is there; an interrupted download goes on in a later call.
@@ -143,7 +143,7 @@ def fetch(entry: Entry, folder: Path, *, progress: Progress | None = None) -> Pa
     run = folder / entry.name
     if any((run / "checkpoints").glob("*.safetensors")):
         return run
-    file = download(Archive(entry.url), run, progress=progress)
+    file = download(Archive(entry.url), run, progress=progress, attempts=attempts)
     _check(entry, file)
     class_names = load_card(entry.data.rpartition(":")[0]).classes
     config, state = _convert(entry, file, class_names)

@@ -1,17 +1,363 @@
-"""A page in a headless browser: what reaches over the edge, overlaps, or is too pale to read."""
+"""Folders of images with the same objects in every label format, and pages in a headless browser."""
 
 from __future__ import annotations
 
+import csv
 import html
 import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from PIL import Image
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """An object with its polygon, whose extent is the box."""
+
+    name: str
+    box: Box
+
+    @property
+    def polygon(self) -> list[tuple[float, float]]:
+        """Eight points: the box with its corners cut off."""
+        x1, y1, x2, y2 = self.box
+        dx, dy = (x2 - x1) / 4, (y2 - y1) / 4
+        return [
+            (x1 + dx, y1), (x2 - dx, y1), (x2, y1 + dy), (x2, y2 - dy),
+            (x2 - dx, y2), (x1 + dx, y2), (x1, y2 - dy), (x1, y1 + dy),
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image file's name and size, and what is in it."""
+
+    name: str
+    height: int
+    width: int
+    things: tuple[Thing, ...]
+
+
+def scenes(count: int = 12) -> list[Picture]:
+    """Pictures of two sizes with one to three objects at whole pixels; the last has none."""
+    generator, pictures = np.random.default_rng(0), list[Picture]()
+    for number in range(count):
+        height, width = ((60, 80), (96, 64))[number % 2]
+        things = list[Thing]()
+        for place in range(0 if number == count - 1 else 1 + number % 3):
+            x, y = (int(generator.integers(0, side - 33)) for side in (width, height))
+            box = (float(x), float(y), float(x + generator.integers(12, 33)), float(y + generator.integers(12, 33)))
+            things.append(Thing(("bolt", "nut")[(number + place) % 2], box))
+        pictures.append(Picture(f"photo{number}.jpg", height, width, tuple(things)))
+    return pictures
+
+
+def draw(picture: Picture, path: Path) -> None:
+    """Writes the picture: noise of its own, and its objects in the colour of their class."""
+    generator = np.random.default_rng(int("".join(filter(str.isdigit, picture.name)) or 0))
+    coarse = generator.integers(0, 200, (6, 6, 3), dtype=np.uint8)
+    pixels = np.asarray(
+        Image.fromarray(coarse).resize((picture.width, picture.height), Image.Resampling.BICUBIC)
+    ).copy()
+    for thing in picture.things:
+        x1, y1, x2, y2 = map(int, thing.box)
+        pixels[y1:y2, x1:x2] = (255, 40, 40) if thing.name == "bolt" else (40, 255, 40)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, quality=95)
+
+
+def write_voc(
+    folder: Path, pictures: Sequence[Picture], *, images: str = "JPEGImages", xml: str = "Annotations"
+) -> None:
+    for picture in pictures:
+        root = ElementTree.Element("annotation")
+        size = ElementTree.SubElement(root, "size")
+        for key, value in (("width", picture.width), ("height", picture.height), ("depth", 3)):
+            ElementTree.SubElement(size, key).text = str(value)
+        for thing in picture.things:
+            node = ElementTree.SubElement(root, "object")
+            ElementTree.SubElement(node, "name").text = thing.name
+            bounds = ElementTree.SubElement(node, "bndbox")
+            x1, y1, x2, y2 = thing.box
+            for key, value in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
+                ElementTree.SubElement(bounds, key).text = f"{value:g}"
+        path = folder / xml / Path(picture.name).with_suffix(".xml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ElementTree.ElementTree(root).write(path)
+        draw(picture, folder / images / picture.name)
+
+
+def write_voc_flat(folder: Path, pictures: Sequence[Picture]) -> None:
+    write_voc(folder, pictures, images=".", xml=".")
+
+
+def coco_content(pictures: Sequence[Picture], *, folder: str = "") -> dict[str, Any]:
+    annotations = list[dict[str, Any]]()
+    for number, picture in enumerate(pictures):
+        for thing in picture.things:
+            x1, y1, x2, y2 = thing.box
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": 1 + ("bolt", "nut").index(thing.name),
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": 0,
+                    "segmentation": [[value for point in thing.polygon for value in point]],
+                }
+            )
+    return {
+        "images": [
+            {"id": number, "file_name": folder + p.name, "height": p.height, "width": p.width}
+            for number, p in enumerate(pictures)
+        ],
+        "annotations": annotations,
+        # As Roboflow writes them, with a class above the others.
+        "categories": [
+            {"id": 0, "name": "parts", "supercategory": "none"},
+            {"id": 1, "name": "bolt", "supercategory": "parts"},
+            {"id": 2, "name": "nut", "supercategory": "parts"},
+        ],
+    }
+
+
+def write_coco(folder: Path, pictures: Sequence[Picture]) -> None:
+    for picture in pictures:
+        draw(picture, folder / "images" / picture.name)
+    (folder / "labels.json").write_text(json.dumps(coco_content(pictures)))
+
+
+def write_roboflow(folder: Path, pictures: Sequence[Picture]) -> None:
+    """COCO as Roboflow exports it: a file beside the images of each split."""
+    for split, own in (("train", pictures[:-4]), ("valid", pictures[-4:-2]), ("test", pictures[-2:])):
+        for picture in own:
+            draw(picture, folder / split / picture.name)
+        (folder / split / "_annotations.coco.json").write_text(json.dumps(coco_content(own)))
+
+
+def yolo_lines(picture: Picture, *, polygons: bool) -> str:
+    lines = list[str]()
+    for thing in picture.things:
+        x1, y1, x2, y2 = thing.box
+        if polygons:
+            values = [
+                value / side
+                for point in thing.polygon
+                for value, side in zip(point, (picture.width, picture.height), strict=True)
+            ]
+        else:
+            values = [
+                (x1 + x2) / 2 / picture.width,
+                (y1 + y2) / 2 / picture.height,
+                (x2 - x1) / picture.width,
+                (y2 - y1) / picture.height,
+            ]
+        lines.append(f"{('bolt', 'nut').index(thing.name)} " + " ".join(f"{value:.6f}" for value in values))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def write_yolo(folder: Path, pictures: Sequence[Picture], *, polygons: bool = False) -> None:
+    """As Ultralytics: images/train, labels/train and a data.yaml."""
+    for split, own in (("train", pictures[:-3]), ("val", pictures[-3:])):
+        for picture in own:
+            draw(picture, folder / "images" / split / picture.name)
+            label = folder / "labels" / split / Path(picture.name).with_suffix(".txt")
+            label.parent.mkdir(parents=True, exist_ok=True)
+            if picture.things:
+                label.write_text(yolo_lines(picture, polygons=polygons))
+    (folder / "data.yaml").write_text(
+        "path: ../somewhere\ntrain: images/train\nval: images/val\nnames: {0: bolt, 1: nut}\n"
+    )
+
+
+def write_yolo_polygons(folder: Path, pictures: Sequence[Picture]) -> None:
+    write_yolo(folder, pictures, polygons=True)
+
+
+def write_yolo_plain(folder: Path, pictures: Sequence[Picture]) -> None:
+    """Text files beside the images, and a file with a class a line."""
+    for picture in pictures:
+        draw(picture, folder / picture.name)
+        (folder / picture.name).with_suffix(".txt").write_text(yolo_lines(picture, polygons=False))
+    (folder / "classes.txt").write_text("bolt\nnut\n")
+
+
+def write_labelme(folder: Path, pictures: Sequence[Picture]) -> None:
+    for number, picture in enumerate(pictures):
+        draw(picture, folder / picture.name)
+        shapes = list[dict[str, Any]]()
+        for thing in picture.things:
+            x1, y1, x2, y2 = thing.box
+            # Rectangles may begin at any corner.
+            points = [[x2, y1], [x1, y2]] if number % 2 else [[*point] for point in thing.polygon]
+            kind = "rectangle" if number % 2 else "polygon"
+            shapes.append({"label": thing.name, "points": points, "shape_type": kind, "group_id": None, "flags": {}})
+        content = {
+            "version": "5.4.1",
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": f"..\\pictures\\{picture.name}",
+            "imageData": None,
+            "imageHeight": picture.height,
+            "imageWidth": picture.width,
+        }
+        (folder / picture.name).with_suffix(".json").write_text(json.dumps(content))
+
+
+def write_cvat(folder: Path, pictures: Sequence[Picture]) -> None:
+    root = ElementTree.Element("annotations")
+    ElementTree.SubElement(root, "version").text = "1.1"
+    labels = ElementTree.SubElement(ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task"), "labels")
+    for name in ("bolt", "nut"):
+        ElementTree.SubElement(ElementTree.SubElement(labels, "label"), "name").text = name
+    for number, picture in enumerate(pictures):
+        draw(picture, folder / "images" / picture.name)
+        sizes = {"width": str(picture.width), "height": str(picture.height)}
+        node = ElementTree.SubElement(root, "image", {"id": str(number), "name": picture.name, **sizes})
+        for place, thing in enumerate(picture.things):
+            if place % 2:
+                points = ";".join(f"{x:.2f},{y:.2f}" for x, y in thing.polygon)
+                ElementTree.SubElement(node, "polygon", {"label": thing.name, "points": points})
+            else:
+                corners = dict(zip(("xtl", "ytl", "xbr", "ybr"), (f"{value:.2f}" for value in thing.box), strict=True))
+                ElementTree.SubElement(node, "box", {"label": thing.name, "occluded": "0", **corners})
+    ElementTree.ElementTree(root).write(folder / "annotations.xml")
+
+
+def studio_value(picture: Picture, thing: Thing, *, polygon: bool) -> dict[str, Any]:
+    x1, y1, x2, y2 = thing.box
+    sides = {"original_width": picture.width, "original_height": picture.height}
+    if polygon:
+        points = [[100 * x / picture.width, 100 * y / picture.height] for x, y in thing.polygon]
+        return {"points": points, "closed": True, "polygonlabels": [thing.name], **sides}
+    across, down = 100 / picture.width, 100 / picture.height
+    shape = {"x": x1 * across, "y": y1 * down, "width": (x2 - x1) * across, "height": (y2 - y1) * down, "rotation": 0}
+    return {**shape, "rectanglelabels": [thing.name], **sides}
+
+
+def write_label_studio(folder: Path, pictures: Sequence[Picture]) -> None:
+    """JSON-MIN, with names as they are after an upload."""
+    tasks = list[dict[str, Any]]()
+    for number, picture in enumerate(pictures):
+        draw(picture, folder / "images" / picture.name)
+        task: dict[str, Any] = {"id": number, "image": f"/data/upload/1/0a1b2c3d-{picture.name}", "annotator": 1}
+        if picture.things:
+            task["label"] = [studio_value(picture, thing, polygon=bool(number % 2)) for thing in picture.things]
+        tasks.append(task)
+    (folder / "project-1-min.json").write_text(json.dumps(tasks))
+
+
+def write_label_studio_full(folder: Path, pictures: Sequence[Picture]) -> None:
+    tasks = list[dict[str, Any]]()
+    for number, picture in enumerate(pictures):
+        draw(picture, folder / "images" / picture.name)
+        results = [
+            {"type": "rectanglelabels", "value": (value := studio_value(picture, thing, polygon=False)), **value}
+            for thing in picture.things
+        ]
+        wrong = {
+            "was_cancelled": True,
+            "result": [{"value": {"x": 0, "y": 0, "width": 9, "height": 9, "rectanglelabels": ["nut"]}}],
+        }
+        image = f"/data/local-files/?d=disk/images/{picture.name}"
+        tasks.append({"id": number, "data": {"image": image}, "annotations": [wrong, {"result": results}]})
+    (folder / "export.json").write_text(json.dumps(tasks))
+
+
+def write_rows(file: Path, rows: Sequence[Sequence[Any]], *, delimiter: str = ",") -> None:
+    with file.open("w", newline="") as stream:
+        csv.writer(stream, delimiter=delimiter).writerows(rows)
+
+
+def write_open_images(folder: Path, pictures: Sequence[Picture]) -> None:
+    rows: list[list[Any]] = [
+        ["ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax", "IsGroupOf"]
+    ]
+    for picture in pictures:
+        draw(picture, folder / "images" / picture.name)
+        for thing in picture.things:
+            x1, y1, x2, y2 = thing.box
+            name = {"bolt": "/m/01", "nut": "/m/02"}[thing.name]
+            corners = [x1 / picture.width, x2 / picture.width, y1 / picture.height, y2 / picture.height]
+            rows.append([Path(picture.name).stem, "xclick", name, 1, *(f"{value:.6f}" for value in corners), 0])
+    write_rows(folder / "boxes.csv", rows)
+    write_rows(folder / "class-descriptions-boxable.csv", [["/m/01", "bolt"], ["/m/02", "nut"]])
+
+
+def write_csv(folder: Path, pictures: Sequence[Picture]) -> None:
+    """As TensorFlow's tutorials: filename, width, height, class and corners; here with semicolons."""
+    rows: list[list[Any]] = [["filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"]]
+    for picture in pictures:
+        draw(picture, folder / "photos" / picture.name)
+        rows += [[picture.name, picture.width, picture.height, thing.name, *thing.box] for thing in picture.things]
+        if not picture.things:
+            rows.append([picture.name, picture.width, picture.height, "", "", "", "", ""])
+    write_rows(folder / "boxes.csv", rows, delimiter=";")
+
+
+def write_csv_without_header(folder: Path, pictures: Sequence[Picture]) -> None:
+    rows = list[list[Any]]()
+    for picture in pictures:
+        draw(picture, folder / picture.name)
+        rows += [[picture.name, *thing.box, thing.name] for thing in picture.things]
+        rows += [] if picture.things else [[picture.name, "", "", "", "", ""]]
+    write_rows(folder / "boxes.csv", rows)
+
+
+WRITERS: Mapping[str, Callable[[Path, Sequence[Picture]], None]] = {
+    "voc": write_voc,
+    "voc_flat": write_voc_flat,
+    "coco": write_coco,
+    "roboflow": write_roboflow,
+    "yolo": write_yolo,
+    "yolo_polygons": write_yolo_polygons,
+    "yolo_plain": write_yolo_plain,
+    "labelme": write_labelme,
+    "cvat": write_cvat,
+    "label_studio": write_label_studio,
+    "label_studio_full": write_label_studio_full,
+    "open_images": write_open_images,
+    "csv": write_csv,
+    "csv_without_header": write_csv_without_header,
+}
+
+
+@pytest.fixture
+def made_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Writes pictures of bolts and nuts in one of ``WRITERS`` formats; gives their folder."""
+
+    def make(kind: str, *, count: int = 12, name: str | None = None) -> Path:
+        folder = tmp_path / (name or kind)
+        folder.mkdir(parents=True)
+        WRITERS[kind](folder, scenes(count))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def made_boxes() -> Callable[..., dict[str, list[tuple[str, Box]]]]:
+    """What ``made_folder`` writes: file name -> class and box of its objects."""
+
+    def boxes(count: int = 12) -> dict[str, list[tuple[str, Box]]]:
+        return {p.name: [(thing.name, thing.box) for thing in p.things] for p in scenes(count)}
+
+    return boxes
+
+
+# pages in a headless browser
 
 CHROMIUM = shutil.which("chromium")
 

@@ -140,6 +140,37 @@ def test_what_can_not_be_read_is_an_entry_and_all_else_is_predicted(
     assert sorted(path.name for path in out.glob("*.*g")) == ["00000_a.jpg", "00004_f.jpg", "00005_g.png"]
 
 
+def test_subfolders_are_predicted_and_pictures_of_predictions_are_not(
+    weights: Path, photo: Path, tmp_path: Path
+) -> None:
+    below = photo.parent / "sub" / "a.jpg"
+    below.parent.mkdir()
+    Image.open(photo).convert("RGB").save(below)
+    first = predicted([photo.parent], weights, photo.parent / "found")
+    again = predicted([photo.parent], weights, tmp_path / "again")
+    assert [*first] == [*again] == [str(photo), str(below)]
+
+
+def test_an_image_that_the_detector_fails_on_is_an_entry_and_all_else_is_predicted(
+    weights: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (50, 40)).save(photo.parent / "b.png")
+    real = Predictor.__call__
+
+    def fail(self: Predictor, image: Any) -> Any:
+        if image.shape[0] == 40:
+            raise RuntimeError("not enough memory")
+        return real(self, image)
+
+    monkeypatch.setattr(Predictor, "__call__", fail)
+    out = tmp_path / "out"
+    assert predict_images([photo.parent], weights, out, min_score=0, say=lambda _: None) == 1
+    entries = json.loads((out / "predictions.json").read_text())
+    assert len(entries[str(photo)]) == 5
+    assert "50x40" in entries[str(photo.parent / "b.png")]["error"]
+    assert "not enough memory" in entries[str(photo.parent / "b.png")]["error"]
+
+
 def test_two_predictions_do_not_mix(
     weights: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

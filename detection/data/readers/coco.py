@@ -23,7 +23,7 @@ from detection.data.readers.meant import Meant, inside
 from detection.data.readers.values import MISSING, FieldError, area, box, flag, mapping, shown, text, whole_number
 from detection.files import require_file
 
-__all__ = ["COCOSplit", "read_coco"]
+__all__ = ["COCOSplit", "coco_classes", "read_coco"]
 
 LISTS = ("images", "annotations", "categories")
 
@@ -91,6 +91,25 @@ def read_coco(
         drop=drop,
     )
     return replace(index, has_ground_truth="annotations" in content), file.problems + found
+
+
+def coco_classes(folder: Path, entry: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the names of the categories of the split ``entry``, by their ids.
+
+    One without an object that is only the supercategory of others, as Roboflow's exports have, is left out.
+
+    Raises:
+        ValueError: ``entry`` is no description of a COCO split.
+    """
+    split = build_dataclass(COCOSplit, entry)
+    content = _load(_File(folder / split.annotations, folder, folder / split.images, []))
+    found = [record for record in content["categories"] if isinstance(record, Mapping) and "name" in record]
+    names = {record["id"]: str(record["name"]) for record in found if isinstance(record.get("id"), int)}
+    above = {record.get("supercategory") for record in found if record.get("supercategory") != record["name"]}
+    used = {record.get("category_id") for record in content.get("annotations", []) if isinstance(record, Mapping)}
+    return tuple(
+        dict.fromkeys(names[number] for number in sorted(names) if number in used or names[number] not in above)
+    )
 
 
 def _load(file: _File) -> dict[str, list[Any]]:

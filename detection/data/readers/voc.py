@@ -8,6 +8,7 @@ Source: the PASCAL VOC development kit.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,16 +25,18 @@ from detection.data.readers.frames import Exif, Frame, Frames, OtherSize
 from detection.data.readers.meant import Meant
 from detection.data.readers.segmentation import read_instances
 from detection.data.readers.voc_list import ListedImage, read_blacklist, read_lists
-from detection.data.readers.voc_xml import XMLError, XMLProblems, annotated_size, parse, read_objects
+from detection.data.readers.voc_xml import XMLError, XMLProblems, annotated_size, parse, read_objects, xml_files
 
-__all__ = ["VOCSplit", "read_voc"]
+__all__ = ["VOCSplit", "read_voc", "voc_classes"]
 
 
 @checked
 class VOCSplit:
     """A split as a card describes it; folders and files are below the data set's."""
 
-    list: str  # a file, or a pattern such as ImageSets/DET/train_*.txt: all images that one of its files names
+    # A file, or a pattern such as ImageSets/DET/train_*.txt: all images that one of its files names.  Null: all images
+    # that have an XML file.
+    list: str | None = None
     images: str = "JPEGImages"
     annotations: str = "Annotations"
     first_pixel: int = 1  # how the files call the leftmost column and the topmost row
@@ -45,7 +48,7 @@ class VOCSplit:
     def __post_init__(self) -> None:
         if self.first_pixel not in (0, 1):
             raise ValueError(f"first_pixel is 0 or 1, got {self.first_pixel}")
-        if "*" in self.list and Path(self.list).is_absolute():
+        if self.list is not None and "*" in self.list and Path(self.list).is_absolute():
             raise ValueError(f"a pattern of lists is below the data set's folder, got {self.list!r}")
 
 
@@ -87,6 +90,19 @@ def read_voc(
     return replace(index, has_ground_truth=has_ground_truth, unjudged=unjudged), reader.problems + found
 
 
+def voc_classes(folder: Path, entry: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the class names in the XML files of the split ``entry``, of all that lie there, sorted.
+
+    Raises:
+        ValueError: ``entry`` is no description of a VOC split.
+    """
+    names = set[str]()
+    for file in xml_files(folder / build_dataclass(VOCSplit, entry).annotations):
+        with suppress(OSError, ValueError):  # reading the split says what is wrong with it
+            names |= {(node.findtext("name") or "").strip() for node in parse(file).iter("object")}
+    return tuple(sorted(names - {""}))
+
+
 class _Reader:
     """Collects the images and objects of one split."""
 
@@ -103,7 +119,7 @@ class _Reader:
     def read(self) -> bool:
         """Reads all; False if there is no annotation at all."""
         split, folder, problems = self._split, self._folder, self.problems
-        listed = self._wanted(read_lists(folder, split.list, self._stored.find, self._meant.hint, problems))
+        listed = self._wanted(self._listed())
         left_out, pairs = self._blacklist(listed)
         unjudged = dict[str, set[int]]()
         for number, name in pairs:
@@ -127,10 +143,24 @@ class _Reader:
                 self._xml.error(error.kind, self._file(image), error.detail)
             else:
                 self._add(image, path, root, unjudged.get(image.number, ()))
-        source = str(folder / split.list)
+        source = str(folder / (split.list or split.annotations))
         has_ground_truth = self._add_bare(bare, source)
         problems += self._xml.notes(source) + self._frames.notes(source)
         return has_ground_truth
+
+    def _listed(self) -> list[ListedImage]:
+        """The images of the split's lists; without a list, those that have an XML file."""
+        if self._split.list is not None:
+            return read_lists(self._folder, self._split.list, self._stored.find, self._meant.hint, self.problems)
+        root, listed = self._folder / self._split.annotations, list[ListedImage]()
+        for file in xml_files(root):
+            name = file.relative_to(root).with_suffix("").as_posix()
+            if self._stored.find(name) is not None:
+                listed.append(ListedImage(name, file, "", partial=False))
+            else:
+                detail = f"no image {name!r} in {self._folder / self._split.images}{self._meant.hint(name)}"
+                self.problems.append(Problem("dropped", "annotation without its image", str(file), detail))
+        return listed
 
     def _file(self, image: ListedImage) -> Path:
         return self._folder / self._split.annotations / f"{image.name}.xml"
@@ -142,7 +172,7 @@ class _Reader:
             return listed
         dropped = self._split.partial == "drop"
         detail = f"{partial} images that the lists give a 0: {'left out' if dropped else 'some classes have no boxes'}"
-        source = str(self._folder / self._split.list)
+        source = str(self._folder / (self._split.list or self._split.annotations))
         self.problems.append(
             Problem("dropped" if dropped else "note", "image with partial labels", source, detail, partial)
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from detection.data.objects import IMAGE_SUFFIXES
 from detection.data.problems import Problem
 from detection.files import require_file
 
@@ -50,7 +51,8 @@ def read_lists(
     found = dict[str, ListedImage]()
     for path in (sorted(folder.glob(pattern)) if "*" in pattern else ()) or [folder / pattern]:
         own = set[str]()
-        for name, number in _names(path, stored, problems):
+        for written, number in _names(path, stored, problems):
+            name = _without_suffix(written, stored)
             if name in own:
                 problems.append(Problem("error", "duplicate image", str(path), repr(name)))
             elif _leaves(name):
@@ -136,6 +138,14 @@ def _all_stored(lines: list[str], stored: Callable[[str], object]) -> bool:
 
 def _lines(text: str) -> list[str]:
     return [line for line in map(str.strip, text.splitlines()) if line]
+
+
+def _without_suffix(name: str, stored: Callable[[str], object]) -> str:
+    """``name`` without the suffix of an image, where it has one and the image is found without."""
+    stem, dot, suffix = name.rpartition(".")
+    if f"{dot}{suffix.lower()}" not in IMAGE_SUFFIXES or _leaves(name) or stored(name) or not stored(stem):
+        return name
+    return stem
 
 
 def _leaves(name: str) -> bool:

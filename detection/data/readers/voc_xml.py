@@ -18,7 +18,7 @@ from detection.data.readers.frames import Frame
 from detection.data.readers.values import MISSING, FieldError, flag, number, whole_number
 from detection.files import require_file
 
-__all__ = ["XMLError", "XMLProblems", "annotated_size", "parse", "read_objects"]
+__all__ = ["XMLError", "XMLProblems", "annotated_size", "parse", "read_objects", "xml_files"]
 
 # Elements of VOC's files from 2005 to 2012, of ImageNet's and of the usual tools'.
 KNOWN = {"folder", "filename", "path", "source", "owner", "size", "segmented", "object", "verified", "polygon", "url"}
@@ -120,6 +120,11 @@ class XMLError(ValueError):
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(f"{kind}: {detail}")
         self.kind, self.detail = kind, detail
+
+
+def xml_files(folder: Path) -> list[Path]:
+    """Returns the XML files in ``folder`` and its subfolders, sorted, without hidden ones."""
+    return sorted(path for path in folder.rglob("*.xml") if not path.name.startswith("."))
 
 
 def parse(file: Path) -> ElementTree.Element:

@@ -141,6 +141,21 @@ def test_an_image_under_two_names_is_noted(index: AnnotationIndex) -> None:
     assert check_copies({}) == []
 
 
+def test_near_copies_are_noted_with_both_names(make_index: MakeIndex, tmp_path: Path) -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for path, pixels in zip(paths, coarse, strict=True):
+        Image.fromarray(pixels).resize((160, 120), Image.Resampling.BICUBIC).save(path)
+    for name, number in (("test.jpg", 1), ("train.jpg", 2)):
+        Image.open(paths[number]).save(tmp_path / name, quality=60)
+    train = make_index([[]] * 4, paths=[*paths, str(tmp_path / "train.jpg")])
+    test = make_index([[]], paths=[str(tmp_path / "test.jpg")])
+    between, within = check_copies({"train": train, "test": test})
+    assert (within.kind, within.file) == ("nearly the same image", str(tmp_path / "train.jpg"))
+    assert (between.kind, between.file) == ("nearly the same image in two splits", str(tmp_path / "test.jpg"))
+    assert paths[1] in between.detail
+
+
 def test_progress_is_told_image_by_image(index: AnnotationIndex) -> None:
     told = []
 

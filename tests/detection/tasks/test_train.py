@@ -617,7 +617,7 @@ class TestSaidAtTheStart:
         run_training(replace(short, init=str(finished[0])), tmp_path)
         out = capsys.readouterr().out
         assert f"starts from {finished[0]}" in out
-        assert f"10 of 10 classes: {', '.join(CLASSES)}; new: none" in out
+        assert f"classes kept: {', '.join(CLASSES)}\n  classes new: none" in out
 
     def test_many_proposals(self, short: DetectionConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         run_training(replace(short, rpn=replace(short.rpn, post_nms_train=6000)), tmp_path)

@@ -46,7 +46,8 @@ from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.cards import load_card
 from detection.data.images import read_image
-from detection.engine.checkpoint import load_detector_weights, load_initial_weights, read_checkpoint, write_converted
+from detection.engine.checkpoint import load_detector_weights, read_checkpoint, write_converted
+from detection.engine.transfer import load_initial_weights
 from detection.model.architecture import Architecture
 from detection.model.box_stage import OBJECTS, REGIONS
 from detection.model.faster_rcnn import FasterRCNN as OurFasterRCNN
@@ -576,7 +577,7 @@ class TestFile:
         config, weights = convert_torchvision(state, class_names=CLASSES)
         path = write_converted(tmp_path / "mine.safetensors", config, CLASSES, weights)
         detector = build_detector(config, 2, pretrained=False)
-        assert load_initial_weights(detector, read_checkpoint(path), ("yak", "dog"), {}) == ("dog",)
+        assert load_initial_weights(detector, read_checkpoint(path), ("yak", "dog"), {}).classes == ("dog",)
         for layer in ("box_stage.predictor.classes.bias", "mask_stage.head.masks.weight"):
             assert detector.state_dict()[layer][1].equal(weights[layer][1])
 

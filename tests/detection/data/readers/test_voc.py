@@ -266,7 +266,7 @@ def test_an_empty_list_gives_an_empty_index(make_voc: MakeVOC) -> None:
     assert (len(index), problems) == (0, [])
 
 
-@pytest.mark.parametrize("entry", [{"lst": "train.txt"}, {"list": 5}, {}])
+@pytest.mark.parametrize("entry", [{"lst": "train.txt"}, {"list": 5}])
 def test_an_entry_that_is_no_voc_split_is_refused(tmp_path: Path, entry: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="list"):
         read_voc(tmp_path, entry, CLASSES, drop=True, exif="apply")
@@ -393,7 +393,7 @@ def test_lists_of_other_encodings_are_read(make_voc: MakeVOC, encoding: str) -> 
     assert ([Path(index.paths[row]).stem for row in range(len(index))], problems) == (["猫"], [])
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "JPEGImages/a", "A", "sub\\a", "/data/JPEGImages/a.jpg"])
+@pytest.mark.parametrize("name", ["JPEGImages/a", "A", "sub\\a", "/data/JPEGImages/a.jpg"])
 def test_a_listed_name_that_means_another_file_gets_a_hint(make_voc: MakeVOC, name: str) -> None:
     folder = make_voc({"a": [CAT], "b": [CAT]})
     (folder / ENTRY["list"]).write_text(f"b\n{name}\n")

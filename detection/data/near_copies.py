@@ -1,0 +1,130 @@
+"""Finds pictures that occur twice: files of one content, and pictures that look alike.
+
+Alike are pictures whose perceptual hashes nearly agree and whose small versions do too: re-encoded, resized or
+brightened ones, and neighbouring frames of a still scene.  Crops and mirrored pictures are not found.
+
+Shapes: N images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import imagehash
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from detection.data.images import FORMATS, MAX_PIXELS, UNREADABLE
+from detection.files import require_file
+
+__all__ = ["Look", "Pair", "look_at", "pairs_alike"]
+
+BITS = 64  # of a perceptual hash
+MOST_BITS = 6  # that differ
+SIDE = 32  # pixels of the small version
+MOST_GREY = 8.0  # mean difference of small versions, of 255
+FLAT = 4.0  # standard deviation of greys below which a picture shows nothing to compare
+COMPARED = 1 << 24  # pairs compared at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is kept of a picture to compare it by.
+
+    Attributes:
+        content: SHA-256 of the file; None: it can't be read.
+        bits: (64,) bool of its perceptual hash; None: it can't be read, or shows nothing.
+        small: (32, 32) float32 greys.
+    """
+
+    content: bytes | None
+    bits: NDArray[np.bool_] | None
+    small: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two images that are one, or nearly.
+
+    Attributes:
+        one: row of the first image.
+        other: row of the second.
+        same: the files have one content, byte for byte.
+    """
+
+    one: int
+    other: int
+    same: bool
+
+
+def look_at(
+    paths: Sequence[str],
+    *,
+    threads: int = 4,
+    track: Callable[[Iterable[Look]], Iterable[Look]] = lambda looks: looks,
+) -> list[Look]:
+    """Returns what ``paths`` look like; a file that can't be read is like no other.
+
+    Args:
+        paths: of the images.
+        threads: images read at a time.
+        track: wraps the results as they come, to show progress.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        return [*track(pool.map(_look, paths))]
+
+
+def pairs_alike(looks: Sequence[Look]) -> list[Pair]:
+    """Returns the pairs of images that are the same or nearly, by rows; of three copies, two pairs with the first."""
+    first, pairs = dict[bytes, int](), list[Pair]()
+    for row, look in enumerate(looks):
+        if look.content is not None:
+            if look.content in first:
+                pairs.append(Pair(first[look.content], row, same=True))
+            first.setdefault(look.content, row)
+    rows = [row for row in first.values() if looks[row].bits is not None]
+    pairs += [Pair(rows[i], rows[j], same=False) for i, j in _near([looks[row] for row in rows])]
+    return sorted(pairs, key=lambda pair: (pair.one, pair.other))
+
+
+def _look(path: str) -> Look:
+    try:
+        require_file(Path(path))
+        with Path(path).open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").digest()
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return Look(content, None, None)
+            image.draft("L", (8 * SIDE, 8 * SIDE))  # a JPEG is decoded at about this size
+            grey = ImageOps.exif_transpose(image).convert("L")
+            bits = imagehash.phash(grey).hash.reshape(-1)
+            small = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float32)
+    except UNREADABLE:
+        return Look(None, None, None)
+    return Look(content, bits, small) if small.std() >= FLAT else Look(content, None, None)
+
+
+def _near(looks: Sequence[Look]) -> list[tuple[int, int]]:
+    """Pairs (i, j), i < j, of ``looks`` that are alike."""
+    if len(looks) < 2:
+        return []
+    signs = np.array([look.bits for look in looks], dtype=np.float32) * 2 - 1
+    pairs = list[tuple[int, int]]()
+    rows = max(1, COMPARED // len(signs))
+    for start in range(0, len(signs), rows):
+        agreeing = signs[start : start + rows] @ signs[start:].T  # 64 less twice the bits that differ
+        for i, j in np.argwhere(agreeing >= BITS - 2 * MOST_BITS).tolist():
+            one, other = looks[start + i].small, looks[start + j].small
+            if i < j and one is not None and other is not None and _difference(one, other) <= MOST_GREY:
+                pairs.append((start + i, start + j))
+    return pairs
+
+
+def _difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Mean difference of greys, whatever the brightness."""
+    return float(np.abs((one - one.mean()) - (other - other.mean())).mean())

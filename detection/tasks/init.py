@@ -1,0 +1,206 @@
+"""From a folder of images and labels to what training needs: a card, a split and a config, all written out.
+
+OUTPUT/init/card.yaml     the data set: format, classes, splits
+OUTPUT/init/train.txt     and val.txt, test.txt: the images of the splits, where the folder had none
+OUTPUT/init/config.yaml   the training: every value with its reason
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from detection.config.detection import DetectionConfig
+from detection.config.load import parse_yaml
+from detection.data.cards import load_card
+from detection.data.index import AnnotationIndex
+from detection.data.readers.table import FormatName
+from detection.data.recognise import data_root_of, recognise
+from detection.engine.checkpoint import Checkpoint
+from detection.files import write_text
+from detection.tasks.first_card import card_text, draw_card
+from detection.tasks.recipe import FEW_IMAGES, Choice, Machine, choose, config_text, has_masks
+from detection.weights.origin import read_origin
+from detection.weights.zoo import find_entry
+
+__all__ = ["Project", "Wishes", "init_folder"]
+
+# Published detectors that are tried where none is named: (with masks, names in the order of trying).
+STARTS = {
+    False: ("faster_rcnn_R_50_FPN_3x", "fasterrcnn_resnet50_fpn_v2"),
+    True: ("mask_rcnn_R_50_FPN_3x", "maskrcnn_resnet50_fpn_v2"),
+}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """What ``init_folder`` wrote or found.
+
+    Attributes:
+        output: the directory of the run that follows.
+        card: the card.
+        config: the config.
+        classifies: the images have classes and no boxes: the config is one of resdet pretrain.
+    """
+
+    output: Path
+    card: Path
+    config: Path
+    classifies: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a user may say of it; the defaults leave it to the data.
+
+    Attributes:
+        start: a run, a checkpoint, a name in the zoo, a file of another project, or "none"; None: a published detector
+            if it can be had.
+        group: regular expression on the path of an image, for groups that stay together.
+        format: of the labels.
+        seed: of the split.
+        overwrite: write everything anew.
+    """
+
+    start: str | None = None
+    group: str | None = None
+    format: FormatName | None = None
+    seed: int = 0
+    overwrite: bool = False
+
+
+def init_folder(
+    folder: Path,
+    output: Path | None = None,
+    *,
+    wishes: Wishes = Wishes(),
+    machine: Machine | None = None,
+    say: Say = print,
+) -> Project:
+    """Writes card, split and config for the data in ``folder``, unless they are there; returns where they lie.
+
+    Args:
+        folder: of images and labels, or a file of labels in it, or a data.yaml.
+        output: of the run that follows; None: output/NAME of the folder.
+        wishes: of the user.
+        machine: that trains; None: this one.
+        say: takes lines.
+
+    Raises:
+        ValueError: no known labels, labels without an image that can be used, or another data set's files in
+            ``output``.
+        OSError: a file can't be written.
+    """
+    root = data_root_of(folder).resolve()
+    output = output or Path("output") / root.name
+    place = output / "init"
+    project = Project(output, place / "card.yaml", place / "config.yaml", classifies=False)
+    if project.config.is_file() and not wishes.overwrite:
+        return _existing(project, root, wishes, say)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"{project.config} is not there yet, and one process must write it: run resdet init {folder} first"
+        )
+    found = recognise(folder, format=wishes.format)
+    for line in found.lines:
+        say(line)
+    first = draw_card(found, place, group=wishes.group, seed=wishes.seed, say=say)
+    specs = {name: f"{project.card.resolve()}:{name}" for name in first.sets}
+    if found.format == "image_folder":
+        project, text = replace(project, classifies=True), _classifier(specs)
+    else:
+        text = _detector(first.sets, specs, output, wishes, machine or Machine.this(), say)
+    place.mkdir(parents=True, exist_ok=True)
+    for name, lines in first.lists.items():
+        write_text(place / name, "".join(f"{line}\n" for line in lines))
+    write_text(project.card, card_text(first.card, found))
+    write_text(project.config, text)
+    load_card(str(project.card))
+    say(f"card: {project.card}")
+    say(f"config: {project.config}, with a reason for every value")
+    return project
+
+
+def _existing(project: Project, root: Path, wishes: Wishes, say: Say) -> Project:
+    """The files of an earlier call, if they are of this folder and these wishes."""
+    card = load_card(str(project.card))
+    anew = "add --overwrite to write them anew, or choose another --output-dir"
+    if Path(str(card.root)) != root:
+        raise ValueError(f"{project.card} is of {card.root}, and not of {root}; {anew}")
+    if wishes.group is not None or wishes.format not in (None, card.format):
+        raise ValueError(f"{project.card} is there, and --group and --format are for a new one; {anew}")
+    content = parse_yaml(project.config.read_text(encoding="utf-8"))
+    start = content.get("init") if isinstance(content, Mapping) else None
+    if wishes.start is not None and wishes.start != (start or "none"):
+        raise ValueError(f"{project.config} starts from {start or 'none'}, and not from {wishes.start}; {anew}")
+    say(f"card and config of an earlier call: {project.card}, {project.config} (--overwrite writes them anew)")
+    return replace(project, classifies=card.format == "image_folder")
+
+
+def _detector(
+    sets: Mapping[str, AnnotationIndex],
+    specs: Mapping[str, str],
+    output: Path,
+    wishes: Wishes,
+    machine: Machine,
+    say: Say,
+) -> str:
+    """The config of a detector."""
+    index = sets["train"]
+    init, origin = _start(wishes.start, has_masks(index), len(index), say)
+    measured = dict(specs) if "test" in specs else {**specs, "test": specs["val"]}
+    choices = [Choice("output_dir", str(output)), *choose(index, measured, machine, init, origin)]
+    command = f"resdet train {output}/init/config.yaml"
+    header = (
+        f"A detector on {Path(output).name}: what follows from its data and from {machine}.",
+        f"Command:  {command}",
+    )
+    return config_text(choices, header)
+
+
+def _start(
+    wanted: str | None, masks: bool, images: int, say: Say
+) -> tuple[str | None, Checkpoint[DetectionConfig] | None]:
+    """Where training starts; a published detector that nobody asked for may be out of reach.
+
+    Raises:
+        ValueError, ConnectionError: ``wanted`` can't be had.
+    """
+    if wanted == "none":
+        say(f"starts from nothing, as asked. {_needs(images)}")
+        return None, None
+    if wanted is not None:
+        return wanted, read_origin(wanted)
+    reasons = list[str]()
+    for name in STARTS[masks]:
+        try:
+            say(f"starts from {name} if it can be had: {find_entry(name).url}")
+            return name, read_origin(name, attempts=1)
+        except (ValueError, OSError) as error:
+            reasons.append(str(error))
+    say(f"no published detector can be had ({reasons[0]}). {_needs(images)}")
+    say(
+        f"  on a machine with a network: download {find_entry(STARTS[masks][0]).url}, copy it here, and add --from FILE"
+    )
+    return None, None
+
+
+def _needs(images: int) -> str:
+    """What training from nothing takes."""
+    enough = f"{images} images are enough to try" if images >= FEW_IMAGES else f"{images} images make a weak detector"
+    return f"From nothing a detector learns from some {FEW_IMAGES:,} images and many epochs (COCO: 118,000); {enough}"
+
+
+def _classifier(specs: Mapping[str, str]) -> str:
+    """The config of a classifier: of resdet pretrain."""
+    choices = [
+        Choice("backbone.name", "resnet18", "small; resdet list backbones has others"),
+        Choice("data.train", [specs["train"]]),
+        Choice("data.val", [specs["val"]] if "val" in specs else [], "chooses the best weights"),
+        Choice("data.test", [specs[name] for name in ("test", "val") if name in specs][:1]),
+    ]
+    return config_text(choices, ("A classifier; its weights can start a detector (backbone.weights).",))

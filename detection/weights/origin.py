@@ -1,0 +1,83 @@
+"""The detector that ``init`` of a config names: a run, a checkpoint, a published one, or a file of another project."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from backbones.weights.load import read_state_dict
+from detection.config.detection import DetectionConfig
+from detection.data.cards import load_card
+from detection.engine.checkpoint import Checkpoint, read_checkpoint, resolve_weights, stored_backbone
+from detection.weights import zoo
+from detection.weights.detectron2 import convert_detectron2
+from detection.weights.torchvision import convert_torchvision, known_norm_eps
+
+__all__ = ["ZOO_FOLDER", "origin_file", "read_origin"]
+
+ZOO_FOLDER = Path("output/zoo")  # where published detectors are downloaded to
+
+# Rows of the class scores -> the card whose classes they mostly are: torchvision's have a row per category id of COCO
+CARDS_OF_ROWS = {("torchvision", 91): "coco2017", ("detectron2", 81): "coco2017", ("detectron2", 21): "voc2007"}
+SCORES = ("roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.0.cls_score.weight")
+
+
+def read_origin(init: str, *, attempts: int = 5) -> Checkpoint[DetectionConfig]:
+    """Returns the detector that ``init`` names.
+
+    Args:
+        init: a run directory, a .safetensors checkpoint, a file of torchvision or Detectron2, or a name in the zoo,
+            which is downloaded into ``ZOO_FOLDER`` unless it is there.
+        attempts: connections tried.
+
+    Raises:
+        ValueError: there is no such thing, or it is no detector that loads here.
+        ConnectionError: the download failed.
+    """
+    file = origin_file(init, attempts=attempts)
+    return _converted(file) if _is_foreign(file) else read_checkpoint(file)
+
+
+def origin_file(init: str, *, attempts: int = 5) -> Path:
+    """Returns the file of the detector that ``init`` names, downloaded if need be.
+
+    Raises:
+        ValueError, ConnectionError: as ``read_origin``.
+    """
+    path = Path(init)
+    if path.exists():
+        return resolve_weights(path)
+    try:
+        entry = zoo.find_entry(init)
+    except ValueError as error:
+        raise ValueError(f"init {init!r} is no run, no file and no published detector: {error}") from error
+    return resolve_weights(zoo.fetch(entry, ZOO_FOLDER, attempts=attempts))
+
+
+def _is_foreign(file: Path) -> bool:
+    return file.suffix != ".safetensors" or stored_backbone(file) is None
+
+
+def _converted(file: Path) -> Checkpoint[DetectionConfig]:
+    state = read_state_dict(file)
+    project = "detectron2" if any(name.startswith("proposal_generator.") for name in state) else "torchvision"
+    names = _class_names(state, project)
+    try:
+        if project == "detectron2":
+            config, weights = convert_detectron2(state, class_names=names)
+        else:
+            eps = known_norm_eps(state)  # 1e-5 is less than a hundredth of nearly every variance
+            config, weights = convert_torchvision(state, class_names=names, norm_eps=1e-5 if eps is None else eps)
+    except ValueError as error:
+        hint = "; of a backbone alone, give the file as backbone.weights" if "conv1.weight" in state else ""
+        raise ValueError(f"init {file}: {error}{hint}") from error
+    return Checkpoint(file, weights, config, names, iteration=0)
+
+
+def _class_names(state: Mapping[str, Tensor], project: str) -> tuple[str, ...]:
+    """The classes of a file that names none: those of a card, else "class 1", "class 2" and so on."""
+    rows = next((len(state[name]) for name in SCORES if name in state), 1)
+    card = CARDS_OF_ROWS.get((project, rows))
+    return load_card(card).classes if card else tuple(f"class {number}" for number in range(1, rows))

@@ -1,0 +1,46 @@
+"""Mirrors data/anchor_fit.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from detection.data.anchor_fit import best_iou, fit_ratios, fit_sizes, kmeans_iou, reached
+
+
+def spread(*centres: tuple[float, float], count: int = 50) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return np.concatenate([np.array(centre) * generator.uniform(0.95, 1.05, (count, 2)) for centre in centres])
+
+
+def test_clusters_are_found_whatever_their_scale() -> None:
+    centres = ((10.0, 10.0), (40.0, 20.0), (300.0, 200.0))
+    found = kmeans_iou(spread(*centres), 3)
+    assert found == pytest.approx(np.array(centres), rel=0.05)
+
+
+def test_sizes_are_square_roots_of_areas_and_rise() -> None:
+    sizes = fit_sizes(spread((10, 10), (40, 20), (300, 200)), 3)
+    assert sizes == pytest.approx((10, np.sqrt(800), np.sqrt(60000)), rel=0.06)
+    assert [*fit_sizes(spread((30, 30)), 5)] == sorted({*fit_sizes(spread((30, 30)), 5)})
+    assert len(fit_sizes(spread((30, 30), count=1), 5)) == 5
+
+
+def test_ratios_are_height_over_width() -> None:
+    assert fit_ratios(spread((10, 20), (30, 15), (40, 160))) == pytest.approx((0.5, 2.0, 4.0), rel=0.06)
+    alike = fit_ratios(spread((10, 10)))
+    assert alike == pytest.approx((0.5, 1.0, 2.0), rel=0.06)
+
+
+def test_the_fit_is_that_of_boxes_with_one_centre() -> None:
+    ious = best_iou(np.array([[10.0, 10.0], [20.0, 10.0], [10.0, 40.0]]), (10.0,), (1.0,))
+    assert ious == pytest.approx([1.0, 0.5, 0.25])
+    assert (reached(ious, 0.5), reached(ious, 0.7)) == pytest.approx((2 / 3, 1 / 3))
+    assert reached(best_iou(np.zeros((0, 2)), (10.0,), (1.0,)), 0.5) == 1.0
+
+
+def test_fitted_anchors_reach_more_objects_than_the_paper_s() -> None:
+    objects = spread((12, 30), (25, 60), (14, 34))
+    own = best_iou(objects, fit_sizes(objects, 3), fit_ratios(objects))
+    paper = best_iou(objects, (128.0, 256.0, 512.0), (0.5, 1.0, 2.0))
+    assert reached(own, 0.7) > 0.9 > reached(paper, 0.7)

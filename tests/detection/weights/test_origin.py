@@ -1,0 +1,193 @@
+"""Mirrors weights/origin.py, and fine-tuning from what it reads; the server runs on 127.0.0.1, weights are random."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+from detection.config.detection import DetectionConfig
+from detection.config.load import load_config
+from detection.data.cards import load_card
+from detection.engine.checkpoint import read_checkpoint
+from detection.weights import origin, zoo
+from detection.weights.origin import origin_file, read_origin
+from detection.weights.to_detectron2 import to_detectron2
+
+# A training of seconds.
+SHORT = (
+    "solver.iterations=1",
+    "solver.images_per_step=1",
+    "solver.warmup_iterations=0",
+    "data.workers=0",
+    "data.val=[]",
+    "data.test=[]",
+    "data.shorter_side=64",
+    "data.longer_side=96",
+    "solver.log_sinks=[]",
+    "rpn.post_nms_train=64",
+    "rpn.post_nms_test=16",
+    "device=cpu",
+)
+
+
+def torchvision_state(classes: int) -> dict[str, Tensor]:
+    """A detector of torchvision with random weights whose residual branches begin at zero, so that nothing explodes."""
+    torch.manual_seed(0)
+    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes + 1)
+    state = model.state_dict()
+    return {name: value * 0 if name.endswith("bn3.weight") else value for name, value in state.items()}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files of 6 classes as torchvision and Detectron2 write them, and one of COCO's 91 rows."""
+    folder = tmp_path_factory.mktemp("files")
+    for name, classes in (("mine.pth", 6), ("coco.pth", 90)):
+        torch.save(torchvision_state(classes), folder / name)
+    torch.save({"model": torchvision_state(6)}, folder / "wrapped.pth")
+    found = read_origin(str(folder / "mine.pth"))
+    config = load_config(DetectionConfig, _detectron2_config(folder))
+    state, _ = to_detectron2(config, found.class_names, found.weights)
+    content = {"model": {name: value.numpy() for name, value in state.items()}, "__author__": "somebody"}
+    (folder / "model_final.pkl").write_bytes(pickle.dumps(content))
+    return {path.name: path for path in folder.iterdir()}
+
+
+def _detectron2_config(folder: Path) -> Path:
+    """Settings that Detectron2 has, for the layers of torchvision's detector."""
+    path = folder / "detectron2.yaml"
+    path.write_text(
+        "backbone: {name: resnet50, weights_source: msra, stride_in: 3x3, norm: frozen_bn, freeze_at: 2, fpn: true}\n"
+        "anchors: {sizes: [32, 64, 128, 256, 512], offset: 0.0}\n"
+        "rpn: {channels: 256, allow_outside: true, pre_nms_test: 1000, post_nms_test: 1000, min_size: 0.0}\n"
+        "box: {head: fc, pool: roi_align, sampling_ratio: 0}\n"
+        "test: {nms_iou: 0.5}\n"
+        "data: {shorter_side: 800, longer_side: 1333}\n"
+    )
+    return path
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and downloads go to output/ of the working directory."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+@pytest.fixture
+def served(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A detector "small" of the zoo on a local server; gives the paths that were asked for."""
+    content, asked = files["coco.pth"].read_bytes(), list[str]()
+    folder = tmp_path / "server"
+    folder.mkdir()
+    name = f"small-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    (folder / name).write_bytes(content)
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            asked.append(self.path)
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/{name}"
+        monkeypatch.setattr(zoo, "ZOO", (zoo.Entry("small", "torchvision", url, "coco2017:val", 1.0),))
+        yield asked
+        server.shutdown()
+        thread.join()
+
+
+class TestOrigin:
+    """What a text means."""
+
+    def test_a_file_of_torchvision(self, files: dict[str, Path]) -> None:
+        for name in ("mine.pth", "wrapped.pth"):
+            found = read_origin(str(files[name]))
+            assert found.class_names == tuple(f"class {number}" for number in range(1, 7))
+            assert found.config.backbone.name == "resnet50"
+            assert found.weights["box_stage.predictor.classes.weight"].shape == (7, 1024)
+
+    def test_91_rows_of_torchvision_are_coco_s_classes(self, files: dict[str, Path]) -> None:
+        found = read_origin(str(files["coco.pth"]))
+        assert found.class_names == load_card("coco2017").classes
+        assert found.weights["box_stage.predictor.classes.weight"].shape == (81, 1024)
+
+    def test_a_pickle_of_detectron2(self, files: dict[str, Path]) -> None:
+        found = read_origin(str(files["model_final.pkl"]))
+        assert len(found.class_names) == 6
+        assert found.config.backbone.weights_source == "msra"
+
+    def test_a_name_of_the_zoo_is_downloaded_once_and_is_a_run(self, served: list[str]) -> None:
+        found = read_origin("small")
+        assert found.class_names == load_card("coco2017").classes
+        assert origin_file("small") == origin.ZOO_FOLDER / "small" / "checkpoints" / "0000000.safetensors"
+        assert read_checkpoint(origin.ZOO_FOLDER / "small").config == found.config
+        assert len(served) == 1
+
+    @pytest.mark.parametrize("name", ["nowhere/run", "small.pth", "faster_rcnn_R_50_FPN"])
+    def test_what_is_nowhere_is_named(self, name: str) -> None:
+        with pytest.raises(ValueError, match=f"init '{name}' is no run, no file and no published detector"):
+            read_origin(name)
+
+    def test_a_backbone_alone_is_refused_with_the_key_that_takes_it(self, tmp_path: Path) -> None:
+        torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "resnet.pth")
+        with pytest.raises(ValueError, match=r"backbone\.weights"):
+            read_origin(str(tmp_path / "resnet.pth"))
+
+
+@pytest.mark.slow
+class TestFineTuning:
+    """Training on bolts and nuts from detectors that know neither."""
+
+    def trained(self, resdet: Callable[..., Any], folder: Path, start: str | Path) -> list[str]:
+        outcome = resdet("train", folder, "--from", start, *SHORT)
+        assert (outcome.status, outcome.err) == (0, "")
+        return outcome.out.splitlines()
+
+    def assert_carried(self, lines: list[str], source: Path) -> None:
+        """All tensors came over, no class did, and the weights are those of ``source`` where nothing was trained."""
+        (first,) = [number for number, line in enumerate(lines) if "tensors carried over" in line]
+        carried, _, total = lines[first].rpartition(": ")[2].split()[:3]
+        assert carried == total
+        assert lines[first + 1 : first + 3] == ["  classes kept: none", "  classes new: bolt, nut"]
+        there, here = read_origin(str(source)), read_checkpoint("output/csv")
+        assert here.class_names == ("bolt", "nut")
+        assert here.weights["box_stage.predictor.classes.weight"].shape[0] == 3
+        for name in ("backbone.body.conv1.weight", "backbone.body.layer1.0.conv1.weight"):  # fixed
+            assert torch.equal(here.weights[name], there.weights[name])
+        for name in ("rpn.head.conv.weight", "box_stage.head.fcs.0.weight"):
+            assert not torch.equal(here.weights[name], there.weights[name])
+            assert torch.allclose(here.weights[name], there.weights[name], atol=0.01)
+
+    def test_from_a_state_dict_of_torchvision(
+        self, made_folder: Callable[..., Path], resdet: Callable[..., Any], files: dict[str, Path]
+    ) -> None:
+        lines = self.trained(resdet, made_folder("csv"), files["mine.pth"])
+        self.assert_carried(lines, files["mine.pth"])
+
+    def test_from_a_pickle_of_detectron2(
+        self, made_folder: Callable[..., Path], resdet: Callable[..., Any], files: dict[str, Path]
+    ) -> None:
+        lines = self.trained(resdet, made_folder("csv"), files["model_final.pkl"])
+        self.assert_carried(lines, files["model_final.pkl"])
+
+    def test_from_a_name_of_the_zoo(
+        self, made_folder: Callable[..., Path], resdet: Callable[..., Any], served: list[str]
+    ) -> None:
+        lines = self.trained(resdet, made_folder("csv"), "small")
+        self.assert_carried(lines, origin.ZOO_FOLDER / "small")
+        config = load_config(DetectionConfig, "output/csv/init/config.yaml")
+        assert (config.init, config.backbone.freeze_at, config.solver.base_lr) == ("small", 2, pytest.approx(0.01))
+        assert len(served) == 1
