@@ -6,7 +6,8 @@ the offset as its bias, give the same up to rounding.  Weights on disk stay as t
 - Weights that are not trained, and all in a test, are folded once and kept until one of their tensors changes.
 - In training the scale is multiplied in at every step, and the gradient of the weights themselves comes back.  A stage
   does that for all its weights at once, by one operator forward and one on the way back; a network does not, so that
-  the first gradients can be sent to other processes while the last are computed.
+  the first gradients can be sent to other processes while the last are computed.  The scaled weights are kept until
+  the way back, as much memory again as the weights have.
 
 Shapes: N images, C input channels, O output channels, k k kernel, H W height and width.
 """
