@@ -5,7 +5,7 @@ the offset as its bias, give the same up to rounding.  Weights on disk stay as t
 
 - Weights that are not trained, and all in a test, are folded once and kept until one of their tensors changes.
 - In training the scale is multiplied in at every step, and the gradient of the weights themselves comes back.  A stage
-  does that for all its weights at once, by one operator forward and one on the way back; a network does not, so that
+  does that for all its weights at once, by one operator forward and two on the way back; a network does not, so that
   the first gradients can be sent to other processes while the last are computed.  The scaled weights are kept until
   the way back, as much memory again as the weights have.
 
@@ -15,6 +15,7 @@ Shapes: N images, C input channels, O output channels, k k kernel, H W height an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, TypeGuard
 
@@ -61,19 +62,64 @@ def convolve(convolution: nn.Module, norm: nn.Module, x: Tensor, folded: FoldedW
     )
 
 
-def fold_at_once(pairs: Iterable[Pair]) -> FoldedWeights:
-    """Returns the weights and biases of the convolutions among ``pairs`` that learn, by one operator.
+@contextmanager
+def fold_at_once(pairs: Iterable[Pair]) -> Iterator[FoldedWeights]:
+    """Gives the weights and biases of the convolutions among ``pairs`` that learn, by one operator.
 
-    Its backward pass is one operator too, and leaves out weights that no gradient comes to.
+    Its backward pass is one operator too, and leaves out weights that no gradient comes to.  Convolutions inside the
+    context keep no folded weight for their own backward passes; one more operator makes all of them again.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return {}
     learning = [pair for pair in pairs if _is_foldable(pair) and _learns(pair[0])]
-    if not learning:
-        return {}
+    if torch.compiler.is_compiling() or not learning:
+        yield {}
+        return
     scales, biases = zip(*(_affine(norm) for _, norm in learning), strict=True)
-    weights = _ScaledWeights.apply(*scales, *(convolution.weight for convolution, _ in learning))
-    return dict(zip(learning, zip(weights, biases, strict=True), strict=True))
+    weights = [convolution.weight for convolution, _ in learning]
+    folded = _ScaledWeights.apply(*scales, *weights)
+    again = _MadeAgain(folded, weights, scales)
+    with torch.autograd.graph.saved_tensors_hooks(again.pack, again.unpack):
+        yield dict(zip(learning, zip(folded, biases, strict=True), strict=True))
+
+
+class _MadeAgain:
+    """Stands for folded weights between forward and backward, so that no second copy of the weights is kept.
+
+    Args:
+        folded: as the convolutions take them.
+        weights, scales: whose products they are.
+    """
+
+    def __init__(self, folded: Sequence[Tensor], weights: Sequence[Tensor], scales: Sequence[Tensor]) -> None:
+        self.places = {values.data_ptr(): place for place, values in enumerate(folded)}
+        self.weights, self.scales, self.versions = weights, scales, [weight._version for weight in weights]
+        self.packed = self.left = 0
+        self.values: list[Tensor] = []
+
+    def pack(self, tensor: Tensor) -> Tensor | int:
+        """Returns the place of a folded weight, and any other tensor as it is."""
+        place = self.places.get(tensor.data_ptr())
+        if place is None or tensor.shape != self.weights[place].shape:
+            return tensor
+        self.packed += 1
+        return place
+
+    def unpack(self, kept: Tensor | int) -> Tensor:
+        """Returns what was packed.
+
+        Raises:
+            RuntimeError: the weights changed between forward and backward, as autograd has it.
+        """
+        if isinstance(kept, Tensor):
+            return kept
+        if not self.values:
+            if [weight._version for weight in self.weights] != self.versions:
+                raise RuntimeError("weights were modified by an in-place operation between forward and backward")
+            with torch.no_grad():
+                self.values, self.left = _multiply(self.weights, self.scales), self.packed
+        value, self.left = self.values[kept], self.left - 1
+        if not self.left:
+            self.values = []
+        return value
 
 
 class FoldingSequential(nn.Sequential):
@@ -119,8 +165,9 @@ class _ScaledWeights(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         scales = ctx.saved_tensors
         came = [(gradient, scale) for gradient, scale in zip(gradients, scales, strict=True) if gradient is not None]
-        scaled = iter(_multiply(*zip(*came, strict=True)) if came else ())
-        return *[None] * len(scales), *(None if gradient is None else next(scaled) for gradient in gradients)
+        if came:  # in place: they are the convolutions' own, and a second copy of a stage is 60 MB of ResNet-50
+            torch.ops.aten._foreach_mul_.List(*zip(*came, strict=True))
+        return *[None] * len(scales), *gradients
 
 
 def _multiply(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:

@@ -272,9 +272,9 @@ class Stage(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         output = input
         blocks = [block for block in self if isinstance(block, ResidualBlock)]
-        folded = fold_at_once(pair for block in blocks for pair in block.pairs())
-        for block in self:
-            output = block(output, folded) if isinstance(block, ResidualBlock) else block(output)
+        with fold_at_once(pair for block in blocks for pair in block.pairs()) as folded:
+            for block in self:
+                output = block(output, folded) if isinstance(block, ResidualBlock) else block(output)
         return output
 
 

@@ -26,9 +26,6 @@ PoolKind = Literal["roi_pool", "roi_align", "roi_align_unaligned"]
 # A region of 224 x 224 pixels, the size of the images of the pre-training, is pooled at stride 16 (FPN, section 4.2).
 CANONICAL_SIDE, CANONICAL_LEVEL = 224.0, 4
 
-# Regions whose sums are described at a time on a CPU: 256 of 7 x 7 cells are 1.6 MiB of indices.
-REGIONS_AT_ONCE = 256
-
 
 class RegionPooler(nn.Module):
     """Pools regions from one feature map, or each from the level of a pyramid that fits its size.
@@ -108,10 +105,7 @@ class RegionPooler(nn.Module):
         sizes, first = torch.tensor(shapes)[own], firsts.cumsum(0)[own]  # (R, 2), (R,)
         first = first + images * sizes.prod(dim=1)
         scales = torch.tensor([1 / stride for stride in self.strides], dtype=boxes.dtype)[own, None]
-        parts = zip(*(values.split(REGIONS_AT_ONCE) for values in (boxes * scales, sizes, first)), strict=True)
-        sums = [self._weighted_sums(table, *part) for part in parts]
-        pooled = torch.cat(sums) if sums else table.new_zeros(0, self.size, self.size, table.shape[1])
-        return pooled.permute(0, 3, 1, 2)
+        return self._weighted_sums(table, boxes * scales, sizes, first).permute(0, 3, 1, 2)
 
     def _weighted_sums(self, table: Tensor, boxes: Tensor, sizes: Tensor, first: Tensor) -> Tensor:
         """Returns (R, S, S, C) from the ``table`` (cells, C) of all levels.

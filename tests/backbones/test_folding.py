@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from backbones.folding import FoldingSequential, convolve, fold_at_once, run
+from backbones.folding import FoldingSequential, Pair, convolve, fold_at_once, run
 from backbones.norm import FrozenBatchNorm, make_norm
 from backbones.registry import build_backbone
 from backbones.residual import (
@@ -80,14 +81,33 @@ def test_one_operator_in_a_test_and_nothing_of_the_norm_on_the_way() -> None:
     assert not names & {"aten::batch_norm", "aten::mul", "aten::rsqrt"}
 
 
-def test_training_keeps_the_input_and_the_folded_weights_alone() -> None:
+def test_training_keeps_the_input_and_no_second_weights() -> None:
     convolution, norm = make_layers()
-    folded = fold_at_once([(convolution, norm)])
-    kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        convolve(convolution, norm, X.clone().requires_grad_(), folded)
-    assert [tensor.shape for tensor in kept] == [X.shape, convolution.weight.shape]
-    assert kept[1].data_ptr() == folded[convolution, norm][0].data_ptr()
+    with fold_at_once([(convolution, norm)]) as folded:
+        weight = weakref.ref(folded[convolution, norm][0])
+        output = convolve(convolution, norm, X.clone().requires_grad_(), folded)
+    del folded
+    assert weight() is None
+    output.sum().backward()
+    assert convolution.weight.grad is not None
+
+
+def test_weights_that_change_before_the_way_back_are_refused() -> None:
+    convolution, norm = make_layers()
+    with fold_at_once([(convolution, norm)]) as folded:
+        output = convolve(convolution, norm, X, folded)
+    with torch.no_grad():
+        convolution.weight.add_(1)
+    with pytest.raises(RuntimeError, match="in-place"):
+        output.sum().backward()
+
+
+def test_a_second_pass_back_gives_the_same_gradients() -> None:
+    stage = make_residual_stage()
+    total = losses(stage)
+    parameters = [p for p in stage.parameters() if p.requires_grad]
+    first, second = (torch.autograd.grad(total, parameters, retain_graph=True) for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 def step(layers: nn.ModuleList) -> None:
@@ -241,14 +261,15 @@ def test_a_stage_equals_its_layers_in_turn(block: type[Block], choice: dict[str,
 def test_a_stage_scales_all_weights_by_one_operator_and_all_gradients_by_another(block: type[Block]) -> None:
     stage = make_residual_stage(block)
     together, alone = counts(lambda: stage(X).sum()), counts(lambda: nn.Sequential(*stage)(X).sum())
-    pairs = len(fold_at_once(pair for layer in stage for pair in cast(Bottleneck, layer).pairs()))
+    pairs = sum(len(cast(Bottleneck, layer).pairs()) for layer in stage)
     norms_alone = (
         4 if block.preact else 0
     )  # two for each bn1 of the second and third block, which follow no convolution
-    assert together["aten._foreach_mul"] == 2
+    # Weights forward and again on the way back, and gradients.
+    assert (together["aten._foreach_mul"], together["aten._foreach_mul_"]) == (2, 1)
     assert together.get("aten.mul", 0) == norms_alone
     assert alone["aten.mul"] == norms_alone + 2 * pairs
-    assert sum(alone.values()) - sum(together.values()) == 2 * pairs - 2
+    assert sum(alone.values()) - sum(together.values()) == 2 * pairs - 3
 
 
 def test_weights_of_a_stage_are_those_of_each_convolution_to_the_last_bit() -> None:
@@ -276,9 +297,9 @@ def test_frozen_weights_of_a_stage_get_no_gradient_and_no_scale_in_a_step(frozen
 def test_weights_that_no_gradient_comes_to() -> None:
     stage = make_residual_stage()
     pairs = [pair for layer in stage for pair in cast(Bottleneck, layer).pairs()]
-    folded = fold_at_once(pairs)
-    assert len(folded) == len(pairs) == 10
-    out = cast(Bottleneck, stage[0])(X, folded).sum()
+    with fold_at_once(pairs) as folded:
+        assert len(folded) == len(pairs) == 10
+        out = cast(Bottleneck, stage[0])(X, folded).sum()
     found = torch.autograd.grad(out, list(stage.parameters()), allow_unused=True)
     reached = {
         name for name, gradient in zip(dict(stage.named_parameters()), found, strict=True) if gradient is not None
@@ -333,22 +354,27 @@ def test_a_stage_that_is_computed_again_on_the_way_back(whole: bool) -> None:
     def again() -> Tensor:
         if whole:
             return losses(lambda x: checkpoint(stage, x, use_reentrant=False))
-        folded, x = fold_at_once(pair for layer in stage for pair in cast(Bottleneck, layer).pairs()), X
-        for block in stage:
-            x = checkpoint(block, x, folded, use_reentrant=False)
+        x = X
+        with fold_at_once(pair for layer in stage for pair in cast(Bottleneck, layer).pairs()) as folded:
+            for block in stage:
+                x = checkpoint(block, x, folded, use_reentrant=False)
         return losses(lambda _: x)
 
     torch.testing.assert_close(gradients(stage, again), gradients(stage))
 
 
 def test_nothing_is_folded_at_once_but_what_learns() -> None:
+    def folded(*pairs: Pair) -> list[Pair]:
+        with fold_at_once(pairs) as found:
+            return list(found)
+
     pair = make_layers()
     with torch.no_grad():
-        assert fold_at_once([pair]) == {}
-    assert fold_at_once([(pair[0], nn.BatchNorm2d(6)), (nn.Identity(), pair[1])]) == {}
-    assert list(fold_at_once([pair])) == [pair]
+        assert folded(pair) == []
+    assert folded((pair[0], nn.BatchNorm2d(6)), (nn.Identity(), pair[1])) == []
+    assert folded(pair) == [pair]
     pair[1].register_forward_hook(lambda *_: None)
-    assert fold_at_once([pair]) == {}
+    assert folded(pair) == []
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet50d", "preact_resnet18", "vgg16_bn", "cifar_resnet20"])
