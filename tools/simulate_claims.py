@@ -265,7 +265,8 @@ def _rates(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     # At equal rates: both thresholds are moved to where 5 % of the experiments without a gap make a claim.
     limits = np.quantile([row["smallest"] for row in outcomes], ALPHA, axis=0)
     for key, column in (("power_at_5", 0), ("old_power_at_5", 1)):
-        rates[key] = float(np.mean([row["of_gap"][column] <= limits[column] for row in outcomes]))
+        claimed = np.mean([row["of_gap"][column] <= limits[column] for row in outcomes])
+        rates[key] = float(claimed) if limits[column] < 1 else None  # p-values end at 1, and order nothing there
     return rates
 
 
@@ -318,7 +319,10 @@ def table(cells: Sequence[dict[str, Any]]) -> list[list[str]]:
     for first in (cell for cell in cells if cell["variants"] == VARIANTS[0]):
         same = [c for c in cells if all(c[key] == first[key] for key in ("images", "deviation", "seeds"))]
         shown = [str(first[key]) for key in ("images", "deviation", "seeds")]
-        shown += [" / ".join(f"{100 * c[key]:.0f}" for c in same if key in c) or "-" for key in list(COLUMNS)[3:]]
+        shown += [
+            " / ".join("-" if c[key] is None else f"{100 * c[key]:.0f}" for c in same if key in c) or "-"
+            for key in list(COLUMNS)[3:]
+        ]
         rows.append([*shown, " / ".join(f"{100 * share['value']:.0f}" for share in first["coverage"].values())])
     return rows
 
