@@ -66,7 +66,7 @@ class TestWholeExperiment:
 
     def test_planning_says_what_one_point_takes(self, report: tuple[dict[str, Any], str]) -> None:
         plan = report[0]["planning"]
-        assert plan["design"] == {"variants": 2, "seeds": 3, "images": 12, "confidence": 0.95}
+        assert plan["design"] == {"variants": 2, "seeds": 3, "images": 12, "confidence": 0.95, "pool": False}
         assert plan["visible"] > plan["gap"] == 0.01
         assert plan["pooling"] is None
 
