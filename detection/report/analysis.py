@@ -17,7 +17,7 @@ from detection.evaluation.matching import match
 from detection.evaluation.metrics import percent, shown_in
 from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric
-from detection.pages.page import Block, Figure, Notice, Page, Pictures, Section, Table, write_page
+from detection.pages.page import Block, Figure, Page, Pictures, Section, Table, write_page
 from detection.pages.plots import matrix
 from detection.report.build import only_found_by
 from detection.report.calibration import Wanted, calibration_numbers, calibration_section
@@ -35,6 +35,7 @@ from detection.report.numbers import (
 )
 from detection.report.pictures import picture
 from detection.report.proof import compare_runs, planning
+from detection.report.verdict import lead
 from detection.report.words import percent_interval
 from detection.tasks.test import read_records
 
@@ -77,6 +78,7 @@ def write_analysis(runs: Sequence[Path], output: Path, *, say: Callable[[str], N
             *((name, f"{run}: {tested_weights(run)}") for name, run in zip(read, runs, strict=True)),
         ],
         sections=_sections(numbers, index, shown),
+        lead=lead(numbers),
     )
     return write_page(page, output, "analysis")
 
@@ -152,8 +154,7 @@ def _ranking(shown: Shown) -> dict[str, Any]:
 
 
 def _sections(numbers: dict[str, Any], index: AnnotationIndex, shown: Mapping[str, Shown]) -> list[Section]:
-    results = [Notice(f"{pair['verdict']}.") for pair in numbers["pairs"]]
-    results += claims_tables(numbers) if numbers["pairs"] else []
+    results = claims_tables(numbers) if numbers["pairs"] else []
     ways = [way for a, b in combinations(shown, 2) for way in ((a, b), (b, a))]
     found = [figure for a, b in ways for figure in only_found_by(index, shown, a, b, MAX_PICTURES)]
     sections = [

@@ -1,4 +1,4 @@
-"""The first section of an experiment's report: what is proven of each pair, and what it would take to know more."""
+"""What is proven of each pair of an experiment, and what it would take to know more."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ EQUAL_DEVIATIONS = 0.05  # p-value below which pooling is warned of
 
 
 def conclusion(numbers: dict[str, Any]) -> Section:
-    """Returns the recipe, what is doubtful, the tables of pairs and the planning of an experiment."""
+    """Returns the recipe, what is doubtful, AP of all pairs and the planning of an experiment."""
     missing = [f"{run['variant']} seed {run['seed']} ({run['state']})" for run in numbers["unfinished"]]
     blocks: list[Block] = [Text(f"Recipe: {recipe(numbers)}.")]
     if missing:
         blocks.append(Notice(f"Without a result, and not in any number here: {', '.join(missing)}.", warning=True))
     blocks += [Notice(warning, warning=True) for warning in warnings(numbers)]
     if numbers["pairs"]:
-        blocks += [pair_matrix(numbers), *claims_tables(numbers), *_planning(numbers["planning"])]
+        blocks += [pair_matrix(numbers), *_planning(numbers["planning"])]
     return Section("Conclusion", blocks)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from detection.evaluation.metrics import NONE, Metric, percent, shown_in
 from detection.pages.page import Block, Figure, Links, Notice, Pictures, Section, Table, Text
 from detection.pages.plots import Point, forest, scatter
-from detection.report.conclusion import conclusion
+from detection.report.conclusion import claims_tables, conclusion
 from detection.report.details import classes_section, curves_section, errors_section, pictures_section
 from detection.report.latency import latency_blocks
 from detection.report.robustness import robustness_section
@@ -41,6 +41,7 @@ def experiment_sections(numbers: dict[str, Any], pictures: Sequence[Pictures]) -
         _results(numbers),
         _fairness(numbers),
         _cost(numbers),
+        Section("Pairs", claims_tables(numbers) if numbers["pairs"] else []),
         classes_section(numbers),
         errors_section(numbers),
         curves_section(numbers),
