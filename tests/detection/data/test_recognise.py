@@ -126,6 +126,20 @@ def test_of_two_coco_files_of_the_same_images_the_fuller_is_taken(made_folder: M
     assert any("a_few.json" in note for note in found.layout.notes)
 
 
+def test_names_of_coco_may_hold_folders_as_in_label_studio_s_export(
+    made_folder: MadeFolder, made_boxes: MadeBoxes
+) -> None:
+    folder = made_folder("coco")
+    content = json.loads((folder / "labels.json").read_text())
+    for image in content["images"]:
+        image["file_name"] = f"images/{image['file_name']}"
+    (folder / "labels.json").unlink()
+    (folder / "result.json").write_text(json.dumps(content))
+    found = recognise(folder)
+    assert found.layout.splits == {"all": [{"annotations": "result.json", "images": "."}]}
+    assert objects_of(read_all(found)).keys() == made_boxes().keys()
+
+
 def test_a_folder_of_two_formats_names_the_other_and_takes_it_on_request(made_folder: MadeFolder) -> None:
     folder = made_folder("voc_flat")
     shutil.copytree(made_folder("yolo_plain"), folder, dirs_exist_ok=True)

@@ -1070,7 +1070,7 @@ class TestInit:
         assert read_checkpoint(tmp_path / "run").iteration == 2
 
     def test_missing_start_is_named(self, config: DetectionConfig, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"no checkpoint at .*absent"):
+        with pytest.raises(ValueError, match=r"init '.*absent' is no run, no file"):
             self.start(config, tmp_path / "absent", tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
