@@ -73,7 +73,8 @@ BOXES = [
 
 def test_one_level_is_region_pooling() -> None:
     maps = make_maps(16, 25)
-    pooled = RegionPooler([16], 7)([maps], BOXES)
+    images = torch.cat([torch.full((len(boxes),), row) for row, boxes in enumerate(BOXES)])
+    pooled = RegionPooler([16], 7)([maps], torch.cat(BOXES), images)
     torch.testing.assert_close(RegionPyramid(16, (7,))([maps], BOXES), pooled.flatten(1), rtol=0, atol=0)
 
 
@@ -91,7 +92,7 @@ def test_regions_pooled_to_the_finest_level_and_then_the_tail_are_the_pyramid_of
     boxes = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
     maps = make_maps(38, 63, count=1)
     tail = SPPTail(5)
-    pooled = RegionPooler([16], tail.roi_size)([maps], [boxes])
+    pooled = RegionPooler([16], tail.roi_size)([maps], boxes, torch.zeros(len(boxes)).long())
     assert (tail.roi_size, tail.out_channels) == (6, 250)
     torch.testing.assert_close(tail(pooled), RegionPyramid(16)([maps], [boxes]), rtol=0, atol=0)
 
