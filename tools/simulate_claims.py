@@ -46,7 +46,7 @@ from detection.evaluation.text_table import text_table
 
 ALPHA, GAP = 0.05, 0.02
 ARMS, SEEDS, VARIANTS = 8, (1, 2, 3, 5), (2, 4, 7)  # arm 0 is the better one
-IMAGES = {20: 300, 40: 300, 72: 300, 500: 50}  # test images -> experiments
+IMAGES = {20: 300, 40: 300, 72: 300, 500: 15}  # test images -> experiments
 QUICK = {20: 60, 40: 60, 72: 40}
 DEVIATIONS = {"0.3": (0.003, 0.003), "1.0": (0.01, 0.01), "0.3 and 2.0": (0.003, 0.02)}  # AP; of every other arm
 COVERAGE = {20: 0.92}  # asked of 95 % intervals with so many images; 0.94 with more

@@ -9,7 +9,7 @@ errors.  Claims hold for all pairs of variants together; those of classes and ty
 rate.  ``tools/simulate_claims.py`` measures how often intervals cover and claims are false; docs/compare.md has the
 table.
 
-Shapes: n seeds, G blocks of images, M figures, P pairs.
+Shapes: n seeds, G sets of images, M figures, P pairs.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Pooling:
 class Comparison:
     """What ``compare_samples`` found."""
 
-    blocks: int  # of images
+    blocks: int  # sets of images that the intervals come from: as many as images, or random halves
     confidence: float  # 0..1
     pooling: Pooling | None
     variants: dict[str, Variant]
@@ -151,7 +151,7 @@ def _check(variants: Mapping[str, Sequence[Sample]]) -> None:
         raise ValueError(f"variant {without[0]} has no runs, expected one or more" if without else "no variants")
     samples = [seed for seeds in variants.values() for seed in seeds]
     if any(seed.names != samples[0].names or len(seed.influence) != len(samples[0].influence) for seed in samples):
-        raise ValueError("samples of other figures or of other blocks of images; make all of them of the same images")
+        raise ValueError("samples of other figures or of other sets of images; make all of them of the same images")
 
 
 def _variant(arm: tuple[Floats, Floats], first: Sample, confidence: float) -> Variant:

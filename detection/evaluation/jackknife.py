@@ -1,11 +1,13 @@
-"""What each test image, or block of images, contributes to the figures of a run: the delete-a-group jackknife.
+"""What the choice of test images contributes to the figures of a run: the jackknife.
 
-Blocks are the same for all runs of the same images, so what is hard about an image cancels in a difference.
+Up to 100 images each one is left out.  With more, random halves are: AP is read at 101 recalls, whose places jitter
+when single images go, and with many images that jitter would count as noise.  The sets are the same for all runs of the
+same images, so what is hard about an image cancels in a difference.
 
-Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 11; for blocks of unequal size, Busing
-et al., "Delete-m jackknife for unequal m", Statistics and Computing 1999.
+Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 11; Shao and Wu, "A general theory for
+jackknife variance estimation", Annals of Statistics 1989, for halves.
 
-Shapes: B sets of N images, G blocks, M figures.
+Shapes: B sets of N images, G of them, M figures.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MAX_BLOCKS", "Sample", "Statistic", "image_blocks", "jackknife"]
+__all__ = ["MAX_SETS", "Sample", "Statistic", "image_sets", "jackknife"]
 
-# A deviation from 100 blocks is within 7 %, and its t quantile 1.2 % from the normal's.
-MAX_BLOCKS = 100
+# A deviation from 100 sets is within 7 %, and its t quantile 1.2 % from the normal's.
+MAX_SETS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +43,8 @@ class Statistic:
 class Sample:
     """Figures of one run, and how they depend on the images.
 
-    The sum over the blocks of the products of two influences is the covariance of two figures over the choice of
-    images, whether these are of one run or of two.  NaN: the figure has no value, or none without some block.
+    The sum over the sets of the products of two influences is the covariance of two figures over the choice of
+    images, whether these are of one run or of two.  NaN: the figure has no value, or none on most sets.
     """
 
     names: tuple[str, ...]  # M
@@ -51,31 +53,43 @@ class Sample:
     images: NDArray[np.int64]  # (M,) as in Statistic
 
 
-def jackknife(statistic: Statistic, num_images: int, *, blocks: int = MAX_BLOCKS) -> Sample:
-    """Returns the figures of ``statistic`` on all images, and without each of at most ``blocks`` blocks of them.
+def jackknife(statistic: Statistic, num_images: int, *, sets: int = MAX_SETS) -> Sample:
+    """Returns the figures of ``statistic`` on all images, and how they change without some of them.
+
+    Args:
+        statistic: of a run.
+        num_images: tested.
+        sets: the most images that are left out one by one, and the number of halves with more.
 
     Raises:
         ValueError: fewer than two images.
     """
-    groups = image_blocks(num_images, blocks)
-    weights = np.ones((1 + len(groups), num_images), np.int32)
-    for row, group in zip(weights[1:], groups, strict=True):
-        row[group] = 0
+    rows = image_sets(num_images, sets)
+    weights = np.concatenate([np.ones((1, num_images), np.int32), rows])
     values = statistic.compute(weights)
-    ratio = num_images / np.array([len(group) for group in groups])[:, None]  # (G, 1)
-    pseudo = ratio * values[0] - (ratio - 1) * values[1:]
-    influence = (pseudo - pseudo.mean(axis=0)) / np.sqrt(len(groups) * (ratio - 1))
+    kept = rows.sum(axis=1, keepdims=True)  # images
+    left, known = values[1:], ~np.isnan(values[1:])
+    count = known.sum(axis=0)
+    change = left - np.where(known, left, 0).sum(axis=0) / np.maximum(count, 1)
+    # One by one the variance is (G - 1) / G times the sum of squares; of halves it is their mean square.
+    scale = kept / (num_images - kept) / (count if num_images <= sets else np.maximum(count - 1, 1))
+    some = (count == len(rows)) if num_images <= sets else (count > len(rows) / 2)
+    influence = np.where(some, np.where(known, change, 0) * np.sqrt(scale), np.nan)
     return Sample(names=statistic.names, values=values[0], influence=influence, images=statistic.images)
 
 
-def image_blocks(num_images: int, blocks: int = MAX_BLOCKS) -> list[NDArray[np.int64]]:
-    """Returns the rows of the images of each block: one image in each, or ``blocks`` random blocks of equal size.
+def image_sets(num_images: int, sets: int = MAX_SETS) -> NDArray[np.int32]:
+    """Returns how often each image counts (G, N): all but one, or random halves.
 
     Raises:
         ValueError: fewer than two images.
     """
     if num_images < 2:
         raise ValueError(f"an interval takes at least 2 images, got {num_images}")
-    # Random, because neighbours of a data set are often frames of one film.
-    order = np.random.default_rng(0).permutation(num_images) if num_images > blocks else np.arange(num_images)
-    return np.array_split(order, min(num_images, blocks))
+    if num_images <= sets:
+        return 1 - np.eye(num_images, dtype=np.int32)
+    rng = np.random.default_rng(0)
+    halves = np.zeros((sets, num_images), np.int32)
+    for row in halves:
+        row[rng.permutation(num_images)[: num_images // 2]] = 1
+    return halves

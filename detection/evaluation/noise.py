@@ -15,7 +15,7 @@ FLOOR times what the images alone explain of it.
 Source: Banerjee, "On confidence interval for two-means problem based on separate estimates of variances and tabulated
 values of t-table", Sankhya A, 1961; jackknife-t: Efron and Tibshirani, 1993, chapter 11.
 
-Shapes: n seeds, G blocks of images; "..." stands for any further axes, such as pairs and figures.
+Shapes: n seeds, G sets of images; "..." stands for any further axes, such as pairs and figures.
 """
 
 from __future__ import annotations

@@ -233,8 +233,8 @@ def _environment(numbers: dict[str, Any]) -> Section:
     if "blocks" in numbers:
         blocks.append(
             Text(
-                f"Intervals come from the figures without each of {numbers['blocks']} "
-                f"{'images' if numbers['blocks'] == numbers['images'] else 'blocks of test images'} (jackknife, "
+                "Intervals come from the figures "
+                f"{'without each image' if numbers['blocks'] == numbers['images'] else 'on random halves'} (jackknife, "
                 "Student's t), the same for all variants, and from the seeds; docs/compare.md says how often they "
                 "cover and claim falsely. AP is COCO's, over boxes at IoU 0.50 to 0.95; all numbers of this page are "
                 "in report.json."

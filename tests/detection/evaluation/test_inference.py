@@ -182,7 +182,7 @@ def test_impossible_requests_are_named() -> None:
         compare_samples({"a": one, "b": []})
     with pytest.raises(ValueError, match=r"confidence is a fraction between 0 and 1, got 95; 0\.95 is usual"):
         compare_samples({"a": one}, confidence=95)
-    with pytest.raises(ValueError, match="samples of other figures or of other blocks"):
+    with pytest.raises(ValueError, match="samples of other figures or of other sets"):
         compare_samples({"a": one, "b": [sample(RNG(0).normal(0, 1, 30))]})
     with pytest.raises(ValueError, match="takes a variant with two seeds or more"):
         compare_samples({"a": one, "b": one}, pool=True)

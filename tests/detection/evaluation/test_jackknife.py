@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detection.evaluation.jackknife import Sample, Statistic, image_blocks, jackknife
+from detection.evaluation.jackknife import Sample, Statistic, image_sets, jackknife
 
 VALUES = np.random.default_rng(0).normal(0, [1.0, 3.0], (50, 2))  # of two figures on each image
 
@@ -30,25 +30,41 @@ def test_the_variance_of_a_mean_is_the_textbooks() -> None:
     assert sample.influence.shape == (50, 2)
 
 
-def test_blocks_of_equal_size_give_the_variance_of_their_means() -> None:
-    sample = jackknife(means(VALUES), 50, blocks=10)
-    of_blocks = np.array([VALUES[rows].mean(axis=0) for rows in image_blocks(50, 10)])
-    np.testing.assert_allclose(covariance(sample), np.cov(of_blocks.T) / 10)
-
-
-def test_blocks_of_unequal_size_estimate_the_same_variance() -> None:
+def test_random_halves_estimate_the_same_variance() -> None:
     values = np.random.default_rng(1).normal(0, 1, (507, 300))
-    sample = jackknife(means(values), 507, blocks=100)
-    found = (sample.influence**2).sum(axis=0)
-    assert found.mean() == pytest.approx(1 / 507, rel=0.03)
+    sample = jackknife(means(values), 507)
+    assert sample.influence.shape == (100, 300)
+    assert (sample.influence**2).sum(axis=0).mean() == pytest.approx(1 / 507, rel=0.03)
 
 
-def test_every_image_is_in_one_block_and_neighbours_are_apart() -> None:
-    blocks = image_blocks(507, 100)
-    assert sorted(np.concatenate(blocks).tolist()) == list(range(507))
-    assert {len(rows) for rows in blocks} == {5, 6}
-    assert np.mean([np.ptp(rows) for rows in blocks]) > 200
-    assert [rows.tolist() for rows in image_blocks(3, 100)] == [[0], [1], [2]]
+def test_sets_lack_one_image_or_half_of_them() -> None:
+    sets = image_sets(507)
+    assert sets.shape == (100, 507)
+    assert set(sets.sum(axis=1).tolist()) == {253}
+    assert abs(np.corrcoef(sets[0], sets[1])[0, 1]) < 0.2
+    np.testing.assert_array_equal(image_sets(3), [[0, 1, 1], [1, 0, 1], [1, 1, 0]])
+
+
+def test_places_of_recalls_that_jitter_are_no_noise() -> None:
+    # Rounded to steps that are coarse for one image and fine for half of them, as AP is by its 101 recalls.
+    values = np.random.default_rng(2).normal(0, 1, (400, 50))
+    step = 0.005
+
+    def rounded(weights: np.ndarray) -> np.ndarray:
+        return np.round(means(values).compute(weights) / step) * step
+
+    coarse = Statistic(names=("rounded",) * 50, compute=rounded, images=np.full(50, 400))
+    assert (jackknife(coarse, 400).influence ** 2).sum(axis=0).mean() == pytest.approx(1 / 400, rel=0.1)
+
+
+def test_a_figure_without_a_value_on_some_halves_has_a_variance() -> None:
+    def some(weights: np.ndarray) -> np.ndarray:
+        found = means(VALUES[:, :1].repeat(4, axis=0)).compute(weights)
+        return np.where(weights[:, :1] + weights[:, 1:2] > 0, found, np.nan)  # none without two images
+
+    influence = jackknife(Statistic(names=("some",), compute=some, images=np.array([2])), 200).influence
+    assert np.isfinite(influence).all()
+    assert (influence**2).sum() > 0
 
 
 def test_one_image_has_no_interval() -> None:
