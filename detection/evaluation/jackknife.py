@@ -72,7 +72,7 @@ def jackknife(statistic: Statistic, num_images: int, *, sets: int = MAX_SETS) ->
     count = known.sum(axis=0)
     change = left - np.where(known, left, 0).sum(axis=0) / np.maximum(count, 1)
     # One by one the variance is (G - 1) / G times the sum of squares; of halves it is their mean square.
-    scale = kept / (num_images - kept) / (count if num_images <= sets else np.maximum(count - 1, 1))
+    scale = kept / (num_images - kept) / np.maximum(count if num_images <= sets else count - 1, 1)
     some = (count == len(rows)) if num_images <= sets else (count > len(rows) / 2)
     influence = np.where(some, np.where(known, change, 0) * np.sqrt(scale), np.nan)
     return Sample(names=statistic.names, values=values[0], influence=influence, images=statistic.images)
