@@ -257,7 +257,7 @@ def simulate(images: int, name: str, count: int, curve: tuple[Floats, Floats]) -
 
 
 def _rates(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    rates = {
+    rates: dict[str, float | None] = {
         key: float(np.mean([row[key] for row in outcomes])) for key in outcomes[0] if key not in ("smallest", "of_gap")
     }
     if "smallest" not in outcomes[0]:
