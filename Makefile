@@ -30,7 +30,7 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup --durations 10
 
 test-faults: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m faults --durations 10

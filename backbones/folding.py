@@ -76,9 +76,13 @@ def fold_at_once(pairs: Iterable[Pair]) -> Iterator[FoldedWeights]:
     scales, biases = zip(*(_affine(norm) for _, norm in learning), strict=True)
     weights = [convolution.weight for convolution, _ in learning]
     folded = _ScaledWeights.apply(*scales, *weights)
+    found = dict(zip(learning, zip(folded, biases, strict=True), strict=True))
+    if type(folded[0]) is not Tensor:  # fake tensors have no place in memory, nor need one
+        yield found
+        return
     again = _MadeAgain(folded, weights, scales)
     with torch.autograd.graph.saved_tensors_hooks(again.pack, again.unpack):
-        yield dict(zip(learning, zip(folded, biases, strict=True), strict=True))
+        yield found
 
 
 class _MadeAgain:

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from detection.engine.checkpoint import read_checkpoint
 from detection.tasks.test import proposal_recall, run_test
 from detection.tasks.train import run_training
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two_processes")]  # one worker prepares them for all
 
 HERE = Path(__file__).parent
 STEPS = 3
@@ -164,7 +164,7 @@ def launch(script: Path, *arguments: str, processes: int = 2, restarts: int = 0,
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     folder = tmp_path_factory.mktemp("both")
     root = write_digits(folder / "data", num_train=8, num_test=5).parent
     config = make_config(root)
@@ -184,7 +184,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     (folder / "classifier.yaml").write_text(dump_config(classifier))
     printed = launch(HERE / "two_processes.py", str(folder))
     outcomes = tuple(json.loads((folder / f"outcomes.{rank}.json").read_text()) for rank in (0, 1))
-    return Both(folder, config, outcomes, printed)
+    yield Both(folder, config, outcomes, printed)
+    shutil.rmtree(folder)  # 2 GB of checkpoints
 
 
 def weights(run: Path, iteration: int = STEPS) -> dict[str, torch.Tensor]:
