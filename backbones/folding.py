@@ -76,7 +76,7 @@ def fold_at_once(pairs: Iterable[Pair]) -> Iterator[FoldedWeights]:
     scales, biases = zip(*(_affine(norm) for _, norm in learning), strict=True)
     weights = [convolution.weight for convolution, _ in learning]
     folded = _ScaledWeights.apply(*scales, *weights)
-    found = dict(zip(learning, zip(folded, biases, strict=True), strict=True))
+    found: FoldedWeights = dict(zip(learning, zip(folded, biases, strict=True), strict=True))
     if type(folded[0]) is not Tensor:  # fake tensors have no place in memory, nor need one
         yield found
         return
