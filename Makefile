@@ -7,7 +7,7 @@ BIN := .venv/bin
 DEMO_DATA := output/demo_data
 DEMO_RUN := output/demo
 # Boxes alone, and short: five minutes on two cores.
-DEMO_CHANGES := architecture=faster_rcnn solver.best_metric=bbox.AP50 solver.iterations=240 solver.evaluate_every=0
+DEMO_CHANGES := architecture=faster_rcnn solver.best_metric=bbox.AP50 solver.iterations=360 solver.evaluate_every=0
 
 .PHONY: demo test test-compiler test-faults
 
