@@ -1,4 +1,4 @@
-"""What speaks for each label format, and how its splits lie below a folder, as entries of a card.
+"""Lists what speaks for each label format, and how its splits lie below a folder, as entries of a card.
 
 Every function looks at a ``Tree`` and returns a ``Layout``, or None for another format.
 """
@@ -42,7 +42,7 @@ ALL = "all"  # the split of a folder that has none
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a data set lies.
+    """Describes how a data set lies.
 
     Attributes:
         splits: name -> entries of a card; "all" alone if the folder has no splits.
@@ -100,7 +100,7 @@ def _yolo_of_yaml(tree: Tree, path: str, beside: PurePosixPath, content: Mapping
 
 
 def _yolo_source(tree: Tree, beside: PurePosixPath, root: str, source: str) -> PurePosixPath | None:
-    """Where a path of a data.yaml lies: from its ``path``, from its own folder, or without "..", as Roboflow's."""
+    """Finds a path of a data.yaml: from its ``path``, from its own folder, or without "..", as Roboflow's."""
     tries = [tree.folder / beside / root / source, tree.folder / beside / source, tree.folder / source]
     plain = source.replace("\\", "/")
     while plain.startswith("../"):

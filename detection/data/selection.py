@@ -24,7 +24,7 @@ __all__ = ["Selection", "select_images", "split_entry"]
 
 @checked
 class Selection:
-    """Which images of a split are taken."""
+    """Says which images of a split are taken."""
 
     list: str | None = None  # a text file with an image a line, by its path below the data set's folder; null: all
     # The share of the images, or from which share to which: [0, 0.8] and [0.8, 1] share no image.
@@ -104,6 +104,6 @@ def _stem(name: str) -> str:
 
 
 def _draw(path: str, folder: Path, seed: int) -> bytes:
-    """What orders the images: the same wherever the data set lies."""
+    """Returns the order of the images, the same wherever the data set lies."""
     relative = Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else path
     return hashlib.sha256(f"{seed}:{relative}".encode()).digest()

@@ -73,7 +73,7 @@ class Tree:
 
     @cached_property
     def json(self) -> dict[PurePosixPath, Any]:
-        """What the first JSON files hold; those that can't be read are left out."""
+        """Returns what the first JSON files hold; those that can't be read are left out."""
         found = dict[PurePosixPath, Any]()
         for path in self.having(".json")[:MAX_JSON]:
             try:

@@ -59,7 +59,7 @@ def plain_name(name: str) -> PurePosixPath:
 
 
 def _shared_parts(path: PurePosixPath, wanted: PurePosixPath) -> int:
-    """How many of the last folders of two paths are the same."""
+    """Counts the last folders of two paths that are the same."""
     pairs = zip(reversed(path.parts[:-1]), reversed(wanted.parts[:-1]), strict=False)
     count = 0
     for one, other in pairs:

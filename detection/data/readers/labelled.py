@@ -62,7 +62,7 @@ class LabelledImage:
 
 @dataclass(slots=True)
 class Labels:
-    """What a parser found.
+    """Holds what a parser found.
 
     Attributes:
         images: in the order of the files.
