@@ -6,7 +6,6 @@ A mask is (H, W) bool in the pixels of a whole image, or (S, S) cells 0..1 in a 
 A network learns where the cells of a box lie on the image, so masks are pasted by the geometry they were trained with:
 
 - exact: cells divide the box at its float coordinates; a target is 1 where the mask covers half of a cell or more;
-- soft: the same, but a target is the covered share itself;
 - torchvision: RoIAlign that is off by half a pixel, the share itself; boxes rounded to whole pixels when pasting;
 - detectron2: as exact, but a mask fades to 0 within half a cell of the border of its box.
 
@@ -31,10 +30,10 @@ from detection.masks import RLE, encode
 
 __all__ = ["MaskGeometry", "crop_and_resize", "paste"]
 
-MaskGeometry = Literal["exact", "soft", "torchvision", "detectron2"]  # the choices of mask.geometry in a config
+MaskGeometry = Literal["exact", "torchvision", "detectron2"]  # the choices of mask.geometry in a config
 
-# Samples of a cell and side in exact and soft targets. Perfect targets of coco128:seg_val keep an AP of 95.4 (soft:
-# 97.2) with 1, 95.6 (99.2) with 4, and 95.6 (99.3) with RoIAlign's number, which grows with the box.
+# Samples of a cell and side in exact targets. Perfect targets of coco128:seg_val keep an AP of 95.4 with 1, 95.6 with 4
+# and with RoIAlign's number, which grows with the box.
 SAMPLES = 4
 
 
@@ -43,8 +42,8 @@ def crop_and_resize(
 ) -> Tensor:
     """Returns training targets (R, S, S) float32 in 0..1: the part of a mask in each box, on the cells of the box.
 
-    One call serves a batch.  Exact and soft targets take 217 bytes a cell at their peak, whatever the sizes of images:
-    350 MB for 16 images of 128 boxes and 28 cells a side.  The two projects' take ``masks`` as float32, 4 G H W bytes.
+    One call serves a batch.  Exact targets take 217 bytes a cell at their peak, whatever the sizes of images: 350 MB
+    for 16 images of 128 boxes and 28 cells a side.  The two projects' take ``masks`` as float32, 4 G H W bytes.
 
     Args:
         masks: (G, H, W) bool, of one image or of all images of a batch.
@@ -53,9 +52,6 @@ def crop_and_resize(
         rows: (R,) int64 0..G-1, the mask that each box belongs to, any of them for a box that is padding; None: mask r
             for box r.  Indexing ``masks`` instead would copy a whole image per box.
         geometry: see the top of the file.
-
-    Takes 217 bytes a cell at its peak for exact and soft targets, whatever the sizes of images: 350 MB for 16 images of
-    128 boxes and 28 cells a side.  torchvision's and Detectron2's take 4 G H W bytes, ``masks`` as float32.
     """
     rows = torch.arange(len(boxes), device=boxes.device) if rows is None else rows
     if not len(masks):  # there is nothing to look up, and all boxes are padding
@@ -63,8 +59,6 @@ def crop_and_resize(
     match geometry:
         case "exact":
             return (_covered(masks, boxes, rows, side) >= 0.5).to(boxes.dtype)
-        case "soft":
-            return _covered(masks, boxes, rows, side)
         case "torchvision":
             return _aligned(masks, boxes, rows, side, shift=False)
         case "detectron2":

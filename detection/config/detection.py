@@ -118,7 +118,7 @@ class MaskConfig:
     channels: Count = 256
     norm: NormName | None = None  # after the convolutions
     # Where the cells of a mask lie in its box, and whether targets are rounded: detection/mask_geometry.py.
-    geometry: Literal["exact", "soft", "torchvision", "detectron2"] = field(default="exact", metadata=MODEL)
+    geometry: Literal["exact", "torchvision", "detectron2"] = field(default="exact", metadata=MODEL)
 
 
 @checked

@@ -7,11 +7,14 @@ Shapes: R regions, C channels, S pooled size, D width of the output.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from backbones.norm import NormLayer
 
 __all__ = ["FCHead"]
+
+PART = 256  # regions
 
 
 class FCHead(nn.Module):
@@ -49,7 +52,11 @@ class FCHead(nn.Module):
 
     def forward(self, regions: Tensor) -> Tensor:
         """Vectors (R, D) of pooled regions (R, C, S, S)."""
-        return self.fcs(self.convs(regions).flatten(1))
+        maps = self.convs(regions)
+        if torch.is_grad_enabled() or maps.is_contiguous():
+            return self.fcs(maps.flatten(1))
+        # Flattening copies maps of channels last, which a CPU's pooling gives; in a test the whole copy need not exist.
+        return torch.cat([self.fcs(part.flatten(1)) for part in maps.split(PART)])
 
 
 def conv_layers(in_channels: int, channels: int, count: int, norm: NormLayer | None) -> nn.Sequential:

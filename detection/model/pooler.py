@@ -7,7 +7,8 @@ Shapes: N images, C channels, R regions of all images together, S pooled size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -121,12 +122,33 @@ class RegionPooler(nn.Module):
         lengths = end - start if aligned else (end - start).clamp(min=1)
         columns, column_weights = _taps(start[:, 0], lengths[:, 0], self.size, samples, sizes[:, 1])
         rows, row_weights = _taps(start[:, 1], lengths[:, 1], self.size, samples, sizes[:, 0])  # (R, S, 2 * samples)
-        rows = rows * sizes[:, 1, None, None] + first[:, None, None]
-        cells = rows.int()[:, :, None, :, None] + columns.int()[:, None, :, None, :]  # (R, S, S, taps, taps)
-        weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
-        taps = (2 * samples) ** 2
-        sums = F.embedding_bag(cells.view(-1, taps), table, per_sample_weights=weights.view(-1, taps), mode="sum")
+        rows = (rows * sizes[:, 1, None, None] + first[:, None, None]).int()[:, :, None, :, None]
+        columns, taps = columns.int()[:, None, :, None, :], (2 * samples) ** 2
+
+        def cells() -> Tensor:
+            return (rows + columns).view(-1)  # (R, S, S, taps), of which each bin sums its own
+
+        def weights() -> Tensor:
+            return (row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]).view(-1)
+
+        with _made_again([(cells(), cells), (weights(), weights)]) as (indices, shares):
+            sums = F.embedding_bag(indices.view(-1, taps), table, per_sample_weights=shares.view(-1, taps), mode="sum")
         return sums.view(len(boxes), self.size, self.size, table.shape[1])
+
+
+@contextmanager
+def _made_again(made: Sequence[tuple[Tensor, Callable[[], Tensor]]]) -> Iterator[list[Tensor]]:
+    """Gives tensors that a backward pass makes again, by the functions beside them, instead of keeping them."""
+    makers = {tensor.data_ptr(): make for tensor, make in made if tensor.numel()}
+
+    def pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:
+        return makers.get(tensor.data_ptr(), tensor)
+
+    def unpack(kept: Tensor | Callable[[], Tensor]) -> Tensor:
+        return kept if isinstance(kept, Tensor) else kept()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield [tensor for tensor, _ in made]
 
 
 def _taps(start: Tensor, length: Tensor, bins: int, samples: int, cells: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from detection.masks import decode
 
 SIZE = (60, 80)
 GEOMETRIES: tuple[MaskGeometry, ...] = get_args(MaskGeometry)
-FLOAT_BOXES: tuple[MaskGeometry, ...] = ("exact", "soft", "detectron2")
+FLOAT_BOXES: tuple[MaskGeometry, ...] = ("exact", "detectron2")
 
 every_geometry = pytest.mark.parametrize("geometry", GEOMETRIES)
 
@@ -67,10 +67,9 @@ class TestCropAndResize:
         # of the pixels up to 3 has: all of the first cell; in the second 1.6875, 2.0625, 2.4375, 2.8125, where it falls
         # from 1 at 2.5 to 0 at 3.5.
         mask, box = rectangle(0, 0, 3, 80), torch.tensor([[0.0, 0, 6, 6]])
-        soft = crop_and_resize(mask, box, 4, geometry="soft")
-        assert soft.dtype == torch.float32
-        torch.testing.assert_close(soft[0, 1], torch.tensor([1, (3 + 0.6875) / 4, 0.3125 / 4, 0]))
-        assert crop_and_resize(mask, box, 4, geometry="exact")[0, 1].tolist() == [1, 1, 0, 0]
+        targets = crop_and_resize(mask, box, 4, geometry="exact")
+        assert targets.dtype == torch.float32
+        assert targets[0, 1].tolist() == [1, 1, 0, 0]  # shares of 1, 0.92, 0.08 and 0
 
     def test_detectron2_by_hand(self) -> None:
         # Cells of 1.5 pixels have 2 samples an axis, at 0.375 and 1.125: the third cell's at 3.375 and 4.125.
@@ -92,7 +91,6 @@ class TestCropAndResize:
         masks, boxes, rows = torch.rand(5, 50, 70) > 0.5, random_boxes(30, (50, 70)), torch.randint(0, 5, (30,))
         regions = torch.cat([rows[:, None], boxes], dim=1)
         expected = roi_align(masks[:, None].float(), regions, 14, sampling_ratio=4, aligned=True)[:, 0]
-        torch.testing.assert_close(crop_and_resize(masks, boxes, 14, rows=rows, geometry="soft"), expected)
         exact = crop_and_resize(masks, boxes, 14, rows=rows, geometry="exact")
         clear = (expected - 0.5).abs() > 1e-5
         assert torch.equal(exact[clear], (expected > 0.5).float()[clear])
@@ -214,7 +212,7 @@ class TestPaste:
         assert paste(torch.zeros(0, 28, 28), torch.zeros(0, 4), SIZE, geometry=geometry) == []
 
     @pytest.mark.parametrize(
-        ("geometry", "pixels"), [("exact", [0, 1]), ("soft", [0, 1]), ("torchvision", [1, 4]), ("detectron2", [0, 1])]
+        ("geometry", "pixels"), [("exact", [0, 1]), ("torchvision", [1, 4]), ("detectron2", [0, 1])]
     )
     def test_half_precision_and_boxes_without_area(self, geometry: MaskGeometry, pixels: list[int]) -> None:
         boxes = torch.tensor([[10.0, 10, 10, 10], [10.2, 10.2, 11.4, 11.4]])

@@ -156,7 +156,7 @@ class TestLosses:
         # The mask ends at 67 = 2.79 of 4 cells of 24 pixels: less than half of the third cell's share is left out.
         target = make_target((0, 0, 67, 128), labels=[1])
         sample = make_sample(target, [(0, 8, 96, 104)], [0])
-        shares: dict[MaskGeometry, float] = {"exact": 3 / 4, "detectron2": 3 / 4, "soft": 67 / 96}
+        shares: dict[MaskGeometry, float] = {"exact": 3 / 4, "detectron2": 3 / 4, "torchvision": 67 / 96}
         for geometry, share in shares.items():
             loss = loss_of(make_stage(None, geometry), sample, target)["mask"].item()
             expected = -share * math.log(0.7) - (1 - share) * math.log(1 - 0.7)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
+from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
 
 from backbones.weights.load import SOURCES, read_state_dict
 from detection.build import build_detector
@@ -139,6 +141,14 @@ def conversion(name: str) -> tuple[DetectionConfig, dict[str, Tensor]]:
 
 def class_names(name: str) -> list[str]:
     return [f"class {label}" for label in range(ALL_SPECS[name].get("classes", 80))]
+
+
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    """In float32 a rounding that moves an IoU over a threshold changes a detection."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -606,3 +616,106 @@ def test_the_tail_of_a_c4_halves_in_its_first_convolution() -> None:
     assert (pooler.size, pooler.sampling_ratio, pooler.kind) == (14, 0, "roi_align")
     assert isinstance(detector, FasterRCNN)
     assert detector.normalize.bgr
+
+
+# detections, by Detectron2's definitions: proposal_utils.py, poolers.py, roi_heads/fast_rcnn.py and mask_head.py
+
+
+def spread(state: dict[str, Tensor], name: str, x: Tensor, deviation: float) -> Tensor:
+    """Draws the layer ``name`` so that each of its outputs for ``x`` has this deviation and no mean; returns them."""
+    weight = torch.randn(state[f"{name}.weight"].shape, generator=torch.Generator().manual_seed(0))
+    outputs = F.conv2d(x, weight) if weight.ndim == 4 else F.linear(x, weight)
+    channels = outputs.transpose(0, 1).flatten(1)
+    factor, mean = deviation / channels.std(dim=1), channels.mean(dim=1)
+    state[f"{name}.weight"] = weight * factor.view(-1, *[1] * (weight.ndim - 1))
+    state[f"{name}.bias"] = -mean * factor
+    shape = (-1, *[1] * (outputs.ndim - 2))
+    return (outputs - mean.view(shape)) * factor.view(shape)
+
+
+def zoo_decode(deltas: Tensor, boxes: Tensor, weights: tuple[float, ...]) -> Tensor:
+    """Boxes (..., 4) of ``deltas`` (..., 4) from ``boxes`` (..., 4)."""
+    sides, (shift, scale) = boxes[..., 2:] - boxes[..., :2], (deltas / torch.tensor(weights)).split(2, dim=-1)
+    centers = boxes[..., :2] + sides / 2 + shift * sides
+    sides = sides * scale.clamp(max=math.log(1000 / 16)).exp()
+    return torch.cat([centers - sides / 2, centers + sides / 2], dim=-1)
+
+
+def zoo_proposals(state: dict[str, Tensor], levels: list[Tensor], size: tuple[int, int], most: int) -> Tensor:
+    rpn, boxes, scores, numbers = "proposal_generator.rpn_head", [], [], []
+    for number, (x, stride) in enumerate(zip(levels, (4, 8, 16, 32, 64), strict=True)):
+        y, across = torch.meshgrid(*(torch.arange(0, n * stride, stride) for n in x.shape[-2:]), indexing="ij")
+        corners = torch.stack([across, y, across, y], dim=-1)[:, :, None]
+        anchors = (corners + zoo_anchors([32 * 2**number])).reshape(-1, 4)
+        hidden = F.relu(convolve(state, f"{rpn}.conv", x))
+        if number == 0:
+            spread(state, f"{rpn}.objectness_logits", hidden, 1.5)
+            spread(state, f"{rpn}.anchor_deltas", hidden, 0.2)
+        logits = convolve(state, f"{rpn}.objectness_logits", hidden)[0].permute(1, 2, 0).flatten()
+        deltas = convolve(state, f"{rpn}.anchor_deltas", hidden)[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1)
+        best, rows = logits.topk(min(1000, len(logits)))
+        boxes.append(zoo_decode(deltas.reshape(-1, 4)[rows], anchors[rows], (1.0, 1.0, 1.0, 1.0)))
+        scores.append(best)
+        numbers.append(torch.full_like(rows, number))
+    clipped = clip_boxes_to_image(torch.cat(boxes), size)
+    kept = (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
+    clipped = clipped[kept]
+    return clipped[batched_nms(clipped, torch.cat(scores)[kept], torch.cat(numbers)[kept], 0.7)[:most]]
+
+
+def zoo_pool(levels: list[Tensor], boxes: Tensor, size: int) -> Tensor:
+    sides = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
+    own = (4 + torch.log2(sides / 224 + 1e-8)).floor().clamp(2, 5)
+    pooled = torch.zeros(len(boxes), levels[0].shape[1], size, size)
+    for number, level in enumerate(levels[:4], start=2):
+        mine = own == number
+        pooled[mine] = roi_align(level, [boxes[mine]], size, spatial_scale=1 / 2**number, aligned=True)
+    return pooled
+
+
+def zoo_detections(state: dict[str, Tensor], levels: list[Tensor], size: tuple[int, int], most: int) -> list[Tensor]:
+    """Boxes, scores, labels and mask probabilities, the best first."""
+    proposals, head = zoo_proposals(state, levels, size, most), "roi_heads.box_head"
+    x = zoo_pool(levels, proposals, 7).flatten(1)
+    for name in ("fc1", "fc2"):
+        x = F.relu(spread(state, f"{head}.{name}", x, 1.0))
+    logits = spread(state, "roi_heads.box_predictor.cls_score", x, 2.5)
+    deltas = spread(state, "roi_heads.box_predictor.bbox_pred", x, 0.5).unflatten(1, (-1, 4))
+    boxes = clip_boxes_to_image(zoo_decode(deltas, proposals[:, None], (10.0, 10.0, 5.0, 5.0)), size)
+    scores = logits.softmax(dim=1)[:, :-1]
+    rows, labels = (scores > 0.05).nonzero(as_tuple=True)
+    boxes, scores = boxes[rows, labels], scores[rows, labels]
+    kept = batched_nms(boxes, scores, labels, 0.5)[:100]
+    boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
+    x, head = zoo_pool(levels, boxes, 14), "roi_heads.mask_head"
+    for number in range(1, 5):
+        name = f"{head}.mask_fcn{number}"
+        weight = torch.randn(state[f"{name}.weight"].shape, generator=torch.Generator().manual_seed(number))
+        state |= {f"{name}.weight": weight * (2 / 2304) ** 0.5, f"{name}.bias": torch.zeros(256)}
+        x = F.relu(convolve(state, name, x))
+    state[f"{head}.deconv.weight"] = torch.randn(256, 256, 2, 2, generator=torch.Generator().manual_seed(9)) / 16
+    x = F.relu(F.conv_transpose2d(x, state[f"{head}.deconv.weight"], state[f"{head}.deconv.bias"], stride=2))
+    masks = spread(state, f"{head}.predictor", x, 2.0).sigmoid()
+    return [boxes, scores, labels, masks[torch.arange(len(masks)), labels]]
+
+
+@torch.inference_mode()
+def test_boxes_scores_and_masks_are_detectron2_s(double_precision: None) -> None:
+    name, size, most = "mask_rcnn_R_50_FPN", (96, 128), 200
+    pixels = torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    state = {key: value.double() for key, value in drawn_state(name).items()}
+    normal = pixels.flip(1).double() - torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1)
+    stages = zoo_body(state, "backbone.bottom_up", normal, dilated=False, stride_in="1x1")
+    boxes, scores, labels, masks = zoo_detections(state, zoo_pyramid(state, stages), size, most)
+    assert len(boxes) >= 50
+    assert len(labels.unique()) > 10
+    assert masks.std() > 0.1
+
+    config, weights = convert_detectron2(state, class_names=class_names(name))
+    detector = build_detector(replace(config, rpn=replace(config.rpn, post_nms_test=most)), 80, pretrained=False)
+    detector.load_state_dict(weights, strict=False)
+    (found,) = detector.eval()(ImageBatch(pixels, torch.tensor([size])))
+    torch.testing.assert_close(found.scores, scores, rtol=0, atol=1e-6)
+    assert found.labels.equal(labels)
+    torch.testing.assert_close(found.boxes, boxes, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.masks, masks, rtol=0, atol=1e-5)
