@@ -85,7 +85,7 @@ class ImageBatch:
     """Images of one step, padded at the right and at the bottom to a common size.
 
     Attributes:
-        pixels: (N, 3, H, W) uint8 RGB.
+        pixels: (N, 3, H, W) uint8 RGB, of any memory format.
         sizes: (N, 2) int64, height and width of each image without its padding.
         seeds: (N,) int64, of the random choice among each image's anchors and regions in training; None: from torch's
             own generator.
@@ -108,7 +108,7 @@ class ImageBatch:
 
     @classmethod
     def from_images(cls, images: Sequence[Tensor], seeds: Sequence[int] = ()) -> Self:
-        """A batch of (3, H, W) uint8 RGB images of any sizes."""
+        """A batch, channels last, of (3, H, W) uint8 RGB images of any sizes."""
         if not images:
             raise ValueError("a batch needs at least one image")
         for image in images:
@@ -117,7 +117,7 @@ class ImageBatch:
         sizes = [image.shape[-2:] for image in images]
         height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
         device = images[0].device
-        pixels = torch.zeros(len(images), 3, height, width, dtype=torch.uint8, device=device)
+        pixels = torch.zeros(len(images), height, width, 3, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
         for row, image, (h, w) in zip(pixels, images, sizes, strict=True):
             row[:, :h, :w] = image
         return cls(pixels, torch.tensor(sizes, device=device), torch.tensor(seeds, device=device) if seeds else None)

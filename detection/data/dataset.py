@@ -109,7 +109,7 @@ class DetectionDataset(Dataset[Sample]):
         proposals = None
         if self.proposals is not None:
             target, proposals = _without_proposals(target)
-        pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous()
+        pixels = torch.from_numpy(image).permute(2, 0, 1)  # a view: the batch takes pixels as they are decoded
         draws = np.random.SeedSequence(seed, spawn_key=(2,)).generate_state(1, np.uint32)
         return Sample(row, self.index.paths[row], pixels, target, proposals, int(draws[0]) >> 1)
 
