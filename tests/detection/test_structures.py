@@ -80,6 +80,7 @@ def test_images_are_padded_at_the_right_and_at_the_bottom() -> None:
     low = torch.full((3, 2, 5), 7, dtype=torch.uint8)
     high = torch.full((3, 4, 3), 9, dtype=torch.uint8)
     batch = ImageBatch.from_images([low, high])
+    assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
     assert batch.pixels.shape == (2, 3, 4, 5)
     assert batch.sizes.tolist() == [[2, 5], [4, 3]]
     assert batch.size_list() == [(2, 5), (4, 3)]
