@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from detection.config.detection import (
 )
 from detection.config.schema import different_meaning
 from detection.config.sections import BackboneConfig
+from detection.data.transforms import Resize
 from detection.engine.checkpoint import read_weights, resolve_weights, stored_backbone
 from detection.fields.masks import Masks
 from detection.fields.table import FIELDS, Field
@@ -44,7 +45,9 @@ from detection.model.pooler import RegionPooler
 from detection.model.postprocess import Postprocessor
 from detection.model.rpn import RPN, ProposalFilter, RPNHead
 from detection.model.sampler import BalancedSampler
+from detection.model.test_time.slices import Cutting, Sliced
 from detection.model.test_time.tester import Methods, Tester
+from detection.structures import Detections, ImageBatch
 
 __all__ = [
     "ARCHITECTURES",
@@ -53,6 +56,7 @@ __all__ = [
     "build_tester",
     "field_operations",
     "needed_fields",
+    "slice_images",
 ]
 
 LIBRARIES = ("torchvision", "timm")  # as weights: not a folder that has such a name
@@ -118,6 +122,19 @@ def build_tester(config: PostprocessConfig, detectors: Sequence[Architecture]) -
         "test.refine, test.scales, test.flip and ensembles look at regions, which "
         f"{', '.join(type(detector).__name__ for detector in detectors)} lacks; leave them at their defaults"
     )
+
+
+def slice_images(config: DetectionConfig, detect: Callable[[ImageBatch], list[Detections]]) -> Sliced:
+    """Returns what finds objects in images of full size, by ``detect``, in windows as ``config.test.slice`` says.
+
+    Args:
+        config: with ``test.slice``.
+        detect: detections of images that have the test scale; what ``build_tester`` returns, or an exported model.
+    """
+    test = config.test
+    assert test.slice is not None
+    cutting = Cutting(test.slice, test.slice_overlap, test.slice_whole, test.slice_merge, test.nms_iou)
+    return Sliced(detect, cutting=cutting, fit=Resize(config.data.shorter_side, config.data.longer_side).size)
 
 
 def build_plain_backbone(

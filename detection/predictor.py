@@ -1,71 +1,281 @@
-"""A trained detector for use in Python: an image in, detections with class names out."""
+"""A trained detector for use in Python: images in, detections with class names out.
+
+A ``Detect`` maps a batch of images that have the test scale to detections; ``Predictor`` is everything around it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import difflib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from detection.build import build_detector, build_tester
+from detection.build import build_detector, build_tester, slice_images
 from detection.config.detection import DetectionConfig
-from detection.data.transforms import Resize
-from detection.engine.checkpoint import load_detector_weights, read_checkpoint
-from detection.engine.device import choose_device
-from detection.mask_geometry import MaskGeometry
+from detection.data.sources import Picture, Source, pictures, read_picture
+from detection.data.transforms import Change, Resize, full_size
+from detection.engine.checkpoint import Checkpoint, load_detector_weights, read_checkpoint
+from detection.engine.device import DeviceName, choose_device
+from detection.engine.loop import PRECISIONS
+from detection.mask_geometry import MaskGeometry, paste
 from detection.model.postprocess import rescale
+from detection.prediction import Prediction
 from detection.structures import Detections, ImageBatch, Target
 
-__all__ = ["Predictor"]
+__all__ = ["Detect", "MinScore", "Predictor", "Threshold", "TorchDetect", "run_threshold"]
+
+# Images of any sizes on the CPU, padded to one; the detections of each on the CPU, best first, in pixels of the batch.
+Detect = Callable[[ImageBatch], list[Detections]]
+MinScore = float | Mapping[str, float]  # of all classes, or by class; a class that is not named has the default
+FALLBACK = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """The least score of detections that are shown, where none is asked for, and where it comes from."""
+
+    score: float
+    origin: str
+
+
+class TorchDetect:
+    """A PyTorch module as ``Detect``.
+
+    Args:
+        tester: an Architecture, or what ``build_tester`` or ``slice_images`` returns.
+        device: where it is put.
+        precision: of autocast.
+    """
+
+    def __init__(self, tester: nn.Module, *, device: torch.device, precision: str = "fp32") -> None:
+        self.tester, self.device, self.dtype = tester.eval().to(device), device, PRECISIONS[precision]
+
+    @torch.inference_mode()
+    def __call__(self, images: ImageBatch) -> list[Detections]:
+        """Returns the detections of each image."""
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return [found.to("cpu") for found in self.tester(images.to(self.device))]
 
 
 class Predictor:
-    """Detections of single images.
+    """Detections of images from anywhere.
 
         predictor = Predictor.load("output/bccd/resnet18_c4")
-        detections = predictor(read_image("cells.jpg"))
-        names = [predictor.class_names[label] for label in detections.labels]
+        found = predictor("cells.jpg")
+        print(found.names, found.boxes, found.scores)
+        for found in predictor.stream("photos/"):
+            print(found.picture.name, found.error or found.names)
 
     Args:
-        tester: the detector and how it is tested.
-        config: of its training; the test scale is read from it.
+        detect: the detector.
         class_names: K names.
-        device: where the tester is.
+        resize: to the scale of ``detect``.
+        threshold: of detections, where a call gives none.
+        mask_geometry: by which masks come onto an image.
+        batch_size: images, or frames, that ``stream`` looks at at once.
     """
 
     def __init__(
-        self, tester: nn.Module, *, config: DetectionConfig, class_names: tuple[str, ...], device: torch.device
+        self,
+        detect: Detect,
+        *,
+        class_names: Sequence[str],
+        resize: Change,
+        threshold: Threshold,
+        mask_geometry: MaskGeometry = "exact",
+        batch_size: int = 1,
     ) -> None:
-        self.tester, self.class_names, self.device = tester.eval(), class_names, device
-        self.mask_geometry: MaskGeometry = config.mask.geometry  # by which ``paste`` brings masks onto an image
-        self._resize = Resize(config.data.shorter_side, config.data.longer_side)
+        self.detect, self.class_names, self.threshold = detect, tuple(class_names), threshold
+        self.mask_geometry: MaskGeometry = mask_geometry
+        self.batch_size = batch_size
+        self._resize = resize
 
     @classmethod
-    def load(cls, weights: str | Path, *, device: str = "auto") -> Self:
-        """The detector at ``weights``: a .safetensors checkpoint, or a run directory's best weights, else its newest.
+    def load(
+        cls,
+        weights: str | Path,
+        *,
+        device: DeviceName = "auto",
+        batch_size: int = 1,
+        **test: Any,
+    ) -> Self:
+        """Returns the detector at ``weights``, tested as its config says and in the precision of its training.
+
+        Args:
+            weights: a .safetensors checkpoint, or a run directory: its best weights, else its newest.
+            device: "auto" is CUDA where there is one.
+            batch_size: images that ``stream`` looks at at once.
+            test: keys of the config's section "test" with other values, such as ``slice=800``.
 
         Raises:
             ValueError: there is none, or it can't be read; CUDA is asked for and missing.
         """
         checkpoint = read_checkpoint(weights)
-        config = replace(checkpoint.config, device=device)
+        config = replace(checkpoint.config, device=device, test=replace(checkpoint.config.test, **test))
+        return cls.of(checkpoint, config, batch_size=batch_size)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint[DetectionConfig], config: DetectionConfig, *, batch_size: int = 1) -> Self:
+        """Returns the detector of ``checkpoint``, tested as ``config`` says.
+
+        Raises:
+            ValueError: its weights do not fit; CUDA is asked for and missing.
+        """
         detector = build_detector(config, len(checkpoint.class_names), pretrained=False)
         load_detector_weights(detector, checkpoint, checkpoint.class_names)
-        where = choose_device(config.device)
-        tester = build_tester(config.test, [detector]).to(where)
-        return cls(tester, config=config, class_names=checkpoint.class_names, device=where)
+        tester, sliced = build_tester(config.test, [detector]), config.test.slice is not None
+        return cls(
+            TorchDetect(
+                slice_images(config, tester) if sliced else tester,
+                device=choose_device(config.device),
+                precision=config.solver.precision,
+            ),
+            class_names=checkpoint.class_names,
+            resize=full_size if sliced else Resize(config.data.shorter_side, config.data.longer_side),
+            threshold=run_threshold(checkpoint),
+            mask_geometry=config.mask.geometry,
+            batch_size=batch_size,
+        )
 
-    @torch.inference_mode()
-    def __call__(self, image: NDArray[np.uint8]) -> Detections:
-        """Detections in ``image`` (H, W, 3) uint8 RGB, best first, on the CPU and in its own pixels."""
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"an image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
-        nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), ignore=torch.zeros(0).bool())
-        resized, _ = self._resize(image, nothing)
-        batch = ImageBatch.from_images([torch.from_numpy(resized).permute(2, 0, 1)])
-        (found,) = self.tester(batch.to(self.device))
-        return rescale(found.to("cpu"), resized.shape[:2], image.shape[:2])
+    @overload
+    def __call__(self, source: Source, *, min_score: MinScore | None = None) -> Prediction: ...
+    @overload
+    def __call__(self, source: Sequence[Source], *, min_score: MinScore | None = None) -> list[Prediction]: ...
+    def __call__(
+        self, source: Source | Sequence[Source], *, min_score: MinScore | None = None
+    ) -> Prediction | list[Prediction]:
+        """Returns the detections of one image, or of each of a list.
+
+        Args:
+            source: a file, an address, an array (H, W, 3) uint8 RGB or a PIL image, or a list of them.
+            min_score: detections below are left out; None: ``threshold``.  0: all that the config's
+                ``test.score_threshold`` lets through.
+
+        Raises:
+            ImageError: the image can't be read, or is a folder, a video or a camera, which ``stream`` takes.
+            ValueError: an array that is no image, or a class in ``min_score`` that there is not.
+        """
+        if isinstance(source, Sequence) and not isinstance(source, str):
+            return list(self.stream(source, min_score=min_score))
+        return self._predict([read_picture(source)], self._scores(min_score), self._note(min_score))[0]
+
+    def stream(
+        self,
+        sources: Source | Iterable[Source],
+        *,
+        min_score: MinScore | None = None,
+        max_frames: int | None = None,
+    ) -> Iterator[Prediction]:
+        """Yields the detections of each image or frame as they are found, in bounded memory.
+
+        An image that can't be read or predicted has an ``error`` and no detection.
+
+        Args:
+            sources: as ``__call__`` takes them, or folders, videos, and numbers of cameras.
+            min_score: as in ``__call__``.
+            max_frames: of each video and camera; None: all.
+
+        Raises:
+            ValueError: an array that is no image, or a class in ``min_score`` that there is not.
+        """
+        scores, note = self._scores(min_score), self._note(min_score)
+        waiting = pictures(sources, max_frames=max_frames)
+        while part := list(islice(waiting, self.batch_size)):
+            yield from self._predict_all(part, scores, note)
+
+    def _predict_all(self, part: Sequence[Picture], scores: Tensor, note: str) -> list[Prediction]:
+        """Returns the predictions of pictures of which some can't be read, or not be predicted."""
+        readable = [picture for picture in part if picture.pixels is not None]
+        try:
+            found = self._predict(readable, scores, note) if readable else []
+        except (RuntimeError, ValueError, MemoryError) as error:  # too large for memory, or too thin for the network
+            if len(readable) > 1:
+                return [one for picture in part for one in self._predict_all([picture], scores, note)]
+            found = [self._failed(readable[0], error)]
+        predictions = iter(found)
+        return [
+            self._empty(picture, picture.error) if picture.pixels is None else next(predictions) for picture in part
+        ]
+
+    def _predict(self, part: Sequence[Picture], scores: Tensor, note: str) -> list[Prediction]:
+        images = [picture.pixels for picture in part if picture.pixels is not None]
+        resized = [self._resize(image, _nothing(), seed=())[0] for image in images]
+        batch = ImageBatch.from_images([torch.from_numpy(image).permute(2, 0, 1) for image in resized])
+        predictions = []
+        for picture, image, view, found in zip(part, images, resized, self.detect(batch), strict=True):
+            own = rescale(found[found.scores >= scores[found.labels]], _size(view), _size(image))
+            masks = None
+            if own.masks is not None:
+                masks = tuple(paste(own.masks, own.boxes, _size(image), geometry=self.mask_geometry))
+            predictions.append(
+                Prediction(picture=picture, detections=own, class_names=self.class_names, masks=masks, note=note)
+            )
+        return predictions
+
+    def _failed(self, picture: Picture, error: Exception) -> Prediction:
+        assert picture.pixels is not None
+        height, width = _size(picture.pixels)
+        return self._empty(picture, f"image {picture.name} of {width}x{height} pixels can't be predicted: {error}")
+
+    def _empty(self, picture: Picture, error: str) -> Prediction:
+        target = _nothing()
+        nothing = Detections(boxes=target.boxes, scores=torch.zeros(0), labels=target.labels)
+        return Prediction(picture=picture, detections=nothing, class_names=self.class_names, error=error)
+
+    def _scores(self, min_score: MinScore | None) -> Tensor:
+        """Returns the least score (K,) of each class."""
+        if not isinstance(min_score, Mapping):
+            return torch.full((len(self.class_names),), self.threshold.score if min_score is None else min_score)
+        for name in min_score:
+            if name not in self.class_names:
+                nearest = difflib.get_close_matches(name, self.class_names, n=1) or [", ".join(self.class_names)]
+                raise ValueError(f"min_score names the class {name!r}, and the detector has {nearest[0]!r}")
+        return torch.tensor([min_score.get(name, self.threshold.score) for name in self.class_names])
+
+    def _note(self, min_score: MinScore | None) -> str:
+        """Returns the least score for the corner of a picture."""
+        if min_score is None:
+            return f"score >= {self.threshold.score:.2f}, {self.threshold.origin}"
+        if isinstance(min_score, Mapping):
+            return "score >= " + ", ".join(f"{score:.2f} {name}" for name, score in min_score.items())
+        return f"score >= {min_score:.2f}"
+
+
+def run_threshold(checkpoint: Checkpoint[DetectionConfig]) -> Threshold:
+    """Returns the score at which F1 was best when the weights of ``checkpoint`` were last measured, else 0.5.
+
+    That stands in the checkpoint, from data.val, or in the result.json of its run, from data.test.
+    """
+    if checkpoint.best_f1_score is not None:
+        return Threshold(checkpoint.best_f1_score, "best F1 on data.val")
+    run = checkpoint.path.parent.parent
+    for file in (run / "test" / "result.json", run / "result.json"):
+        if (score := _score_in(file, checkpoint.iteration)) is not None:
+            return Threshold(score, "best F1 on data.test")
+    return Threshold(FALLBACK, "as the run has no best F1")
+
+
+def _score_in(file: Path, iteration: int) -> float | None:
+    """Returns the score of the best F1 in a result of the weights of ``iteration``; None if it has none."""
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        score = result["best_f1"]["min_score"] if result["weights"]["iteration"] == iteration else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return float(score) if isinstance(score, int | float) and 0 <= score <= 1 else None
+
+
+def _nothing() -> Target:
+    return Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), ignore=torch.zeros(0).bool())
+
+
+def _size(image: NDArray[np.uint8]) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]

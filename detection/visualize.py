@@ -1,30 +1,56 @@
-"""Draws detections, and the ground truth in white, on an image."""
+"""Draws detections, and the ground truth in white, on an image at its own size.
+
+Lines and letters grow with the image.  Captions come last, over all boxes and masks, where they cover no other if there
+is such a place, in black or white, whichever is easier to read on the colour of their class.
+"""
 
 from __future__ import annotations
 
 import colorsys
+import importlib.util
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
-from detection.evaluation.record import Record
 from detection.masks import RLE, decode
 
-__all__ = ["draw_boxes", "draw_record", "save_picture"]
+if TYPE_CHECKING:  # a predictor needs no evaluation
+    from detection.evaluation.record import Record
 
-WHITE = (255, 255, 255)
-MAX_GROWN = 4096  # pixels of the longer side that a small image grows to
+__all__ = ["WRITTEN", "draw_boxes", "draw_record", "letters_color", "save_picture"]
+
+Color = tuple[int, int, int]
+Place = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels
+
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 MAX_JPEG = 65_500  # pixels of a side, as libjpeg has it
+LINE, LETTERS = 0.003, 0.024  # width and height, shares of the geometric mean of an image's sides
+MIN_LETTERS = 11  # pixels; smaller ones can't be read
+NOTE_HEIGHT = 0.1  # of the image, that a note may take at most
+WRITTEN = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # endings that pictures can have
+MAX_WEBP = 16_383
 
 
 def draw_record(
-    image: NDArray[np.uint8], record: Record, class_names: Sequence[str], *, min_score: float = 0.5
+    image: NDArray[np.uint8],
+    record: Record,
+    class_names: Sequence[str],
+    *,
+    min_score: float = 0.5,
+    scale: float = 1.0,
 ) -> NDArray[np.uint8]:
-    """A copy of ``image`` (H, W, 3) RGB with the boxes of ``record``: thin white for the ground truth, a colour per
-    class for detections of at least ``min_score``, with name, score and, where it has one, mask."""
+    """Returns a copy of ``image`` (H, W, 3) RGB, ``scale`` times as large, with the boxes of ``record``.
+
+    They are thin white for the ground truth, and of a colour per class for detections of at least ``min_score``, with
+    name, score and, where it has one, mask.
+    """
     shown = record.scores >= min_score
     masks = None if record.masks is None else [record.masks[row] for row in np.flatnonzero(shown)]
     return draw_boxes(
@@ -35,6 +61,7 @@ def draw_record(
         class_names,
         gt_boxes=record.gt_boxes,
         masks=masks,
+        scale=scale,
     )
 
 
@@ -47,64 +74,137 @@ def draw_boxes(
     *,
     gt_boxes: NDArray[np.floating] | None = None,
     masks: Sequence[RLE] | None = None,
+    note: str = "",
+    scale: float = 1.0,
 ) -> NDArray[np.uint8]:
-    """A copy of ``image`` (H, W, 3) RGB with ``boxes`` (N, 4), best first, and ``gt_boxes`` (G, 4) in thin white.
+    """Returns a copy of ``image`` (H, W, 3) RGB with ``boxes`` (N, 4), best first, and ``gt_boxes`` (G, 4) in white.
 
-    ``masks``, one per box and of the whole image, are half transparent with an outline.  A small image grows, so that
-    the labels can be read.
+    ``masks``, one per box and of the whole image, are half transparent with an outline.  A ``note`` about the whole
+    stands at the lower left, unless the image is too small for it.  All is drawn at ``scale`` times the image's size.
     """
-    scale = max(1.0, min(480 / min(image.shape[:2]), MAX_GROWN / max(image.shape[:2])))
-    canvas = np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+    canvas = image.copy() if scale == 1 else _resized(image, scale)
+    side = math.sqrt(canvas.shape[0] * canvas.shape[1])
+    width, boxes = max(1, round(LINE * side)), boxes * scale
+    colors = [_color(int(label), len(class_names)) for label in labels]
     for row, rle in reversed(list(enumerate(masks or ()))):
-        _fill(canvas, rle, _color(int(labels[row]), len(class_names)))
-    for box in [] if gt_boxes is None else gt_boxes * scale:
-        _rectangle(canvas, box, WHITE, 1)
+        _fill(canvas, rle, colors[row])
+    for box in () if gt_boxes is None else gt_boxes * scale:
+        _rectangle(canvas, box, WHITE, max(1, width // 2))
     for row in reversed(range(len(boxes))):  # the best last, on top
-        label = int(labels[row])
-        color = _color(label, len(class_names))
-        _rectangle(canvas, boxes[row] * scale, color, 2)
-        _caption(canvas, f"{class_names[label]} {scores[row]:.2f}", boxes[row] * scale, color)
+        _rectangle(canvas, boxes[row], colors[row], width + (width == 1))
+    font = _font(max(MIN_LETTERS, round(LETTERS * side)))
+    captions = [
+        _letters(f"{class_names[label]} {score:.2f}", font) for label, score in zip(labels, scores, strict=True)
+    ]
+    places = _places(boxes, [letters.shape for letters in captions], (canvas.shape[0], canvas.shape[1]))
+    for row in reversed(range(len(boxes))):
+        _write(canvas, captions[row], places[row], colors[row])
+    if note:
+        _write_note(canvas, _letters(note, font))
     return canvas
 
 
-def save_picture(path: Path, image: NDArray[np.uint8]) -> None:
-    """Writes ``image`` (H, W, 3) RGB; as .png beside ``path`` what is too long or too high for a JPEG.
+def save_picture(path: Path, image: NDArray[np.uint8]) -> Path:
+    """Writes ``image`` (H, W, 3) RGB and returns its path: ``path``.png where it is too long or high for the format.
 
     Raises:
         ValueError: the file can't be written.
     """
-    if max(image.shape[:2]) > MAX_JPEG:
-        path = path.with_suffix(".png")
+    limit = {".jpg": MAX_JPEG, ".jpeg": MAX_JPEG, ".webp": MAX_WEBP}.get(path.suffix.lower(), math.inf)
+    if max(image.shape[:2]) > limit:
+        path = path.with_name(f"{path.name}.png")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         path.write_bytes(content.tobytes())  # cv2.imwrite would not say why it can't
     except (cv2.error, OSError) as error:
         raise ValueError(f"can't write the picture {path}: {error}") from error
+    return path
 
 
-def _rectangle(canvas: NDArray[np.uint8], box: NDArray[np.floating], color: tuple[int, int, int], width: int) -> None:
+def _resized(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
+    method = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    return np.asarray(cv2.resize(image, size, interpolation=method), dtype=np.uint8)
+
+
+def _rectangle(canvas: NDArray[np.uint8], box: NDArray[np.floating], color: Color, width: int) -> None:
     x1, y1, x2, y2 = (round(float(value)) for value in box)
     cv2.rectangle(canvas, (x1, y1), (x2, y2), color, width, cv2.LINE_AA)
 
 
-def _fill(canvas: NDArray[np.uint8], rle: RLE, color: tuple[int, int, int]) -> None:
+def _fill(canvas: NDArray[np.uint8], rle: RLE, color: Color) -> None:
     height, width = rle["size"]
     mask = decode([rle], (height, width))[0].numpy().astype(np.uint8)
-    grown = np.asarray(cv2.resize(mask, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST), dtype=np.uint8)
-    inside = grown > 0
+    if mask.shape != canvas.shape[:2]:
+        mask = np.asarray(cv2.resize(mask, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST), dtype=np.uint8)
+    inside = mask > 0
     canvas[inside] = (canvas[inside].astype(np.uint16) + np.array(color, np.uint16)) // 2
-    contours, _ = cv2.findContours(grown, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(canvas, contours, -1, color, 1)
 
 
-def _caption(canvas: NDArray[np.uint8], text: str, box: NDArray[np.floating], color: tuple[int, int, int]) -> None:
-    (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
-    x, y = round(float(box[0])), max(round(float(box[1])), height + baseline)
-    cv2.rectangle(canvas, (x, y - height - baseline), (x + width, y), color, cv2.FILLED)
-    cv2.putText(canvas, text, (x, y - baseline // 2), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+def _places(boxes: NDArray[np.floating], sizes: Sequence[tuple[int, ...]], image: tuple[int, int]) -> list[Place]:
+    """Returns where the caption of each box lies: over it, in it or under it, the first that covers no better one's."""
+    taken: list[Place] = []
+    for (x1, y1, _, y2), (height, width) in zip(boxes.round().astype(int).tolist(), sizes, strict=True):
+        left = max(0, min(x1, image[1] - width))
+        tops = [top for top in (y1 - height, y1, y2) if 0 <= top <= image[0] - height] or [max(0, y1 - height)]
+        options = [(left, top, left + width, top + height) for top in tops]
+        taken.append(next((place for place in options if not any(_meet(place, other) for other in taken)), options[0]))
+    return taken
 
 
-def _color(label: int, num_classes: int) -> tuple[int, int, int]:
+def _meet(one: Place, other: Place) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _write(canvas: NDArray[np.uint8], letters: NDArray[np.float32], place: Place, color: Color) -> None:
+    """Puts ``letters`` (h, w) 0..1 on a ground of ``color`` at ``place``, as far as that lies on the canvas."""
+    x1, y1, x2, y2 = place
+    ground = canvas[y1:y2, x1:x2]
+    share = letters[: ground.shape[0], : ground.shape[1], None]
+    ground[:] = np.rint(share * np.array(letters_color(color)) + (1 - share) * np.array(color)).astype(np.uint8)
+
+
+def _write_note(canvas: NDArray[np.uint8], letters: NDArray[np.float32]) -> None:
+    """Puts a note at the lower left, white on a darkened ground, if there is room for it."""
+    height, width = letters.shape
+    if width > canvas.shape[1] or height > NOTE_HEIGHT * canvas.shape[0]:
+        return
+    ground, share = canvas[-height:, :width], letters[:, :, None]
+    ground[:] = np.rint(share * 255 + (1 - share) * 0.25 * ground).astype(np.uint8)
+
+
+def _letters(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> NDArray[np.float32]:
+    """Returns ``text`` in one line (h, w), 0 for the ground to 1 for the letters, with a margin."""
+    _, top, _, bottom = (round(value) for value in font.getbbox(f"Ág{text}"))  # as high whatever the text
+    margin = max(1, (bottom - top) // 5)
+    line = Image.new("L", (round(font.getlength(text)) + 2 * margin, bottom - top + 2 * margin))
+    ImageDraw.Draw(line).text((margin, margin - top), text, fill=255, font=font)
+    return np.asarray(line, dtype=np.float32) / np.float32(255)
+
+
+@lru_cache(maxsize=32)
+def _font(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Returns letters of ``height`` pixels: matplotlib's DejaVu Sans, which has Greek and Cyrillic, or Pillow's."""
+    found = importlib.util.find_spec("matplotlib")  # found, not imported, which takes long
+    if found is not None and found.origin is not None:
+        path = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if path.is_file():
+            return ImageFont.truetype(str(path), height)
+    return ImageFont.load_default(height)
+
+
+def letters_color(color: Color) -> Color:
+    """Returns black or white, whichever has the higher contrast to ``color``.
+
+    Source: W3C, WCAG 2.1, relative luminance and contrast ratio: black from a luminance of 0.179 on.
+    """
+    linear = [((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 255 / 12.92 for c in color]
+    return BLACK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else WHITE
+
+
+def _color(label: int, num_classes: int) -> Color:
     red, green, blue = colorsys.hsv_to_rgb(label / max(num_classes, 1), 0.65, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)

@@ -59,7 +59,7 @@ from detection.engine.device import peak_memory_gib
 from detection.engine.lock import locked
 from detection.engine.signals import stop_request
 from detection.predictor import Predictor
-from detection.tasks.predict import predict_images
+from detection.tasks.predict import predict_sources
 from detection.tasks.test import run_test
 import detection.cli, detection.engine.log, detection.experiments.runs, detection.tasks.check, resdet
 
@@ -75,7 +75,7 @@ detector = build_detector(config, len(names), pretrained=False)
 weights = write_converted(folder / "run", config, ("na\\u00efve", *names[1:]), detector.state_dict())
 predictor = Predictor.load(weights)
 assert predictor.class_names[0] == "na\\u00efve"
-assert len(predictor(np.zeros((64, 80, 3), np.uint8))) > 0
+assert len(predictor(np.zeros((64, 80, 3), np.uint8), min_score=0)) > 0
 weights = write_converted(folder / "other", config, names, detector.state_dict())
 result = run_test(config, read_checkpoint(weights), folder / "tested")
 assert (folder / "tested" / "result.json").is_file()

@@ -185,25 +185,67 @@ Prints them, draws them, and writes predictions.json. Images that can't be read 
 
 examples:
   resdet predict --weights output/bccd/resnet18_c4 cells.jpg
-  resdet predict --weights model.safetensors --output-dir found --min-score 0.7 photos/
+  resdet predict --weights model.safetensors --output-dir found --min-score 0.7 --min-score dog=0.4 photos/
+  resdet predict --weights model.safetensors --slice 800 aerial.tif https://example.com/photo.jpg
+  resdet predict --weights model.safetensors street.mp4
 """
 
 
 def _predict_options(parser: ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        type=_source,
+        metavar="IMAGE",
+        help="image and video files, folders of images, http(s) addresses, or the number of a camera",
+    )
     parser.add_argument("--weights", required=True, help="a .safetensors checkpoint, or a run directory")
     parser.add_argument(
         "--output-dir", type=Path, help=f"a new one (default: {PREDICTIONS}, or the next of {PREDICTIONS}-2, ...)"
     )
-    parser.add_argument("--min-score", type=fraction, default=0.5, help="(default: %(default)s)")
+    parser.add_argument(
+        "--min-score",
+        type=_min_score,
+        action="append",
+        metavar="[CLASS=]S",
+        help="of all classes or of one (may be repeated; default: that of the run's best F1, else 0.5)",
+    )
+    parser.add_argument("--batch", type=positive, default=1, metavar="N", help="images or frames looked at at once")
+    parser.add_argument("--max-frames", type=positive, metavar="N", help="of each video and camera")
+    parser.add_argument("--slice", type=positive, metavar="SIDE", help="cut large images into windows of SIDE pixels")
+    parser.add_argument(
+        "--slice-overlap", type=fraction, metavar="S", help="share of a side that windows have in common"
+    )
+    parser.add_argument("--slice-merge", choices=("ios", "nms"), help="how the finds of windows are merged")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
+def _source(text: str) -> Path | str | int:
+    if text.lower().startswith(("http://", "https://")):
+        return text
+    return int(text) if text.isdecimal() and not Path(text).exists() else Path(text)
+
+
+def _min_score(text: str) -> tuple[str, float]:
+    """Returns the class, "" for all, and its least score."""
+    name, _, score = text.rpartition("=")
+    return name, fraction(score)
+
+
 def _predict(args: Namespace) -> Call:
-    from detection.tasks.predict import free_folder, predict_images
+    from detection.predictor import Predictor
+    from detection.tasks.predict import free_folder, predict_sources
 
     output = args.output_dir or free_folder(PREDICTIONS)
-    predict = partial(predict_images, args.images, args.weights, output, min_score=args.min_score, device=args.device)
+    test = {
+        key: value for key in ("slice", "slice_overlap", "slice_merge") if (value := getattr(args, key)) is not None
+    }
+    predictor = Predictor.load(args.weights, device=args.device, batch_size=args.batch, **test)
+    by_class: dict[str, float] = dict(args.min_score or ())
+    rest = by_class.pop("", None)
+    of_rest = {} if rest is None else dict.fromkeys(predictor.class_names, rest)
+    min_score = of_rest | by_class if by_class else rest
+    predict = partial(predict_sources, args.images, predictor, output, min_score=min_score, max_frames=args.max_frames)
     return predict, partial(_show_prediction, output=output)
 
 

@@ -30,6 +30,8 @@ __all__ = [
 
 ArchitectureName = Literal["faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn"]
 NormName = Literal["bn", "gn", "sync_bn"]
+SliceSide = Annotated[int, Field(ge=64)]  # smaller ones make thousands of windows of a photograph
+Overlap = Annotated[float, Field(ge=0, lt=1)]
 ProposalCount = Annotated[int, Field(ge=1, le=20_000)]  # of an image; 20,000 take gigabytes
 
 
@@ -125,7 +127,7 @@ class MaskConfig:
 class PostprocessConfig:
     score_threshold: Fraction = 0.05
     nms_iou: Fraction = 0.3
-    max_detections: Count = 100  # per image
+    max_detections: Count = 100  # per image; with slice per window
     # Soft-NMS instead of NMS: a box's score falls by exp(-IoU^2 / sigma) with every better box of its class.
     soft_nms_sigma: Positive | None = None
     # Box voting among boxes of at least this IoU; the paper gives no value.
@@ -133,6 +135,12 @@ class PostprocessConfig:
     refine: bool = False  # a second pass from the boxes of the first: appendix B, box refinement
     scales: tuple[Count, ...] = ()  # shorter sides, rising, that the box stage looks at: appendix B, 200 to 1000
     flip: bool = False  # average with the mirrored image
+    # Side in pixels of the image as stored: it is looked at in overlapping windows, each resized as a whole image is.
+    slice: SliceSide | None = None
+    slice_overlap: Overlap = 0.2  # share of a side that neighbours have in common, at least
+    slice_whole: bool = True  # also look at the whole image, for objects larger than a window
+    # What becomes of the finds of several windows: detection/model/test_time/slices.py.
+    slice_merge: Literal["ios", "nms"] = "ios"
 
     def __post_init__(self) -> None:
         if len(self.scales) == 1 or list(self.scales) != sorted(set(self.scales)):
@@ -160,6 +168,11 @@ class DetectorDataConfig(DataConfig):
     limit: Count | None = None  # only the first images of each set: to see whether a model overfits a few
     # Images with a class that fewer than this share of the images has come several times an epoch (LVIS: 0.001).
     repeat_threshold: Fraction = 0.0
+    # Side in pixels of the image as stored: training images are overlapping windows of it; set test.slice alike.
+    slice: SliceSide | None = None
+    slice_overlap: Overlap = 0.2  # share of a side that neighbours have in common, at least
+    slice_visible: Fraction = 0.5  # an object that a window shows less of, by the area of its box, is ignored there
+    slice_empty: Overlap = 0.1  # share of windows without an object among those of an epoch, at most
 
     def __post_init__(self) -> None:
         if self.jitter is not None and self.train_shorter_sides:

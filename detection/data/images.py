@@ -21,7 +21,7 @@ from detection.data.jpeg import END, JPEGData
 from detection.data.ppm import BOUNDED_PPM
 from detection.files import require_file
 
-__all__ = ["FORMATS", "MAX_PIXELS", "UNREADABLE", "ImageError", "check_header", "image_size", "read_image"]
+__all__ = ["FORMATS", "MAX_PIXELS", "UNREADABLE", "ImageError", "check_header", "image_size", "read_image", "to_rgb"]
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit; a header can claim any size
 # Those of photographs; of what else Pillow reads, EPS starts another program.
@@ -90,7 +90,7 @@ def read_image(
         # Given a path, Pillow maps some TIFFs into memory, and there garbles those that it turns.
         with Path(path).open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
             stored, orientation = _frame(image)
-            pixels = _read_jpeg(Path(path), image, thorough=thorough) if image.format in JPEGS else _rgb(image)
+            pixels = _read_jpeg(Path(path), image, thorough=thorough) if image.format in JPEGS else to_rgb(image)
             if image.format == "TIFF":  # which Pillow has turned
                 pixels = pixels if apply_exif else _turned(pixels, orientation, back=True)
             elif apply_exif:
@@ -165,10 +165,10 @@ def _read_jpeg(path: Path, image: Image.Image, *, thorough: bool) -> NDArray[np.
     data = JPEGData.parse(path.read_bytes())
     pixels = _decoded_by_opencv(data.content) if image.mode in ("L", "RGB") else None
     if pixels is None and data.ended:
-        pixels = _rgb(image)
+        pixels = to_rgb(image)
     elif pixels is None:
         with Image.open(io.BytesIO(data.content + END), formats=FORMATS) as ended:
-            pixels = _rgb(ended)
+            pixels = to_rgb(ended)
     conclusive = image.mode in ("L", "RGB") and not (thorough and data.progressive)
     if damage := data.damage(pixels if conclusive else None):
         raise ValueError(damage)
@@ -181,7 +181,12 @@ def _decoded_by_opencv(content: bytes) -> NDArray[np.uint8] | None:
     return None if pixels is None else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels), dtype=np.uint8)
 
 
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Returns the pixels (H, W, 3) of an image of any mode.
+
+    Raises:
+        ValueError: they are 32-bit numbers.
+    """
     if image.mode.startswith("I;16"):  # Pillow would clip 16-bit greys at 255
         return np.repeat(_grey(np.asarray(image))[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):

@@ -18,7 +18,7 @@ from detection.data.index import AnnotationIndex
 from detection.data.problems import summarize
 from detection.data.proposals import read_proposals
 from detection.data.samplers import TestBatches, TrainBatches, repeat_factors
-from detection.data.transforms import Augment, Change, Jitter, RandomResize, Resize
+from detection.data.transforms import Augment, Change, Jitter, RandomResize, Resize, full_size
 from detection.data.workers import Loader, start_worker
 from detection.fields.table import FIELDS
 
@@ -169,10 +169,15 @@ def build_test_loader(
     batch_size: int = 1,
     rows: Sequence[int] | None = None,
     corrupt: Change | None = None,
+    unresized: bool = False,
     pin: bool = False,
 ) -> DataLoader[Batch]:
-    """Every image of ``index`` once (or only ``rows``), resized and not augmented; ``corrupt`` changes them before."""
-    dataset = DetectionDataset(index, resize=Resize(config.shorter_side, config.longer_side), corrupt=corrupt)
+    """Returns every image of ``index`` once (or only ``rows``), resized unless ``unresized`` and not augmented.
+
+    ``corrupt`` changes them before.
+    """
+    resize = full_size if unresized else Resize(config.shorter_side, config.longer_side)
+    dataset = DetectionDataset(index, resize=resize, corrupt=corrupt)
     batches = TestBatches(range(len(index)) if rows is None else rows, batch_size=batch_size)
     return make_loader(dataset, batches, workers=config.workers, pin=pin)
 

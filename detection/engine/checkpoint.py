@@ -62,6 +62,7 @@ class Checkpoint(Generic[ConfigT]):
     config: ConfigT
     class_names: tuple[str, ...]
     iteration: int
+    best_f1_score: float | None = None  # least score of detections at which F1 was best on data.val; None: not known
 
 
 class Checkpoints:
@@ -108,11 +109,13 @@ class Checkpoints:
             if is_main() and (path := self.folder / BEST).is_file():
                 path.replace(path.with_name(BEST + ".old"))
 
-    def save_evaluated(self, state: TrainState, *, best: bool) -> None:
+    def save_evaluated(self, state: TrainState, *, best: bool, best_f1_score: float | None = None) -> None:
         """Notes in the saved checkpoint of ``state`` that it is evaluated; its weights may be the ``best`` so far."""
         path, saved = self._path(state), state.state_dict()
         with together("saving a checkpoint"):
             if is_main():
+                if best_f1_score is not None:
+                    self._write_weights(path, state, best_f1_score)
                 if best:
                     copy = self.folder / BEST
                     write_whole(copy, lambda temporary: shutil.copyfile(path, temporary))
@@ -173,9 +176,10 @@ class Checkpoints:
     def _path(self, state: TrainState) -> Path:
         return self.folder / f"{state.iteration:07d}.safetensors"
 
-    def _write_weights(self, path: Path, state: TrainState) -> None:
+    def _write_weights(self, path: Path, state: TrainState, best_f1_score: float | None = None) -> None:
+        weights = state.tested.state_dict()
         try:
-            write_weights(Checkpoint(path, state.tested.state_dict(), self.config, self.class_names, state.iteration))
+            write_weights(Checkpoint(path, weights, self.config, self.class_names, state.iteration, best_f1_score))
         except OSError:
             if not path.is_file():
                 _remove(path)  # the state beside it only takes space
@@ -216,7 +220,23 @@ def read_checkpoint(path: str | Path, schema: type[ProgramConfig] = DetectionCon
         config = parse_config(schema, metadata["config"])
     except ValueError as error:
         raise ValueError(f"checkpoint {file} can't be read: its config: {error}") from error
-    return Checkpoint(file, weights, config, _class_names(file, metadata["class_names"]), int(metadata["iteration"]))
+    return Checkpoint(
+        file,
+        weights,
+        config,
+        _class_names(file, metadata["class_names"]),
+        int(metadata["iteration"]),
+        _fraction(metadata.get("best_f1_score", "")),
+    )
+
+
+def _fraction(text: str) -> float | None:
+    """Returns the number ``text`` if it is one from 0 to 1; older checkpoints have none."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value <= 1 else None
 
 
 def _class_names(file: Path, text: str) -> tuple[str, ...]:
@@ -307,6 +327,8 @@ def write_weights(checkpoint: Checkpoint[ProgramConfig]) -> None:
         "class_names": json.dumps(checkpoint.class_names),
         "iteration": str(checkpoint.iteration),
     }
+    if checkpoint.best_f1_score is not None:
+        metadata["best_f1_score"] = str(checkpoint.best_f1_score)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
     metadata["sha256"] = _digest(weights, metadata)
     write_whole(checkpoint.path, lambda temporary: save_file(weights, temporary, metadata=metadata))

@@ -17,7 +17,9 @@ from detection.boxes import clip, scale
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
 from detection.engine.loop import PRECISIONS
-from detection.evaluation.coco import count_left_out, evaluate_coco
+from detection.evaluation.coco import count_left_out, evaluate_coco, evaluate_matches
+from detection.evaluation.curves import best_f1, matched_curves
+from detection.evaluation.matching import match_areas
 from detection.evaluation.metrics import add_computed
 from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric, result_dict
@@ -94,14 +96,17 @@ def evaluate(
     """The content of result.json.
 
     It has a section "segm" if the records have masks of objects and of detections, or ``masks`` is set: without
-    records, the names of all figures.  "left_out" is there if COCO's AP and AR do not see all detections: how many.
+    records, the names of all figures.  "best_f1" is the best F1 of boxes at IoU 0.5 and the least score at which it is
+    reached.  "left_out" is there if COCO's AP and AR do not see all detections: how many.
     """
     masks = masks or any(record.masks is not None and record.gt_masks is not None for record in records)
-    coco = evaluate_coco(records, class_names)
+    matches = match_areas(records, class_names)
+    coco = evaluate_matches(matches)
     segm = evaluate_coco(records, class_names, iou_type="segm") if masks else None
     voc = evaluate_voc(records, class_names, imagenet=voc_metric == "imagenet")
     result = result_dict(coco, voc, class_names, voc_metric=voc_metric, segm=segm)
     add_computed(result, records, class_names)
+    result["best_f1"] = dict(zip(("min_score", "F1"), best_f1(matched_curves(matches["all"])), strict=True))
     left_out = count_left_out(records)
     return result | ({"left_out": left_out} if left_out else {})
 

@@ -238,7 +238,7 @@ class Trainer:
         value = None if key is None else read_metric(result, key)
         best = key is not None and is_better(key, value, state.best)
         state.best, state.evaluated = value if best else state.best, state.iteration
-        self.checkpoints.save_evaluated(state, best=best)
+        self.checkpoints.save_evaluated(state, best=best, best_f1_score=result.get("best_f1", {}).get("min_score"))
 
     def _test(self, state: TrainState, log: RunLog) -> dict[str, Any]:
         """Measures data.test, once, with the weights that stand: the best on data.val, or else the last."""

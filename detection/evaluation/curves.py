@@ -18,6 +18,7 @@ __all__ = [
     "RECALLS",
     "THRESHOLDS",
     "ClassCurve",
+    "best_f1",
     "best_threshold",
     "class_curves",
     "f1_by_threshold",
@@ -92,6 +93,12 @@ def best_threshold(f1: NDArray[np.float64]) -> float:
     if np.isnan(f1).any():
         return 0.5
     return float(THRESHOLDS[np.flatnonzero(f1 == f1.max())[-1]])
+
+
+def best_f1(curves: Sequence[ClassCurve]) -> tuple[float, float] | tuple[None, None]:
+    """Returns the threshold of ``best_threshold`` and its F1; None where there is no object, or no hit at all."""
+    f1 = f1_by_threshold(curves)
+    return (best_threshold(f1), float(f1.max())) if f1.max() > 0 else (None, None)  # NaN is not above 0
 
 
 def score_of_as_many(records: Sequence[Record]) -> float:

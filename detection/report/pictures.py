@@ -25,13 +25,13 @@ def picture(
     Boxes ``marked`` (M, 4), in pixels of the image, get a frame.
     """
     image = index.image(row)
-    canvas = draw_record(image, record, index.class_names, min_score=min_score)
-    scale = canvas.shape[0] / image.shape[0]
+    scale = SIDE / max(image.shape[:2])
+    canvas = draw_record(image, record, index.class_names, min_score=min_score, scale=scale)
     boxes = np.zeros((0, 4), np.float32) if marked is None else marked
     for x1, y1, x2, y2 in np.rint(boxes * scale).astype(int).tolist():
-        cv2.rectangle(canvas, (x1 - 6, y1 - 6), (x2 + 6, y2 + 6), MARK, 3, cv2.LINE_AA)
-    shrink = SIDE / max(canvas.shape[:2])
-    small = np.asarray(cv2.resize(canvas, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA), np.uint8)
-    written, content = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        cv2.rectangle(canvas, (x1 - 4, y1 - 4), (x2 + 4, y2 + 4), MARK, 2, cv2.LINE_AA)
+    written, content = cv2.imencode(
+        ".jpg", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
+    )
     assert written
     return content.tobytes()

@@ -1,80 +1,180 @@
-"""Detects objects in image files: pictures with the boxes drawn, and predictions.json.
+"""Detects objects in images, folders, videos and cameras: pictures with the boxes drawn, and predictions.json.
 
-OUTPUT/predictions.json        path -> detections, or {"error": why} for an image that can't be read or predicted
+OUTPUT/predictions.json        name -> detections, or {"error": why} for what can't be read or predicted; a frame's
+                               name is VIDEO#NUMBER
 OUTPUT/predictions.json.part   the same as far as it is written, until the end or where that did not come
-OUTPUT/00000_NAME.jpg          pictures, numbered as the images are
+OUTPUT/PATH                    a picture has the path of its image, below the folder that all sources share
+OUTPUT/PATH.mp4                a video of its frames
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from detection.data.images import read_image
 from detection.data.objects import IMAGE_SUFFIXES
 from detection.data.readers.image_files import images_below
+from detection.data.sources import is_url
+from detection.data.video import VideoFile
 from detection.evaluation.printable import printable
-from detection.mask_geometry import paste
-from detection.masks import RLE
-from detection.predictor import Predictor
-from detection.structures import Detections
-from detection.visualize import draw_boxes, save_picture
+from detection.prediction import Prediction
+from detection.predictor import MinScore, Predictor
+from detection.visualize import WRITTEN, save_picture
 
-__all__ = ["as_records", "find_images", "free_folder", "predict_images"]
+__all__ = ["OutputNames", "find_sources", "free_folder", "predict_sources"]
 
 PREDICTIONS = "predictions.json"
-Records = list[dict[str, Any]]
+CliSource = Path | str | int  # a file or folder, an address, the number of a camera
 
 
-def predict_images(
-    paths: Sequence[Path],
-    weights: str | Path,
+def predict_sources(
+    sources: Sequence[CliSource],
+    predictor: Predictor,
     output: Path,
     *,
-    min_score: float = 0.5,
-    device: str = "auto",
+    min_score: MinScore | None = None,
+    max_frames: int | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
-    """Writes pictures and predictions.json to ``output``; returns how many images can't be read.
+    """Writes pictures, videos and predictions.json to ``output``; returns how many images or videos failed.
 
     Args:
-        paths: image files, or folders of them.
-        weights: a .safetensors checkpoint or a run directory.
+        sources: image and video files, folders of images, addresses, numbers of cameras.
+        predictor: the detector.
         output: directory, made if needed; it must not hold a prediction.
-        min_score: detections below this score are left out.
-        device: "auto", "cpu" or "cuda".
-        say: takes a line for each image.
+        min_score: detections below are left out, in all or by class; None: the predictor's threshold.
+        max_frames: of each video and camera.
+        say: takes a line for each image and video.
 
     Raises:
-        ValueError: a path that does not exist, no image, a bad checkpoint, or a prediction in ``output``.
+        ValueError: a path that does not exist, no image, a class that there is not, or a prediction in ``output``.
         OSError: a file can't be written.
     """
-    images = find_images(paths)
-    predictor = Predictor.load(weights, device=device)
-    failed = 0
+    found, draw = find_sources(sources), _Drawer(output, OutputNames(sources))
+    if min_score is None:
+        say(f"detections of score {predictor.threshold.score:.2f} or more: {predictor.threshold.origin}")
+    failed, seen = 0, 0
     with _written(output) as write:
-        for number, path in enumerate(images):
-            try:
-                records = _predict_image(predictor, path, output / f"{number:05d}_{path.stem}.jpg", min_score)
-            except UnreadableError as error:
-                failed += 1
-                write(path, {"error": str(error)})
-                say(printable(f"error: {error}"))
-                continue
-            write(path, records)
-            counts = {name: sum(r["class"] == name for r in records) for name in predictor.class_names}
-            found = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-            say(printable(f"{path}: {found or 'nothing'}"))
+
+        def written(prediction: Prediction) -> Prediction:
+            nonlocal failed, seen
+            write(prediction.picture.name, {"error": prediction.error} if prediction.error else prediction.records())
+            failed, seen = failed + bool(prediction.error), seen + 1
+            return prediction
+
+        stream = map(written, predictor.stream(found, min_score=min_score, max_frames=max_frames))
+        for (_, is_video), predictions in groupby(stream, key=_film):
+            for line in draw(predictions, is_video=is_video):
+                say(printable(line))
     if failed:
-        say(f"{failed} of {len(images)} images can't be read; {output / PREDICTIONS} says why")
+        say(f"{failed} of {seen} images can't be read; {output / PREDICTIONS} says why")
     return failed
 
 
-class UnreadableError(ValueError):
-    """An image that can't be read, or predicted."""
+def _film(prediction: Prediction) -> tuple[str, bool]:
+    """Returns the source, and whether that is a video with frames."""
+    return prediction.picture.source, prediction.picture.frame is not None
+
+
+class _Drawer:
+    """Writes drawn pictures and videos, each of which gives a line to show."""
+
+    def __init__(self, output: Path, names: OutputNames) -> None:
+        self.output, self.names = output, names
+
+    def __call__(self, predictions: Iterable[Prediction], *, is_video: bool) -> Iterator[str]:
+        """Yields a line for each image, or one for a video."""
+        return iter([self._video(predictions)]) if is_video else map(self._image, predictions)
+
+    def _image(self, prediction: Prediction) -> str:
+        if prediction.error:
+            return f"error: {prediction.error}"
+        save_picture(self.output / self.names.of(prediction.picture.source), prediction.plot())
+        return f"{prediction.picture.name}: {_counted(Counter(prediction.names), prediction.class_names)}"
+
+    def _video(self, predictions: Iterable[Prediction]) -> str:
+        """Draws frames of one size into one file; a frame that could not be predicted is left out."""
+        found, classes, frames, source = Counter[str](), tuple[str, ...](), 0, ""
+        with ExitStack() as opened:
+            file = None
+            for prediction in predictions:
+                source = prediction.picture.source
+                if prediction.error:
+                    continue
+                drawn, frames = prediction.plot(), frames + 1
+                if file is None:
+                    path = self.output / self.names.of(source, suffix=".mp4")
+                    size = drawn.shape[0], drawn.shape[1]
+                    file = opened.enter_context(VideoFile(path, fps=prediction.picture.fps, size=size))
+                file.add(drawn)
+                found.update(prediction.names)
+                classes = prediction.class_names
+        return f"{source}: {frames} frames with {_counted(found, classes)}"
+
+
+def _counted(counts: Mapping[str, int], classes: Sequence[str]) -> str:
+    return ", ".join(f"{counts[name]} {name}" for name in classes if counts.get(name)) or "nothing"
+
+
+class OutputNames:
+    """Paths of pictures below an output folder: those of the sources below the folder that all of them share.
+
+    No two are the same, also where a file system does not tell "A.jpg" from "a.jpg".
+
+    Args:
+        sources: as the user gave them.
+    """
+
+    def __init__(self, sources: Iterable[CliSource]) -> None:
+        folders = [_folder(source) for source in sources if isinstance(source, Path)]
+        try:
+            self._base = os.path.commonpath(folders) if folders else ""
+        except ValueError:  # on several drives of Windows
+            self._base = ""
+        self._taken: set[str] = set()
+
+    def of(self, source: str, *, suffix: str = "") -> Path:
+        """Returns the path of the picture of ``source``; it ends in ``suffix``, or as a picture can."""
+        path = self._relative(source)
+        if path.suffix.lower() not in ((suffix,) if suffix else WRITTEN):
+            path = path.with_name(path.name + (suffix or ".jpg"))
+        free, number = path, 1
+        while free.as_posix().casefold() in self._taken:
+            number += 1
+            free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        self._taken.add(free.as_posix().casefold())
+        return free
+
+    def _relative(self, source: str) -> Path:
+        if is_url(source):
+            parts = urlsplit(source)
+            return Path(_plain(parts.netloc), *[_plain(part) for part in parts.path.split("/") if _plain(part)])
+        path = _absolute(source)
+        if self._base and path.is_relative_to(self._base):
+            return path.relative_to(self._base)
+        return Path(*[_plain(part) for part in path.parts if _plain(part)])
+
+
+def _folder(path: Path) -> str:
+    return str(_absolute(path if path.is_dir() else path.parent))
+
+
+def _absolute(path: str | Path) -> Path:
+    """Returns ``path`` from the root, without "..", and as it is where it is a link."""
+    return Path(os.path.abspath(path))  # noqa: PTH100  # resolve() follows links
+
+
+def _plain(part: str) -> str:
+    """Returns a part of an address as a name of a file: without what leads elsewhere."""
+    return re.sub(r"[^\w.\-]+", "_", part).strip("._")
 
 
 def free_folder(folder: Path) -> Path:
@@ -86,8 +186,8 @@ def free_folder(folder: Path) -> Path:
     return free
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Returns the image files among ``paths`` and in those that are folders and their subfolders, each once.
+def find_sources(sources: Sequence[CliSource]) -> list[CliSource]:
+    """Returns ``sources``, in the place of folders the images in them and their subfolders, each once.
 
     Hidden ones are passed over, as those that macOS lays beside others ("._photo.jpg"), and the pictures of earlier
     predictions.
@@ -95,56 +195,34 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     Raises:
         ValueError: a path that does not exist, or no image at all.
     """
-    found: dict[Path, None] = {}
-    for path in paths:
-        if not path.exists() and not path.is_symlink():  # a dangling link is told with the images that can't be read
-            raise ValueError(f"no image or folder {path}")
-        found |= dict.fromkeys(_images_in(path) if path.is_dir() else [path])
+    found: dict[CliSource, None] = {}
+    for source in sources:
+        if not isinstance(source, Path):
+            found[source] = None
+        elif source.is_dir():
+            found |= dict.fromkeys(_images_in(source))
+        elif source.exists() or source.is_symlink():  # a dangling link is told with the images that can't be read
+            found[source] = None
+        else:
+            raise ValueError(f"no image or folder {source}")
     if not found:
-        raise ValueError(f"no image in {', '.join(map(str, paths))}; known endings: {', '.join(IMAGE_SUFFIXES)}")
+        raise ValueError(f"no image in {', '.join(map(str, sources))}; known endings: {', '.join(IMAGE_SUFFIXES)}")
     return [*found]
 
 
-def as_records(detections: Detections, masks: Sequence[RLE] | None, class_names: tuple[str, ...]) -> Records:
-    """Returns one entry per detection; its mask, if there is one, in COCO's compressed run-length code."""
-    rows = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
-    records: Records = [{"class": class_names[label], "score": score, "box": box} for box, score, label in rows]
-    for record, mask in zip(records, masks or (), strict=masks is not None):
-        record["mask"] = {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
-    return records
+def _images_in(folder: Path) -> Iterator[Path]:
+    known: dict[Path, bool] = {folder: False}  # whether a folder belongs to an earlier prediction
 
+    def predicted(place: Path) -> bool:
+        if place not in known:
+            known[place] = predicted(place.parent) or _holds_prediction(place)
+        return known[place]
 
-def _images_in(folder: Path) -> list[Path]:
-    found = [*images_below(folder)]
-    predictions = {place for place in {path.parent for path in found} if place != folder and _holds_prediction(place)}
-    return [path for path in found if path.parent not in predictions]
-
-
-def _predict_image(predictor: Predictor, path: Path, picture: Path, min_score: float) -> Records:
-    """Returns the records of the image at ``path`` and draws them into the file ``picture``."""
-    try:
-        image = read_image(path)
-    except (OSError, ValueError) as error:
-        named = str(error) if str(path) in str(error) else f"image {path} can't be read: {error}"
-        raise UnreadableError(named) from error
-    try:
-        found = predictor(image)
-        found = found[found.scores >= min_score]
-        masks = None
-        if found.masks is not None:
-            masks = paste(found.masks, found.boxes, image.shape[:2], geometry=predictor.mask_geometry)
-    except (RuntimeError, ValueError, MemoryError) as error:  # too large for the memory, or too thin for the network
-        size = f"{image.shape[1]}x{image.shape[0]}"
-        raise UnreadableError(f"image {path} of {size} pixels can't be predicted: {error}") from error
-    drawn = draw_boxes(
-        image, found.boxes.numpy(), found.scores.numpy(), found.labels.numpy(), predictor.class_names, masks=masks
-    )
-    save_picture(picture, drawn)
-    return as_records(found, masks, predictor.class_names)
+    return (path for path in images_below(folder) if not predicted(path.parent))
 
 
 @contextmanager
-def _written(output: Path) -> Iterator[Callable[[Path, Any], None]]:
+def _written(output: Path) -> Iterator[Callable[[str, Any], None]]:
     """Gives what writes the entry of an image to ``output``/predictions.json, whose name comes with the last one."""
     if _holds_prediction(output):
         raise ValueError(f"{output} holds a prediction already; choose another --output-dir, or remove it")
@@ -152,15 +230,15 @@ def _written(output: Path) -> Iterator[Callable[[Path, Any], None]]:
     part, separator = output / f"{PREDICTIONS}.part", "{"
     with part.open("x", encoding="utf-8") as stream:
 
-        def write(path: Path, entry: Any) -> None:
+        def write(name: str, entry: Any) -> None:
             nonlocal separator
             # A mapping of one entry, without its brackets: the whole is one mapping in the end.
-            stream.write(separator + json.dumps({str(path): entry}, indent=1)[1:-2])
+            stream.write(separator + json.dumps({name: entry}, indent=1)[1:-2])
             stream.flush()
             separator = ","
 
         yield write
-        stream.write("\n}\n")
+        stream.write("\n}\n" if separator == "," else "{}\n")
     part.replace(output / PREDICTIONS)
 
 

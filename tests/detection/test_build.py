@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from backbones.norm import FrozenBatchNorm
-from detection.build import build_detector, build_plain_backbone, build_tester
+from detection.build import build_detector, build_plain_backbone, build_tester, slice_images
 from detection.config.detection import (
     AnchorConfig,
     BoxConfig,
     DetectionConfig,
     DetectorBackboneConfig,
+    DetectorDataConfig,
     MaskConfig,
     PostprocessConfig,
     RPNConfig,
@@ -31,6 +32,7 @@ from detection.model.faster_rcnn import FasterRCNN
 from detection.model.matcher import Matcher
 from detection.model.postprocess import Postprocessor
 from detection.model.sampler import BalancedSampler
+from detection.model.test_time.slices import Cutting
 from detection.model.test_time.tester import Methods, Tester
 
 # No value is a default.
@@ -78,6 +80,10 @@ CONFIG = DetectionConfig(
         scales=(64, 96),
         flip=True,
         soft_nms_sigma=0.7,
+        slice=640,
+        slice_overlap=0.3,
+        slice_whole=False,
+        slice_merge="nms",
     ),
 )
 
@@ -105,6 +111,13 @@ def test_example_config_differs_from_every_default() -> None:
     for section in ("anchors", "rpn", "box", "test"):
         given, default = asdict(getattr(CONFIG, section)), asdict(getattr(DetectionConfig(), section))
         assert {name for name in given if given[name] == default[name]} <= OF_FC_HEADS
+
+
+def test_slices_are_cut_and_merged_as_the_config_says(detector: FasterRCNN) -> None:
+    sliced = slice_images(replace(CONFIG, data=DetectorDataConfig(shorter_side=32, longer_side=48)), detector)
+    assert sliced.detect is detector
+    assert sliced.cutting == Cutting(640, overlap=0.3, whole=False, merge="nms", nms_iou=0.41)
+    assert sliced.fit((640, 640)) == (32, 32)
 
 
 def test_anchors(detector: FasterRCNN) -> None:

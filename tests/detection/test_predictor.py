@@ -29,7 +29,7 @@ from detection.engine.loop import TrainState
 from detection.engine.optim import build_optimizer
 from detection.predictor import Predictor
 from detection.structures import ImageBatch
-from detection.tasks.predict import free_folder, predict_images
+from detection.tasks.predict import free_folder, predict_sources
 
 CLASSES = ("bolt", "nut")
 CONFIG = DetectionConfig(
@@ -61,20 +61,20 @@ def photo(tmp_path: Path) -> Path:
 
 
 def predicted(images: list[Path], weights: Path, output: Path, **options: Any) -> Any:
-    predict_images(images, weights, output, say=lambda _: None, **options)
+    predict_sources(images, Predictor.load(weights), output, say=lambda _: None, **options)
     return json.loads((output / "predictions.json").read_text())
 
 
 def test_boxes_are_in_pixels_of_the_given_image(weights: Path, photo: Path) -> None:
     predictor, image = Predictor.load(weights), read_image(photo)
-    found = predictor(image)
+    found = predictor(image, min_score=0)
     half = Image.fromarray(image).resize((80, 64), Image.Resampling.NEAREST)
     assert predictor.class_names == CLASSES
     assert 0 < len(found) <= 5
     assert (found.boxes[:, 2] <= 160).all()
     assert (found.boxes[:, 3] <= 128).all()
     assert found.boxes[:, 2:].max() > 96  # not those of the 64 x 80 pixels that the detector saw
-    small = predictor(np.asarray(half))
+    small = predictor(np.asarray(half), min_score=0)
     assert (small.boxes[:, 2] <= 80).all()
 
 
@@ -82,8 +82,8 @@ def test_equals_the_detector_on_the_resized_image(weights: Path) -> None:
     predictor = Predictor.load(weights)
     image = np.random.default_rng(1).integers(0, 255, (64, 80, 3), dtype=np.uint8)  # resizing changes nothing
     with torch.inference_mode():
-        (expected,) = predictor.tester(ImageBatch.from_images([torch.from_numpy(image).permute(2, 0, 1)]))
-    found = predictor(image)
+        (expected,) = predictor.detect(ImageBatch.from_images([torch.from_numpy(image).permute(2, 0, 1)]))
+    found = predictor(image, min_score=0)
     torch.testing.assert_close(found.boxes, expected.boxes)
     torch.testing.assert_close(found.scores, expected.scores)
 
@@ -101,7 +101,7 @@ def test_the_command_writes_pictures_and_json(
     records = json.loads((out / "predictions.json").read_text())[str(photo)]
     assert len(records) == 5
     assert {record["class"] for record in records} <= set(CLASSES)
-    assert read_image(out / "00000_a.jpg").shape == (480, 600, 3)
+    assert read_image(out / "a.png").shape == (128, 160, 3)
     assert str(photo) in outcome.out
 
 
@@ -137,7 +137,7 @@ def test_what_can_not_be_read_is_an_entry_and_all_else_is_predicted(
     assert "a pipe" in entries[str(folder / "b.png")]["error"]
     assert "No such file" in entries[str(folder / "c.jpg")]["error"]
     assert str(folder / "d.jpg") in entries[str(folder / "d.jpg")]["error"]
-    assert sorted(path.name for path in out.glob("*.*g")) == ["00000_a.jpg", "00004_f.jpg", "00005_g.png"]
+    assert sorted(path.name for path in out.glob("*.*g")) == ["a.png", "f.png", "g.png"]
 
 
 def test_subfolders_are_predicted_and_pictures_of_predictions_are_not(
@@ -151,23 +151,25 @@ def test_subfolders_are_predicted_and_pictures_of_predictions_are_not(
     assert [*first] == [*again] == [str(photo), str(below)]
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
 def test_an_image_that_the_detector_fails_on_is_an_entry_and_all_else_is_predicted(
-    weights: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> None:
-    Image.new("RGB", (50, 40)).save(photo.parent / "b.png")
-    real = Predictor.__call__
+    Image.new("RGB", (40, 40)).save(photo.parent / "b.png")
+    predictor = Predictor.load(weights, batch_size=batch_size)
+    real = predictor.detect
 
-    def fail(self: Predictor, image: Any) -> Any:
-        if image.shape[0] == 40:
+    def fail(images: ImageBatch) -> Any:
+        if (64, 64) in images.size_list():
             raise RuntimeError("not enough memory")
-        return real(self, image)
+        return real(images)
 
-    monkeypatch.setattr(Predictor, "__call__", fail)
+    monkeypatch.setattr(predictor, "detect", fail)
     out = tmp_path / "out"
-    assert predict_images([photo.parent], weights, out, min_score=0, say=lambda _: None) == 1
+    assert predict_sources([photo.parent], predictor, out, min_score=0, say=lambda _: None) == 1
     entries = json.loads((out / "predictions.json").read_text())
     assert len(entries[str(photo)]) == 5
-    assert "50x40" in entries[str(photo.parent / "b.png")]["error"]
+    assert "40x40" in entries[str(photo.parent / "b.png")]["error"]
     assert "not enough memory" in entries[str(photo.parent / "b.png")]["error"]
 
 
@@ -186,7 +188,7 @@ def test_what_was_found_stays_where_the_end_does_not_come(weights: Path, photo: 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        predict_images([photo, tmp_path], weights, tmp_path / "out", min_score=0, say=stop)
+        predict_sources([photo, tmp_path], Predictor.load(weights), tmp_path / "out", min_score=0, say=stop)
     part = (tmp_path / "out" / "predictions.json.part").read_text()
     assert len(json.loads(part + "}")[str(photo)]) == 5
     assert not (tmp_path / "out" / "predictions.json").exists()
@@ -200,6 +202,6 @@ def test_a_score_out_of_range_is_refused(resdet: Callable[..., Any], score: str)
 
 
 def test_a_picture_that_can_not_be_written_has_the_reason(weights: Path, photo: Path, tmp_path: Path) -> None:
-    (tmp_path / "out" / "00000_a.jpg").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"00000_a\.jpg: .*Is a directory"):
+    (tmp_path / "out" / "a.png").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"a\.png: .*Is a directory"):
         predicted([photo], weights, tmp_path / "out")

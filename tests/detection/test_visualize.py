@@ -12,7 +12,7 @@ from PIL import Image
 
 from detection.evaluation.record import Record
 from detection.masks import encode
-from detection.visualize import draw_record, save_picture
+from detection.visualize import draw_boxes, draw_record, letters_color, save_picture
 
 BLACK = np.zeros((480, 500, 3), np.uint8)  # too large to be grown
 NAMES = ("cat", "dog")
@@ -69,10 +69,65 @@ def test_unsure_detections_are_left_out() -> None:
     assert draw_record(BLACK, unsure, NAMES, min_score=0.4).any()
 
 
-def test_a_small_image_is_grown_with_its_boxes() -> None:
-    picture = draw_record(np.zeros((48, 60, 3), np.uint8), record(gt=[[10, 20, 30, 25]]), NAMES)
+def test_an_image_keeps_its_size_unless_another_scale_is_asked_for() -> None:
+    small, truth = np.zeros((48, 60, 3), np.uint8), record(gt=[[10, 20, 30, 25]])
+    assert draw_record(small, truth, NAMES).shape == (48, 60, 3)
+    picture = draw_record(small, truth, NAMES, scale=10)
     assert picture.shape == (480, 600, 3)
     np.testing.assert_allclose(drawn_box(picture), [100, 200, 300, 250], atol=1)
+
+
+@pytest.mark.parametrize("size", [(4, 3000), (70_000, 1), (1, 1), (3000, 4000)])
+def test_pictures_of_any_size_are_drawn(size: tuple[int, int]) -> None:
+    box = [[0.0, 0.0, size[1], size[0]]]
+    picture = draw_record(np.zeros((*size, 3), np.uint8), record(boxes=box * 2, scores=(0.9, 0.8)), NAMES)
+    assert picture.shape == (*size, 3)
+    assert picture.any()
+
+
+def test_lines_and_letters_grow_with_the_image() -> None:
+    def drawn(side: int) -> tuple[int, int]:
+        found = record(boxes=[[side / 4, side / 2, side * 3 / 4, side * 3 / 4]], scores=(0.9,))
+        colored = draw_record(np.zeros((side, side, 3), np.uint8), found, NAMES).any(axis=2)
+        line = int(colored[side * 5 // 8, : side // 2].sum())
+        return line, side // 2 - drawn_box(colored[:, :, None])[1]
+
+    (thin, low), (thick, high) = drawn(500), drawn(4000)
+    assert thick >= 2 * thin
+    assert high >= 4 * low
+
+
+def test_captions_cover_boxes_and_not_each_other() -> None:
+    found = record(boxes=[[100, 200, 300, 300], [100, 200, 300, 300]], scores=(0.9, 0.8))
+    best = record(boxes=[[100, 200, 300, 300]], scores=(0.9,))
+    both, one = draw_record(BLACK, found, NAMES), draw_record(BLACK, best, NAMES)
+    np.testing.assert_array_equal(both[180:198, 102:160], one[180:198, 102:160])  # the better one's is whole
+    second = both[204:216, 104:150]
+    assert {tuple(color) for color in second.reshape(-1, 3).tolist()} >= {(0, 0, 0)}  # and the other's lies in the box
+
+
+@pytest.mark.parametrize("color", [(255, 255, 255), (0, 0, 0), (255, 89, 89), (89, 89, 255), (119, 119, 119)])
+def test_letters_have_contrast_to_any_color(color: tuple[int, int, int]) -> None:
+    def luminance(values: tuple[int, int, int]) -> float:
+        linear = [((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 255 / 12.92 for c in values]
+        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+    low, high = sorted(map(luminance, (color, letters_color(color))))
+    assert (high + 0.05) / (low + 0.05) >= 4.5  # as WCAG asks for
+
+
+def test_a_note_stands_at_the_lower_left_where_there_is_room() -> None:
+    boxes, scores, labels = np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)
+    noted = draw_boxes(BLACK, boxes, scores, labels, NAMES, note="score >= 0.50")
+    assert noted[-20:, :150].max() > 200
+    assert not noted[:-30].any()
+    assert not draw_boxes(BLACK[:60, :60], boxes, scores, labels, NAMES, note="score >= 0.50").any()
+
+
+def test_what_is_too_large_for_a_format_becomes_a_png(tmp_path: Path) -> None:
+    assert save_picture(tmp_path / "a.jpg", np.zeros((70_000, 1, 3), np.uint8)) == tmp_path / "a.jpg.png"
+    assert save_picture(tmp_path / "a.webp", np.zeros((1, 17_000, 3), np.uint8)) == tmp_path / "a.webp.png"
+    assert (tmp_path / "a.webp.png").is_file()
 
 
 def test_a_caption_at_the_upper_border_stays_in_the_picture() -> None:
@@ -120,6 +175,6 @@ def test_a_mask_grows_with_a_small_image() -> None:
     shape = np.zeros((48, 60), np.bool_)
     shape[20:30, 10:40] = True
     small = replace(record(boxes=[[10, 20, 40, 30]], scores=(0.9,)), size=(48, 60), masks=(encode(shape),))
-    picture = draw_record(np.zeros((48, 60, 3), np.uint8), small, NAMES)
+    picture = draw_record(np.zeros((48, 60, 3), np.uint8), small, NAMES, scale=10)
     assert picture[205:295, 105:395].any(axis=2).all()
     assert not picture[310:, :].any()

@@ -1,0 +1,166 @@
+"""What a detector found in one image or frame, for use in Python and for other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detection.data.sources import Picture
+from detection.masks import RLE, decode
+from detection.structures import Detections
+from detection.visualize import draw_boxes
+
+if TYPE_CHECKING:
+    from supervision import Detections as SupervisionDetections
+
+__all__ = ["Prediction"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prediction:
+    """Detections of one image, best first, in its own pixels.
+
+    Attributes:
+        picture: where they were looked for; without pixels where it can't be read.
+        detections: boxes, scores, labels; no row where there is an ``error``.
+        class_names: K names.
+        masks: (D,) of the whole image, where the detector finds masks.
+        error: why there is no detection, or "".
+        note: about the detections, for a corner of a picture, such as their least score.
+    """
+
+    picture: Picture
+    detections: Detections
+    class_names: tuple[str, ...]
+    masks: tuple[RLE, ...] | None = None
+    error: str = ""
+    note: str = ""
+
+    def __len__(self) -> int:
+        return len(self.detections)
+
+    @property
+    def boxes(self) -> Tensor:
+        """(D, 4) x1, y1, x2, y2."""
+        return self.detections.boxes
+
+    @property
+    def scores(self) -> Tensor:
+        """(D,) probabilities."""
+        return self.detections.scores
+
+    @property
+    def labels(self) -> Tensor:
+        """(D,) int64, 0..K-1."""
+        return self.detections.labels
+
+    @property
+    def names(self) -> list[str]:
+        """The class of each detection."""
+        return [self.class_names[label] for label in self.labels.tolist()]
+
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        """Pixels (H, W, 3), RGB.
+
+        Raises:
+            ValueError: the image can't be read.
+        """
+        if self.picture.pixels is None:
+            raise ValueError(self.error)
+        return self.picture.pixels
+
+    def records(self) -> list[dict[str, Any]]:
+        """Returns the entry of each detection in predictions.json: class, score, box and, with masks, mask."""
+        rows = zip(self.names, self.scores.tolist(), self.boxes.tolist(), self._coded_masks("mask"), strict=True)
+        return [{"class": name, "score": score, "box": box, **mask} for name, score, box, mask in rows]
+
+    def to_coco(self, image_id: int, *, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Returns the detections in COCO's results format: boxes x, y, width, height; masks as "segmentation".
+
+        Args:
+            image_id: of the image in the data set.
+            category_ids: (K,) of the classes there; None: 1..K.
+        """
+        ids = range(1, len(self.class_names) + 1) if category_ids is None else category_ids
+        rows = zip(
+            self.labels.tolist(),
+            self.boxes.tolist(),
+            self.scores.tolist(),
+            self._coded_masks("segmentation"),
+            strict=True,
+        )
+        return [
+            {
+                "image_id": image_id,
+                "category_id": int(ids[label]),
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": score,
+                **mask,
+            }
+            for label, (x1, y1, x2, y2), score, mask in rows
+        ]
+
+    def to_supervision(self) -> SupervisionDetections:
+        """Returns the detections as ``supervision.Detections``, with their names as ``data["class_name"]``.
+
+        Raises:
+            ValueError: the package is missing.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise ValueError(f"to_supervision needs a package: pip install supervision ({error})") from error
+        masks = None
+        if self.masks is not None:
+            height, width = self.image.shape[:2]
+            masks = decode(self.masks, (height, width)).numpy()
+        return supervision.Detections(
+            xyxy=self.boxes.numpy(),
+            mask=masks,
+            confidence=self.scores.numpy(),
+            class_id=self.labels.numpy(),
+            data={"class_name": np.array(self.names, dtype=np.str_)},
+        )
+
+    def plot(self) -> NDArray[np.uint8]:
+        """Returns the image (H, W, 3), RGB, with boxes, masks and captions.
+
+        Raises:
+            ValueError: the image can't be read.
+        """
+        return draw_boxes(
+            self.image,
+            self.boxes.numpy(),
+            self.scores.numpy(),
+            self.labels.numpy(),
+            self.class_names,
+            masks=self.masks,
+            note=self.note,
+        )
+
+    def crops(self) -> list[NDArray[np.uint8]]:
+        """Returns the pixels (h, w, 3) in the box of each detection, at least one of them.
+
+        Raises:
+            ValueError: the image can't be read.
+        """
+        height, width = self.image.shape[:2]
+        limits = np.array([width, height, width, height])
+        boxes = np.concatenate([np.floor(self.boxes.numpy()[:, :2]), np.ceil(self.boxes.numpy()[:, 2:])], axis=1)
+        found = []
+        for x1, y1, x2, y2 in np.clip(boxes, 0, limits).astype(int).tolist():
+            left, top = min(x1, width - 1), min(y1, height - 1)
+            found.append(self.image[top : max(y2, top + 1), left : max(x2, left + 1)].copy())
+        return found
+
+    def _coded_masks(self, key: str) -> list[dict[str, Any]]:
+        """Returns the mask of each detection, in COCO's compressed run-length code with text counts, under ``key``."""
+        if self.masks is None:
+            return [{} for _ in range(len(self))]
+        return [{key: {"size": mask["size"], "counts": mask["counts"].decode("ascii")}} for mask in self.masks]
