@@ -206,19 +206,32 @@ class Predictor:
         ]
 
     def _predict(self, part: Sequence[Picture], scores: Tensor, note: str) -> list[Prediction]:
+        """Returns the predictions of pictures that were read.
+
+        Those of one size are looked at together: padding would change what a network with group normalisation finds.
+        """
         images = [picture.pixels for picture in part if picture.pixels is not None]
         resized = [self._resize(image, _nothing(), seed=())[0] for image in images]
-        batch = ImageBatch.from_images([torch.from_numpy(image).permute(2, 0, 1) for image in resized])
-        predictions = []
-        for picture, image, view, found in zip(part, images, resized, self.detect(batch), strict=True):
-            own = rescale(found[found.scores >= scores[found.labels]], _size(view), _size(image))
-            masks = None
-            if own.masks is not None:
-                masks = tuple(paste(own.masks, own.boxes, _size(image), geometry=self.mask_geometry))
-            predictions.append(
-                Prediction(picture=picture, detections=own, class_names=self.class_names, masks=masks, note=note)
-            )
-        return predictions
+        groups = dict[tuple[int, int], list[int]]()
+        for row, view in enumerate(resized):
+            groups.setdefault(_size(view), []).append(row)
+        found = dict[int, Detections]()
+        for rows in groups.values():
+            views = [torch.from_numpy(resized[row]).permute(2, 0, 1) for row in rows]
+            found |= zip(rows, self.detect(ImageBatch.from_images(views)), strict=True)
+        return [
+            self._on_image(picture, image, rescale(found[row], _size(resized[row]), _size(image)), scores, note)
+            for row, (picture, image) in enumerate(zip(part, images, strict=True))
+        ]
+
+    def _on_image(
+        self, picture: Picture, image: NDArray[np.uint8], found: Detections, scores: Tensor, note: str
+    ) -> Prediction:
+        """Returns what is ``found``, in pixels of the ``image``, from the least ``scores`` (K,) on."""
+        own, masks = found[found.scores >= scores[found.labels]], None
+        if own.masks is not None:
+            masks = tuple(paste(own.masks, own.boxes, _size(image), geometry=self.mask_geometry))
+        return Prediction(picture=picture, detections=own, class_names=self.class_names, masks=masks, note=note)
 
     def _failed(self, picture: Picture, error: Exception) -> Prediction:
         assert picture.pixels is not None

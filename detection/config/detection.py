@@ -171,6 +171,7 @@ class DetectorDataConfig(DataConfig):
     # Side in pixels of the image as stored: training images are overlapping windows of it; set test.slice alike.
     slice: SliceSide | None = None
     slice_overlap: Overlap = 0.2  # share of a side that neighbours have in common, at least
+    slice_whole: bool = True  # also train on the whole image, for objects larger than a window
     slice_visible: Fraction = 0.5  # an object that a window shows less of, by the area of its box, is ignored there
     slice_empty: Overlap = 0.1  # share of windows without an object among those of an epoch, at most
 

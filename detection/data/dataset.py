@@ -16,6 +16,7 @@ from detection.data.copy_paste import choose, paste
 from detection.data.images import ImageError
 from detection.data.index import AnnotationIndex
 from detection.data.proposals import StoredProposals
+from detection.data.slices import Slices, cut
 from detection.data.transforms import Augment, Change
 from detection.padded import Regions, Targets
 from detection.structures import ImageBatch, Proposals, Target
@@ -60,7 +61,8 @@ class DetectionDataset(Dataset[Sample]):
     A sample is asked for by (position, row): its place in the whole run, which seeds its augmentation and the draws
     among its anchors, and its row in the index.  So neither the number of workers nor of processes changes anything.
 
-    With ``copy_paste``, objects of another image are pasted, which is augmented and resized like any.
+    With ``copy_paste``, objects of another image are pasted, which is augmented and resized like any.  With ``slices``,
+    a row is the number of a window, cut before all else.
 
     Args:
         index: images and objects.
@@ -71,6 +73,7 @@ class DetectionDataset(Dataset[Sample]):
         fields: that targets have.
         copy_paste: probability that objects are pasted, which needs their masks.
         corrupt: before anything else, to test under worse conditions.
+        slices: windows of the images, which are then the samples.
 
     Raises:
         ValueError: fields that ``index`` lacks, or together with proposals.
@@ -87,6 +90,7 @@ class DetectionDataset(Dataset[Sample]):
         fields: Collection[str] = (),
         copy_paste: float = 0.0,
         corrupt: Change | None = None,
+        slices: Slices | None = None,
     ) -> None:
         index.require(fields)
         if fields and proposals is not None:
@@ -95,10 +99,12 @@ class DetectionDataset(Dataset[Sample]):
             )
         self.index, self.resize, self.augment, self.seed = index, resize, augment, seed
         self.proposals, self.fields, self.copy_paste, self.corrupt = proposals, fields, copy_paste, corrupt
-        self.pasted_from = index.num_wanted().nonzero().flatten() if copy_paste else None
+        self.slices = slices
+        wanted = index.num_wanted() if slices is None else slices.wanted
+        self.pasted_from = wanted.nonzero().flatten() if copy_paste else None
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.index) if self.slices is None else len(self.slices.images)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         position, row = key
@@ -111,7 +117,12 @@ class DetectionDataset(Dataset[Sample]):
             target, proposals = _without_proposals(target)
         pixels = torch.from_numpy(image).permute(2, 0, 1)  # a view: the batch takes pixels as they are decoded
         draws = np.random.SeedSequence(seed, spawn_key=(2,)).generate_state(1, np.uint32)
-        return Sample(row, self.index.paths[row], pixels, target, proposals, int(draws[0]) >> 1)
+        image_row = self._image_row(row)
+        return Sample(image_row, self.index.paths[image_row], pixels, target, proposals, int(draws[0]) >> 1)
+
+    def _image_row(self, row: int) -> int:
+        """The row in the index of a sample's image."""
+        return row if self.slices is None else int(self.slices.images[row])
 
     def _named_view(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
         """``_view``, whose errors name the image.
@@ -124,14 +135,17 @@ class DetectionDataset(Dataset[Sample]):
         except ImageError:
             raise
         except (ValueError, cv2.error) as error:
-            raise ImageError(f"image {self.index.paths[row]}: {error}") from error
+            raise ImageError(f"image {self.index.paths[self._image_row(row)]}: {error}") from error
 
     def _view(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
         """The image (H, W, 3) of ``row`` and its target, augmented and resized; proposals are rows of the target."""
-        image = self.index.image(row)
-        target = self.index.target(row, fields=self.fields)
+        image_row = self._image_row(row)
+        image = self.index.image(image_row)
+        target = self.index.target(image_row, fields=self.fields)
         if self.proposals is not None:
-            target = _with_proposals(target, self.proposals.of(row))
+            target = _with_proposals(target, self.proposals.of(image_row))
+        if self.slices is not None:
+            image, target = cut(image, target, self.slices.window(row), visible=self.slices.visible)
         if self.corrupt is not None:
             image, target = self.corrupt(image, target, seed=seed)
         if self.augment is not None:

@@ -18,6 +18,7 @@ from detection.data.index import AnnotationIndex
 from detection.data.problems import summarize
 from detection.data.proposals import read_proposals
 from detection.data.samplers import TestBatches, TrainBatches, repeat_factors
+from detection.data.slices import Slices, cut_index
 from detection.data.transforms import Augment, Change, Jitter, RandomResize, Resize, full_size
 from detection.data.workers import Loader, start_worker
 from detection.fields.table import FIELDS
@@ -121,6 +122,7 @@ def build_train_loader(
     if copy_paste and "masks" not in index.fields:
         lacking = FIELDS["masks"].lacking
         raise ValueError(f"data.copy_paste pastes masks, which data.train {list(config.train)} lacks: {lacking}")
+    slices = _slices(index, config)
     dataset = kind(
         index,
         resize=resize or Resize(config.shorter_side, config.longer_side),
@@ -129,18 +131,24 @@ def build_train_loader(
         proposals=read_proposals(proposals, index) if proposals else None,
         fields=tuple(index.fields),
         copy_paste=copy_paste,
+        slices=slices,
     )
     rows = index.num_wanted().nonzero().flatten() if config.skip_empty else torch.arange(len(index))
     if not len(rows):
         raise ValueError(f"data.train {list(config.train)} has no image to train on: {_nothing_wanted(index)}")
+    repeats = repeat_factors(index, rows, repeat_threshold) if repeat_threshold else None
+    if slices is not None:
+        rows, repeats = slices.of_images(rows, repeats)
+        if config.skip_empty and not slices.wanted[rows].any():
+            raise ValueError("data.slice makes windows that show no object in enough of its area; make it larger")
     batches = TrainBatches(
         rows,
-        index.sizes,
+        index.sizes if slices is None else slices.sizes,
         batch_size=batch_size,
         seed=seed,
         group_by_aspect=config.group_by_aspect,
         start=start,
-        repeats=repeat_factors(index, rows, repeat_threshold) if repeat_threshold else None,
+        repeats=repeats,
         share=share,
     )
     return make_loader(dataset, batches, workers=config.workers, pin=pin)
@@ -208,6 +216,20 @@ def _nothing_wanted(index: AnnotationIndex) -> str:
     return (
         f"its {len(index.boxes)} objects are all ignored (data.skip_empty) by COCO's `iscrowd` or VOC's `difficult`; "
         "set 0 for objects that aren't crowds, since some tools write `iscrowd: 1` for every mask"
+    )
+
+
+def _slices(index: AnnotationIndex, config: DataConfig) -> Slices | None:
+    """Returns the windows that are trained on; None: whole images are."""
+    if not isinstance(config, DetectorDataConfig) or config.slice is None:
+        return None
+    return cut_index(
+        index,
+        side=config.slice,
+        overlap=config.slice_overlap,
+        visible=config.slice_visible,
+        empty=config.slice_empty,
+        whole=config.slice_whole,
     )
 
 

@@ -1,10 +1,16 @@
-"""Mirrors detection/predictor.py, and detection/tasks/predict.py, which is little more."""
+"""Mirrors detection/predictor.py and what goes with it: prediction.py, tasks/predict.py, data/sources.py, video.py."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +29,14 @@ from detection.config.detection import (
     RPNConfig,
 )
 from detection.config.sections import SolverConfig
-from detection.data.images import read_image
-from detection.engine.checkpoint import Checkpoints
+from detection.data.images import ImageError, read_image
+from detection.data.video import VideoFile, frames
+from detection.engine.checkpoint import Checkpoints, read_checkpoint, write_weights
 from detection.engine.loop import TrainState
 from detection.engine.optim import build_optimizer
 from detection.predictor import Predictor
 from detection.structures import ImageBatch
-from detection.tasks.predict import free_folder, predict_sources
+from detection.tasks.predict import OutputNames, free_folder, predict_sources
 
 CLASSES = ("bolt", "nut")
 CONFIG = DetectionConfig(
@@ -58,6 +65,40 @@ def photo(tmp_path: Path) -> Path:
     path.parent.mkdir()
     Image.fromarray(pixels).save(path)
     return path
+
+
+class Server(BaseHTTPRequestHandler):
+    """Serves a folder, pages that are no image, and one that does not end."""
+
+    folder: Path
+
+    def do_GET(self) -> None:
+        path = self.folder / self.path.partition("?")[0].strip("/")
+        found = path.is_file() or self.path in ("/page", "/endless")
+        self.send_response(200 if found else 404)
+        self.end_headers()
+        if path.is_file():
+            self.wfile.write(path.read_bytes())
+        elif self.path == "/page":
+            self.wfile.write(b"<html>")
+        elif found:
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(1 << 20))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def served(photo: Path) -> Iterator[str]:
+    handler = type("Here", (Server,), {"folder": photo.parent})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
 
 
 def predicted(images: list[Path], weights: Path, output: Path, **options: Any) -> Any:
@@ -90,7 +131,7 @@ def test_equals_the_detector_on_the_resized_image(weights: Path) -> None:
 
 def test_what_is_no_image_is_refused(weights: Path) -> None:
     with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8 RGB, got \(3, 8, 8\) float32"):
-        Predictor.load(weights)(np.zeros((3, 8, 8), dtype=np.float32))  # pyright: ignore[reportArgumentType]
+        Predictor.load(weights)(np.zeros((3, 8, 8), dtype=np.float32))  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def test_the_command_writes_pictures_and_json(
@@ -205,3 +246,140 @@ def test_a_picture_that_can_not_be_written_has_the_reason(weights: Path, photo: 
     (tmp_path / "out" / "a.png").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"a\.png: .*Is a directory"):
         predicted([photo], weights, tmp_path / "out")
+
+
+def test_any_source_gives_the_same_detections(weights: Path, photo: Path, served: str) -> None:
+    predictor, image = Predictor.load(weights), read_image(photo)
+    expected = predictor(image, min_score=0)
+    for source in (photo, str(photo), Image.open(photo), served + "a.png?size=large"):
+        torch.testing.assert_close(predictor(source, min_score=0).boxes, expected.boxes)
+    several = predictor([photo, image], min_score=0)
+    assert [len(one) for one in several] == [len(expected)] * 2
+    with pytest.raises(ImageError, match=r"predictor\.stream"):
+        predictor(photo.parent)
+
+
+def test_images_of_any_sizes_are_predicted_in_one_batch_as_alone(weights: Path, photo: Path) -> None:
+    wide = np.random.default_rng(1).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    sources = [photo, wide, photo.parent / "absent.png", wide[:, :70], wide[:, ::-1]]
+    alone = list(Predictor.load(weights).stream(sources, min_score=0))
+    together = list(Predictor.load(weights, batch_size=5).stream(sources, min_score=0))
+    assert [bool(one.error) for one in together] == [False, False, True, False, False]
+    for one, other in zip(alone, together, strict=True):
+        assert one.picture.name == other.picture.name
+        torch.testing.assert_close(one.boxes, other.boxes, atol=0.05, rtol=0)
+
+
+def test_an_address_that_gives_no_image_is_an_entry_with_its_reason(weights: Path, served: str) -> None:
+    gone, page, large = Predictor.load(weights).stream([served + "gone.png", served + "page", served + "endless"])
+    assert "404" in gone.error
+    assert (served + "page") in page.error
+    assert "no image" in page.error
+    assert "MiB" in large.error
+
+
+def test_the_least_score_may_be_that_of_a_class(weights: Path, photo: Path) -> None:
+    predictor = Predictor.load(weights)
+    everything = predictor(photo, min_score=0)
+    (label,) = everything.labels[:1].tolist()
+    name, other = CLASSES[label], CLASSES[1 - label]
+    found = predictor(photo, min_score={name: 1.0, other: 0.0})
+    assert found.names == [other] * everything.names.count(other)
+    with pytest.raises(ValueError, match=r"'nuts'.*'nut'"):
+        predictor(photo, min_score={"nuts": 0.5})
+
+
+def test_the_default_score_is_that_of_the_best_f1(weights: Path, photo: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(weights, tmp_path / "run"))
+    assert Predictor.load(run).threshold.score == 0.5
+    result = {"best_f1": {"min_score": 0.31, "F1": 0.8}, "weights": {"iteration": 0}}
+    (run / "result.json").write_text(json.dumps(result))
+    assert Predictor.load(run).threshold.score == 0.31
+    (run / "result.json").write_text(json.dumps(result | {"weights": {"iteration": 7}}))  # of other weights
+    assert Predictor.load(run).threshold.score == 0.5
+    checkpoint = read_checkpoint(run)
+    write_weights(replace(checkpoint, best_f1_score=0.27))
+    predictor = Predictor.load(run)
+    assert (predictor.threshold.score, predictor.threshold.origin) == (0.27, "best F1 on data.val")
+    assert "0.27" in predictor(photo).note
+
+
+def test_detections_go_to_other_programs(weights: Path, photo: Path) -> None:
+    supervision = pytest.importorskip("supervision")
+    found = Predictor.load(weights)(photo, min_score=0)
+    entry = found.to_coco(7, category_ids=[3, 18])[0]
+    x1, y1, x2, y2 = found.boxes[0].tolist()
+    assert entry["bbox"] == [x1, y1, x2 - x1, y2 - y1]
+    assert (entry["image_id"], entry["category_id"]) == (7, {"bolt": 3, "nut": 18}[found.names[0]])
+    own = found.to_supervision()
+    assert isinstance(own, supervision.Detections)
+    np.testing.assert_array_equal(own.xyxy, found.boxes.numpy())
+    assert [*own.data["class_name"]] == found.names
+    assert found.plot().shape == (128, 160, 3)
+    assert (found.plot() != read_image(photo)).any()
+    (height, width, _), (left, top, right, bottom) = found.crops()[0].shape, found.boxes[0].tolist()
+    assert abs(height - (bottom - top)) < 2
+    assert abs(width - (right - left)) < 2
+
+
+def test_a_missing_package_is_named(weights: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ValueError, match="pip install supervision"):
+        Predictor.load(weights)(photo).to_supervision()
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 64, 96, 3), dtype=np.uint8)
+    with VideoFile(tmp_path / "film.mp4", fps=10, size=(64, 96)) as video:
+        for frame in pixels:
+            video.add(frame)
+    return tmp_path / "film.mp4"
+
+
+def test_a_video_gives_an_entry_a_frame_and_a_video(
+    weights: Path, photo: Path, film: Path, tmp_path: Path, resdet: Callable[..., Any]
+) -> None:
+    out = tmp_path / "out"
+    options = ("--weights", weights, "--output-dir", out, "--min-score", "0", "--batch", "2")
+    outcome = resdet("predict", film, photo, *options)
+    assert (outcome.status, outcome.err) == (0, "")
+    entries = json.loads((out / "predictions.json").read_text())
+    assert [*entries] == [f"{film}#{number}" for number in range(5)] + [str(photo)]
+    assert all(len(found) == 5 for found in entries.values())
+    assert len([*frames(out / "film.mp4")]) == 5
+    assert (out / "photos" / "a.png").is_file()
+    assert len([*Predictor.load(weights).stream(film, max_frames=2)]) == 2
+
+
+def test_a_video_that_can_not_be_read_is_an_entry(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no film")
+    entries = predicted([tmp_path / "broken.mp4"], weights, tmp_path / "out")
+    assert "broken.mp4" in entries[str(tmp_path / "broken.mp4")]["error"]
+
+
+def test_pictures_have_the_names_of_their_images(tmp_path: Path) -> None:
+    one, two = tmp_path / "a", tmp_path / "c"
+    one.mkdir()
+    two.mkdir()
+    names = OutputNames([one / "b.jpg", two])
+    found = [
+        names.of(str(path)) for path in (one / "b.jpg", two / "b.jpg", two / "b.png", two / "b.PNG", two / "e/f.gif")
+    ]
+    assert [name.as_posix() for name in found] == ["a/b.jpg", "c/b.jpg", "c/b.png", "c/b-2.PNG", "c/e/f.gif.jpg"]
+    assert OutputNames([two]).of(str(two / "e" / "f.jpg")).as_posix() == "e/f.jpg"
+    address = OutputNames([]).of("https://example.com/../a/%2e%2e/b.jpg?c=/d").as_posix()
+    assert address == "example.com/a/2e_2e/b.jpg"
+
+
+def test_large_images_are_cut_on_request(
+    weights: Path, photo: Path, tmp_path: Path, resdet: Callable[..., Any]
+) -> None:
+    options = ("--weights", weights, "--output-dir", tmp_path / "out", "--min-score", "0")
+    outcome = resdet("predict", photo, *options, "--slice", "80", "--slice-merge", "nms")
+    assert outcome.status == 0
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())[str(photo)]
+    assert len(found) > 5  # max_detections of each window
+    sliced = Predictor.load(weights, slice=80, slice_merge="nms")(photo, min_score=0)
+    assert [entry["box"] for entry in found] == sliced.boxes.tolist()
+    assert resdet("predict", photo, *options, "--slice", "8").status == 1
