@@ -52,6 +52,7 @@ from detection.structures import Detections, ImageBatch
 __all__ = [
     "ARCHITECTURES",
     "build_detector",
+    "build_image_tester",
     "build_plain_backbone",
     "build_tester",
     "field_operations",
@@ -122,6 +123,16 @@ def build_tester(config: PostprocessConfig, detectors: Sequence[Architecture]) -
         "test.refine, test.scales, test.flip and ensembles look at regions, which "
         f"{', '.join(type(detector).__name__ for detector in detectors)} lacks; leave them at their defaults"
     )
+
+
+def build_image_tester(config: DetectionConfig, detectors: Sequence[Architecture]) -> nn.Module:
+    """Returns ``build_tester``'s, over the windows of images at full size where ``config.test.slice`` is set.
+
+    Raises:
+        ValueError: as ``build_tester``.
+    """
+    tester = build_tester(config.test, detectors)
+    return tester if config.test.slice is None else slice_images(config, tester)
 
 
 def slice_images(config: DetectionConfig, detect: Callable[[ImageBatch], list[Detections]]) -> Sliced:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from detection.build import build_detector, build_tester, slice_images
+from detection.build import build_detector, build_image_tester
 from detection.config.detection import DetectionConfig
 from detection.data.sources import Picture, Source, pictures, read_picture
 from detection.data.transforms import Change, Resize, full_size
@@ -131,15 +131,14 @@ class Predictor:
         """
         detector = build_detector(config, len(checkpoint.class_names), pretrained=False)
         load_detector_weights(detector, checkpoint, checkpoint.class_names)
-        tester, sliced = build_tester(config.test, [detector]), config.test.slice is not None
+        tester, resize = (
+            build_image_tester(config, [detector]),
+            Resize(config.data.shorter_side, config.data.longer_side),
+        )
         return cls(
-            TorchDetect(
-                slice_images(config, tester) if sliced else tester,
-                device=choose_device(config.device),
-                precision=config.solver.precision,
-            ),
+            TorchDetect(tester, device=choose_device(config.device), precision=config.solver.precision),
             class_names=checkpoint.class_names,
-            resize=full_size if sliced else Resize(config.data.shorter_side, config.data.longer_side),
+            resize=resize if config.test.slice is None else full_size,
             threshold=run_threshold(checkpoint),
             mask_geometry=config.mask.geometry,
             batch_size=batch_size,

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection.build import build_detector, build_tester
+from detection.build import build_detector, build_image_tester
 from detection.config.detection import DetectionConfig
 from detection.data.loader import build_test_loader, load_index
+from detection.data.transforms import Resize
 from detection.engine.checkpoint import Checkpoint, load_detector_weights
 from detection.engine.device import choose_device, peak_memory_gib
 from detection.engine.loop import PRECISIONS
@@ -53,12 +54,15 @@ def measure_costs(
     if checkpoint is not None:
         load_detector_weights(detector, checkpoint, index.class_names)
     rows = range(min(images, len(index)))
-    batches = [batch.images for batch in build_test_loader(index, config.data, rows=rows)]
+    loader = build_test_loader(index, config.data, rows=rows, unresized=config.test.slice is not None)
+    batches = [batch.images for batch in loader]
     device = choose_device(config.device)
-    tester = build_tester(config.test, [detector]).to(device).eval()
+    tester = build_image_tester(config, [detector]).to(device).eval()
     times = measure_latency(tester, batches, device, dtype=PRECISIONS[config.solver.precision], warmup=warmup)
     memory = peak_memory_gib(device)  # before the tracing below, which needs more
     height, width = batches[0].size_list()[0]
+    if config.test.slice is not None:  # then they have their full size
+        height, width = Resize(config.data.shorter_side, config.data.longer_side).size((height, width))
     proposals = config.rpn.post_nms_test
     return {
         **_parameters(detector),

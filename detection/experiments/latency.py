@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from detection.build import build_detector, build_tester
+from detection.build import build_detector, build_image_tester
 from detection.config.detection import DetectionConfig
 from detection.data.loader import build_test_loader, load_index
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint
@@ -92,8 +92,9 @@ def _time(config: DetectionConfig, weights: Path | None, place: Place) -> dict[s
     count = min(IMAGES * place.batch, len(index))
     rows = range(max(count - count % place.batch, min(place.batch, count)))  # whole batches
     data = replace(config.data, workers=0)
-    batches = [batch.images for batch in build_test_loader(index, data, batch_size=place.batch, rows=rows)]
-    tester = build_tester(config.test, [detector]).to(device).eval()
+    loader = build_test_loader(index, data, batch_size=place.batch, rows=rows, unresized=config.test.slice is not None)
+    batches = [batch.images for batch in loader]
+    tester = build_image_tester(config, [detector]).to(device).eval()
     times = measure_latency(tester, batches, device, dtype=PRECISIONS[place.precision], warmup=WARMUP)
     per_image = [1000 * seconds / len(batch.sizes) for seconds, batch in zip(times, batches, strict=True)]
     return {

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from detection.build import build_detector, build_tester, field_operations, needed_fields, slice_images
+from detection.build import build_detector, build_image_tester, field_operations, needed_fields
 from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, load_config
 from detection.config.schema import different_meaning
@@ -199,8 +199,7 @@ def measure(
     ``corrupt`` changes the images before.
     """
     device = choose_device(config.device)
-    tester, sliced = build_tester(config.test, detectors), config.test.slice is not None
-    tester = (slice_images(config, tester) if sliced else tester).to(device)
+    tester, sliced = build_image_tester(config, detectors).to(device), config.test.slice is not None
     rows = _share(index, limit)
     loader = build_test_loader(
         index, config.data, rows=rows, corrupt=corrupt, unresized=sliced, pin=device.type == "cuda"

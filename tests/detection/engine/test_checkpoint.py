@@ -195,6 +195,16 @@ class TestFiles:
         assert_equal(read.weights, best)
         assert read.iteration == 2
 
+    def test_the_score_of_the_best_f1_stands_in_evaluated_weights(self, run: Path) -> None:
+        checkpoints, state = make_checkpoints(run, keep=2), make_state()
+        checkpoints.save(state)
+        assert read_checkpoint(run).best_f1_score is None
+        checkpoints.save_evaluated(state, best=True, best_f1_score=0.37)
+        assert [read_checkpoint(path).best_f1_score for path in (run / "checkpoints").glob("*.safetensors")] == [
+            0.37
+        ] * 2
+        assert checkpoints.newest(print) is not None  # the state still belongs to the weights
+
     def test_a_better_one_takes_its_place(self, run: Path) -> None:
         checkpoints, state = make_checkpoints(run), make_state()
         for _ in range(2):

@@ -112,6 +112,14 @@ def test_oracle_is_perfect() -> None:
     assert read_metric(result, "bbox.per_class.dog.AP50") == pytest.approx(1.0)
 
 
+def test_the_score_of_the_best_f1_is_told_where_there_is_a_hit() -> None:
+    found = evaluate(run(Oracle(), 0, 1).records, INDEX.class_names, "area")["best_f1"]
+    assert found == {"min_score": pytest.approx(0.9), "F1": pytest.approx(1.0)}
+    no_hit = evaluate(run(Oracle(), 1).records, INDEX.class_names, "area")["best_f1"]
+    assert no_hit == {"min_score": None, "F1": None}
+    assert evaluate([], ("a",), "area")["best_f1"] == {"min_score": None, "F1": None}
+
+
 @pytest.mark.parametrize("voc_metric", ["11point", "area", "imagenet"])
 def test_voc_metric_is_passed_on(voc_metric: Any) -> None:
     assert evaluate(run(Oracle(), 0).records, INDEX.class_names, voc_metric)["voc"]["metric"] == voc_metric

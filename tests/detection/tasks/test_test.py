@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from detection.config.detection import (
     DetectionConfig,
     DetectorBackboneConfig,
     DetectorDataConfig,
+    PostprocessConfig,
     RPNConfig,
 )
 from detection.data.digits import CLASSES, write_digits
@@ -26,6 +28,7 @@ from detection.engine.device import choose_device
 from detection.engine.evaluate import evaluate
 from detection.evaluation.coco import coco_results
 from detection.evaluation.metrics import figures
+from detection.predictor import Predictor
 from detection.tasks.test import read_records, run_test
 
 
@@ -156,6 +159,22 @@ def test_no_data_set_is_named_by_its_key(config: DetectionConfig) -> None:
 def test_no_test_set_is_refused(config: DetectionConfig, checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.test is empty"):
         run_test(replace(config, data=replace(config.data, test=())), checkpoint, tmp_path)
+
+
+def test_slices_give_detections_in_pixels_of_the_whole_image(
+    config: DetectionConfig, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    sliced = replace(config, test=PostprocessConfig(score_threshold=0.0, slice=64, max_detections=3))
+    run_test(sliced, checkpoint, tmp_path, say=lambda text: None)
+    index, (record,) = load_index(config.data, config.data.test, key="data.test", say=print), read_records(tmp_path)[1]
+    height, width = index.sizes[0].tolist()
+    assert len(record.boxes) > 3  # each window has its own
+    assert record.boxes[:, 2:].max(axis=0).tolist() > [width / 2, height / 2]
+    assert (record.boxes <= [width, height, width, height]).all()
+    own = Predictor.of(checkpoint, sliced)(index.image(0), min_score=0)
+    np.testing.assert_allclose(np.sort(own.scores), np.sort(record.scores), atol=1e-5)
+    found = sorted(map(tuple, np.round(record.boxes, 1).tolist()))
+    assert found == sorted(map(tuple, np.round(own.boxes.numpy(), 1).tolist()))
 
 
 def test_without_ground_truth_there_are_detections_and_no_figure(
