@@ -272,7 +272,7 @@ def run_threshold(checkpoint: Checkpoint[DetectionConfig]) -> Threshold:
     for file in (run / "test" / "result.json", run / "result.json"):
         if (score := _score_in(file, checkpoint.iteration)) is not None:
             return Threshold(score, "best F1 on data.test")
-    return Threshold(FALLBACK, "as the run has no best F1")
+    return Threshold(FALLBACK, "no best F1 measured (resdet test does)")
 
 
 def _score_in(file: Path, iteration: int) -> float | None:

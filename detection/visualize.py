@@ -1,6 +1,6 @@
 """Draws detections, and the ground truth in white, on an image at its own size.
 
-Lines and letters grow with the image.  Captions come last, over all boxes and masks, where they cover no other if there
+Lines and letters grow with the image, letters with the boxes too.  Captions come last, over all boxes and masks, where they cover no other if there
 is such a place, in black or white, whichever is easier to read on the colour of their class.
 """
 
@@ -32,6 +32,7 @@ Place = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 MAX_JPEG = 65_500  # pixels of a side, as libjpeg has it
 LINE, LETTERS = 0.003, 0.024  # width and height, shares of the geometric mean of an image's sides
+LETTERS_IN_BOX = 0.2  # at most so much of the median of the boxes' shorter sides, else captions hide a crowd
 MIN_LETTERS = 11  # pixels; smaller ones can't be read
 NOTE_HEIGHT = 0.1  # of the image, that a note may take at most
 WRITTEN = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # endings that pictures can have
@@ -92,7 +93,7 @@ def draw_boxes(
         _rectangle(canvas, box, WHITE, max(1, width // 2))
     for row in reversed(range(len(boxes))):  # the best last, on top
         _rectangle(canvas, boxes[row], colors[row], width + (width == 1))
-    font = _font(max(MIN_LETTERS, round(LETTERS * side)))
+    font = _font(_letter_height(side, boxes))
     captions = [
         _letters(f"{class_names[label]} {score:.2f}", font) for label, score in zip(labels, scores, strict=True)
     ]
@@ -174,6 +175,14 @@ def _write_note(canvas: NDArray[np.uint8], letters: NDArray[np.float32]) -> None
         return
     ground, share = canvas[-height:, :width], letters[:, :, None]
     ground[:] = np.rint(share * 255 + (1 - share) * 0.25 * ground).astype(np.uint8)
+
+
+def _letter_height(side: float, boxes: NDArray[np.floating]) -> int:
+    """Returns the height of letters, pixels: by the image's ``side``, but smaller where the boxes (N, 4) are small."""
+    height = LETTERS * side
+    if len(boxes):
+        height = min(height, LETTERS_IN_BOX * float(np.median(np.abs(boxes[:, 2:] - boxes[:, :2]).min(axis=1))))
+    return max(MIN_LETTERS, round(height))
 
 
 def _letters(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> NDArray[np.float32]:
