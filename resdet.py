@@ -3,6 +3,7 @@
     import resdet
 
     predictor = resdet.Predictor.load("output/bccd/resnet18_c4")
+    found = predictor("cells.jpg")
     config = resdet.load_config(resdet.DetectionConfig, resdet.find_config("bccd/resnet18_c4"), ["solver.base_lr=0.01"])
     result = resdet.train(config, Path("output/mine"))
     result = resdet.test(config, resdet.load("output/mine"), Path("output/mine/test"))

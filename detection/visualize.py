@@ -1,7 +1,8 @@
 """Draws detections, and the ground truth in white, on an image at its own size.
 
-Lines and letters grow with the image, letters with the boxes too.  Captions come last, over all boxes and masks, where they cover no other if there
-is such a place, in black or white, whichever is easier to read on the colour of their class.
+Lines and letters grow with the image, and letters shrink with small boxes.  Captions come last, over all boxes and
+masks, where they cover no other if there is such a place, in black or white, whichever is easier to read on the colour
+of their class.
 """
 
 from __future__ import annotations
