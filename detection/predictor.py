@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self, overload
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detection.build import build_detector, build_image_tester
-from detection.config.detection import DetectionConfig
+from detection.config.detection import DetectionConfig, PostprocessConfig
+from detection.config.load import build_dataclass
 from detection.data.sources import Picture, Source, pictures, read_picture
 from detection.data.transforms import Change, Resize, full_size
 from detection.engine.checkpoint import Checkpoint, load_detector_weights, read_checkpoint
@@ -116,11 +117,12 @@ class Predictor:
             test: keys of the config's section "test" with other values, such as ``slice=800``.
 
         Raises:
-            ValueError: there is none, or it can't be read; CUDA is asked for and missing.
+            ValueError: there is none, or it can't be read; an unknown key or a wrong value of ``test``; CUDA is asked
+                for and missing.
         """
         checkpoint = read_checkpoint(weights)
-        config = replace(checkpoint.config, device=device, test=replace(checkpoint.config.test, **test))
-        return cls.of(checkpoint, config, batch_size=batch_size)
+        changed = build_dataclass(PostprocessConfig, asdict(checkpoint.config.test) | test)
+        return cls.of(checkpoint, replace(checkpoint.config, device=device, test=changed), batch_size=batch_size)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint[DetectionConfig], config: DetectionConfig, *, batch_size: int = 1) -> Self:
