@@ -6,9 +6,8 @@ A ``Detect`` maps a batch of images that have the test scale to detections; ``Pr
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self, overload
@@ -26,25 +25,17 @@ from detection.data.transforms import Change, Resize, full_size
 from detection.engine.checkpoint import Checkpoint, load_detector_weights, read_checkpoint
 from detection.engine.device import DeviceName, choose_device
 from detection.engine.loop import PRECISIONS
+from detection.engine.threshold import Threshold, run_threshold
 from detection.mask_geometry import MaskGeometry, paste
 from detection.model.postprocess import rescale
 from detection.prediction import Prediction
 from detection.structures import Detections, ImageBatch, Target
 
-__all__ = ["Detect", "MinScore", "Predictor", "Threshold", "TorchDetect", "run_threshold"]
+__all__ = ["Detect", "MinScore", "Predictor", "TorchDetect"]
 
 # Images of any sizes on the CPU, padded to one; the detections of each on the CPU, best first, in pixels of the batch.
 Detect = Callable[[ImageBatch], list[Detections]]
 MinScore = float | Mapping[str, float]  # of all classes, or by class; a class that is not named has the default
-FALLBACK = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Threshold:
-    """The least score of detections that are shown, where none is asked for, and where it comes from."""
-
-    score: float
-    origin: str
 
 
 class TorchDetect:
@@ -255,36 +246,13 @@ class Predictor:
         return torch.tensor([min_score.get(name, self.threshold.score) for name in self.class_names])
 
     def _note(self, min_score: MinScore | None) -> str:
-        """Returns the least score for the corner of a picture."""
+        """Returns the least score for the corner of a picture: that of most classes, and of others that differ."""
         if min_score is None:
             return f"score >= {self.threshold.score:.2f}, {self.threshold.origin}"
-        if isinstance(min_score, Mapping):
-            return "score >= " + ", ".join(f"{score:.2f} {name}" for name, score in min_score.items())
-        return f"score >= {min_score:.2f}"
-
-
-def run_threshold(checkpoint: Checkpoint[DetectionConfig]) -> Threshold:
-    """Returns the score at which F1 was best when the weights of ``checkpoint`` were last measured, else 0.5.
-
-    That stands in the checkpoint, from data.val, or in the result.json of its run, from data.test.
-    """
-    if checkpoint.best_f1_score is not None:
-        return Threshold(checkpoint.best_f1_score, "best F1 on data.val")
-    run = checkpoint.path.parent.parent
-    for file in (run / "test" / "result.json", run / "result.json"):
-        if (score := _score_in(file, checkpoint.iteration)) is not None:
-            return Threshold(score, "best F1 on data.test")
-    return Threshold(FALLBACK, "no best F1 measured (resdet test does)")
-
-
-def _score_in(file: Path, iteration: int) -> float | None:
-    """Returns the score of the best F1 in a result of the weights of ``iteration``; None if it has none."""
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-        score = result["best_f1"]["min_score"] if result["weights"]["iteration"] == iteration else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return float(score) if isinstance(score, int | float) and 0 <= score <= 1 else None
+        scores = self._scores(min_score).tolist()
+        usual = max(scores, key=scores.count)
+        others = [f"{score:.2f} {name}" for name, score in zip(self.class_names, scores, strict=True) if score != usual]
+        return ", ".join([f"score >= {usual:.2f}", *others])
 
 
 def _nothing() -> Target:

@@ -53,9 +53,10 @@ def frames(source: str | Path | int, *, max_frames: int | None = None) -> Iterat
     finally:
         capture.release()
     if not count:
-        raise VideoError(
-            f"{what} can't be read: OpenCV finds no frame; convert it to MP4, or check the camera's number"
+        repair = (
+            "check its number and that no other program uses it" if isinstance(source, int) else "convert it to MP4"
         )
+        raise VideoError(f"{what} can't be read: OpenCV finds no frame; {repair}")
     if max_frames is None and not isinstance(source, int) and count < (1 - MISSING) * expected:
         raise VideoError(f"{what} ends after {count} of {expected:.0f} frames: the file is cut or damaged")
 

@@ -60,6 +60,11 @@ def run_training(
     _check_order(config, device)
     start(device)
     warn_of_many_proposals(config.rpn.post_nms_train, "rpn.post_nms_train", only_main(print))
+    if config.data.slice is not None and config.test.slice is None:
+        only_main(print)(
+            f"warning: training is on windows (data.slice {config.data.slice}), and tests are on whole images resized; "
+            f"set test.slice={config.data.slice} to test as in training"
+        )
     sets = load_data(
         config.data,
         say=only_main(print),

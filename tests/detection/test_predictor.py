@@ -285,6 +285,7 @@ def test_the_least_score_may_be_that_of_a_class(weights: Path, photo: Path) -> N
     name, other = CLASSES[label], CLASSES[1 - label]
     found = predictor(photo, min_score={name: 1.0, other: 0.0})
     assert found.names == [other] * everything.names.count(other)
+    assert {"1.00", "0.00"} <= set(found.note.replace(",", "").split())
     with pytest.raises(ValueError, match=r"'nuts'.*'nut'"):
         predictor(photo, min_score={"nuts": 0.5})
 

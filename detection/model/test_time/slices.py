@@ -79,11 +79,11 @@ class Sliced(nn.Module):
         """Returns the detections of one image (3, H, W)."""
         size = image.shape[1], image.shape[2]
         views = windows(size, self.cutting.side, self.cutting.overlap)
+        parts = [views[start : start + VIEWS] for start in range(0, len(views), VIEWS)]
         if self.cutting.whole and len(views) > 1:
-            views.append(Window((0, 0), size))
+            parts.append([Window((0, 0), size)])  # by itself: no batch is padded
         found, cut = list[Detections](), list[Tensor]()
-        for start in range(0, len(views), VIEWS):
-            part = views[start : start + VIEWS]
+        for part in parts:
             shown = [self._view(image, view) for view in part]
             for view, pixels, seen in zip(part, shown, self.detect(ImageBatch.from_images(shown)), strict=True):
                 own = seen.to("cpu")

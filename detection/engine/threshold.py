@@ -1,0 +1,46 @@
+"""The least score of detections that are shown, where none is asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from detection.config.detection import DetectionConfig
+from detection.engine.checkpoint import Checkpoint
+
+__all__ = ["Threshold", "run_threshold"]
+
+FALLBACK = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A least score and where it comes from, for a reader."""
+
+    score: float
+    origin: str
+
+
+def run_threshold(checkpoint: Checkpoint[DetectionConfig]) -> Threshold:
+    """Returns the score at which F1 was best when the weights of ``checkpoint`` were last measured, else 0.5.
+
+    That stands in the checkpoint, from data.val, or in a result.json of its run, from data.test.
+    """
+    if checkpoint.best_f1_score is not None:
+        return Threshold(checkpoint.best_f1_score, "best F1 on data.val")
+    folder = checkpoint.path.parent
+    for name in ("test/result.json", "result.json") if folder.name == "checkpoints" else ():
+        if (score := _score_in(folder.parent / name, checkpoint.iteration)) is not None:
+            return Threshold(score, "best F1 on data.test")
+    return Threshold(FALLBACK, "no best F1 measured (resdet test does)")
+
+
+def _score_in(file: Path, iteration: int) -> float | None:
+    """Returns the score of the best F1 in a result of the weights of ``iteration``; None if it has none."""
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        score = result["best_f1"]["min_score"] if result["weights"]["iteration"] == iteration else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return float(score) if isinstance(score, int | float) and 0 <= score <= 1 else None
