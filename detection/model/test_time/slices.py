@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
-from detection.boxes import areas, intersection, scale
+from detection.boxes import areas, clip, intersection, scale
 from detection.structures import Detections, ImageBatch
 from detection.windows import Window, windows
 
@@ -90,7 +90,7 @@ class Sliced(nn.Module):
                 boxes = scale(own.boxes, (pixels.shape[1], pixels.shape[2]), view.size)
                 cut.append(_is_cut(boxes, view, size))
                 top, left = view.corner
-                found.append(replace(own, boxes=boxes + boxes.new_tensor([left, top, left, top])))
+                found.append(replace(own, boxes=clip(boxes + boxes.new_tensor([left, top, left, top]), size)))
         first, *others = found
         for other in others:
             first = first.joined(other)
