@@ -124,10 +124,8 @@ class Predictor:
         """
         detector = build_detector(config, len(checkpoint.class_names), pretrained=False)
         load_detector_weights(detector, checkpoint, checkpoint.class_names)
-        tester, resize = (
-            build_image_tester(config, [detector]),
-            Resize(config.data.shorter_side, config.data.longer_side),
-        )
+        tester = build_image_tester(config, [detector])
+        resize = Resize(config.data.shorter_side, config.data.longer_side)
         return cls(
             TorchDetect(tester, device=choose_device(config.device), precision=config.solver.precision),
             class_names=checkpoint.class_names,
@@ -166,7 +164,7 @@ class Predictor:
         min_score: MinScore | None = None,
         max_frames: int | None = None,
     ) -> Iterator[Prediction]:
-        """Yields the detections of each image or frame as they are found, in bounded memory.
+        """Returns an iterator over the detections of each image or frame as they are found, in bounded memory.
 
         An image that can't be read or predicted has an ``error`` and no detection.
 
@@ -176,10 +174,11 @@ class Predictor:
             max_frames: of each video and camera; None: all.
 
         Raises:
-            ValueError: an array that is no image, or a class in ``min_score`` that there is not.
+            ValueError: a class in ``min_score`` that there is not; later, an array that is no image.
         """
-        scores, note = self._scores(min_score), self._note(min_score)
-        waiting = pictures(sources, max_frames=max_frames)
+        return self._stream(pictures(sources, max_frames=max_frames), self._scores(min_score), self._note(min_score))
+
+    def _stream(self, waiting: Iterator[Picture], scores: Tensor, note: str) -> Iterator[Prediction]:
         while part := list(islice(waiting, self.batch_size)):
             yield from self._predict_all(part, scores, note)
 

@@ -62,6 +62,7 @@ def predict_sources(
     if min_score is None:
         say(f"detections of score {predictor.threshold.score:.2f} or more: {predictor.threshold.origin}")
     failed, seen = 0, 0
+    stream = predictor.stream(found, min_score=min_score, max_frames=max_frames)
     with _written(output) as write:
 
         def written(prediction: Prediction) -> Prediction:
@@ -70,8 +71,7 @@ def predict_sources(
             failed, seen = failed + bool(prediction.error), seen + 1
             return prediction
 
-        stream = map(written, predictor.stream(found, min_score=min_score, max_frames=max_frames))
-        for (_, is_video), predictions in groupby(stream, key=_film):
+        for (_, is_video), predictions in groupby(map(written, stream), key=_film):
             for line in draw(predictions, is_video=is_video):
                 say(printable(line))
     if failed:

@@ -214,6 +214,17 @@ def test_an_image_that_the_detector_fails_on_is_an_entry_and_all_else_is_predict
     assert "not enough memory" in entries[str(photo.parent / "b.png")]["error"]
 
 
+def test_an_unknown_class_leaves_no_prediction_behind(
+    weights: Path, photo: Path, tmp_path: Path, resdet: Callable[..., Any]
+) -> None:
+    outcome = resdet(
+        "predict", photo, "--weights", weights, "--output-dir", tmp_path / "out", "--min-score", "nuts=0.5"
+    )
+    assert outcome.status == 1
+    assert "'nuts'" in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_predictions_do_not_mix(
     weights: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
