@@ -70,7 +70,7 @@ def draw_record(
 def draw_boxes(
     image: NDArray[np.uint8],
     boxes: NDArray[np.floating],
-    scores: NDArray[np.floating],
+    scores: NDArray[np.floating] | None,
     labels: NDArray[np.int64],
     class_names: Sequence[str],
     *,
@@ -81,8 +81,9 @@ def draw_boxes(
 ) -> NDArray[np.uint8]:
     """Returns a copy of ``image`` (H, W, 3) RGB with ``boxes`` (N, 4), best first, and ``gt_boxes`` (G, 4) in white.
 
-    ``masks``, one per box and of the whole image, are half transparent with an outline.  A ``note`` about the whole
-    stands at the lower left, unless the image is too small for it.  All is drawn at ``scale`` times the image's size.
+    ``scores`` None draws labels, which have names alone.  ``masks``, one per box and of the whole image, are half
+    transparent with an outline.  A ``note`` about the whole stands at the lower left, unless the image is too small for
+    it.  All is drawn at ``scale`` times the image's size.
     """
     canvas = image.copy() if scale == 1 else _resized(image, scale)
     side = math.sqrt(canvas.shape[0] * canvas.shape[1])
@@ -95,9 +96,8 @@ def draw_boxes(
     for row in reversed(range(len(boxes))):  # the best last, on top
         _rectangle(canvas, boxes[row], colors[row], width + (width == 1))
     font = _font(_letter_height(side, boxes))
-    captions = [
-        _letters(f"{class_names[label]} {score:.2f}", font) for label, score in zip(labels, scores, strict=True)
-    ]
+    said = [""] * len(boxes) if scores is None else [f" {score:.2f}" for score in scores]
+    captions = [_letters(f"{class_names[label]}{score}", font) for label, score in zip(labels, said, strict=True)]
     places = _places(boxes, [letters.shape for letters in captions], (canvas.shape[0], canvas.shape[1]))
     for row in reversed(range(len(boxes))):
         _write(canvas, captions[row], places[row], colors[row])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from functools import partial
+from pathlib import Path
 
 from detection.commands.base import Call, Command, UsageError, folder_options, folder_project
-from detection.packaged import CARDS, CONFIGS, headlines
+from detection.packaged import CARDS, CONFIGS, find_config, headlines
 
 __all__ = ["COMMANDS"]
 
@@ -42,6 +43,7 @@ A folder is recognised first, as by resdet init, whose files it gets.
 examples:
   resdet check photos/
   resdet check bccd
+  resdet check bccd --page data.html --config bccd/resnet18_c4
   resdet check my_data.yaml --split train --root /data
 Exit status: 0 fine, 1 errors that would stop a training.
 """
@@ -54,6 +56,8 @@ def _check_options(parser: ArgumentParser) -> None:
     parser.add_argument("--split", action="append", default=[], help="only this split (may be repeated)")
     parser.add_argument("--root", help="data root (default: $RESDET_DATA_ROOT, else datasets/)")
     parser.add_argument("--skip-images", action="store_true", help="do not decode the images")
+    parser.add_argument("--page", type=Path, metavar="FILE.html", help="draw it all on one page, with pictures")
+    parser.add_argument("--config", help="a detector whose anchors are held against the objects (default: a folder's)")
 
 
 def _check(args: Namespace) -> Call:
@@ -62,7 +66,18 @@ def _check(args: Namespace) -> Call:
 
     project = folder_project(args, args.card)
     card = args.card if project is None else str(project.card)
-    check = partial(check_card, card, data_root(args.root), splits=args.split, images=not args.skip_images)
+    config = None if args.config is None else find_config(args.config)
+    if config is None and project is not None and not project.classifies:
+        config = project.config
+    check = partial(
+        check_card,
+        card,
+        data_root(args.root),
+        splits=args.split,
+        images=not args.skip_images,
+        page=args.page,
+        config=config,
+    )
     return check, lambda errors: min(errors, 1)
 
 

@@ -1,6 +1,6 @@
 """Sizes and ratios of anchors that fit the objects of a data set: k-means whose distance is 1 - IoU.
 
-IoU is that of two boxes with one centre, so only their sides count.
+IoU is that of two boxes with one centre, so only their sides count, but for ``grid_iou``.
 Source: Redmon and Farhadi 2017, "YOLO9000", section 2, "Dimension Clusters".
 
 Shapes: M objects, A anchors, k clusters.
@@ -13,38 +13,68 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-__all__ = ["best_iou", "fit_ratios", "fit_sizes", "kmeans_iou", "reached"]
+from detection.data.index import AnnotationIndex
+
+__all__ = ["best_iou", "fit_ratios", "fit_sizes", "grid_iou", "kmeans_iou", "reached", "resized_boxes"]
 
 MAX_OBJECTS = 20_000  # more are drawn from
 STEPS = 100
+ENOUGH = 0.7  # IoU of a positive anchor
+THIN = 2.0  # pixels of the resized image; a box with a side under it is no measure for anchors
 
 Sides = NDArray[np.float64]  # (M, 2) width, height
+
+
+def resized_boxes(index: AnnotationIndex, shorter: int, longer: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Returns boxes (M, 4) in pixels of resized images and labels (M,) of the objects, without ignored and thin ones.
+
+    Args:
+        index: images and objects.
+        shorter: side to which images are resized, pixels.
+        longer: the most that their longer side may become.
+    """
+    sizes = index.sizes.to(torch.float64)
+    factors = torch.minimum(shorter / sizes.amin(dim=1), longer / sizes.amax(dim=1))
+    counts = torch.diff(index.ends, prepend=index.ends.new_zeros(1))
+    boxes = (index.boxes.to(torch.float64) * factors.repeat_interleave(counts)[:, None])[~index.ignore].numpy()
+    usable = np.asarray((boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= THIN)
+    return boxes[usable], index.labels[~index.ignore].numpy()[usable]
 
 
 def kmeans_iou(sides: Sides, k: int, *, seed: int = 0) -> Sides:
     """Returns k pairs of sides (k, 2), by area, that the ``sides`` (M, 2) gather around; fewer if fewer differ.
 
-    Every centre is the median of its objects.
+    Every centre is the median of its objects. Of two starts, equally many objects to each centre and equal steps from
+    small to large, the better end is taken: its mean IoU, where more than 0.7 does not count. The second finds the
+    few objects that are much smaller or larger than all others.
     """
     generator = np.random.default_rng(seed)
     if len(sides) > MAX_OBJECTS:
         sides = sides[generator.choice(len(sides), MAX_OBJECTS, replace=False)]
     by_area = sides[np.argsort(sides.prod(axis=1), kind="stable")]
-    centres = np.unique(by_area[((np.arange(k) + 0.5) * len(sides) / k).astype(int)], axis=0)
+    areas = by_area.prod(axis=1)
+    low, high = np.quantile(areas, (0.02, 0.98)).tolist()
+    steps = np.geomspace(low, high, k)
+    even = ((np.arange(k) + 0.5) * len(sides) / k).astype(int)
+    starts = (even, np.searchsorted(areas, steps).clip(max=len(sides) - 1))
+    ends = [_settle(sides, np.unique(by_area[rows], axis=0)) for rows in starts]
+    centres = max(ends, key=lambda end: np.minimum(_ious(sides, end).max(axis=1), ENOUGH).mean())
+    return centres[np.argsort(centres.prod(axis=1), kind="stable")]
+
+
+def _settle(sides: Sides, centres: Sides) -> Sides:
+    """Returns the ``centres`` (k, 2) once each is the median of the ``sides`` (M, 2) that are nearest to it."""
     for _ in range(STEPS):
         nearest = _ious(sides, centres).argmax(axis=1)
-        moved = np.array(
-            [
-                np.median(sides[nearest == i], axis=0) if (nearest == i).any() else centres[i]
-                for i in range(len(centres))
-            ]
-        )
+        groups = [sides[nearest == i] for i in range(len(centres))]
+        moved = np.array([np.median(own, axis=0) if len(own) else centres[i] for i, own in enumerate(groups)])
         if np.allclose(moved, centres):
             break
         centres = moved
-    return centres[np.argsort(centres.prod(axis=1), kind="stable")]
+    return centres
 
 
 def fit_sizes(sides: Sides, k: int) -> tuple[float, ...]:
@@ -78,6 +108,22 @@ def best_iou(sides: Sides, sizes: Sequence[float], ratios: Sequence[float]) -> N
     """Returns the IoU (M,) of each object with the anchor that fits it best, if one stood at its centre."""
     anchors = np.array([(size / math.sqrt(ratio), size * math.sqrt(ratio)) for size in sizes for ratio in ratios])
     return _ious(sides, anchors).max(axis=1) if len(sides) else np.zeros(0)
+
+
+def grid_iou(boxes: NDArray[np.float64], anchors: Sides, stride: int, *, offset: float = 0.5) -> NDArray[np.float64]:
+    """Returns the IoU (M,) of each box (M, 4) with the best anchor of a feature map, wherever the box lies.
+
+    Args:
+        boxes: of objects, pixels of the resized image.
+        anchors: sides (A, 2) of those of a cell.
+        stride: pixels of a cell.
+        offset: of a cell's anchors in it, 0 (top left) to 1.
+    """
+    sides, cells = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2 / stride - offset
+    away = np.abs(cells - np.rint(cells))[:, None] * stride  # (M, 1, 2) from the nearest anchor's centre
+    common = np.minimum((sides[:, None] + anchors[None]) / 2 - away, np.minimum(sides[:, None], anchors[None]))
+    areas = common.clip(min=0).prod(axis=2)
+    return (areas / (sides.prod(axis=1)[:, None] + anchors.prod(axis=1)[None] - areas)).max(axis=1, initial=0)
 
 
 def reached(ious: NDArray[np.float64], at: float) -> float:

@@ -58,13 +58,14 @@ def check_objects(index: AnnotationIndex) -> list[Problem]:
         sides = (target.boxes[:, 2:] - target.boxes[:, :2]).amin(dim=1)
         for number in (sides < TINY).nonzero().flatten().tolist():
             detail = f"{index.class_names[int(target.labels[number])]} {_rounded(target.boxes[number].tolist())}"
-            problems.append(Problem("note", "box under 2 pixels", path, detail))
+            own = (tuple(target.boxes[number].tolist()),)
+            problems.append(Problem("note", "box under 2 pixels", path, detail, boxes=own))
         same = target.labels[:, None] == target.labels[None]
         doubled = ((iou(target.boxes, target.boxes) > DOUBLED) & same).triu(diagonal=1)
         for first, second in doubled.nonzero().tolist():
-            boxes = [_rounded(target.boxes[number].tolist()) for number in (first, second)]
+            boxes = tuple(_rounded(target.boxes[number].tolist()) for number in (first, second))
             detail = f"{index.class_names[int(target.labels[first])]} {boxes[0]} and {boxes[1]}"
-            problems.append(Problem("note", "object boxed twice", path, detail))
+            problems.append(Problem("note", "object boxed twice", path, detail, boxes=boxes))
     return problems
 
 
@@ -116,12 +117,12 @@ def check_copies(splits: Mapping[str, AnnotationIndex]) -> list[Problem]:
                 shared.setdefault((other, split), []).append(path)
         if (content, split) in known:
             detail = f"it has the content of {known[content, split]}"
-            problems.append(Problem("note", "same image twice", path, detail))
+            problems.append(Problem("note", "same image twice", path, detail, images=(known[content, split], path)))
         known.setdefault((content, split), path)
     for (one, other), found in shared.items():
         images = f"{len(found)} image{'s' * (len(found) > 1)}"
         detail = f"{other!r} shares {images} with {one!r}: {listed([Path(path).name for path in found])}"
-        problems.append(Problem("note", "image in two splits", found[0], detail, len(found)))
+        problems.append(Problem("note", "image in two splits", found[0], detail, len(found), images=(*found,)))
     return problems + _near_copies(splits, looks)
 
 
@@ -139,7 +140,8 @@ def _near_copies(splits: Mapping[str, AnnotationIndex], looks: Mapping[str, Look
         kind = (
             "nearly the same image in two splits" if set(names[one]) != set(names[other]) else "nearly the same image"
         )
-        problems.append(Problem("note", kind, other, f"of {listed(names[other])}; as {one} of {listed(names[one])}"))
+        detail = f"of {listed(names[other])}; as {one} of {listed(names[one])}"
+        problems.append(Problem("note", kind, other, detail, images=(one, other)))
     return problems
 
 

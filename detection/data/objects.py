@@ -86,10 +86,12 @@ def build_index(
     for row in np.flatnonzero(~usable | cut).tolist():
         image, name = int(rows[row]), objects.names[int(order[row])]
         height, width = images.sizes[image]
-        detail = f"{name}, box (x1, y1, x2, y2) = {tuple(boxes[row].tolist())}, image {width}x{height}"
+        box = tuple(boxes[row].tolist())
+        detail = f"{name}, box (x1, y1, x2, y2) = {box}, image {width}x{height}"
         kind = "box cut at the image border" if usable[row] else "box outside the image or without area"
         mild: Severity = "note" if usable[row] else "dropped"
-        problems.append(Problem(mild if drop else "error", kind, files[image], detail))
+        severity = mild if drop else "error"
+        problems.append(Problem(severity, kind, files[image], detail, images=(images.paths[image],), boxes=(box,)))
     kept = order[usable]
     fields, without = _pack_fields(images, objects, kept.tolist(), files)
     areas, oversized = _areas(images, objects, kept, clipped[usable], files)
@@ -124,7 +126,8 @@ def _areas(
         image = objects.images[row]
         height, width = images.sizes[image]
         detail = f"{objects.names[row]}, area {objects.areas[row]}, image {width}x{height}"
-        problems.append(Problem("note", "area larger than the image; that of the box is taken", files[image], detail))
+        kind, where = "area larger than the image; that of the box is taken", (objects.boxes[row],)
+        problems.append(Problem("note", kind, files[image], detail, images=(images.paths[image],), boxes=where))
     return np.where(np.isnan(given) | larger, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), given), problems
 
 
@@ -146,7 +149,11 @@ def _pack_fields(
             try:
                 kept.append(operations.pack(values[row], images.sizes[image]))
             except ValueError as error:
-                problems.append(Problem("dropped", operations.unusable, files[image], f"{objects.names[row]}: {error}"))
+                detail, where = f"{objects.names[row]}: {error}", (objects.boxes[row],)
+                shown = (images.paths[image],)
+                problems.append(
+                    Problem("dropped", operations.unusable, files[image], detail, images=shown, boxes=where)
+                )
                 kept.append(operations.unknown(images.sizes[image]))
         packed[name] = PackedStrings.pack(kept)
     return packed, problems

@@ -23,6 +23,8 @@ class Problem:
         file: the file to open.
         detail: the object and the value.
         count: of images, objects or files that it stands for.
+        images: that show it, where ``file`` is none of them.
+        boxes: where in the first image, pixels; of a box that was cut or left out, as it was written.
     """
 
     severity: Severity
@@ -30,6 +32,8 @@ class Problem:
     file: str
     detail: str
     count: int = 1
+    images: tuple[str, ...] = ()
+    boxes: tuple[tuple[float, ...], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.file}: {self.kind}: {self.detail}"

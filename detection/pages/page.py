@@ -17,9 +17,22 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from detection.evaluation.printable import printable
-from detection.files import digest
+from detection.files import digest, write_text
 
-__all__ = ["Block", "Figure", "Links", "Notice", "Page", "Pictures", "Section", "Table", "Text", "write_page"]
+__all__ = [
+    "Block",
+    "Code",
+    "Figure",
+    "Links",
+    "Notice",
+    "Page",
+    "Pictures",
+    "Section",
+    "Table",
+    "Text",
+    "write_html",
+    "write_page",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +48,14 @@ class Notice:
 
     text: str
     warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Lines to copy, such as those of a config."""
+
+    caption: str
+    lines: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +126,7 @@ class Pictures:
         return list(zip(encoded, self.alts, strict=True))
 
 
-Block = Text | Notice | Links | Table | Figure | Pictures
+Block = Text | Notice | Code | Links | Table | Figure | Pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +160,12 @@ def write_page(page: Page, folder: Path, stem: str) -> Path:
     for name, content in (file for b in blocks if isinstance(b, (Figure, Pictures)) for file in b.files.items()):
         (figures / name).write_bytes(content)
     (folder / f"{stem}.md").write_text(_markdown(page), encoding="utf-8")
-    path = folder / f"{stem}.html"
-    path.write_text(_html(page), encoding="utf-8")
+    return write_html(page, folder / f"{stem}.html")
+
+
+def write_html(page: Page, path: Path) -> Path:
+    """Writes ``page`` to the one file ``path``, and gives it."""
+    write_text(path, _html(page))
     return path
 
 
@@ -190,6 +215,8 @@ def _markdown_block(block: Block) -> str:
             return _escaped(text)
         case Notice(text, warning):
             return f"> {'**Attention:** ' if warning else ''}{_escaped(text)}"
+        case Code(caption, lines):
+            return f"{_escaped(caption)}\n\n" + "\n".join(f"    {printable(line)}" for line in lines)
         case Links(text):
             return f"{_escaped(text)} {', '.join(f'[{_escaped(name)}]({path})' for name, path in block.quoted)}"
         case Table():

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from detection.evaluation.printable import printable
 
-__all__ = ["Bar", "Point", "forest", "lines", "matrix", "scatter"]
+__all__ = ["Bar", "Point", "draw", "forest", "legend", "lines", "look", "matrix", "scatter"]
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 MARKERS = "osD^vPX"
@@ -77,13 +77,13 @@ def scatter(name: str, points: Sequence[Point], *, x_label: str, y_label: str) -
         front = sorted((p.cost, 100 * (p.bar.value or 0)) for p in points if p.on_front)
         axes.plot(*zip(*front, strict=True) if front else ([], []), color="#999999", linestyle="--", zorder=1)
         for number, point in enumerate(points):
-            _dot(axes, point.cost, point.bar, _look(number), vertical=True, hollow=not point.on_front)
+            _dot(axes, point.cost, point.bar, look(number), vertical=True, hollow=not point.on_front)
         axes.margins(x=0.25, y=0.15)
         axes.set_xlim(left=0)
         _label(axes, points)
         axes.set(xlabel=x_label, ylabel=y_label)
 
-    return _draw(name, fill, height=3.4)
+    return draw(name, fill, height=3.4)
 
 
 def forest(
@@ -106,7 +106,7 @@ def forest(
         for place, (row, bars_of_row) in enumerate(rows.items()):
             for number, bar in enumerate(bars_of_row.values()):
                 shift = (number - (len(series) - 1) / 2) * 0.7 / max(len(series), 1)
-                _dot(axes, place + shift, bar, _look(series.index(list(bars_of_row)[number])), vertical=False)
+                _dot(axes, place + shift, bar, look(series.index(list(bars_of_row)[number])), vertical=False)
             values = [100 * value for value in (dots or {}).get(row, ())]
             axes.plot(values, [place + 0.22] * len(values), "|", color="#333333", markersize=7)
         axes.set_yticks(range(len(rows)), [printable(row) for row in rows])
@@ -114,10 +114,10 @@ def forest(
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(_wrapped(x_label))
         if len(series) > 1:
-            _legend(axes, [(name, _look(number)) for number, name in enumerate(series)])
+            legend(axes, [(name, look(number)) for number, name in enumerate(series)])
 
     per_row = 0.3 if len(series) == 1 else 0.17 * len(series) + 0.12
-    return _draw(name, fill, height=0.9 + per_row * max(len(rows), 2) + (0.25 if len(series) > 1 else 0))
+    return draw(name, fill, height=0.9 + per_row * max(len(rows), 2) + (0.25 if len(series) > 1 else 0))
 
 
 def lines(
@@ -142,7 +142,7 @@ def lines(
 
     def fill(axes: Axes) -> None:
         for number, curves in enumerate(series.values()):
-            color, _, dashes = _look(number)
+            color, _, dashes = look(number)
             for x, y in curves:
                 scaled = np.asarray(y, float) * (100 if percent else 1)
                 axes.plot(
@@ -153,9 +153,9 @@ def lines(
             axes.set_ylim(0, 102)
         elif limit is not None:
             axes.set_ylim(0, limit)
-        _legend(axes, [(name, _look(number)) for number, name in enumerate(series)], lines=True)
+        legend(axes, [(name, look(number)) for number, name in enumerate(series)], lines=True)
 
-    return _draw(name, fill, height=3.5)
+    return draw(name, fill, height=3.5)
 
 
 def matrix(name: str, counts: NDArray[np.int64], labels: Sequence[str], *, x_label: str, y_label: str) -> str:
@@ -176,7 +176,7 @@ def matrix(name: str, counts: NDArray[np.int64], labels: Sequence[str], *, x_lab
                 color = "white" if shares[row, column] > 0.71 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
 
-    return _draw(name, fill, height=4.6)
+    return draw(name, fill, height=4.6)
 
 
 def _wrapped(label: str) -> str:
@@ -204,7 +204,7 @@ def _covers(x: float, y: float, width: float, taken: Sequence[tuple[float, float
     return any(x < left + other and left < x + width and abs(y - bottom) < LINE_HEIGHT for left, bottom, other in taken)
 
 
-def _look(number: int) -> tuple[str, str, Any]:
+def look(number: int) -> tuple[str, str, Any]:
     """Colour, marker and dashes of the series ``number``."""
     return COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)]
 
@@ -223,7 +223,7 @@ def _dot(
     axes.plot(*(dot if vertical else dot[::-1]), marker, color=color, markerfacecolor=fill, markersize=6)
 
 
-def _legend(axes: Axes, series: Sequence[tuple[str, tuple[str, str, Any]]], *, lines: bool = False) -> None:
+def legend(axes: Axes, series: Sequence[tuple[str, tuple[str, str, Any]]], *, lines: bool = False) -> None:
     """Above the axes, where it hides nothing."""
     series = [(printable(name), look) for name, look in series]
     handles = [
@@ -237,7 +237,7 @@ def _legend(axes: Axes, series: Sequence[tuple[str, tuple[str, str, Any]]], *, l
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
 
 
-def _draw(name: str, fill: Callable[[Axes], None], *, height: float) -> str:
+def draw(name: str, fill: Callable[[Axes], None], *, height: float) -> str:
     """The SVG that ``fill`` makes; identifiers are made from ``name``, so that figures share a page."""
     stream = io.StringIO()
     style: Any = {**STYLE, "svg.hashsalt": name}

@@ -1,23 +1,65 @@
-"""Reads a data set as training would, and lists what is wrong in it, with counts per class and size."""
+"""Reads a data set as training would, and lists what is wrong in it, with counts per class and size.
+
+It also says what image size and anchors fit the objects, as lines of a config, and draws all of it on one page.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from detection.data.cards import load_card, read_split
+from detection.config.detection import DetectionConfig
+from detection.config.load import load_config
+from detection.data.cards import Card, load_card, read_split
 from detection.data.check import check_copies, check_images, check_objects, summarize_index
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem
+from detection.data.readers.table import FORMATS
 from detection.evaluation.text_table import text_table
+from detection.tasks.anchor_reach import Reach, reach_of_config, reach_of_suggested, suggest
+from detection.tasks.data_page import write_data_page
+from detection.tasks.data_pictures import Finding
+from detection.tasks.recipe import Choice, config_text
 
 __all__ = ["check_card"]
 
+TRAINED_ON = ("train", "trainval")  # splits whose objects anchors are to fit; else the first
 
-def check_card(name: str, root: Path, *, splits: Sequence[str] = (), images: bool = True) -> int:
+
+@dataclass(slots=True)
+class _Found:
+    """What the splits hold, and what is wrong with them."""
+
+    indexes: dict[str, AnnotationIndex] = field(default_factory=dict)
+    findings: dict[Problem, list[str]] = field(default_factory=dict)  # each with the splits that have it
+    errors: int = 0
+
+    def add(self, problems: Sequence[Problem], split: str | None, console: Console) -> None:
+        """Prints ``problems`` of a ``split``, or between splits (None), and keeps them."""
+        for problem in problems:
+            console.print(f"{problem.severity}: {problem}", markup=False)
+            self.findings.setdefault(problem, []).extend([] if split is None else [split])
+            self.errors += problem.severity == "error"
+
+    def worst_first(self) -> list[Finding]:
+        """Returns every problem once."""
+        return sorted((Finding(one, (*splits,)) for one, splits in self.findings.items()), key=lambda own: own.rank)
+
+
+def check_card(
+    name: str,
+    root: Path,
+    *,
+    splits: Sequence[str] = (),
+    images: bool = True,
+    page: Path | None = None,
+    config: Path | None = None,
+) -> int:
     """Prints problems and counts of the card ``name`` below the data root ``root``; returns the number of errors.
 
     Args:
@@ -25,38 +67,53 @@ def check_card(name: str, root: Path, *, splits: Sequence[str] = (), images: boo
         root: the data root.
         splits: only these; empty: all of the card.
         images: also decode the images, and look for copies of one.
+        page: also draw all of it on this HTML page.
+        config: of a detector, whose anchors are held against the objects.
 
     Raises:
-        ValueError: no such card.
+        ValueError: no such card, or a bad config.
+        OSError: the page can't be written.
     """
     console = Console(soft_wrap=True, highlight=False)
     card = load_card(name)
-    errors, indexes = 0, dict[str, AnnotationIndex]()
+    detector = None if config is None else load_config(DetectionConfig, config)
+    found = _Found()
     for split in splits or card.splits:
         console.rule(f"{card.name}:{split}")
-        try:
-            index, problems = read_split(card, split, root)
-        except ValueError as error:
-            console.print(str(error), markup=False)
-            errors += 1
-        else:
-            errors += _check_split(index, problems, images, console)
-            indexes[split] = index
-    for problem in check_copies(indexes) if images else ():
-        console.print(f"{problem.severity}: {problem}", markup=False)
-    console.print(f"{errors} error{'s' * (errors > 1)}" if errors else "no errors")
-    return errors
+        _check_split(card, split, root, found, images=images, masks=page is not None, console=console)
+    found.add(check_copies(found.indexes) if images else (), None, console)
+    trained_on = next((split for split in (*TRAINED_ON, *found.indexes) if split in found.indexes), None)
+    suggested = [] if trained_on is None else suggest(found.indexes[trained_on], detector)
+    lines = config_text(suggested, [f"What fits the objects of {card.name}:{trained_on}"]).splitlines()
+    reached = list[Reach]()
+    if trained_on is not None and suggested:
+        reached = _reached(found.indexes[trained_on], suggested, detector, config)
+        for line in [*(reach.line for reach in reached), *lines]:
+            console.print(line, markup=False)
+    console.print(f"{found.errors} error{'s' * (found.errors > 1)}" if found.errors else "no errors")
+    if page is not None:
+        write_data_page(page, card.name, found.indexes, found.worst_first(), reached, lines)
+        console.print(f"page: {page}", markup=False)
+    return found.errors
 
 
-def _check_split(index: AnnotationIndex, problems: list[Problem], images: bool, console: Console) -> int:
-    """Prints ``problems`` of the reader, further ones and counts of one split; returns its number of errors."""
-    problems = problems + _further_problems(index, images, console)
-    for problem in problems:
-        console.print(f"{problem.severity}: {problem}", markup=False)
+def _check_split(
+    card: Card, split: str, root: Path, found: _Found, *, images: bool, masks: bool, console: Console
+) -> None:
+    """Reads one split, and notes in ``found`` what is wrong with it; prints its counts."""
+    fields = ("masks",) if masks and "fields" in FORMATS[card.format].options else ()
+    try:
+        index, problems = read_split(card, split, root, fields=fields)
+    except ValueError as error:
+        console.print(str(error), markup=False)
+        found.findings[Problem("error", "split that can't be read", card.name, str(error))] = [split]
+        found.errors += 1
+        return
+    found.indexes[split] = index
+    found.add(problems + _further_problems(index, images, console), split, console)
     if not len(index):
-        console.print("error: the split has no usable image")
+        found.add([Problem("error", "empty split", card.name, "the split has no usable image")], split, console)
     _show_counts(index, console)
-    return sum(problem.severity == "error" for problem in problems) + (not len(index))
 
 
 def _further_problems(index: AnnotationIndex, images: bool, console: Console) -> list[Problem]:
@@ -75,3 +132,14 @@ def _show_counts(index: AnnotationIndex, console: Console) -> None:
     rows.append(("all", *(str(sum(column)) for column in list(zip(*summary.classes, strict=True))[1:])))
     console.print(f"{summary.images} images, {summary.empty} without an object to train on")
     console.print(text_table(("class", "objects", "ignored", "small", "medium", "large"), rows), markup=False)
+
+
+def _reached(
+    index: AnnotationIndex, suggested: Sequence[Choice], detector: DetectionConfig | None, config: Path | None
+) -> list[Reach]:
+    """What the anchors of the config, if there is one, and those that are suggested reach."""
+    name = "" if config is None else f"{config.parent.name}/{config.name}"
+    own = None if detector is None else reach_of_config(index, detector, name)
+    fitting = reach_of_suggested(index, suggested, detector)
+    known = own is not None and own.size == fitting.size and np.array_equal(own.anchors, fitting.anchors)
+    return [reach for reach in (own, None if known else fitting) if reach is not None]

@@ -19,16 +19,26 @@ from numpy.typing import NDArray
 
 from detection.config.detection import DetectionConfig
 from detection.config.schema import flatten
-from detection.data.anchor_fit import best_iou, fit_ratios, fit_sizes, reached
+from detection.data.anchor_fit import best_iou, fit_ratios, fit_sizes, reached, resized_boxes
 from detection.data.index import AnnotationIndex
 from detection.engine.checkpoint import Checkpoint
 from detection.fields.table import FIELDS
 
-__all__ = ["Choice", "Machine", "choose", "config_text"]
+__all__ = [
+    "STRIDES",
+    "Choice",
+    "Machine",
+    "choose",
+    "config_text",
+    "fitting_anchors",
+    "fitting_size",
+    "has_masks",
+]
 
 # Sections that weights bind: taken over from the detector that training starts from.
 BOUND = ("architecture", "backbone", "anchors", "rpn", "box", "cascade", "mask", "test")
 STRIDES = (4, 8, 16, 32, 64)  # of the levels of a pyramid
+LEAST_SIZES = tuple(2.0 * stride for stride in STRIDES)  # of anchors: two cells of the level
 SMALL_OBJECT = 16.0  # pixels; a tenth of the objects may be smaller
 LARGEST = {"cuda": (800, 1333), "cpu": (480, 800)}  # sides that training takes an acceptable time at
 FEW_IMAGES = 10_000  # from scratch, fewer make a weak detector: COCO's 118,000 are the usual measure
@@ -88,9 +98,9 @@ def choose(
         origin: the detector that ``init`` names.
     """
     masks = has_masks(index)
-    shorter, longer, size_reason = _image_size(index, machine)
+    size = fitting_size(index, machine)
+    shorter, longer = (choice.value for choice in size)
     objects = _sides(index, shorter, longer)
-    size = [Choice("data.shorter_side", shorter, size_reason), Choice("data.longer_side", longer)]
     choices = [*_of_data(index, sets), *size]
     batch = _batch(machine, shorter, longer)
     if origin is not None:
@@ -158,8 +168,8 @@ def _is_one_sided(name: str) -> bool:
     return (len(name) == 1 and name.isalnum()) or any(word in ONE_SIDED for word in words)
 
 
-def _image_size(index: AnnotationIndex, machine: Machine) -> tuple[int, int, str]:
-    """Shorter and longer side, and the reason: the images' own size unless objects get small or time long."""
+def fitting_size(index: AnnotationIndex, machine: Machine) -> list[Choice]:
+    """Returns shorter and longer side: the images' own size unless objects get small or time long."""
     shorts, longs = (index.sizes.amin(dim=1).numpy(), index.sizes.amax(dim=1).numpy())
     short, long = float(np.median(shorts)), float(np.median(longs))
     areas = index.areas[~index.ignore].numpy()
@@ -175,17 +185,26 @@ def _image_size(index: AnnotationIndex, machine: Machine) -> tuple[int, int, str
         why = f"a tenth of the objects is under {small:.0f} px: images of {long:.0f}x{short:.0f} are enlarged"
     else:
         why = f"as the images, {long:.0f}x{short:.0f}; a tenth of the objects is under {small:.0f} px"
-    return shorter, longer, why
+    return [Choice("data.shorter_side", shorter, why), Choice("data.longer_side", longer)]
+
+
+def fitting_anchors(objects: NDArray[np.float64], least: Sequence[float] = LEAST_SIZES) -> list[Choice]:
+    """Returns sizes and ratios of anchors that fit objects with sides (M, 2) in pixels of the resized image.
+
+    There are as many sizes as ``least``, none of them smaller.
+    """
+    sizes = tuple(max(size, low) for size, low in zip(fit_sizes(objects, len(least)), least, strict=True))
+    ratios = fit_ratios(objects)
+    return [
+        Choice("anchors.sizes", sizes, f"k-means on 1 - IoU; {_fit_text(objects, sizes, ratios)}"),
+        Choice("anchors.ratios", ratios, "height / width, by k-means too"),
+    ]
 
 
 def _sides(index: AnnotationIndex, shorter: int, longer: int) -> NDArray[np.float64]:
     """Width and height (M, 2) of the objects in resized images, without ignored and tiny ones."""
-    sizes = index.sizes.to(torch.float64)
-    factors = torch.minimum(shorter / sizes.amin(dim=1), longer / sizes.amax(dim=1))
-    counts = torch.diff(index.ends, prepend=index.ends.new_zeros(1))
-    scale = factors.repeat_interleave(counts)[:, None]
-    sides = ((index.boxes[:, 2:] - index.boxes[:, :2]).to(torch.float64) * scale)[~index.ignore].numpy()
-    return sides[sides.min(axis=1, initial=np.inf) >= 2.0]
+    boxes, _ = resized_boxes(index, shorter, longer)
+    return boxes[:, 2:] - boxes[:, :2]
 
 
 def _batch(machine: Machine, shorter: int, longer: int) -> int:
@@ -239,8 +258,6 @@ def _fine_tuning(
 
 
 def _from_scratch(batch: int, objects: NDArray[np.float64], *, masks: bool) -> list[Choice]:
-    sizes = tuple(max(size, 2.0 * stride) for size, stride in zip(fit_sizes(objects, 5), STRIDES, strict=True))
-    ratios = fit_ratios(objects)
     norm = "bn" if batch >= 8 else "gn"
     return [
         Choice(
@@ -251,8 +268,7 @@ def _from_scratch(batch: int, objects: NDArray[np.float64], *, masks: bool) -> l
         Choice("backbone.fpn", True, "objects of all sizes"),
         Choice("backbone.fpn_channels", 64),
         Choice("backbone.fpn_norm", norm),
-        Choice("anchors.sizes", sizes, f"k-means on 1 - IoU; {_fit_text(objects, sizes, ratios)}"),
-        Choice("anchors.ratios", ratios, "height / width, by k-means too"),
+        *fitting_anchors(objects),
         Choice("rpn.channels", 64),
         Choice("rpn.allow_outside", True, "objects at the border count"),
         Choice("rpn.samples_per_image", 64),

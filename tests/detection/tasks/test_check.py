@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 CAT = ("cat", (1, 1, 10, 20), False)
 DOG = ("dog", (5, 6, 55, 56), True)
@@ -121,3 +123,53 @@ def test_an_image_with_the_content_of_another_is_noted(run: Run, card: str, tmp_
     assert status == 0
     assert f"note: {images / 'b.jpg'}: same image twice: it has the content of {images / 'a.jpg'}" in output
     assert "same image" not in run(card, "--skip-images")[1]
+
+
+def test_suggested_sizes_and_anchors_are_lines_of_a_config(run: Run, card: str) -> None:
+    _, output = run(card)
+    lines = output[output.index("# What fits") :].removesuffix("no errors\n")
+    values = yaml.safe_load(lines)
+    assert set(values) == {"data", "anchors"}
+    assert (values["data"]["shorter_side"], values["data"]["longer_side"]) == (64, 80)
+    assert len(values["anchors"]["sizes"]) == 5
+    assert len(values["anchors"]["ratios"]) == 3
+
+
+def test_anchors_of_a_config_are_held_against_the_objects(run: Run, card: str, tmp_path: Path) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text("anchors: {sizes: [14], ratios: [2.0]}\ndata: {shorter_side: 60, longer_side: 80}\n")
+    _, output = run(card, "--config", str(config))
+    reached = re.findall(r"^(.*): no anchor reaches (\d+) of (\d+) objects", output, re.MULTILINE)
+    assert [(Path(name).name, total) for name, _, total in reached] == [
+        ("small.yaml", "1"),
+        ("suggested anchors", "1"),
+    ]
+    assert "sizes: [14.0]" in output  # the only object is 10 x 20
+
+
+def test_the_page_shows_every_finding_and_asks_no_network(
+    run: Run, make_voc: Callable[..., Path], write_card: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = make_voc({"a": [CAT, CAT], "b": [DOG, ("dog", (300, 1, 310, 9), False)], "c": [CAT]})
+    (folder / "JPEGImages" / "b.jpg").write_bytes((folder / "JPEGImages" / "c.jpg").read_bytes())
+    page = tmp_path / "data.html"
+    status, output = run(write_card("voc"), "--page", str(page))
+    html = page.read_text()
+    assert status == 0
+    assert f"page: {page}" in output
+    captions = re.findall(r"<figcaption>(dropped|note): ([^(.]+)", html)
+    assert captions[0] == ("dropped", "box outside the image or without area ")
+    assert {kind.strip() for _, kind in captions} >= {"object boxed twice", "same image twice"}
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", html)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.html", "voc", "voc.yaml"]
+
+
+def test_a_card_that_lies_nowhere_and_one_without_objects_have_a_page(
+    run: Run, make_voc: Callable[..., Path], write_card: Callable[..., str], tmp_path: Path
+) -> None:
+    page = tmp_path / "data.html"
+    assert run(write_card("voc", root="nowhere"), "--page", str(page))[0] == 1
+    assert "split that can&#39;t be read" in page.read_text()
+    make_voc({"a": []})
+    assert run(write_card("voc"), "--page", str(page))[0] == 0
+    assert "Sizes and anchors" not in page.read_text()

@@ -1,0 +1,123 @@
+"""How many objects of a data set no anchor reaches: of a config, and of the anchors and sizes that would fit.
+
+Shapes: M objects, A anchors of a cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from detection.build import build_detector
+from detection.config.detection import DetectionConfig
+from detection.data.anchor_fit import grid_iou, resized_boxes
+from detection.data.index import AnnotationIndex
+from detection.model.anchors import AnchorGenerator
+from detection.tasks.recipe import LEAST_SIZES, STRIDES, Choice, Machine, fitting_anchors, fitting_size
+
+__all__ = ["IOUS", "Reach", "reach_of_config", "reach_of_suggested", "suggest"]
+
+IOUS = (0.5, 0.7)  # that an anchor must have to be of use, and to be positive in the paper
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """The anchors of one feature map."""
+
+    stride: int
+    sides: NDArray[np.float64]  # (A, 2) width and height, pixels of the resized image
+    offset: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Anchors, and the best of them for each object, ignored and thin ones left out.
+
+    Attributes:
+        name: of the anchors.
+        size: shorter and longer side to which images are resized, pixels.
+        anchors: (A, 2) width and height of all levels.
+        sides: (M, 2) width and height of the objects in resized images.
+        labels: (M,).
+        ious: (M,) with the best anchor where it lies on its grid.
+        class_names: of the K classes.
+    """
+
+    name: str
+    size: tuple[int, int]
+    anchors: NDArray[np.float64]
+    sides: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    ious: NDArray[np.float64]
+    class_names: tuple[str, ...]
+
+    @property
+    def line(self) -> str:
+        """How many objects are missed, for people."""
+        low, high = (f"{self.missed(iou).sum():,}" for iou in IOUS)
+        objects = f"{len(self.ious):,} objects"
+        return f"{self.name}: no anchor reaches {low} of {objects} at IoU {IOUS[0]}, {high} at IoU {IOUS[1]}"
+
+    def missed(self, at: float) -> NDArray[np.bool_]:
+        """Tells which objects (M,) no anchor reaches at the IoU ``at``."""
+        return self.ious < at
+
+
+def suggest(index: AnnotationIndex, config: DetectionConfig | None = None) -> list[Choice]:
+    """Returns image size and anchors that fit ``index``, with reasons; none without an object.
+
+    There are as many sizes of anchors as ``config`` has levels or sizes; without one, those of a pyramid.
+    """
+    if not len(index):
+        return []
+    size = fitting_size(index, Machine.this())
+    boxes, _ = resized_boxes(index, size[0].value, size[1].value)
+    if not len(boxes):
+        return []
+    least = LEAST_SIZES if config is None or config.backbone.fpn else (0.0,) * len(config.anchors.sizes)
+    return [*size, *fitting_anchors(boxes[:, 2:] - boxes[:, :2], least)]
+
+
+def reach_of_suggested(
+    index: AnnotationIndex, suggested: Sequence[Choice], config: DetectionConfig | None = None
+) -> Reach:
+    """Returns what the anchors that ``suggest`` gave for ``index`` and ``config`` reach."""
+    shorter, longer, sizes, ratios = (choice.value for choice in suggested)
+    levels = [_Level(stride, _sides([size], ratios)) for stride, size in zip(STRIDES, sizes, strict=False)]
+    if config is not None and not config.backbone.fpn:
+        levels = [_Level(own.stride, _sides(sizes, ratios), own.offset) for own in _levels(config)[:1]]
+    return _reach(index, "suggested anchors", (shorter, longer), levels)
+
+
+def reach_of_config(index: AnnotationIndex, config: DetectionConfig, name: str) -> Reach | None:
+    """Returns what the anchors of ``config`` reach; None if its detector has none."""
+    levels = _levels(config)
+    size = (config.data.shorter_side, config.data.longer_side)
+    return _reach(index, name, size, levels) if levels else None
+
+
+def _reach(index: AnnotationIndex, name: str, size: tuple[int, int], levels: Sequence[_Level]) -> Reach:
+    boxes, labels = resized_boxes(index, *size)
+    ious = [grid_iou(boxes, level.sides, level.stride, offset=level.offset) for level in levels]
+    anchors = np.concatenate([level.sides for level in levels])
+    return Reach(name, size, anchors, boxes[:, 2:] - boxes[:, :2], labels, np.max(ious, axis=0), index.class_names)
+
+
+def _levels(config: DetectionConfig) -> list[_Level]:
+    with torch.device("meta"):  # nothing is computed: only strides are wanted
+        detector = build_detector(config, 1, pretrained=False)
+    found = [module for module in detector.modules() if isinstance(module, AnchorGenerator)]
+    sizes = config.anchors.sizes
+    dealt = [(size,) for size in sizes] if len(found) > 1 else [sizes]
+    return [
+        _Level(level.stride, _sides(own, config.anchors.ratios), level.offset)
+        for level, own in zip(found, dealt, strict=False)
+    ]
+
+
+def _sides(sizes: Sequence[float], ratios: Sequence[float]) -> NDArray[np.float64]:
+    return np.array([(size / ratio**0.5, size * ratio**0.5) for size in sizes for ratio in ratios])

@@ -1,0 +1,132 @@
+"""Pictures of a data set's page: what the check found, worst first, and samples that show every class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from detection.data.index import AnnotationIndex
+from detection.data.problems import Problem, Severity
+from detection.pages.page import Pictures
+from detection.pages.photos import framed, small_jpeg
+from detection.tasks.label_pictures import draw_labels
+
+__all__ = ["SEVERITIES", "Finding", "found_pictures", "sample_pictures"]
+
+SEVERITIES: tuple[Severity, ...] = ("error", "dropped", "note")  # worst first
+MAX_FOUND = 60  # pictures of findings, so that the page stays below some megabytes
+MAX_OF_KIND = 12
+MAX_SIDE_BY_SIDE = 4
+MAX_SAMPLES = 8  # of a split
+MAX_DETAIL = 240  # characters of a caption
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A problem and the splits that have it; none for one between splits."""
+
+    problem: Problem
+    splits: tuple[str, ...]
+
+    @property
+    def rank(self) -> int:
+        """0 for the worst."""
+        return SEVERITIES.index(self.problem.severity)
+
+
+def found_pictures(findings: Sequence[Finding], splits: Mapping[str, AnnotationIndex]) -> list[Pictures]:
+    """Returns the images of ``findings``, which come worst first, with all their labels; what is meant is framed.
+
+    An image that can't be drawn is left out.
+    """
+    images, drawn, kinds = _Images(splits), list[Pictures](), dict[str, int]()
+    for number, finding in enumerate(findings):
+        kind = finding.problem.kind
+        if kinds.get(kind, 0) >= MAX_OF_KIND or len(drawn) >= MAX_FOUND:
+            continue
+        pictures = _found(number, finding, images)
+        if pictures is not None:
+            drawn.append(pictures)
+            kinds[kind] = kinds.get(kind, 0) + 1
+    return drawn
+
+
+def sample_pictures(split: str, index: AnnotationIndex) -> list[Pictures]:
+    """Returns images of ``index`` with their labels: of every class, the rarest first, then any."""
+    drawn = list[Pictures]()
+    for row in _samples(index):
+        try:
+            jpeg = _draw(index, row, ())
+        except ValueError:  # named among the findings
+            continue
+        name = Path(index.paths[row]).name
+        labels = index.labels[index.objects(row)].bincount(minlength=len(index.class_names)).tolist()
+        counts = [f"{count} {of}" for of, count in zip(index.class_names, labels, strict=True) if count]
+        drawn.append(Pictures(f"sample_{split}_{row}", [jpeg], f"{name}: {', '.join(counts) or 'no object'}", [name]))
+        if len(drawn) == MAX_SAMPLES:
+            break
+    return drawn
+
+
+def _samples(index: AnnotationIndex) -> Iterator[int]:
+    """Rows of images: the first of an order drawn once that hold each class, then the others."""
+    order = np.random.default_rng(0).permutation(len(index)).tolist()
+    rows = torch.repeat_interleave(torch.arange(len(index)), torch.diff(index.ends, prepend=index.ends.new_zeros(1)))
+    counts = index.labels.bincount(minlength=len(index.class_names))
+    given, place = set[int](), {row: number for number, row in enumerate(order)}
+    for label in counts.argsort(stable=True).tolist():
+        holding = sorted(set(rows[index.labels == label].tolist()), key=place.__getitem__)
+        if holding and given.isdisjoint(holding):
+            given.add(holding[0])
+            yield holding[0]
+    yield from (row for row in order if row not in given)
+
+
+def _found(number: int, finding: Finding, images: _Images) -> Pictures | None:
+    problem = finding.problem
+    jpegs, names = list[bytes](), list[str]()
+    for place, path in enumerate((problem.images or (problem.file,))[:MAX_SIDE_BY_SIDE]):
+        jpeg = images.draw(path, problem.boxes if place == 0 else ())
+        if jpeg is not None:
+            jpegs.append(jpeg)
+            names.append(Path(path).name)
+    if not jpegs:
+        return None
+    detail = problem.detail if len(problem.detail) <= MAX_DETAIL else f"{problem.detail[:MAX_DETAIL]}..."
+    where = f" ({', '.join(finding.splits)})" if finding.splits else ""
+    unnamed = [name for name in names if name not in problem.detail]
+    caption = f"{problem.severity}: {problem.kind}{where}. {', '.join(unnamed)}{': ' if unnamed else ''}{detail}"
+    return Pictures(f"found_{number}", jpegs, caption, [f"{name}: {problem.kind}" for name in names])
+
+
+class _Images:
+    """The images of all splits by path, and by the path of an annotation file that has the name of one alone."""
+
+    def __init__(self, splits: Mapping[str, AnnotationIndex]) -> None:
+        self.places = dict[str, tuple[AnnotationIndex, int]]()
+        stems = dict[str, set[str]]()
+        for index in splits.values():
+            for row, path in enumerate([*index.paths]):
+                self.places.setdefault(path, (index, row))
+                stems.setdefault(Path(path).stem, set()).add(path)
+        self.stems = {stem: next(iter(paths)) for stem, paths in stems.items() if len(paths) == 1}
+
+    def draw(self, path: str, boxes: Sequence[tuple[float, ...]]) -> bytes | None:
+        """The JPEG of an image with its labels, the ``boxes`` framed; None if it can't be read or is not known."""
+        place = self.places.get(path) or self.places.get(self.stems.get(Path(path).stem, ""))
+        if place is None:
+            return None
+        try:
+            return _draw(*place, boxes)
+        except ValueError:
+            return None
+
+
+def _draw(index: AnnotationIndex, row: int, boxes: Sequence[tuple[float, ...]]) -> bytes:
+    target = index.target(row, fields=[name for name in ("masks",) if name in index.fields])
+    canvas, scale = draw_labels(index.image(row), target, index.class_names)
+    return small_jpeg(framed(canvas, np.array(boxes, np.float64).reshape(-1, 4), scale=scale))

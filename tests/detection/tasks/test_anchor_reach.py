@@ -1,0 +1,74 @@
+"""Mirrors detection/tasks/anchor_reach.py: against every anchor of the detector's own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from detection.boxes import iou
+from detection.build import build_detector
+from detection.config.detection import (
+    AnchorConfig,
+    BoxConfig,
+    DetectionConfig,
+    DetectorBackboneConfig,
+    DetectorDataConfig,
+)
+from detection.data.index import AnnotationIndex
+from detection.model.anchors import AnchorGenerator
+from detection.tasks.anchor_reach import reach_of_config, reach_of_suggested, suggest
+
+MakeIndex = Callable[..., AnnotationIndex]
+
+SINGLE = AnchorConfig(sizes=(16.0, 40.0), ratios=(0.5, 2.0))
+PYRAMID = AnchorConfig(sizes=(8.0, 16.0, 32.0, 64.0, 128.0), ratios=(0.5, 1.0))
+
+
+def config(anchors: AnchorConfig, *, fpn: bool) -> DetectionConfig:
+    return DetectionConfig(
+        backbone=DetectorBackboneConfig(name="resnet18", fpn=fpn),
+        anchors=anchors,
+        box=BoxConfig(head="fc" if fpn else "tail"),
+        data=DetectorDataConfig(shorter_side=128, longer_side=160),
+    )
+
+
+@pytest.fixture
+def index(make_index: MakeIndex) -> AnnotationIndex:
+    rng = np.random.default_rng(0)
+    corners, sides = rng.uniform((8, 8), (40, 30), (30, 2)), rng.uniform(4, 24, (30, 2))
+    boxes = np.concatenate([corners, corners + sides], axis=1).tolist()
+    return make_index([[(tuple(box), 0, False) for box in boxes]], sizes=[(64, 80)])
+
+
+@pytest.mark.parametrize(("anchors", "fpn"), [(SINGLE, False), (PYRAMID, True)])
+def test_the_best_anchor_is_the_best_of_the_whole_grid(
+    index: AnnotationIndex, anchors: AnchorConfig, fpn: bool
+) -> None:
+    made = config(anchors, fpn=fpn)
+    reach = reach_of_config(index, made, "c")
+    assert reach is not None
+    grids = [
+        module for module in build_detector(made, 2, pretrained=False).modules() if isinstance(module, AnchorGenerator)
+    ]
+    every = torch.cat([grid(-(-128 // grid.stride), -(-160 // grid.stride)) for grid in grids])
+    expected = iou(index.boxes * 2, every).amax(dim=1).numpy()
+    assert reach.ious == pytest.approx(expected, abs=1e-5)
+    assert len(reach.anchors) == sum(grid.num_anchors for grid in grids)
+
+
+def test_suggested_anchors_have_as_many_sizes_as_the_config_and_reach_more(index: AnnotationIndex) -> None:
+    made = config(AnchorConfig(), fpn=False)
+    suggested = suggest(index, made)
+    values = {choice.key: choice.value for choice in suggested}
+    assert len(values["anchors.sizes"]) == 3
+    own, fitting = reach_of_config(index, made, "c"), reach_of_suggested(index, suggested, made)
+    assert own is not None
+    assert fitting.missed(0.5).sum() < own.missed(0.5).sum() == len(own.ious) == 30
+
+
+def test_without_an_object_nothing_is_suggested(make_index: MakeIndex) -> None:
+    assert suggest(make_index([])) == suggest(make_index([[]])) == []
