@@ -86,16 +86,19 @@ def _show_comparison(done: bool) -> int:
 
 ANALYZE = """
 Writes one HTML page, Markdown and JSON: types of errors, precision-recall and F1 curves, confusion matrix, best and
-worst images; of two runs also the interval of their difference and the objects that one of them finds alone.
+worst images; of several runs also the intervals of their differences and the objects that one of them finds alone.
+Likely label errors, by all runs together, are pictures there, and files for annotation tools: label_errors.json (COCO)
+and label_studio.json.
 
 examples:
   resdet analyze output/bccd/resnet18_c4
   resdet analyze output/bccd/resnet18_c4 output/bccd/resnet34_c4 --output-dir output/resnet18_against_34
+  resdet analyze seed0 seed1 seed2 --output-dir doubted                 # labels that no seed believes
 """
 
 
 def _analyze_options(parser: ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory; two are compared")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory; several are compared")
     parser.add_argument("--output-dir", type=Path, help="for the page (default: analysis/ in the last run directory)")
 
 
@@ -185,7 +188,12 @@ def _methods(args: Namespace) -> Call:
 
 COMMANDS = {
     "compare": Command("Compares backbones", _compare_options, _compare, COMPARE),
-    "analyze": Command("Shows what goes wrong in one run, or how two differ", _analyze_options, _analyze, ANALYZE),
+    "analyze": Command(
+        "Shows what goes wrong in a run, how runs differ, and which labels they doubt",
+        _analyze_options,
+        _analyze,
+        ANALYZE,
+    ),
     "evaluate": Command("Judges detections of any program", _evaluate_options, _evaluate, EVALUATE),
     "methods": Command("Tests a detector under a table of settings, Table 9", _methods_options, _methods, METHODS),
 }

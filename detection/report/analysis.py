@@ -1,4 +1,7 @@
-"""What one run gets wrong, or how two runs of the same test images differ: OUTPUT/analysis.{html,md,json}."""
+"""What one run gets wrong, or how runs of the same test images differ: OUTPUT/analysis.{html,md,json}.
+
+Beside it the labels that the runs doubt, as files for annotation tools (report/label_errors.py).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 
 from detection.data.index import AnnotationIndex
 from detection.evaluation.confusion import confusion_matrix, rank_images
+from detection.evaluation.label_errors import Suspect, find_label_errors
 from detection.evaluation.matching import match
 from detection.evaluation.metrics import percent, shown_in
 from detection.evaluation.record import Record
@@ -23,6 +27,7 @@ from detection.report.build import only_found_by
 from detection.report.calibration import Wanted, calibration_numbers, calibration_section
 from detection.report.conclusion import claims_tables
 from detection.report.details import classes_section, errors_section, operating_figures, pictures_section
+from detection.report.label_errors import label_errors_section, suspect_numbers, write_suggestions
 from detection.report.numbers import (
     Shown,
     as_json,
@@ -42,11 +47,12 @@ from detection.tasks.test import read_records
 __all__ = ["compare_records", "confusions_section", "write_analysis"]
 
 MAX_PICTURES = 4  # best, and as many worst
+MAX_PAIRS = 16  # pairs of pictures, of all pairs of runs
 MAX_CONFUSIONS = 12  # rows of the table
 
 
 def write_analysis(runs: Sequence[Path], output: Path, *, say: Callable[[str], None] = print) -> Path:
-    """Writes the analysis of one run directory or of two into ``output``; gives the path of the HTML page.
+    """Writes the analysis of one run directory or of several into ``output``; gives the path of the HTML page.
 
     Args:
         runs: with config.yaml, result.json and detections.json, of the same test images.
@@ -54,7 +60,7 @@ def write_analysis(runs: Sequence[Path], output: Path, *, say: Callable[[str], N
         say: takes lines to show.
 
     Raises:
-        ValueError: not one run or two different ones, broken files, or runs of different images or classes.
+        ValueError: no run or one twice, broken files, or runs of different images or classes.
     """
     read = {name: read_records(run, say=say) for name, run in zip(_names(runs), runs, strict=True)}
     index = next(index for index, _ in read.values())
@@ -67,7 +73,10 @@ def write_analysis(runs: Sequence[Path], output: Path, *, say: Callable[[str], N
     )
     for name, run in shown.items():
         numbers["variants"][name] |= as_json(_ranking(run))
+    suspects, records = _suspects(shown), next(iter(shown.values())).records
+    numbers["label_errors"] = as_json(suspect_numbers(suspects, records, index.class_names))
     output.mkdir(parents=True, exist_ok=True)
+    write_suggestions(output, suspects, index, records)
     (output / "analysis.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     page = Page(
         title=f"Analysis: {' and '.join(read)}",
@@ -77,7 +86,7 @@ def write_analysis(runs: Sequence[Path], output: Path, *, say: Callable[[str], N
             ("Classes", str(len(index.class_names))),
             *((name, f"{run}: {tested_weights(run)}") for name, run in zip(read, runs, strict=True)),
         ],
-        sections=_sections(numbers, index, shown),
+        sections=_sections(numbers, index, shown, label_errors_section(suspects, index, records, runs=len(shown))),
         lead=lead(numbers),
     )
     return write_page(page, output, "analysis")
@@ -130,8 +139,8 @@ def compare_records(
 def _names(runs: Sequence[Path]) -> list[str]:
     """The last parts of the paths of ``runs``, as many as tell them apart."""
     resolved = [run.resolve() for run in runs]
-    if len(runs) not in (1, 2) or len(set(resolved)) < len(runs):
-        raise ValueError(f"an analysis takes one run directory or two different ones, got {', '.join(map(str, runs))}")
+    if not runs or len(set(resolved)) < len(runs):
+        raise ValueError(f"an analysis takes run directories, each once, got {', '.join(map(str, runs)) or 'none'}")
     names = (["/".join(run.parts[-depth:]) for run in resolved] for depth in count(1))
     return next(tried for tried in names if len(set(tried)) == len(runs))
 
@@ -153,10 +162,19 @@ def _ranking(shown: Shown) -> dict[str, Any]:
     }
 
 
-def _sections(numbers: dict[str, Any], index: AnnotationIndex, shown: Mapping[str, Shown]) -> list[Section]:
+def _suspects(shown: Mapping[str, Shown]) -> list[Suspect]:
+    """What all runs together say of the labels; a detection counts from the mean of their best thresholds on."""
+    threshold = float(np.mean([run.threshold for run in shown.values()]))
+    return find_label_errors([run.records for run in shown.values()], min_score=threshold)
+
+
+def _sections(
+    numbers: dict[str, Any], index: AnnotationIndex, shown: Mapping[str, Shown], label_errors: Section
+) -> list[Section]:
     results = claims_tables(numbers) if numbers["pairs"] else []
-    ways = [way for a, b in combinations(shown, 2) for way in ((a, b), (b, a))]
-    found = [figure for a, b in ways for figure in only_found_by(index, shown, a, b, MAX_PICTURES)]
+    ways = [way for a, b in combinations(shown, 2) for way in ((a, b), (b, a))][:MAX_PAIRS]
+    each = min(MAX_PICTURES, max(1, MAX_PAIRS // max(len(ways), 1)))
+    found = [figure for a, b in ways for figure in only_found_by(index, shown, a, b, each)]
     sections = [
         Section("Results", [*results, _results(numbers)]),
         errors_section(numbers),
@@ -165,6 +183,7 @@ def _sections(numbers: dict[str, Any], index: AnnotationIndex, shown: Mapping[st
         confusions_section(numbers),
         calibration_section(numbers),
         pictures_section(numbers, found),
+        label_errors,
         *(_images(name, numbers, index, run) for name, run in shown.items()),
     ]
     return [section for section in sections if section.blocks]

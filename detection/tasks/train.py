@@ -1,6 +1,7 @@
 """A whole training run of a detector, from a config to the files of an output directory.
 
-Those of engine/trainer.py, and RUN/result.json with detections.json of data.test, measured at the end (tasks/test.py).
+Those of engine/trainer.py, RUN/train_batch.jpg (the first batch as the network sees it, tasks/train_batch.py), and
+RUN/result.json with detections.json of data.test, measured at the end (tasks/test.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from detection.engine.transfer import differing_meaning, load_initial_weights
 from detection.evaluation.metrics import read_metric
 from detection.model.architecture import Architecture
 from detection.tasks.test import measure, warn_of_many_proposals, write_measured
+from detection.tasks.train_batch import drawing_first
 from detection.weights.origin import read_origin
 
 __all__ = ["run_training"]
@@ -86,7 +88,12 @@ def run_training(
         output,
         index,
         build=lambda fresh: _build(config, index, fixed, fresh=fresh),
-        load=partial(detection_loader, index, config.data, share=(rank(), world_size()), proposals=proposals),
+        load=drawing_first(
+            partial(detection_loader, index, config.data, share=(rank(), world_size()), proposals=proposals),
+            output / "train_batch.jpg",
+            index.class_names,
+            say=only_main(print),
+        ),
         validate=(
             None
             if val is None or not val.has_ground_truth

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detection.data.cards import load_dataset
 from detection.report.analysis import write_analysis
 
 Make = Callable[..., Path]
@@ -28,6 +29,7 @@ def test_one_run(make_run: Make, tmp_path: Path) -> None:
         "Per class",
         "Confusions",
         "Scores",
+        "Likely label errors",
         "Worst and best images of first",
     ]
     counts = np.array(numbers["variants"]["first"]["confusion"])
@@ -48,9 +50,57 @@ def test_two_runs_are_compared_under_names_that_tell_them_apart(make_run: Make, 
     assert (tmp_path / "out" / "analysis.md").read_text().startswith("# Analysis: plain/0 and res/0")
 
 
-def test_the_same_run_twice_or_three_runs_are_refused(make_run: Make, tmp_path: Path) -> None:
+def test_the_same_run_twice_is_refused(make_run: Make, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    with pytest.raises(ValueError, match="one run directory or two different ones, got"):
+    with pytest.raises(ValueError, match="run directories, each once, got"):
         write_analysis([run, tmp_path / "." / "run"], tmp_path / "out")
-    with pytest.raises(ValueError, match="one run directory or two different ones, got"):
-        write_analysis([run] * 3, tmp_path / "out")
+
+
+def test_three_runs_are_compared_pair_by_pair_and_doubt_labels_together(make_run: Make, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / str(seed), skill=0.8, seed=seed) for seed in range(3)]
+    write_analysis(runs, tmp_path / "out")
+    numbers = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    assert [(pair["a"], pair["b"]) for pair in numbers["pairs"]] == [("0", "1"), ("0", "2"), ("1", "2")]
+    assert numbers["label_errors"]
+
+
+def test_injected_label_errors_are_first_by_file_and_their_suggestions_undo_them(
+    make_run: Make, data: tuple[str, Path], write_card: Callable[..., str], tmp_path: Path
+) -> None:
+    runs = [make_run(tmp_path / "runs" / str(seed), skill=1.0, seed=seed) for seed in range(2)]
+    file = tmp_path / "coco" / "train.json"
+    clean = json.loads(file.read_text())
+    by_image = {i: [one for one in clean["annotations"] if one["image_id"] == i] for i in range(1, 13)}
+    dropped, swapped = by_image[3][0], by_image[5][1]
+    renamed = swapped | {"category_id": {3: 18, 18: 20, 20: 3}[swapped["category_id"]]}
+    spoiled = [renamed if one is swapped else one for one in clean["annotations"] if one is not dropped]
+    invented = {"id": 999, "image_id": 7, "category_id": 3, "bbox": [0, 40, 15, 15], "area": 225, "iscrowd": 0}
+    file.write_text(json.dumps(clean | {"annotations": [*spoiled, invented]}))
+    write_analysis(runs, tmp_path / "out")
+    numbers = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    top = {(one["kind"], Path(one["image"]).name) for one in numbers["label_errors"][:3]}
+    assert top == {("missing", "003.jpg"), ("class", "005.jpg"), ("extra", "007.jpg")}
+    suggested = json.loads((tmp_path / "out" / "label_errors.json").read_text())
+    for image in (3, 5, 7):
+        labels = [one for one in suggested["annotations"] if one["image_id"] == image]
+        kept = sorted((one["category_id"], *map(round, one["bbox"])) for one in labels if one["suggestion"] != "remove")
+        assert set(kept) >= {(one["category_id"], *one["bbox"]) for one in by_image[image]}
+    spec, root = data
+    (root / "coco" / "train.json").write_text((tmp_path / "out" / "label_errors.json").read_text())
+    index, problems = load_dataset([spec], root)  # it reads as a data set
+    assert not problems
+    assert len(index) == len(suggested["images"])
+
+
+def test_pre_annotations_say_the_same_in_percent(make_run: Make, tmp_path: Path) -> None:
+    write_analysis([make_run(tmp_path / "run", skill=0.6)], tmp_path / "out")
+    coco = json.loads((tmp_path / "out" / "label_errors.json").read_text())
+    tasks = json.loads((tmp_path / "out" / "label_studio.json").read_text())
+    assert [task["data"]["image"] for task in tasks] == [image["file_name"] for image in coco["images"]]
+    results = [result for task in tasks for result in task["predictions"][0]["result"]]
+    assert len(results) == len(coco["annotations"]) > 0
+    for result, label in zip(results, coco["annotations"], strict=True):
+        value, (x, y, width, height) = result["value"], label["bbox"]
+        assert [value[name] for name in ("x", "y", "width", "height")] == pytest.approx(
+            [100 * x / 80, 100 * y / 60, 100 * width / 80, 100 * height / 60]
+        )

@@ -1,0 +1,95 @@
+"""The first batch of a training as the network sees it: one picture, made once and only looked at by people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.data.dataset import Batch
+from detection.engine.distributed import is_main
+from detection.structures import Target
+from detection.tasks.label_pictures import draw_labels
+from detection.visualize import save_picture
+
+__all__ = ["draw_batch", "drawing_first"]
+
+MAX_IMAGES = 16
+WIDTH = 1920  # pixels of the whole picture, about
+TILE = 640  # pixels of the longer side of an image, at most
+PADDING = (74, 58, 110)  # colour of what no image covers
+GAP = 4  # pixels between images
+
+
+def drawing_first(
+    load: Callable[..., Iterable[Batch]], path: Path, class_names: Sequence[str], *, say: Callable[[str], None]
+) -> Callable[..., Iterable[Batch]]:
+    """Returns ``load``, whose first batch of a fresh run the main process also draws to ``path``.
+
+    The batches are the same: no random number is drawn and nothing in them changes.
+    """
+
+    def load_and_draw(*, start: int, **options: object) -> Iterable[Batch]:
+        batches = load(start=start, **options)
+        return map(_Once(path, class_names, say), batches) if start == 0 and is_main() else batches
+
+    return load_and_draw
+
+
+class _Once:
+    """Draws the first batch that passes."""
+
+    def __init__(self, path: Path, class_names: Sequence[str], say: Callable[[str], None]) -> None:
+        self.path, self.class_names, self.say, self.done = path, class_names, say, False
+
+    def __call__(self, batch: Batch) -> Batch:
+        if not self.done:
+            self.done = True
+            try:
+                save_picture(self.path, draw_batch(batch, self.class_names))
+            except ValueError as error:  # a picture is worth no run
+                self.say(f"warning: {error}")
+        return batch
+
+
+def draw_batch(batch: Batch, class_names: Sequence[str]) -> NDArray[np.uint8]:
+    """Returns the images of ``batch`` (at most 16) in a grid with their targets.
+
+    Ignored regions are hatched; padding is violet.
+    """
+    count = min(len(batch.images), MAX_IMAGES)
+    columns = math.ceil(math.sqrt(count))
+    height, width = batch.images.pixels.shape[-2:]
+    scale = min(TILE, WIDTH // columns) / max(height, width)
+    tile_height, tile_width = (max(1, round(side * scale)) for side in (height, width))
+    rows = -(-count // columns)
+    grid = np.full((rows * (tile_height + GAP), columns * (tile_width + GAP), 3), 255, np.uint8)
+    for number in range(count):
+        drawn = _draw(batch, number, class_names)
+        y, x = (number // columns) * (tile_height + GAP), (number % columns) * (tile_width + GAP)
+        grid[y : y + tile_height, x : x + tile_width] = cv2.resize(
+            drawn, (tile_width, tile_height), interpolation=cv2.INTER_AREA
+        )
+    return grid
+
+
+def _draw(batch: Batch, number: int, class_names: Sequence[str]) -> NDArray[np.uint8]:
+    """Image ``number`` with its target, padded as in the batch."""
+    image = batch.images.pixels[number].permute(1, 2, 0).numpy().copy()
+    height, width = batch.images.sizes[number].tolist()
+    image[height:], image[:, width:] = PADDING, PADDING
+    targets, valid = batch.targets, batch.targets.valid[number]
+    masks = None
+    if targets.masks is not None and targets.mask_rows is not None:
+        masks = targets.masks[targets.mask_rows[number][valid]]
+    own = Target(
+        boxes=targets.boxes[number][valid],
+        labels=targets.labels[number][valid],
+        ignore=targets.ignore[number][valid],
+        masks=masks,
+    )
+    return draw_labels(image, own, class_names, longest=TILE)[0]
