@@ -28,7 +28,7 @@ __all__ = ["KINDS", "Kind", "Suspect", "find_label_errors"]
 Kind = Literal["missing", "class", "box", "extra"]
 KINDS: dict[Kind, str] = {
     "missing": "an object without a label",
-    "class": "a label of another class",
+    "class": "a label of the wrong class",
     "box": "a box at the wrong place",
     "extra": "a label without an object",
 }

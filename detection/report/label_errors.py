@@ -27,7 +27,8 @@ from detection.visualize import draw_boxes
 __all__ = ["label_errors_section", "suspect_numbers", "write_suggestions"]
 
 MAX_LISTED = 50
-MAX_PICTURES = 12
+MAX_PICTURES = 6  # of each kind
+MAX_NAMED = 6  # suspects of a caption
 CONTEXT = 2.5  # sides of the box that a picture shows
 LEAST_CONTEXT = 160  # pixels of the stored image
 SUGGESTIONS: dict[Kind, str] = {"missing": "add", "class": "class", "box": "box", "extra": "remove"}
@@ -78,7 +79,7 @@ def label_errors_section(
     ]
     header = ["image", "likely", "label", "score", "box x1, y1, x2, y2"]
     caption = f"The {len(rows)} likeliest of {len(suspects)}; all are in analysis.json."
-    pictures = [_picture(number, one, index, records[one.row]) for number, one in enumerate(suspects[:MAX_PICTURES], 1)]
+    pictures = [_picture(number, own, index, records[own[0].row]) for number, own in enumerate(_drawn(suspects), 1)]
     return Section("Likely label errors", [Text(text), *pictures, Table(caption, header, rows, words=True)])
 
 
@@ -165,23 +166,40 @@ def _words(one: Suspect, record: Record, names: Sequence[str]) -> str:
     ]
 
 
-def _picture(number: int, one: Suspect, index: AnnotationIndex, record: Record) -> Block:
-    """The surroundings of a suspect: labels thin white, what is suggested with its score, what is meant framed."""
-    name = Path(record.file_name).name
-    caption = f"{number}. {KINDS[one.kind]} ({one.score:.2f}): {_words(one, record, index.class_names)}. {name}"
+def _drawn(suspects: Sequence[Suspect]) -> list[list[Suspect]]:
+    """The suspects of each picture, of one kind and image; the likeliest first."""
+    groups, kinds = dict[tuple[int, Kind], list[Suspect]](), dict.fromkeys(KINDS, 0)
+    for one in suspects:
+        if (one.row, one.kind) in groups:
+            groups[one.row, one.kind].append(one)
+        elif kinds[one.kind] < MAX_PICTURES:
+            groups[one.row, one.kind] = [one]
+            kinds[one.kind] += 1
+    return [*groups.values()]
+
+
+def _picture(number: int, group: Sequence[Suspect], index: AnnotationIndex, record: Record) -> Block:
+    """The surroundings of the suspects of one kind in one image.
+
+    Labels are thin white and framed where they are doubted, what is suggested has its class and score.
+    """
+    kind, name, names = group[0].kind, Path(record.file_name).name, index.class_names
+    said = ", ".join(f"{_words(one, record, names)} {one.score:.2f}" for one in group[:MAX_NAMED])
+    more = f" and {len(group) - MAX_NAMED} more" if len(group) > MAX_NAMED else ""
+    caption = f"{number}. {KINDS[kind]}: {said}{more}. {name}"
     try:
-        image = index.image(one.row)
+        image = index.image(group[0].row)
     except ValueError as error:
         return Text(f"{caption}: {error}")
-    boxes, labels, scores = np.array([one.box]), np.array([one.label]), np.array([one.score])
-    shown = slice(0) if one.kind == "extra" else slice(1)
-    canvas = draw_boxes(image, boxes[shown], scores[shown], labels[shown], index.class_names, gt_boxes=record.gt_boxes)
+    boxes, scores = np.array([one.box for one in group]), np.array([one.score for one in group])
+    labels, shown = np.array([one.label for one in group]), slice(0) if kind == "extra" else slice(None)
+    doubted = record.gt_boxes[[one.object for one in group if one.object is not None]]
+    canvas = framed(image, doubted)
+    canvas = draw_boxes(canvas, boxes[shown], scores[shown], labels[shown], names, gt_boxes=record.gt_boxes)
     scale = canvas.shape[0] / image.shape[0]
-    meant = boxes if one.object is None else record.gt_boxes[one.object][None]
-    x1, y1, x2, y2 = _window(np.concatenate([boxes, meant]), record.size)
-    canvas = framed(canvas, meant, scale=scale)
+    x1, y1, x2, y2 = _window(np.concatenate([boxes, doubted]), record.size)
     part = canvas[round(y1 * scale) : round(y2 * scale), round(x1 * scale) : round(x2 * scale)]
-    return Pictures(f"suspect_{number}", [small_jpeg(part)], caption, [f"{name}: {KINDS[one.kind]}"])
+    return Pictures(f"suspect_{number}", [small_jpeg(part)], caption, [f"{name}: {KINDS[kind]}"])
 
 
 def _window(boxes: NDArray[np.floating], size: tuple[int, int]) -> tuple[float, float, float, float]:
