@@ -100,7 +100,7 @@ def _own_scores(records: Sequence[Record]) -> NDArray[np.float64]:
         ).max(axis=0, initial=0)
         for one in records
     ]
-    return np.mean(best, axis=0, dtype=np.float64)
+    return np.asarray(np.mean(best, axis=0, dtype=np.float64))
 
 
 def _seen_scores(records: Sequence[Record]) -> NDArray[np.float64]:
@@ -109,7 +109,7 @@ def _seen_scores(records: Sequence[Record]) -> NDArray[np.float64]:
         np.where(box_iou(one.boxes, one.gt_boxes) >= SEEN_IOU, one.scores[:, None], 0).max(axis=0, initial=0)
         for one in records
     ]
-    return np.max(best, axis=0).astype(np.float64)
+    return np.asarray(np.max(best, axis=0), dtype=np.float64)
 
 
 def _loose(records: Sequence[Record]) -> _Loose:

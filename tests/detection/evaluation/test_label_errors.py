@@ -118,11 +118,11 @@ def test_suggestions_are_what_was_there_before() -> None:
 
 def test_what_one_run_alone_says_counts_less() -> None:
     record = make_record(0, np.array([[0.0, 0, 50, 50]]), np.array([0]))
-    seen = replace(record, boxes=record.gt_boxes, scores=np.float32([1.0]), labels=np.array([0]))
+    seen = replace(record, boxes=record.gt_boxes, scores=np.array([1.0], np.float32), labels=np.array([0]))
     alarm = replace(
         record,
-        boxes=np.float32([[0, 0, 50, 50], [100, 100, 150, 150]]),
-        scores=np.float32([1.0, 0.9]),
+        boxes=np.array([[0, 0, 50, 50], [100, 100, 150, 150]], np.float32),
+        scores=np.array([1.0, 0.9], np.float32),
         labels=np.array([0, 1]),
     )
     (one,) = find_label_errors([[alarm]], min_score=0.4)
@@ -134,7 +134,7 @@ def test_what_one_run_alone_says_counts_less() -> None:
 
 def test_ignored_objects_explain_detections_and_are_never_doubted() -> None:
     record = make_record(0, np.array([[0.0, 0, 100, 100], [150, 0, 200, 50]]), np.array([0, 0]))
-    boxes, scores = np.float32([[10, 10, 40, 40], [150, 0, 200, 50]]), np.float32([0.9, 0.9])
+    boxes, scores = np.array([[10, 10, 40, 40], [150, 0, 200, 50]], np.float32), np.array([0.9, 0.9], np.float32)
     ignoring = replace(record, gt_ignore=np.array([True, True]), boxes=boxes, scores=scores, labels=np.array([1, 1]))
     assert find_label_errors([[ignoring]], min_score=0.4) == []
     counted = replace(ignoring, gt_ignore=np.array([False, False]))
