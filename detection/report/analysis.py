@@ -47,7 +47,7 @@ from detection.tasks.test import read_records
 __all__ = ["compare_records", "confusions_section", "write_analysis"]
 
 MAX_PICTURES = 4  # best, and as many worst
-CONFIDENT = 0.5  # score from which on a detection may contradict a label, or the run's best threshold if that is higher
+CONFIDENT = 0.5  # score from which on a detection may contradict a label
 MAX_PAIRS = 16  # pairs of pictures, of all pairs of runs
 MAX_CONFUSIONS = 12  # rows of the table
 
@@ -165,8 +165,7 @@ def _ranking(shown: Shown) -> dict[str, Any]:
 
 def _suspects(shown: Mapping[str, Shown]) -> list[Suspect]:
     """What all runs together say of the labels, where their detections are confident."""
-    min_score = max(CONFIDENT, *(run.threshold for run in shown.values()))
-    return find_label_errors([run.records for run in shown.values()], min_score=min_score)
+    return find_label_errors([run.records for run in shown.values()], min_score=CONFIDENT)
 
 
 def _sections(
