@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -129,7 +130,7 @@ def _mask_ious(
     order = np.argsort(objects, kind="stable")
     starts = np.flatnonzero(np.diff(objects[order], prepend=-1)).tolist()
     ious = np.empty(len(rows))
-    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+    for start, stop in pairwise([*starts, len(order)]):
         pairs = order[start:stop]
         object_ = int(objects[pairs[0]])
         found = [masks[row] for row in rows[pairs].tolist()]

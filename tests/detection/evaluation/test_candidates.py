@@ -88,6 +88,11 @@ def test_pairs_of_masks_are_those_of_all_with_all(seed: int) -> None:
     assert listed(found)
 
 
+def test_masks_of_which_none_can_overlap_enough_have_no_pairs() -> None:
+    columns = random_columns(0)
+    assert listed(mask_candidates(columns, np.zeros_like(columns.gt_ignore), least=1.1)) == []
+
+
 def test_areas_of_hundreds_of_masks_are_counted() -> None:
     masks = [encode(np.arange(12).reshape(3, 4) < count) for count in range(13)] * 40
     assert mask_areas(masks).tolist() == [*range(13)] * 40
