@@ -9,7 +9,19 @@ from typing import Any
 
 import pytest
 
-from detection.pages.page import Figure, Links, Notice, Page, Pictures, Section, Table, Text, write_page
+from detection.pages.page import (
+    Code,
+    Figure,
+    Links,
+    Notice,
+    Page,
+    Pictures,
+    Section,
+    Table,
+    Text,
+    write_html,
+    write_page,
+)
 from detection.pages.plots import Bar, Point, forest, scatter
 
 Inspect = Callable[..., dict[str, Any]]
@@ -27,6 +39,7 @@ def make_page(*, columns: int = 14, rows: int = 3) -> Page:
         Figure("plot a/b", svg, "A plot", "dots"),
         Figure("plot 2", svg, "Another", "dots"),
         Pictures("pair", [b"first", b"second"], "Two", ["left", "right"]),
+        Code("Lines to copy", ["anchors:", f"  sizes: [1, 2] # {'reason ' * 40}"]),
         Table("Words", ["what", "value"], [["path", "/a" * 90]], words=True),
     ]
     sections = [Section("One section", blocks), Section("Empty", [])]
@@ -79,6 +92,16 @@ class TestFiles:
         text = (tmp_path / "report.md").read_text()
         assert text.startswith("# t\n\n**take b**\n")
         assert "| b | **2** |" in text
+
+    def test_lines_to_copy_stay_lines_and_text(self, tmp_path: Path) -> None:
+        page = Page("t", "s", [], [Section("s", [Code("c", ["a:", f"  b: {HOSTILE}"])])])
+        html = write_page(page, tmp_path, "report").read_text()
+        assert "<pre>a:\n  b: &lt;script&gt;x&lt;/script&gt; &amp; " in html
+        assert f"    a:\n      b: {HOSTILE}" in (tmp_path / "report.md").read_text()
+
+    def test_one_file_holds_it_all(self, tmp_path: Path) -> None:
+        assert write_html(make_page(), tmp_path / "one.html").read_text().count("data:image/jpeg") == 2
+        assert [path.name for path in tmp_path.iterdir()] == ["one.html"]
 
     def test_links_lead_to_files_beside_the_page(self, tmp_path: Path) -> None:
         links = Links("Configs:", [("a <b>", "../runs/a b/0/config.yaml"), ("c", "../c")])
