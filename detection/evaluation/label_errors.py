@@ -78,11 +78,11 @@ def find_label_errors(runs: Sequence[Sequence[Record]], *, min_score: float) -> 
     suspects, seen = list[Suspect](), list[NDArray[np.float64]]()
     for row, records in enumerate(zip(*runs, strict=True)):
         own, loose = _own_scores(records), _loose(records)
-        doubted = _doubts(row, records[0], own, loose, len(runs))
-        found = [one for one in doubted if one.score >= min_score]
-        moved = [one.box for one in doubted if one.kind == "box"]
-        missing = _missing(row, records[0], loose, np.array(moved).reshape(-1, 4), len(runs))
-        suspects += found + [one for one in missing if one.score >= min_score]
+        doubts = _doubts(row, records[0], own, loose, len(runs))
+        found = [one for one in doubts if one.score >= min_score]
+        moved = [one.box for one in found if one.kind == "box"]
+        missing = _missing(row, records[0], loose, np.array(moved).reshape(-1, 4), len(runs), min_score)
+        suspects += found + missing
         seen.append(_seen_scores(records))
     first = runs[0] if runs else ()
     told = {(one.row, one.object) for one in suspects}
@@ -140,18 +140,21 @@ def _doubts(row: int, record: Record, own: NDArray[np.float64], loose: _Loose, r
     return found
 
 
-def _missing(row: int, record: Record, loose: _Loose, moved: NDArray[np.floating], runs: int) -> list[Suspect]:
+def _missing(
+    row: int, record: Record, loose: _Loose, moved: NDArray[np.floating], runs: int, min_score: float
+) -> list[Suspect]:
     """Places that detections agree on and no object has; ``moved`` (M, 4) are told as those of misplaced labels."""
     known = np.concatenate([record.gt_boxes, moved])
     loose = _taken(loose, np.asarray(~(box_iou(loose.boxes, known) >= HIT_IOU).any(axis=1)))
     found = list[Suspect]()
-    while len(loose.scores):
+    while len(loose.scores) and loose.scores[0] >= min_score:  # the best of all; a mean is no higher
         together = np.asarray(box_iou(loose.boxes, loose.boxes[:1])[:, 0] >= HIT_IOU)
         together[0] = True  # a box without area overlaps not even itself
         agreed = _agreed(_taken(loose, together), runs)
         assert agreed is not None
         box, label, score = agreed
-        found.append(Suspect(kind="missing", row=row, score=score, object=None, box=box, label=label))
+        if score >= min_score:
+            found.append(Suspect(kind="missing", row=row, score=score, object=None, box=box, label=label))
         loose = _taken(loose, ~together)
     return found
 
