@@ -21,7 +21,7 @@ from detection.evaluation.label_errors import KINDS, Kind, Suspect
 from detection.evaluation.record import Record
 from detection.files import write_text
 from detection.pages.page import Block, Pictures, Section, Table, Text
-from detection.pages.photos import framed, small_jpeg
+from detection.pages.photos import framed, jpeg, page_scale
 from detection.visualize import draw_boxes
 
 __all__ = ["label_errors_section", "suspect_numbers", "write_suggestions"]
@@ -194,19 +194,25 @@ def _picture(number: int, group: Sequence[Suspect], index: AnnotationIndex, reco
     boxes, scores = np.array([one.box for one in group]), np.array([one.score for one in group])
     labels, shown = np.array([one.label for one in group]), slice(0) if kind == "extra" else slice(None)
     doubted = record.gt_boxes[[one.object for one in group if one.object is not None]]
-    canvas = framed(image, doubted)
-    canvas = draw_boxes(canvas, boxes[shown], scores[shown], labels[shown], names, gt_boxes=record.gt_boxes)
-    scale = canvas.shape[0] / image.shape[0]
     x1, y1, x2, y2 = _window(np.concatenate([boxes, doubted]), record.size)
-    part = canvas[round(y1 * scale) : round(y2 * scale), round(x1 * scale) : round(x2 * scale)]
-    return Pictures(f"suspect_{number}", [small_jpeg(part)], caption, [f"{name}: {KINDS[kind]}"])
+    part, corner = image[y1:y2, x1:x2], np.array([x1, y1, x1, y1])
+    canvas = draw_boxes(
+        framed(part, doubted - corner),
+        (boxes - corner)[shown],
+        scores[shown],
+        labels[shown],
+        names,
+        gt_boxes=record.gt_boxes - corner,
+        scale=page_scale(part.shape),
+    )
+    return Pictures(f"suspect_{number}", [jpeg(canvas)], caption, [f"{name}: {KINDS[kind]}"])
 
 
-def _window(boxes: NDArray[np.floating], size: tuple[int, int]) -> tuple[float, float, float, float]:
+def _window(boxes: NDArray[np.floating], size: tuple[int, int]) -> tuple[int, int, int, int]:
     """The part x1, y1, x2, y2 of an image of ``size`` around ``boxes`` (N, 4), 4 to 3 where there is room."""
     (x1, y1), (x2, y2) = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()
     height = max(CONTEXT * max(x2 - x1, y2 - y1), LEAST_CONTEXT)
     width = height * 4 / 3
     left = min(max((x1 + x2 - width) / 2, 0), max(size[1] - width, 0))
     top = min(max((y1 + y2 - height) / 2, 0), max(size[0] - height, 0))
-    return left, top, min(left + width, size[1]), min(top + height, size[0])
+    return int(left), int(top), min(int(left + width) + 1, size[1]), min(int(top + height) + 1, size[0])

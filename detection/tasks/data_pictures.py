@@ -12,7 +12,7 @@ import torch
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem, Severity
 from detection.pages.page import Pictures
-from detection.pages.photos import framed, small_jpeg
+from detection.pages.photos import framed, jpeg, page_scale
 from detection.tasks.label_pictures import draw_labels
 
 __all__ = ["SEVERITIES", "Finding", "found_pictures", "sample_pictures"]
@@ -128,5 +128,7 @@ class _Images:
 
 def _draw(index: AnnotationIndex, row: int, boxes: Sequence[tuple[float, ...]]) -> bytes:
     target = index.target(row, fields=[name for name in ("masks",) if name in index.fields])
-    canvas, scale = draw_labels(index.image(row), target, index.class_names)
-    return small_jpeg(framed(canvas, np.array(boxes, np.float64).reshape(-1, 4), scale=scale))
+    image = index.image(row)
+    scale = page_scale(image.shape)
+    canvas = draw_labels(image, target, index.class_names, scale=scale)
+    return jpeg(framed(canvas, np.array(boxes, np.float64).reshape(-1, 4) * scale))

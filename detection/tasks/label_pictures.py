@@ -19,31 +19,19 @@ DARK = (60, 60, 60)
 
 
 def draw_labels(
-    image: NDArray[np.uint8], target: Target, class_names: Sequence[str], *, longest: int = 640
-) -> tuple[NDArray[np.uint8], float]:
-    """Returns ``image`` (H, W, 3) RGB with the objects of ``target``, and the scale at which it is drawn.
+    image: NDArray[np.uint8], target: Target, class_names: Sequence[str], *, scale: float = 1.0
+) -> NDArray[np.uint8]:
+    """Returns ``image`` (H, W, 3) RGB, ``scale`` times as large, with the objects of ``target``.
 
-    Args:
-        image: in which the boxes of ``target`` are pixels.
-        target: its objects; what is ignored is hatched and has no name.
-        class_names: of the K classes.
-        longest: pixels of a side; larger images are shrunk first, so that names can be read.
+    What is ignored is hatched and has no name.
     """
-    scale = min(1.0, longest / max(image.shape[:2]))
-    small = image
-    if scale < 1:
-        width, height = (max(1, round(side * scale)) for side in image.shape[1::-1])
-        small = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
     shown = ~target.ignore
     masks = None if target.masks is None else [encode(mask) for mask in target.masks[shown].numpy()]
-    boxes = target.boxes.numpy().astype(np.float64)
-    canvas = draw_boxes(
-        small, boxes[shown.numpy()] * scale, None, target.labels[shown].numpy(), class_names, masks=masks
-    )
-    grown = canvas.shape[0] / image.shape[0]
-    for box in boxes[target.ignore.numpy()] * grown:
+    boxes, labels = target.boxes.numpy().astype(np.float64), target.labels[shown].numpy()
+    canvas = draw_boxes(image, boxes[shown.numpy()], None, labels, class_names, masks=masks, scale=scale)
+    for box in boxes[target.ignore.numpy()] * scale:
         hatch(canvas, box)
-    return canvas, grown
+    return canvas
 
 
 def hatch(canvas: NDArray[np.uint8], box: NDArray[np.floating], *, step: int = 12) -> None:

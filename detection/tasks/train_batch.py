@@ -69,7 +69,7 @@ def draw_batch(batch: Batch, class_names: Sequence[str]) -> NDArray[np.uint8]:
     rows = -(-count // columns)
     grid = np.full((rows * (tile_height + GAP), columns * (tile_width + GAP), 3), 255, np.uint8)
     for number in range(count):
-        drawn = _draw(batch, number, class_names)
+        drawn = _draw(batch, number, class_names, scale)
         y, x = (number // columns) * (tile_height + GAP), (number % columns) * (tile_width + GAP)
         grid[y : y + tile_height, x : x + tile_width] = cv2.resize(
             drawn, (tile_width, tile_height), interpolation=cv2.INTER_AREA
@@ -77,8 +77,8 @@ def draw_batch(batch: Batch, class_names: Sequence[str]) -> NDArray[np.uint8]:
     return grid
 
 
-def _draw(batch: Batch, number: int, class_names: Sequence[str]) -> NDArray[np.uint8]:
-    """Image ``number`` with its target, padded as in the batch."""
+def _draw(batch: Batch, number: int, class_names: Sequence[str], scale: float) -> NDArray[np.uint8]:
+    """Image ``number`` with its target, padded as in the batch, ``scale`` times as large."""
     image = batch.images.pixels[number].permute(1, 2, 0).numpy().copy()
     height, width = batch.images.sizes[number].tolist()
     image[height:], image[:, width:] = PADDING, PADDING
@@ -92,4 +92,4 @@ def _draw(batch: Batch, number: int, class_names: Sequence[str]) -> NDArray[np.u
         ignore=targets.ignore[number][valid],
         masks=masks,
     )
-    return draw_labels(image, own, class_names, longest=TILE)[0]
+    return draw_labels(image, own, class_names, scale=scale)

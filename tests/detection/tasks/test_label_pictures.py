@@ -13,18 +13,11 @@ from detection.tasks.label_pictures import draw_labels, hatch
 def test_ignored_objects_are_hatched_and_others_keep_their_inside(make_target: Callable[..., Target]) -> None:
     image = np.full((480, 480, 3), 128, np.uint8)
     target = make_target([(20, 40, 120, 140), (220, 40, 320, 140)], [0, 0], [False, True])
-    canvas, scale = draw_labels(image, target, ("cat",))
-    assert scale == 1
+    canvas = draw_labels(image, target, ("cat",))
     assert (canvas[60:120, 40:100] == 128).all()
     inside = canvas[60:120, 240:300]
     assert 0.2 < (inside != 128).any(axis=2).mean() < 0.6
     assert (image == 128).all()
-
-
-def test_a_large_image_is_shrunk_before_names_are_written(make_target: Callable[..., Target]) -> None:
-    canvas, scale = draw_labels(np.zeros((2400, 3200, 3), np.uint8), make_target([(0, 0, 1600, 1200)]), ("cat",))
-    assert canvas.shape[:2] == (480, 640)
-    assert scale == 0.2
 
 
 def test_boxes_outside_leave_the_canvas_as_it_is() -> None:
