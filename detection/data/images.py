@@ -163,10 +163,11 @@ def _turned(pixels: NDArray[np.uint8], orientation: int, *, back: bool = False) 
 def _read_jpeg(path: Path, image: Image.Image, *, thorough: bool) -> NDArray[np.uint8]:
     """Pixels as stored, also of a file that lacks only its end marker."""
     data = JPEGData.parse(path.read_bytes())
-    pixels = _decoded_by_opencv(data.content) if image.mode in ("L", "RGB") else None
-    if pixels is None and data.ended:
-        pixels = to_rgb(image)
-    elif pixels is None:
+    if data.ended:
+        # Of data that end early OpenCV would print a warning.
+        pixels = _decoded_by_opencv(data.content) if image.mode in ("L", "RGB") else None
+        pixels = to_rgb(image) if pixels is None else pixels
+    else:
         with Image.open(io.BytesIO(data.content + END), formats=FORMATS) as ended:
             pixels = to_rgb(ended)
     conclusive = image.mode in ("L", "RGB") and not (thorough and data.progressive)
