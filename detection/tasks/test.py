@@ -45,6 +45,7 @@ from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric
 from detection.files import write_text
 from detection.model.architecture import Architecture
+from detection.progress import tracked
 from detection.tasks.evaluate import read_detections
 from detection.tasks.submission import find_submission
 from detection.visualize import draw_record, save_picture
@@ -206,7 +207,10 @@ def measure(
     )
     with together("testing its share of the images", timeout=EVALUATION_TIMEOUT):
         precision, operations = config.solver.precision, field_operations(config)
-        predictions = predict(tester, loader, index, device=device, precision=precision, fields=operations)
+        batches = tracked(loader, "testing", total=len(rows), count=lambda batch: len(batch.rows))
+        predictions = predict(
+            tester, batches if is_main() else loader, index, device=device, precision=precision, fields=operations
+        )
     records = collect(predictions.records)
     result: dict[str, Any] = {}
     with together("computing AP", timeout=EVALUATION_TIMEOUT):
