@@ -23,7 +23,7 @@ from detection.engine.signals import StopRequest
 from detection.engine.trainer import initial_state
 from detection.progress import SCREEN
 
-__all__ = ["fit_memory", "largest_images", "smallest_accumulate"]
+__all__ = ["fewest_parts", "fit_memory", "largest_images", "smallest_accumulate"]
 
 STEPS = 2  # of a trial: the second one has the optimizer's moments
 SHARE = 0.95  # of the memory that a trial may take: steps of other shapes leave gaps
@@ -36,9 +36,7 @@ def fit_memory(
     device: torch.device,
     say: Callable[[str], None] = SCREEN.print,
 ) -> DetectionConfig:
-    """Returns ``config`` with the fewest solver.accumulate parts that ``device`` holds.
-
-    Tried are the largest images of ``index``, as large as they get and not augmented.
+    """Returns ``config`` with the fewest solver.accumulate parts that ``device`` holds; on a CPU as it is.
 
     Args:
         config: of the training.
@@ -52,15 +50,35 @@ def fit_memory(
         MemoryError: a single image is too much.
     """
     refuse_many("--fit")
-    solver, data = config.solver, config.data
+    before = config.solver.accumulate
     if device.type == "cpu":
-        say(f"--fit: a CPU has no memory of its own to fill; solver.accumulate stays {solver.accumulate}")
+        say(f"--fit: a CPU has no memory of its own to fill; solver.accumulate stays {before}")
         return config
+    found, images = fewest_parts(config, build(), index, device, say), config.solver.images_per_step
+    say(f"--fit: solver.accumulate={found} (was {before}): {images // found} of {images} images at once")
+    return replace(config, solver=replace(config.solver, accumulate=found))
+
+
+def fewest_parts(
+    config: DetectionConfig,
+    model: nn.Module,
+    index: AnnotationIndex,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> int:
+    """Returns in how many parts ``device`` can compute a step; ``model`` stays as it is.
+
+    Tried are the largest images of ``index``, as large as they get and not augmented.
+
+    Raises:
+        ValueError, MemoryError: as ``fit_memory``.
+    """
+    solver, data = config.solver, config.data
     side, images = max(data.train_shorter_sides, default=data.shorter_side), solver.images_per_step
     plain = {"augment": (), "copy_paste": 0.0, "repeat_threshold": 0.0, "train_shorter_sides": (), "workers": 0}
     data = replace(data, shorter_side=side, **plain)
     rows = largest_images(index, Resize(side, data.longer_side), images, mixed=not data.group_by_aspect)
-    largest, model = index.take(rows), build()
+    largest = index.take(rows)
 
     def holds(accumulate: int) -> bool:
         part = images // accumulate
@@ -77,8 +95,7 @@ def fit_memory(
             f"{data.longer_side}), set solver.precision=bf16 (now {solver.precision}), or take a smaller backbone.name "
             f"than {config.backbone.name}"
         )
-    say(f"--fit: solver.accumulate={found} (was {solver.accumulate}): {images // found} of {images} images at once")
-    return replace(config, solver=replace(solver, accumulate=found))
+    return found
 
 
 def smallest_accumulate(images: int, holds: Callable[[int], bool]) -> int | None:
