@@ -155,7 +155,7 @@ def _holds(config: DetectionConfig, model: nn.Module, batches: Iterable[Batch], 
 
 def _limit(device: torch.device, share: float) -> None:
     """Lets go of memory that nothing uses, and takes no more than ``share`` of that of ``device`` from now on."""
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(share, device)
