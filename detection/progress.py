@@ -99,15 +99,25 @@ def bar(what: str, total: int | None = None, *, unit: str = "images") -> Iterato
         yield move
 
 
-def tracked(items: Iterable[T], what: str, *, total: int, count: Callable[[T], int]) -> Iterator[T]:
-    """Yields ``items`` under a bar; each stands for ``count`` of the ``total`` images."""
-    done = 0
+@contextmanager
+def tracked(
+    items: Iterable[T], what: str, *, total: int, count: Callable[[T], int], shown: bool = True
+) -> Iterator[Iterable[T]]:
+    """Gives ``items`` under a bar while the block runs, unless it is not ``shown``; each is ``count`` of ``total``."""
+    if not shown:
+        yield items
+        return
     with bar(what, total) as move:
-        move(0, None)
-        for item in items:
-            yield item
-            done += count(item)
-            move(done, None)
+        yield _counted(items, count, move)
+
+
+def _counted(items: Iterable[T], count: Callable[[T], int], move: Move) -> Iterator[T]:
+    done = 0
+    move(0, None)
+    for item in items:
+        yield item
+        done += count(item)
+        move(done, None)
 
 
 def _said(done: int, total: int | None, left: timedelta | None, unit: str) -> str:

@@ -20,7 +20,8 @@ def test_elsewhere_than_on_a_terminal_a_plain_line_comes_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert list(tracked("abc", "testing", total=3, count=lambda _: 1)) == ["a", "b", "c"]
+    with tracked("abc", "testing", total=3, count=lambda _: 1) as items:
+        assert list(items) == ["a", "b", "c"]
     assert capsys.readouterr().out == ""  # it took no minute
     monkeypatch.setattr(progress, "SECONDS_PER_LINE", 0.0)
     with bar("a.zip", unit="bytes") as move:
@@ -34,10 +35,11 @@ def test_elsewhere_than_on_a_terminal_a_plain_line_comes_now_and_then(
 def test_a_bar_inside_a_bar_is_drawn_below_it(terminal: Any) -> None:
     with bar("trainings", 4, unit="steps") as move:
         move(1, None)
-        for item in tracked(range(2), "testing", total=4, count=lambda _: 2):
-            SCREEN.print("in between")
-            while item and "2 of 4 images" not in terminal.getvalue():  # it is drawn ten times a second
-                time.sleep(0.02)
+        with tracked(range(2), "testing", total=4, count=lambda _: 2) as items:
+            for item in items:
+                SCREEN.print("in between")
+                while item and "2 of 4 images" not in terminal.getvalue():  # it is drawn ten times a second
+                    time.sleep(0.02)
     shown = terminal.lines()
     place = next(place for place, line in enumerate(shown) if "2 of 4 images" in line)
     assert shown[place].startswith("testing ")
