@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from detection.build import build_tester, field_operations
+from detection.build import build_image_tester, field_operations
 from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
 from detection.data.loader import build_test_loader
@@ -30,9 +30,11 @@ def draw_watched(config: DetectionConfig, model: nn.Module, index: AnnotationInd
     assert isinstance(model, Architecture)
     device = choose_device(config.device)
     rows = range(0, len(index), max(1, len(index) // IMAGES))[:IMAGES]
-    loader = build_test_loader(index, replace(config.data, workers=0), rows=rows)
+    loader = build_test_loader(
+        index, replace(config.data, workers=0), rows=rows, unresized=config.test.slice is not None
+    )
     precision, operations = config.solver.precision, field_operations(config)
-    tester = build_tester(config.test, [model]).to(device)
+    tester = build_image_tester(config, [model]).to(device)
     records = predict(tester, loader, index, device=device, precision=precision, fields=operations).records
     return {
         f"val/{number}": _beside(index.image(row), record, index.class_names)
