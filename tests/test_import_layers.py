@@ -23,6 +23,7 @@ BASICS = tuple(
         "fields",
         "files",
         "waiting",
+        "progress",
         "config",
         "packaged",
     )

@@ -47,6 +47,7 @@ from detection.engine.loop import PRECISIONS
 from detection.engine.trainer import Trainer
 from detection.evaluation.metrics import read_metric, shown_in
 from detection.files import write_text
+from detection.progress import tracked
 
 __all__ = ["build_classifier", "evaluate_classifiers", "format_accuracy", "restore_classifier", "run_pretraining"]
 
@@ -173,12 +174,13 @@ def _measure(config: ClassificationConfig, models: Sequence[torch.nn.Module], in
     dtype = PRECISIONS[config.solver.precision]
     with (
         together("testing its share of the images", timeout=EVALUATION_TIMEOUT),
+        tracked(loader, "testing", total=len(rows), count=lambda batch: len(batch.rows), shown=is_main()) as batches,
         torch.inference_mode(),
         torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
     ):
         for model in models:
             model.to(device).eval()
-        for batch in loader:
+        for batch in batches:
             shown = [images.to(device) for images in batch.batches]
             probabilities = torch.stack([model(images) for model in models for images in shown]).mean(dim=0)
             ranks += _ranks(probabilities.cpu(), index.labels[torch.tensor(batch.rows)])

@@ -38,6 +38,7 @@ examples:
   resdet train photos/
   resdet train photos/ --from faster_rcnn_R_50_FPN_3x solver.iterations=2000
   resdet train digits/resnet18_c4
+  resdet train coco/resnet50_fpn --fit
   resdet train configs/voc/vgg16_c4_0712.yaml --output-dir output/vgg16 solver.precision=bf16
   resdet train configs/voc/vgg16_c4_0712.yaml --output-dir output/vgg16 --resume
 {RESUMING}"""
@@ -46,6 +47,11 @@ examples:
 def _train_options(parser: ArgumentParser) -> None:
     config_options(parser, "solver.base_lr=0.01")
     run_options(parser)
+    parser.add_argument(
+        "--fit",
+        action="store_true",
+        help="find the fewest solver.accumulate parts of a step that the GPU's memory holds",
+    )
     folder_options(parser)
 
 
@@ -59,7 +65,7 @@ def _train(args: Namespace) -> Call:
     from detection.tasks.train import run_training
 
     output = run_directory(args, config, path)
-    return partial(run_training, config, output, resume=args.resume), partial(show_tables, output=output)
+    return partial(run_training, config, output, resume=args.resume, fit=args.fit), partial(show_tables, output=output)
 
 
 TEST = """
@@ -141,11 +147,13 @@ def _test(args: Namespace) -> Call:
 
 def _from_zoo(name: str) -> tuple[Path, str]:
     """Returns the directory of a published detector, downloaded if need be, and its published figures."""
+    from detection.progress import bar
     from detection.weights import zoo
 
     entry = zoo.find_entry(name)
     print(f"{entry.name}: {entry.url}, {entry.licence}")
-    return zoo.fetch(entry, ZOO_FOLDER), entry.figures
+    with bar(entry.name, unit="bytes") as move:
+        return zoo.fetch(entry, ZOO_FOLDER, progress=move), entry.figures
 
 
 def _show_recall(recall: dict[str, float | None]) -> None:

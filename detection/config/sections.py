@@ -80,6 +80,8 @@ class SolverConfig:
     keep_checkpoints: Count = 2  # the newest k; the best one is kept beside them
     evaluate_every: NonNegativeInt = 0  # iterations between looks at data.val; 0: only at the end
     best_metric: str | None = "bbox.AP"  # of data.val, a key of result.json; null: the last weights stand
+    # Training ends after so many looks at data.val without a better best_metric; 0: never before `iterations`.
+    patience: NonNegativeInt = 0
     log_every: Count = 20  # iterations
     # Where losses and metrics go beside metrics.jsonl and the terminal; wandb and mlflow are extras to install.
     log_sinks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
@@ -91,6 +93,11 @@ class SolverConfig:
         if self.images_per_step % self.accumulate:
             raise ValueError(
                 f"images_per_step {self.images_per_step} must be a multiple of accumulate {self.accumulate}"
+            )
+        if self.patience and not (self.evaluate_every and self.best_metric):
+            raise ValueError(
+                f"patience {self.patience} counts evaluations by best_metric; it takes evaluate_every above 0, got "
+                f"{self.evaluate_every}, and a best_metric, got {self.best_metric}"
             )
         if list(self.steps) != sorted(self.steps):
             raise ValueError(f"steps must rise, got {list(self.steps)}")

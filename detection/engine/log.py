@@ -12,25 +12,33 @@ import json
 import os
 import secrets
 import shutil
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
+import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from numpy.typing import NDArray
+from rich.console import RenderableType
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from detection.engine.device import peak_memory_gib
 from detection.evaluation.metrics import shown_in
 from detection.files import write_text
+from detection.progress import SCREEN, Pace
 
 __all__ = ["LoggedRun", "RunLog", "Sink", "require_packages"]
+
+LOSS = "loss/"  # what the names of losses begin with
+GAP = 2  # blanks between columns
+ROWS_PER_HEADER = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,15 @@ class Sink(Protocol):
         ...
 
 
+@runtime_checkable
+class PictureSink(Protocol):
+    """A sink that shows pictures too."""
+
+    def pictures(self, iteration: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Records (H, W, 3) RGB pictures by name."""
+        ...
+
+
 class JsonLines:
     """RUN/metrics.jsonl: a JSON object per call, with the time."""
 
@@ -89,60 +106,86 @@ class JsonLines:
         pass
 
 
-class _Console(Console):
-    """Falls silent where stdout is closed, as by ``| head`` or with its terminal; rich would end the program."""
+class _TwoLines(Progress):
+    """The bar of a training, and under it the numbers of its last step."""
 
-    def _check_buffer(self) -> None:
-        try:
-            super()._check_buffer()
-        except OSError:
-            self.on_broken_pipe()
+    def __init__(self, device: torch.device) -> None:
+        columns = (
+            TextColumn("{task.completed}/{task.total}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:.0f} %"),
+            TextColumn("{task.fields[left]}"),
+        )
+        self._device, self.numbers = device, ""  # first: the next line draws
+        super().__init__(*columns, console=SCREEN, expand=True, disable=not SCREEN.is_terminal)
 
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        with suppress(OSError):  # no descriptor
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what else prints, and for the exit
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        if self.numbers:
+            memory = f"  {peak_memory_gib(self._device):.1f} GiB"
+            yield Text(self.numbers + memory, no_wrap=True, overflow="ellipsis")
 
 
 class Terminal:
-    """A progress bar on a terminal, plain lines elsewhere: losses, learning rate, time left, memory, metrics."""
+    """A row of losses a report and, on a terminal, two lines below that follow every step.
 
-    def __init__(self, run: LoggedRun) -> None:
-        self._iterations = run.iterations
-        self._console = _Console(soft_wrap=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[said]}"),
-        )
-        self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._task = self._progress.add_task("training", total=run.iterations, completed=run.start, said="")
-        self._progress.start()
+    On a terminal a row has the columns that fit, elsewhere all; metrics.jsonl has them in any case.
+    """
+
+    def __init__(self, run: LoggedRun, device: torch.device) -> None:
+        self._iterations, self._pace = run.iterations, Pace()
+        self._columns, self._rows = tuple[str, ...](), 0
+        self._live = _TwoLines(device)
+        self._task = self._live.add_task("training", total=run.iterations, completed=run.start, left="")
+        self._pace.left(run.start, run.iterations)
+        self._live.start()
 
     def say(self, text: str) -> None:
         """Prints a line."""
-        self._console.print(text, markup=False, highlight=False)
+        SCREEN.print(text)
+
+    def step(self, iteration: int, losses: Mapping[str, float], rate: float) -> None:
+        """Shows the step that led to ``iteration``."""
+        if self._live.disable:
+            return
+        left = self._pace.left(iteration, self._iterations)
+        self._live.numbers = f"loss {sum(losses.values()):.4f}  rate {rate:.1e}"
+        self._live.update(self._task, completed=iteration, left="" if left is None else f"{left} left")
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        said = self._describe(iteration, values)
-        self._progress.update(self._task, completed=iteration, said=said)
-        if said and not self._console.is_terminal:
-            self.say(f"{iteration}/{self._iterations}  {said}")
+        place = f"{iteration}/{self._iterations}"
+        if any(name.startswith(LOSS) for name in values):
+            self._say_row({"step": place, **self._cells(iteration, values)})
+        evaluated = {metric.key for metric in shown_in("log")}
+        figures = [f"{name} {value:.3f}" for name, value in values.items() if name.removeprefix("test/") in evaluated]
+        if figures:
+            self.say(f"{place}  {'  '.join(figures)}")
 
     def close(self) -> None:
-        self._progress.stop()
+        self._live.stop()
 
-    def _describe(self, iteration: int, values: Mapping[str, float]) -> str:
-        parts = [f"{name.removeprefix('loss/')} {value:.3f}" for name, value in values.items() if "loss/" in name]
+    def _cells(self, iteration: int, values: Mapping[str, float]) -> dict[str, str]:
+        """The text of each column, the most wanted first."""
+        cells = {name.removeprefix(LOSS): f"{value:.4f}" for name, value in values.items() if name.startswith(LOSS)}
+        cells = {"total": cells.pop("total", ""), **cells}
         if "learning_rate" in values:
-            parts.append(f"lr {values['learning_rate']:.2e}")
+            cells["rate"] = f"{values['learning_rate']:.1e}"
         if "seconds_per_step" in values:
             left = timedelta(seconds=round(values["seconds_per_step"] * (self._iterations - iteration)))
-            parts.append(f"{values['seconds_per_step']:.2f} s/step  ETA {left}  {values['memory_gib']:.1f} GiB")
-        evaluated = {metric.key for metric in shown_in("log")}
-        parts += [f"{name} {value:.3f}" for name, value in values.items() if name.removeprefix("test/") in evaluated]
-        return "  ".join(parts)
+            cells |= {"s/step": f"{values['seconds_per_step']:.2f}", "left": str(left)}
+        return cells | {"GiB": f"{values['memory_gib']:.1f}"}
+
+    def _say_row(self, cells: Mapping[str, str]) -> None:
+        least = {"step": 2 * len(str(self._iterations)) + 1, "left": 8, "GiB": 4}
+        widths = {name: max(len(name), least.get(name, 6)) for name in cells}
+        if not self._live.disable:  # what no longer fits is left out
+            ends = dict(zip(widths, accumulate(width + GAP for width in widths.values()), strict=True))
+            widths = {name: width for name, width in widths.items() if ends[name] - GAP <= SCREEN.width}
+        if tuple(widths) != self._columns or self._rows % ROWS_PER_HEADER == 0:
+            self._columns, self._rows = tuple(widths), 0
+            self.say((" " * GAP).join(f"{name:>{width}}" for name, width in widths.items()))
+        self._rows += 1
+        self.say((" " * GAP).join(f"{cells[name]:>{width}}" for name, width in widths.items()))
 
 
 class TensorBoard:
@@ -158,6 +201,14 @@ class TensorBoard:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, iteration)
             self._writer.flush()  # an error of its thread comes out here
+        except OSError as error:
+            raise _cannot_write(self._folder, error) from error
+
+    def pictures(self, iteration: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+        try:
+            for name, picture in pictures.items():
+                self._writer.add_image(name, picture, iteration, dataformats="HWC")
+            self._writer.flush()
         except OSError as error:
             raise _cannot_write(self._folder, error) from error
 
@@ -242,7 +293,7 @@ class RunLog:
                     self._sinks.append(build(run))
                     opened.callback(self._sinks[-1].close)
                 self._open = opened.pop_all()
-            self._terminal = Terminal(run)  # the last: its bar is drawn from now on
+            self._terminal = Terminal(run, device)  # the last: its bar is drawn from now on
             self._sinks.append(self._terminal)
             self._open.callback(self._terminal.close)
 
@@ -259,6 +310,22 @@ class RunLog:
         """Prints a line."""
         if self._terminal is not None:
             self._terminal.say(text)
+
+    def step(self, iteration: int, losses: Mapping[str, float], rate: float) -> None:
+        """Shows the step that led to ``iteration``, of ``losses`` at the learning rate ``rate``; keeps nothing."""
+        if self._terminal is not None:
+            self._terminal.step(iteration, losses, rate)
+
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether there is a sink for ``pictures``."""
+        return any(isinstance(sink, PictureSink) for sink in self._sinks)
+
+    def pictures(self, iteration: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Hands (H, W, 3) RGB ``pictures`` by name to every sink that shows some."""
+        for sink in self._sinks:
+            if isinstance(sink, PictureSink):
+                sink.pictures(iteration, pictures)
 
     def metrics(self, iteration: int, values: Mapping[str, float]) -> None:
         """Hands ``values`` and the most memory used so far to every sink."""

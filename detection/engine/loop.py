@@ -56,6 +56,7 @@ class TrainState:
     best: float | None = None  # of the chosen metric
     ema: EMA | None = None
     evaluated: int | None = None  # iteration of the last evaluation
+    stale: int = 0  # evaluations since the best one
     not_finite: int = 0  # steps not taken because a number was not finite
     torn: bool = False  # in the middle of a step, where nothing can be saved
 
@@ -76,6 +77,7 @@ class TrainState:
             "best": self.best,
             "ema": None if self.ema is None else {"steps": self.ema.steps, "trained": self.model.state_dict()},
             "evaluated": self.evaluated,
+            "stale": self.stale,
             "not_finite": self.not_finite,
             "random": gather(random_state(device_of(self.model)), doing="saving"),  # by rank
         }
@@ -110,6 +112,7 @@ class TrainState:
             self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.best = state["iteration"], state["best"]
         self.evaluated, self.not_finite = state["evaluated"], state["not_finite"]
+        self.stale = state.get("stale", 0)  # older checkpoints do not count
         if rank() < len(state["random"]):
             set_random_state(state["random"][rank()], device_of(self.model))
         else:

@@ -125,7 +125,7 @@ class Recovery:
             whole: with the state, so that the step can be taken again.
         """
         folder = self.run / "not_finite" / f"{state.iteration:07d}"
-        solver = replace(self.config.solver, iterations=state.iteration + 1, on_not_finite="stop")
+        solver = replace(self.config.solver, iterations=state.iteration + 1, on_not_finite="stop", patience=0)
         single = replace(self.config, solver=solver, data=replace(self.config.data, val=(), test=()))
         files = gather(error.files, doing="dumping a step")
         if whole:
@@ -153,17 +153,24 @@ class Recovery:
         newest = self.checkpoints.newest(self.say)
         if newest is None:
             return " from the same weights, since no checkpoint is saved yet"
-        kept = state.iteration, state.best, state.evaluated, state.not_finite
+        kept = state.iteration, state.best, state.evaluated, state.stale, state.not_finite
         self.checkpoints.restore(newest, state)
-        state.iteration, state.best, state.evaluated, state.not_finite = kept
+        state.iteration, state.best, state.evaluated, state.stale, state.not_finite = kept
         return f" and went back to the weights of iteration {newest[0].iteration}"
 
     def _no_memory(self, state: TrainState, error: torch.OutOfMemoryError) -> str:
         solver, data = self.config.solver, self.config.data
+        if not state.torn:
+            return (
+                f"the GPU has no memory left beside the training after iteration {state.iteration}: lower "
+                f"data.shorter_side and longer_side ({data.shorter_side}, {data.longer_side}), or set "
+                f"solver.precision=bf16 (now {solver.precision}); --resume goes on from the newest checkpoint. {error}"
+            )
+        fit = ", as --fit does" if self.tool == "train" else ""
         return (
             f"the GPU has no memory left at iteration {state.iteration}: raise solver.accumulate "
             f"(now {solver.accumulate}, of {solver.images_per_step} images a step) so that fewer images "
-            f"are computed at once, or lower data.shorter_side and longer_side ({data.shorter_side}, "
+            f"are computed at once{fit}, or lower data.shorter_side and longer_side ({data.shorter_side}, "
             f"{data.longer_side}), or set solver.precision=bf16 (now {solver.precision}); "
             f"--resume goes on from the newest checkpoint. {error}"
         )

@@ -17,7 +17,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
@@ -59,16 +61,19 @@ from detection.engine.recovery import Recovery
 from detection.engine.signals import StopRequest, stop_request
 from detection.evaluation.metrics import is_better, read_metric, shown_figures
 from detection.files import write_text
+from detection.progress import SCREEN
 
-__all__ = ["Trainer", "is_finished"]
+__all__ = ["Trainer", "initial_state", "is_finished"]
 
 TOOL = "train"  # the command which detectors are trained by
 
 
 def is_finished(run: Path, config: ProgramConfig) -> bool:
     """Whether the run in the directory ``run`` has come to its end."""
-    newest = Checkpoints(run / "checkpoints", keep=1, config=config, class_names=()).newest(print)
-    return newest is not None and newest[0].iteration >= config.solver.iterations
+    newest = Checkpoints(run / "checkpoints", keep=1, config=config, class_names=()).newest(SCREEN.print)
+    if newest is None:
+        return False
+    return newest[0].iteration >= config.solver.iterations or _impatient(config.solver, newest[1].get("stale", 0))
 
 
 class Trainer:
@@ -82,6 +87,7 @@ class Trainer:
             follow.  Stored proposals are its third argument, where batches have some.
         load: endless batches; called with batch_size, seed, start (number of the first batch) and pin.
         validate: looks at data.val when an evaluation is due.
+        draw: pictures of data.val by name, (H, W, 3) RGB, after an evaluation, for the sinks that show some.
         test: measures data.test at the end, and writes the result with the facts that it is given.
         sets: data.val and data.test, for the manifest.
         resume: go on from the newest checkpoint in ``output``, if there is one.
@@ -100,6 +106,7 @@ class Trainer:
         build: Callable[[bool], nn.Module],
         load: Callable[..., Iterable[Batch]],
         validate: Callable[[nn.Module], dict[str, Any]] | None = None,
+        draw: Callable[[nn.Module], Mapping[str, NDArray[np.uint8]]] | None = None,
         test: Callable[[nn.Module, dict[str, Any]], dict[str, Any]] | None = None,
         sets: Mapping[str, AnnotationIndex] | None = None,
         resume: bool = False,
@@ -108,8 +115,13 @@ class Trainer:
         solver = config.solver
         images_per_rank(solver.images_per_step, solver.accumulate)  # a bad number ends here, not later
         require_packages(solver.log_sinks)
+        if solver.patience and validate is None:
+            raise ValueError(
+                f"solver.patience {solver.patience} counts looks at data.val, and data.val {list(config.data.val)} has "
+                "no objects to judge by; name images there, or set solver.patience to 0"
+            )
         self.config, self.output, self.index, self.sets = config, output, index, sets or {}
-        self.load, self.validate, self.test, self.tool = load, validate, test, tool
+        self.load, self.validate, self.draw, self.test, self.tool = load, validate, draw, test, tool
         self.build, self.resume = build, resume
         self.device = choose_device(config.device)
         self.checkpoints = Checkpoints(
@@ -128,7 +140,7 @@ class Trainer:
             stack.enter_context(locked(self.output))
             state, before = self._begin()
             missing = before is not None and self._misses_evaluation(state)
-            if state.iteration >= solver.iterations and not missing and (result := self._result(state)) is not None:
+            if self._is_over(state) and not missing and (result := self._result(state)) is not None:
                 return self._finished(state, before, result)
             log, stop = stack.enter_context(self._session(state, before, evaluated=not missing))
             if missing:
@@ -136,48 +148,56 @@ class Trainer:
             recovery = Recovery(self.output, self.config, self.checkpoints, log.say, self.tool)
             steps = solver.iterations - state.iteration
             feed = Feed(self._batches(state), parts=solver.accumulate, steps=steps, stop=stop)
-            window, replica = Window(), replicated(state.model)
+            window, replica, losses = Window(), replicated(state.model), dict[str, float]()
             stack.enter_context(recovery.saving(state, feed))
             feed.begin()
             if feed.stops and steps:
                 raise recovery.stopped(state, feed)
-            while state.iteration < solver.iterations:
+            while not self._is_over(state):
                 rate = learning_rate(solver, state.iteration)
                 set_learning_rate(state.optimizer, rate)
                 state.model.train()
                 state.torn = True
                 with recovery.guard(state):
-                    window.add(step(state, replica, feed, solver, self.device))
+                    losses = step(state, replica, feed, solver, self.device)
+                    window.add(losses)
                     if state.ema is not None:
                         state.ema.update(state.model)
                 state.iteration += 1
                 state.torn = False
+                log.step(state.iteration, losses, rate)
                 if state.iteration == solver.iterations or _due(state.iteration, solver.log_every):
                     log.metrics(state.iteration, mean(window.means(feed.seconds)) | {"learning_rate": rate})
                     window = Window(feed.seconds)
                 with window.paused():
                     self._after_step(state, feed, recovery, log)
-            log.say(f"trained {solver.iterations} iterations; checkpoints in {self.checkpoints.folder}")
+            if _impatient(solver, state.stale):
+                log.say(_why_it_ends(solver, state))
+            log.say(f"trained {state.iteration} iterations; checkpoints in {self.checkpoints.folder}")
             return self._test(state, log)
+
+    def _is_over(self, state: TrainState) -> bool:
+        solver = self.config.solver
+        return state.iteration >= solver.iterations or _impatient(solver, state.stale)
 
     def _begin(self) -> tuple[TrainState, ProgramConfig | None]:
         """Returns the state before the first step that is left, and the config that led there."""
-        newest = self.checkpoints.newest(print)
+        newest = self.checkpoints.newest(SCREEN.print)
         if newest is None:
             if self.resume:
-                only_main(print)(f"nothing to resume in {self.output}: starting")
+                only_main(SCREEN.print)(f"nothing to resume in {self.output}: starting")
             self.checkpoints.forget_best()
-            return _initial_state(self.config, self.build, self.device, fresh=True), None
+            return initial_state(self.config, self.build, self.device, fresh=True), None
         if not self.resume:
             raise ValueError(
                 f"{self.output} holds a run ({newest[0].path.name}); add --resume to go on, or choose another directory"
             )
         _check_same_model(newest[0], self.config)
-        state = _initial_state(self.config, self.build, self.device, fresh=False)
+        state = initial_state(self.config, self.build, self.device, fresh=False)
         self.checkpoints.restore(newest, state)
         other = self.validate is None or _chosen_by(newest[0].config) != _chosen_by(self.config)
         if other and state.iteration < self.config.solver.iterations:
-            state.best = None
+            state.best, state.stale = None, 0
         if state.best is None:
             self.checkpoints.forget_best()
         return state, newest[0].config
@@ -196,12 +216,14 @@ class Trainer:
 
     def _finished(self, state: TrainState, before: ProgramConfig | None, result: dict[str, Any]) -> dict[str, Any]:
         """Says that nothing is left to do; returns the ``result`` that the run came to under the config ``before``."""
-        say = only_main(print)
+        say = only_main(SCREEN.print)
         for line in [] if before is None else changed_keys(before, self.config):
             say(f"config changed, without effect on what is done: {line}")
+        solver = self.config.solver
+        key = "iterations" if state.iteration >= solver.iterations else "patience"
         say(
-            f"{self.output} is finished, at iteration {state.iteration}; to go on, raise solver.iterations, "
-            f"now {self.config.solver.iterations}"
+            f"{self.output} is finished, at iteration {state.iteration}; to go on, raise solver.{key}, "
+            f"now {getattr(solver, key)}"
         )
         return result
 
@@ -238,7 +260,10 @@ class Trainer:
         value = None if key is None else read_metric(result, key)
         best = key is not None and is_better(key, value, state.best)
         state.best, state.evaluated = value if best else state.best, state.iteration
+        state.stale = 0 if best else state.stale + (value is not None)
         self.checkpoints.save_evaluated(state, best=best, best_f1_score=result.get("best_f1", {}).get("min_score"))
+        if self.draw is not None and log.shows_pictures:
+            log.pictures(state.iteration, self.draw(state.tested))
 
     def _test(self, state: TrainState, log: RunLog) -> dict[str, Any]:
         """Measures data.test, once, with the weights that stand: the best on data.val, or else the last."""
@@ -287,7 +312,7 @@ class Trainer:
             yield log, stop
 
 
-def _initial_state(
+def initial_state(
     config: ProgramConfig, build: Callable[[bool], nn.Module], device: torch.device, *, fresh: bool
 ) -> TrainState:
     """The state before the first step; weights of a run that goes on are not read, since the checkpoint's follow."""
@@ -340,6 +365,19 @@ def _chosen_by(config: ProgramConfig) -> tuple[str | None, tuple[str, ...]]:
 
 def _known(figures: Mapping[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def _impatient(solver: SolverConfig, stale: int) -> bool:
+    """Whether training ends since the last ``stale`` evaluations were no better than one before."""
+    return 0 < solver.patience <= stale
+
+
+def _why_it_ends(solver: SolverConfig, state: TrainState) -> str:
+    best = "no value" if state.best is None else f"{state.best:.4g}"
+    return (
+        f"ends after iteration {state.iteration} of {solver.iterations}: {state.stale} evaluations without a better "
+        f"{solver.best_metric} than {best}, solver.patience is {solver.patience}; the best weights are kept"
+    )
 
 
 def _evaluates(solver: SolverConfig, iteration: int) -> bool:

@@ -44,6 +44,7 @@ from detection.experiments.runs import (
     write_json,
     write_status,
 )
+from detection.progress import SCREEN
 
 __all__ = ["Comparison", "cost_weights", "measure_variant"]
 
@@ -67,7 +68,7 @@ class Comparison:
     output: Path
     programs: Programs
     placement: Placement = field(default_factory=Placement)
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = SCREEN.print
 
     def run(self, *, retry_failed: bool = False) -> bool:
         """Trains, tests and measures what is left to do; whether all of it is done now.

@@ -193,6 +193,11 @@ def resolve_variants(experiment: Experiment) -> dict[str, DetectionConfig]:
             configs[name] = load_config(DetectionConfig, experiment.base, overrides)
         except ValueError as error:
             raise ValueError(f"variant {name!r}: {error}") from error
+        if patience := configs[name].solver.patience:
+            raise ValueError(
+                f"variant {name!r}: solver.patience {patience} ends runs after different numbers of steps, which no "
+                "protocol makes equal; set it to 0"
+            )
         if not configs[name].data.test:
             raise ValueError(f"variant {name!r}: data.test is empty, and a comparison needs a test set; name one")
     return configs

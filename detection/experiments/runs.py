@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import time
@@ -25,6 +26,7 @@ from detection.config.load import dump_config, parse_config
 from detection.engine.signals import EXIT_STOPPED
 from detection.experiments.experiment import flatten
 from detection.files import write_text
+from detection.progress import SCREEN, bar
 
 try:
     import fcntl
@@ -47,6 +49,8 @@ __all__ = [
 
 # Keys that change no number of a run, so that it may go on elsewhere with others.
 PLACE_KEYS = ("data.root", "data.workers", "device", "output_dir")
+TAIL = 4096  # bytes, more than a line of metrics.jsonl
+LOOK_EVERY = 2.0  # seconds between looks at how far the trainings are
 GRACE = 60.0  # seconds that a training gets to save when it is told to stop
 
 
@@ -98,7 +102,7 @@ def execute(
     placement: Placement,
     code: str,
     retry_failed: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = SCREEN.print,
 ) -> list[Run]:
     """Brings ``runs`` to their end: done ones are skipped, broken ones go on, a failed one leaves the others alone.
 
@@ -121,18 +125,23 @@ def execute(
     check_resumable(runs)
     waiting = deque(run for run in runs if _is_wanted(run, retry_failed, say))
     active: dict[int, _Child] = {}  # by slot
-    try:
-        while waiting or active:
-            for slot in set(range(placement.jobs)) - active.keys():
-                child = _start(waiting.popleft(), programs, placement, slot, code, say) if waiting else None
-                if child:
-                    active[slot] = child
-                    say(f"{child.run}: started, log in {child.run.folder / 'log.txt'}")
-            for slot in [slot for slot, child in active.items() if child.process.poll() is not None]:
-                _finish(active.pop(slot), code, say)
-            time.sleep(0.05)
-    finally:
-        _stop([*active.values()])
+    with bar("trainings", sum(run.config.solver.iterations for run in runs), unit="steps") as move:
+        looked = -LOOK_EVERY
+        try:
+            while waiting or active:
+                for slot in set(range(placement.jobs)) - active.keys():
+                    child = _start(waiting.popleft(), programs, placement, slot, code, say) if waiting else None
+                    if child:
+                        active[slot] = child
+                        say(f"{child.run}: started, log in {child.run.folder / 'log.txt'}")
+                for slot in [slot for slot, child in active.items() if child.process.poll() is not None]:
+                    _finish(active.pop(slot), code, say)
+                if time.monotonic() >= looked + LOOK_EVERY:
+                    looked = time.monotonic()
+                    move(sum(map(_steps_done, runs)), None)
+                time.sleep(0.05)
+        finally:
+            _stop([*active.values()])
     return [run for run in runs if not is_done(run.folder)]
 
 
@@ -292,6 +301,19 @@ def _stop(children: Sequence[_Child]) -> None:
             child.process.kill()
             child.process.wait()
         child.lock.close()
+
+
+def _steps_done(run: Run) -> int:
+    """The steps that need not be waited for any more."""
+    if read_status(run.folder).get("state") in ("done", "failed"):
+        return run.config.solver.iterations
+    path = run.folder / "metrics.jsonl"
+    if not path.is_file():
+        return 0
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - TAIL))
+        found = re.findall(rb'"iteration": (\d+)', stream.read())
+    return int(found[-1]) if found else 0
 
 
 def _spent(metrics: Path) -> tuple[float, float]:

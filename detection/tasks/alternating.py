@@ -46,14 +46,15 @@ def alternating_steps(config: DetectionConfig, output: Path) -> tuple[Step, ...]
     def step(number: int, *fixed: Part, init: int | None = None, proposals: int | None = None) -> Step:
         lengths = config.alternating
         rpn = "rpn" not in fixed
+        last = number == 4  # the others have an RPN or a box stage that never learned anything
         solver = replace(
             config.solver,
             iterations=lengths.rpn_iterations if rpn else lengths.box_iterations,
             steps=lengths.rpn_steps if rpn else lengths.box_steps,
             images_per_step=(lengths.rpn_images_per_step if rpn else lengths.box_images_per_step)
             or config.solver.images_per_step,
+            patience=config.solver.patience if last else 0,
         )
-        last = number == 4  # the others have an RPN or a box stage that never learned anything
         watched = {"val": config.data.val, "test": config.data.test} if last else {"val": (), "test": ()}
         data = replace(config.data, **watched)
         own = replace(config, solver=solver, data=data)

@@ -20,6 +20,7 @@ from detection.data.readers.table import FormatName
 from detection.data.recognise import data_root_of, recognise
 from detection.engine.checkpoint import Checkpoint
 from detection.files import write_text
+from detection.progress import SCREEN, bar
 from detection.tasks.first_card import card_text, draw_card
 from detection.tasks.recipe import FEW_IMAGES, Choice, Machine, choose, config_text, has_masks
 from detection.weights.origin import read_origin
@@ -79,7 +80,7 @@ def init_folder(
     *,
     wishes: Wishes = Wishes(),
     machine: Machine | None = None,
-    say: Say = print,
+    say: Say = SCREEN.print,
 ) -> Project:
     """Writes card, split and config for the data in ``folder``, unless they are there; returns where they lie.
 
@@ -174,12 +175,14 @@ def _start(
         say(f"starts from nothing, as asked. {_needs(images)}")
         return None, None
     if wanted is not None:
-        return wanted, read_origin(wanted)
+        with bar(wanted, unit="bytes") as move:
+            return wanted, read_origin(wanted, progress=move)
     reasons = list[str]()
     for name in STARTS[masks]:
         try:
             say(f"starts from {name} if it can be had: {find_entry(name).url}")
-            return name, read_origin(name, attempts=1)
+            with bar(name, unit="bytes") as move:
+                return name, read_origin(name, progress=move, attempts=1)
         except (ValueError, OSError) as error:
             reasons.append(str(error))
     say(f"no published detector can be had ({reasons[0]}). {_needs(images)}")

@@ -22,6 +22,7 @@ from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, load_config
 from detection.config.schema import different_meaning
 from detection.data.cards import load_card
+from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
 from detection.data.loader import build_test_loader, load_index
 from detection.data.transforms import Change
@@ -45,6 +46,7 @@ from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric
 from detection.files import write_text
 from detection.model.architecture import Architecture
+from detection.progress import tracked
 from detection.tasks.evaluate import read_detections
 from detection.tasks.submission import find_submission
 from detection.visualize import draw_record, save_picture
@@ -204,9 +206,12 @@ def measure(
     loader = build_test_loader(
         index, config.data, rows=rows, corrupt=corrupt, unresized=sliced, pin=device.type == "cuda"
     )
-    with together("testing its share of the images", timeout=EVALUATION_TIMEOUT):
+    with (
+        together("testing its share of the images", timeout=EVALUATION_TIMEOUT),
+        tracked(loader, "testing", total=len(rows), count=_images, shown=is_main()) as batches,
+    ):
         precision, operations = config.solver.precision, field_operations(config)
-        predictions = predict(tester, loader, index, device=device, precision=precision, fields=operations)
+        predictions = predict(tester, batches, index, device=device, precision=precision, fields=operations)
     records = collect(predictions.records)
     result: dict[str, Any] = {}
     with together("computing AP", timeout=EVALUATION_TIMEOUT):
@@ -217,6 +222,10 @@ def measure(
                 "peak_memory_gib": peak_memory_gib(device),
             }
     return Measured(gather(result)[0], records or [])
+
+
+def _images(batch: Batch) -> int:
+    return len(batch.rows)
 
 
 def _figures(config: DetectionConfig, records: list[Record], index: AnnotationIndex) -> dict[str, Any]:

@@ -25,6 +25,9 @@ from detection.engine.trainer import Trainer
 from detection.engine.transfer import differing_meaning, load_initial_weights
 from detection.evaluation.metrics import read_metric
 from detection.model.architecture import Architecture
+from detection.progress import SCREEN, bar
+from detection.tasks.fit import fit_memory
+from detection.tasks.pictures import draw_watched
 from detection.tasks.test import measure, warn_of_many_proposals, write_measured
 from detection.tasks.train_batch import drawing_first
 from detection.weights.origin import read_origin
@@ -37,6 +40,7 @@ def run_training(
     output: Path,
     *,
     resume: bool = False,
+    fit: bool = False,
     fixed: Sequence[str] = (),
     proposals: Path | None = None,
 ) -> dict[str, Any]:
@@ -48,6 +52,7 @@ def run_training(
         config: of the run.
         output: the run directory, made if needed.
         resume: go on from the newest checkpoint in it, if there is one.
+        fit: first find the fewest parts of a step that the GPU's memory holds, in place of solver.accumulate.
         fixed: parts that are not trained and have no loss, such as "backbone" and "rpn".
         proposals: file with those of the training set, for a Fast R-CNN alone; None: the model's own.
 
@@ -61,15 +66,15 @@ def run_training(
     device = choose_device(config.device)
     _check_order(config, device)
     start(device)
-    warn_of_many_proposals(config.rpn.post_nms_train, "rpn.post_nms_train", only_main(print))
+    warn_of_many_proposals(config.rpn.post_nms_train, "rpn.post_nms_train", only_main(SCREEN.print))
     if config.data.slice is not None and config.test.slice is None:
-        only_main(print)(
+        only_main(SCREEN.print)(
             f"warning: training is on windows (data.slice {config.data.slice}), and tests are on whole images resized; "
             f"set test.slice={config.data.slice} to test as in training"
         )
     sets = load_data(
         config.data,
-        say=only_main(print),
+        say=only_main(SCREEN.print),
         fields=needed_fields(config, training=True),
         test_fields=needed_fields(config),
         limit=config.data.limit,
@@ -79,10 +84,12 @@ def run_training(
         figures = evaluate([], index.class_names, "area", masks="masks" in needed_fields(config))
         read_metric(figures, config.solver.best_metric)
         if val is not None and (lacking := _without_truth(config.solver.best_metric, val)):
-            only_main(print)(
+            only_main(SCREEN.print)(
                 f"warning: solver.best_metric {config.solver.best_metric!r} has no value, since data.val has no object "
                 f"{lacking}: no weights are chosen by it, and the last ones stand"
             )
+    if fit:
+        config = fit_memory(config, lambda: _build(config, index, fixed, fresh=not resume), index, device)
     return Trainer(
         config,
         output,
@@ -99,6 +106,7 @@ def run_training(
             if val is None or not val.has_ground_truth
             else lambda model: measure(config, [_detector(model)], val).result
         ),
+        draw=None if val is None or not val.has_ground_truth else partial(draw_watched, config, index=val),
         test=None if test is None else lambda model, facts: _test(config, model, test, output, facts),
         sets=sets,
         resume=resume,
@@ -127,10 +135,11 @@ def _build(config: DetectionConfig, index: AnnotationIndex, fixed: Sequence[str]
     """The detector of ``config``, with its initial weights if the run is a fresh one."""
     detector = build_detector(config, len(index.class_names), pretrained=fresh and config.init is None, fixed=fixed)
     if fresh and config.init is not None:
-        say = only_main(print)
+        say = only_main(SCREEN.print)
         with together("getting the weights to start from"):  # which may be a download
             if is_main():
-                read_origin(config.init)
+                with bar(config.init, unit="bytes") as move:
+                    read_origin(config.init, progress=move)
         origin = read_origin(config.init)
         carried = load_initial_weights(detector, origin, index.class_names, config.init_classes)
         for line in carried.lines:

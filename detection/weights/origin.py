@@ -10,6 +10,7 @@ from torch import Tensor
 from backbones.weights.load import read_state_dict
 from detection.config.detection import DetectionConfig
 from detection.data.cards import load_card
+from detection.data.download import Progress
 from detection.engine.checkpoint import Checkpoint, read_checkpoint, resolve_weights, stored_backbone
 from detection.weights import zoo
 from detection.weights.detectron2 import convert_detectron2
@@ -24,23 +25,24 @@ CARDS_OF_ROWS = {("torchvision", 91): "coco2017", ("detectron2", 81): "coco2017"
 SCORES = ("roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.0.cls_score.weight")
 
 
-def read_origin(init: str, *, attempts: int = 5) -> Checkpoint[DetectionConfig]:
+def read_origin(init: str, *, progress: Progress | None = None, attempts: int = 5) -> Checkpoint[DetectionConfig]:
     """Returns the detector that ``init`` names.
 
     Args:
         init: a run directory, a .safetensors checkpoint, a file of torchvision or Detectron2, or a name in the zoo,
             which is downloaded into ``ZOO_FOLDER`` unless it is there.
+        progress: of the download; called after each chunk.
         attempts: connections tried.
 
     Raises:
         ValueError: there is no such thing, or it is no detector that loads here.
         ConnectionError: the download failed.
     """
-    file = origin_file(init, attempts=attempts)
+    file = origin_file(init, progress=progress, attempts=attempts)
     return _converted(file) if _is_foreign(file) else read_checkpoint(file)
 
 
-def origin_file(init: str, *, attempts: int = 5) -> Path:
+def origin_file(init: str, *, progress: Progress | None = None, attempts: int = 5) -> Path:
     """Returns the file of the detector that ``init`` names, downloaded if need be.
 
     Raises:
@@ -53,7 +55,7 @@ def origin_file(init: str, *, attempts: int = 5) -> Path:
         entry = zoo.find_entry(init)
     except ValueError as error:
         raise ValueError(f"init {init!r} is no run, no file and no published detector: {error}") from error
-    return resolve_weights(zoo.fetch(entry, ZOO_FOLDER, attempts=attempts))
+    return resolve_weights(zoo.fetch(entry, ZOO_FOLDER, progress=progress, attempts=attempts))
 
 
 def _is_foreign(file: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+import io
 import json
 import re
 import shutil
@@ -17,6 +18,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
+
+from detection.progress import SCREEN
 
 Box = tuple[float, float, float, float]
 
@@ -440,3 +443,26 @@ def print_page() -> Callable[[Path], bytes]:
         return pdf.read_bytes()
 
     return print_it
+
+
+class Terminal(io.StringIO):
+    """A terminal of 80 columns, as far as a program that writes to it can tell."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def lines(self) -> list[str]:
+        """Every line that was ever drawn, without control sequences and empty ones."""
+        plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.getvalue())
+        return [line.rstrip() for line in re.split(r"[\r\n]+", plain) if line.strip()]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Takes what is drawn on SCREEN."""
+    made = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(SCREEN, "_file", made)
+    monkeypatch.setattr(SCREEN, "_width", 80)
+    monkeypatch.setattr(SCREEN, "is_interactive", True)  # found out when it was made
+    return made

@@ -46,6 +46,7 @@ def test_defaults_are_those_of_the_papers() -> None:
     [
         ("solver: {iterations: 0}", "solver.iterations", "at least 1, got 0"),
         ("solver: {images_per_step: 3, accumulate: 2}", "solver.images_per_step", "a multiple of accumulate 2"),
+        ("solver: {patience: 3}", "solver", "evaluate_every above 0, got 0"),
         ("solver: {base_lr: 0.0}", "solver.base_lr", "above 0.0, got 0.0"),
         ("solver: {steps: [5, 3]}", "solver.steps", "must rise, got [5, 3]"),
         ("solver: {ema_decay: 1.0}", "solver.ema_decay", "below 1.0, got 1.0"),

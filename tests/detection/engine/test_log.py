@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detection.config.detection import DetectionConfig
 from detection.engine.device import peak_memory_gib
@@ -19,6 +23,8 @@ from detection.engine.log import SINKS, LoggedRun, RunLog, require_packages
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
+
+Terminal = Any
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -85,14 +91,48 @@ def test_new_run_starts_empty(tmp_path: Path) -> None:
 
 def test_says_losses_rate_time_left_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open_log(tmp_path) as log:
-        log.say("[bold]no markup[/bold]")
-        log.metrics(40, {"loss/box_class": 0.25, "learning_rate": 1e-3, "seconds_per_step": 2.0, "data_seconds": 0.1})
+        log.say("[bold]no markup[/bold] :smile:")
+        for loss in (0.25, 0.125):
+            losses = {"loss/box_class": loss, "loss/total": 2 * loss}
+            log.metrics(40, {**losses, "learning_rate": 1e-3, "seconds_per_step": 2.0, "data_seconds": 0.1})
         log.metrics(40, {"bbox.AP": 0.5, "voc.mAP": 0.75})
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "[bold]no markup[/bold]"
-    for part in ("40/100", "box_class 0.250", "lr 1.00e-03", "2.00 s/step", "ETA 0:02:00"):
-        assert part in said[1]
-    assert "bbox.AP 0.500  voc.mAP 0.750" in said[2]
+    assert said[0] == "[bold]no markup[/bold] :smile:"
+    first, second = (dict(zip(said[1].split(), line.split(), strict=True)) for line in said[2:4])
+    assert first.pop("GiB") == second.pop("GiB") == f"{peak_memory_gib(CPU):.1f}"
+    rest = {"rate": "1.0e-03", "s/step": "2.00", "left": "0:02:00"}
+    assert first == {"step": "40/100", "total": "0.5000", "box_class": "0.2500", **rest}
+    assert second == {"step": "40/100", "total": "0.2500", "box_class": "0.1250", **rest}
+    assert "bbox.AP 0.500  voc.mAP 0.750" in said[4]
+
+
+def test_on_a_terminal_two_lines_of_its_width_follow_every_step(tmp_path: Path, terminal: Terminal) -> None:
+    with open_log(tmp_path) as log:
+        for iteration in range(1, 4):
+            log.step(iteration, {"box_class": 0.25, "rpn_box": 0.5}, 1e-3)
+        log.metrics(3, {f"loss/part{number}": 0.5 for number in range(12)} | {"learning_rate": 1e-3})
+    shown = terminal.lines()
+    row, numbers, header = shown[-2], shown[-1], next(line for line in shown if "total" in line)
+    assert row.startswith("3/100 ")
+    assert " 3 % " in row
+    assert re.search(r"\d:\d\d:\d\d left", row)
+    assert re.fullmatch(r"loss 0\.7500  rate 1\.0e-03  \d+\.\d GiB", numbers)
+    assert max(map(len, shown)) <= 80
+    assert header.split()[:3] == ["step", "total", "part0"]
+    assert "part11" not in header
+
+
+def test_pictures_are_in_the_event_file(tmp_path: Path) -> None:
+    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    with open_log(tmp_path) as log:
+        assert not log.shows_pictures
+    with open_log(tmp_path, "tensorboard") as log:
+        assert log.shows_pictures
+        log.pictures(30, {"val/0": picture})
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0}).Reload()
+    (event,) = events.Images("val/0")
+    assert (event.step, event.height, event.width) == (30, 4, 4)
+    assert (np.asarray(Image.open(io.BytesIO(event.encoded_image_string))) == picture).all()
 
 
 def test_each_sink_gets_everything_and_is_closed_though_one_fails(
@@ -186,7 +226,7 @@ def test_stdout_that_is_closed_early_ends_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("1/100")
+        assert "total" in process.stdout.readline()
         process.stdout.close()
         process.stdout = None
         _, errors = process.communicate("go on\n", timeout=60)

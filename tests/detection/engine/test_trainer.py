@@ -24,7 +24,7 @@ from detection.engine.checkpoint import read_checkpoint, resolve_weights
 from detection.engine.log import RunLog
 from detection.engine.loop import NotFiniteError
 from detection.engine.signals import StoppedError
-from detection.engine.trainer import Trainer
+from detection.engine.trainer import Trainer, is_finished
 from detection.padded import Targets
 from detection.structures import ImageBatch, Target
 
@@ -168,6 +168,55 @@ def test_without_a_choice_the_last_weights_are_tested(
     assert weights == [read_checkpoint(trainer.output).weights["w"].item()]
     assert (result["weights"]["iteration"], result["weights"]["chosen_by"]) == (4, None)
     assert resolve_weights(trainer.output).name == "0000004.safetensors"
+
+
+class TestPatience:
+    """Training ends where data.val has not got better for long enough."""
+
+    def trainer(self, make: Callable[..., Trainer], *values: float | None, **options: Any) -> Trainer:
+        solver = {"patience": 2, "evaluate_every": 1, "iterations": 9, **options}
+        return make(validate=validating(*values), test=noting([]), **solver)
+
+    def test_the_best_weights_are_tested_and_why_it_ended_is_said(
+        self, make_trainer: Callable[..., Trainer], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        # an evaluation without a figure says neither better nor worse
+        trainer = self.trainer(make_trainer, 0.1, 0.5, 0.3, None, 0.4, ema_decay=0.5)
+        result = trainer.run()
+        assert (result["trained"], result["weights"]["iteration"]) == (5, 2)
+        said = capsys.readouterr().out
+        for part in ("iteration 5 of 9", "solver.patience is 2", "bbox.AP than 0.5"):
+            assert part in said
+
+    def test_a_run_that_ended_so_goes_on_only_with_more_patience(
+        self, make_trainer: Callable[..., Trainer], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        first = self.trainer(make_trainer, 0.5, 0.4, 0.3)
+        ended = first.run()
+        (first.output / "result.json").write_text(json.dumps(ended))  # as the tasks' tests do
+        again = self.trainer(make_trainer)
+        again.resume = True
+        assert again.run() == ended
+        assert "raise solver.patience, now 2" in capsys.readouterr().out
+        assert is_finished(first.output, first.config)
+        more = self.trainer(make_trainer, 0.2, patience=3)
+        assert not is_finished(more.output, more.config)
+        more.resume = True
+        assert more.run()["trained"] == 4
+
+    def test_the_count_outlives_a_run_that_is_cut_off(self, make_trainer: Callable[..., Trainer]) -> None:
+        def cut_off(trainer: Trainer) -> None:
+            with pytest.raises(StopIteration):
+                trainer.run()
+
+        cut_off(self.trainer(make_trainer, 0.5, 0.4))  # one without a better figure, and one that is due
+        again = self.trainer(make_trainer, 0.3)
+        again.resume = True
+        assert again.run()["trained"] == 3
+
+    def test_without_data_val_it_is_refused(self, make_trainer: Callable[..., Trainer]) -> None:
+        with pytest.raises(ValueError, match=r"solver\.patience 2.*data\.val"):
+            make_trainer(patience=2, evaluate_every=1)
 
 
 @pytest.mark.parametrize("left", [("0000002.safetensors", "best.safetensors"), ("best.safetensors",)])

@@ -111,6 +111,12 @@ def test_what_the_experiment_decides_is_no_variant_s_to_change(
         check_fair(experiment, resolve_variants(experiment))
 
 
+def test_runs_that_may_end_early_are_refused(write: Write) -> None:
+    path = write(overrides=["solver.patience=3", "solver.evaluate_every=10"])
+    with pytest.raises(ValueError, match=r"solver\.patience 3.*set it to 0"):
+        resolve_variants(load_experiment(path))
+
+
 def test_a_section_s_name_allows_all_keys_below_it(write: Write) -> None:
     variants = {"a": ["backbone.name=vgg16", "backbone.dropout=0.1"], "b": ["backbone.name=vgg16"]}
     experiment = load_experiment(write(variants=variants, allowed=["backbone"]))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from detection.data.cards import load_card, load_dataset
 from detection.tasks.init import Wishes, init_folder
 from detection.tasks.recipe import Machine
 from detection.weights import origin, zoo
+
+ROOT = Path(__file__).parents[3]
 
 MadeFolder = Callable[..., Path]
 SCRATCH = Wishes(start="none")
@@ -99,6 +104,19 @@ class TestThreeCommands:
         again = resdet("train", folder, "--from", "none", "--resume", *SHORT[1:], "solver.iterations=3")
         assert again.status == 0
         assert (Path("output/yolo/checkpoints") / "0000003.safetensors").is_file()
+
+    @pytest.mark.slow
+    def test_a_training_that_nobody_reads_any_more_goes_on_to_its_end(self, made_folder: MadeFolder) -> None:
+        command = " ".join(
+            (sys.executable, "-m", "resdet", "train", f"'{made_folder('csv')}'", "--from", "none", *SHORT)
+        )
+        small = " data.shorter_side=32 data.longer_side=48 data.val=[] | head -1; exit ${PIPESTATUS[0]}"
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            ["bash", "-c", command + small], check=False, capture_output=True, text=True, env=environment, timeout=240
+        )
+        assert (done.returncode, len(done.stdout.splitlines()), done.stderr) == (0, 1, "")
+        assert Path("output/csv/result.json").is_file()
 
     def test_options_of_a_folder_without_one_are_refused(self, resdet: Callable[..., Any]) -> None:
         for option in (("--from", "none"), ("--group", "x"), ("--overwrite",)):

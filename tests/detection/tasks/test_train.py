@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -12,9 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detection.build import build_detector
 from detection.config.detection import (
@@ -42,6 +46,7 @@ from detection.engine.manifest import read_manifest
 from detection.engine.optim import build_optimizer
 from detection.engine.signals import StoppedError
 from detection.evaluation.metrics import Metric
+from detection.tasks.pictures import IMAGES, LONGEST
 from detection.tasks.test import run_test
 from detection.tasks.train import run_training
 
@@ -815,6 +820,22 @@ class TestErrorsOnTheWay:
         with pytest.raises(NotFiniteError, match="iteration 3"):
             run_training(wild, tmp_path, resume=True)
         assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == before
+
+
+def test_tensorboard_shows_objects_beside_detections_of_the_same_images(
+    config: DetectionConfig, tmp_path: Path
+) -> None:
+    run_training(with_solver(watched(config), evaluate_every=2, log_sinks=("tensorboard",)), tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0}).Reload()
+    tags = events.Tags()["images"]
+    assert 1 <= len(tags) <= IMAGES
+    for tag in tags:
+        shown = events.Images(tag)
+        assert [event.step for event in shown] == [2, 4]
+        assert {(event.height <= LONGEST, event.width <= 2 * LONGEST) for event in shown} == {(True, True)}
+        first, second = (np.asarray(Image.open(io.BytesIO(event.encoded_image_string))) for event in shown)
+        half = first.shape[1] // 2
+        assert (first[:, :half] == second[:, :half]).all()  # the objects stay
 
 
 class TestEvaluationThatIsDue:
