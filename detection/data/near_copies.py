@@ -9,7 +9,7 @@ Shapes: N images.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from detection.data.images import FORMATS, MAX_PIXELS, UNREADABLE
 from detection.files import require_file
 
-__all__ = ["Look", "Pair", "look_at", "pairs_alike"]
+__all__ = ["Look", "Pair", "copies_between", "look_at", "near_copies_between", "pairs_alike"]
 
 BITS = 64  # of a perceptual hash
 MOST_BITS = 6  # that differ
@@ -39,12 +39,12 @@ class Look:
     Attributes:
         content: SHA-256 of the file; None: it can't be read.
         bits: (64,) bool of its perceptual hash; None: it can't be read, or shows nothing.
-        small: (32, 32) float32 greys.
+        small: (32, 32) greys.
     """
 
     content: bytes | None
     bits: NDArray[np.bool_] | None
-    small: NDArray[np.float32] | None
+    small: NDArray[np.uint8] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,39 +92,88 @@ def pairs_alike(looks: Sequence[Look]) -> list[Pair]:
     return sorted(pairs, key=lambda pair: (pair.one, pair.other))
 
 
+def copies_between(ones: Mapping[str, int], others: Mapping[str, int]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Returns (one, other) for each of ``ones`` with the content of one of ``others``, and files that can't be read.
+
+    Both are path -> size, bytes.  Only files of one size are read, each of them once.
+    """
+    own = {path: size for path, size in ones.items() if path not in others}
+    sizes = {*own.values()} & {*others.values()}
+    contents = _contents([path for files in (own, others) for path, size in files.items() if size in sizes])
+    first = dict[bytes | None, str]()
+    for path in others:
+        first.setdefault(contents.get(path), path)
+    copies = list[tuple[str, str]]()
+    for path in ones:
+        content = contents.get(path)
+        if path in others:
+            copies.append((path, path))
+        elif content is not None and content in first:
+            copies.append((path, first[content]))
+    return copies, sorted(path for path, content in contents.items() if content is None)
+
+
+def near_copies_between(ones: Sequence[Look], others: Sequence[Look]) -> list[tuple[int, int]]:
+    """Returns the rows (i, j) of pictures of ``ones`` and ``others`` that look alike, and are not the same."""
+    left, right = ([row for row, look in enumerate(looks) if look.bits is not None] for looks in (ones, others))
+    pairs = _near([*(ones[row] for row in left), *(others[row] for row in right)], apart=len(left))
+    rows = ((left[i], right[j - len(left)]) for i, j in pairs)
+    return [(i, j) for i, j in rows if ones[i].content != others[j].content]
+
+
+def _contents(paths: Collection[str], threads: int = 4) -> dict[str, bytes | None]:
+    """Returns the SHA-256 of each file, None where it can't be read."""
+    with ThreadPoolExecutor(threads) as pool:
+        return dict(zip(paths, pool.map(_content_or_none, paths), strict=True))
+
+
+def _content_or_none(path: str) -> bytes | None:
+    try:
+        return _content(path)
+    except UNREADABLE:
+        return None
+
+
+def _content(path: str) -> bytes:
+    require_file(Path(path))
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
 def _look(path: str) -> Look:
     try:
-        require_file(Path(path))
-        with Path(path).open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").digest()
+        content = _content(path)
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 return Look(content, None, None)
             image.draft("L", (8 * SIDE, 8 * SIDE))  # a JPEG is decoded at about this size
             grey = ImageOps.exif_transpose(image).convert("L")
             bits = imagehash.phash(grey).hash.reshape(-1)
-            small = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float32)
+            small = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX))
     except UNREADABLE:
         return Look(None, None, None)
     return Look(content, bits, small) if small.std() >= FLAT else Look(content, None, None)
 
 
-def _near(looks: Sequence[Look]) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of ``looks`` that are alike."""
+def _near(looks: Sequence[Look], *, apart: int | None = None) -> list[tuple[int, int]]:
+    """Pairs (i, j), i < j, of ``looks`` that are alike; of one before the row ``apart`` and one from it on."""
     if len(looks) < 2:
         return []
     signs = np.array([look.bits for look in looks], dtype=np.float32) * 2 - 1
     pairs = list[tuple[int, int]]()
-    rows = max(1, COMPARED // len(signs))
-    for start in range(0, len(signs), rows):
-        agreeing = signs[start : start + rows] @ signs[start:].T  # 64 less twice the bits that differ
+    rows, end = max(1, COMPARED // len(signs)), len(signs) if apart is None else apart
+    for start in range(0, end, rows):
+        column = start if apart is None else apart
+        # 64 less twice the bits that differ
+        agreeing = signs[start : min(start + rows, end)] @ signs[column:].T
         for i, j in np.argwhere(agreeing >= BITS - 2 * MOST_BITS).tolist():
-            one, other = looks[start + i].small, looks[start + j].small
-            if i < j and one is not None and other is not None and _difference(one, other) <= MOST_GREY:
-                pairs.append((start + i, start + j))
+            one, other = looks[start + i].small, looks[column + j].small
+            alike = start + i < column + j and one is not None and other is not None
+            if alike and _difference(one, other) <= MOST_GREY:
+                pairs.append((start + i, column + j))
     return pairs
 
 
-def _difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+def _difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     """Mean difference of greys, whatever the brightness."""
     return float(np.abs((one - one.mean()) - (other - other.mean())).mean())

@@ -5,6 +5,7 @@ OUTPUT/runs/VARIANT/SEED/  a run: see runs.py
 OUTPUT/costs/VARIANT.json  see costs.py
 OUTPUT/plan.json           equal_time: seconds of a step and steps of every variant, measured once
 OUTPUT/grid/, grid.json    learning_rate_grid: the runs of the search, and what they chose
+OUTPUT/leakage.json        see leakage.py
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from detection.engine.checkpoint import read_checkpoint
 from detection.evaluation.text_table import text_table
 from detection.experiments.costs import measure_costs
 from detection.experiments.experiment import Experiment, check_fair, resolve_variants
+from detection.experiments.leakage import check_leakage
 from detection.experiments.proof import check_apart, describe, hash_code
 from detection.experiments.protocols import (
     StepTime,
@@ -74,10 +76,10 @@ class Comparison:
         """Trains, tests and measures what is left to do; whether all of it is done now.
 
         Raises:
-            ValueError: an unfair experiment, bad data or config, or a run that began with another config. Nothing has
-                been trained then.
+            ValueError: an unfair experiment, test images that training sees, bad data or config, or a run that began
+                with another config. Nothing has been trained then.
         """
-        configs = self._timed(write=True)
+        configs = self._timed(write=True, near=True)
         check_resumable(self.grid_runs(configs) or self.seed_runs(configs))
         self._write_proof(configs)
         if not self._search(configs, retry_failed):
@@ -137,6 +139,19 @@ class Comparison:
             rows.append((str(number), f"{kind}{run}", state, str(steps), *times))
         table, jobs = text_table(header, rows, left=(0, 1, 2)), self.placement.jobs
         return f"{table}\n{total:.1f} hours of training left, {total / jobs:.1f} with {jobs} at once; tests not counted"
+
+    def check(self, *, near: bool = False) -> dict[str, DetectionConfig]:
+        """Returns variant -> config where these differ in allowed keys alone, and training sees no test image.
+
+        ``near`` also looks for test images that are nearly those of training, which decodes all.
+
+        Raises:
+            ValueError: an unfair experiment, or copies that it doesn't allow.
+        """
+        configs = resolve_variants(self.experiment)
+        check_fair(self.experiment, configs)
+        check_leakage(self.experiment, configs, self.output, near=near, say=self.say)
+        return configs
 
     def seed_runs(self, configs: Mapping[str, DetectionConfig]) -> list[Run]:
         """The runs that are compared."""
@@ -223,10 +238,9 @@ class Comparison:
     def _read(self, config: DetectionConfig, specs: tuple[str, ...], key: str) -> AnnotationIndex:
         return load_index(config.data, specs, key=key, say=self.say, limit=config.data.limit)
 
-    def _timed(self, *, write: bool) -> dict[str, DetectionConfig]:
+    def _timed(self, *, write: bool, near: bool = False) -> dict[str, DetectionConfig]:
         """Variant -> config, with the steps that equal_time gives it; these are measured if they are not known yet."""
-        configs = resolve_variants(self.experiment)
-        check_fair(self.experiment, configs)
+        configs = self.check(near=near)
         minutes, path = self.experiment.protocol.minutes, self.output / "plan.json"
         if minutes is None:
             return configs

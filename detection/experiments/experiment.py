@@ -105,6 +105,7 @@ class Experiment:
         pool_seeds: claims of methods take one seed deviation for all variants; the report tests whether it is one.
         detections: name -> files of detections of any program on data.test, in COCO's results format and relative to
             the experiment file: an arm that is compared and not trained; several files are its seeds.
+        allow_leakage: compare although images of the test set are copies of images of training; the report warns.
     """
 
     base: str
@@ -116,6 +117,7 @@ class Experiment:
     protocol: Protocol = field(default_factory=Protocol)
     pool_seeds: bool = False
     detections: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    allow_leakage: bool = False
 
     def __post_init__(self) -> None:
         if not self.variants or len(self.variants) + len(self.detections) < 2:

@@ -50,6 +50,7 @@ def describe(
         "protocol": asdict(experiment.protocol),
         "seeds": list(experiment.seeds),
         "pool_seeds": experiment.pool_seeds,
+        "allow_leakage": experiment.allow_leakage,
         "detections": {name: list(files) for name, files in experiment.detections.items()},
         "allowed": list(experiment.allowed),
         "base": flatten(resolve_base(experiment)),

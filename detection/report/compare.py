@@ -53,7 +53,8 @@ def run_comparison(
         say: takes lines to show.
 
     Raises:
-        ValueError: an unfair experiment, bad data or config, or a run that began with another config.
+        ValueError: an unfair experiment, test images that training sees, bad data or config, or a run that began with
+            another config.
         StoppedError: Ctrl-C; the runs are saved.
     """
     comparison = _comparison(path, output, overrides, placement)
@@ -63,6 +64,8 @@ def run_comparison(
             return comparison.run_one(only, retry_failed=retry_failed)
         if train:
             done = comparison.run(retry_failed=retry_failed)
+        else:
+            comparison.check()
         if robustness:
             _corrupt(comparison.output, say)
     except KeyboardInterrupt as error:

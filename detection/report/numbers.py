@@ -32,6 +32,7 @@ from detection.evaluation.report import VocMetric, describe_choice
 from detection.report.paper import accept_from, paper_cells
 from detection.report.proof import compare_runs, pair_proof, planning, variant_proof
 from detection.report.reading import ExperimentFolder
+from detection.report.splits import split_numbers
 from detection.report.training import training_numbers
 from detection.report.verdict import fronts
 from detection.tasks.evaluate import read_detections
@@ -135,6 +136,8 @@ def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None) 
         "environment": plan["environment"],
         "grid": experiment.grid,
         "latency": experiment.latency,
+        "leakage": experiment.leakage,
+        "splits": split_numbers(experiment),
         "unfinished": [
             {"variant": run.variant, "seed": run.seed, "state": run.state, "error": run.error}
             for run in experiment.unfinished

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from detection.config.load import parse_yaml
 
 __all__ = ["ExperimentFolder", "RunFolder", "read_experiment", "read_metrics"]
 
@@ -23,6 +26,7 @@ class RunFolder:
     error: str | None = None
     hours: float | None = None  # of training
     peak_memory_gib: float | None = None  # of training
+    tested_on: tuple[str, ...] = ()  # card:split; empty without a result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,7 @@ class ExperimentFolder:
     costs: dict[str, dict[str, Any]]  # variant -> costs/VARIANT.json, where it exists
     grid: Any  # grid.json; None without a search
     latency: tuple[dict[str, Any], ...]  # latency/PLACE.json
+    leakage: Any  # leakage.json; None where copies were not looked for
 
     def done(self, variant: str) -> list[RunFolder]:
         """Its finished runs."""
@@ -50,23 +55,26 @@ class ExperimentFolder:
 def read_experiment(output: Path) -> ExperimentFolder:
     """The experiment in the folder ``output``.
 
-    A run counts as done only with its result and its detections.
+    A run counts as done only with its result and its detections, and where the results are of several test sets, only
+    on the set that was planned.
 
     Raises:
         ValueError: no experiment there, or a file that can't be read.
     """
     plan = _read_json(output / "experiment.json")
     variants = tuple(plan["hashes"]["initial_weights"])
+    runs = [_read_run(output, variant, seed) for variant in variants for seed in plan["seeds"]]
     costs = {name: output / "costs" / f"{name}.json" for name in variants}
-    grid = output / "grid.json"
+    grid, leakage = output / "grid.json", output / "leakage.json"
     return ExperimentFolder(
         plan=plan,
         detections={name: tuple(map(Path, files)) for name, files in plan.get("detections", {}).items()},
         variants=variants,
-        runs=tuple(_read_run(output, variant, seed) for variant in variants for seed in plan["seeds"]),
+        runs=_on_one_set(runs, tuple(plan["base"]["data.test"])),
         costs={name: _read_json(path) for name, path in costs.items() if path.is_file()},
         grid=_read_json(grid) if grid.is_file() else None,
         latency=tuple(_read_json(path) for path in sorted((output / "latency").glob("*.json"))),
+        leakage=_read_json(leakage) if leakage.is_file() else None,
     )
 
 
@@ -103,7 +111,28 @@ def _read_run(output: Path, variant: str, seed: int) -> RunFolder:
         error=error,
         hours=status.get("hours"),
         peak_memory_gib=status.get("peak_memory_gib"),
+        tested_on=_tested_on(folder) if state == "done" else (),
     )
+
+
+def _on_one_set(runs: Sequence[RunFolder], planned: tuple[str, ...]) -> tuple[RunFolder, ...]:
+    """Returns ``runs``; if the results are of several test sets, those of others than ``planned`` count as failed."""
+    if len({run.tested_on for run in runs if run.state == "done"}) < 2:
+        return tuple(runs)
+    return tuple(
+        replace(run, state="failed", error=f"tested on {', '.join(run.tested_on)}, not on {', '.join(planned)}")
+        if run.state == "done" and run.tested_on != planned
+        else run
+        for run in runs
+    )
+
+
+def _tested_on(run: Path) -> tuple[str, ...]:
+    """Returns the data sets that the result of ``run`` is of; one of an earlier version is of those of its config."""
+    result = _read_json(run / "result.json")
+    if "tested_on" not in result:
+        result = {"tested_on": parse_yaml((run / "config.yaml").read_text(encoding="utf-8"))["data"]["test"]}
+    return tuple(result["tested_on"])
 
 
 def _read_json(path: Path) -> Any:

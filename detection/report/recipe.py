@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from detection.experiments.protocols import over_budget
+from detection.report.splits import split_warnings
 
 __all__ = ["recipe", "warnings"]
 
@@ -45,7 +46,13 @@ def recipe(numbers: dict[str, Any]) -> str:
 
 def warnings(numbers: dict[str, Any]) -> list[str]:
     """Returns what makes the figures of an experiment doubtful, a sentence each."""
-    return [*_hopeless(numbers), *_rising(numbers), *_at_the_edge(numbers), *_over_budget(numbers)]
+    return [
+        *split_warnings(numbers),
+        *_hopeless(numbers),
+        *_rising(numbers),
+        *_at_the_edge(numbers),
+        *_over_budget(numbers),
+    ]
 
 
 def _hopeless(numbers: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from detection.report.conclusion import claims_tables, conclusion
 from detection.report.costs import cost_section
 from detection.report.details import classes_section, curves_section, errors_section, pictures_section
 from detection.report.robustness import robustness_section
+from detection.report.splits import copies_text
 from detection.report.words import bar, best_cells, percent_interval, spread
 
 __all__ = ["experiment_sections", "protocol_name"]
@@ -140,6 +141,7 @@ def _fairness(numbers: dict[str, Any]) -> Section:
             [(d["what"], d["values"]) for d in fairness["also_changes"]],
         ),
     ]
+    blocks += copies_text(numbers)
     flat = [("code", hashes["code"]), *hashes["data"].items()]
     flat += [(f"initial weights of {name}", value) for name, value in hashes["initial_weights"].items()]
     rows = [[name, "from scratch" if value is None else value[:HASH_DIGITS]] for name, value in flat]

@@ -112,7 +112,7 @@ def run_test(
     detectors += [restore_detector(member.config, member, index.class_names) for member in ensemble]
     measured = measure(config, detectors, index, limit=limit)
     facts = {} if ensemble else {"weights": describe_weights(checkpoint, config.data.test)}
-    result = write_measured(measured, index, output, facts)
+    result = write_measured(measured, index, output, facts | {"tested_on": list(config.data.test)})
     if is_main() and not (output / "checkpoints").exists():  # a run keeps that of its training
         write_text(output / "config.yaml", dump_config(config))
     if write_submission is not None and is_main():
@@ -262,6 +262,8 @@ def _share(index: AnnotationIndex, limit: int | None) -> range:
 def read_records(run: Path, *, say: Callable[[str], None] = print) -> tuple[AnnotationIndex, list[Record]]:
     """The test images of a run directory, and its detections.json as records in their order.
 
+    The images are those of which the result says that they were tested, whatever the config says.
+
     Args:
         run: holds config.yaml, result.json (how many images were tested) and detections.json.
         say: takes lines to show.
@@ -269,9 +271,10 @@ def read_records(run: Path, *, say: Callable[[str], None] = print) -> tuple[Anno
     Raises:
         ValueError: a file is missing or broken, bad data, or a detection of an image or category that they lack.
     """
-    config = load_config(DetectionConfig, run / "config.yaml")
-    index = load_test_set(config, say)
-    index = index.first(_read_json(run / "result.json")["images"])
+    config, result = load_config(DetectionConfig, run / "config.yaml"), _read_json(run / "result.json")
+    tested = tuple(result.get("tested_on", config.data.test))  # results of earlier versions don't say
+    config = replace(config, data=replace(config.data, test=tested))
+    index = load_test_set(config, say).first(result["images"])
     repair = "; has the data set changed since? Test again: resdet test writes it"
     records = read_detections(index, run / "detections.json", source=", ".join(config.data.test), repair=repair)
     return index, records

@@ -154,7 +154,7 @@ def _test(
 ) -> dict[str, Any]:
     """Returns the result of ``model`` on data.test, whose files it writes."""
     measured = measure(config, [_detector(model)], index)
-    return write_measured(measured, index, output, facts)
+    return write_measured(measured, index, output, facts | {"tested_on": list(config.data.test)})
 
 
 def _detector(model: nn.Module) -> Architecture:

@@ -253,7 +253,7 @@ def test_a_variant_without_a_rate_is_reported(make: Make) -> None:
 @pytest.mark.parametrize(
     ("keys", "names"),
     [
-        ({"validation": ["digits:test"]}, "data.test and protocol.validation share 1 images"),
+        ({"validation": ["digits:test"]}, r"of data\.test \['digits:test'\] 1 are in"),
         ({"validation": ["digits:train"]}, "protocol.train or else data.train and protocol.validation share 2 images"),
     ],
 )
@@ -262,7 +262,7 @@ def test_rates_are_not_chosen_on_images_that_are_tested_or_trained_on(
 ) -> None:
     with pytest.raises(ValueError, match=names):
         make(protocol=GRID | keys).run()
-    assert not Path("out").exists()
+    assert not Path("out/grid").exists()
 
 
 def test_costs_of_an_unknown_variant(make: Make) -> None:

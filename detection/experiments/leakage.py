@@ -1,0 +1,137 @@
+"""Images of the test set of an experiment that training, or the search of its learning rates, sees too.
+
+OUTPUT/leakage.json  what was found; while no file has another name, size or time, none is read again
+
+Exact copies are refused: a detector knows them by heart.  Near copies, such as frames of one scene, are told in the
+report.  Copies take the size of every file, and the content of those of one size.  Near copies take every image decoded
+small, once.  docs/compare.md has the times.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from detection.config.detection import DetectionConfig
+from detection.data.loader import load_index
+from detection.data.near_copies import copies_between, look_at, near_copies_between
+from detection.experiments.experiment import Experiment
+from detection.experiments.runs import write_json
+from detection.files import digest
+
+__all__ = ["check_leakage"]
+
+FILE = "leakage.json"
+MOST_EXAMPLES = 5
+THREADS = 16  # that ask for the sizes of files, which may lie in a network
+
+Pairs = Sequence[tuple[str, str]]
+Sizes = Mapping[str, tuple[int, int]]  # path -> bytes, time of change
+
+
+def check_leakage(
+    experiment: Experiment,
+    configs: Mapping[str, DetectionConfig],
+    output: Path,
+    *,
+    near: bool = False,
+    say: Callable[[str], None],
+) -> None:
+    """Looks for images of data.test among those of training, and writes leakage.json; says so if one can't be read.
+
+    Args:
+        experiment: says whether copies are allowed.
+        configs: variant -> its config.
+        output: folder of the experiment.
+        near: also look for near copies, which decodes all images.
+        say: takes lines to show.
+
+    Raises:
+        ValueError: copies that the experiment doesn't allow.
+    """
+    protocol, first = experiment.protocol, next(iter(configs.values()))
+    seen = dict.fromkeys(spec for config in configs.values() for spec in config.data.train)
+    seen |= dict.fromkeys((*protocol.train, *protocol.validation))
+    try:
+        test, train = _paths(first, first.data.test, "data.test"), _paths(first, [*seen], "data.train")
+    except ValueError as error:
+        say(f"warning: copies of test images in the training set are not looked for: {error}")
+        return
+    sizes = (_sizes(test), _sizes(train))
+    found = _before(output / FILE, digest(sizes)) or _look_for_copies(*sizes)
+    if found["copies"]["count"] and not experiment.allow_leakage:
+        raise ValueError(
+            f"experiment {experiment.name}: {_refusal(found['copies'], first.data.test, [*seen], len(test))}"
+        )
+    if near and found["near_copies"] is None:
+        found["near_copies"] = _listed(_near_copies(test, train, say=say))
+    write_json(output / FILE, found)
+    for kind, what in (("copies", "the same"), ("near_copies", "nearly the same")):
+        if found[kind] and found[kind]["count"]:
+            count, (one, other) = found[kind]["count"], found[kind]["examples"][0]
+            say(f"warning: test and training images that are {what}: {count:,}, such as {one} and {other}")
+
+
+def _before(path: Path, stamp: str) -> dict[str, Any] | None:
+    """Returns what was found of the same files before, if it was."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found if found.get("stamp") == stamp else None
+
+
+def _look_for_copies(test: Sizes, train: Sizes) -> dict[str, Any]:
+    """Returns the content of leakage.json, without near copies."""
+    known = [{path: size for path, (size, _) in files.items() if size >= 0} for files in (test, train)]
+    copies, unread = copies_between(*known)
+    return {
+        "stamp": digest((test, train)),
+        "test_images": len(test),
+        "train_images": len(train),
+        "unread": sum(size < 0 for files in (test, train) for size, _ in files.values()) + len(unread),
+        "copies": _listed(copies),
+        "near_copies": None,
+    }
+
+
+def _refusal(copies: dict[str, Any], test: Sequence[str], seen: Sequence[str], images: int) -> str:
+    one, other = copies["examples"][0]
+    return (
+        f"of the {images:,} images of data.test {[*test]} {copies['count']:,} are in {[*seen]} too, byte for byte, "
+        f"such as {one} as {other}: AP on them says nothing of new images. Take them out of one of the sets (resdet "
+        "check lists all), or add `allow_leakage: true` to the experiment file, which puts them into the report"
+    )
+
+
+def _near_copies(test: Sequence[str], train: Sequence[str], *, say: Callable[[str], None]) -> Pairs:
+    """Returns each of ``test`` that looks like one of ``train``, with the first such."""
+    shared = {*test} & {*train}
+    own = [path for path in test if path not in shared]
+    say(f"looking at {len(own) + len(train):,} images for near copies between training and test")
+    first = dict[int, int]()
+    for one, other in near_copies_between(look_at(own), look_at(train)):
+        first.setdefault(one, other)
+    return [(own[one], train[other]) for one, other in first.items()]
+
+
+def _paths(config: DetectionConfig, specs: Sequence[str], key: str) -> list[str]:
+    return [*load_index(config.data, specs, key=key, say=lambda _: None, limit=config.data.limit).paths]
+
+
+def _sizes(paths: Sequence[str]) -> Sizes:
+    """Returns the sizes of files, -1 for one that is missing."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(paths, pool.map(_size, paths), strict=True))
+
+
+def _size(path: str) -> tuple[int, int]:
+    try:
+        known = Path(path).stat()
+    except (OSError, ValueError):
+        return -1, 0
+    return known.st_size, known.st_mtime_ns
+
+
+def _listed(pairs: Pairs) -> dict[str, Any]:
+    return {"count": len(pairs), "examples": [list(pair) for pair in pairs[:MOST_EXAMPLES]]}

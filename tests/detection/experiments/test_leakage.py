@@ -1,0 +1,117 @@
+"""Mirrors detection/experiments/leakage.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from detection.data import near_copies
+from detection.experiments.experiment import load_experiment, resolve_variants
+from detection.experiments.leakage import check_leakage
+
+Check = Callable[..., dict[str, Any]]
+TRAIN, TEST = "coco/train", "coco/test"
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def check(tmp_path: Path, make_coco: Callable[..., Path], write_card: Callable[..., str], said: list[str]) -> Check:
+    """Looks for leakage in an experiment with four images of training and three of test; gives leakage.json."""
+    for split, numbers in (("train", range(1, 5)), ("test", range(5, 8))):
+        cats = [{"id": n, "image_id": n, "category_id": 3, "bbox": [9, 9, 20, 20], "area": 400} for n in numbers]
+        make_coco({number: f"{number}.jpg" for number in numbers}, cats, split=split)
+    splits = {split: {"annotations": f"{split}.json", "images": split} for split in ("train", "test")}
+    card = write_card("coco", splits=splits)
+    (tmp_path / "base.yaml").write_text(f"data: {{train: ['{card}:train'], test: ['{card}:test'], root: {tmp_path}}}")
+
+    def call(*, near: bool = False, **keys: Any) -> dict[str, Any]:
+        variants = {"a": {}, "b": {"backbone": {"name": "plain18"}}}
+        values = {"base": "base.yaml", "seeds": [0], "allowed": ["backbone.name"], "variants": variants} | keys
+        (tmp_path / "swap.yaml").write_text(yaml.safe_dump(values))
+        experiment = load_experiment(tmp_path / "swap.yaml")
+        check_leakage(experiment, resolve_variants(experiment), tmp_path / "out", near=near, say=said.append)
+        return json.loads((tmp_path / "out" / "leakage.json").read_text())
+
+    return call
+
+
+def images(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.jpg"))
+
+
+def test_images_of_their_own_pass_without_a_word(check: Check, said: list[str]) -> None:
+    found = check()
+    assert (found["test_images"], found["train_images"], found["unread"]) == (3, 4, 0)
+    assert found["copies"] == {"count": 0, "examples": []}
+    assert found["near_copies"] is None
+    assert said == []
+
+
+def test_copies_are_refused_with_both_files_and_what_to_type(check: Check, tmp_path: Path, said: list[str]) -> None:
+    train, test = images(tmp_path / TRAIN), images(tmp_path / TEST)
+    for number in (0, 2):
+        shutil.copy(train[3 - number], test[number])
+    with pytest.raises(ValueError, match="allow_leakage: true") as refusal:
+        check()
+    for part in ("3 images", "2 are in", ":train", str(train[3]), str(test[0])):
+        assert part in str(refusal.value)
+    assert not (tmp_path / "out").exists()
+    found = check(allow_leakage=True)
+    assert found["copies"]["count"] == 2
+    assert [str(test[0]), str(train[3])] in found["copies"]["examples"]
+    assert any(line.startswith("warning: ") for line in said)
+
+
+def test_a_set_that_is_trained_and_tested_is_refused(check: Check, tmp_path: Path) -> None:
+    card = tmp_path / "coco.yaml"
+    with pytest.raises(ValueError, match="3 are in"):
+        check(overrides=[f"data.train=[{card}:train,{card}:test]"])
+
+
+def test_near_copies_are_told_and_not_refused(check: Check, tmp_path: Path, said: list[str]) -> None:
+    with Image.open(images(tmp_path / TRAIN)[1]) as image:
+        image.save(images(tmp_path / TEST)[1], quality=70)
+    found = check(near=True)
+    assert found["copies"]["count"] == 0
+    assert found["near_copies"]["examples"] == [[str(images(tmp_path / TEST)[1]), str(images(tmp_path / TRAIN)[1])]]
+    assert str(images(tmp_path / TEST)[1]) in said[-1]
+
+
+def test_files_that_have_not_changed_are_not_read_again(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = check(near=True)
+    monkeypatch.setattr(near_copies, "_content", lambda _: pytest.fail("a file was read"))
+    assert check() == check(near=True) == before
+    monkeypatch.undo()
+    shutil.copy(images(tmp_path / TRAIN)[0], images(tmp_path / TEST)[0])
+    with pytest.raises(ValueError, match="1 are in"):
+        check()
+
+
+def test_only_files_of_one_size_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(near_copies, "_content", lambda path: read.append(path) or path[-1].encode())
+    pairs, unread = near_copies.copies_between({"a1": 10, "b2": 20, "c3": 30}, {"d1": 10, "e2": 21, "f4": 30})
+    assert sorted(read) == ["a1", "c3", "d1", "f4"]
+    assert (pairs, unread) == ([("a1", "d1")], [])
+
+
+def test_a_training_set_that_is_not_there_is_told(check: Check, tmp_path: Path, said: list[str]) -> None:
+    shutil.rmtree(tmp_path / TRAIN)
+    with pytest.raises(FileNotFoundError):  # no leakage.json
+        check()
+    (line,) = said
+    assert line.startswith("warning: ")
+    assert "coco.yaml:train" in line
