@@ -166,8 +166,9 @@ def _variant(arm: tuple[Floats, Floats], first: Sample, confidence: float) -> Va
 
 
 def _intervals(names: Sequence[str], values: Floats, halves: Floats) -> dict[str, Interval]:
-    rows = zip(names, values.tolist(), (values - halves).tolist(), (values + halves).tolist(), strict=True)
-    return {key: Interval(value, low, high) for key, value, low, high in rows}
+    low, high = np.maximum(values - halves, np.minimum(values, 0)), np.minimum(values + halves, np.maximum(values, 1))
+    rows = zip(names, values.tolist(), low.tolist(), high.tolist(), strict=True)
+    return {key: Interval(*row) for key, *row in rows}
 
 
 def _pairs(
@@ -244,8 +245,11 @@ def _adjust_discoveries(
 
 
 def _claim(value: float, half: float, p: float, alpha: float) -> Claim:
-    """Returns a difference with its interval; what Holm proves beyond Bonferroni's interval ends at zero."""
-    low, high, proven = value - half, value + half, p <= alpha
+    """Returns a difference with its interval; what Holm proves beyond Bonferroni's interval ends at zero.
+
+    No difference of fractions is beyond 1, so that the interval ends there.
+    """
+    low, high, proven = max(value - half, min(value, -1.0)), min(value + half, max(value, 1.0)), p <= alpha
     if proven:
         low, high = (max(low, 0.0), high) if value > 0 else (low, min(high, 0.0))
     return Claim(value, low, high, p, proven)

@@ -141,6 +141,11 @@ def _fairness(numbers: dict[str, Any]) -> Section:
             [(d["what"], d["values"]) for d in fairness["also_changes"]],
         ),
     ]
+    foreign = [name for name, variant in numbers["variants"].items() if variant["files"]]
+    if foreign:
+        blocks.append(
+            Text(f"Of {', '.join(foreign)} only detections are known, not what they were trained on, or how.")
+        )
     blocks += copies_text(numbers)
     flat = [("code", hashes["code"]), *hashes["data"].items()]
     flat += [(f"initial weights of {name}", value) for name, value in hashes["initial_weights"].items()]

@@ -152,8 +152,10 @@ def _more(numbers: dict[str, Any]) -> str:
         for key, what in (("seeds", "seeds of each on these images"), ("images", "images with these seeds"))
         if plan.get(key)
     ]
-    if not ways:
+    if not plan.get("noise"):
         return "What it would take to know more can't be computed from these runs."
+    if not ways:
+        return f"To see a gap of {100 * plan['gap']:g} AP takes more seeds and more images: neither alone is enough."
     visible = plan.get("visible")
     seen = "" if visible is None else f" True gaps of {100 * visible:.1f} are seen 8 times in 10 now."
     if visible is not None and visible >= 1:

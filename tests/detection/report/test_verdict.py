@@ -33,7 +33,7 @@ def numbers(
     return {"variants": variants, "pairs": pairs, "confidence": 0.95, "planning": planning}
 
 
-PLAN = {"gap": 0.01, "seeds": 12, "images": 3000, "visible": 0.03}
+PLAN = {"noise": {"seed": 0.01}, "gap": 0.01, "seeds": 12, "images": 3000, "visible": 0.03}
 
 
 def test_the_proven_best_is_named_with_what_is_proven() -> None:
@@ -76,6 +76,14 @@ def test_a_gap_beyond_all_ap_is_not_promised() -> None:
     (*_, third) = lead(numbers({"a": 0.3, "b": 0.5}, 0.1, planning=PLAN | {"visible": 2.285}))
     assert "228" not in third
     assert "No gap" in third
+
+
+def test_a_gap_that_takes_seeds_and_images_is_told_from_unknown_noise() -> None:
+    arms = {"a": 0.3, "b": 0.5}
+    both = lead(numbers(arms, 0.1, planning=PLAN | {"seeds": None, "images": None}))[2]
+    unknown = lead(numbers(arms, 0.1, planning=PLAN | {"noise": None, "seeds": None, "images": None}))[2]
+    assert "more seeds and more images" in both
+    assert "can't be computed" in unknown
 
 
 def test_a_single_arm_has_no_verdict() -> None:
