@@ -170,6 +170,11 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     for name, file in ((name, file) for name, files in arms.items() for file in files or ("",)):
         if not Path(file).is_file():
             raise ValueError(f"experiment {path}: detections.{name} is {file!r}, expected files of detections")
+    for name, files in arms.items():
+        if len({Path(file).resolve() for file in files}) < len(files):
+            raise ValueError(
+                f"experiment {path}: detections.{name} has a file twice, expected those of different seeds"
+            )
     return replace(experiment, base=base, overrides=(*experiment.overrides, *overrides), detections=arms)
 
 

@@ -98,7 +98,8 @@ def gather(experiment: ExperimentFolder, *, say: Callable[[str], None]) -> Evide
             records,
             classes | dict.fromkeys(arms, index.class_names),
             voc_metric=metric,
-            pool=experiment.plan.get("pool_seeds", False),  # a plan may be older than the key
+            # A plan may be older than the key, and the second seeds still to come.
+            pool=experiment.plan.get("pool_seeds", False) and any(len(seeds) > 1 for seeds in records.values()),
         ),
         results={name: [evaluate(seed, index.class_names, metric) for seed in seeds] for name, seeds in arms.items()},
     )

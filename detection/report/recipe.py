@@ -56,14 +56,11 @@ def warnings(numbers: dict[str, Any]) -> list[str]:
 
 
 def _hopeless(numbers: dict[str, Any]) -> list[str]:
-    found = {
-        name: variant["metrics"]["AP"]["mean"]
-        for name, variant in numbers["variants"].items()
-        if (variant["metrics"]["AP"]["mean"] or 0.0) < HOPELESS
-    }
+    means = {name: variant["metrics"]["AP"]["mean"] for name, variant in numbers["variants"].items()}
+    found = {name: mean for name, mean in means.items() if mean is not None and mean < HOPELESS}
     if not found:
         return []
-    listed = ", ".join(f"{name} {100 * (value or 0.0):.1f}" for name, value in found.items())
+    listed = ", ".join(f"{name} {100 * mean:.1f}" for name, mean in found.items())
     return [f"AP near zero ({listed}): hardly trained, so that a difference says nothing of what training would give."]
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from detection.evaluation.matching import MAX_DETECTIONS
 from detection.evaluation.metrics import NONE, Metric, percent, shown_in
 from detection.pages.page import Block, Figure, Links, Notice, Pictures, Section, Table, Text
 from detection.pages.plots import forest
@@ -79,6 +80,8 @@ def _results(numbers: dict[str, Any]) -> Section:
         f"{_weights(variants)} s, m, l: objects under 32², up to 96² and over 96² pixels; AR1, AR10, AR100: average "
         "recall with as many detections per image."
     )
+    if (numbers["base"].get("test.max_detections") or 0) > MAX_DETECTIONS:
+        caption += f" AP and AR look at the best {MAX_DETECTIONS} detections of a class in an image, VOC mAP at all."
     drawn = {name: {"AP": bar(variant["intervals"]["AP"])} for name, variant in variants.items()}
     seeds = {name: _known(variant["metrics"]["AP"]["values"]) for name, variant in variants.items()}
     figure = Figure(
@@ -132,6 +135,7 @@ def _fairness(numbers: dict[str, Any]) -> Section:
             f"training: all {len(numbers['base'])} keys are equal but those below, and only "
             f"{', '.join(fairness['allowed']) or 'none'} may differ."
         ),
+        *_minutes(numbers),
         *_values_table(
             "What differs: configuration keys.", "key", [(d["key"], d["values"]) for d in fairness["differences"]]
         ),
@@ -165,6 +169,18 @@ def _fairness(numbers: dict[str, Any]) -> Section:
     if configs:
         blocks.append(Links("The whole configuration of each run:", configs))
     return Section("Is it fair?", blocks)
+
+
+def _minutes(numbers: dict[str, Any]) -> list[Block]:
+    """Returns how long each run trained, where all had the same time."""
+    allowed = numbers["protocol"]["minutes"]
+    if allowed is None:
+        return []
+    taken = {name: _known(variant["hours"]["values"]) for name, variant in numbers["variants"].items()}
+    listed = "; ".join(
+        f"{name} {', '.join(f'{60 * hours:.1f}' for hours in of_runs)}" for name, of_runs in taken.items() if of_runs
+    )
+    return [Text(f"Minutes of training, of {allowed:g} that were allowed: {listed or 'not known'}.")]
 
 
 def _grid_table(grid: dict[str, Any]) -> Table:

@@ -73,7 +73,7 @@ def name_files(given: Sequence[str]) -> dict[str, list[Path]]:
     """Returns the files of each method; ``given`` holds A.json, named by its stem, or NAME=A1.json,A2.json.
 
     Raises:
-        ValueError: a name twice, or one without a file.
+        ValueError: a name twice, one without a file, or a file twice under one name.
     """
     files: dict[str, list[Path]] = {}
     for text in given:
@@ -83,6 +83,8 @@ def name_files(given: Sequence[str]) -> dict[str, list[Path]]:
         paths = [Path(part) for part in listed.split(",") if part]
         if not name or not paths:
             raise ValueError(f"--detections {text!r}: expected A.json, or NAME=A1.json,A2.json with a file per seed")
+        if len({path.resolve() for path in paths}) < len(paths):
+            raise ValueError(f"--detections {text!r}: a file stands twice, expected the detections of another seed")
         if name in files:
             raise ValueError(f"--detections: two methods are called {name!r}; name them as in NAME={listed}")
         files[name] = paths

@@ -160,6 +160,7 @@ def test_detections_of_other_programs_are_arms_beside_one_variant(write: Write, 
     [
         ({"yolo": ["none.json"]}, "detections.yolo is"),
         ({"yolo": []}, "detections.yolo is"),
+        ({"yolo": ["base.yaml", "./base.yaml"]}, "detections.yolo has a file twice"),
         ({"small": ["base.yaml"]}, "share the names ['small']"),
         ({"../yolo": ["base.yaml"]}, "names a folder"),
     ],

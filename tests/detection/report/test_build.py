@@ -29,6 +29,19 @@ def titles(html: str) -> list[str]:
     return re.findall(r"<h2[^>]*>([^<]+)</h2>", html)
 
 
+def test_a_report_before_the_second_seeds_pools_none_and_says_what_the_plan_asked_for(make_experiment: Make) -> None:
+    output = make_experiment({"resnet18": 0.5, "resnet34": 0.95}, seeds=(0,))
+    path = output / "experiment.json"
+    plan = json.loads(path.read_text())
+    plan |= {"pool_seeds": True, "base": plan["base"] | {"test.max_detections": 300}}
+    plan["protocol"] |= {"name": "equal_time", "minutes": 100.0}
+    path.write_text(json.dumps(plan))
+    numbers, html = read(output)
+    assert numbers["planning"]["pooling"] is None
+    assert "resnet18 30.0; resnet34 90.0" in html  # minutes
+    assert "best 100 detections" in html
+
+
 class TestWholeExperiment:
     @pytest.fixture
     def report(self, make_experiment: Make) -> tuple[dict[str, Any], str]:

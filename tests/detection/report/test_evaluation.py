@@ -202,7 +202,7 @@ def test_names_of_methods() -> None:
         "a": [Path("x/a.json")],
         "b": [Path("c.json"), Path("d.json")],
     }
-    for wrong in (["=a.json"], ["a="], ["x/a.json", "y/a.json"]):
+    for wrong in (["=a.json"], ["a="], ["x/a.json", "y/a.json"], ["b=c.json,./c.json"]):
         with pytest.raises(ValueError, match="--detections"):
             name_files(wrong)
 

@@ -18,7 +18,7 @@ BASE = {
 }
 
 
-def numbers(ap: float = 0.4, curve: tuple[list[int], list[float]] = ([], []), **changes: Any) -> dict[str, Any]:
+def numbers(ap: float | None = 0.4, curve: tuple[list[int], list[float]] = ([], []), **changes: Any) -> dict[str, Any]:
     run = {"seed": 0, "AP": {"iterations": curve[0], "values": curve[1]}, "train_images": 320}
     variant = {"metrics": {"AP": {"mean": ap}}, "training": [run]}
     return {
@@ -73,6 +73,7 @@ def test_doubtful_figures_are_warned_of(given: dict[str, Any], told: str) -> Non
     "given",
     [
         numbers(),
+        numbers(ap=None),  # no objects to find, which is not the training's fault
         numbers(curve=([100, 300, 400], [0.1, 0.35, 0.355])),
         numbers(curve=([200, 400], [0.1, 0.35])),  # two looks say nothing of the end
         numbers(grid={"variants": {"net": {"scores": {"0.5": 0.1, "1": 0.3, "2": 0.2}}}}),
