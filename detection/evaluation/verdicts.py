@@ -31,5 +31,5 @@ def _said(pair: Pair, claim: Claim, what: str, visible: float) -> str:
         return f"{pair.b} is better than {pair.a} by {low:.1f} to {high:.1f} AP ({what})"
     if claim.proven:
         return f"{pair.a} is better than {pair.b} by {-high:.1f} to {-low:.1f} AP ({what})"
-    seen = f"a true gap of {100 * visible:.1f} AP would be seen 8 times in 10" if visible < 1 else ""
+    seen = f"a true gap of {100 * visible:.1f} AP would be seen 8 times in 10" if 0 < visible < 1 else ""
     return f"no difference shown between {pair.a} and {pair.b} ({what})" + (f"; {seen}" if seen else "")

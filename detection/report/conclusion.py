@@ -90,7 +90,7 @@ def _planning(plan: dict[str, Any]) -> list[Block]:
 
 
 def _gap(visible: float | None) -> str:
-    return "none" if visible is not None and visible >= 1 else _points(visible)
+    return "none" if visible is not None and visible >= 1 else _points(visible or None)
 
 
 def _points(fraction: float | None) -> str:

@@ -5,8 +5,8 @@ They serve the report of an experiment and the analysis of one run or two: ``num
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from detection.evaluation.curves import RECALLS, THRESHOLDS
 from detection.evaluation.metrics import percent
@@ -19,6 +19,9 @@ from detection.report.words import bar, claimed, differing, pair_name, percent_i
 __all__ = ["classes_section", "curves_section", "errors_section", "operating_figures", "pictures_section"]
 
 MAX_CLASSES = 20  # of a figure; the table has all
+MAX_COLUMNS, MAX_PAIRS = 7, 4  # of a table on a printed page, where differences are wide
+
+T = TypeVar("T")
 ERROR_NAMES = {
     "Cls": "class",
     "Loc": "place",
@@ -37,18 +40,28 @@ ERROR_LEGEND = (
 
 
 def classes_section(numbers: dict[str, Any]) -> Section:
-    variants, pairs, names = numbers["variants"], numbers["pairs"], numbers["class_names"]
-    header = ["class", *variants, *(pair_name(pair) for pair in pairs)]
-    rows = [
-        [
-            name,
-            *(percent(variant["class_ap"][name]["value"]) for variant in variants.values()),
-            *(claimed(pair["class_ap"][name]) for pair in pairs),
-        ]
-        for name in names
-    ]
-    caption = f"AP per class in percent, mean over seeds, and differences {_discovered(numbers, 'classes')}"
-    return Section("Per class", [Table(caption, header, rows), *(_class_figure(pair) for pair in pairs)])
+    variants, pairs = numbers["variants"], numbers["pairs"]
+    columns = {name: lambda label, v=v: percent(v["class_ap"][label]["value"]) for name, v in variants.items()}
+    gains = {pair_name(pair): lambda label, p=pair: claimed(p["class_ap"][label]) for pair in pairs}
+    caption = f"differences {_discovered(numbers, 'classes')}" if pairs else ""
+    if len(columns) + len(gains) <= MAX_COLUMNS:
+        both = "AP per class in percent, mean over seeds" + (f", and {caption}" if pairs else ".")
+        tables = [_class_table(numbers, both, columns | gains)]
+    else:
+        tables = [_class_table(numbers, "AP per class in percent, mean over seeds.", columns)]
+        tables += [_class_table(numbers, f"AP per class, {caption}", dict(part)) for part in _parts([*gains.items()])]
+    return Section("Per class", [*tables, *(_class_figure(pair) for pair in pairs)])
+
+
+def _class_table(numbers: dict[str, Any], caption: str, columns: Mapping[str, Callable[[str], str]]) -> Table:
+    """Returns a table with a row for each class, whose cells the ``columns`` give."""
+    rows = [[label, *(cell(label) for cell in columns.values())] for label in numbers["class_names"]]
+    return Table(caption, ["class", *columns], rows)
+
+
+def _parts(items: Sequence[T]) -> list[Sequence[T]]:
+    """Returns ``items`` in parts that fit beside each other on a printed page."""
+    return [items[start : start + MAX_PAIRS] for start in range(0, len(items), MAX_PAIRS)]
 
 
 def _class_figure(pair: dict[str, Any]) -> Figure:
