@@ -32,7 +32,7 @@ def test_a_detector_of_the_zoo_is_tested_as_it_was_published(
     names = load_card("digits").classes
     config, converted = convert_torchvision(state, class_names=names)
 
-    def fetch(entry: Entry, folder: Path) -> Path:
+    def fetch(entry: Entry, folder: Path, **_: Any) -> Path:
         run = folder / entry.name
         write_converted(run, config, names, converted)
         return run
