@@ -19,7 +19,7 @@ from torchvision.ops import nms as torchvision_nms
 
 from detection.boxes import iou
 
-__all__ = ["as_on_gpu", "gather_rows", "hash32", "nms", "pad_columns", "select_top", "waiting_is_free"]
+__all__ = ["as_on_gpu", "gather_rows", "hash32", "nms", "pad_columns", "select_top", "single_below", "waiting_is_free"]
 
 # A GPU compares this many candidates of a group with each other, the best, before it looks whether that was enough.
 HEAD = 2048
@@ -119,7 +119,7 @@ def _fixed_points(boxes: Tensor, classes: Tensor | None, iou_threshold: float, s
 
 
 def _fixed_point(boxes: Tensor, classes: Tensor | None, iou_threshold: float, steps: int) -> tuple[Tensor, Tensor]:
-    suppresses = iou(boxes, boxes) > _single_below(iou_threshold)
+    suppresses = iou(boxes, boxes) > single_below(iou_threshold)
     if classes is not None:
         suppresses = suppresses & (classes[:, :, None] == classes[:, None])
     suppresses = suppresses.triu(1).to(boxes.dtype)  # row: column
@@ -130,7 +130,7 @@ def _fixed_point(boxes: Tensor, classes: Tensor | None, iou_threshold: float, st
     return kept[:, 0] == 0, (before == kept)[:, 0].all(dim=1)
 
 
-def _single_below(value: float) -> float:
+def single_below(value: float) -> float:
     """Returns the largest float32 that is not above ``value``: torchvision compares IoUs with the float64."""
     single = np.float32(value)
     # As Python's floats: numpy would round ``value`` to a float32 before it compares.

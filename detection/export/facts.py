@@ -1,0 +1,138 @@
+"""What an exported file says of itself, in its own metadata: all that is needed to run it and to know where it is from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from detection.config.detection import DetectionConfig
+from detection.config.load import dump_config, parse_config
+from detection.engine.checkpoint import Checkpoint
+from detection.files import digest
+from detection.model.architecture import Architecture
+from detection.weights.zoo import ZOO
+
+__all__ = ["KEY", "ExportFormat", "Facts", "Precision", "describe_export", "run_digest", "weights_licence"]
+
+KEY = "resdet"  # of the metadata in a file
+FORMAT = 1  # of this metadata
+ExportFormat = Literal["torch", "onnx", "openvino"]
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """The metadata of an exported file.
+
+    Attributes:
+        format, precision: of the file.
+        size: (height, width) of the frame in pixels; images lie at its top left, zeros fill the rest.
+        batch: images of a call.
+        class_names: of the labels.
+        resize: shorter and longer side in pixels that images are scaled to before; the graph does not resize.
+        mean, std, channel_order: of the normalisation, which the graph does.
+        score_threshold, nms_iou, max_detections: of the graph's detections.
+        config: of the run, YAML.
+        licence: of the weights.
+        run: SHA-256 of the run's weights and classes.
+        weights, iteration: file name and iteration of the checkpoint.
+        float_parts: of an int8 model, the parts that stayed float.
+        opset: of ONNX; None: torch.
+    """
+
+    format: ExportFormat
+    precision: Precision
+    size: tuple[int, int]
+    batch: int
+    class_names: tuple[str, ...]
+    resize: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channel_order: str
+    score_threshold: float
+    nms_iou: float
+    max_detections: int
+    config: str
+    licence: str
+    run: str
+    weights: str
+    iteration: int
+    float_parts: tuple[str, ...] = ()
+    opset: int | None = None
+
+    def to_text(self) -> str:
+        """Returns the metadata as JSON."""
+        return json.dumps({"metadata_format": FORMAT, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_text(cls, text: str | None, path: Path) -> Self:
+        """Returns what ``to_text`` gave, from the metadata of the file ``path``, which may have none.
+
+        Raises:
+            ValueError: the file is of another program or version.
+        """
+        if not text:
+            raise ValueError(f"{path} is no export of resdet: its metadata lack {KEY!r}; resdet export RUN writes one")
+        try:
+            content: dict[str, Any] = json.loads(text)
+            if content.pop("metadata_format") != FORMAT:
+                raise ValueError(f"its metadata are not of format {FORMAT}")
+            lists = {name: tuple(value) for name, value in content.items() if isinstance(value, list)}
+            return cls(**(content | lists))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} was exported by another version of resdet: {error}; export it again") from error
+
+    def parsed_config(self) -> DetectionConfig:
+        """Returns the config of the run."""
+        return parse_config(DetectionConfig, self.config)
+
+
+def describe_export(
+    checkpoint: Checkpoint[DetectionConfig],
+    detector: Architecture,
+    *,
+    format: ExportFormat,
+    precision: Precision,
+    size: tuple[int, int],
+    batch: int,
+    licence: str | None,
+) -> Facts:
+    """Returns the facts of an export of ``checkpoint``, from which ``detector`` was built; ``licence`` is the user's."""
+    config, stats = checkpoint.config, detector.backbone.input_stats
+    return Facts(
+        format=format,
+        precision=precision,
+        size=size,
+        batch=batch,
+        class_names=checkpoint.class_names,
+        resize=(config.data.shorter_side, config.data.longer_side),
+        mean=stats.mean,
+        std=stats.std,
+        channel_order=stats.channel_order,
+        score_threshold=config.test.score_threshold,
+        nms_iou=config.test.nms_iou,
+        max_detections=config.test.max_detections,
+        config=dump_config(config),
+        licence=licence or weights_licence(config),
+        run=run_digest(checkpoint),
+        weights=checkpoint.path.name,
+        iteration=checkpoint.iteration,
+    )
+
+
+def run_digest(checkpoint: Checkpoint[DetectionConfig]) -> str:
+    """Returns the SHA-256 of the weights and classes of ``checkpoint``, by which an export belongs to a run."""
+    return digest([checkpoint.weights, list(checkpoint.class_names)])
+
+
+def weights_licence(config: DetectionConfig) -> str:
+    """Returns what the run's config lets say of the licence of its weights."""
+    entry = next((entry for entry in ZOO if entry.name == config.init), None)
+    if entry is not None:
+        return f"trained from {entry.name}: {entry.licence}"
+    source = config.init or config.backbone.weights
+    if source is None:
+        return "trained from scratch; not stated (--licence states it)"
+    return f"trained from {source}; its licence is not known (--licence states it)"

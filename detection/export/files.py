@@ -1,0 +1,86 @@
+"""Writes a captured graph as a file of each format, with its facts in the file's own metadata.
+
+model.pt2              torch.export's; torch.export.load reads it once detection.model.select is imported
+model.onnx             ONNX of one opset, standard operators only
+model.xml, model.bin   OpenVINO's
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from detection.export.extras import optional
+from detection.export.facts import KEY, ExportFormat, Facts
+from detection.export.graph import INPUTS, OUTPUTS
+from detection.export.operators import OPSET, translations
+
+__all__ = ["NAMES", "TORCH_ENTRY", "require_packages", "write_onnx", "write_openvino", "write_torch"]
+
+NAMES: dict[ExportFormat, str] = {"torch": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}
+TORCH_ENTRY = f"{KEY}.json"  # in the archive of torch.export
+PACKAGES: dict[ExportFormat, tuple[str, ...]] = {
+    "torch": (),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
+}
+
+
+def require_packages(format: ExportFormat) -> None:
+    """Raises ImportError, with the line that installs it, where a package is missing that writes or runs ``format``."""
+    for name in PACKAGES[format]:
+        optional(name, f"--format {format}")
+
+
+def write_torch(program: ExportedProgram, path: Path, facts: Facts) -> None:
+    """Writes ``program`` to ``path``, a .pt2 file."""
+    torch.export.save(program, path, extra_files={TORCH_ENTRY: facts.to_text()})
+
+
+def write_onnx(program: ExportedProgram, path: Path, facts: Facts) -> None:
+    """Writes ``program`` to ``path``, an .onnx file that holds its weights."""
+    outputs = OUTPUTS[: len(program.graph_signature.user_outputs)]
+    with _quiet():
+        exported: Any = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=INPUTS,
+            output_names=outputs,
+            opset_version=OPSET,
+            custom_translation_table=dict(translations(len(facts.class_names))),
+            verbose=False,
+        )
+    exported.model.metadata_props[KEY] = facts.to_text()
+    exported.save(path, external_data=False)
+
+
+def write_openvino(onnx: Path, path: Path, facts: Facts) -> None:
+    """Writes the model in the file ``onnx`` as ``path``, an .xml file, and a .bin file beside it.
+
+    In float16 only its weights are halved: the device decides in which precision it computes.
+    """
+    openvino = optional("openvino", "--format openvino")
+    model = openvino.convert_model(onnx)
+    model.set_rt_info(facts.to_text(), [KEY])
+    openvino.save_model(model, path, compress_to_fp16=facts.precision == "fp16")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's own messages about its progress and its deprecated parts to itself."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,99 @@
+"""The whole way of a test, from pixels to detections, as one graph of fixed shapes.
+
+Shapes: N images of a call, H W height and width of the frame, D detections, S side of a mask.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from detection.export.constants import fold_constants
+from detection.model.architecture import Architecture
+from detection.padded import Found
+from detection.structures import ImageBatch
+
+__all__ = ["INPUTS", "OUTPUTS", "DetectorGraph", "capture"]
+
+INPUTS = ("pixels", "sizes")
+OUTPUTS = ("boxes", "labels", "scores", "counts", "masks")  # the last of architectures with masks
+
+
+@runtime_checkable
+class _OneGraph(Protocol):
+    def detect(self, images: ImageBatch) -> Found: ...
+
+
+class DetectorGraph(nn.Module):
+    """A detector with tensors in and out.
+
+    Args:
+        detector: an architecture whose test is one graph.
+        half: convolutions and matrix products work in float16.
+
+    Raises:
+        ValueError: another one.
+    """
+
+    def __init__(self, detector: Architecture, *, half: bool = False) -> None:
+        super().__init__()
+        if not isinstance(detector, _OneGraph):
+            raise ValueError(
+                f"{type(detector).__name__} can't be exported: it has no method detect(images) -> Found, a test of "
+                "fixed shapes; those of faster_rcnn, mask_rcnn and cascade_rcnn have"
+            )
+        self.detector, self.half = detector, half
+
+    def forward(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """Returns boxes (N, D, 4), labels (N, D), scores (N, D), counts (N,) and, of some, masks (N, D, S, S).
+
+        The first ``counts`` rows of an image are detections, best first; the others are zero.
+
+        Args:
+            pixels: (N, 3, H, W) uint8 RGB, each image at the top left of its frame and zeros right of and below it.
+            sizes: (N, 2) int64, height and width of each image in its frame; boxes are in these pixels.
+        """
+        assert isinstance(self.detector, _OneGraph)
+        with torch.autocast("cpu", dtype=torch.float16, enabled=self.half):
+            found = self.detector.detect(ImageBatch(pixels, sizes))
+        boxes = torch.where(found.valid[..., None], found.boxes, 0.0)
+        labels, scores = torch.where(found.valid, found.labels, 0), torch.where(found.valid, found.scores, 0.0)
+        counts = found.valid.sum(dim=1)
+        if found.masks is None:
+            return boxes, labels, scores, counts
+        return boxes, labels, scores, counts, torch.where(found.valid[..., None, None], found.masks, 0.0)
+
+
+@torch.no_grad()
+def capture(detector: Architecture, *, size: tuple[int, int], batch: int, half: bool) -> ExportedProgram:
+    """Returns the graph of ``detector``'s test, in which nothing that depends on weights alone is left to compute.
+
+    Args:
+        detector: on the CPU.
+        size: (height, width) of the frame in pixels.
+        batch: N.
+        half: convolutions and matrix products work in float16, as under ``solver.precision: fp16``.
+
+    Raises:
+        ValueError: the detector's test is no graph of fixed shapes, or an image of ``size`` is too small for it.
+    """
+    # A copy in the plain order of dimensions, which files of torch.export keep without a warning.
+    graph = deepcopy(DetectorGraph(detector, half=half)).eval().to(memory_format=torch.contiguous_format)
+    inputs = torch.zeros(batch, 3, *size, dtype=torch.uint8), torch.tensor([size] * batch)
+    try:
+        program = torch.export.export(graph, inputs).run_decompositions({})
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(detector).__name__} can't take images of {size[0]}x{size[1]} pixels (height x width): "
+            f"{_first_line(error)}; give a larger --size"
+        ) from error
+    folded = fold_constants(program.module())
+    return torch.export.export(folded, inputs)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

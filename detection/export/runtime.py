@@ -1,0 +1,170 @@
+"""An exported file as a detector: the same call as an architecture, by the runtime of its format.
+
+Shapes: N images of a call of the file, H W height and width of its frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
+
+from detection.config.detection import DetectionConfig
+from detection.export.extras import optional
+from detection.export.facts import KEY, Facts
+from detection.export.files import NAMES, TORCH_ENTRY
+from detection.model.postprocess import rescale
+from detection.structures import Detections, ImageBatch
+
+__all__ = ["Exported", "Framed", "find_export", "open_exported"]
+
+Arrays = Sequence[NDArray[np.generic]]
+Call = Callable[[Tensor, Tensor], Arrays]  # pixels (N, 3, H, W) and sizes (N, 2) -> the outputs of the graph
+
+
+class Framed(nn.Module):
+    """Detections of images of any size by a graph of fixed shapes.
+
+    Images that do not fit into the frame are shrunk; what a call has too few of is filled up with blank ones.
+
+    Args:
+        call: runs the graph.
+        size: (height, width) of the frame.
+        batch: N.
+    """
+
+    def __init__(self, call: Call, *, size: tuple[int, int], batch: int) -> None:
+        super().__init__()
+        self.call, self.size, self.batch = call, size, batch
+
+    def forward(self, images: ImageBatch) -> list[Detections]:
+        """Returns each image's detections, on the CPU and in pixels of ``images``."""
+        pixels, sizes = images.pixels.cpu(), images.size_list()
+        fitted = [_fit(image[:, :h, :w], self.size) for image, (h, w) in zip(pixels, sizes, strict=True)]
+        found: list[Detections] = []
+        for first in range(0, len(fitted), self.batch):
+            found += self._run(fitted[first : first + self.batch])
+        return [
+            own if (part.shape[1], part.shape[2]) == size else rescale(own, (part.shape[1], part.shape[2]), size)
+            for own, part, size in zip(found, fitted, sizes, strict=True)
+        ]
+
+    def _run(self, images: Sequence[Tensor]) -> list[Detections]:
+        pixels = torch.zeros(self.batch, 3, *self.size, dtype=torch.uint8)
+        sizes = torch.tensor([self.size] * self.batch)
+        for row, image in enumerate(images):
+            pixels[row, :, : image.shape[1], : image.shape[2]] = image
+            sizes[row] = torch.tensor(image.shape[1:])
+        boxes, labels, scores, counts, *masks = (torch.from_numpy(np.array(a)) for a in self.call(pixels, sizes))
+        rows = [slice(int(count)) for count in counts[: len(images)]]
+        return [
+            Detections(
+                boxes=boxes[row, own],
+                scores=scores[row, own],
+                labels=labels[row, own],
+                masks=masks[0][row, own].float() if masks else None,
+            )
+            for row, own in enumerate(rows)
+        ]
+
+
+class Exported(Framed):
+    """A detector in an exported file.
+
+    Attributes:
+        path: of the file.
+        facts: its metadata.
+        config: of its run.
+        class_names: K names.
+    """
+
+    def __init__(self, path: Path, facts: Facts, call: Call) -> None:
+        super().__init__(call, size=facts.size, batch=facts.batch)
+        self.path, self.facts = path, facts
+        self.config: DetectionConfig = facts.parsed_config()
+        self.class_names = facts.class_names
+
+
+def find_export(path: str | Path) -> Path | None:
+    """Returns the exported file that ``path``, a file or the folder of an export, means; None: it means none."""
+    path = Path(path)
+    if path.is_dir():
+        return next((path / name for name in NAMES.values() if (path / name).is_file()), None)
+    return path if path.suffix in (".pt2", ".onnx", ".xml") and path.is_file() else None
+
+
+def open_exported(path: str | Path, *, threads: int | None = None) -> Exported:
+    """Returns the detector in the exported file, or folder of an export, ``path``; it computes on the CPU.
+
+    Args:
+        path: a .pt2, .onnx or .xml file that ``resdet export`` wrote, or their folder.
+        threads: of ONNX Runtime and OpenVINO; None: as many as PyTorch takes.
+
+    Raises:
+        ValueError: there is none, or it is damaged or of another program.
+        ImportError: its runtime is missing.
+    """
+    file = find_export(path)
+    if file is None:
+        raise ValueError(f"no exported model at {path}: give a .pt2, .onnx or .xml file that resdet export wrote")
+    openers = {".pt2": _open_torch, ".onnx": _open_onnx, ".xml": _open_openvino}
+    try:
+        facts, call = openers[file.suffix](file, threads or torch.get_num_threads())
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{file} can't be read: {error}") from error
+    return Exported(file, facts, call)
+
+
+def _open_torch(path: Path, threads: int) -> tuple[Facts, Call]:
+    entries = {TORCH_ENTRY: ""}
+    program = torch.export.load(path, extra_files=entries).module()
+
+    @torch.no_grad()
+    def call(pixels: Tensor, sizes: Tensor) -> Arrays:
+        return [output.numpy() for output in program(pixels, sizes)]
+
+    return Facts.from_text(entries[TORCH_ENTRY], path), call
+
+
+def _open_onnx(path: Path, threads: int) -> tuple[Facts, Call]:
+    runtime = optional("onnxruntime", f"{path}")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3  # errors only
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base
+        raise ValueError(f"{path} can't be read: {error}") from error
+    facts = Facts.from_text(session.get_modelmeta().custom_metadata_map.get(KEY), path)
+    names = [given.name for given in session.get_inputs()]
+    return facts, lambda *inputs: session.run(None, {n: x.numpy() for n, x in zip(names, inputs, strict=True)})
+
+
+def _open_openvino(path: Path, threads: int) -> tuple[Facts, Call]:
+    openvino = optional("openvino", f"{path}")
+    core = openvino.Core()
+    model = core.read_model(path)
+    text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    compiled = core.compile_model(model, "CPU", settings)
+
+    def call(pixels: Tensor, sizes: Tensor) -> Arrays:
+        results = compiled([pixels.numpy(), sizes.numpy()])
+        return [results[place] for place in range(len(compiled.outputs))]
+
+    return Facts.from_text(text, path), call
+
+
+def _fit(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns ``image`` (3, H, W) uint8, shrunk if it exceeds ``size``."""
+    height, width = image.shape[1:]
+    factor = min(size[0] / height, size[1] / width)
+    if factor >= 1:
+        return image
+    new_size = max(1, int(height * factor)), max(1, int(width * factor))
+    smaller = F.interpolate(image[None].float(), size=new_size, mode="bilinear", antialias=True)
+    return smaller[0].round().clamp(0, 255).to(torch.uint8)
