@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from detection.build import build_detector, build_image_tester
+from detection.build import build_detector, build_image_tester, slice_images
 from detection.config.detection import DetectionConfig, PostprocessConfig
 from detection.config.load import build_dataclass
 from detection.data.sources import Picture, Source, pictures, read_picture
@@ -26,6 +26,7 @@ from detection.engine.checkpoint import Checkpoint, load_detector_weights, read_
 from detection.engine.device import DeviceName, choose_device
 from detection.engine.loop import PRECISIONS
 from detection.engine.threshold import Threshold, run_threshold
+from detection.export.runtime import Exported, find_export, open_exported
 from detection.mask_geometry import MaskGeometry, paste
 from detection.model.postprocess import rescale
 from detection.prediction import Prediction
@@ -102,7 +103,8 @@ class Predictor:
         """Returns the detector at ``weights``, tested as its config says and in the precision of its training.
 
         Args:
-            weights: a .safetensors checkpoint, or a run directory: its best weights, else its newest.
+            weights: a .safetensors checkpoint, or a run directory: its best weights, else its newest; or an exported
+                file, or its folder, which runs in its own runtime on the CPU.
             device: "auto" is CUDA where there is one.
             batch_size: images that ``stream`` looks at at once.
             test: keys of the config's section "test" with other values, such as ``slice=800``.
@@ -111,9 +113,25 @@ class Predictor:
             ValueError: there is none, or it can't be read; an unknown key or a wrong value of ``test``; CUDA is asked
                 for and missing.
         """
+        if find_export(weights) is not None:
+            return cls._of_export(open_exported(weights), test, batch_size=batch_size)
         checkpoint = read_checkpoint(weights)
         changed = build_dataclass(PostprocessConfig, asdict(checkpoint.config.test) | test)
         return cls.of(checkpoint, replace(checkpoint.config, device=device, test=changed), batch_size=batch_size)
+
+    @classmethod
+    def _of_export(cls, exported: Exported, test: Mapping[str, Any], *, batch_size: int) -> Self:
+        config = exported.config
+        config = replace(config, test=build_dataclass(PostprocessConfig, asdict(config.test) | test))
+        exported.check_config(config, exported.class_names)  # only slices are not in its graph
+        return cls(
+            exported if config.test.slice is None else slice_images(config, exported),
+            class_names=exported.class_names,
+            resize=Resize(*exported.facts.resize) if config.test.slice is None else full_size,
+            threshold=Threshold(exported.facts.shown_score, exported.facts.shown_origin),
+            mask_geometry=config.mask.geometry,
+            batch_size=batch_size,
+        )
 
     @classmethod
     def of(cls, checkpoint: Checkpoint[DetectionConfig], config: DetectionConfig, *, batch_size: int = 1) -> Self:

@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("detection.engine",),),
     (("detection.build",),),
     (("detection.weights",),),
+    (("detection.export",),),
     (("detection.predictor", "detection.prediction"),),
     (("detection.tasks",),),
     (("detection.classification",), ("detection.experiments",)),

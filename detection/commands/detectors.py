@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -82,7 +82,7 @@ examples:
 
 def _test_options(parser: ArgumentParser) -> None:
     config_options(parser, "test.nms_iou=0.5")
-    parser.add_argument("--weights", help="a .safetensors checkpoint, or a run directory")
+    parser.add_argument("--weights", help="a .safetensors checkpoint, a run directory, or an exported file")
     parser.add_argument(
         "--zoo",
         metavar="NAME",
@@ -118,8 +118,17 @@ def _test(args: Namespace) -> Call:
         args.words, args.config_file = changes, args.weights / "config.yaml"
     config, _ = read_config(args, DetectionConfig)
     from detection.engine.checkpoint import read_checkpoint
+    from detection.export.runtime import find_export, open_exported
     from detection.tasks.test import proposal_recall, run_test
 
+    if find_export(args.weights) is not None:
+        if args.proposals or args.robustness or args.ensemble:
+            raise UsageError("an exported file is tested as it is; leave out --proposals, --robustness and --ensemble")
+        exported = open_exported(args.weights)
+        output = Path(args.output_dir) if args.output_dir else exported.path.parent / "test"
+        test = partial(run_test, config, exported, output, limit=args.limit, pictures=args.visualize)
+        folders = ["pictures"] if args.visualize else []
+        return test, partial(_show_test, output=output, published="", folders=folders)
     checkpoint = read_checkpoint(args.weights)
     output = Path(args.output_dir) if args.output_dir else checkpoint.path.parent.parent / "test"
     if args.proposals:
@@ -284,10 +293,73 @@ def _alternating(args: Namespace) -> Call:
     return partial(run_alternating, config, Path(args.output_dir)), show_tables
 
 
+EXPORT = """
+The whole test as one file, from uint8 pixels to boxes, and the proof that it finds what PyTorch finds: detections, AP,
+latency and memory of both, on data.test or on --images. Writes RUN/export/FORMAT; a limit that is exceeded writes
+nothing. Images are resized outside of the file. docs/export.md says more.
+
+examples:
+  resdet export output/digits/resnet18_c4 --format onnx
+  resdet export output/bccd/fpn_resnet18 --format openvino --int8 --images photos/
+  resdet export output/bccd/fpn_resnet18 --format torch --size 480x640 --batch 4
+"""
+
+
+def _export_options(parser: ArgumentParser) -> None:
+    parser.add_argument("run", help="a run directory, or a .safetensors checkpoint")
+    parser.add_argument("--format", required=True, choices=("torch", "onnx", "openvino"))
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--half", dest="precision", action="store_const", const="fp16", help="float16 weights")
+    precision.add_argument("--int8", dest="precision", action="store_const", const="int8", help="not of torch")
+    parser.add_argument("--size", type=_size, metavar="HxW", help="of the frame (default: what the images need)")
+    parser.add_argument("--batch", type=positive, default=1, help="images of a call (default: %(default)s)")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="to prove and calibrate on, instead of the data")
+    parser.add_argument("--limit", type=positive, default=20, metavar="N", help="so many images (default: %(default)s)")
+    parser.add_argument("--timed", type=int, default=20, metavar="N", help="time N images (default: %(default)s)")
+    parser.add_argument("--licence", help="of the weights, for the file's metadata")
+    parser.add_argument("--output-dir", type=Path, help="(default: export/FORMAT in the run directory)")
+    parser.add_argument(
+        "--max-unmatched", type=fraction, metavar="F", help="share of detections (default: 0.01; half 0.05, int8 0.3)"
+    )
+    parser.add_argument("--max-ap-loss", type=float, default=1.0, metavar="P", help="in points (default: %(default)s)")
+    parser.add_argument(
+        "--part-loss", type=fraction, default=0.02, metavar="F", help="a part stays float above (default: %(default)s)"
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, x, width = text.partition("x")
+    if not x or not height.isdecimal() or not width.isdecimal() or min(int(height), int(width)) < 1:
+        raise ArgumentTypeError(f"takes HEIGHTxWIDTH in pixels such as 800x1333, got {text!r}")
+    return int(height), int(width)
+
+
+def _export(args: Namespace) -> Call:
+    from detection.engine.checkpoint import read_checkpoint
+    from detection.tasks.export import Limits, Wanted, run_export
+
+    checkpoint, precision = read_checkpoint(args.run), args.precision or "fp32"
+    name = args.format if precision == "fp32" else f"{args.format}_{precision}"
+    output = args.output_dir or checkpoint.path.parent.parent / "export" / name
+    wanted = Wanted(
+        format=args.format,
+        precision=precision,
+        size=args.size,
+        batch=args.batch,
+        images=args.images,
+        count=args.limit,
+        timed=args.timed,
+        licence=args.licence,
+        limits=Limits(unmatched=args.max_unmatched, ap=args.max_ap_loss, part=args.part_loss),
+    )
+    return partial(run_export, checkpoint, output, wanted), lambda _: print(f"export: {output}")
+
+
 COMMANDS = {
     "train": Command("Trains a detector", _train_options, _train, TRAIN),
     "test": Command("Tests a detector", _test_options, _test, TEST),
     "predict": Command("Detects objects in your own images", _predict_options, _predict, PREDICT),
+    "export": Command("Exports a detector, with proof", _export_options, _export, EXPORT),
     "alternating": Command(
         "Trains a detector in the 4 alternating steps of the paper", _alternating_options, _alternating, ALTERNATING
     ),

@@ -48,6 +48,7 @@ def _compare_options(parser: ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, help="with --latency-on cpu (default: torch's choice)")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="with --latency-on")
     parser.add_argument("--batch", type=positive, default=1, help="images at once, with --latency-on")
+    parser.add_argument("--exported", metavar="NAME", help="with --latency-on cpu: time export/NAME of each run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the base, such as data.root=/data")
 
 
@@ -62,7 +63,13 @@ def _compare(args: Namespace) -> Call:
         sizes = {"pilot": args.pilot, "stated": stated, "images": args.images, "gap": args.gap}
         return partial(plan_claims, path, args.output_dir, **sizes, overrides=args.overrides), print
     if args.latency_on:
-        place = Place(device=args.latency_on, threads=args.threads, precision=args.precision, batch=args.batch)
+        place = Place(
+            device=args.latency_on,
+            threads=args.threads,
+            precision=args.precision,
+            batch=args.batch,
+            exported=args.exported,
+        )
         return partial(measure_latency, path, args.output_dir, place=place, overrides=args.overrides), lambda _: None
     if args.costs:
         costs = partial(measure_costs, path, args.output_dir, variant=args.costs, overrides=args.overrides)
@@ -98,15 +105,20 @@ examples:
 
 
 def _analyze_options(parser: ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory; several are compared")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a tested export; several are compared"
+    )
     parser.add_argument("--output-dir", type=Path, help="for the page (default: analysis/ in the last run directory)")
 
 
 def _analyze(args: Namespace) -> Call:
+    from detection.export.runtime import find_export
     from detection.report.analysis import write_analysis
 
-    output = args.output_dir or args.runs[-1] / "analysis"
-    return partial(write_analysis, args.runs, output), lambda page: print(f"analysis: {page}")
+    exports = [find_export(run) for run in args.runs]  # an exported file means what resdet test wrote beside it
+    runs = [run if export is None else export.parent / "test" for run, export in zip(args.runs, exports, strict=True)]
+    output = args.output_dir or runs[-1] / "analysis"
+    return partial(write_analysis, runs, output), lambda page: print(f"analysis: {page}")
 
 
 EVALUATE = """

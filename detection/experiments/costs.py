@@ -5,9 +5,7 @@ Run it in a process of its own: the peak memory is that of the process.
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from detection.data.loader import build_test_loader, load_index
 from detection.data.transforms import Resize
 from detection.engine.checkpoint import Checkpoint, load_detector_weights
 from detection.engine.device import choose_device, peak_memory_gib
+from detection.engine.latency import describe_device, measure_latency, percentile
 from detection.engine.loop import PRECISIONS
 from detection.model.architecture import Architecture, RegionVerbs
 from detection.padded import Regions
@@ -28,7 +27,7 @@ with warnings.catch_warnings():  # fvcore.nn calls torch.jit.script when it is i
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     from fvcore.nn import FlopCountAnalysis
 
-__all__ = ["count_gflops", "describe_device", "measure_costs", "measure_latency", "percentile"]
+__all__ = ["count_gflops", "measure_costs"]
 
 
 def measure_costs(
@@ -82,26 +81,6 @@ def measure_costs(
     }
 
 
-@torch.inference_mode()
-def measure_latency(
-    model: nn.Module, batches: Sequence[ImageBatch], device: torch.device, *, dtype: torch.dtype, warmup: int
-) -> list[float]:
-    """Seconds for each of ``batches``, from the images in memory to detections there, after ``warmup`` untimed ones."""
-    times = []
-    for batch in [*batches[:warmup], *batches]:
-        started = time.perf_counter()
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            for found in model(batch.to(device)):
-                found.to("cpu")  # waits for a GPU
-        times.append(time.perf_counter() - started)
-    return times[-len(batches) :]
-
-
-def percentile(values: Sequence[float], fraction: float) -> float:
-    """The value below which ``fraction`` of ``values`` lie, interpolated between neighbours."""
-    return torch.tensor(values, dtype=torch.float64).quantile(fraction).item()
-
-
 @torch.no_grad()
 def count_gflops(detector: nn.Module, size: tuple[int, int], *, proposals: int) -> float:
     """Billions of multiply-adds for one image of ``size`` (height, width) with a fixed number of ``proposals``.
@@ -145,11 +124,3 @@ def _parameters(detector: Architecture) -> dict[str, int]:
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "head_parameters": sum(p.numel() for part in detector.head_modules() for p in part.parameters()),
     }
-
-
-def describe_device(device: torch.device) -> str:
-    """Returns the name of a GPU, or how many threads of the CPU work."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"

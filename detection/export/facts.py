@@ -1,4 +1,4 @@
-"""What an exported file says of itself, in its own metadata: all that is needed to run it and to know where it is from."""
+"""What an exported file says of itself, in its own metadata: all that it takes to run it, and where it is from."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ class Facts:
             content: dict[str, Any] = json.loads(text)
             if content.pop("metadata_format") != FORMAT:
                 raise ValueError(f"its metadata are not of format {FORMAT}")
-            lists = {name: tuple(value) for name, value in content.items() if isinstance(value, list)}
-            return cls(**(content | lists))
+            content |= {name: tuple(value) for name, value in content.items() if isinstance(value, list)}
+            return cls(**content)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} was exported by another version of resdet: {error}; export it again") from error
 
@@ -99,7 +99,7 @@ def describe_export(
     batch: int,
     licence: str | None,
 ) -> Facts:
-    """Returns the facts of an export of ``checkpoint``, from which ``detector`` was built; ``licence`` is the user's."""
+    """Returns the facts of an export of ``checkpoint``, from which ``detector`` was built; ``licence`` overrides."""
     config, stats = checkpoint.config, detector.backbone.input_stats
     return Facts(
         format=format,

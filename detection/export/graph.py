@@ -46,7 +46,7 @@ class DetectorGraph(nn.Module):
                 f"{type(detector).__name__} can't be exported: it has no method detect(images) -> Found, a test of "
                 "fixed shapes; those of faster_rcnn, mask_rcnn and cascade_rcnn have"
             )
-        self.detector, self.half = detector, half
+        self.detector, self.halved = detector, half
 
     def forward(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Returns boxes (N, D, 4), labels (N, D), scores (N, D), counts (N,) and, of some, masks (N, D, S, S).
@@ -58,7 +58,7 @@ class DetectorGraph(nn.Module):
             sizes: (N, 2) int64, height and width of each image in its frame; boxes are in these pixels.
         """
         assert isinstance(self.detector, _OneGraph)
-        with torch.autocast("cpu", dtype=torch.float16, enabled=self.half):
+        with torch.autocast("cpu", dtype=torch.float16, enabled=self.halved):
             found = self.detector.detect(ImageBatch(pixels, sizes))
         boxes = torch.where(found.valid[..., None], found.boxes, 0.0)
         labels, scores = torch.where(found.valid, found.labels, 0), torch.where(found.valid, found.scores, 0.0)

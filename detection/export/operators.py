@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from detection.export.extras import optional
 from detection.model.select import single_below
 
 __all__ = ["OPSET", "TENSORRT_LACKS", "translations"]
 
 OPSET = 18
+NEED = "ONNX"
 
 # Operators that we emit and that TensorRT's list lacks.
 # Source: "Supported ONNX Operators" of TensorRT 10, docs.nvidia.com/deeplearning/tensorrt (tests hold the table).
@@ -41,9 +43,7 @@ def translations(num_classes: int) -> Mapping[Any, Translation]:
 
 
 def _nms(num_classes: int) -> Translation:
-    from onnxscript import ir
-    from onnxscript import opset18 as op
-
+    op, ir = _onnx(), optional("onnxscript.ir", NEED)
     numbers = np.arange(num_classes, dtype=np.int64).reshape(1, -1, 1)
 
     def translate(boxes: Any, scores: Any, classes: Any = None, iou_threshold: float = 0.5, wanted: int = 1) -> Any:
@@ -68,10 +68,14 @@ def _nms(num_classes: int) -> Translation:
     return translate
 
 
+def _onnx() -> Any:
+    """Returns the operators of ``OPSET``."""
+    return getattr(optional("onnxscript", NEED), f"opset{OPSET}")
+
+
 def _stable_sort(values: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
     """TopK of everything, which takes the lower index first in ties."""
-    from onnxscript import opset18 as op
-
+    op = _onnx()
     count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
     return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
 
@@ -85,8 +89,7 @@ def _roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Any:
-    from onnxscript import opset18 as op
-
+    op = _onnx()
     rows = op.Gather(regions, op.Constant(value_int=0), axis=1)
     return op.RoiAlign(
         feature,
@@ -102,7 +105,6 @@ def _roi_align(
 
 
 def _roi_pool(feature: Any, regions: Any, spatial_scale: float, pooled_height: int, pooled_width: int) -> Any:
-    from onnxscript import opset18 as op
-
+    op = _onnx()
     pooled = op.MaxRoiPool(feature, regions, pooled_shape=[pooled_height, pooled_width], spatial_scale=spatial_scale)
     return pooled, pooled  # the second, places of the maxima, is for training

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
 from detection.config.detection import DetectionConfig
+from detection.config.schema import different_meaning, flatten
+from detection.engine.checkpoint import Checkpoint
 from detection.export.extras import optional
-from detection.export.facts import KEY, Facts
+from detection.export.facts import KEY, Facts, run_digest
 from detection.export.files import NAMES, TORCH_ENTRY
 from detection.model.postprocess import rescale
 from detection.structures import Detections, ImageBatch
@@ -88,6 +90,34 @@ class Exported(Framed):
         self.path, self.facts = path, facts
         self.config: DetectionConfig = facts.parsed_config()
         self.class_names = facts.class_names
+
+    @property
+    def source(self) -> Checkpoint[DetectionConfig]:
+        """The checkpoint that it was exported from, without its weights."""
+        return Checkpoint(Path(self.facts.weights), {}, self.config, self.class_names, self.facts.iteration)
+
+    def check_run(self, checkpoint: Checkpoint[DetectionConfig]) -> None:
+        """Raises ValueError unless it was exported from ``checkpoint``."""
+        own, other = self.facts.run, run_digest(checkpoint)
+        if own != other:
+            raise ValueError(
+                f"{self.path} is an export of another run: of weights {own[:12]} at iteration {self.facts.iteration}, "
+                f"and {checkpoint.path} holds {other[:12]} at iteration {checkpoint.iteration}; export the run again"
+            )
+
+    def check_config(self, config: DetectionConfig, class_names: Sequence[str]) -> None:
+        """Raises ValueError unless it gives what a detector of ``config`` for ``class_names`` would give."""
+        if self.class_names != tuple(class_names):
+            raise ValueError(
+                f"{self.path} is an export of another run: it has the classes {self.class_names}, the data set has "
+                f"{tuple(class_names)}"
+            )
+        before, after = flatten(self.config), flatten(config)
+        fixed = [key for key in after if key.startswith("test.") and after[key] != before.get(key)]
+        changed = different_meaning(self.config, config)
+        changed += [f"{key} is {after[key]!r} here, and was {before.get(key)!r}" for key in fixed]
+        if changed:
+            raise ValueError(f"{self.path} was exported under another config: {'; '.join(changed)}; export it again")
 
 
 def find_export(path: str | Path) -> Path | None:

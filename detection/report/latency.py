@@ -28,7 +28,8 @@ def latency_blocks(places: Sequence[Mapping[str, Any]], variants: Sequence[str])
 
 def _title(place: Mapping[str, Any]) -> str:
     images = f"{place['batch']} images at once" if place["batch"] > 1 else "one image at a time"
-    return f"{place['host']}: {place['described']}, {place['precision']}, {images}"
+    what = place.get("exported") or place["precision"]
+    return f"{place['host']}: {place['described']}, {what}, {images}"
 
 
 def _cell(measured: Mapping[str, Any] | None) -> str:

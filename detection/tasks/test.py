@@ -44,6 +44,7 @@ from detection.evaluation.coco import coco_results
 from detection.evaluation.recall import ProposalRecord, average_recall
 from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric
+from detection.export.runtime import Exported
 from detection.files import write_text
 from detection.model.architecture import Architecture
 from detection.progress import tracked
@@ -79,7 +80,7 @@ def load_test_set(config: DetectionConfig, say: Callable[[str], None]) -> Annota
 
 def run_test(
     config: DetectionConfig,
-    checkpoint: Checkpoint[DetectionConfig],
+    checkpoint: Checkpoint[DetectionConfig] | Exported,
     output: Path,
     *,
     ensemble: Sequence[Checkpoint[DetectionConfig]] = (),
@@ -92,7 +93,7 @@ def run_test(
 
     Args:
         config: of the run.
-        checkpoint: weights of a detector that ``config`` describes.
+        checkpoint: weights of a detector that ``config`` describes, or an export of it.
         output: directory for result.json, detections.json, config.yaml and pictures/.
         ensemble: further detectors, each built as its own config says; they must know the same classes.
         limit: only the first images.
@@ -108,10 +109,16 @@ def run_test(
     warn_of_many_proposals(config.rpn.post_nms_test, "rpn.post_nms_test", say)
     index = load_test_set(config, say)
     write_submission = find_submission(config.data) if submit else None
-    detectors = [restore_detector(config, checkpoint, index.class_names)]
+    if isinstance(checkpoint, Exported):
+        if ensemble:
+            raise ValueError(f"{checkpoint.path} is an export, which is tested alone; leave out --ensemble")
+        checkpoint.check_config(config, index.class_names)
+        source, detectors = checkpoint.source, [checkpoint]
+    else:
+        source, detectors = checkpoint, [restore_detector(config, checkpoint, index.class_names)]
     detectors += [restore_detector(member.config, member, index.class_names) for member in ensemble]
     measured = measure(config, detectors, index, limit=limit)
-    facts = {} if ensemble else {"weights": describe_weights(checkpoint, config.data.test)}
+    facts = {} if ensemble else {"weights": describe_weights(source, config.data.test)}
     result = write_measured(measured, index, output, facts | {"tested_on": list(config.data.test)})
     if is_main() and not (output / "checkpoints").exists():  # a run keeps that of its training
         write_text(output / "config.yaml", dump_config(config))
@@ -190,7 +197,7 @@ class Measured:
 
 def measure(
     config: DetectionConfig,
-    detectors: Sequence[Architecture],
+    detectors: Sequence[Architecture | Exported],
     index: AnnotationIndex,
     *,
     limit: int | None = None,
@@ -201,7 +208,7 @@ def measure(
     ``corrupt`` changes the images before.
     """
     device = choose_device(config.device)
-    tester, sliced = build_image_tester(config, detectors).to(device), config.test.slice is not None
+    tester, sliced = _tester(config, detectors).to(device), config.test.slice is not None
     rows = _share(index, limit)
     loader = build_test_loader(
         index, config.data, rows=rows, corrupt=corrupt, unresized=sliced, pin=device.type == "cuda"
@@ -226,6 +233,15 @@ def measure(
 
 def _images(batch: Batch) -> int:
     return len(batch.rows)
+
+
+def _tester(config: DetectionConfig, detectors: Sequence[Architecture | Exported]) -> nn.Module:
+    """Returns what tests ``detectors``, of which an exported one is alone, on images as the loader gives them."""
+    parts = [detector for detector in detectors if not isinstance(detector, Exported)]
+    if parts:
+        return build_image_tester(config, parts)
+    (exported,) = detectors
+    return exported if config.test.slice is None else slice_images(config, exported)
 
 
 def _figures(config: DetectionConfig, records: list[Record], index: AnnotationIndex) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from detection.config.detection import (
 from detection.config.sections import SolverConfig
 from detection.data.digits import write_digits
 from detection.engine.checkpoint import read_checkpoint, write_converted
-from detection.experiments.costs import count_gflops, measure_costs, measure_latency, percentile
+from detection.engine.latency import measure_latency, percentile
+from detection.experiments.costs import count_gflops, measure_costs
 from detection.structures import Detections, ImageBatch
 
 TINY = DetectionConfig(

@@ -1,0 +1,73 @@
+"""The Markdown card of an export: what the file takes and gives, how far it agrees with PyTorch, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from detection.export.facts import Facts
+
+__all__ = ["card", "summary"]
+
+
+def summary(proof: Mapping[str, Any]) -> list[str]:
+    """Returns the lines that are printed of the content of export.json."""
+    found, lines = proof["agreement"], list[str]()
+    if found is not None:
+        masks = "" if found["mask"] is None else f", mask {found['mask']:.2g}"
+        lines.append(
+            f"{found['images']} images: {found['matched']} of PyTorch's {found['detections']} detections matched, "
+            f"{found['exported']} exported; greatest differences: box {found['box']:.2g} pixels, "
+            f"score {found['score']:.2g}{masks}"
+        )
+    lines += [_ap_line(kind, loss) for kind, loss in proof["ap"].items()]
+    for name, cost in proof["cost"].items():
+        lines.append(f"{name}: {cost['p50']:.1f} ms (p95 {cost['p95']:.1f}), peak {cost['peak_memory_gib']:.2f} GiB")
+    if proof["float_parts"]:
+        kept = ", ".join(f"{part} ({100 * lost:.1f} %)" for part, lost in proof["float_parts"].items())
+        lines.append(f"parts that stay float, and detections that each would lose: {kept}")
+    return lines
+
+
+def card(facts: Facts, proof: Mapping[str, Any]) -> str:
+    """Returns the text of export.md."""
+    height, width = facts.size
+    shorter, longer = facts.resize
+    files = ", ".join(f"`{name}` ({size / 2**20:.1f} MiB)" for name, size in proof["files"].items())
+    lines = [
+        f"# Exported detector: {facts.format}, {facts.precision}",
+        "",
+        f"- Files: {files}",
+        f"- Classes: {', '.join(facts.class_names)}",
+        f"- Licence of the weights: {facts.licence}",
+        f"- Weights: {facts.weights} at iteration {facts.iteration}, SHA-256 {facts.run}",
+        "",
+        "## Input",
+        "",
+        f"- `pixels` ({facts.batch}, 3, {height}, {width}) uint8 RGB: each image at the top left, zeros elsewhere",
+        f"- `sizes` ({facts.batch}, 2) int64: height and width of each image",
+        f"- Images are resized before, to a shorter side of {shorter} pixels unless the longer exceeds {longer}, and "
+        "further where they do not fit. Normalisation is part of the graph.",
+        "",
+        "## Output",
+        "",
+        f"- `boxes` ({facts.batch}, D, 4) float32: x1, y1, x2, y2 in pixels of the resized image",
+        f"- `labels` ({facts.batch}, D) int64, `scores` ({facts.batch}, D) float32, best first",
+        f"- `counts` ({facts.batch},) int64: so many rows are detections; D is at most {facts.max_detections}",
+        "- `masks` (D, S, S) per image, of detectors with masks: probabilities in the box",
+        f"- Scores above {facts.score_threshold:g}, NMS at an IoU of {facts.nms_iou:g}",
+        "",
+        "## Against PyTorch",
+        "",
+        *(f"- {line}" for line in summary(proof)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _ap_line(kind: str, loss: Mapping[str, Any]) -> str:
+    before, after, change = 100 * loss["before"], 100 * loss["after"], loss["change"]
+    low, high = (None if value is None else 100 * value for value in (change["low"], change["high"]))
+    interval = "no interval" if low is None or high is None else f"[{low:.1f}, {high:.1f}]"
+    what = {"frame": "box AP, PyTorch in the frame", "bbox": "box AP, exported", "segm": "mask AP, exported"}[kind]
+    return f"{what}, {loss['images']} images: from {before:.1f} to {after:.1f}, {after - before:+.1f} {interval}"

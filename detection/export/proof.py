@@ -1,0 +1,109 @@
+"""How far an exported detector finds what PyTorch finds: matched detections, their differences, and AP.
+
+Shapes: D detections of PyTorch, E of the export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from detection.boxes import iou
+from detection.evaluation.inference import Claim, compare_samples
+from detection.evaluation.jackknife import Sample, jackknife
+from detection.evaluation.matching import IouType, match
+from detection.evaluation.record import Record
+from detection.evaluation.run_figures import statistic_of_boxes
+from detection.structures import Detections
+
+__all__ = ["AP", "Agreement", "Loss", "agreement", "ap_loss"]
+
+AP = "bbox.AP"
+MATCH_IOU = 0.5  # of the same object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """What PyTorch and the export found in the same pixels.
+
+    Attributes:
+        images: compared.
+        detections: PyTorch's.
+        exported: the export's.
+        matched: pairs of the same class that overlap by an IoU of 0.5 or more.
+        box: greatest difference of a coordinate of a pair, pixels of the resized image.
+        score: greatest difference of the probabilities of a pair.
+        mask: greatest difference of a probability of their masks; None: no masks.
+    """
+
+    images: int
+    detections: int
+    exported: int
+    matched: int
+    box: float
+    score: float
+    mask: float | None
+
+    @property
+    def unmatched(self) -> float:
+        """Share of the detections of both that have no match, 0..1."""
+        total = self.detections + self.exported
+        return 1 - 2 * self.matched / total if total else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """AP in PyTorch and in the export, fractions, and their paired difference."""
+
+    images: int
+    before: float
+    after: float
+    change: Claim  # after less before
+
+
+def agreement(reference: Sequence[Detections], exported: Sequence[Detections]) -> Agreement:
+    """Returns how far ``exported`` agrees with ``reference``, image by image."""
+    pairs = [_matched(own, other) for own, other in zip(reference, exported, strict=True)]
+    masks = [_greatest(own.masks, other.masks) for own, other in pairs if own.masks is not None]
+    return Agreement(
+        images=len(pairs),
+        detections=sum(map(len, reference)),
+        exported=sum(map(len, exported)),
+        matched=sum(len(own) for own, _ in pairs),
+        box=max((_greatest(own.boxes, other.boxes) for own, other in pairs), default=0.0),
+        score=max((_greatest(own.scores, other.scores) for own, other in pairs), default=0.0),
+        mask=max(masks, default=None),
+    )
+
+
+def _matched(own: Detections, other: Detections) -> tuple[Detections, Detections]:
+    """Returns the detections of each that have a match in the other, in the same order."""
+    overlap = iou(own.boxes, other.boxes) * (own.labels[:, None] == other.labels)  # (D, E)
+    # Among equal boxes of a class, the score says which is which.
+    likeness = overlap - 0.01 * (own.scores[:, None] - other.scores).abs()
+    rows, columns = linear_sum_assignment(likeness.numpy(), maximize=True)
+    good = overlap.numpy()[rows, columns] >= MATCH_IOU
+    return own[own.labels.new_tensor(rows[good])], other[other.labels.new_tensor(columns[good])]
+
+
+def _greatest(values: object, others: object) -> float:
+    difference = np.abs(np.asarray(values, np.float64) - np.asarray(others, np.float64))
+    return float(difference.max(initial=0.0))
+
+
+def ap_loss(
+    before: Sequence[Record], after: Sequence[Record], class_names: Sequence[str], *, iou_type: IouType = "bbox"
+) -> Loss:
+    """Returns what AP loses from ``before`` to ``after``, of the same images, with its paired 95 % interval."""
+    samples = {"before": [_sample(before, class_names, iou_type)], "after": [_sample(after, class_names, iou_type)]}
+    comparison = compare_samples(samples)
+    (pair,) = comparison.pairs
+    arms = {name: arm.detectors[AP].value for name, arm in comparison.variants.items()}
+    return Loss(len(before), arms["before"], arms["after"], pair.detectors[AP])
+
+
+def _sample(records: Sequence[Record], class_names: Sequence[str], iou_type: IouType) -> Sample:
+    return jackknife(statistic_of_boxes(match(records, class_names, iou_type=iou_type)), len(records))

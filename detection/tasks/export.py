@@ -1,0 +1,306 @@
+"""Exports a run's detector, proves that the file finds what PyTorch finds, and writes both or nothing.
+
+OUTPUT/model.pt2, model.onnx, or model.xml with model.bin
+OUTPUT/export.json     agreement with PyTorch, AP before and after, latency and memory of both, metadata
+OUTPUT/export.md       the same for a reader
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detection.build import build_detector, build_tester, field_operations
+from detection.config.detection import DetectionConfig
+from detection.data.images import read_image
+from detection.data.index import AnnotationIndex
+from detection.data.loader import build_test_loader, load_index
+from detection.data.readers.image_files import images_below
+from detection.data.transforms import Resize
+from detection.engine.checkpoint import Checkpoint, load_detector_weights
+from detection.engine.evaluate import predict
+from detection.export.card import card, summary
+from detection.export.facts import ExportFormat, Facts, Precision, describe_export
+from detection.export.files import require_packages
+from detection.export.graph import DetectorGraph
+from detection.export.proof import Agreement, Loss, agreement, ap_loss
+from detection.export.runtime import Exported, Framed, open_exported
+from detection.export.timing import measure_apart
+from detection.export.write import write_export
+from detection.files import write_text
+from detection.model.architecture import Architecture
+from detection.structures import ImageBatch, Target
+from detection.tasks.test import load_test_set
+
+__all__ = ["Limits", "Wanted", "run_export"]
+
+MULTIPLE = 32  # to which the sides of a frame are rounded up
+UNMATCHED: dict[Precision, float] = {"fp32": 0.01, "fp16": 0.05, "int8": 0.3}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an export may lose.
+
+    Attributes:
+        unmatched: share of the detections of both without a match, 0..1; None: 0.01 of fp32, 0.05 of fp16, 0.3 of int8.
+        ap: points of box AP, where AP can be computed.
+        part: int8: share of detections that a part alone may lose, else it stays float.
+    """
+
+    unmatched: float | None = None
+    ap: float = 1.0
+    part: float = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is exported, and how it is proven.
+
+    Attributes:
+        format, precision: of the file.
+        size: (height, width) of the frame; None: the smallest that holds the images of the proof, as they are resized.
+        batch: images of a call.
+        images: folder whose images prove and calibrate; None: the run's data.test proves, data.train calibrates.
+        count: images of each.
+        timed: images whose latency is measured; 0: none.
+        licence: of the weights; None: what the config tells.
+        limits: that fail the export.
+    """
+
+    format: ExportFormat
+    precision: Precision = "fp32"
+    size: tuple[int, int] | None = None
+    batch: int = 1
+    images: Path | None = None
+    count: int = 20
+    timed: int = 20
+    licence: str | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+@torch.inference_mode()
+def run_export(
+    checkpoint: Checkpoint[DetectionConfig], output: Path, wanted: Wanted, *, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Writes the files of ``output`` and returns the content of export.json.
+
+    Args:
+        checkpoint: of a run.
+        output: folder; an export in it is replaced.
+        wanted: format, precision, sizes and limits.
+        say: takes lines to show.
+
+    Raises:
+        ValueError: a detector, size or test-time method that can't be exported, no images, or a limit exceeded; then
+            ``output`` is as it was.
+        ImportError: a package of the format is missing.
+    """
+    _check(checkpoint.config, wanted)
+    with torch.inference_mode(False):  # tensors of inference can't be traced
+        detector = build_detector(checkpoint.config, len(checkpoint.class_names), pretrained=False).eval()
+        load_detector_weights(detector, checkpoint, checkpoint.class_names)
+        index = _test_set(checkpoint, wanted, say)
+        images = _proof_images(checkpoint.config, index, wanted)
+        size = wanted.size or _frame(images)
+        facts = describe_export(
+            checkpoint,
+            detector,
+            format=wanted.format,
+            precision=wanted.precision,
+            size=size,
+            batch=wanted.batch,
+            licence=wanted.licence,
+        )
+        part = output.with_name(f".{output.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            frames = _frames(_calibration_images(checkpoint.config, images, wanted, say), facts)
+            facts, lost = write_export(detector, part, facts, frames=frames, part_loss=wanted.limits.part)
+            proof = _prove(checkpoint, detector, open_exported(part), images, index, wanted)
+            _enforce(proof, wanted)
+            files = {path.name: path.stat().st_size for path in sorted(part.iterdir())}
+            proof = {"files": files, **_plain(proof), "float_parts": lost, "facts": _plain(asdict(facts))}
+            write_text(part / "export.json", json.dumps(proof, indent=1) + "\n")
+            write_text(part / "export.md", card(facts, proof))
+            shutil.rmtree(output, ignore_errors=True)
+            part.replace(output)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    for line in summary(proof):
+        say(line)
+    return proof
+
+
+def _check(config: DetectionConfig, wanted: Wanted) -> None:
+    if wanted.format == "torch" and wanted.precision == "int8":
+        raise ValueError("--int8 is of --format onnx and openvino; torch takes --half")
+    test = config.test
+    methods = [name for name in ("refine", "scales", "flip") if getattr(test, name)]
+    if methods:
+        raise ValueError(f"test.{methods[0]} is on in the run's config, and an export tests once: train or save it off")
+    require_packages(wanted.format)
+
+
+def _test_set(
+    checkpoint: Checkpoint[DetectionConfig], wanted: Wanted, say: Callable[[str], None]
+) -> AnnotationIndex | None:
+    """Returns the images by which AP is compared, None where there are none."""
+    config = checkpoint.config
+    try:
+        if not config.data.test:
+            raise ValueError("data.test is empty")
+        index = load_test_set(config, say).first(wanted.count)
+    except ValueError as error:
+        if wanted.images is None:
+            raise ValueError(f"{error}; give --images FOLDER to prove the export on") from error
+        say(f"AP is not compared: {error}")
+        return None
+    return index if index.has_ground_truth else None
+
+
+def _proof_images(config: DetectionConfig, index: AnnotationIndex | None, wanted: Wanted) -> list[ImageBatch]:
+    """Returns the resized images that both detectors look at, each a batch."""
+    if wanted.images is not None:
+        paths = [*islice(images_below(wanted.images), wanted.count)]
+        if not paths:
+            raise ValueError(f"--images {wanted.images} holds no image; give a folder of them")
+        return _resized(config, paths)
+    assert index is not None
+    return [batch.images for batch in build_test_loader(index, replace(config.data, workers=0))]
+
+
+def _calibration_images(
+    config: DetectionConfig, images: list[ImageBatch], wanted: Wanted, say: Callable[[str], None]
+) -> list[ImageBatch]:
+    """Returns the images that int8 is calibrated on: never those of the test set."""
+    if wanted.precision != "int8" or wanted.images is not None:
+        return images if wanted.precision == "int8" else []
+    index = load_index(config.data, config.data.train, key="data.train", say=say).first(wanted.count)
+    return [batch.images for batch in build_test_loader(index, replace(config.data, workers=0))]
+
+
+def _resized(config: DetectionConfig, paths: Sequence[Path]) -> list[ImageBatch]:
+    resize = Resize(config.data.shorter_side, config.data.longer_side)
+    nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), ignore=torch.zeros(0).bool())
+    pixels = [resize(read_image(path), nothing)[0] for path in paths]
+    return [ImageBatch.from_images([torch.from_numpy(image).permute(2, 0, 1)]) for image in pixels]
+
+
+def _frame(images: Sequence[ImageBatch]) -> tuple[int, int]:
+    """Returns the smallest frame that holds all ``images``."""
+    sizes = [size for batch in images for size in batch.size_list()]
+    height, width = (-(-max(sides) // MULTIPLE) * MULTIPLE for sides in zip(*sizes, strict=True))
+    return height, width
+
+
+def _frames(images: Sequence[ImageBatch], facts: Facts) -> list[tuple[Tensor, Tensor]]:
+    """Returns the calls of a graph for ``images``, as the runtime makes them."""
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def record(pixels: Tensor, sizes: Tensor) -> list[Any]:
+        calls.append((pixels, sizes))
+        rows = len(pixels)
+        return [
+            a.numpy() for a in (torch.zeros(rows, 0, 4), torch.zeros(rows, 0), torch.zeros(rows, 0), sizes[:, 0] * 0)
+        ]
+
+    frame = Framed(record, size=facts.size, batch=facts.batch)
+    for batch in images:
+        frame(batch)
+    return calls
+
+
+def _prove(
+    checkpoint: Checkpoint[DetectionConfig],
+    detector: Architecture,
+    exported: Exported,
+    images: Sequence[ImageBatch],
+    index: AnnotationIndex | None,
+    wanted: Wanted,
+) -> dict[str, Any]:
+    """Returns agreement, AP and costs of ``exported`` beside those of ``detector``."""
+    graph = DetectorGraph(detector)
+    eager = Framed(lambda *call: [output.numpy() for output in graph(*call)], size=exported.size, batch=exported.batch)
+    with torch.inference_mode():
+        expected = [found for batch in images for found in eager(batch)]
+        found = [found for batch in images for found in exported(batch)]
+        ap = (
+            _compare_ap(checkpoint.config, (build_tester(checkpoint.config.test, [detector]), eager, exported), index)
+            if index is not None
+            else {}
+        )
+    return {
+        "agreement": agreement(expected, found),
+        "ap": ap,
+        "cost": _costs(checkpoint, exported, images, wanted.timed),
+        "torch": torch.__version__,
+    }
+
+
+def _compare_ap(config: DetectionConfig, models: Sequence[nn.Module], index: AnnotationIndex) -> dict[str, Loss]:
+    """Returns what AP loses: "frame" by PyTorch's test in the frame, "bbox" and "segm" by the export.
+
+    ``models`` are PyTorch's test, the same in the frame of the export, and the export.
+    """
+    data, fields, cpu = replace(config.data, workers=0), field_operations(config), torch.device("cpu")
+    whole, before, after = (
+        predict(model, build_test_loader(index, data), index, device=cpu, fields=fields).records for model in models
+    )
+    losses = {"frame": ap_loss(whole, before, index.class_names), "bbox": ap_loss(before, after, index.class_names)}
+    if all(record.masks is not None and record.gt_masks is not None for record in (*before, *after)):
+        losses["segm"] = ap_loss(before, after, index.class_names, iou_type="segm")
+    return losses
+
+
+def _costs(
+    checkpoint: Checkpoint[DetectionConfig], exported: Exported, images: Sequence[ImageBatch], timed: int
+) -> dict[str, Any]:
+    if not timed:
+        return {}
+    pixels = [batch.pixels[row] for batch in images for row in range(len(batch))][:timed]
+    threads = torch.get_num_threads()
+    return {
+        name: measure_apart(path, pixels, threads=threads)
+        for name, path in (("PyTorch", checkpoint.path), (exported.facts.format, exported.path))
+    }
+
+
+def _enforce(proof: Mapping[str, Any], wanted: Wanted) -> None:
+    """Raises ValueError where ``proof`` exceeds a limit."""
+    found: Agreement = proof["agreement"]
+    limit = UNMATCHED[wanted.precision] if wanted.limits.unmatched is None else wanted.limits.unmatched
+    if found.unmatched > limit:
+        raise ValueError(
+            f"{100 * found.unmatched:.1f} % of the detections have no match in the other ({found.matched} pairs of "
+            f"PyTorch's {found.detections} and {found.exported} exported), more than --max-unmatched {limit:g}; "
+            "nothing was written"
+        )
+    loss: Loss | None = proof["ap"].get("bbox")
+    if loss is not None and 100 * (loss.before - loss.after) > wanted.limits.ap:
+        raise ValueError(
+            f"box AP falls by {100 * (loss.before - loss.after):.1f} points, from {100 * loss.before:.1f} to "
+            f"{100 * loss.after:.1f} on {loss.images} images, more than --max-ap-loss {wanted.limits.ap:g}; "
+            "nothing was written"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Returns ``value`` as JSON knows it; NaN becomes None."""
+    if hasattr(value, "__dataclass_fields__"):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
