@@ -1,4 +1,7 @@
-"""Steps and tests of every family are one graph for torch.compile and torch.export, and give what eager gives."""
+"""Steps and tests of every family are one graph for torch.compile and torch.export, and give what eager gives.
+
+So do the files that they are exported to.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,12 @@ from torch.nn import functional as F  # noqa: N812  # the name that torch's own 
 from detection.build import build_detector
 from detection.config.detection import AnchorConfig, BoxConfig, DetectionConfig, DetectorBackboneConfig, MaskConfig
 from detection.config.load import load_config
+from detection.engine.checkpoint import Checkpoint
+from detection.export.facts import ExportFormat, describe_export
+from detection.export.graph import DetectorGraph
+from detection.export.operators import TENSORRT_LACKS
+from detection.export.runtime import Exported, Framed, open_exported
+from detection.export.write import write_export
 from detection.model.faster_rcnn import FasterRCNN
 from detection.model.select import as_on_gpu
 from detection.padded import Targets
@@ -152,3 +161,50 @@ def test_resnet50_fpn_by_inductor() -> None:
     model = make_model(config, classes=80)
     assert_same_step(model, "inductor")
     assert_same_test(model, "inductor")
+
+
+def export(model: FasterRCNN, config: DetectionConfig, folder: Path, format: ExportFormat, batch: int) -> Exported:
+    checkpoint = Checkpoint(Path("0000000.safetensors"), model.state_dict(), config, tuple("abcde"), iteration=0)
+    facts = describe_export(
+        checkpoint, model, format=format, precision="fp32", size=(96, 128), batch=batch, licence="none"
+    )
+    write_export(model, folder, facts)
+    exported = open_exported(folder)
+    assert (exported.facts.run, exported.facts.licence) == (facts.run, "none")
+    exported.check_run(checkpoint)
+    return exported
+
+
+@torch.no_grad()
+def assert_same_file(family: str, folder: Path, format: ExportFormat, batch: int) -> None:
+    model = make_model(FAMILIES[family]).eval()
+    exported, graph = export(model, FAMILIES[family], folder, format, batch), DetectorGraph(model)
+    eager = Framed(lambda *call: [part.numpy() for part in graph(*call)], size=(96, 128), batch=batch)
+    pixels = make_batch(3)[0].pixels
+    for images in (ImageBatch.from_images(list(pixels)), ImageBatch.from_images([pixels[0, :, :61, :97]])):
+        for found, expected in zip(exported(images), eager(images), strict=True):
+            assert len(found) == len(expected) >= 50
+            torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-5, atol=1e-3)
+            torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
+            assert torch.equal(found.labels, expected.labels)
+            if expected.masks is not None:
+                torch.testing.assert_close(found.masks, expected.masks, rtol=1e-3, atol=1e-4)
+
+
+def test_an_onnx_file_finds_what_eager_finds(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    assert_same_file("FPN", tmp_path, "onnx", batch=2)
+    model = onnx.load(tmp_path / "model.onnx")
+    assert {entry.domain for entry in model.opset_import if entry.version} == {""}
+    assert {node.op_type for node in model.graph.node}.isdisjoint(TENSORRT_LACKS)
+    weights = sum(values.numel() for values in make_model(FPN).state_dict().values())
+    assert (tmp_path / "model.onnx").stat().st_size < 1.1 * 4 * weights  # nothing is there twice
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("format", ["torch", "onnx", "openvino"])
+@every_family
+def test_files_of_every_family_find_what_eager_finds(family: str, format: ExportFormat, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    assert_same_file(family, tmp_path, format, batch=1 if format == "torch" else 3)

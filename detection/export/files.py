@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.export import ExportedProgram
 
@@ -22,7 +23,15 @@ from detection.export.facts import KEY, ExportFormat, Facts
 from detection.export.graph import INPUTS, OUTPUTS
 from detection.export.operators import OPSET, translations
 
-__all__ = ["NAMES", "TORCH_ENTRY", "require_packages", "write_onnx", "write_openvino", "write_torch"]
+__all__ = [
+    "NAMES",
+    "TORCH_ENTRY",
+    "read_for_openvino",
+    "require_packages",
+    "write_onnx",
+    "write_openvino",
+    "write_torch",
+]
 
 NAMES: dict[ExportFormat, str] = {"torch": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}
 TORCH_ENTRY = f"{KEY}.json"  # in the archive of torch.export
@@ -66,10 +75,25 @@ def write_openvino(onnx: Path, path: Path, facts: Facts) -> None:
 
     In float16 only its weights are halved: the device decides in which precision it computes.
     """
+    model = read_for_openvino(onnx)
+    model.set_rt_info(facts.to_text(), [KEY])
+    optional("openvino", "--format openvino").save_model(model, path, compress_to_fp16=facts.precision == "fp16")
+
+
+def read_for_openvino(onnx: Path) -> Any:
+    """Returns OpenVINO's model of the file ``onnx``.
+
+    OpenVINO suppresses a box whose IoU is the threshold, where ONNX wants it to exceed that (seen in 2026.4): the
+    threshold becomes the next larger float32.
+    """
     openvino = optional("openvino", "--format openvino")
     model = openvino.convert_model(onnx)
-    model.set_rt_info(facts.to_text(), [KEY])
-    openvino.save_model(model, path, compress_to_fp16=facts.precision == "fp16")
+    for node in model.get_ops():
+        if node.get_type_name() == "NonMaxSuppression":
+            threshold = np.float32(node.input_value(3).get_node().get_data().item())
+            above = openvino.op.Constant(np.array(np.nextafter(threshold, np.float32(2)), np.float32))
+            node.input(3).replace_source_output(above.output(0))
+    return model
 
 
 @contextmanager

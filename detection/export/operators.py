@@ -21,8 +21,8 @@ __all__ = ["OPSET", "TENSORRT_LACKS", "translations"]
 OPSET = 18
 NEED = "ONNX"
 
-# Operators that we emit and that TensorRT's list lacks.
-# Source: "Supported ONNX Operators" of TensorRT 10, docs.nvidia.com/deeplearning/tensorrt (tests hold the table).
+# Operators that we emit and that TensorRT's list lacks: RoI pooling of box.pool roi_pool.
+# Source: github.com/onnx/onnx-tensorrt, docs/operators.md of TensorRT 8.5.
 TENSORRT_LACKS = frozenset({"MaxRoiPool"})
 
 Translation = Callable[..., Any]
@@ -76,7 +76,7 @@ def _onnx() -> Any:
 def _stable_sort(values: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
     """TopK of everything, which takes the lower index first in ties."""
     op = _onnx()
-    count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
+    count = op.Constant(value_ints=[int(values.shape[dim])])
     return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
 
 

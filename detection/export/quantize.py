@@ -59,9 +59,10 @@ def quantize(source: Path, path: Path, frames: Frames, facts: Facts, *, parts: C
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTIZED),
             per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
+            activation_type=quantization.QuantType.QInt8,
             weight_type=quantization.QuantType.QInt8,
             nodes_to_quantize=nodes,
+            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},  # TensorRT takes no other zero point
         )
     finally:
         logging.disable(before)

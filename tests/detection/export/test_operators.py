@@ -1,0 +1,124 @@
+"""Operators translated to ONNX give in ONNX Runtime and OpenVINO what PyTorch gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align, roi_pool
+
+from detection.export.files import read_for_openvino
+from detection.export.operators import translations
+from detection.model.select import nms, select_top
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+NUM_CLASSES = 3
+RUNTIMES = ("onnxruntime", "openvino")
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., list[np.ndarray]]:
+    """Exports a function and runs it."""
+
+    def export_and_run(runtime: str, function: Callable[..., Any], *inputs: Tensor) -> list[np.ndarray]:
+        path = tmp_path / "function.onnx"
+        program: Any = torch.onnx.export(
+            torch.export.export(Function(function), inputs),
+            dynamo=True,
+            opset_version=18,
+            custom_translation_table=dict(translations(NUM_CLASSES)),
+            verbose=False,
+        )
+        program.save(path)
+        if runtime == "openvino":
+            openvino = pytest.importorskip("openvino")
+            settings = {"INFERENCE_PRECISION_HINT": "f32"}
+            found = openvino.Core().compile_model(read_for_openvino(path), "CPU", settings)([x.numpy() for x in inputs])
+            return [found[place] for place in range(len(found))]
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        names = [given.name for given in session.get_inputs()]
+        return session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+
+    return export_and_run
+
+
+def boxes_and_scores(count: int = 60) -> tuple[Tensor, Tensor, Tensor]:
+    """Dense boxes of two groups, with many equal scores, equal boxes, and some that do not count."""
+    generator = torch.Generator().manual_seed(0)
+    corners = (torch.rand(2, count, 2, generator=generator) * 20).round()
+    sides = 5 + (torch.rand(2, count, 2, generator=generator) * 10).round()
+    scores = (torch.rand(2, count, generator=generator) * 8).round() / 8
+    scores[:, ::7] = -torch.inf
+    classes = torch.randint(NUM_CLASSES, (2, count), generator=generator)
+    return torch.cat([corners, corners + sides], dim=2), scores, classes
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("iou", [0.5, 0.7])
+def test_nms_of_classes_keeps_what_ours_keeps(runtime: str, iou: float, run: Callable[..., Any]) -> None:
+    inputs = boxes_and_scores()
+    expected = nms(*inputs, iou, 60)
+    assert 0 < int((expected > -torch.inf).sum()) < int((inputs[1] > -torch.inf).sum())
+    (found,) = run(runtime, lambda boxes, scores, classes: nms(boxes, scores, classes, iou, 60), *inputs)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_nms_without_classes_or_candidates(runtime: str, run: Callable[..., Any]) -> None:
+    boxes, scores, _ = boxes_and_scores()
+    scores[1] = -torch.inf
+    (found,) = run(runtime, lambda boxes, scores: nms(boxes, scores, None, 0.7, 60), boxes, scores)
+    np.testing.assert_array_equal(found, nms(boxes, scores, None, 0.7, 60))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_ties_go_by_position(runtime: str, run: Callable[..., Any]) -> None:
+    scores = (torch.rand(2, 300, generator=torch.Generator().manual_seed(0)) * 4).round()
+    found = run(runtime, lambda scores: select_top(scores, 100), scores)
+    for own, expected in zip(found, select_top(scores, 100), strict=True):
+        np.testing.assert_array_equal(own, expected)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(("aligned", "samples"), [(True, 2), (False, 2), (True, 0)])
+def test_roi_align(runtime: str, aligned: bool, samples: int, run: Callable[..., Any]) -> None:
+    def pool(feature: Tensor, regions: Tensor) -> Tensor:
+        return roi_align(feature, regions, (7, 7), spatial_scale=0.25, sampling_ratio=samples, aligned=aligned)
+
+    inputs = regions_and_features()
+    (found,) = run(runtime, pool, *inputs)
+    np.testing.assert_allclose(found, pool(*inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_roi_pool(runtime: str, run: Callable[..., Any]) -> None:
+    def pool(feature: Tensor, regions: Tensor) -> Tensor:
+        return roi_pool(feature, regions, (7, 7), spatial_scale=0.25)
+
+    inputs = regions_and_features()
+    (found,) = run(runtime, pool, *inputs)
+    np.testing.assert_allclose(found, pool(*inputs), rtol=1e-6, atol=1e-6)
+
+
+def regions_and_features() -> tuple[Tensor, Tensor]:
+    """Regions over the border, tiny and empty ones, of two images."""
+    generator = torch.Generator().manual_seed(0)
+    feature = torch.rand(2, 4, 12, 16, generator=generator)
+    boxes = torch.tensor([[0, 0, 64, 48], [3.3, 2.1, 30.9, 40.2], [60, 40, 64, 48], [10, 10, 10, 10], [5, 5, 6, 7.5]])
+    rows = torch.tensor([0.0, 1, 0, 1, 1])[:, None]
+    return feature, torch.cat([rows, boxes], dim=1)

@@ -1,0 +1,137 @@
+"""An export is written whole with its proof, or not at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from detection.build import build_detector
+from detection.config.detection import DetectionConfig, DetectorBackboneConfig, DetectorDataConfig, RPNConfig
+from detection.engine.checkpoint import Checkpoint
+from detection.export.extras import optional
+from detection.export.facts import Facts, describe_export
+from detection.export.graph import DetectorGraph
+from detection.export.runtime import Exported
+from detection.tasks import export
+from detection.tasks.export import Limits, Wanted, run_export
+
+CONFIG = DetectionConfig(
+    backbone=DetectorBackboneConfig(name="resnet18", weights=None),
+    rpn=RPNConfig(channels=16, pre_nms_test=50, post_nms_test=10),
+    data=DetectorDataConfig(test=(), shorter_side=64, longer_side=96),
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint[DetectionConfig]:
+    torch.manual_seed(0)
+    detector = build_detector(CONFIG, 2, pretrained=False)
+    for layer in (module for module in detector.modules() if isinstance(module, torch.nn.Linear)):
+        torch.nn.init.normal_(layer.weight, std=1.0)
+    return Checkpoint(Path("0000007.safetensors"), detector.state_dict(), CONFIG, ("cat", "dog"), iteration=7)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number, size in enumerate([(80, 60), (60, 80)]):  # width, height
+        pixels = generator.integers(0, 256, (*reversed(size), 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint[DetectionConfig]) -> list[Facts]:
+    """Stands for the slow writing: a file that runs PyTorch, whose int8 model finds nothing; gives the facts."""
+    detector = build_detector(CONFIG, 2, pretrained=False).eval()
+    detector.load_state_dict(checkpoint.weights)
+    graph, seen = DetectorGraph(detector), list[Facts]()
+
+    def write(_: Any, folder: Path, facts: Facts, **__: Any) -> tuple[Facts, dict[str, float]]:
+        (folder / "model.onnx").write_bytes(b"a graph")
+        seen.append(facts)
+        return facts, {}
+
+    def call(pixels: Tensor, sizes: Tensor) -> list[np.ndarray]:
+        boxes, labels, scores, counts = (part.numpy() for part in graph(pixels, sizes))
+        return [boxes, labels, scores, counts * (seen[-1].precision != "int8")]
+
+    monkeypatch.setattr(export, "write_export", write)
+    monkeypatch.setattr(export, "open_exported", lambda folder: Exported(folder / "model.onnx", seen[-1], call))
+    return seen
+
+
+def wanted(photos: Path, **changes: Any) -> Wanted:
+    return replace(Wanted(format="onnx", images=photos, timed=0), **changes)
+
+
+def test_files_lie_beside_their_proof(
+    checkpoint: Checkpoint[DetectionConfig], photos: Path, written: list[Facts], tmp_path: Path
+) -> None:
+    output = tmp_path / "export" / "onnx"
+    proof = run_export(checkpoint, output, wanted(photos), say=lambda _: None)
+    assert sorted(path.name for path in output.iterdir()) == ["export.json", "export.md", "model.onnx"]
+    assert proof == json.loads((output / "export.json").read_text())
+    assert proof["agreement"]["images"] == 2
+    assert proof["agreement"]["matched"] == proof["agreement"]["detections"] > 0
+    assert proof["ap"] == {}  # photos have no ground truth
+    assert written[0].size == (96, 96)  # the smallest frame that holds 85 x 64 and 64 x 85
+    assert proof["facts"]["class_names"] == ["cat", "dog"]
+
+
+def test_an_export_that_loses_too_much_leaves_nothing(
+    checkpoint: Checkpoint[DetectionConfig], photos: Path, written: list[Facts], tmp_path: Path
+) -> None:
+    output = tmp_path / "export" / "onnx_int8"
+    output.mkdir(parents=True)
+    (output / "earlier").touch()
+    with pytest.raises(ValueError, match=r"100\.0 %.*--max-unmatched 0\.3"):
+        run_export(checkpoint, output, wanted(photos, precision="int8"))
+    assert [path.name for path in output.parent.iterdir()] == ["onnx_int8"]
+    assert [path.name for path in output.iterdir()] == ["earlier"]
+    limits = Limits(unmatched=1.0)
+    run_export(checkpoint, output, wanted(photos, precision="int8", limits=limits), say=lambda _: None)
+    assert not (output / "earlier").exists()
+
+
+def test_what_can_not_be_exported(checkpoint: Checkpoint[DetectionConfig], photos: Path, tmp_path: Path) -> None:
+    flipped = replace(checkpoint, config=replace(CONFIG, test=replace(CONFIG.test, flip=True)))
+    for given, changes, key in (
+        (checkpoint, {"format": "torch", "precision": "int8"}, "--int8"),
+        (flipped, {}, "test.flip"),
+        (checkpoint, {"images": tmp_path / "none"}, "--images"),
+        (checkpoint, {"images": None}, "data.test"),
+    ):
+        with pytest.raises(ValueError, match=key):
+            run_export(given, tmp_path / "export", wanted(photos, **changes))
+
+
+def test_a_missing_package_is_told_with_its_installation() -> None:
+    with pytest.raises(ImportError, match=r"--format onnx.*pip install 'resdet\[export\]'"):
+        optional("no_such_package", "--format onnx")
+
+
+def test_an_export_knows_its_run(checkpoint: Checkpoint[DetectionConfig]) -> None:
+    detector = build_detector(CONFIG, 2, pretrained=False)
+    facts = describe_export(checkpoint, detector, format="onnx", precision="fp32", size=(64, 96), batch=1, licence=None)
+    exported = Exported(Path("model.onnx"), Facts.from_text(facts.to_text(), Path("model.onnx")), lambda *_: [])
+    assert exported.facts == facts
+    exported.check_run(checkpoint)
+    exported.check_config(CONFIG, ("cat", "dog"))
+    other = replace(checkpoint, weights=detector.state_dict())
+    with pytest.raises(ValueError, match=r"another run.*iteration 7"):
+        exported.check_run(other)
+    with pytest.raises(ValueError, match=r"\('dog', 'cat'\)"):
+        exported.check_config(CONFIG, ("dog", "cat"))
+    with pytest.raises(ValueError, match=r"test\.nms_iou is 0\.9"):
+        exported.check_config(replace(CONFIG, test=replace(CONFIG.test, nms_iou=0.9)), ("cat", "dog"))
