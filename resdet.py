@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from detection.config.detection import DetectionConfig
     from detection.config.load import load_config
     from detection.data.images import read_image
-    from detection.engine.checkpoint import read_checkpoint as load
+    from detection.export.runtime import load
     from detection.packaged import find_config
     from detection.predictor import Predictor
     from detection.report.compare import run_comparison as compare
     from detection.report.evaluation import write_evaluation as evaluate
+    from detection.tasks.export import run_export as export
     from detection.tasks.test import run_test as test
     from detection.tasks.train import run_training as train
 
@@ -40,6 +41,7 @@ __all__ = [
     "__version__",
     "compare",
     "evaluate",
+    "export",
     "find_config",
     "load",
     "load_config",
@@ -56,7 +58,8 @@ _HOMES = {
     "compare": "detection.report.compare:run_comparison",
     "evaluate": "detection.report.evaluation:write_evaluation",
     "find_config": "detection.packaged:find_config",
-    "load": "detection.engine.checkpoint:read_checkpoint",
+    "export": "detection.tasks.export:run_export",
+    "load": "detection.export.runtime:load",
     "load_config": "detection.config.load:load_config",
     "main": "detection.cli:main",
     "read_image": "detection.data.images:read_image",

@@ -27,6 +27,7 @@ from detection.export.write import write_export
 from detection.model.faster_rcnn import FasterRCNN
 from detection.model.select import as_on_gpu
 from detection.padded import Targets
+from detection.predictor import Predictor
 from detection.structures import ImageBatch, Target
 
 ROOT = Path(__file__).parents[1]
@@ -198,6 +199,7 @@ def test_an_onnx_file_finds_what_eager_finds(tmp_path: Path) -> None:
     model = onnx.load(tmp_path / "model.onnx")
     assert {entry.domain for entry in model.opset_import if entry.version} == {""}
     assert {node.op_type for node in model.graph.node}.isdisjoint(TENSORRT_LACKS)
+    assert Predictor.load(tmp_path).class_names == tuple("abcde")
     weights = sum(values.numel() for values in make_model(FPN).state_dict().values())
     assert (tmp_path / "model.onnx").stat().st_size < 1.1 * 4 * weights  # nothing is there twice
 

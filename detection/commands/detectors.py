@@ -118,20 +118,17 @@ def _test(args: Namespace) -> Call:
         args.words, args.config_file = changes, args.weights / "config.yaml"
     config, _ = read_config(args, DetectionConfig)
     from detection.engine.checkpoint import read_checkpoint
-    from detection.export.runtime import find_export, open_exported
+    from detection.export.runtime import Exported, load
     from detection.tasks.test import proposal_recall, run_test
 
-    if find_export(args.weights) is not None:
-        if args.proposals or args.robustness or args.ensemble:
-            raise UsageError("an exported file is tested as it is; leave out --proposals, --robustness and --ensemble")
-        exported = open_exported(args.weights)
-        output = Path(args.output_dir) if args.output_dir else exported.path.parent / "test"
-        test = partial(run_test, config, exported, output, limit=args.limit, pictures=args.visualize)
-        folders = ["pictures"] if args.visualize else []
-        return test, partial(_show_test, output=output, published="", folders=folders)
-    checkpoint = read_checkpoint(args.weights)
-    output = Path(args.output_dir) if args.output_dir else checkpoint.path.parent.parent / "test"
-    if args.proposals:
+    checkpoint = load(args.weights)
+    output = (
+        checkpoint.path.parent / "test" if isinstance(checkpoint, Exported) else checkpoint.path.parent.parent / "test"
+    )
+    output = Path(args.output_dir) if args.output_dir else output
+    if isinstance(checkpoint, Exported) and (args.proposals or args.robustness):
+        raise UsageError("an exported file is tested as it is; leave out --proposals and --robustness")
+    if args.proposals and not isinstance(checkpoint, Exported):
         return partial(proposal_recall, config, checkpoint, output, limit=args.limit), _show_recall
     ensemble = [read_checkpoint(path) for path in args.ensemble]
     test = partial(
@@ -146,7 +143,7 @@ def _test(args: Namespace) -> Call:
     )
     more = [name for name, asked in (("pictures", args.visualize), ("submission", args.submit)) if asked]
     show = partial(_show_test, output=output, published=published, folders=more)
-    if not args.robustness:
+    if not args.robustness or isinstance(checkpoint, Exported):
         return test, show
     from detection.tasks.robustness import run_corrupted
 

@@ -16,14 +16,14 @@ from torch.nn import functional as F  # noqa: N812  # the name that torch's own 
 
 from detection.config.detection import DetectionConfig
 from detection.config.schema import different_meaning, flatten
-from detection.engine.checkpoint import Checkpoint
+from detection.engine.checkpoint import Checkpoint, read_checkpoint
 from detection.export.extras import optional
 from detection.export.facts import KEY, Facts, run_digest
 from detection.export.files import NAMES, TORCH_ENTRY
 from detection.model.postprocess import rescale
 from detection.structures import Detections, ImageBatch
 
-__all__ = ["Exported", "Framed", "find_export", "open_exported"]
+__all__ = ["Exported", "Framed", "find_export", "load", "open_exported"]
 
 Arrays = Sequence[NDArray[np.generic]]
 Call = Callable[[Tensor, Tensor], Arrays]  # pixels (N, 3, H, W) and sizes (N, 2) -> the outputs of the graph
@@ -148,6 +148,16 @@ def open_exported(path: str | Path, *, threads: int | None = None) -> Exported:
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{file} can't be read: {error}") from error
     return Exported(file, facts, call)
+
+
+def load(path: str | Path) -> Checkpoint[DetectionConfig] | Exported:
+    """Returns the checkpoint, or the exported detector, at ``path``: a file, a run directory, the folder of an export.
+
+    Raises:
+        ValueError: there is none, or it can't be read.
+        ImportError: the runtime of an exported file is missing.
+    """
+    return read_checkpoint(path) if find_export(path) is None else open_exported(path)
 
 
 def _open_torch(path: Path, threads: int) -> tuple[Facts, Call]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -88,7 +89,6 @@ class Wanted:
     limits: Limits = field(default_factory=Limits)
 
 
-@torch.inference_mode()
 def run_export(
     checkpoint: Checkpoint[DetectionConfig], output: Path, wanted: Wanted, *, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
@@ -106,40 +106,45 @@ def run_export(
         ImportError: a package of the format is missing.
     """
     _check(checkpoint.config, wanted)
-    with torch.inference_mode(False):  # tensors of inference can't be traced
-        detector = build_detector(checkpoint.config, len(checkpoint.class_names), pretrained=False).eval()
-        load_detector_weights(detector, checkpoint, checkpoint.class_names)
-        index = _test_set(checkpoint, wanted, say)
-        images = _proof_images(checkpoint.config, index, wanted)
-        size = wanted.size or _frame(images)
-        facts = describe_export(
-            checkpoint,
-            detector,
-            format=wanted.format,
-            precision=wanted.precision,
-            size=size,
-            batch=wanted.batch,
-            licence=wanted.licence,
-        )
-        part = output.with_name(f".{output.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        try:
-            frames = _frames(_calibration_images(checkpoint.config, images, wanted, say), facts)
-            facts, lost = write_export(detector, part, facts, frames=frames, part_loss=wanted.limits.part)
-            proof = _prove(checkpoint, detector, open_exported(part), images, index, wanted)
-            _enforce(proof, wanted)
-            files = {path.name: path.stat().st_size for path in sorted(part.iterdir())}
-            proof = {"files": files, **_plain(proof), "float_parts": lost, "facts": _plain(asdict(facts))}
-            write_text(part / "export.json", json.dumps(proof, indent=1) + "\n")
-            write_text(part / "export.md", card(facts, proof))
-            shutil.rmtree(output, ignore_errors=True)
-            part.replace(output)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    detector = build_detector(checkpoint.config, len(checkpoint.class_names), pretrained=False).eval()
+    load_detector_weights(detector, checkpoint, checkpoint.class_names)
+    index = _test_set(checkpoint.config, wanted, say)
+    images = _proof_images(checkpoint.config, index, wanted)
+    facts = describe_export(
+        checkpoint,
+        detector,
+        format=wanted.format,
+        precision=wanted.precision,
+        size=wanted.size or _frame(images),
+        batch=wanted.batch,
+        licence=wanted.licence,
+    )
+    with _whole(output) as folder:
+        frames = _frames(_calibration_images(checkpoint.config, images, wanted, say), facts)
+        facts, lost = write_export(detector, folder, facts, frames=frames, part_loss=wanted.limits.part)
+        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        found = _prove(checkpoint, detector, open_exported(folder), images, index, wanted)
+        proof = {"files": files, **_plain(found), "float_parts": lost, "facts": _plain(asdict(facts))}
+        _enforce(found, wanted)
+        write_text(folder / "export.json", json.dumps(proof, indent=1) + "\n")
+        write_text(folder / "export.md", card(facts, proof))
     for line in summary(proof):
         say(line)
     return proof
+
+
+@contextmanager
+def _whole(output: Path) -> Iterator[Path]:
+    """Gives a folder that takes the place of ``output`` at the end, unless there was an error."""
+    folder = output.with_name(f".{output.name}.part")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        shutil.rmtree(output, ignore_errors=True)
+        folder.replace(output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check(config: DetectionConfig, wanted: Wanted) -> None:
@@ -152,11 +157,8 @@ def _check(config: DetectionConfig, wanted: Wanted) -> None:
     require_packages(wanted.format)
 
 
-def _test_set(
-    checkpoint: Checkpoint[DetectionConfig], wanted: Wanted, say: Callable[[str], None]
-) -> AnnotationIndex | None:
-    """Returns the images by which AP is compared, None where there are none."""
-    config = checkpoint.config
+def _test_set(config: DetectionConfig, wanted: Wanted, say: Callable[[str], None]) -> AnnotationIndex | None:
+    """Returns the images of ``data.test``; None where they can't be read and others are given."""
     try:
         if not config.data.test:
             raise ValueError("data.test is empty")
@@ -166,7 +168,7 @@ def _test_set(
             raise ValueError(f"{error}; give --images FOLDER to prove the export on") from error
         say(f"AP is not compared: {error}")
         return None
-    return index if index.has_ground_truth else None
+    return index
 
 
 def _proof_images(config: DetectionConfig, index: AnnotationIndex | None, wanted: Wanted) -> list[ImageBatch]:
@@ -235,11 +237,10 @@ def _prove(
     with torch.inference_mode():
         expected = [found for batch in images for found in eager(batch)]
         found = [found for batch in images for found in exported(batch)]
-        ap = (
-            _compare_ap(checkpoint.config, (build_tester(checkpoint.config.test, [detector]), eager, exported), index)
-            if index is not None
-            else {}
-        )
+        ap = dict[str, Loss]()
+        if index is not None and index.has_ground_truth:
+            tester = build_tester(checkpoint.config.test, [detector])
+            ap = _compare_ap(checkpoint.config, (tester, eager, exported), index)
     return {
         "agreement": agreement(expected, found),
         "ap": ap,
