@@ -12,9 +12,8 @@ from detection.config.load import dump_config, parse_config
 from detection.engine.checkpoint import Checkpoint
 from detection.files import digest
 from detection.model.architecture import Architecture
-from detection.weights.zoo import ZOO
 
-__all__ = ["KEY", "ExportFormat", "Facts", "Precision", "describe_export", "run_digest", "weights_licence"]
+__all__ = ["KEY", "ExportFormat", "Facts", "Precision", "describe_export", "run_digest"]
 
 KEY = "resdet"  # of the metadata in a file
 FORMAT = 1  # of this metadata
@@ -97,9 +96,9 @@ def describe_export(
     precision: Precision,
     size: tuple[int, int],
     batch: int,
-    licence: str | None,
+    licence: str,
 ) -> Facts:
-    """Returns the facts of an export of ``checkpoint``, from which ``detector`` was built; ``licence`` overrides."""
+    """Returns the facts of an export of ``checkpoint``, from which ``detector`` was built."""
     config, stats = checkpoint.config, detector.backbone.input_stats
     return Facts(
         format=format,
@@ -115,7 +114,7 @@ def describe_export(
         nms_iou=config.test.nms_iou,
         max_detections=config.test.max_detections,
         config=dump_config(config),
-        licence=licence or weights_licence(config),
+        licence=licence,
         run=run_digest(checkpoint),
         weights=checkpoint.path.name,
         iteration=checkpoint.iteration,
@@ -125,14 +124,3 @@ def describe_export(
 def run_digest(checkpoint: Checkpoint[DetectionConfig]) -> str:
     """Returns the SHA-256 of the weights and classes of ``checkpoint``, by which an export belongs to a run."""
     return digest([checkpoint.weights, list(checkpoint.class_names)])
-
-
-def weights_licence(config: DetectionConfig) -> str:
-    """Returns what the run's config lets say of the licence of its weights."""
-    entry = next((entry for entry in ZOO if entry.name == config.init), None)
-    if entry is not None:
-        return f"trained from {entry.name}: {entry.licence}"
-    source = config.init or config.backbone.weights
-    if source is None:
-        return "trained from scratch; not stated (--licence states it)"
-    return f"trained from {source}; its licence is not known (--licence states it)"

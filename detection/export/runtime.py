@@ -25,6 +25,13 @@ from detection.structures import Detections, ImageBatch
 
 __all__ = ["Exported", "Framed", "find_export", "load", "open_exported"]
 
+# Keys of a config that change no weights and stand in the graph.
+FIXED = (
+    *(f"test.{name}" for name in ("score_threshold", "nms_iou", "max_detections", "soft_nms_sigma", "vote_iou")),
+    *(f"test.{name}" for name in ("refine", "scales", "flip")),
+    *(f"rpn.{name}" for name in ("pre_nms_test", "post_nms_test", "nms_iou", "min_size")),
+)
+
 Arrays = Sequence[NDArray[np.generic]]
 Call = Callable[[Tensor, Tensor], Arrays]  # pixels (N, 3, H, W) and sizes (N, 2) -> the outputs of the graph
 
@@ -113,9 +120,10 @@ class Exported(Framed):
                 f"{tuple(class_names)}"
             )
         before, after = flatten(self.config), flatten(config)
-        fixed = [key for key in after if key.startswith("test.") and after[key] != before.get(key)]
         changed = different_meaning(self.config, config)
-        changed += [f"{key} is {after[key]!r} here, and was {before.get(key)!r}" for key in fixed]
+        changed += [
+            f"{key} is {after[key]!r} here, and was {before[key]!r}" for key in FIXED if after[key] != before[key]
+        ]
         if changed:
             raise ValueError(f"{self.path} was exported under another config: {'; '.join(changed)}; export it again")
 
@@ -145,7 +153,9 @@ def open_exported(path: str | Path, *, threads: int | None = None) -> Exported:
     openers = {".pt2": _open_torch, ".onnx": _open_onnx, ".xml": _open_openvino}
     try:
         facts, call = openers[file.suffix](file, threads or torch.get_num_threads())
-    except (OSError, RuntimeError) as error:
+    except (ImportError, ValueError):
+        raise
+    except Exception as error:  # those of the runtimes have no common base
         raise ValueError(f"{file} can't be read: {error}") from error
     return Exported(file, facts, call)
 
@@ -175,10 +185,7 @@ def _open_onnx(path: Path, threads: int) -> tuple[Facts, Call]:
     runtime = optional("onnxruntime", f"{path}")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3  # errors only
-    try:
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no common base
-        raise ValueError(f"{path} can't be read: {error}") from error
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     facts = Facts.from_text(session.get_modelmeta().custom_metadata_map.get(KEY), path)
     names = [given.name for given in session.get_inputs()]
     return facts, lambda *inputs: session.run(None, {n: x.numpy() for n, x in zip(names, inputs, strict=True)})

@@ -79,4 +79,8 @@ def _int8_parts(model: Path, frames: Frames, facts: Facts, limit: float) -> tupl
     with torch.inference_mode():
         parts = find_parts(model)
         lost = lossy_parts(parts, loss, limit=limit)
-    return [part for part in parts if part not in lost], lost
+    kept = [part for part in parts if part not in lost]
+    if not kept:
+        shown = ", ".join(f"{part} {100 * share:.1f} %" for part, share in lost.items())
+        raise ValueError(f"every part loses more than --part-loss {limit:g} in int8: {shown}; leave out --int8")
+    return kept, lost

@@ -41,6 +41,7 @@ from detection.files import write_text
 from detection.model.architecture import Architecture
 from detection.structures import ImageBatch, Target
 from detection.tasks.test import load_test_set
+from detection.weights.zoo import ZOO
 
 __all__ = ["Limits", "Wanted", "run_export"]
 
@@ -117,7 +118,7 @@ def run_export(
         precision=wanted.precision,
         size=wanted.size or _frame(images),
         batch=wanted.batch,
-        licence=wanted.licence,
+        licence=wanted.licence or weights_licence(checkpoint.config),
     )
     with _whole(output) as folder:
         frames = _frames(_calibration_images(checkpoint.config, images, wanted, say), facts)
@@ -131,6 +132,15 @@ def run_export(
     for line in summary(proof):
         say(line)
     return proof
+
+
+def weights_licence(config: DetectionConfig) -> str:
+    """Returns what the config of a run lets say of the licence of its weights."""
+    source = config.init or config.backbone.weights
+    if source is None:
+        return "not stated (--licence states it); trained from scratch"
+    known = next((entry.licence for entry in ZOO if entry.name in source), None)
+    return f"not stated (--licence states it); trained from {source}" + (f", {known}" if known else "")
 
 
 @contextmanager

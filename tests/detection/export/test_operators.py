@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align, roi_pool
 
 from detection.export.files import read_for_openvino
-from detection.export.operators import translations
+from detection.export.operators import OPSET, translations
 from detection.model.select import nms, select_top
 
-onnxruntime = pytest.importorskip("onnxruntime")
+onnxruntime, openvino = pytest.importorskip("onnxruntime"), pytest.importorskip("openvino")
 pytest.importorskip("onnxscript")
 NUM_CLASSES = 3
-RUNTIMES = ("onnxruntime", "openvino")
 
 
 class Function(nn.Module):
@@ -32,27 +31,25 @@ class Function(nn.Module):
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., list[np.ndarray]]:
-    """Exports a function and runs it."""
+def run(tmp_path: Path) -> Callable[..., Iterator[list[np.ndarray]]]:
+    """Exports a function and runs it in ONNX Runtime, then in OpenVINO."""
 
-    def export_and_run(runtime: str, function: Callable[..., Any], *inputs: Tensor) -> list[np.ndarray]:
+    def export_and_run(function: Callable[..., Any], *inputs: Tensor) -> Iterator[list[np.ndarray]]:
         path = tmp_path / "function.onnx"
         program: Any = torch.onnx.export(
             torch.export.export(Function(function), inputs),
             dynamo=True,
-            opset_version=18,
+            opset_version=OPSET,
             custom_translation_table=dict(translations(NUM_CLASSES)),
             verbose=False,
         )
         program.save(path)
-        if runtime == "openvino":
-            openvino = pytest.importorskip("openvino")
-            settings = {"INFERENCE_PRECISION_HINT": "f32"}
-            found = openvino.Core().compile_model(read_for_openvino(path), "CPU", settings)([x.numpy() for x in inputs])
-            return [found[place] for place in range(len(found))]
+        arrays = [values.numpy() for values in inputs]
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        names = [given.name for given in session.get_inputs()]
-        return session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+        yield session.run(None, {given.name: x for given, x in zip(session.get_inputs(), arrays, strict=True)})
+        settings = {"INFERENCE_PRECISION_HINT": "f32"}
+        found = openvino.Core().compile_model(read_for_openvino(path), "CPU", settings)(arrays)
+        yield [found[place] for place in range(len(found))]
 
     return export_and_run
 
@@ -68,51 +65,46 @@ def boxes_and_scores(count: int = 60) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat([corners, corners + sides], dim=2), scores, classes
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("iou", [0.5, 0.7])
-def test_nms_of_classes_keeps_what_ours_keeps(runtime: str, iou: float, run: Callable[..., Any]) -> None:
+def test_nms_of_classes_keeps_what_ours_keeps(iou: float, run: Callable[..., Any]) -> None:
     inputs = boxes_and_scores()
     expected = nms(*inputs, iou, 60)
     assert 0 < int((expected > -torch.inf).sum()) < int((inputs[1] > -torch.inf).sum())
-    (found,) = run(runtime, lambda boxes, scores, classes: nms(boxes, scores, classes, iou, 60), *inputs)
-    np.testing.assert_array_equal(found, expected)
+    for (found,) in run(lambda boxes, scores, classes: nms(boxes, scores, classes, iou, 60), *inputs):
+        np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_nms_without_classes_or_candidates(runtime: str, run: Callable[..., Any]) -> None:
+def test_nms_without_classes_or_candidates(run: Callable[..., Any]) -> None:
     boxes, scores, _ = boxes_and_scores()
     scores[1] = -torch.inf
-    (found,) = run(runtime, lambda boxes, scores: nms(boxes, scores, None, 0.7, 60), boxes, scores)
-    np.testing.assert_array_equal(found, nms(boxes, scores, None, 0.7, 60))
+    for (found,) in run(lambda boxes, scores: nms(boxes, scores, None, 0.7, 60), boxes, scores):
+        np.testing.assert_array_equal(found, nms(boxes, scores, None, 0.7, 60))
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_ties_go_by_position(runtime: str, run: Callable[..., Any]) -> None:
+def test_ties_go_by_position(run: Callable[..., Any]) -> None:
     scores = (torch.rand(2, 300, generator=torch.Generator().manual_seed(0)) * 4).round()
-    found = run(runtime, lambda scores: select_top(scores, 100), scores)
-    for own, expected in zip(found, select_top(scores, 100), strict=True):
-        np.testing.assert_array_equal(own, expected)
+    for found in run(lambda scores: select_top(scores, 100), scores):
+        for own, expected in zip(found, select_top(scores, 100), strict=True):
+            np.testing.assert_array_equal(own, expected)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(("aligned", "samples"), [(True, 2), (False, 2), (True, 0)])
-def test_roi_align(runtime: str, aligned: bool, samples: int, run: Callable[..., Any]) -> None:
+def test_roi_align(aligned: bool, samples: int, run: Callable[..., Any]) -> None:
     def pool(feature: Tensor, regions: Tensor) -> Tensor:
         return roi_align(feature, regions, (7, 7), spatial_scale=0.25, sampling_ratio=samples, aligned=aligned)
 
     inputs = regions_and_features()
-    (found,) = run(runtime, pool, *inputs)
-    np.testing.assert_allclose(found, pool(*inputs), rtol=1e-4, atol=1e-5)
+    for (found,) in run(pool, *inputs):
+        np.testing.assert_allclose(found, pool(*inputs), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_roi_pool(runtime: str, run: Callable[..., Any]) -> None:
+def test_roi_pool(run: Callable[..., Any]) -> None:
     def pool(feature: Tensor, regions: Tensor) -> Tensor:
         return roi_pool(feature, regions, (7, 7), spatial_scale=0.25)
 
     inputs = regions_and_features()
-    (found,) = run(runtime, pool, *inputs)
-    np.testing.assert_allclose(found, pool(*inputs), rtol=1e-6, atol=1e-6)
+    for (found,) in run(pool, *inputs):
+        np.testing.assert_allclose(found, pool(*inputs), rtol=1e-6, atol=1e-6)
 
 
 def regions_and_features() -> tuple[Tensor, Tensor]:

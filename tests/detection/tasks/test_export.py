@@ -123,7 +123,9 @@ def test_a_missing_package_is_told_with_its_installation() -> None:
 
 def test_an_export_knows_its_run(checkpoint: Checkpoint[DetectionConfig]) -> None:
     detector = build_detector(CONFIG, 2, pretrained=False)
-    facts = describe_export(checkpoint, detector, format="onnx", precision="fp32", size=(64, 96), batch=1, licence=None)
+    facts = describe_export(
+        checkpoint, detector, format="onnx", precision="fp32", size=(64, 96), batch=1, licence="none"
+    )
     exported = Exported(Path("model.onnx"), Facts.from_text(facts.to_text(), Path("model.onnx")), lambda *_: [])
     assert exported.facts == facts
     exported.check_run(checkpoint)
