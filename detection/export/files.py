@@ -81,18 +81,31 @@ def write_openvino(onnx: Path, path: Path, facts: Facts) -> None:
 
 
 def read_for_openvino(onnx: Path) -> Any:
-    """Returns OpenVINO's model of the file ``onnx``.
+    """Returns OpenVINO's model of the file ``onnx``, with ONNX's meaning of two operators (seen in 2026.4).
 
-    OpenVINO suppresses a box whose IoU is the threshold, where ONNX wants it to exceed that (seen in 2026.4): the
-    threshold becomes the next larger float32.
+    OpenVINO suppresses a box whose IoU is the threshold, where ONNX wants it to exceed that: the threshold becomes the
+    next larger float32.  Its TopK takes equal values in any order unless it is told to be stable.
     """
-    openvino = optional("openvino", "--format openvino")
+    openvino, operators = (optional(name, "--format openvino") for name in ("openvino", "openvino.opset11"))
     model = openvino.convert_model(onnx)
-    for node in model.get_ops():
+    for node in model.get_ordered_ops():
         if node.get_type_name() == "NonMaxSuppression":
             threshold = np.float32(node.input_value(3).get_node().get_data().item())
             above = openvino.op.Constant(np.array(np.nextafter(threshold, np.float32(2)), np.float32))
             node.input(3).replace_source_output(above.output(0))
+        elif node.get_type_name() == "TopK":
+            given = node.get_attributes()
+            stable = operators.topk(
+                node.input_value(0),
+                node.input_value(1),
+                given["axis"],
+                given["mode"],
+                "value",
+                given["index_element_type"],
+                stable=True,
+            )
+            for own, other in zip(node.outputs(), stable.outputs(), strict=True):
+                own.replace(other)
     return model
 
 
