@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, parse_config
 from detection.engine.checkpoint import Checkpoint
+from detection.engine.threshold import run_threshold
 from detection.files import digest
 from detection.model.architecture import Architecture
 
@@ -34,6 +35,7 @@ class Facts:
         mean, std, channel_order: of the normalisation, which the graph does.
         score_threshold, nms_iou, max_detections: of the graph's detections.
         config: of the run, YAML.
+        shown_score, shown_origin: least score of detections that a predictor shows, and where it comes from.
         licence: of the weights.
         run: SHA-256 of the run's weights and classes.
         weights, iteration: file name and iteration of the checkpoint.
@@ -53,6 +55,8 @@ class Facts:
     score_threshold: float
     nms_iou: float
     max_detections: int
+    shown_score: float
+    shown_origin: str
     config: str
     licence: str
     run: str
@@ -99,7 +103,7 @@ def describe_export(
     licence: str,
 ) -> Facts:
     """Returns the facts of an export of ``checkpoint``, from which ``detector`` was built."""
-    config, stats = checkpoint.config, detector.backbone.input_stats
+    config, stats, shown = checkpoint.config, detector.backbone.input_stats, run_threshold(checkpoint)
     return Facts(
         format=format,
         precision=precision,
@@ -113,6 +117,8 @@ def describe_export(
         score_threshold=config.test.score_threshold,
         nms_iou=config.test.nms_iou,
         max_detections=config.test.max_detections,
+        shown_score=shown.score,
+        shown_origin=shown.origin,
         config=dump_config(config),
         licence=licence,
         run=run_digest(checkpoint),

@@ -17,7 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from detection.build import build_detector, build_image_tester, field_operations, needed_fields
+from torch import nn
+
+from detection.build import build_detector, build_image_tester, field_operations, needed_fields, slice_images
 from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, load_config
 from detection.config.schema import different_meaning

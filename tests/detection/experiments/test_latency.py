@@ -55,3 +55,5 @@ def test_places_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ValueError, match="--threads 3"):
         Place(device="cuda", threads=3)
+    with pytest.raises(ValueError, match="--exported onnx"):
+        Place(exported="onnx", precision="bf16")
