@@ -122,7 +122,7 @@ class Predictor:
     @classmethod
     def _of_export(cls, exported: Exported, test: Mapping[str, Any], *, batch_size: int) -> Self:
         config = exported.config
-        config = replace(config, test=build_dataclass(PostprocessConfig, asdict(config.test) | test))
+        config = replace(config, test=build_dataclass(PostprocessConfig, {**asdict(config.test), **test}))
         exported.check_config(config, exported.class_names)  # only slices are not in its graph
         return cls(
             exported if config.test.slice is None else slice_images(config, exported),
