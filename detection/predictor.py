@@ -258,8 +258,11 @@ class Predictor:
             return torch.full((len(self.class_names),), self.threshold.score if min_score is None else min_score)
         for name in min_score:
             if name not in self.class_names:
-                nearest = difflib.get_close_matches(name, self.class_names, n=1) or [", ".join(self.class_names)]
-                raise ValueError(f"min_score names the class {name!r}, and the detector has {nearest[0]!r}")
+                spelt = {own.lower(): own for own in self.class_names}
+                near = [repr(spelt[text]) for text in difflib.get_close_matches(name.lower(), spelt, n=1)]
+                raise ValueError(
+                    f"min_score names the class {name!r}, and the detector has {', '.join(near or self.class_names)}"
+                )
         return torch.tensor([min_score.get(name, self.threshold.score) for name in self.class_names])
 
     def _note(self, min_score: MinScore | None) -> str:

@@ -155,7 +155,8 @@ def folder_project(args: Namespace, word: str | None) -> Project | None:
         given = [option for option in ("start", "group", "format", "overwrite") if getattr(args, option)]
         if given:
             option = "from" if given[0] == "start" else given[0]
-            raise UsageError(f"--{option} is for a folder of data, and {word!r} is none")
+            key = f"; in a config it is the key init: init={args.start}" if option == "from" else ""
+            raise UsageError(f"--{option} is for a folder of data, and {word!r} is none{key}")
         return None
     from detection.data.readers.table import FORMATS
     from detection.tasks.init import Wishes, init_folder

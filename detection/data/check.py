@@ -137,10 +137,9 @@ def _near_copies(splits: Mapping[str, AnnotationIndex], looks: Mapping[str, Look
         if pair.same:
             continue
         one, other = paths[pair.one], paths[pair.other]
-        kind = (
-            "nearly the same image in two splits" if set(names[one]) != set(names[other]) else "nearly the same image"
-        )
-        detail = f"of {listed(names[other])}; as {one} of {listed(names[one])}"
+        kind, detail = "nearly the same image", f"as {one} (in {listed(names[one])})"
+        if set(names[one]) != set(names[other]):
+            kind, detail = f"{kind} in two splits", f"in {listed(names[other])}, {detail}"
         problems.append(Problem("note", kind, other, detail, images=(one, other)))
     return problems
 

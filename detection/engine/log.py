@@ -117,7 +117,7 @@ class _TwoLines(Progress):
             TextColumn("{task.fields[left]}"),
         )
         self._device, self.numbers = device, ""  # first: the next line draws
-        super().__init__(*columns, console=SCREEN, expand=True, disable=not SCREEN.is_terminal)
+        super().__init__(*columns, console=SCREEN, transient=True, expand=True, disable=not SCREEN.is_terminal)
 
     def get_renderables(self) -> Iterator[RenderableType]:
         yield from super().get_renderables()
@@ -310,6 +310,11 @@ class RunLog:
         """Prints a line."""
         if self._terminal is not None:
             self._terminal.say(text)
+
+    def end_steps(self) -> None:
+        """Takes the bar off the terminal; lines and metrics may follow."""
+        if self._terminal is not None:
+            self._terminal.close()
 
     def step(self, iteration: int, losses: Mapping[str, float], rate: float) -> None:
         """Shows the step that led to ``iteration``, of ``losses`` at the learning rate ``rate``; keeps nothing."""

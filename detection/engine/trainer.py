@@ -171,6 +171,7 @@ class Trainer:
                     window = Window(feed.seconds)
                 with window.paused():
                     self._after_step(state, feed, recovery, log)
+            log.end_steps()
             if _impatient(solver, state.stale):
                 log.say(_why_it_ends(solver, state))
             log.say(f"trained {state.iteration} iterations; checkpoints in {self.checkpoints.folder}")

@@ -23,6 +23,7 @@ from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric
 from detection.pages.page import Block, Figure, Page, Pictures, Section, Table, write_page
 from detection.pages.plots import matrix
+from detection.progress import SCREEN
 from detection.report.build import only_found_by
 from detection.report.calibration import Wanted, calibration_numbers, calibration_section
 from detection.report.conclusion import claims_tables
@@ -52,7 +53,7 @@ MAX_PAIRS = 16  # pairs of pictures, of all pairs of runs
 MAX_CONFUSIONS = 12  # rows of the table
 
 
-def write_analysis(runs: Sequence[Path], output: Path, *, say: Callable[[str], None] = print) -> Path:
+def write_analysis(runs: Sequence[Path], output: Path, *, say: Callable[[str], None] = SCREEN.print) -> Path:
     """Writes the analysis of one run directory or of several into ``output``; gives the path of the HTML page.
 
     Args:

@@ -24,6 +24,7 @@ from detection.engine.device import choose_device
 from detection.engine.distributed import EVALUATION_TIMEOUT, is_main, only_main, start, together
 from detection.engine.evaluate import propose
 from detection.engine.trainer import is_finished
+from detection.progress import SCREEN
 from detection.tasks.train import run_training
 
 __all__ = ["Step", "alternating_steps", "run_alternating", "write_training_proposals"]
@@ -70,7 +71,9 @@ def alternating_steps(config: DetectionConfig, output: Path) -> tuple[Step, ...]
     )
 
 
-def run_alternating(config: DetectionConfig, output: Path, *, say: Callable[[str], None] = print) -> dict[str, Any]:
+def run_alternating(
+    config: DetectionConfig, output: Path, *, say: Callable[[str], None] = SCREEN.print
+) -> dict[str, Any]:
     """Runs the steps that are not done yet and returns the result of the last; ``output``/step4 is the detector.
 
     Raises:

@@ -5,13 +5,12 @@ It also says what image size and anchors fit the objects, as lines of a config, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
@@ -21,6 +20,7 @@ from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem
 from detection.data.readers.table import FORMATS
 from detection.evaluation.text_table import text_table
+from detection.progress import SCREEN, tracked
 from detection.tasks.anchor_reach import Reach, reach_of_config, reach_of_suggested, suggest
 from detection.tasks.data_page import write_data_page
 from detection.tasks.data_pictures import Finding
@@ -39,10 +39,10 @@ class _Found:
     findings: dict[Problem, list[str]] = field(default_factory=dict)  # each with the splits that have it
     errors: int = 0
 
-    def add(self, problems: Sequence[Problem], split: str | None, console: Console) -> None:
+    def add(self, problems: Sequence[Problem], split: str | None) -> None:
         """Prints ``problems`` of a ``split``, or between splits (None), and keeps them."""
         for problem in problems:
-            console.print(f"{problem.severity}: {problem}", markup=False)
+            SCREEN.print(f"{problem.severity}: {problem}")
             self.findings.setdefault(problem, []).extend([] if split is None else [split])
             self.errors += problem.severity == "error"
 
@@ -74,14 +74,13 @@ def check_card(
         ValueError: no such card, or a bad config.
         OSError: the page can't be written.
     """
-    console = Console(soft_wrap=True, highlight=False)
     card = load_card(name)
     detector = None if config is None else load_config(DetectionConfig, config)
     found = _Found()
     for split in splits or card.splits:
-        console.rule(f"{card.name}:{split}")
-        _check_split(card, split, root, found, images=images, masks=page is not None, console=console)
-    found.add(check_copies(found.indexes) if images else (), None, console)
+        SCREEN.rule(f"{card.name}:{split}")
+        _check_split(card, split, root, found, images=images, masks=page is not None)
+    found.add(check_copies(found.indexes) if images else (), None)
     trained_on = next((split for split in (*TRAINED_ON, *found.indexes) if split in found.indexes), None)
     suggested = [] if trained_on is None else suggest(found.indexes[trained_on], detector)
     lines = config_text(suggested, [f"What fits the objects of {card.name}:{trained_on}"]).splitlines()
@@ -89,49 +88,50 @@ def check_card(
     if trained_on is not None and suggested:
         reached = _reached(found.indexes[trained_on], suggested, detector, config)
         for line in [*(reach.line for reach in reached), *lines]:
-            console.print(line, markup=False)
-    console.print(f"{found.errors} error{'s' * (found.errors > 1)}" if found.errors else "no errors")
+            SCREEN.print(line)
+    SCREEN.print(f"{found.errors} error{'s' * (found.errors > 1)}" if found.errors else "no errors")
     if page is not None:
         write_data_page(page, card.name, found.indexes, found.worst_first(), reached, lines)
-        console.print(f"page: {page}", markup=False)
+        SCREEN.print(f"page: {page}")
     return found.errors
 
 
-def _check_split(
-    card: Card, split: str, root: Path, found: _Found, *, images: bool, masks: bool, console: Console
-) -> None:
+def _check_split(card: Card, split: str, root: Path, found: _Found, *, images: bool, masks: bool) -> None:
     """Reads one split, and notes in ``found`` what is wrong with it; prints its counts."""
     fields = ("masks",) if masks and "fields" in FORMATS[card.format].options else ()
     try:
         index, problems = read_split(card, split, root, fields=fields)
     except ValueError as error:
-        console.print(str(error), markup=False)
+        SCREEN.print(str(error))
         found.findings[Problem("error", "split that can't be read", card.name, str(error))] = [split]
         found.errors += 1
         return
     found.indexes[split] = index
-    found.add(problems + _further_problems(index, images, console), split, console)
+    found.add(problems + _further_problems(index, images), split)
     if not len(index):
-        found.add([Problem("error", "empty split", card.name, "the split has no usable image")], split, console)
-    _show_counts(index, console)
+        found.add([Problem("error", "empty split", card.name, "the split has no usable image")], split)
+    _show_counts(index)
 
 
-def _further_problems(index: AnnotationIndex, images: bool, console: Console) -> list[Problem]:
+def _further_problems(index: AnnotationIndex, images: bool) -> list[Problem]:
     """Returns what the reader did not find: problems of objects and, on request, of image files."""
     found = check_objects(index)
     if images:
-        found += check_images(
-            index, track=lambda rows: track(rows, "images", total=len(index), console=console, transient=True)
-        )
+        found += check_images(index, track=partial(_tracked, total=len(index)))
     return found
 
 
-def _show_counts(index: AnnotationIndex, console: Console) -> None:
+def _tracked(rows: Iterable[list[Problem]], total: int) -> Iterator[list[Problem]]:
+    with tracked(rows, "checking", total=total, count=lambda _: 1) as shown:
+        yield from shown
+
+
+def _show_counts(index: AnnotationIndex) -> None:
     summary = summarize_index(index)
     rows = [(name, *map(str, counts)) for name, *counts in summary.classes]
     rows.append(("all", *(str(sum(column)) for column in list(zip(*summary.classes, strict=True))[1:])))
-    console.print(f"{summary.images} images, {summary.empty} without an object to train on")
-    console.print(text_table(("class", "objects", "ignored", "small", "medium", "large"), rows), markup=False)
+    SCREEN.print(f"{summary.images} images, {summary.empty} without an object to train on")
+    SCREEN.print(text_table(("class", "objects", "ignored", "small", "medium", "large"), rows))
 
 
 def _reached(

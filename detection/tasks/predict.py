@@ -27,6 +27,7 @@ from detection.data.video import VideoFile
 from detection.evaluation.printable import printable
 from detection.prediction import Prediction
 from detection.predictor import MinScore, Predictor
+from detection.progress import SCREEN
 from detection.visualize import WRITTEN, save_picture
 
 __all__ = ["OutputNames", "find_sources", "free_folder", "predict_sources"]
@@ -42,7 +43,7 @@ def predict_sources(
     *,
     min_score: MinScore | None = None,
     max_frames: int | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = SCREEN.print,
 ) -> int:
     """Writes pictures, videos and predictions.json to ``output``; returns how many images or videos failed.
 
@@ -75,7 +76,7 @@ def predict_sources(
             for line in draw(predictions, is_video=is_video):
                 say(printable(line))
     if failed:
-        say(f"{failed} of {seen} images can't be read; {output / PREDICTIONS} says why")
+        say(f"{failed} of {seen} images failed; {output / PREDICTIONS} says why")
     return failed
 
 

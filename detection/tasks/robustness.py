@@ -17,6 +17,7 @@ from detection.engine.distributed import is_main, only_main, start, together
 from detection.evaluation.coco import coco_results
 from detection.evaluation.metrics import percent
 from detection.files import write_text
+from detection.progress import SCREEN
 from detection.tasks.test import load_test_set, measure, restore_detector
 
 __all__ = ["FOLDER", "corrupted_files", "run_corrupted"]
@@ -30,7 +31,7 @@ def run_corrupted(
     output: Path,
     *,
     limit: int | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = SCREEN.print,
 ) -> None:
     """Tests ``checkpoint`` on ``config.data.test`` under each corruption at each strength.
 

@@ -49,7 +49,7 @@ from detection.evaluation.report import VocMetric
 from detection.export.runtime import Exported
 from detection.files import write_text
 from detection.model.architecture import Architecture
-from detection.progress import tracked
+from detection.progress import SCREEN, tracked
 from detection.tasks.evaluate import read_detections
 from detection.tasks.submission import find_submission
 from detection.visualize import draw_record, save_picture
@@ -89,7 +89,7 @@ def run_test(
     limit: int | None = None,
     pictures: int = 0,
     submit: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = SCREEN.print,
 ) -> dict[str, Any]:
     """Tests ``checkpoint`` on ``config.data.test``, writes the files of ``output`` and returns the result.
 
@@ -156,7 +156,7 @@ def proposal_recall(
         ValueError: bad data or config, or weights that do not fit.
     """
     start(choose_device(config.device))
-    index = load_test_set(config, only_main(print))
+    index = load_test_set(config, only_main(SCREEN.print))
     most = max(RECALL_LIMITS)
     rpn = replace(config.rpn, post_nms_test=most, pre_nms_test=max(most, config.rpn.pre_nms_test))
     device = choose_device(config.device)
@@ -277,7 +277,7 @@ def _share(index: AnnotationIndex, limit: int | None) -> range:
     return range(len(index) if limit is None else min(limit, len(index)))[rank() :: world_size()]
 
 
-def read_records(run: Path, *, say: Callable[[str], None] = print) -> tuple[AnnotationIndex, list[Record]]:
+def read_records(run: Path, *, say: Callable[[str], None] = SCREEN.print) -> tuple[AnnotationIndex, list[Record]]:
     """The test images of a run directory, and its detections.json as records in their order.
 
     The images are those of which the result says that they were tested, whatever the config says.

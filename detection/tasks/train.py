@@ -99,7 +99,7 @@ def run_training(
             partial(detection_loader, index, config.data, share=(rank(), world_size()), proposals=proposals),
             output / "train_batch.jpg",
             index.class_names,
-            say=only_main(print),
+            say=only_main(SCREEN.print),
         ),
         validate=(
             None

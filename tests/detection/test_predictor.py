@@ -172,7 +172,7 @@ def test_what_can_not_be_read_is_an_entry_and_all_else_is_predicted(
     Image.new("RGB", (70_000, 1)).save(folder / "g.png")
     outcome = resdet("predict", folder, folder / "c.jpg", "--weights", weights, "--output-dir", out, "--min-score", "0")
     assert outcome.status == 1
-    assert "3 of 6 images can't be read" in outcome.out
+    assert "3 of 6 images failed" in outcome.out
     entries = json.loads((out / "predictions.json").read_text())
     assert [Path(path).name for path in entries] == ["a.png", "b.png", "c.jpg", "d.jpg", "f.png", "g.png"]
     assert "a pipe" in entries[str(folder / "b.png")]["error"]
