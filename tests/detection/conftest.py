@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -466,3 +467,15 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     monkeypatch.setattr(SCREEN, "_width", 80)
     monkeypatch.setattr(SCREEN, "is_interactive", True)  # found out when it was made
     return made
+
+
+class _NoReader(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+@pytest.fixture
+def no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody reads what is printed, as after ``| head`` has ended."""
+    monkeypatch.setattr(SCREEN, "quiet", False)  # and as before once the test is over
+    monkeypatch.setattr(sys, "stdout", _NoReader())

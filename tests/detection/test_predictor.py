@@ -159,6 +159,12 @@ def test_detections_below_the_score_are_left_out(weights: Path, photo: Path, tmp
     assert [record["score"] for record in kept] == [r["score"] for r in everything if r["score"] >= middle]
 
 
+@pytest.mark.usefixtures("no_reader")
+def test_all_is_predicted_whether_or_not_what_is_printed_is_read(weights: Path, photo: Path, tmp_path: Path) -> None:
+    predict_sources([photo, photo.parent], Predictor.load(weights), tmp_path / "out")
+    assert [*json.loads((tmp_path / "out" / "predictions.json").read_text())] == [str(photo)]
+
+
 def test_what_can_not_be_read_is_an_entry_and_all_else_is_predicted(
     weights: Path, photo: Path, tmp_path: Path, resdet: Callable[..., Any]
 ) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from detection.tasks.check import check_card
+
 CAT = ("cat", (1, 1, 10, 20), False)
 DOG = ("dog", (5, 6, 55, 56), True)
 
@@ -173,3 +175,9 @@ def test_a_card_that_lies_nowhere_and_one_without_objects_have_a_page(
     make_voc({"a": []})
     assert run(write_card("voc"), "--page", str(page))[0] == 0
     assert "Sizes and anchors" not in page.read_text()
+
+
+@pytest.mark.usefixtures("no_reader")
+def test_a_page_is_written_whether_or_not_what_is_printed_is_read(card: str, tmp_path: Path) -> None:
+    assert check_card(card, tmp_path, page=tmp_path / "data.html") == 0
+    assert (tmp_path / "data.html").is_file()
