@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from detection.config.detection import DetectionConfig
 from detection.engine.checkpoint import Checkpoint
 
-__all__ = ["Threshold", "run_threshold"]
+__all__ = ["Threshold", "run_threshold", "shown_from"]
 
 FALLBACK = 0.5
 
@@ -34,6 +36,12 @@ def run_threshold(checkpoint: Checkpoint[DetectionConfig]) -> Threshold:
         if (score := _score_in(folder.parent / name, checkpoint.iteration)) is not None:
             return Threshold(score, "best F1 on data.test")
     return Threshold(FALLBACK, "no best F1 measured (resdet test does)")
+
+
+def shown_from(result: Mapping[str, Any]) -> float:
+    """Returns the score at which F1 was best in ``result``, the content of a result.json, else 0.5."""
+    score = result.get("best_f1", {}).get("min_score")
+    return FALLBACK if score is None else score
 
 
 def _score_in(file: Path, iteration: int) -> float | None:

@@ -87,7 +87,8 @@ class Trainer:
             follow.  Stored proposals are its third argument, where batches have some.
         load: endless batches; called with batch_size, seed, start (number of the first batch) and pin.
         validate: looks at data.val when an evaluation is due.
-        draw: pictures of data.val by name, (H, W, 3) RGB, after an evaluation, for the sinks that show some.
+        draw: pictures of data.val by name, (H, W, 3) RGB, after an evaluation and of its result, for the sinks that
+                show some.
         test: measures data.test at the end, and writes the result with the facts that it is given.
         sets: data.val and data.test, for the manifest.
         resume: go on from the newest checkpoint in ``output``, if there is one.
@@ -106,7 +107,7 @@ class Trainer:
         build: Callable[[bool], nn.Module],
         load: Callable[..., Iterable[Batch]],
         validate: Callable[[nn.Module], dict[str, Any]] | None = None,
-        draw: Callable[[nn.Module], Mapping[str, NDArray[np.uint8]]] | None = None,
+        draw: Callable[[nn.Module, Mapping[str, Any]], Mapping[str, NDArray[np.uint8]]] | None = None,
         test: Callable[[nn.Module, dict[str, Any]], dict[str, Any]] | None = None,
         sets: Mapping[str, AnnotationIndex] | None = None,
         resume: bool = False,
@@ -264,7 +265,7 @@ class Trainer:
         state.stale = 0 if best else state.stale + (value is not None)
         self.checkpoints.save_evaluated(state, best=best, best_f1_score=result.get("best_f1", {}).get("min_score"))
         if self.draw is not None and log.shows_pictures:
-            log.pictures(state.iteration, self.draw(state.tested))
+            log.pictures(state.iteration, self.draw(state.tested, result))
 
     def _test(self, state: TrainState, log: RunLog) -> dict[str, Any]:
         """Measures data.test, once, with the weights that stand: the best on data.val, or else the last."""

@@ -42,6 +42,7 @@ from detection.engine.distributed import (
     world_size,
 )
 from detection.engine.evaluate import evaluate, predict, propose
+from detection.engine.threshold import shown_from
 from detection.evaluation.coco import coco_results
 from detection.evaluation.recall import ProposalRecord, average_recall
 from detection.evaluation.record import Record
@@ -127,7 +128,7 @@ def run_test(
     if write_submission is not None and is_main():
         write_submission(measured.records, index, output / "submission")
     for number, record in enumerate(islice(measured.records, pictures)):
-        drawn = draw_record(index.image(number), record, index.class_names)
+        drawn = draw_record(index.image(number), record, index.class_names, min_score=shown_from(result))
         save_picture(output / "pictures" / f"{number:05d}_{Path(record.file_name).stem}.jpg", drawn)
     say(f"{result['images']} images, {result['seconds_per_image']:.3f} s per image, {choose_device(config.device)}")
     return result
