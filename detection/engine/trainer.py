@@ -377,7 +377,7 @@ def _impatient(solver: SolverConfig, stale: int) -> bool:
 def _why_it_ends(solver: SolverConfig, state: TrainState) -> str:
     best = "no value" if state.best is None else f"{state.best:.4g}"
     return (
-        f"ends after iteration {state.iteration} of {solver.iterations}: {state.stale} evaluations without a better "
+        f"ends after iteration {state.iteration} of {solver.iterations}: {state.stale} evaluation{'s' * (state.stale > 1)} without a better "
         f"{solver.best_metric} than {best}, solver.patience is {solver.patience}; the best weights are kept"
     )
 

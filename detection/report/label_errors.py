@@ -58,7 +58,8 @@ def label_errors_section(
 ) -> Section:
     """Returns the likeliest suspects as pictures and as a table."""
     if not suspects:
-        return Section("Likely label errors", [])
+        text = "No confident detection contradicts a label, and no object that is never found looks like a mistake."
+        return Section("Likely label errors", [Text(text)])
     counts = ", ".join(f"{sum(one.kind == kind for one in suspects)} x {title}" for kind, title in KINDS.items())
     said = "the detections of this run" if runs == 1 else f"the detections of {runs} runs together"
     text = (
