@@ -143,7 +143,8 @@ def fetch(
     else:
         size = part.stat().st_size if part.exists() else 0
         raise ConnectionError(
-            f"{archive.url}: gave up after {attempts} attempt{'s' * (attempts > 1)} with {size} bytes in {part} ({reason}); "
+            f"{archive.url}: gave up after {attempts} attempt{'s' * (attempts > 1)} with {size} bytes in {part} "
+            f"({reason}); "
             "run the same command again to go on from there"
         )
     _check_md5(archive, part)

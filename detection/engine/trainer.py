@@ -376,8 +376,9 @@ def _impatient(solver: SolverConfig, stale: int) -> bool:
 
 def _why_it_ends(solver: SolverConfig, state: TrainState) -> str:
     best = "no value" if state.best is None else f"{state.best:.4g}"
+    looks = f"{state.stale} evaluation{'s' * (state.stale > 1)}"
     return (
-        f"ends after iteration {state.iteration} of {solver.iterations}: {state.stale} evaluation{'s' * (state.stale > 1)} without a better "
+        f"ends after iteration {state.iteration} of {solver.iterations}: {looks} without a better "
         f"{solver.best_metric} than {best}, solver.patience is {solver.patience}; the best weights are kept"
     )
 

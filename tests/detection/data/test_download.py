@@ -143,7 +143,7 @@ def test_a_cut_connection_goes_on_without_sending_bytes_twice(server: FileServer
 
 def test_a_later_call_goes_on_with_the_part_file(server: FileServer, tmp_path: Path) -> None:
     server.cuts = [70_000]
-    with pytest.raises(ConnectionError, match=r"gave up after 1 attempts with 70000 bytes.*run the same command again"):
+    with pytest.raises(ConnectionError, match=r"gave up after 1 attempt with 70000 bytes.*run the same command again"):
         fetch(server.archive(), tmp_path, attempts=1)
     assert files_below(tmp_path) == ["file.bin.part"]
     assert fetch(server.archive(), tmp_path).read_bytes() == CONTENT
