@@ -39,6 +39,7 @@ from detection.export.timing import measure_apart
 from detection.export.write import write_export
 from detection.files import write_text
 from detection.model.architecture import Architecture
+from detection.progress import SCREEN
 from detection.structures import ImageBatch, Target
 from detection.tasks.test import load_test_set
 from detection.weights.zoo import ZOO
@@ -91,7 +92,7 @@ class Wanted:
 
 
 def run_export(
-    checkpoint: Checkpoint[DetectionConfig], output: Path, wanted: Wanted, *, say: Callable[[str], None] = print
+    checkpoint: Checkpoint[DetectionConfig], output: Path, wanted: Wanted, *, say: Callable[[str], None] = SCREEN.print
 ) -> dict[str, Any]:
     """Writes the files of ``output`` and returns the content of export.json.
 
