@@ -170,7 +170,7 @@ def test_options_stand_anywhere_between_config_and_changes(resdet: Resdet, monke
     ):
         assert resdet("train", *words).status == 0
         (config, output), options = seen.pop()
-        assert (config.seed, config.solver.base_lr, options) == (3, 0.5, {"resume": True})
+        assert (config.seed, config.solver.base_lr, options["resume"]) == (3, 0.5, True)
         assert output == Path("output/digits/resnet18_c4")
 
 

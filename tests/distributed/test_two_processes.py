@@ -337,7 +337,7 @@ class TestTraining:
 
     def test_only_the_main_process_prints(self, both: Both) -> None:
         assert both.printed.count("4 images a step on 2 processes: 2 each; learning rate as configured for 4") == 16
-        lines = [line for line in both.printed.splitlines() if line.startswith(f"1/{STEPS} ")]
+        lines = [line for line in both.printed.splitlines() if line.lstrip().startswith(f"1/{STEPS} ")]
         assert len(lines) == 4  # of "two", "masks", "unreadable" and the classifier
 
 

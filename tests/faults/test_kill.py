@@ -141,7 +141,7 @@ def test_sigterm_to_the_program_and_its_workers(
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
     assert process.stdout is not None
-    while not process.stdout.readline().startswith("2/8"):
+    while not process.stdout.readline().lstrip().startswith("2/8"):
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGTERM)
     _, said = process.communicate()
