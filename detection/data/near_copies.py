@@ -34,7 +34,7 @@ COMPARED = 1 << 24  # pairs compared at a time
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What is kept of a picture to compare it by.
+    """Holds what one picture is compared by.
 
     Attributes:
         content: SHA-256 of the file; None: it can't be read.
@@ -168,8 +168,9 @@ def _near(looks: Sequence[Look], *, apart: int | None = None) -> list[tuple[int,
         agreeing = signs[start : min(start + rows, end)] @ signs[column:].T
         for i, j in np.argwhere(agreeing >= BITS - 2 * MOST_BITS).tolist():
             one, other = looks[start + i].small, looks[column + j].small
-            alike = start + i < column + j and one is not None and other is not None
-            if alike and _difference(one, other) <= MOST_GREY:
+            if start + i >= column + j or one is None or other is None:
+                continue
+            if _difference(one, other) <= MOST_GREY:
                 pairs.append((start + i, column + j))
     return pairs
 
