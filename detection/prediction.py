@@ -1,4 +1,4 @@
-"""What a detector found in one image or frame, for use in Python and for other programs."""
+"""Holds the detections of one image or frame, for use in Python and for other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long detectors take for images, and the name of what they ran on."""
+"""Measures how long detectors take for images, and names what they ran on."""
 
 from __future__ import annotations
 

@@ -323,7 +323,7 @@ class RunLog:
 
     @property
     def shows_pictures(self) -> bool:
-        """Whether there is a sink for ``pictures``."""
+        """Tells whether there is a sink for ``pictures``."""
         return any(isinstance(sink, PictureSink) for sink in self._sinks)
 
     def pictures(self, iteration: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:

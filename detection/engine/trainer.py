@@ -370,7 +370,7 @@ def _known(figures: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def _impatient(solver: SolverConfig, stale: int) -> bool:
-    """Whether training ends since the last ``stale`` evaluations were no better than one before."""
+    """Tells whether training ends because the last ``stale`` evaluations were no better than one before."""
     return 0 < solver.patience <= stale
 
 

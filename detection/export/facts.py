@@ -1,4 +1,4 @@
-"""What an exported file says of itself, in its own metadata: all that it takes to run it, and where it is from."""
+"""Describes an exported file in its own metadata: all that it takes to run it, and its origin."""
 
 from __future__ import annotations
 

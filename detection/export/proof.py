@@ -1,4 +1,4 @@
-"""How far an exported detector finds what PyTorch finds: matched detections, their differences, and AP.
+"""Compares an exported detector with PyTorch: matched detections, their differences, and AP.
 
 Shapes: D detections of PyTorch, E of the export.
 """
@@ -27,7 +27,7 @@ MATCH_IOU = 0.5  # of the same object
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """What PyTorch and the export found in the same pixels.
+    """Counts and differences of what PyTorch and the export found in the same pixels.
 
     Attributes:
         images: compared.

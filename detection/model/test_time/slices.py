@@ -36,7 +36,7 @@ VIEWS = 8  # windows of a batch
 
 @dataclass(frozen=True, slots=True)
 class Cutting:
-    """How images are cut and finds merged.
+    """Settings by which images are cut and their detections merged.
 
     Attributes:
         side: of a window, pixels of the image.

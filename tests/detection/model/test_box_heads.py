@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
 from backbones.norm import make_norm
-from detection.model.box_heads import FCHead
+from detection.model.box_heads import PART, FCHead
 
 
 def test_is_torchvisions_two_layers() -> None:
@@ -17,6 +17,13 @@ def test_is_torchvisions_two_layers() -> None:
     theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
     regions = torch.randn(5, 4, 3, 3)
     torch.testing.assert_close(ours(regions), theirs(regions))
+
+
+def test_regions_of_channels_last_are_taken_by_parts() -> None:
+    torch.manual_seed(0)
+    head, regions = FCHead(4, 3, channels=8), torch.randn(2 * PART + 3, 4, 3, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(head(regions.to(memory_format=torch.channels_last)), head(regions))
 
 
 def test_convolutions_come_first_and_keep_the_size() -> None:
