@@ -1,34 +1,30 @@
-"""Between masks of whole images and the small masks of boxes: crops for training, and pasting of predictions.
+"""Training targets of masks: the part of a whole image's mask in each box, on the cells of the box.
 
 A mask is (H, W) bool in the pixels of a whole image, or (S, S) cells 0..1 in a box.  Boxes are (N, 4) rows
 (x1, y1, x2, y2) in pixels, sizes (height, width); pixel i of a row reaches from i to i + 1.
 
-A network learns where the cells of a box lie on the image, so masks are pasted by the geometry they were trained with:
+A network learns where the cells of a box lie on the image, so its masks are pasted (detection/mask_pasting.py) by the
+geometry they were trained with:
 
 - exact: cells divide the box at its float coordinates; a target is 1 where the mask covers half of a cell or more;
 - torchvision: RoIAlign that is off by half a pixel, the share itself; boxes rounded to whole pixels when pasting;
 - detectron2: as exact, but a mask fades to 0 within half a cell of the border of its box.
 
 Source: He et al., "Mask R-CNN", sections 3 and 3.1; torchvision 0.29, models/detection/roi_heads.py; Detectron2,
-structures/masks.py (``BitMasks``) and layers/mask_ops.py.
-Shapes: N pasted masks, G objects, R regions, S cells of a side, H W height and width.
+structures/masks.py (``BitMasks``).
+Shapes: G objects, R regions, S cells of a side, H W height and width.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torchvision.ops import roi_align
 
-from detection.masks import RLE, encode
-
-__all__ = ["MaskGeometry", "crop_and_resize", "paste"]
+__all__ = ["MaskGeometry", "crop_and_resize"]
 
 MaskGeometry = Literal["exact", "torchvision", "detectron2"]  # the choices of mask.geometry in a config
 
@@ -65,35 +61,6 @@ def crop_and_resize(
             return (_aligned(masks, boxes, rows, side, shift=True) >= 0.5).to(boxes.dtype)
 
 
-def paste(
-    masks: Tensor, boxes: Tensor, size: tuple[int, int], *, threshold: float = 0.5, geometry: MaskGeometry
-) -> list[RLE]:
-    """Returns the masks of a whole image of ``size`` that probabilities in boxes make: at least ``threshold``.
-
-    One mask at a time is drawn, on the rows and columns that it reaches, so the memory is one byte per pixel of the
-    image, however many masks there are.
-
-    Args:
-        masks: (N, S, S) probabilities, each of its box.
-        boxes: (N, 4) in pixels of the image.
-        size: (height, width) of the image.
-        threshold: above 0, at most 1.
-        geometry: see the top of the file.  Probabilities before the threshold are those of the two projects.
-    """
-    canvas = np.zeros(size, dtype=np.uint8, order="F")
-    masks, boxes = masks.detach().float().cpu(), boxes.detach().float().cpu()
-    if geometry == "torchvision":
-        masks, boxes = _on_whole_pixels(masks, boxes)
-    rles = []
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes.tolist(), strict=True):
-        rows, down = _interpolation(y1, y2, mask.shape[0], size[0], fades=geometry == "detectron2")
-        columns, across = _interpolation(x1, x2, mask.shape[1], size[1], fades=geometry == "detectron2")
-        canvas[rows, columns] = (down @ mask @ across.T >= threshold).numpy()  # bilinear: linear in each direction
-        rles.append(encode(canvas))
-        canvas[rows, columns] = 0
-    return rles
-
-
 def _covered(masks: Tensor, boxes: Tensor, rows: Tensor, side: int) -> Tensor:
     """Returns the share (R, S, S) of each cell that its mask covers: the mean of SAMPLES x SAMPLES bilinear samples.
 
@@ -126,31 +93,3 @@ def _aligned(masks: Tensor, boxes: Tensor, rows: Tensor, side: int, *, shift: bo
     """Returns RoIAlign (R, S, S) of ``masks`` with as many samples as pixels; ``shift`` to the centres of pixels."""
     regions = torch.cat([rows[:, None].to(boxes.dtype), boxes], dim=1)
     return roi_align(masks[:, None].to(boxes.dtype), regions, side, spatial_scale=1.0, aligned=shift)[:, 0]
-
-
-def _on_whole_pixels(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns masks (N, S + 2, S + 2) and boxes around whole pixels that paste as torchvision pastes them.
-
-    A border of zeros lets a mask fade out; the box grows with it, its corners are rounded towards 0, and the last pixel
-    belongs to it.
-    """
-    samples = masks.shape[-1] + 2
-    center, half = (boxes[:, 2:] + boxes[:, :2]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * 0.5
-    half = half * (samples / masks.shape[-1])
-    first, last = (center - half).trunc(), (center + half).trunc()
-    return functional.pad(masks, (1, 1, 1, 1)), torch.cat([first, last.maximum(first) + 1], dim=1)
-
-
-def _interpolation(low: float, high: float, cells: int, limit: int, *, fades: bool) -> tuple[slice, Tensor]:
-    """Returns the pixels 0..limit-1 whose centres ``cells`` over ``low``..``high`` reach, and their weights.
-
-    The weights (pixels, cells) interpolate between the centres of cells.  In the half cell at a border of the box the
-    last cell goes on as it is; or it fades, as if zeros lay around the box, over half a cell outside it too.
-    A box without area reaches no pixel.
-    """
-    beyond = (high - low) / (2 * cells) if fades else 0.0
-    start = min(max(math.ceil(low - beyond - 0.5), 0), limit)
-    stop = max(min(math.ceil(high + beyond - 0.5), limit), start) if high > low else start
-    places = (torch.arange(start, stop) + 0.5 - low) / max(high - low, 1e-12) * cells - 0.5
-    places = places if fades else places.clamp(0, cells - 1)
-    return slice(start, stop), (1 - (places[:, None] - torch.arange(cells)).abs()).clamp(min=0)

@@ -27,7 +27,8 @@ from detection.engine.device import DeviceName, choose_device
 from detection.engine.loop import PRECISIONS
 from detection.engine.threshold import Threshold, run_threshold
 from detection.export.runtime import Exported, find_export, open_exported
-from detection.mask_geometry import MaskGeometry, paste
+from detection.mask_geometry import MaskGeometry
+from detection.mask_pasting import paste
 from detection.model.postprocess import rescale
 from detection.prediction import Prediction
 from detection.structures import Detections, ImageBatch, Target

@@ -19,6 +19,7 @@ BASICS = tuple(
         "boxes",
         "masks",
         "mask_geometry",
+        "mask_pasting",
         "windows",
         "fields",
         "files",

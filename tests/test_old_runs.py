@@ -22,7 +22,7 @@ from detection.config.load import load_config
 from detection.engine.checkpoint import Checkpoints, load_detector_weights, read_checkpoint
 from detection.engine.loop import TrainState
 from detection.evaluation.metrics import read_metric
-from detection.mask_geometry import paste
+from detection.mask_pasting import paste
 from detection.masks import decode
 from detection.model.faster_rcnn import FasterRCNN
 from detection.structures import ImageBatch, Target

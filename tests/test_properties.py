@@ -20,7 +20,8 @@ from detection.config.sections import SolverConfig
 from detection.data.samplers import TrainBatches
 from detection.evaluation.record import Record
 from detection.evaluation.voc import evaluate_voc
-from detection.mask_geometry import MaskGeometry, paste
+from detection.mask_geometry import MaskGeometry
+from detection.mask_pasting import paste
 from detection.masks import decode, encode, to_rle
 from detection.model import matcher as matcher_module
 from detection.model.box_coder import BoxCoder

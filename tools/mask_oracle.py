@@ -20,7 +20,8 @@ from detection.data.index import AnnotationIndex
 from detection.engine.evaluate import make_record
 from detection.evaluation.coco import CocoResult, evaluate_coco
 from detection.evaluation.record import Record
-from detection.mask_geometry import MaskGeometry, crop_and_resize, paste
+from detection.mask_geometry import MaskGeometry, crop_and_resize
+from detection.mask_pasting import paste
 
 GEOMETRIES: tuple[MaskGeometry, ...] = get_args(MaskGeometry)
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")

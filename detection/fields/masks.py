@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detection.mask_geometry import MaskGeometry, paste
+from detection.mask_geometry import MaskGeometry
+from detection.mask_pasting import paste
 from detection.masks import RLE, count_pixels, decode, empty_rle, to_rle
 
 __all__ = ["Masks"]

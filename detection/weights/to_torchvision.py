@@ -13,7 +13,8 @@ from torch import Tensor
 from detection.config.detection import DetectionConfig
 from detection.config.schema import flatten
 from detection.weights.back import explicit, refuse_differences
-from detection.weights.torchvision import CLASSES, PER_CLASS, PREFIXES, convert_torchvision
+from detection.weights.torchvision import convert_torchvision
+from detection.weights.torchvision_names import CLASSES, PER_CLASS, PREFIXES
 
 __all__ = ["to_torchvision"]
 

@@ -29,37 +29,10 @@ from detection.config.detection import (
     RPNConfig,
 )
 from detection.weights.resnets import count_children, resnet_name
+from detection.weights.torchvision_names import CLASSES, DELTAS, MASKS, OLD_NAMES, our_name, reorder_classes
 
 __all__ = ["convert_torchvision", "known_norm_eps"]
 
-# How releases before 0.13, and so the published v1 files, name some layers.
-OLD_NAMES = (
-    (re.compile(r"(rpn\.head\.conv)\.(weight|bias)"), r"\1.0.0.\2"),
-    (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)"), r"\1.0.\2"),
-    (re.compile(r"(roi_heads\.mask_head)\.mask_fcn(\d)\.(weight|bias)"), lambda m: f"{m[1]}.{int(m[2]) - 1}.0.{m[3]}"),
-)
-
-# The first prefix that fits is replaced.
-PREFIXES = {
-    **{f"backbone.fpn.inner_blocks.{i}.": f"backbone.lateral.c{i + 2}." for i in range(4)},
-    **{f"backbone.fpn.layer_blocks.{i}.": f"backbone.output.c{i + 2}." for i in range(4)},
-    "rpn.head.conv.0.0.": "rpn.head.conv.",
-    "rpn.head.conv.1.0.": "rpn.head.more.0.",
-    "rpn.head.cls_logits.": "rpn.head.objectness.",
-    "rpn.head.bbox_pred.": "rpn.head.deltas.",
-    "roi_heads.box_head.fc6.": "box_stage.head.fcs.0.",
-    "roi_heads.box_head.fc7.": "box_stage.head.fcs.2.",
-    "roi_heads.box_head.5.": "box_stage.head.fcs.0.",  # v2: four convolutions and a Flatten come before
-    "roi_heads.box_head.": "box_stage.head.convs.",
-    "roi_heads.box_predictor.cls_score.": "box_stage.predictor.classes.",
-    "roi_heads.box_predictor.bbox_pred.": "box_stage.predictor.deltas.",
-    "roi_heads.mask_head.": "mask_stage.head.convs.",
-    "roi_heads.mask_predictor.conv5_mask.": "mask_stage.head.upsample.",
-    "roi_heads.mask_predictor.mask_fcn_logits.": "mask_stage.head.masks.",
-}
-
-CLASSES, DELTAS, MASKS = "box_stage.predictor.classes", "box_stage.predictor.deltas", "mask_stage.head.masks"
-PER_CLASS = {CLASSES: 1, DELTAS: 4, MASKS: 1}  # rows
 NEEDED = ("rpn.head.conv.weight", "box_stage.head.fcs.0.weight", f"{CLASSES}.weight", f"{DELTAS}.weight")
 
 # Pattern of names -> the model that has them and no counterpart here
@@ -95,7 +68,7 @@ def convert_torchvision(
             ``norm_eps``.
     """
     _refuse_others(state)
-    renamed = {_our_name(name): value for name, value in state.items()}
+    renamed = {our_name(name): value for name, value in state.items()}
     missing = [name for name in NEEDED if name not in renamed]
     if missing:
         raise ValueError(
@@ -104,7 +77,7 @@ def convert_torchvision(
         )
     rows = _class_rows(len(renamed[f"{CLASSES}.weight"]), class_names)
     config = _config(renamed, norm_eps=_norm_eps(state) if norm_eps is None else norm_eps)
-    converted = renamed | _reordered(renamed, rows)
+    converted = renamed | reorder_classes(renamed, rows)
     load_matching(build_detector(config, len(rows), pretrained=False), converted, source="torchvision's detector")
     return config, converted
 
@@ -120,15 +93,6 @@ def _refuse_others(state: Mapping[str, Tensor]) -> None:
             )
 
 
-def _our_name(name: str) -> str:
-    for pattern, replacement in OLD_NAMES:
-        name = pattern.sub(replacement, name) if pattern.fullmatch(name) else name
-    for theirs, ours in PREFIXES.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return name
-
-
 def _class_rows(count: int, class_names: Sequence[str]) -> list[int]:
     """The row of ``count`` that each of ``class_names`` has; row 0 is the background's."""
     if count == len(class_names) + 1:
@@ -140,23 +104,6 @@ def _class_rows(count: int, class_names: Sequence[str]) -> list[int]:
         f"the weights know {count - 1} classes beside the background, class_names has {len(class_names)}: "
         f"give {count - 1} names{used}"
     )
-
-
-def _reordered(state: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
-    """The layers with rows for every class, those of the classes ``rows`` only; the logits' background comes last."""
-    count = len(state[f"{CLASSES}.weight"])
-    layers = {}
-    for layer, per_class in PER_CLASS.items():
-        for name in (f"{layer}.weight", f"{layer}.bias"):
-            if name not in state:
-                continue
-            if len(state[name]) != per_class * count:
-                raise ValueError(
-                    f"{name} has {len(state[name])} rows, torchvision's have {per_class} for each of {count} classes"
-                )
-            kept = [*rows, 0] if layer == CLASSES else rows
-            layers[name] = state[name].unflatten(0, (count, per_class))[kept].flatten(0, 1)
-    return layers
 
 
 def known_norm_eps(state: Mapping[str, Tensor]) -> float | None:

@@ -1,4 +1,4 @@
-"""Mirrors detection/mask_geometry.py; torchvision and ``grid_sample`` are the references."""
+"""Mirrors detection/mask_geometry.py and mask_pasting.py; torchvision and ``grid_sample`` are the references."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torchvision.models.detection.roi_heads import maskrcnn_loss, paste_masks_in
 from torchvision.ops import roi_align
 
 from detection.config.detection import MaskConfig
-from detection.mask_geometry import MaskGeometry, crop_and_resize, paste
+from detection.mask_geometry import MaskGeometry, crop_and_resize
+from detection.mask_pasting import paste
 from detection.masks import decode
 
 SIZE = (60, 80)
