@@ -1,4 +1,5 @@
 # make demo   from a folder of images and labels, which it makes itself, to a detector and its predictions
+# make gpu    tests and times on a CUDA device beside torchvision's, five minutes; docs/gpu
 # make test   format, lint, types, tests
 # make test-compiler   whole detectors by PyTorch's default compiler
 # make test-faults   the slow tests of what goes wrong: killed processes, broken files
@@ -9,7 +10,7 @@ DEMO_RUN := output/demo
 # Boxes alone, and short: five minutes on two cores.
 DEMO_CHANGES := architecture=faster_rcnn solver.best_metric=bbox.AP50 solver.iterations=360 solver.evaluate_every=0
 
-.PHONY: demo test test-compiler test-faults
+.PHONY: demo gpu test test-compiler test-faults
 
 .venv/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
@@ -24,6 +25,10 @@ demo: .venv/installed
 	$(BIN)/resdet train $(DEMO_DATA)/digits/coco --output-dir $(DEMO_RUN) $(DEMO_CHANGES) "data.test=[]"
 	$(BIN)/resdet test $(DEMO_RUN)/init/config.yaml --weights $(DEMO_RUN) --visualize 12 $(DEMO_CHANGES)
 	$(BIN)/resdet predict --weights $(DEMO_RUN) --output-dir $(DEMO_RUN)/predictions $(DEMO_DATA)/digits/coco/test
+
+# The Python at hand, if it has torch: a GPU's machine comes with its own.
+gpu:
+	$(PYTHON) tools/gpu.py
 
 # One thread a process: two test processes on two cores would otherwise wait for each other.
 test: .venv/installed

@@ -1,34 +1,27 @@
-"""What a GPU must not change: tiny detectors on CUDA against the CPU."""
+"""What a GPU must not change: tiny detectors on CUDA against the CPU.
+
+Like `make gpu`, which runs these tests, they need torch, torchvision and numpy alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import repeat
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
+from torch import nn
 from torch.backends import cudnn
 from torchvision.ops import box_iou
 
-from detection.build import build_detector
-from detection.config.detection import (
-    AnchorConfig,
-    BoxConfig,
-    DetectionConfig,
-    DetectorBackboneConfig,
-    PostprocessConfig,
-    RPNConfig,
-)
-from detection.config.sections import SolverConfig
-from detection.data.dataset import Batch
-from detection.engine.feed import Feed
-from detection.engine.loop import TrainState, step
-from detection.engine.optim import build_optimizer
-from detection.engine.signals import StopRequest
+from backbones.resnet import ResNet
+from detection.model.anchors import AnchorGenerator
+from detection.model.box_coder import BoxCoder
+from detection.model.box_stage import BoxPredictor, BoxStage
 from detection.model.faster_rcnn import FasterRCNN
+from detection.model.matcher import Matcher
+from detection.model.pooler import RegionPooler
+from detection.model.postprocess import Postprocessor
+from detection.model.rpn import RPN, ProposalFilter, RPNHead
 from detection.model.sampler import BalancedSampler, Drawn
 from detection.model.select import hash32
 from detection.padded import Regions, Targets
@@ -39,25 +32,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
 ]
 
-DEVICE = torch.device("cuda")
+DEVICE, CPU = torch.device("cuda"), torch.device("cpu")
 ALL = 100_000  # more samples than there are anchors and proposals: then no draw depends on the device
-CONFIG = DetectionConfig(
-    backbone=DetectorBackboneConfig(name="resnet18", norm="gn", freeze_at=0, roi_size=4),
-    anchors=AnchorConfig(sizes=(16.0, 32.0)),
-    rpn=RPNConfig(
-        channels=32,
-        allow_outside=True,
-        samples_per_image=ALL,
-        pre_nms_train=ALL,
-        pre_nms_test=64,
-        post_nms_train=20_000,
-        post_nms_test=16,
-        nms_iou=1.0,  # keeps all, else scores that are nearly equal would decide
-        min_size=2.0,
-    ),
-    box=BoxConfig(samples_per_image=ALL, pool="roi_align"),  # RoIPool rounds, and a hair makes a pixel
-    test=PostprocessConfig(score_threshold=0.1, max_detections=ALL),
-)
 
 
 @pytest.fixture(autouse=True)
@@ -67,13 +43,13 @@ def whole_precision() -> Iterator[None]:
         yield
 
 
-def make_batch() -> Batch:
+def make_batch() -> tuple[ImageBatch, Targets]:
     """Two images of different sizes, made by arithmetic, with two objects and one."""
     y, x = torch.meshgrid(torch.arange(64), torch.arange(80), indexing="ij")
     image = torch.stack([2 * x + y, 3 * y, (x * y) % 256]).clamp(0, 255).to(torch.uint8)
     images = ImageBatch.from_images([image, image[:, :48, :64].flip(2)])
     targets = [make_target([[8, 8, 40, 40], [40, 20, 72, 52]], [1, 2]), make_target([[4, 12, 30, 40]], [0])]
-    return Batch(images, Targets.pad(targets), (0, 1), ("a.jpg", "b.jpg"))
+    return images, Targets.pad(targets)
 
 
 def make_target(boxes: list[list[float]], labels: list[int]) -> Target:
@@ -83,44 +59,78 @@ def make_target(boxes: list[list[float]], labels: list[int]) -> Target:
 
 
 def make_detector(device: torch.device) -> FasterRCNN:
-    """Class scores far enough apart to have an order that rounding does not change."""
+    """A C4 detector with class scores far enough apart to have an order that rounding does not change."""
     torch.manual_seed(0)
-    detector = build_detector(CONFIG, 3)
-    assert isinstance(detector, FasterRCNN)
-    nn.init.normal_(detector.box_stage.get_submodule("predictor.classes").get_parameter("weight"), std=0.5)
-    return detector.to(device)
+    backbone = ResNet(18, norm="gn", roi_size=4)
+    (spec,), tail = backbone.specs.values(), backbone.tail()
+    rpn = RPN(
+        [AnchorGenerator(spec.stride, sizes=(16.0, 32.0), ratios=(0.5, 1.0, 2.0))],
+        RPNHead(spec.channels, channels=32, num_anchors=6),
+        matcher=Matcher(0.7, 0.3, match_best=True),
+        sampler=BalancedSampler(ALL, 0.5),
+        # An NMS that keeps all, else scores that are nearly equal would decide.
+        train_filter=ProposalFilter(pre_nms=ALL, post_nms=20_000, nms_iou=1.0, min_size=2.0),
+        test_filter=ProposalFilter(pre_nms=64, post_nms=16, nms_iou=1.0, min_size=2.0),
+        allow_outside=True,
+    )
+    box_stage = BoxStage(
+        RegionPooler([spec.stride], tail.roi_size, kind="roi_align"),  # RoIPool rounds, and a hair makes a pixel
+        tail,
+        BoxPredictor(tail.out_channels, num_classes=3),
+        matcher=Matcher(0.5, 0.5),
+        sampler=BalancedSampler(ALL, 0.25),
+        coder=BoxCoder((10.0, 10.0, 5.0, 5.0)),
+    )
+    nn.init.normal_(box_stage.predictor.classes.weight, std=0.5)
+    kept = Postprocessor(score_threshold=0.1, nms_iou=0.3, max_detections=ALL)
+    return FasterRCNN(backbone, rpn, box_stage, postprocess=kept).to(device)
 
 
-def make_state(device: torch.device, precision: str = "fp32") -> TrainState:
-    detector = make_detector(device)
-    scaler = GradScaler(device.type, enabled=precision == "fp16")
-    return TrainState(detector, build_optimizer(detector, SolverConfig()), scaler)
+def take_steps(detector: nn.Module, device: torch.device, steps: int = 2) -> list[dict[str, float]]:
+    """Takes ``steps`` steps of SGD; returns the losses of each."""
+    images, targets = make_batch()
+    optimizer = torch.optim.SGD(detector.parameters(), lr=0.001, momentum=0.9)
+    found: list[dict[str, float]] = []
+    for _ in range(steps):
+        losses = detector.train()(images.to(device), targets.to(device))
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        found.append({name: loss.item() for name, loss in losses.items()})
+    return found
 
 
-def take_steps(state: TrainState, device: torch.device, *, steps: int = 2, **solver: Any) -> list[dict[str, float]]:
-    """Takes ``steps`` steps on batches on the CPU, as loaders give them; the losses of each."""
-    config = SolverConfig(**solver)
-    feed = Feed(repeat(make_batch()), parts=config.accumulate, steps=steps, stop=StopRequest())
-    feed.begin()
-    state.model.train()
-    return [step(state, state.model, feed, config, device) for _ in range(steps)]
-
-
-def cpu_weights(state: TrainState) -> dict[str, Tensor]:
-    return {name: tensor.cpu() for name, tensor in state.model.state_dict().items()}
-
-
-def test_train_steps_equal_those_of_the_cpu() -> None:
-    cpu, gpu = make_state(torch.device("cpu")), make_state(DEVICE)
-    start = cpu_weights(cpu)
-    expected, found = take_steps(cpu, torch.device("cpu")), take_steps(gpu, DEVICE)
+def test_steps_equal_those_of_the_cpu() -> None:
+    cpu, gpu = make_detector(CPU), make_detector(DEVICE)
+    start = {name: tensor.clone() for name, tensor in cpu.state_dict().items()}
+    expected, found = take_steps(cpu, CPU), take_steps(gpu, DEVICE)
     assert len(expected[0]) == 4
     for ours, theirs in zip(found, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=2e-3)
-    after, wanted = cpu_weights(gpu), cpu_weights(cpu)
-    for name, tensor in wanted.items():
+    after = gpu.state_dict()
+    for name, tensor in cpu.state_dict().items():
         moved = (tensor - start[name]).norm()
-        assert (after[name] - tensor).norm() <= 0.02 * moved + 1e-6, name
+        assert (after[name].cpu() - tensor).norm() <= 0.02 * moved + 1e-6, name
+
+
+def test_a_compiled_step_equals_an_eager_one() -> None:
+    eager, compiled = make_detector(DEVICE), make_detector(DEVICE)
+    compiled.compile(fullgraph=True, dynamic=False)
+    for ours, theirs in zip(take_steps(compiled, DEVICE), take_steps(eager, DEVICE), strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_lower_precision_finds_finite_boxes_in_float32(dtype: torch.dtype) -> None:
+    detector = make_detector(DEVICE).eval()
+    with torch.autocast("cuda", dtype=dtype):
+        found = detector(make_batch()[0].to(DEVICE))
+    for image in found:
+        assert len(image)
+        assert image.boxes.dtype == image.scores.dtype == torch.float32
+        assert image.boxes.isfinite().all()
+        assert image.scores.isfinite().all()
 
 
 def proposals(device: torch.device) -> Regions:
@@ -130,8 +140,8 @@ def proposals(device: torch.device) -> Regions:
 
 @torch.no_grad()
 def test_detections_of_given_proposals_equal_those_of_the_cpu() -> None:
-    images, cpu = make_batch().images, torch.device("cpu")
-    expected = make_detector(cpu).eval()(images, None, proposals(cpu))
+    images, _ = make_batch()
+    expected = make_detector(CPU).eval()(images, None, proposals(CPU))
     found = make_detector(DEVICE).eval()(images.to(DEVICE), None, proposals(DEVICE))
     for ours, theirs in zip(found, expected, strict=True):
         assert len(theirs)
@@ -144,8 +154,8 @@ def test_detections_of_given_proposals_equal_those_of_the_cpu() -> None:
 
 @torch.no_grad()
 def test_detections_equal_those_of_the_cpu() -> None:
-    images = make_batch().images
-    expected = make_detector(torch.device("cpu")).eval()(images)
+    images, _ = make_batch()
+    expected = make_detector(CPU).eval()(images)
     found = make_detector(DEVICE).eval()(images.to(DEVICE))
     for ours, theirs in zip(found, expected, strict=True):
         moved = ours.to("cpu")
@@ -155,24 +165,6 @@ def test_detections_equal_those_of_the_cpu() -> None:
         same = (box_iou(theirs.boxes, moved.boxes) > 0.99) & (theirs.labels[:, None] == moved.labels)
         close = (theirs.scores[:, None] - moved.scores).abs() < 2e-3
         assert (same & close).any(dim=1).float().mean() >= 0.9
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_lower_precision_stays_finite(precision: str) -> None:
-    state = make_state(DEVICE, precision)
-    losses = take_steps(state, DEVICE, precision=precision, steps=8, clip_norm=5.0)
-    start = cpu_weights(make_state(torch.device("cpu")))
-    after = cpu_weights(state)
-    assert len(losses) == 8
-    assert all(torch.tensor(list(values.values())).isfinite().all() for values in losses)
-    assert all(tensor.isfinite().all() and tensor.dtype == torch.float32 for tensor in after.values())
-    assert any(not torch.equal(tensor, start[name]) for name, tensor in after.items())
-    with torch.no_grad(), torch.autocast("cuda", dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision]):
-        found = state.model.eval()(make_batch().images.to(DEVICE))
-    for image in found:
-        assert image.boxes.dtype == image.scores.dtype == torch.float32
-        assert image.boxes.isfinite().all()
-        assert image.scores.isfinite().all()
 
 
 def test_detections_moved_to_the_cpu_hold_their_values_at_once() -> None:
@@ -189,23 +181,6 @@ def test_detections_moved_to_the_cpu_hold_their_values_at_once() -> None:
         assert torch.equal(early, tensor.cpu())
 
 
-def test_a_batch_in_pinned_memory_arrives_whole() -> None:
-    batch = make_batch()
-    moved = batch.pin_memory().to(DEVICE)
-    assert torch.equal(moved.images.pixels.cpu(), batch.images.pixels)
-    assert torch.equal(moved.images.sizes.cpu(), batch.images.sizes)
-    for name in ("boxes", "labels", "ignore", "valid"):
-        assert torch.equal(getattr(moved.targets, name).cpu(), getattr(batch.targets, name))
-
-
-def test_random_state_of_the_gpu_comes_back() -> None:
-    state = make_state(DEVICE)
-    saved = state.state_dict()
-    drawn = torch.rand(3, device=DEVICE)
-    state.load_state_dict(saved)
-    assert torch.equal(torch.rand(3, device=DEVICE), drawn)
-
-
 def test_the_gpu_draws_what_the_cpu_draws() -> None:
     states = torch.tensor([1, 0, 0, -1]).repeat(2, 100)
 
@@ -213,7 +188,7 @@ def test_the_gpu_draws_what_the_cpu_draws() -> None:
         numbers = hash32(torch.tensor([5, 6], device=device), torch.arange(400, device=device), 1)
         return BalancedSampler(64, 0.25)((states == 1).to(device), (states == 0).to(device), numbers)
 
-    ours, theirs, again = draw(DEVICE), draw(torch.device("cpu")), draw(DEVICE)
+    ours, theirs, again = draw(DEVICE), draw(CPU), draw(DEVICE)
     for name in ("columns", "positive", "valid"):
         assert torch.equal(getattr(ours, name).cpu(), getattr(theirs, name))
         assert torch.equal(getattr(ours, name), getattr(again, name))

@@ -1,0 +1,195 @@
+"""Our detectors and torchvision's with the same weights, and what both are given.
+
+Built from explicit arguments, so that torch, torchvision and numpy are all that is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FasterRCNN as TheirFasterRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNN as TheirMaskRCNN
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import FrozenBatchNorm2d
+
+from backbones.fpn import FPN
+from backbones.resnet import ResNet
+from detection.model.anchors import AnchorGenerator
+from detection.model.box_coder import BoxCoder
+from detection.model.box_heads import FCHead
+from detection.model.box_stage import BoxPredictor, BoxStage
+from detection.model.faster_rcnn import FasterRCNN
+from detection.model.mask_stage import MaskHead, MaskStage
+from detection.model.matcher import Matcher
+from detection.model.pooler import RegionPooler
+from detection.model.postprocess import Postprocessor
+from detection.model.rpn import RPN, ProposalFilter, RPNHead
+from detection.model.sampler import BalancedSampler
+from detection.padded import Targets
+from detection.structures import ImageBatch, Target
+from detection.weights.torchvision_names import our_name, reorder_classes
+
+__all__ = ["NUM_CLASSES", "Pair", "Way", "calm", "make_images", "make_pair"]
+
+NUM_CLASSES = 80
+Way = Literal["test", "step"]
+SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Detectors of the same weights on one device."""
+
+    theirs: TheirFasterRCNN
+    ours: nn.Module
+    device: torch.device
+
+    def calls(self, way: Way, *, side: int, images: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """Returns what runs theirs and ours once, on images that lie on the CPU.
+
+        Args:
+            way: "test" finds objects, "step" is forward, losses, backward and SGD.
+            side: shorter side of the images, pixels.
+            images: of a call.
+        """
+        pixels, targets = make_images(side, images)
+        mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+        self.theirs.transform = GeneralizedRCNNTransform(side, 2 * side, mean, std, _skip_resize=True)
+        for model in (self.theirs, self.ours):
+            model.train(way == "step")
+        return (self._step if way == "step" else self._test)(pixels, targets)
+
+    def _test(self, pixels: list[Tensor], _: list[Target]) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        @torch.inference_mode()
+        def theirs() -> Any:
+            return self.theirs([image.to(self.device).float() / 255 for image in pixels])
+
+        @torch.inference_mode()
+        def ours() -> Any:
+            return self.ours(ImageBatch.from_images(pixels).to(self.device))
+
+        return theirs, ours
+
+    def _step(self, pixels: list[Tensor], targets: list[Target]) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        optimizers = [
+            torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.0)
+            for model in (self.theirs, self.ours)
+        ]
+        wanted: list[dict[str, Tensor | None]] = [
+            {
+                "boxes": target.boxes.to(self.device),
+                "labels": target.labels.to(self.device) + 1,
+                "masks": None if target.masks is None else target.masks.to(self.device),
+            }
+            for target in targets
+        ]
+        padded = Targets.pad([target.to(self.device) for target in targets])
+
+        def step(losses: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(losses.values())).sum().backward()
+            optimizer.step()
+
+        def theirs() -> None:
+            step(self.theirs([image.to(self.device).float() / 255 for image in pixels], wanted), optimizers[0])
+
+        def ours() -> None:
+            step(self.ours(ImageBatch.from_images(pixels).to(self.device), padded), optimizers[1])
+
+        return theirs, ours
+
+
+def make_pair(device: torch.device, *, masks: bool = False, depth: int = 50) -> Pair:
+    """Returns torchvision's detector over a pyramid, as it comes with ImageNet weights but with random ones, and ours.
+
+    Args:
+        device: of both.
+        masks: Mask R-CNN instead of Faster R-CNN.
+        depth: of the ResNet.
+    """
+    torch.manual_seed(0)
+    body = resnet_fpn_backbone(
+        backbone_name=f"resnet{depth}", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
+    )
+    theirs = (TheirMaskRCNN if masks else TheirFasterRCNN)(body, NUM_CLASSES + 1, _skip_resize=True)
+    calm(theirs)
+    ours = _make_ours(depth, masks=masks)
+    state = {our_name(name): value for name, value in theirs.state_dict().items()}
+    ours.load_state_dict(state | reorder_classes(state, range(1, NUM_CLASSES + 1)))
+    counts = [sum(p.requires_grad for p in model.parameters()) for model in (theirs, ours)]
+    assert counts[0] == counts[1], f"both must train the same layers, got {counts} tensors"
+    return Pair(theirs.to(device), ours.to(device).to(memory_format=torch.channels_last), device)
+
+
+def _make_ours(depth: int, *, masks: bool) -> FasterRCNN:
+    """Returns our detector with torchvision's settings, from whose default arguments they come."""
+    backbone = FPN(ResNet(depth, out_features=("c2", "c3", "c4", "c5"), freeze_at=2))
+    strides = [spec.stride for spec in backbone.specs.values()]
+    anchors = [
+        AnchorGenerator(stride, sizes=(size,), ratios=(0.5, 1.0, 2.0), offset=0.0, rounded=True)
+        for stride, size in zip(strides, SIZES, strict=True)
+    ]
+    rpn = RPN(
+        anchors,
+        RPNHead(256, channels=256, num_anchors=3),
+        matcher=Matcher(0.7, 0.3, match_best=True),
+        sampler=BalancedSampler(256, 0.5),
+        train_filter=ProposalFilter(pre_nms=2000, post_nms=2000, nms_iou=0.7, min_size=1e-3),
+        test_filter=ProposalFilter(pre_nms=1000, post_nms=1000, nms_iou=0.7, min_size=1e-3),
+        allow_outside=True,
+    )
+    box_stage = BoxStage(
+        _pooler(strides, 7),
+        FCHead(256, 7),
+        BoxPredictor(1024, num_classes=NUM_CLASSES),
+        matcher=Matcher(0.5, 0.5),
+        sampler=BalancedSampler(512, 0.25),
+        coder=BoxCoder((10.0, 10.0, 5.0, 5.0)),
+        smooth_l1_beta=1 / 9,
+    )
+    mask_stage = MaskStage(_pooler(strides, 14), MaskHead(256, num_classes=NUM_CLASSES), geometry="torchvision")
+    return FasterRCNN(
+        backbone,
+        rpn,
+        box_stage,
+        postprocess=Postprocessor(score_threshold=0.05, nms_iou=0.5, max_detections=100),
+        mask_stage=mask_stage if masks else None,
+    )
+
+
+def _pooler(strides: Sequence[int], size: int) -> RegionPooler:
+    return RegionPooler(strides[:-1], size, kind="roi_align_unaligned", sampling_ratio=2)
+
+
+def calm(model: nn.Module) -> None:
+    """Makes random weights find something: features stay finite, and scores pass the threshold."""
+    for name, values in model.named_buffers():
+        if name.endswith(("bn2.weight", "bn3.weight")):
+            values.fill_(0.2)  # else random residual branches add up to infinity
+    for name, parameter in model.named_parameters():
+        if name.endswith(("box_predictor.cls_score.weight", "predictor.classes.weight")):
+            nn.init.normal_(parameter, std=1.0)
+
+
+def make_images(side: int, count: int) -> tuple[list[Tensor], list[Target]]:
+    """Returns smooth random images (3, H, W) uint8 of 3:4 with ten objects each."""
+    generator = torch.Generator().manual_seed(side)
+    size = side, side * 4 // 3
+    coarse = 255 * torch.rand(count, 3, size[0] // 16, size[1] // 16, generator=generator)
+    images = nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 255).to(torch.uint8)
+    targets: list[Target] = []
+    for _ in range(count):
+        corners = torch.rand(10, 2, generator=generator) * torch.tensor([size[1] * 0.6, size[0] * 0.6])
+        sides = (0.1 + 0.3 * torch.rand(10, 2, generator=generator)) * side
+        boxes = torch.cat([corners, corners + sides], dim=1)
+        labels = torch.randint(NUM_CLASSES, (10,), generator=generator)
+        masks = torch.zeros(10, *size, dtype=torch.bool)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):
+            mask[y1:y2, x1:x2] = True
+        targets.append(Target(boxes, labels, torch.zeros(10, dtype=torch.bool), masks))
+    return list(images), targets
