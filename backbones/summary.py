@@ -24,9 +24,10 @@ from backbones.adapters.torchvision import create_torchvision_classifier
 from backbones.classifier import Classifier
 from backbones.registry import backbone_options, build_backbone
 
-__all__ = ["DETECTION_SIZE", "BackboneSummary", "Weights", "count_multiply_adds", "describe"]
+__all__ = ["DETECTION_SIZE", "BackboneSummary", "Weights", "count_multiply_adds", "describe", "published_licence"]
 
 DETECTION_SIZE = (600, 1000)  # of images in the paper's detectors
+TORCHVISION_LICENCE = "BSD-3-Clause"  # the library's; its documentation says that models may have further terms
 MAP_STRIDE = 16  # of the map that regions are pooled from
 
 # Pattern of names -> where the network comes from; the first that fits.
@@ -167,13 +168,27 @@ def describe(name: str) -> BackboneSummary:
     )
 
 
+def published_licence(name: str, weights: str) -> str | None:
+    """Returns the licence of what the backbone ``name`` loads as ``weights``; None: a file, or timm is missing."""
+    if weights == "torchvision":
+        return TORCHVISION_LICENCE
+    if weights != "timm":
+        return None
+    try:
+        with torch.device("meta"):
+            classifier = create_timm_classifier(name.rpartition(":")[2])
+    except ImportError:
+        return None
+    return _timm_weights(name, classifier.pretrained_cfg).licence
+
+
 def _weights(name: str, classifier: Any) -> tuple[Weights, ...]:
     library, _, model_name = name.rpartition(":")
     found: list[Weights] = []
     if library == "timm":
         found.append(_timm_weights(model_name, classifier.pretrained_cfg))
     elif model_name in list_models():
-        found.append(Weights("torchvision", "BSD-3-Clause", _torchvision_error(model_name)))
+        found.append(Weights("torchvision", TORCHVISION_LICENCE, _torchvision_error(model_name)))
     if name in _FILES:
         found.append(_FILES[name])
     return tuple(found)

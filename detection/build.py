@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
@@ -32,6 +32,7 @@ from detection.data.transforms import Resize
 from detection.engine.checkpoint import read_weights, resolve_weights, stored_backbone
 from detection.fields.masks import Masks
 from detection.fields.table import FIELDS, Field
+from detection.hub import local_path
 from detection.model.anchors import AnchorGenerator
 from detection.model.architecture import Architecture, RegionVerbs
 from detection.model.box_coder import BoxCoder
@@ -155,13 +156,15 @@ def build_plain_backbone(
 
     Args:
         config: of the backbone; its weights may be the directory of a run of ``resdet pretrain``, or a checkpoint
-            of it, if that had the same options where they change what weights mean.
+            of it, if that had the same options where they change what weights mean; or an address hf://NAME/REPO.
         pretrained: load the weights; False where those of a whole model follow.
         out_features: stages to return; None for the backbone's own default.
 
     Raises:
         ValueError: an option that the backbone lacks, or weights that do not fit it.
     """
+    if pretrained and config.weights is not None and config.weights not in LIBRARIES:
+        config = replace(config, weights=str(local_path(config.weights)))
     options = asdict(config)
     name, weights, source = options.pop("name"), options.pop("weights"), options.pop("weights_source")
     for of_the_pyramid in ("fpn", "fpn_channels", "fpn_norm"):

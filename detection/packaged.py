@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from detection.hub import local_path
+
 __all__ = ["CARDS", "CONFIGS", "DATA", "find_config", "headlines", "names_below"]
 
 _SHIPPED = Path(__file__).parent / "package_data"
@@ -21,11 +23,14 @@ DATA = Path("datasets") if _SHIPPED.is_dir() else CARDS  # the default data root
 def find_config(name: str | Path) -> Path:
     """Returns the config file at the path ``name``, else the packaged one of that name, such as voc/vgg16_c4_07.
 
+    ``name`` may be an address hf://NAME/REPO/config.yaml.
+
     Raises:
         ValueError: there is neither; the nearest names are listed.
+        ConnectionError, ImportError: as ``local_path``.
     """
     stem = str(name).removesuffix(".yaml")
-    for path in (Path(name), CONFIGS / f"{stem}.yaml", _ROOT / f"{stem}.yaml"):
+    for path in (local_path(name), CONFIGS / f"{stem}.yaml", _ROOT / f"{stem}.yaml"):
         if path.is_file():
             return path
     nearest = difflib.get_close_matches(stem.removeprefix("configs/"), names_below(CONFIGS), n=3)

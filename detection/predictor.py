@@ -27,6 +27,7 @@ from detection.engine.device import DeviceName, choose_device
 from detection.engine.loop import PRECISIONS
 from detection.engine.threshold import Threshold, run_threshold
 from detection.export.runtime import Exported, find_export, open_exported
+from detection.hub import local_path
 from detection.mask_geometry import MaskGeometry
 from detection.mask_pasting import paste
 from detection.model.postprocess import rescale
@@ -105,7 +106,8 @@ class Predictor:
 
         Args:
             weights: a .safetensors checkpoint, or a run directory: its best weights, else its newest; or an exported
-                file, or its folder, which runs in its own runtime on the CPU.
+                file, or its folder, which runs in its own runtime on the CPU; or an address
+                hf://NAME/REPO[@REVISION][/PATH] of one of these.
             device: "auto" is CUDA where there is one.
             batch_size: images that ``stream`` looks at at once.
             test: keys of the config's section "test" with other values, such as ``slice=800``.
@@ -113,7 +115,9 @@ class Predictor:
         Raises:
             ValueError: there is none, or it can't be read; an unknown key or a wrong value of ``test``; CUDA is asked
                 for and missing.
+            ConnectionError: the hub can't be reached, and its cache lacks the files.
         """
+        weights = local_path(weights)
         if find_export(weights) is not None:
             return cls._of_export(open_exported(weights), test, batch_size=batch_size)
         checkpoint = read_checkpoint(weights)

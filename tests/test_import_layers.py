@@ -23,6 +23,7 @@ BASICS = tuple(
         "windows",
         "fields",
         "files",
+        "hub",
         "waiting",
         "progress",
         "config",

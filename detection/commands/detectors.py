@@ -26,6 +26,7 @@ from detection.commands.base import (
     steps_options,
 )
 from detection.config.detection import DetectionConfig
+from detection.hub import results_folder
 
 __all__ = ["COMMANDS"]
 
@@ -82,7 +83,9 @@ examples:
 
 def _test_options(parser: ArgumentParser) -> None:
     config_options(parser, "test.nms_iou=0.5")
-    parser.add_argument("--weights", help="a .safetensors checkpoint, a run directory, or an exported file")
+    parser.add_argument(
+        "--weights", help="a .safetensors checkpoint, a run directory, an exported file, or hf://NAME/REPO"
+    )
     parser.add_argument(
         "--zoo",
         metavar="NAME",
@@ -122,10 +125,8 @@ def _test(args: Namespace) -> Call:
     from detection.tasks.test import proposal_recall, run_test
 
     checkpoint = load(args.weights)
-    output = (
-        checkpoint.path.parent / "test" if isinstance(checkpoint, Exported) else checkpoint.path.parent.parent / "test"
-    )
-    output = Path(args.output_dir) if args.output_dir else output
+    folder = checkpoint.path.parent if isinstance(checkpoint, Exported) else checkpoint.path.parent.parent
+    output = Path(args.output_dir or results_folder(args.weights, folder) / "test")
     if isinstance(checkpoint, Exported) and (args.proposals or args.robustness):
         raise UsageError("an exported file is tested as it is; leave out --proposals and --robustness")
     if args.proposals and not isinstance(checkpoint, Exported):
@@ -213,7 +214,9 @@ def _predict_options(parser: ArgumentParser) -> None:
         metavar="IMAGE",
         help="image and video files, folders of images, http(s) addresses, or the number of a camera",
     )
-    parser.add_argument("--weights", required=True, help="a .safetensors checkpoint, or a run directory")
+    parser.add_argument(
+        "--weights", required=True, help="a .safetensors checkpoint, a run directory, or hf://NAME/REPO"
+    )
     parser.add_argument(
         "--output-dir", type=Path, help=f"a new one (default: {PREDICTIONS}, or the next of {PREDICTIONS}-2, ...)"
     )
@@ -337,7 +340,7 @@ def _export(args: Namespace) -> Call:
 
     checkpoint, precision = read_checkpoint(args.run), args.precision or "fp32"
     name = args.format if precision == "fp32" else f"{args.format}_{precision}"
-    output = args.output_dir or checkpoint.path.parent.parent / "export" / name
+    output = args.output_dir or results_folder(args.run, checkpoint.path.parent.parent) / "export" / name
     wanted = Wanted(
         format=args.format,
         precision=precision,

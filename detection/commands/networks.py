@@ -20,6 +20,7 @@ from detection.commands.base import (
     steps_options,
 )
 from detection.config.detection import DetectionConfig
+from detection.hub import results_folder
 from detection.localization.config import LocalizationConfig
 
 __all__ = ["COMMANDS"]
@@ -59,7 +60,7 @@ def _pretrain(args: Namespace) -> Call:
         output = run_directory(args, config, path)
         return partial(run_pretraining, config, output, resume=args.resume), partial(_show_accuracy, output=output)
     checkpoints = [read_checkpoint(run, ClassificationConfig) for run in args.test]
-    output = Path(args.output_dir or checkpoints[0].path.parent.parent / "test")
+    output = Path(args.output_dir or results_folder(args.test[0], checkpoints[0].path.parent.parent) / "test")
     return partial(evaluate_classifiers, config, checkpoints, output), partial(_show_accuracy, output=output)
 
 

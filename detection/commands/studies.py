@@ -10,6 +10,7 @@ from pathlib import Path
 
 from detection.commands.base import Call, Command, config_options, fraction, positive, read_config
 from detection.config.detection import DetectionConfig
+from detection.hub import results_folder
 from detection.packaged import CONFIGS, find_config
 
 __all__ = ["COMMANDS"]
@@ -190,7 +191,7 @@ def _methods(args: Namespace) -> Call:
         config,
         load_rows(find_config(args.table)),
         checkpoint,
-        Path(args.output_dir) if args.output_dir else checkpoint.path.parent.parent / "methods",
+        Path(args.output_dir or results_folder(args.weights, checkpoint.path.parent.parent) / "methods"),
         context=read_checkpoint(args.context_weights) if args.context_weights else None,
         ensemble=[read_checkpoint(path) for path in args.ensemble],
         limit=args.limit,

@@ -33,6 +33,7 @@ from detection.config.sections import BackboneConfig, ProgramConfig
 from detection.engine.distributed import gather, is_main, together
 from detection.engine.loop import TrainState
 from detection.files import digest, write_text, write_whole
+from detection.hub import local_path
 
 __all__ = [
     "Checkpoint",
@@ -203,7 +204,7 @@ def read_checkpoint(path: str | Path, schema: type[ProgramConfig] = DetectionCon
     Its config may be of an earlier version.
 
     Args:
-        path: file or run directory.
+        path: file, run directory, or address hf://NAME/REPO[@REVISION][/PATH].
         schema: config class of the program that trained it.
 
     Raises:
@@ -259,22 +260,25 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def resolve_weights(path: str | Path) -> Path:
-    """Returns the weights file that ``path``, a file or a run directory, means.
+    """Returns the weights file that ``path``, a file, a run directory or an address hf://NAME/REPO, means.
 
     A run directory means the weights that stand at the end of its training: the best ones on its data.val, if it has
     one, else the newest.  Runs of format 1 mean their newest.
 
     Raises:
         ValueError: there is none.
+        ConnectionError, ImportError: as ``local_path``.
     """
-    path = Path(path)
+    path = local_path(path)
     if path.is_file():
         return path
+    best = path / "checkpoints" / BEST
+    if "format" in _metadata(best):
+        return best
     found = _numbered(path / "checkpoints") if path.is_dir() else []
     if not found:
         raise ValueError(f"no checkpoint at {path}: give a .safetensors file or the directory of a run")
-    best = path / "checkpoints" / BEST
-    return best if "format" in _metadata(best) else found[-1]
+    return found[-1]
 
 
 def describe_weights(checkpoint: Checkpoint[ProgramConfig], test: Sequence[str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from detection.engine.checkpoint import Checkpoint, read_checkpoint
 from detection.export.extras import optional
 from detection.export.facts import KEY, Facts, run_digest
 from detection.export.files import NAMES, TORCH_ENTRY
+from detection.hub import local_path
 from detection.model.postprocess import rescale
 from detection.structures import Detections, ImageBatch
 
@@ -161,12 +162,17 @@ def open_exported(path: str | Path, *, threads: int | None = None) -> Exported:
 
 
 def load(path: str | Path) -> Checkpoint[DetectionConfig] | Exported:
-    """Returns the checkpoint, or the exported detector, at ``path``: a file, a run directory, the folder of an export.
+    """Returns the checkpoint, or the exported detector, at ``path``.
+
+    Args:
+        path: a file, a run directory, the folder of an export, or an address hf://NAME/REPO[@REVISION][/PATH].
 
     Raises:
         ValueError: there is none, or it can't be read.
+        ConnectionError: the hub can't be reached, and its cache lacks the files.
         ImportError: the runtime of an exported file is missing.
     """
+    path = local_path(path)
     return read_checkpoint(path) if find_export(path) is None else open_exported(path)
 
 

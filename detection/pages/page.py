@@ -30,6 +30,7 @@ __all__ = [
     "Section",
     "Table",
     "Text",
+    "markdown",
     "write_html",
     "write_page",
 ]
@@ -159,7 +160,7 @@ def write_page(page: Page, folder: Path, stem: str) -> Path:
     blocks = (block for section in page.sections for block in section.blocks)
     for name, content in (file for b in blocks if isinstance(b, (Figure, Pictures)) for file in b.files.items()):
         (figures / name).write_bytes(content)
-    (folder / f"{stem}.md").write_text(_markdown(page), encoding="utf-8")
+    (folder / f"{stem}.md").write_text(markdown(page), encoding="utf-8")
     return write_html(page, folder / f"{stem}.html")
 
 
@@ -200,10 +201,11 @@ def _groups(blocks: Sequence[Block]) -> list[list[Block]]:
     return groups
 
 
-def _markdown(page: Page) -> str:
+def markdown(page: Page) -> str:
+    """Returns ``page`` as Markdown that refers to figures/ beside it."""
     facts = [f"- {_escaped(name)}: {_escaped(value)}" for name, value in page.facts]
     lead = [f"**{_escaped(line)}**" for line in page.lead]
-    parts = [f"# {_escaped(page.title)}", *lead, _escaped(page.subtitle), "\n".join(facts)]
+    parts = [f"# {_escaped(page.title)}", *lead, _escaped(page.subtitle), *(["\n".join(facts)] if facts else [])]
     for section in page.sections:
         parts += [f"## {_escaped(section.title)}", *(_markdown_block(block) for block in section.blocks)]
     return "\n\n".join(parts) + "\n"

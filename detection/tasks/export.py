@@ -42,7 +42,7 @@ from detection.model.architecture import Architecture
 from detection.progress import SCREEN
 from detection.structures import ImageBatch, Target
 from detection.tasks.test import load_test_set
-from detection.weights.zoo import ZOO
+from detection.weights.origin import origin_of
 
 __all__ = ["Limits", "Wanted", "run_export"]
 
@@ -137,10 +137,9 @@ def run_export(
 
 def weights_licence(config: DetectionConfig) -> str:
     """Returns what the config of a run lets say of the licence of its weights."""
-    source = config.init or config.backbone.weights
+    source, known = origin_of(config)
     if source is None:
         return "not stated (--licence states it); trained from scratch"
-    known = next((entry.licence for entry in ZOO if entry.name in source), None)
     return f"not stated (--licence states it); trained from {source}" + (f", {known}" if known else "")
 
 

@@ -7,16 +7,18 @@ from pathlib import Path
 
 from torch import Tensor
 
+from backbones.summary import published_licence
 from backbones.weights.load import read_state_dict
 from detection.config.detection import DetectionConfig
 from detection.data.cards import load_card
 from detection.data.download import Progress
 from detection.engine.checkpoint import Checkpoint, read_checkpoint, resolve_weights, stored_backbone
+from detection.hub import parse_address
 from detection.weights import zoo
 from detection.weights.detectron2 import convert_detectron2
 from detection.weights.torchvision import convert_torchvision, known_norm_eps
 
-__all__ = ["ZOO_FOLDER", "origin_file", "read_origin"]
+__all__ = ["ZOO_FOLDER", "origin_file", "origin_of", "read_origin"]
 
 ZOO_FOLDER = Path("output/zoo")  # where published detectors are downloaded to
 
@@ -29,8 +31,8 @@ def read_origin(init: str, *, progress: Progress | None = None, attempts: int = 
     """Returns the detector that ``init`` names.
 
     Args:
-        init: a run directory, a .safetensors checkpoint, a file of torchvision or Detectron2, or a name in the zoo,
-            which is downloaded into ``ZOO_FOLDER`` unless it is there.
+        init: a run directory, a .safetensors checkpoint, a file of torchvision or Detectron2, an address hf://NAME/REPO,
+            or a name in the zoo, which is downloaded into ``ZOO_FOLDER`` unless it is there.
         progress: of the download; called after each chunk.
         attempts: connections tried.
 
@@ -49,13 +51,21 @@ def origin_file(init: str, *, progress: Progress | None = None, attempts: int = 
         ValueError, ConnectionError: as ``read_origin``.
     """
     path = Path(init)
-    if path.exists():
-        return resolve_weights(path)
+    if parse_address(init) is not None or path.exists():
+        return resolve_weights(init)
     try:
         entry = zoo.find_entry(init)
     except ValueError as error:
         raise ValueError(f"init {init!r} is no run, no file and no published detector: {error}") from error
     return resolve_weights(zoo.fetch(entry, ZOO_FOLDER, progress=progress, attempts=attempts))
+
+
+def origin_of(config: DetectionConfig) -> tuple[str | None, str | None]:
+    """Returns the weights that training starts from, and their licence; None: from scratch, or it is not known here."""
+    if config.init is not None:
+        return config.init, next((entry.licence for entry in zoo.ZOO if entry.name in config.init), None)
+    weights = config.backbone.weights
+    return weights, None if weights is None else published_licence(config.backbone.name, weights)
 
 
 def _is_foreign(file: Path) -> bool:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detection.engine.checkpoint import read_checkpoint
 from detection.progress import SCREEN
+from detection.tasks.test import run_test
 
 Box = tuple[float, float, float, float]
 
@@ -479,3 +481,16 @@ def no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody reads what is printed, as after ``| head`` has ended."""
     monkeypatch.setattr(SCREEN, "quiet", False)  # and as before once the test is over
     monkeypatch.setattr(sys, "stdout", _NoReader())
+
+
+@pytest.fixture(scope="session")
+def tested_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run with masks, tested on its four training images; a test that writes copies it."""
+    old = Path(__file__).parents[1] / "old_runs"
+    run = tmp_path_factory.mktemp("tested") / "parts"
+    shutil.copytree(old / "format2" / "mask", run)
+    checkpoint, data = read_checkpoint(run), old / "data"
+    spec = f"{data / 'old_coco.yaml'}:train"
+    config = replace(checkpoint.config, data=replace(checkpoint.config.data, test=(spec,), root=str(data), workers=0))
+    run_test(config, checkpoint, run / "test", say=lambda _: None)
+    return run

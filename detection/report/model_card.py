@@ -1,0 +1,260 @@
+"""RUN/README.md: a model card as the Hugging Face hub shows it, of what the run recorded and of nothing else.
+
+Source of the YAML at its head: https://huggingface.co/docs/hub/model-cards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detection.engine.threshold import run_threshold
+from detection.evaluation.metrics import METRICS, Metric, figures
+from detection.evaluation.report import describe_choice
+from detection.export.card import summary
+from detection.files import write_text
+from detection.pages.page import Block, Code, Notice, Page, Section, Table, Text, markdown
+from detection.report.card_sections import costs_section, data_section, licence_section, names, recipe_section
+from detection.report.numbers import as_json
+from detection.report.recorded import Recorded, Tested, read_run
+from detection.report.words import percent_interval
+
+__all__ = ["card_text", "is_edited", "write_card"]
+
+MARK = re.compile(r"\n<!-- resdet card ([0-9a-f]{64}) -->\n\Z")
+UNKNOWN = "unknown"  # the hub's word for a licence that is not stated
+# Of the hub's identifiers, those that people give their weights; others are "other" with a name.
+LICENCES = (
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "cc0-1.0"),
+    *("cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "openrail", UNKNOWN),
+)
+SIZES = {"APs": "small (below 32 x 32 pixels)", "APm": "medium", "APl": "large (from 96 x 96 pixels)"}
+
+
+def write_card(run: Path, *, licence: str | None = None, repo: str | None = None, overwrite: bool = False) -> Path:
+    """Writes the card of the directory ``run``, and returns its path.
+
+    Args:
+        run: of a detector.
+        licence: of the weights; None: that of the card there, else not stated.
+        repo: NAME/REPO of the hub that its code loads from; None: ``run``.
+        overwrite: also a card that was edited.
+
+    Raises:
+        ValueError: no run, a run of another program, a damaged file, or a card that was edited.
+    """
+    path = run / "README.md"
+    if path.is_file() and is_edited(path) and not overwrite:
+        raise ValueError(f"{path} was not written by resdet card, or was edited since; --overwrite replaces it")
+    write_text(path, card_text(read_run(run), run, licence=licence or _stated(path), repo=repo))
+    return path
+
+
+def is_edited(path: Path) -> bool:
+    """Returns true unless ``path`` is a card as ``write_card`` wrote it."""
+    text = path.read_text(encoding="utf-8")
+    mark = MARK.search(text)
+    return mark is None or mark[1] != _digest(text[: mark.start()])
+
+
+def card_text(recorded: Recorded, run: Path, *, licence: str | None, repo: str | None) -> str:
+    """Returns the card of ``recorded``, whose directory is ``run``."""
+    name, classes, tested = repo or run.resolve().name, recorded.checkpoint.class_names, recorded.tested
+    page = Page(
+        title=name,
+        subtitle=f"{_architecture(recorded)} that detects {_count(classes, 'class', 'classes')}: {', '.join(classes)}. "
+        "Written by resdet card from what the run recorded.",
+        facts=(),
+        lead=[] if tested is None else [_headline(tested)],
+        sections=[
+            _loading(f"hf://{repo}" if repo else str(run)),
+            _use(recorded),
+            *([] if tested is None else [_results(recorded, tested)]),
+            data_section(recorded),
+            recipe_section(recorded),
+            costs_section(recorded),
+            *([_exports(recorded)] if recorded.exports else []),
+            licence_section(recorded, licence),
+            *(
+                [Section("Missing from the record", [Text(line) for line in recorded.missing])]
+                if recorded.missing
+                else []
+            ),
+        ],
+    )
+    head = yaml.safe_dump(_front_matter(recorded, name, licence), sort_keys=False, allow_unicode=True, width=120)
+    text = f"---\n{head}---\n\n{markdown(page)}"
+    return f"{text}\n<!-- resdet card {_digest(text)} -->\n"
+
+
+def _front_matter(recorded: Recorded, name: str, licence: str | None) -> dict[str, Any]:
+    known = (licence or UNKNOWN).lower()
+    stated = {"license": known} if known in LICENCES else {"license": "other", "license_name": licence}
+    config, masks = recorded.checkpoint.config, "mask" in recorded.checkpoint.config.architecture
+    tags = [
+        "object-detection",
+        *(["instance-segmentation"] if masks else []),
+        config.architecture,
+        config.backbone.name,
+    ]
+    matter = {
+        **stated,
+        "library_name": "resdet",
+        "pipeline_tag": "image-segmentation" if masks else "object-detection",
+        "tags": [tag.replace("_", "-").replace(":", "-") for tag in dict.fromkeys(tags)],
+        "datasets": sorted({found.card for found in recorded.sets}),
+    }
+    return matter | ({} if recorded.tested is None else {"model-index": [_index_entry(recorded.tested, name)]})
+
+
+def _index_entry(tested: Tested, name: str) -> dict[str, Any]:
+    """Returns the figures as the hub's leaderboards read them, in percent."""
+    known = figures(dict(tested.result))
+    metrics = [
+        {"type": metric.key, "name": f"{_described(metric)}, %", "value": round(100 * value, 2)}
+        for metric in _measured(tested)
+        if metric.short_name in ("AP", "AP50", "AP75", "mAP") and (value := known[metric.key]) is not None
+    ]
+    data = {"name": names(tested.sets), "type": tested.sets[0].card, "split": tested.sets[0].name.rpartition(":")[2]}
+    return {"name": name, "results": [{"task": {"type": "object-detection"}, "dataset": data, "metrics": metrics}]}
+
+
+def _loading(address: str) -> Section:
+    lines = (
+        "import resdet",
+        "",
+        f'predictor = resdet.Predictor.load("{address}")',
+        'found = predictor("photo.jpg")  # or an address, an array (H, W, 3) uint8 RGB, a PIL image',
+        "print(found.names, found.scores, found.boxes)  # x1, y1, x2, y2 in pixels of the photo",
+    )
+    where = " (of a hub: resdet[hub])" if address.startswith("hf:") else ""
+    return Section("How to load it", [Code(f"With resdet{where}, in Python:", lines)])
+
+
+def _headline(tested: Tested) -> str:
+    images = _count(tested.result["images"], "image", "images")
+    return f"Box AP {_interval('bbox.AP', tested)} on {images} of {names(tested.sets)}"
+
+
+def _use(recorded: Recorded) -> Section:
+    config, tested = recorded.checkpoint.config, recorded.tested
+    shown = run_threshold(recorded.checkpoint)
+    rows = [
+        ["meant for", f"images like those of {names(recorded.data['train'])}, the only ones in training"],
+        ["finds", f"only the classes above, as boxes{' and masks' if 'mask' in config.architecture else ''}"],
+        [
+            "image size",
+            f"resized to a shorter side of {config.data.shorter_side} pixels, at most {config.data.longer_side}",
+        ],
+        ["scores shown", f"from {shown.score:.2f} on: {shown.origin}"],
+        *_limits_of_test(recorded, tested),
+        ["other images, cameras, places", "not measured"],
+        [
+            "corrupted images",
+            f"measured: {tested.folder.name}/robustness" if tested and tested.corrupted else "not measured",
+        ],
+        ["another training (seed)", "not measured by this run; the intervals are over the choice of test images alone"],
+    ]
+    return Section(
+        "Intended use and limits", [Table("What can be said from the record.", ["", "recorded"], rows, words=True)]
+    )
+
+
+def _limits_of_test(recorded: Recorded, tested: Tested | None) -> list[list[str]]:
+    if tested is None:
+        return [["accuracy", "not measured"]]
+    sizes = [text for name, text in SIZES.items() if tested.result["bbox"].get(name) is None]
+    unseen = [name for name, count in (tested.objects or {}).items() if not count]
+    rows = [["weights", describe_choice(dict(tested.result)) if "weights" in tested.result else "the last"]]
+    if sizes:
+        rows.append(["objects by size", f"{', '.join(sizes)}: not measured, the test set has none"])
+    if unseen:
+        rows.append(["classes without a test object", f"{', '.join(unseen)}: not measured"])
+    if same := [found for found in tested.sets if found in recorded.data["train"]]:
+        rows.append(["attention", f"{names(same)} was trained on and tested on: the figures are too high"])
+    return rows
+
+
+def _results(recorded: Recorded, tested: Tested) -> Section:
+    rows = [[_described(metric), _interval(metric.key, tested)] for metric in _measured(tested)]
+    scope = "in brackets 95 % intervals over the choice of test images" if tested.intervals else "no intervals"
+    blocks: list[Block] = [Table(f"Percent; {scope}. A dash: the test set has no such object.", ["", "value"], rows)]
+    if tested.no_intervals is not None:
+        blocks.append(Notice(f"No intervals: {tested.no_intervals}", warning=True))
+    classes = [
+        [
+            name,
+            "-" if tested.objects is None else f"{tested.objects[name]:,}",
+            *(_interval(f"bbox.per_class.{name}.{number}", tested) for number in ("AP", "AP50")),
+        ]
+        for name in recorded.checkpoint.class_names
+    ]
+    blocks.append(Table("Boxes of each class, percent.", ["class", "test objects", "AP", "AP50"], classes))
+    return Section("Results", blocks)
+
+
+def _exports(recorded: Recorded) -> Section:
+    return Section(
+        "Exports",
+        [Table(f"export/{name}", ["", ""], [[*_halves(line)] for line in summary(proof)], words=True)
+         for name, proof in recorded.exports.items()],
+    )  # fmt: skip
+
+
+def _halves(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(": ")
+    return name, value
+
+
+def _measured(tested: Tested) -> list[Metric]:
+    known = figures(dict(tested.result))
+    return [metric for metric in METRICS if metric.is_fraction and metric.key in known and "mAP_" not in metric.key]
+
+
+def _described(metric: Metric) -> str:
+    """Returns the name with what it is of: "box AP50"."""
+    return f"box {metric.name}" if metric.key.startswith("bbox.") else metric.name
+
+
+def _interval(key: str, tested: Tested) -> str:
+    """Returns the figure ``key`` of a test with its interval, if it has one."""
+    interval = as_json(tested.intervals.get(key)) or {"low": None, "high": None}
+    value = figures(dict(tested.result)).get(key)
+    return percent_interval({**interval, "value": value})
+
+
+def _architecture(recorded: Recorded) -> str:
+    config = recorded.checkpoint.config
+    pyramid = " and a feature pyramid" if config.backbone.fpn else ""
+    return (
+        f"{config.architecture.replace('_', ' ').title().replace('Rcnn', 'R-CNN')} with {config.backbone.name}{pyramid}"
+    )
+
+
+def _count(many: Sequence[Any] | int, one: str, several: str) -> str:
+    number = many if isinstance(many, int) else len(many)
+    return f"{number:,} {one if number == 1 else several}"
+
+
+def _stated(path: Path) -> str | None:
+    """Returns the licence that a card states; None: there is no card, or it states none."""
+    if not path.is_file():
+        return None
+    parts = path.read_text(encoding="utf-8").split("---\n", 2)
+    try:
+        matter = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
+    except yaml.YAMLError:
+        return None
+    if not isinstance(matter, Mapping):
+        return None
+    stated = matter.get("license_name") or matter.get("license")
+    return None if stated == UNKNOWN else stated
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
