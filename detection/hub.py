@@ -115,19 +115,22 @@ def upload(repo: str, files: Mapping[str, Path], *, public: bool, message: str) 
 def _download(address: Address) -> Path:
     """Returns the path in the cache of what ``address`` means."""
     hub, inside = _library(str(address)), address.inside
-    if PurePosixPath(inside).suffix and not inside.endswith(READ):
-        raise ValueError(f"{address} can hold code that runs when it is read; of a repository, {', '.join(READ)} are")
-    wanted = [inside, *(f"{inside}/*{suffix}" for suffix in READ)] if inside else [*RUN]
+    folder = [f"{inside}/*{suffix}" for suffix in READ]
+    wanted = [*RUN] if not inside else [inside] if inside.endswith(READ) else folder
     with _told(address, "read"):
         snapshot = Path(hub.snapshot_download(address.repo, revision=address.revision, allow_patterns=wanted))
-    if inside and not (snapshot / inside).exists():
-        raise ValueError(f"{address}: the repository has no file or folder {inside!r} that is read from a hub")
+    found = snapshot / inside
+    if not (inside.endswith(READ) if found.is_file() else found.is_dir() and not any(found.glob("*.pt2"))):
+        raise ValueError(
+            f"{address}: there is no such file or folder, or it could run code: of a repository only "
+            f"{', '.join(READ)} files are read; https://huggingface.co/{address.repo} lists what it has"
+        )
     if not inside and not any((snapshot / "checkpoints").glob("*.safetensors")):
         raise ValueError(
             f"{address} holds no run of resdet: no checkpoints/*.safetensors; `resdet push RUN {address.repo}` writes "
             f"one, and hf://{address.repo}/FILE.safetensors means a file in it"
         )
-    return snapshot / inside
+    return found
 
 
 @contextmanager

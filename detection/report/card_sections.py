@@ -79,7 +79,7 @@ def costs_section(recorded: Recorded) -> Section:
         ["file", f"{recorded.checkpoint.path.stat().st_size / 2**20:.1f} MiB"],
         ["multiply-adds", f"{costs['gflops']:.1f} billion; {costs['flops_note']}" if "gflops" in costs else UNRECORDED],
         ["latency", UNRECORDED if latency is None else f"{latency['p50']:.0f} ms (p50), {latency['device']}"],
-        ["test", UNRECORDED if seconds is None else f"{seconds:.3f} s an image, with loading"],
+        ["test", UNRECORDED if seconds is None else f"{seconds:.3f} s an image, without reading it"],
         ["memory of the test", UNRECORDED if memory is None else f"{memory:.2f} GiB at the peak"],
         ["training", UNRECORDED if hours is None else f"{_time(hours)} from start to end, with tests"],
         ["hardware", _hardware(recorded)],
@@ -124,7 +124,7 @@ def _hardware(recorded: Recorded) -> str:
     if not recorded.starts:
         return UNRECORDED
     hardware = recorded.starts[-1].get("hardware", {})
-    return f"{hardware.get('device')}, {hardware.get('cores')} cores, {hardware.get('threads')} threads"
+    return ", ".join(f"{name} {hardware[name]}" for name in ("device", "cores", "threads") if name in hardware)
 
 
 def _time(hours: float) -> str:

@@ -250,6 +250,11 @@ def test_what_is_no_run_is_refused(hub: Hub, pushed: Path) -> None:
         with pytest.raises(ValueError, match=named):
             load(address)
     assert not any(path.endswith("/run.pt") for path in hub.asked)
+    hub.commits["me/else"].append({"export/torch/export.json": b"{}"})
+    cached = local_path("hf://me/else/export/torch")
+    (cached / "model.pt2").touch()  # by another program that shares the cache
+    with pytest.raises(ValueError, match="run code"):
+        local_path("hf://me/else/export/torch")
 
 
 def test_a_push_says_what_it_lacks(
