@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from detection.engine.threshold import run_threshold
-from detection.evaluation.metrics import METRICS, Metric, figures
+from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS
+from detection.evaluation.metrics import figures, named
 from detection.evaluation.report import describe_choice
 from detection.export.card import summary
 from detection.files import write_text
@@ -33,6 +34,7 @@ LICENCES = (
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "cc0-1.0"),
     *("cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "openrail", UNKNOWN),
 )
+INDEXED = (*(f"{section}.{name}" for section in ("bbox", "segm") for name in COCO_CLASS_NUMBERS), "voc.mAP")
 SIZES = {"APs": "small (below 32 x 32 pixels)", "APm": "medium", "APl": "large (from 96 x 96 pixels)"}
 
 
@@ -116,9 +118,9 @@ def _index_entry(tested: Tested, name: str) -> dict[str, Any]:
     """Returns the figures as the hub's leaderboards read them, in percent."""
     known = figures(dict(tested.result))
     metrics = [
-        {"type": metric.key, "name": f"{_described(metric)}, %", "value": round(100 * value, 2)}
-        for metric in _measured(tested)
-        if metric.short_name in ("AP", "AP50", "AP75", "mAP") and (value := known[metric.key]) is not None
+        {"type": key, "name": f"{'box ' * key.startswith('bbox.')}{named(key).name}, %", "value": round(100 * value, 2)}
+        for key in INDEXED
+        if (value := known.get(key)) is not None
     ]
     data = {"name": names(tested.sets), "type": tested.sets[0].card, "split": tested.sets[0].name.rpartition(":")[2]}
     return {"name": name, "results": [{"task": {"type": "object-detection"}, "dataset": data, "metrics": metrics}]}
@@ -129,8 +131,8 @@ def _loading(address: str) -> Section:
         "import resdet",
         "",
         f'predictor = resdet.Predictor.load("{address}")',
-        'found = predictor("photo.jpg")  # or an address, an array (H, W, 3) uint8 RGB, a PIL image',
-        "print(found.names, found.scores, found.boxes)  # x1, y1, x2, y2 in pixels of the photo",
+        'found = predictor("photo.jpg")  # or an array, RGB, or a PIL image',
+        "print(found.names, found.scores, found.boxes)  # pixels: x1, y1, x2, y2",
     )
     where = " (of a hub: resdet[hub])" if address.startswith("hf:") else ""
     return Section("How to load it", [Code(f"With resdet{where}, in Python:", lines)])
@@ -170,7 +172,7 @@ def _limits_of_test(recorded: Recorded, tested: Tested | None) -> list[list[str]
         return [["accuracy", "not measured"]]
     sizes = [text for name, text in SIZES.items() if tested.result["bbox"].get(name) is None]
     unseen = [name for name, count in (tested.objects or {}).items() if not count]
-    rows = [["weights", describe_choice(dict(tested.result)) if "weights" in tested.result else "the last"]]
+    rows = [["tested weights", describe_choice(dict(tested.result)) if "weights" in tested.result else "the last"]]
     if sizes:
         rows.append(["objects by size", f"{', '.join(sizes)}: not measured, the test set has none"])
     if unseen:
@@ -181,9 +183,12 @@ def _limits_of_test(recorded: Recorded, tested: Tested | None) -> list[list[str]
 
 
 def _results(recorded: Recorded, tested: Tested) -> Section:
-    rows = [[_described(metric), _interval(metric.key, tested)] for metric in _measured(tested)]
+    sections = [name for name in ("bbox", "segm") if name in tested.result]
+    rows = [[number, *(_interval(f"{name}.{number}", tested) for name in sections)] for number in COCO_NUMBERS]
+    rows.append(["VOC mAP", _interval("voc.mAP", tested), *([""] * (len(sections) - 1))])
+    header = ["", *({"bbox": "boxes", "segm": "masks"}[name] for name in sections)]
     scope = "in brackets 95 % intervals over the choice of test images" if tested.intervals else "no intervals"
-    blocks: list[Block] = [Table(f"Percent; {scope}. A dash: the test set has no such object.", ["", "value"], rows)]
+    blocks: list[Block] = [Table(f"Percent; {scope}. A dash: the test set has no such object.", header, rows)]
     if tested.no_intervals is not None:
         blocks.append(Notice(f"No intervals: {tested.no_intervals}", warning=True))
     classes = [
@@ -209,16 +214,6 @@ def _exports(recorded: Recorded) -> Section:
 def _halves(line: str) -> tuple[str, str]:
     name, _, value = line.partition(": ")
     return name, value
-
-
-def _measured(tested: Tested) -> list[Metric]:
-    known = figures(dict(tested.result))
-    return [metric for metric in METRICS if metric.is_fraction and metric.key in known and "mAP_" not in metric.key]
-
-
-def _described(metric: Metric) -> str:
-    """Returns the name with what it is of: "box AP50"."""
-    return f"box {metric.name}" if metric.key.startswith("bbox.") else metric.name
 
 
 def _interval(key: str, tested: Tested) -> str:

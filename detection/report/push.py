@@ -56,12 +56,12 @@ def push_run(
     if exports:
         files |= _exports(run)
     for name, path in files.items():
-        say(f"{path.stat().st_size / 2**20:10.2f} MiB  {name}")
+        say(f"{path.stat().st_size / 2**10:12,.1f} KiB  {name}")
     visible = "public" if public else "private"
     if dry_run:
         say(f"{_total(files)}: nothing is pushed to {repo}, {visible}, by --dry-run")
         return None
-    say(f"{_total(files)}: pushed to {repo}, {visible}")
+    say(f"{_total(files)} to {repo}, {visible}")
     return upload(repo, files, public=public, message=f"resdet push, iteration {checkpoint.iteration}")
 
 

@@ -51,7 +51,8 @@ def test_figures_are_those_of_the_test_with_their_intervals(run: Path) -> None:
     assert recorded.tested.objects == {"cat": 4, "dog": 4}
     interval = recorded.tested.intervals["bbox.AP"]
     found = rows(write_card(run).read_text())
-    assert found["box AP"] == [f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"]
+    assert found["AP"][0] == f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    assert len(found["AP"]) == 2  # boxes and masks
     assert found["dog"][0] == "4"
     assert found["parameters"] == [f"{recorded.parameters:,}"]
     assert found["tested on"] == ["old_coco:train", "4", "8"]
