@@ -179,7 +179,7 @@ def published_licence(name: str, weights: str) -> str | None:
             classifier = create_timm_classifier(name.rpartition(":")[2])
     except ImportError:
         return None
-    return _timm_weights(name, classifier.pretrained_cfg).licence
+    return classifier.pretrained_cfg["license"] or None
 
 
 def _weights(name: str, classifier: Any) -> tuple[Weights, ...]:

@@ -206,7 +206,8 @@ class DetectionConfig(ProgramConfig):
     data: DetectorDataConfig = field(default_factory=DetectorDataConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     alternating: AlternatingConfig = field(default_factory=AlternatingConfig)
-    # A detector to start from: a run directory, a checkpoint, a name of the zoo, a file of torchvision or Detectron2.
+    # A detector to start from: a run directory, a checkpoint, a name of the zoo, a file of torchvision or Detectron2,
+    # or hf://NAME/REPO.
     init: str | None = None
     init_classes: dict[str, str] = field(default_factory=dict)  # class here -> its name there, where they differ
 

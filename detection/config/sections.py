@@ -22,7 +22,7 @@ class BackboneConfig:
 
     name: str = field(default="resnet50", metadata=BACKBONE)
     weights: str | None = (
-        None  # null: He initialisation; "torchvision" or "timm": downloaded; a file; a run's directory
+        None  # null: He initialisation; "torchvision" or "timm": downloaded; a file; a run's directory; hf://NAME/REPO
     )
     # What trained the file: binds mean, order, eps, stride.
     weights_source: Literal["torchvision", "caffe", "msra", "caffe2"] = field(default="torchvision", metadata=BACKBONE)

@@ -100,7 +100,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(content, ETag=f'"{hashlib.sha256(content).hexdigest()}"', X_Repo_Commit=revision)
         if "/tree/" in self.path:
             return self.answer([_entry(name, content) for name, content in files.items()])
-        return self.answer({"id": repo, "sha": hub.sha(repo), "private": hub.private[repo], "siblings": []})
+        sha = hub.sha(repo) if revision == "main" else revision
+        return self.answer({"id": repo, "sha": sha, "private": hub.private[repo], "siblings": []})
 
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
@@ -125,7 +126,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def create(self, given: dict[str, Any]) -> None:
         hub, repo = self.server.hub, f"{given['organization']}/{given['name']}"
-        hub.private[repo], hub.commits[repo] = given["visibility"] == "private", []
+        private = given.get("visibility") == "private" or given.get("private", False)  # the latter before 2.0
+        hub.private[repo], hub.commits[repo] = private, []
         self.answer({"url": f"{self.server.address}/{repo}"})
 
     def commit(self, lines: list[dict[str, Any]]) -> None:
