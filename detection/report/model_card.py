@@ -50,6 +50,8 @@ def write_card(run: Path, *, licence: str | None = None, repo: str | None = None
     Raises:
         ValueError: no run, a run of another program, a damaged file, or a card that was edited.
     """
+    if not run.is_dir():
+        raise ValueError(f"{run} is no directory of a run; give one such as output/photos")
     path = run / "README.md"
     if path.is_file() and is_edited(path) and not overwrite:
         raise ValueError(f"{path} was not written by resdet card, or was edited since; --overwrite replaces it")
@@ -130,7 +132,7 @@ def _loading(address: str) -> Section:
     lines = (
         "import resdet",
         "",
-        f'predictor = resdet.Predictor.load("{address}")',
+        f"predictor = resdet.Predictor.load({address!r})",
         'found = predictor("photo.jpg")  # or an array, RGB, or a PIL image',
         "print(found.names, found.scores, found.boxes)  # pixels: x1, y1, x2, y2",
     )

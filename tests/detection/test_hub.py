@@ -208,7 +208,7 @@ def test_its_card_loads_from_the_hub(hub: Hub, pushed: Path) -> None:
     data = ModelCard(text).data.to_dict()
     expected = {"license": "unknown", "library_name": "resdet", "pipeline_tag": "image-segmentation"}
     assert expected.items() <= data.items()
-    assert 'Predictor.load("hf://me/parts")' in text
+    assert "Predictor.load('hf://me/parts')" in text
 
 
 def test_a_revision_stays_as_it_was(hub: Hub, pushed: Path, resdet: Callable[..., Any]) -> None:
