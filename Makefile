@@ -3,6 +3,7 @@
 # make test   format, lint, types, tests
 # make test-compiler   whole detectors by PyTorch's default compiler
 # make test-faults   the slow tests of what goes wrong: killed processes, broken files
+# make test-slow   networks of full size beside those of other projects, several processes, the wheel
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO_DATA := output/demo_data
@@ -10,7 +11,7 @@ DEMO_RUN := output/demo
 # Boxes alone, and short: five minutes on two cores.
 DEMO_CHANGES := architecture=faster_rcnn solver.best_metric=bbox.AP50 solver.iterations=360 solver.evaluate_every=0
 
-.PHONY: demo gpu test test-compiler test-faults
+.PHONY: demo gpu test test-compiler test-faults test-slow
 
 .venv/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
@@ -42,3 +43,6 @@ test-faults: .venv/installed
 
 test-compiler: .venv/installed
 	$(BIN)/pytest -m compiler --durations 10
+
+test-slow: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m 'slow and not faults and not compiler' --durations 10

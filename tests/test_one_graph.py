@@ -46,7 +46,9 @@ FAMILIES: dict[str, DetectionConfig] = {
     "Mask": replace(FPN, architecture="mask_rcnn", mask=MaskConfig(convs=1, channels=16)),
     "Cascade": replace(FPN, architecture="cascade_rcnn", box=replace(FPN.box, class_agnostic=True)),
 }
-every_family = pytest.mark.parametrize("family", FAMILIES)
+every_family = pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name == "Mask" else pytest.mark.slow) for name in FAMILIES]
+)
 
 
 def make_model(config: DetectionConfig, classes: int = NUM_CLASSES) -> FasterRCNN:

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 SOURCES = [ROOT / "resdet.py", *(path for top in ("backbones", "detection") for path in (ROOT / top).rglob("*.py"))]
 
@@ -85,6 +87,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_reading_predicting_and_evaluating_work_elsewhere(tmp_path: Path) -> None:
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"}
     environment = {**os.environ, **plain, "PYTHONPATH": str(ROOT)}

@@ -469,6 +469,7 @@ def crowd(count: int, size: tuple[int, int]) -> Target:
     return Target(boxes=boxes, labels=torch.zeros(count, dtype=torch.int64), ignore=torch.arange(count) % 50 == 0)
 
 
+@pytest.mark.slow
 def test_ten_thousand_objects_train() -> None:
     torch.manual_seed(0)
     config = DetectionConfig(
@@ -483,6 +484,7 @@ def test_ten_thousand_objects_train() -> None:
     assert all(loss.isfinite() for loss in losses.values())
 
 
+@pytest.mark.slow
 def test_a_quarter_of_a_million_anchors_meet_500_objects_in_little_memory() -> None:
     anchors = torch.rand(243_000, 4, generator=torch.Generator().manual_seed(0)) * 400
     anchors = torch.cat([anchors[:, :2], anchors[:, :2] + anchors[:, 2:]], dim=1)

@@ -144,6 +144,7 @@ def rows_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in result["rows"]}
 
 
+@pytest.mark.slow
 class TestWholeRun:
     """What the four steps leave behind."""
 

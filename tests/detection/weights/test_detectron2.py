@@ -699,6 +699,7 @@ def zoo_detections(state: dict[str, Tensor], levels: list[Tensor], size: tuple[i
     return [boxes, scores, labels, masks[torch.arange(len(masks)), labels]]
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_boxes_scores_and_masks_are_detectron2_s(double_precision: None) -> None:
     name, size, most = "mask_rcnn_R_50_FPN", (96, 128), 200

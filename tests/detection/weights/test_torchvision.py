@@ -616,9 +616,10 @@ class TestTheWayBack:
         loaded.load_state_dict(back)
         assert_same_detections_of_both(theirs, loaded, [noise((128, 160), seed=0)])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "builder",
-        [fasterrcnn_resnet50_fpn, pytest.param(maskrcnn_resnet50_fpn_v2, marks=pytest.mark.slow)],
+        [fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2],
         ids=lambda builder: builder.__name__,
     )
     def test_torchvision_s_builder_takes_it(self, builder: Callable[..., FasterRCNN]) -> None:
