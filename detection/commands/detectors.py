@@ -302,12 +302,13 @@ examples:
   resdet export output/digits/resnet18_c4 --format onnx
   resdet export output/bccd/fpn_resnet18 --format openvino --int8 --images photos/
   resdet export output/bccd/fpn_resnet18 --format torch --size 480x640 --batch 4
+  resdet export output/digits/resnet18_c4 --format web
 """
 
 
 def _export_options(parser: ArgumentParser) -> None:
     parser.add_argument("run", help="a run directory, or a .safetensors checkpoint")
-    parser.add_argument("--format", required=True, choices=("torch", "onnx", "openvino"))
+    parser.add_argument("--format", required=True, choices=("torch", "onnx", "openvino", "web"))
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--half", dest="precision", action="store_const", const="fp16", help="float16 weights")
     precision.add_argument("--int8", dest="precision", action="store_const", const="int8", help="not of torch")
@@ -317,6 +318,9 @@ def _export_options(parser: ArgumentParser) -> None:
     parser.add_argument("--limit", type=positive, default=20, metavar="N", help="so many images (default: %(default)s)")
     parser.add_argument("--timed", type=int, default=20, metavar="N", help="time N images (default: %(default)s)")
     parser.add_argument("--licence", help="of the weights, for the file's metadata")
+    parser.add_argument(
+        "--runtime", type=Path, metavar="FOLDER", help="of web: onnxruntime-web's dist (default: npm, or its registry)"
+    )
     parser.add_argument("--output-dir", type=Path, help="(default: export/FORMAT in the run directory)")
     parser.add_argument(
         "--max-unmatched", type=fraction, metavar="F", help="share of detections (default: 0.01; half 0.05, int8 0.3)"
@@ -335,14 +339,17 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _export(args: Namespace) -> Call:
+    if args.runtime is not None and args.format != "web":
+        raise UsageError(f"--runtime is of --format web; leave it out with {args.format}")
     from detection.engine.checkpoint import read_checkpoint
+    from detection.export.web.page import SERVE
     from detection.tasks.export import Limits, Wanted, run_export
 
     checkpoint, precision = read_checkpoint(args.run), args.precision or "fp32"
     name = args.format if precision == "fp32" else f"{args.format}_{precision}"
     output = args.output_dir or results_folder(args.run, checkpoint.path.parent.parent) / "export" / name
     wanted = Wanted(
-        format=args.format,
+        format="onnx" if args.format == "web" else args.format,
         precision=precision,
         size=args.size,
         batch=args.batch,
@@ -350,9 +357,12 @@ def _export(args: Namespace) -> Call:
         count=args.limit,
         timed=args.timed,
         licence=args.licence,
+        page=args.format == "web",
+        runtime=args.runtime,
         limits=Limits(unmatched=args.max_unmatched, ap=args.max_ap_loss, part=args.part_loss),
     )
-    return partial(run_export, checkpoint, output, wanted), lambda _: print(f"export: {output}")
+    serve = f"\nsee it:  {SERVE} {output}  and http://localhost:8000" if wanted.page else ""
+    return partial(run_export, checkpoint, output, wanted), lambda _: print(f"export: {output}{serve}")
 
 
 COMMANDS = {

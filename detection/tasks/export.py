@@ -3,6 +3,7 @@
 OUTPUT/model.pt2, model.onnx, or model.xml with model.bin
 OUTPUT/export.json     agreement with PyTorch, AP before and after, latency and memory of both, metadata
 OUTPUT/export.md       the same for a reader
+OUTPUT/index.html      of --format web: a page that runs model.onnx in a browser, with all that it takes
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from detection.export.graph import DetectorGraph
 from detection.export.proof import Agreement, Loss, agreement, ap_loss
 from detection.export.runtime import Exported, Framed, open_exported
 from detection.export.timing import measure_apart
+from detection.export.web.page import write_page
+from detection.export.web.runtime import find_runtime
 from detection.export.write import write_export
 from detection.files import write_text
 from detection.model.architecture import Architecture
@@ -77,6 +80,8 @@ class Wanted:
         count: images of each.
         timed: images whose latency is measured; 0: none.
         licence: of the weights; None: what the config tells.
+        page: adds the page that runs an ONNX model in a browser.
+        runtime: folder with onnxruntime-web for the page; None: from npm or its registry.
         limits: that fail the export.
     """
 
@@ -88,6 +93,8 @@ class Wanted:
     count: int = 20
     timed: int = 20
     licence: str | None = None
+    page: bool = False
+    runtime: Path | None = None
     limits: Limits = field(default_factory=Limits)
 
 
@@ -108,6 +115,7 @@ def run_export(
         ImportError: a package of the format is missing.
     """
     _check(checkpoint.config, wanted)
+    runtime = find_runtime(wanted.runtime) if wanted.page else None  # before the minutes of an export
     detector = build_detector(checkpoint.config, len(checkpoint.class_names), pretrained=False).eval()
     load_detector_weights(detector, checkpoint, checkpoint.class_names)
     index = _test_set(checkpoint.config, wanted, say)
@@ -124,6 +132,8 @@ def run_export(
     with _whole(output) as folder:
         frames = _frames(_calibration_images(checkpoint.config, images, wanted, say), facts)
         facts, lost = write_export(detector, folder, facts, frames=frames, part_loss=wanted.limits.part)
+        if runtime is not None:
+            write_page(folder, runtime)
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         found = _prove(checkpoint, detector, open_exported(folder), images, index, wanted)
         proof = {"files": files, **_plain(found), "float_parts": lost, "facts": _plain(asdict(facts))}
@@ -160,6 +170,8 @@ def _whole(output: Path) -> Iterator[Path]:
 def _check(config: DetectionConfig, wanted: Wanted) -> None:
     if wanted.format == "torch" and wanted.precision == "int8":
         raise ValueError("--int8 is of --format onnx and openvino; torch takes --half")
+    if wanted.page and (wanted.format != "onnx" or wanted.batch != 1):
+        raise ValueError(f"the page of --format web runs ONNX on one image at a time; leave out --batch {wanted.batch}")
     test = config.test
     methods = [name for name in ("refine", "scales", "flip") if getattr(test, name)]
     if methods:
