@@ -403,6 +403,12 @@ document.title = JSON.stringify(seen);
 """
 
 
+@pytest.fixture
+def page_probe() -> str:
+    """A script that puts into the title of a page what it sees there, as JSON."""
+    return PROBE
+
+
 def browse(*args: str) -> str:
     """Runs a headless browser with options and, last, a file; returns what it prints."""
     *options, file = args

@@ -64,8 +64,7 @@ def _check_content(shown: str, name: str, content: bytes) -> None:
 
 def _by_hand() -> str:
     return (
-        f"download {TARBALL.url} (or type npm pack {PACKAGE}), type tar xzf {TARBALL.name}, and give "
-        f"--runtime {INSIDE}"
+        f"download {TARBALL.url} (or type npm pack {PACKAGE}), type tar xzf {TARBALL.name}, and give --runtime {INSIDE}"
     )
 
 

@@ -1,0 +1,296 @@
+"""The page of an export in a real browser finds what PyTorch finds, and says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from detection.build import build_detector
+from detection.config.detection import (
+    AnchorConfig,
+    BoxConfig,
+    DetectionConfig,
+    DetectorBackboneConfig,
+    DetectorDataConfig,
+    MaskConfig,
+    RPNConfig,
+)
+from detection.data.images import read_image
+from detection.data.transforms import Resize
+from detection.engine.checkpoint import Checkpoint
+from detection.export.graph import DetectorGraph
+from detection.export.web.runtime import find_runtime
+from detection.structures import Target
+from detection.tasks.export import Wanted, run_export
+
+CHROMIUM = shutil.which("chromium")
+RUNTIME = os.environ.get("RESDET_ONNXRUNTIME_WEB")  # a folder with onnxruntime-web's files; else npm brings them
+CONFIG = DetectionConfig(
+    architecture="mask_rcnn",
+    backbone=DetectorBackboneConfig(name="resnet18", weights=None, fpn=True, fpn_channels=16),
+    anchors=AnchorConfig(sizes=(16.0, 32.0, 64.0, 128.0, 256.0)),
+    rpn=RPNConfig(channels=16, pre_nms_test=50, post_nms_test=20),
+    box=BoxConfig(head="fc", head_channels=16, pool="roi_align"),
+    mask=MaskConfig(pool_size=7, convs=1, channels=8),
+    data=DetectorDataConfig(test=(), shorter_side=64, longer_side=96),
+)
+NAMES = ("cat", "<b>dog</b>", "cow")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("web page"),  # one worker exports for all
+    pytest.mark.skipif(CHROMIUM is None or os.name == "nt", reason="chromium is not on PATH"),
+]
+
+
+class Browser:
+    """A headless browser that is driven through two pipes, by the Chrome DevTools Protocol."""
+
+    def __init__(self, folder: Path) -> None:
+        orders, self._orders = os.pipe()
+        self._answers, answers = os.pipe()
+        options = (
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={folder}",
+        )
+        # The browser looks at descriptors 3 and 4.
+        start = f"import os, sys; os.dup2({orders}, 3); os.dup2({answers}, 4); os.execv(sys.argv[1], sys.argv[1:])"
+        command = [sys.executable, "-S", "-c", start, str(CHROMIUM), *options, "about:blank"]
+        self._process = subprocess.Popen(command, pass_fds=(orders, answers), stderr=subprocess.DEVNULL)
+        os.close(orders)
+        os.close(answers)
+        self._came, self._number, self._session = b"", 0, dict[str, str]()
+        self.requests = list[str]()  # addresses
+        page = next(target for target in self("Target.getTargets")["targetInfos"] if target["type"] == "page")
+        found = self("Target.attachToTarget", targetId=page["targetId"], flatten=True)
+        self._session = {"sessionId": found["sessionId"]}
+        self("Network.enable")
+        self("Page.enable")
+
+    def __call__(self, method: str, **values: Any) -> dict[str, Any]:
+        self._number += 1
+        order = {"id": self._number, "method": method, "params": values, **self._session}
+        os.write(self._orders, json.dumps(order).encode() + b"\0")
+        while (answer := self._next()).get("id") != self._number:
+            if answer.get("method") == "Network.requestWillBeSent":
+                self.requests.append(answer["params"]["request"]["url"])
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._came:
+            assert select.select([self._answers], [], [], 60)[0], "the browser says nothing"
+            came = os.read(self._answers, 1 << 16)
+            assert came, "the browser ended"
+            self._came += came
+        first, _, self._came = self._came.partition(b"\0")
+        return json.loads(first)
+
+    def run(self, script: str) -> Any:
+        """Returns the value of ``script``, which may be a promise."""
+        found = self("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def open(self, address: str) -> str:
+        """Returns what the page says once it is ready or gives up."""
+        self("Page.navigate", url=address)
+        return self.wait("Ready|WebAssembly|http.server|answered")
+
+    def wait(self, pattern: str) -> str:
+        """Returns the status of the page once it matches ``pattern``."""
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            script = "document.readyState === 'complete' && document.getElementById('status')?.textContent"
+            if self.run(f"/{pattern}/.test({script})"):
+                return self.run(script)
+            time.sleep(0.05)
+        raise AssertionError(f"the page says {self.run(script)!r}")
+
+    def choose(self, file: Path) -> None:
+        """Chooses ``file`` as a user does."""
+        root = self("DOM.getDocument")["root"]["nodeId"]
+        node = self("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
+        self("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
+
+    def look_at(self, file: Path) -> dict[str, Any]:
+        """Returns what the page finds in the image ``file``."""
+        detected = "new Promise(done => document.addEventListener('detected', e => done(e.detail), { once: true }))"
+        self.run(f"globalThis.next = {detected}; null")
+        self.choose(file)
+        found = "found.map(one => ({ ...one, mask: Array.from(one.mask) }))"
+        return self.run(f"next.then(({{ found, ...rest }}) => ({{ ...rest, found: {found} }}))")
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+        os.close(self._orders)
+        os.close(self._answers)
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint[DetectionConfig]:
+    torch.manual_seed(0)
+    detector = build_detector(CONFIG, len(NAMES), pretrained=False)
+    for name, values in detector.named_buffers():
+        if name.endswith("bn2.weight"):
+            values.fill_(0.2)  # else random residual branches add up to infinity
+    for layer in detector.modules():
+        if isinstance(layer, nn.Linear) and layer.out_features == len(NAMES) + 1:
+            nn.init.normal_(layer.weight, std=3.0)  # scores of 0.09 to 0.76
+    return Checkpoint(Path("0000007.safetensors"), detector.state_dict(), CONFIG, NAMES, iteration=7)
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image of 90 x 135 pixels, which is resized to 64 x 96."""
+    path = tmp_path_factory.mktemp("photos") / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 135, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint: Checkpoint[DetectionConfig], photo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A web export."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    if RUNTIME is None and shutil.which("npm") is None:
+        pytest.skip("neither npm nor RESDET_ONNXRUNTIME_WEB, a folder with onnxruntime-web's files")
+    try:
+        runtime = find_runtime(None if RUNTIME is None else Path(RUNTIME), kept=tmp_path_factory.mktemp("runtime"))
+    except ValueError as error:
+        if RUNTIME is not None:
+            raise
+        pytest.skip(str(error))  # npm without a network
+    folder = tmp_path_factory.mktemp("export") / "web"
+    wanted = Wanted(format="onnx", page=True, runtime=runtime, images=photo.parent, timed=0, licence="CC0")
+    run_export(checkpoint, folder, wanted, say=lambda _: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    opened = Browser(tmp_path_factory.mktemp("browser"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """The address of a plain server of ``folder``, and what it was asked for."""
+    asked = list[str]()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            asked.append(self.requestline)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as serving:
+        Thread(target=serving.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}", asked
+        serving.shutdown()
+
+
+@torch.no_grad()
+def expected(checkpoint: Checkpoint[DetectionConfig], photo: Path) -> list[Tensor]:
+    """Boxes in pixels of the photo, labels, scores and masks by PyTorch."""
+    detector = build_detector(CONFIG, len(NAMES), pretrained=False).eval()
+    detector.load_state_dict(checkpoint.weights)
+    nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), ignore=torch.zeros(0).bool())
+    pixels = torch.from_numpy(Resize(64, 96)(read_image(photo), nothing)[0]).permute(2, 0, 1)[None]
+    boxes, labels, scores, counts, masks = DetectorGraph(detector)(pixels, torch.tensor([[64, 96]]))
+    rows = slice(int(counts))
+    return [boxes[0, rows] * (90 / 64), labels[0, rows], scores[0, rows], masks[0, rows]]
+
+
+def test_it_finds_what_pytorch_finds(
+    browser: Browser, server: tuple[str, list[str]], checkpoint: Checkpoint[DetectionConfig], photo: Path
+) -> None:
+    assert browser.open(f"{server[0]}/index.html").startswith("Ready")
+    found = browser.look_at(photo)["found"]
+    boxes, labels, scores, masks = expected(checkpoint, photo)
+    assert [one["label"] for one in found] == labels.tolist()
+    assert len(found) >= 20
+    torch.testing.assert_close(torch.tensor([one["box"] for one in found]), boxes, rtol=0, atol=1e-3)
+    torch.testing.assert_close(torch.tensor([one["score"] for one in found]), scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.tensor([one["mask"] for one in found]), masks.flatten(1), rtol=0, atol=1e-4)
+
+
+def test_it_shows_what_the_user_wants_to_see(
+    browser: Browser, server: tuple[str, list[str]], photo: Path, page_probe: str
+) -> None:
+    browser.open(f"{server[0]}/index.html")
+    found = browser.look_at(photo)["found"]
+    shown = "[...document.querySelectorAll('#rows th')].map(cell => cell.textContent)"
+    set_least = "const it = document.getElementById('threshold'); it.value = {}; it.oninput()"
+    browser.run(set_least.format(0))
+    assert browser.run(shown) == [NAMES[one["label"]] for one in found]
+    least = sorted(one["score"] for one in found)[len(found) // 2]
+    browser.run(f"{{ {set_least.format(np.floor(100 * least) / 100)} }}")
+    best = browser.run(shown)
+    assert len(set(best)) == 2
+    assert len(best) < len(found)
+    browser.run("document.querySelectorAll('#classes input')[1].click()")
+    assert browser.run(shown) == [name for name in best if name != NAMES[1]]
+    browser.run("document.getElementById('none').click()")
+    assert browser.run(shown) == []
+    browser.run(f"document.getElementById('all').click(); {{ {set_least.format(0)} }}")
+    for width in (390, 1280):
+        browser("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        for scheme in ("light", "dark"):
+            browser("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            browser.run(f"{{ {page_probe} }}")
+            seen = json.loads(browser.run("document.title"))
+            assert (seen["width"], seen["over"]) == (width, 0)
+            assert seen["outside"] == seen["overlap"] == seen["pale"] == []
+
+
+def test_nothing_leaves_the_browser(browser: Browser, server: tuple[str, list[str]], photo: Path) -> None:
+    address, asked = server
+    browser.requests.clear()
+    browser.open(f"{address}/index.html")
+    browser.look_at(photo)
+    assert {url.removeprefix("blob:").startswith(f"{address}/") for url in browser.requests} == {True}
+    assert {line.partition(" ")[0] for line in asked} == {"GET"}
+    elsewhere = address.replace("127.0.0.1", "localhost")
+    outcome = f"fetch('{elsewhere}/export.json?sent', {{ mode: 'no-cors' }}).then(() => 'sent', () => 'refused')"
+    assert browser.run(outcome) == "refused"
+    assert not any("?sent" in line for line in asked)
+
+
+def test_what_goes_wrong_is_told(
+    browser: Browser, server: tuple[str, list[str]], folder: Path, photo: Path, tmp_path: Path
+) -> None:
+    assert "python -m http.server" in browser.open(f"file://{folder}/index.html")
+    assert browser.open(f"{server[0]}/index.html").startswith("Ready")
+    text = tmp_path / "notes.png"
+    text.write_text("no image")
+    browser.choose(text)
+    assert "notes.png" in browser.wait("no image")
+    assert browser.look_at(photo)["found"]  # and it goes on
+    before = browser("Page.addScriptToEvaluateOnNewDocument", source="delete globalThis.WebAssembly")["identifier"]
+    assert "WebAssembly" in browser.open(f"{server[0]}/index.html")
+    browser("Page.removeScriptToEvaluateOnNewDocument", identifier=before)
+    (folder / "model.onnx").rename(folder / "elsewhere.onnx")
+    assert "model.onnx" in browser.open(f"{server[0]}/index.html")
+    (folder / "elsewhere.onnx").rename(folder / "model.onnx")
