@@ -34,11 +34,12 @@ class Detector {
   }
 
   async detectNow(picture) {
-    const start = performance.now(), { height, width } = picture, frame = this.facts.size;
-    const size = fittedSize([height, width], this.facts.resize, frame);
+    const start = performance.now(), { height, width } = picture, { resize, size: frame } = this.facts;
     const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
     context.drawImage(picture, 0, 0);
-    const pixels = framed(context.getImageData(0, 0, width, height), size, frame);
+    const whole = resizedSize([height, width], resize), size = fittedSize(whole, frame);
+    const planes = shrunk(resized(context.getImageData(0, 0, width, height), whole), whole, size);
+    const pixels = placed(planes, size, frame);
     const resizing = performance.now() - start;
     const { outputs, milliseconds } = await ask(this.worker, { pixels, size, frame }, [pixels.buffer]);
     return { found: rows(outputs, [width / size[1], height / size[0]]), resizing, milliseconds };
@@ -55,21 +56,25 @@ function rows({ boxes, labels, scores, counts, masks }, scales) {
   }));
 }
 
-/** Returns the size that an image gets: that of the run's resizing, and smaller where it exceeds the frame. */
-export function fittedSize(size, [shorter, longer], frame) {
+/** Returns the size (height, width) that the run's resizing gives an image of `size`. */
+function resizedSize(size, [shorter, longer]) {
   const factor = Math.min(shorter / Math.min(...size), longer / Math.max(...size));
-  const resized = size.map(side => Math.max(1, roundEven(side * factor)));
-  const shrink = Math.min(...resized.map((side, i) => frame[i] / side));
-  return shrink < 1 ? resized.map(side => Math.max(1, Math.floor(side * shrink))) : resized;
+  return size.map(side => Math.max(1, roundEven(side * factor)));
+}
+
+/** Returns the size that fits into the frame. */
+function fittedSize(size, frame) {
+  const factor = Math.min(...size.map((side, i) => frame[i] / side));
+  return factor < 1 ? size.map(side => Math.max(1, Math.floor(side * factor))) : size;
 }
 
 /**
- * Returns the pixels (3, rows, columns) of a frame with the image at its top left.
+ * Returns the planes (3, height, width) of ImageData at that size.
  *
  * They are those of cv2.resize (INTER_LINEAR), by which the run was trained; a canvas resizes otherwise, and boxes move.
  */
-export function framed(image, [height, width], [rows, columns]) {
-  const source = image.data, pixels = new Uint8Array(3 * rows * columns);
+function resized(image, [height, width]) {
+  const source = image.data, planes = new Uint8Array(3 * height * width);
   const down = neighbours(image.height, height), across = neighbours(image.width, width);
   for (let y = 0; y < height; y++) {
     const [above, below, upper, lower] = down[y], top = 4 * image.width * above, bottom = 4 * image.width * below;
@@ -79,9 +84,52 @@ export function framed(image, [height, width], [rows, columns]) {
         const first = source[top + 4 * before + c] * left + source[top + 4 * after + c] * right;
         const second = source[bottom + 4 * before + c] * left + source[bottom + 4 * after + c] * right;
         const sum = ((upper * (first >> 4)) >> 16) + ((lower * (second >> 4)) >> 16);
-        pixels[(c * rows + y) * columns + x] = (sum + 2) >> 2;
+        planes[(c * height + y) * width + x] = (sum + 2) >> 2;
       }
     }
+  }
+  return planes;
+}
+
+/** Returns `planes` of `size` at `newSize`, smoothed as by torch's interpolate (bilinear, antialias), as resdet does. */
+function shrunk(planes, size, newSize) {
+  if (size.every((side, i) => side === newSize[i])) return planes;
+  const [down, across] = size.map((side, i) => triangles(side, newSize[i])), [height, width] = newSize;
+  const narrow = new Float32Array(size[0] * width), out = new Uint8Array(3 * height * width);
+  const mean = (values, start, step, weights) =>
+    weights.reduce((sum, weight, i) => sum + weight * values[start + i * step], 0);
+  for (let c = 0; c < 3; c++) {
+    for (let y = 0; y < size[0]; y++) {
+      const row = (c * size[0] + y) * size[1];
+      across.forEach(([first, weights], x) => { narrow[y * width + x] = mean(planes, row + first, 1, weights); });
+    }
+    down.forEach(([first, weights], y) => {
+      for (let x = 0; x < width; x++) {
+        out[(c * height + y) * width + x] = roundEven(mean(narrow, first * width + x, width, weights));
+      }
+    });
+  }
+  return out;
+}
+
+/** Returns, for each pixel of a row, the first old one under its triangle, and the weights of all under it. */
+function triangles(length, newLength) {
+  const scale = length / newLength;
+  return Array.from({ length: newLength }, (_, i) => {
+    const center = (i + 0.5) * scale, first = Math.max(0, Math.floor(center - scale + 0.5));
+    const count = Math.min(length, Math.floor(center + scale + 0.5)) - first;
+    const heights = Array.from({ length: count }, (_, j) => Math.max(0, 1 - Math.abs(first + j + 0.5 - center) / scale));
+    const total = heights.reduce((sum, value) => sum + value);
+    return [first, heights.map(value => value / total)];
+  });
+}
+
+/** Returns the pixels of a frame with `planes` at its top left and zeros elsewhere. */
+function placed(planes, [height, width], [rows, columns]) {
+  const pixels = new Uint8Array(3 * rows * columns);
+  for (let y = 0; y < 3 * height; y++) {
+    const row = Math.floor(y / height) * rows + (y % height);
+    pixels.set(planes.subarray(y * width, (y + 1) * width), row * columns);
   }
   return pixels;
 }
