@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import select
+import runpy
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -38,11 +32,9 @@ from detection.engine.checkpoint import Checkpoint
 from detection.export.graph import DetectorGraph
 from detection.export.runtime import Framed
 from detection.export.web.runtime import find_runtime
-from detection.model.postprocess import rescale
-from detection.structures import Detections, ImageBatch, Target
+from detection.structures import Detections
 from detection.tasks.export import Wanted, run_export
 
-CHROMIUM = shutil.which("chromium")
 RUNTIME = os.environ.get("RESDET_ONNXRUNTIME_WEB")  # a folder with onnxruntime-web's files; else npm brings them
 CONFIG = DetectionConfig(
     architecture="mask_rcnn",
@@ -54,101 +46,14 @@ CONFIG = DetectionConfig(
     data=DetectorDataConfig(test=(), shorter_side=64, longer_side=96),
 )
 FRAME = 64, 96
+TOOL = runpy.run_path(str(Path(__file__).parents[4] / "tools" / "browse_export.py"))
 NAMES = ("cat", "<b>dog</b>", "cow")
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("web page"),  # one worker exports for all
-    pytest.mark.skipif(CHROMIUM is None or os.name == "nt", reason="chromium is not on PATH"),
+    pytest.mark.skipif(TOOL["CHROMIUM"] is None or os.name == "nt", reason="chromium is not on PATH"),
 ]
-
-
-class Browser:
-    """A headless browser that is driven through two pipes, by the Chrome DevTools Protocol."""
-
-    def __init__(self, folder: Path) -> None:
-        orders, self._orders = os.pipe()
-        self._answers, answers = os.pipe()
-        options = (
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--remote-debugging-pipe",
-            f"--user-data-dir={folder}",
-        )
-        # The browser looks at descriptors 3 and 4.
-        start = f"import os, sys; os.dup2({orders}, 3); os.dup2({answers}, 4); os.execv(sys.argv[1], sys.argv[1:])"
-        command = [sys.executable, "-S", "-c", start, str(CHROMIUM), *options, "about:blank"]
-        self._process = subprocess.Popen(command, pass_fds=(orders, answers), stderr=subprocess.DEVNULL)
-        os.close(orders)
-        os.close(answers)
-        self._came, self._number, self._session = b"", 0, dict[str, str]()
-        self.requests = list[str]()  # addresses
-        page = next(target for target in self("Target.getTargets")["targetInfos"] if target["type"] == "page")
-        found = self("Target.attachToTarget", targetId=page["targetId"], flatten=True)
-        self._session = {"sessionId": found["sessionId"]}
-        self("Network.enable")
-        self("Page.enable")
-
-    def __call__(self, method: str, **values: Any) -> dict[str, Any]:
-        self._number += 1
-        order = {"id": self._number, "method": method, "params": values, **self._session}
-        os.write(self._orders, json.dumps(order).encode() + b"\0")
-        while (answer := self._next()).get("id") != self._number:
-            if answer.get("method") == "Network.requestWillBeSent":
-                self.requests.append(answer["params"]["request"]["url"])
-        assert "error" not in answer, answer
-        return answer["result"]
-
-    def _next(self) -> dict[str, Any]:
-        while b"\0" not in self._came:
-            assert select.select([self._answers], [], [], 60)[0], "the browser says nothing"
-            came = os.read(self._answers, 1 << 16)
-            assert came, "the browser ended"
-            self._came += came
-        first, _, self._came = self._came.partition(b"\0")
-        return json.loads(first)
-
-    def run(self, script: str) -> Any:
-        """Returns the value of ``script``, which may be a promise."""
-        found = self("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
-
-    def open(self, address: str) -> str:
-        """Returns what the page says once it is ready or gives up."""
-        self("Page.navigate", url=address)
-        return self.wait("Ready|WebAssembly|http.server|answered")
-
-    def wait(self, pattern: str) -> str:
-        """Returns the status of the page once it matches ``pattern``."""
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            script = "document.readyState === 'complete' && document.getElementById('status')?.textContent"
-            if self.run(f"/{pattern}/.test({script})"):
-                return self.run(script)
-            time.sleep(0.05)
-        raise AssertionError(f"the page says {self.run(script)!r}")
-
-    def choose(self, file: Path) -> None:
-        """Chooses ``file`` as a user does."""
-        root = self("DOM.getDocument")["root"]["nodeId"]
-        node = self("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
-        self("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
-
-    def look_at(self, file: Path) -> dict[str, Any]:
-        """Returns what the page finds in the image ``file``."""
-        detected = "new Promise(done => document.addEventListener('detected', e => done(e.detail), { once: true }))"
-        self.run(f"globalThis.next = {detected}; null")
-        self.choose(file)
-        found = "found.map(one => ({ ...one, mask: Array.from(one.mask) }))"
-        return self.run(f"next.then(({{ found, ...rest }}) => ({{ ...rest, found: {found} }}))")
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.wait(30)
-        os.close(self._orders)
-        os.close(self._answers)
 
 
 @pytest.fixture(scope="module")
@@ -201,57 +106,43 @@ def folder(checkpoint: Checkpoint[DetectionConfig], photo: Path, tmp_path_factor
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    opened = Browser(tmp_path_factory.mktemp("browser"))
-    yield opened
-    opened.close()
+def browser() -> Iterator[Any]:
+    with TOOL["open_browser"]() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """The address of a plain server of ``folder``, and what it was asked for."""
-    asked = list[str]()
-
-    class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: Any) -> None:
-            asked.append(self.requestline)
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as serving:
-        Thread(target=serving.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{serving.server_port}", asked
-        serving.shutdown()
+    with TOOL["serve"](folder) as served:
+        yield served
 
 
-@torch.no_grad()
 def expected(checkpoint: Checkpoint[DetectionConfig], photo: Path) -> Detections:
     """What PyTorch finds, in pixels of the photo."""
     detector = build_detector(CONFIG, len(NAMES), pretrained=False).eval()
     detector.load_state_dict(checkpoint.weights)
-    graph, pixels = DetectorGraph(detector), read_image(photo)
-    nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), ignore=torch.zeros(0).bool())
-    resized = torch.from_numpy(Resize(64, 96)(pixels, nothing)[0]).permute(2, 0, 1)
+    graph = DetectorGraph(detector)
     framed = Framed(lambda *call: [part.numpy() for part in graph(*call)], size=FRAME, batch=1)
-    (found,) = framed(ImageBatch.from_images([resized]))
-    return rescale(found, (resized.shape[1], resized.shape[2]), (pixels.shape[0], pixels.shape[1]))
+    return TOOL["find"](framed, Resize(64, 96), photo)[0]
 
 
 def test_it_finds_what_pytorch_finds(
-    browser: Browser, server: tuple[str, list[str]], checkpoint: Checkpoint[DetectionConfig], photo: Path, tall: Path
+    browser: Any, server: tuple[str, list[str]], checkpoint: Checkpoint[DetectionConfig], photo: Path, tall: Path
 ) -> None:
     assert browser.open(f"{server[0]}/index.html").startswith("Ready")
     for file, pixels in ((photo, 1e-3), (tall, 2e-2)):  # the second is smoothed, where a float32 may round otherwise
         wanted, found = expected(checkpoint, file), browser.look_at(file)["found"]
-        assert wanted.masks is not None
         assert [one["label"] for one in found] == wanted.labels.tolist()
         assert len(found) >= 10
-        boxes, scores, masks = (torch.tensor([one[name] for one in found]) for name in ("box", "score", "mask"))
-        torch.testing.assert_close(boxes, wanted.boxes, rtol=0, atol=pixels)
-        torch.testing.assert_close(scores, wanted.scores, rtol=0, atol=pixels / 10)
-        torch.testing.assert_close(masks, wanted.masks.flatten(1), rtol=0, atol=pixels / 10)
+        seen = TOOL["as_detections"](found)
+        torch.testing.assert_close(seen.boxes, wanted.boxes, rtol=0, atol=pixels)
+        torch.testing.assert_close(seen.scores, wanted.scores, rtol=0, atol=pixels / 10)
+        torch.testing.assert_close(seen.masks, wanted.masks, rtol=0, atol=pixels / 10)
 
 
 def test_it_shows_what_the_user_wants_to_see(
-    browser: Browser, server: tuple[str, list[str]], photo: Path, page_probe: str
+    browser: Any, server: tuple[str, list[str]], photo: Path, page_probe: str
 ) -> None:
     browser.open(f"{server[0]}/index.html")
     found = browser.look_at(photo)["found"]
@@ -279,7 +170,7 @@ def test_it_shows_what_the_user_wants_to_see(
             assert seen["outside"] == seen["overlap"] == seen["pale"] == []
 
 
-def test_nothing_leaves_the_browser(browser: Browser, server: tuple[str, list[str]], photo: Path) -> None:
+def test_nothing_leaves_the_browser(browser: Any, server: tuple[str, list[str]], photo: Path) -> None:
     address, asked = server
     browser.requests.clear()
     browser.open(f"{address}/index.html")
@@ -293,7 +184,7 @@ def test_nothing_leaves_the_browser(browser: Browser, server: tuple[str, list[st
 
 
 def test_what_goes_wrong_is_told(
-    browser: Browser, server: tuple[str, list[str]], folder: Path, photo: Path, tmp_path: Path
+    browser: Any, server: tuple[str, list[str]], folder: Path, photo: Path, tmp_path: Path
 ) -> None:
     assert "python -m http.server" in browser.open(f"file://{folder}/index.html")
     assert browser.open(f"{server[0]}/index.html").startswith("Ready")
