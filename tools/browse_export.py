@@ -13,6 +13,7 @@ import argparse
 import base64
 import json
 import os
+import re
 import select
 import shutil
 import statistics
@@ -117,13 +118,13 @@ class Browser:
 
     def wait(self, pattern: str) -> str:
         """Returns the status of the page once it matches ``pattern``."""
-        end = time.monotonic() + 60
+        said, end = None, time.monotonic() + 60
         while time.monotonic() < end:
-            script = "document.readyState === 'complete' && document.getElementById('status')?.textContent"
-            if self.run(f"/{pattern}/.test({script})"):
-                return self.run(script)
+            said = self.run("document.readyState === 'complete' && document.getElementById('status')?.textContent")
+            if said and re.search(pattern, said):
+                return said
             time.sleep(0.05)
-        raise AssertionError(f"the page says {self.run(script)!r}")
+        raise TimeoutError(f"the page says {said!r}")
 
     def choose(self, file: Path) -> None:
         """Chooses ``file`` as a user does."""
