@@ -170,8 +170,10 @@ def _whole(output: Path) -> Iterator[Path]:
 def _check(config: DetectionConfig, wanted: Wanted) -> None:
     if wanted.format == "torch" and wanted.precision == "int8":
         raise ValueError("--int8 is of --format onnx and openvino; torch takes --half")
-    if wanted.page and (wanted.format != "onnx" or wanted.batch != 1):
-        raise ValueError(f"the page of --format web runs ONNX on one image at a time; leave out --batch {wanted.batch}")
+    if wanted.page and wanted.batch != 1:
+        raise ValueError(f"the page of --format web looks at one image at a time; leave out --batch {wanted.batch}")
+    if wanted.page and wanted.format != "onnx":
+        raise ValueError(f"the page runs ONNX; give Wanted(format='onnx', page=True), got {wanted.format!r}")
     test = config.test
     methods = [name for name in ("refine", "scales", "flip") if getattr(test, name)]
     if methods:

@@ -112,6 +112,8 @@ def test_what_can_not_be_exported(checkpoint: Checkpoint[DetectionConfig], photo
     for given, changes, key in (
         (checkpoint, {"format": "torch", "precision": "int8"}, "--int8"),
         (flipped, {}, "test.flip"),
+        (checkpoint, {"page": True, "batch": 4}, "--batch 4"),
+        (checkpoint, {"page": True, "runtime": tmp_path}, "--runtime"),
         (checkpoint, {"images": tmp_path / "none"}, "--images"),
         (checkpoint, {"images": None}, "data.test"),
     ):
