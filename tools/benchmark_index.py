@@ -34,35 +34,36 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_coco(folder: Path, images: int, objects: int) -> Path:
-    """A COCO file with ``objects`` random boxes and 20-point polygons on ``images`` images, and the image files."""
+def write_coco(folder: Path, images: int, objects: int, *, polygons: bool) -> Path:
+    """Writes a COCO file with ``objects`` random boxes on ``images`` images, and the empty image files.
+
+    Records are written as they are made, so that a large file takes no memory.
+    """
     rng = random.Random(0)
     (folder / "images").mkdir()
-    names = [f"{number:012d}.jpg" for number in range(images)]
-    for name in names:
-        (folder / "images" / name).touch()
-    content = {
-        "categories": [{"id": number + 1, "name": name} for number, name in enumerate(CLASSES)],
-        "images": [{"id": number, "file_name": name, "height": 480, "width": 640} for number, name in enumerate(names)],
-        "annotations": [_annotation(number, images, rng) for number in range(objects)],
-    }
     path = folder / "instances.json"
-    path.write_text(json.dumps(content), encoding="utf-8")
+    with path.open("w", encoding="utf-8") as stream:
+        categories = [{"id": number + 1, "name": name} for number, name in enumerate(CLASSES)]
+        stream.write(f'{{"info": {{}}, "categories": {json.dumps(categories)}, "images": [')
+        for number in range(images):
+            name = f"{number:012d}.jpg"
+            (folder / "images" / name).touch()
+            stream.write(f'{", " * (number > 0)}{{"id": {number}, "file_name": "{name}", "height": 480, "width": 640}}')
+        stream.write('], "annotations": [')
+        for number in range(objects):
+            stream.write(f"{', ' * (number > 0)}{_annotation(number, images, rng, polygons=polygons)}")
+        stream.write("]}")
     return path
 
 
-def _annotation(number: int, images: int, rng: random.Random) -> dict[str, object]:
-    x, y = rng.uniform(0, 500), rng.uniform(0, 400)
-    polygon = [round(rng.uniform(0, 400), 2) for _ in range(40)]
-    return {
-        "id": number + 1,
-        "image_id": rng.randrange(images),
-        "category_id": rng.randrange(len(CLASSES)) + 1,
-        "bbox": [round(x, 2), round(y, 2), 60.5, 50.25],
-        "area": 2000.0,
-        "iscrowd": 0,
-        "segmentation": [polygon],
-    }
+def _annotation(number: int, images: int, rng: random.Random, *, polygons: bool) -> str:
+    drawn = rng.random
+    polygon = ", ".join(f"{400 * drawn():.2f}" for _ in range(40)) if polygons else ""
+    return (
+        f'{{"id": {number + 1}, "image_id": {int(images * drawn())}, "category_id": {int(len(CLASSES) * drawn()) + 1}, '
+        f'"bbox": [{500 * drawn():.2f}, {400 * drawn():.2f}, 60.5, 50.25], "area": 2000.0, "iscrowd": 0, '
+        f'"segmentation": [{f"[{polygon}]" if polygons else ""}]}}'
+    )
 
 
 def memory_mib(kinds: tuple[str, ...]) -> float:
@@ -83,7 +84,7 @@ def main() -> None:
     args = parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(f"writing {args.images} images and {args.objects} objects")
-        path = write_coco(Path(folder), args.images, args.objects)
+        path = write_coco(Path(folder), args.images, args.objects, polygons=True)
         gc.collect()
         print(f"annotation file: {path.stat().st_size / 2**20:.0f} MiB")
         started = time.perf_counter()

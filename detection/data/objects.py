@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,12 +22,14 @@ from detection.data.index import AnnotationIndex, PackedStrings
 from detection.data.problems import Problem, Severity, listed
 from detection.fields.table import FIELDS
 
-__all__ = ["IMAGE_SUFFIXES", "ImageRows", "ObjectRows", "build_index", "files_in", "nearest_class"]
+__all__ = ["IMAGE_SUFFIXES", "ImageRows", "ObjectArrays", "ObjectRows", "build_index", "files_in", "nearest_class"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 # Rounding in annotation tools; a box that sticks out by no more is cut without a word.
 ROUNDING = 1.0  # pixels
+
+BLOCK = 1 << 20  # objects whose boxes are looked at together
 
 MAX_NAME = 100  # characters of a class name in a message; a message per object repeats it
 
@@ -55,10 +57,35 @@ class ObjectRows:
     # By the field's name: what FIELDS packs, None for an object without it; empty: the field is not read.
     fields: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
 
+    def arrays(self) -> ObjectArrays:
+        """Returns the same objects in arrays."""
+        return ObjectArrays(
+            images=np.array(self.images, dtype=np.int64),
+            boxes=np.array(self.boxes, dtype=np.float64).reshape(-1, 4),
+            labels=np.array(self.labels, dtype=np.int64),
+            ignore=np.array(self.ignore, dtype=np.bool_),
+            areas=np.array(self.areas, dtype=np.float64),  # None becomes NaN
+            names=self.names,
+            fields=self.fields,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectArrays:
+    """``ObjectRows`` of a reader that has M objects in arrays, as millions of them need."""
+
+    images: NDArray[np.integer]  # (M,) rows of ImageRows
+    boxes: NDArray[np.float64]  # (M, 4) x1, y1, x2, y2
+    labels: NDArray[np.int64]  # (M,)
+    ignore: NDArray[np.bool_]  # (M,)
+    areas: NDArray[np.float64]  # (M,) NaN: of the box
+    names: Sequence[str]  # (M,)
+    fields: Mapping[str, Sequence[Any]]
+
 
 def build_index(
     images: ImageRows,
-    objects: ObjectRows,
+    objects: ObjectRows | ObjectArrays,
     *,
     class_names: tuple[str, ...],
     category_ids: tuple[int, ...],
@@ -75,64 +102,87 @@ def build_index(
         files: the annotation file of every image.
         drop: whether a bad box is left out (True) or is an error.
     """
-    rows = np.array(objects.images, dtype=np.int64)
-    order = np.argsort(rows, kind="stable")
-    rows, boxes = rows[order], np.array(objects.boxes, dtype=np.float64).reshape(-1, 4)[order]
-    sizes = np.array(images.sizes, dtype=np.int64).reshape(-1, 2)
-    clipped = _clip(boxes, sizes[rows])
-    usable = np.asarray(np.isfinite(boxes).all(axis=1) & (clipped[:, 2:] > clipped[:, :2]).all(axis=1))
-    cut = np.asarray((np.abs(clipped - boxes) > ROUNDING).any(axis=1))
-    problems = []
-    for row in np.flatnonzero(~usable | cut).tolist():
-        image, name = int(rows[row]), objects.names[int(order[row])]
-        height, width = images.sizes[image]
-        box = tuple(boxes[row].tolist())
-        detail = f"{name}, box (x1, y1, x2, y2) = {box}, image {width}x{height}"
-        kind = "box cut at the image border" if usable[row] else "box outside the image or without area"
-        mild: Severity = "note" if usable[row] else "dropped"
-        severity = mild if drop else "error"
-        problems.append(Problem(severity, kind, files[image], detail, images=(images.paths[image],), boxes=(box,)))
-    kept = order[usable]
-    fields, without = _pack_fields(images, objects, kept.tolist(), files)
-    areas, oversized = _areas(images, objects, kept, clipped[usable], files)
+    objects = objects.arrays() if isinstance(objects, ObjectRows) else objects
+    paths = PackedStrings.pack(images.paths)
+    found = _Boxes(images, objects, files, drop)
+    kept, rows = found.kept, objects.images[found.kept]
+    fields, without = _pack_fields(images, objects, kept, files)
     index = AnnotationIndex(
         class_names=class_names,
         category_ids=category_ids,
-        paths=PackedStrings.pack(images.paths),
+        paths=paths,
         image_ids=torch.tensor(images.ids, dtype=torch.int64),
-        sizes=torch.from_numpy(sizes.astype(np.int32)),
+        sizes=torch.from_numpy(found.sizes.astype(np.int32)),
         apply_exif=torch.tensor(images.apply_exif, dtype=torch.bool),
-        ends=torch.from_numpy(np.searchsorted(rows[usable], np.arange(len(sizes)), side="right")),
-        boxes=torch.from_numpy(clipped[usable].astype(np.float32)),
-        labels=torch.from_numpy(np.array(objects.labels, dtype=np.int64)[kept]),
-        ignore=torch.from_numpy(np.array(objects.ignore, dtype=np.bool_)[kept]),
-        areas=torch.from_numpy(areas.astype(np.float32)),
+        ends=torch.from_numpy(np.bincount(rows, minlength=len(found.sizes)).cumsum()),
+        boxes=torch.from_numpy(found.boxes),
+        labels=torch.from_numpy(objects.labels[kept]),
+        ignore=torch.from_numpy(objects.ignore[kept]),
+        areas=torch.from_numpy(found.areas),
         fields=fields,
     )
-    return index, problems + oversized + without
+    return index, found.problems + found.oversized + without
 
 
-def _areas(
-    images: ImageRows, objects: ObjectRows, rows: NDArray[np.int64], boxes: NDArray[np.float64], files: Sequence[str]
-) -> tuple[NDArray[np.float64], list[Problem]]:
-    """The areas (M,) of the objects ``rows`` (M,), and a Problem for each that is larger than its image.
+class _Boxes:
+    """The boxes and areas of ``objects`` that can be used, by image, and a Problem for each that can't or is changed.
 
-    These and objects without one get that of their box, of ``boxes`` (M, 4).
+    Attributes:
+        sizes: (N, 2) of the images.
+        kept: (M,) rows of ``objects``, in the order of the images.
+        boxes: (M, 4) float32, cut at the border.
+        areas: (M,) float32; that of the box where none is given, or one that is larger than the image.
+        problems: of boxes.
+        oversized: the areas larger than their images.
     """
-    given = np.array(objects.areas, dtype=np.float64)[rows]  # None becomes NaN
-    limits = np.array(images.sizes, dtype=np.float64).reshape(-1, 2).prod(axis=1)
-    larger, problems = given > limits[np.array(objects.images, dtype=np.int64)[rows]], list[Problem]()
-    for row in map(int, rows[larger]):
-        image = objects.images[row]
-        height, width = images.sizes[image]
-        detail = f"{objects.names[row]}, area {objects.areas[row]}, image {width}x{height}"
-        kind, where = "area larger than the image; that of the box is taken", (objects.boxes[row],)
-        problems.append(Problem("note", kind, files[image], detail, images=(images.paths[image],), boxes=where))
-    return np.where(np.isnan(given) | larger, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), given), problems
+
+    def __init__(self, images: ImageRows, objects: ObjectArrays, files: Sequence[str], drop: bool) -> None:
+        self._images, self._objects, self._files, self._drop = images, objects, files, drop
+        self.problems, self.oversized = list[Problem](), list[Problem]()
+        self.sizes = np.array(images.sizes, dtype=np.int64).reshape(-1, 2)
+        order, number = np.argsort(objects.images, kind="stable"), 0
+        boxes, areas = np.empty((len(order), 4), dtype=np.float32), np.empty(len(order), dtype=np.float32)
+        for start in range(0, len(order), BLOCK):  # several copies of all boxes would take gigabytes
+            rows, clipped = self._usable(order[start : start + BLOCK])
+            own = slice(number, number := number + len(rows))  # what is left out makes room
+            order[own], boxes[own], areas[own] = rows, clipped, self._areas(rows, clipped)
+        self.kept, self.boxes, self.areas = order[:number], boxes[:number], areas[:number]
+
+    def _usable(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Returns those of the objects ``rows`` whose boxes can be used, and these, cut."""
+        boxes = self._objects.boxes[rows]
+        clipped = _clip(boxes, self.sizes[self._objects.images[rows]])
+        usable = np.asarray(np.isfinite(boxes).all(axis=1) & (clipped[:, 2:] > clipped[:, :2]).all(axis=1))
+        cut = np.asarray((np.abs(clipped - boxes) > ROUNDING).any(axis=1))
+        for at in np.flatnonzero(~usable | cut).tolist():
+            kind = "box cut at the image border" if usable[at] else "box outside the image or without area"
+            mild: Severity = "note" if usable[at] else "dropped"
+            box = tuple(boxes[at].tolist())
+            self.problems.append(
+                self._problem(mild if self._drop else "error", kind, rows[at], f"box (x1, y1, x2, y2) = {box}")
+            )
+        return rows[usable], clipped[usable]
+
+    def _areas(self, rows: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns the areas of the objects ``rows`` with cut ``boxes``."""
+        given = self._objects.areas[rows]
+        larger = given > self.sizes[self._objects.images[rows]].prod(axis=1)
+        kind = "area larger than the image; that of the box is taken"
+        self.oversized += [
+            self._problem("note", kind, row, f"area {self._objects.areas[row]}") for row in rows[larger].tolist()
+        ]
+        return np.where(np.isnan(given) | larger, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), given)
+
+    def _problem(self, severity: Severity, kind: str, row: int, value: str) -> Problem:
+        image, box = int(self._objects.images[row]), tuple(self._objects.boxes[row].tolist())
+        height, width = self._images.sizes[image]
+        detail = f"{self._objects.names[row]}, {value}, image {width}x{height}"
+        path = self._images.paths[image]
+        return Problem(severity, kind, self._files[image], detail, images=(path,), boxes=(box,))
 
 
 def _pack_fields(
-    images: ImageRows, objects: ObjectRows, rows: list[int], files: Sequence[str]
+    images: ImageRows, objects: ObjectArrays, rows: NDArray[np.int64], files: Sequence[str]
 ) -> tuple[dict[str, PackedStrings], list[Problem]]:
     """The fields of the objects ``rows``; unknown, and with a Problem, where there is no value that can be used.
 
@@ -144,12 +194,12 @@ def _pack_fields(
         if not any(values):
             continue
         kept = list[bytes]()
-        for row in rows:
-            image = objects.images[row]
+        for row in rows.tolist():
+            image = int(objects.images[row])
             try:
                 kept.append(operations.pack(values[row], images.sizes[image]))
             except ValueError as error:
-                detail, where = f"{objects.names[row]}: {error}", (objects.boxes[row],)
+                detail, where = f"{objects.names[row]}: {error}", (tuple(objects.boxes[row].tolist()),)
                 shown = (images.paths[image],)
                 problems.append(
                     Problem("dropped", operations.unusable, files[image], detail, images=shown, boxes=where)

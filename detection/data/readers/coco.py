@@ -6,26 +6,30 @@ Source: the COCO data format, cocodataset.org.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from detection.config.load import build_dataclass
 from detection.config.schema import checked
 from detection.data.index import AnnotationIndex
-from detection.data.objects import ImageRows, ObjectRows, build_index, files_in, nearest_class
+from detection.data.objects import ObjectArrays, build_index, nearest_class
 from detection.data.problems import Problem, listed
+from detection.data.readers.coco_images import UNUSABLE, Images
+from detection.data.readers.coco_objects import Annotations
 from detection.data.readers.frames import Exif, Frames, OtherSize
-from detection.data.readers.meant import Meant, inside
-from detection.data.readers.values import MISSING, FieldError, area, box, flag, mapping, shown, text, whole_number
+from detection.data.readers.json_lists import UnsuitedError, decoded, list_blocks
+from detection.data.readers.values import MISSING, FieldError, mapping, shown, text, whole_number
 from detection.files import require_file
 
 __all__ = ["COCOSplit", "coco_classes", "read_coco"]
 
 LISTS = ("images", "annotations", "categories")
+UNLISTED = -2  # instead of an image's row or a category's label
 
 # Areas of masks lie between; a mask that fills less of its box is a wire, and none is larger.
 LEAST_AREA, MOST_AREA = 0.01, 1.05
@@ -46,13 +50,21 @@ class _File:
     path: Path
     folder: Path  # of the data set
     images: Path  # folder of the images
-    problems: list[Problem]
-    rows: dict[int, int | None] = field(default_factory=dict)  # image id -> row; None: the image can't be used
-    scales: dict[int, tuple[float, float]] = field(default_factory=dict)  # row -> of its boxes, where it is not 1
+    problems: list[Problem] = field(default_factory=list)
     labels: dict[int, int | str] = field(default_factory=dict)  # category id -> label, or its name if the card lacks it
 
     def say(self, kind: str, detail: str) -> None:
         self.problems.append(Problem("error", kind, str(self.path), detail))
+
+
+@dataclass(slots=True)
+class _Content:
+    """What the lists of a file hold."""
+
+    images: Images
+    annotations: Annotations
+    categories: list[Any] = field(default_factory=list)
+    has_annotations: bool = False
 
 
 def read_coco(
@@ -74,23 +86,28 @@ def read_coco(
         ValueError: ``entry`` is no description of a COCO split.
     """
     split = build_dataclass(COCOSplit, entry)
-    file = _File(folder / split.annotations, folder, folder / split.images, [])
-    content = _load(file)
-    _read_categories(content["categories"], classes, file)
-    frames = Frames(exif, other_size)
-    images = _read_images(content["images"], frames, file)
-    objects = _read_objects(content.get("annotations", []), classes, file)
-    file.problems += _area_notes(objects, str(file.path)) + frames.notes(str(file.path))
+    file = _File(folder / split.annotations, folder, folder / split.images)
+    content = _read(
+        file,
+        lambda: _Content(
+            images=Images(file.path, folder, file.images, Frames(exif, other_size)),
+            annotations=Annotations(masks="masks" in fields),
+        ),
+    )
+    _read_categories(content.categories, classes, file)
+    file.problems += content.images.problems
+    objects = _usable_objects(content, classes, file)
+    file.problems += _area_notes(objects, str(file.path)) + content.images.frames.notes(str(file.path))
     ids = {label: category for category, label in file.labels.items() if isinstance(label, int)}
     index, found = build_index(
-        images,
-        objects if "masks" in fields else replace(objects, fields={}),
+        content.images.rows,
+        objects,
         class_names=classes,
         category_ids=tuple(ids.get(label, -1) for label in range(len(classes))),
-        files=[str(file.path)] * len(images.ids),
+        files=[str(file.path)] * len(content.images.rows.ids),
         drop=drop,
     )
-    return replace(index, has_ground_truth="annotations" in content), file.problems + found
+    return replace(index, has_ground_truth=content.has_annotations), file.problems + found
 
 
 def coco_classes(folder: Path, entry: dict[str, Any]) -> tuple[str, ...]:
@@ -102,7 +119,7 @@ def coco_classes(folder: Path, entry: dict[str, Any]) -> tuple[str, ...]:
         ValueError: ``entry`` is no description of a COCO split.
     """
     split = build_dataclass(COCOSplit, entry)
-    content = _load(_File(folder / split.annotations, folder, folder / split.images, []))
+    content = _load(_File(folder / split.annotations, folder, folder / split.images))
     found = [record for record in content["categories"] if isinstance(record, Mapping) and "name" in record]
     names = {record["id"]: str(record["name"]) for record in found if isinstance(record.get("id"), int)}
     above = {record.get("supercategory") for record in found if record.get("supercategory") != record["name"]}
@@ -110,6 +127,47 @@ def coco_classes(folder: Path, entry: dict[str, Any]) -> tuple[str, ...]:
     return tuple(
         dict.fromkeys(names[number] for number in sorted(names) if number in used or names[number] not in above)
     )
+
+
+def _read(file: _File, empty: Callable[[], _Content]) -> _Content:
+    """Returns what the lists of ``file`` hold, read in blocks, or as a whole where that can't be.
+
+    What is wrong with the file is said by the latter.
+    """
+    try:
+        require_file(file.path)
+        with file.path.open("rb") as stream:
+            content = _read_blocks(stream, empty())
+    except (OSError, UnsuitedError):
+        lists, content = _load(file), empty()
+        content.categories += lists["categories"]
+        content.images.add(lists["images"])
+        content.annotations.add_each(lists.get("annotations", []))
+        content.has_annotations = "annotations" in lists
+    else:
+        file.problems += [] if content.has_annotations else [_without_truth(file)]
+    return content
+
+
+def _read_blocks(stream: BinaryIO, content: _Content) -> _Content:
+    """Returns ``content`` with what ``stream`` holds.
+
+    Raises:
+        UnsuitedError: its lists can't be read in blocks, or some are missing.
+    """
+    seen = set[str]()
+    for key, block in list_blocks(stream, LISTS):
+        seen.add(key)
+        if key == "annotations":
+            content.annotations.add(block)
+        elif key == "images":
+            content.images.add(decoded(block))
+        else:
+            content.categories += decoded(block)
+    if not seen.issuperset(("images", "categories")):
+        raise UnsuitedError
+    content.has_annotations = "annotations" in seen
+    return content
 
 
 def _load(file: _File) -> dict[str, list[Any]]:
@@ -127,13 +185,17 @@ def _load(file: _File) -> dict[str, list[Any]]:
         return empty
     for key in LISTS:
         if key == "annotations" and key not in content:
-            detail = "the list 'annotations' is missing; its images can be predicted, not trained on or evaluated"
-            file.problems.append(Problem("note", "no ground truth", str(file.path), detail))
+            file.problems.append(_without_truth(file))
         elif not isinstance(content.get(key), list):
             found = "missing" if key not in content else f"{shown(content[key])}, expected a list"
             file.say("no COCO annotations", f"the list {key!r} is {found}")
             return empty
     return {key: content[key] for key in LISTS if key in content}
+
+
+def _without_truth(file: _File) -> Problem:
+    detail = "the list 'annotations' is missing; its images can be predicted, not trained on or evaluated"
+    return Problem("note", "no ground truth", str(file.path), detail)
 
 
 def _read_categories(records: list[Any], classes: tuple[str, ...], file: _File) -> None:
@@ -163,133 +225,45 @@ def _read_categories(records: list[Any], classes: tuple[str, ...], file: _File) 
         file.problems.append(Problem("note", "class of the card that the file lacks", str(file.path), detail))
 
 
-def _read_images(records: list[Any], frames: Frames, file: _File) -> ImageRows:
-    images, stored, owners = ImageRows(), files_in(file.images), dict[str, int]()
-    folder, below, meant = str(file.folder), str(file.images), Meant(file.images)
-    for position, record in enumerate(records):
-        try:
-            image = mapping(record, "the record")
-            number = whole_number(image.get("id", MISSING), "id")
-            name = text(image.get("file_name", MISSING), "file_name")
-            size = _size(image)
-        except FieldError as error:
-            file.say("image record", f"images[{position}]: {error}")
-            continue
-        where = f"image {number} ({name})"
-        if number in file.rows:
-            file.say("duplicate image id", where)
-            continue
-        file.rows[number] = None
-        path = inside(folder, below, name)
-        if path is None:
-            file.say("image outside the data set's folder", where + meant.hint(name))
-        elif name not in stored and not _is_file(path):
-            detail = f"{where} of {file.path}{meant.hint(name)}"
-            file.problems.append(Problem("error", "missing image", path, detail))
-        elif (owner := owners.setdefault(path, number)) != number:
-            file.say("image file under two ids", f"image {owner} and {where}; give all its annotations one image_id")
-        else:
-            _add_image(images, number, path, size, frames, where, file)
-    return images
-
-
-def _add_image(
-    images: ImageRows, number: int, path: str, size: tuple[int, int] | None, frames: Frames, where: str, file: _File
-) -> None:
-    try:
-        frame = frames.find(path, size)
-    except ValueError as error:
-        file.say("image size", f"{where}: {error}")
-        return
-    file.rows[number] = row = len(images.ids)
-    if frame.scale != (1.0, 1.0):
-        file.scales[row] = frame.scale
-    images.paths.append(path)
-    images.ids.append(number)
-    images.sizes.append(frame.size)
-    images.apply_exif.append(frame.apply_exif)
-
-
-def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(height, width) of a record; None if it has neither."""
-    if image.get("height") is None and image.get("width") is None:
-        return None
-    height, width = (whole_number(image.get(key, MISSING), key) for key in ("height", "width"))
-    return height, width
-
-
-def _read_objects(records: list[Any], classes: tuple[str, ...], file: _File) -> ObjectRows:
-    objects, seen = ObjectRows(), set[int]()
-    rows, labels, scales = file.rows, file.labels, file.scales
-    for position, record in enumerate(records):
-        try:
-            annotation = mapping(record, "the record")
-            get = annotation.get
-            number = whole_number(get("id", MISSING), "id")
-            image = whole_number(get("image_id", MISSING), "image_id")
-            category = whole_number(get("category_id", MISSING), "category_id")
-            x, y, width, height = box(get("bbox", MISSING), "bbox")
-            ignore = flag(get("iscrowd", 0), "iscrowd")
-            size = area(get("area"), "area") if "area" in annotation else None
-        except FieldError as error:
-            file.say("annotation record", _described(position, record, error))
-            continue
-        where, label = f"annotation {number} of image {image}", labels.get(category)
-        if number in seen:
-            file.say("duplicate annotation id", where)
-        elif image not in rows:
-            file.say("annotation of an image that is not listed", where)
+def _usable_objects(content: _Content, classes: tuple[str, ...], file: _File) -> ObjectArrays:
+    """Returns the objects of images and classes that are there; says of each other annotation what is wrong."""
+    annotations, known = content.annotations, content.images.row_of
+    categories = {number: label if isinstance(label, int) else UNUSABLE for number, label in file.labels.items()}
+    rows, labels = annotations.find(known, categories, missing=UNLISTED)
+    repeated = annotations.repeated()
+    wrong = np.flatnonzero(repeated | (rows == UNLISTED) | (labels < 0))
+    found = [("annotation record", detail, position) for position, detail in annotations.errors.items()]
+    for row, position in zip(wrong.tolist(), annotations.positions(wrong).tolist(), strict=True):
+        number, image, category = annotations.numbers(row)
+        where, label = f"annotation {number} of image {image}", file.labels.get(category)
+        if repeated[row]:
+            kind, detail = "duplicate annotation id", where
+        elif image not in known:
+            kind, detail = "annotation of an image that is not listed", where
         elif label is None:
-            file.say(
-                "category id out of range", f"{where}, category_id {category}; the file has {listed(sorted(labels))}"
-            )
-        elif isinstance(label, str):
-            file.say("class that the card lacks", f"{where}, {nearest_class(label, classes)}")
-        elif (row := rows[image]) is not None:
-            sx, sy = scales.get(row, (1.0, 1.0))
-            objects.images.append(row)
-            objects.boxes.append((sx * x, sy * y, sx * (x + width), sy * (y + height)))
-            objects.labels.append(label)
-            objects.ignore.append(ignore)
-            objects.areas.append(None if size is None else size * sx * sy)
-            objects.names.append(where)
-            objects.fields["masks"].append(None if row in scales else get("segmentation"))
-        seen.add(number)
-    return objects
+            kind = "category id out of range"
+            detail = f"{where}, category_id {category}; the file has {listed(sorted(file.labels))}"
+        else:
+            kind, detail = "class that the card lacks", f"{where}, {nearest_class(str(label), classes)}"
+        found.append((kind, detail, position))
+    for kind, detail, _ in sorted(found, key=itemgetter(2)):
+        file.say(kind, detail)
+    kept = ~repeated & (rows >= 0) & (labels >= 0)
+    return annotations.take(kept, rows, labels, content.images.rows.ids, content.images.scales)
 
 
-def _described(position: int, record: Any, error: FieldError) -> str:
-    """``error`` of ``record`` behind what identifies it."""
-    known = record if isinstance(record, dict) else {}
-    ids = ", ".join(f"{key} {shown(known[key])}" for key in ("id", "image_id") if key in known)
-    repair = ""
-    if "bbox" not in known and known.get("segmentation"):
-        repair = "; it has a segmentation: add the box around it"
-    return f"annotations[{position}]{f' ({ids})' if ids else ''}: {error}{repair}"
-
-
-def _area_notes(objects: ObjectRows, file: str) -> list[Problem]:
+def _area_notes(objects: ObjectArrays, file: str) -> list[Problem]:
     """A note if most areas can't be those of masks in their boxes; they decide which objects are small."""
-    areas = np.array(objects.areas, dtype=np.float64)  # None becomes NaN
-    boxes = np.array(objects.boxes, dtype=np.float64).reshape(-1, 4)
+    areas, boxes = objects.areas, objects.boxes
     with np.errstate(all="ignore"):  # boxes may hold any number here; the index checks them later
-        sides = boxes[:, 2:] - boxes[:, :2]
-        filled = areas / sides.prod(axis=1)
+        filled = areas / ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
         wrong = np.flatnonzero((filled < LEAST_AREA) | (filled > MOST_AREA))
     if 2 * len(wrong) <= len(areas):
         return []
     first = int(wrong[0])
-    width, height = sides[first].tolist()
+    width, height = (boxes[first, 2:] - boxes[first, :2]).tolist()
     detail = (
         f"{len(wrong)} of {len(areas)}; {objects.names[first]} has area {areas[first]:g} and a box of "
         f"{width:g}x{height:g}; leave `area` out to use the boxes'"
     )
     return [Problem("note", "areas that don't fit their boxes, so that sizes are wrong", file, detail, len(wrong))]
-
-
-def _is_file(path: str) -> bool:
-    try:
-        require_file(Path(path))
-    except (OSError, ValueError):  # nothing there, or a name that no file can have
-        return False
-    return True

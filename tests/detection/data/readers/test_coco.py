@@ -472,3 +472,27 @@ def test_all_masks_of_coco128_are_those_of_pycocotools(data_root_for_tests: Path
         masks = masks_of(index, row)
         expected = [coco.annToMask(annotation) for annotation in coco.loadAnns(coco.getAnnIds(image))]
         np.testing.assert_array_equal(masks, np.reshape(expected, masks.shape))
+
+
+# large files
+
+
+def test_a_file_with_lists_within_records_reads_as_one_without(make_coco: MakeCOCO) -> None:
+    records = [annotation(number, 7 if number % 2 else 900, bbox=[number, 1, 5.5, 6]) for number in range(1, 9)]
+    plain, _ = read(make_coco(IMAGES, records))
+    nested, problems = read(make_coco(IMAGES, [record | {"attributes": [{"a": 1}, {"b": 2}]} for record in records]))
+    assert problems == []
+    assert nested.boxes.tolist() == plain.boxes.tolist()
+
+
+def test_a_wrong_record_keeps_its_place_among_good_ones(make_coco: MakeCOCO) -> None:
+    records = [annotation(1, 7), annotation(2, 7, 5), annotation(3, 7, bbox="x"), annotation(4, 8), annotation(4, 7)]
+    index, problems = read(make_coco(IMAGES, [*records, annotation(5, 900)]))
+    assert index.ends.tolist() == [1, 2]
+    assert [problem.kind for problem in problems] == [
+        "category id out of range",
+        "annotation record",
+        "annotation of an image that is not listed",
+        "duplicate annotation id",
+    ]
+    assert problems[1].detail.startswith("annotations[2] (id 3, image_id 7): bbox is ")

@@ -1,0 +1,106 @@
+"""The images of a COCO file: their files, sizes and frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detection.data.objects import ImageRows, files_in
+from detection.data.problems import Problem
+from detection.data.readers.frames import Frames
+from detection.data.readers.meant import Meant, inside
+from detection.data.readers.values import MISSING, FieldError, mapping, text, whole_number
+from detection.files import require_file
+
+__all__ = ["UNUSABLE", "Images"]
+
+UNUSABLE = -1  # instead of an image's row
+
+
+class Images:
+    """The records of the list ``images``, as they are added.
+
+    Args:
+        path: of the annotation file.
+        folder: of the data set.
+        below: folder of the images.
+        frames: finds theirs.
+
+    Attributes:
+        rows: of the images that can be used.
+        row_of: by image id; UNUSABLE where the image can't be used.
+        scales: of the boxes in a row (along x, along y), where it is not 1.
+        problems: of the others.
+        frames: counts what was tolerated.
+    """
+
+    def __init__(self, path: Path, folder: Path, below: Path, frames: Frames) -> None:
+        self.rows, self.row_of, self.scales = ImageRows(), dict[int, int](), dict[int, tuple[float, float]]()
+        self.problems, self.frames = list[Problem](), frames
+        self._file, self._folder, self._below = str(path), str(folder), str(below)
+        self._stored, self._meant = files_in(below), Meant(below)
+        self._owners = dict[str, int]()
+        self._seen = 0  # records
+
+    def add(self, records: Sequence[Any]) -> None:
+        for position, record in enumerate(records, start=self._seen):
+            try:
+                image = mapping(record, "the record")
+                number = whole_number(image.get("id", MISSING), "id")
+                name = text(image.get("file_name", MISSING), "file_name")
+                size = _size(image)
+            except FieldError as error:
+                self._say("image record", f"images[{position}]: {error}")
+                continue
+            if number in self.row_of:
+                self._say("duplicate image id", f"image {number} ({name})")
+            else:
+                self.row_of[number] = UNUSABLE
+                self._add(number, name, size)
+        self._seen += len(records)
+
+    def _add(self, number: int, name: str, size: tuple[int, int] | None) -> None:
+        where, path = f"image {number} ({name})", inside(self._folder, self._below, name)
+        if path is None:
+            self._say("image outside the data set's folder", where + self._meant.hint(name))
+        elif name not in self._stored and not _is_file(path):
+            detail = f"{where} of {self._file}{self._meant.hint(name)}"
+            self.problems.append(Problem("error", "missing image", path, detail))
+        elif (owner := self._owners.setdefault(path, number)) != number:
+            self._say("image file under two ids", f"image {owner} and {where}; give all its annotations one image_id")
+        else:
+            self._place(number, path, size, where)
+
+    def _place(self, number: int, path: str, size: tuple[int, int] | None, where: str) -> None:
+        try:
+            frame = self.frames.find(path, size)
+        except ValueError as error:
+            self._say("image size", f"{where}: {error}")
+            return
+        self.row_of[number] = row = len(self.rows.ids)
+        if frame.scale != (1.0, 1.0):
+            self.scales[row] = frame.scale
+        self.rows.paths.append(path)
+        self.rows.ids.append(number)
+        self.rows.sizes.append(frame.size)
+        self.rows.apply_exif.append(frame.apply_exif)
+
+    def _say(self, kind: str, detail: str) -> None:
+        self.problems.append(Problem("error", kind, self._file, detail))
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(height, width) of a record; None if it has neither."""
+    if image.get("height") is None and image.get("width") is None:
+        return None
+    height, width = (whole_number(image.get(key, MISSING), key) for key in ("height", "width"))
+    return height, width
+
+
+def _is_file(path: str) -> bool:
+    try:
+        require_file(Path(path))
+    except (OSError, ValueError):  # nothing there, or a name that no file can have
+        return False
+    return True

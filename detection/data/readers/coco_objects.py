@@ -1,0 +1,264 @@
+"""The annotations of a COCO file in columns: 65 bytes an object, where a dict takes a thousand.
+
+Most records have numbers where numbers are expected, and are decoded at once. A block of records with another is read
+one by one, which says what is wrong with each.
+
+Shapes: M objects.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.data.images import MAX_PIXELS
+from detection.data.objects import ObjectArrays
+from detection.data.readers.json_lists import UnsuitedError
+from detection.data.readers.values import MISSING, FieldError, area, box, flag, mapping, shown, whole_number
+
+__all__ = ["Annotations"]
+
+BLOCK = 1 << 20  # objects that are looked at together
+UNKNOWN = msgspec.Raw(b"null")
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    """A record as most are."""
+
+    id: int
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    iscrowd: int | bool = 0
+    area: float = math.nan
+
+
+class _Segmented(_Annotation, gc=False):
+    segmentation: msgspec.Raw = UNKNOWN
+
+
+class Annotations:
+    """The records of the list ``annotations``, as they are added.
+
+    Args:
+        masks: whether segmentations are kept, as they are written.
+
+    Attributes:
+        errors: records that can't be used, by their position in the list.
+    """
+
+    def __init__(self, *, masks: bool) -> None:
+        self.errors = dict[int, str]()
+        self._decoder = msgspec.json.Decoder(list[_Segmented if masks else _Annotation])
+        # Arrays of Python's grow where they are, NumPy's would be copied.
+        self._ids, self._images, self._categories = array("q"), array("q"), array("q")
+        self._boxes, self._areas, self._ignore = array("d"), array("d"), array("b")
+        self._masks: list[msgspec.Raw] | None = [] if masks else None
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(self, block: bytes) -> None:
+        """Adds the records in the JSON text of a list.
+
+        Raises:
+            UnsuitedError: it is no JSON.
+        """
+        try:
+            self._add_all(self._decoder.decode(block))
+        except (msgspec.ValidationError, FieldError, OverflowError):
+            try:
+                self.add_each(json.loads(block))
+            except (ValueError, RecursionError) as error:
+                raise UnsuitedError from error
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise UnsuitedError from error
+
+    def add_each(self, records: Sequence[Any]) -> None:
+        """Adds ``records``, and those that can't be used to the errors."""
+        for record in records:
+            try:
+                annotation = mapping(record, "the record")
+                get = annotation.get
+                number = whole_number(get("id", MISSING), "id")
+                image = whole_number(get("image_id", MISSING), "image_id")
+                category = whole_number(get("category_id", MISSING), "category_id")
+                corner_and_sides = box(get("bbox", MISSING), "bbox")
+                ignore = flag(get("iscrowd", 0), "iscrowd")
+                size = area(get("area"), "area") if "area" in annotation else math.nan
+            except FieldError as error:
+                position = len(self) + len(self.errors)
+                self.errors[position] = _described(position, record, error)
+                continue
+            self._ids.append(number)
+            self._images.append(image)
+            self._categories.append(category)
+            self._boxes.extend(corner_and_sides)
+            self._areas.append(size)
+            self._ignore.append(ignore)
+            if self._masks is not None:
+                self._masks.append(msgspec.Raw(json.dumps(get("segmentation")).encode()))
+
+    def _add_all(self, records: Sequence[_Annotation]) -> None:
+        count = len(records)
+        ids, images, categories, ignore = (
+            np.fromiter(map(attrgetter(key), records), np.int64, count)
+            for key in ("id", "image_id", "category_id", "iscrowd")
+        )
+        areas = np.fromiter(map(attrgetter("area"), records), np.float64, count)
+        boxes = np.fromiter(chain.from_iterable(map(attrgetter("bbox"), records)), np.float64, 4 * count)
+        if ((ignore != 0) & (ignore != 1) | (areas < 0) | (areas > MAX_PIXELS)).any():
+            raise FieldError("iscrowd or area", "", "one that ``add_each`` names")
+        pairs = (
+            (self._ids, ids),
+            (self._images, images),
+            (self._categories, categories),
+            (self._areas, areas),
+            (self._boxes, boxes),
+            (self._ignore, ignore.astype(np.int8)),
+        )
+        for column, values in pairs:
+            column.frombytes(values.tobytes())
+        if self._masks is not None:
+            self._masks += [record.segmentation for record in records if isinstance(record, _Segmented)]
+
+    def find(
+        self, rows: Mapping[int, int], labels: Mapping[int, int], *, missing: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Returns the ``rows`` (M,) of the annotations' images and the ``labels`` (M,) of their categories.
+
+        Args:
+            rows: by image id.
+            labels: by category id.
+            missing: for an id that is not there.
+        """
+        return _find(self._images, rows, missing), _find(self._categories, labels, missing)
+
+    def repeated(self) -> NDArray[np.bool_]:
+        """Returns which (M,) have the id of one before."""
+        ids = np.frombuffer(self._ids, np.int64)
+        repeated, in_order = np.zeros(len(ids), dtype=np.bool_), np.sort(ids)
+        if (in_order[1:] == in_order[:-1]).any():
+            repeated[:] = True
+            repeated[np.unique(ids, return_index=True)[1]] = False
+        return repeated
+
+    def numbers(self, row: int) -> tuple[int, int, int]:
+        """Returns the ids of an annotation, its image and its category."""
+        return self._ids[row], self._images[row], self._categories[row]
+
+    def positions(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the positions in the list (R,) of the annotations ``rows`` (R,), which are in order."""
+        bad = np.array(sorted(self.errors), dtype=np.int64)
+        return rows + np.searchsorted(bad - np.arange(len(bad)), rows, side="right")
+
+    def take(
+        self,
+        kept: NDArray[np.bool_],
+        rows: NDArray[np.int32],
+        labels: NDArray[np.int32],
+        image_ids: Sequence[int],
+        scales: Mapping[int, tuple[float, float]],
+    ) -> ObjectArrays:
+        """Returns the objects that are ``kept`` (M,) and uses the columns up.
+
+        Args:
+            kept: which are returned.
+            rows: (M,) of their images.
+            labels: (M,) of theirs.
+            image_ids: by the images' rows.
+            scales: of the boxes in an image's row (along x, along y), where it is not 1.
+        """
+        self._images, self._categories = array("q"), array("q")  # room for what comes
+        ids, areas = _kept(np.frombuffer(self._ids, np.int64), kept), _kept(np.frombuffer(self._areas), kept)
+        boxes, ignore = np.frombuffer(self._boxes).reshape(-1, 4), np.frombuffer(self._ignore, np.bool_)
+        boxes, ignore, rows, labels = _kept(boxes, kept), _kept(ignore, kept), _kept(rows, kept), _kept(labels, kept)
+        masks = None if self._masks is None else [self._masks[row] for row in np.flatnonzero(kept).tolist()]
+        boxes[:, 2:] += boxes[:, :2]
+        for row in np.flatnonzero(np.isin(rows, [*scales])).tolist() if scales else ():
+            sx, sy = scales[int(rows[row])]
+            boxes[row] *= (sx, sy, sx, sy)
+            areas[row] = areas[row] * sx * sy
+            if masks is not None:
+                masks[row] = UNKNOWN
+        return ObjectArrays(
+            images=rows,
+            boxes=boxes,
+            labels=labels.astype(np.int64),
+            ignore=ignore,
+            areas=areas,
+            names=_Names(ids, rows, image_ids),
+            fields={} if masks is None else {"masks": _Decoded(masks)},
+        )
+
+
+class _Names(Sequence[str]):
+    """Names of annotations, made when they are asked for."""
+
+    def __init__(self, ids: NDArray[np.int64], rows: NDArray[np.int32], image_ids: Sequence[int]) -> None:
+        self._ids, self._rows, self._image_ids = ids, rows, image_ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, row: Any) -> Any:
+        return f"annotation {self._ids[row]} of image {self._image_ids[int(self._rows[row])]}"
+
+
+class _Decoded(Sequence[Any]):
+    """JSON values, decoded when they are asked for."""
+
+    def __init__(self, texts: Sequence[msgspec.Raw]) -> None:
+        self._texts = texts
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, row: Any) -> Any:
+        return json.loads(bytes(self._texts[row]))
+
+
+def _find(ids: array[int], known: Mapping[int, int], missing: int) -> NDArray[np.int32]:
+    """Returns what ``known`` maps ``ids`` (M,) to."""
+    wanted, found = np.frombuffer(ids, np.int64), np.full(len(ids), missing, dtype=np.int32)
+    if not known:
+        return found
+    keys = np.fromiter(known.keys(), np.int64, len(known))
+    order = np.argsort(keys)
+    keys, values = keys[order], np.fromiter(known.values(), np.int32, len(known))[order]
+    for start in range(0, len(wanted), BLOCK):
+        own = wanted[start : start + BLOCK]
+        at = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
+        found[start : start + BLOCK] = np.where(keys[at] == own, values[at], missing)
+    return found
+
+
+def _kept(column: NDArray[Any], kept: NDArray[np.bool_]) -> NDArray[Any]:
+    """Returns the rows of ``column`` that are ``kept``, moved to its start."""
+    if kept.all():
+        return column
+    count = 0
+    for start in range(0, len(column), BLOCK):
+        own = column[start : start + BLOCK][kept[start : start + BLOCK]]
+        column[count : count + len(own)] = own
+        count += len(own)
+    return column[:count]
+
+
+def _described(position: int, record: Any, error: FieldError) -> str:
+    """``error`` of ``record`` behind what identifies it."""
+    known = record if isinstance(record, dict) else {}
+    ids = ", ".join(f"{key} {shown(known[key])}" for key in ("id", "image_id") if key in known)
+    repair = ""
+    if "bbox" not in known and known.get("segmentation"):
+        repair = "; it has a segmentation: add the box around it"
+    return f"annotations[{position}]{f' ({ids})' if ids else ''}: {error}{repair}"
