@@ -35,6 +35,12 @@ def interruptible() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def nothing_kept() -> None:
+    """Tests find out for themselves what data sets hold; those of what is kept name a folder."""
+    os.environ["RESDET_CACHE"] = "off"
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a command did."""

@@ -1,59 +1,79 @@
-"""Time loading annotations of COCO train2017's size, and measure what worker processes add to memory.
+"""Time loading annotations of COCO train2017's size, first and later, and measure memory, also of worker processes.
 
-Writes 118,287 empty image files and a JSON file with 860,001 boxes and polygons into a temporary folder, loads them as
-training does, and lets every worker process touch all objects.  Linux only: it reads /proc.
+Writes a JSON file with 860,001 boxes and polygons on 118,287 images into a temporary folder; the images are links to a
+few JPEG files.  Processes of their own parse it alone, load it as the first run does, and as a later one does, which
+finds the index kept.  In the last, every worker touches all objects.  Linux only: it reads /proc.
 
 examples:
   python tools/benchmark_index.py
-  python tools/benchmark_index.py --images 10000 --objects 70000 --workers 8
+  python tools/benchmark_index.py --images 2000000 --objects 30000000 --boxes --workers 0   # Objects365's size
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import multiprocessing
+import os
 import random
+import resource
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import yaml
+from PIL import Image
+
+from detection.data.cards import load_card, load_dataset
 from detection.data.index import AnnotationIndex
 from detection.data.readers.coco import read_coco
 
 CLASSES = tuple(f"class {number}" for number in range(80))
+LINKS = 60_000  # of a file; ext4 has 65,000
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--images", type=int, default=118_287)
     parser.add_argument("--objects", type=int, default=860_001)
+    parser.add_argument("--boxes", action="store_true", help="without polygons")
     parser.add_argument("--workers", type=int, default=4)
     return parser.parse_args()
 
 
 def write_coco(folder: Path, images: int, objects: int, *, polygons: bool) -> Path:
-    """Writes a COCO file with ``objects`` random boxes on ``images`` images, and the empty image files.
+    """Writes a card and a COCO file with ``objects`` random boxes on ``images`` images, and these; returns the file.
 
     Records are written as they are made, so that a large file takes no memory.
     """
-    rng = random.Random(0)
+    rng, path = random.Random(0), folder / "instances.json"
     (folder / "images").mkdir()
-    path = folder / "instances.json"
+    card = {"format": "coco", "classes": [*CLASSES], "root": str(folder)}
+    card["splits"] = {"train": {"annotations": path.name, "images": "images"}}
+    (folder / "card.yaml").write_text(yaml.safe_dump(card), encoding="utf-8")
     with path.open("w", encoding="utf-8") as stream:
         categories = [{"id": number + 1, "name": name} for number, name in enumerate(CLASSES)]
         stream.write(f'{{"info": {{}}, "categories": {json.dumps(categories)}, "images": [')
         for number in range(images):
             name = f"{number:012d}.jpg"
-            (folder / "images" / name).touch()
+            _add_image(folder, number, name)
             stream.write(f'{", " * (number > 0)}{{"id": {number}, "file_name": "{name}", "height": 480, "width": 640}}')
         stream.write('], "annotations": [')
         for number in range(objects):
             stream.write(f"{', ' * (number > 0)}{_annotation(number, images, rng, polygons=polygons)}")
         stream.write("]}")
     return path
+
+
+def _add_image(folder: Path, number: int, name: str) -> None:
+    original = folder / f"{number // LINKS}.jpg"
+    if number % LINKS == 0:
+        Image.new("RGB", (640, 480)).save(original)
+    os.link(original, folder / "images" / name)
 
 
 def _annotation(number: int, images: int, rng: random.Random, *, polygons: bool) -> str:
@@ -66,43 +86,85 @@ def _annotation(number: int, images: int, rng: random.Random, *, polygons: bool)
     )
 
 
-def memory_mib(kinds: tuple[str, ...]) -> float:
-    """MiB of this process that /proc counts as any of ``kinds``."""
-    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(kinds)) / 1024
+def in_a_process(work: Callable[[Path, Connection, int], None], folder: Path, workers: int = 0) -> None:
+    """Runs ``work`` in a new process and prints its line."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(folder, sender, workers))
+    process.start()
+    sender.close()
+    print(receiver.recv(), flush=True)
+    process.join()
 
 
-def work(index: AnnotationIndex, answer: Connection) -> None:
-    """Touches every object and answers with the memory that this worker has for itself."""
-    before = memory_mib(("Private_Clean", "Private_Dirty"))
-    touched = sum(len(index.target(row)) + len(index.paths[row]) for row in range(len(index)))
-    answer.send((touched, memory_mib(("Private_Clean", "Private_Dirty")) - before))
+def _told(what: str, index: AnnotationIndex, started: float, cpu: float) -> str:
+    seconds, own = time.perf_counter() - started, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    size = f"{len(index)} images, {len(index.boxes)} objects"
+    return f"{what}: {size} in {seconds:.1f} s ({own:.1f} s of a core), peak {peak:.0f} MiB"
+
+
+def parse(folder: Path, answer: Connection, _workers: int) -> None:
+    """Reads the annotations alone, and keeps nothing."""
+    os.environ["RESDET_CACHE"] = "off"
+    card = load_card(str(folder / "card.yaml"))
+    started, cpu = time.perf_counter(), time.process_time()
+    index, problems = read_coco(folder, card.splits["train"], CLASSES, drop=True, exif="apply")
+    assert not problems, problems[:3]
+    answer.send(_told("annotations alone", index, started, cpu))
+
+
+def load(folder: Path, answer: Connection, workers: int) -> None:
+    """Loads the data set as a training does."""
+    os.environ["RESDET_CACHE"] = str(folder / "cache")
+    what = "later run" if (folder / "cache").exists() else "first run"
+    started, cpu = time.perf_counter(), time.process_time()
+    index, problems = load_dataset([f"{folder / 'card.yaml'}:train"], folder)
+    assert not problems, problems[:3]
+    told = _told(what, index, started, cpu)
+    if workers:
+        told += f"\neach of {workers} workers adds (MiB): {', '.join(f'{mib:.1f}' for mib in added(index, workers))}"
+    answer.send(told)
+
+
+def added(index: AnnotationIndex, workers: int) -> list[float]:
+    """Returns the MiB that each of as many forked workers has for itself once it has touched every object."""
+    context = multiprocessing.get_context("fork")
+    pipes = [context.Pipe(duplex=False) for _ in range(workers)]
+    processes = [context.Process(target=touch, args=(index, sender)) for _, sender in pipes]
+    for process in processes:
+        process.start()
+    found = [receiver.recv() for receiver, _ in pipes]
+    for process in processes:
+        process.join()
+    return found
+
+
+def touch(index: AnnotationIndex, answer: Connection) -> None:
+    before = private_mib()
+    for row in range(len(index)):
+        index.target(row), index.paths[row]
+    answer.send(private_mib() - before)
     time.sleep(1)  # so that all workers are alive while the others measure
+
+
+def private_mib() -> float:
+    """Returns the MiB that this process shares with no other."""
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean", "Private_Dirty"))) / 1024
 
 
 def main() -> None:
     args = parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        print(f"writing {args.images} images and {args.objects} objects")
-        path = write_coco(Path(folder), args.images, args.objects, polygons=True)
-        gc.collect()
-        print(f"annotation file: {path.stat().st_size / 2**20:.0f} MiB")
-        started = time.perf_counter()
-        entry = {"annotations": path.name, "images": "images"}
-        index, problems = read_coco(Path(folder), entry, CLASSES, drop=True, exif="apply")
-        print(f"loaded {len(index)} images, {len(index.boxes)} objects in {time.perf_counter() - started:.1f} s")
-        assert not problems, problems[:3]
-    gc.collect()
-    tensors = (index.paths.characters, index.paths.ends, index.boxes, index.labels, index.ignore, index.areas)
-    print(f"index: {sum(tensor.nbytes for tensor in tensors) / 2**20:.0f} MiB")
-    pipes = [multiprocessing.Pipe(duplex=False) for _ in range(args.workers)]
-    workers = [multiprocessing.Process(target=work, args=(index, sender)) for _, sender in pipes]
-    for worker in workers:
-        worker.start()
-    added = [receiver.recv()[1] for receiver, _ in pipes]
-    for worker in workers:
-        worker.join()
-    print(f"each of {args.workers} workers adds (MiB): {', '.join(f'{mib:.1f}' for mib in added)}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = write_coco(folder, args.images, args.objects, polygons=not args.boxes)
+        print(f"annotation file: {path.stat().st_size / 2**20:.0f} MiB", flush=True)
+        in_a_process(parse, folder)
+        in_a_process(load, folder)
+        in_a_process(load, folder, args.workers)
+        kept = (folder / "cache").rglob("*.safetensors")
+        print(f"kept: {sum(file.stat().st_size for file in kept) / 2**20:.0f} MiB")
 
 
 if __name__ == "__main__":

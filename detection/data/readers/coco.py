@@ -17,6 +17,7 @@ import numpy as np
 from detection.config.load import build_dataclass
 from detection.config.schema import checked
 from detection.data.index import AnnotationIndex
+from detection.data.kept_index import Found, kept_index
 from detection.data.objects import ObjectArrays, build_index, nearest_class
 from detection.data.problems import Problem, listed
 from detection.data.readers.coco_images import UNUSABLE, Images
@@ -87,13 +88,18 @@ def read_coco(
     """
     split = build_dataclass(COCOSplit, entry)
     file = _File(folder / split.annotations, folder, folder / split.images)
-    content = _read(
-        file,
-        lambda: _Content(
-            images=Images(file.path, folder, file.images, Frames(exif, other_size)),
-            annotations=Annotations(masks="masks" in fields),
-        ),
-    )
+
+    def empty() -> _Content:
+        images = Images(file.path, folder, file.images, Frames(exif, other_size))
+        return _Content(images, Annotations(masks="masks" in fields))
+
+    facts = [str(file.path), str(folder), str(file.images), classes, drop, exif, other_size, sorted(fields)]
+    return kept_index(file.path, facts, lambda: _index(file, empty, classes, drop))
+
+
+def _index(file: _File, empty: Callable[[], _Content], classes: tuple[str, ...], drop: bool) -> Found:
+    """Returns the index of ``file``, what is wrong with it, and whether no image was opened for it."""
+    content = _read(file, empty)
     _read_categories(content.categories, classes, file)
     file.problems += content.images.problems
     objects = _usable_objects(content, classes, file)
@@ -107,7 +113,8 @@ def read_coco(
         files=[str(file.path)] * len(content.images.rows.ids),
         drop=drop,
     )
-    return replace(index, has_ground_truth=content.has_annotations), file.problems + found
+    index = replace(index, has_ground_truth=content.has_annotations)
+    return index, file.problems + found, not content.images.frames.opened
 
 
 def coco_classes(folder: Path, entry: dict[str, Any]) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ class Frame:
 class Frames:
     """Finds frames under the tolerances of a card, and counts where they were needed.
 
-    Only a tolerance, or an annotation without a size, opens the image's header.
+    Only a tolerance, or an annotation without a size, opens the image's header; ``opened`` counts these.
 
     Args:
         exif: turn images by their tag, or not, or as the annotated size says.
@@ -44,7 +44,7 @@ class Frames:
 
     def __init__(self, exif: Exif, other_size: OtherSize) -> None:
         self._exif, self._other_size = exif, other_size
-        self.unturned, self.scaled = 0, 0
+        self.unturned, self.scaled, self.opened = 0, 0, 0
 
     def find(self, path: str, annotated: tuple[int, int] | None) -> Frame:
         """The frame of the image at ``path``.
@@ -58,6 +58,7 @@ class Frames:
         """
         apply = self._exif != "ignore"
         if annotated is None:
+            self.opened += 1
             return Frame(image_size(path, apply_exif=apply), apply)
         height, width = annotated
         if height < 1 or width < 1 or height * width > MAX_PIXELS:
@@ -66,6 +67,7 @@ class Frames:
             )
         if self._exif != "by_size" and self._other_size == "error":
             return Frame(annotated, apply)
+        self.opened += 1
         size = image_size(path, apply_exif=apply)
         if size == annotated:
             return Frame(size, apply)

@@ -1,0 +1,128 @@
+"""The folder of what took long to find out about data sets, for the next run and the other processes of a machine.
+
+It is $RESDET_CACHE, else $XDG_CACHE_HOME/resdet, else ~/.cache/resdet; ``RESDET_CACHE=off`` keeps nothing.  A file is
+named by what its content depends on, so a change leads to another file; those used least recently go beyond 10 GiB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from detection.files import digest, write_whole
+
+__all__ = ["content_digest", "kept_file", "store", "taken", "use"]
+
+try:
+    import fcntl
+except ImportError:  # Windows, where every process finds out for itself
+    fcntl = None
+
+OFF = "off"
+MOST_BYTES = 10 << 30
+PART = 16 << 20  # bytes of a file that are read at a time
+THREADS = min(8, os.cpu_count() or 1)
+LONGEST_WAIT, POLL = 900.0, 0.1  # seconds
+
+
+def kept_file(suffix: str, *facts: Any) -> Path | None:
+    """Returns the file for what depends on ``facts`` and on this program; None: nothing is kept.
+
+    Args:
+        suffix: of its name.
+        facts: as ``detection.files.digest`` takes them.
+    """
+    named = os.environ.get("RESDET_CACHE", "")
+    if named.lower() == OFF:
+        return None
+    above = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        folder = Path(named or f"{above}/resdet").expanduser()
+    except RuntimeError:  # a user without a home
+        return None
+    return folder / "data" / f"{digest([_program(), *facts])}{suffix}"
+
+
+@contextmanager
+def taken(path: Path) -> Iterator[None]:
+    """Lets one process at a time make ``path``, so that the others find it; makes its folder.
+
+    The system gives the lock up when its process ends.  Where no lock can be had, as with a folder that can't be
+    written, each process goes on.
+    """
+    held = None
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if fcntl is not None:
+            held = path.with_suffix(".lock").open("ab")
+    try:
+        until = time.monotonic() + LONGEST_WAIT
+        while held is not None and fcntl is not None and time.monotonic() < until:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(POLL)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        if held is not None:
+            held.close()
+
+
+def use(path: Path) -> None:
+    """Notes that ``path`` is used, so that others go before it."""
+    with suppress(OSError):
+        os.utime(path)
+
+
+def store(path: Path, write: Any) -> None:
+    """Lets ``write`` make the file ``path``, whole or not at all, and removes files beyond the limit.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    write_whole(path, write)
+    with suppress(OSError):
+        files = [(entry.stat(), Path(entry.path)) for entry in os.scandir(path.parent)]
+        room = MOST_BYTES - path.stat().st_size
+        for found, file in sorted(files, key=lambda one: one[0].st_mtime, reverse=True):
+            if file.stem == path.stem:
+                continue
+            room -= found.st_size
+            if room < 0:
+                with suppress(OSError):  # Windows removes no file that is open
+                    file.unlink()
+                    file.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def content_digest(path: Path) -> str:
+    """Returns a digest of the bytes of ``path``, of whose parts several are read at a time.
+
+    Raises:
+        OSError: it can't be read.
+    """
+
+    def part(start: int) -> bytes:
+        with path.open("rb", buffering=0) as stream:
+            stream.seek(start)
+            return hashlib.sha256(stream.read(PART)).digest()
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return digest([path.stat().st_size, *pool.map(part, range(0, path.stat().st_size, PART))])
+
+
+@lru_cache(maxsize=1)
+def _program() -> str:
+    """Returns a digest of the program that reads data sets: what another version kept is not used."""
+    package = Path(__file__).parents[1]
+    files = [*sorted(package.glob("*.py")), *sorted(package.glob("data/**/*.py")), *sorted(package.glob("fields/*.py"))]
+    return digest([[str(file.relative_to(package)), file.read_bytes()] for file in files])

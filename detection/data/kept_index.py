@@ -1,0 +1,144 @@
+"""Keeps the index of a large annotation file as a file of tensors, which processes of a machine map into memory.
+
+What is mapped lies in memory once, however many ranks and workers there are.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from detection.data.index import AnnotationIndex, PackedStrings
+from detection.data.kept import content_digest, kept_file, store, taken, use
+from detection.data.problems import Problem
+from detection.files import digest
+
+__all__ = ["Found", "kept_index"]
+
+LEAST_BYTES = 8 << 20  # smaller files are read in less than 0.1 s
+PACKED = ("characters", "ends")
+TENSORS = ("image_ids", "sizes", "apply_exif", "ends", "boxes", "labels", "ignore", "areas", "unjudged")
+REPAIR = "set $RESDET_CACHE to another folder, or to off"
+
+# An index, what is wrong with it, and whether it depends on the annotation file and on the names of images alone.
+Found = tuple[AnnotationIndex, list[Problem], bool]
+
+
+def kept_index(file: Path, facts: Any, read: Callable[[], Found]) -> tuple[AnnotationIndex, list[Problem]]:
+    """Returns what ``read`` finds in the annotation file ``file``, or found in an earlier run or in another process.
+
+    That stands as long as the file has the same content and no folder of its images changed.  An index with errors is
+    never kept.  A file that was kept and can't be used is written anew, and a note says so.
+
+    Args:
+        file: with the annotations.
+        facts: what else the index depends on.
+        read: finds it.
+    """
+    try:
+        path = kept_file(".safetensors", content_digest(file), facts) if file.stat().st_size >= LEAST_BYTES else None
+    except OSError:
+        path = None
+    if path is None:
+        return read()[:2]
+    with taken(path):
+        notes = list[Problem]()
+        try:
+            kept = _load(path)
+            if kept is not None:
+                use(path)
+                return kept
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            notes.append(_note("kept index that can't be used; it is written anew", path, str(error)))
+        started = time.time_ns()
+        index, problems, keep = read()
+        folders = _folders(index) if keep and not any(problem.severity == "error" for problem in problems) else {}
+        if not folders or max(changed for changed, _ in folders.values()) >= started:
+            return index, problems + notes
+        try:
+            store(path, lambda temporary: _save(index, problems, folders, temporary))
+            return (_load(path) or (index, problems))[0], problems + notes
+        except (OSError, SafetensorError) as error:
+            notes.append(_note(f"index that can't be kept for the next run; {REPAIR}", path, str(error)))
+    return index, problems + notes
+
+
+def _note(kind: str, path: Path, detail: str) -> Problem:
+    return Problem("note", kind, str(path), detail)
+
+
+def _folders(index: AnnotationIndex) -> dict[str, tuple[int, int]]:
+    """Returns when each folder of images last changed; empty where one is gone."""
+    try:
+        return {folder: _changed(folder) for folder in {path.rpartition("/")[0] for path in index.paths.all()}}
+    except OSError:
+        return {}
+
+
+def _changed(folder: str) -> tuple[int, int]:
+    found = Path(folder).stat()
+    return found.st_mtime_ns, found.st_ctime_ns
+
+
+def _save(index: AnnotationIndex, problems: list[Problem], folders: dict[str, tuple[int, int]], path: Path) -> None:
+    strings = {"paths": index.paths, **{f"fields.{name}": packed for name, packed in index.fields.items()}}
+    facts = {
+        "class_names": index.class_names,
+        "category_ids": index.category_ids,
+        "has_ground_truth": index.has_ground_truth,
+        "problems": [asdict(problem) for problem in problems],
+        "folders": folders,
+    }
+    tensors: dict[str, Tensor] = {
+        **{name: getattr(index, name).contiguous() for name in TENSORS},
+        **{f"{name}.{part}": getattr(packed, part) for name, packed in strings.items() for part in PACKED},
+        "facts": torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8),
+    }
+    save_file(tensors, path, {"digest": digest(tensors)})
+
+
+def _load(path: Path) -> tuple[AnnotationIndex, list[Problem]] | None:
+    """Returns what lies in ``path``; None: nothing, or a folder of the images has changed.
+
+    Raises:
+        ValueError: a file that is not as it was written.
+    """
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        if digest(tensors) != (file.metadata() or {}).get("digest"):
+            raise ValueError("its content is not what was written")
+    facts = json.loads(tensors["facts"].numpy().tobytes())
+    try:
+        if any(_changed(folder) != tuple(times) for folder, times in facts["folders"].items()):
+            return None
+    except OSError:
+        return None
+    strings = {
+        name.removesuffix(".ends"): PackedStrings(tensors[f"{name.removesuffix('.ends')}.characters"], ends)
+        for name, ends in tensors.items()
+        if name.endswith(".ends")
+    }
+    index = AnnotationIndex(
+        class_names=tuple(facts["class_names"]),
+        category_ids=tuple(facts["category_ids"]),
+        has_ground_truth=facts["has_ground_truth"],
+        paths=strings.pop("paths"),
+        fields={name.removeprefix("fields."): packed for name, packed in strings.items()},
+        **{name: tensors[name] for name in TENSORS},
+    )
+    return index, [_problem(values) for values in facts["problems"]]
+
+
+def _problem(values: dict[str, Any]) -> Problem:
+    return Problem(**{**values, "images": tuple(values["images"]), "boxes": tuple(map(tuple, values["boxes"]))})
