@@ -29,7 +29,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # Rounding in annotation tools; a box that sticks out by no more is cut without a word.
 ROUNDING = 1.0  # pixels
 
-BLOCK = 1 << 20  # objects whose boxes are looked at together
+BLOCK = 1 << 18  # objects whose boxes are looked at together
 
 MAX_NAME = 100  # characters of a class name in a message; a message per object repeats it
 
@@ -76,7 +76,7 @@ class ObjectArrays:
 
     images: NDArray[np.integer]  # (M,) rows of ImageRows
     boxes: NDArray[np.float64]  # (M, 4) x1, y1, x2, y2
-    labels: NDArray[np.int64]  # (M,)
+    labels: NDArray[np.integer]  # (M,)
     ignore: NDArray[np.bool_]  # (M,)
     areas: NDArray[np.float64]  # (M,) NaN: of the box
     names: Sequence[str]  # (M,)
@@ -105,8 +105,7 @@ def build_index(
     objects = objects.arrays() if isinstance(objects, ObjectRows) else objects
     paths = PackedStrings.pack(images.paths)
     found = _Boxes(images, objects, files, drop)
-    kept, rows = found.kept, objects.images[found.kept]
-    fields, without = _pack_fields(images, objects, kept, files)
+    fields, without = _pack_fields(images, objects, found.kept, files)
     index = AnnotationIndex(
         class_names=class_names,
         category_ids=category_ids,
@@ -114,10 +113,10 @@ def build_index(
         image_ids=torch.tensor(images.ids, dtype=torch.int64),
         sizes=torch.from_numpy(found.sizes.astype(np.int32)),
         apply_exif=torch.tensor(images.apply_exif, dtype=torch.bool),
-        ends=torch.from_numpy(np.bincount(rows, minlength=len(found.sizes)).cumsum()),
+        ends=torch.from_numpy(found.counts.cumsum()),
         boxes=torch.from_numpy(found.boxes),
-        labels=torch.from_numpy(objects.labels[kept]),
-        ignore=torch.from_numpy(objects.ignore[kept]),
+        labels=torch.from_numpy(objects.labels[found.kept].astype(np.int64)),
+        ignore=torch.from_numpy(objects.ignore[found.kept]),
         areas=torch.from_numpy(found.areas),
         fields=fields,
     )
@@ -130,6 +129,7 @@ class _Boxes:
     Attributes:
         sizes: (N, 2) of the images.
         kept: (M,) rows of ``objects``, in the order of the images.
+        counts: (N,) objects of each image.
         boxes: (M, 4) float32, cut at the border.
         areas: (M,) float32; that of the box where none is given, or one that is larger than the image.
         problems: of boxes.
@@ -140,10 +140,12 @@ class _Boxes:
         self._images, self._objects, self._files, self._drop = images, objects, files, drop
         self.problems, self.oversized = list[Problem](), list[Problem]()
         self.sizes = np.array(images.sizes, dtype=np.int64).reshape(-1, 2)
+        self.counts = np.zeros(len(self.sizes), dtype=np.int64)
         order, number = np.argsort(objects.images, kind="stable"), 0
         boxes, areas = np.empty((len(order), 4), dtype=np.float32), np.empty(len(order), dtype=np.float32)
         for start in range(0, len(order), BLOCK):  # several copies of all boxes would take gigabytes
             rows, clipped = self._usable(order[start : start + BLOCK])
+            self.counts += np.bincount(objects.images[rows], minlength=len(self.sizes))
             own = slice(number, number := number + len(rows))  # what is left out makes room
             order[own], boxes[own], areas[own] = rows, clipped, self._areas(rows, clipped)
         self.kept, self.boxes, self.areas = order[:number], boxes[:number], areas[:number]

@@ -29,6 +29,7 @@ from detection.files import require_file
 
 __all__ = ["COCOSplit", "coco_classes", "read_coco"]
 
+BLOCK = 1 << 18  # objects that are looked at together
 LISTS = ("images", "annotations", "categories")
 UNLISTED = -2  # instead of an image's row or a category's label
 
@@ -100,6 +101,7 @@ def read_coco(
 def _index(file: _File, empty: Callable[[], _Content], classes: tuple[str, ...], drop: bool) -> Found:
     """Returns the index of ``file``, what is wrong with it, and whether no image was opened for it."""
     content = _read(file, empty)
+    content.images.forget()
     _read_categories(content.categories, classes, file)
     file.problems += content.images.problems
     objects = _usable_objects(content, classes, file)
@@ -256,18 +258,22 @@ def _usable_objects(content: _Content, classes: tuple[str, ...], file: _File) ->
     for kind, detail, _ in sorted(found, key=itemgetter(2)):
         file.say(kind, detail)
     kept = ~repeated & (rows >= 0) & (labels >= 0)
+    known.clear()  # millions need the room
     return annotations.take(kept, rows, labels, content.images.rows.ids, content.images.scales)
 
 
 def _area_notes(objects: ObjectArrays, file: str) -> list[Problem]:
     """A note if most areas can't be those of masks in their boxes; they decide which objects are small."""
     areas, boxes = objects.areas, objects.boxes
+    wrong = list[int]()
     with np.errstate(all="ignore"):  # boxes may hold any number here; the index checks them later
-        filled = areas / ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
-        wrong = np.flatnonzero((filled < LEAST_AREA) | (filled > MOST_AREA))
+        for start in range(0, len(areas), BLOCK):
+            own = boxes[start : start + BLOCK]
+            filled = areas[start : start + BLOCK] / (own[:, 2:] - own[:, :2]).prod(axis=1)
+            wrong += (np.flatnonzero((filled < LEAST_AREA) | (filled > MOST_AREA)) + start).tolist()
     if 2 * len(wrong) <= len(areas):
         return []
-    first = int(wrong[0])
+    first = wrong[0]
     width, height = (boxes[first, 2:] - boxes[first, :2]).tolist()
     detail = (
         f"{len(wrong)} of {len(areas)}; {objects.names[first]} has area {areas[first]:g} and a box of "

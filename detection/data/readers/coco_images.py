@@ -40,7 +40,7 @@ class Images:
         self.problems, self.frames = list[Problem](), frames
         self._file, self._folder, self._below = str(path), str(folder), str(below)
         self._stored, self._meant = files_in(below), Meant(below)
-        self._owners = dict[str, int]()
+        self._owners, self._sizes = dict[str, int](), dict[tuple[int, int], tuple[int, int]]()
         self._seen = 0  # records
 
     def add(self, records: Sequence[Any]) -> None:
@@ -59,6 +59,10 @@ class Images:
                 self.row_of[number] = UNUSABLE
                 self._add(number, name, size)
         self._seen += len(records)
+
+    def forget(self) -> None:
+        """Gives up what only further records need, 200 bytes an image."""
+        self._owners, self._stored = {}, set()
 
     def _add(self, number: int, name: str, size: tuple[int, int] | None) -> None:
         where, path = f"image {number} ({name})", inside(self._folder, self._below, name)
@@ -83,7 +87,7 @@ class Images:
             self.scales[row] = frame.scale
         self.rows.paths.append(path)
         self.rows.ids.append(number)
-        self.rows.sizes.append(frame.size)
+        self.rows.sizes.append(self._sizes.setdefault(frame.size, frame.size))  # one tuple for all
         self.rows.apply_exif.append(frame.apply_exif)
 
     def _say(self, kind: str, detail: str) -> None:

@@ -27,7 +27,7 @@ from detection.data.readers.values import MISSING, FieldError, area, box, flag, 
 
 __all__ = ["Annotations"]
 
-BLOCK = 1 << 20  # objects that are looked at together
+BLOCK = 1 << 18  # objects that are looked at together
 UNKNOWN = msgspec.Raw(b"null")
 
 
@@ -193,7 +193,7 @@ class Annotations:
         return ObjectArrays(
             images=rows,
             boxes=boxes,
-            labels=labels.astype(np.int64),
+            labels=labels,
             ignore=ignore,
             areas=areas,
             names=_Names(ids, rows, image_ids),
