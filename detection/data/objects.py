@@ -22,7 +22,16 @@ from detection.data.index import AnnotationIndex, PackedStrings
 from detection.data.problems import Problem, Severity, listed
 from detection.fields.table import FIELDS
 
-__all__ = ["IMAGE_SUFFIXES", "ImageRows", "ObjectArrays", "ObjectRows", "build_index", "files_in", "nearest_class"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ImageArrays",
+    "ImageRows",
+    "ObjectArrays",
+    "ObjectRows",
+    "build_index",
+    "files_in",
+    "nearest_class",
+]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -42,6 +51,25 @@ class ImageRows:
     ids: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (height, width)
     apply_exif: list[bool] = field(default_factory=list)  # whether it is turned as its EXIF tag says
+
+    def arrays(self) -> ImageArrays:
+        """Returns the same images in arrays."""
+        return ImageArrays(
+            paths=PackedStrings.pack(self.paths),
+            ids=np.array(self.ids, dtype=np.int64),
+            sizes=np.array(self.sizes, dtype=np.int64).reshape(-1, 2),
+            apply_exif=np.array(self.apply_exif, dtype=np.bool_),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageArrays:
+    """``ImageRows`` of a reader that has N images in arrays, as millions of them need."""
+
+    paths: PackedStrings  # (N,)
+    ids: NDArray[np.int64]  # (N,)
+    sizes: NDArray[np.int64]  # (N, 2)
+    apply_exif: NDArray[np.bool_]  # (N,)
 
 
 @dataclass(slots=True)
@@ -84,7 +112,7 @@ class ObjectArrays:
 
 
 def build_index(
-    images: ImageRows,
+    images: ImageRows | ImageArrays,
     objects: ObjectRows | ObjectArrays,
     *,
     class_names: tuple[str, ...],
@@ -102,17 +130,17 @@ def build_index(
         files: the annotation file of every image.
         drop: whether a bad box is left out (True) or is an error.
     """
+    images = images.arrays() if isinstance(images, ImageRows) else images
     objects = objects.arrays() if isinstance(objects, ObjectRows) else objects
-    paths = PackedStrings.pack(images.paths)
     found = _Boxes(images, objects, files, drop)
     fields, without = _pack_fields(images, objects, found.kept, files)
     index = AnnotationIndex(
         class_names=class_names,
         category_ids=category_ids,
-        paths=paths,
-        image_ids=torch.tensor(images.ids, dtype=torch.int64),
-        sizes=torch.from_numpy(found.sizes.astype(np.int32)),
-        apply_exif=torch.tensor(images.apply_exif, dtype=torch.bool),
+        paths=images.paths,
+        image_ids=torch.from_numpy(images.ids),
+        sizes=torch.from_numpy(images.sizes.astype(np.int32)),
+        apply_exif=torch.from_numpy(images.apply_exif),
         ends=torch.from_numpy(found.counts.cumsum()),
         boxes=torch.from_numpy(found.boxes),
         labels=torch.from_numpy(objects.labels[found.kept].astype(np.int64)),
@@ -127,7 +155,6 @@ class _Boxes:
     """The boxes and areas of ``objects`` that can be used, by image, and a Problem for each that can't or is changed.
 
     Attributes:
-        sizes: (N, 2) of the images.
         kept: (M,) rows of ``objects``, in the order of the images.
         counts: (N,) objects of each image.
         boxes: (M, 4) float32, cut at the border.
@@ -136,16 +163,15 @@ class _Boxes:
         oversized: the areas larger than their images.
     """
 
-    def __init__(self, images: ImageRows, objects: ObjectArrays, files: Sequence[str], drop: bool) -> None:
+    def __init__(self, images: ImageArrays, objects: ObjectArrays, files: Sequence[str], drop: bool) -> None:
         self._images, self._objects, self._files, self._drop = images, objects, files, drop
         self.problems, self.oversized = list[Problem](), list[Problem]()
-        self.sizes = np.array(images.sizes, dtype=np.int64).reshape(-1, 2)
-        self.counts = np.zeros(len(self.sizes), dtype=np.int64)
+        self.counts = np.zeros(len(images.ids), dtype=np.int64)
         order, number = np.argsort(objects.images, kind="stable"), 0
         boxes, areas = np.empty((len(order), 4), dtype=np.float32), np.empty(len(order), dtype=np.float32)
         for start in range(0, len(order), BLOCK):  # several copies of all boxes would take gigabytes
             rows, clipped = self._usable(order[start : start + BLOCK])
-            self.counts += np.bincount(objects.images[rows], minlength=len(self.sizes))
+            self.counts += np.bincount(objects.images[rows], minlength=len(images.ids))
             own = slice(number, number := number + len(rows))  # what is left out makes room
             order[own], boxes[own], areas[own] = rows, clipped, self._areas(rows, clipped)
         self.kept, self.boxes, self.areas = order[:number], boxes[:number], areas[:number]
@@ -153,7 +179,7 @@ class _Boxes:
     def _usable(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Returns those of the objects ``rows`` whose boxes can be used, and these, cut."""
         boxes = self._objects.boxes[rows]
-        clipped = _clip(boxes, self.sizes[self._objects.images[rows]])
+        clipped = _clip(boxes, self._images.sizes[self._objects.images[rows]])
         usable = np.asarray(np.isfinite(boxes).all(axis=1) & (clipped[:, 2:] > clipped[:, :2]).all(axis=1))
         cut = np.asarray((np.abs(clipped - boxes) > ROUNDING).any(axis=1))
         for at in np.flatnonzero(~usable | cut).tolist():
@@ -168,7 +194,7 @@ class _Boxes:
     def _areas(self, rows: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns the areas of the objects ``rows`` with cut ``boxes``."""
         given = self._objects.areas[rows]
-        larger = given > self.sizes[self._objects.images[rows]].prod(axis=1)
+        larger = given > self._images.sizes[self._objects.images[rows]].prod(axis=1)
         kind = "area larger than the image; that of the box is taken"
         self.oversized += [
             self._problem("note", kind, row, f"area {self._objects.areas[row]}") for row in rows[larger].tolist()
@@ -177,14 +203,14 @@ class _Boxes:
 
     def _problem(self, severity: Severity, kind: str, row: int, value: str) -> Problem:
         image, box = int(self._objects.images[row]), tuple(self._objects.boxes[row].tolist())
-        height, width = self._images.sizes[image]
+        height, width = self._images.sizes[image].tolist()
         detail = f"{self._objects.names[row]}, {value}, image {width}x{height}"
         path = self._images.paths[image]
         return Problem(severity, kind, self._files[image], detail, images=(path,), boxes=(box,))
 
 
 def _pack_fields(
-    images: ImageRows, objects: ObjectArrays, rows: NDArray[np.int64], files: Sequence[str]
+    images: ImageArrays, objects: ObjectArrays, rows: NDArray[np.int64], files: Sequence[str]
 ) -> tuple[dict[str, PackedStrings], list[Problem]]:
     """The fields of the objects ``rows``; unknown, and with a Problem, where there is no value that can be used.
 
@@ -198,15 +224,16 @@ def _pack_fields(
         kept = list[bytes]()
         for row in rows.tolist():
             image = int(objects.images[row])
+            height, width = images.sizes[image].tolist()
             try:
-                kept.append(operations.pack(values[row], images.sizes[image]))
+                kept.append(operations.pack(values[row], (height, width)))
             except ValueError as error:
                 detail, where = f"{objects.names[row]}: {error}", (tuple(objects.boxes[row].tolist()),)
                 shown = (images.paths[image],)
                 problems.append(
                     Problem("dropped", operations.unusable, files[image], detail, images=shown, boxes=where)
                 )
-                kept.append(operations.unknown(images.sizes[image]))
+                kept.append(operations.unknown((height, width)))
         packed[name] = PackedStrings.pack(kept)
     return packed, problems
 

@@ -18,7 +18,7 @@ from detection.config.load import build_dataclass
 from detection.config.schema import checked
 from detection.data.index import AnnotationIndex
 from detection.data.kept_index import Found, kept_index
-from detection.data.objects import ObjectArrays, build_index, nearest_class
+from detection.data.objects import ImageArrays, ImageRows, ObjectArrays, build_index, nearest_class
 from detection.data.problems import Problem, listed
 from detection.data.readers.coco_images import UNUSABLE, Images
 from detection.data.readers.coco_objects import Annotations
@@ -66,6 +66,7 @@ class _Content:
     images: Images
     annotations: Annotations
     categories: list[Any] = field(default_factory=list)
+    rows: ImageArrays = field(default_factory=ImageRows().arrays)  # once all images were added
     has_annotations: bool = False
 
 
@@ -101,18 +102,17 @@ def read_coco(
 def _index(file: _File, empty: Callable[[], _Content], classes: tuple[str, ...], drop: bool) -> Found:
     """Returns the index of ``file``, what is wrong with it, and whether no image was opened for it."""
     content = _read(file, empty)
-    content.images.forget()
     _read_categories(content.categories, classes, file)
     file.problems += content.images.problems
     objects = _usable_objects(content, classes, file)
     file.problems += _area_notes(objects, str(file.path)) + content.images.frames.notes(str(file.path))
     ids = {label: category for category, label in file.labels.items() if isinstance(label, int)}
     index, found = build_index(
-        content.images.rows,
+        content.rows,
         objects,
         class_names=classes,
         category_ids=tuple(ids.get(label, -1) for label in range(len(classes))),
-        files=[str(file.path)] * len(content.images.rows.ids),
+        files=[str(file.path)] * len(content.rows.ids),
         drop=drop,
     )
     index = replace(index, has_ground_truth=content.has_annotations)
@@ -151,6 +151,7 @@ def _read(file: _File, empty: Callable[[], _Content]) -> _Content:
         lists, content = _load(file), empty()
         content.categories += lists["categories"]
         content.images.add(lists["images"])
+        content.rows = content.images.finish()
         content.annotations.add_each(lists.get("annotations", []))
         content.has_annotations = "annotations" in lists
     else:
@@ -164,8 +165,11 @@ def _read_blocks(stream: BinaryIO, content: _Content) -> _Content:
     Raises:
         UnsuitedError: its lists can't be read in blocks, or some are missing.
     """
-    seen = set[str]()
+    seen, last = set[str](), ""
     for key, block in list_blocks(stream, LISTS):
+        if last == "images" != key:
+            content.rows = content.images.finish()  # makes room
+        last = key
         seen.add(key)
         if key == "annotations":
             content.annotations.add(block)
@@ -175,6 +179,8 @@ def _read_blocks(stream: BinaryIO, content: _Content) -> _Content:
             content.categories += decoded(block)
     if not seen.issuperset(("images", "categories")):
         raise UnsuitedError
+    if last == "images":
+        content.rows = content.images.finish()
     content.has_annotations = "annotations" in seen
     return content
 
@@ -259,7 +265,7 @@ def _usable_objects(content: _Content, classes: tuple[str, ...], file: _File) ->
         file.say(kind, detail)
     kept = ~repeated & (rows >= 0) & (labels >= 0)
     known.clear()  # millions need the room
-    return annotations.take(kept, rows, labels, content.images.rows.ids, content.images.scales)
+    return annotations.take(kept, rows, labels, content.rows.ids, content.images.scales)
 
 
 def _area_notes(objects: ObjectArrays, file: str) -> list[Problem]:

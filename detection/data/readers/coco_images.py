@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detection.data.objects import ImageRows, files_in
+from detection.data.objects import ImageArrays, ImageRows, files_in
 from detection.data.problems import Problem
 from detection.data.readers.frames import Frames
 from detection.data.readers.meant import Meant, inside
@@ -28,7 +28,6 @@ class Images:
         frames: finds theirs.
 
     Attributes:
-        rows: of the images that can be used.
         row_of: by image id; UNUSABLE where the image can't be used.
         scales: of the boxes in a row (along x, along y), where it is not 1.
         problems: of the others.
@@ -36,7 +35,7 @@ class Images:
     """
 
     def __init__(self, path: Path, folder: Path, below: Path, frames: Frames) -> None:
-        self.rows, self.row_of, self.scales = ImageRows(), dict[int, int](), dict[int, tuple[float, float]]()
+        self._rows, self.row_of, self.scales = ImageRows(), dict[int, int](), dict[int, tuple[float, float]]()
         self.problems, self.frames = list[Problem](), frames
         self._file, self._folder, self._below = str(path), str(folder), str(below)
         self._stored, self._meant = files_in(below), Meant(below)
@@ -60,9 +59,11 @@ class Images:
                 self._add(number, name, size)
         self._seen += len(records)
 
-    def forget(self) -> None:
-        """Gives up what only further records need, 200 bytes an image."""
+    def finish(self) -> ImageArrays:
+        """Returns the images that can be used, and gives up what only further records need."""
+        rows, self._rows = self._rows.arrays(), ImageRows()
         self._owners, self._stored = {}, set()
+        return rows
 
     def _add(self, number: int, name: str, size: tuple[int, int] | None) -> None:
         where, path = f"image {number} ({name})", inside(self._folder, self._below, name)
@@ -82,13 +83,13 @@ class Images:
         except ValueError as error:
             self._say("image size", f"{where}: {error}")
             return
-        self.row_of[number] = row = len(self.rows.ids)
+        self.row_of[number] = row = len(self._rows.ids)
         if frame.scale != (1.0, 1.0):
             self.scales[row] = frame.scale
-        self.rows.paths.append(path)
-        self.rows.ids.append(number)
-        self.rows.sizes.append(self._sizes.setdefault(frame.size, frame.size))  # one tuple for all
-        self.rows.apply_exif.append(frame.apply_exif)
+        self._rows.paths.append(path)
+        self._rows.ids.append(number)
+        self._rows.sizes.append(self._sizes.setdefault(frame.size, frame.size))  # one tuple for all
+        self._rows.apply_exif.append(frame.apply_exif)
 
     def _say(self, kind: str, detail: str) -> None:
         self.problems.append(Problem("error", kind, self._file, detail))
