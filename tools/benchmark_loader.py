@@ -60,7 +60,7 @@ def milliseconds(index: AnnotationIndex, resize: Resize, batch: int, repeats: in
             decode_and_resize(content, resize)
         between = time.perf_counter()
         for first in range(0, len(index), batch):
-            collate([dataset[row, row] for row in range(first, min(first + batch, len(index)))])
+            collate(dataset.__getitems__([(row, row) for row in range(first, min(first + batch, len(index)))]))
         alone.append((between - started) / len(index) * 1e3)
         loader.append((time.perf_counter() - between) / len(index) * 1e3)
     return alone, loader

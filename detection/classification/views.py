@@ -34,12 +34,12 @@ class ClassImages(DetectionDataset):
     Augmentation does not move boxes, which takes most of the time with images of 32 x 32 pixels.
     """
 
-    def _view(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
+    def _unresized(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
         image = self.index.image(row)
         if self.augment is not None:
             image = self.augment.pixels(image, seed=seed)
         whole = torch.tensor([[0.0, 0.0, image.shape[1], image.shape[0]]])
-        return self.resize(image, replace(self.index.target(row), boxes=whole), seed=seed)
+        return image, replace(self.index.target(row), boxes=whole)
 
 
 @dataclass(frozen=True, kw_only=True)

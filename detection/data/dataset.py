@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ from detection.data.images import ImageError
 from detection.data.index import AnnotationIndex
 from detection.data.proposals import StoredProposals
 from detection.data.slices import Slices, cut
-from detection.data.transforms import Augment, Change
+from detection.data.transforms import Augment, Change, RandomResize, Resize
 from detection.padded import Regions, Targets
 from detection.structures import ImageBatch, Proposals, Target
 
@@ -34,6 +35,7 @@ class Sample:
     target: Target  # pixels of the resized image
     proposals: Proposals | None = None  # from a file, in pixels of the resized image
     seed: int = 0  # 0..2**31 - 1, of the random choice among its anchors and regions
+    batch: Tensor | None = None  # (N, 3, H, W) the pixels of a whole batch, if ``image`` lies at its place among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +114,37 @@ class DetectionDataset(Dataset[Sample]):
         image, target = self._named_view(row, seed)
         if self.pasted_from is not None:
             image, target = self._paste(image, target, self.pasted_from[self.pasted_from != row], seed)
+        return self._sample(key, image, target)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Sample]:
+        """Returns the samples of one batch, which a loader asks for together.
+
+        Where the sizes of images say those of their samples, images are resized to their places in the batch: a copy
+        of all pixels took a tenth of the time.
+        """
+        if self.pasted_from is not None or not isinstance(self.resize, (Resize, RandomResize)):
+            return [self[key] for key in keys]
+        seeds = [(self.seed, position) for position, _ in keys]
+        views = [
+            self._named(row, partial(self._unresized, row, seed)) for (_, row), seed in zip(keys, seeds, strict=True)
+        ]
+        scales = [self.resize.chosen(seed) for seed in seeds]
+        sizes = [scale.size(image.shape[:2]) for scale, (image, _) in zip(scales, views, strict=True)]
+        batch = np.empty((len(keys), *(max(sides) for sides in zip(*sizes, strict=True)), 3), dtype=np.uint8)
+        pixels, samples = torch.from_numpy(batch).permute(0, 3, 1, 2), list[Sample]()
+        for key, (image, target), scale, place, (height, width) in zip(keys, views, scales, batch, sizes, strict=True):
+            place[height:], place[:height, width:] = 0, 0
+            resize = partial(scale, image, target, out=place[:height, :width])
+            samples.append(replace(self._sample(key, *self._named(key[1], resize)), batch=pixels))
+        return samples
+
+    def _sample(self, key: tuple[int, int], image: NDArray[np.uint8], target: Target) -> Sample:
+        position, row = key
         proposals = None
         if self.proposals is not None:
             target, proposals = _without_proposals(target)
         pixels = torch.from_numpy(image).permute(2, 0, 1)  # a view: the batch takes pixels as they are decoded
-        draws = np.random.SeedSequence(seed, spawn_key=(2,)).generate_state(1, np.uint32)
+        draws = np.random.SeedSequence((self.seed, position), spawn_key=(2,)).generate_state(1, np.uint32)
         image_row = self._image_row(row)
         return Sample(image_row, self.index.paths[image_row], pixels, target, proposals, int(draws[0]) >> 1)
 
@@ -125,20 +153,30 @@ class DetectionDataset(Dataset[Sample]):
         return row if self.slices is None else int(self.slices.images[row])
 
     def _named_view(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
-        """``_view``, whose errors name the image.
+        """The image (H, W, 3) of ``row`` and its target, augmented and resized."""
+
+        def view() -> tuple[NDArray[np.uint8], Target]:
+            return self.resize(*self._unresized(row, seed), seed=seed)
+
+        return self._named(row, view)
+
+    def _named(
+        self, row: int, view: Callable[[], tuple[NDArray[np.uint8], Target]]
+    ) -> tuple[NDArray[np.uint8], Target]:
+        """What ``view`` makes of ``row``; its errors name the image.
 
         Raises:
             ImageError: the file can't be read or is of another size than annotated, or can't be augmented or resized.
         """
         try:
-            return self._view(row, seed)
+            return view()
         except ImageError:
             raise
         except (ValueError, cv2.error) as error:
             raise ImageError(f"image {self.index.paths[self._image_row(row)]}: {error}") from error
 
-    def _view(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
-        """The image (H, W, 3) of ``row`` and its target, augmented and resized; proposals are rows of the target."""
+    def _unresized(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
+        """The image (H, W, 3) of ``row`` and its target, augmented; proposals are rows of the target."""
         image_row = self._image_row(row)
         image = self.index.image(image_row)
         target = self.index.target(image_row, fields=self.fields)
@@ -150,7 +188,7 @@ class DetectionDataset(Dataset[Sample]):
             image, target = self.corrupt(image, target, seed=seed)
         if self.augment is not None:
             image, target = self.augment(image, target, seed=seed)
-        return self.resize(image, target, seed=seed)
+        return image, target
 
     def _paste(
         self, image: NDArray[np.uint8], target: Target, rows: Tensor, seed: tuple[int, int]
@@ -182,11 +220,18 @@ def _without_proposals(target: Target) -> tuple[Target, Proposals]:
     return target[target.labels >= 0], Proposals(boxes=boxes, scores=-torch.arange(len(boxes)).float())
 
 
+def _images(samples: Sequence[Sample]) -> ImageBatch:
+    seeds, batch = [sample.seed for sample in samples], samples[0].batch if samples else None
+    if batch is None or len(batch) != len(samples) or any(sample.batch is not batch for sample in samples):
+        return ImageBatch.from_images([sample.image for sample in samples], seeds)
+    return ImageBatch(batch, torch.tensor([sample.image.shape[1:] for sample in samples]), torch.tensor(seeds))
+
+
 def collate(samples: Sequence[Sample]) -> Batch:
     """One batch of ``samples``, padded to a common size."""
     proposals = [sample.proposals for sample in samples if sample.proposals is not None]
     return Batch(
-        ImageBatch.from_images([sample.image for sample in samples], [sample.seed for sample in samples]),
+        _images(samples),
         Targets.pad([sample.target for sample in samples]),
         tuple(sample.row for sample in samples),
         tuple(sample.path for sample in samples),

@@ -11,13 +11,14 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from detection.data.jpeg import END, JPEGData
+from detection.data.jpeg import END, START, JPEGData
 from detection.data.ppm import BOUNDED_PPM
 from detection.files import require_file
 
@@ -86,19 +87,50 @@ def read_image(
         ImageError: the file is missing, damaged or no image, or disagrees with ``size``.
     """
     try:
-        require_file(Path(path))
-        # Given a path, Pillow maps some TIFFs into memory, and there garbles those that it turns.
-        with Path(path).open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
-            stored, orientation = _frame(image)
-            pixels = _read_jpeg(Path(path), image, thorough=thorough) if image.format in JPEGS else to_rgb(image)
-            if image.format == "TIFF":  # which Pillow has turned
-                pixels = pixels if apply_exif else _turned(pixels, orientation, back=True)
-            elif apply_exif:
-                pixels = _turned(pixels, orientation)
+        require_file(path)
+        with open(path, "rb") as stream:  # noqa: PTH123  # as there
+            data = JPEGData.parse(START + stream.read()) if stream.read(len(START)) == START else None
+            pixels = None if data is None else _plain_jpeg(data, thorough=thorough)
+            stored, orientation = (0, 0) if pixels is None else pixels.shape[:2], UPRIGHT
+            if pixels is None:
+                stream.seek(0)
+                pixels, stored, orientation = _read_by_pillow(stream, data, apply_exif=apply_exif, thorough=thorough)
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
     _check_size(path, (pixels.shape[0], pixels.shape[1]), stored, orientation, size)
     return pixels
+
+
+def _plain_jpeg(data: JPEGData, *, thorough: bool) -> NDArray[np.uint8] | None:
+    """Returns the pixels of a JPEG with nothing but a picture, as nearly all are; None: Pillow is to look at the file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if data.plain is None or not 0 < data.plain[0] * data.plain[1] <= MAX_PIXELS:
+        return None
+    pixels = _decoded_by_opencv(data.content)
+    if pixels is None or pixels.shape[:2] != data.plain:
+        return None
+    if damage := data.damage(None if thorough and data.progressive else pixels):
+        raise ValueError(damage)
+    return pixels
+
+
+def _read_by_pillow(
+    stream: BinaryIO, data: JPEGData | None, *, apply_exif: bool, thorough: bool
+) -> tuple[NDArray[np.uint8], tuple[int, int], int]:
+    """Returns pixels, (height, width) as stored, and the value of the orientation tag; ``data`` is that of a JPEG."""
+    # Given a path, Pillow maps some TIFFs into memory, and there garbles those that it turns.
+    with Image.open(stream, formats=FORMATS) as image:
+        stored, orientation = _frame(image)
+        jpeg = data is not None and image.format in JPEGS
+        pixels = _read_jpeg(data, image, thorough=thorough) if jpeg else to_rgb(image)
+        if image.format == "TIFF":  # which Pillow has turned
+            pixels = pixels if apply_exif else _turned(pixels, orientation, back=True)
+        elif apply_exif:
+            pixels = _turned(pixels, orientation)
+    return pixels, stored, orientation
 
 
 def image_size(path: str | Path, *, apply_exif: bool = True) -> tuple[int, int]:
@@ -160,9 +192,8 @@ def _turned(pixels: NDArray[np.uint8], orientation: int, *, back: bool = False) 
     return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if mirrored else pixels, quarters))
 
 
-def _read_jpeg(path: Path, image: Image.Image, *, thorough: bool) -> NDArray[np.uint8]:
+def _read_jpeg(data: JPEGData, image: Image.Image, *, thorough: bool) -> NDArray[np.uint8]:
     """Pixels as stored, also of a file that lacks only its end marker."""
-    data = JPEGData.parse(path.read_bytes())
     if data.ended:
         # Of data that end early OpenCV would print a warning.
         pixels = _decoded_by_opencv(data.content) if image.mode in ("L", "RGB") else None

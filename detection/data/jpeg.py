@@ -16,10 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["END", "JPEGData"]
+__all__ = ["END", "START", "JPEGData"]
 
 END = b"\xff\xd9"  # the marker EOI
 SCAN, TABLES, PROGRESSIVE = 0xDA, 0xC4, (0xC2, 0xC6, 0xCA, 0xCE)
+START = b"\xff\xd8"  # the marker SOI
+# Segments that tell nothing but how to decode, or nothing at all: quantisation and Huffman tables, restart interval,
+# scan, comment, JFIF; of APP2 those that hold a colour profile, which is not used.
+BITS, CHANNELS = 8, (1, 3)
+PLAIN, FRAMES, PROFILE = (0xDB, 0xC4, 0xDD, 0xDA, 0xFE, 0xE0), (0xC0, 0xC1, 0xC2), (0xE2, b"ICC_PROFILE\0")
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # 0 is a data byte of 255; D0 to D7 only restart the decoder
 
 # Two blocks and more of nothing but the shortest code; a disk that lost a sector leaves at least 512.
@@ -49,6 +54,8 @@ class JPEGData:
         ended: whether the file has the end marker.
         progressive: whether every scan refines the whole picture.
         flat: whether a flat area can be zero bits, by the Huffman tables.
+        plain: (height, width) of an 8-bit grey or colour picture, if the file has no segment that may hold an
+            orientation tag or a further picture; else None.
     """
 
     content: bytes
@@ -56,17 +63,24 @@ class JPEGData:
     ended: bool
     progressive: bool
     flat: bool
+    plain: tuple[int, int] | None = None
 
     @classmethod
     def parse(cls, data: bytes) -> JPEGData:
         """Walks through the segments of a file; where they make no sense, decoders will say so."""
-        at, start, progressive, flat = 2, 0, False, True
+        at, start, progressive, flat, plain, frames = 2, 0, False, True, data[:2] == START, list[tuple[int, int]]()
         while (marker := MARKER.search(data, at)) is not None:
             found, code = marker.start(), marker[0][1]
             if code == END[1]:
-                return cls(data[:found], start, True, progressive, flat)
+                size = frames[0] if plain and len(frames) == 1 else None
+                return cls(data[:found], start, True, progressive, flat, size)
             at = found + 2 + int.from_bytes(data[found + 2 : found + 4], "big")
             progressive |= code in PROGRESSIVE
+            if code in FRAMES and len(data) > found + 9 and data[found + 4] == BITS and data[found + 9] in CHANNELS:
+                height, width = (int.from_bytes(data[found + byte : found + byte + 2]) for byte in (5, 7))
+                frames.append((height, width))
+            else:
+                plain &= code in PLAIN or (code, data[found + 4 : found + 16]) == PROFILE
             if code == TABLES:
                 flat &= _all_end_first(data[found + 4 : at])
             if code == SCAN:
@@ -81,7 +95,7 @@ class JPEGData:
                 a second decoding is saved; None: it is always done, which also finds progressive files that end early.
         """
         zeros_mean_damage = not self.ended or not (self.flat or self.progressive)
-        if ZEROS in self.content[self.start :] and (zeros_mean_damage or self._has_rest()):
+        if self.content.find(ZEROS, self.start) >= 0 and (zeros_mean_damage or self._has_rest()):
             return "a stretch of its data is zeros"
         unsure = not self.ended or pixels is None or _may_be_grey(pixels)
         return (
@@ -117,9 +131,11 @@ def _all_end_first(tables: bytes) -> bool:
 def _may_be_grey(pixels: NDArray[np.uint8]) -> bool:
     """Whether the last block has the luma of one without data."""
     height, width = pixels.shape[:2]
-    block = pixels[(height - 1) // 8 * 8 :, (width - 1) // 8 * 8 :]
-    luma = block @ LUMA if block.shape[2:] == (3,) else block
-    return bool((np.abs(luma - float(GREY)) <= SPREAD).all())
+    for block in (pixels[-1:, -1:], pixels[(height - 1) // 8 * 8 :, (width - 1) // 8 * 8 :]):  # a pixel says it of most
+        luma = block @ LUMA if block.shape[2:] == (3,) else block
+        if (np.abs(luma - float(GREY)) > SPREAD).any():
+            return False
+    return True
 
 
 def _decode(content: bytes) -> NDArray[np.uint8]:

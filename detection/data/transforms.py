@@ -64,13 +64,22 @@ class Resize:
         factor = min(self.shorter / min(size), self.longer / max(size))
         return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
+    def chosen(self, seed: Sequence[int]) -> Resize:
+        """Returns itself, as nothing is drawn."""
+        return self
+
     def __call__(
-        self, image: NDArray[np.uint8], target: Target, *, seed: Sequence[int] = ()
+        self,
+        image: NDArray[np.uint8],
+        target: Target,
+        *,
+        seed: Sequence[int] = (),
+        out: NDArray[np.uint8] | None = None,
     ) -> tuple[NDArray[np.uint8], Target]:
-        """The image (H, W, 3) and its target, both resized; nothing is drawn, so ``seed`` does not matter."""
+        """The image (H, W, 3), in ``out`` if it is given, and its target, both resized; ``seed`` does not matter."""
         size = image.shape[0], image.shape[1]
         new_size = self.size(size)
-        resized = cv2.resize(image, (new_size[1], new_size[0]), interpolation=cv2.INTER_LINEAR)
+        resized = cv2.resize(image, (new_size[1], new_size[0]), dst=out, interpolation=cv2.INTER_LINEAR)
         moved = {name: field.resize(values, size, new_size) for name, field, values in carried(target)}
         target = replace(target, boxes=scale(target.boxes, size, new_size), **moved)
         return np.asarray(resized, dtype=np.uint8), target
@@ -94,7 +103,11 @@ class RandomResize:
         self, image: NDArray[np.uint8], target: Target, *, seed: Sequence[int]
     ) -> tuple[NDArray[np.uint8], Target]:
         """The image (H, W, 3) and its target, both resized."""
-        return Resize(int(_chance(seed).choice(self.shorters)), self.longer)(image, target)
+        return self.chosen(seed)(image, target)
+
+    def chosen(self, seed: Sequence[int]) -> Resize:
+        """Returns the scale that ``seed`` draws."""
+        return Resize(int(_chance(seed).choice(self.shorters)), self.longer)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from detection.data.index import AnnotationIndex, PackedStrings
 from detection.data.loader import make_loader
 from detection.data.proposals import StoredProposals
 from detection.data.samplers import TestBatches
-from detection.data.transforms import Augment, Resize
+from detection.data.transforms import Augment, Change, Jitter, RandomResize, Resize
 from detection.masks import encode
 from detection.structures import Target
 
@@ -247,3 +247,16 @@ def test_objects_without_a_mask_are_not_pasted(index: AnnotationIndex) -> None:
 
 def index_paths(index: AnnotationIndex) -> list[str]:
     return [index.paths[row] for row in range(len(index))]
+
+
+@pytest.mark.parametrize("resize", [Resize(50, 90), RandomResize((40, 60), 90), Jitter(64, 0.5, 1.5)])
+def test_samples_of_a_batch_are_the_same_together_and_alone(resize: Change, index: AnnotationIndex) -> None:
+    crop = Augment([{"RandomCrop": {"height": 30, "width": 60, "p": 0.5}}])
+    dataset = DetectionDataset(index, resize=resize, augment=crop, seed=3)
+    keys = [(position, position % 2) for position in range(8)]
+    together, alone = collate(dataset.__getitems__(keys)), collate([dataset[key] for key in keys])
+    assert together.paths == alone.paths
+    assert together.images.pixels.is_contiguous(memory_format=torch.channels_last)
+    for part, names in (("images", ("pixels", "sizes", "seeds")), ("targets", ("boxes", "labels", "ignore", "valid"))):
+        for name in names:
+            assert torch.equal(getattr(getattr(together, part), name), getattr(getattr(alone, part), name))
