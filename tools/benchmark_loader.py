@@ -1,7 +1,8 @@
 """Time the training loader beside decoding and resizing alone, and count its images per second with several workers.
 
 Augmentation is off.  Decoding and resizing are OpenCV's, on one thread, of files that are in memory; the loader also
-reads and checks the files, makes the targets and puts batches together.  The two take turns.
+reads and checks the files, makes the targets and puts batches together.  The two take turns, and other programs don't
+count: the time is that of a core.
 
 examples:
   RESDET_DATA_ROOT=DATA python tools/benchmark_loader.py
@@ -50,19 +51,19 @@ def decode_and_resize(content: bytes, resize: Resize) -> None:
 
 
 def milliseconds(index: AnnotationIndex, resize: Resize, batch: int, repeats: int) -> tuple[list[float], list[float]]:
-    """Returns milliseconds an image of each round: of decoding and resizing alone, and of the loader in one process."""
+    """Returns milliseconds of a core an image, by round: of decoding and resizing alone, and of the loader."""
     dataset = DetectionDataset(index, resize=resize)
     contents = [Path(path).read_bytes() for path in index.paths]
     alone, loader = list[float](), list[float]()
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = time.process_time()
         for content in contents:
             decode_and_resize(content, resize)
-        between = time.perf_counter()
+        between = time.process_time()
         for first in range(0, len(index), batch):
             collate(dataset.__getitems__([(row, row) for row in range(first, min(first + batch, len(index)))]))
         alone.append((between - started) / len(index) * 1e3)
-        loader.append((time.perf_counter() - between) / len(index) * 1e3)
+        loader.append((time.process_time() - between) / len(index) * 1e3)
     return alone, loader
 
 
