@@ -146,7 +146,7 @@ def added(index: AnnotationIndex, workers: int) -> list[float]:
 def touch(index: AnnotationIndex, answer: Connection) -> None:
     before = private_mib()
     for row in range(len(index)):
-        index.target(row), index.paths[row]
+        _ = index.target(row), index.paths[row]
     answer.send(private_mib() - before)
     time.sleep(1)  # so that all workers are alive while the others measure
 

@@ -124,8 +124,10 @@ def _read_by_pillow(
     # Given a path, Pillow maps some TIFFs into memory, and there garbles those that it turns.
     with Image.open(stream, formats=FORMATS) as image:
         stored, orientation = _frame(image)
-        jpeg = data is not None and image.format in JPEGS
-        pixels = _read_jpeg(data, image, thorough=thorough) if jpeg else to_rgb(image)
+        if data is not None and image.format in JPEGS:
+            pixels = _read_jpeg(data, image, thorough=thorough)
+        else:
+            pixels = to_rgb(image)
         if image.format == "TIFF":  # which Pillow has turned
             pixels = pixels if apply_exif else _turned(pixels, orientation, back=True)
         elif apply_exif:

@@ -166,7 +166,7 @@ class Annotations:
         kept: NDArray[np.bool_],
         rows: NDArray[np.int32],
         labels: NDArray[np.int32],
-        image_ids: Sequence[int],
+        image_ids: NDArray[np.int64],
         scales: Mapping[int, tuple[float, float]],
     ) -> ObjectArrays:
         """Returns the objects that are ``kept`` (M,) and uses the columns up.
@@ -204,14 +204,14 @@ class Annotations:
 class _Names(Sequence[str]):
     """Names of annotations, made when they are asked for."""
 
-    def __init__(self, ids: NDArray[np.int64], rows: NDArray[np.int32], image_ids: Sequence[int]) -> None:
+    def __init__(self, ids: NDArray[np.int64], rows: NDArray[np.int32], image_ids: NDArray[np.int64]) -> None:
         self._ids, self._rows, self._image_ids = ids, rows, image_ids
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def __getitem__(self, row: Any) -> Any:
-        return f"annotation {self._ids[row]} of image {self._image_ids[int(self._rows[row])]}"
+        return f"annotation {self._ids[row]} of image {self._image_ids[self._rows[row]]}"
 
 
 class _Decoded(Sequence[Any]):
