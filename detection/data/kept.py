@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -84,7 +84,7 @@ def use(path: Path) -> None:
         os.utime(path)
 
 
-def store(path: Path, write: Any) -> None:
+def store(path: Path, write: Callable[[Path], Any]) -> None:
     """Lets ``write`` make the file ``path``, whole or not at all, and removes files beyond the limit.
 
     Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,10 @@ def kept_index(file: Path, facts: Any, read: Callable[[], Found]) -> tuple[Annot
         facts: what else the index depends on.
         read: finds it.
     """
-    try:
-        path = kept_file(".safetensors", content_digest(file), facts) if file.stat().st_size >= LEAST_BYTES else None
-    except OSError:
-        path = None
+    path = None
+    with suppress(OSError):  # which ``read`` tells of
+        if kept_file("") is not None and file.stat().st_size >= LEAST_BYTES:
+            path = kept_file(".safetensors", content_digest(file), facts)
     if path is None:
         return read()[:2]
     with taken(path):
