@@ -134,6 +134,9 @@ def build_index(
     objects = objects.arrays() if isinstance(objects, ObjectRows) else objects
     found = _Boxes(images, objects, files, drop)
     fields, without = _pack_fields(images, objects, found.kept, files)
+    labels, ignore = objects.labels, objects.ignore
+    del objects  # of millions, the columns that are used up make room
+    found.forget()
     index = AnnotationIndex(
         class_names=class_names,
         category_ids=category_ids,
@@ -143,8 +146,8 @@ def build_index(
         apply_exif=torch.from_numpy(images.apply_exif),
         ends=torch.from_numpy(found.counts.cumsum()),
         boxes=torch.from_numpy(found.boxes),
-        labels=torch.from_numpy(objects.labels[found.kept].astype(np.int64)),
-        ignore=torch.from_numpy(objects.ignore[found.kept]),
+        labels=torch.from_numpy(labels[found.kept].astype(np.int64)),
+        ignore=torch.from_numpy(ignore[found.kept]),
         areas=torch.from_numpy(found.areas),
         fields=fields,
     )
@@ -175,6 +178,10 @@ class _Boxes:
             own = slice(number, number := number + len(rows))  # what is left out makes room
             order[own], boxes[own], areas[own] = rows, clipped, self._areas(rows, clipped)
         self.kept, self.boxes, self.areas = order[:number], boxes[:number], areas[:number]
+
+    def forget(self) -> None:
+        """Gives up the objects, of which no further problem is told."""
+        del self._objects
 
     def _usable(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Returns those of the objects ``rows`` whose boxes can be used, and these, cut."""

@@ -104,12 +104,10 @@ def _index(file: _File, empty: Callable[[], _Content], classes: tuple[str, ...],
     content = _read(file, empty)
     _read_categories(content.categories, classes, file)
     file.problems += content.images.problems
-    objects = _usable_objects(content, classes, file)
-    file.problems += _area_notes(objects, str(file.path)) + content.images.frames.notes(str(file.path))
     ids = {label: category for category, label in file.labels.items() if isinstance(label, int)}
     index, found = build_index(
         content.rows,
-        objects,
+        _usable_objects(content, classes, file),
         class_names=classes,
         category_ids=tuple(ids.get(label, -1) for label in range(len(classes))),
         files=[str(file.path)] * len(content.rows.ids),
@@ -265,7 +263,9 @@ def _usable_objects(content: _Content, classes: tuple[str, ...], file: _File) ->
         file.say(kind, detail)
     kept = ~repeated & (rows >= 0) & (labels >= 0)
     known.clear()  # millions need the room
-    return annotations.take(kept, rows, labels, content.rows.ids, content.images.scales)
+    objects = annotations.take(kept, rows, labels, content.rows.ids, content.images.scales)
+    file.problems += _area_notes(objects, str(file.path)) + content.images.frames.notes(str(file.path))
+    return objects
 
 
 def _area_notes(objects: ObjectArrays, file: str) -> list[Problem]:

@@ -178,11 +178,12 @@ class Annotations:
             image_ids: by the images' rows.
             scales: of the boxes in an image's row (along x, along y), where it is not 1.
         """
-        self._images, self._categories = array("q"), array("q")  # room for what comes
         ids, areas = _kept(np.frombuffer(self._ids, np.int64), kept), _kept(np.frombuffer(self._areas), kept)
         boxes, ignore = np.frombuffer(self._boxes).reshape(-1, 4), np.frombuffer(self._ignore, np.bool_)
         boxes, ignore, rows, labels = _kept(boxes, kept), _kept(ignore, kept), _kept(rows, kept), _kept(labels, kept)
         masks = None if self._masks is None else [self._masks[row] for row in np.flatnonzero(kept).tolist()]
+        self._ids, self._images, self._categories = array("q"), array("q"), array("q")  # views hold what is used
+        self._boxes, self._areas, self._ignore = array("d"), array("d"), array("b")
         boxes[:, 2:] += boxes[:, :2]
         for row in np.flatnonzero(np.isin(rows, [*scales])).tolist() if scales else ():
             sx, sy = scales[int(rows[row])]
