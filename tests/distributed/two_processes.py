@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -92,12 +92,13 @@ def wait_for_the_flag() -> None:
 
 def broken_on_rank_1(batch: int) -> Callable[..., Any]:
     """DetectionDataset's samples, but in rank 1 none of the images of ``batch`` and later can be read."""
-    read = DetectionDataset.__getitem__
+    read = DetectionDataset.__getitems__
 
-    def get(dataset: DetectionDataset, key: tuple[int, int]) -> Any:
-        if distributed.rank() == 1 and key[0] // 4 >= batch:
-            raise ImageError(f"image {dataset.index.paths[key[1]]} can't be read")
-        return read(dataset, key)
+    def get(dataset: DetectionDataset, keys: Sequence[tuple[int, int]]) -> Any:
+        for position, row in keys:
+            if distributed.rank() == 1 and position // 4 >= batch:
+                raise ImageError(f"image {dataset.index.paths[row]} can't be read")
+        return read(dataset, keys)
 
     return get
 
@@ -174,7 +175,7 @@ def main() -> None:
     unreadable = load_config(DetectionConfig, folder / "unreadable.yaml")
     for name in ("unreadable", "unreadable_first"):
         breaks = {"unreadable": 2, "unreadable_first": 0}[name]
-        with patch.object(DetectionDataset, "__getitem__", broken_on_rank_1(breaks)):
+        with patch.object(DetectionDataset, "__getitems__", broken_on_rank_1(breaks)):
             outcomes[name] = attempt(lambda name=name: run_training(unreadable, folder / name))
     outcomes["late in a step"] = attempt(wait_inside_a_step)
     outcomes["late to the flag"] = attempt(wait_for_the_flag)

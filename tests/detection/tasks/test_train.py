@@ -32,7 +32,7 @@ from detection.config.detection import (
 from detection.config.load import load_config
 from detection.config.sections import SolverConfig
 from detection.data.cards import load_dataset
-from detection.data.dataset import DetectionDataset
+from detection.data.index import AnnotationIndex
 from detection.data.digits import CLASSES, write_digits
 from detection.data.images import ImageError
 from detection.data.jpeg import END
@@ -747,16 +747,16 @@ class TestErrorsOnTheWay:
         self, config: DetectionConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
     ) -> None:
         own = with_solver(with_data(config, workers=1), checkpoint_every=0)
-        path, read, trainer_pid = later_image(own), DetectionDataset.__getitem__, os.getpid()
+        path, read, trainer_pid = later_image(own), AnnotationIndex.image, os.getpid()
 
-        def kill(dataset: DetectionDataset, key: tuple[int, int]) -> Any:
-            if dataset.index.paths[key[1]] == str(path) and os.getpid() != trainer_pid:
+        def kill(index: AnnotationIndex, row: int) -> Any:
+            if index.paths[row] == str(path) and os.getpid() != trainer_pid:
                 time.sleep(0.5)  # for the batches before to arrive
                 os.kill(os.getpid(), signal.SIGKILL)
-            return read(dataset, key)
+            return read(index, row)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(DetectionDataset, "__getitem__", kill)
+            patch.setattr(AnnotationIndex, "image", kill)
             with pytest.raises(ChildProcessError, match=r"loader worker \d+ was killed"):
                 run_training(own, tmp_path)
         assert read_checkpoint(tmp_path).iteration >= 1
