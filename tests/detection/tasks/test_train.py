@@ -32,9 +32,9 @@ from detection.config.detection import (
 from detection.config.load import load_config
 from detection.config.sections import SolverConfig
 from detection.data.cards import load_dataset
-from detection.data.index import AnnotationIndex
 from detection.data.digits import CLASSES, write_digits
 from detection.data.images import ImageError
+from detection.data.index import AnnotationIndex
 from detection.data.jpeg import END
 from detection.data.loader import build_train_loader
 from detection.engine import trainer
