@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 from detection.export.extras import optional
 from detection.export.facts import KEY, ExportFormat, Facts
 from detection.export.graph import INPUTS, OUTPUTS
-from detection.export.operators import OPSET, translations
+from detection.export.operators import OPSET, shorten_sorts, translations
 
 __all__ = [
     "NAMES",
@@ -66,6 +66,7 @@ def write_onnx(program: ExportedProgram, path: Path, facts: Facts) -> None:
             custom_translation_table=dict(translations(len(facts.class_names))),
             verbose=False,
         )
+    shorten_sorts(exported.model)
     exported.model.metadata_props[KEY] = facts.to_text()
     exported.save(path, external_data=False)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from detection.export.constants import fold_constants
+from detection.export.rows import keep_counted_rows
 from detection.model.architecture import Architecture
 from detection.padded import Found
 from detection.structures import ImageBatch
@@ -83,6 +84,7 @@ def capture(detector: Architecture, *, size: tuple[int, int], batch: int, half: 
     """
     # A copy in the plain order of dimensions, which files of torch.export keep without a warning.
     graph = deepcopy(DetectorGraph(detector, half=half)).eval().to(memory_format=torch.contiguous_format)
+    keep_counted_rows(graph)
     inputs = torch.zeros(batch, 3, *size, dtype=torch.uint8), torch.tensor([size] * batch)
     try:
         program = torch.export.export(graph, inputs).run_decompositions({})

@@ -16,7 +16,7 @@ import torch
 from detection.export.extras import optional
 from detection.model.select import single_below
 
-__all__ = ["OPSET", "TENSORRT_LACKS", "translations"]
+__all__ = ["OPSET", "TENSORRT_LACKS", "shorten_sorts", "translations"]
 
 OPSET = 18
 NEED = "ONNX"
@@ -44,26 +44,28 @@ def translations(num_classes: int) -> Mapping[Any, Translation]:
 
 def _nms(num_classes: int) -> Translation:
     op, ir = _onnx(), optional("onnxscript.ir", NEED)
-    numbers = np.arange(num_classes, dtype=np.int64).reshape(1, -1, 1)
 
     def translate(boxes: Any, scores: Any, classes: Any = None, iou_threshold: float = 0.5, wanted: int = 1) -> Any:
         nothing = op.Constant(value_float=-np.inf)
-        per_class = op.Unsqueeze(scores, op.Constant(value_ints=[1]))  # (N, 1 or K, M)
-        if classes is not None:
-            own = op.Equal(
-                op.Unsqueeze(classes, op.Constant(value_ints=[1])),
-                op.Constant(value=ir.tensor(numbers, name="classes")),
-            )
-            per_class = op.Where(own, per_class, nothing)
-        chosen = op.NonMaxSuppression(  # rows of image, class, box
-            boxes,
-            per_class,
+        places = op.Transpose(op.NonZero(op.Greater(scores, nothing)), perm=[1, 0])  # (T, 2) of those that count
+        candidates = op.GatherND(scores, places)
+        groups = op.Gather(places, op.Constant(value_int=0), axis=1)
+        count = int(scores.shape[0])
+        if classes is not None:  # those of an image are groups of their own
+            groups = op.Add(op.Mul(groups, op.Constant(value_int=num_classes)), op.GatherND(classes, places))
+            count *= num_classes
+        numbers = op.Constant(value=ir.tensor(np.arange(count, dtype=np.int64)[:, None], name="groups"))
+        per_group = op.Where(op.Equal(groups, numbers), candidates, nothing)  # (count, T)
+        chosen = op.NonMaxSuppression(  # rows of 0, group, candidate
+            op.Unsqueeze(op.GatherND(boxes, places), op.Constant(value_ints=[0])),
+            op.Unsqueeze(per_group, op.Constant(value_ints=[0])),
             op.Constant(value_ints=[wanted]),
             op.Constant(value_floats=[single_below(iou_threshold)]),
             op.Constant(value_floats=[float(np.finfo(np.float32).min)]),  # -inf is no candidate
         )
-        places = op.Gather(chosen, op.Constant(value_ints=[0, 2]), axis=1)
-        return op.ScatterND(op.Expand(nothing, op.Shape(scores)), places, op.GatherND(scores, places))
+        kept = op.Gather(chosen, op.Constant(value_int=2), axis=1)
+        everywhere = op.Expand(nothing, op.Shape(scores))
+        return op.ScatterND(everywhere, op.Gather(places, kept, axis=0), op.Gather(candidates, kept, axis=0))
 
     return translate
 
@@ -78,6 +80,26 @@ def _stable_sort(values: Any, stable: bool | None = None, dim: int = -1, descend
     op = _onnx()
     count = op.Constant(value_ints=[int(values.shape[dim])])
     return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
+
+
+def shorten_sorts(model: Any) -> None:
+    """Makes each TopK of everything in onnxscript's ``model``, of which the first are taken, a TopK of these."""
+    for node in model.graph:
+        if node.op_type == "TopK":
+            slices = [use.node for output in node.outputs for use in output.uses()]
+            firsts = {_first_taken(user) for user in slices}
+            if len(firsts) == 1 and 0 < next(iter(firsts)) < _number(node.inputs[1]):
+                node.replace_input_with(1, slices[0].inputs[2])
+
+
+def _first_taken(node: Any) -> int:
+    """Returns how many of the first ``node`` takes; 0 unless that is all it does."""
+    start, end = map(_number, node.inputs[1:3]) if node.op_type == "Slice" else (0, 0)
+    return 0 if start else end
+
+
+def _number(value: Any) -> int:
+    return int(value.const_value.numpy().item()) if value.const_value is not None else 0
 
 
 def _roi_align(

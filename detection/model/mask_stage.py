@@ -75,8 +75,9 @@ class MaskStage(nn.Module):
 
         ``body`` are layers that the regions (R, C, S, S) go through before the head: a tail shared with the boxes.
         """
-        logits = self._logits(features, found.boxes, found.labels, body)
-        return replace(found, masks=logits.sigmoid())
+        boxes, labels = found.boxes, found.labels
+        logits = self._logits(features, boxes.flatten(0, 1), image_rows(boxes), labels.flatten(), body)
+        return replace(found, masks=logits.sigmoid().unflatten(0, labels.shape))
 
     def losses(
         self,
@@ -98,21 +99,23 @@ class MaskStage(nn.Module):
             )
         rows = targets.mask_rows.gather(1, sample.objects)  # (N, R)
         counts = sample.positive & targets.masks.flatten(1).any(dim=1)[rows]
-        labels = torch.where(sample.positive, sample.labels, 0)
-        logits = self._logits(features, sample.boxes, labels, body)
-        goals = crop_and_resize(
-            targets.masks, sample.boxes.flatten(0, 1), logits.shape[-1], rows=rows.flatten(), geometry=self.geometry
-        )
-        weight = counts[..., None, None].expand_as(logits)
-        loss = F.binary_cross_entropy_with_logits(logits, goals.view_as(logits), weight=weight, reduction="sum")
+        labels, boxes = torch.where(sample.positive, sample.labels, 0), sample.boxes.flatten(0, 1)
+        logits = self._logits(features, boxes, image_rows(sample.boxes), labels.flatten(), body)
+        goals = crop_and_resize(targets.masks, boxes, logits.shape[-1], rows=rows.flatten(), geometry=self.geometry)
+        weight = counts.flatten()[:, None, None].expand_as(logits)
+        loss = F.binary_cross_entropy_with_logits(logits, goals, weight=weight, reduction="sum")
         return {"mask": loss / weight.sum().clamp(min=1)}
 
     def _logits(
-        self, features: Sequence[Tensor], boxes: Tensor, labels: Tensor, body: Callable[[Tensor], Tensor] | None
+        self,
+        features: Sequence[Tensor],
+        boxes: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        body: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        """Logits (N, R, M, M) of the class ``labels`` (N, R) of each of ``boxes`` (N, R, 4)."""
-        regions = self.pooler(features, boxes.flatten(0, 1), image_rows(boxes))
-        logits = at_least_single(self.head(regions if body is None else body(regions)))  # (N * R, K, M, M)
+        """Logits (R, M, M) of the class ``labels`` (R,) of each of ``boxes`` (R, 4) of the ``images`` (R,)."""
+        regions = self.pooler(features, boxes, images)
+        logits = at_least_single(self.head(regions if body is None else body(regions)))  # (R, K, M, M)
         side = logits.shape[-1]
-        own = logits.gather(1, labels.flatten()[:, None, None, None].expand(-1, 1, side, side))
-        return own.view(*labels.shape, side, side)
+        return logits.gather(1, labels[:, None, None, None].expand(-1, 1, side, side))[:, 0]

@@ -68,17 +68,21 @@ class Postprocessor:
         Scores of a region add up to 1 at most, so no more than 1 / threshold of its classes are above it.
         """
         _, proposals, classes = scored.scores.shape
-        usable = (scored.scores > self.score_threshold) & not_empty(scored.boxes) & scored.valid[..., None]
-        scores = scored.scores.masked_fill(~usable, -torch.inf).flatten(1)
+        scores = self._usable(scored).flatten(1)
         most = proposals * min(classes, max(1, int(1 / max(self.score_threshold, 1e-9))))
         if waiting_is_free(scores):
-            most = min(most, max(1, int(usable.flatten(1).sum(dim=1).max())))
+            most = min(most, max(1, int((scores > -torch.inf).sum(dim=1).max())))
         columns = scores.topk(most, dim=1).indices.sort(dim=1).values
         scores, regions, labels = scores.gather(1, columns), columns // classes, columns % classes
         boxes = gather_rows(scored.boxes, regions)  # (N, M, K or 1, 4)
         if boxes.shape[2] > 1:
             boxes = boxes.gather(2, labels[..., None, None].expand(-1, -1, 1, 4))
         return Found(boxes=boxes[:, :, 0], valid=scores > -torch.inf, scores=scores, labels=labels)
+
+    def _usable(self, scored: ScoredBoxes) -> Tensor:
+        """Returns the scores (N, P, K), -inf of boxes that are padding, empty or not above the threshold."""
+        usable = (scored.scores > self.score_threshold) & not_empty(scored.boxes) & scored.valid[..., None]
+        return scored.scores.masked_fill(~usable, -torch.inf)
 
 
 def _vote(found: Found, voters: Found, vote_iou: float) -> Tensor:

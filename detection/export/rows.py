@@ -1,0 +1,83 @@
+"""Computes in an exported graph only the rows that count: each region on its own level, masks of detections alone.
+
+Inside the graph the number of rows then depends on the image, which runtimes take and ``torch.compile`` does not; inputs
+and outputs keep their shapes.
+
+Shapes: N images, C channels, R regions of all images, D detections, S pooled size, M side of the masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from detection.model.box_stage import ScoredBoxes, image_rows
+from detection.model.faster_rcnn import FasterRCNN
+from detection.model.mask_stage import MaskStage
+from detection.model.pooler import RegionPooler
+from detection.model.postprocess import Postprocessor
+from detection.padded import Found
+
+__all__ = ["keep_counted_rows"]
+
+
+def keep_counted_rows(model: nn.Module) -> None:
+    """Changes the parts of ``model`` to those that compute no row that does not count."""
+    for module in model.modules():
+        if isinstance(module, FasterRCNN):
+            module.postprocess = _EveryPair(**asdict(module.postprocess))
+        for name, part in module.named_children():
+            if isinstance(part, RegionPooler):
+                setattr(module, name, _pooler_of(part))
+            elif isinstance(part, MaskStage):
+                setattr(module, name, _DetectedMasks(_pooler_of(part.pooler), part.head, geometry=part.geometry))
+
+
+def _pooler_of(pooler: RegionPooler) -> _OwnLevelPooler:
+    return _OwnLevelPooler(pooler.strides, pooler.size, kind=pooler.kind, sampling_ratio=pooler.sampling_ratio)
+
+
+class _OwnLevelPooler(RegionPooler):
+    """Pools each region from its own level alone."""
+
+    def _pool(self, levels: Sequence[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
+        if len(levels) == 1:
+            return super()._pool(levels, boxes, images)
+        own, regions = self._levels(boxes), torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)
+        pooled = levels[0].new_zeros(boxes.shape[0], levels[0].shape[1], self.size, self.size)
+        for number, (feature, stride) in enumerate(zip(levels, self.strides, strict=True)):
+            rows = (own == number).nonzero()[:, 0]
+            pooled = pooled.index_put((rows,), self._operator(feature, regions[rows], 1 / stride))
+        return pooled
+
+
+class _DetectedMasks(MaskStage):
+    """Masks of the rows that are detections; those of the others are 0."""
+
+    def forward(
+        self, features: Sequence[Tensor], found: Found, body: Callable[[Tensor], Tensor] | None = None
+    ) -> Found:
+        rows = found.valid.flatten().nonzero()[:, 0]
+        boxes, labels = found.boxes.flatten(0, 1)[rows], found.labels.flatten()[rows]
+        logits = self._logits(features, boxes, image_rows(found.boxes)[rows], labels, body)
+        masks = logits.new_zeros(found.labels.numel(), *logits.shape[1:]).index_put((rows,), logits.sigmoid())
+        return replace(found, masks=masks.unflatten(0, found.labels.shape))
+
+
+@dataclass(frozen=True)
+class _EveryPair(Postprocessor):
+    """Leaves every region and class a candidate, in their order: NMS looks at those that count alone."""
+
+    def _candidates(self, scored: ScoredBoxes) -> Found:
+        scores = self._usable(scored)  # (N, P, K)
+        labels = torch.arange(scores.shape[2], device=scores.device).expand(scores.shape)
+        boxes = scored.boxes.expand(*scores.shape, 4)
+        return Found(
+            boxes=boxes.flatten(1, 2),
+            valid=scores.flatten(1) > -torch.inf,
+            scores=scores.flatten(1),
+            labels=labels.flatten(1),
+        )
