@@ -83,8 +83,9 @@ def capture(detector: Architecture, *, size: tuple[int, int], batch: int, half: 
         ValueError: the detector's test is no graph of fixed shapes, or an image of ``size`` is too small for it.
     """
     # A copy in the plain order of dimensions, which files of torch.export keep without a warning.
-    graph = deepcopy(DetectorGraph(detector, half=half)).eval().to(memory_format=torch.contiguous_format)
+    graph = deepcopy(DetectorGraph(detector, half=half))
     keep_counted_rows(graph)
+    graph = graph.eval().to(memory_format=torch.contiguous_format)
     inputs = torch.zeros(batch, 3, *size, dtype=torch.uint8), torch.tensor([size] * batch)
     try:
         program = torch.export.export(graph, inputs).run_decompositions({})

@@ -1,6 +1,6 @@
 """Computes in an exported graph only the rows that count: each region on its own level, masks of detections alone.
 
-Inside the graph the number of rows then depends on the image, which runtimes take and ``torch.compile`` does not; inputs
+Inside the graph the number of rows then depends on the image, which every runtime of an exported file takes; its inputs
 and outputs keep their shapes.
 
 Shapes: N images, C channels, R regions of all images, D detections, S pooled size, M side of the masks.

@@ -47,7 +47,7 @@ from detection.structures import ImageBatch, Target
 from detection.tasks.test import load_test_set
 from detection.weights.origin import origin_of
 
-__all__ = ["Limits", "Wanted", "run_export"]
+__all__ = ["Limits", "Wanted", "resized_images", "run_export"]
 
 MULTIPLE = 32  # to which the sides of a frame are rounded up
 UNMATCHED: dict[Precision, float] = {"fp32": 0.01, "fp16": 0.05, "int8": 0.3}
@@ -201,7 +201,7 @@ def _proof_images(config: DetectionConfig, index: AnnotationIndex | None, wanted
         paths = [*islice(images_below(wanted.images), wanted.count)]
         if not paths:
             raise ValueError(f"--images {wanted.images} holds no image; give a folder of them")
-        return _resized(config, paths)
+        return resized_images(config, paths)
     assert index is not None
     return [batch.images for batch in build_test_loader(index, replace(config.data, workers=0))]
 
@@ -216,7 +216,8 @@ def _calibration_images(
     return [batch.images for batch in build_test_loader(index, replace(config.data, workers=0))]
 
 
-def _resized(config: DetectionConfig, paths: Sequence[Path]) -> list[ImageBatch]:
+def resized_images(config: DetectionConfig, paths: Sequence[Path]) -> list[ImageBatch]:
+    """Returns the images in ``paths`` as a test of ``config`` resizes them, each a batch."""
     resize = Resize(config.data.shorter_side, config.data.longer_side)
     nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), ignore=torch.zeros(0).bool())
     pixels = [resize(read_image(path), nothing)[0] for path in paths]

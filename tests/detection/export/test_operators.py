@@ -2,56 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import roi_align, roi_pool
 
-from detection.export.files import read_for_openvino
-from detection.export.operators import OPSET, translations
 from detection.model.select import nms, select_top
 
-onnxruntime, openvino = pytest.importorskip("onnxruntime"), pytest.importorskip("openvino")
-pytest.importorskip("onnxscript")
-NUM_CLASSES = 3
-
-
-class Function(nn.Module):
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.function(*inputs)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Callable[..., Iterator[list[np.ndarray]]]:
-    """Exports a function and runs it in ONNX Runtime, then in OpenVINO."""
-
-    def export_and_run(function: Callable[..., Any], *inputs: Tensor) -> Iterator[list[np.ndarray]]:
-        path = tmp_path / "function.onnx"
-        program: Any = torch.onnx.export(
-            torch.export.export(Function(function), inputs),
-            dynamo=True,
-            opset_version=OPSET,
-            custom_translation_table=dict(translations(NUM_CLASSES)),
-            verbose=False,
-        )
-        program.save(path)
-        arrays = [values.numpy() for values in inputs]
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        yield session.run(None, {given.name: x for given, x in zip(session.get_inputs(), arrays, strict=True)})
-        settings = {"INFERENCE_PRECISION_HINT": "f32"}
-        found = openvino.Core().compile_model(read_for_openvino(path), "CPU", settings)(arrays)
-        yield [found[place] for place in range(len(found))]
-
-    return export_and_run
+NUM_CLASSES = 3  # as in conftest.py
 
 
 def boxes_and_scores(count: int = 60) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,170 @@
+"""Compare exported detectors with PyTorch, on images of a folder: what they find, and how long they take.
+
+Of each family, with random weights that find many objects, prints the greatest differences on all images and the sizes
+of the files; of a RUN those alone.
+
+With --time, prints the CPU time of an image instead, of a Mask R-CNN with torchvision's weights layout or of RUN: in
+PyTorch eager and compiled, in torchvision (the same random weights), ONNX Runtime and OpenVINO. All take turns in one
+process of one thread, on the images that have the most usual size, which is the frame of the exports.
+
+examples:
+  python tools/benchmark_export.py DATA/coco128/images/train2017
+  python tools/benchmark_export.py DATA/coco128/images/train2017 --time 3 --backbone resnet50
+  python tools/benchmark_export.py DATA/digits/images/test --run output/digits/mask_rcnn_resnet18_fpn --time 9
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmark import CONFIGS, MODELS, NUM_CLASSES, calm
+from torch import nn
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.mask_rcnn import MaskRCNN
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import FrozenBatchNorm2d
+
+from detection.build import build_detector
+from detection.config.detection import DetectionConfig
+from detection.config.load import load_config
+from detection.data.readers.image_files import images_below
+from detection.engine.checkpoint import Checkpoint, load_detector_weights, read_checkpoint
+from detection.export.facts import ExportFormat
+from detection.export.runtime import open_exported
+from detection.model.faster_rcnn import FasterRCNN
+from detection.structures import ImageBatch
+from detection.tasks.export import Wanted, resized_images, run_export
+from detection.weights.torchvision import convert_torchvision
+
+FORMATS: tuple[ExportFormat, ...] = ("onnx", "openvino")
+NAMES = tuple(f"class {number}" for number in range(NUM_CLASSES))
+SIDES = 320, 480  # shorter and longer, pixels
+FEW = ("backbone.weights=null", "rpn.pre_nms_test=1000", "rpn.post_nms_test=200", "data.test=[]")
+Calls = dict[str, Callable[[ImageBatch], Any]]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("images", type=Path, help="folder of images")
+    parser.add_argument("--run", type=Path, help="in place of random weights")
+    parser.add_argument("--count", type=int, default=10, help="images (default: %(default)s)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 3], help="images of a call")
+    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS))
+    parser.add_argument("--backbone", default="resnet18", help="of random weights (default: %(default)s)")
+    parser.add_argument("--time", type=int, metavar="N", help="time N rounds over the images instead")
+    return parser.parse_args()
+
+
+def make_families(names: list[str], backbone: str) -> Iterator[tuple[str, Checkpoint[DetectionConfig]]]:
+    """Yields each family's detector with random weights."""
+    for name in names:
+        torch.manual_seed(0)
+        changes = [*FEW, f"backbone.name={backbone}", f"data.shorter_side={SIDES[0]}", f"data.longer_side={SIDES[1]}"]
+        config = load_config(DetectionConfig, CONFIGS / f"{MODELS[name]}.yaml", changes)
+        detector = build_detector(config, NUM_CLASSES, pretrained=False)
+        calm(detector)
+        yield name, Checkpoint(Path("random.safetensors"), detector.state_dict(), config, NAMES, iteration=0)
+
+
+def make_torchvision(backbone: str) -> tuple[nn.Module, Checkpoint[DetectionConfig]]:
+    """Returns torchvision's Mask R-CNN with random weights, and ours with the same."""
+    torch.manual_seed(0)
+    body = resnet_fpn_backbone(backbone_name=backbone, weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3)
+    theirs = MaskRCNN(body, NUM_CLASSES + 1, _skip_resize=True)
+    calm(theirs)
+    theirs.transform = GeneralizedRCNNTransform(*SIDES, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], _skip_resize=True)
+    config, state = convert_torchvision(theirs.state_dict(), class_names=NAMES, norm_eps=1e-5)
+    data = replace(config.data, test=(), shorter_side=SIDES[0], longer_side=SIDES[1])
+    return theirs, Checkpoint(Path("random.safetensors"), state, replace(config, data=data), NAMES, iteration=0)
+
+
+def print_differences(name: str, checkpoint: Checkpoint[DetectionConfig], args: argparse.Namespace) -> None:
+    """Prints a row for each format and number of images of a call."""
+    for format in FORMATS:
+        for batch in args.batches:
+            wanted = Wanted(format=format, batch=batch, images=args.images, count=args.count, timed=0)
+            with tempfile.TemporaryDirectory() as folder:
+                proof = run_export(checkpoint, Path(folder) / format, wanted, say=lambda _: None)
+            found, size = proof["agreement"], sum(proof["files"][file] for file in proof["files"])
+            mask = f"{found['mask']:.1e}" if found["mask"] is not None else "-"
+            matched = f"{found['matched']} of {found['detections']}, {found['exported']} exported"
+            differences = f"{found['box']:.1e} | {found['score']:.1e} | {mask}"
+            print(f"| {name} | {format} | {batch} | {matched} | {differences} | {size / 2**20:.1f} |", flush=True)
+
+
+def make_calls(
+    checkpoint: Checkpoint[DetectionConfig], theirs: nn.Module | None, size: tuple[int, int], args: argparse.Namespace
+) -> Calls:
+    """Returns what finds the objects of one image of ``size``, by the name in the table."""
+    detector = build_detector(checkpoint.config, len(checkpoint.class_names), pretrained=False).eval()
+    load_detector_weights(detector, checkpoint, checkpoint.class_names)
+    assert isinstance(detector, FasterRCNN)
+    compiled = torch.compile(detector.detect)
+    calls: Calls = {"PyTorch": detector, "compiled": lambda images: compiled(images).ragged()}
+    if theirs is not None:
+        own = theirs.eval()
+        calls["torchvision"] = lambda images: own(
+            [images.pixels[0, :, : images.sizes[0, 0], : images.sizes[0, 1]] / 255]
+        )
+    for format in FORMATS:
+        wanted = Wanted(format=format, size=size, images=args.images, count=1, timed=0)
+        with tempfile.TemporaryDirectory() as folder:
+            run_export(checkpoint, Path(folder) / format, wanted, say=lambda _: None)
+            calls[format] = open_exported(Path(folder) / format, threads=1)
+    return calls
+
+
+@torch.inference_mode()
+def print_times(checkpoint: Checkpoint[DetectionConfig], theirs: nn.Module | None, args: argparse.Namespace) -> None:
+    """Prints the median CPU time of an image and, of each but eager PyTorch, the median ratio to that."""
+    images = resized_images(checkpoint.config, sorted(images_below(args.images)))
+    usual, _ = Counter(batch.size_list()[0] for batch in images).most_common(1)[0]
+    images = [batch for batch in images if batch.size_list()[0] == usual][: args.count]
+    frame = tuple(images[0].pixels.shape[2:])
+    times = measure(make_calls(checkpoint, theirs, (frame[0], frame[1]), args), images, args.time)
+    print(f"{len(images)} images of {usual[0]}x{usual[1]}, {args.time} rounds, one thread; milliseconds of CPU time")
+    for name, own in times.items():
+        ratio = statistics.median(one / eager for one, eager in zip(own, times["PyTorch"], strict=True))
+        print(f"| {name} | {1000 * statistics.median(own):.1f} | {ratio:.2f} |")
+
+
+def measure(calls: Calls, images: list[ImageBatch], rounds: int) -> Mapping[str, list[float]]:
+    """Returns the CPU seconds of each call, image after image, in turns."""
+    for call in calls.values():
+        call(images[0])
+        call(images[-1])
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for batch in images * rounds:
+        for name, call in calls.items():
+            started = time.process_time()
+            call(batch)
+            times[name].append(time.process_time() - started)
+    return times
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(1)
+    run = read_checkpoint(args.run) if args.run else None
+    if args.time:
+        theirs, random = (None, None) if run else make_torchvision(args.backbone)
+        print_times(run or random, theirs, args)
+        return
+    print("| family | format | batch | detections matched | box, pixels | score | mask | MiB |\n" + "|---" * 8 + "|")
+    for name, checkpoint in [("run", run)] if run else make_families(args.models, args.backbone):
+        print_differences(name, checkpoint, args)
+
+
+if __name__ == "__main__":
+    main()
