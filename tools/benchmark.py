@@ -94,14 +94,17 @@ def make_pair(device: str) -> tuple[FasterRCNN, Architecture]:
     return theirs.to(device), ours.to(device)
 
 
-def calm(model: nn.Module) -> None:
-    """Makes random weights find something: features stay finite, and scores pass the threshold."""
+def calm(model: nn.Module, spread: float = 1.0) -> None:
+    """Makes random weights find something: features stay finite, and scores pass the threshold.
+
+    ``spread`` is the standard deviation of the class layer's weights.
+    """
     for name, values in model.named_buffers():
         if name.endswith("bn3.weight"):
             values.fill_(0.2)  # else random residual branches add up to infinity
     for name, parameter in model.named_parameters():
         if name.endswith(("box_predictor.cls_score.weight", "predictor.classes.weight")):
-            nn.init.normal_(parameter, std=1.0)
+            nn.init.normal_(parameter, std=spread)
 
 
 def make_images(side: int, count: int) -> tuple[list[Tensor], list[Target]]:

@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,21 @@ from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.readers.image_files import images_below
 from detection.engine.checkpoint import Checkpoint, load_detector_weights, read_checkpoint
-from detection.export.facts import ExportFormat
-from detection.export.runtime import open_exported
+from detection.export.facts import describe_export
+from detection.export.files import NAMES, write_openvino
+from detection.export.graph import DetectorGraph
+from detection.export.proof import agreement
+from detection.export.runtime import Exported, Framed, open_exported
+from detection.export.write import write_export
 from detection.model.faster_rcnn import FasterRCNN
 from detection.structures import ImageBatch
-from detection.tasks.export import Wanted, resized_images, run_export
+from detection.tasks.export import resized_images
 from detection.weights.torchvision import convert_torchvision
 
-FORMATS: tuple[ExportFormat, ...] = ("onnx", "openvino")
-NAMES = tuple(f"class {number}" for number in range(NUM_CLASSES))
+ENDINGS = {"onnx": (".onnx",), "openvino": (".xml", ".bin")}
+CLASSES = tuple(f"class {number}" for number in range(NUM_CLASSES))
 SIDES = 320, 480  # shorter and longer, pixels
+SPREAD = 0.1  # scores between 0 and 1: at 1.0 most are 1, and NMS chooses among ties
 FEW = ("backbone.weights=null", "rpn.pre_nms_test=1000", "rpn.post_nms_test=200", "data.test=[]")
 Calls = dict[str, Callable[[ImageBatch], Any]]
 
@@ -73,8 +79,8 @@ def make_families(names: list[str], backbone: str) -> Iterator[tuple[str, Checkp
         changes = [*FEW, f"backbone.name={backbone}", f"data.shorter_side={SIDES[0]}", f"data.longer_side={SIDES[1]}"]
         config = load_config(DetectionConfig, CONFIGS / f"{MODELS[name]}.yaml", changes)
         detector = build_detector(config, NUM_CLASSES, pretrained=False)
-        calm(detector)
-        yield name, Checkpoint(Path("random.safetensors"), detector.state_dict(), config, NAMES, iteration=0)
+        calm(detector, SPREAD)
+        yield name, Checkpoint(Path("random.safetensors"), detector.state_dict(), config, CLASSES, iteration=0)
 
 
 def make_torchvision(backbone: str) -> tuple[nn.Module, Checkpoint[DetectionConfig]]:
@@ -82,47 +88,67 @@ def make_torchvision(backbone: str) -> tuple[nn.Module, Checkpoint[DetectionConf
     torch.manual_seed(0)
     body = resnet_fpn_backbone(backbone_name=backbone, weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3)
     theirs = MaskRCNN(body, NUM_CLASSES + 1, _skip_resize=True)
-    calm(theirs)
+    calm(theirs, SPREAD)
     theirs.transform = GeneralizedRCNNTransform(*SIDES, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], _skip_resize=True)
-    config, state = convert_torchvision(theirs.state_dict(), class_names=NAMES, norm_eps=1e-5)
+    config, state = convert_torchvision(theirs.state_dict(), class_names=CLASSES, norm_eps=1e-5)
     data = replace(config.data, test=(), shorter_side=SIDES[0], longer_side=SIDES[1])
-    return theirs, Checkpoint(Path("random.safetensors"), state, replace(config, data=data), NAMES, iteration=0)
+    return theirs, Checkpoint(Path("random.safetensors"), state, replace(config, data=data), CLASSES, iteration=0)
 
 
-def print_differences(name: str, checkpoint: Checkpoint[DetectionConfig], args: argparse.Namespace) -> None:
-    """Prints a row for each format and number of images of a call."""
-    for format in FORMATS:
-        for batch in args.batches:
-            wanted = Wanted(format=format, batch=batch, images=args.images, count=args.count, timed=0)
-            with tempfile.TemporaryDirectory() as folder:
-                proof = run_export(checkpoint, Path(folder) / format, wanted, say=lambda _: None)
-            found, size = proof["agreement"], sum(proof["files"][file] for file in proof["files"])
-            mask = f"{found['mask']:.1e}" if found["mask"] is not None else "-"
-            matched = f"{found['matched']} of {found['detections']}, {found['exported']} exported"
-            differences = f"{found['box']:.1e} | {found['score']:.1e} | {mask}"
-            print(f"| {name} | {format} | {batch} | {matched} | {differences} | {size / 2**20:.1f} |", flush=True)
-
-
-def make_calls(
-    checkpoint: Checkpoint[DetectionConfig], theirs: nn.Module | None, size: tuple[int, int], args: argparse.Namespace
-) -> Calls:
-    """Returns what finds the objects of one image of ``size``, by the name in the table."""
+def build(checkpoint: Checkpoint[DetectionConfig]) -> FasterRCNN:
+    """Returns its detector."""
     detector = build_detector(checkpoint.config, len(checkpoint.class_names), pretrained=False).eval()
     load_detector_weights(detector, checkpoint, checkpoint.class_names)
     assert isinstance(detector, FasterRCNN)
+    return detector
+
+
+def write_both(
+    checkpoint: Checkpoint[DetectionConfig], detector: FasterRCNN, folder: Path, size: tuple[int, int], batch: int
+) -> dict[str, Exported]:
+    """Returns what ``resdet export`` writes of both formats, OpenVINO's from the ONNX file, to save a capture."""
+    facts = describe_export(
+        checkpoint, detector, format="onnx", precision="fp32", size=size, batch=batch, licence="none"
+    )
+    facts, _ = write_export(detector, folder, facts)
+    write_openvino(folder / NAMES["onnx"], folder / NAMES["openvino"], replace(facts, format="openvino"))
+    return {format: open_exported(folder / NAMES[format], threads=1) for format in ("onnx", "openvino")}
+
+
+@torch.inference_mode()
+def print_differences(name: str, checkpoint: Checkpoint[DetectionConfig], args: argparse.Namespace) -> None:
+    """Prints a row for each format and number of images of a call."""
+    images = resized_images(checkpoint.config, [*islice(images_below(args.images), args.count)])
+    sides = zip(*(batch.size_list()[0] for batch in images), strict=True)
+    height, width = (-(-max(side) // 32) * 32 for side in sides)
+    detector = build(checkpoint)
+    graph = DetectorGraph(detector)
+    eager = Framed(lambda *call: [output.numpy() for output in graph(*call)], size=(height, width), batch=1)
+    expected = [found for batch in images for found in eager(batch)]
+    joined = ImageBatch.from_images([batch.pixels[0] for batch in images])
+    for batch in args.batches:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            for format, exported in write_both(checkpoint, detector, folder, (height, width), batch).items():
+                found = agreement(expected, exported(joined))
+                size = sum(exported.path.with_suffix(ending).stat().st_size for ending in ENDINGS[format])
+                mask = "-" if found.mask is None else f"{found.mask:.1e}"
+                matched = f"{found.matched} of {found.detections}, {found.exported} exported"
+                differences = f"{found.box:.1e} | {found.score:.1e} | {mask}"
+                print(f"| {name} | {format} | {batch} | {matched} | {differences} | {size / 2**20:.1f} |", flush=True)
+
+
+def make_calls(
+    checkpoint: Checkpoint[DetectionConfig], theirs: nn.Module | None, folder: Path, size: tuple[int, int]
+) -> Calls:
+    """Returns what finds the objects of one image of ``size``, by the name in the table."""
+    detector = build(checkpoint)
     compiled = torch.compile(detector.detect)
     calls: Calls = {"PyTorch": detector, "compiled": lambda images: compiled(images).ragged()}
     if theirs is not None:
         own = theirs.eval()
-        calls["torchvision"] = lambda images: own(
-            [images.pixels[0, :, : images.sizes[0, 0], : images.sizes[0, 1]] / 255]
-        )
-    for format in FORMATS:
-        wanted = Wanted(format=format, size=size, images=args.images, count=1, timed=0)
-        with tempfile.TemporaryDirectory() as folder:
-            run_export(checkpoint, Path(folder) / format, wanted, say=lambda _: None)
-            calls[format] = open_exported(Path(folder) / format, threads=1)
-    return calls
+        calls["torchvision"] = lambda images: own([images.pixels[0] / 255])
+    return calls | write_both(checkpoint, detector, folder, size, 1)
 
 
 @torch.inference_mode()
@@ -131,8 +157,8 @@ def print_times(checkpoint: Checkpoint[DetectionConfig], theirs: nn.Module | Non
     images = resized_images(checkpoint.config, sorted(images_below(args.images)))
     usual, _ = Counter(batch.size_list()[0] for batch in images).most_common(1)[0]
     images = [batch for batch in images if batch.size_list()[0] == usual][: args.count]
-    frame = tuple(images[0].pixels.shape[2:])
-    times = measure(make_calls(checkpoint, theirs, (frame[0], frame[1]), args), images, args.time)
+    with tempfile.TemporaryDirectory() as folder:
+        times = measure(make_calls(checkpoint, theirs, Path(folder), usual), images, args.time)
     print(f"{len(images)} images of {usual[0]}x{usual[1]}, {args.time} rounds, one thread; milliseconds of CPU time")
     for name, own in times.items():
         ratio = statistics.median(one / eager for one, eager in zip(own, times["PyTorch"], strict=True))

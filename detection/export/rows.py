@@ -46,12 +46,15 @@ class _OwnLevelPooler(RegionPooler):
     def _pool(self, levels: Sequence[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
         if len(levels) == 1:
             return super()._pool(levels, boxes, images)
-        own, regions = self._levels(boxes), torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)
-        pooled = levels[0].new_zeros(boxes.shape[0], levels[0].shape[1], self.size, self.size)
-        for number, (feature, stride) in enumerate(zip(levels, self.strides, strict=True)):
-            rows = (own == number).nonzero()[:, 0]
-            pooled = pooled.index_put((rows,), self._operator(feature, regions[rows], 1 / stride))
-        return pooled
+        regions = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)
+        level = self._levels(boxes)
+        own = level == torch.arange(len(levels), device=boxes.device)[:, None]  # (L, R)
+        parts = [
+            self._operator(feature, regions[rows.nonzero()[:, 0]], 1 / stride)
+            for feature, rows, stride in zip(levels, own, self.strides, strict=True)
+        ]
+        places = own.flatten().to(boxes.dtype).cumsum(0).view_as(own).gather(0, level[None])[0]  # counted from 1
+        return torch.cat(parts)[places.long() - 1]
 
 
 class _DetectedMasks(MaskStage):
