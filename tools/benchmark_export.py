@@ -4,8 +4,8 @@ Of each family, with random weights that find many objects, prints the greatest 
 of the files; of a RUN those alone.
 
 With --time, prints the CPU time of an image instead, of a Mask R-CNN with torchvision's weights layout or of RUN: in
-PyTorch eager and compiled, in torchvision (the same random weights), ONNX Runtime and OpenVINO. All take turns in one
-process of one thread, on the images that have the most usual size, which is the frame of the exports.
+PyTorch, eager and with --compile compiled, in torchvision (the same random weights), ONNX Runtime and OpenVINO. All take
+turns in one process of one thread, on the images that have the most usual size, which is the frame of the exports.
 
 examples:
   python tools/benchmark_export.py DATA/coco128/images/train2017
@@ -68,6 +68,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 3], help="images of a call")
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS))
     parser.add_argument("--backbone", default="resnet18", help="of random weights (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile too, which takes minutes")
     parser.add_argument("--time", type=int, metavar="N", help="time N rounds over the images instead")
     return parser.parse_args()
 
@@ -139,12 +140,19 @@ def print_differences(name: str, checkpoint: Checkpoint[DetectionConfig], args: 
 
 
 def make_calls(
-    checkpoint: Checkpoint[DetectionConfig], theirs: nn.Module | None, folder: Path, size: tuple[int, int]
+    checkpoint: Checkpoint[DetectionConfig],
+    theirs: nn.Module | None,
+    folder: Path,
+    size: tuple[int, int],
+    *,
+    compiled: bool,
 ) -> Calls:
     """Returns what finds the objects of one image of ``size``, by the name in the table."""
     detector = build(checkpoint)
-    compiled = torch.compile(detector.detect)
-    calls: Calls = {"PyTorch": detector, "compiled": lambda images: compiled(images).ragged()}
+    calls: Calls = {"PyTorch": detector}
+    if compiled:
+        detect = torch.compile(detector.detect)
+        calls["compiled"] = lambda images: detect(images).ragged()
     if theirs is not None:
         own = theirs.eval()
         calls["torchvision"] = lambda images: own([images.pixels[0] / 255])
@@ -158,7 +166,8 @@ def print_times(checkpoint: Checkpoint[DetectionConfig], theirs: nn.Module | Non
     usual, _ = Counter(batch.size_list()[0] for batch in images).most_common(1)[0]
     images = [batch for batch in images if batch.size_list()[0] == usual][: args.count]
     with tempfile.TemporaryDirectory() as folder:
-        times = measure(make_calls(checkpoint, theirs, Path(folder), usual), images, args.time)
+        calls = make_calls(checkpoint, theirs, Path(folder), usual, compiled=args.compile)
+        times = measure(calls, images, args.time)
     print(f"{len(images)} images of {usual[0]}x{usual[1]}, {args.time} rounds, one thread; milliseconds of CPU time")
     for name, own in times.items():
         ratio = statistics.median(one / eager for one, eager in zip(own, times["PyTorch"], strict=True))

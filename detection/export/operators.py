@@ -85,11 +85,17 @@ def _stable_sort(values: Any, stable: bool | None = None, dim: int = -1, descend
 def shorten_sorts(model: Any) -> None:
     """Makes each TopK of everything in onnxscript's ``model``, of which the first are taken, a TopK of these."""
     for node in model.graph:
-        if node.op_type == "TopK":
-            slices = [use.node for output in node.outputs for use in output.uses()]
-            firsts = {_first_taken(user) for user in slices}
-            if len(firsts) == 1 and 0 < next(iter(firsts)) < _number(node.inputs[1]):
-                node.replace_input_with(1, slices[0].inputs[2])
+        if node.op_type != "TopK":
+            continue
+        slices = [use.node for output in node.outputs for use in output.uses()]
+        firsts = {_first_taken(user) for user in slices}
+        if len(firsts) == 1 and 0 < min(firsts) < _number(node.inputs[1]):
+            everything, first = node.inputs[1], slices[0]
+            node.replace_input_with(1, first.inputs[2])
+            for output in node.outputs:
+                output.shape = first.outputs[0].shape
+            if not everything.uses():
+                model.graph.initializers.pop(everything.name)
 
 
 def _first_taken(node: Any) -> int:

@@ -263,7 +263,7 @@ def _prove(
         expected = [found for batch in images for found in eager(batch)]
         found = [found for batch in images for found in exported(batch)]
         ap = dict[str, Loss]()
-        if index is not None and index.has_ground_truth:
+        if index is not None and index.has_ground_truth and len(index) > 1:  # an interval takes two images
             tester = build_tester(checkpoint.config.test, [detector])
             ap = _compare_ap(checkpoint.config, (tester, eager, exported), index)
     return {
