@@ -4,8 +4,8 @@ Of each family, with random weights that find many objects, prints the greatest 
 of the files; of a RUN those alone.
 
 With --time, prints the CPU time of an image instead, of a Mask R-CNN with torchvision's weights layout or of RUN: in
-PyTorch, eager and with --compile compiled, in torchvision (the same random weights), ONNX Runtime and OpenVINO. All take
-turns in one process of one thread, on the images that have the most usual size, which is the frame of the exports.
+PyTorch, eager and, with --compile, compiled, in torchvision (the same random weights), ONNX Runtime and OpenVINO. All
+take turns in one process of one thread, on the images of the most usual size, which is the frame of the exports.
 
 examples:
   python tools/benchmark_export.py DATA/coco128/images/train2017

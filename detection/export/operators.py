@@ -47,7 +47,8 @@ def _nms(num_classes: int) -> Translation:
 
     def translate(boxes: Any, scores: Any, classes: Any = None, iou_threshold: float = 0.5, wanted: int = 1) -> Any:
         nothing = op.Constant(value_float=-np.inf)
-        places = op.Transpose(op.NonZero(op.Greater(scores, nothing)), perm=[1, 0])  # (T, 2) of those that count
+        counts = op.Cast(op.Greater(scores, nothing), to=1)  # float32, as TensorRT's NonZero takes it
+        places = op.Transpose(op.NonZero(counts), perm=[1, 0])  # (T, 2)
         candidates = op.GatherND(scores, places)
         groups = op.Gather(places, op.Constant(value_int=0), axis=1)
         count = int(scores.shape[0])

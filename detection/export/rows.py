@@ -1,7 +1,7 @@
 """Computes in an exported graph only the rows that count: each region on its own level, masks of detections alone.
 
 Inside the graph the number of rows then depends on the image, which every runtime of an exported file takes; its inputs
-and outputs keep their shapes.
+and outputs keep their shapes.  What is counted is float32, as TensorRT's NonZero and CumSum take it.
 
 Shapes: N images, C channels, R regions of all images, D detections, S pooled size, M side of the masks.
 """
@@ -48,12 +48,12 @@ class _OwnLevelPooler(RegionPooler):
             return super()._pool(levels, boxes, images)
         regions = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)
         level = self._levels(boxes)
-        own = level == torch.arange(len(levels), device=boxes.device)[:, None]  # (L, R)
+        own = (level == torch.arange(len(levels), device=boxes.device)[:, None]).to(boxes.dtype)  # (L, R)
         parts = [
             self._operator(feature, regions[rows.nonzero()[:, 0]], 1 / stride)
             for feature, rows, stride in zip(levels, own, self.strides, strict=True)
         ]
-        places = own.flatten().to(boxes.dtype).cumsum(0).view_as(own).gather(0, level[None])[0]  # counted from 1
+        places = own.flatten().cumsum(0).view_as(own).gather(0, level[None])[0]  # counted from 1
         return torch.cat(parts)[places.long() - 1]
 
 
@@ -63,7 +63,7 @@ class _DetectedMasks(MaskStage):
     def forward(
         self, features: Sequence[Tensor], found: Found, body: Callable[[Tensor], Tensor] | None = None
     ) -> Found:
-        rows = found.valid.flatten().nonzero()[:, 0]
+        rows = found.valid.flatten().to(found.boxes.dtype).nonzero()[:, 0]
         boxes, labels = found.boxes.flatten(0, 1)[rows], found.labels.flatten()[rows]
         logits = self._logits(features, boxes, image_rows(found.boxes)[rows], labels, body)
         masks = logits.new_zeros(found.labels.numel(), *logits.shape[1:]).index_put((rows,), logits.sigmoid())
