@@ -193,8 +193,8 @@ def main() -> None:
     torch.set_num_threads(1)
     run = read_checkpoint(args.run) if args.run else None
     if args.time:
-        theirs, random = (None, None) if run else make_torchvision(args.backbone)
-        print_times(run or random, theirs, args)
+        theirs, checkpoint = make_torchvision(args.backbone) if run is None else (None, run)
+        print_times(checkpoint, theirs, args)
         return
     print("| family | format | batch | detections matched | box, pixels | score | mask | MiB |\n" + "|---" * 8 + "|")
     for name, checkpoint in [("run", run)] if run else make_families(args.models, args.backbone):

@@ -43,7 +43,8 @@ class RegionPooler(nn.Module):
         self, strides: Sequence[int], size: int, *, kind: PoolKind = "roi_pool", sampling_ratio: int = 2
     ) -> None:
         super().__init__()
-        self.strides, self.size, self.kind, self.sampling_ratio = tuple(strides), size, kind, sampling_ratio
+        self.strides, self.size, self.sampling_ratio = tuple(strides), size, sampling_ratio
+        self.kind: PoolKind = kind
         if list(self.strides) != [self.strides[0] * 2**i for i in range(len(self.strides))]:
             raise ValueError(f"the strides of a pyramid double from level to level, got {self.strides}")
 
