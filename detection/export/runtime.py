@@ -118,7 +118,7 @@ class Exported(Framed):
         if self.class_names != tuple(class_names):
             raise ValueError(
                 f"{self.path} is an export of another run: it has the classes {self.class_names}, the data set has "
-                f"{tuple(class_names)}"
+                f"{tuple(class_names)}; give an export of a run on this data set"
             )
         before, after = flatten(self.config), flatten(config)
         changed = different_meaning(self.config, config)
