@@ -89,7 +89,7 @@ def shorten_sorts(model: Any) -> None:
         if node.op_type != "TopK":
             continue
         slices = [use.node for output in node.outputs for use in output.uses()]
-        firsts = {_first_taken(user) for user in slices}
+        firsts = {_first_taken(user, node.attributes["axis"].as_int()) for user in slices}
         if len(firsts) == 1 and 0 < min(firsts) < _number(node.inputs[1]):
             everything, first = node.inputs[1], slices[0]
             node.replace_input_with(1, first.inputs[2])
@@ -99,10 +99,11 @@ def shorten_sorts(model: Any) -> None:
                 model.graph.initializers.pop(everything.name)
 
 
-def _first_taken(node: Any) -> int:
-    """Returns how many of the first ``node`` takes; 0 unless that is all it does."""
-    start, end = map(_number, node.inputs[1:3]) if node.op_type == "Slice" else (0, 0)
-    return 0 if start else end
+def _first_taken(node: Any, axis: int) -> int:
+    """Returns how many of the first along ``axis`` the ``node`` takes; 0 unless that is all it does."""
+    if node.op_type != "Slice" or _number(node.inputs[1]) or _number(node.inputs[3]) != axis:
+        return 0
+    return _number(node.inputs[2])
 
 
 def _number(value: Any) -> int:
