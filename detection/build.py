@@ -30,6 +30,7 @@ from detection.config.schema import different_meaning
 from detection.config.sections import BackboneConfig
 from detection.data.transforms import Resize
 from detection.engine.checkpoint import read_weights, resolve_weights, stored_backbone
+from detection.engine.compiled import CompiledStep, CompiledTest, Frames
 from detection.fields.masks import Masks
 from detection.fields.table import FIELDS, Field
 from detection.hub import local_path
@@ -56,6 +57,7 @@ __all__ = [
     "build_image_tester",
     "build_plain_backbone",
     "build_tester",
+    "compile_losses",
     "field_operations",
     "needed_fields",
     "slice_images",
@@ -98,6 +100,19 @@ def build_detector(
     return detector.to(memory_format=torch.channels_last)
 
 
+def compile_losses(config: DetectionConfig, model: nn.Module, say: Callable[[str], None]) -> CompiledStep:
+    """Returns ``model``, whose losses are compiled for batches as ``config`` makes them; ``say`` is told of graphs.
+
+    Gradients that add up over the parts of a step would lie in memory that the next part's CUDA graph writes over.
+    """
+    data = config.data
+    if data.jitter is not None:
+        frames = Frames.of_scale(data.jitter.size, data.jitter.size)
+    else:
+        frames = Frames.of_scale(max(data.train_shorter_sides, default=data.shorter_side), data.longer_side)
+    return CompiledStep(model, "solver.compile", frames, say=say, records=config.solver.accumulate == 1)
+
+
 def needed_fields(config: DetectionConfig, *, training: bool = False) -> tuple[str, ...]:
     """Returns the fields of objects, beside boxes and labels, that training or testing ``config``'s detector needs."""
     fields = ARCHITECTURES[config.architecture].fields
@@ -126,13 +141,20 @@ def build_tester(config: PostprocessConfig, detectors: Sequence[Architecture]) -
     )
 
 
-def build_image_tester(config: DetectionConfig, detectors: Sequence[Architecture]) -> nn.Module:
+def build_image_tester(
+    config: DetectionConfig, detectors: Sequence[Architecture], *, say: Callable[[str], None] | None = None
+) -> nn.Module:
     """Returns ``build_tester``'s, over the windows of images at full size where ``config.test.slice`` is set.
+
+    With ``say``, which is told of it, the tester is compiled where ``config.test.compile`` asks for it.
 
     Raises:
         ValueError: as ``build_tester``.
     """
     tester = build_tester(config.test, detectors)
+    if config.test.compile and say is not None:
+        frames = Frames.of_scale(config.data.shorter_side, config.data.longer_side)
+        tester = CompiledTest(tester, "test.compile", frames, say=say, records=True)
     return tester if config.test.slice is None else slice_images(config, tester)
 
 

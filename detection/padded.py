@@ -48,6 +48,14 @@ class Batched:
         width = int((torch.arange(1, len(used) + 1, device=used.device) * used).amax().clamp(min=1))
         return self._changed(lambda values: values[:, :width])
 
+    def widened(self, count: int) -> Self:
+        """Returns itself with columns of padding added up to ``count``."""
+        return self._changed(lambda values: _widened(values, count))
+
+    def copied(self) -> Self:
+        """Returns itself with memory of its own."""
+        return self._changed(Tensor.clone)
+
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(self, **{name: change(values) for name, values in present(self).items()})
 
@@ -82,6 +90,16 @@ class Targets(Batched):
             others=_further(targets, count),
         )
         return padded._with_masks(masks) if len(masks) == len(targets) else padded  # its own
+
+    def framed(self, count: int, masks: int, size: tuple[int, int]) -> Self:
+        """Returns itself with G = ``count`` and, where there are masks, T = ``masks`` of ``size`` (height, width)."""
+        wide = replace(self, masks=None).widened(count)
+        if self.masks is None:
+            return wide
+        rows, height, width = self.masks.shape
+        padded = self.masks.new_zeros(masks, *size)
+        padded[:rows, :height, :width] = self.masks
+        return replace(wide, masks=padded)
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         others = {name: change(values) for name, values in self.others.items()}
@@ -146,5 +164,9 @@ def _further(targets: Sequence[Target], count: int) -> dict[str, Tensor]:
 
 def _padded(rows: Sequence[Tensor], count: int) -> Tensor:
     """Returns (N, ``count``, ...) of N tensors of at most ``count`` rows; padding is zero."""
-    padded = pad_sequence(list(rows), batch_first=True)
-    return torch.cat([padded, padded.new_zeros(len(padded), count - padded.shape[1], *padded.shape[2:])], dim=1)
+    return _widened(pad_sequence(list(rows), batch_first=True), count)
+
+
+def _widened(values: Tensor, count: int) -> Tensor:
+    """Returns (N, ``count``, ...) of ``values`` (N, M, ...); padding is zero."""
+    return torch.cat([values, values.new_zeros(len(values), count - values.shape[1], *values.shape[2:])], dim=1)

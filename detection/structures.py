@@ -122,6 +122,13 @@ class ImageBatch:
             row[:, :h, :w] = image
         return cls(pixels, torch.tensor(sizes, device=device), torch.tensor(seeds, device=device) if seeds else None)
 
+    def framed(self, size: tuple[int, int]) -> Self:
+        """Returns the batch padded to ``size`` (height, width), channels last."""
+        height, width = self.pixels.shape[2:]
+        pixels = self.pixels.new_zeros(len(self), *size, 3).permute(0, 3, 1, 2)
+        pixels[:, :, :height, :width] = self.pixels
+        return replace(self, pixels=pixels)
+
     def size_list(self) -> list[tuple[int, int]]:
         """Returns (height, width) of each image; waits for a GPU."""
         return [(int(height), int(width)) for height, width in self.sizes.cpu()]

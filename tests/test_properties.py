@@ -14,9 +14,8 @@ from pycocotools import mask as pycocotools_mask
 from torch import Tensor
 
 from detection.boxes import areas, clip, inside, intersection_over_area, iou, scale
-from detection.config.detection import BoxConfig, DetectionConfig, DetectorDataConfig
+from detection.config.detection import BoxConfig, DetectionConfig, DetectorDataConfig, DetectorSolverConfig
 from detection.config.load import dump_config, parse_config
-from detection.config.sections import SolverConfig
 from detection.data.samplers import TrainBatches
 from detection.evaluation.record import Record
 from detection.evaluation.voc import evaluate_voc
@@ -338,7 +337,7 @@ def test_configs_come_back(
 ) -> None:
     config = DetectionConfig(
         seed=seed,
-        solver=SolverConfig(base_lr=rate),
+        solver=DetectorSolverConfig(base_lr=rate),
         box=BoxConfig(coder_weights=weights),
         data=DetectorDataConfig(train=tuple(train)),
     )

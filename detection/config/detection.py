@@ -22,6 +22,7 @@ __all__ = [
     "DetectionConfig",
     "DetectorBackboneConfig",
     "DetectorDataConfig",
+    "DetectorSolverConfig",
     "JitterConfig",
     "MaskConfig",
     "PostprocessConfig",
@@ -141,6 +142,7 @@ class PostprocessConfig:
     slice_whole: bool = True  # also look at the whole image, for objects larger than a window
     # What becomes of the finds of several windows: detection/model/test_time/slices.py.
     slice_merge: Literal["ios", "nms"] = "ios"
+    compile: bool = False  # by torch.compile, as solver.compile; in tests and looks at data.val, not in predict
 
     def __post_init__(self) -> None:
         if len(self.scales) == 1 or list(self.scales) != sorted(set(self.scales)):
@@ -181,6 +183,12 @@ class DetectorDataConfig(DataConfig):
 
 
 @checked
+class DetectorSolverConfig(SolverConfig):
+    # Losses by torch.compile, in a few shapes of batches: docs/cost.md has what it takes and gives.
+    compile: bool = False
+
+
+@checked
 class AlternatingConfig:
     """4-step alternating training: the lengths of its steps.  Source: Faster R-CNN, section 3.2."""
 
@@ -204,7 +212,7 @@ class DetectionConfig(ProgramConfig):
     mask: MaskConfig = field(default_factory=MaskConfig)  # of mask_rcnn and cascade_mask_rcnn
     test: PostprocessConfig = field(default_factory=PostprocessConfig)
     data: DetectorDataConfig = field(default_factory=DetectorDataConfig)
-    solver: SolverConfig = field(default_factory=SolverConfig)
+    solver: DetectorSolverConfig = field(default_factory=DetectorSolverConfig)
     alternating: AlternatingConfig = field(default_factory=AlternatingConfig)
     # A detector to start from: a run directory, a checkpoint, a name of the zoo, a file of torchvision or Detectron2,
     # or hf://NAME/REPO.

@@ -36,6 +36,7 @@ from detection.engine.checkpoint import (
     describe_weights,
     load_detector_weights,
 )
+from detection.engine.compiled import CompiledStep
 from detection.engine.determinism import fixed_order
 from detection.engine.device import choose_device
 from detection.engine.distributed import (
@@ -93,6 +94,7 @@ class Trainer:
         sets: data.val and data.test, for the manifest.
         resume: go on from the newest checkpoint in ``output``, if there is one.
         tool: the command of resdet that goes on with such a run.
+        compiled: compiles the model's losses, and says what it does; None: they are not compiled.
 
     Raises:
         ValueError: bad config.
@@ -112,6 +114,7 @@ class Trainer:
         sets: Mapping[str, AnnotationIndex] | None = None,
         resume: bool = False,
         tool: str = TOOL,
+        compiled: Callable[[nn.Module, Callable[[str], None]], CompiledStep] | None = None,
     ) -> None:
         solver = config.solver
         images_per_rank(solver.images_per_step, solver.accumulate)  # a bad number ends here, not later
@@ -123,7 +126,7 @@ class Trainer:
             )
         self.config, self.output, self.index, self.sets = config, output, index, sets or {}
         self.load, self.validate, self.draw, self.test, self.tool = load, validate, draw, test, tool
-        self.build, self.resume = build, resume
+        self.build, self.resume, self.compiled = build, resume, compiled
         self.device = choose_device(config.device)
         self.checkpoints = Checkpoints(
             output / "checkpoints", keep=solver.keep_checkpoints, config=config, class_names=index.class_names
@@ -149,7 +152,8 @@ class Trainer:
             recovery = Recovery(self.output, self.config, self.checkpoints, log.say, self.tool)
             steps = solver.iterations - state.iteration
             feed = Feed(self._batches(state), parts=solver.accumulate, steps=steps, stop=stop)
-            window, replica, losses = Window(), replicated(state.model), dict[str, float]()
+            compiled = None if self.compiled is None else self.compiled(state.model, log.say)
+            window, replica, losses = Window(), replicated(compiled or state.model), dict[str, float]()
             stack.enter_context(recovery.saving(state, feed))
             feed.begin()
             if feed.stops and steps:
@@ -168,7 +172,8 @@ class Trainer:
                 state.torn = False
                 log.step(state.iteration, losses, rate)
                 if state.iteration == solver.iterations or _due(state.iteration, solver.log_every):
-                    log.metrics(state.iteration, mean(window.means(feed.seconds)) | {"learning_rate": rate})
+                    figures = {"learning_rate": rate} | ({} if compiled is None else compiled.graphs.figures)
+                    log.metrics(state.iteration, mean(window.means(feed.seconds)) | figures)
                     window = Window(feed.seconds)
                 with window.paused():
                     self._after_step(state, feed, recovery, log)

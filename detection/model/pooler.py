@@ -8,7 +8,7 @@ Shapes: N images, C channels, R regions of all images together, S pooled size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -59,7 +59,7 @@ class RegionPooler(nn.Module):
         # Not in half precision: the operators lack bfloat16, and it moves a box by up to half a pixel at 1000.
         levels = [at_least_single(feature) for feature in features[: len(self.strides)]]
         boxes = boxes.to(levels[0].dtype)
-        if self.kind != "roi_pool" and self.sampling_ratio > 0 and waiting_is_free(boxes):
+        if self.kind != "roi_pool" and self.sampling_ratio > 0 and _runs_on_cpu(boxes):
             pooled = self._align_on_cpu(levels, boxes, images)
         else:
             pooled = self._pool(levels, boxes, images)
@@ -132,9 +132,18 @@ class RegionPooler(nn.Module):
         def weights() -> Tensor:
             return (row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]).view(-1)
 
-        with _made_again([(cells(), cells), (weights(), weights)]) as (indices, shares):
+        made = [(cells(), cells), (weights(), weights)]
+        # A compiler chooses by itself what is made again.
+        kept = nullcontext([tensor for tensor, _ in made]) if torch.compiler.is_compiling() else _made_again(made)
+        with kept as (indices, shares):
             sums = F.embedding_bag(indices.view(-1, taps), table, per_sample_weights=shares.view(-1, taps), mode="sum")
         return sums.view(len(boxes), self.size, self.size, table.shape[1])
+
+
+def _runs_on_cpu(boxes: Tensor) -> bool:
+    """Tells whether a CPU will pool ``boxes``, compiled or not; an exported graph may run anywhere."""
+    compiled = boxes.device.type == "cpu" and torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return compiled or waiting_is_free(boxes)
 
 
 @contextmanager

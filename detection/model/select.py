@@ -46,7 +46,8 @@ def waiting_is_free(values: Tensor) -> bool:
     return values.device.type == "cpu" and not torch.compiler.is_compiling() and not _as_on_gpu.get()
 
 
-@torch.library.custom_op("resdet::nms", mutates_args=())
+# It waits for a GPU, which a CUDA graph can't: one is recorded before it and one after.
+@torch.library.custom_op("resdet::nms", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def nms(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: float, wanted: int) -> Tensor:
     """Returns the scores (N, M) of the candidates that survive NMS in their group and class; -inf for the others.
 

@@ -242,7 +242,7 @@ def _tester(config: DetectionConfig, detectors: Sequence[Architecture | Exported
     """Returns what tests ``detectors``, of which an exported one is alone, on images as the loader gives them."""
     parts = [detector for detector in detectors if not isinstance(detector, Exported)]
     if parts:
-        return build_image_tester(config, parts)
+        return build_image_tester(config, parts, say=only_main(SCREEN.print))
     (exported,) = detectors
     return exported if config.test.slice is None else slice_images(config, exported)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from detection.build import build_detector, needed_fields
+from detection.build import build_detector, compile_losses, needed_fields
 from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
 from detection.data.loader import detection_loader, load_data
@@ -110,6 +110,7 @@ def run_training(
         test=None if test is None else lambda model, facts: _test(config, model, test, output, facts),
         sets=sets,
         resume=resume,
+        compiled=partial(compile_losses, config) if config.solver.compile else None,
     ).run()
 
 

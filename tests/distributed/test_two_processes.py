@@ -28,11 +28,12 @@ from detection.config.detection import (
     DetectionConfig,
     DetectorBackboneConfig,
     DetectorDataConfig,
+    DetectorSolverConfig,
     MaskConfig,
     RPNConfig,
 )
 from detection.config.load import dump_config
-from detection.config.sections import BackboneConfig, DataConfig, SolverConfig
+from detection.config.sections import BackboneConfig, DataConfig
 from detection.data.digits import write_digits
 from detection.engine.checkpoint import read_checkpoint
 from detection.tasks.test import proposal_recall, run_test
@@ -83,7 +84,7 @@ def make_config(root: Path) -> DetectionConfig:
             group_by_aspect=False,  # batches and their parts have the same images then
             workers=0,
         ),
-        solver=SolverConfig(
+        solver=DetectorSolverConfig(
             iterations=STEPS, images_per_step=4, log_every=1, steps=(2,), clip_norm=5.0, checkpoint_every=2
         ),
         device="cpu",

@@ -7,7 +7,7 @@ Shapes: N images, R regions, K classes, D width of the tail's output.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,10 @@ class Tester(nn.Module):
 
     def forward(self, images: ImageBatch) -> list[Detections]:
         """Detections of each image, best first, in pixels of the images as given."""
+        return self.detect(images).ragged()
+
+    def detect(self, images: ImageBatch) -> Found:
+        """Detections of all images, padded to equally many."""
         lookups = [_Lookup(detector, images, self.methods) for detector in self._members()]
         proposals = _union([lookup.detector.propose(lookup.base, images) for lookup in lookups])
         scored = merge_scored([lookup.score(proposals) for lookup in lookups])
@@ -69,7 +73,7 @@ class Tester(nn.Module):
             refined = refined_proposals(scored)
             scored = _join(scored, merge_scored([lookup.score(refined) for lookup in lookups]))
         found = self.postprocess(scored)
-        return merge_masks([lookup.detector.masks(lookup.base, found) for lookup in lookups]).ragged()
+        return merge_masks([lookup.detector.masks(lookup.base, found) for lookup in lookups])
 
     def _members(self) -> list[RegionVerbs]:
         return [detector for detector in self.detectors if isinstance(detector, RegionVerbs)]
@@ -164,10 +168,16 @@ def merge_masks(members: Sequence[Found]) -> Found:
 
 def _union(members: Sequence[Regions]) -> Regions:
     """All proposals of the ``members``; they are no longer sorted, which nothing needs that scores them."""
-    return Regions(*(torch.cat([getattr(member, name.name) for member in members], dim=1) for name in fields(Regions)))
+    return Regions(
+        boxes=torch.cat([member.boxes for member in members], dim=1),
+        valid=torch.cat([member.valid for member in members], dim=1),
+        scores=torch.cat([member.scores for member in members], dim=1),
+    )
 
 
 def _join(first: ScoredBoxes, second: ScoredBoxes) -> ScoredBoxes:
     return ScoredBoxes(
-        *(torch.cat([getattr(part, name.name) for part in (first, second)], dim=1) for name in fields(first))
+        torch.cat([first.scores, second.scores], dim=1),
+        torch.cat([first.boxes, second.boxes], dim=1),
+        torch.cat([first.valid, second.valid], dim=1),
     )

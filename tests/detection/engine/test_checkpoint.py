@@ -16,9 +16,15 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD
 
-from detection.config.detection import DetectionConfig, DetectorBackboneConfig, DetectorDataConfig, JitterConfig
+from detection.config.detection import (
+    DetectionConfig,
+    DetectorBackboneConfig,
+    DetectorDataConfig,
+    DetectorSolverConfig,
+    JitterConfig,
+)
 from detection.config.load import dump_config, load_config
-from detection.config.sections import BackboneConfig, SolverConfig
+from detection.config.sections import BackboneConfig
 from detection.engine import checkpoint as checkpoint_module
 from detection.engine.checkpoint import (
     Checkpoints,
@@ -36,7 +42,7 @@ from detection.files import digest
 CONFIG = DetectionConfig(
     backbone=DetectorBackboneConfig(name="vgg11", freeze_at=2),
     data=DetectorDataConfig(train=("a:train", "b:train"), augment=({"HorizontalFlip": {"p": 0.25}},)),
-    solver=SolverConfig(base_lr=1e-5, clip_norm=35.0),
+    solver=DetectorSolverConfig(base_lr=1e-5, clip_norm=35.0),
     seed=7,
 )
 CLASSES = ("cat", "dog", "naïve: \"quoted\" {'x'}")

@@ -16,8 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detection.config.detection import DetectionConfig, DetectorBackboneConfig, DetectorDataConfig
-from detection.config.sections import SolverConfig
+from detection.config.detection import DetectionConfig, DetectorBackboneConfig, DetectorDataConfig, DetectorSolverConfig
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
 from detection.engine.checkpoint import read_checkpoint, resolve_weights
@@ -85,7 +84,7 @@ def make_trainer(make_index: Callable[..., AnnotationIndex], tmp_path: Path) -> 
         config = DetectionConfig(
             backbone=DetectorBackboneConfig(norm="gn"),
             data=DetectorDataConfig(val=val, test=tested),
-            solver=SolverConfig(**settings),
+            solver=DetectorSolverConfig(**settings),
             device="cpu",
         )
         return Trainer(

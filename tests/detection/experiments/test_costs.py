@@ -16,10 +16,10 @@ from detection.config.detection import (
     DetectionConfig,
     DetectorBackboneConfig,
     DetectorDataConfig,
+    DetectorSolverConfig,
     MaskConfig,
     RPNConfig,
 )
-from detection.config.sections import SolverConfig
 from detection.data.digits import write_digits
 from detection.engine.checkpoint import read_checkpoint, write_converted
 from detection.engine.latency import measure_latency, percentile
@@ -145,7 +145,7 @@ def test_costs_of_a_trained_detector(tmp_path: Path) -> None:
 
 
 def test_the_head_is_all_that_runs_on_regions() -> None:
-    masked = replace(TINY, architecture="mask_rcnn", mask=MaskConfig(channels=8), solver=SolverConfig())
+    masked = replace(TINY, architecture="mask_rcnn", mask=MaskConfig(channels=8), solver=DetectorSolverConfig())
     with torch.device("meta"):
         plain, with_masks = build_detector(TINY, 3), build_detector(masked, 3)
     assert plain.head_modules() == [plain.box_stage]

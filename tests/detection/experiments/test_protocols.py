@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.config.detection import DetectionConfig, DetectorBackboneConfig
+from detection.config.detection import DetectionConfig, DetectorBackboneConfig, DetectorSolverConfig
 from detection.config.sections import SolverConfig
 from detection.evaluation.metrics import Metric
 from detection.experiments.protocols import choose_rates, grow, over_budget, scale_solver, time_step
@@ -53,7 +53,7 @@ def test_the_time_of_a_step_is_the_median_of_repeated_trainings_after_warm_up(
     programs: Programs, tmp_path: Path
 ) -> None:
     config = DetectionConfig(
-        solver=SolverConfig(iterations=90000, log_every=20, checkpoint_every=10, evaluate_every=10)
+        solver=DetectorSolverConfig(iterations=90000, log_every=20, checkpoint_every=10, evaluate_every=10)
     )
     time = time_step(config, programs, Placement())
     assert (time.seconds, time.spread) == (2.1, pytest.approx(0.2 / 2.1))  # medians of 2.0, 2.1 and 2.2
@@ -72,7 +72,10 @@ def test_a_training_that_does_not_start_says_why(programs: Programs) -> None:
 def grid_run(folder: Path, variant: str, factor: str, ap: float | None) -> Run:
     """A finished run of a search; one that failed if ``ap`` is None."""
     run = Run(
-        variant, factor, DetectionConfig(solver=SolverConfig(base_lr=float(factor) / 100)), folder / variant / factor
+        variant,
+        factor,
+        DetectionConfig(solver=DetectorSolverConfig(base_lr=float(factor) / 100)),
+        folder / variant / factor,
     )
     write_status(run.folder, "done" if ap is not None else "failed", code="")
     if ap is not None:

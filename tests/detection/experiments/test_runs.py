@@ -18,8 +18,7 @@ from typing import Any
 
 import pytest
 
-from detection.config.detection import DetectionConfig, DetectorBackboneConfig
-from detection.config.sections import SolverConfig
+from detection.config.detection import DetectionConfig, DetectorBackboneConfig, DetectorSolverConfig
 from detection.experiments.runs import (
     Placement,
     Programs,
@@ -80,7 +79,9 @@ def programs(tmp_path: Path) -> Programs:
 def make(tmp_path: Path) -> Callable[..., Run]:
     def build(backbone: str, seed: int = 0, **solver: Any) -> Run:
         config = DetectionConfig(
-            backbone=DetectorBackboneConfig(name=backbone), solver=SolverConfig(iterations=3, **solver), seed=seed
+            backbone=DetectorBackboneConfig(name=backbone),
+            solver=DetectorSolverConfig(iterations=3, **solver),
+            seed=seed,
         )
         return Run(backbone, str(seed), config, tmp_path / "runs" / backbone / str(seed))
 
@@ -196,8 +197,8 @@ def test_a_child_keeps_its_run_locked_when_the_parent_is_killed(make: Callable[.
     run = make("slow")
     script = (
         "import sys; from pathlib import Path; from detection.experiments.runs import *;"
-        "from detection.config.detection import *; from detection.config.sections import SolverConfig;"
-        "config = DetectionConfig(backbone=DetectorBackboneConfig(name='slow'), solver=SolverConfig(iterations=3));"
+        "from detection.config.detection import *; solver = DetectorSolverConfig(iterations=3);"
+        "config = DetectionConfig(backbone=DetectorBackboneConfig(name='slow'), solver=solver);"
         f"run = Run('slow', '0', config, Path({str(run.folder)!r}));"
         f"execute([run], Programs({programs.train!r}, ()), placement=Placement(), code='')"
     )

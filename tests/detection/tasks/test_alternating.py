@@ -21,9 +21,9 @@ from detection.config.detection import (
     DetectionConfig,
     DetectorBackboneConfig,
     DetectorDataConfig,
+    DetectorSolverConfig,
     RPNConfig,
 )
-from detection.config.sections import SolverConfig
 from detection.data.cards import load_dataset
 from detection.data.digits import write_digits
 from detection.data.index import AnnotationIndex
@@ -62,7 +62,7 @@ def config(root: Path) -> DetectionConfig:
         data=DetectorDataConfig(
             train=("digits:train",), test=("digits:test",), root=str(root), shorter_side=64, longer_side=96, workers=0
         ),
-        solver=SolverConfig(checkpoint_every=1, log_every=1, clip_norm=5.0),
+        solver=DetectorSolverConfig(checkpoint_every=1, log_every=1, clip_norm=5.0),
         alternating=AlternatingConfig(
             rpn_iterations=RPN_STEPS, rpn_steps=(2,), box_iterations=BOX_STEPS, box_steps=(1,)
         ),
@@ -100,7 +100,7 @@ class TestStepConfigs:
 
     CONFIG = DetectionConfig(
         data=DetectorDataConfig(train=("a:train",), test=("a:test",)),
-        solver=SolverConfig(iterations=7, steps=(5,), base_lr=0.02, precision="bf16"),
+        solver=DetectorSolverConfig(iterations=7, steps=(5,), base_lr=0.02, precision="bf16"),
         alternating=AlternatingConfig(rpn_iterations=80, rpn_steps=(60, 70), box_iterations=40, box_steps=(30,)),
     )
     OUTPUT = Path("run")

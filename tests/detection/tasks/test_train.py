@@ -27,10 +27,10 @@ from detection.config.detection import (
     DetectionConfig,
     DetectorBackboneConfig,
     DetectorDataConfig,
+    DetectorSolverConfig,
     RPNConfig,
 )
 from detection.config.load import load_config
-from detection.config.sections import SolverConfig
 from detection.data.cards import load_dataset
 from detection.data.digits import CLASSES, write_digits
 from detection.data.images import ImageError
@@ -83,7 +83,7 @@ def config(root: Path) -> DetectionConfig:
             longer_side=96,
             workers=0,
         ),
-        solver=SolverConfig(iterations=STEPS, checkpoint_every=2, log_every=1, steps=(3,), clip_norm=5.0),
+        solver=DetectorSolverConfig(iterations=STEPS, checkpoint_every=2, log_every=1, steps=(3,), clip_norm=5.0),
         device="cpu",
     )
 
