@@ -76,6 +76,8 @@ class SolverConfig:
     # Of the averaged weights, which are tested and saved (engine/ema.py), such as 0.9998; 0: none.
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # autocast
+    # Of images and weights in memory; auto: the one whose convolutions take less time here, of images of some size.
+    layout: Literal["auto", "channels_last", "contiguous"] = "auto"
     checkpoint_every: NonNegativeInt = 5000  # iterations; 0: only at the end
     keep_checkpoints: Count = 2  # the newest k; the best one is kept beside them
     evaluate_every: NonNegativeInt = 0  # iterations between looks at data.val; 0: only at the end

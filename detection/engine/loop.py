@@ -19,6 +19,7 @@ from detection.data.dataset import Batch
 from detection.engine.distributed import exchanges, gather, gradients_wait, rank
 from detection.engine.ema import EMA
 from detection.engine.feed import Feed
+from detection.engine.layout import Layout
 from detection.engine.optim import clip_gradients, gradient_norm
 from detection.structures import ImageBatch
 
@@ -59,6 +60,7 @@ class TrainState:
     stale: int = 0  # evaluations since the best one
     not_finite: int = 0  # steps not taken because a number was not finite
     torn: bool = False  # in the middle of a step, where nothing can be saved
+    layout: Layout = "channels_last"  # of the model in memory
 
     @property
     def tested(self) -> nn.Module:
@@ -79,6 +81,7 @@ class TrainState:
             "evaluated": self.evaluated,
             "stale": self.stale,
             "not_finite": self.not_finite,
+            "layout": self.layout,
             "random": gather(random_state(device_of(self.model)), doing="saving"),  # by rank
         }
 

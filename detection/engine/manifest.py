@@ -65,6 +65,7 @@ def manifest_entry(
         "data": {name: _described(index) for name, index in data.items()},
         "weights_sha256": digest(state.model.state_dict()),
         "hardware": _hardware(device),
+        "layout": state.layout,
         "world_size": world_size(),
     }
     warnings += _changes(entries[-1]["data"], entry["data"]) if entries and state.iteration else []
@@ -135,6 +136,7 @@ def _hardware(device: torch.device) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processor": platform.processor() or platform.machine(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),

@@ -53,9 +53,10 @@ from detection.engine.distributed import (
 )
 from detection.engine.ema import EMA
 from detection.engine.feed import Feed
+from detection.engine.layout import Layout, choose_layout, set_layout
 from detection.engine.lock import locked
 from detection.engine.log import LoggedRun, RunLog, require_packages
-from detection.engine.loop import TrainState, Window, step
+from detection.engine.loop import PRECISIONS, TrainState, Window, step
 from detection.engine.manifest import manifest_entry
 from detection.engine.optim import build_optimizer, learning_rate, set_learning_rate
 from detection.engine.recovery import Recovery
@@ -194,13 +195,14 @@ class Trainer:
             if self.resume:
                 only_main(SCREEN.print)(f"nothing to resume in {self.output}: starting")
             self.checkpoints.forget_best()
-            return initial_state(self.config, self.build, self.device, fresh=True), None
+            return initial_state(self.config, self.build, self.device, fresh=True, layout=self._layout()), None
         if not self.resume:
             raise ValueError(
                 f"{self.output} holds a run ({newest[0].path.name}); add --resume to go on, or choose another directory"
             )
         _check_same_model(newest[0], self.config)
-        state = initial_state(self.config, self.build, self.device, fresh=False)
+        layout = self._layout(newest[1].get("layout", "channels_last"))  # which older runs had
+        state = initial_state(self.config, self.build, self.device, fresh=False, layout=layout)
         self.checkpoints.restore(newest, state)
         other = self.validate is None or _chosen_by(newest[0].config) != _chosen_by(self.config)
         if other and state.iteration < self.config.solver.iterations:
@@ -208,6 +210,23 @@ class Trainer:
         if state.best is None:
             self.checkpoints.forget_best()
         return state, newest[0].config
+
+    def _layout(self, before: Layout | None = None) -> Layout:
+        """Returns the layout that the config fixes, or else that ``before``, or else the faster one here."""
+        solver, data = self.config.solver, self.config.data
+        if solver.layout != "auto":
+            return solver.layout
+        if before is not None or self.config.deterministic:
+            return before or "contiguous"
+        size, found = (data.shorter_side, data.longer_side), None
+        with together("timing layouts"):
+            if is_main():
+                found, timing = choose_layout(self.device, PRECISIONS[solver.precision], size)
+                if timing is not None:
+                    SCREEN.print(f"solver.layout: {found}, since on {self.device} in {solver.precision} {timing}")
+        found = gather(found)[0]
+        assert found is not None
+        return found
 
     def _result(self, state: TrainState) -> dict[str, Any] | None:
         """Returns the result of the run's weights on data.test; None if it is not there yet."""
@@ -320,16 +339,22 @@ class Trainer:
 
 
 def initial_state(
-    config: ProgramConfig, build: Callable[[bool], nn.Module], device: torch.device, *, fresh: bool
+    config: ProgramConfig,
+    build: Callable[[bool], nn.Module],
+    device: torch.device,
+    *,
+    fresh: bool,
+    layout: Layout = "channels_last",
 ) -> TrainState:
     """The state before the first step; weights of a run that goes on are not read, since the checkpoint's follow."""
     torch.manual_seed(config.seed)
     model = build(fresh).to(device)
+    set_layout(model, layout)
     if not is_main():
         torch.manual_seed(config.seed + rank())  # dropout differs from process to process
     scaler = GradScaler(device.type, enabled=config.solver.precision == "fp16")
     ema = EMA(model, config.solver.ema_decay) if config.solver.ema_decay else None
-    return TrainState(model, build_optimizer(model, config.solver), scaler, ema=ema)
+    return TrainState(model, build_optimizer(model, config.solver), scaler, ema=ema, layout=layout)
 
 
 def _say_what_trains(

@@ -21,6 +21,9 @@ class Normalize(nn.Module):
     Args:
         stats: of the weights that the backbone was trained with.
         divisor: sides of the batch are padded to multiples of it.
+
+    Attributes:
+        memory_format: of what it gives, which every later layer follows.
     """
 
     mean: Tensor
@@ -29,16 +32,17 @@ class Normalize(nn.Module):
     def __init__(self, stats: InputStats, *, divisor: int = 1) -> None:
         super().__init__()
         self.bgr, self.divisor = stats.channel_order == "bgr", divisor
+        self.memory_format = torch.channels_last
         self.register_buffer("mean", torch.tensor(stats.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(stats.std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: ImageBatch) -> Tensor:
-        """Returns (N, 3, H, W) float32, channels last; the padding is zero, which is the mean colour."""
+        """Returns (N, 3, H, W) float32; the padding is zero, which is the mean colour."""
         pixels = images.pixels.flip(1) if self.bgr else images.pixels
         pixels = ((pixels - self.mean) / self.std) * self._inside(images)
         height, width = self.padded(images)
         padded = F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
-        return padded.contiguous(memory_format=torch.channels_last)
+        return padded.contiguous(memory_format=self.memory_format)
 
     def _inside(self, images: ImageBatch) -> Tensor:
         """Tells (N, 1, H, W) which pixels belong to the images."""

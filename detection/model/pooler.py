@@ -107,7 +107,9 @@ class RegionPooler(nn.Module):
         sizes, first = torch.tensor(shapes)[own], firsts.cumsum(0)[own]  # (R, 2), (R,)
         first = first + images * sizes.prod(dim=1)
         scales = torch.tensor([1 / stride for stride in self.strides], dtype=boxes.dtype)[own, None]
-        return self._weighted_sums(table, boxes * scales, sizes, first).permute(0, 3, 1, 2)
+        regions = self._weighted_sums(table, boxes * scales, sizes, first).permute(0, 3, 1, 2)
+        last = levels[0].is_contiguous(memory_format=torch.channels_last)
+        return regions if last else regions.contiguous()  # as the images, which the head's layers follow
 
     def _weighted_sums(self, table: Tensor, boxes: Tensor, sizes: Tensor, first: Tensor) -> Tensor:
         """Returns (R, S, S, C) from the ``table`` (cells, C) of all levels.

@@ -84,6 +84,7 @@ CONFIG = DetectionConfig(
         slice_overlap=0.3,
         slice_whole=False,
         slice_merge="nms",
+        compile=True,
     ),
 )
 

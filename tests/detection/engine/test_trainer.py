@@ -9,6 +9,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from detection.config.detection import DetectionConfig, DetectorBackboneConfig, 
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
 from detection.engine.checkpoint import read_checkpoint, resolve_weights
+from detection.engine.layout import Timing
 from detection.engine.log import RunLog
 from detection.engine.loop import NotFiniteError
+from detection.engine.manifest import read_manifest
 from detection.engine.signals import StoppedError
 from detection.engine.trainer import Trainer, is_finished
 from detection.padded import Targets
@@ -79,7 +82,15 @@ def make_trainer(make_index: Callable[..., AnnotationIndex], tmp_path: Path) -> 
         sets: tuple[str, str] = ("a:val", "a:test"),
         **solver: Any,
     ) -> Trainer:
-        settings = {"iterations": 4, "base_lr": 0.1, "steps": (), "log_every": 1, "log_sinks": (), **solver}
+        settings = {
+            "iterations": 4,
+            "base_lr": 0.1,
+            "steps": (),
+            "log_every": 1,
+            "log_sinks": (),
+            "layout": "channels_last",
+            **solver,
+        }
         val, tested = ((name,) if given else () for name, given in zip(sets, (validate, test), strict=True))
         config = DetectionConfig(
             backbone=DetectorBackboneConfig(norm="gn"),
@@ -367,3 +378,36 @@ def test_a_signal_before_the_first_batch_ends_the_run(make_trainer: Callable[...
     trainer.load = hanging
     with pytest.raises(StoppedError, match="SIGTERM ended the run after iteration 0 of 4"):
         trainer.run()
+
+
+def test_a_layout_is_chosen_once_and_kept_where_no_key_fixes_it(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def choose(_device: torch.device, _dtype: torch.dtype, size: tuple[int, int]) -> tuple[str, Timing]:
+        asked.append(size)
+        return "contiguous", Timing(2.0, 1.0)
+
+    monkeypatch.setattr("detection.engine.trainer.choose_layout", choose)
+    make_trainer(layout="auto", iterations=2).run()
+    for changes in ({"layout": "auto"}, {"layout": "channels_last", "iterations": 5}):
+        trainer = make_trainer(**changes)
+        trainer.resume = True
+        trainer.run()
+    assert asked == [(600, 1000)]
+    assert [entry["layout"] for entry in read_manifest(trainer.output)] == [
+        "contiguous",
+        "contiguous",
+        "channels_last",
+    ]
+
+
+def test_a_deterministic_run_does_not_time_layouts(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detection.engine.trainer.choose_layout", pytest.fail)
+    trainer = make_trainer(layout="auto", iterations=1)
+    trainer.config = replace(trainer.config, deterministic=True)
+    trainer.run()
+    assert read_manifest(trainer.output)[0]["layout"] == "contiguous"
