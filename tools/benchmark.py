@@ -1,7 +1,8 @@
 """Time a Faster R-CNN ResNet-50 FPN against torchvision's, with the same weights, in one process.
 
-Prints seconds per image of a test, seconds per training step, and how much memory each adds, ours and theirs, and the
-ratios.  The two take turns, so that a busy machine slows both.
+Prints seconds per image of a test, seconds per training step, and how much memory each adds, theirs and ours, and the
+ratios: ours in both layouts and, with --compile, compiled.  All take turns, so that a busy machine slows all.  Of a
+test also the share of the machine's matrix rate: operations over seconds, against a product of 2,048 x 2,048.
 
 With --counts, counts the operators that a step (forward, losses and backward, in float32, without the optimizer) and a
 test dispatch instead, and how often a GPU would wait in them: five detectors at 1, 2 and 8 images.  It takes the way of
@@ -10,6 +11,8 @@ a GPU on any device, and small images and few regions: the counts of fixed shape
 examples:
   python tools/benchmark.py
   python tools/benchmark.py --sides 320 --repeats 20
+  python tools/benchmark.py --compile
+  ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python tools/benchmark.py   as a machine without AVX-512
   python tools/benchmark.py --counts --json counts.json
 """
 
@@ -19,8 +22,10 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -29,6 +34,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNN
@@ -39,6 +45,8 @@ from torchvision.ops import boxes as torchvision_boxes
 from detection.build import build_detector
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
+from detection.engine.compiled import CompiledStep, CompiledTest, Frames
+from detection.engine.layout import choose_layout, set_layout
 from detection.engine.operators import Counts, count_operators
 from detection.files import write_text
 from detection.model.architecture import Architecture
@@ -62,8 +70,10 @@ THEIRS = {"R50-FPN": FasterRCNN, "Mask": MaskRCNN}
 IMAGES = (1, 2, 8)
 SMALL_SIDE = 96  # pixels
 FEW = ("backbone.weights=null", "box.samples_per_image=8", "rpn.post_nms_test=8", "test.max_detections=8")
-Calls = tuple[Callable[[], Any], Callable[[], Any]]
+Call = Callable[[], Any]
+Calls = tuple[Call, Call]
 Rows = dict[str, dict[str, Counts]]  # "step" | "test" -> number of images -> counts
+MATRIX = 2048  # side of the matrices whose product gives the rate
 GPU_NMS = 100_000  # coordinates up to which torchvision's NMS of all classes is one call on a GPU; 4,000 on a CPU
 
 
@@ -73,6 +83,8 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--sides", type=int, nargs="+", default=[320, 800], help="shorter sides, pixels")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each (default: %(default)s)")
+    parser.add_argument("--only", choices=("test", "step"), help="time one of the two")
+    parser.add_argument("--compile", action="store_true", help="time ours compiled too; minutes of compiling a row")
     parser.add_argument("--counts", action="store_true", help="count operators and waits instead of timing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where --counts writes its figures too")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -132,10 +144,8 @@ def take_images_of(theirs: FasterRCNN, side: int) -> None:
     theirs.transform = GeneralizedRCNNTransform(side, 2 * side, mean, std, _skip_resize=True)
 
 
-def inference_calls(theirs: FasterRCNN, ours: Architecture, side: int, device: str) -> tuple[Callable[[], None], ...]:
+def inference_calls(theirs: FasterRCNN, ours: Mapping[str, nn.Module], side: int, device: str) -> dict[str, Call]:
     """One test of one image by each."""
-    theirs.eval()
-    ours.eval()
     (image,), _ = make_images(side, 1)
     take_images_of(theirs, side)
 
@@ -143,34 +153,55 @@ def inference_calls(theirs: FasterRCNN, ours: Architecture, side: int, device: s
         with torch.inference_mode():
             theirs([image.to(device).float() / 255])
 
-    def call_ours() -> None:
+    def call(model: nn.Module) -> None:
         with torch.inference_mode():
-            ours(ImageBatch.from_images([image]).to(device))
+            model(ImageBatch.from_images([image]).to(device))
 
-    return call_theirs, call_ours
+    return {"torchvision": call_theirs} | {name: partial(call, model) for name, model in ours.items()}
 
 
-def training_calls(theirs: FasterRCNN, ours: Architecture, side: int, device: str) -> tuple[Callable[[], None], ...]:
+def training_calls(theirs: FasterRCNN, ours: Mapping[str, nn.Module], side: int, device: str) -> dict[str, Call]:
     """One step on two images by each."""
-    theirs.train()
-    ours.train()
     images, targets = make_images(side, 2)
-    optimizers = [torch.optim.SGD((p for p in m.parameters() if p.requires_grad), lr=0.0) for m in (theirs, ours)]
     their_targets = [{"boxes": t.boxes.to(device), "labels": t.labels.to(device) + 1} for t in targets]
-    our_targets = [target.to(device) for target in targets]
+    our_targets = Targets.pad(targets).to(device)
 
-    def step(losses: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def step(model: nn.Module, images: Any, targets: Any) -> None:
+        optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.0)
         optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
+        torch.stack(list(model(images, targets).values())).sum().backward()
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     def call_theirs() -> None:
-        step(theirs([image.to(device).float() / 255 for image in images], their_targets), optimizers[0])
+        step(theirs, [image.to(device).float() / 255 for image in images], their_targets)
 
-    def call_ours() -> None:
-        step(ours(ImageBatch.from_images(images).to(device), our_targets), optimizers[1])
+    def call(model: nn.Module) -> None:
+        step(model, ImageBatch.from_images(images, seeds=range(2)).to(device), our_targets)
 
-    return call_theirs, call_ours
+    return {"torchvision": call_theirs} | {name: partial(call, model) for name, model in ours.items()}
+
+
+def variants(ours: Mapping[str, Architecture], kind: str, side: int, compiled: bool) -> dict[str, nn.Module]:
+    """Returns our detectors that are timed, by name: in both layouts, and the channels-last one compiled."""
+    found: dict[str, nn.Module] = dict(ours)
+    if compiled:
+        frames, wrap = Frames.of_scale(side, side * 4 // 3), CompiledStep if kind == "step" else CompiledTest
+        found["compiled"] = wrap(ours["channels_last"], "--compile", frames, say=print, records=True)
+    return found
+
+
+def matrix_call(device: str) -> Call:
+    """Returns a product of two matrices, the highest rate of the machine that a program reaches easily."""
+    left, right = torch.rand(2, MATRIX, MATRIX, device=device)
+    return lambda: torch.mm(left, right)
+
+
+def operations_of(call: Call) -> int:
+    """Returns the floating-point operations of the convolutions and products of one call."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
 
 
 def seconds_of(call: Callable[[], None], device: str) -> float:
@@ -196,16 +227,45 @@ def memory_of(call: Callable[[], None], device: str) -> float:
     return max(accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns()))) / 2**30
 
 
-def compare(calls: tuple[Callable[[], None], ...], repeats: int, device: str) -> str:
-    """A row of the table: medians of both and their ratios."""
-    for call in calls:
+def compare(title: str, calls: Mapping[str, Call], repeats: int, device: str) -> None:
+    """Prints rows of the table: medians of the times, ratios and memory of each of ``calls``, theirs first."""
+    test = title.endswith("1 image")
+    operations = operations_of(calls["channels_last"]) if test else 0
+    timed = dict(calls) | ({"product": matrix_call(device)} if test else {})
+    for call in timed.values():
         call()  # the first call allocates and chooses kernels
-    rounds = [[seconds_of(call, device) for call in calls] for _ in range(repeats)]
-    their_time, our_time = (statistics.median(times) for times in zip(*rounds, strict=True))
-    ratio = statistics.median(ours / theirs for theirs, ours in rounds)
-    their_memory, our_memory = (memory_of(call, device) for call in calls)
-    memory = f"{our_memory:8.2f} {their_memory:8.2f} {our_memory / their_memory:6.2f}"
-    return f"{our_time:8.3f} {their_time:8.3f} {ratio:6.2f}   {memory}"
+    rounds = [{name: seconds_of(call, device) for name, call in timed.items()} for _ in range(repeats)]
+    memory = {name: memory_of(call, device) for name, call in calls.items()}
+    for name in calls:
+        seconds = statistics.median(turn[name] for turn in rounds)
+        ratio = statistics.median(turn[name] / turn["torchvision"] for turn in rounds)
+        beside = memory[name] / memory["torchvision"]
+        row = f"{title:22}{name:14}{seconds:8.3f} {ratio:6.2f}  {memory[name]:8.2f} {beside:6.2f}"
+        if test and name != "torchvision":
+            rates = [turn["product"] / turn[name] * operations / (2 * MATRIX**3) for turn in rounds]
+            row += f"  {statistics.median(rates):6.2f}"
+        print(row, flush=True)
+
+
+def time_all(args: argparse.Namespace) -> None:
+    """Prints the table of times and memory."""
+    theirs, ours = make_pair(args.device)
+    layouts = {"channels_last": ours, "contiguous": deepcopy(ours)}
+    set_layout(layouts["contiguous"], "contiguous")
+    vectors = torch.backends.cpu.get_cpu_capability()
+    print(f"{args.device}, {vectors}, {torch.get_num_threads()} threads; medians of {args.repeats} calls in turn")
+    print(f"{'':36}{'seconds':>8} {'ratio':>6}  {'GiB':>8} {'ratio':>6}  {'share of matrix rate':>6}")
+    for side in args.sides:
+        chosen, timing = choose_layout(torch.device(args.device), torch.float32, (side, side * 4 // 3))
+        print(f"{side} px: solver.layout auto takes {chosen}{'' if timing is None else f': {timing}'}")
+        for kind, make, count in (("test", inference_calls, "1 image"), ("step", training_calls, "2 images")):
+            if args.only in (None, kind):
+                models = variants(layouts, kind, side, args.compile)
+                for model in (theirs, *models.values()):
+                    model.train(kind == "step")
+                compare(
+                    f"{side} px {kind}, {count}", make(theirs, models, side, args.device), args.repeats, args.device
+                )
 
 
 @contextmanager
@@ -296,12 +356,7 @@ def main() -> None:
         if args.json:
             write_text(args.json, json.dumps(found, indent=1) + "\n")
         return
-    theirs, ours = make_pair(args.device)
-    print(f"{args.device}, {torch.get_num_threads()} threads; medians of {args.repeats} calls in turn")
-    print(f"{'':22}{'ours s':>8} {'theirs s':>8} {'ratio':>6}   {'GiB':>8} {'theirs':>8} {'ratio':>6}")
-    for side in args.sides:
-        for name, make in (("test, 1 image", inference_calls), ("step, 2 images", training_calls)):
-            print(f"{side:4} px {name:14} {compare(make(theirs, ours, side, args.device), args.repeats, args.device)}")
+    time_all(args)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,12 @@ TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 def test_a_row_for_every_side_and_kind(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [str(TOOL), "--sides", "64", "--repeats", "1", "--device", "cpu"])
     runpy.run_path(str(TOOL), run_name="__main__")
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "px" in line]
-    assert [row[:3] for row in rows] == [["64", "px", "test,"], ["64", "px", "step,"]]
-    seconds, theirs, ratio = (float(cell) for cell in rows[0][5:8])
-    assert ratio == pytest.approx(seconds / theirs, rel=0.2)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " px " in line]
+    layouts = ["torchvision", "channels_last", "contiguous"]
+    assert [(row[2], row[5]) for row in rows] == [(kind, name) for kind in ("test,", "step,") for name in layouts]
+    theirs, ours = (float(row[6]) for row in rows[:2])
+    assert float(rows[1][7]) == pytest.approx(ours / theirs, rel=0.2)
+    assert float(rows[1][10]) > 0  # share of the matrix rate
 
 
 # Operators of a step and of a test, whatever the number of images; at most 3 waits of a GPU, one of them at the border.
