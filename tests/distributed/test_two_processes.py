@@ -130,6 +130,7 @@ def make_jobs(config: DetectionConfig) -> dict[str, DetectionConfig]:
     return {
         "two": config,
         "two_parts": with_solver(quick, accumulate=2),
+        "compiled": with_solver(quick, accumulate=2, compile=True),
         "resumed": config,  # one process took its first steps
         "rpn_alone": with_solver(quick, ema_decay=0.9),
         "boxes_alone": quick,
@@ -273,6 +274,11 @@ class TestTraining:
         found, expected = losses(both.folder / "two_parts"), losses(both.folder / "one_of_parts")
         assert found[1] == pytest.approx(expected[1], rel=1e-4)
 
+    def test_compiled_parts_are_as_eager_ones(self, both: Both) -> None:
+        found, expected = losses(both.folder / "compiled"), losses(both.folder / "two_parts")
+        assert found[0] == pytest.approx(expected[0], rel=1e-4)
+        assert found[1] == pytest.approx(expected[1], rel=1e-4)
+
     def test_processes_with_unequal_numbers_of_samples_are_as_parts_of_a_step(self, both: Both) -> None:
         found, expected = (weights(both.folder / name) for name in ("masks", "masks_of_parts"))
         assert [name for name, weight in expected.items() if not torch.equal(found[name], weight)] == []
@@ -337,7 +343,7 @@ class TestTraining:
         assert result["images"] == 7
 
     def test_only_the_main_process_prints(self, both: Both) -> None:
-        assert both.printed.count("4 images a step on 2 processes: 2 each; learning rate as configured for 4") == 16
+        assert both.printed.count("4 images a step on 2 processes: 2 each; learning rate as configured for 4") == 17
         lines = [line for line in both.printed.splitlines() if line.lstrip().startswith(f"1/{STEPS} ")]
         assert len(lines) == 4  # of "two", "masks", "unreadable" and the classifier
 
