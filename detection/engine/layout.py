@@ -31,7 +31,7 @@ BUDGET = 2.0  # seconds
 MULTIPLY_ADDS = 1.5e9  # of a convolution at most: larger maps are cut
 ROUNDS = 5  # at most
 SMALL = 256 * 256  # pixels of an image below which a choice is worth nothing
-MARGIN = 0.95  # the contiguous layout must take less of the other's time, so that equal ones do not alternate
+MARGIN = 0.9  # the contiguous layout must take less of the other one's time, so that equal ones do not alternate
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ from detection.evaluation.metrics import is_better, read_metric, shown_figures
 from detection.files import write_text
 from detection.progress import SCREEN
 
-__all__ = ["Trainer", "initial_state", "is_finished"]
+__all__ = ["Trainer", "initial_state", "is_finished", "layout_of"]
 
 TOOL = "train"  # the command which detectors are trained by
 
@@ -212,18 +212,13 @@ class Trainer:
         return state, newest[0].config
 
     def _layout(self, before: Layout | None = None) -> Layout:
-        """Returns the layout that the config fixes, or else that ``before``, or else the faster one here."""
-        solver, data = self.config.solver, self.config.data
-        if solver.layout != "auto":
-            return solver.layout
-        if before is not None or self.config.deterministic:
-            return before or "contiguous"
-        size, found = (data.shorter_side, data.longer_side), None
+        """Returns the layout that the config fixes, or else that ``before``, or else the one chosen here."""
+        if self.config.solver.layout == "auto" and before is not None:
+            return before
+        found = None
         with together("timing layouts"):
             if is_main():
-                found, timing = choose_layout(self.device, PRECISIONS[solver.precision], size)
-                if timing is not None:
-                    SCREEN.print(f"solver.layout: {found}, since on {self.device} in {solver.precision} {timing}")
+                found = layout_of(self.config, self.device, SCREEN.print)
         found = gather(found)[0]
         assert found is not None
         return found
@@ -336,6 +331,19 @@ class Trainer:
                 log.say(line)
             _say_what_trains(config, state, self.index, self.device, log)
             yield log, stop
+
+
+def layout_of(config: ProgramConfig, device: torch.device, say: Callable[[str], None]) -> Layout:
+    """Returns the layout of a run that begins: the fixed one, or the faster one here; ``say`` is told why."""
+    solver, size = config.solver, (config.data.shorter_side, config.data.longer_side)
+    if solver.layout != "auto":
+        return solver.layout
+    if config.deterministic:
+        return "contiguous"
+    found, timing = choose_layout(device, PRECISIONS[solver.precision], size)
+    if timing is not None:
+        say(f"solver.layout: {found}, since on {device} in {solver.precision} {timing}")
+    return found
 
 
 def initial_state(

@@ -4,6 +4,7 @@ OUTPUT/experiment.json     the proof of fairness: see proof.py
 OUTPUT/runs/VARIANT/SEED/  a run: see runs.py
 OUTPUT/costs/VARIANT.json  see costs.py
 OUTPUT/plan.json           equal_time: seconds of a step and steps of every variant, measured once
+OUTPUT/layout.json         of all runs, where solver.layout is auto
 OUTPUT/grid/, grid.json    learning_rate_grid: the runs of the search, and what they chose
 OUTPUT/leakage.json        see leakage.py
 """
@@ -20,6 +21,8 @@ from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
 from detection.data.loader import load_index
 from detection.engine.checkpoint import read_checkpoint
+from detection.engine.device import choose_device
+from detection.engine.trainer import layout_of
 from detection.evaluation.text_table import text_table
 from detection.experiments.costs import measure_costs
 from detection.experiments.experiment import Experiment, check_fair, resolve_variants
@@ -240,7 +243,7 @@ class Comparison:
 
     def _timed(self, *, write: bool, near: bool = False) -> dict[str, DetectionConfig]:
         """Variant -> config, with the steps that equal_time gives it; these are measured if they are not known yet."""
-        configs = self.check(near=near)
+        configs = self._laid_out(self.check(near=near), timed=write)
         minutes, path = self.experiment.protocol.minutes, self.output / "plan.json"
         if minutes is None:
             return configs
@@ -259,6 +262,21 @@ class Comparison:
             )
         steps = {variant: max(1, round(60 * minutes / time)) for variant, time in plan["seconds_per_step"].items()}
         return {v: replace(config, solver=scale_solver(config.solver, steps[v])) for v, config in configs.items()}
+
+    def _laid_out(self, configs: Mapping[str, DetectionConfig], *, timed: bool) -> dict[str, DetectionConfig]:
+        """``configs`` with the one layout of the experiment in place of auto: chosen once, for all runs and machines.
+
+        Runs of an experiment without it, of earlier versions or ``timed`` by none, are channels last.
+        """
+        path, first = self.output / "layout.json", next(iter(configs.values()))
+        if first.solver.layout != "auto":
+            return dict(configs)
+        if not path.is_file():
+            timed = timed and not (self.output / "experiment.json").is_file()
+            chosen = layout_of(first, choose_device(first.device), self.say) if timed else "channels_last"
+            write_json(path, {"layout": chosen})
+        layout = json.loads(path.read_text(encoding="utf-8"))["layout"]
+        return {v: replace(config, solver=replace(config.solver, layout=layout)) for v, config in configs.items()}
 
     def _time(self, variant: str, config: DetectionConfig) -> StepTime:
         self.say(f"{variant}: timing a few steps")

@@ -47,8 +47,8 @@ __all__ = [
     "write_status",
 ]
 
-# Keys that change no number of a run, so that it may go on elsewhere with others.
-PLACE_KEYS = ("data.root", "data.workers", "device", "output_dir")
+# Keys that change no number of a run beyond rounding, so that it may go on elsewhere with others.
+PLACE_KEYS = ("data.root", "data.workers", "device", "output_dir", "solver.layout")
 TAIL = 4096  # bytes, more than a line of metrics.jsonl
 LOOK_EVERY = 2.0  # seconds between looks at how far the trainings are
 GRACE = 60.0  # seconds that a training gets to save when it is told to stop

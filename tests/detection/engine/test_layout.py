@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(
     ("channels_last", "contiguous", "best"),
-    [(1.0, 0.9, "contiguous"), (1.0, 0.96, "channels_last"), (0.9, 1.0, "channels_last")],
+    [(1.0, 0.89, "contiguous"), (1.0, 0.91, "channels_last"), (0.9, 1.0, "channels_last")],
 )
 def test_contiguous_is_taken_where_it_is_clearly_faster(channels_last: float, contiguous: float, best: str) -> None:
     assert Timing(channels_last, contiguous).best == best

@@ -104,6 +104,13 @@ def test_a_second_call_trains_and_measures_nothing(make: Make) -> None:
     assert said == [f"{name}/{seed}: done before" for name in ("resnet18", "plain18") for seed in (0, 1)]
 
 
+def test_all_runs_share_the_layout_that_was_chosen_first(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for layout in ("contiguous", "channels_last"):
+        monkeypatch.setattr("detection.experiments.comparison.layout_of", lambda *_, own=layout: own)
+        runs = make().seed_runs(make()._timed(write=True))
+        assert {run.config.solver.layout for run in runs} == {"contiguous"}
+
+
 def test_a_diverging_variant_is_reported_and_the_rest_is_done(make: Make) -> None:
     assert not make("resnet18", "plain34").run()
     assert read_status(Path("out/runs/plain34/1"))["error"] == "loss is not finite"
