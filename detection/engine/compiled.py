@@ -79,7 +79,7 @@ class Graphs:
     ) -> None:
         self.function, self.key, self.frames, self.say, self.records = function, key, frames, say, records
         self.shapes: set[tuple[object, ...]] = set()
-        self.count = self.uncompiled = 0
+        self.count, self.uncompiled, self.began = 0, 0, _counted()
         self.compiled: Callable[..., Any] | None = None
 
     def __call__(self, images: ImageBatch, *others: Targets | Regions) -> Any:
@@ -104,8 +104,11 @@ class Graphs:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Returns numbers for metrics.jsonl."""
-        return {"compiled_graphs": self.count, "uncompiled_batches": self.uncompiled}
+        """Returns numbers for metrics.jsonl; those of CUDA graphs with the backward passes."""
+        now = _counted()
+        recorded = {f"cuda_graph_{name}": now[name] - self.began[name] for name in ("partitions", "skips")}
+        found: dict[str, float] = {"compiled_graphs": self.count, "uncompiled_batches": self.uncompiled}
+        return found | recorded if any(recorded.values()) else found
 
     def _run(self, images: ImageBatch, *others: Targets | Regions) -> Any:
         if self.compiled is None:
@@ -116,7 +119,7 @@ class Graphs:
         try:
             with torch._dynamo.config.patch(recompile_limit=NO_LIMIT, accumulated_recompile_limit=NO_LIMIT):
                 return self.compiled(images, *others)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except torch._dynamo.exc.TorchDynamoException as error:  # pyright: ignore[reportAttributeAccessIssue]
             raise ValueError(
                 f"{self.key}: torch.compile can't compile this model ({type(error).__name__}: "
                 f"{_first_line(error)}); set {self.key}=false"
@@ -130,7 +133,8 @@ class Graphs:
         shape = f"{len(images)} images of {height} x {width} pixels{rows}"
         recorded = f"; CUDA graphs: {new['partitions']} partitions, {new['skips']} skipped"
         recorded = recorded if new["partitions"] or new["skips"] else ""
-        self.say(f"{self.key}: graph {self.count} compiled in {seconds:.0f} s, of {shape}{recorded}")
+        backward = " (its backward pass is compiled after it)" if torch.is_grad_enabled() else ""
+        self.say(f"{self.key}: graph {self.count} compiled in {seconds:.0f} s{backward}, of {shape}{recorded}")
 
     def _say_uncompiled(self, images: ImageBatch) -> None:
         self.uncompiled += 1

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -215,13 +215,11 @@ class Trainer:
         """Returns the layout that the config fixes, or else that ``before``, or else the one chosen here."""
         if self.config.solver.layout == "auto" and before is not None:
             return before
-        found = None
+        found: Layout | None = None
         with together("timing layouts"):
             if is_main():
                 found = layout_of(self.config, self.device, SCREEN.print)
-        found = gather(found)[0]
-        assert found is not None
-        return found
+        return cast(Layout, gather(found)[0])
 
     def _result(self, state: TrainState) -> dict[str, Any] | None:
         """Returns the result of the run's weights on data.test; None if it is not there yet."""

@@ -128,5 +128,7 @@ def test_partitions_and_skips_of_cuda_graphs_are_reported(
 
     monkeypatch.setattr(compiled, "BACKEND", partitioned)
     lines: list[str] = []
-    run_on(lines)(*make_batch(60, 60))
+    graphs = run_on(lines)
+    graphs(*make_batch(60, 60))
     assert "3 partitions, 1 skipped" in lines[0]
+    assert (graphs.figures["cuda_graph_partitions"], graphs.figures["cuda_graph_skips"]) == (3, 1)
