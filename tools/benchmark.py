@@ -21,11 +21,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,6 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.models.detection.faster_rcnn import FasterRCNN
-from torchvision.models.detection.mask_rcnn import MaskRCNN
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops import boxes as torchvision_boxes
 
 from detection.build import build_detector
@@ -52,10 +47,21 @@ from detection.files import write_text
 from detection.model.architecture import Architecture
 from detection.model.select import as_on_gpu
 from detection.padded import Targets
-from detection.structures import ImageBatch, Target
-from detection.weights.torchvision import convert_torchvision
+from detection.structures import ImageBatch
 
-NUM_CLASSES = 80
+sys.path.insert(0, str(Path(__file__).parent))
+
+from pair import (  # tools are no package
+    NUM_CLASSES,
+    Call,
+    Way,
+    calls,
+    calm,
+    make_images,
+    make_pair,
+    make_theirs,
+    take_images_of,
+)
 
 # Name in the counts -> config whose detector is counted, and torchvision's class where it has it.
 CONFIGS = Path(__file__).parents[1] / "configs" / "coco" / "modern"
@@ -66,11 +72,11 @@ MODELS = {
     "DC5": "faster_rcnn_r50_dc5_1x",
     "Cascade": "cascade_rcnn_r50_fpn_1x",
 }
-THEIRS = {"R50-FPN": FasterRCNN, "Mask": MaskRCNN}
+THEIRS = ("R50-FPN", "Mask")  # that torchvision has too
 IMAGES = (1, 2, 8)
+KINDS: dict[Way, int] = {"test": 1, "step": 2}  # what is timed -> images of a call
 SMALL_SIDE = 96  # pixels
 FEW = ("backbone.weights=null", "box.samples_per_image=8", "rpn.post_nms_test=8", "test.max_detections=8")
-Call = Callable[[], Any]
 Calls = tuple[Call, Call]
 Rows = dict[str, dict[str, Counts]]  # "step" | "test" -> number of images -> counts
 MATRIX = 2048  # side of the matrices whose product gives the rate
@@ -89,97 +95,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="where --counts writes its figures too")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
-
-
-def make_pair(device: str) -> tuple[FasterRCNN, Architecture]:
-    """torchvision's detector, as it comes with ImageNet weights but with random ones, and ours with the same."""
-    torch.manual_seed(0)
-    body = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3)
-    theirs = FasterRCNN(body, NUM_CLASSES + 1, _skip_resize=True)
-    calm(theirs)
-    names = tuple(f"class {number}" for number in range(NUM_CLASSES))
-    config, state = convert_torchvision(theirs.state_dict(), class_names=names, norm_eps=1e-5)
-    ours = build_detector(config, NUM_CLASSES)
-    ours.load_state_dict(state)
-    counts = [sum(p.requires_grad for p in model.parameters()) for model in (theirs, ours)]
-    assert counts[0] == counts[1], f"both must train the same layers, got {counts} tensors"
-    return theirs.to(device), ours.to(device)
-
-
-def calm(model: nn.Module, spread: float = 1.0) -> None:
-    """Makes random weights find something: features stay finite, and scores pass the threshold.
-
-    ``spread`` is the standard deviation of the class layer's weights.
-    """
-    for name, values in model.named_buffers():
-        if name.endswith("bn3.weight"):
-            values.fill_(0.2)  # else random residual branches add up to infinity
-    for name, parameter in model.named_parameters():
-        if name.endswith(("box_predictor.cls_score.weight", "predictor.classes.weight")):
-            nn.init.normal_(parameter, std=spread)
-
-
-def make_images(side: int, count: int) -> tuple[list[Tensor], list[Target]]:
-    """Smooth random images (3, H, W) uint8 of 3:4 with ten objects each."""
-    generator = torch.Generator().manual_seed(side)
-    size = side, side * 4 // 3
-    coarse = 255 * torch.rand(count, 3, size[0] // 16, size[1] // 16, generator=generator)
-    images = nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 255).to(torch.uint8)
-    targets = []
-    for _ in range(count):
-        corners = torch.rand(10, 2, generator=generator) * torch.tensor([size[1] * 0.6, size[0] * 0.6])
-        sides = (0.1 + 0.3 * torch.rand(10, 2, generator=generator)) * side
-        boxes = torch.cat([corners, corners + sides], dim=1)
-        labels = torch.randint(NUM_CLASSES, (10,), generator=generator)
-        masks = torch.zeros(10, *size, dtype=torch.bool)
-        for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):
-            mask[y1:y2, x1:x2] = True
-        targets.append(Target(boxes, labels, torch.zeros(10, dtype=torch.bool), masks))
-    return list(images), targets
-
-
-def take_images_of(theirs: FasterRCNN, side: int) -> None:
-    """Makes torchvision's detector test images of this shorter side as they are; its _skip_resize is for training."""
-    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    theirs.transform = GeneralizedRCNNTransform(side, 2 * side, mean, std, _skip_resize=True)
-
-
-def inference_calls(theirs: FasterRCNN, ours: Mapping[str, nn.Module], side: int, device: str) -> dict[str, Call]:
-    """One test of one image by each."""
-    (image,), _ = make_images(side, 1)
-    take_images_of(theirs, side)
-
-    def call_theirs() -> None:
-        with torch.inference_mode():
-            theirs([image.to(device).float() / 255])
-
-    def call(model: nn.Module) -> None:
-        with torch.inference_mode():
-            model(ImageBatch.from_images([image]).to(device))
-
-    return {"torchvision": call_theirs} | {name: partial(call, model) for name, model in ours.items()}
-
-
-def training_calls(theirs: FasterRCNN, ours: Mapping[str, nn.Module], side: int, device: str) -> dict[str, Call]:
-    """One step on two images by each."""
-    images, targets = make_images(side, 2)
-    their_targets = [{"boxes": t.boxes.to(device), "labels": t.labels.to(device) + 1} for t in targets]
-    our_targets = Targets.pad(targets).to(device)
-
-    def step(model: nn.Module, images: Any, targets: Any) -> None:
-        optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.0)
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(model(images, targets).values())).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    def call_theirs() -> None:
-        step(theirs, [image.to(device).float() / 255 for image in images], their_targets)
-
-    def call(model: nn.Module) -> None:
-        step(model, ImageBatch.from_images(images, seeds=range(2)).to(device), our_targets)
-
-    return {"torchvision": call_theirs} | {name: partial(call, model) for name, model in ours.items()}
 
 
 def variants(ours: Mapping[str, Architecture], kind: str, side: int, compiled: bool) -> dict[str, nn.Module]:
@@ -249,23 +164,21 @@ def compare(title: str, calls: Mapping[str, Call], repeats: int, device: str) ->
 
 def time_all(args: argparse.Namespace) -> None:
     """Prints the table of times and memory."""
-    theirs, ours = make_pair(args.device)
+    device = torch.device(args.device)
+    theirs, ours = make_pair(device)
     layouts = {"channels_last": ours, "contiguous": deepcopy(ours)}
     set_layout(layouts["contiguous"], "contiguous")
     vectors = torch.backends.cpu.get_cpu_capability()
     print(f"{args.device}, {vectors}, {torch.get_num_threads()} threads; medians of {args.repeats} calls in turn")
     print(f"{'':36}{'seconds':>8} {'ratio':>6}  {'GiB':>8} {'ratio':>6}  {'share of matrix rate':>6}")
     for side in args.sides:
-        chosen, timing = choose_layout(torch.device(args.device), torch.float32, (side, side * 4 // 3))
+        chosen, timing = choose_layout(device, torch.float32, (side, side * 4 // 3))
         print(f"{side} px: solver.layout auto takes {chosen}{'' if timing is None else f': {timing}'}")
-        for kind, make, count in (("test", inference_calls, "1 image"), ("step", training_calls, "2 images")):
+        for kind, images in KINDS.items():
             if args.only in (None, kind):
                 models = variants(layouts, kind, side, args.compile)
-                for model in (theirs, *models.values()):
-                    model.train(kind == "step")
-                compare(
-                    f"{side} px {kind}, {count}", make(theirs, models, side, args.device), args.repeats, args.device
-                )
+                timed = calls(kind, theirs, models, side=side, images=images, device=device)
+                compare(f"{side} px {kind}, {images} image{'s' * (images > 1)}", timed, args.repeats, args.device)
 
 
 @contextmanager
@@ -296,11 +209,8 @@ def count_ours(name: str) -> Rows:
 
 def count_theirs(name: str) -> Rows:
     """Returns the counts of torchvision's detector."""
-    torch.manual_seed(0)
-    body = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3)
     few = {"box_batch_size_per_image": 8, "rpn_post_nms_top_n_test": 8, "box_detections_per_img": 8}
-    model = THEIRS[name](body, NUM_CLASSES + 1, _skip_resize=True, **few)
-    calm(model)
+    model = make_theirs(50, masks=name == "Mask", **few)
     take_images_of(model, SMALL_SIDE)
 
     def calls(images: int) -> Calls:

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark import CONFIGS, MODELS, NUM_CLASSES, calm
+from benchmark import CONFIGS, MODELS
+from pair import NUM_CLASSES, calm
 from torch import nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.mask_rcnn import MaskRCNN

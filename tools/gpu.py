@@ -22,23 +22,24 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torchvision
 from rich.console import Console
-from torch import distributed
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torchvision.models.detection import FasterRCNN
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-from pair import Pair, Way, make_pair  # noqa: E402  # tools are no package
+from pair import Call, Way, calls, make_pair  # noqa: E402  # tools are no package
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Mode = Literal["eager", "compiled", "graphs"]
@@ -124,41 +125,41 @@ def measure(rows: Sequence[Row], device: torch.device, *, side: int, until: floa
         elif device.type != "cuda" and (row.mode == "graphs" or row.precision == "tf32"):
             found[row] = "not run: needs CUDA"
         else:
-            found[row] = _attempt(row, pairs[row.model], side=side)
+            found[row] = _attempt(row, *pairs[row.model], device, side=side)
         SAY(line(row, found[row]))
     return found
 
 
-def _attempt(row: Row, pair: Pair, *, side: int) -> Measured | str:
+def _attempt(row: Row, theirs: FasterRCNN, ours: nn.Module, device: torch.device, *, side: int) -> Measured | str:
     torch.compiler.reset()
     try:
-        with numbers(row.precision, pair.device):
-            return compare(row, pair, side=side)
+        with numbers(row.precision, device):
+            return compare(row, theirs, ours, device, side=side)
     except (RuntimeError, torch.OutOfMemoryError) as error:
         return f"failed: {type(error).__name__}: {str(error).splitlines()[0]}"
     finally:
-        pair.ours._compiled_call_impl = None  # what nn.Module.compile sets
-        if pair.device.type == "cuda":
+        ours._compiled_call_impl = None  # what nn.Module.compile sets
+        if device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def compare(row: Row, pair: Pair, *, side: int) -> Measured:
+def compare(row: Row, theirs: FasterRCNN, ours: nn.Module, device: torch.device, *, side: int) -> Measured:
     """Returns the costs of ``row``: warm calls in turns."""
-    theirs, ours = pair.calls(row.way, side=side, images=row.images)
+    both = calls(row.way, theirs, {"ours": ours}, side=side, images=row.images, device=device)
     if row.mode != "eager":
-        backend = "inductor" if pair.device.type == "cuda" else "eager"  # a dry run has no time to compile
+        backend = "inductor" if device.type == "cuda" else "eager"  # a dry run has no time to compile
         mode = COMPILE_MODES[row.mode] if backend == "inductor" else None
-        pair.ours.compile(fullgraph=row.way == "step", backend=backend, mode=mode)
-    memory = [peak(call, pair.device) for call in (theirs, ours)]
-    for call in (theirs, ours) * 2:
+        ours.compile(fullgraph=row.way == "step", backend=backend, mode=mode)
+    memory = {name: peak(call, device) for name, call in both.items()}
+    for call in (*both.values(), *both.values()):
         call()
-    rounds: list[tuple[float, float]] = []
+    rounds: list[dict[str, float]] = []
     started = time.monotonic()
     while len(rounds) < 3 or (len(rounds) < 30 and time.monotonic() < started + ROW_SECONDS):
-        rounds.append((seconds(theirs, pair.device), seconds(ours, pair.device)))
-    their_time, our_time = (statistics.median(times) for times in zip(*rounds, strict=True))
-    ratio = statistics.median(ours / theirs for theirs, ours in rounds)
-    return Measured(Cost(our_time, memory[1]), Cost(their_time, memory[0]), ratio)
+        rounds.append({name: seconds(call, device) for name, call in both.items()})
+    costs = {name: Cost(statistics.median(turn[name] for turn in rounds), memory[name]) for name in both}
+    ratio = statistics.median(turn["ours"] / turn["torchvision"] for turn in rounds)
+    return Measured(costs["ours"], costs["torchvision"], ratio)
 
 
 @contextmanager
@@ -170,7 +171,7 @@ def numbers(precision: Precision, device: torch.device) -> Iterator[None]:
         yield
 
 
-def seconds(call: Callable[[], Any], device: torch.device) -> float:
+def seconds(call: Call, device: torch.device) -> float:
     """Returns the seconds of one call."""
     started = time.perf_counter()
     call()
@@ -179,7 +180,7 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def peak(call: Callable[[], Any], device: torch.device) -> float:
+def peak(call: Call, device: torch.device) -> float:
     """Returns the GiB of tensors that a call holds at its peak beyond those before it; NaN where no GPU counts them."""
     call()  # the first allocates what stays, and compiles
     if device.type != "cuda":
@@ -213,14 +214,15 @@ HEADER = (
 
 def scaling() -> str:
     """Returns a line about training steps of R50-FPN in bfloat16 on all GPUs of this run, by DDP, 8 images each."""
-    pair = make_pair(torch.device("cuda", torch.cuda.current_device()))
-    wrapped = replace(pair, ours=DistributedDataParallel(pair.ours, device_ids=[pair.device.index]))
-    times: list[float] = []
-    for each in (pair, wrapped):
-        _, step = each.calls("step", side=SIDES["cuda"], images=8)
-        with numbers("bf16", pair.device):
-            times.append(statistics.median([seconds(step, pair.device) for _ in range(13)][3:]))
-    (alone, together), world = times, distributed.get_world_size()
+    device = torch.device("cuda", torch.cuda.current_device())
+    theirs, ours = make_pair(device)
+    variants = {"alone": ours, "together": DistributedDataParallel(ours, device_ids=[device.index])}
+    both = calls("step", theirs, variants, side=SIDES["cuda"], images=8, device=device)
+    with numbers("bf16", device):
+        alone, together = (
+            statistics.median([seconds(both[name], device) for _ in range(13)][3:]) for name in variants
+        )  # the first three are warm-up
+    world = distributed.get_world_size()
     return (
         f"{world} GPUs: {8 * world / together:.1f} images a second by DDP, {8 / alone:.1f} on one, "
         f"{100 * alone / together:.0f} % of {world} times that"

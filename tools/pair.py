@@ -5,8 +5,8 @@ Built from explicit arguments, so that torch, torchvision and numpy are all that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -34,77 +34,15 @@ from detection.padded import Targets
 from detection.structures import ImageBatch, Target
 from detection.weights.torchvision_names import our_name, reorder_classes
 
-__all__ = ["NUM_CLASSES", "Pair", "Way", "calm", "make_images", "make_pair"]
+__all__ = ["NUM_CLASSES", "Call", "Way", "calls", "calm", "make_images", "make_pair", "make_theirs", "take_images_of"]
 
 NUM_CLASSES = 80
+Call = Callable[[], Any]
 Way = Literal["test", "step"]
 SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Detectors of the same weights on one device."""
-
-    theirs: TheirFasterRCNN
-    ours: nn.Module
-    device: torch.device
-
-    def calls(self, way: Way, *, side: int, images: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-        """Returns what runs theirs and ours once, on images that lie on the CPU.
-
-        Args:
-            way: "test" finds objects, "step" is forward, losses, backward and SGD.
-            side: shorter side of the images, pixels.
-            images: of a call.
-        """
-        pixels, targets = make_images(side, images)
-        mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-        self.theirs.transform = GeneralizedRCNNTransform(side, 2 * side, mean, std, _skip_resize=True)
-        for model in (self.theirs, self.ours):
-            model.train(way == "step")
-        return (self._step if way == "step" else self._test)(pixels, targets)
-
-    def _test(self, pixels: list[Tensor], _: list[Target]) -> tuple[Callable[[], Any], Callable[[], Any]]:
-        @torch.inference_mode()
-        def theirs() -> Any:
-            return self.theirs([image.to(self.device).float() / 255 for image in pixels])
-
-        @torch.inference_mode()
-        def ours() -> Any:
-            return self.ours(ImageBatch.from_images(pixels).to(self.device))
-
-        return theirs, ours
-
-    def _step(self, pixels: list[Tensor], targets: list[Target]) -> tuple[Callable[[], Any], Callable[[], Any]]:
-        optimizers = [
-            torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.0)
-            for model in (self.theirs, self.ours)
-        ]
-        wanted: list[dict[str, Tensor | None]] = [
-            {
-                "boxes": target.boxes.to(self.device),
-                "labels": target.labels.to(self.device) + 1,
-                "masks": None if target.masks is None else target.masks.to(self.device),
-            }
-            for target in targets
-        ]
-        padded = Targets.pad([target.to(self.device) for target in targets])
-
-        def step(losses: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-            optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(losses.values())).sum().backward()
-            optimizer.step()
-
-        def theirs() -> None:
-            step(self.theirs([image.to(self.device).float() / 255 for image in pixels], wanted), optimizers[0])
-
-        def ours() -> None:
-            step(self.ours(ImageBatch.from_images(pixels).to(self.device), padded), optimizers[1])
-
-        return theirs, ours
-
-
-def make_pair(device: torch.device, *, masks: bool = False, depth: int = 50) -> Pair:
+def make_pair(device: torch.device, *, masks: bool = False, depth: int = 50) -> tuple[TheirFasterRCNN, FasterRCNN]:
     """Returns torchvision's detector over a pyramid, as it comes with ImageNet weights but with random ones, and ours.
 
     Args:
@@ -112,18 +50,25 @@ def make_pair(device: torch.device, *, masks: bool = False, depth: int = 50) -> 
         masks: Mask R-CNN instead of Faster R-CNN.
         depth: of the ResNet.
     """
-    torch.manual_seed(0)
-    body = resnet_fpn_backbone(
-        backbone_name=f"resnet{depth}", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
-    )
-    theirs = (TheirMaskRCNN if masks else TheirFasterRCNN)(body, NUM_CLASSES + 1, _skip_resize=True)
-    calm(theirs)
+    theirs = make_theirs(depth, masks=masks)
     ours = _make_ours(depth, masks=masks)
     state = {our_name(name): value for name, value in theirs.state_dict().items()}
     ours.load_state_dict(state | reorder_classes(state, range(1, NUM_CLASSES + 1)))
     counts = [sum(p.requires_grad for p in model.parameters()) for model in (theirs, ours)]
     assert counts[0] == counts[1], f"both must train the same layers, got {counts} tensors"
-    return Pair(theirs.to(device), ours.to(device).to(memory_format=torch.channels_last), device)
+    return theirs.to(device), ours.to(device).to(memory_format=torch.channels_last)
+
+
+def make_theirs(depth: int, *, masks: bool, **options: Any) -> TheirFasterRCNN:
+    """Returns torchvision's detector with random weights that find something."""
+    torch.manual_seed(0)
+    body = resnet_fpn_backbone(
+        backbone_name=f"resnet{depth}", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
+    )
+    builder = TheirMaskRCNN if masks else TheirFasterRCNN
+    theirs = builder(body, NUM_CLASSES + 1, _skip_resize=True, **options)
+    calm(theirs)
+    return theirs
 
 
 def _make_ours(depth: int, *, masks: bool) -> FasterRCNN:
@@ -166,14 +111,66 @@ def _pooler(strides: Sequence[int], size: int) -> RegionPooler:
     return RegionPooler(strides[:-1], size, kind="roi_align_unaligned", sampling_ratio=2)
 
 
-def calm(model: nn.Module) -> None:
-    """Makes random weights find something: features stay finite, and scores pass the threshold."""
-    for name, values in model.named_buffers():
-        if name.endswith(("bn2.weight", "bn3.weight")):
+def calls(
+    way: Way, theirs: TheirFasterRCNN, ours: Mapping[str, nn.Module], *, side: int, images: int, device: torch.device
+) -> dict[str, Call]:
+    """Returns what runs torchvision's detector once, by the name "torchvision", and each of ``ours`` by its own.
+
+    Args:
+        way: "test" finds objects, "step" is forward, losses, backward and SGD.
+        theirs: on ``device``; set to the mode that ``way`` needs, as are all.
+        ours: by name.
+        side: shorter side of the images, pixels.
+        images: of a call; they lie on the CPU before each.
+        device: of all.
+    """
+    pixels, targets = make_images(side, images)
+    take_images_of(theirs, side)
+    for model in (theirs, *ours.values()):
+        model.train(way == "step")
+    wanted = [{"boxes": t.boxes, "labels": t.labels + 1, "masks": t.masks} for t in targets]
+    wanted = [{name: value.to(device) for name, value in row.items() if value is not None} for row in wanted]
+    padded = Targets.pad(targets).to(device)
+
+    def run(model: nn.Module, given: Callable[[], Any], targets: Any) -> None:
+        if way == "test":
+            with torch.inference_mode():
+                model(given())
+            return
+        optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.0)
+        torch.stack(list(model(given(), targets).values())).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def for_theirs() -> list[Tensor]:
+        return [image.to(device).float() / 255 for image in pixels]
+
+    def for_ours() -> ImageBatch:
+        return ImageBatch.from_images(pixels, seeds=range(images)).to(device)
+
+    found: dict[str, Call] = {"torchvision": partial(run, theirs, for_theirs, wanted)}
+    return found | {name: partial(run, model, for_ours, padded) for name, model in ours.items()}
+
+
+def take_images_of(theirs: TheirFasterRCNN, side: int) -> None:
+    """Makes torchvision's detector test images of this shorter side as they are; its _skip_resize is for training."""
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    theirs.transform = GeneralizedRCNNTransform(side, 2 * side, mean, std, _skip_resize=True)
+
+
+def calm(model: nn.Module, spread: float = 1.0) -> None:
+    """Makes random weights find something: features stay finite, and scores pass the threshold.
+
+    ``spread`` is the standard deviation of the class layer's weights.
+    """
+    buffers = dict(model.named_buffers())
+    last = "bn3.weight" if any(name.endswith("bn3.weight") for name in buffers) else "bn2.weight"  # of a block
+    for name, values in buffers.items():
+        if name.endswith(last):
             values.fill_(0.2)  # else random residual branches add up to infinity
     for name, parameter in model.named_parameters():
         if name.endswith(("box_predictor.cls_score.weight", "predictor.classes.weight")):
-            nn.init.normal_(parameter, std=1.0)
+            nn.init.normal_(parameter, std=spread)
 
 
 def make_images(side: int, count: int) -> tuple[list[Tensor], list[Target]]:
