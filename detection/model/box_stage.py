@@ -65,6 +65,11 @@ class RegionSample:
         """Returns the first ``count`` columns."""
         return RegionSample(*(getattr(self, field.name)[:, :count] for field in fields(self)))
 
+    def positives(self, most: int) -> RegionSample:
+        """Returns the first columns, in which all positive regions are: ``most``, or as many as the images need."""
+        most = max(1, int(self.positive.sum(dim=1).max())) if waiting_is_free(self.positive) else most
+        return self.first(most)
+
 
 @dataclass(frozen=True, slots=True)
 class RegionOutput:

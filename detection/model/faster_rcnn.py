@@ -90,7 +90,7 @@ class FasterRCNN(Architecture):
             for output in outputs:
                 losses |= output.stage.losses(output)
             if self.mask_stage is not None:
-                positives = outputs[0].sample.first(self.box_stage.most_positives)
+                positives = outputs[0].sample.positives(self.box_stage.most_positives)
                 losses |= self.mask_stage.losses(features, positives, targets, self.box_stage.shared_body())
         return losses
 

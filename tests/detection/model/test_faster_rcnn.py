@@ -616,6 +616,20 @@ class TestImagesAtOnce:
         torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-3, atol=1e-6)
 
 
+def test_a_cpu_trains_masks_of_as_many_regions_as_an_image_has_positive_ones() -> None:
+    detector = seeded(replace(PYRAMID, box=replace(PYRAMID.box, samples_per_image=256)))
+    rows = list[int]()
+    assert detector.mask_stage is not None
+    detector.mask_stage.head.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    images, (few, none) = ImageBatch.from_images([IMAGE, IMAGE]), (TARGET, make_target([], []))
+    for path in (nullcontext, as_on_gpu):
+        with path():
+            detector(images, [with_masks(few), with_masks(none)])
+    assert rows[0] < rows[1] == 2 * detector.box_stage.most_positives
+    detector(images, [with_masks(none), with_masks(none)])
+    assert rows[2] == 2  # one of padding each, so that a graph is there for the gradient of nothing
+
+
 def test_a_pyramid_sees_a_batch_of_even_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     detector, seen = seeded(PYRAMID), list[tuple[int, ...]]()
     forward = detector.backbone.forward
