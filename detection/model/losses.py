@@ -8,7 +8,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 from detection.model.precision import at_least_single
 
-__all__ = ["giou", "smooth_l1"]
+__all__ = ["focal", "giou", "smooth_l1"]
 
 
 def smooth_l1(deltas: Tensor, targets: Tensor, beta: float, weight: Tensor) -> Tensor:
@@ -36,3 +36,31 @@ def giou(boxes: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
     """
     boxes = at_least_single(boxes)
     return (generalized_box_iou_loss(boxes, targets.to(boxes.dtype), reduction="none") * weight).sum()
+
+
+def focal(logits: Tensor, labels: Tensor, positive: Tensor, weight: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """Sum over rows and classes of -alpha_t (1 - p_t)^gamma log(p_t), p of sigmoids; a scalar.
+
+    No target of the size of the logits is made: all classes count as background, and the own class of a positive row
+    is corrected.
+
+    Args:
+        logits: (..., K).
+        labels: (...) int64 0..K-1, of the positive rows.
+        positive: (...) bool; other rows are of no class.
+        weight: (...) of each row; 0 leaves it out.
+        alpha: weight of the own class, 0 to 1; that of the others is 1 - alpha.
+        gamma: 0 is cross-entropy.
+
+    Source: Lin et al. 2017, "Focal Loss for Dense Object Detection", equation 5.
+    """
+    logits = at_least_single(logits)
+    own = logits.gather(-1, labels[..., None])[..., 0]
+    missed = alpha * (-own).sigmoid().pow(gamma) * F.softplus(-own)
+    rows = _background(logits, alpha, gamma).sum(dim=-1) + (missed - _background(own, alpha, gamma)) * positive
+    return (rows * weight).sum()
+
+
+def _background(logits: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Returns the focal loss (...) of ``logits`` (...) of classes that a row has not."""
+    return (1 - alpha) * logits.sigmoid().pow(gamma) * F.softplus(logits)

@@ -16,7 +16,7 @@ from detection.build import build_detector
 from detection.config.detection import DetectionConfig
 from detection.data.anchor_fit import grid_iou, resized_boxes
 from detection.data.index import AnnotationIndex
-from detection.model.anchors import AnchorGenerator
+from detection.model.anchors import AnchorGenerator, deal
 from detection.tasks.recipe import LEAST_SIZES, STRIDES, Choice, Machine, fitting_anchors, fitting_size
 
 __all__ = ["IOUS", "Reach", "reach_of_config", "reach_of_suggested", "suggest"]
@@ -111,11 +111,9 @@ def _levels(config: DetectionConfig) -> list[_Level]:
     with torch.device("meta"):  # nothing is computed: only strides are wanted
         detector = build_detector(config, 1, pretrained=False)
     found = [module for module in detector.modules() if isinstance(module, AnchorGenerator)]
-    sizes = config.anchors.sizes
-    dealt = [(size,) for size in sizes] if len(found) > 1 else [sizes]
     return [
-        _Level(level.stride, _sides(own, config.anchors.ratios), level.offset)
-        for level, own in zip(found, dealt, strict=False)
+        _Level(level.stride, _sides(sizes, config.anchors.ratios), level.offset)
+        for level, sizes in zip(found, deal(config.anchors.sizes, len(found)) if found else (), strict=True)
     ]
 
 
