@@ -29,11 +29,10 @@ from detection.config.detection import (
     PostprocessConfig,
     RPNConfig,
 )
-from detection.weights.resnets import count_children, resnet_name
+from detection.weights.resnets import coarse_levels, count_children, resnet_name
 from detection.weights.torchvision_names import CLASSES, DELTAS, MASKS, OLD_NAMES, our_name, reorder_classes
 from detection.weights.torchvision_one_stage import (
     Kind,
-    coarse_levels,
     count_classes,
     dense_config,
     one_stage_kind,

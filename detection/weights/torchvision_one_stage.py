@@ -21,7 +21,7 @@ from detection.config.detection import (
 )
 from detection.weights.resnets import count_children
 
-__all__ = ["Kind", "coarse_levels", "count_classes", "dense_config", "one_stage_kind", "one_stage_names", "reorder_rows"]
+__all__ = ["Kind", "count_classes", "dense_config", "one_stage_kind", "one_stage_names", "reorder_rows"]
 
 Kind = Literal["retinanet", "fcos"]
 CLASSES, DELTAS = "head.classes", "head.deltas"
@@ -131,9 +131,3 @@ def dense_config(state: Mapping[str, Tensor], kind: Kind, backbone: DetectorBack
         ),
         data=DetectorDataConfig(shorter_side=800, longer_side=1333),
     )
-
-
-def coarse_levels(state: Mapping[str, Tensor]) -> Literal["c5", "p5"]:
-    """Returns what p6 is made of: torchvision takes the level p5 where its width is that of p6."""
-    outputs, inputs = state["backbone.coarse.p6.0.weight"].shape[:2]
-    return "p5" if outputs == inputs else "c5"
