@@ -65,6 +65,8 @@ MODELS = {
     "C4": "faster_rcnn_r50_c4_1x",
     "DC5": "faster_rcnn_r50_dc5_1x",
     "Cascade": "cascade_rcnn_r50_fpn_1x",
+    "RetinaNet": "retinanet_r50_fpn_1x",
+    "FCOS": "fcos_r50_fpn_1x",
 }
 THEIRS = {"R50-FPN": FasterRCNN, "Mask": MaskRCNN}
 IMAGES = (1, 2, 8)
@@ -115,7 +117,7 @@ def calm(model: nn.Module, spread: float = 1.0) -> None:
         if name.endswith("bn3.weight"):
             values.fill_(0.2)  # else random residual branches add up to infinity
     for name, parameter in model.named_parameters():
-        if name.endswith(("box_predictor.cls_score.weight", "predictor.classes.weight")):
+        if name.endswith(("box_predictor.cls_score.weight", "predictor.classes.weight", "head.classes.weight")):
             nn.init.normal_(parameter, std=spread)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
-from torchvision.ops import generalized_box_iou_loss
 
+from detection.boxes import areas
 from detection.model.precision import at_least_single
 
 __all__ = ["focal", "giou", "smooth_l1"]
+
+TINY = 1e-7  # square pixels; torchvision's loss, which waits for a GPU at its boolean indices, adds as much
 
 
 def smooth_l1(deltas: Tensor, targets: Tensor, beta: float, weight: Tensor) -> Tensor:
@@ -35,7 +38,13 @@ def giou(boxes: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
     Source: Rezatofighi et al. 2019, "Generalized Intersection over Union", algorithm 2.
     """
     boxes = at_least_single(boxes)
-    return (generalized_box_iou_loss(boxes, targets.to(boxes.dtype), reduction="none") * weight).sum()
+    targets = targets.to(boxes.dtype)
+    inner = torch.minimum(boxes[..., 2:], targets[..., 2:]) - torch.maximum(boxes[..., :2], targets[..., :2])
+    outer = torch.maximum(boxes[..., 2:], targets[..., 2:]) - torch.minimum(boxes[..., :2], targets[..., :2])
+    width, height = inner.clamp(min=0).unbind(-1)
+    common, hull = width * height, outer[..., 0] * outer[..., 1]
+    union = areas(boxes) + areas(targets) - common
+    return ((1 - common / (union + TINY) + (hull - union) / (hull + TINY)) * weight).sum()
 
 
 def focal(logits: Tensor, labels: Tensor, positive: Tensor, weight: Tensor, *, alpha: float, gamma: float) -> Tensor:

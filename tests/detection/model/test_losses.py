@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torchvision.ops import sigmoid_focal_loss
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from detection.model.losses import focal, giou, smooth_l1
 
@@ -21,6 +21,18 @@ def test_giou_by_hand() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10]])
     goals = torch.tensor([[20.0, 0, 30, 10], [0, 0, 10, 10], [0, 0, 10, 5]])
     assert giou(boxes, goals, weight=torch.ones(3)).item() == pytest.approx(4 / 3 + 0 + 1 / 2, rel=1e-5)
+
+
+def test_giou_and_its_gradient_are_torchvisions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    corners = 50 * torch.rand(2, 40, 2, generator=generator)
+    boxes, goals = torch.cat([corners, corners + 5 + 30 * torch.rand(2, 40, 2, generator=generator)], dim=2)
+    weight = torch.rand(40, generator=generator)
+    expected = (generalized_box_iou_loss(boxes.requires_grad_(), goals) * weight).sum()
+    found = giou(boxes, goals, weight)
+    torch.testing.assert_close(found, expected)
+    (gradient,), (wanted,) = torch.autograd.grad(found, boxes), torch.autograd.grad(expected, boxes)
+    torch.testing.assert_close(gradient, wanted)
 
 
 def test_giou_pulls_boxes_together_that_do_not_touch() -> None:
