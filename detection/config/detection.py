@@ -248,6 +248,11 @@ class DetectionConfig(ProgramConfig):
     init: str | None = None
     init_classes: dict[str, str] = field(default_factory=dict)  # class here -> its name there, where they differ
 
+    @property
+    def one_stage(self) -> bool:
+        """Tells whether the detector makes no proposals."""
+        return self.architecture in ("retinanet", "fcos")
+
     def __post_init__(self) -> None:
         box = self.box
         if "cascade" in self.architecture and (box.head != "fc" or not box.class_agnostic or box.context):
@@ -255,7 +260,7 @@ class DetectionConfig(ProgramConfig):
                 f"architecture {self.architecture} moves one box per region from stage to stage: set box.head to fc, "
                 "box.class_agnostic to true and box.context to false"
             )
-        if self.architecture in ("retinanet", "fcos") and not self.backbone.fpn:
+        if self.one_stage and not self.backbone.fpn:
             raise ValueError(
                 f"architecture {self.architecture} stands on a pyramid: set backbone.fpn to true, and "
                 "backbone.fpn_coarse to c5 or p5 for the paper's levels p3 to p7"

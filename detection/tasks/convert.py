@@ -96,11 +96,13 @@ def _assumed_of_detectron2(config: DetectionConfig, given: Mapping[str, Any]) ->
 
 def _assumed_of_torchvision(config: DetectionConfig) -> str:
     test, data = config.test, config.data
+    proposals = "" if config.one_stage else f"{config.rpn.post_nms_test} proposals, "
+    sizes = ", ".join(f"{size:g}" for size in config.anchors.sizes)
+    anchors = "" if config.architecture == "fcos" else f", anchors of {sizes} px"
     return (
         f"assumed, as torchvision's default arguments: images of {data.shorter_side} to {data.longer_side} px, "
-        f"{config.rpn.post_nms_test} proposals, scores from {test.score_threshold}, NMS at {test.nms_iou}, "
-        f"{test.max_detections} detections, anchors of {', '.join(f'{size:g}' for size in config.anchors.sizes)} px; "
-        "change the config where yours were others"
+        f"{proposals}scores from {test.score_threshold}, NMS at {test.nms_iou}, {test.max_detections} detections"
+        f"{anchors}; change the config where yours were others"
     )
 
 

@@ -42,7 +42,7 @@ def explicit(config: DetectionConfig) -> DetectionConfig:
 
 def refuse_one_stage(config: DetectionConfig, *, project: str) -> None:
     """Raises ValueError for a detector without regions, whose weights only come from ``project``."""
-    if config.architecture in ("retinanet", "fcos"):
+    if config.one_stage:
         raise ValueError(
             f"architecture {config.architecture} can't go to {project}: only faster_rcnn, mask_rcnn and cascades can"
         )

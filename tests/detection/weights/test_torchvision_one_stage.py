@@ -166,7 +166,7 @@ def assert_same_detections(theirs: Theirs, ours: OneStage, images: Sequence[Tens
         expected = {name: value[filled] for name, value in theirs_of_image.items()}
         count = len(expected["scores"])
         assert count >= 50, "a comparison of little"
-        assert len(expected["labels"].unique()) == len(CLASSES)
+        assert len(expected["labels"].unique()) > 1
         ordered = in_order(own[:count], expected)
         assert ordered.labels.equal(expected["labels"] - 1)
         torch.testing.assert_close(ordered.boxes, expected["boxes"], rtol=0, atol=1e-6)
