@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-__all__ = ["our_name", "their_name"]
+__all__ = ["are_detectron2s", "our_name", "their_name"]
 
 Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
@@ -68,6 +68,11 @@ TO_THEIRS: Rules = (
     (r"(box_predictor.*)\.classes\.", r"\1.cls_score."),
     (r"(box_predictor.*)\.deltas\.", r"\1.bbox_pred."),
 )
+
+
+def are_detectron2s(names: Iterable[str]) -> bool:
+    """Tells whether ``names`` of a detector's tensors are Detectron2's, by its RPN or a RetinaNet's scores."""
+    return any(name.startswith(("proposal_generator.", "head.cls_score.")) for name in names)
 
 
 def our_name(name: str) -> str:

@@ -16,6 +16,7 @@ from detection.engine.checkpoint import Checkpoint, read_checkpoint, resolve_wei
 from detection.hub import parse_address
 from detection.weights import zoo
 from detection.weights.detectron2 import convert_detectron2
+from detection.weights.detectron2_names import are_detectron2s
 from detection.weights.torchvision import convert_torchvision, known_norm_eps
 
 __all__ = ["ZOO_FOLDER", "origin_file", "origin_of", "read_origin"]
@@ -79,8 +80,7 @@ def _is_foreign(file: Path) -> bool:
 
 def _converted(file: Path) -> Checkpoint[DetectionConfig]:
     state = read_state_dict(file)
-    of_detectron2 = any(name.startswith(("proposal_generator.", "head.cls_score.")) for name in state)
-    project = "detectron2" if of_detectron2 else "torchvision"
+    project = "detectron2" if are_detectron2s(state) else "torchvision"
     names = _class_names(state, project)
     try:
         if project == "detectron2":
