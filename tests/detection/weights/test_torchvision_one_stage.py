@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 from torchvision.models import resnet18
 from torchvision.models.detection import (
     FCOS,
@@ -98,23 +99,24 @@ def both(request: pytest.FixtureRequest) -> tuple[Theirs, OneStage]:
 def spread(model: Theirs) -> Theirs:
     """``model`` in eval mode with outputs of the deviations SPREAD, and nothing of row 0, which no object trains."""
 
-    def scale(layer: nn.Conv2d, deviation: float, _inputs: object, output: Tensor) -> Tensor:
-        factor = deviation / output.std()
-        layer.weight.data.mul_(factor)
-        handles.pop(layer).remove()
-        return output * factor
+    def scale_once(deviation: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            factor = deviation / output.std()
+            layer.get_parameter("weight").data.mul_(factor)
+            handles.pop(layer).remove()
+            return output * factor
+
+        return hook
 
     transform = model.transform
     assert isinstance(transform, GeneralizedRCNNTransform)
     model.transform = Untouched(800, 1333, transform.image_mean, transform.image_std)
-    handles = {}
+    handles = dict[nn.Module, RemovableHandle]()
     for name, layer in model.head.named_modules():
         if isinstance(layer, nn.Conv2d):
-            assert layer.bias is None or layer.bias.data.zero_() is not None
-            deviation = SPREAD.get(name.rpartition(".")[2], 1.0)
-            handles[layer] = layer.register_forward_hook(
-                lambda own, inputs, output, deviation=deviation: scale(own, deviation, inputs, output)
-            )
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+            handles[layer] = layer.register_forward_hook(scale_once(SPREAD.get(name.rpartition(".")[2], 1.0)))
     detect(model.eval(), [noise((96, 128), seed=0)])
     bias = model.head.get_parameter("classification_head.cls_logits.bias")
     bias.data.view(-1, len(CLASSES) + 1)[:, 0] = -1000
