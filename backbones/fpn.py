@@ -1,12 +1,14 @@
-"""Feature pyramid network: maps of one width at strides 4 to 64 over the stages of any backbone.
+"""Feature pyramid network: maps of one width at strides 4 to 64, or 8 to 128, over the stages of any backbone.
 
-Source: Lin et al. 2017, "Feature Pyramid Networks for Object Detection", section 3, and section 4.1 for p6.
+Source: Lin et al. 2017, "Feature Pyramid Networks for Object Detection", section 3, and section 4.1 for p6; Lin et al.
+2017, "Focal Loss for Dense Object Detection", section 4, for p6 and p7 by convolutions.
 Shapes: N images, C channels, H W height and width.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,28 +16,40 @@ from torch.nn import functional
 from backbones.base import Backbone, FeatureSpec, Tail
 from backbones.norm import NormLayer
 
-__all__ = ["FPN"]
+__all__ = ["FPN", "CoarseLevels"]
 
-COARSEST = 64  # stride of p6, the last level; those that the body lacks are every second cell of the one before
+CoarseLevels = Literal["subsample", "c5", "p5"]
 
 
 class FPN(Backbone):
-    """p2 .. p6 of strides 4 .. 64 from a body whose features double their stride from 4 on.
+    """p2 .. p6 from a body whose features double their stride from 4 on, or p3 .. p7 from 8 on.
 
     Args:
         body: the backbone below, with one feature per stage.
         channels: of every level.
-        norm: layer after every convolution of the pyramid; None for none.
+        norm: layer after every convolution of body's features; None for none.
+        coarse: levels that the body lacks. "subsample": every second cell of the level before, up to p6; the body
+            begins at stride 4. "c5" and "p5": 3x3 convolutions of stride 2, with a ReLU between two, on the body's
+            last feature or on its level, up to p7; the body begins at stride 8.
 
     Raises:
-        ValueError: features of the body that do not start at stride 4 or do not double.
+        ValueError: features of the body that do not start at that stride or do not double.
     """
 
-    def __init__(self, body: Backbone, *, channels: int = 256, norm: NormLayer | None = None) -> None:
+    def __init__(
+        self,
+        body: Backbone,
+        *,
+        channels: int = 256,
+        norm: NormLayer | None = None,
+        coarse: CoarseLevels = "subsample",
+    ) -> None:
         strides = [spec.stride for spec in body.specs.values()]
-        if strides != [4 * 2**i for i in range(len(strides))]:
-            raise ValueError(f"a pyramid needs features of strides 4, 8, 16, .., the body has {strides}")
-        levels = range(2, COARSEST.bit_length())
+        first, last = (2, 6) if coarse == "subsample" else (3, 7)
+        if strides != [2 ** (first + i) for i in range(len(strides))]:
+            wanted = ", ".join(str(2 ** (first + i)) for i in range(3))
+            raise ValueError(f"a pyramid needs features of strides {wanted}, .., the body has {strides}")
+        levels = range(first, last + 1)
         super().__init__({f"p{k}": FeatureSpec(channels, 2**k) for k in levels}, body.input_stats)
         self.size_divisor = strides[-1]  # so that every level is exactly twice as large as the next
         with suppress(ValueError):  # VGG's fully connected layers, which a pyramid has no use for; ResNet has none left
@@ -45,6 +59,12 @@ class FPN(Backbone):
             {name: _conv(spec.channels, channels, 1, norm) for name, spec in body.specs.items()}
         )
         self.output = nn.ModuleDict({name: _conv(channels, channels, 3, norm) for name in body.specs})
+        widest = list(body.specs.values())[-1].channels
+        self.from_body, self.coarse = coarse == "c5", nn.ModuleDict()
+        if coarse != "subsample":
+            for name in list(self.specs)[len(strides) :]:
+                width = widest if self.from_body and not self.coarse else channels
+                self.coarse[name] = _conv(width, channels, 3, None, stride=2)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
@@ -57,9 +77,18 @@ class FPN(Backbone):
                 lateral = lateral + functional.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
             merged = lateral
             outputs.insert(0, self.output[name](merged))
+        outputs += self._coarse_levels(list(features.values())[-1] if self.from_body else outputs[-1])
         while len(outputs) < len(self.specs):
             outputs.append(outputs[-1][:, :, ::2, ::2])
         return dict(zip(self.specs, outputs, strict=True))
+
+    def _coarse_levels(self, top: Tensor) -> list[Tensor]:
+        """Returns the levels (N, C, H, W) that convolutions make of ``top``, each half as large as the one before."""
+        levels: list[Tensor] = []
+        for conv in self.coarse.values():
+            top = conv(functional.relu(top) if levels else top)
+            levels.append(top)
+        return levels
 
     def tail(self) -> Tail:
         """No layers are left after a pyramid.
@@ -70,8 +99,11 @@ class FPN(Backbone):
         raise ValueError("a pyramid has no tail; set box.head to fc")
 
 
-def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: NormLayer | None) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=norm is None)
+def _conv(
+    in_channels: int, out_channels: int, kernel_size: int, norm: NormLayer | None, *, stride: int = 1
+) -> nn.Sequential:
+    padding = kernel_size // 2
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=padding, bias=norm is None)
     nn.init.kaiming_uniform_(conv.weight, a=1)  # keeps the variance of a layer without an activation
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

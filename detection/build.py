@@ -21,6 +21,7 @@ from detection.config.detection import (
     AnchorConfig,
     ArchitectureName,
     BoxConfig,
+    DenseConfig,
     DetectionConfig,
     DetectorBackboneConfig,
     PostprocessConfig,
@@ -34,17 +35,20 @@ from detection.engine.compiled import CompiledStep, CompiledTest, Frames
 from detection.fields.masks import Masks
 from detection.fields.table import FIELDS, Field
 from detection.hub import local_path
-from detection.model.anchors import AnchorGenerator
+from detection.model.anchors import AnchorGenerator, deal
 from detection.model.architecture import Architecture, RegionVerbs
 from detection.model.box_coder import BoxCoder
 from detection.model.box_heads import FCHead
 from detection.model.box_stage import BoxPredictor, BoxStage
 from detection.model.cascade import CascadeBoxStage
 from detection.model.faster_rcnn import FasterRCNN
+from detection.model.fcos import FCOSHead, PointMatcher
 from detection.model.mask_stage import MaskHead, MaskStage
 from detection.model.matcher import Matcher
+from detection.model.one_stage import Dense, OneStage
 from detection.model.pooler import RegionPooler
 from detection.model.postprocess import Postprocessor
+from detection.model.retinanet import RetinaNetHead
 from detection.model.rpn import RPN, ProposalFilter, RPNHead
 from detection.model.sampler import BalancedSampler
 from detection.model.test_time.slices import Cutting, Sliced
@@ -189,7 +193,7 @@ def build_plain_backbone(
         config = replace(config, weights=str(local_path(config.weights)))
     options = asdict(config)
     name, weights, source = options.pop("name"), options.pop("weights"), options.pop("weights_source")
-    for of_the_pyramid in ("fpn", "fpn_channels", "fpn_norm"):
+    for of_the_pyramid in ("fpn", "fpn_channels", "fpn_norm", "fpn_coarse"):
         options.pop(of_the_pyramid, None)
     run = _file_of_a_run(config, check=pretrained)
     backbone = build_backbone(
@@ -239,22 +243,22 @@ def _postprocessor(config: PostprocessConfig) -> Postprocessor:
 
 
 def _backbone(config: DetectorBackboneConfig, *, pretrained: bool) -> Backbone:
-    features = pyramid_features(config.name) if config.fpn else ("c5",) if config.dilate_c5 else None
-    body = build_plain_backbone(config, pretrained=pretrained, out_features=features)
-    return FPN(body, channels=config.fpn_channels, norm=_norm(config.fpn_norm)) if config.fpn else body
+    if not config.fpn:
+        features = ("c5",) if config.dilate_c5 else None
+        return build_plain_backbone(config, pretrained=pretrained, out_features=features)
+    stages = pyramid_features(config.name)[0 if config.fpn_coarse == "subsample" else 1 :]
+    body = build_plain_backbone(config, pretrained=pretrained, out_features=stages)
+    return FPN(body, channels=config.fpn_channels, norm=_norm(config.fpn_norm), coarse=config.fpn_coarse)
 
 
 def _norm(kind: Literal["bn", "gn", "sync_bn"] | None) -> NormLayer | None:
     return None if kind is None else make_norm(kind, eps=1e-5)
 
 
-def _anchors(config: AnchorConfig, specs: Sequence[FeatureSpec], *, pyramid: bool) -> list[AnchorGenerator]:
-    if pyramid and len(config.sizes) != len(specs):
-        raise ValueError(f"anchors.sizes needs one size for each of the {len(specs)} levels, got {config.sizes}")
-    dealt = [(size,) for size in config.sizes] if pyramid else [config.sizes]
+def _anchors(config: AnchorConfig, specs: Sequence[FeatureSpec]) -> list[AnchorGenerator]:
     return [
         AnchorGenerator(spec.stride, sizes=sizes, ratios=config.ratios, offset=config.offset, rounded=config.rounded)
-        for spec, sizes in zip(specs, dealt, strict=True)
+        for spec, sizes in zip(specs, deal(config.sizes, len(specs)), strict=True)
     ]
 
 
@@ -284,7 +288,7 @@ def _rcnn(
     masks: bool = False,
 ) -> FasterRCNN:
     """Faster R-CNN, with stages of a cascade and with masks on request."""
-    anchors = _anchors(config.anchors, list(backbone.specs.values()), pyramid=config.backbone.fpn)
+    anchors = _anchors(config.anchors, list(backbone.specs.values()))
     channels = list(backbone.specs.values())[-1].channels
     head = RPNHead(channels, channels=config.rpn.channels, num_anchors=anchors[0].num_anchors, convs=config.rpn.convs)
     rpn = _rpn(config.rpn, anchors, head, ignore_overlap=config.box.ignore_overlap)
@@ -302,12 +306,57 @@ def _rcnn(
     )
 
 
+def _retinanet(config: DetectionConfig, backbone: Backbone, num_classes: int) -> OneStage:
+    dense, specs = config.dense, list(backbone.specs.values())
+    head = RetinaNetHead(
+        specs[-1].channels,
+        _anchors(config.anchors, specs),
+        num_classes=num_classes,
+        matcher=Matcher(
+            dense.positive_iou, dense.negative_iou, match_best=True, ignore_overlap=config.box.ignore_overlap
+        ),
+        settings=_dense(dense),
+        use_giou=dense.loss == "giou",
+        smooth_l1_beta=dense.smooth_l1_beta,
+    )
+    return OneStage(backbone, head, postprocess=_postprocessor(config.test), clip_first=dense.clip_first)
+
+
+def _fcos(config: DetectionConfig, backbone: Backbone, num_classes: int) -> OneStage:
+    dense, specs = config.dense, list(backbone.specs.values())
+    head = FCOSHead(
+        specs[-1].channels,
+        [spec.stride for spec in specs],
+        num_classes=num_classes,
+        matcher=PointMatcher(dense.center_radius),
+        settings=_dense(dense),
+        offset=config.anchors.offset,
+        rounded=config.anchors.rounded,
+    )
+    return OneStage(backbone, head, postprocess=_postprocessor(config.test), clip_first=dense.clip_first)
+
+
+def _dense(config: DenseConfig) -> Dense:
+    return Dense(
+        convs=config.convs,
+        norm=_norm(config.norm),
+        prior=config.prior,
+        alpha=config.focal_alpha,
+        gamma=config.focal_gamma,
+        per_image=config.normalizer == "image",
+        box_loss_weight=config.box_loss_weight,
+        best=config.pre_nms,
+    )
+
+
 # Name in a config -> how it is built, and what it is trained on.
 ARCHITECTURES: dict[ArchitectureName, _Kind] = {
     "faster_rcnn": _Kind(_rcnn),
     "mask_rcnn": _Kind(partial(_rcnn, masks=True), fields=("masks",)),
     "cascade_rcnn": _Kind(partial(_rcnn, cascade=True)),
     "cascade_mask_rcnn": _Kind(partial(_rcnn, cascade=True, masks=True), fields=("masks",)),
+    "retinanet": _Kind(_retinanet),
+    "fcos": _Kind(_fcos),
 }
 
 
@@ -371,6 +420,6 @@ def _mask_stage(config: DetectionConfig, backbone: Backbone, box_stage: BoxStage
 
 
 def _pooled(backbone: Backbone) -> list[int]:
-    """Strides of the features that regions are pooled from: all, but of a pyramid not p6, which only proposes."""
-    strides = [spec.stride for spec in backbone.specs.values()]
-    return strides[:-1] if isinstance(backbone, FPN) else strides
+    """Strides of the features that regions are pooled from: all, but of a pyramid not its coarse levels."""
+    pooled = backbone.body if isinstance(backbone, FPN) else backbone
+    return [spec.stride for spec in pooled.specs.values()]

@@ -14,14 +14,18 @@ from detection.build import build_detector
 from detection.config.detection import DetectionConfig, JitterConfig
 from detection.config.load import load_config
 from detection.data.cards import load_card
+from detection.model.architecture import Architecture
 from detection.model.cascade import CascadeBoxStage
 from detection.model.faster_rcnn import FasterRCNN
+from detection.model.one_stage import OneStage
 
 ROOT = Path(__file__).parents[1]
 COCO, VOC = ROOT / "configs" / "coco" / "modern", ROOT / "configs" / "voc" / "modern"
 FILES = [path for folder in (COCO, VOC) for path in sorted(folder.glob("*.yaml")) if path.stem != "recipe"]
 OWN = COCO / "mask_rcnn_r50_fpn_lsj_adamw.yaml"  # the one that is not Detectron2's
-BASELINES = [path for path in FILES if path != OWN]
+ONE_STAGE = [COCO / f"{name}_r50_fpn_1x.yaml" for name in ("fcos", "retinanet")]
+REGIONS = [path for path in FILES if path not in ONE_STAGE]
+BASELINES = [path for path in REGIONS if path != OWN]
 
 # The figures of Detectron2's MODEL_ZOO.md; None: it has none.
 FIGURES = {
@@ -32,10 +36,12 @@ FIGURES = {
     "faster_rcnn_r50_dc5_1x": ("37.3",),
     "faster_rcnn_r50_fpn_1x": ("37.9",),
     "faster_rcnn_r50_fpn_3x": ("40.2",),
+    "fcos_r50_fpn_1x": None,
     "mask_rcnn_r101_fpn_3x": ("42.9", "38.6"),
     "mask_rcnn_r50_fpn_1x": ("38.6", "35.2"),
     "mask_rcnn_r50_fpn_3x": ("41.0", "37.2"),
     "mask_rcnn_r50_fpn_lsj_adamw": None,
+    "retinanet_r50_fpn_1x": ("37.4",),
     "faster_rcnn_r50_c4_18k": ("80.3", "51.9"),
     "faster_rcnn_r50_fpn_18k": None,
 }
@@ -45,15 +51,11 @@ def load(path: Path) -> DetectionConfig:
     return load_config(DetectionConfig, path)
 
 
-def build(path: Path) -> FasterRCNN:
+def build(path: Path) -> Architecture:
     """The detector of ``path``, without memory for its weights."""
     config = load(path)
     with torch.device("meta"):
-        detector = build_detector(
-            config, len(load_card(config.data.train[0].partition(":")[0]).classes), pretrained=False
-        )
-        assert isinstance(detector, FasterRCNN)
-        return detector
+        return build_detector(config, len(load_card(config.data.train[0].partition(":")[0]).classes), pretrained=False)
 
 
 def header(path: Path) -> str:
@@ -85,7 +87,9 @@ def test_what_all_baselines_share(path: Path) -> None:
     assert (backbone.norm, backbone.freeze_at) == ("frozen_bn", 2)
 
 
-@pytest.mark.parametrize("path", [path for path in BASELINES if path.parent == COCO], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in (*BASELINES, *ONE_STAGE) if path.parent == COCO], ids=lambda path: path.stem
+)
 def test_schedules_on_coco(path: Path) -> None:
     config = load(path)
     times = 3 if path.stem.endswith("3x") else 1
@@ -109,9 +113,22 @@ def test_schedules_on_voc(path: Path) -> None:
     assert config.solver.best_metric == "voc.mAP"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ONE_STAGE, ids=lambda path: path.stem)
+def test_one_stage_detectors_are_those_of_their_papers(path: Path) -> None:
+    config, detector = load(path), build(path)
+    assert isinstance(detector, OneStage)
+    assert [spec.stride for spec in detector.backbone.specs.values()] == [8, 16, 32, 64, 128]
+    assert detector.head.class_rows["classes"].per_class == (9 if "retinanet" in path.stem else 1)
+    dense, data, solver = config.dense, config.data, config.solver
+    assert (dense.convs, dense.prior, dense.focal_alpha, dense.focal_gamma, dense.pre_nms) == (4, 0.01, 0.25, 2, 1000)
+    assert (dense.positive_iou, dense.negative_iou, dense.center_radius, dense.smooth_l1_beta) == (0.5, 0.4, 1.5, 0)
+    assert (data.shorter_side, data.longer_side, solver.images_per_step, solver.base_lr) == (800, 1333, 16, 0.01)
+
+
+@pytest.mark.parametrize("path", REGIONS, ids=lambda path: path.stem)
 def test_the_parts_are_those_of_the_name(path: Path) -> None:
     config, detector = load(path), build(path)
+    assert isinstance(detector, FasterRCNN)
     assert all(parameter.is_meta for parameter in detector.parameters())
     assert config.backbone.name == ("resnet101" if "_r101_" in path.stem else "resnet50")
     assert ("mask_rcnn" in path.stem) == (detector.mask_stage is not None) == ("mask" in config.architecture)

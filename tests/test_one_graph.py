@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
 from detection.build import build_detector
-from detection.config.detection import AnchorConfig, BoxConfig, DetectionConfig, DetectorBackboneConfig, MaskConfig
+from detection.config.detection import (
+    AnchorConfig,
+    BoxConfig,
+    DenseConfig,
+    DetectionConfig,
+    DetectorBackboneConfig,
+    MaskConfig,
+)
 from detection.config.load import load_config
 from detection.engine.checkpoint import Checkpoint
 from detection.export.facts import ExportFormat, describe_export
@@ -25,6 +32,7 @@ from detection.export.operators import TENSORRT_LACKS
 from detection.export.runtime import Exported, Framed, open_exported
 from detection.export.write import write_export
 from detection.model.faster_rcnn import FasterRCNN
+from detection.model.one_stage import OneStage
 from detection.model.select import as_on_gpu
 from detection.padded import Targets
 from detection.predictor import Predictor
@@ -45,23 +53,32 @@ FAMILIES: dict[str, DetectionConfig] = {
     "FPN": FPN,
     "Mask": replace(FPN, architecture="mask_rcnn", mask=MaskConfig(convs=1, channels=16)),
     "Cascade": replace(FPN, architecture="cascade_rcnn", box=replace(FPN.box, class_agnostic=True)),
+    "RetinaNet": replace(FPN, architecture="retinanet", dense=DenseConfig(convs=1, norm="gn", loss="giou")),
+    "FCOS": replace(
+        FPN,
+        architecture="fcos",
+        backbone=replace(FPN.backbone, fpn_coarse="c5"),
+        dense=DenseConfig(convs=1, normalizer="batch", clip_first=False),
+    ),
 }
 every_family = pytest.mark.parametrize(
     "family", [pytest.param(name, marks=[] if name == "Mask" else pytest.mark.slow) for name in FAMILIES]
 )
 
 
-def make_model(config: DetectionConfig, classes: int = NUM_CLASSES) -> FasterRCNN:
+def make_model(config: DetectionConfig, classes: int = NUM_CLASSES) -> FasterRCNN | OneStage:
     """A detector with random weights that finds more than 50 objects in an image."""
     torch.manual_seed(0)
     model = build_detector(config, classes, pretrained=False)
-    assert isinstance(model, FasterRCNN)
+    assert isinstance(model, FasterRCNN | OneStage)
     for name, values in model.named_buffers():
         if name.endswith(("bn2.weight", "bn3.weight")):
             values.fill_(0.2)  # else random residual branches add up to infinity
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.out_features == classes + 1:
             nn.init.normal_(module.weight, std=1.0)
+    if isinstance(model, OneStage):
+        nn.init.normal_(model.head.classes.weight, std=1.0)
     return model
 
 
@@ -110,7 +127,7 @@ def assert_same_step(model: nn.Module, backend: str) -> None:
 
 
 @torch.no_grad()
-def assert_same_test(model: FasterRCNN, backend: str) -> None:
+def assert_same_test(model: FasterRCNN | OneStage, backend: str) -> None:
     images, _ = make_batch()
     with as_on_gpu():  # as the graph, it leaves the padding where it is
         expected = model.eval().detect(images)
@@ -131,7 +148,7 @@ def test_a_step_is_one_graph(family: str) -> None:
 class Inference(nn.Module):
     """A test with tensors in and out."""
 
-    def __init__(self, model: FasterRCNN) -> None:
+    def __init__(self, model: FasterRCNN | OneStage) -> None:
         super().__init__()
         self.model = model
 
@@ -166,7 +183,9 @@ def test_resnet50_fpn_by_inductor() -> None:
     assert_same_test(model, "inductor")
 
 
-def export(model: FasterRCNN, config: DetectionConfig, folder: Path, format: ExportFormat, batch: int) -> Exported:
+def export(
+    model: FasterRCNN | OneStage, config: DetectionConfig, folder: Path, format: ExportFormat, batch: int
+) -> Exported:
     checkpoint = Checkpoint(Path("0000000.safetensors"), model.state_dict(), config, tuple("abcde"), iteration=0)
     facts = describe_export(
         checkpoint, model, format=format, precision="fp32", size=(96, 128), batch=batch, licence="none"

@@ -71,6 +71,8 @@ MODELS = {
     "C4": "faster_rcnn_r50_c4_1x",
     "DC5": "faster_rcnn_r50_dc5_1x",
     "Cascade": "cascade_rcnn_r50_fpn_1x",
+    "RetinaNet": "retinanet_r50_fpn_1x",
+    "FCOS": "fcos_r50_fpn_1x",
 }
 THEIRS = ("R50-FPN", "Mask")  # that torchvision has too
 IMAGES = (1, 2, 8)

@@ -169,7 +169,7 @@ def calm(model: nn.Module, spread: float = 1.0) -> None:
         if name.endswith(last):
             values.fill_(0.2)  # else random residual branches add up to infinity
     for name, parameter in model.named_parameters():
-        if name.endswith(("box_predictor.cls_score.weight", "predictor.classes.weight")):
+        if name.endswith(("box_predictor.cls_score.weight", "predictor.classes.weight", "head.classes.weight")):
             nn.init.normal_(parameter, std=spread)
 
 

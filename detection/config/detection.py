@@ -19,6 +19,7 @@ __all__ = [
     "ArchitectureName",
     "BoxConfig",
     "CascadeConfig",
+    "DenseConfig",
     "DetectionConfig",
     "DetectorBackboneConfig",
     "DetectorDataConfig",
@@ -29,7 +30,7 @@ __all__ = [
     "RPNConfig",
 ]
 
-ArchitectureName = Literal["faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn"]
+ArchitectureName = Literal["faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn", "retinanet", "fcos"]
 NormName = Literal["bn", "gn", "sync_bn"]
 SliceSide = Annotated[int, Field(ge=64)]  # smaller ones make thousands of windows of a photograph
 Overlap = Annotated[float, Field(ge=0, lt=1)]
@@ -43,11 +44,14 @@ class DetectorBackboneConfig(BackboneConfig):
     fpn: bool = False  # a feature pyramid over the stages; box.head is then fc
     fpn_channels: Count = 256
     fpn_norm: NormName | None = None  # after the pyramid's convolutions; null: none
+    # Levels above the stages: every second cell of the last (p2 to p6), or convolutions on c5 or p5 (p3 to p7).
+    fpn_coarse: Literal["subsample", "c5", "p5"] = field(default="subsample", metadata=MODEL)
 
 
 @checked
 class AnchorConfig:
-    # Square root of the area, pixels of the resized image; COCO adds 64. With backbone.fpn one per level, p2 to p6.
+    # Square root of the area, pixels of the resized image; COCO adds 64. With backbone.fpn one per level, or equally
+    # many, from the finest on. fcos has no anchors, but its points follow offset and rounded.
     sizes: tuple[Positive, ...] = field(default=(128.0, 256.0, 512.0), metadata=MODEL)
     ratios: tuple[Positive, ...] = field(default=(0.5, 1.0, 2.0), metadata=MODEL)  # height / width
     # Of the centre in its cell: 0.5 = middle, as py-faster-rcnn; 0 = corner, as torchvision.
@@ -122,6 +126,30 @@ class MaskConfig:
     norm: NormName | None = None  # after the convolutions
     # Where the cells of a mask lie in its box, and whether targets are rounded: detection/mask_geometry.py.
     geometry: Literal["exact", "torchvision", "detectron2"] = field(default="exact", metadata=MODEL)
+
+
+@checked
+class DenseConfig:
+    """The head of retinanet and fcos, on every level of the pyramid.
+
+    Source: "Focal Loss for Dense Object Detection", sections 4 and 5; "FCOS", sections 3 and 4.
+    """
+
+    convs: NonNegativeInt = 4  # 3x3 convolutions before the classes, and as many before the boxes
+    norm: NormName | None = None  # after each of them
+    prior: Annotated[float, Field(gt=0, lt=1)] = 0.01  # probability that every class begins with
+    positive_iou: Fraction = 0.5  # retinanet: of anchors
+    negative_iou: Fraction = 0.4
+    center_radius: Positive = 1.5  # fcos: cells from an object's centre within which points are positive
+    focal_alpha: Fraction = 0.25
+    focal_gamma: NonNegative = 2.0
+    # The losses are divided by the positives of each image, and averaged, or by those of the batch.
+    normalizer: Literal["image", "batch"] = "image"
+    loss: Literal["smooth_l1", "giou"] = "smooth_l1"  # of retinanet's boxes; fcos has giou
+    smooth_l1_beta: NonNegative = 0.0  # 0 is L1
+    box_loss_weight: NonNegative = 1.0
+    pre_nms: Count = 1000  # best scores of a level that enter NMS
+    clip_first: bool = True  # boxes are clipped to the image before NMS, as torchvision's; else after it
 
 
 @checked
@@ -210,6 +238,7 @@ class DetectionConfig(ProgramConfig):
     box: BoxConfig = field(default_factory=BoxConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)  # of cascade_rcnn and cascade_mask_rcnn
     mask: MaskConfig = field(default_factory=MaskConfig)  # of mask_rcnn and cascade_mask_rcnn
+    dense: DenseConfig = field(default_factory=DenseConfig)  # of retinanet and fcos
     test: PostprocessConfig = field(default_factory=PostprocessConfig)
     data: DetectorDataConfig = field(default_factory=DetectorDataConfig)
     solver: DetectorSolverConfig = field(default_factory=DetectorSolverConfig)
@@ -219,10 +248,20 @@ class DetectionConfig(ProgramConfig):
     init: str | None = None
     init_classes: dict[str, str] = field(default_factory=dict)  # class here -> its name there, where they differ
 
+    @property
+    def one_stage(self) -> bool:
+        """Tells whether the detector makes no proposals."""
+        return self.architecture in ("retinanet", "fcos")
+
     def __post_init__(self) -> None:
         box = self.box
         if "cascade" in self.architecture and (box.head != "fc" or not box.class_agnostic or box.context):
             raise ValueError(
                 f"architecture {self.architecture} moves one box per region from stage to stage: set box.head to fc, "
                 "box.class_agnostic to true and box.context to false"
+            )
+        if self.one_stage and not self.backbone.fpn:
+            raise ValueError(
+                f"architecture {self.architecture} stands on a pyramid: set backbone.fpn to true, and "
+                "backbone.fpn_coarse to c5 or p5 for the paper's levels p3 to p7"
             )

@@ -63,12 +63,13 @@ def measure_costs(
     if config.test.slice is not None:  # then they have their full size
         height, width = Resize(config.data.shorter_side, config.data.longer_side).size((height, width))
     proposals = config.rpn.post_nms_test
+    regions = "" if config.one_stage else f" with {proposals} proposals"
     return {
         **_parameters(detector),
         "gflops": count_gflops(detector.cpu(), (height, width), proposals=proposals),
         "flops_note": (
-            f"billions of multiply-adds for one image of {height} x {width} (height x width) with {proposals} "
-            "proposals; without pooling, NMS, masks and test-time methods"
+            f"billions of multiply-adds for one image of {height} x {width} (height x width){regions}; "
+            "without pooling, NMS, masks and test-time methods"
         ),
         "latency_ms": {
             "p50": 1000 * percentile(times, 0.5),

@@ -45,7 +45,7 @@ class DetectorGraph(nn.Module):
         if not isinstance(detector, _OneGraph):
             raise ValueError(
                 f"{type(detector).__name__} can't be exported: it has no method detect(images) -> Found, a test of "
-                "fixed shapes; those of faster_rcnn, mask_rcnn and cascade_rcnn have"
+                "fixed shapes; those in the table of architectures of detection/build.py have"
             )
         self.detector, self.halved = detector, half
 

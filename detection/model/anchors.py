@@ -11,7 +11,51 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AnchorGenerator"]
+__all__ = ["AnchorGenerator", "cell_points", "deal"]
+
+
+def deal(sizes: Sequence[float], levels: int) -> list[tuple[float, ...]]:
+    """Returns the ``sizes`` of anchors of each of ``levels`` feature maps: equally many, in their order.
+
+    Raises:
+        ValueError: they can't be dealt out evenly.
+    """
+    count = len(sizes) // levels
+    if not count or len(sizes) != count * levels:
+        raise ValueError(
+            f"anchors.sizes needs one size for each of the {levels} levels, got {tuple(sizes)}; of several a level, "
+            "those of the finest level come first"
+        )
+    return [tuple(sizes[count * level : count * (level + 1)]) for level in range(levels)]
+
+
+def cell_points(
+    size: tuple[int, int],
+    stride: int,
+    *,
+    offset: float,
+    padded: tuple[int, int] | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Returns a point (H, W, 2) as (x, y) of every cell of a feature map, in pixels of the resized image.
+
+    Args:
+        size: (H, W) of the feature map.
+        stride: pixels of the image per cell.
+        offset: where in its cell the point lies, 0 (top left) to 1.
+        padded: (height, width) in pixels that the feature map was computed from; if given, cells are as far apart as
+            fits whole pixels into it, as torchvision's, which for coarse levels can be less than the stride.
+        device: of the points.
+    """
+    height, width = size
+    cells = torch.arange(max(height, width), device=device) + offset
+    if padded is None:
+        centers = cells * stride
+        y, x = centers[:height], centers[:width]
+    else:
+        y, x = cells[:height] * (padded[0] // height), cells[:width] * (padded[1] // width)
+    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([grid_x, grid_y], dim=-1)
 
 
 class AnchorGenerator(nn.Module):
@@ -59,13 +103,12 @@ class AnchorGenerator(nn.Module):
 
         ``padded`` is the (height, width) in pixels that the feature map was computed from; rounded anchors need it.
         """
-        cells = torch.arange(max(height, width), device=self.cell_anchors.device) + self.offset
-        if self.rounded:
-            assert padded is not None
-            y, x = cells[:height] * (padded[0] // height), cells[:width] * (padded[1] // width)
-        else:
-            centers = cells * self.stride
-            y, x = centers[:height], centers[:width]
-        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-        centers = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1)  # (H, W, 4)
-        return (centers[:, :, None] + self.cell_anchors).reshape(-1, 4)
+        assert padded is not None or not self.rounded
+        points = cell_points(
+            (height, width),
+            self.stride,
+            offset=self.offset,
+            padded=padded if self.rounded else None,
+            device=self.cell_anchors.device,
+        )
+        return (points[:, :, None, None] + self.cell_anchors.view(-1, 2, 2)).reshape(-1, 4)

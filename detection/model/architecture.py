@@ -61,6 +61,10 @@ class Architecture(nn.Module, ABC):
             self.get_submodule(name).eval()
         return self
 
+    def features(self, images: ImageBatch) -> list[Tensor]:
+        """The trunk's feature maps (N, C, H / stride, W / stride), finest first."""
+        return list(self.backbone(self.normalize(images)).values())
+
     @overload
     def forward(
         self, images: ImageBatch, targets: Targets | Sequence[Target], proposals: Regions | None = None
@@ -81,6 +85,18 @@ class Architecture(nn.Module, ABC):
         ``proposals`` take the place of the model's own; one that has none refuses them.  All boxes are in pixels of
         ``images``.
         """
+
+    @staticmethod
+    def padded_targets(images: ImageBatch, targets: Targets | Sequence[Target]) -> Targets:
+        """Returns ``targets`` padded to equally many objects of each image.
+
+        Raises:
+            ValueError: they are not as many as ``images``.
+        """
+        targets = targets if isinstance(targets, Targets) else Targets.pad(targets)
+        if len(targets) != len(images):
+            raise ValueError(f"{len(targets)} targets for {len(images)} images; give one for each")
+        return targets
 
     @abstractmethod
     def head_modules(self) -> list[nn.Module]:

@@ -59,11 +59,16 @@ class FCHead(nn.Module):
         return torch.cat([self.fcs(part.flatten(1)) for part in maps.split(PART)])
 
 
-def conv_layers(in_channels: int, channels: int, count: int, norm: NormLayer | None) -> nn.Sequential:
-    """``count`` 3x3 convolutions with normalisation and ReLU, initialised as in "Delving Deep into Rectifiers"."""
+def conv_layers(
+    in_channels: int, channels: int, count: int, norm: NormLayer | None, *, bias: bool = False
+) -> nn.Sequential:
+    """``count`` 3x3 convolutions with normalisation and ReLU, initialised as in "Delving Deep into Rectifiers".
+
+    They have a bias where no normalisation follows, or with ``bias``.
+    """
     blocks = []
     for number in range(count):
-        conv = nn.Conv2d(channels if number else in_channels, channels, 3, padding=1, bias=norm is None)
+        conv = nn.Conv2d(channels if number else in_channels, channels, 3, padding=1, bias=bias or norm is None)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)

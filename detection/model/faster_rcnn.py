@@ -76,9 +76,7 @@ class FasterRCNN(Architecture):
         """
         if targets is None:
             return self.detect(images, proposals).ragged()
-        targets = targets if isinstance(targets, Targets) else Targets.pad(targets)
-        if len(targets) != len(images):
-            raise ValueError(f"{len(targets)} targets for {len(images)} images; give one for each")
+        targets = self.padded_targets(images, targets)
         features, seeds = self.features(images), images.draw_seeds()
         losses: dict[str, Tensor] = {}
         if "rpn" not in self.fixed:
@@ -99,10 +97,6 @@ class FasterRCNN(Architecture):
         features = self.features(images)
         proposals = self.propose(features, images) if proposals is None else proposals
         return self.masks(features, self.postprocess(self.boxes(features, proposals, images.sizes)))
-
-    def features(self, images: ImageBatch) -> list[Tensor]:
-        """The trunk's feature maps (N, C, H / stride, W / stride), finest first."""
-        return list(self.backbone(self.normalize(images)).values())
 
     def propose(self, features: Sequence[Tensor], images: ImageBatch) -> Regions:
         """Proposals of each of the ``images`` that the ``features`` are of, best first."""

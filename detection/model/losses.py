@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
-from torchvision.ops import generalized_box_iou_loss
 
+from detection.boxes import areas
 from detection.model.precision import at_least_single
 
-__all__ = ["giou", "smooth_l1"]
+__all__ = ["focal", "giou", "smooth_l1"]
+
+TINY = 1e-7  # square pixels; torchvision's loss, which waits for a GPU at its boolean indices, adds as much
 
 
 def smooth_l1(deltas: Tensor, targets: Tensor, beta: float, weight: Tensor) -> Tensor:
@@ -35,4 +38,38 @@ def giou(boxes: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
     Source: Rezatofighi et al. 2019, "Generalized Intersection over Union", algorithm 2.
     """
     boxes = at_least_single(boxes)
-    return (generalized_box_iou_loss(boxes, targets.to(boxes.dtype), reduction="none") * weight).sum()
+    targets = targets.to(boxes.dtype)
+    inner = torch.minimum(boxes[..., 2:], targets[..., 2:]) - torch.maximum(boxes[..., :2], targets[..., :2])
+    outer = torch.maximum(boxes[..., 2:], targets[..., 2:]) - torch.minimum(boxes[..., :2], targets[..., :2])
+    width, height = inner.clamp(min=0).unbind(-1)
+    common, hull = width * height, outer[..., 0] * outer[..., 1]
+    union = areas(boxes) + areas(targets) - common
+    return ((1 - common / (union + TINY) + (hull - union) / (hull + TINY)) * weight).sum()
+
+
+def focal(logits: Tensor, labels: Tensor, positive: Tensor, weight: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """Sum over rows and classes of -alpha_t (1 - p_t)^gamma log(p_t), p of sigmoids; a scalar.
+
+    No target of the size of the logits is made: all classes count as background, and the own class of a positive row
+    is corrected.
+
+    Args:
+        logits: (..., K).
+        labels: (...) int64 0..K-1, of the positive rows.
+        positive: (...) bool; other rows are of no class.
+        weight: (...) of each row; 0 leaves it out.
+        alpha: weight of the own class, 0 to 1; that of the others is 1 - alpha.
+        gamma: 0 is cross-entropy.
+
+    Source: Lin et al. 2017, "Focal Loss for Dense Object Detection", equation 5.
+    """
+    logits = at_least_single(logits)
+    own = logits.gather(-1, labels[..., None])[..., 0]
+    missed = alpha * (-own).sigmoid().pow(gamma) * F.softplus(-own)
+    rows = _background(logits, alpha, gamma).sum(dim=-1) + (missed - _background(own, alpha, gamma)) * positive
+    return (rows * weight).sum()
+
+
+def _background(logits: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Returns the focal loss (...) of ``logits`` (...) of classes that a row has not."""
+    return (1 - alpha) * logits.sigmoid().pow(gamma) * F.softplus(logits)

@@ -44,7 +44,10 @@ class Postprocessor:
 
     def __call__(self, scored: ScoredBoxes) -> Found:
         """Detections of each image, best first, in the pixels of ``scored``."""
-        candidates = self._candidates(scored)
+        return self.choose(self._candidates(scored))
+
+    def choose(self, candidates: Found) -> Found:
+        """Detections of each image, best first, among ``candidates``, of which those that count are ``valid``."""
         if self.soft_nms_sigma is None:
             boxes, scores, labels = candidates.boxes, candidates.scores, candidates.labels
             kept = nms(boxes, scores, labels, self.nms_iou, self.max_detections)

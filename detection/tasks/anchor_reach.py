@@ -16,7 +16,7 @@ from detection.build import build_detector
 from detection.config.detection import DetectionConfig
 from detection.data.anchor_fit import grid_iou, resized_boxes
 from detection.data.index import AnnotationIndex
-from detection.model.anchors import AnchorGenerator
+from detection.model.anchors import AnchorGenerator, deal
 from detection.tasks.recipe import LEAST_SIZES, STRIDES, Choice, Machine, fitting_anchors, fitting_size
 
 __all__ = ["IOUS", "Reach", "reach_of_config", "reach_of_suggested", "suggest"]
@@ -68,18 +68,17 @@ class Reach:
 
 
 def suggest(index: AnnotationIndex, config: DetectionConfig | None = None) -> list[Choice]:
-    """Returns image size and anchors that fit ``index``, with reasons; none without an object.
+    """Returns image size and anchors that fit ``index``, with reasons; none without an object or for no anchors.
 
     There are as many sizes of anchors as ``config`` has levels or sizes; without one, those of a pyramid.
     """
-    if not len(index):
+    if not len(index) or (config is not None and not _levels(config)):
         return []
     size = fitting_size(index, Machine.this())
     boxes, _ = resized_boxes(index, size[0].value, size[1].value)
     if not len(boxes):
         return []
-    least = LEAST_SIZES if config is None or config.backbone.fpn else (0.0,) * len(config.anchors.sizes)
-    return [*size, *fitting_anchors(boxes[:, 2:] - boxes[:, :2], least)]
+    return [*size, *fitting_anchors(boxes[:, 2:] - boxes[:, :2], _least_sizes(config))]
 
 
 def reach_of_suggested(
@@ -87,7 +86,8 @@ def reach_of_suggested(
 ) -> Reach:
     """Returns what the anchors that ``suggest`` gave for ``index`` and ``config`` reach."""
     shorter, longer, sizes, ratios = (choice.value for choice in suggested)
-    levels = [_Level(stride, _sides([size], ratios)) for stride, size in zip(STRIDES, sizes, strict=False)]
+    strides = STRIDES if config is None else [level.stride for level in _levels(config)]
+    levels = [_Level(stride, _sides([size], ratios)) for stride, size in zip(strides, sizes, strict=False)]
     if config is not None and not config.backbone.fpn:
         levels = [_Level(own.stride, _sides(sizes, ratios), own.offset) for own in _levels(config)[:1]]
     return _reach(index, "suggested anchors", (shorter, longer), levels)
@@ -107,15 +107,22 @@ def _reach(index: AnnotationIndex, name: str, size: tuple[int, int], levels: Seq
     return Reach(name, size, anchors, boxes[:, 2:] - boxes[:, :2], labels, np.max(ious, axis=0), index.class_names)
 
 
+def _least_sizes(config: DetectionConfig | None) -> tuple[float, ...]:
+    """Returns the least size of the anchors of each level, two cells; of one feature map, 0 for each size."""
+    if config is None:
+        return LEAST_SIZES
+    if not config.backbone.fpn:
+        return (0.0,) * len(config.anchors.sizes)
+    return tuple(2.0 * level.stride for level in _levels(config))
+
+
 def _levels(config: DetectionConfig) -> list[_Level]:
     with torch.device("meta"):  # nothing is computed: only strides are wanted
         detector = build_detector(config, 1, pretrained=False)
     found = [module for module in detector.modules() if isinstance(module, AnchorGenerator)]
-    sizes = config.anchors.sizes
-    dealt = [(size,) for size in sizes] if len(found) > 1 else [sizes]
     return [
-        _Level(level.stride, _sides(own, config.anchors.ratios), level.offset)
-        for level, own in zip(found, dealt, strict=False)
+        _Level(level.stride, _sides(sizes, config.anchors.ratios), level.offset)
+        for level, sizes in zip(found, deal(config.anchors.sizes, len(found)) if found else (), strict=True)
     ]
 
 

@@ -15,6 +15,7 @@ from detection.data.cards import load_card
 from detection.engine.checkpoint import read_checkpoint, write_converted
 from detection.files import write_text, write_whole
 from detection.weights.detectron2 import convert_detectron2
+from detection.weights.detectron2_names import are_detectron2s
 from detection.weights.detectron2_settings import read_settings, settings_of
 from detection.weights.to_detectron2 import to_detectron2
 from detection.weights.to_torchvision import to_torchvision
@@ -45,7 +46,7 @@ def convert_weights(
     """
     class_names = load_card(classes).classes
     state = read_state_dict(weights)
-    if any(name.startswith("proposal_generator.") for name in state):  # what Detectron2 calls its RPN
+    if are_detectron2s(state):
         if norm_eps is not None:
             raise ValueError("--norm-eps is for torchvision's weights, these are Detectron2's; leave it out")
         given = {} if settings is None else read_settings(settings)
@@ -96,11 +97,13 @@ def _assumed_of_detectron2(config: DetectionConfig, given: Mapping[str, Any]) ->
 
 def _assumed_of_torchvision(config: DetectionConfig) -> str:
     test, data = config.test, config.data
+    proposals = "" if config.one_stage else f"{config.rpn.post_nms_test} proposals, "
+    sizes = ", ".join(f"{size:g}" for size in config.anchors.sizes)
+    anchors = "" if config.architecture == "fcos" else f", anchors of {sizes} px"
     return (
         f"assumed, as torchvision's default arguments: images of {data.shorter_side} to {data.longer_side} px, "
-        f"{config.rpn.post_nms_test} proposals, scores from {test.score_threshold}, NMS at {test.nms_iou}, "
-        f"{test.max_detections} detections, anchors of {', '.join(f'{size:g}' for size in config.anchors.sizes)} px; "
-        "change the config where yours were others"
+        f"{proposals}scores from {test.score_threshold}, NMS at {test.nms_iou}, {test.max_detections} detections"
+        f"{anchors}; change the config where yours were others"
     )
 
 

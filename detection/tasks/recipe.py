@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 # Sections that weights bind: taken over from the detector that training starts from.
-BOUND = ("architecture", "backbone", "anchors", "rpn", "box", "cascade", "mask", "test")
+BOUND = ("architecture", "backbone", "anchors", "rpn", "box", "cascade", "mask", "dense", "test")
 STRIDES = (4, 8, 16, 32, 64)  # of the levels of a pyramid
 LEAST_SIZES = tuple(2.0 * stride for stride in STRIDES)  # of anchors: two cells of the level
 SMALL_OBJECT = 16.0  # pixels; a tenth of the objects may be smaller
@@ -228,9 +228,10 @@ def _of_origin(origin: Checkpoint[DetectionConfig], objects: NDArray[np.float64]
         reasons["architecture"] = "the objects have no masks: without the mask branch of where training starts"
         keys = ["architecture", *(key for key in keys if key != "architecture" and not key.startswith("mask."))]
     anchors = origin.config.anchors
-    fit = _fit_text(objects, anchors.sizes, anchors.ratios)
-    keys += [] if "anchors.sizes" in keys else ["anchors.sizes"]
-    reasons["anchors.sizes"] = f"as where training starts; {fit}"
+    if own["architecture"] != "fcos":  # which has none
+        fit = _fit_text(objects, anchors.sizes, anchors.ratios)
+        keys += [] if "anchors.sizes" in keys else ["anchors.sizes"]
+        reasons["anchors.sizes"] = f"as where training starts; {fit}"
     return [Choice(key, own[key], reasons.get(key, "")) for key in keys]
 
 

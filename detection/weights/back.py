@@ -10,7 +10,7 @@ from backbones.weights.load import SOURCES
 from detection.config.detection import DetectionConfig
 from detection.config.schema import flatten
 
-__all__ = ["explicit", "refuse_differences"]
+__all__ = ["explicit", "refuse_differences", "refuse_one_stage"]
 
 # Keys without a part in a detection, or that the names of the weights tell.
 IN_TRAINING = re.compile(
@@ -38,6 +38,14 @@ def explicit(config: DetectionConfig) -> DetectionConfig:
         dilate_c5=bool(given.dilate_c5),
     )
     return replace(config, backbone=backbone)
+
+
+def refuse_one_stage(config: DetectionConfig, *, project: str) -> None:
+    """Raises ValueError for a detector without regions, whose weights only come from ``project``."""
+    if config.one_stage:
+        raise ValueError(
+            f"architecture {config.architecture} can't go to {project}: only faster_rcnn, mask_rcnn and cascades can"
+        )
 
 
 def refuse_differences(

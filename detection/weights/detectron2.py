@@ -1,4 +1,4 @@
-"""Detectron2's Faster, Mask and Cascade R-CNN over a ResNet (C4, DC5 and FPN) -> our config and our names.
+"""Detectron2's Faster, Mask and Cascade R-CNN over a ResNet (C4, DC5 and FPN) and RetinaNet -> our config and names.
 
 Names and shapes tell the architecture, which ResNet it is and the number of classes. What they do not tell is as in the
 files of Detectron2's model zoo, unless settings say otherwise.
@@ -20,10 +20,11 @@ from backbones.weights.load import SOURCES, load_matching
 from detection.build import build_detector
 from detection.config.detection import DetectionConfig
 from detection.config.load import build_dataclass
-from detection.model.anchors import AnchorGenerator
+from detection.model.anchors import AnchorGenerator, deal
 from detection.weights.detectron2_names import our_name
+from detection.weights.detectron2_retinanet import CLASSES, class_count, classes_first, retinanet_settings
 from detection.weights.detectron2_settings import apply_settings
-from detection.weights.resnets import count_children, resnet_name
+from detection.weights.resnets import coarse_levels, count_children, resnet_name
 
 __all__ = ["convert_detectron2"]
 
@@ -31,7 +32,7 @@ Architecture = Literal["c4", "dc5", "fpn"]
 
 # Pattern of names -> what has them, and why it can't be loaded; the first that fits is said.
 OTHERS = (
-    (r"head\.(cls_subnet|bbox_subnet|cls_score)\.", "RetinaNet", "no detector here is without regions"),
+    (r"head\.cls_subnet\.1\.", "RetinaNet with normalised towers", "its convolutions have a bias before it"),
     (r"roi_heads\.keypoint_head\.", "Keypoint R-CNN", "no architecture here has keypoints"),
     (r"sem_seg_head\.", "Panoptic FPN or a semantic segmentation", "no architecture here segments semantically"),
     (r"roi_heads\.mask_(head\.)?(coarse|point)_head\.", "PointRend", "model/mask_stage.py has no point head"),
@@ -41,7 +42,8 @@ OTHERS = (
     (r"proposal_generator\.rpn_head\.conv\.conv\d", "an RPN of several convolutions", "its names are not known here"),
 )
 
-ANCHORS = "proposal_generator.anchor_generator.cell_anchors."
+ANCHORS = "anchor_generator.cell_anchors."
+LEVELS = 5  # of a pyramid
 
 
 def convert_detectron2(
@@ -64,18 +66,20 @@ def convert_detectron2(
     """
     _refuse_others(state)
     renamed = {our_name(name): value for name, value in state.items()}
-    architecture = _architecture(state)
-    predictor = _predictor(renamed)
-    count = len(renamed[f"{predictor}.classes.weight"]) - 1
+    one_stage = f"{CLASSES}.weight" in renamed
+    architecture = "fpn" if one_stage else _architecture(state)
+    count = class_count(renamed) if one_stage else len(renamed[f"{_predictor(renamed)}.classes.weight"]) - 1
     if count != len(class_names):
         raise ValueError(
             f"the weights know {count} classes beside the background, class_names has {len(class_names)}: "
             f"give {count} names, in the order of the rows"
         )
-    tree = _zoo_settings(renamed, architecture, backbone=_backbone(renamed))
+    tree = _shared_settings(renamed, architecture, backbone=_backbone(renamed))
+    tree |= retinanet_settings(renamed) if one_stage else _zoo_settings(renamed, architecture)
     apply_settings(tree, settings or {})
     config = build_dataclass(DetectionConfig, tree)
-    converted = _masks_for_all({name: value for name, value in renamed.items() if not _is_constant(name)}, count)
+    converted = {name: value for name, value in renamed.items() if not _is_constant(name)}
+    converted = classes_first(converted) if one_stage else _masks_for_all(converted, count)
     with torch.device("meta"):
         detector = build_detector(config, count, pretrained=False)
     load_matching(detector.to_empty(device="cpu"), converted, source="Detectron2's detector")
@@ -123,10 +127,14 @@ def _backbone(state: Mapping[str, Tensor]) -> str:
     return name
 
 
-def _zoo_settings(state: Mapping[str, Tensor], architecture: Architecture, *, backbone: str) -> dict[str, Any]:
-    """The model zoo's settings for the layers in ``state``, which has our names, as sections of our config."""
-    fpn = architecture == "fpn"
+def _shared_settings(state: Mapping[str, Tensor], architecture: Architecture, *, backbone: str) -> dict[str, Any]:
+    """Those of the model zoo's settings, as sections of our config, that do not depend on the head in ``state``."""
     norm = _body_norm(state)
+    pyramid: dict[str, Any] = {}
+    if architecture == "fpn":
+        pyramid["fpn_channels"] = len(state["backbone.lateral.c5.0.weight"])
+        if "backbone.coarse.p6.0.weight" in state:
+            pyramid["fpn_coarse"] = coarse_levels(state)
     return {
         "backbone": {
             "name": backbone,
@@ -135,11 +143,20 @@ def _zoo_settings(state: Mapping[str, Tensor], architecture: Architecture, *, ba
             "norm": norm,
             "freeze_at": 2,
             "dilate_c5": True if architecture == "dc5" else None,
-            "fpn": fpn,
-            **({"fpn_channels": len(state["backbone.lateral.c2.0.weight"])} if fpn else {}),
-            "fpn_norm": _norm_after(state, "backbone.lateral.c2"),
+            "fpn": architecture == "fpn",
+            **pyramid,
+            "fpn_norm": _norm_after(state, "backbone.lateral.c5"),
             "roi_size": 14 if architecture == "c4" else None,
         },
+        "test": {"score_threshold": 0.05, "nms_iou": 0.5, "max_detections": 100},
+        "data": {"shorter_side": 800, "longer_side": 1333},
+    }
+
+
+def _zoo_settings(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Any]:
+    """The model zoo's settings for the layers after the trunk in ``state``, which has our names, as sections."""
+    fpn = architecture == "fpn"
+    return {
         "anchors": {"sizes": [32, 64, 128, 256, 512], "ratios": [0.5, 1.0, 2.0], "offset": 0.0},
         "rpn": {
             "channels": len(state["rpn.head.conv.weight"]),
@@ -159,8 +176,6 @@ def _zoo_settings(state: Mapping[str, Tensor], architecture: Architecture, *, ba
         "architecture": _architecture_name(state),
         "box": _box_settings(state, architecture),
         "mask": _mask_settings(state, architecture),
-        "test": {"score_threshold": 0.05, "nms_iou": 0.5, "max_detections": 100},
-        "data": {"shorter_side": 800, "longer_side": 1333},
     }
 
 
@@ -168,7 +183,7 @@ def _body_norm(state: Mapping[str, Tensor]) -> str:
     """Returns the norm of the body: that of the pyramid, where it has any, since fixed statistics look like others."""
     if not any(name.endswith("layer1.0.bn1.running_mean") for name in state):
         return "gn"
-    return "frozen_bn" if _norm_after(state, "backbone.lateral.c2") is None else "sync_bn"
+    return "frozen_bn" if _norm_after(state, "backbone.lateral.c5") is None else "sync_bn"
 
 
 def _norm_after(state: Mapping[str, Tensor], block: str) -> str | None:
@@ -236,7 +251,7 @@ def _check_constants(state: Mapping[str, Tensor], config: DetectionConfig) -> No
     """Raises ValueError where the constants that older files hold are not those of our detector."""
     anchors, stats = config.anchors, SOURCES[config.backbone.weights_source].input_stats
     expected = {"pixel_mean": torch.tensor(stats.mean), "pixel_std": torch.tensor(stats.std)}
-    for number, sizes in enumerate([(size,) for size in anchors.sizes] if config.backbone.fpn else [anchors.sizes]):
+    for number, sizes in enumerate(deal(anchors.sizes, LEVELS if config.backbone.fpn else 1)):
         expected[f"{ANCHORS}{number}"] = AnchorGenerator(1, sizes=sizes, ratios=anchors.ratios).cell_anchors
     for name in filter(_is_constant, state):
         own = expected.get(name)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-__all__ = ["our_name", "their_name"]
+__all__ = ["are_detectron2s", "our_name", "their_name"]
 
 Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
@@ -14,6 +14,10 @@ TO_OURS: Rules = (
     (r"^backbone\.bottom_up\.", "backbone.body."),
     (r"^backbone\.fpn_(lateral|output)(\d)\.norm\.", r"backbone.\1.c\2.1."),
     (r"^backbone\.fpn_(lateral|output)(\d)\.", r"backbone.\1.c\2.0."),
+    (r"^backbone\.top_block\.(p\d)\.", r"backbone.coarse.\1.0."),
+    (r"^head\.cls_subnet\.(\d+)\.", lambda match: f"head.class_tower.{int(match[1]) // 2}.0."),
+    (r"^head\.bbox_subnet\.(\d+)\.", lambda match: f"head.box_tower.{int(match[1]) // 2}.0."),
+    (r"^proposal_generator\.anchor_generator\.", "anchor_generator."),
     (r"^roi_heads\.res5\.", "box_stage.head.layer4."),
     (r"\.stem\.conv1\.norm\.", ".bn1."),
     (r"\.stem\.conv1\.", ".conv1."),
@@ -64,6 +68,11 @@ TO_THEIRS: Rules = (
     (r"(box_predictor.*)\.classes\.", r"\1.cls_score."),
     (r"(box_predictor.*)\.deltas\.", r"\1.bbox_pred."),
 )
+
+
+def are_detectron2s(names: Iterable[str]) -> bool:
+    """Tells whether ``names`` of a detector's tensors are Detectron2's, by its RPN or a RetinaNet's scores."""
+    return any(name.startswith(("proposal_generator.", "head.cls_score.")) for name in names)
 
 
 def our_name(name: str) -> str:

@@ -15,6 +15,7 @@ from backbones.weights.load import SOURCES
 from detection.config.detection import DetectionConfig
 from detection.config.load import parse_yaml
 from detection.config.schema import flatten, leaves
+from detection.model.anchors import deal
 
 __all__ = ["apply_settings", "read_settings", "settings_of"]
 
@@ -55,6 +56,17 @@ KEYS = {
     "INPUT.MIN_SIZE_TEST": "data.shorter_side",
     "INPUT.MAX_SIZE_TEST": "data.longer_side",
 }
+SHARED = r"(INPUT|TEST|MODEL\.(BACKBONE|RESNETS|FPN|ANCHOR_GENERATOR))\."  # also those of a RetinaNet
+RETINANET_KEYS = {name: key for name, key in KEYS.items() if re.match(SHARED, name)} | {
+    "MODEL.RETINANET.SCORE_THRESH_TEST": "test.score_threshold",
+    "MODEL.RETINANET.NMS_THRESH_TEST": "test.nms_iou",
+    "MODEL.RETINANET.TOPK_CANDIDATES_TEST": "dense.pre_nms",
+    "MODEL.RETINANET.PRIOR_PROB": "dense.prior",
+    "MODEL.RETINANET.FOCAL_LOSS_ALPHA": "dense.focal_alpha",
+    "MODEL.RETINANET.FOCAL_LOSS_GAMMA": "dense.focal_gamma",
+    "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": "dense.loss",
+    "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": "dense.smooth_l1_beta",
+}
 C4_KEYS = KEYS | {"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": "backbone.roi_size"}
 
 # Together they say backbone.weights_source.
@@ -81,6 +93,11 @@ REQUIRED: dict[str, Any] = {
     "TEST.AUG.ENABLED": False,
 }
 
+RETINANET_REQUIRED: dict[str, Any] = {name: value for name, value in REQUIRED.items() if re.match(SHARED, name)} | {
+    "MODEL.META_ARCHITECTURE": "RetinaNet",
+    "MODEL.RETINANET.BBOX_REG_WEIGHTS": (1.0, 1.0, 1.0, 1.0),
+}
+
 # Names and shapes of the weights say these.
 TOLD_BY_SHAPES = re.compile(
     r"MODEL\.(MASK_ON|BACKBONE\.NAME|FPN\.(IN_FEATURES|OUT_CHANNELS)|RPN\.(IN_FEATURES|CONV_DIMS)"
@@ -101,8 +118,10 @@ WITHOUT_EFFECT = re.compile(
     r"|RPN\.BBOX_REG_LOSS_TYPE|ROI_BOX_HEAD\.(TRAIN_ON_PRED_BOXES|USE_FED_LOSS|FED_LOSS_.*)|ROI_MASK_HEAD\.POOLER_SAMPLING_RATIO))"
 )
 
+OF_REGIONS = re.compile(r"MODEL\.(MASK_ON|KEYPOINT_ON|LOAD_PROPOSALS|(RPN|PROPOSAL_GENERATOR|ROI_\w+)\..*)")
+
 # What a config of the model zoo starts from; their settings are those taken without any.
-ZOO_BASES = ("Base-RCNN-C4.yaml", "Base-RCNN-DilatedC5.yaml", "Base-RCNN-FPN.yaml")
+ZOO_BASES = ("Base-RCNN-C4.yaml", "Base-RCNN-DilatedC5.yaml", "Base-RCNN-FPN.yaml", "Base-RetinaNet.yaml")
 
 
 def read_settings(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -139,7 +158,9 @@ def apply_settings(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a setting that our detector does not have.
     """
-    required = REQUIRED | {"MODEL.RESNETS.RES5_DILATION": 2 if tree["backbone"]["dilate_c5"] else 1}
+    one_stage = tree["architecture"] == "retinanet"
+    required = RETINANET_REQUIRED if one_stage else REQUIRED
+    required = required | {"MODEL.RESNETS.RES5_DILATION": 2 if tree["backbone"]["dilate_c5"] else 1}
     keys = _keys(tree)
     for name, value in settings.items():
         if name in required:
@@ -149,6 +170,8 @@ def apply_settings(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
             section, key = keys[name].split(".")
             if _applies(tree, section, key):
                 tree.setdefault(section, {})[key] = _our_value(name, value)
+        elif one_stage and OF_REGIONS.fullmatch(name):
+            continue
         elif name not in PIXELS and not TOLD_BY_SHAPES.fullmatch(name) and not WITHOUT_EFFECT.fullmatch(name):
             raise ValueError(f"no use for Detectron2's setting {name!r}; known: {', '.join((*keys, *required))}")
     _apply_pixels(tree["backbone"], settings)
@@ -177,6 +200,8 @@ def _sections(config: DetectionConfig) -> dict[str, Any]:
 
 
 def _keys(tree: Mapping[str, Any]) -> dict[str, str]:
+    if tree["architecture"] == "retinanet":
+        return RETINANET_KEYS
     return C4_KEYS if tree["box"]["head"] == "tail" else KEYS
 
 
@@ -216,7 +241,7 @@ def _their_value(name: str, value: Any, *, pyramid: bool) -> Any:
     if name == "MODEL.RESNETS.STRIDE_IN_1X1":
         return value == "1x1"
     if name == "MODEL.ANCHOR_GENERATOR.SIZES":
-        return [[size] for size in value] if pyramid else [value]
+        return [list(sizes) for sizes in deal(value, 5 if pyramid else 1)]
     return [value] if name == "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS" else value
 
 

@@ -16,6 +16,7 @@ from detection.engine.checkpoint import Checkpoint, read_checkpoint, resolve_wei
 from detection.hub import parse_address
 from detection.weights import zoo
 from detection.weights.detectron2 import convert_detectron2
+from detection.weights.detectron2_names import are_detectron2s
 from detection.weights.torchvision import convert_torchvision, known_norm_eps
 
 __all__ = ["ZOO_FOLDER", "origin_file", "origin_of", "read_origin"]
@@ -25,6 +26,11 @@ ZOO_FOLDER = Path("output/zoo")  # where published detectors are downloaded to
 # Rows of the class scores -> the card whose classes they mostly are: torchvision's have a row per category id of COCO
 CARDS_OF_ROWS = {("torchvision", 91): "coco2017", ("detectron2", 81): "coco2017", ("detectron2", 21): "voc2007"}
 SCORES = ("roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.0.cls_score.weight")
+# Of one-stage detectors: rows of every anchor, the layer with four rows an anchor, and the background's row if missing
+DENSE_SCORES = (
+    ("head.classification_head.cls_logits.weight", "head.regression_head.bbox_reg.weight", 0),
+    ("head.cls_score.weight", "head.bbox_pred.weight", 1),
+)
 
 
 def read_origin(init: str, *, progress: Progress | None = None, attempts: int = 5) -> Checkpoint[DetectionConfig]:
@@ -74,7 +80,7 @@ def _is_foreign(file: Path) -> bool:
 
 def _converted(file: Path) -> Checkpoint[DetectionConfig]:
     state = read_state_dict(file)
-    project = "detectron2" if any(name.startswith("proposal_generator.") for name in state) else "torchvision"
+    project = "detectron2" if are_detectron2s(state) else "torchvision"
     names = _class_names(state, project)
     try:
         if project == "detectron2":
@@ -91,5 +97,8 @@ def _converted(file: Path) -> Checkpoint[DetectionConfig]:
 def _class_names(state: Mapping[str, Tensor], project: str) -> tuple[str, ...]:
     """The classes of a file that names none: those of a card, else "class 1", "class 2" and so on."""
     rows = next((len(state[name]) for name in SCORES if name in state), 1)
+    for scores, deltas, missing in DENSE_SCORES:
+        if scores in state and deltas in state:
+            rows = len(state[scores]) // max(1, len(state[deltas]) // 4) + missing
     card = CARDS_OF_ROWS.get((project, rows))
     return load_card(card).classes if card else tuple(f"class {number}" for number in range(1, rows))

@@ -1,16 +1,17 @@
-"""Which ResNet or ResNeXt the weights of a detector have, by the blocks and groups in them."""
+"""Which ResNet or ResNeXt the weights of a detector have, by the blocks and groups in them, and which pyramid."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 from torch import Tensor
 
 from backbones.registry import backbone_names
 from backbones.resnet import DEPTHS, Bottleneck
 
-__all__ = ["count_children", "resnet_name"]
+__all__ = ["coarse_levels", "count_children", "resnet_name"]
 
 # (groups, channels of each in conv2_x) -> pattern of the backbone's name
 NAMES = {(1, 64): "resnet{depth}", (32, 4): "resnext{depth}_32x4d", (32, 8): "resnext{depth}_32x8d"}
@@ -41,6 +42,12 @@ def resnet_name(state: Mapping[str, Tensor]) -> str:
     if name not in backbone_names():
         raise ValueError(f"these are weights of ResNeXt-{depth} {groups}x{width}d, which backbones/registry.py lacks")
     return name
+
+
+def coarse_levels(state: Mapping[str, Tensor]) -> Literal["c5", "p5"]:
+    """Returns what p6 in ``state``, which has our names, is made of: of p5 where the widths are equal."""
+    outputs, inputs = state["backbone.coarse.p6.0.weight"].shape[:2]
+    return "p5" if outputs == inputs else "c5"
 
 
 def count_children(state: Mapping[str, Tensor], prefix: str) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from detection.config.detection import DetectionConfig
-from detection.weights.back import explicit, refuse_differences
+from detection.weights.back import explicit, refuse_differences, refuse_one_stage
 from detection.weights.detectron2 import convert_detectron2
 from detection.weights.detectron2_names import their_name
 from detection.weights.detectron2_settings import settings_of
@@ -29,6 +29,7 @@ def to_detectron2(
     Raises:
         ValueError: Detectron2 has no such detector; the keys are named.
     """
+    refuse_one_stage(config, project="detectron2")
     backbone, own = config.backbone, explicit(config)
     if backbone.name not in DEPTHS or config.box.context or backbone.norm_eps == 0:
         raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detection.config.detection import DetectionConfig
 from detection.config.schema import flatten
-from detection.weights.back import explicit, refuse_differences
+from detection.weights.back import explicit, refuse_differences, refuse_one_stage
 from detection.weights.torchvision import convert_torchvision
 from detection.weights.torchvision_names import CLASSES, PER_CLASS, PREFIXES
 
@@ -49,6 +49,7 @@ def to_torchvision(
     Raises:
         ValueError: torchvision has no such detector; the keys are named.
     """
+    refuse_one_stage(config, project="torchvision")
     own, head = explicit(config), HEADS.get((config.box.head_convs, config.box.head_fcs))
     if head is None or not config.backbone.fpn or config.box.class_agnostic:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""torchvision's Faster and Mask R-CNN with a pyramid over a ResNet -> our config and our names.
+"""torchvision's Faster and Mask R-CNN, RetinaNet and FCOS with a pyramid over a ResNet -> our config and our names.
 
-Names and shapes tell fasterrcnn_resnet50_fpn, its v2, maskrcnn_resnet50_fpn and its v2 apart, the number of classes and
-which ResNet it is.
+Names and shapes tell fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, retinanet_resnet50_fpn, their v2 and
+fcos_resnet50_fpn apart, the number of classes and which ResNet it is.
 
 Source: torchvision 0.29, models/detection/faster_rcnn.py, mask_rcnn.py, rpn.py and roi_heads.py, from whose default
 arguments the settings come.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor
@@ -28,8 +29,16 @@ from detection.config.detection import (
     PostprocessConfig,
     RPNConfig,
 )
-from detection.weights.resnets import count_children, resnet_name
+from detection.weights.resnets import coarse_levels, count_children, resnet_name
 from detection.weights.torchvision_names import CLASSES, DELTAS, MASKS, OLD_NAMES, our_name, reorder_classes
+from detection.weights.torchvision_one_stage import (
+    Kind,
+    count_classes,
+    dense_config,
+    one_stage_kind,
+    one_stage_names,
+    reorder_rows,
+)
 
 __all__ = ["convert_torchvision", "known_norm_eps"]
 
@@ -39,8 +48,6 @@ NEEDED = ("rpn.head.conv.weight", "box_stage.head.fcs.0.weight", f"{CLASSES}.wei
 OTHERS = (
     (r"roi_heads\.keypoint_", "Keypoint R-CNN"),
     (r"backbone\.(features|extra)\.", "SSD"),
-    (r"head\.regression_head\.bbox_ctrness\.", "FCOS"),
-    (r"head\.(classification|regression)_head\.", "RetinaNet"),
     (r"backbone\.body\.\d", "a detector over MobileNet"),
 )
 
@@ -68,6 +75,8 @@ def convert_torchvision(
             ``norm_eps``.
     """
     _refuse_others(state)
+    if kind := one_stage_kind(state):
+        return _convert_one_stage(state, kind, class_names, norm_eps)
     renamed = {our_name(name): value for name, value in state.items()}
     missing = [name for name in NEEDED if name not in renamed]
     if missing:
@@ -82,14 +91,28 @@ def convert_torchvision(
     return config, converted
 
 
+def _convert_one_stage(
+    state: Mapping[str, Tensor], kind: Kind, class_names: Sequence[str], norm_eps: float | None
+) -> tuple[DetectionConfig, dict[str, Tensor]]:
+    """As ``convert_torchvision``, for RetinaNet and FCOS, whose row 0 no object is trained on."""
+    renamed = one_stage_names(state, kind)
+    rows = _class_rows(count_classes(renamed), class_names)
+    eps = _norm_eps(state) if norm_eps is None else norm_eps
+    body = _backbone_config(renamed, norm_eps=eps, channels=len(renamed["backbone.output.c3.0.weight"]))
+    config = dense_config(renamed, kind, replace(body, fpn_coarse=coarse_levels(renamed)))
+    converted = renamed | reorder_rows(renamed, rows)
+    load_matching(build_detector(config, len(rows), pretrained=False), converted, source="torchvision's detector")
+    return config, converted
+
+
 def _refuse_others(state: Mapping[str, Tensor]) -> None:
     """Raises ValueError for a model that has no counterpart here, by its name."""
     for pattern, model in OTHERS:
         name = next((name for name in state if re.match(pattern, name)), None)
         if name is not None:
             raise ValueError(
-                f"these are torchvision's weights of {model} ({name}), which has no counterpart here; fasterrcnn and "
-                "maskrcnn over a ResNet with a pyramid have"
+                f"these are torchvision's weights of {model} ({name}), which has no counterpart here; fasterrcnn, "
+                "maskrcnn, retinanet and fcos over a ResNet with a pyramid have"
             )
 
 
@@ -112,7 +135,7 @@ def known_norm_eps(state: Mapping[str, Tensor]) -> float | None:
     FrozenBatchNorm2d adds 1e-5, but the published v1 models were trained before it added anything, and torchvision sets
     0.0 after loading them. Their files have old names; a state dict saved later has new ones, whatever it began with.
     """
-    if _counts_steps(state):
+    if _counts_steps(state) or one_stage_kind(state) == "fcos":  # which is younger than the 1e-5
         return 1e-5
     return 0.0 if any(pattern.fullmatch(name) for name in state for pattern, _ in OLD_NAMES) else None
 
@@ -134,16 +157,7 @@ def _counts_steps(state: Mapping[str, Tensor]) -> bool:
 def _config(state: Mapping[str, Tensor], *, norm_eps: float) -> DetectionConfig:
     """torchvision's settings for the layers in ``state``, which has our names."""
     return DetectionConfig(
-        backbone=DetectorBackboneConfig(
-            name=resnet_name(state),
-            norm="bn" if _counts_steps(state) else "frozen_bn",
-            norm_eps=norm_eps,
-            freeze_at=2,  # trainable_backbone_layers=3, the default after loading weights
-            fix_statistics=not _counts_steps(state),  # BatchNorm2d stays in training mode there, whatever is fixed
-            fpn=True,
-            fpn_channels=state["rpn.head.conv.weight"].shape[1],
-            fpn_norm=_norm_after(state, "backbone.lateral.c2"),
-        ),
+        backbone=_backbone_config(state, norm_eps=norm_eps, channels=state["rpn.head.conv.weight"].shape[1]),
         anchors=AnchorConfig(sizes=(32.0, 64.0, 128.0, 256.0, 512.0), ratios=(0.5, 1.0, 2.0), offset=0.0, rounded=True),
         rpn=RPNConfig(
             channels=state["rpn.head.conv.weight"].shape[0],
@@ -166,6 +180,19 @@ def _config(state: Mapping[str, Tensor], *, norm_eps: float) -> DetectionConfig:
         mask=_mask_config(state),
         test=PostprocessConfig(score_threshold=0.05, nms_iou=0.5, max_detections=100),
         data=DetectorDataConfig(shorter_side=800, longer_side=1333),
+    )
+
+
+def _backbone_config(state: Mapping[str, Tensor], *, norm_eps: float, channels: int) -> DetectorBackboneConfig:
+    return DetectorBackboneConfig(
+        name=resnet_name(state),
+        norm="bn" if _counts_steps(state) else "frozen_bn",
+        norm_eps=norm_eps,
+        freeze_at=2,  # trainable_backbone_layers=3, the default after loading weights
+        fix_statistics=not _counts_steps(state),  # BatchNorm2d stays in training mode there, whatever is fixed
+        fpn=True,
+        fpn_channels=channels,
+        fpn_norm=_norm_after(state, "backbone.lateral.c5"),
     )
 
 

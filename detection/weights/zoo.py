@@ -19,8 +19,11 @@ from torchvision.models import WeightsEnum
 from torchvision.models.detection import (
     FasterRCNN_ResNet50_FPN_V2_Weights,
     FasterRCNN_ResNet50_FPN_Weights,
+    FCOS_ResNet50_FPN_Weights,
     MaskRCNN_ResNet50_FPN_V2_Weights,
     MaskRCNN_ResNet50_FPN_Weights,
+    RetinaNet_ResNet50_FPN_V2_Weights,
+    RetinaNet_ResNet50_FPN_Weights,
 )
 
 from backbones.weights.load import read_state_dict
@@ -97,12 +100,18 @@ ZOO: tuple[Entry, ...] = (
     _torchvision("fasterrcnn_resnet50_fpn_v2", FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1),
     _torchvision("maskrcnn_resnet50_fpn", MaskRCNN_ResNet50_FPN_Weights.COCO_V1),
     _torchvision("maskrcnn_resnet50_fpn_v2", MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1),
+    _torchvision("retinanet_resnet50_fpn", RetinaNet_ResNet50_FPN_Weights.COCO_V1),
+    _torchvision("retinanet_resnet50_fpn_v2", RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1),
+    _torchvision("fcos_resnet50_fpn", FCOS_ResNet50_FPN_Weights.COCO_V1),
     _detectron2("COCO-Detection/faster_rcnn_R_50_C4_3x/137849393/model_final_f97cb7", 38.4),
     _detectron2("COCO-Detection/faster_rcnn_R_101_C4_3x/138204752/model_final_298dad", 41.1),
     _detectron2("COCO-Detection/faster_rcnn_R_50_DC5_3x/137849425/model_final_68d202", 39.0),
     _detectron2("COCO-Detection/faster_rcnn_R_50_FPN_3x/137849458/model_final_280758", 40.2),
     _detectron2("COCO-Detection/faster_rcnn_R_101_FPN_3x/137851257/model_final_f6e8b1", 42.0),
     _detectron2("COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x/139173657/model_final_68b088", 43.0),
+    _detectron2("COCO-Detection/retinanet_R_50_FPN_1x/190397773/model_final_bfca0b", 37.4),
+    _detectron2("COCO-Detection/retinanet_R_50_FPN_3x/190397829/model_final_5bd44e", 38.7),
+    _detectron2("COCO-Detection/retinanet_R_101_FPN_3x/190397697/model_final_971ab9", 40.4),
     _detectron2("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_3x/137849525/model_final_4ce675", 39.8, mask_ap=34.4),
     _detectron2("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217", 41.0, mask_ap=37.2),
     _detectron2(

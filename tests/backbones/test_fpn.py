@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from backbones.base import Backbone
-from backbones.fpn import FPN
+from backbones.fpn import FPN, CoarseLevels
 from backbones.norm import make_norm
 from backbones.registry import build_backbone, pyramid_features
 
@@ -17,6 +20,12 @@ from backbones.registry import build_backbone, pyramid_features
 def make_pyramid(name: str = "resnet18", channels: int = 16) -> FPN:
     torch.manual_seed(0)
     return FPN(build_backbone(name, out_features=pyramid_features(name)), channels=channels)
+
+
+def make_coarse(coarse: CoarseLevels) -> FPN:
+    """p3 .. p7 over ResNet-18."""
+    torch.manual_seed(0)
+    return FPN(build_backbone("resnet18", out_features=("c3", "c4", "c5")), channels=16, coarse=coarse)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (37, 53), (33, 130)])
@@ -45,6 +54,23 @@ def test_is_torchvisions() -> None:
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("coarse", "channels"), [("c5", 512), ("p5", 16)])
+def test_levels_by_convolutions_are_torchvisions(coarse: CoarseLevels, channels: int) -> None:
+    pyramid = make_coarse(coarse).eval()
+    theirs = LastLevelP6P7(channels, 16).eval()
+    theirs.use_P5 = coarse == "p5"
+    for name in ("p6", "p7"):
+        theirs.get_submodule(name).load_state_dict(pyramid.coarse.get_submodule(f"{name}.0").state_dict())
+    images = torch.rand(1, 3, 96, 160)
+    with torch.no_grad():
+        found, c5 = pyramid(images), pyramid.body(images)["c5"]
+        wanted, _ = theirs([found["p5"]], [c5], [])
+    assert [(name, spec.stride) for name, spec in pyramid.specs.items()] == [(f"p{k}", 2**k) for k in range(3, 8)]
+    assert [tuple(level.shape[2:]) for level in found.values()] == [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2)]
+    for own, level in zip((found["p6"], found["p7"]), wanted[1:], strict=True):
+        torch.testing.assert_close(own, level, rtol=1e-5, atol=1e-6)
+
+
 def test_starts_as_he_says_for_layers_without_activation() -> None:
     torch.manual_seed(0)
     conv = make_pyramid(channels=64).get_submodule("lateral.c5.0")
@@ -64,8 +90,9 @@ def test_norm_follows_every_convolution_and_takes_its_bias() -> None:
         assert isinstance(norm, nn.GroupNorm)
 
 
-def test_gradient_reaches_every_parameter() -> None:
-    pyramid = make_pyramid()
+@pytest.mark.parametrize("make", [make_pyramid, lambda: make_coarse("c5"), lambda: make_coarse("p5")])
+def test_gradient_reaches_every_parameter(make: Callable[[], FPN]) -> None:
+    pyramid = make()
     torch.stack([level.sum() for level in pyramid(torch.rand(1, 3, 64, 64)).values()]).sum().backward()
     assert not [name for name, p in pyramid.named_parameters() if p.requires_grad and p.grad is None]
 

@@ -36,6 +36,8 @@ LIMITS = {
     "C4": {"step": 620, "test": 350},
     "DC5": {"step": 630, "test": 350},
     "Cascade": {"step": 1140, "test": 560},
+    "RetinaNet": {"step": 730, "test": 470},
+    "FCOS": {"step": 1010, "test": 500},
 }
 
 
@@ -57,7 +59,7 @@ def test_operators_and_waits_do_not_grow_with_the_images(
         assert list(row) == ["1", "2", "8"]
         assert row["2"] == row["8"]
         assert row["1"]["operators"] <= row["8"]["operators"] <= limit
-        assert 1 <= row["8"]["waits"] <= 2
+        assert row["8"]["waits"] <= 2
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionAnchors
 from torchvision.models.detection.image_list import ImageList
 
-from detection.model.anchors import AnchorGenerator
+from detection.model.anchors import AnchorGenerator, deal
 from detection.model.rpn import RPNHead
 
 
@@ -127,3 +127,11 @@ def test_rounded_anchors_are_torchvisions_on_every_level(size: tuple[int, int]) 
         for stride, side, shape in zip((4, 8, 16, 32, 64), sizes, shapes, strict=True)
     ]
     torch.testing.assert_close(torch.cat(ours), wanted)
+
+
+def test_sizes_are_dealt_out_evenly_from_the_finest_level_on() -> None:
+    assert deal((1, 2, 3, 4), 2) == [(1, 2), (3, 4)]
+    assert deal((1, 2, 3), 1) == [(1, 2, 3)]
+    for sizes in ((1, 2, 3), ()):
+        with pytest.raises(ValueError, match=r"anchors\.sizes needs one size for each of the 2 levels"):
+            deal(sizes, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,6 +69,23 @@ def test_suggested_anchors_have_as_many_sizes_as_the_config_and_reach_more(index
     own, fitting = reach_of_config(index, made, "c"), reach_of_suggested(index, suggested, made)
     assert own is not None
     assert fitting.missed(0.5).sum() < own.missed(0.5).sum() == len(own.ious) == 30
+
+
+def test_several_sizes_a_level_are_of_their_level_and_without_anchors_nothing_is_suggested(
+    index: AnnotationIndex,
+) -> None:
+    several = replace(PYRAMID, sizes=tuple(8.0 * 2 ** (number / 2) for number in range(10)))
+    dense = replace(config(several, fpn=True), architecture="retinanet")
+    dense = replace(dense, backbone=replace(dense.backbone, fpn_coarse="p5"))
+    reach = reach_of_config(index, dense, "c")
+    assert reach is not None
+    assert len(reach.anchors) == 10 * 2
+    (sizes,) = (choice.value for choice in suggest(index, dense) if choice.key == "anchors.sizes")
+    assert len(sizes) == 5
+    assert sizes[0] >= 16  # two cells of p3
+    points = replace(dense, architecture="fcos")
+    assert reach_of_config(index, points, "c") is None
+    assert suggest(index, points) == []
 
 
 def test_without_an_object_nothing_is_suggested(make_index: MakeIndex) -> None:

@@ -449,7 +449,7 @@ def without(text: str) -> dict[str, Tensor]:
             lambda: c4_state(roi_heads__keypoint_head__x=torch.zeros(1)),
             r"of Keypoint R-CNN \(roi_heads\.keypoint_head\.x\)",
         ),
-        (lambda: c4_state(head__cls_subnet__0__weight=torch.zeros(1)), r"of RetinaNet \(head\.cls_subnet\.0\.weight\)"),
+        (lambda: c4_state(head__cls_subnet__1__weight=torch.zeros(1)), r"of RetinaNet with normalised towers \(head"),
         (lambda: c4_state(sem_seg_head__p2__0__weight=torch.zeros(1)), "of Panoptic FPN"),
         (lambda: c4_state(backbone__res4__0__conv2_offset__bias=torch.zeros(1)), "with deformable convolutions"),
         (

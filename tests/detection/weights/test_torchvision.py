@@ -27,11 +27,9 @@ from torchvision.models.detection import (
     fasterrcnn_mobilenet_v3_large_fpn,
     fasterrcnn_resnet50_fpn,
     fasterrcnn_resnet50_fpn_v2,
-    fcos_resnet50_fpn,
     keypointrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
-    retinanet_resnet50_fpn,
     ssd300_vgg16,
 )
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
@@ -738,8 +736,6 @@ class TestRefusals:
         ("builder", "name"),
         [
             (keypointrcnn_resnet50_fpn, "Keypoint R-CNN"),
-            (retinanet_resnet50_fpn, "RetinaNet"),
-            (fcos_resnet50_fpn, "FCOS"),
             (ssd300_vgg16, "SSD"),
             (fasterrcnn_mobilenet_v3_large_fpn, "a detector over MobileNet"),
         ],

@@ -1,0 +1,213 @@
+"""One-stage detectors: a head on every level of a pyramid, whose best boxes are the detections.
+
+Source: Lin et al. 2017, "Focal Loss for Dense Object Detection", section 4.
+Shapes: N images, C channels, H W height and width of a level, A boxes of a cell, M_l = H * W * A boxes of an image at
+one level, M at all, K classes, T best scores of a level, D detections.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+
+from backbones.base import Backbone
+from backbones.norm import NormLayer
+from detection.boxes import clip, not_empty
+from detection.model.architecture import Architecture
+from detection.model.box_heads import conv_layers
+from detection.model.class_rows import ClassRows
+from detection.model.losses import focal
+from detection.model.matcher import Matches
+from detection.model.postprocess import Postprocessor
+from detection.model.precision import at_least_single
+from detection.padded import Found, Regions, Targets
+from detection.structures import Detections, ImageBatch, Target
+
+__all__ = ["Dense", "DenseHead", "OneStage", "Picked", "output_layer", "pick"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """Settings that the heads of all one-stage detectors have.
+
+    Attributes:
+        convs: of each of the two towers, one before the classes and one before the boxes.
+        norm: after each of them; None for none.
+        prior: probability that every class begins with.
+        alpha: weight of the own class in the focal loss; of the others 1 - alpha.
+        gamma: exponent of the focal loss, which lowers the loss of what is known well.
+        per_image: an image's losses are divided by its positives, and averaged; else those of the batch by all of them.
+        box_loss_weight: of the loss of the boxes.
+        best: scores of a level that enter NMS.
+    """
+
+    convs: int = 4
+    norm: NormLayer | None = None
+    prior: float = 0.01
+    alpha: float = 0.25
+    gamma: float = 2.0
+    per_image: bool = True
+    box_loss_weight: float = 1.0
+    best: int = 1000
+
+    def scale(self, positive: Tensor) -> Tensor:
+        """Returns the weight (N, 1) in the losses of each image, of which ``positive`` (N, M) bool are positive."""
+        counts = positive.sum(dim=1, keepdim=True)
+        if self.per_image:
+            return 1 / (counts.clamp(min=1) * len(positive))
+        return (1 / counts.sum().clamp(min=1)).expand_as(counts)
+
+    def class_loss(self, logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
+        """Focal loss of ``logits`` (N, M, K) of what is not ignored; ``labels`` (N, M) are those of the positives."""
+        weight = (matches.positive | matches.negative) * self.scale(matches.positive)
+        return focal(logits, labels, matches.positive, weight, alpha=self.alpha, gamma=self.gamma)
+
+
+class DenseHead(nn.Module, ABC):
+    """Scores and boxes of every cell of every level; given targets, the losses.
+
+    Args:
+        in_channels: C of every level.
+        num_classes: K.
+        boxes: A, of a cell.
+        settings: of all one-stage detectors.
+        bias: convolutions have one before a norm too.
+    """
+
+    def __init__(self, in_channels: int, *, num_classes: int, boxes: int, settings: Dense, bias: bool = False) -> None:
+        super().__init__()
+        self.num_classes, self.settings = num_classes, settings
+        self.class_tower = _tower(in_channels, settings.convs, settings.norm, bias=bias)
+        self.box_tower = _tower(in_channels, settings.convs, settings.norm, bias=bias)
+        self.class_rows = {"classes": ClassRows(boxes)}
+        start = math.log(settings.prior / (1 - settings.prior))
+        self.classes = output_layer(in_channels, num_classes * boxes, bias=start)
+        self.deltas = output_layer(in_channels, 4 * boxes)
+
+    @abstractmethod
+    def forward(self, features: Sequence[Tensor], padded: tuple[int, int]) -> Found:
+        """Returns the best boxes (N, D, 4) of each level with their class; not clipped, all valid.
+
+        Args:
+            features: (N, C, H, W) of each level, finest first.
+            padded: (height, width) in pixels that they were computed from.
+        """
+
+    @abstractmethod
+    def losses(
+        self, features: Sequence[Tensor], sizes: Tensor, padded: tuple[int, int], targets: Targets
+    ) -> dict[str, Tensor]:
+        """Returns scalar losses by name; ``sizes`` (N, 2) are the images' heights and widths."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Returns what a reader of a comparison must know of it."""
+
+    def logits(self, feature: Tensor) -> Tensor:
+        """Logits (N, M_l, K) of a level (N, C, H, W); the layer's rows of a class lie together."""
+        maps = self.classes(self.class_tower(feature)).permute(0, 2, 3, 1)  # (N, H, W, K * A)
+        rows = maps.unflatten(-1, (self.num_classes, -1)).transpose(-1, -2)  # (N, H, W, A, K)
+        return at_least_single(rows.reshape(len(feature), -1, self.num_classes))
+
+
+class OneStage(Architecture):
+    """Losses of images with targets, detections of images without.
+
+    Args:
+        backbone: the trunk; its features, finest first, feed the head.
+        head: what is where.
+        postprocess: which of it become detections.
+        clip_first: boxes are clipped to the image before NMS; else after it.
+    """
+
+    def __init__(
+        self, backbone: Backbone, head: DenseHead, *, postprocess: Postprocessor, clip_first: bool = True
+    ) -> None:
+        super().__init__(backbone)
+        self.head, self.postprocess, self.clip_first = head, postprocess, clip_first
+
+    @overload
+    def forward(
+        self, images: ImageBatch, targets: Targets | Sequence[Target], proposals: Regions | None = None
+    ) -> dict[str, Tensor]: ...
+    @overload
+    def forward(
+        self, images: ImageBatch, targets: None = None, proposals: Regions | None = None
+    ) -> list[Detections]: ...
+    def forward(
+        self,
+        images: ImageBatch,
+        targets: Targets | Sequence[Target] | None = None,
+        proposals: Regions | None = None,
+    ) -> dict[str, Tensor] | list[Detections]:
+        """Scalar losses by name if there are targets, else each image's detections; boxes in pixels of ``images``.
+
+        Raises:
+            ValueError: ``proposals``, which it has no use for.
+        """
+        if proposals is not None:
+            raise ValueError("a one-stage detector has no use for proposals; choose architecture faster_rcnn for them")
+        if targets is None:
+            return self.detect(images).ragged()
+        targets = self.padded_targets(images, targets)
+        return self.head.losses(self.features(images), images.sizes, self.normalize.padded(images), targets)
+
+    def detect(self, images: ImageBatch) -> Found:
+        """Detections of all images, padded to equally many: a test as one graph."""
+        found = self.head(self.features(images), self.normalize.padded(images))
+        clipped = clip(found.boxes, images.sizes)
+        valid = (found.scores > self.postprocess.score_threshold) & not_empty(clipped)
+        boxes, scores = clipped if self.clip_first else found.boxes, found.scores.masked_fill(~valid, -torch.inf)
+        found = self.postprocess.choose(replace(found, boxes=boxes, valid=valid, scores=scores))
+        return found if self.clip_first else replace(found, boxes=clip(found.boxes, images.sizes))
+
+    def head_modules(self) -> list[nn.Module]:
+        """Returns the part that stands on the backbone."""
+        return [self.head]
+
+    def facts(self) -> Mapping[str, str]:
+        """Returns what a reader of a comparison must know of it beside its backbone, by name."""
+        return {"head": self.head.describe()}
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """The best scores of a level."""
+
+    rows: Tensor  # (N, T) int64, of the level's boxes
+    labels: Tensor  # (N, T) int64
+    scores: Tensor  # (N, T)
+
+
+def pick(scores: Tensor, count: int) -> Picked:
+    """Returns the ``count`` best of the ``scores`` (N, M_l, K) of a level, or all, in the order of their places.
+
+    Ties of what NMS compares are then decided by their places, whatever the batch.
+    """
+    flat, classes = scores.flatten(1), scores.shape[2]
+    columns = flat.topk(min(count, flat.shape[1]), dim=1).indices.sort(dim=1).values
+    return Picked(columns // classes, columns % classes, flat.gather(1, columns))
+
+
+def _tower(channels: int, count: int, norm: NormLayer | None, *, bias: bool) -> nn.Sequential:
+    """``count`` 3x3 convolutions of ``channels``, with ReLU, from a Gaussian of the paper's deviation 0.01."""
+    layers = conv_layers(channels, channels, count, norm, bias=bias)
+    for layer in layers.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.01)
+    return layers
+
+
+def output_layer(in_channels: int, out_channels: int, *, bias: float = 0.0) -> nn.Conv2d:
+    """A 3x3 convolution, from a Gaussian of deviation 0.01, whose biases begin with ``bias``."""
+    layer = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    nn.init.normal_(layer.weight, std=0.01)
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, bias)
+    return layer

@@ -1,0 +1,115 @@
+"""Mirrors detection/model/one_stage.py: whole detectors, tiny and seeded, of both kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from detection.build import build_detector, build_tester
+from detection.config.detection import (
+    AnchorConfig,
+    ArchitectureName,
+    DenseConfig,
+    DetectionConfig,
+    DetectorBackboneConfig,
+    PostprocessConfig,
+)
+from detection.model.architecture import class_rows
+from detection.model.one_stage import Dense, OneStage, pick
+from detection.padded import Regions
+from detection.structures import ImageBatch, Proposals, Target
+
+CONFIG = DetectionConfig(
+    architecture="retinanet",
+    backbone=DetectorBackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=16, fpn_coarse="c5"),
+    anchors=AnchorConfig(sizes=(16.0, 20.0, 32.0, 40.0, 64.0, 80.0, 128.0, 160.0, 256.0, 320.0)),
+    dense=DenseConfig(convs=1),
+    test=PostprocessConfig(score_threshold=0.0),
+)
+every_kind = pytest.mark.parametrize("architecture", ["retinanet", "fcos"])
+IMAGES = ImageBatch.from_images([torch.arange(3 * 64 * 96).view(3, 64, 96).remainder(251).to(torch.uint8)])
+MakeTarget = Callable[..., Target]
+
+
+def build(architecture: ArchitectureName, num_classes: int = 3) -> OneStage:
+    torch.manual_seed(0)
+    detector = build_detector(replace(CONFIG, architecture=architecture), num_classes, pretrained=False)
+    assert isinstance(detector, OneStage)
+    return detector
+
+
+@every_kind
+def test_images_without_objects_have_no_loss_of_boxes(architecture: ArchitectureName, make_target: MakeTarget) -> None:
+    detector = build(architecture)
+    losses = detector(IMAGES, [make_target()])
+    assert [name for name, loss in losses.items() if loss.item()] == ["class"]
+    torch.stack(list(losses.values())).sum().backward()
+    gradients = {name: p.grad for name, p in detector.named_parameters() if p.requires_grad}
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
+
+
+@every_kind
+def test_nothing_is_learned_inside_an_ignored_object(architecture: ArchitectureName, make_target: MakeTarget) -> None:
+    """Anchors and points in the image are neither positive nor negative if all of it is a crowd."""
+    losses = build(architecture)(IMAGES, [make_target([[-999, -999, 999, 999]], ignore=[True])])
+    assert not torch.stack(list(losses.values())).any()
+
+
+@every_kind
+@torch.no_grad()
+def test_another_set_of_classes_keeps_the_rows_that_it_knows(architecture: ArchitectureName) -> None:
+    three, two = build(architecture), build(architecture, num_classes=2)
+    rows = class_rows(three)
+    assert set(rows) == {"head.classes.weight", "head.classes.bias"}
+    state = three.state_dict()
+    for name, row in rows.items():
+        torch.nn.init.normal_(state[name])
+        assert len(state[name]) == row.count(3)
+        of_class = state[name].view(3, row.per_class, *state[name].shape[1:])
+        state[name] = of_class[[2, 0]].flatten(0, 1)
+    two.load_state_dict(state)
+    for feature in three.features(IMAGES):
+        assert two.head.logits(feature).equal(three.head.logits(feature)[..., [2, 0]])
+
+
+@every_kind
+def test_a_fixed_backbone_is_not_trained(architecture: ArchitectureName, make_target: MakeTarget) -> None:
+    detector = build(architecture)
+    detector.fix(["backbone"])
+    torch.stack(list(detector.train()(IMAGES, [make_target([[8, 8, 40, 40]])]).values())).sum().backward()
+    trained = {name.partition(".")[0] for name, p in detector.named_parameters() if p.grad is not None}
+    assert trained == {"head"}
+    assert not detector.backbone.training
+    with pytest.raises(ValueError, match="no parts"):
+        detector.fix(["rpn"])
+
+
+def test_what_stands_on_regions_is_refused(make_target: MakeTarget) -> None:
+    detector = build("fcos")
+    with pytest.raises(ValueError, match=r"test\.refine, test\.scales, test\.flip"):
+        build_tester(PostprocessConfig(flip=True), [detector])
+    proposals = Regions.pad([Proposals(torch.tensor([[0.0, 0, 4, 4]]), torch.zeros(1))])
+    with pytest.raises(ValueError, match="proposals"):
+        detector(IMAGES, [make_target()], proposals)
+    assert build_tester(PostprocessConfig(), [detector]) is detector
+
+
+def test_it_stands_on_a_pyramid() -> None:
+    with pytest.raises(ValueError, match=r"set backbone\.fpn to true"):
+        DetectionConfig(architecture="fcos")
+
+
+def test_the_best_of_a_level_come_in_the_order_of_their_places() -> None:
+    picked = pick(torch.tensor([[[0.1, 0.9], [0.5, 0.2], [0.9, 0.3]]]), 3)
+    assert (picked.rows.tolist(), picked.labels.tolist()) == ([[0, 1, 2]], [[1, 0, 0]])
+    assert picked.scores.tolist() == [pytest.approx([0.9, 0.5, 0.9])]
+    assert pick(torch.zeros(2, 3, 2), 1000).rows.shape == (2, 6)
+
+
+def test_losses_are_divided_by_positives_of_each_image_or_of_all() -> None:
+    positive = torch.tensor([[True, True, True, False], [True, False, False, False], [False] * 4])
+    assert Dense(per_image=True).scale(positive)[:, 0].tolist() == pytest.approx([1 / 9, 1 / 3, 1 / 3])
+    assert Dense(per_image=False).scale(positive)[:, 0].tolist() == pytest.approx([1 / 4] * 3)
