@@ -35,7 +35,7 @@ gpu:
 test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --threads 2
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup --durations 10
 
 test-faults: .venv/installed

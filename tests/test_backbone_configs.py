@@ -72,6 +72,7 @@ def test_headers_name_their_own_command(path: Path) -> None:
     assert all(f"# {title}:" in header for title in ("Command", "Hardware", "Expected"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_files_build_a_detector_over_a_map_of_stride_16(path: Path) -> None:
     backbone = build(load(path)).backbone
@@ -79,6 +80,7 @@ def test_files_build_a_detector_over_a_map_of_stride_16(path: Path) -> None:
     assert any(not parameter.requires_grad for parameter in backbone.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_maps_are_exact_for_odd_sizes_and_gradients_reach_what_is_trained(path: Path) -> None:
     backbone = build(load(path)).backbone

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 # Other packages have exit handlers of their own, so those are told apart by who registers them.
@@ -37,11 +39,13 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_importing_everything_has_no_side_effect() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == {"handlers": [], "environment": [], "signals": [], "threads": []}
 
 
+@pytest.mark.slow
 def test_a_trainer_imports_no_tensorboard() -> None:
     program = "import sys, detection.engine.trainer; print([name for name in sys.modules if 'tensorboard' in name])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

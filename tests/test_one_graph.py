@@ -213,6 +213,7 @@ def assert_same_file(family: str, folder: Path, format: ExportFormat, batch: int
                 torch.testing.assert_close(found.masks, expected.masks, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_onnx_file_finds_what_eager_finds(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")

@@ -40,6 +40,7 @@ def test_every_backbone_has_a_row_and_a_paper(tool: dict[str, Any], rows: dict[s
     assert all(row[1] for row in rows.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in backbone_names() if name not in DEEPEST])
 def test_rows_of_the_document_are_those_of_the_code(
     name: str, tool: dict[str, Any], rows: dict[str, list[str]]
@@ -48,6 +49,7 @@ def test_rows_of_the_document_are_those_of_the_code(
     assert [cell.strip() for cell in written.strip("|").split(" | ")] == rows[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["timm:densenet121", "timm:tf_efficientnet_lite0", "torchvision:googlenet"])
 def test_sizes_of_other_libraries_networks(name: str, tool: dict[str, Any], rows: dict[str, list[str]]) -> None:
     if name.startswith("timm:"):

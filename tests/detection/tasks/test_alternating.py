@@ -275,6 +275,7 @@ def files_of(output: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 class TestGoingOn:
     """A second call does what is left."""
 

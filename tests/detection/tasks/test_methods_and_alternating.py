@@ -76,6 +76,7 @@ def table_of(out: str) -> list[str]:
     return lines[start:]
 
 
+@pytest.mark.slow
 class TestTrainAlternating:
     """All four steps from one command."""
 

@@ -629,6 +629,7 @@ class TestSaidAtTheStart:
         assert "warning: rpn.post_nms_train 6000" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 class TestOtherSettingsOnTheWay:
     """A run that goes on with another config takes that config's word, and says so."""
 
@@ -838,6 +839,7 @@ def test_tensorboard_shows_objects_beside_detections_of_the_same_images(
         assert (first[:, :half] == second[:, :half]).all()  # the objects stay
 
 
+@pytest.mark.slow
 class TestEvaluationThatIsDue:
     """A run that ended between a checkpoint and its evaluation makes up for it."""
 

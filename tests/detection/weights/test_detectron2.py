@@ -163,6 +163,7 @@ def test_the_layouts_of_this_test_are_the_zoo_s(reference: dict[str, Any], name:
     assert {key: list(shape) for key, shape in detector_shapes(**SPECS[name]).items()} == reference[name]["tensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_the_zoo_s_settings_are_those_taken_without_any(reference: dict[str, Any], name: str) -> None:
     settings = reference[name]["settings"]
@@ -375,6 +376,7 @@ def test_one_mask_for_all_classes_becomes_that_of_each() -> None:
 # the way back
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*ALL, *UNLISTED])
 def test_the_way_back_gives_the_same_bits_and_settings(name: str) -> None:
     state, (config, converted) = numbered_state(name), conversion(name)
@@ -562,6 +564,7 @@ def loaded(config: DetectionConfig, state: Mapping[str, Tensor]) -> FasterRCNN:
     return detector
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["faster_rcnn_R_50_DC5", "faster_rcnn_R_50_FPN", *UNLISTED])
 @torch.inference_mode()
 def test_features_and_rpn_give_detectron2_s_numbers(name: str) -> None:

@@ -109,6 +109,7 @@ def served(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         thread.join()
 
 
+@pytest.mark.slow
 class TestOrigin:
     """What a text means."""
 

@@ -434,6 +434,7 @@ def shrunk(path: Path) -> Tensor:
     return functional.interpolate(image.double(), size=size, mode="bilinear", antialias=True)[0].to(torch.uint8)
 
 
+@pytest.mark.slow
 class TestConfig:
     """Everything but the weights that changes numbers."""
 
@@ -586,6 +587,7 @@ def assert_same_detections_of_both(first: FasterRCNN, second: FasterRCNN, images
         assert all(found[name].equal(value) for name, value in expected.items())
 
 
+@pytest.mark.slow
 class TestTheWayBack:
     """From ours to torchvision."""
 
