@@ -158,6 +158,7 @@ class Inference(nn.Module):
         return found.boxes, found.scores, found.labels, found.valid, *masks
 
 
+@pytest.mark.slow
 @every_family
 @torch.no_grad()
 def test_a_test_is_one_graph_that_exports(family: str) -> None:

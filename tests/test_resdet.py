@@ -45,6 +45,7 @@ def test_importing_the_module_imports_no_pytorch() -> None:
     assert (done.returncode, done.stdout) == (0, "[]\n")
 
 
+@pytest.mark.slow
 def test_the_predictor_imports_neither_plots_nor_evaluators() -> None:
     names = "('tensorboard', 'torch.utils.tensorboard', 'matplotlib', 'detection.evaluation', 'detection.report')"
     done = python(f"import sys, resdet; resdet.Predictor; print([m for m in sys.modules if m.startswith({names})])")

@@ -123,6 +123,7 @@ def test_the_most_steps_are_read(tmp_path: Path) -> None:
     refuse(as_pth(tmp_path, listed([b"]"] * (MAX_STEPS - 10))), "must hold a mapping")
 
 
+@pytest.mark.slow
 def test_a_compressed_member_is_refused_unread(tmp_path: Path) -> None:
     """A mebibyte on the disk, a gibibyte once it is read."""
     for place, name in enumerate(("a/data.pkl", "a/data/0")):

@@ -49,6 +49,7 @@ def test_a_killed_worker_is_told_and_raises_only_where_batches_are_read() -> Non
         list(batches)
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_given_up_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "LONGEST_WAIT", 2.0)
     batches = iter(load(lambda: time.sleep(600)))

@@ -48,7 +48,7 @@ def test_regions_are_pooled_as_with_fixed_shapes(sides: Sequence[float], kind: P
         assert torch.equal(holder[0](make_levels(), boxes, images), expected)
 
 
-@pytest.mark.parametrize("counts", [(2, 3), (0, 0)])
+@pytest.mark.parametrize("counts", [(0, 0), pytest.param((2, 3), marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_masks_are_those_of_detections_in_every_runtime(counts: Sequence[int], run: Callable[..., Any]) -> None:
     torch.manual_seed(0)

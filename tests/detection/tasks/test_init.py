@@ -127,6 +127,7 @@ class TestThreeCommands:
         outcome = resdet("init", made_folder("csv"), "--format", "tfrecord")
         assert (outcome.status, "tfrecord" in outcome.err, "yolo" in outcome.err) == (2, True, True)
 
+    @pytest.mark.slow
     def test_image_folders_get_a_config_of_pretrain(
         self, made_folder: MadeFolder, tmp_path: Path, resdet: Callable[..., Any]
     ) -> None:

@@ -178,6 +178,7 @@ class TestTestMethods:
         assert outcome.err.startswith(f"error: table {tmp_path / 'bad.yaml'}: ")
         assert "no config key 'row'; did you mean 'rows'?" in outcome.err
 
+    @pytest.mark.slow
     def test_default_table_and_folder(self, workspace: Workspace) -> None:
         options = (workspace.config, "--weights", workspace.run / "step4", "--limit", "1")
         outcome = workspace.resdet("methods", *options, f"data.root={workspace.root}")
