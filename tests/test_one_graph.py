@@ -33,6 +33,7 @@ from detection.export.runtime import Exported, Framed, open_exported
 from detection.export.write import write_export
 from detection.model.faster_rcnn import FasterRCNN
 from detection.model.one_stage import OneStage
+from detection.model.retinanet import RetinaNetHead
 from detection.model.select import as_on_gpu
 from detection.padded import Targets
 from detection.predictor import Predictor
@@ -78,7 +79,8 @@ def make_model(config: DetectionConfig, classes: int = NUM_CLASSES) -> FasterRCN
         if isinstance(module, nn.Linear) and module.out_features == classes + 1:
             nn.init.normal_(module.weight, std=1.0)
     if isinstance(model, OneStage):
-        nn.init.normal_(model.head.classes.weight, std=1.0)
+        # Sigmoids that all end at 1 would leave the order to rounding; FCOS multiplies them by its centerness.
+        nn.init.normal_(model.head.classes.weight, std=0.1 if isinstance(model.head, RetinaNetHead) else 1.0)
     return model
 
 
