@@ -163,11 +163,9 @@ def calm(model: nn.Module, spread: float = 1.0) -> None:
 
     ``spread`` is the standard deviation of the class layer's weights.
     """
-    buffers = dict(model.named_buffers())
-    last = "bn3.weight" if any(name.endswith("bn3.weight") for name in buffers) else "bn2.weight"  # of a block
-    for name, values in buffers.items():
-        if name.endswith(last):
-            values.fill_(0.2)  # else random residual branches add up to infinity
+    for name, values in model.named_buffers():
+        if name.endswith("bn3.weight"):
+            values.fill_(0.2)  # else random residual branches of bottlenecks add up to infinity
     for name, parameter in model.named_parameters():
         if name.endswith(("box_predictor.cls_score.weight", "predictor.classes.weight", "head.classes.weight")):
             nn.init.normal_(parameter, std=spread)
