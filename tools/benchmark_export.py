@@ -47,6 +47,7 @@ from detection.export.proof import agreement
 from detection.export.runtime import Exported, Framed, open_exported
 from detection.export.write import write_export
 from detection.model.faster_rcnn import FasterRCNN
+from detection.model.one_stage import OneStage
 from detection.structures import ImageBatch
 from detection.tasks.export import resized_images
 from detection.weights.torchvision import convert_torchvision
@@ -97,16 +98,20 @@ def make_torchvision(backbone: str) -> tuple[nn.Module, Checkpoint[DetectionConf
     return theirs, Checkpoint(Path("random.safetensors"), state, replace(config, data=data), CLASSES, iteration=0)
 
 
-def build(checkpoint: Checkpoint[DetectionConfig]) -> FasterRCNN:
+def build(checkpoint: Checkpoint[DetectionConfig]) -> FasterRCNN | OneStage:
     """Returns its detector."""
     detector = build_detector(checkpoint.config, len(checkpoint.class_names), pretrained=False).eval()
     load_detector_weights(detector, checkpoint, checkpoint.class_names)
-    assert isinstance(detector, FasterRCNN)
+    assert isinstance(detector, FasterRCNN | OneStage)
     return detector
 
 
 def write_both(
-    checkpoint: Checkpoint[DetectionConfig], detector: FasterRCNN, folder: Path, size: tuple[int, int], batch: int
+    checkpoint: Checkpoint[DetectionConfig],
+    detector: FasterRCNN | OneStage,
+    folder: Path,
+    size: tuple[int, int],
+    batch: int,
 ) -> dict[str, Exported]:
     """Returns what ``resdet export`` writes of both formats, OpenVINO's from the ONNX file, to save a capture."""
     facts = describe_export(
