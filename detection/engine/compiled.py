@@ -212,7 +212,7 @@ def _shape(rows: Targets | Regions) -> tuple[object, ...]:
 
 
 def _counted() -> dict[str, int]:
-    """What PyTorch has counted in this process so far."""
+    """Returns what PyTorch has counted in this process so far."""
     counters = torch._dynamo.utils.counters
     return {
         "graphs": counters["stats"]["unique_graphs"],

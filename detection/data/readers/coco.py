@@ -61,7 +61,7 @@ class _File:
 
 @dataclass(slots=True)
 class _Content:
-    """What the lists of a file hold."""
+    """Holds what the lists of a file say."""
 
     images: Images
     annotations: Annotations
