@@ -68,6 +68,7 @@ class Targets(Batched):
     ignore: Tensor  # (N, G) bool
     masks: Tensor | None = None  # (T, H, W) bool, image after image
     mask_rows: Tensor | None = None  # (N, G) int64, the row of ``masks`` of each object
+    keypoints: Tensor | None = None  # (N, G, J, 3) x, y and visibility: 0 not labelled, 1 hidden, 2 visible
     others: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])  # (N, G, ...) any further fields, by name
 
     @property
@@ -82,11 +83,13 @@ class Targets(Batched):
         count = -(-count // GROUND_TRUTH_MULTIPLE) * GROUND_TRUTH_MULTIPLE
         valid = torch.tensor([[column < len(target) for column in range(count)] for target in targets])
         masks = [target.masks for target in targets if target.masks is not None]
+        keypoints = [target.keypoints for target in targets if target.keypoints is not None]
         padded = cls(
             boxes=_padded([target.boxes for target in targets], count),
             valid=valid.to(targets[0].boxes.device),
             labels=_padded([target.labels for target in targets], count),
             ignore=_padded([target.ignore for target in targets], count),
+            keypoints=_padded(keypoints, count) if targets and len(keypoints) == len(targets) else None,
             others=_further(targets, count),
         )
         return padded._with_masks(masks) if len(masks) == len(targets) else padded  # its own
@@ -145,6 +148,7 @@ class Found(Batched):
     scores: Tensor  # (N, D) probabilities; -inf where not valid
     labels: Tensor  # (N, D) int64
     masks: Tensor | None = None  # (N, D, S, S) probabilities in the box
+    keypoints: Tensor | None = None  # (N, D, J, 3) x, y and score
 
     def ragged(self) -> list[Detections]:
         """Returns the detections of each image without the padding; waits for a GPU."""

@@ -69,6 +69,7 @@ class Detections(Rows):
     scores: Tensor  # (N,) probabilities
     labels: Tensor  # (N,) int64, 0..K-1
     masks: Tensor | None = None  # (N, S, S) probabilities in the box
+    keypoints: Tensor | None = None  # (N, J, 3) x, y in pixels of the image, and score
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class Target(Rows):
     labels: Tensor  # (N,) int64, 0..K-1
     ignore: Tensor  # (N,) bool: VOC "difficult" or COCO "iscrowd"; neither hit nor miss
     masks: Tensor | None = None  # (N, H, W) bool; without a pixel where the mask is unknown
+    keypoints: Tensor | None = None  # (N, J, 3) float32 x, y and visibility: 0 not labelled, 1 hidden, 2 visible
 
 
 @dataclass(frozen=True, slots=True)
