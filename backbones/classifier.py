@@ -9,14 +9,19 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from backbones.base import Backbone
+from backbones.base import Backbone, InputStats
 from backbones.weights.load import LoadReport, load_matching, rename_torchvision
 
 __all__ = ["Classifier", "backbone_weights"]
 
-# What the names of a backbone's layers begin with in a model that holds a classifier as ``network``; "body." is below
-# spatial pyramid pooling.
-_OF_BACKBONE = ("network.backbone.body.", "network.backbone.", "network.tail.")
+# What the names of a backbone's layers begin with in a model that holds a classifier as ``network`` -> in the backbone;
+# "body." is below spatial pyramid pooling, "model." a whole network of a library.
+_OF_BACKBONE = {
+    "network.backbone.body.": "",
+    "network.backbone.": "",
+    "network.tail.": "",
+    "network.model.": "trunk.",
+}
 
 
 class Classifier(nn.Module):
@@ -27,6 +32,16 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.tail = backbone.tail()
         self.fc = nn.Linear(self.tail.out_channels, num_classes)
+
+    @property
+    def input_stats(self) -> InputStats:
+        """How images are normalised."""
+        return self.backbone.input_stats
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.fc.out_features
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of normalised float images (N, 3, H, W)."""
@@ -49,12 +64,20 @@ class Classifier(nn.Module):
         Raises:
             ValueError: a name is missing or left over, or a shape differs; nothing is loaded then.
         """
+        return self.load(rename_torchvision(state), source="torchvision")
+
+    def load(self, state: Mapping[str, Tensor], *, source: str) -> LoadReport:
+        """Loads weights of backbone, tail and ``fc``, all of them, by the names of a backbone with its tail.
+
+        Raises:
+            ValueError: a name is missing or left over, or a shape differs; nothing is loaded then.
+        """
         in_tail = tuple(f"{name}." for name, _ in self.tail.named_children())
         renamed = {}
-        for name, value in rename_torchvision(state).items():
+        for name, value in state.items():
             owner = "" if name.startswith("fc.") else "tail." if name.startswith(in_tail) else "backbone."
             renamed[owner + name] = value
-        return load_matching(self, renamed, source="torchvision")
+        return load_matching(self, renamed, source=source)
 
 
 def backbone_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -63,4 +86,8 @@ def backbone_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Other models give nothing.
     """
     found = {name: next(filter(name.startswith, _OF_BACKBONE), None) for name in state}
-    return {name.removeprefix(prefix): state[name] for name, prefix in found.items() if prefix is not None}
+    return {
+        _OF_BACKBONE[prefix] + name.removeprefix(prefix): state[name]
+        for name, prefix in found.items()
+        if prefix is not None
+    }

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from backbones.adapters.fx import TracedBackbone
 from backbones.base import Backbone, FeatureSpec
 from backbones.classifier import backbone_weights
 from backbones.fpn import FPN
+from backbones.library_classifier import LibraryClassifier
 from backbones.norm import NormLayer, make_norm
 from backbones.registry import build_backbone, pyramid_features
 from backbones.weights.load import load_matching
@@ -59,6 +61,7 @@ __all__ = [
     "ARCHITECTURES",
     "build_detector",
     "build_image_tester",
+    "build_library_classifier",
     "build_plain_backbone",
     "build_tester",
     "compile_losses",
@@ -205,13 +208,62 @@ def build_plain_backbone(
         **options,
     )
     if run and pretrained:
-        weights_of_run = backbone_weights(read_weights(run))
-        if not weights_of_run:
-            raise ValueError(
-                f"{run} is no classifier; leave backbone.weights unset and give a detector to go on from as init"
-            )
-        load_matching(backbone, weights_of_run, source=str(run))
+        dropped = backbone.dropped if isinstance(backbone, TracedBackbone) else ()
+        load_matching(backbone, _weights_of_run(run), source=str(run), unused_ok=dropped)
     return backbone
+
+
+def build_library_classifier(
+    config: BackboneConfig, num_classes: int, *, pretrained: bool, auxiliary_weight: float
+) -> LibraryClassifier:
+    """Returns the network of timm or torchvision that ``config`` names, with its own head for ``num_classes`` classes.
+
+    Args:
+        config: of the network; its weights are as for ``build_plain_backbone``, and those of the head are not taken.
+        num_classes: K.
+        pretrained: load the weights; False where those of a whole model follow.
+        auxiliary_weight: of the losses of auxiliary classifiers; 0 builds none.
+
+    Raises:
+        ValueError: no such network, an option of the backbone beside ``norm``, or weights that do not fit.
+    """
+    taken = ("name", "weights", "norm")
+    default = asdict(BackboneConfig())
+    other = [key for key, value in asdict(config).items() if key not in taken and value != default[key]]
+    if other:
+        raise ValueError(
+            f"{config.name} with its own head has no option {', '.join(other)}; of backbone it takes {', '.join(taken)}"
+        )
+    norm = config.norm
+    if norm not in (None, "bn", "frozen_bn"):
+        raise ValueError(f"backbone.norm of {config.name} takes bn or frozen_bn, got {norm!r}")
+    network = LibraryClassifier(config.name, num_classes, norm=norm, auxiliary_weight=auxiliary_weight)
+    weights = config.weights
+    if not pretrained or weights is None:
+        return network
+    if weights not in LIBRARIES:
+        weights = str(local_path(weights))
+    run = _file_of_a_run(replace(config, weights=weights), check=True)
+    if run is None:
+        network.load_weights(weights, head=False)
+    else:
+        state = {name.removeprefix("trunk."): value for name, value in _weights_of_run(run).items()}
+        network.load(state, source=str(run), head=False)
+    return network
+
+
+def _weights_of_run(run: Path) -> dict[str, Tensor]:
+    """Returns the backbone's weights of the classifier whose run or checkpoint is ``run``.
+
+    Raises:
+        ValueError: it is no classifier.
+    """
+    found = backbone_weights(read_weights(run))
+    if not found:
+        raise ValueError(
+            f"{run} is no classifier; leave backbone.weights unset and give a detector to go on from as init"
+        )
+    return found
 
 
 def _file_of_a_run(config: BackboneConfig, *, check: bool) -> Path | None:

@@ -20,13 +20,13 @@ from backbones.base import Backbone, FeatureSpec, InputStats, Tail, check_choice
 from backbones.norm import FrozenBatchNorm
 from backbones.weights.load import LoadReport, load_matching
 
-__all__ = ["Leaves", "Stage", "TracedBackbone", "pad_borders"]
+__all__ = ["AUXILIARY", "Leaves", "Stage", "TracedBackbone", "fix_norms", "pad_borders"]
 
 # What the code of other libraries raises when it cannot be traced, or not run on a size.
 _UNUSABLE = (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
 
 # Classifiers beside the trunk, whose weights lie in files and which no backbone has.
-_AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
+AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
 _ODD = (65, 94)  # odd before every halving; even, odd, even, ..
 
@@ -91,9 +91,9 @@ class TracedBackbone(Backbone):
         self.name = name
         self.trunk = _trace(model, {stages[stage].module: stage for stage in names}, leaves, name=name)
         kept = self.trunk.state_dict()
-        self._unused = (*_AUXILIARY, *(entry for entry in model.state_dict() if entry not in kept))
+        self._unused = (*AUXILIARY, *(entry for entry in model.state_dict() if entry not in kept))
         frozen = _frozen_stem(model, stages, freeze_at, leaves, name=name)
-        _fix_norms(self.trunk, norm, frozen, name=name)
+        fix_norms(self.trunk, norm, frozen, name=name)
         self._multiple = self._fit_sizes()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -114,6 +114,11 @@ class TracedBackbone(Backbone):
             ValueError: always.
         """
         raise ValueError(f"{self.name} has no tail; set box.head to fc, or classification.network to spp")
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Prefixes of the names that a whole classifier has beside this trunk, its head's among them."""
+        return tuple(f"trunk.{name}" for name in self._unused)
 
     def load(self, state: Mapping[str, Tensor], *, source: str) -> LoadReport:
         """Loads weights by the library's names; those of layers that were dropped may be there.
@@ -264,7 +269,7 @@ def _frozen_stem(
     return {key for key, _ in stem.named_modules()}
 
 
-def _fix_norms(trunk: nn.Module, norm: Literal["bn", "frozen_bn"] | None, frozen: set[str], *, name: str) -> None:
+def fix_norms(trunk: nn.Module, norm: Literal["bn", "frozen_bn"] | None, frozen: set[str], *, name: str) -> None:
     """Batch normalisation with fixed statistics in the modules ``frozen``, or everywhere, unless ``norm`` is "bn"."""
     check_choice(f"norm of {name}", norm, (None, "bn", "frozen_bn"))
     layers = {key: layer for key, layer in trunk.named_modules() if isinstance(layer, nn.BatchNorm2d)}

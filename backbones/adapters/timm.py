@@ -17,7 +17,7 @@ from backbones.base import InputStats
 from backbones.weights.efficientnet_lite import has_lite_names, rename_lite
 from backbones.weights.load import UNREADABLE, LoadReport, read_state_dict
 
-__all__ = ["TimmBackbone", "create_timm_classifier"]
+__all__ = ["TimmBackbone", "create_timm_classifier", "read_timm_weights", "timm_input_stats"]
 
 STRIDES = {2: "c1", 4: "c2", 8: "c3", 16: "c4", 32: "c5"}
 
@@ -60,7 +60,7 @@ class TimmBackbone(TracedBackbone):
             out_features=out_features,
             norm=norm,
             freeze_at=freeze_at,
-            input_stats=input_stats or _input_stats(pretrained_cfg),
+            input_stats=input_stats or timm_input_stats(pretrained_cfg),
             leaves=Leaves(
                 modules=tuple(timm.layers.get_notrace_modules()), functions=tuple(timm.layers.get_notrace_functions())
             ),
@@ -73,12 +73,23 @@ class TimmBackbone(TracedBackbone):
         Raises:
             ValueError: they cannot be had, or do not fit.
         """
-        state = _download(_timm(self.model_name), self.model_name) if weights == "timm" else read_state_dict(weights)
-        return self.load(rename_lite(state) if has_lite_names(state) else state, source=repr(weights))
+        return self.load(read_timm_weights(self.model_name, weights), source=repr(weights))
 
 
-def create_timm_classifier(model_name: str) -> Any:
+def read_timm_weights(model_name: str, weights: str) -> dict[str, Tensor]:
+    """The tensors of ``weights``, "timm" or a file, by timm's names; those of EfficientNet-Lite are renamed.
+
+    Raises:
+        ValueError: they cannot be had.
+    """
+    state = _download(_timm(model_name), model_name) if weights == "timm" else read_state_dict(weights)
+    return rename_lite(state) if has_lite_names(state) else state
+
+
+def create_timm_classifier(model_name: str, **options: Any) -> Any:
     """The whole model with random weights; ``pretrained_cfg`` says what timm's weights for it are.
+
+    ``options`` are those of timm, such as ``num_classes``.
 
     Raises:
         ValueError: timm is not installed, or has no such model.
@@ -89,7 +100,7 @@ def create_timm_classifier(model_name: str) -> Any:
         hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else "timm.list_models() lists them"
         raise ValueError(f"timm {timm.__version__} has no model {model_name!r}; {hint}")
     try:
-        return timm.create_model(model_name)
+        return timm.create_model(model_name, **options)
     except (RuntimeError, AssertionError) as error:  # an unknown tag, or a model that was removed
         tagged = timm.list_pretrained(f"{model_name.partition('.')[0]}.*")
         raise ValueError(f"timm cannot build {model_name!r}: {error} Known: {', '.join(tagged)}") from error
@@ -122,6 +133,7 @@ def _stages(model: nn.Module) -> dict[str, Stage]:
     }
 
 
-def _input_stats(pretrained_cfg: Mapping[str, Any]) -> InputStats:
+def timm_input_stats(pretrained_cfg: Mapping[str, Any]) -> InputStats:
+    """How timm's weights of ``pretrained_cfg`` need images to be normalised."""
     mean, std = (tuple(255 * value for value in pretrained_cfg[key]) for key in ("mean", "std"))
     return InputStats(mean=mean, std=std, channel_order="rgb")

@@ -15,7 +15,7 @@ from backbones.adapters.fx import Stage, TracedBackbone
 from backbones.base import InputStats, he_initialise
 from backbones.weights.load import LoadReport, download_torchvision, read_state_dict
 
-__all__ = ["TorchvisionBackbone", "create_torchvision_classifier"]
+__all__ = ["HALVES", "TorchvisionBackbone", "create_torchvision_classifier"]
 
 # The last inception of each stride; its maps are the four branches side by side.
 _STAGES: dict[str, dict[str, Stage]] = {
@@ -29,7 +29,7 @@ _STAGES: dict[str, dict[str, Stage]] = {
 }
 
 # torchvision's GoogLeNet was trained with TensorFlow, on pixels of -1..1
-_HALVES = InputStats(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5), channel_order="rgb")
+HALVES = InputStats(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5), channel_order="rgb")
 
 
 class TorchvisionBackbone(TracedBackbone):
@@ -53,7 +53,7 @@ class TorchvisionBackbone(TracedBackbone):
         out_features: Sequence[str] = ("c4",),
         norm: Literal["bn", "frozen_bn"] | None = None,
         freeze_at: int = 0,
-        input_stats: InputStats = _HALVES,
+        input_stats: InputStats = HALVES,
     ) -> None:
         super().__init__(
             create_torchvision_classifier(model_name),

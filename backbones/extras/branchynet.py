@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from backbones.base import Backbone, check_choice, he_initialise
 from backbones.classifier import Classifier
 
-__all__ = ["BranchyNet", "Exit", "make_branch"]
+__all__ = ["BranchyNet", "Exit", "entropy", "make_branch"]
 
 BRANCH_CHANNELS = 64
 
@@ -82,7 +82,7 @@ class BranchyNet(Classifier):
         def leave(name: str, feature: Tensor) -> Tensor:
             nonlocal rows
             logits = self.branches[name](feature)
-            sure = _entropy(logits) < self.rules[name].threshold
+            sure = entropy(logits) < self.rules[name].threshold
             left.append((rows[sure], logits[sure]))
             rows = rows[~sure]
             return feature[~sure]
@@ -145,7 +145,7 @@ def _hook(at_exit: Callable[[str, Tensor], Tensor], name: str) -> Callable[[nn.M
     return lambda _module, _inputs, feature: at_exit(name, feature)
 
 
-def _entropy(logits: Tensor) -> Tensor:
+def entropy(logits: Tensor) -> Tensor:
     """In nats (N,), of the class probabilities that ``logits`` (N, K) stand for."""
     log = logits.float().log_softmax(dim=1)
     return -(log.exp() * log).sum(dim=1)

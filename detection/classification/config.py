@@ -17,11 +17,17 @@ __all__ = ["ClassificationConfig", "ClassifierConfig", "ClassifierSolverConfig"]
 class ClassifierConfig:
     """The classifier and its test.  Source: "Deep Residual Learning", sections 3.4 and 4.2."""
 
-    # Beside the usual one: spatial pyramid pooling, early exits, relay back-propagation.
+    # Beside the usual one: spatial pyramid pooling, early exits, relay back-propagation. A network of timm or
+    # torchvision keeps its own head where this is "classifier".
     network: Literal["classifier", "spp", "branchynet", "relay"] = "classifier"
     # The stage that is pooled, those with an early exit, or the two of relay back-propagation; empty: the last of the
     # trunk, and the usual network has the tail after it.
     features: tuple[str, ...] = ()
+    # Of branchynet, entropy in nats below which an image leaves: one for all exits, or one each, from the first on.
+    # 0.3 is the paper's first of ResNet-110 on CIFAR-10; a test of a run shows accuracy against cost for others.
+    exit_thresholds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (0.3,)
+    # Of the losses of auxiliary classifiers, which torchvision's GoogLeNet and Inception-v3 have; 0: without them.
+    auxiliary_weight: NonNegative = 0.3  # "Going Deeper with Convolutions", section 5
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0.1 in "Rethinking the Inception Architecture"
     mixup: NonNegative = 0.0  # alpha; 0.2 on ImageNet and 1 on CIFAR in its paper; 0: none
     views: Literal["crop", "ten_crop", "dense"] = "crop"  # what a test is shown: the centre, ten crops, whole images
@@ -37,6 +43,12 @@ class ClassifierConfig:
         count, example = wanted.get(self.network, (len(self.features), ""))
         if len(self.features) != count:
             raise ValueError(f"network {self.network} takes {count} of features, {example}; got {list(self.features)}")
+        exits = len(self.exit_thresholds)
+        if exits > 1 and exits != len(self.features):
+            raise ValueError(
+                f"exit_thresholds {list(self.exit_thresholds)} takes one number, or one for each of features "
+                f"{list(self.features)}"
+            )
 
 
 @checked

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
 from backbones.classifier import Classifier
+from backbones.library_classifier import LibraryClassifier
 from detection.model.normalize import Normalize
 from detection.padded import Regions, Targets
 from detection.structures import ImageBatch
@@ -30,10 +31,12 @@ class ImageClassifier(nn.Module):
             "mixup", section 2); 0 does not mix.
     """
 
-    def __init__(self, network: Classifier, *, label_smoothing: float = 0.0, mixup: float = 0.0) -> None:
+    def __init__(
+        self, network: Classifier | LibraryClassifier, *, label_smoothing: float = 0.0, mixup: float = 0.0
+    ) -> None:
         super().__init__()
         self.network = network
-        self.normalize = Normalize(network.backbone.input_stats)
+        self.normalize = Normalize(network.input_stats)
         self.label_smoothing, self.mixup = label_smoothing, mixup
 
     @overload
@@ -67,7 +70,7 @@ class ImageClassifier(nn.Module):
                 "would learn their padding; end data.augment in a crop of one size, such as RandomCrop"
             )
         labels = targets.labels[:, 0]
-        wanted = F.one_hot(labels, self.network.fc.out_features).float()
+        wanted = F.one_hot(labels, self.network.num_classes).float()
         if self.mixup > 0:
             share = self._share(images)
             pixels = share * pixels + (1 - share) * pixels.flip(0)

@@ -11,22 +11,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from backbones.base import Backbone
 from backbones.classifier import Classifier
-from backbones.extras.branchynet import BranchyNet
+from backbones.extras.branchynet import BranchyNet, Exit
 from backbones.extras.relay import RelayClassifier
 from backbones.extras.spp import SPP
-from detection.build import build_plain_backbone
+from backbones.library_classifier import is_of_library
+from detection.build import build_library_classifier, build_plain_backbone
 from detection.classification.config import ClassificationConfig, ClassifierConfig
+from detection.classification.exits import draw_exits, measure_exits
 from detection.classification.model import ImageClassifier
-from detection.classification.views import ClassImages, ClassViews, class_view_loader
+from detection.classification.published import load_published
+from detection.classification.views import ClassImages, ClassViews, Views, class_view_loader
 from detection.data.class_labels import whole_images
 from detection.data.index import AnnotationIndex
 from detection.data.loader import build_train_loader, load_data, load_index
@@ -49,7 +55,14 @@ from detection.evaluation.metrics import read_metric, shown_in
 from detection.files import write_text
 from detection.progress import tracked
 
-__all__ = ["build_classifier", "evaluate_classifiers", "format_accuracy", "restore_classifier", "run_pretraining"]
+__all__ = [
+    "build_classifier",
+    "evaluate_classifiers",
+    "evaluate_weights",
+    "format_accuracy",
+    "restore_classifier",
+    "run_pretraining",
+]
 
 SECTION = "classification"  # of result.json
 
@@ -106,7 +119,35 @@ def evaluate_classifiers(
     index = whole_images(load_index(config.data, config.data.test, key="data.test", say=only_main(print)))
     models = [restore_classifier(checkpoint, index.class_names) for checkpoint in checkpoints]
     facts = {"weights": describe_weights(checkpoints[0], config.data.test)} if len(checkpoints) == 1 else {}
-    return _write(_measure(config, models, index) | facts, output)
+    result = _measure(config, models, index) | facts
+    if len(models) == 1 and isinstance(models[0].network, BranchyNet):
+        loader, _ = _loader(config, index)
+        curve = gather(measure_exits(models[0], loader, index.labels, config.classification.crop))[0]
+        result |= {"exits": [asdict(point) for point in curve]}
+        if is_main():
+            output.mkdir(parents=True, exist_ok=True)
+            write_text(output / "exits.svg", draw_exits(curve))
+    return _write(result, output)
+
+
+def evaluate_weights(config: ClassificationConfig, output: Path) -> dict[str, Any]:
+    """Tests the published ``config.backbone.weights``, with the head they came with, on ``config.data.test``.
+
+    Classes go by their order: ImageNet's weights have its WordNet ids sorted, as folders are.
+
+    Args:
+        config: of the network, its weights and the test.
+        output: directory for result.json.
+
+    Raises:
+        ValueError: bad data or config, or weights that are no classifier of so many classes.
+    """
+    start(choose_device(config.device))
+    index = whole_images(load_index(config.data, config.data.test, key="data.test", say=only_main(print)))
+    model = build_classifier(config, len(index.class_names), pretrained=False)
+    load_published(model.network, config.backbone)
+    facts = {"weights": {"published": config.backbone.weights}}
+    return _write(_measure(config, [model], index) | facts, output)
 
 
 def build_classifier(config: ClassificationConfig, num_classes: int, *, pretrained: bool = True) -> ImageClassifier:
@@ -116,16 +157,31 @@ def build_classifier(config: ClassificationConfig, num_classes: int, *, pretrain
         ValueError: an option that the backbone lacks, weights that do not fit it, or a backbone without a tail.
     """
     options = config.classification
+    if options.network == "classifier" and is_of_library(config.backbone.name):
+        if options.features:
+            raise ValueError(
+                f"{config.backbone.name} keeps its own head, so classification.features must be [], got "
+                f"{list(options.features)}"
+            )
+        network = build_library_classifier(
+            config.backbone, num_classes, pretrained=pretrained, auxiliary_weight=options.auxiliary_weight
+        )
+    else:
+        network = _backbone_classifier(config, num_classes, pretrained=pretrained)
+    model = ImageClassifier(network, label_smoothing=options.label_smoothing, mixup=options.mixup)
+    return model.to(memory_format=torch.channels_last)
+
+
+def _backbone_classifier(config: ClassificationConfig, num_classes: int, *, pretrained: bool) -> Classifier:
+    options = config.classification
     features = options.features or None
     backbone = build_plain_backbone(config.backbone, pretrained=pretrained, out_features=features)
     try:
-        network = _network(options, backbone, num_classes)
+        return _network(options, backbone, num_classes)
     except ValueError as error:
         raise ValueError(
             f"{config.backbone.name} can't be a classification.network {options.network}: {error}"
         ) from error
-    model = ImageClassifier(network, label_smoothing=options.label_smoothing, mixup=options.mixup)
-    return model.to(memory_format=torch.channels_last)
 
 
 def restore_classifier(checkpoint: Checkpoint[ClassificationConfig], class_names: Sequence[str]) -> ImageClassifier:
@@ -159,7 +215,9 @@ def _network(options: ClassifierConfig, backbone: Backbone, num_classes: int) ->
         case "spp":
             return Classifier(SPP(backbone), num_classes)
         case "branchynet":
-            return BranchyNet(backbone, num_classes)
+            thresholds = cycle(options.exit_thresholds)
+            exits = {name: Exit(threshold) for name, threshold in zip(backbone.specs, thresholds, strict=False)}
+            return BranchyNet(backbone, num_classes, exits)
         case "relay":
             return RelayClassifier(backbone, num_classes)
 
@@ -167,14 +225,12 @@ def _network(options: ClassifierConfig, backbone: Backbone, num_classes: int) ->
 def _measure(config: ClassificationConfig, models: Sequence[torch.nn.Module], index: AnnotationIndex) -> dict[str, Any]:
     """Tests ``models`` together on ``index``; returns the content of result.json, on every process."""
     options, device = config.classification, choose_device(config.device)
-    views = ClassViews(kind=options.views, crop=options.crop, shorter_side=options.shorter_side, scales=options.scales)
-    rows = range(len(index))[rank() :: world_size()]
-    loader = class_view_loader(index, views, rows=rows, workers=config.data.workers, pin=device.type == "cuda")
+    loader, count = _loader(config, index)
     ranks: list[int] = []  # how many classes are likelier than an image's own, image by image
     dtype = PRECISIONS[config.solver.precision]
     with (
         together("testing its share of the images", timeout=EVALUATION_TIMEOUT),
-        tracked(loader, "testing", total=len(rows), count=lambda batch: len(batch.rows), shown=is_main()) as batches,
+        tracked(loader, "testing", total=count, count=lambda batch: len(batch.rows), shown=is_main()) as batches,
         torch.inference_mode(),
         torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
     ):
@@ -189,6 +245,14 @@ def _measure(config: ClassificationConfig, models: Sequence[torch.nn.Module], in
     if found is not None:
         result = _result(found, options.views)
     return gather(result)[0]
+
+
+def _loader(config: ClassificationConfig, index: AnnotationIndex) -> tuple[DataLoader[Views], int]:
+    """The views of this process's share of ``index``, and how many images these are."""
+    options, pin = config.classification, choose_device(config.device).type == "cuda"
+    views = ClassViews(kind=options.views, crop=options.crop, shorter_side=options.shorter_side, scales=options.scales)
+    rows = range(len(index))[rank() :: world_size()]
+    return class_view_loader(index, views, rows=rows, workers=config.data.workers, pin=pin), len(rows)
 
 
 def _write(result: dict[str, Any], output: Path) -> dict[str, Any]:

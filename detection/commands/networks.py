@@ -33,6 +33,7 @@ examples:
   resdet pretrain configs/imagenet/cls_resnet50.yaml --output-dir output/r50 --resume
   resdet pretrain configs/imagenet/cls_resnet50.yaml --test output/r50 classification.views=dense
   resdet pretrain configs/cifar10/resnet20.yaml --test output/a --test output/b
+  resdet pretrain configs/imagenet/weights.yaml --test-weights backbone.name=timm:densenet161 backbone.weights=timm
 {RESUMING}"""
 
 
@@ -47,15 +48,25 @@ def _pretrain_options(parser: ArgumentParser) -> None:
         help="test the weights of this run, or of several together, and train nothing (may be repeated); results go to "
         "RUN/test of the first, or to --output-dir",
     )
+    parser.add_argument(
+        "--test-weights",
+        action="store_true",
+        help="test the published backbone.weights with the head they came with, and train nothing",
+    )
 
 
 def _pretrain(args: Namespace) -> Call:
     if args.test and args.resume:
         raise UsageError("--resume goes on with a training, and --test trains nothing; give one of them")
+    if args.test_weights and (args.test or args.resume):
+        raise UsageError("--test-weights tests published weights alone; leave --test and --resume out")
     config, path = read_config(args, ClassificationConfig)
-    from detection.classification.task import evaluate_classifiers, run_pretraining
+    from detection.classification.task import evaluate_classifiers, evaluate_weights, run_pretraining
     from detection.engine.checkpoint import read_checkpoint
 
+    if args.test_weights:
+        output = run_directory(args, config, path)
+        return partial(evaluate_weights, config, output), partial(_show_accuracy, output=output)
     if not args.test:
         output = run_directory(args, config, path)
         return partial(run_pretraining, config, output, resume=args.resume), partial(_show_accuracy, output=output)

@@ -56,7 +56,7 @@ BATCH = make_batch(SIZE, SIZE, SIZE, seeds=(11, 12, 13))
 
 
 def normalised(model: ImageClassifier, images: ImageBatch = BATCH) -> Tensor:
-    stats = model.network.backbone.input_stats
+    stats = model.network.input_stats
     return (images.pixels - torch.tensor(stats.mean).view(3, 1, 1)) / torch.tensor(stats.std).view(3, 1, 1)
 
 

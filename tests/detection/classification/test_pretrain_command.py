@@ -147,6 +147,8 @@ def test_misspelt_metric_ends_before_anything_is_written(workspace: Workspace, t
     ("arguments", "message"),
     [
         (("--test", "absent"), "error: no checkpoint at absent"),
+        (("--test-weights",), "error: backbone.weights is unset"),
+        (("classification.exit_thresholds=[0.1,0.2]",), "error: classification.exit_thresholds [0.1, 0.2] takes one"),
         (("classification.network=relay",), "error: classification.network relay takes 2"),
         (("classification.view=dense",), "error: no config key 'classification.view'; did you mean 'classification.vi"),
         (("backbone.fpn=true",), "error: no config key 'backbone.fpn'"),

@@ -18,10 +18,21 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from backbones.classifier import Classifier
+from backbones.extras.branchynet import BranchyNet
 from detection.build import build_detector
 from detection.classification import task as classification
 from detection.classification.config import ClassificationConfig, ClassifierConfig, ClassifierSolverConfig
-from detection.classification.task import build_classifier, evaluate_classifiers, format_accuracy, run_pretraining
+from detection.classification.exits import exit_costs
+from detection.classification.model import ImageClassifier
+from detection.classification.published import load_published
+from detection.classification.task import (
+    build_classifier,
+    evaluate_classifiers,
+    evaluate_weights,
+    format_accuracy,
+    run_pretraining,
+)
 from detection.config.detection import AnchorConfig, BoxConfig, DetectionConfig, DetectorBackboneConfig
 from detection.config.load import load_config
 from detection.config.sections import BackboneConfig, DataConfig
@@ -264,6 +275,60 @@ class TestOptions:
         )
         assert result["images"] == 12
 
+    def test_exits_are_curves_of_accuracy_against_cost(self, root: Path, tmp_path: Path) -> None:
+        config = make_config(root, network="branchynet", features=("c0", "c1"), exit_thresholds=(0.1, 9.0))
+        run_pretraining(one_step(config), tmp_path / "run")
+        run = [read_checkpoint(tmp_path / "run", ClassificationConfig)]
+        network = build_classifier(config, 3).network
+        assert isinstance(network, BranchyNet)
+        assert [rule.threshold for rule in network.rules.values()] == [0.1, 9.0]
+        exits = evaluate_classifiers(config, run, tmp_path / "test")["exits"]
+        assert [point["multiply_adds"] for point in (exits[0], exits[-1])] == [
+            costs[place] for costs in [exit_costs(network, SIDE)] for place in (-1, 0)
+        ]
+        assert (exits[0]["shares"], exits[-1]["shares"]) == ((0, 0, 1), (1, 0, 0))
+        assert (tmp_path / "test" / "exits.svg").is_file()
+
+    def test_networks_of_libraries_keep_their_head(self, root: Path, tmp_path: Path) -> None:
+        pytest.importorskip("timm")
+        config = one_step(make_config(root), name="timm:mobilenetv3_small_050")
+        run_pretraining(config, tmp_path / "run")
+        run = read_checkpoint(tmp_path / "run", ClassificationConfig)
+        assert (
+            evaluate_classifiers(with_data(config, test=make_config(root).data.test), [run], tmp_path / "test")[
+                "images"
+            ]
+            == 12
+        )
+        # another run starts from its layers, of other classes or these, and a detector's trunk too
+        again = build_classifier(one_step(config, weights=str(tmp_path / "run")), 5).state_dict()
+        name = "network.model.blocks.0.0.conv_dw.weight"
+        assert torch.equal(again[name], run.weights[name])
+        backbone = DetectorBackboneConfig(name=config.backbone.name, norm="bn", weights=str(tmp_path / "run"))
+        detector = build_detector(DetectionConfig(backbone=backbone, box=BoxConfig(head="fc", head_channels=16)), 5)
+        assert torch.equal(detector.state_dict()["backbone.trunk.blocks.0.0.conv_dw.weight"], run.weights[name])
+        with pytest.raises(ValueError, match=r"no option freeze_at; of backbone it takes name, weights, norm"):
+            build_classifier(one_step(config, freeze_at=2), 3)
+        with pytest.raises(ValueError, match=r"classification\.features must be \[\], got \['c4'\]"):
+            build_classifier(replace(config, classification=replace(config.classification, features=("c4",))), 3)
+
+    def test_published_weights_are_tested_with_their_head(self, root: Path, tmp_path: Path) -> None:
+        config = make_config(root)
+        trained = build_classifier(config, 3).network
+        plain = {
+            name.split(".", 1)[1] if not name.startswith("fc.") else name: v for name, v in trained.state_dict().items()
+        }
+        torch.save(plain, tmp_path / "weights.pth")
+        published = replace(config, backbone=replace(config.backbone, weights=str(tmp_path / "weights.pth")))
+        result = evaluate_weights(published, tmp_path / "test")
+        assert (result["images"], result["weights"]) == (12, {"published": str(tmp_path / "weights.pth")})
+        model = ImageClassifier(trained)
+        torch.save({"conv1.weight": plain["conv1.weight"]}, tmp_path / "weights.pth")
+        with pytest.raises(ValueError, match=r"(?s)nothing was loaded.*missing"):
+            load_published(model.network, published.backbone)
+        with pytest.raises(ValueError, match=r"backbone\.weights is unset"):
+            load_published(model.network, config.backbone)
+
     def test_steps_in_parts_of_bfloat16_with_looks_at_the_validation_set(
         self, config: ClassificationConfig, tmp_path: Path
     ) -> None:
@@ -409,6 +474,7 @@ class TestTogether:
         card = write_card(tmp_path, classes=names)
         six = with_data(config, test=(f"{card}:test",))
         model = build_classifier(six, 6)
+        assert isinstance(model.network, Classifier)
         torch.nn.init.zeros_(model.network.fc.weight)
         with torch.no_grad():
             model.network.fc.bias.copy_(torch.tensor([3.0, 5.0, 1.0, 0.0, 2.0, 4.0]))
