@@ -2,8 +2,8 @@
 
 Nothing is cut, padded or traced, so that logits are the library's, and its published weights can be tested.
 
-Source: of the auxiliary classifiers Szegedy et al. 2015, "Going Deeper with Convolutions", section 5: their losses weigh
-0.3, and a test drops them.
+Source: of the auxiliary classifiers Szegedy et al. 2015, "Going Deeper with Convolutions", section 5: their losses
+weigh 0.3, and a test drops them.
 Shapes: N images, H W height and width, K classes.
 """
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from detection.config.schema import Count, NonNegative, checked
+from detection.config.schema import MODEL, Count, Fraction, NonNegative, checked
 from detection.config.sections import ProgramConfig, SolverConfig
 
 __all__ = ["ClassificationConfig", "ClassifierConfig", "ClassifierSolverConfig"]
@@ -28,6 +28,12 @@ class ClassifierConfig:
     exit_thresholds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (0.3,)
     # Of the losses of auxiliary classifiers, which torchvision's GoogLeNet and Inception-v3 have; 0: without them.
     auxiliary_weight: NonNegative = 0.3  # "Going Deeper with Convolutions", section 5
+    # Images show any number of classes, such as tags: those of all their objects. Judged by tags.F2 of result.json.
+    tags: bool = False
+    # softmax: cross-entropy, where the classes of an image share the probability evenly; sigmoid: binary cross-entropy,
+    # each class by itself. Probabilities are the function's.
+    loss: Literal["softmax", "sigmoid"] = field(default="softmax", metadata=MODEL)
+    tag_threshold: Fraction = 0.2  # of every class where there is no data.val to choose thresholds on
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0.1 in "Rethinking the Inception Architecture"
     mixup: NonNegative = 0.0  # alpha; 0.2 on ImageNet and 1 on CIFAR in its paper; 0: none
     views: Literal["crop", "ten_crop", "dense"] = "crop"  # what a test is shown: the centre, ten crops, whole images

@@ -95,7 +95,7 @@ def exit_curve(unsure: Tensor, right: Tensor, costs: Sequence[int], thresholds: 
 
 @torch.no_grad()
 def exit_costs(network: BranchyNet, side: int) -> list[int]:
-    """Returns the multiply-adds (E,) of an image of ``side`` x ``side`` up to each exit, with the branches on the way."""
+    """Returns the multiply-adds (E,) of an image of ``side`` x ``side`` up to each exit, branches included."""
     probe, costs = copy.deepcopy(network).to("meta").eval(), list[int]()
     with FlopCounterMode(display=False) as counter:
         for branch in probe.branches.values():  # runs where its feature arises, before what follows it

@@ -5,7 +5,7 @@ Shapes: N images, H W height and width, K classes.
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 from torch import Tensor, nn
@@ -23,21 +23,32 @@ __all__ = ["ImageClassifier"]
 class ImageClassifier(nn.Module):
     """Class probabilities of images, or the loss of their classes.
 
+    Source: of softmax with several classes of an image Gong et al. 2014, "Deep Convolutional Ranking for Multilabel
+    Image Annotation", section 3.1.
+
     Args:
         network: from normalised images to logits; it may have losses of its own beside that of its end.
         label_smoothing: share of the probability that is spread evenly over all classes (Szegedy et al. 2016,
             "Rethinking the Inception Architecture", section 7).
         mixup: alpha of the beta distribution that a batch and its mirror image are mixed by (Zhang et al. 2018,
             "mixup", section 2); 0 does not mix.
+        loss: "softmax", cross-entropy over the classes; "sigmoid", binary cross-entropy of each class.
+        tags: images show any number of classes, all those of their objects; else one, that of their first object.
     """
 
     def __init__(
-        self, network: Classifier | LibraryClassifier, *, label_smoothing: float = 0.0, mixup: float = 0.0
+        self,
+        network: Classifier | LibraryClassifier,
+        *,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        loss: Literal["softmax", "sigmoid"] = "softmax",
+        tags: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.normalize = Normalize(network.input_stats)
-        self.label_smoothing, self.mixup = label_smoothing, mixup
+        self.label_smoothing, self.mixup, self.loss, self.tags = label_smoothing, mixup, loss, tags
 
     @overload
     def forward(self, images: ImageBatch) -> Tensor: ...
@@ -51,7 +62,7 @@ class ImageClassifier(nn.Module):
         targets: Targets | None = None,
         proposals: Regions | None = None,
     ) -> Tensor | dict[str, Tensor]:
-        """Probabilities (N, K); with ``targets``, of which the first object of each image counts, the losses.
+        """Probabilities (N, K); with ``targets`` the losses.
 
         Raises:
             ValueError: images of several sizes with targets, an image without an object, or with proposals, which
@@ -61,25 +72,37 @@ class ImageClassifier(nn.Module):
             raise ValueError("an image classifier takes no proposals; leave data.proposals unset")
         pixels = self.normalize(images)
         if targets is None:
-            return self.network(pixels).float().softmax(dim=1)
-        if not targets.valid[:, 0].all():
+            logits = self.network(pixels).float()
+            return logits.softmax(dim=1) if self.loss == "softmax" else logits.sigmoid()
+        if not self.tags and not targets.valid[:, 0].all():
             raise ValueError("an image lost its object to data.augment; a class needs one in every image")
         if len(sizes := set(images.size_list())) > 1:
             raise ValueError(
                 f"the images of a batch have the sizes (height, width) {sorted(sizes)}, and a classifier "
                 "would learn their padding; end data.augment in a crop of one size, such as RandomCrop"
             )
-        labels = targets.labels[:, 0]
-        wanted = F.one_hot(labels, self.network.num_classes).float()
+        wanted = self._wanted(targets)
         if self.mixup > 0:
             share = self._share(images)
             pixels = share * pixels + (1 - share) * pixels.flip(0)
             wanted = share * wanted + (1 - share) * wanted.flip(0)
         return self.network.losses(pixels, wanted, self._criterion)
 
+    def _wanted(self, targets: Targets) -> Tensor:
+        """What each class (N, K) should get; of a softmax the rows sum to 1, as far as images have a class."""
+        num_classes = self.network.num_classes
+        if not self.tags:
+            return F.one_hot(targets.labels[:, 0], num_classes).float()
+        shown = F.one_hot(targets.labels, num_classes) * targets.wanted[:, :, None]  # (N, G, K)
+        wanted = shown.amax(dim=1).float()
+        return wanted / wanted.sum(dim=1, keepdim=True).clamp(min=1) if self.loss == "softmax" else wanted
+
     def _share(self, images: ImageBatch) -> float:
         """Of each image in its mixture; drawn from the batch's own seeds, so that a run that goes on draws the same."""
         return float(np.random.default_rng(int(images.draw_seeds()[0])).beta(self.mixup, self.mixup))
 
     def _criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        if self.loss == "softmax":
+            return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        smoothed = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits.float(), smoothed)

@@ -10,12 +10,12 @@ Shapes: N images, K classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,8 +32,9 @@ from detection.classification.config import ClassificationConfig, ClassifierConf
 from detection.classification.exits import draw_exits, measure_exits
 from detection.classification.model import ImageClassifier
 from detection.classification.published import load_published
+from detection.classification.tags import TAGS, choose_thresholds, format_tags, tag_result
 from detection.classification.views import ClassImages, ClassViews, Views, class_view_loader
-from detection.data.class_labels import whole_images
+from detection.data.class_labels import image_tags, whole_images
 from detection.data.index import AnnotationIndex
 from detection.data.loader import build_train_loader, load_data, load_index
 from detection.engine.checkpoint import Checkpoint, describe_weights, load_detector_weights
@@ -65,6 +66,7 @@ __all__ = [
 ]
 
 SECTION = "classification"  # of result.json
+Found = TypeVar("Found")  # of one image
 
 
 def run_pretraining(config: ClassificationConfig, output: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -82,9 +84,10 @@ def run_pretraining(config: ClassificationConfig, output: Path, *, resume: bool 
     """
     start(choose_device(config.device))
     if config.solver.best_metric is not None:  # a misspelt name ends here, not later
-        read_metric({SECTION: dict.fromkeys(_names())}, config.solver.best_metric)
+        section = TAGS if config.classification.tags else SECTION
+        read_metric({section: dict.fromkeys(_names(section))}, config.solver.best_metric)
     only_main(print)(f"images: data.shorter_side {config.data.shorter_side} in training, {_shown(config)} in a test")
-    sets = {name: whole_images(index) for name, index in load_data(config.data, say=only_main(print)).items()}
+    sets = {name: _images(config, index) for name, index in load_data(config.data, say=only_main(print)).items()}
     index, val, test = sets.pop("train"), sets.get("val"), sets.get("test")
     return Trainer(
         config,
@@ -92,8 +95,10 @@ def run_pretraining(config: ClassificationConfig, output: Path, *, resume: bool 
         index,
         build=lambda fresh: build_classifier(config, len(index.class_names), pretrained=fresh),
         load=partial(build_train_loader, index, config.data, share=(rank(), world_size()), kind=ClassImages),
-        validate=None if val is None else lambda model: _measure(config, [model], val),
-        test=None if test is None else lambda model, facts: _write(_measure(config, [model], test) | facts, output),
+        validate=None if val is None else lambda model: _measure(config, [model], val, val),
+        test=None
+        if test is None
+        else lambda model, facts: _write(_measure(config, [model], test, val) | facts, output),
         sets=sets,
         resume=resume,
         tool="pretrain",
@@ -105,7 +110,7 @@ def evaluate_classifiers(
 ) -> dict[str, Any]:
     """Tests the classifiers ``checkpoints`` together on ``config.data.test``; writes and returns result.json.
 
-    Several are an ensemble: their probabilities are averaged.
+    Several are an ensemble: their probabilities are averaged.  Thresholds of tags are chosen on ``config.data.val``.
 
     Args:
         config: of the test: data, views, device, precision.
@@ -116,11 +121,11 @@ def evaluate_classifiers(
         ValueError: bad data or config, or weights of something else.
     """
     start(choose_device(config.device))
-    index = whole_images(load_index(config.data, config.data.test, key="data.test", say=only_main(print)))
+    index = _test_images(config)
     models = [restore_classifier(checkpoint, index.class_names) for checkpoint in checkpoints]
     facts = {"weights": describe_weights(checkpoints[0], config.data.test)} if len(checkpoints) == 1 else {}
-    result = _measure(config, models, index) | facts
-    if len(models) == 1 and isinstance(models[0].network, BranchyNet):
+    result = _measure(config, models, index, _val_images(config)) | facts
+    if len(models) == 1 and isinstance(models[0].network, BranchyNet) and not config.classification.tags:
         loader, _ = _loader(config, index)
         curve = gather(measure_exits(models[0], loader, index.labels, config.classification.crop))[0]
         result |= {"exits": [asdict(point) for point in curve]}
@@ -143,11 +148,11 @@ def evaluate_weights(config: ClassificationConfig, output: Path) -> dict[str, An
         ValueError: bad data or config, or weights that are no classifier of so many classes.
     """
     start(choose_device(config.device))
-    index = whole_images(load_index(config.data, config.data.test, key="data.test", say=only_main(print)))
+    index = _test_images(config)
     model = build_classifier(config, len(index.class_names), pretrained=False)
     load_published(model.network, config.backbone)
     facts = {"weights": {"published": config.backbone.weights}}
-    return _write(_measure(config, [model], index) | facts, output)
+    return _write(_measure(config, [model], index, _val_images(config)) | facts, output)
 
 
 def build_classifier(config: ClassificationConfig, num_classes: int, *, pretrained: bool = True) -> ImageClassifier:
@@ -168,7 +173,13 @@ def build_classifier(config: ClassificationConfig, num_classes: int, *, pretrain
         )
     else:
         network = _backbone_classifier(config, num_classes, pretrained=pretrained)
-    model = ImageClassifier(network, label_smoothing=options.label_smoothing, mixup=options.mixup)
+    model = ImageClassifier(
+        network,
+        label_smoothing=options.label_smoothing,
+        mixup=options.mixup,
+        loss=options.loss,
+        tags=options.tags,
+    )
     return model.to(memory_format=torch.channels_last)
 
 
@@ -197,7 +208,9 @@ def restore_classifier(checkpoint: Checkpoint[ClassificationConfig], class_names
 
 def format_accuracy(result: dict[str, Any]) -> str:
     """A line about ``result``, in percent."""
-    errors = ", ".join(f"{name} error {100 * (1 - result[SECTION][name]):.2f}" for name in _names())
+    if TAGS in result:
+        return format_tags(result)
+    errors = ", ".join(f"{name} error {100 * (1 - result[SECTION][name]):.2f}" for name in _names(SECTION))
     return f"{errors} % of {result['images']} images, views: {result['views']}"
 
 
@@ -222,11 +235,62 @@ def _network(options: ClassifierConfig, backbone: Backbone, num_classes: int) ->
             return RelayClassifier(backbone, num_classes)
 
 
-def _measure(config: ClassificationConfig, models: Sequence[torch.nn.Module], index: AnnotationIndex) -> dict[str, Any]:
-    """Tests ``models`` together on ``index``; returns the content of result.json, on every process."""
-    options, device = config.classification, choose_device(config.device)
+def _images(config: ClassificationConfig, index: AnnotationIndex) -> AnnotationIndex:
+    """The images of ``index`` that can be classified."""
+    return index if config.classification.tags else whole_images(index)
+
+
+def _test_images(config: ClassificationConfig) -> AnnotationIndex:
+    return _images(config, load_index(config.data, config.data.test, key="data.test", say=only_main(print)))
+
+
+def _val_images(config: ClassificationConfig) -> AnnotationIndex | None:
+    """The images that a test chooses thresholds on; None: it needs none, or has none."""
+    if not config.classification.tags or not config.data.val:
+        return None
+    return load_index(config.data, config.data.val, key="data.val", say=only_main(print))
+
+
+def _measure(
+    config: ClassificationConfig,
+    models: Sequence[torch.nn.Module],
+    index: AnnotationIndex,
+    val: AnnotationIndex | None,
+) -> dict[str, Any]:
+    """Tests ``models`` together on ``index``; returns the content of result.json, on every process.
+
+    Thresholds of tags are chosen on ``val``, if there is one.
+    """
+    options, result = config.classification, dict[str, Any]()
+    if not options.tags:
+        found = _look(config, models, index, lambda likely, rows: _ranks(likely, index.labels[rows]))
+        result = {} if found is None else _result(found, options.views)
+        return gather(result)[0]
+    found = _look(config, models, index, lambda likely, _: likely.tolist())
+    chosen = found if val is index or val is None else _look(config, models, val, lambda likely, _: likely.tolist())
+    if found is not None and chosen is not None:
+        result = tag_result(
+            torch.tensor(found),
+            image_tags(index),
+            thresholds=[options.tag_threshold] * len(index.class_names)
+            if val is None
+            else choose_thresholds(torch.tensor(chosen), image_tags(val)).tolist(),
+            class_names=index.class_names,
+        )
+        result |= {"thresholds_chosen_on": list(config.data.val) if val else [], "views": options.views}
+    return gather(result)[0]
+
+
+def _look(
+    config: ClassificationConfig,
+    models: Sequence[torch.nn.Module],
+    index: AnnotationIndex,
+    reduce: Callable[[Tensor, Tensor], list[Found]],
+) -> list[Found] | None:
+    """What ``reduce`` makes of probabilities (n, K) of images ``rows`` (n,), image by image, on the main process."""
+    device = choose_device(config.device)
     loader, count = _loader(config, index)
-    ranks: list[int] = []  # how many classes are likelier than an image's own, image by image
+    seen: list[Found] = []
     dtype = PRECISIONS[config.solver.precision]
     with (
         together("testing its share of the images", timeout=EVALUATION_TIMEOUT),
@@ -239,12 +303,8 @@ def _measure(config: ClassificationConfig, models: Sequence[torch.nn.Module], in
         for batch in batches:
             shown = [images.to(device) for images in batch.batches]
             probabilities = torch.stack([model(images) for model in models for images in shown]).mean(dim=0)
-            ranks += _ranks(probabilities.cpu(), index.labels[torch.tensor(batch.rows)])
-    found = collect(ranks)
-    result: dict[str, Any] = {}
-    if found is not None:
-        result = _result(found, options.views)
-    return gather(result)[0]
+            seen += reduce(probabilities.cpu(), torch.tensor(batch.rows))
+    return collect(seen)
 
 
 def _loader(config: ClassificationConfig, index: AnnotationIndex) -> tuple[DataLoader[Views], int]:
@@ -263,9 +323,9 @@ def _write(result: dict[str, Any], output: Path) -> dict[str, Any]:
     return result
 
 
-def _names() -> list[str]:
-    """The figures of a classifier, "topN": N is how many of the likeliest classes may hold the image's own."""
-    return [metric.short_name for metric in shown_in("console", f"{SECTION}.")]
+def _names(section: str) -> list[str]:
+    """The figures of a section; of a classifier "topN": N is how many of the likeliest may hold the image's own."""
+    return [metric.short_name for metric in shown_in("console", f"{section}.")]
 
 
 def _ranks(probabilities: Tensor, labels: Tensor) -> list[int]:
@@ -276,5 +336,5 @@ def _ranks(probabilities: Tensor, labels: Tensor) -> list[int]:
 
 def _result(ranks: Sequence[int], views: str) -> dict[str, Any]:
     count = len(ranks)
-    figures = {name: sum(place < int(name.removeprefix("top")) for place in ranks) / count for name in _names()}
+    figures = {name: sum(place < int(name.removeprefix("top")) for place in ranks) / count for name in _names(SECTION)}
     return {SECTION: figures, "images": count, "views": views}

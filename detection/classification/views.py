@@ -29,7 +29,7 @@ AT_ONCE = 64  # images; those that are looked at whole come one by one, since th
 
 
 class ClassImages(DetectionDataset):
-    """The images of an index that ``whole_images`` gave, for training: each keeps its one object, the whole of it.
+    """The images of an index, for training: each keeps the labels of its objects, which become the whole of it.
 
     Augmentation does not move boxes, which takes most of the time with images of 32 x 32 pixels.
     """
@@ -39,7 +39,8 @@ class ClassImages(DetectionDataset):
         if self.augment is not None:
             image = self.augment.pixels(image, seed=seed)
         whole = torch.tensor([[0.0, 0.0, image.shape[1], image.shape[0]]])
-        return image, replace(self.index.target(row), boxes=whole)
+        target = self.index.target(row)
+        return image, replace(target, boxes=whole.repeat(len(target), 1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ examples:
   resdet pretrain configs/imagenet/cls_resnet50.yaml --output-dir output/r50 --resume
   resdet pretrain configs/imagenet/cls_resnet50.yaml --test output/r50 classification.views=dense
   resdet pretrain configs/cifar10/resnet20.yaml --test output/a --test output/b
-  resdet pretrain configs/imagenet/weights.yaml --test-weights backbone.name=timm:densenet161 backbone.weights=timm
+  resdet pretrain configs/imagenet/cls_weights.yaml --test-weights backbone.name=timm:densenet161 backbone.weights=timm
 {RESUMING}"""
 
 

@@ -1,6 +1,6 @@
-"""The class that an image as a whole shows, for sets of classification and localisation.
+"""The class or classes that an image as a whole shows, for sets of classification and localisation.
 
-Shapes: N images.
+Shapes: N images, K classes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detection.data.index import AnnotationIndex
 
-__all__ = ["image_labels", "whole_images"]
+__all__ = ["image_labels", "image_tags", "whole_images"]
 
 
 def image_labels(index: AnnotationIndex) -> Tensor:
@@ -32,6 +32,15 @@ def image_labels(index: AnnotationIndex) -> Tensor:
             f"{index.paths[row]} has objects of the classes {', '.join(names)}; here an image has one class"
         )
     return labels
+
+
+def image_tags(index: AnnotationIndex) -> Tensor:
+    """Returns the classes (N, K) bool of every image: those of its objects that are not ignored."""
+    counts = torch.diff(index.ends, prepend=index.ends.new_zeros(1))
+    rows = torch.arange(len(index)).repeat_interleave(counts)[~index.ignore]
+    tags = torch.zeros(len(index), len(index.class_names), dtype=torch.bool)
+    tags[rows, index.labels[~index.ignore]] = True
+    return tags
 
 
 def whole_images(index: AnnotationIndex) -> AnnotationIndex:

@@ -83,6 +83,9 @@ METRICS = (
     Metric("voc.mAP_area", "VOC mAP, area"),
     Metric("classification.top1", "top1", shown=("log", "console")),
     Metric("classification.top5", "top5", shown=("log", "console")),
+    Metric("tags.F2", "F2", shown=("log", "console")),
+    Metric("tags.precision", "precision", shown=("log", "console")),
+    Metric("tags.recall", "recall", shown=("log", "console")),
     Metric("seconds_per_image", "s/image", lower_is_better=True, is_fraction=False),
 )
 

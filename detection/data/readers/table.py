@@ -17,6 +17,7 @@ from detection.data.readers.coco import COCOSplit, coco_classes, read_coco
 from detection.data.readers.csv_boxes import TableSplit, parse_csv
 from detection.data.readers.cvat import CVATSplit, parse_cvat
 from detection.data.readers.image_folder import ImageFolderSplit, read_image_folder
+from detection.data.readers.image_tags import TagsSplit, parse_tags
 from detection.data.readers.label_studio import LabelStudioSplit, parse_label_studio
 from detection.data.readers.labelled import Parse, read_labelled
 from detection.data.readers.labelme import LabelMeSplit, parse_labelme
@@ -26,7 +27,9 @@ from detection.data.readers.yolo import YOLOSplit, parse_yolo
 
 __all__ = ["FORMATS", "Format", "FormatName"]
 
-FormatName = Literal["voc", "coco", "yolo", "labelme", "cvat", "label_studio", "open_images", "csv", "image_folder"]
+FormatName = Literal[
+    "voc", "coco", "yolo", "labelme", "cvat", "label_studio", "open_images", "csv", "image_tags", "image_folder"
+]
 
 ReadSplit = Callable[..., tuple[AnnotationIndex, list[Problem]]]
 
@@ -86,5 +89,6 @@ FORMATS: dict[FormatName, Format] = {
     "label_studio": _labelled("Label Studio JSON", LabelStudioSplit, "{annotations:, images:}", parse_label_studio),
     "open_images": _labelled("OpenImages CSV", OpenImagesSplit, "{annotations:, images:, names:}", parse_open_images),
     "csv": _labelled("CSV of boxes", TableSplit, "{annotations:, images:}", parse_csv),
+    "image_tags": _labelled("CSV of tags", TagsSplit, "{tags:, images:}", parse_tags),
     "image_folder": Format("image folders", ImageFolderSplit, "{folder:}", read_image_folder, None, ("exif",)),
 }

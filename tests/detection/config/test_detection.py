@@ -134,7 +134,7 @@ def test_there_are_configs() -> None:
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_every_config_of_a_run_loads(path: Path) -> None:
     localizes = path.stem.startswith(("loc_", "table14"))
-    classifies = "cifar10" in str(path) or path.stem.startswith("cls_")
+    classifies = path.parent.name in ("cifar10", "amazon", "tiny_imagenet") or path.stem.startswith("cls_")
     schema = LocalizationConfig if localizes else ClassificationConfig if classifies else DetectionConfig
     config = load_config(schema, path)
     assert parse_config(schema, dump_config(config)) == config

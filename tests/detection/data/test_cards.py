@@ -19,7 +19,9 @@ from detection.data.check import summarize_index
 from detection.data.index import AnnotationIndex
 from detection.data.readers.coco import COCOSplit
 from detection.data.readers.image_folder import ImageFolderSplit
+from detection.data.readers.image_tags import TagsSplit
 from detection.data.readers.voc import VOCSplit
+from detection.data.selection import split_entry
 
 MakeVOC = Callable[..., Path]
 MakeCOCO = Callable[..., Path]
@@ -49,10 +51,12 @@ def test_every_card_of_the_project_loads(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(DATASETS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_split_of_the_project_is_described_rightly(path: Path) -> None:
     card = load_card(path.stem)
-    schema = {"voc": VOCSplit, "coco": COCOSplit, "image_folder": ImageFolderSplit}[card.format]
+    schema = {"voc": VOCSplit, "coco": COCOSplit, "image_folder": ImageFolderSplit, "image_tags": TagsSplit}[
+        card.format
+    ]
     for described in card.splits.values():
         for entry in described if isinstance(described, list) else [described]:
-            build_dataclass(schema, entry)
+            build_dataclass(schema, split_entry(entry, own_list=card.format == "voc")[0])
 
 
 def test_the_cards_of_the_classic_sets_know_their_classes_and_metric() -> None:
