@@ -16,6 +16,7 @@ from backbones.base import Backbone, InputStats
 from backbones.cifar_resnet import CifarResNet
 from backbones.residual import BasicBlock, PreactBasicBlock, PreactBottleneck
 from backbones.resnet import ResNet
+from backbones.tiny_net import TinyNet
 from backbones.vgg import VGG
 from backbones.weights.load import SOURCES, download_torchvision, load_matching, our_names, read_state_dict
 
@@ -73,6 +74,12 @@ _BUILDERS: dict[str, Builder] = {
     "cifar_preact_resnet164": partial(CifarResNet, 164, PreactBottleneck, shortcut="B"),
     "cifar_preact_resnet1001": partial(CifarResNet, 1001, PreactBottleneck, shortcut="B"),
     "all_cnn_c": AllCNN,
+    "tiny_net5_3x3": partial(TinyNet, 5, 3),
+    "tiny_net5_5x5": partial(TinyNet, 5, 5),
+    "tiny_net5_7x7": partial(TinyNet, 5, 7),
+    "tiny_net8_3x3": partial(TinyNet, 8, 3),
+    "tiny_net11_3x3": partial(TinyNet, 11, 3),
+    "tiny_net14_3x3": partial(TinyNet, 14, 3),
     "vgg11": partial(VGG, 11, **_NO_NORM),
     "vgg11_bn": partial(VGG, 11),
     "vgg13": partial(VGG, 13, **_NO_NORM),

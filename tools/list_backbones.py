@@ -32,6 +32,7 @@ IMAGENET_HEADER = (
     "| weights | licence | published error, 10-crop | error of the weights, 1-crop"
 )
 CIFAR_HEADER = "name | paper | parameters, M | 32 x 32, M | published error | measured here"
+TINY_HEADER = "name | paper | parameters, M | 64 x 64, M | published error | measured here"
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,10 +55,11 @@ def library_names() -> list[str]:
 
 
 def render(entries: Sequence[BackboneSummary], runs: Path) -> str:
-    """Three tables: networks for ImageNet from here, those from other libraries, and networks for CIFAR-10."""
+    """Four tables: networks for ImageNet from here, those of other libraries, for CIFAR-10 and for Tiny-ImageNet."""
     own = [entry for entry in entries if entry.num_classes == 1000 and ":" not in entry.name]
     library = [entry for entry in entries if ":" in entry.name]
     small = [entry for entry in entries if entry.num_classes == 10]
+    tiny = [entry for entry in entries if entry.num_classes == 200]
     tables = (
         ("ImageNet networks, 1000 classes", IMAGENET_HEADER, [imagenet_row(entry) for entry in own]),
         ("Networks of timm and torchvision, 1000 classes", IMAGENET_HEADER, [imagenet_row(entry) for entry in library]),
@@ -66,6 +68,7 @@ def render(entries: Sequence[BackboneSummary], runs: Path) -> str:
             CIFAR_HEADER,
             [cifar_row(entry, measured(entry, runs)) for entry in small],
         ),
+        ("Tiny-ImageNet networks, 200 classes", TINY_HEADER, [cifar_row(entry, "not run") for entry in tiny]),
     )
     return "\n\n".join(f"## {title}\n\n{table(header, rows)}" for title, header, rows in tables if rows)
 

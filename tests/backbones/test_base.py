@@ -32,6 +32,7 @@ small_ones = pytest.mark.parametrize(
         ("preact_resnet50", 3),
         ("seresnet50", 3),
         ("all_cnn_c", 8),
+        ("tiny_net8_3x3", 2),
     ],
 )
 SIZES = [(65, 97), (33, 50), (1, 31)]
@@ -42,14 +43,20 @@ def build_meta(name: str, **options: Any) -> Backbone:
         return build_backbone(name, **options)
 
 
-def for_small_images(name: str) -> bool:
-    return name.startswith(("cifar_", "all_cnn"))
+def stages_of(name: str) -> list[str]:
+    if name.startswith(("cifar_", "all_cnn")):
+        return ["c0", "c1", "c2"]
+    return ["c1", "c2", "c3"] if name.startswith("tiny_net") else ["c2", "c3", "c4", "c5"]
+
+
+def default_stride(name: str) -> int:
+    return {"c0": 2, "c1": 8, "c2": 16}[stages_of(name)[0]]
 
 
 @every_backbone
 @torch.no_grad()
 def test_features_have_the_channels_and_sizes_of_their_specs(name: str) -> None:
-    stages = ["c0", "c1", "c2"] if for_small_images(name) else ["c2", "c3", "c4", "c5"]
+    stages = stages_of(name)
     backbone = build_meta(name, out_features=(stages[-1], *stages[:-1]))
     for size in SIZES:
         features = backbone(torch.zeros(2, 3, *size, device="meta"))
@@ -59,10 +66,10 @@ def test_features_have_the_channels_and_sizes_of_their_specs(name: str) -> None:
 
 
 @every_backbone
-def test_default_feature_has_stride_16_and_feeds_the_tail(name: str) -> None:
+def test_default_feature_has_its_stride_and_feeds_the_tail(name: str) -> None:
     backbone = build_meta(name)
     (spec,) = backbone.specs.values()
-    assert (spec.stride, spec.channels) == (2 if for_small_images(name) else 16, backbone.tail().in_channels)
+    assert (spec.stride, spec.channels) == (default_stride(name), backbone.tail().in_channels)
 
 
 @every_backbone

@@ -1,5 +1,7 @@
 """Reads a classification set: one folder per class with its images below it, as torchvision's ImageFolder.
 
+Or one folder of images and a text file of their classes, as the validation images of Tiny-ImageNet.
+
 Every image gets one object, the whole of it, so that all that knows images and objects knows these too.
 """
 
@@ -30,6 +32,8 @@ class ImageFolderSplit:
     """A split as a card describes it."""
 
     folder: str  # below the data set's; holds a folder for each class
+    # A text file below the data set's folder, with an image of ``folder`` and its class a line, and perhaps more.
+    labels: str | None = None
 
     def __post_init__(self) -> None:
         if Path(self.folder).is_absolute() or ".." in Path(self.folder).parts:
@@ -47,7 +51,17 @@ def read_image_folder(
         ValueError: ``entry`` is no description of such a split, no classes are given and there is no folder, or a
             class has a name that no folder can have.
     """
-    root = folder / build_dataclass(ImageFolderSplit, entry).folder
+    split = build_dataclass(ImageFolderSplit, entry)
+    root = folder / split.folder
+    if split.labels is not None:
+        classes, problems, files, labels = _listed(root, folder / split.labels, classes)
+    else:
+        classes, problems, files, labels = _sorted(root, classes)
+    return _index(files, labels, classes, problems, apply_exif=exif != "ignore")
+
+
+def _sorted(root: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...], list[Problem], list[Path], list[int]]:
+    """Classes, problems, files and their labels of a folder of a folder for each class."""
     found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     classes = classes or tuple(found)
     if not classes:
@@ -68,7 +82,40 @@ def read_image_folder(
             problems.append(Problem("error", "class without an image", str(root / name), repr(name)))
         files += own
         labels += [label] * len(own)
-    images, objects, apply_exif = ImageRows(), ObjectRows(), exif != "ignore"
+    return classes, problems, files, labels
+
+
+def _listed(
+    root: Path, file: Path, classes: tuple[str, ...]
+) -> tuple[tuple[str, ...], list[Problem], list[Path], list[int]]:
+    """Classes, problems, files and their labels of a folder of images whose classes ``file`` lists."""
+    try:
+        lines = [line.split() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} can't be read: {error}") from error
+    pairs = {words[0]: words[1] for words in lines if len(words) > 1}
+    classes = classes or tuple(sorted(set(pairs.values())))
+    numbers = {name: number for number, name in enumerate(classes)}
+    kind = "class that the card lacks"
+    problems = [
+        Problem("error", kind, str(file), f"{image}, {nearest_class(name, classes)}")
+        for image, name in pairs.items()
+        if name not in numbers
+    ]
+    if short := [words[0] for words in lines if len(words) < 2]:
+        problems.append(Problem("error", "image without a class", str(file), repr(short[0]), len(short)))
+    for image in [image for image in pairs if Path(image).is_absolute() or ".." in Path(image).parts]:
+        problems.append(Problem("error", "image outside the folder", str(file), repr(image)))
+        del pairs[image]
+    known = {image: numbers[name] for image, name in sorted(pairs.items()) if name in numbers}
+    return classes, problems, [root / image for image in known], list(known.values())
+
+
+def _index(
+    files: list[Path], labels: list[int], classes: tuple[str, ...], problems: list[Problem], *, apply_exif: bool
+) -> tuple[AnnotationIndex, list[Problem]]:
+    """The index of ``files``, each with one object of its label, and ``problems`` with those of the files."""
+    images, objects = ImageRows(), ObjectRows()
     for path, label, size in zip(files, labels, _sizes(files, apply_exif=apply_exif), strict=True):
         if isinstance(size, ValueError):
             problems.append(Problem("error", "image that can't be read", str(path), str(size)))

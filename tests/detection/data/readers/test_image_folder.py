@@ -228,3 +228,47 @@ class TestWholeImages:
     ) -> None:
         with pytest.raises(ValueError, match="no image has an object that is not ignored, so none has a class"):
             whole_images(make_index(images))
+
+
+class TestListed:
+    """A folder of images and a file of their classes, as Tiny-ImageNet's validation images lie."""
+
+    LINES = "val_1.JPEG\tn02\t0\t32\t44\t62\nval_0.JPEG\tn01\t52\t55\t57\t59\nval_10.JPEG\tn02\t4\t0\t60\t55\n"
+
+    def write(self, root: Path, lines: str = LINES) -> Path:
+        (root / "val" / "images").mkdir(parents=True)
+        for number in (0, 1, 10):
+            Image.new("RGB", (8, 6)).save(root / "val" / "images" / f"val_{number}.JPEG")
+        (root / "val" / "val_annotations.txt").write_text(lines)
+        for name in ("n01", "n02"):
+            (root / "train" / name / "images").mkdir(parents=True)
+            (root / "train" / name / f"{name}_boxes.txt").write_text(f"{name}_0.JPEG\t0\t0\t5\t5\n")
+            Image.new("RGB", (8, 6)).save(root / "train" / name / "images" / f"{name}_0.JPEG")
+        return root
+
+    def read(self, root: Path, *classes: str) -> tuple[AnnotationIndex, list[Problem]]:
+        entry = {"folder": "val/images", "labels": "val/val_annotations.txt"}
+        return read_image_folder(root, entry, classes, exif="apply")
+
+    def test_classes_are_those_of_the_folders(self, tmp_path: Path) -> None:
+        index, problems = self.read(self.write(tmp_path))
+        train, train_problems = read(tmp_path)
+        assert index.class_names == train.class_names == ("n01", "n02")
+        assert [Path(path).name for path in index.paths.all()] == ["val_0.JPEG", "val_1.JPEG", "val_10.JPEG"]
+        assert index.labels.tolist() == [0, 1, 1]
+        assert index.boxes.tolist() == [[0, 0, 8, 6]] * 3
+        assert problems == train_problems == []
+
+    @pytest.mark.parametrize(
+        ("line", "kind"),
+        [
+            ("val_0.JPEG\tn03\n", "class that the card lacks"),
+            ("val_0.JPEG\n", "image without a class"),
+            ("val_2.JPEG\tn01\n", "image that can't be read"),
+            ("../images/val_0.JPEG\tn01\n", "image outside the folder"),
+        ],
+    )
+    def test_a_bad_line_is_named(self, tmp_path: Path, line: str, kind: str) -> None:
+        index, problems = self.read(self.write(tmp_path, line + "val_1.JPEG\tn02\n"), "n01", "n02")
+        assert [(problem.severity, problem.kind) for problem in problems] == [("error", kind)]
+        assert len(index) == 1
