@@ -41,7 +41,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("detection.export",),),
     (("detection.predictor", "detection.prediction"),),
     (("detection.tasks",),),
-    (("detection.classification",), ("detection.experiments",)),
+    (("detection.classification",), ("detection.edges",), ("detection.experiments",)),
     (("detection.localization",), ("detection.report",)),
     (("detection.commands", "detection.cli", "resdet", "tools", "datasets"),),
 )
@@ -94,7 +94,13 @@ def test_every_module_has_a_layer() -> None:
 
 
 def test_nothing_below_the_side_rooms_names_one() -> None:
-    side = ("detection.classification", "detection.localization", "detection.experiments", "detection.report")
+    side = (
+        "detection.classification",
+        "detection.edges",
+        "detection.localization",
+        "detection.experiments",
+        "detection.report",
+    )
     first = PLACES["detection.classification"][0]
     named = {
         str(path): [room for room in side if room in path.read_text()]

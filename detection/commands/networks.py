@@ -20,6 +20,7 @@ from detection.commands.base import (
     steps_options,
 )
 from detection.config.detection import DetectionConfig
+from detection.edges.config import EdgesConfig
 from detection.hub import results_folder
 from detection.localization.config import LocalizationConfig
 
@@ -81,6 +82,47 @@ def _show_accuracy(result: dict[str, Any], *, output: Path) -> None:
 
     if result and is_main():
         print(format_accuracy(result))
+        print(f"result: {output / 'result.json'}")
+
+
+EDGES = f"""
+examples:
+  resdet edges configs/bsds/hed_vgg16.yaml
+  resdet edges configs/bsds/hed_vgg16.yaml --test output/bsds/hed_vgg16
+{RESUMING}"""
+
+
+def _edges_options(parser: ArgumentParser) -> None:
+    config_options(parser, "solver.base_lr=0.0001")
+    run_options(parser)
+    parser.add_argument(
+        "--test",
+        metavar="RUN",
+        help="test the weights of this run, and train nothing; results and edge maps go to RUN/test or --output-dir",
+    )
+
+
+def _edges(args: Namespace) -> Call:
+    if args.test and args.resume:
+        raise UsageError("--resume goes on with a training, and --test trains nothing; give one of them")
+    config, path = read_config(args, EdgesConfig)
+    from detection.edges.task import evaluate_edges, run_edges
+    from detection.engine.checkpoint import read_checkpoint
+
+    if args.test is None:
+        output = run_directory(args, config, path)
+        return partial(run_edges, config, output, resume=args.resume), partial(_show_edges, output=output)
+    checkpoint = read_checkpoint(args.test, EdgesConfig)
+    output = Path(args.output_dir or results_folder(args.test, checkpoint.path.parent.parent) / "test")
+    return partial(evaluate_edges, config, checkpoint, output), partial(_show_edges, output=output)
+
+
+def _show_edges(result: dict[str, Any], *, output: Path) -> None:
+    from detection.edges.task import format_edges
+    from detection.engine.distributed import is_main
+
+    if result and is_main():
+        print(format_edges(result))
         print(f"result: {output / 'result.json'}")
 
 
@@ -182,6 +224,7 @@ def _convert(args: Namespace) -> Call:
 
 COMMANDS = {
     "pretrain": Command("Trains a backbone to classify, or tests classifiers", _pretrain_options, _pretrain, PRETRAIN),
+    "edges": Command("Trains HED to find edges, or tests it", _edges_options, _edges, EDGES),
     "localize": Command("Trains and tests ImageNet localisation", _localize_options, _localize, LOCALIZE),
     "precise-bn": Command(
         "Recomputes a backbone's batch-norm statistics over a data set", _precise_bn_options, _precise_bn, PRECISE_BN

@@ -86,6 +86,9 @@ METRICS = (
     Metric("tags.F2", "F2", shown=("log", "console")),
     Metric("tags.precision", "precision", shown=("log", "console")),
     Metric("tags.recall", "recall", shown=("log", "console")),
+    Metric("edges.ODS", "ODS", shown=("log", "console")),
+    Metric("edges.OIS", "OIS", shown=("log", "console")),
+    Metric("edges.AP", "edge AP", shown=("log", "console")),
     Metric("seconds_per_image", "s/image", lower_is_better=True, is_fraction=False),
 )
 

@@ -27,5 +27,5 @@ def test_prelu_and_dropout_are_where_they_are_asked_for() -> None:
     network = Classifier(build_backbone("tiny_net5_3x3", activation="prelu", dropout=0.5), 7)
     slopes = [layer.num_parameters for layer in network.modules() if isinstance(layer, nn.PReLU)]
     assert slopes == [64, 128, 256, 512]
-    assert network.tail.dropout.p == 0.5
+    assert [layer.p for layer in network.modules() if isinstance(layer, nn.Dropout)] == [0.5]
     assert network(torch.randn(2, 3, 64, 64)).shape == (2, 7)

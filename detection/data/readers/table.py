@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem
+from detection.data.readers.bsds import BSDSSplit, parse_bsds
 from detection.data.readers.coco import COCOSplit, coco_classes, read_coco
 from detection.data.readers.csv_boxes import TableSplit, parse_csv
 from detection.data.readers.cvat import CVATSplit, parse_cvat
@@ -28,7 +29,17 @@ from detection.data.readers.yolo import YOLOSplit, parse_yolo
 __all__ = ["FORMATS", "Format", "FormatName"]
 
 FormatName = Literal[
-    "voc", "coco", "yolo", "labelme", "cvat", "label_studio", "open_images", "csv", "image_tags", "image_folder"
+    "voc",
+    "coco",
+    "yolo",
+    "labelme",
+    "cvat",
+    "label_studio",
+    "open_images",
+    "csv",
+    "image_tags",
+    "bsds",
+    "image_folder",
 ]
 
 ReadSplit = Callable[..., tuple[AnnotationIndex, list[Problem]]]
@@ -90,5 +101,6 @@ FORMATS: dict[FormatName, Format] = {
     "open_images": _labelled("OpenImages CSV", OpenImagesSplit, "{annotations:, images:, names:}", parse_open_images),
     "csv": _labelled("CSV of boxes", TableSplit, "{annotations:, images:}", parse_csv),
     "image_tags": _labelled("CSV of tags", TagsSplit, "{tags:, images:}", parse_tags),
+    "bsds": _labelled("BSDS500", BSDSSplit, "{images:, boundaries:}", parse_bsds),
     "image_folder": Format("image folders", ImageFolderSplit, "{folder:}", read_image_folder, None, ("exif",)),
 }

@@ -12,6 +12,7 @@ from detection.classification.config import ClassificationConfig, ClassifierConf
 from detection.config.detection import DetectionConfig, DetectorDataConfig, JitterConfig
 from detection.config.load import dump_config, load_config, parse_config
 from detection.config.sections import SolverConfig
+from detection.edges.config import EdgesConfig
 from detection.localization.config import LocalizationConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -136,6 +137,7 @@ def test_every_config_of_a_run_loads(path: Path) -> None:
     localizes = path.stem.startswith(("loc_", "table14"))
     classifies = path.parent.name in ("cifar10", "amazon", "tiny_imagenet") or path.stem.startswith("cls_")
     schema = LocalizationConfig if localizes else ClassificationConfig if classifies else DetectionConfig
+    schema = EdgesConfig if path.parent.name == "bsds" else schema
     config = load_config(schema, path)
     assert parse_config(schema, dump_config(config)) == config
 

@@ -17,10 +17,7 @@ from detection.config.load import build_dataclass
 from detection.data.cards import Card, data_root, load_card, load_dataset, read_split
 from detection.data.check import summarize_index
 from detection.data.index import AnnotationIndex
-from detection.data.readers.coco import COCOSplit
-from detection.data.readers.image_folder import ImageFolderSplit
-from detection.data.readers.image_tags import TagsSplit
-from detection.data.readers.voc import VOCSplit
+from detection.data.readers.table import FORMATS
 from detection.data.selection import split_entry
 
 MakeVOC = Callable[..., Path]
@@ -51,9 +48,7 @@ def test_every_card_of_the_project_loads(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(DATASETS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_split_of_the_project_is_described_rightly(path: Path) -> None:
     card = load_card(path.stem)
-    schema = {"voc": VOCSplit, "coco": COCOSplit, "image_folder": ImageFolderSplit, "image_tags": TagsSplit}[
-        card.format
-    ]
+    schema = FORMATS[card.format].split
     for described in card.splits.values():
         for entry in described if isinstance(described, list) else [described]:
             build_dataclass(schema, split_entry(entry, own_list=card.format == "voc")[0])

@@ -1,0 +1,73 @@
+"""Mirrors benchmark.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from detection.edges.benchmark import EdgeCounts, edge_figures, match_edges, measure_image
+
+SIZE = (60, 80)  # a diagonal of 100: pixels match up to 0.75 away, which is the pixel itself
+LARGE = (600, 800)  # 7.5
+
+
+def column(size: tuple[int, int], x: int, rows: slice = slice(10, 50)) -> np.ndarray:
+    marked = np.zeros(size, dtype=bool)
+    marked[rows, x] = True
+    return marked
+
+
+def test_pixels_match_one_to_one_within_the_distance() -> None:
+    found, truth = match_edges(column(SIZE, 20), column(SIZE, 20))
+    assert (found.sum(), truth.sum()) == (40, 40)
+    assert not match_edges(column(SIZE, 20), column(SIZE, 21))[0].any()
+    assert match_edges(column(LARGE, 20), column(LARGE, 27))[0].sum() == 40
+    assert match_edges(column(LARGE, 20, slice(10, 11)), column(LARGE, 28, slice(10, 11)))[0].sum() == 0
+    # two lines near one: each of its pixels has one partner
+    both = column(LARGE, 20) | column(LARGE, 23)
+    found, truth = match_edges(both, column(LARGE, 21))
+    assert (found.sum(), truth.sum()) == (40, 40)
+    assert match_edges(both, np.zeros(LARGE, dtype=bool))[0].sum() == 0
+
+
+def test_a_pixel_gives_up_its_partner_where_another_has_none_else() -> None:
+    found, truth = np.zeros(LARGE, dtype=bool), np.zeros(LARGE, dtype=bool)
+    found[100, [100, 107]] = True
+    truth[100, [104, 114]] = True  # the first reaches 104 alone, the second both
+    assert match_edges(found, truth)[0].sum() == 2
+
+
+def test_counts_of_annotators_add_up_and_precision_asks_for_any() -> None:
+    edges = 0.9 * column(SIZE, 20) + 0.4 * column(SIZE, 40)
+    counts = measure_image(edges, [column(SIZE, 20), column(SIZE, 40), column(SIZE, 60)], count=3)
+    assert counts.found.tolist() == [80, 40, 40]  # at 0.25, 0.5, 0.75
+    assert counts.right.tolist() == [80, 40, 40]
+    assert counts.wanted.tolist() == [120, 120, 120]
+    assert counts.recalled.tolist() == [80, 40, 40]
+
+
+def counts(*rows: tuple[int, int, int, int]) -> EdgeCounts:
+    return EdgeCounts(*np.array(rows).T)
+
+
+def test_figures_by_hand() -> None:
+    # found, right, wanted, recalled by two thresholds
+    one = counts((10, 8, 10, 8), (4, 4, 10, 4))
+    two = counts((30, 10, 10, 10), (10, 8, 10, 8))
+    figures = edge_figures([one, two])
+    # together 18/40 and 18/20, or 12/14 and 12/20; in between both are interpolated
+    ends = [2 * p * r / (p + r) for p, r in ((18 / 40, 18 / 20), (12 / 14, 12 / 20))]
+    steps = [(18 / 40 + (12 / 14 - 18 / 40) * s, 18 / 20 + (12 / 20 - 18 / 20) * s) for s in np.arange(101) / 100]
+    best = max(2 * p * r / (p + r) for p, r in steps)
+    assert figures["ODS"] == pytest.approx(best)
+    assert figures["ODS"] >= max(ends)
+    assert 1 / 3 <= figures["threshold"] <= 2 / 3
+    assert figures["OIS"] == pytest.approx(2 * 0.8 * 0.8 / 1.6)  # the first's first, the second's second: 16 of 20
+    # from recall 0.6 to 0.9 precision falls from 12/14 to 18/40, in steps of 0.01
+    heights = [12 / 14 + (18 / 40 - 12 / 14) * step / 30 for step in range(31)]
+    assert figures["AP"] == pytest.approx(0.01 * sum(heights), abs=0.01)
+
+
+def test_an_image_without_edges_found_or_drawn() -> None:
+    none = measure_image(np.zeros(SIZE), [np.zeros(SIZE, dtype=bool)], count=2)
+    assert edge_figures([none]) == {"ODS": 0, "threshold": pytest.approx(1 / 3), "OIS": 0, "AP": 0}

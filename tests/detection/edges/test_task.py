@@ -1,0 +1,86 @@
+"""Mirrors detection/edges/task.py and model.py: whole runs on a stand-in for BSDS500."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detection.config.load import load_config
+from detection.data.cards import load_dataset
+from detection.edges.config import EdgesConfig
+from detection.edges.model import agreed
+from detection.edges.task import run_edges
+from detection.masks import decode
+from detection.padded import Targets
+
+CONFIG = Path(__file__).parents[3] / "configs" / "bsds" / "hed_vgg16.yaml"
+SMALL = [
+    *("backbone.name=vgg11_bn", "backbone.weights=null", "backbone.norm=bn", "backbone.roi_size=1"),
+    *("data.workers=0", "device=cpu", "solver.images_per_step=2", "solver.accumulate=2", "edges.thresholds=9"),
+]
+
+
+def test_every_annotator_is_an_object_whose_mask_is_the_map(bsds: Path) -> None:
+    index, problems = load_dataset(["bsds500:trainval"], bsds, fields=("masks",))
+    assert problems == []
+    assert (len(index), index.class_names, len(index.boxes)) == (5, ("boundary",), 15)
+    height, width = index.sizes[0].tolist()
+    assert index.boxes[0].tolist() == [0, 0, width, height]
+    first, second, third = decode(index.stored("masks", 0), (height, width))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+def test_agreed_pixels_are_those_that_enough_annotators_draw(bsds: Path) -> None:
+    index, _ = load_dataset(["bsds500:train"], bsds, fields=("masks",))
+    same = [row for row in range(len(index)) if torch.equal(index.sizes[row], index.sizes[0])]
+    targets = [index.target(row, fields=("masks",)) for row in same]
+    targets[0] = targets[0][torch.tensor([0, 2])]  # two annotators: both must agree
+    found = agreed(Targets.pad(targets), 3)
+    for own, target in zip(found, targets, strict=True):
+        assert target.masks is not None
+        assert torch.equal(own[0].bool(), target.masks.all(dim=0))
+    assert targets[0].masks is not None
+    assert torch.equal(agreed(Targets.pad(targets), 1)[0, 0].bool(), targets[0].masks.any(dim=0))
+
+
+@pytest.mark.slow
+def test_learns_the_borders_and_writes_its_maps(bsds: Path, tmp_path: Path, resdet: Callable[..., Any]) -> None:
+    steps = ["solver.iterations=40", "solver.steps=[30]", "solver.base_lr=0.003", "solver.checkpoint_every=0"]
+    changes = [*SMALL, *steps, f"data.root={bsds}"]
+    trained = resdet("edges", CONFIG, "--output-dir", tmp_path / "run", *changes)
+    assert trained.status == 0, trained.err
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert set(result["edges"]) == {"ODS", "OIS", "AP"}
+    assert result["edges"]["ODS"] > 0.5
+    assert f"ODS {result['edges']['ODS']:.3f}" in trained.out
+    tested = resdet("edges", CONFIG, "--test", tmp_path / "run", *changes)
+    assert tested.status == 0, tested.err
+    again = json.loads((tmp_path / "run" / "test" / "result.json").read_text())
+    assert (again["edges"], again["images"]) == (result["edges"], 2)
+    index, _ = load_dataset(["bsds500:test"], bsds, fields=("masks",))
+    with Image.open(tmp_path / "run" / "test" / "edges" / "1000.png") as picture:
+        found = np.asarray(picture) / 255
+    drawn = index.target(0, fields=("masks",)).masks
+    assert drawn is not None
+    assert found[drawn[0].numpy()].mean() > 2 * found[~drawn.any(dim=0).numpy()].mean()
+
+
+def test_mistakes_are_named(bsds: Path, tmp_path: Path) -> None:
+    changes = [*SMALL, f"data.root={bsds}", "solver.iterations=1"]
+    with pytest.raises(ValueError, match=r"best_metric 'edges\.ODD' names no figure"):
+        run_edges(load_config(EdgesConfig, CONFIG, [*changes, "solver.best_metric=edges.ODD"]), tmp_path)
+    folder = bsds / "BSR" / "BSDS500" / "data"
+    card = tmp_path / "broken.yaml"
+    card.write_text(
+        f"format: bsds\nroot: {folder}\nsplits: {{all: {{images: images/train, boundaries: images/train}}}}\n"
+    )
+    with pytest.raises(ValueError, match=r"1000\.mat: labels that are missing: it belongs to .*1000\.jpg"):
+        run_edges(load_config(EdgesConfig, CONFIG, [*changes, f"data.train=[{card}:all]"]), tmp_path)
