@@ -80,7 +80,7 @@ def tag_figures(probabilities: Tensor, truth: Tensor, thresholds: Tensor) -> dic
 def tag_result(
     probabilities: Tensor, truth: Tensor, *, thresholds: Sequence[float], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Returns what result.json has of a test: figures, the number of images and the threshold of each class.
+    """Returns what a test gives: figures, the number of images, the threshold of each class, and F2 by image.
 
     Args:
         probabilities: (N, K).
@@ -93,6 +93,7 @@ def tag_result(
         TAGS: tag_figures(probabilities, truth, limits),
         "images": len(truth),
         "thresholds": dict(zip(class_names, thresholds, strict=True)),
+        "F2_of_images": f_beta(probabilities > limits, truth).tolist(),
     }
 
 

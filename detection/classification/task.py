@@ -28,6 +28,7 @@ from backbones.extras.relay import RelayClassifier
 from backbones.extras.spp import SPP
 from backbones.library_classifier import is_of_library
 from detection.build import build_library_classifier, build_plain_backbone
+from detection.classification.compare import PER_IMAGE
 from detection.classification.config import ClassificationConfig, ClassifierConfig
 from detection.classification.exits import draw_exits, measure_exits
 from detection.classification.model import ImageClassifier
@@ -35,7 +36,7 @@ from detection.classification.published import load_published
 from detection.classification.tags import TAGS, choose_thresholds, format_tags, tag_result
 from detection.classification.views import ClassImages, ClassViews, Views, class_view_loader
 from detection.data.class_labels import image_tags, whole_images
-from detection.data.index import AnnotationIndex
+from detection.data.index import AnnotationIndex, index_digest
 from detection.data.loader import build_train_loader, load_data, load_index
 from detection.engine.checkpoint import Checkpoint, describe_weights, load_detector_weights
 from detection.engine.device import choose_device
@@ -66,6 +67,7 @@ __all__ = [
 ]
 
 SECTION = "classification"  # of result.json
+IMAGES = "per_image"  # of what a test gives, for the file of that name
 Found = TypeVar("Found")  # of one image
 
 
@@ -259,12 +261,15 @@ def _measure(
 ) -> dict[str, Any]:
     """Tests ``models`` together on ``index``; returns the content of result.json, on every process.
 
-    Thresholds of tags are chosen on ``val``, if there is one.
+    Thresholds of tags are chosen on ``val``, if there is one.  What images contribute is under "per_image".
     """
     options, result = config.classification, dict[str, Any]()
     if not options.tags:
         found = _look(config, models, index, lambda likely, rows: _ranks(likely, index.labels[rows]))
-        result = {} if found is None else _result(found, options.views)
+        if found is not None:
+            result = _result(found, options.views)
+            shares = {f"{SECTION}.{name}": [int(place < _limit(name)) for place in found] for name in _names(SECTION)}
+            result[IMAGES] = {"images": index_digest(index), "figures": shares}
         return gather(result)[0]
     found = _look(config, models, index, lambda likely, _: likely.tolist())
     chosen = found if val is index or val is None else _look(config, models, val, lambda likely, _: likely.tolist())
@@ -278,6 +283,7 @@ def _measure(
             class_names=index.class_names,
         )
         result |= {"thresholds_chosen_on": list(config.data.val) if val else [], "views": options.views}
+        result[IMAGES] = {"images": index_digest(index), "figures": {f"{TAGS}.F2": result.pop("F2_of_images")}}
     return gather(result)[0]
 
 
@@ -316,9 +322,12 @@ def _loader(config: ClassificationConfig, index: AnnotationIndex) -> tuple[DataL
 
 
 def _write(result: dict[str, Any], output: Path) -> dict[str, Any]:
+    """Writes result.json, and beside it what images contribute; returns the first."""
+    images = result.pop(IMAGES, {})
     with together("writing the result"):
         if is_main():
             output.mkdir(parents=True, exist_ok=True)
+            write_text(output / PER_IMAGE, json.dumps(images) + "\n")
             write_text(output / "result.json", json.dumps(result, indent=2) + "\n")
     return result
 
@@ -334,7 +343,12 @@ def _ranks(probabilities: Tensor, labels: Tensor) -> list[int]:
     return (order == labels[:, None]).int().argmax(dim=1).tolist()
 
 
+def _limit(name: str) -> int:
+    """N of "topN"."""
+    return int(name.removeprefix("top"))
+
+
 def _result(ranks: Sequence[int], views: str) -> dict[str, Any]:
     count = len(ranks)
-    figures = {name: sum(place < int(name.removeprefix("top")) for place in ranks) / count for name in _names(SECTION)}
+    figures = {name: sum(place < _limit(name) for place in ranks) / count for name in _names(SECTION)}
     return {SECTION: figures, "images": count, "views": views}

@@ -14,6 +14,7 @@ from detection.commands.base import (
     Command,
     UsageError,
     config_options,
+    fraction,
     read_config,
     run_directory,
     run_options,
@@ -83,6 +84,39 @@ def _show_accuracy(result: dict[str, Any], *, output: Path) -> None:
     if result and is_main():
         print(format_accuracy(result))
         print(f"result: {output / 'result.json'}")
+
+
+COMPARE_CLASSIFIERS = """
+Every run was tested on the same images, and those of a variant differ in their seed alone.
+
+examples:
+  for seed in 0 1 2; do
+    resdet pretrain configs/cifar10/short_resnet20.yaml seed=$seed --output-dir output/resnet20_$seed
+    resdet pretrain configs/cifar10/short_plain20.yaml seed=$seed --output-dir output/plain20_$seed
+  done
+  resdet compare-classifiers plain20=output/plain20_0,output/plain20_1,output/plain20_2 \\
+      resnet20=output/resnet20_0,output/resnet20_1,output/resnet20_2 --output-dir output/plain_or_residual
+"""
+
+
+def _compare_classifiers_options(parser: ArgumentParser) -> None:
+    parser.add_argument("variants", nargs="+", metavar="NAME=RUN,RUN", help="runs of resdet pretrain, one per seed")
+    parser.add_argument("--output-dir", required=True, help="holds report.md and comparison.json")
+    parser.add_argument("--confidence", type=fraction, default=0.95, help="of intervals (default: %(default)s)")
+
+
+def _compare_classifiers(args: Namespace) -> Call:
+    variants = dict[str, list[Path]]()
+    for word in args.variants:
+        name, equals, runs = word.partition("=")
+        if not equals or not runs or name in variants:
+            raise UsageError(f"a variant reads NAME=RUN,RUN with a name of its own, got {word!r}")
+        variants[name] = [Path(run) for run in runs.split(",")]
+    from detection.classification.compare import compare_classifiers
+
+    output = Path(args.output_dir)
+    compare = partial(compare_classifiers, variants, output, confidence=args.confidence)
+    return compare, lambda _: print((output / "report.md").read_text(encoding="utf-8"))
 
 
 EDGES = f"""
@@ -224,6 +258,12 @@ def _convert(args: Namespace) -> Call:
 
 COMMANDS = {
     "pretrain": Command("Trains a backbone to classify, or tests classifiers", _pretrain_options, _pretrain, PRETRAIN),
+    "compare-classifiers": Command(
+        "Compares classifiers with intervals",
+        _compare_classifiers_options,
+        _compare_classifiers,
+        COMPARE_CLASSIFIERS,
+    ),
     "edges": Command("Trains HED to find edges, or tests it", _edges_options, _edges, EDGES),
     "localize": Command("Trains and tests ImageNet localisation", _localize_options, _localize, LOCALIZE),
     "precise-bn": Command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,8 @@ def test_learns_the_colours_and_two_runs_are_an_ensemble(loss: str, tmp_path: Pa
     assert result["tags"]["F2"] > 0.9
     assert (result["images"], result["thresholds_chosen_on"]) == (20, list(config.data.val))
     assert set(result["thresholds"]) == {"red", "green", "blue"}
+    shares = json.loads((tmp_path / "run" / "per_image.json").read_text())["figures"]["tags.F2"]
+    assert sum(shares) / len(shares) == pytest.approx(result["tags"]["F2"])
     run = read_checkpoint(tmp_path / "run", ClassificationConfig)
     other = run_pretraining(replace(config, seed=1), tmp_path / "other")
     both = evaluate_classifiers(

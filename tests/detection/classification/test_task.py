@@ -192,6 +192,10 @@ class TestWholeRun:
         assert set(result["classification"]) == {"top1", "top5"}
         assert result["classification"]["top5"] == 1  # of three classes
         assert (result["images"], result["views"]) == (12, "crop")
+        shares = json.loads((output / "per_image.json").read_text())["figures"]
+        assert {name: sum(own) / len(own) for name, own in shares.items()} == {
+            f"classification.{name}": value for name, value in result["classification"].items()
+        }
 
     def test_metrics(self, finished: tuple[Path, dict[str, Any]]) -> None:
         *steps, evaluation = metrics(finished[0])

@@ -1,0 +1,155 @@
+"""A comparison of classifiers that were tested on the same images: figures with intervals, claims, and a report.
+
+A test leaves each image's share of every figure in per_image.json, since top-1 accuracy and F2 are means over images;
+intervals and claims are those of evaluation/inference.py, as for detectors.
+
+Shapes: n seeds, N images, M figures, B resamples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detection.classification.config import ClassificationConfig
+from detection.config.load import load_config
+from detection.config.schema import flatten
+from detection.evaluation.inference import Claim, Comparison, Interval, Pair, compare_samples
+from detection.evaluation.jackknife import Sample, Statistic, jackknife
+from detection.evaluation.metrics import named
+from detection.files import write_text
+
+__all__ = ["PER_IMAGE", "compare_classifiers", "image_statistic"]
+
+PER_IMAGE = "per_image.json"
+NO_DIFFERENCE = ("seed", "output_dir", "device", "data.root", "data.workers")  # they decide no comparison
+
+
+def compare_classifiers(
+    variants: Mapping[str, Sequence[Path]], output: Path, *, confidence: float = 0.95
+) -> dict[str, Any]:
+    """Writes comparison.json and report.md of ``variants`` to ``output``; returns the content of the first.
+
+    Args:
+        variants: name -> a run directory, or that of a test, per seed.
+        output: directory, made if needed.
+        confidence: of intervals, and 1 less the rate of false claims.
+
+    Raises:
+        ValueError: fewer than two variants, a run that was not tested, or one on other images.
+    """
+    if len(variants) < 2:
+        raise ValueError(f"a comparison takes two or more variants, NAME=RUN,RUN each; got {list(variants) or 'none'}")
+    samples = {name: [_sample(run) for run in runs] for name, runs in variants.items()}
+    first_name, first = next((name, own[0]) for name, own in samples.items())
+    for name, own in samples.items():
+        for run, (digest, _) in zip(variants[name], own, strict=True):
+            if digest != first[0]:
+                raise ValueError(
+                    f"{run} of {name} was tested on other images than {variants[first_name][0]} of {first_name}; test "
+                    "them on one data.test"
+                )
+    found = compare_samples({name: [own for _, own in seeds] for name, seeds in samples.items()}, confidence=confidence)
+    result = {
+        "confidence": confidence,
+        "runs": {name: list(map(str, runs)) for name, runs in variants.items()},
+        "differences": _differences(variants),
+        "variants": {name: asdict(variant) for name, variant in found.variants.items()},
+        "pairs": [
+            {key: value for key, value in asdict(pair).items() if key != "noise"}  # arrays, of which claims are made
+            for pair in found.pairs
+        ],
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "comparison.json", json.dumps(result, indent=2) + "\n")
+    write_text(output / "report.md", _report(found, result["differences"]))
+    return result
+
+
+def image_statistic(shares: Mapping[str, Sequence[float]]) -> Statistic:
+    """Returns figures that are means over images, of each image's share (N,) by key."""
+    values = np.array([*shares.values()], dtype=np.float64)  # (M, N)
+    return Statistic(
+        names=tuple(shares),
+        compute=lambda weights: (weights @ values.T) / weights.sum(axis=1, keepdims=True),
+        images=np.full(len(shares), values.shape[1], dtype=np.int64),
+    )
+
+
+def _sample(run: Path) -> tuple[str, Sample]:
+    """The digest of the images that ``run`` was tested on, and its figures on them."""
+    path = run / PER_IMAGE
+    if not path.is_file():
+        raise ValueError(f"{run} has no {PER_IMAGE}; train it with data.test, or test it with resdet pretrain --test")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    shares = content["figures"]
+    return content["images"], jackknife(image_statistic(shares), len(next(iter(shares.values()))))
+
+
+def _differences(variants: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, Any]]:
+    """The config keys in which the first runs differ, as far as their directories have a config."""
+    paths = {name: runs[0] / "config.yaml" for name, runs in variants.items()}
+    if not all(path.is_file() for path in paths.values()):
+        return {}
+    flat = {name: flatten(load_config(ClassificationConfig, path)) for name, path in paths.items()}
+    keys = dict.fromkeys(key for values in flat.values() for key in values if key not in NO_DIFFERENCE)
+    found = {key: {name: values.get(key) for name, values in flat.items()} for key in keys}
+    return {
+        key: values for key, values in found.items() if any(v != next(iter(values.values())) for v in values.values())
+    }
+
+
+def _report(found: Comparison, differences: Mapping[str, Mapping[str, Any]]) -> str:
+    keys = [*next(iter(found.variants.values())).detectors]
+    lines = [
+        "# Classifiers compared",
+        "",
+        f"Intervals of {100 * found.confidence:g} %; those of pairs hold together.",
+        "",
+    ]
+    for key in keys:
+        lines += [
+            f"## {named(key).name}, %",
+            "",
+            "| variant | seeds | these networks | trained anew |",
+            "|---|---|---|---|",
+        ]
+        for name, variant in found.variants.items():
+            anew = "takes two seeds" if variant.methods is None else _interval(variant.methods[key])
+            lines.append(f"| {name} | {variant.seeds} | {_interval(variant.detectors[key])} | {anew} |")
+        lines += ["", *(f"- {_said(pair, key)}" for pair in found.pairs), ""]
+    if differences:
+        lines += [
+            "## What differs",
+            "",
+            f"| key | {' | '.join(found.variants)} |",
+            f"|---|{'---|' * len(found.variants)}",
+        ]
+        lines += [f"| `{key}` | {' | '.join(map(str, values.values()))} |" for key, values in differences.items()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _interval(figure: Interval) -> str:
+    return f"{100 * figure.value:.2f} ({100 * figure.low:.2f} to {100 * figure.high:.2f})"
+
+
+def _said(pair: Pair, key: str) -> str:
+    """What is claimed of ``pair`` by the figure ``key``: of methods, and of these networks only without them."""
+    if pair.methods is not None:
+        return _claimed(pair, pair.methods[key], "trained anew")
+    said = _claimed(pair, pair.detectors[key], "these networks, on other images")
+    return f"{said}; nothing is said of the methods, which takes {pair.missing}"
+
+
+def _claimed(pair: Pair, claim: Claim, what: str) -> str:
+    low, high = 100 * claim.low, 100 * claim.high
+    if not claim.proven:
+        return f"no difference shown between {pair.a} and {pair.b}: {low:.2f} to {high:.2f} points ({what})"
+    better, worse = (pair.b, pair.a) if claim.value > 0 else (pair.a, pair.b)
+    near, far = sorted((abs(low), abs(high)))
+    return f"{better} is better than {worse} by {near:.2f} to {far:.2f} points ({what})"
