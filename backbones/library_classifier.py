@@ -62,15 +62,11 @@ class LibraryClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.num_classes, self.auxiliary_weight = name, num_classes, auxiliary_weight
-        library, _, model_name = name.partition(":")
-        build: Callable[[int], Any]
-        if library == "timm":
-            build = lambda count: create_timm_classifier(model_name, num_classes=count)  # noqa: E731
-        else:
-            build = lambda count: _torchvision(model_name, count, auxiliary=auxiliary_weight > 0)  # noqa: E731
-        self.model = build(num_classes)
-        self.input_stats = _stats(library, model_name, self.model)
-        self.heads = _heads(self.model, build, num_classes)
+        self.model = _build(name, num_classes, auxiliary=auxiliary_weight > 0)
+        self.input_stats = _stats(name, self.model)
+        with torch.device("meta"):
+            wider: dict[str, Tensor] = _build(name, num_classes + 1, auxiliary=auxiliary_weight > 0).state_dict()
+        self.heads = {entry for entry, value in self.model.state_dict().items() if value.shape != wider[entry].shape}
         fix_norms(self.model, norm, set(), name=name)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -135,6 +131,13 @@ def is_of_library(name: str) -> bool:
     return name.partition(":")[0] in ("timm", "torchvision")
 
 
+def _build(name: str, num_classes: int, *, auxiliary: bool) -> Any:
+    library, _, model_name = name.partition(":")
+    if library == "timm":
+        return create_timm_classifier(model_name, num_classes=num_classes)
+    return _torchvision(model_name, num_classes, auxiliary=auxiliary)
+
+
 def _torchvision(model_name: str, num_classes: int, *, auxiliary: bool) -> nn.Module:
     known = list_models(module=models)
     if model_name not in known:
@@ -155,14 +158,8 @@ def _torchvision(model_name: str, num_classes: int, *, auxiliary: bool) -> nn.Mo
     return model
 
 
-def _stats(library: str, model_name: str, model: Any) -> InputStats:
+def _stats(name: str, model: Any) -> InputStats:
+    library, _, model_name = name.partition(":")
     if library == "timm":
         return timm_input_stats(model.pretrained_cfg)
     return HALVES if model_name in _INCEPTIONS else IMAGENET_RGB
-
-
-def _heads(model: nn.Module, build: Callable[[int], Any], num_classes: int) -> set[str]:
-    """The names of the entries that grow with the classes, found on a network of one class more, without values."""
-    with torch.device("meta"):
-        wider: dict[str, Tensor] = build(num_classes + 1).state_dict()
-    return {name for name, value in model.state_dict().items() if value.shape != wider[name].shape}

@@ -36,7 +36,12 @@ EXPECTED = {
     "tuple_type": "a list, such as [a, b]",
 }
 # Sections of the configs of other programs.
-COMMANDS = {"classification": "resdet pretrain", "localization": "resdet localize", "rpn": "resdet train"}
+COMMANDS = {
+    "classification": "resdet pretrain",
+    "edges": "resdet edges",
+    "localization": "resdet localize",
+    "rpn": "resdet train",
+}
 
 
 def describe(error: ValidationError, schema: type) -> str:
