@@ -68,10 +68,8 @@ def match_edges(found: Marked, truth: Marked) -> tuple[Marked, Marked]:
     if not len(ours) or not len(theirs):
         return matched
     reach = MAX_DISTANCE * float(np.hypot(height, width))
-    near = KDTree(theirs).query_ball_point(ours, reach)
-    starts = np.cumsum([0, *map(len, near)])
-    columns = np.concatenate([np.asarray(row, dtype=np.int64) for row in near])
-    graph = csr_matrix((np.ones(len(columns), dtype=np.int8), columns, starts), shape=(len(ours), len(theirs)))
+    near = KDTree(ours).sparse_distance_matrix(KDTree(theirs), reach, output_type="ndarray")
+    graph = csr_matrix((np.ones(len(near), dtype=np.int8), (near["i"], near["j"])), shape=(len(ours), len(theirs)))
     partner = maximum_bipartite_matching(graph, perm_type="column")
     matched[0][tuple(ours[partner >= 0].T)] = True
     matched[1][tuple(theirs[partner[partner >= 0]].T)] = True
