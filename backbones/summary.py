@@ -71,8 +71,8 @@ _TEN_CROP_ERRORS = {
     "vgg16": 28.07,
 }
 
-# Percent.  Table 6 has the best of five runs for 110 layers, and their mean and deviation.  Attention networks: tables
-# 1 and 5 of their paper, with residual learning; shake-shake: table 1 of its paper, per image, means of its runs.
+# Percent.  Table 6 has the best of five runs for 110 layers, and their mean and deviation.  Attention networks: section
+# 4.1 of their paper, with residual learning; shake-shake: table 1 of its paper, per image, means of its runs.
 _CIFAR10_ERRORS = {
     "cifar_resnet20": "8.75",
     "cifar_resnet32": "7.51",

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from backbones.attention import CBAM, Gate
 from backbones.classifier import Classifier
@@ -33,6 +34,22 @@ def test_cbam_by_hand() -> None:
     weighed = x * torch.full((16,), 0.0).index_fill(0, torch.tensor([1]), 8.0).sigmoid().view(1, 16, 1, 1)
     cells = 2 * weighed.mean(dim=1, keepdim=True) - weighed.amax(dim=1, keepdim=True)
     torch.testing.assert_close(layer(x), weighed * cells.sigmoid())
+
+
+def test_a_network_with_cbam_trains() -> None:
+    torch.manual_seed(0)
+    network = Classifier(build_backbone("cbam_resnet18", norm="gn"), 4)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    losses: list[float] = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+    assert min(losses) < losses[0] / 2
 
 
 # Table 4 of the CBAM paper; its ResNets have their stride in the 1x1 convolutions.
