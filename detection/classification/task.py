@@ -15,7 +15,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from backbones.base import Backbone
 from backbones.classifier import Classifier
+from backbones.extras.attention_critic import CriticClassifier
 from backbones.extras.branchynet import BranchyNet, Exit
 from backbones.extras.relay import RelayClassifier
 from backbones.extras.spp import SPP
@@ -31,6 +32,7 @@ from detection.build import build_library_classifier, build_plain_backbone
 from detection.classification.compare import PER_IMAGE
 from detection.classification.config import ClassificationConfig, ClassifierConfig
 from detection.classification.exits import draw_exits, measure_exits
+from detection.classification.mixing import Mixing
 from detection.classification.model import ImageClassifier
 from detection.classification.published import load_published
 from detection.classification.tags import TAGS, choose_thresholds, format_tags, tag_result
@@ -175,13 +177,18 @@ def build_classifier(config: ClassificationConfig, num_classes: int, *, pretrain
         )
     else:
         network = _backbone_classifier(config, num_classes, pretrained=pretrained)
-    model = ImageClassifier(
-        network,
-        label_smoothing=options.label_smoothing,
-        mixup=options.mixup,
-        loss=options.loss,
-        tags=options.tags,
-    )
+    try:
+        model = ImageClassifier(
+            network,
+            label_smoothing=options.label_smoothing,
+            mixing=_mixing(options),
+            loss=options.loss,
+            tags=options.tags,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{config.backbone.name} can't be a classification.network {options.network}: {error}"
+        ) from error
     return model.to(memory_format=torch.channels_last)
 
 
@@ -235,6 +242,17 @@ def _network(options: ClassifierConfig, backbone: Backbone, num_classes: int) ->
             return BranchyNet(backbone, num_classes, exits)
         case "relay":
             return RelayClassifier(backbone, num_classes)
+        case "attention_critic":
+            return CriticClassifier(backbone, num_classes)
+
+
+def _mixing(options: ClassifierConfig) -> Mixing | None:
+    alphas: dict[Literal["mixup", "cutmix", "manifold"], float] = {
+        "mixup": options.mixup,
+        "cutmix": options.cutmix,
+        "manifold": options.manifold_mixup,
+    }
+    return next((Mixing(kind, alpha) for kind, alpha in alphas.items() if alpha > 0), None)
 
 
 def _images(config: ClassificationConfig, index: AnnotationIndex) -> AnnotationIndex:

@@ -80,6 +80,7 @@ def test_images_that_divide_into_parts_are_accepted() -> None:
         ("{crop: 257}", "classification.crop", "at most shorter_side 256, got 257"),
         ("{label_smoothing: 1.0}", "classification.label_smoothing", "below 1.0, got 1.0"),
         ("{mixup: -1}", "classification.mixup", "at least 0.0, got -1"),
+        ("{mixup: 0.2, cutmix: 1}", "classification", "'mixup': 0.2, 'cutmix': 1.0"),
         ("{scales: []}", "classification.scales", "at least 1"),
         ("{network: spp}", "classification.network", "spp takes 1 of features"),
         ("{network: relay, features: [c4]}", "classification.network", "relay takes 2 of features"),
