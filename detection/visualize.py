@@ -91,8 +91,8 @@ def draw_boxes(
 
     ``scores`` None draws labels, which have names alone.  ``masks``, one per box and of the whole image, are half
     transparent with an outline.  Of ``keypoints`` (N, J, 3), x, y and visibility or score, those of 0 and less are left
-    out, and ``keypoint_spec`` says which are joined; left ones are orange, right ones blue.  A ``note`` about the whole stands at the lower left, unless the image is too small for
-    it.  All is drawn at ``scale`` times the image's size.
+    out, and ``keypoint_spec`` says which are joined; left ones are orange, right ones blue.  A ``note`` about the whole
+    stands at the lower left, unless the image is too small for it.  All is drawn at ``scale`` times the image's size.
     """
     canvas = image.copy() if scale == 1 else _resized(image, scale)
     side = math.sqrt(canvas.shape[0] * canvas.shape[1])
