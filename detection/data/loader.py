@@ -126,7 +126,7 @@ def build_train_loader(
     dataset = kind(
         index,
         resize=resize or Resize(config.shorter_side, config.longer_side),
-        augment=Augment(config.augment),
+        augment=Augment(config.augment, index.operations),
         seed=seed,
         proposals=read_proposals(proposals, index) if proposals else None,
         fields=tuple(index.fields),

@@ -251,7 +251,7 @@ def _figures(config: DetectionConfig, records: list[Record], index: AnnotationIn
     """Returns the figures of ``records``; where the objects of an image are unknown, detections can't be judged."""
     if index.has_ground_truth:
         return evaluate(records, index.class_names, _voc_metric(config))
-    return evaluate([], index.class_names, _voc_metric(config), masks="masks" in needed_fields(config))
+    return evaluate([], index.class_names, _voc_metric(config), fields=needed_fields(config))
 
 
 def write_measured(
