@@ -258,7 +258,12 @@ def _prove(
 ) -> dict[str, Any]:
     """Returns agreement, AP and costs of ``exported`` beside those of ``detector``."""
     graph = DetectorGraph(detector)
-    eager = Framed(lambda *call: [output.numpy() for output in graph(*call)], size=exported.size, batch=exported.batch)
+    eager = Framed(
+        lambda *call: [output.numpy() for output in graph(*call)],
+        size=exported.size,
+        batch=exported.batch,
+        further=exported.further,
+    )
     with torch.inference_mode():
         expected = [found for batch in images for found in eager(batch)]
         found = [found for batch in images for found in exported(batch)]

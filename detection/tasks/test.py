@@ -314,6 +314,9 @@ def restore_detector(
     Raises:
         ValueError: other classes, weights of another architecture, or a config under which they mean something else.
     """
+    own, trained = config.keypoint, checkpoint.config.keypoint
+    if not own.names:
+        config = replace(config, keypoint=replace(own, names=trained.names, edges=trained.edges))
     detector = build_detector(config, len(class_names), pretrained=False)
     load_detector_weights(detector, checkpoint, class_names)
     changed = different_meaning(checkpoint.config, config)

@@ -50,6 +50,7 @@ KEYS = {
     "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": "cascade.ious",
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": "mask.pool_size",
     "MODEL.ROI_MASK_HEAD.NORM": "mask.norm",
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": "keypoint.pool_size",
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "test.score_threshold",
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": "test.nms_iou",
     "TEST.DETECTIONS_PER_IMAGE": "test.max_detections",
@@ -78,7 +79,6 @@ NORMS = {"": None, "FrozenBN": "frozen_bn", "BN": "bn", "SyncBN": "sync_bn", "GN
 REQUIRED: dict[str, Any] = {
     "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
     "MODEL.LOAD_PROPOSALS": False,
-    "MODEL.KEYPOINT_ON": False,
     "MODEL.ANCHOR_GENERATOR.NAME": "DefaultAnchorGenerator",
     "MODEL.PROPOSAL_GENERATOR.NAME": "RPN",
     "MODEL.FPN.FUSE_TYPE": "sum",
@@ -90,6 +90,7 @@ REQUIRED: dict[str, Any] = {
     "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
     "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": tuple((10.0 * i, 10.0 * i, 5.0 * i, 5.0 * i) for i in (1, 2, 3)),
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "ROIAlignV2",
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE": "ROIAlignV2",
     "TEST.AUG.ENABLED": False,
 }
 
@@ -100,7 +101,7 @@ RETINANET_REQUIRED: dict[str, Any] = {name: value for name, value in REQUIRED.it
 
 # Names and shapes of the weights say these.
 TOLD_BY_SHAPES = re.compile(
-    r"MODEL\.(MASK_ON|BACKBONE\.NAME|FPN\.(IN_FEATURES|OUT_CHANNELS)|RPN\.(IN_FEATURES|CONV_DIMS)"
+    r"MODEL\.(MASK_ON|KEYPOINT_ON|BACKBONE\.NAME|FPN\.(IN_FEATURES|OUT_CHANNELS)|RPN\.(IN_FEATURES|CONV_DIMS)"
     r"|RESNETS\.(DEPTH|OUT_FEATURES|NUM_GROUPS|WIDTH_PER_GROUP|RES2_OUT_CHANNELS|STEM_OUT_CHANNELS)"
     r"|ROI_HEADS\.(NAME|NUM_CLASSES|IN_FEATURES)"
     r"|ROI_BOX_HEAD\.(NAME|NUM_FC|FC_DIM|NUM_CONV|CONV_DIM|CLS_AGNOSTIC_BBOX_REG)"
@@ -196,6 +197,7 @@ def _sections(config: DetectionConfig) -> dict[str, Any]:
         "backbone": {"fpn": config.backbone.fpn, "dilate_c5": config.backbone.dilate_c5},
         "box": {"head": config.box.head, "head_convs": config.box.head_convs},
         "mask": mask,
+        "keypoint": {"pool_size": None} if "keypoint" in config.architecture else {},
     }
 
 
@@ -210,8 +212,8 @@ def _applies(tree: Mapping[str, Any], section: str, key: str) -> bool:
     match section, key:
         case "cascade", _:
             return "cascade" in tree["architecture"]
-        case "mask", _:
-            return key in tree["mask"]
+        case "mask" | "keypoint", _:
+            return key in tree[section]
         case "backbone", "fpn_norm":
             return tree["backbone"]["fpn"]
         case "box", "coder_weights":  # a cascade's stages have ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS

@@ -20,6 +20,7 @@ from torchvision.models.detection import (
     FasterRCNN_ResNet50_FPN_V2_Weights,
     FasterRCNN_ResNet50_FPN_Weights,
     FCOS_ResNet50_FPN_Weights,
+    KeypointRCNN_ResNet50_FPN_Weights,
     MaskRCNN_ResNet50_FPN_V2_Weights,
     MaskRCNN_ResNet50_FPN_Weights,
     RetinaNet_ResNet50_FPN_V2_Weights,
@@ -57,6 +58,8 @@ class Entry:
     ap: float  # percent, mean over IoU 0.5 to 0.95; on VOC from 11-point curves
     ap50: float | None = None  # null: not published
     mask_ap: float | None = None
+    keypoint_ap: float | None = None
+    norm_eps: float | None = None  # of torchvision's fixed batch normalisation; null: as the names in the file tell
 
     @property
     def licence(self) -> str:
@@ -65,7 +68,12 @@ class Entry:
     @property
     def figures(self) -> str:
         """The published figures, in percent, with the data set that they are of."""
-        figures = {"box AP": self.ap, "box AP50": self.ap50, "mask AP": self.mask_ap}
+        figures = {
+            "box AP": self.ap,
+            "box AP50": self.ap50,
+            "mask AP": self.mask_ap,
+            "keypoint AP": self.keypoint_ap,
+        }
         shown = ", ".join(f"{name} {value:.1f}" for name, value in figures.items() if value is not None)
         return f"published for {self.data}: {shown}"
 
@@ -81,18 +89,38 @@ class Entry:
         return algorithm, match[1]
 
 
-def _torchvision(name: str, weights: WeightsEnum) -> Entry:
+def _torchvision(
+    name: str, weights: WeightsEnum, *, data: str = "coco2017:val", norm_eps: float | None = None
+) -> Entry:
     figures = weights.meta["_metrics"]["COCO-val2017"]
-    return Entry(name, "torchvision", weights.url, "coco2017:val", figures["box_map"], mask_ap=figures.get("mask_map"))
+    return Entry(
+        name,
+        "torchvision",
+        weights.url,
+        data,
+        figures["box_map"],
+        mask_ap=figures.get("mask_map"),
+        keypoint_ap=figures.get("kp_map"),
+        norm_eps=norm_eps,
+    )
 
 
 def _detectron2(
-    path: str, ap: float, *, mask_ap: float | None = None, ap50: float | None = None, data: str = "coco2017:val"
+    path: str,
+    ap: float,
+    *,
+    mask_ap: float | None = None,
+    keypoint_ap: float | None = None,
+    ap50: float | None = None,
+    data: str = "coco2017:val",
 ) -> Entry:
     name = path.split("/")[1] + ("_voc" if data.startswith("voc") else "")
     url = f"https://dl.fbaipublicfiles.com/detectron2/{path}.pkl"
-    return Entry(name, "detectron2", url, data, ap, ap50, mask_ap)
+    data = data if keypoint_ap is None else PERSONS
+    return Entry(name, "detectron2", url, data, ap, ap50, mask_ap, keypoint_ap)
 
+
+PERSONS = "coco2017_keypoints:val"
 
 # Source: torchvision's weight entries, and Detectron2's MODEL_ZOO.md of 2020.
 ZOO: tuple[Entry, ...] = (
@@ -100,6 +128,14 @@ ZOO: tuple[Entry, ...] = (
     _torchvision("fasterrcnn_resnet50_fpn_v2", FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1),
     _torchvision("maskrcnn_resnet50_fpn", MaskRCNN_ResNet50_FPN_Weights.COCO_V1),
     _torchvision("maskrcnn_resnet50_fpn_v2", MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1),
+    _torchvision("keypointrcnn_resnet50_fpn", KeypointRCNN_ResNet50_FPN_Weights.COCO_V1, data=PERSONS),
+    # Its names are old ones, and torchvision leaves its eps at 1e-5.
+    _torchvision(
+        "keypointrcnn_resnet50_fpn_legacy",
+        KeypointRCNN_ResNet50_FPN_Weights.COCO_LEGACY,
+        data=PERSONS,
+        norm_eps=1e-5,
+    ),
     _torchvision("retinanet_resnet50_fpn", RetinaNet_ResNet50_FPN_Weights.COCO_V1),
     _torchvision("retinanet_resnet50_fpn_v2", RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1),
     _torchvision("fcos_resnet50_fpn", FCOS_ResNet50_FPN_Weights.COCO_V1),
@@ -120,6 +156,12 @@ ZOO: tuple[Entry, ...] = (
     _detectron2("Misc/mask_rcnn_R_50_FPN_3x_gn/138602888/model_final_dc5d9e", 42.6, mask_ap=38.6),
     _detectron2("Misc/mask_rcnn_R_50_FPN_3x_syncbn/169527823/model_final_3b3c51", 41.9, mask_ap=37.8),
     _detectron2("Misc/cascade_mask_rcnn_R_50_FPN_3x/144998488/model_final_480dd8", 44.3, mask_ap=38.5),
+    _detectron2("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x/137261548/model_final_04e291", 53.6, keypoint_ap=64.0),
+    _detectron2("COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x/137849621/model_final_a6e10b", 55.4, keypoint_ap=65.5),
+    _detectron2("COCO-Keypoints/keypoint_rcnn_R_101_FPN_3x/138363331/model_final_997cc7", 56.4, keypoint_ap=66.1),
+    _detectron2(
+        "COCO-Keypoints/keypoint_rcnn_X_101_32x8d_FPN_3x/139686956/model_final_5ad38f", 57.3, keypoint_ap=66.0
+    ),
     _detectron2(
         "PascalVOC-Detection/faster_rcnn_R_50_C4/142202221/model_final_b1acc2", 51.9, ap50=80.3, data="voc2007:test"
     ),
@@ -173,5 +215,7 @@ def _check(entry: Entry, file: Path) -> None:
 
 
 def _convert(entry: Entry, file: Path, class_names: Sequence[str]) -> tuple[DetectionConfig, dict[str, Tensor]]:
-    convert = convert_torchvision if entry.source == "torchvision" else convert_detectron2
-    return convert(read_state_dict(file), class_names=class_names)
+    state = read_state_dict(file)
+    if entry.source == "torchvision":
+        return convert_torchvision(state, class_names=class_names, norm_eps=entry.norm_eps)
+    return convert_detectron2(state, class_names=class_names)

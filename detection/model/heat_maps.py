@@ -1,0 +1,103 @@
+"""Places in the heat maps of keypoints: the cell that is learnt, and the maximum that is found.
+
+A map has S x S cells over a region.  The maximum is that of the map enlarged to the whole pixels of its region, bicubic,
+as in torchvision and Detectron2.  These enlarge one region after the other, each to its own size; here shapes are fixed:
+
+1. every n-th pixel is looked at, at most 112 along a side, so all of a region of 112 pixels or less;
+2. around the 4 greatest local maxima among them every pixel is, as far as the next one that was.
+
+So the place is theirs unless a region is larger than 112 pixels and four local maxima that are no greater at any pixel
+seem greater at the pixels of step 1, or two places differ by no more than a rounding.
+
+Source: He et al. 2017, "Mask R-CNN", section 5; torchvision 0.29, models/detection/roi_heads.py; Detectron2,
+structures/keypoints.py, whose score this one is.
+Shapes: ``...`` is any leading shape, R regions, J keypoints, S cells of a side, G pixels of step 1 along a side, P local
+maxima, W pixels of step 2 along a side.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
+
+__all__ = ["cells_of", "find_peaks"]
+
+SAMPLES = 112  # G
+PEAKS = 4  # P
+
+
+def cells_of(keypoints: Tensor, boxes: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Returns the cell (..., J) int64, row by row, that each keypoint lies in, and tells (..., J) which are learnt.
+
+    Those are learnt that are labelled and lie in their box; its right and lower border belong to it.
+
+    Args:
+        keypoints: (..., J, 3) x, y and visibility.
+        boxes: (..., 4) of their regions, not empty.
+        side: S.
+    """
+    first, last = boxes[..., None, :2], boxes[..., None, 2:]
+    points = keypoints[..., :2]
+    cells = ((points - first) * (side / (last - first))).floor()
+    cells = torch.where(points == last, side - 1.0, cells)
+    learnt = ((cells >= 0) & (cells < side)).all(dim=-1) & (keypoints[..., 2] > 0)
+    columns, rows = cells.clamp(0, side - 1).long().unbind(-1)
+    return rows * side + columns, learnt
+
+
+def find_peaks(maps: Tensor, boxes: Tensor, *, longest: int) -> Tensor:
+    """Returns x, y and score (R, J, 3) of the maximum of each map, in pixels of the boxes' image.
+
+    The score is the probability of the place among the S x S cells; between cells it can exceed 1 a little.
+
+    Args:
+        maps: (R, J, S, S) logits.
+        boxes: (R, 4) of their regions; sides below 1 pixel count as 1.
+        longest: pixels, at least the longer side of any box.
+    """
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)  # (R, 2), x first
+    pixels = sides.ceil()
+    steps = (pixels / SAMPLES).ceil()
+    peaks = _local_maxima(maps, pixels, steps)  # (R, J, P, 2)
+
+    reach = -(-longest // SAMPLES)
+    offsets = torch.arange(-reach, reach + 1, dtype=boxes.dtype, device=boxes.device)
+    offsets = torch.minimum(torch.maximum(offsets, -steps[..., None]), steps[..., None])  # (R, 2, W)
+    near = peaks[..., None] + offsets[:, None, None]  # (R, J, P, 2, W)
+    near = torch.minimum(near.clamp(min=0), pixels[:, None, None, :, None] - 1)
+    grid = _grid(near[..., 0, :], near[..., 1, :]).flatten(2, 3)  # (R, J, P * W, W, 2)
+    ends = pixels[:, None].expand(-1, maps.shape[1], -1)  # (R, J, 2)
+    values = _values(maps.flatten(0, 1)[:, None], grid.flatten(0, 1), ends.flatten(0, 1))  # (R * J, 1, P * W, W)
+    best, number = values.unflatten(0, (-1, maps.shape[1])).flatten(2).max(dim=2)  # (R, J)
+
+    place = grid.flatten(2, 3).gather(2, number[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]  # (R, J, 2)
+    points = (place + 0.5) * (sides / pixels)[:, None] + boxes[:, None, :2]
+    score = (best - maps.flatten(2).logsumexp(dim=2)).exp()
+    return torch.cat([points, score[..., None].to(points.dtype)], dim=2)
+
+
+def _local_maxima(maps: Tensor, pixels: Tensor, steps: Tensor) -> Tensor:
+    """Returns x and y (R, J, P, 2) of the greatest local maxima among every ``steps``-th (R, 2) of ``pixels`` (R, 2)."""
+    numbers = torch.arange(SAMPLES, dtype=pixels.dtype, device=pixels.device)
+    seen = numbers * steps[..., None] + (steps[..., None] / 2).floor()
+    seen = torch.minimum(seen, pixels[..., None] - 1)  # (R, 2, G)
+    values = _values(maps, _grid(seen[:, 0], seen[:, 1]), pixels)  # (R, J, G, G)
+    hills = values.masked_fill(values < F.max_pool2d(values, 3, stride=1, padding=1), -torch.inf)
+    numbers = hills.flatten(2).topk(PEAKS, dim=2).indices  # (R, J, P)
+    rows = seen[:, None].expand(-1, maps.shape[1], -1, -1)
+    return torch.stack([rows[:, :, 0].gather(2, numbers % SAMPLES), rows[:, :, 1].gather(2, numbers // SAMPLES)], dim=3)
+
+
+def _grid(x: Tensor, y: Tensor) -> Tensor:
+    """Returns the places (..., H, W, 2) of the columns ``x`` (..., W) and the rows ``y`` (..., H)."""
+    return torch.stack(torch.broadcast_tensors(x[..., None, :], y[..., :, None]), dim=-1)
+
+
+def _values(maps: Tensor, places: Tensor, pixels: Tensor) -> Tensor:
+    """Returns the values (B, C, H, W) at ``places`` (B, H, W, 2) of ``maps`` (B, C, S, S) enlarged to ``pixels`` (B, 2).
+
+    They are those of ``F.interpolate`` with the mode "bicubic".
+    """
+    grid = (2 * places + 1) / pixels[:, None, None] - 1  # -1 to 1 from border to border
+    return F.grid_sample(maps, grid.to(maps.dtype), mode="bicubic", padding_mode="border", align_corners=False)
