@@ -156,15 +156,17 @@ def _skeleton(
 ) -> None:
     """Draws ``points`` (J, 3) of one object, joined as ``spec`` says, with a dark border that any ground shows."""
     sides = [""] * len(points) if spec is None else spec.sides
-    colors = [SIDES.get(name, color) for name in sides]
+    colors = [SIDES.get(side, color) for side in sides]
     # A pixel's number is that of its corner, and OpenCV draws at middles.
     places = [(round(float(x) - 0.5), round(float(y) - 0.5)) for x, y, _ in points]
     shown = [bool(third > SHOWN_POINT) for third in points[:, 2]]
     edges = [] if spec is None else [edge for edge in spec.edges if all(shown[end] for end in edge)]
     for border in (2, 0):
         for first, last in edges:
-            own = BLACK if border else colors[last] if colors[first] == color else colors[first]
-            cv2.line(canvas, places[first], places[last], own, max(1, radius - 1) + border, cv2.LINE_AA)
+            one_side = {sides[first], sides[last]} - {""}
+            own = SIDES.get(one_side.pop(), color) if len(one_side) == 1 else color
+            drawn = BLACK if border else own
+            cv2.line(canvas, places[first], places[last], drawn, max(1, radius - 1) + border, cv2.LINE_AA)
     for place, own in ((place, own) for place, own, seen in zip(places, colors, shown, strict=True) if seen):
         cv2.circle(canvas, place, radius + 1, BLACK, -1, cv2.LINE_AA)
         cv2.circle(canvas, place, radius, own, -1, cv2.LINE_AA)
