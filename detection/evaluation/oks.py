@@ -23,24 +23,25 @@ _CHUNK = 2**16  # pairs worked on at once: some 50 MB with COCO's 17 keypoints
 
 
 def shared_sigmas(records: Sequence[Record]) -> NDArray[np.float64]:
-    """Returns the sigmas (J,) of all ``records``; none without a record.
+    """Returns the sigmas (J,) of all ``records``; none where no record knows its keypoints, as without an object.
 
     Raises:
-        ValueError: a record without keypoints, or with others than the first.
+        ValueError: a record without keypoints, or with others than the first that has some.
     """
+    known = next((record for record in records if record.keypoint_spec is not None), None)
+    spec = None if known is None else known.keypoint_spec
     for record in records:
-        spec, first = record.keypoint_spec, records[0].keypoint_spec
+        if record.keypoint_spec not in (spec, None):
+            first = "" if known is None else known.file_name
+            raise ValueError(f"{record.file_name}: keypoints {record.keypoint_spec}, expected those of {first}: {spec}")
         for values, whose in ((record.gt_keypoints, "objects"), (record.keypoints, "detections")):
-            if values is None or spec is None:
+            if values is None or (spec is None and whose == "objects" and len(values)):
                 raise ValueError(f"{record.file_name}: no keypoints of its {whose}, expected them for keypoint AP")
-            if len(values) and values.shape[1] != len(spec):
+            if spec is not None and len(values) and values.shape[1] != len(spec):
                 raise ValueError(
                     f"{record.file_name}: {values.shape[1]} keypoints of its {whose}, expected {len(spec)}: "
                     f"{', '.join(spec.names)}"
                 )
-        if spec != first:
-            raise ValueError(f"{record.file_name}: keypoints {spec}, expected those of {records[0].file_name}: {first}")
-    spec = records[0].keypoint_spec if records else None
     return np.array([] if spec is None else spec.sigmas)
 
 
@@ -54,7 +55,7 @@ def keypoint_candidates(columns: Columns, sigmas: NDArray[np.float64], *, least:
         for start in range(0, len(rows), _CHUNK):
             own, of = rows[start : start + _CHUNK], objects[start : start + _CHUNK]
             labelled = truth[of, :, 2] > 0  # (P, J)
-            none = ~labelled.any(axis=1)
+            none = labelled.sum(axis=1) == 0
             away = found[own, :, :2] - truth[of, :, :2]  # (P, J, 2)
             away[none] = _outside(found[own[none], :, :2], columns.gt_boxes[of[none]])
             scale = columns.gt_areas[of].astype(np.float64) + np.spacing(1)
@@ -75,7 +76,7 @@ def keypoint_areas(columns: Columns) -> NDArray[np.float64]:
 def without_keypoints(columns: Columns) -> NDArray[np.bool_]:
     """Returns the objects (G,) of whose keypoints none is labelled."""
     assert columns.gt_keypoints is not None
-    return ~(columns.gt_keypoints[..., 2] > 0).any(axis=1)
+    return (columns.gt_keypoints[..., 2] > 0).sum(axis=1) == 0
 
 
 def _outside(points: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -214,7 +214,8 @@ class Annotations:
 def _kind(fields: Collection[str]) -> type[_Annotation]:
     """Returns what a record with ``fields`` is decoded as."""
     raw = [(KEYS[name], msgspec.Raw, UNKNOWN) for name in fields]
-    return msgspec.defstruct("_Annotation", raw, bases=(_Annotation,), gc=False) if raw else _Annotation
+    made: Any = msgspec.defstruct("_Annotation", raw, bases=(_Annotation,), gc=False) if raw else _Annotation
+    return made
 
 
 class _Names(Sequence[str]):
