@@ -80,6 +80,15 @@ class KeypointSpec:
         others = (SIDE.sub(lambda found: OTHER_SIDE[found[0]], name) for name in self.names)
         return tuple(places.get(other, own) for own, other in enumerate(others))
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Returns "left" or "right" (J,) of keypoints that have another on the other side, else ""."""
+        words = (SIDE.search(name) for name in self.names)
+        own = ("" if word is None else word[0].lower() for word in words)
+        return tuple(
+            side if place != other else "" for place, (side, other) in enumerate(zip(own, self.mirrored, strict=True))
+        )
+
     @classmethod
     def numbered(cls, count: int) -> Self:
         """Returns ``count`` keypoints without names or edges."""

@@ -32,7 +32,7 @@ class Prediction:
         detections: boxes, scores, labels; no row where there is an ``error``.
         class_names: K names.
         masks: (D,) of the whole image, where the detector finds masks.
-        keypoint_spec: names and edges of the keypoints, where it finds some.
+        keypoint_spec: names and edges of ``keypoints``, where the detector finds them.
         error: why there is no detection, or "".
         note: about the detections, for a corner of a picture, such as their least score.
     """
@@ -65,7 +65,7 @@ class Prediction:
 
     @property
     def keypoints(self) -> Tensor | None:
-        """(D, J, 3) x, y and score, where the detector finds keypoints."""
+        """(D, J, 3) x, y, score, where the detector finds keypoints."""
         return self.detections.keypoints
 
     @property
@@ -85,9 +85,9 @@ class Prediction:
         return self.picture.pixels
 
     def records(self) -> list[dict[str, Any]]:
-        """Returns the entry of each detection in predictions.json: class, score, box and, where found, mask and keypoints.
+        """Returns the entry of each detection in predictions.json: class, score, box and, where found, mask, keypoints.
 
-        Keypoints are x, y and score by name.
+        The latter are {name: [x, y, score]}, in the pixels of boxes.
         """
         rows = zip(
             self.names,
@@ -97,10 +97,14 @@ class Prediction:
             self._named_keypoints(),
             strict=True,
         )
-        return [{"class": name, "score": score, "box": box, **mask, **points} for name, score, box, mask, points in rows]
+        return [
+            {"class": name, "score": score, "box": box, **mask, **points} for name, score, box, mask, points in rows
+        ]
 
     def to_coco(self, image_id: int, *, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """Returns the detections in COCO's results format: boxes x, y, width, height; masks as "segmentation", keypoints.
+        """Returns the detections in COCO's results format: boxes x, y, width, height; masks as "segmentation".
+
+        Keypoints are a flat list of x, y and score, in numbers of pixels.
 
         Args:
             image_id: of the image in the data set.
@@ -112,7 +116,7 @@ class Prediction:
             self.boxes.tolist(),
             self.scores.tolist(),
             self._coded_masks("segmentation"),
-            self._listed_keypoints(),
+            [{}] * len(self) if self.keypoints is None else [{"keypoints": p} for p in to_coco(self.keypoints.numpy())],
             strict=True,
         )
         return [
@@ -189,14 +193,8 @@ class Prediction:
         return [{key: {"size": mask["size"], "counts": mask["counts"].decode("ascii")}} for mask in self.masks]
 
     def _named_keypoints(self) -> list[dict[str, Any]]:
-        """Returns x, y and score of each keypoint of each detection, by its name, under "keypoints"."""
-        if self.keypoints is None or self.keypoint_spec is None:
-            return [{} for _ in range(len(self))]
-        names = self.keypoint_spec.names
-        return [{"keypoints": dict(zip(names, points, strict=True))} for points in self.keypoints.tolist()]
-
-    def _listed_keypoints(self) -> list[dict[str, Any]]:
-        """Returns the keypoints of each detection as COCO's results have them, under "keypoints"."""
+        """Returns the keypoints of each detection under "keypoints", by their names, else by their numbers from 1."""
         if self.keypoints is None:
             return [{} for _ in range(len(self))]
-        return [{"keypoints": points} for points in to_coco(self.keypoints.numpy())]
+        spec = self.keypoint_spec or KeypointSpec.numbered(self.keypoints.shape[1])
+        return [{"keypoints": dict(zip(spec.names, points, strict=True))} for points in self.keypoints.tolist()]

@@ -300,9 +300,7 @@ def _shared_keypoints(parts: Sequence[AnnotationIndex]) -> KeypointSpec | None:
     return known[0] if known else None
 
 
-def _concatenate_field(
-    name: str, parts: Sequence[AnnotationIndex], keypoints: KeypointSpec | None
-) -> PackedStrings:
+def _concatenate_field(name: str, parts: Sequence[AnnotationIndex], keypoints: KeypointSpec | None) -> PackedStrings:
     operations = fields_of(keypoints)[name]
     return PackedStrings.concatenate(
         [part.fields[name] if name in part.fields else _unknown(operations, part) for part in parts]

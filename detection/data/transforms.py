@@ -282,9 +282,7 @@ def _checked(result: Mapping[str, Any]) -> NDArray[np.uint8]:
     return image
 
 
-def _unpack(
-    result: Mapping[str, Any], target: Target, fields: Mapping[str, Field]
-) -> tuple[NDArray[np.uint8], Target]:
+def _unpack(result: Mapping[str, Any], target: Target, fields: Mapping[str, Field]) -> tuple[NDArray[np.uint8], Target]:
     image = _checked(result)
     height, width = image.shape[:2]
     kept = torch.as_tensor(np.asarray(result["rows"], dtype=np.int64))

@@ -96,8 +96,8 @@ def evaluate(
     """The content of result.json.
 
     It has a section "segm" if the records have masks of objects and of detections, and "keypoints" likewise; without
-    records, the names of the figures of ``fields``.  "best_f1" is the best F1 of boxes at IoU 0.5 and the least score at which it is
-    reached.  "left_out" is there if COCO's AP and AR do not see all detections: how many.
+    records, the names of the figures of ``fields``.  "best_f1" is the best F1 of boxes at IoU 0.5 and the least score
+    at which it is reached.  "left_out" is there if COCO's AP and AR do not see all detections: how many.
     """
     masks = "masks" in fields or any(record.masks is not None and record.gt_masks is not None for record in records)
     keypoints = "keypoints" in fields or any(

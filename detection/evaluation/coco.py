@@ -71,8 +71,8 @@ class CocoResult:
 class KeypointResult:
     """COCO's ten numbers of keypoints, under COCO's names, and AP of each class.
 
-    All are fractions 0..1, NaN as in ``CocoResult``; thresholds are of OKS in place of IoU, and at most 20 detections of
-    a class in an image count.
+    All are fractions 0..1, NaN as in ``CocoResult``; thresholds are of OKS in place of IoU, and at most 20 detections
+    of a class in an image count.
     """
 
     AP: float

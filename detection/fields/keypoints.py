@@ -178,7 +178,7 @@ def _triangles(size: Size) -> NDArray[np.float64]:
 
 
 def _is_mirrored(corners: NDArray[np.float64], numbers: NDArray[np.int64]) -> bool:
-    """Returns whether most of ``_triangles``, whose ``corners`` (R, 2) came back under ``numbers`` (R,), turned over."""
+    """Returns whether most of ``_triangles``, whose ``corners`` (R, 2) came back as ``numbers`` (R,), turned over."""
     places = np.full((27, 2), np.nan)
     places[numbers] = corners
     first, second, third = places.reshape(9, 3, 2).transpose(1, 0, 2)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from detection.engine.threshold import run_threshold
-from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS
+from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS, KEYPOINT_NUMBERS
 from detection.evaluation.metrics import figures, named
 from detection.evaluation.report import describe_choice
 from detection.export.card import summary
@@ -34,7 +34,7 @@ LICENCES = (
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "cc0-1.0"),
     *("cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "openrail", UNKNOWN),
 )
-INDEXED = (*(f"{section}.{name}" for section in ("bbox", "segm") for name in COCO_CLASS_NUMBERS), "voc.mAP")
+INDEXED = (*(f"{section}.{name}" for section in ("bbox", "segm", "keypoints") for name in COCO_CLASS_NUMBERS), "voc.mAP")
 SIZES = {"APs": "small (below 32 x 32 pixels)", "APm": "medium", "APl": "large (from 96 x 96 pixels)"}
 
 
@@ -194,6 +194,9 @@ def _results(recorded: Recorded, tested: Tested) -> Section:
     header = ["", *({"bbox": "boxes", "segm": "masks"}[name] for name in sections)]
     scope = "in brackets 95 % intervals over the choice of test images" if tested.intervals else "no intervals"
     blocks: list[Block] = [Table(f"Percent; {scope}. A dash: the test set has no such object.", header, rows)]
+    if "keypoints" in tested.result:
+        of_keypoints = [[number, _interval(f"keypoints.{number}", tested)] for number in KEYPOINT_NUMBERS]
+        blocks.append(Table("Keypoints, percent.", ["", "keypoints"], of_keypoints))
     if tested.no_intervals is not None:
         blocks.append(Notice(f"No intervals: {tested.no_intervals}", warning=True))
     classes = [

@@ -101,6 +101,7 @@ def run_training(
             output / "train_batch.jpg",
             index.class_names,
             say=only_main(SCREEN.print),
+            keypoints=index.keypoints,
         ),
         validate=(
             None

@@ -249,18 +249,18 @@ def _read_categories(records: list[Any], classes: tuple[str, ...], file: _File) 
 
 
 def _read_keypoints(content: _Content, classes: tuple[str, ...], file: _File) -> KeypointSpec | None:
-    """Returns the keypoints of the categories; None where these have none, which is a problem if objects have."""
+    """Returns the keypoints of the categories; None where these have none, which is an error if objects have some."""
     try:
         spec = read_spec(content.categories, classes)
     except ValueError as error:
         file.say("keypoints of the categories", str(error))
         return None
-    if spec is None:
-        names = "no category that is a class of the card has `keypoints`, a list of their names"
-        if content.annotations.knows("keypoints"):
-            file.say("keypoints without names", f"annotations have `keypoints`, but {names}; add it to the category")
-        else:
-            file.problems.append(Problem("note", "no keypoints", str(file.path), names))
+    if spec is None and content.annotations.knows("keypoints"):
+        file.say(
+            "keypoints without names",
+            "annotations have `keypoints`, and no category that is a class of the card has; give it `keypoints`, the "
+            "list of their names",
+        )
     return spec
 
 

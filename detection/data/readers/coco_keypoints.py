@@ -32,8 +32,8 @@ def read_spec(categories: Sequence[Any], classes: tuple[str, ...]) -> KeypointSp
         if found is not None and spec.names != found.names:
             raise ValueError(
                 f"category {first!r} has the {len(found)} keypoints {listed(found.names)}, {record['name']!r} the "
-                f"{len(spec)} keypoints {listed(spec.names)}; a data set has one kind: name the classes of one kind in "
-                "the card's `classes`"
+                f"{len(spec)} keypoints {listed(spec.names)}; a data set has one kind: leave the others out of its "
+                "classes"
             )
         if found is None:
             first, found = str(record["name"]), spec

@@ -131,7 +131,7 @@ class Annotations:
         for column, values in pairs:
             column.frombytes(values.tobytes())
         for name, values in self._fields.items():
-            values += map(attrgetter(KEYS[name]), records)
+            values.extend(map(attrgetter(KEYS[name]), records))
 
     def find(
         self, rows: Mapping[int, int], labels: Mapping[int, int], *, missing: int

@@ -37,6 +37,7 @@ class Known:
     sizes: Sequence[tuple[int, int] | None]  # (N,) height, width; None where unknown
     category_ids: Sequence[int]  # of the labels 0..K-1
     keypoints: Sequence[str] = ()  # J names; none: keypoints are not read
+    no_keypoints: str = ""  # why the annotations have none that can be used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,10 @@ def read_results(path: Path, known: Known) -> Results:
     """
     entries = _load(path, known.repair)
     with_masks = any(isinstance(entry, dict) and entry.get("segmentation") for entry in entries)
-    points = bool(known.keypoints) and any(isinstance(entry, dict) and entry.get("keypoints") for entry in entries)
+    points = any(isinstance(entry, dict) and entry.get("keypoints") for entry in entries)
+    if points and known.no_keypoints:
+        raise ValueError(f"{path} has keypoints, which {known.source} has not: {known.no_keypoints}")
+    points = points and bool(known.keypoints)
     columns, problems = _Columns(), list[Problem]()
     rows = {image_id: row for row, image_id in enumerate(known.image_ids)}
     labels = {category: label for label, category in enumerate(known.category_ids)}

@@ -62,6 +62,7 @@ class _Read:
     images: dict[int, _Image] = field(default_factory=dict)  # by id, in the file's order
     objects: list[_Object] = field(default_factory=list)
     spec: KeypointSpec | None = None
+    no_keypoints: str = ""  # why there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,8 @@ def read_truth(path: Path) -> Truth:
     try:
         names = tuple(str(record.get("name")) for record in content["categories"] if isinstance(record, dict))
         read.spec = read_spec(content["categories"], names)
-    except ValueError as error:
-        read.problems.append(Problem("error", "keypoints of the categories", str(path), str(error)))
+    except ValueError as error:  # which does not matter to boxes
+        read.no_keypoints = str(error)
     for kind, add in (("categories", _add_category), ("images", _add_image), ("annotations", _add_object)):
         for position, record in enumerate(content[kind]):
             try:
@@ -174,6 +175,7 @@ def _pack(read: _Read) -> Truth:
             sizes=tuple(image.size for image in read.images.values()),
             category_ids=tuple(sorted(read.names)),
             keypoints=() if read.spec is None else read.spec.names,
+            no_keypoints=read.no_keypoints,
         ),
         file_names=tuple(image.file_name for image in read.images.values()),
         ends=np.searchsorted([rows[one.image] for one in objects], np.arange(len(rows)), side="right"),

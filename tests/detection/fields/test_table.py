@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import albumentations as A  # noqa: N812  # the name that its own documentation uses
 import numpy as np
 import pytest
 import torch
