@@ -1,18 +1,19 @@
 """Places in the heat maps of keypoints: the cell that is learnt, and the maximum that is found.
 
-A map has S x S cells over a region.  The maximum is that of the map enlarged to the whole pixels of its region, bicubic,
-as in torchvision and Detectron2.  These enlarge one region after the other, each to its own size; here shapes are fixed:
+A map has S x S cells over a region.  As in torchvision and Detectron2, its maximum is that of the map enlarged to the
+whole pixels of the region by bicubic interpolation.  They enlarge one region after the other, each to a size of its
+own.  Here shapes are fixed, and values are computed at the same pixels in two steps:
 
-1. every n-th pixel is looked at, at most 112 along a side, so all of a region of 112 pixels or less;
-2. around the 4 greatest local maxima among them every pixel is, as far as the next one that was.
+1. at every n-th pixel, at most 112 along a side: at all of a region of up to 112 pixels;
+2. around the 4 greatest local maxima among these, at every pixel up to the next ones that were looked at.
 
-So the place is theirs unless a region is larger than 112 pixels and four local maxima that are no greater at any pixel
-seem greater at the pixels of step 1, or two places differ by no more than a rounding.
+The place differs from theirs only in regions of more than 112 pixels where the greatest value lies at none of these 4,
+and where two values are equal but for rounding.
 
 Source: He et al. 2017, "Mask R-CNN", section 5; torchvision 0.29, models/detection/roi_heads.py; Detectron2,
-structures/keypoints.py, whose score this one is.
-Shapes: ``...`` is any leading shape, R regions, J keypoints, S cells of a side, G pixels of step 1 along a side, P local
-maxima, W pixels of step 2 along a side.
+structures/keypoints.py, for the score.
+Shapes: ``...`` is any leading shape, R regions, J keypoints, S cells of a side, G pixels of step 1 along a side, P
+local maxima, W pixels of step 2 along a side.
 """
 
 from __future__ import annotations
@@ -78,7 +79,13 @@ def find_peaks(maps: Tensor, boxes: Tensor, *, longest: int) -> Tensor:
 
 
 def _local_maxima(maps: Tensor, pixels: Tensor, steps: Tensor) -> Tensor:
-    """Returns x and y (R, J, P, 2) of the greatest local maxima among every ``steps``-th (R, 2) of ``pixels`` (R, 2)."""
+    """Returns x and y (R, J, P, 2) of the greatest local maxima.
+
+    Args:
+        maps: (R, J, S, S).
+        pixels: (R, 2) that a region has along x and y.
+        steps: (R, 2) from one that is looked at to the next.
+    """
     numbers = torch.arange(SAMPLES, dtype=pixels.dtype, device=pixels.device)
     seen = numbers * steps[..., None] + (steps[..., None] / 2).floor()
     seen = torch.minimum(seen, pixels[..., None] - 1)  # (R, 2, G)
@@ -95,9 +102,12 @@ def _grid(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _values(maps: Tensor, places: Tensor, pixels: Tensor) -> Tensor:
-    """Returns the values (B, C, H, W) at ``places`` (B, H, W, 2) of ``maps`` (B, C, S, S) enlarged to ``pixels`` (B, 2).
+    """Returns the values (B, C, H, W) of enlarged maps as ``F.interpolate`` with the mode "bicubic" gives them.
 
-    They are those of ``F.interpolate`` with the mode "bicubic".
+    Args:
+        maps: (B, C, S, S).
+        places: (B, H, W, 2), numbers of pixels along x and y.
+        pixels: (B, 2) that a map is enlarged to along x and y.
     """
     grid = (2 * places + 1) / pixels[:, None, None] - 1  # -1 to 1 from border to border
     return F.grid_sample(maps, grid.to(maps.dtype), mode="bicubic", padding_mode="border", align_corners=False)

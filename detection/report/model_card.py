@@ -34,7 +34,10 @@ LICENCES = (
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "cc0-1.0"),
     *("cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "openrail", UNKNOWN),
 )
-INDEXED = (*(f"{section}.{name}" for section in ("bbox", "segm", "keypoints") for name in COCO_CLASS_NUMBERS), "voc.mAP")
+INDEXED = (
+    *(f"{section}.{name}" for section in ("bbox", "segm", "keypoints") for name in COCO_CLASS_NUMBERS),
+    "voc.mAP",
+)
 SIZES = {"APs": "small (below 32 x 32 pixels)", "APm": "medium", "APl": "large (from 96 x 96 pixels)"}
 
 

@@ -121,7 +121,9 @@ def test_detections_get_the_keypoints_of_their_own_image() -> None:
     found = stage([features], Found(boxes, valid, valid.float(), torch.zeros(2, 2, dtype=torch.int64)))
     first, second = found.ragged()
     for row, image in enumerate((first, second)):
-        alone = Found(boxes[row, None], valid[row, None], valid[row, None].float(), torch.zeros(1, 2, dtype=torch.int64))
+        alone = Found(
+            boxes[row, None], valid[row, None], valid[row, None].float(), torch.zeros(1, 2, dtype=torch.int64)
+        )
         (expected,) = stage([features[row, None]], alone).ragged()
         torch.testing.assert_close(image.keypoints, expected.keypoints)
     assert second.keypoints is not None
