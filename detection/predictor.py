@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from detection.build import build_detector, build_image_tester, needed_fields, slice_images
-from detection.config.detection import DetectionConfig, PostprocessConfig
+from detection.build import build_detector, build_image_tester, slice_images
+from detection.config.detection import DetectionConfig, KeypointConfig, PostprocessConfig
 from detection.config.load import build_dataclass
 from detection.data.sources import Picture, Source, pictures, read_picture
 from detection.data.transforms import Change, Resize, full_size
@@ -76,7 +76,7 @@ class Predictor:
         resize: to the scale of ``detect``.
         threshold: of detections, where a call gives none.
         mask_geometry: by which masks come onto an image.
-        keypoint_spec: names and edges of the keypoints that are found.
+        keypoint_spec: names and edges of keypoints, where ``detect`` finds them.
         batch_size: images, or frames, that ``stream`` looks at at once.
     """
 
@@ -93,8 +93,7 @@ class Predictor:
     ) -> None:
         self.detect, self.class_names, self.threshold = detect, tuple(class_names), threshold
         self.mask_geometry: MaskGeometry = mask_geometry
-        self.keypoint_spec = keypoint_spec
-        self.batch_size = batch_size
+        self.keypoint_spec, self.batch_size = keypoint_spec, batch_size
         self._resize = resize
 
     @classmethod
@@ -139,7 +138,7 @@ class Predictor:
             resize=Resize(*exported.facts.resize) if config.test.slice is None else full_size,
             threshold=Threshold(exported.facts.shown_score, exported.facts.shown_origin),
             mask_geometry=config.mask.geometry,
-            keypoint_spec=_keypoint_spec(config),
+            keypoint_spec=_keypoint_spec(config.keypoint),
             batch_size=batch_size,
         )
 
@@ -160,7 +159,7 @@ class Predictor:
             resize=resize if config.test.slice is None else full_size,
             threshold=run_threshold(checkpoint),
             mask_geometry=config.mask.geometry,
-            keypoint_spec=_keypoint_spec(config),
+            keypoint_spec=_keypoint_spec(config.keypoint),
             batch_size=batch_size,
         )
 
@@ -293,9 +292,8 @@ class Predictor:
         return ", ".join([f"score >= {usual:.2f}", *others])
 
 
-def _keypoint_spec(config: DetectionConfig) -> KeypointSpec | None:
-    own = config.keypoint
-    return KeypointSpec(own.names, own.edges) if own.names and "keypoints" in needed_fields(config) else None
+def _keypoint_spec(config: KeypointConfig) -> KeypointSpec | None:
+    return KeypointSpec(config.names, config.edges) if config.names else None
 
 
 def _nothing() -> Target:

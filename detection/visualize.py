@@ -35,6 +35,7 @@ WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 MAX_JPEG = 65_500  # pixels of a side, as libjpeg has it
 LINE, LETTERS = 0.003, 0.024  # width and height, shares of the geometric mean of an image's sides
 POINT = 0.006  # radius of a keypoint, likewise
+SHOWN_POINT = 0.05  # least score of a keypoint that is drawn; Detectron2's
 POINT_IN_BOX = 0.03  # at most so much of the longer side of its box
 SIDES: dict[str, Color] = {"left": (255, 140, 0), "right": (30, 144, 255)}  # of keypoints; others have their class's
 LETTERS_IN_BOX = 0.2  # at most so much of the median of the boxes' shorter sides, else captions hide a crowd
@@ -90,9 +91,10 @@ def draw_boxes(
     """Returns a copy of ``image`` (H, W, 3) RGB with ``boxes`` (N, 4), best first, and ``gt_boxes`` (G, 4) in white.
 
     ``scores`` None draws labels, which have names alone.  ``masks``, one per box and of the whole image, are half
-    transparent with an outline.  Of ``keypoints`` (N, J, 3), x, y and visibility or score, those of 0 and less are left
-    out, and ``keypoint_spec`` says which are joined; left ones are orange, right ones blue.  A ``note`` about the whole
-    stands at the lower left, unless the image is too small for it.  All is drawn at ``scale`` times the image's size.
+    transparent with an outline.  Of ``keypoints`` (N, J, 3), x, y and visibility or score, those of at most 0.05 are
+    left out, and ``keypoint_spec`` says which are joined; left ones are orange, right ones blue.  A ``note`` about the
+    whole stands at the lower left, unless the image is too small for it.  All is drawn at ``scale`` times the image's
+    size.
     """
     canvas = image.copy() if scale == 1 else _resized(image, scale)
     side = math.sqrt(canvas.shape[0] * canvas.shape[1])
@@ -157,7 +159,7 @@ def _skeleton(
     colors = [SIDES.get(name, color) for name in sides]
     # A pixel's number is that of its corner, and OpenCV draws at middles.
     places = [(round(float(x) - 0.5), round(float(y) - 0.5)) for x, y, _ in points]
-    shown = [bool(third > 0) for third in points[:, 2]]
+    shown = [bool(third > SHOWN_POINT) for third in points[:, 2]]
     edges = [] if spec is None else [edge for edge in spec.edges if all(shown[end] for end in edge)]
     for border in (2, 0):
         for first, last in edges:
