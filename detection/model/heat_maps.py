@@ -70,7 +70,7 @@ def find_peaks(maps: Tensor, boxes: Tensor, *, longest: int) -> Tensor:
     grid = _grid(near[..., 0, :], near[..., 1, :]).flatten(2, 3)  # (R, J, P * W, W, 2)
     ends = pixels[:, None].expand(-1, maps.shape[1], -1)  # (R, J, 2)
     values = _values(maps.flatten(0, 1)[:, None], grid.flatten(0, 1), ends.flatten(0, 1))  # (R * J, 1, P * W, W)
-    best, number = values.unflatten(0, (-1, maps.shape[1])).flatten(2).max(dim=2)  # (R, J)
+    best, number = values.unflatten(0, maps.shape[:2]).flatten(2).max(dim=2)  # (R, J)
 
     place = grid.flatten(2, 3).gather(2, number[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]  # (R, J, 2)
     points = (place + 0.5) * (sides / pixels)[:, None] + boxes[:, None, :2]
