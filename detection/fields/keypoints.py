@@ -24,6 +24,7 @@ __all__ = ["PIXEL_MIDDLE", "Keypoints", "of_coco", "to_coco"]
 
 Size = tuple[int, int]  # (height, width)
 
+MOST = 1e6  # pixels that any coordinate can be, either way
 PIXEL_MIDDLE = 0.5  # pixels from a pixel's corner, which files of COCO's format mean by its number
 
 
@@ -126,7 +127,7 @@ def of_coco(raw: Any, names: Sequence[str], *, scores: bool = False) -> NDArray[
     With ``scores``, these take the place of visibilities, as in results.
 
     Raises:
-        ValueError: it is no list of 3 J finite numbers with visibilities 0, 1 or 2.
+        ValueError: it is no list of 3 J numbers of at most a million, with visibilities 0, 1 or 2.
     """
     points = _checked(raw, names, scores=scores)
     points[:, :2] += PIXEL_MIDDLE
@@ -148,10 +149,12 @@ def _checked(raw: Any, names: Sequence[str], *, scores: bool) -> NDArray[np.floa
         raise ValueError(f"keypoints are {raw!r:.60}, expected a list of {expected}")
     if len(raw) != 3 * len(names):
         raise ValueError(f"keypoints have {len(raw)} numbers, expected {expected}")
-    for place, value in enumerate(raw):
-        if type(value) not in (int, float) or not np.isfinite(np.float32(value)):
-            which = ("x", "y", third)[place % 3]
-            raise ValueError(f"{which} of keypoint {names[place // 3]!r} is {value!r:.60}, expected a finite number")
+    if not set(map(type, raw)) <= {int, float} or not all(-MOST < value < MOST for value in raw):
+        place, value = next((place, value) for place, value in enumerate(raw) if not _is_number(value))
+        which = ("x", "y", third)[place % 3]
+        raise ValueError(
+            f"{which} of keypoint {names[place // 3]!r} is {value!r:.60}, expected a number of at most {MOST:g}"
+        )
     points = np.array(raw, np.float64).reshape(-1, 3)
     wrong = np.flatnonzero(~np.isin(points[:, 2], (0, 1, 2)) & (not scores))
     if len(wrong):
@@ -160,6 +163,10 @@ def _checked(raw: Any, names: Sequence[str], *, scores: bool) -> NDArray[np.floa
             f"visibility of keypoint {name!r} is {value}, expected 0 (not labelled), 1 (hidden) or 2 (visible)"
         )
     return points
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -MOST < value < MOST
 
 
 def _seen(values: Tensor, size: Size) -> Tensor:

@@ -32,7 +32,7 @@ from detection.config.detection import (
 from detection.config.sections import SolverConfig
 from detection.data.images import ImageError, read_image
 from detection.data.video import VideoFile, frames
-from detection.engine.checkpoint import Checkpoints, read_checkpoint, write_weights
+from detection.engine.checkpoint import Checkpoint, Checkpoints, read_checkpoint, write_weights
 from detection.engine.loop import TrainState
 from detection.engine.optim import build_optimizer
 from detection.predictor import Predictor
@@ -148,6 +148,36 @@ def test_equals_the_detector_on_the_resized_image(weights: Path) -> None:
     found = predictor(image, min_score=0)
     torch.testing.assert_close(found.boxes, expected.boxes)
     torch.testing.assert_close(found.scores, expected.scores)
+
+
+@pytest.fixture(scope="module")
+def posing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of a detector of keypoints."""
+    keypoint = KeypointConfig(names=("nose", "left_eye", "right_eye"), edges=((0, 1), (0, 2)), convs=1, channels=8)
+    config = replace(CONFIG, architecture="keypoint_rcnn", keypoint=keypoint)
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("posing") / "weights.safetensors"
+    write_weights(Checkpoint(path, build_detector(config, len(CLASSES)).state_dict(), config, CLASSES, 0))
+    return path
+
+
+def test_keypoints_have_their_names_and_lie_in_the_given_image(posing: Path, photo: Path) -> None:
+    found = Predictor.load(posing)(photo, min_score=0)
+    assert found.keypoints is not None
+    assert found.keypoints.shape == (len(found), 3, 3)
+    boxes = found.boxes[:, None]
+    assert (found.keypoints[..., :2] >= boxes[..., :2] - 2).all()
+    assert (found.keypoints[..., :2] <= boxes[..., 2:] + 2).all()
+    records, coco = found.records(), found.to_coco(7)
+    assert [[*record["keypoints"]] for record in records] == [["nose", "left_eye", "right_eye"]] * len(found)
+    x, y, score = records[0]["keypoints"]["left_eye"]
+    assert coco[0]["keypoints"][3:6] == pytest.approx([x - 0.5, y - 0.5, score])
+    shown = replace(found.detections, keypoints=found.keypoints.clone())
+    assert shown.keypoints is not None
+    shown.keypoints[..., 2] = 1
+    hidden = replace(shown, keypoints=torch.zeros_like(shown.keypoints))
+    pictures = [replace(found, detections=detections).plot() for detections in (shown, hidden)]
+    assert (pictures[0] != pictures[1]).any()
 
 
 def test_what_is_no_image_is_refused(weights: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_keypoint_outside_its_image_is_kept_for_tests_and_not_trained_on() -> 
         ([1, 2, 2], "keypoints have 3 numbers, expected 9"),
         ("1 2 3", "expected a list of 9 numbers"),
         ([1, 2, 2, 3, 4, 3, 0, 0, 0], r"visibility of keypoint 'left_eye' is 3, expected 0 .* or 2"),
-        ([1, 2, 2, 3, float("nan"), 2, 0, 0, 0], "y of keypoint 'left_eye' is nan"),
+        ([1, 2, 2, 3, float("nan"), 2, 0, 0, 0], "y of keypoint 'left_eye' is nan, expected a number"),
         ([1, 2, 2, 3, 4, 2, "5", 0, 0], "x of keypoint 'right_eye' is '5'"),
         ([1, 1e39, 2, 3, 4, 2, 5, 0, 0], r"y of keypoint 'nose' is 1e\+39"),
     ],
