@@ -447,8 +447,8 @@ def _keypoint_stage(config: DetectionConfig, backbone: Backbone) -> KeypointStag
     keypoint, box = config.keypoint, config.box
     if not keypoint.names:
         raise ValueError(
-            "keypoint.names is empty, and a detector of keypoints must know how many; training takes them from the data "
-            "set; else give them, such as keypoint.names=[nose,tail]"
+            "keypoint.names is empty, and a detector of keypoints must know how many; training takes them from the "
+            "data set; else give them, such as keypoint.names=[nose,tail]"
         )
     return KeypointStage(
         RegionPooler(_pooled(backbone), keypoint.pool_size, kind=box.pool, sampling_ratio=box.sampling_ratio),

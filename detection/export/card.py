@@ -72,5 +72,10 @@ def _ap_line(kind: str, loss: Mapping[str, Any]) -> str:
     before, after, change = 100 * loss["before"], 100 * loss["after"], loss["change"]
     low, high = (None if value is None else 100 * value for value in (change["low"], change["high"]))
     interval = "no interval" if low is None or high is None else f"[{low:.1f}, {high:.1f}]"
-    what = {"frame": "box AP, PyTorch in the frame", "bbox": "box AP, exported", "segm": "mask AP, exported"}[kind]
+    what = {
+        "frame": "box AP, PyTorch in the frame",
+        "bbox": "box AP, exported",
+        "segm": "mask AP, exported",
+        "keypoints": "keypoint AP, exported",
+    }[kind]
     return f"{what}, {loss['images']} images: from {before:.1f} to {after:.1f}, {after - before:+.1f} {interval}"

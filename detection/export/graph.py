@@ -28,7 +28,7 @@ FURTHER = ("masks", "keypoints")  # of architectures that find them, after the o
 
 
 def further_outputs(config: DetectionConfig) -> tuple[str, ...]:
-    """Returns what a detector of ``config`` finds beside boxes, labels and scores, in the order of a graph's outputs."""
+    """Returns what a detector of ``config`` finds beside boxes, labels and scores, as a graph gives it."""
     return tuple(name for name in FURTHER if name in needed_fields(config))
 
 
@@ -80,8 +80,12 @@ class DetectorGraph(nn.Module):
         labels, scores = torch.where(found.valid, found.labels, 0), torch.where(found.valid, found.scores, 0.0)
         counts = found.valid.sum(dim=1)
         further = [values for name in FURTHER if (values := getattr(found, name)) is not None]
-        return boxes, labels, scores, counts, *(
-            torch.where(found.valid[..., None, None], values, 0.0) for values in further
+        return (
+            boxes,
+            labels,
+            scores,
+            counts,
+            *(torch.where(found.valid[..., None, None], values, 0.0) for values in further),
         )
 
 

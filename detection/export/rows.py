@@ -1,4 +1,4 @@
-"""Computes in an exported graph only the rows that count: regions on their own level, masks and keypoints of detections.
+"""Computes in an exported graph only rows that count: regions on their own level, masks and keypoints of detections.
 
 Inside the graph the number of rows then depends on the image, which every runtime of an exported file takes; its inputs
 and outputs keep their shapes.  What is counted is float32, as TensorRT's NonZero and CumSum take it.

@@ -50,9 +50,7 @@ class Framed(nn.Module):
         further: names of what the graph may give after the counts.
     """
 
-    def __init__(
-        self, call: Call, *, size: tuple[int, int], batch: int, further: Sequence[str] = ("masks",)
-    ) -> None:
+    def __init__(self, call: Call, *, size: tuple[int, int], batch: int, further: Sequence[str] = ("masks",)) -> None:
         super().__init__()
         self.call, self.size, self.batch, self.further = call, size, batch, tuple(further)
 

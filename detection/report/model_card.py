@@ -103,16 +103,18 @@ def _front_matter(recorded: Recorded, name: str, licence: str | None) -> dict[st
     known = (licence or UNKNOWN).lower()
     stated = {"license": known} if known in LICENCES else {"license": "other", "license_name": licence}
     config, masks = recorded.checkpoint.config, "mask" in recorded.checkpoint.config.architecture
+    keypoints = "keypoint" in config.architecture
     tags = [
         "object-detection",
         *(["instance-segmentation"] if masks else []),
+        *(["keypoint-detection"] if keypoints else []),
         config.architecture,
         config.backbone.name,
     ]
     matter = {
         **stated,
         "library_name": "resdet",
-        "pipeline_tag": "image-segmentation" if masks else "object-detection",
+        "pipeline_tag": "image-segmentation" if masks else "keypoint-detection" if keypoints else "object-detection",
         "tags": [tag.replace("_", "-").replace(":", "-") for tag in dict.fromkeys(tags)],
         "datasets": sorted({found.card for found in recorded.sets}),
     }
@@ -151,9 +153,10 @@ def _headline(tested: Tested) -> str:
 def _use(recorded: Recorded) -> Section:
     config, tested = recorded.checkpoint.config, recorded.tested
     shown = run_threshold(recorded.checkpoint)
+    beside = next((f" and {part}s" for part in ("mask", "keypoint") if part in config.architecture), "")
     rows = [
         ["meant for", f"images like those of {names(recorded.data['train'])}, the only ones in training"],
-        ["finds", f"only the classes above, as boxes{' and masks' if 'mask' in config.architecture else ''}"],
+        ["finds", f"only the classes above, as boxes{beside}"],
         [
             "image size",
             f"resized to a shorter side of {config.data.shorter_side} pixels, at most {config.data.longer_side}",

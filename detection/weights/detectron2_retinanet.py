@@ -32,7 +32,7 @@ def classes_first(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def anchors_first(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns ``state``, which has our names and order, with the rows of an anchor together: ``classes_first`` undone."""
+    """Returns ``state``, which has our names, with the rows of an anchor together: undoes ``classes_first``."""
     grid = (class_count(state), _anchors(state))
     names = [f"{CLASSES}.{part}" for part in ("weight", "bias")]
     return dict(state) | {name: state[name].unflatten(0, grid).transpose(0, 1).flatten(0, 1) for name in names}

@@ -18,10 +18,12 @@ __all__ = ["MAPS", "has_keypoints", "keypoint_config"]
 MAPS = "keypoint_stage.head.maps"
 CONVS = "keypoint_stage.head.convs"
 # COCO's skeleton, of its 17 keypoints counted from 0
+# fmt: off
 EDGES = (
-    ((15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10))
-    + ((1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6))
-)  # fmt: skip
+    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10), (1, 2),
+    (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+)
+# fmt: on
 
 
 def has_keypoints(state: Mapping[str, Tensor]) -> bool:

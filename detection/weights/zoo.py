@@ -159,9 +159,7 @@ ZOO: tuple[Entry, ...] = (
     _detectron2("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x/137261548/model_final_04e291", 53.6, keypoint_ap=64.0),
     _detectron2("COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x/137849621/model_final_a6e10b", 55.4, keypoint_ap=65.5),
     _detectron2("COCO-Keypoints/keypoint_rcnn_R_101_FPN_3x/138363331/model_final_997cc7", 56.4, keypoint_ap=66.1),
-    _detectron2(
-        "COCO-Keypoints/keypoint_rcnn_X_101_32x8d_FPN_3x/139686956/model_final_5ad38f", 57.3, keypoint_ap=66.0
-    ),
+    _detectron2("COCO-Keypoints/keypoint_rcnn_X_101_32x8d_FPN_3x/139686956/model_final_5ad38f", 57.3, keypoint_ap=66.0),
     _detectron2(
         "PascalVOC-Detection/faster_rcnn_R_50_C4/142202221/model_final_b1acc2", 51.9, ap50=80.3, data="voc2007:test"
     ),

@@ -51,11 +51,14 @@ CONFIG = DetectionConfig(
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("run")
+    return make_run(tmp_path_factory.mktemp("run"), CONFIG)
+
+
+def make_run(run: Path, config: DetectionConfig) -> Path:
     torch.manual_seed(0)
-    detector = build_detector(CONFIG, len(CLASSES))
+    detector = build_detector(config, len(CLASSES))
     state = TrainState(detector, build_optimizer(detector, SolverConfig()), torch.amp.grad_scaler.GradScaler("cpu"))
-    Checkpoints(run / "checkpoints", keep=1, config=CONFIG, class_names=CLASSES).save(state)
+    Checkpoints(run / "checkpoints", keep=1, config=config, class_names=CLASSES).save(state)
     return run
 
 
@@ -105,6 +108,23 @@ def served(photo: Path) -> Iterator[str]:
 def predicted(images: list[Path], weights: Path, output: Path, **options: Any) -> Any:
     predict_sources(images, Predictor.load(weights), output, say=lambda _: None, **options)
     return json.loads((output / "predictions.json").read_text())
+
+
+def test_keypoints_are_in_pixels_of_the_given_image(photo: Path, tmp_path: Path) -> None:
+    keypoint = KeypointConfig(names=("head", "tail"), edges=((0, 1),), pool_size=4, convs=0)
+    run = make_run(tmp_path / "run", replace(CONFIG, architecture="keypoint_rcnn", keypoint=keypoint))
+    found = Predictor.load(run)(read_image(photo), min_score=0)
+    assert found.keypoints is not None
+    assert found.keypoints.shape == (len(found), 2, 3)
+    places, boxes = found.keypoints[..., :2], found.boxes[:, None]
+    assert (places >= boxes[..., :2]).all()
+    assert (places <= boxes[..., 2:]).all()
+    assert places.max() > 96  # not those of the 64 x 80 pixels that the detector saw
+    (first, *_), (coco, *_) = found.records(), found.to_coco(7)
+    assert first["keypoints"] == dict(zip(("head", "tail"), found.keypoints[0].tolist(), strict=True))
+    x, y, score = found.keypoints[0, 0].double().tolist()
+    assert coco["keypoints"][:3] == [x - 0.5, y - 0.5, score]
+    assert found.plot().shape == found.image.shape
 
 
 def test_boxes_are_in_pixels_of_the_given_image(weights: Path, photo: Path) -> None:

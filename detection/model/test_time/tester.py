@@ -59,7 +59,9 @@ class Tester(nn.Module):
                 "test.scales and test.flip to their defaults"
             )
         if len(detectors) > 1 and any(getattr(detector, "keypoint_stage", None) is not None for detector in detectors):
-            raise ValueError("detectors with keypoints are no ensemble: keypoints can't be averaged; test them one by one")
+            raise ValueError(
+                "detectors with keypoints are no ensemble: keypoints can't be averaged; test them one by one"
+            )
         self.detectors, self.methods, self.postprocess = nn.ModuleList(detectors), methods, postprocess
 
     def forward(self, images: ImageBatch) -> list[Detections]:
