@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +30,10 @@ class Judged:
     runs: Mapping[str, Sequence[Sequence[Record]]]
 
 
-def read_judged(truth: Path, files: Mapping[str, Sequence[Path]]) -> Judged:
+def read_judged(truth: Path, files: Mapping[str, Sequence[Path]], *, keypoint_sigmas: Sequence[float] = ()) -> Judged:
     """Returns the detections in ``files`` (method -> one file per seed) beside the ground truth in ``truth``.
+
+    ``keypoint_sigmas`` of OKS, one for each keypoint, take the place of COCO's or the default ones.
 
     Raises:
         ValueError: no images or no files, or a file that can't be used; it is named, with its entries.
@@ -39,6 +41,8 @@ def read_judged(truth: Path, files: Mapping[str, Sequence[Path]]) -> Judged:
     read = read_truth(truth)
     if not read.file_names:
         raise ValueError(f"{truth}: its list `images` is empty, expected the images that were tested")
+    if keypoint_sigmas:
+        read = _with_sigmas(read, tuple(keypoint_sigmas))
     runs = {name: [_records(read, read_results(path, read.known)) for path in paths] for name, paths in files.items()}
     return Judged(read.class_names, runs)
 
@@ -92,6 +96,13 @@ def name_files(given: Sequence[str]) -> dict[str, list[Path]]:
             raise ValueError(f"--detections: two methods are called {name!r}; name them as in NAME={listed}")
         files[name] = paths
     return files
+
+
+def _with_sigmas(truth: Truth, sigmas: tuple[float, ...]) -> Truth:
+    if truth.keypoint_spec is None:
+        why = truth.known.no_keypoints or "its categories name none"
+        raise ValueError(f"--keypoint-sigmas are of keypoints, which {truth.known.source} has not: {why}")
+    return replace(truth, keypoint_spec=replace(truth.keypoint_spec, sigmas=sigmas))
 
 
 def _records(truth: Truth, results: Results) -> list[Record]:
