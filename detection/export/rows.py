@@ -73,12 +73,17 @@ class _DetectedMasks(MaskStage):
 
 
 class _DetectedKeypoints(KeypointStage):
-    """Keypoints of the rows that are detections; those of the others are 0."""
+    """Keypoints of the rows that are detections; those of the others are 0.
+
+    The first row is always among those that are computed: OpenVINO 2026.4 pools no batch of size 0.
+    """
 
     def forward(self, features: Sequence[Tensor], found: Found) -> Found:
         rows = _counted(found)
+        rows = torch.cat([rows, rows.new_zeros(1)])
         keypoints = self._find(features, found.boxes.flatten(0, 1)[rows], image_rows(found.boxes)[rows])
-        return replace(found, keypoints=_placed(keypoints, rows, found))
+        keypoints = _placed(keypoints, rows, found)
+        return replace(found, keypoints=torch.where(found.valid[..., None, None], keypoints, 0.0))
 
 
 def _counted(found: Found) -> Tensor:
