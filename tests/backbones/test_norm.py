@@ -119,3 +119,16 @@ def test_unknown_kind_lists_the_known() -> None:
 @pytest.mark.parametrize(("kind", "frozen"), [("bn", "frozen_bn"), ("sync_bn", "frozen_bn"), ("gn", "gn")])
 def test_batch_statistics_are_fixed_when_frozen(kind: NormKind, frozen: NormKind) -> None:
     assert frozen_kind(kind) == frozen
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_group_norm_of_one_cell_in_groups_of_one_channel_is_its_offset(images: int) -> None:
+    layer = make_norm("gn", eps=1e-5)(4)
+    layer.get_parameter("bias").data = torch.arange(4.0)
+    x = torch.randn(images, 4, 1, 1, requires_grad=True)
+    found = layer.train()(x)
+    torch.testing.assert_close(found.flatten(1), torch.arange(4.0).expand(images, 4))
+    found.sum().backward()
+    assert x.grad is not None
+    assert x.grad.eq(0).all()
+    assert isinstance(layer, nn.GroupNorm)  # whose parameters do not decay
