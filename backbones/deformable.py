@@ -53,9 +53,13 @@ class DeformableConv(nn.Conv2d):
             parameter.zero_()
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, O, ceil(H / stride), ceil(W / stride)), in the precision of ``input``."""
+        """(N, C, H, W) -> (N, O, ceil(H / stride), ceil(W / stride)), in the precision of a plain convolution."""
         chosen = self.offset(input)  # (N, 2 T or 3 T, H', W')
-        moves, logits = chosen[:, : self.moves], chosen[:, self.moves :]
+        # The operator knows no half precision on a CPU, and a place in a map of 200 cells has 11 bits in it.
+        exact = torch.promote_types(input.dtype, torch.float32)
+        moves, logits = chosen[:, : self.moves].to(exact), chosen[:, self.moves :].to(exact)
         mask = logits.sigmoid() if logits.shape[1] else None
-        strides = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
-        return deform_conv2d(input, moves, self.weight, mask=mask, **strides)
+        with torch.autocast(input.device.type, enabled=False):
+            strides = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+            output = deform_conv2d(input.to(exact), moves, self.weight.to(exact), mask=mask, **strides)
+        return output.to(chosen.dtype)

@@ -1,4 +1,4 @@
-"""The translation of torchvision's deformable convolution to ONNX of an opset that has none: GridSample, then a convolution.
+"""Translates torchvision's deformable convolution to ONNX of an opset without one: GridSample, then a convolution.
 
 GridSample takes 0 beyond the map, and between cells what the operator takes; a 1x1 convolution sums the samples up.
 
@@ -27,7 +27,7 @@ def translate_deform_conv2d(op: Any) -> Callable[..., Any]:
     def constant(values: Any) -> Any:
         return op.Constant(value=tensor(np.asarray(values, np.float32)))
 
-    def translate(
+    def translate(  # noqa: PLR0913  # the operator's
         input: Any,  # (N, C, H, W)
         weight: Any,  # (O, C / G, kernel height, kernel width)
         offset: Any,  # (N, 2 T, H', W'), the moves (dy, dx) of the samples, in cells

@@ -57,6 +57,11 @@ def to_torchvision(
             f"{config.box.head_fcs} and box.class_agnostic {config.box.class_agnostic} can't go to torchvision; it has "
             "a pyramid, 0 and 2 or 4 and 1 such layers, and a box for every class"
         )
+    if own.backbone.deform:
+        raise ValueError(
+            f"backbone.deform {list(own.backbone.deform)} can't go to torchvision, whose detectors have no deformable "
+            "convolutions"
+        )
     version, layers = head
     ordered = dict(state) | _background_first(state)
     counted = own.backbone.norm in ("bn", "sync_bn")
