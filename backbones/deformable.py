@@ -59,7 +59,6 @@ class DeformableConv(nn.Conv2d):
         exact = torch.promote_types(input.dtype, torch.float32)
         moves, logits = chosen[:, : self.moves].to(exact), chosen[:, self.moves :].to(exact)
         mask = logits.sigmoid() if logits.shape[1] else None
-        with torch.autocast(input.device.type, enabled=False):
-            strides = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
-            output = deform_conv2d(input.to(exact), moves, self.weight.to(exact), mask=mask, **strides)
+        strides = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        output = deform_conv2d(input.to(exact), moves, self.weight.to(exact), mask=mask, **strides)
         return output.to(chosen.dtype)
