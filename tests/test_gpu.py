@@ -18,6 +18,7 @@ from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
 from detection.model.box_stage import BoxPredictor, BoxStage
 from detection.model.faster_rcnn import FasterRCNN
+from detection.model.heat_maps import find_peaks
 from detection.model.matcher import Matcher
 from detection.model.pooler import RegionPooler
 from detection.model.postprocess import Postprocessor
@@ -193,3 +194,16 @@ def test_the_gpu_draws_what_the_cpu_draws() -> None:
         assert torch.equal(getattr(ours, name).cpu(), getattr(theirs, name))
         assert torch.equal(getattr(ours, name), getattr(again, name))
     assert not torch.equal(ours.columns[0], ours.columns[1])
+
+
+def test_keypoints_are_where_a_cpu_finds_them() -> None:
+    maps = torch.nn.functional.interpolate(
+        torch.randn(20, 17, 28, 28, generator=torch.Generator().manual_seed(0)), scale_factor=2.0, mode="bilinear"
+    )
+    corners = 200 * torch.rand(20, 2, generator=torch.Generator().manual_seed(1))
+    boxes = torch.cat([corners, corners + torch.linspace(5, 600, 20)[:, None] * torch.tensor([1.0, 0.5])], dim=1)
+    expected = find_peaks(maps, boxes, longest=800)
+    found = find_peaks(maps.to(DEVICE), boxes.to(DEVICE), longest=800).to(CPU)
+    apart = (found[..., :2] - expected[..., :2]).norm(dim=-1)
+    assert (apart > 1).double().mean() <= 0.01  # of maxima of equal height
+    torch.testing.assert_close(found[..., 2], expected[..., 2], rtol=1e-3, atol=1e-6)

@@ -12,7 +12,7 @@ from pathlib import Path
 from detection.weights.published import REFUSED, ZOO, Entry
 
 RECIPES = Path(__file__).parents[1] / "configs" / "coco" / "modern"
-HEADER = ("name", "from", "tested on", "box AP", "mask AP", "state", "recipe in configs/coco/modern")
+HEADER = ("name", "from", "tested on", "box AP", "mask AP, keypoint AP", "state", "recipe in configs/coco/modern")
 
 
 def rows() -> list[tuple[str, ...]]:
@@ -28,12 +28,14 @@ def line(cells: tuple[str, ...]) -> str:
 
 def _row(entry: Entry) -> tuple[str, ...]:
     ap = "" if entry.ap is None else f"{entry.ap:.1f}"
-    mask_ap = "" if entry.mask_ap is None else f"{entry.mask_ap:.1f}"
+    other_ap = "" if entry.mask_ap is None else f"{entry.mask_ap:.1f}"
+    if entry.keypoint_ap is not None:
+        other_ap = f"keypoints {entry.keypoint_ap:.1f}"
     if entry.ap50 is not None:
         ap += f" (AP50 {entry.ap50:.1f})"
     recipe = RECIPES / f"{entry.name.lower().replace('_r_', '_r').replace('_x_', '_x')}.yaml"
     name = recipe.name if recipe.is_file() else ""
-    return f"`{entry.name}`", entry.source, entry.data, ap, mask_ap, "loads", name
+    return f"`{entry.name}`", entry.source, entry.data, ap, other_ap, "loads", name
 
 
 if __name__ == "__main__":

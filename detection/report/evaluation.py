@@ -114,8 +114,9 @@ def _page(numbers: dict[str, Any]) -> Page:
 
 def _results(numbers: dict[str, Any]) -> Section:
     blocks: list[Block] = [_numbers_table(numbers, "bbox", f"COCO box AP and AR on {numbers['images']:,} images")]
-    if any("segm" in result for variant in numbers["variants"].values() for result in variant["results"]):
-        blocks.append(_numbers_table(numbers, "segm", "COCO mask AP and AR"))
+    for section, what in (("segm", "mask"), ("keypoints", "keypoint")):
+        if any(section in result for variant in numbers["variants"].values() for result in variant["results"]):
+            blocks.append(_numbers_table(numbers, section, f"COCO {what} AP and AR"))
     blocks += [_numbers_table(numbers, "voc", "VOC mAP"), _intervals_table(numbers)]
     if numbers["pairs"]:
         blocks += [pair_matrix(numbers), *claims_tables(numbers)]

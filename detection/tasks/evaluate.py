@@ -58,14 +58,17 @@ def read_detections(index: AnnotationIndex, path: Path, *, source: str, repair: 
         image_ids=index.image_ids.tolist(),
         sizes=sizes,
         category_ids=index.category_ids,
+        keypoints=() if index.keypoints is None else index.keypoints.names,
     )
     results = read_results(path, known)
     records = []
     for row in range(len(index)):
         found = results.rows(row)
-        masks = None if results.masks is None else {"masks": results.masks[found]}
+        fields = {} if results.masks is None else {"masks": results.masks[found]}
+        if results.keypoints is not None:
+            fields |= {"keypoints": results.keypoints[found].astype(np.float32)}
         boxes, scores = results.boxes[found].astype(np.float32), results.scores[found].astype(np.float32)
-        records.append(make_record(index, row, boxes=boxes, scores=scores, labels=results.labels[found], fields=masks))
+        records.append(make_record(index, row, boxes=boxes, scores=scores, labels=results.labels[found], fields=fields))
     return records
 
 
@@ -98,6 +101,7 @@ def _records(truth: Truth, results: Results) -> list[Record]:
 def _record(truth: Truth, results: Results, image: int) -> Record:
     objects, found = truth.rows(image), results.rows(image)
     masks = truth.masks is not None and results.masks is not None
+    keypoints = truth.keypoints is not None and results.keypoints is not None
     return Record(
         image_id=truth.known.image_ids[image],
         file_name=truth.file_names[image],
@@ -111,4 +115,7 @@ def _record(truth: Truth, results: Results, image: int) -> Record:
         labels=results.labels[found],
         gt_masks=(truth.masks or ())[objects] if masks else None,
         masks=(results.masks or ())[found] if masks else None,
+        gt_keypoints=truth.keypoints[objects] if keypoints and truth.keypoints is not None else None,
+        keypoints=results.keypoints[found] if keypoints and results.keypoints is not None else None,
+        keypoint_spec=truth.keypoint_spec if keypoints else None,
     )

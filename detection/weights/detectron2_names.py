@@ -42,6 +42,8 @@ TO_OURS: Rules = (
     (r"^roi_heads\.mask_head\.mask_fcn(\d)\.", lambda match: f"mask_stage.head.convs.{int(match[1]) - 1}.0."),
     (r"^roi_heads\.mask_head\.deconv\.", "mask_stage.head.upsample."),
     (r"^roi_heads\.mask_head\.predictor\.", "mask_stage.head.masks."),
+    (r"^roi_heads\.keypoint_head\.conv_fcn(\d)\.", lambda match: f"keypoint_stage.head.convs.{int(match[1]) - 1}.0."),
+    (r"^roi_heads\.keypoint_head\.score_lowres\.", "keypoint_stage.head.maps."),
 )
 
 # The way back, in this order too.
@@ -49,6 +51,11 @@ TO_THEIRS: Rules = (
     (r"^backbone\.body\.", "backbone.bottom_up."),
     (r"^backbone\.(lateral|output)\.c(\d)\.1\.", r"backbone.fpn_\1\2.norm."),
     (r"^backbone\.(lateral|output)\.c(\d)\.0\.", r"backbone.fpn_\1\2."),
+    (r"^backbone\.coarse\.(p\d)\.0\.", r"backbone.top_block.\1."),
+    (r"^head\.class_tower\.(\d)\.0\.", lambda match: f"head.cls_subnet.{2 * int(match[1])}."),
+    (r"^head\.box_tower\.(\d)\.0\.", lambda match: f"head.bbox_subnet.{2 * int(match[1])}."),
+    (r"^head\.classes\.", "head.cls_score."),
+    (r"^head\.deltas\.", "head.bbox_pred."),
     (r"^box_stage\.head\.layer4\.", "roi_heads.res5."),
     (r"^(backbone|backbone\.bottom_up)\.layer(\d)\.", lambda match: f"{match[1]}.res{int(match[2]) + 1}."),
     (r"^(backbone|backbone\.bottom_up)\.bn1\.", r"\1.stem.conv1.norm."),
@@ -65,6 +72,8 @@ TO_THEIRS: Rules = (
     (r"^mask_stage\.head\.convs\.(\d)\.0\.", lambda match: f"roi_heads.mask_head.mask_fcn{int(match[1]) + 1}."),
     (r"^mask_stage\.head\.upsample\.", "roi_heads.mask_head.deconv."),
     (r"^mask_stage\.head\.masks\.", "roi_heads.mask_head.predictor."),
+    (r"^keypoint_stage\.head\.convs\.(\d)\.0\.", lambda match: f"roi_heads.keypoint_head.conv_fcn{int(match[1]) + 1}."),
+    (r"^keypoint_stage\.head\.maps\.", "roi_heads.keypoint_head.score_lowres."),
     (r"^box_stage\.stages\.(\d)\.(head|predictor)\.", r"roi_heads.box_\2.\1."),
     (r"^box_stage\.(head|predictor)\.", r"roi_heads.box_\1."),
     (r"\.convs\.(\d)\.1\.", lambda match: f".conv{int(match[1]) + 1}.norm."),

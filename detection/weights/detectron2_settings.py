@@ -51,6 +51,7 @@ KEYS = {
     "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": "cascade.ious",
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": "mask.pool_size",
     "MODEL.ROI_MASK_HEAD.NORM": "mask.norm",
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": "keypoint.pool_size",
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "test.score_threshold",
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": "test.nms_iou",
     "TEST.DETECTIONS_PER_IMAGE": "test.max_detections",
@@ -76,14 +77,13 @@ PIXELS = ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT")
 NORMS = {"": None, "FrozenBN": "frozen_bn", "BN": "bn", "SyncBN": "sync_bn", "GN": "gn", "nnSyncBN": "sync_bn"}
 
 POOLERS = {"ROIAlignV2": "roi_align", "ROIAlign": "roi_align_unaligned"}
-# Of masks, which are pooled as boxes are here; with Detectron2's defaults.
+# Of masks and keypoints, which are pooled as boxes are here; with Detectron2's defaults.
 POOLED_ALIKE: dict[str, Any] = {"POOLER_TYPE": "ROIAlignV2", "POOLER_SAMPLING_RATIO": 0}
 
 # Settings with the one value that our detector has
 REQUIRED: dict[str, Any] = {
     "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
     "MODEL.LOAD_PROPOSALS": False,
-    "MODEL.KEYPOINT_ON": False,
     "MODEL.ANCHOR_GENERATOR.NAME": "DefaultAnchorGenerator",
     "MODEL.PROPOSAL_GENERATOR.NAME": "RPN",
     "MODEL.FPN.FUSE_TYPE": "sum",
@@ -102,7 +102,7 @@ RETINANET_REQUIRED: dict[str, Any] = {name: value for name, value in REQUIRED.it
 
 # Names and shapes of the weights say these.
 TOLD_BY_SHAPES = re.compile(
-    r"MODEL\.(MASK_ON|BACKBONE\.NAME|FPN\.(IN_FEATURES|OUT_CHANNELS)|RPN\.(IN_FEATURES|CONV_DIMS)"
+    r"MODEL\.(MASK_ON|KEYPOINT_ON|BACKBONE\.NAME|FPN\.(IN_FEATURES|OUT_CHANNELS)|RPN\.(IN_FEATURES|CONV_DIMS)"
     r"|RESNETS\.(DEPTH|OUT_FEATURES|NUM_GROUPS|WIDTH_PER_GROUP|RES2_OUT_CHANNELS|STEM_OUT_CHANNELS|DEFORM_\w+)"
     r"|ROI_HEADS\.(NAME|NUM_CLASSES|IN_FEATURES)"
     r"|ROI_BOX_HEAD\.(NAME|NUM_FC|FC_DIM|NUM_CONV|CONV_DIM|CLS_AGNOSTIC_BBOX_REG)"
@@ -189,8 +189,8 @@ def settings_of(config: DetectionConfig) -> dict[str, Any]:
     for name, key in _keys(tree).items():
         if _applies(tree, *key.split(".")):
             settings[name] = _their_value(name, flat[key], pyramid=config.backbone.fpn)
-    if "pool_size" in tree["mask"]:
-        settings |= {f"MODEL.ROI_MASK_HEAD.{key}": settings[f"MODEL.ROI_BOX_HEAD.{key}"] for key in POOLED_ALIKE}
+    for head in _pooling_heads(tree):
+        settings |= {f"MODEL.{head}.{key}": settings[f"MODEL.ROI_BOX_HEAD.{key}"] for key in POOLED_ALIKE}
     return settings
 
 
@@ -202,6 +202,7 @@ def _sections(config: DetectionConfig) -> dict[str, Any]:
         "backbone": {"fpn": config.backbone.fpn, "dilate_c5": config.backbone.dilate_c5},
         "box": {"head": config.box.head, "head_convs": config.box.head_convs},
         "mask": mask,
+        "keypoint": {"pool_size": None} if "keypoint" in config.architecture else {},
     }
 
 
@@ -216,8 +217,8 @@ def _applies(tree: Mapping[str, Any], section: str, key: str) -> bool:
     match section, key:
         case "cascade", _:
             return "cascade" in tree["architecture"]
-        case "mask", _:
-            return key in tree["mask"]
+        case "mask" | "keypoint", _:
+            return key in tree[section]
         case "backbone", "fpn_norm":
             return tree["backbone"]["fpn"]
         case "box", "coder_weights":  # a cascade's stages have ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
@@ -258,14 +259,20 @@ def _their_value(name: str, value: Any, *, pyramid: bool) -> Any:
 
 
 def _check_pooling(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raises ValueError where ``settings`` pool the regions of masks otherwise than those of boxes."""
-    for key, default in POOLED_ALIKE.items() if "pool_size" in tree.get("mask", {}) else ():
-        boxes, masks = (f"MODEL.ROI_{head}_HEAD.{key}" for head in ("BOX", "MASK"))
-        if settings.get(boxes, default) != settings.get(masks, default):
-            raise ValueError(
-                f"{boxes} is {settings.get(boxes, default)!r} and {masks} is {settings.get(masks, default)!r}; "
-                "a detector here pools both alike"
-            )
+    """Raises ValueError where ``settings`` pool regions of masks or keypoints otherwise than those of boxes."""
+    for head in _pooling_heads(tree):
+        for key, default in POOLED_ALIKE.items():
+            boxes, others = f"MODEL.ROI_BOX_HEAD.{key}", f"MODEL.{head}.{key}"
+            if settings.get(boxes, default) != settings.get(others, default):
+                raise ValueError(
+                    f"{boxes} is {settings.get(boxes, default)!r} and {others} is {settings.get(others, default)!r}; "
+                    "a detector here pools both alike"
+                )
+
+
+def _pooling_heads(tree: Mapping[str, Any]) -> list[str]:
+    """Returns the heads beside that of boxes that pool regions of their own."""
+    return [f"ROI_{name.upper()}_HEAD" for name in ("mask", "keypoint") if "pool_size" in tree.get(name, {})]
 
 
 def _pixels(source: str) -> dict[str, Any]:

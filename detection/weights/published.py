@@ -18,6 +18,7 @@ from torchvision.models.detection import (
     FasterRCNN_ResNet50_FPN_V2_Weights,
     FasterRCNN_ResNet50_FPN_Weights,
     FCOS_ResNet50_FPN_Weights,
+    KeypointRCNN_ResNet50_FPN_Weights,
     MaskRCNN_ResNet50_FPN_V2_Weights,
     MaskRCNN_ResNet50_FPN_Weights,
     RetinaNet_ResNet50_FPN_V2_Weights,
@@ -36,6 +37,7 @@ LICENCES: dict[Source, str] = {
     "detectron2": "CC BY-SA 3.0",
 }
 CHECKSUMS: dict[Source, tuple[str, int]] = {"torchvision": ("sha256", 8), "detectron2": ("md5", 6)}
+PERSONS = "coco2017_keypoints:val"
 ADDRESS = "https://dl.fbaipublicfiles.com/detectron2"
 
 # Of data sets without a card, in the order of the rows; LVIS 0.5 numbers its categories from 1 to 1230.
@@ -62,6 +64,8 @@ DETECTRON1 = {
     "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 2,
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "ROIAlign",
     "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": 2,
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE": "ROIAlign",
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO": 2,
 }
 
 
@@ -74,6 +78,7 @@ class Entry:
         url: of its file.
         data: card:split that the figures are of; a data set without a card here has its classes in ``CLASSES``.
         ap: percent, mean over IoU 0.5 to 0.95; on VOC from 11-point curves. None: not published, or not at hand.
+        norm_eps: of torchvision's fixed batch normalisation; None: as the names in the file tell.
         settings: Detectron2's, where they are not those that its weights have without any.
     """
 
@@ -84,6 +89,8 @@ class Entry:
     ap: float | None
     ap50: float | None = None
     mask_ap: float | None = None
+    keypoint_ap: float | None = None
+    norm_eps: float | None = None
     settings: Settings = field(default_factory=dict)
 
     @property
@@ -103,7 +110,12 @@ class Entry:
     @property
     def figures(self) -> str:
         """The published figures, in percent, with the data set that they are of."""
-        figures = {"box AP": self.ap, "box AP50": self.ap50, "mask AP": self.mask_ap}
+        figures = {
+            "box AP": self.ap,
+            "box AP50": self.ap50,
+            "mask AP": self.mask_ap,
+            "keypoint AP": self.keypoint_ap,
+        }
         shown = ", ".join(f"{name} {value:.1f}" for name, value in figures.items() if value is not None)
         return f"published for {self.data}: {shown or 'figures not at hand'}"
 
@@ -123,9 +135,20 @@ class Entry:
         return self.data.rpartition(":")[0]
 
 
-def _torchvision(name: str, weights: WeightsEnum) -> Entry:
+def _torchvision(
+    name: str, weights: WeightsEnum, *, data: str = "coco2017:val", norm_eps: float | None = None
+) -> Entry:
     figures = weights.meta["_metrics"]["COCO-val2017"]
-    return Entry(name, "torchvision", weights.url, "coco2017:val", figures["box_map"], mask_ap=figures.get("mask_map"))
+    return Entry(
+        name,
+        "torchvision",
+        weights.url,
+        data,
+        figures["box_map"],
+        mask_ap=figures.get("mask_map"),
+        keypoint_ap=figures.get("kp_map"),
+        norm_eps=norm_eps,
+    )
 
 
 def _detectron2(
@@ -134,12 +157,16 @@ def _detectron2(
     mask_ap: float | None = None,
     *,
     ap50: float | None = None,
+    keypoint_ap: float | None = None,
     settings: Settings | None = None,
 ) -> Entry:
     """The row of the file ``path``, which is folder/name/number/file."""
     folder, name, *_ = path.split("/")
     data, suffix = FOLDERS.get(folder, ("coco2017:val", ""))
-    return Entry(name + suffix, "detectron2", f"{ADDRESS}/{path}.pkl", data, ap, ap50, mask_ap, settings or {})
+    if keypoint_ap is not None:
+        data, suffix = PERSONS, "_d1" if settings else ""  # of the comparisons, whose name COCO-Keypoints has too
+    url = f"{ADDRESS}/{path}.pkl"
+    return Entry(name + suffix, "detectron2", url, data, ap, ap50, mask_ap, keypoint_ap, settings=settings or {})
 
 
 ZOO: tuple[Entry, ...] = (
@@ -147,6 +174,14 @@ ZOO: tuple[Entry, ...] = (
     _torchvision("fasterrcnn_resnet50_fpn_v2", FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1),
     _torchvision("maskrcnn_resnet50_fpn", MaskRCNN_ResNet50_FPN_Weights.COCO_V1),
     _torchvision("maskrcnn_resnet50_fpn_v2", MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1),
+    _torchvision("keypointrcnn_resnet50_fpn", KeypointRCNN_ResNet50_FPN_Weights.COCO_V1, data=PERSONS),
+    # Its names are old ones, and torchvision leaves its eps at 1e-5.
+    _torchvision(
+        "keypointrcnn_resnet50_fpn_legacy",
+        KeypointRCNN_ResNet50_FPN_Weights.COCO_LEGACY,
+        data=PERSONS,
+        norm_eps=1e-5,
+    ),
     _torchvision("retinanet_resnet50_fpn", RetinaNet_ResNet50_FPN_Weights.COCO_V1),
     _torchvision("retinanet_resnet50_fpn_v2", RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1),
     _torchvision("fcos_resnet50_fpn", FCOS_ResNet50_FPN_Weights.COCO_V1),
@@ -189,6 +224,10 @@ ZOO: tuple[Entry, ...] = (
     _detectron2(
         "new_baselines/mask_rcnn_R_101_FPN_400ep_LSJ/42073830/model_final_f96b26", 48.9, 43.7, settings=TRAINED_WHOLE
     ),
+    _detectron2("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x/137261548/model_final_04e291", 53.6, keypoint_ap=64.0),
+    _detectron2("COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x/137849621/model_final_a6e10b", 55.4, keypoint_ap=65.5),
+    _detectron2("COCO-Keypoints/keypoint_rcnn_R_101_FPN_3x/138363331/model_final_997cc7", 56.4, keypoint_ap=66.1),
+    _detectron2("COCO-Keypoints/keypoint_rcnn_X_101_32x8d_FPN_3x/139686956/model_final_5ad38f", 57.3, keypoint_ap=66.0),
     _detectron2(
         "LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x/144219072/model_final_571f7c", 23.6, 24.4, settings=LVIS
     ),
@@ -226,9 +265,14 @@ ZOO: tuple[Entry, ...] = (
         *(37.8, 34.9),
         settings=DETECTRON1,
     ),
+    _detectron2(
+        "Detectron1-Comparisons/keypoint_rcnn_R_50_FPN_1x/137781195/model_final_cce136",
+        53.1,
+        keypoint_ap=64.2,
+        settings=DETECTRON1,
+    ),
 )
 
-NO_KEYPOINTS = "Keypoint R-CNN, and no architecture here has keypoints"
 NO_STUFF = "Panoptic FPN, and no architecture here segments what is no object"
 NO_REGNET = "its backbone is a RegNet, which backbones/registry.py lacks"
 # Of Detectron2's model zoo too: name -> why it does not load
@@ -236,11 +280,6 @@ REFUSED: dict[str, str] = {
     "rpn_R_50_C4_1x": "an RPN alone, whose proposals have no classes",
     "rpn_R_50_FPN_1x": "an RPN alone, whose proposals have no classes",
     "fast_rcnn_R_50_FPN_1x": "Fast R-CNN without an RPN, whose regions come from a file",
-    "keypoint_rcnn_R_50_FPN_1x": NO_KEYPOINTS,
-    "keypoint_rcnn_R_50_FPN_3x": NO_KEYPOINTS,
-    "keypoint_rcnn_R_101_FPN_3x": NO_KEYPOINTS,
-    "keypoint_rcnn_X_101_32x8d_FPN_3x": NO_KEYPOINTS,
-    "keypoint_rcnn_R_50_FPN_1x_d1": NO_KEYPOINTS,  # of configs/Detectron1-Comparisons
     "panoptic_fpn_R_50_1x": NO_STUFF,
     "panoptic_fpn_R_50_3x": NO_STUFF,
     "panoptic_fpn_R_101_3x": NO_STUFF,

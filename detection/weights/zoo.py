@@ -75,5 +75,5 @@ def _check(entry: Entry, file: Path) -> None:
 def _convert(entry: Entry, file: Path) -> tuple[DetectionConfig, dict[str, Tensor]]:
     state = read_state_dict(file)
     if entry.source == "torchvision":
-        return convert_torchvision(state, class_names=entry.class_names)
+        return convert_torchvision(state, class_names=entry.class_names, norm_eps=entry.norm_eps)
     return convert_detectron2(state, class_names=entry.class_names, settings=entry.settings)

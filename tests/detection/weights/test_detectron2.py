@@ -1,4 +1,4 @@
-"""Mirrors weights/detectron2.py: the nine architectures of Detectron2's zoo, by their names and shapes."""
+"""Mirrors weights/detectron2.py: the architectures of Detectron2's zoo, by their names and shapes."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ UNLISTED: dict[str, dict[str, Any]] = {
     "mask_rcnn_R_50_FPN_dconv_c3-c5": {"kind": "fpn", "masks": True, "offsets": 18},
     "mask_rcnn_R_50_FPN_LSJ": {"kind": "fpn", "masks": True, "norm": "SyncBN", "rpn_convs": 2},
     "faster_rcnn_R_50_FPN_modulated": {"kind": "fpn", "offsets": 27},
+    "keypoint_rcnn_R_50_FPN": {"kind": "fpn", "classes": 1, "keypoints": True},
 }
 # The largest: ResNeXt-152, whose body alone has fixed statistics.
 LARGEST: dict[str, Any] = {
@@ -96,13 +97,14 @@ def stage_shapes(
     return shapes
 
 
-def detector_shapes(
+def detector_shapes(  # noqa: PLR0913  # one argument for every kind of layer
     *,
     kind: str,
     depth: int = 50,
     classes: int = 80,
     masks: bool = False,
     cascade: bool = False,
+    keypoints: bool = False,
     norm: str = "FrozenBN",
     groups: int = 1,
     width: int = 64,
@@ -144,6 +146,11 @@ def detector_shapes(
         deconv = "roi_heads.mask_head.deconv"
         shapes |= {f"{deconv}.weight": (2048 if kind == "c4" else 256, 256, 2, 2), f"{deconv}.bias": (256,)}
         shapes |= layer("roi_heads.mask_head.predictor", classes, 256, 1, 1)
+    if keypoints:
+        for number in range(1, 9):
+            shapes |= layer(f"roi_heads.keypoint_head.conv_fcn{number}", 512, 512 if number > 1 else 256, 3, 3)
+        lowres = "roi_heads.keypoint_head.score_lowres"
+        shapes |= {f"{lowres}.weight": (512, 17, 4, 4), f"{lowres}.bias": (17,)}
     return shapes
 
 
@@ -248,6 +255,11 @@ PLACES: dict[str, dict[str, str]] = {
         "roi_heads.box_predictor.2.bbox_pred.weight": "box_stage.stages.2.predictor.deltas.weight",
         "roi_heads.box_predictor.0.cls_score.bias": "box_stage.stages.0.predictor.classes.bias",
     },
+    "keypoint_rcnn_R_50_FPN": {
+        "roi_heads.keypoint_head.conv_fcn1.weight": "keypoint_stage.head.convs.0.0.weight",
+        "roi_heads.keypoint_head.conv_fcn8.bias": "keypoint_stage.head.convs.7.0.bias",
+        "roi_heads.keypoint_head.score_lowres.weight": "keypoint_stage.head.maps.weight",
+    },
 }
 
 
@@ -318,6 +330,25 @@ def test_settings_of_a_cascade() -> None:
     assert (config.box.head, config.box.pool_size, config.box.head_channels) == ("fc", 7, 1024)
     assert (config.mask.pool_size, config.mask.convs, config.mask.channels) == (14, 4, 256)
     assert config.mask.geometry == "detectron2"
+
+
+def test_settings_of_keypoints() -> None:
+    """Source: Detectron2, configs/COCO-Keypoints/Base-Keypoint-RCNN-FPN.yaml, and the defaults of ROI_KEYPOINT_HEAD."""
+    name = "keypoint_rcnn_R_50_FPN"
+    config, _ = conversion(name)
+    assert (config.architecture, config.box.smooth_l1_beta, config.rpn.post_nms_train) == ("keypoint_rcnn", 0.5, 1500)
+    keypoint = config.keypoint
+    assert (keypoint.pool_size, keypoint.convs, keypoint.channels, len(keypoint.names)) == (14, 8, 512, 17)
+    assert (config.box.pool, config.box.sampling_ratio) == ("roi_align", 0)
+    theirs = {
+        "MODEL__KEYPOINT_ON": True,
+        "MODEL__ROI_KEYPOINT_HEAD__NUM_KEYPOINTS": 17,
+        "MODEL__ROI_KEYPOINT_HEAD__NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": True,
+        "MODEL__ROI_KEYPOINT_HEAD__POOLER_RESOLUTION": 7,
+    }
+    assert converted_config(name, **theirs) == replace(config, keypoint=replace(keypoint, pool_size=7))
+    with pytest.raises(ValueError, match=r"ROI_KEYPOINT_HEAD\.POOLER_TYPE is 'ROIAlign'"):
+        converted_config(name, MODEL__ROI_KEYPOINT_HEAD__POOLER_TYPE="ROIAlign")
 
 
 def test_settings_replace_those_of_the_zoo() -> None:
@@ -407,6 +438,7 @@ def spec_of(entry: Entry) -> dict[str, Any]:
         "classes": len(entry.class_names),
         "masks": "mask_rcnn" in name,
         "cascade": "cascade" in name,
+        "keypoints": "keypoint" in name,
         "norm": "GN" if name.endswith("_gn") else "SyncBN" if name.endswith(("_syncbn", "_LSJ")) else "FrozenBN",
         "offsets": 18 if "dconv" in name else 0,
         "rpn_convs": 2 if name.endswith("_LSJ") else 1,
@@ -415,6 +447,7 @@ def spec_of(entry: Entry) -> dict[str, Any]:
 
 
 REGIONS = [entry for entry in ZOO if entry.source == "detectron2" and "retinanet" not in entry.name]
+PLAIN_ALIGN = ("roi_align_unaligned", 1.0)
 # Settings that a name does not show, as Detectron2's configs have them.
 OF_ONE: dict[str, tuple[Callable[[DetectionConfig], Any], Any]] = {
     "cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv": (
@@ -434,6 +467,7 @@ OF_ONE: dict[str, tuple[Callable[[DetectionConfig], Any], Any]] = {
         lambda config: (config.test.score_threshold, config.test.max_detections),
         (1e-4, 300),
     ),
+    "keypoint_rcnn_R_50_FPN_1x_d1": (lambda config: (config.box.pool, config.box.smooth_l1_beta), PLAIN_ALIGN),
     "cascade_mask_rcnn_R_50_FPN_1x": (lambda config: config.rpn.post_nms_train, 2000),
     "mask_rcnn_R_50_FPN_100ep_LSJ": (lambda config: (config.backbone.freeze_at, config.box.head_convs), (0, 4)),
 }
@@ -547,10 +581,6 @@ def without(text: str) -> dict[str, Tensor]:
         (lambda: without("res4.5."), r"stages of \(3, 4, 5, 3\) bottleneck blocks, expected .*resnet50 \(3, 4, 6, 3\)"),
         (lambda: without("bbox_pred.weight"), r"missing: 1: box_stage\.predictor\.deltas\.weight"),
         (lambda: c4_state(roi_heads__x=torch.zeros(1)), r"unused: 1: roi_heads\.x"),
-        (
-            lambda: c4_state(roi_heads__keypoint_head__x=torch.zeros(1)),
-            r"of Keypoint R-CNN \(roi_heads\.keypoint_head\.x\)",
-        ),
         (lambda: c4_state(head__cls_subnet__1__weight=torch.zeros(1)), r"of RetinaNet with normalised towers \(head"),
         (lambda: c4_state(sem_seg_head__p2__0__weight=torch.zeros(1)), "of Panoptic FPN"),
         (lambda: c4_state(backbone__res4__0__conv2_offset__bias=torch.zeros(1)), r"unused: 1: .*conv2\.offset\.bias"),

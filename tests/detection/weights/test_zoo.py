@@ -103,12 +103,13 @@ def test_every_row_is_complete(entry: Entry) -> None:
     assert split in load_card(card).splits if entry.has_card else len(entry.class_names) in (8, 1230)
     assert entry.ap is None or 20 < entry.ap < 60
     assert ("mask" in entry.name) == (entry.mask_ap is not None) or "200ep" in entry.name
+    assert ("keypoint" in entry.name) == (entry.keypoint_ap is not None) == (card == "coco2017_keypoints")
 
 
 def test_the_tables_hold_all_of_detectron2_s_model_zoo() -> None:
-    assert [entry.source for entry in ZOO] == ["torchvision"] * 7 + ["detectron2"] * 46
+    assert [entry.source for entry in ZOO] == ["torchvision"] * 9 + ["detectron2"] * 51
     assert len({entry.name for entry in ZOO}) == len({entry.url for entry in ZOO}) == len(ZOO)
-    assert len(ZOO) - 7 + len(REFUSED) == 64
+    assert len(ZOO) - 9 + len(REFUSED) == 64
     assert not {entry.name for entry in ZOO} & REFUSED.keys()
 
 
@@ -139,6 +140,12 @@ def test_addresses_and_figures_of_some_rows() -> None:
     first = find_entry("fasterrcnn_resnet50_fpn")
     assert first.url == "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
     assert (first.ap, first.mask_ap, first.checksum) == (37.0, None, ("sha256", "258fb6c6"))
+    persons, legacy = find_entry("keypointrcnn_resnet50_fpn"), find_entry("keypointrcnn_resnet50_fpn_legacy")
+    assert (persons.ap, persons.keypoint_ap, persons.norm_eps) == (54.6, 65.0, None)
+    assert (legacy.ap, legacy.keypoint_ap, legacy.norm_eps) == (50.6, 61.1, 1e-5)
+    zoo_persons = find_entry("keypoint_rcnn_R_50_FPN_3x")
+    assert zoo_persons.url == f"{prefix}/COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x/137849621/model_final_a6e10b.pkl"
+    assert (zoo_persons.ap, zoo_persons.keypoint_ap) == (55.4, 65.5)
 
 
 def test_an_unknown_name_lists_the_known_and_the_nearest() -> None:
