@@ -132,3 +132,10 @@ def test_group_norm_of_one_cell_in_groups_of_one_channel_is_its_offset(images: i
     assert x.grad is not None
     assert x.grad.eq(0).all()
     assert isinstance(layer, nn.GroupNorm)  # whose parameters do not decay
+
+
+def test_synchronised_norm_of_one_process_on_a_cpu_is_batch_norm() -> None:
+    x = torch.randn(2, 4, 3, 5)
+    synchronised, plain = make_norm("sync_bn", eps=1e-5)(4).train(), make_norm("bn", eps=1e-5)(4).train()
+    torch.testing.assert_close(synchronised(x), plain(x))
+    torch.testing.assert_close(dict(synchronised.state_dict()), dict(plain.state_dict()))
