@@ -139,7 +139,8 @@ def assert_same_step(model: nn.Module, backend: str) -> None:
         torch.testing.assert_close(found[name], loss, rtol=1e-5, atol=1e-7)
     assert own.keys() == gradients.keys() != set()
     for name, gradient in gradients.items():
-        assert (own[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
+        nothing = 1e-6 if name.endswith("maps.bias") else 1e-9  # a softmax over a map does not see its bias
+        assert (own[name] - gradient).norm() <= 1e-5 * gradient.norm() + nothing, name
 
 
 @torch.no_grad()

@@ -75,7 +75,7 @@ def find_peaks(maps: Tensor, boxes: Tensor, *, longest: int) -> Tensor:
 
     place = grid.flatten(2, 3).gather(2, number[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]  # (R, J, 2)
     points = (place + 0.5) * (sides / pixels)[:, None] + boxes[:, None, :2]
-    score = (best - maps.flatten(2).logsumexp(dim=2)).exp()
+    score = 1 / (maps.flatten(2) - best[..., None]).exp().sum(dim=2)
     return torch.cat([points, score[..., None].to(points.dtype)], dim=2)
 
 
