@@ -13,6 +13,7 @@ from torch import nn
 
 from backbones.base import Backbone, FeatureSpec
 from backbones.classifier import backbone_weights
+from backbones.deformable import OFFSETS
 from backbones.fpn import FPN
 from backbones.norm import NormLayer, make_norm
 from backbones.registry import build_backbone, pyramid_features
@@ -231,7 +232,7 @@ def build_plain_backbone(
             raise ValueError(
                 f"{run} is no classifier; leave backbone.weights unset and give a detector to go on from as init"
             )
-        load_matching(backbone, weights_of_run, source=str(run))
+        load_matching(backbone, weights_of_run, source=str(run), missing_ok=OFFSETS)
     return backbone
 
 

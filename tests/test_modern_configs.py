@@ -36,11 +36,13 @@ FIGURES = {
     "faster_rcnn_r50_dc5_1x": ("37.3",),
     "faster_rcnn_r50_fpn_1x": ("37.9",),
     "faster_rcnn_r50_fpn_3x": ("40.2",),
+    "faster_rcnn_x101_32x8d_fpn_3x": ("43.0",),
     "fcos_r50_fpn_1x": None,
     "keypoint_rcnn_r50_fpn_1x": ("53.6", "64.0"),
     "keypoint_rcnn_r50_fpn_3x": ("55.4", "65.5"),
     "mask_rcnn_r101_fpn_3x": ("42.9", "38.6"),
     "mask_rcnn_r50_fpn_1x": ("38.6", "35.2"),
+    "mask_rcnn_r50_fpn_1x_dconv_c3-c5": ("41.5", "37.5"),
     "mask_rcnn_r50_fpn_3x": ("41.0", "37.2"),
     "mask_rcnn_r50_fpn_lsj_adamw": None,
     "retinanet_r50_fpn_1x": ("37.4",),
@@ -134,7 +136,9 @@ def test_the_parts_are_those_of_the_name(path: Path) -> None:
     config, detector = load(path), build(path)
     assert isinstance(detector, FasterRCNN)
     assert all(parameter.is_meta for parameter in detector.parameters())
-    assert config.backbone.name == ("resnet101" if "_r101_" in path.stem else "resnet50")
+    networks = {"_r101_": "resnet101", "_x101_32x8d_": "resnext101_32x8d"}
+    assert config.backbone.name == next((name for mark, name in networks.items() if mark in path.stem), "resnet50")
+    assert config.backbone.deform == (("c3", "c4", "c5") if "_dconv_" in path.stem else None)
     assert ("mask_rcnn" in path.stem) == (detector.mask_stage is not None) == ("mask" in config.architecture)
     assert ("keypoint_rcnn" in path.stem) == (detector.keypoint_stage is not None)
     assert detector.keypoint_stage is None or detector.keypoint_stage.head.num_keypoints == 17

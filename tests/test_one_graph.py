@@ -60,6 +60,9 @@ FAMILIES: dict[str, DetectionConfig] = {
     ),
     "Cascade": replace(FPN, architecture="cascade_rcnn", box=replace(FPN.box, class_agnostic=True)),
     "RetinaNet": replace(FPN, architecture="retinanet", dense=DenseConfig(convs=1, norm="gn", loss="giou")),
+    "Deformable": replace(
+        FPN, backbone=replace(FPN.backbone, name="resnet50", deform=("c3", "c5"), deform_modulated=True)
+    ),
     "FCOS": replace(
         FPN,
         architecture="fcos",
@@ -80,6 +83,9 @@ def make_model(config: DetectionConfig, classes: int = NUM_CLASSES) -> FasterRCN
     for name, values in model.named_buffers():
         if name.endswith(("bn2.weight", "bn3.weight")):
             values.fill_(0.2)  # else random residual branches add up to infinity
+    for name, values in model.named_parameters():
+        if name.endswith("offset.weight"):
+            nn.init.normal_(values, std=0.02)  # moves of about a cell
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.out_features == classes + 1:
             nn.init.normal_(module.weight, std=1.0)

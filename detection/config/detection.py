@@ -44,6 +44,9 @@ ProposalCount = Annotated[int, Field(ge=1, le=20_000)]  # of an image; 20,000 ta
 class DetectorBackboneConfig(BackboneConfig):
     # conv5_x in the trunk at stride 16 ("DC5"); box.head is then fc.
     dilate_c5: bool | None = field(default=None, metadata=MODEL)
+    # Stages with deformable 3x3 convolutions, such as [c3, c4, c5]; of networks of bottlenecks.
+    deform: tuple[Literal["c2", "c3", "c4", "c5"], ...] | None = None
+    deform_modulated: bool | None = None  # they also weight their samples: Deformable ConvNets v2
     fpn: bool = False  # a feature pyramid over the stages; box.head is then fc
     fpn_channels: Count = 256
     fpn_norm: NormName | None = None  # after the pyramid's convolutions; null: none

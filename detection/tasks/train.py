@@ -122,6 +122,11 @@ def _check_order(config: DetectionConfig, device: torch.device) -> None:
             "deterministic: torchvision's RoIPool adds gradients in any order on a GPU; "
             "set box.pool to roi_align, or deterministic to false"
         )
+    if config.deterministic and device.type == "cuda" and config.backbone.deform:
+        raise ValueError(
+            "deterministic: torchvision's deformable convolution adds gradients in any order on a GPU; "
+            "set backbone.deform to null, or deterministic to false"
+        )
 
 
 def _without_truth(metric: str, val: AnnotationIndex) -> str | None:

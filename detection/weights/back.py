@@ -38,6 +38,8 @@ def explicit(config: DetectionConfig) -> DetectionConfig:
         tail_stride=given.tail_stride or 2,
         roi_size=given.roi_size or 14,
         dilate_c5=bool(given.dilate_c5),
+        deform=tuple(sorted(set(given.deform or ()))),
+        deform_modulated=bool(given.deform_modulated),
     )
     return replace(config, backbone=backbone)
 

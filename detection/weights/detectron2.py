@@ -26,7 +26,7 @@ from detection.weights.detectron2_names import our_name
 from detection.weights.detectron2_retinanet import CLASSES, class_count, classes_first, retinanet_settings
 from detection.weights.detectron2_settings import apply_settings
 from detection.weights.keypoint_layers import has_keypoints, keypoint_config
-from detection.weights.resnets import coarse_levels, count_children, resnet_name
+from detection.weights.resnets import coarse_levels, count_children, deformable_stages, resnet_name
 
 __all__ = ["convert_detectron2"]
 
@@ -37,10 +37,8 @@ OTHERS = (
     (r"head\.cls_subnet\.1\.", "RetinaNet with normalised towers", "its convolutions have a bias before it"),
     (r"sem_seg_head\.", "Panoptic FPN or a semantic segmentation", "no architecture here segments semantically"),
     (r"roi_heads\.mask_(head\.)?(coarse|point)_head\.", "PointRend", "model/mask_stage.py has no point head"),
-    (r".*\.conv2_offset\.", "a backbone with deformable convolutions", "backbones/residual.py lacks them"),
     (r"backbone\.(bottom_up\.)?s\d\.b\d", "a RegNet", "backbones/registry.py lacks it"),
     (r"backbone\.(bottom_up|net)\.(patch_embed|blocks)\.", "a transformer", "backbones/registry.py lacks it"),
-    (r"proposal_generator\.rpn_head\.conv\.conv\d", "an RPN of several convolutions", "its names are not known here"),
 )
 
 ANCHORS = "anchor_generator.cell_anchors."
@@ -139,13 +137,15 @@ def _shared_settings(state: Mapping[str, Tensor], architecture: Architecture, *,
     return {
         "backbone": {
             "name": backbone,
-            "weights_source": "caffe2" if "resnext" in backbone else "msra",
+            # The pixels of ResNeXt-152, whose weights have the deviation in their first layer, are not divided.
+            "weights_source": "caffe2" if "resnext" in backbone and "152" not in backbone else "msra",
             "stride_in": "3x3" if "resnext" in backbone or norm == "gn" else "1x1",
             "norm": norm,
             "freeze_at": 2,
             "dilate_c5": True if architecture == "dc5" else None,
             "fpn": architecture == "fpn",
             **pyramid,
+            **deformable_stages(state),
             "fpn_norm": _norm_after(state, "backbone.lateral.c5"),
             "roi_size": 14 if architecture == "c4" else None,
         },
@@ -161,6 +161,7 @@ def _zoo_settings(state: Mapping[str, Tensor], architecture: Architecture) -> di
         "anchors": {"sizes": [32, 64, 128, 256, 512], "ratios": [0.5, 1.0, 2.0], "offset": 0.0},
         "rpn": {
             "channels": len(state["rpn.head.conv.weight"]),
+            "convs": 1 + count_children(state, "rpn.head.more"),
             "positive_iou": 0.7,
             "negative_iou": 0.3,
             "samples_per_image": 256,

@@ -24,6 +24,8 @@ TO_OURS: Rules = (
     (r"^(backbone|backbone\.body)\.res(\d)\.", lambda match: f"{match[1]}.layer{int(match[2]) - 1}."),
     (r"\.shortcut\.norm\.", ".downsample.1."),
     (r"\.shortcut\.", ".downsample.0."),
+    (r"^proposal_generator\.rpn_head\.conv\.conv0\.", "rpn.head.conv."),  # of several convolutions
+    (r"^proposal_generator\.rpn_head\.conv\.conv(\d)\.", lambda match: f"rpn.head.more.{int(match[1]) - 1}."),
     (r"^proposal_generator\.rpn_head\.", "rpn.head."),
     (r"\.objectness_logits\.", ".objectness."),
     (r"\.anchor_deltas\.", ".deltas."),
@@ -32,6 +34,7 @@ TO_OURS: Rules = (
     (r"\.head\.conv(\d)\.norm\.", lambda match: f".head.convs.{int(match[1]) - 1}.1."),
     (r"\.head\.conv(\d)\.", lambda match: f".head.convs.{int(match[1]) - 1}.0."),
     (r"\.conv(\d)\.norm\.", r".bn\1."),
+    (r"\.conv2_offset\.", ".conv2.offset."),
     (r"\.fc(\d)\.", lambda match: f".fcs.{2 * (int(match[1]) - 1)}."),
     (r"\.cls_score\.", ".classes."),
     (r"\.bbox_pred\.", ".deltas."),
@@ -60,8 +63,10 @@ TO_THEIRS: Rules = (
     (r"\.downsample\.1\.", ".shortcut.norm."),
     (r"\.downsample\.0\.", ".shortcut."),
     (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.conv2\.offset\.", ".conv2_offset."),
     (r"^rpn\.head\.objectness\.", "proposal_generator.rpn_head.objectness_logits."),
     (r"^rpn\.head\.deltas\.", "proposal_generator.rpn_head.anchor_deltas."),
+    (r"^rpn\.head\.more\.(\d)\.", lambda match: f"proposal_generator.rpn_head.conv.conv{int(match[1]) + 1}."),
     (r"^rpn\.head\.", "proposal_generator.rpn_head."),
     (r"^mask_stage\.head\.convs\.(\d)\.1\.", lambda match: f"roi_heads.mask_head.mask_fcn{int(match[1]) + 1}.norm."),
     (r"^mask_stage\.head\.convs\.(\d)\.0\.", lambda match: f"roi_heads.mask_head.mask_fcn{int(match[1]) + 1}."),
@@ -89,9 +94,13 @@ def our_name(name: str) -> str:
     return _renamed(name, TO_OURS)
 
 
-def their_name(name: str) -> str:
-    """Returns Detectron2's name of our tensor ``name``: ``our_name(their_name(name)) == name``."""
-    return _renamed(name, TO_THEIRS)
+def their_name(name: str, *, rpn_convs: int = 1) -> str:
+    """Returns Detectron2's name of our tensor ``name``: ``our_name(their_name(name)) == name``.
+
+    The first convolution of an RPN is called otherwise where it has several, ``rpn_convs``.
+    """
+    theirs = _renamed(name, TO_THEIRS)
+    return re.sub(r"(rpn_head\.conv)\.(weight|bias)$", r"\1.conv0.\2", theirs) if rpn_convs > 1 else theirs
 
 
 def _renamed(name: str, rules: Rules) -> str:

@@ -56,6 +56,11 @@ def to_torchvision(
         ValueError: torchvision has no such detector; the keys are named.
     """
     own = explicit(config)
+    if own.backbone.deform:
+        raise ValueError(
+            f"backbone.deform {list(own.backbone.deform)} can't go to torchvision, whose detectors have no deformable "
+            "convolutions"
+        )
     version, theirs = _one_stage(own, state) if own.one_stage else _of_regions(own, state)
     counted = own.backbone.norm in ("bn", "sync_bn")
     theirs = {name: value for name, value in theirs.items() if counted or not _is_counter(name)}

@@ -548,7 +548,9 @@ class TestConfig:
         assert config.architecture == "faster_rcnn"
         assert not any("mask" in name for name in weights)
 
-    @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d"])
+    @pytest.mark.parametrize(
+        "name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "wide_resnet50_2"]
+    )
     def test_the_body_is_told_by_its_blocks(self, name: str) -> None:
         config, _ = convert_torchvision(narrow_model(nn.BatchNorm2d, body=name).state_dict(), class_names=CLASSES)
         assert config.backbone.name == name
