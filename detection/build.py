@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from backbones.adapters.fx import TracedBackbone
 from backbones.base import Backbone, FeatureSpec
 from backbones.classifier import backbone_weights
+from backbones.deformable import OFFSETS
 from backbones.fpn import FPN
-from backbones.library_classifier import LibraryClassifier
 from backbones.norm import NormLayer, make_norm
 from backbones.registry import build_backbone, pyramid_features
 from backbones.weights.load import load_matching
@@ -37,6 +37,7 @@ from detection.engine.compiled import CompiledStep, CompiledTest, Frames
 from detection.fields.masks import Masks
 from detection.fields.table import FIELDS, Field
 from detection.hub import local_path
+from detection.keypoints import KeypointSpec
 from detection.model.anchors import AnchorGenerator, deal
 from detection.model.architecture import Architecture, RegionVerbs
 from detection.model.box_coder import BoxCoder
@@ -45,6 +46,7 @@ from detection.model.box_stage import BoxPredictor, BoxStage
 from detection.model.cascade import CascadeBoxStage
 from detection.model.faster_rcnn import FasterRCNN
 from detection.model.fcos import FCOSHead, PointMatcher
+from detection.model.keypoint_stage import KeypointHead, KeypointStage
 from detection.model.mask_stage import MaskHead, MaskStage
 from detection.model.matcher import Matcher
 from detection.model.one_stage import Dense, OneStage
@@ -59,15 +61,17 @@ from detection.structures import Detections, ImageBatch
 
 __all__ = [
     "ARCHITECTURES",
+    "LIBRARIES",
     "build_detector",
     "build_image_tester",
-    "build_library_classifier",
     "build_plain_backbone",
     "build_tester",
     "compile_losses",
     "field_operations",
+    "file_of_a_run",
     "needed_fields",
     "slice_images",
+    "with_keypoints",
 ]
 
 LIBRARIES = ("torchvision", "timm")  # as weights: not a folder that has such a name
@@ -129,6 +133,24 @@ def needed_fields(config: DetectionConfig, *, training: bool = False) -> tuple[s
 def field_operations(config: DetectionConfig) -> Mapping[str, Field]:
     """Returns the table of fields with the operations that fit ``config``'s detector."""
     return FIELDS | {"masks": Masks(config.mask.geometry)}
+
+
+def with_keypoints(config: DetectionConfig, keypoints: KeypointSpec | None) -> DetectionConfig:
+    """Returns ``config`` with the names and edges of ``keypoints``, of a data set, where it has none and needs them.
+
+    Raises:
+        ValueError: it has other names.
+    """
+    if "keypoints" not in needed_fields(config) or keypoints is None:
+        return config
+    if not config.keypoint.names:
+        return replace(config, keypoint=replace(config.keypoint, names=keypoints.names, edges=keypoints.edges))
+    if config.keypoint.names != keypoints.names:
+        raise ValueError(
+            f"keypoint.names is {list(config.keypoint.names)}, the data set has {list(keypoints.names)}; leave "
+            "keypoint.names and keypoint.edges out, or give a data set of these"
+        )
+    return config
 
 
 def build_tester(config: PostprocessConfig, detectors: Sequence[Architecture]) -> nn.Module:
@@ -198,7 +220,7 @@ def build_plain_backbone(
     name, weights, source = options.pop("name"), options.pop("weights"), options.pop("weights_source")
     for of_the_pyramid in ("fpn", "fpn_channels", "fpn_norm", "fpn_coarse"):
         options.pop(of_the_pyramid, None)
-    run = _file_of_a_run(config, check=pretrained)
+    run = file_of_a_run(config, check=pretrained)
     backbone = build_backbone(
         name,
         weights=None if run else weights,
@@ -209,50 +231,11 @@ def build_plain_backbone(
     )
     if run and pretrained:
         dropped = backbone.dropped if isinstance(backbone, TracedBackbone) else ()
-        load_matching(backbone, _weights_of_run(run), source=str(run), unused_ok=dropped)
+        load_matching(backbone, weights_of_run(run), source=str(run), unused_ok=dropped, missing_ok=OFFSETS)
     return backbone
 
 
-def build_library_classifier(
-    config: BackboneConfig, num_classes: int, *, pretrained: bool, auxiliary_weight: float
-) -> LibraryClassifier:
-    """Returns the network of timm or torchvision that ``config`` names, with its own head for ``num_classes`` classes.
-
-    Args:
-        config: of the network; its weights are as for ``build_plain_backbone``, and those of the head are not taken.
-        num_classes: K.
-        pretrained: load the weights; False where those of a whole model follow.
-        auxiliary_weight: of the losses of auxiliary classifiers; 0 builds none.
-
-    Raises:
-        ValueError: no such network, an option of the backbone beside ``norm``, or weights that do not fit.
-    """
-    taken = ("name", "weights", "norm")
-    default = asdict(BackboneConfig())
-    other = [key for key, value in asdict(config).items() if key not in taken and value != default[key]]
-    if other:
-        raise ValueError(
-            f"{config.name} with its own head has no option {', '.join(other)}; of backbone it takes {', '.join(taken)}"
-        )
-    norm = config.norm
-    if norm not in (None, "bn", "frozen_bn"):
-        raise ValueError(f"backbone.norm of {config.name} takes bn or frozen_bn, got {norm!r}")
-    network = LibraryClassifier(config.name, num_classes, norm=norm, auxiliary_weight=auxiliary_weight)
-    weights = config.weights
-    if not pretrained or weights is None:
-        return network
-    if weights not in LIBRARIES:
-        weights = str(local_path(weights))
-    run = _file_of_a_run(replace(config, weights=weights), check=True)
-    if run is None:
-        network.load_weights(weights, head=False)
-    else:
-        state = {name.removeprefix("trunk."): value for name, value in _weights_of_run(run).items()}
-        network.load(state, source=str(run), head=False)
-    return network
-
-
-def _weights_of_run(run: Path) -> dict[str, Tensor]:
+def weights_of_run(run: Path) -> dict[str, Tensor]:
     """Returns the backbone's weights of the classifier whose run or checkpoint is ``run``.
 
     Raises:
@@ -266,7 +249,7 @@ def _weights_of_run(run: Path) -> dict[str, Tensor]:
     return found
 
 
-def _file_of_a_run(config: BackboneConfig, *, check: bool) -> Path | None:
+def file_of_a_run(config: BackboneConfig, *, check: bool) -> Path | None:
     """Returns the weights of ``config`` where a run of ours made them; None for others, and for a run that is gone.
 
     Raises:
@@ -338,8 +321,9 @@ def _rcnn(
     *,
     cascade: bool = False,
     masks: bool = False,
+    keypoints: bool = False,
 ) -> FasterRCNN:
-    """Faster R-CNN, with stages of a cascade and with masks on request."""
+    """Faster R-CNN, with stages of a cascade, with masks and with keypoints on request."""
     anchors = _anchors(config.anchors, list(backbone.specs.values()))
     channels = list(backbone.specs.values())[-1].channels
     head = RPNHead(channels, channels=config.rpn.channels, num_anchors=anchors[0].num_anchors, convs=config.rpn.convs)
@@ -355,6 +339,7 @@ def _rcnn(
         CascadeBoxStage(stages) if cascade else stages[0],
         postprocess=_postprocessor(config.test),
         mask_stage=_mask_stage(config, backbone, stages[0], num_classes=num_classes) if masks else None,
+        keypoint_stage=_keypoint_stage(config, backbone) if keypoints else None,
     )
 
 
@@ -405,6 +390,7 @@ def _dense(config: DenseConfig) -> Dense:
 ARCHITECTURES: dict[ArchitectureName, _Kind] = {
     "faster_rcnn": _Kind(_rcnn),
     "mask_rcnn": _Kind(partial(_rcnn, masks=True), fields=("masks",)),
+    "keypoint_rcnn": _Kind(partial(_rcnn, keypoints=True), fields=("keypoints",)),
     "cascade_rcnn": _Kind(partial(_rcnn, cascade=True)),
     "cascade_mask_rcnn": _Kind(partial(_rcnn, cascade=True, masks=True), fields=("masks",)),
     "retinanet": _Kind(_retinanet),
@@ -469,6 +455,24 @@ def _mask_stage(config: DetectionConfig, backbone: Backbone, box_stage: BoxStage
         norm=_norm(mask.norm),
     )
     return MaskStage(pooler, head, geometry=mask.geometry)
+
+
+def _keypoint_stage(config: DetectionConfig, backbone: Backbone) -> KeypointStage:
+    keypoint, box = config.keypoint, config.box
+    if not keypoint.names:
+        raise ValueError(
+            "keypoint.names is empty, and a detector of keypoints must know how many; training takes them from the "
+            "data set; else give them, such as keypoint.names=[nose,tail]"
+        )
+    return KeypointStage(
+        RegionPooler(_pooled(backbone), keypoint.pool_size, kind=box.pool, sampling_ratio=box.sampling_ratio),
+        KeypointHead(
+            list(backbone.specs.values())[-1].channels,
+            num_keypoints=len(keypoint.names),
+            convs=keypoint.convs,
+            channels=keypoint.channels,
+        ),
+    )
 
 
 def _pooled(backbone: Backbone) -> list[int]:
