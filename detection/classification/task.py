@@ -28,13 +28,13 @@ from backbones.extras.branchynet import BranchyNet, Exit
 from backbones.extras.relay import RelayClassifier
 from backbones.extras.spp import SPP
 from backbones.library_classifier import is_of_library
-from detection.build import build_library_classifier, build_plain_backbone
+from detection.build import build_plain_backbone
 from detection.classification.compare import PER_IMAGE
 from detection.classification.config import ClassificationConfig, ClassifierConfig
 from detection.classification.exits import draw_exits, measure_exits
+from detection.classification.library import build_library_classifier, load_published
 from detection.classification.mixing import Mixing
 from detection.classification.model import ImageClassifier
-from detection.classification.published import load_published
 from detection.classification.tags import TAGS, choose_thresholds, format_tags, tag_result
 from detection.classification.views import ClassImages, ClassViews, Views, class_view_loader
 from detection.data.class_labels import image_tags, whole_images

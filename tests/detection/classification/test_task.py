@@ -24,8 +24,8 @@ from detection.build import build_detector
 from detection.classification import task as classification
 from detection.classification.config import ClassificationConfig, ClassifierConfig, ClassifierSolverConfig
 from detection.classification.exits import exit_costs
+from detection.classification.library import load_published
 from detection.classification.model import ImageClassifier
-from detection.classification.published import load_published
 from detection.classification.task import (
     build_classifier,
     evaluate_classifiers,
