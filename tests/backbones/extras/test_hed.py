@@ -41,6 +41,8 @@ def test_starts_at_even_odds_and_an_even_fusion() -> None:
     hed = make_hed().eval()
     assert all(not logits.any() for logits in hed(torch.rand(1, 3, 32, 32)).values())
     assert hed.fuse.weight.flatten().tolist() == pytest.approx([0.2] * 5)
+    assert hed.fuse.bias is not None
+    assert hed.fuse.bias.tolist() == [0.0]
 
 
 @torch.no_grad()
@@ -49,8 +51,10 @@ def test_fusion_is_the_weighted_sum_of_the_sides_and_the_answer_the_mean_of_all(
     for parameter in hed.sides.parameters():
         parameter.normal_()
     hed.fuse.weight.copy_(torch.arange(5.0).view(1, 5, 1, 1))
+    assert hed.fuse.bias is not None
+    hed.fuse.bias.fill_(0.5)
     *sides, fusion = hed(images).values()
-    torch.testing.assert_close(fusion, sum(i * side for i, side in enumerate(sides)))
+    torch.testing.assert_close(fusion, sum(i * side for i, side in enumerate(sides)) + 0.5)
     torch.testing.assert_close(hed.edges(images), sum(x.sigmoid() for x in (*sides, fusion)) / 6)
 
 
