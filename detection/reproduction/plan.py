@@ -23,10 +23,30 @@ from detection.hub import parse_address
 from detection.reproduction.jobs import Job, Training
 from detection.reproduction.tables import PaperTable
 
-__all__ = ["format_plan", "measure_steps", "missing"]
+__all__ = ["Missing", "format_plan", "measure_steps", "missing"]
 
 WARM_UP, TIMED_STEPS = 5, 15  # steps of a timed training: caches fill, the loader's workers start
 NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Something that a job can't run without.
+
+    Attributes:
+        what: as configs and tables name it.
+        where: it was looked for.
+        repair: a command, or where to get it.
+        of_a_job: it is the run of a job before.
+    """
+
+    what: str
+    where: str
+    repair: str
+    of_a_job: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.what}, which is not {self.where}: {self.repair}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +57,16 @@ class _Hours:
     source: str
 
 
-def missing(job: Job) -> list[str]:
-    """Returns a line for each thing that ``job`` can't run without, with the command that gets it."""
+def missing(job: Job) -> list[Missing]:
+    """Returns what ``job`` can't run without and is not there."""
     data = job.config.data
-    specs = dict.fromkeys((*data.train, *data.val, *data.test))
-    lines = [line for spec in specs if (line := _missing_split(spec, data.root)) is not None]
-    lines += [] if job.program.run == "methods" or job.program.init else _missing_weights(job.config.backbone)
-    lines += [f"the run {name}: it comes first" for name, other in job.before.items() if not other.is_done]
-    return lines
+    trained_on = data.train if job.trainings else ()
+    specs = dict.fromkeys((*trained_on, *data.val, *data.test))
+    found = [lack for spec in specs if (lack := _missing_split(spec, data.root)) is not None]
+    if job.trainings and not job.program.init:
+        found += _missing_weights(job.config.backbone)
+    waited = (name for name, other in job.before.items() if not other.is_done)
+    return found + [Missing(name, "done", "it comes before in this table", of_a_job=True) for name in waited]
 
 
 def measure_steps(jobs: Sequence[Job], output: Path) -> None:
@@ -56,8 +78,7 @@ def measure_steps(jobs: Sequence[Job], output: Path) -> None:
     path = output / "times.json"
     times = _read_times(path)
     for job in jobs:
-        own = [line for line in missing(job) if not line.startswith("the run ")]
-        if own or not job.trainings:
+        if not job.trainings or not all(lack.of_a_job for lack in missing(job)):
             continue
         with tempfile.TemporaryDirectory() as folder:
             short = job.shortened(Path(folder), WARM_UP + TIMED_STEPS)
@@ -73,18 +94,25 @@ def format_plan(table: PaperTable, jobs: Sequence[Job], output: Path) -> str:
     hours = [_hours(job, times) for job in jobs]
     device = describe_device(choose_device(jobs[0].config.device))
     lines = [f"table {table.table}: {table.title}", f"on {device}, in {output}", ""]
+    lacking: dict[str, None] = {}
     for job, left in zip(jobs, hours, strict=True):
-        lines += [*_job_lines(job, left), ""]
-    known = [entry.left for entry in hours if entry.left is not None]
-    unknown = len(hours) - len(known)
+        lacks = [] if job.is_done else missing(job)
+        lines += [*_job_lines(job, left, lacks), ""]
+        lacking |= dict.fromkeys(f"  {lack.repair}" for lack in lacks if not lack.of_a_job)
+    trained = [entry for job, entry in zip(jobs, hours, strict=True) if job.trainings]
+    known = [entry.left for entry in trained if entry.left is not None]
+    unknown = len(trained) - len(known)
     total = f"{sum(known):.1f} hours of training left on one such device" if known else f"hours: {NOT_MEASURED}"
-    lines.append(total + (f", {unknown} of {len(hours)} runs {NOT_MEASURED}" if known and unknown else ""))
+    lines.append(total + (f", {unknown} of {len(trained)} runs {NOT_MEASURED}" if known and unknown else ""))
     if unknown:
-        lines.append("--time measures a step of each run whose data are there; tests are not counted")
+        lines.append(
+            "--time measures a step of each run whose data are there; tests and stored proposals are not counted"
+        )
+    lines += ["", "to get what is missing:", *lacking] if lacking else []
     return "\n".join(lines)
 
 
-def _job_lines(job: Job, hours: _Hours) -> list[str]:
+def _job_lines(job: Job, hours: _Hours, lacks: Sequence[Missing]) -> list[str]:
     data, weights = job.config.data, job.config.backbone.weights
     start = f"the run {job.program.init}" if job.program.init else weights or "random"
     steps = " + ".join(str(training.config.solver.iterations) for training in job.trainings)
@@ -93,15 +121,13 @@ def _job_lines(job: Job, hours: _Hours) -> list[str]:
     if job.trainings:
         lines += [
             f"  train    {', '.join(data.train)}",
-            f"  weights  {start}{_note(job.config.backbone) if not job.program.init else ''}",
+            f"  weights  {start}{'' if job.program.init else _note(job.config.backbone)}",
             f"  steps    {steps}, {done} done",
             f"  hours    {hours.source if hours.left is None else f'{hours.left:.1f} left, {hours.source}'}",
         ]
     lines.append(f"  test     {', '.join(data.test) or job.program.server or 'none'}")
-    state = "done" if job.is_done else "to do"
-    found = [] if job.is_done else missing(job)
-    lines += [f"  missing  {line}" for line in found] or [f"  state    {state}"]
-    return lines
+    lacking = ", ".join(lack.what for lack in lacks)
+    return [*lines, f"  missing  {lacking}" if lacking else f"  state    {'done' if job.is_done else 'to do'}"]
 
 
 def _command(job: Job) -> str:
@@ -136,18 +162,18 @@ def _read_times(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _missing_split(spec: str, configured: str | None) -> str | None:
-    """Returns what of the data set ``spec`` is not on this machine, and how to get it."""
+def _missing_split(spec: str, configured: str | None) -> Missing | None:
+    """Returns what of the data set ``spec`` is not on this machine; None: nothing."""
     name, _, split = spec.rpartition(":")
     card, root = load_card(name), data_root(configured)
     if split not in card.splits:
-        return f"{spec}: card {card.name!r} has the splits {', '.join(card.splits)}"
+        return Missing(spec, "in its card", f"card {card.name!r} has the splits {', '.join(card.splits)}")
     folder, described = card.folder(root), card.splits[split]
     for entry in described if isinstance(described, list) else [described]:
         for place in ("list", "annotations", "images"):
             if place in entry and not _is_there(folder, entry[place]):
-                return f"{spec}: no {folder / entry[place]}; {_repair(card, name, configured)}"
-    return None if folder.is_dir() else f"{spec}: no {folder}; {_repair(card, name, configured)}"
+                return Missing(spec, f"at {folder / entry[place]}", _repair(card, name, configured))
+    return None if folder.is_dir() else Missing(spec, f"at {folder}", _repair(card, name, configured))
 
 
 def _is_there(folder: Path, pattern: str) -> bool:
@@ -158,18 +184,18 @@ def _is_there(folder: Path, pattern: str) -> bool:
 def _repair(card: Card, name: str, root: str | None) -> str:
     if card.download:
         return f"resdet download {name}" + (f" --root {root}" if root else "")
-    return " ".join(card.source.split()) or "its card does not say where it comes from"
+    return f"{name}: {' '.join(card.source.split()) or 'its card does not say where it comes from'}"
 
 
-def _missing_weights(backbone: BackboneConfig) -> list[str]:
-    weights = backbone.weights
+def _missing_weights(backbone: BackboneConfig) -> list[Missing]:
+    weights, key = backbone.weights, "backbone.weights"
     if (packaged := find_packaged(weights, backbone.name)) is not None:
         try:
             packaged_file(packaged)
         except ValueError as error:
-            return [f"backbone.weights {weights}: {error}"]
+            return [Missing(f"{key} {weights}", "installed", str(error))]
     elif weights not in (None, "torchvision", "timm") and parse_address(weights) is None and not Path(weights).exists():
-        return [f"backbone.weights: no {weights}; give the path of a file"]
+        return [Missing(key, f"at {weights}", f"give the path of a file: {key}=FILE")]
     return []
 
 
@@ -179,4 +205,6 @@ def _note(backbone: BackboneConfig) -> str:
         return ""
     url = get_model_weights(backbone.name.removeprefix("torchvision:"))["IMAGENET1K_V1"].url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    return f", {path}" if path.is_file() else f", which the first step downloads; without a network: {url} as {path}"
+    return (
+        f", {path}" if path.is_file() else f", which the first training downloads; without a network: {url} as {path}"
+    )

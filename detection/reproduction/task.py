@@ -74,9 +74,9 @@ def _run(job: Job, say: Callable[[str], None]) -> None:
     if job.is_done:
         say(f"{job.program.name}: done before")
         return
-    if lines := missing(job):
-        for line in lines:
-            say(f"{job.program.name}: not run, missing {line}")
+    if lacks := missing(job):
+        for lack in lacks:
+            say(f"{job.program.name}: not run for want of {lack}")
         return
     say(f"{job.program.name}: in {job.folder}")
     try:

@@ -37,7 +37,8 @@ def test_plan_names_what_is_missing_and_measures_nothing(resdet: Resdet, tmp_pat
 def test_plan_finds_data_in_their_real_layouts(resdet: Resdet, tmp_path: Path, tiny: tuple[str, ...]) -> None:
     outcome = resdet("reproduce", "table10", "--dry-run", "--output-dir", tmp_path, *tiny)
     assert "resdet download" not in outcome.out
-    assert "the run resnet101_context_trainval: it comes first" in outcome.out
+    assert "  weights  the run resnet101_context_trainval\n" in outcome.out
+    assert "  missing  resnet101_context_trainval\n" in outcome.out
 
 
 def test_runs_that_can_not_run_leave_a_table(resdet: Resdet, tmp_path: Path) -> None:
