@@ -173,7 +173,8 @@ def build_backbone(
     if weights is None and weights_source == "torchvision":
         return builder(**given)
     if _is_of_library(name):
-        return _library_backbone(name, builder, given, weights if load_weights else None, weights_source)
+        file = str(packaged_file(packaged)) if load_weights and packaged is not None else weights
+        return _library_backbone(name, builder, given, file if load_weights else None, weights_source)
     if weights == "torchvision" or packaged is not None:
         if weights_source not in ("torchvision", source_of(weights)):
             raise ValueError(

@@ -16,7 +16,6 @@ from backbones.adapters.fx import Leaves, Stage, TracedBackbone
 from backbones.base import InputStats
 from backbones.weights.efficientnet_lite import has_lite_names, rename_lite
 from backbones.weights.load import UNREADABLE, LoadReport, read_state_dict
-from backbones.weights.packages import find_packaged, packaged_file
 
 __all__ = ["TimmBackbone", "create_timm_classifier"]
 
@@ -69,16 +68,12 @@ class TimmBackbone(TracedBackbone):
         self.model_name = model_name
 
     def load_weights(self, weights: str) -> LoadReport:
-        """Loads "timm", its pre-trained weights, those of a pip package, or a file with timm's or its names.
+        """Loads "timm", its pre-trained weights, or a file with timm's names or those of EfficientNet-Lite.
 
         Raises:
             ValueError: they cannot be had, or do not fit.
         """
-        packaged = find_packaged(weights, self.name)
-        if weights == "timm":
-            state = _download(_timm(self.model_name), self.model_name)
-        else:
-            state = read_state_dict(weights if packaged is None else packaged_file(packaged))
+        state = _download(_timm(self.model_name), self.model_name) if weights == "timm" else read_state_dict(weights)
         return self.load(rename_lite(state) if has_lite_names(state) else state, source=repr(weights))
 
 

