@@ -17,8 +17,8 @@ tests what it can, and ends in the paper's cells beside ours. Run again, it goes
 
 examples:
   resdet reproduce table7 --dry-run
-  resdet reproduce table7 data.root=/data solver.precision=bf16
-  resdet reproduce table9 --dry-run --time
+  resdet reproduce table9 --dry-run --time data.root=/data
+  resdet reproduce table7 data.root=/data
 """
 
 
@@ -31,6 +31,7 @@ def _reproduce_options(parser: ArgumentParser) -> None:
         action="store_true",
         help="with --dry-run: time a step of each run whose data are there, for its hours",
     )
+    parser.add_argument("--resume", action="store_true", help="changes nothing: what is there is always gone on with")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of all configs, such as data.root=/data")
 
 
