@@ -196,13 +196,11 @@ def build_backbone(
 
 def _load_hed(backbone: Backbone, packaged: PackagedWeights) -> None:
     """Loads the convolutions of HED's network; fc6 and fc7, which it lacks, keep their values."""
-    state = {
-        name.removeprefix("backbone."): value
-        for name, value in read_hed(packaged_file(packaged)).items()
-        if name.startswith("backbone.")
-    }
-    missing = tuple(f"{layer}." for layer in packaged.missing)
-    load_matching(backbone, state, source=packaged.package, missing_ok=missing)
+    found = read_hed(packaged_file(packaged))
+    lacking = tuple(f"{layer}." for layer in packaged.missing)
+    state = {name: value for name, value in backbone.state_dict().items() if name.startswith(lacking)}
+    state |= {name.removeprefix("backbone."): found[name] for name in found if name.startswith("backbone.")}
+    load_matching(backbone, state, source=packaged.package)
 
 
 def _is_of_library(name: str) -> bool:

@@ -227,7 +227,6 @@ def load_matching(
     *,
     source: str,
     unused_ok: tuple[str, ...] = (),
-    missing_ok: tuple[str, ...] = (),
 ) -> LoadReport:
     """Loads ``state`` into ``module`` and returns what became of every name, the allowed ones included.
 
@@ -239,7 +238,6 @@ def load_matching(
         state: tensors by the module's names.
         source: where ``state`` comes from, for the error.
         unused_ok: prefixes of names that the module may lack.
-        missing_ok: prefixes of names that ``state`` may lack; these keep their values.
 
     Raises:
         ValueError: other names are missing or unused, shapes differ, or a value is infinite or not a number.
@@ -257,7 +255,7 @@ def load_matching(
     )
     refused = LoadReport(
         loaded=report.loaded,
-        missing=tuple(name for name in report.missing if not name.startswith(missing_ok)),
+        missing=report.missing,
         unused=tuple(name for name in report.unused if not name.startswith(unused_ok)),
         mismatched=report.mismatched,
     )

@@ -42,7 +42,7 @@ def test_starts_at_even_odds_and_an_even_fusion() -> None:
     assert all(not logits.any() for logits in hed(torch.rand(1, 3, 32, 32)).values())
     assert hed.fuse.weight.flatten().tolist() == pytest.approx([0.2] * 5)
     assert hed.fuse.bias is not None
-    assert hed.fuse.bias.tolist() == [0.0]
+    assert hed.fuse.bias.tolist() == [0]
 
 
 @torch.no_grad()
