@@ -19,8 +19,8 @@ JOBS = ("vgg16_voc07", "resnet101_voc07", "vgg16_voc12", "resnet101_voc12")
 
 
 def finished(output: Path) -> dict[Path, int]:
-    """The times at which the last checkpoints of trainings were written, by folder."""
-    files = output.glob("*/step*/checkpoints/0000002.safetensors")
+    """The times at which the checkpoints of trainings were written, by run directory."""
+    files = output.glob("*/step*/checkpoints/*.safetensors")
     return {file.parent.parent: file.stat().st_mtime_ns for file in files}
 
 
@@ -59,7 +59,7 @@ def test_measured_steps_give_hours(resdet: Resdet, tmp_path: Path, tiny: tuple[s
 
 @pytest.mark.slow
 def test_table_9_tests_every_row_once(resdet: Resdet, tmp_path: Path, tiny: tuple[str, ...]) -> None:
-    arguments = ("reproduce", "table9", "--output-dir", tmp_path, *tiny)
+    arguments = ("reproduce", "table9", "--output-dir", tmp_path, *tiny, "data.limit=1")
     outcome = resdet(*arguments)
     assert (outcome.status, outcome.err) == (0, "")
     rows = {file: file.stat().st_mtime_ns for file in (tmp_path / "table9_methods").glob("*/result.json")}
@@ -75,14 +75,16 @@ def test_a_killed_reproduction_goes_on_to_the_table(tmp_path: Path, tiny: tuple[
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with (tmp_path / "first.txt").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        while not list(tmp_path.glob(f"{JOBS[1]}/step2/checkpoints/0000001.safetensors")):  # in the middle
+        while not (tmp_path / JOBS[1] / "step3" / "metrics.jsonl").is_file():  # in the middle of a training
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
     before = finished(tmp_path)
-    assert tmp_path / JOBS[0] / "step4" in before
-    assert tmp_path / JOBS[2] / "step4" not in before
+    assert sorted(str(folder.relative_to(tmp_path)) for folder in before) == [
+        *(f"{JOBS[1]}/step{number}" for number in (1, 2)),
+        *(f"{JOBS[0]}/step{number}" for number in (1, 2, 3, 4)),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     after = finished(tmp_path)
