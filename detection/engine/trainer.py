@@ -24,6 +24,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from backbones.norm import FrozenBatchNorm
+from backbones.weights.packages import find_packaged
 from detection.config.load import dump_config
 from detection.config.schema import different_meaning
 from detection.config.sections import ProgramConfig, SolverConfig
@@ -373,13 +374,16 @@ def _say_what_trains(
         f"{len(index)} images, {len(index.boxes)} objects, {len(index.class_names)} classes; "
         f"iteration {state.iteration} of {config.solver.iterations}"
     )
+    weights, started = config.backbone.weights, getattr(config, "init", None)
+    if state.iteration == 0 and not started and (packaged := find_packaged(weights, config.backbone.name)):
+        log.say(f"backbone.weights {weights}: {packaged}")
     if world_size() > 1:
         images, accumulate = config.solver.images_per_step, config.solver.accumulate
         log.say(
             f"{images} images a step on {world_size()} processes: {images_per_rank(images, accumulate) * accumulate} "
             f"each; learning rate as configured for {images}"
         )
-    if not (config.backbone.weights or getattr(config, "init", None)) and any(map(_is_frozen, state.model.modules())):
+    if not (weights or started) and any(map(_is_frozen, state.model.modules())):
         log.say(
             "warning: backbone.norm frozen_bn without backbone.weights normalises nothing, and deep networks diverge; "
             "set backbone.weights, or backbone.norm to bn or gn"

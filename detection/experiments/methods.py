@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from detection.config.detection import DetectionConfig
-from detection.config.load import build_dataclass, parse_yaml
+from detection.config.load import build_dataclass, parse_config, parse_yaml
 from detection.config.schema import checked
 from detection.engine.checkpoint import Checkpoint
 from detection.evaluation.metrics import figures, named, percent
 from detection.evaluation.text_table import text_table
 from detection.tasks.test import run_test
 
-__all__ = ["MethodRow", "Outcome", "format_outcomes", "load_rows", "run_methods"]
+__all__ = ["MethodRow", "Outcome", "format_outcomes", "load_rows", "read_outcomes", "run_methods"]
 
 FIGURES = ("bbox.AP50", "bbox.AP")  # in the order of the paper's table
 
@@ -88,6 +89,7 @@ def run_methods(
     context: Checkpoint | None = None,
     ensemble: Sequence[Checkpoint] = (),
     limit: int | None = None,
+    resume: bool = False,
 ) -> list[Outcome]:
     """Tests every row that the given checkpoints allow; the files of row i lie in ``output``/i.
 
@@ -99,6 +101,8 @@ def run_methods(
         context: a detector trained with context, built as its own config says.
         ensemble: further detectors for the rows that need an ensemble.
         limit: only the first images.
+        resume: keep the results in ``output`` of rows that were tested under the same config after these checkpoints
+            were written.
 
     Raises:
         ValueError: bad data or config, weights that do not fit, or other classes in a checkpoint.
@@ -111,9 +115,34 @@ def run_methods(
         if (row.needs == "context" and context is None) or (row.needs == "ensemble" and not ensemble):
             outcomes.append(Outcome(row, None))
             continue
-        result = run_test(plan.config, plan.checkpoint, output / str(number), ensemble=plan.ensemble, limit=limit)
+        folder = output / str(number)
+        result = _kept(plan, folder) if resume else None
+        if result is None:
+            result = run_test(plan.config, plan.checkpoint, folder, ensemble=plan.ensemble, limit=limit)
         outcomes.append(Outcome(row, result))
     return outcomes
+
+
+def read_outcomes(rows: Sequence[MethodRow], output: Path) -> list[Outcome]:
+    """Returns the outcomes that ``run_methods`` left in ``output``."""
+    files = [output / str(number) / "result.json" for number in range(len(rows))]
+    return [
+        Outcome(row, json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None)
+        for row, file in zip(rows, files, strict=True)
+    ]
+
+
+def _kept(plan: _Plan, folder: Path) -> dict[str, Any] | None:
+    """Returns the result in ``folder`` of the same test of the same detectors; None: it is to be made."""
+    config, result = folder / "config.yaml", folder / "result.json"
+    if not config.is_file() or not result.is_file():  # the config is written last
+        return None
+    trained = max(checkpoint.path.stat().st_mtime for checkpoint in (plan.checkpoint, *plan.ensemble))
+    if trained > result.stat().st_mtime:
+        return None
+    if parse_config(DetectionConfig, config.read_text(encoding="utf-8")) != plan.config:
+        return None
+    return json.loads(result.read_text(encoding="utf-8"))
 
 
 def _plan(

