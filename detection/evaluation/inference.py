@@ -277,7 +277,7 @@ def _claims(
         adjusted[:, columns], halves[:, columns] = adjust(values[:, columns], own, alpha, size)
     halves[np.isnan(adjusted)] = np.nan
     return [
-        {key: _claim(*row, alpha, limit) for key, row in zip(keys, zip(*rows, strict=True), strict=True)}
+        {key: _claim(*row, alpha=alpha, limit=limit) for key, row in zip(keys, zip(*rows, strict=True), strict=True)}
         for *rows, limit in zip(values.tolist(), halves.tolist(), adjusted.tolist(), limits, strict=True)
     ]
 
@@ -305,7 +305,7 @@ def _adjust_discoveries(
     return discoveries(p.ravel()).reshape(p.shape), np.stack([width(noise, level) for noise in noises])
 
 
-def _claim(value: float, half: float, p: float, alpha: float, limit: float) -> Claim:
+def _claim(value: float, half: float, p: float, *, alpha: float, limit: float) -> Claim:
     """Returns a difference with its interval; what Holm proves beyond Bonferroni's interval ends at zero.
 
     No difference of fractions is beyond ``limit``, 1 of a pair, so that the interval ends there.

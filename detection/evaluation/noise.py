@@ -167,7 +167,7 @@ def images_p_value(noise: Noise, difference: Floats) -> Floats:
     return np.where(known, np.minimum(np.where(difference > 0, p, 1.0), 1.0), np.nan)
 
 
-def pool_seeds(noise: Noise, variance: Floats, freedom: float, counts: NDArray[np.integer]) -> Noise:
+def pool_seeds(noise: Noise, variance: Floats, freedom: float, counts: NDArray[np.integer] | Floats) -> Noise:
     """Returns ``noise`` with one variance of a seed (...) for all arms, of ``freedom`` degrees of freedom.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detection.evaluation.matching import MAX_DETECTIONS
@@ -226,7 +226,7 @@ def _differences(fairness: dict[str, Any], caption: str, corner: str, name: str)
     ]
 
 
-def _values_table(caption: str, corner: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> list[Block]:
+def _values_table(caption: str, corner: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Block]:
     if not rows:
         return []
     variants = list(dict.fromkeys(name for _, values in rows for name in values))
