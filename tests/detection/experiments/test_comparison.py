@@ -105,9 +105,6 @@ def test_heads_are_trained_with_every_variant_and_known_to_the_report(make: Make
     assert (rate("runs/slow.plain18/0"), rate("runs/fast.plain18/0")) == (0.01, 0.02)
     assert read("experiment.json")["heads"]["fast"] == {"resnet18": "fast.resnet18", "plain18": "fast.plain18"}
     assert read("costs/fast.plain18.json")["weights"] == "out/runs/fast.plain18/0"
-    said: list[str] = []
-    assert make(heads=heads, seeds=(0,), say=said.append).run()
-    assert said == [f"{arm}/0: done before" for arm in arms]
 
 
 def test_a_second_call_trains_and_measures_nothing(make: Make) -> None:
