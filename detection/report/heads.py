@@ -101,6 +101,10 @@ def _ap_table(numbers: dict[str, Any], question: str, level: str) -> Table:
     return Table(caption, ["head", *variants], rows, fixed=True)
 
 
+def _together(claims: Sequence[Any], level: str) -> str:
+    return f"all {len(claims)} intervals hold together with {level}" if len(claims) > 1 else f"with {level} intervals"
+
+
 def _gains(numbers: dict[str, Any], question: str) -> dict[str, dict[str, dict[str, Any]]]:
     """Returns row -> pair -> claim about AP: of every head, and the mean."""
     found = numbers["heads"]
@@ -120,8 +124,7 @@ def _gains_table(numbers: dict[str, Any], question: str, scope: str, level: str)
     pairs = [pair_name(mean) for mean in numbers["heads"]["means"]]
     rows = [[row, *(claimed(claims.get(pair)) for pair in pairs)] for row, claims in _gains(numbers, question).items()]
     caption = (
-        f"Gains in AP under each head, {scope}. Intervals of all {len(numbers['pairs'])} gains hold together with "
-        f"{level}, and so do those of the means; *: proven."
+        f"Gains in AP under each head, {scope}; {_together(numbers['pairs'], level)}, means by themselves; *: proven."
     )
     return Table(caption, ["head", *pairs], rows, fixed=True)
 
@@ -144,8 +147,8 @@ def _interactions_table(interactions: Sequence[dict[str, Any]], question: str, s
         row = rows.setdefault(f"{found['second']} {MINUS} {found['first']}", {})
         row[pair_name(found)] = claimed(found[question]["AP"])
     caption = (
-        f"By how much the gain under one head exceeds that under another, in AP, {scope}. All {len(interactions)} "
-        f"intervals hold together with {level}; *: proven, heads differ."
+        f"By how much the gain under one head exceeds that under another, in AP, {scope}; "
+        f"{_together(interactions, level)}; *: proven, heads differ."
     )
     cells = [[name, *(row.get(pair, NONE) for pair in pairs)] for name, row in rows.items()]
     return Table(caption, ["heads", *pairs], cells, fixed=True)
