@@ -81,12 +81,11 @@ class Targets(Batched):
         """Returns the ``targets`` of N images; G is a multiple of 8, at least 8."""
         count = max(1, *map(len, targets)) if targets else 1
         count = -(-count // GROUND_TRUTH_MULTIPLE) * GROUND_TRUTH_MULTIPLE
-        valid = torch.tensor([[column < len(target) for column in range(count)] for target in targets])
         masks = [target.masks for target in targets if target.masks is not None]
         keypoints = [target.keypoints for target in targets if target.keypoints is not None]
         padded = cls(
             boxes=_padded([target.boxes for target in targets], count),
-            valid=valid.to(targets[0].boxes.device),
+            valid=_filled(targets, count),
             labels=_padded([target.labels for target in targets], count),
             ignore=_padded([target.ignore for target in targets], count),
             keypoints=_padded(keypoints, count) if targets and len(keypoints) == len(targets) else None,
@@ -129,9 +128,8 @@ class Regions(Batched):
     def pad(cls, proposals: Sequence[Proposals]) -> Self:
         """Returns the ``proposals`` of N images, as many rows as the most of them, at least one."""
         count = max(1, *map(len, proposals)) if proposals else 1
-        valid = torch.tensor([[column < len(image) for column in range(count)] for image in proposals])
         boxes, scores = [image.boxes for image in proposals], [image.scores for image in proposals]
-        return cls(boxes=_padded(boxes, count), valid=valid.to(boxes[0].device), scores=_padded(scores, count))
+        return cls(boxes=_padded(boxes, count), valid=_filled(proposals, count), scores=_padded(scores, count))
 
     def ragged(self) -> list[Proposals]:
         """Returns the proposals of each image without the padding; waits for a GPU."""
@@ -164,6 +162,12 @@ def _further(targets: Sequence[Target], count: int) -> dict[str, Tensor]:
     found = [{name: values for name, values in present(target).items() if name not in OWN} for target in targets]
     shared = [name for name in found[0] if all(name in own for own in found)] if found else []
     return {name: _padded([own[name] for own in found], count) for name in shared}
+
+
+def _filled(images: Sequence[Target] | Sequence[Proposals], count: int) -> Tensor:
+    """Returns (N, ``count``) bool: which rows are no padding."""
+    lengths = torch.tensor([len(image) for image in images])
+    return (torch.arange(count) < lengths[:, None]).to(images[0].boxes.device)
 
 
 def _padded(rows: Sequence[Tensor], count: int) -> Tensor:

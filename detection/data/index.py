@@ -56,8 +56,8 @@ class PackedStrings:
         return self.bytes_of(row).decode()
 
     def bytes_of(self, row: int) -> bytes:
-        start = int(self.ends[row - 1]) if row else 0
-        return self.characters[start : int(self.ends[row])].numpy().tobytes()
+        start, end = _span(self.ends, row)
+        return self.characters[start:end].numpy().tobytes()
 
     def all(self) -> list[str]:
         """Returns all strings, in a tenth of the time that each by itself takes."""
@@ -101,7 +101,7 @@ class AnnotationIndex:
 
     def objects(self, row: int) -> slice:
         """Where the objects of image ``row`` stand."""
-        return slice(int(self.ends[row - 1]) if row else 0, int(self.ends[row]))
+        return slice(*_span(self.ends, row))
 
     def image(self, row: int) -> NDArray[np.uint8]:
         """Pixels (H, W, 3) of image ``row``, RGB, as ``read_image`` gives them.
@@ -262,6 +262,14 @@ def index_digest(index: AnnotationIndex) -> str:
     objects = [index.sizes, index.ends, index.boxes, index.labels, index.ignore]
     fields = [[packed.characters, packed.ends] for _, packed in sorted(index.fields.items())] or [None]
     return digest([index.class_names, names, objects, *fields])
+
+
+def _span(ends: Tensor, row: int) -> tuple[int, int]:
+    """Where what belongs to ``row`` begins and ends."""
+    if not 0 <= row < len(ends):
+        raise IndexError(f"row {row} of {len(ends)}")  # where an iteration ends
+    start, end = ends[row - 1 : row + 1].tolist() if row else (0, int(ends[0]))
+    return start, end
 
 
 def _starts(lengths: Sequence[int]) -> list[int]:

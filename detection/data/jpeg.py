@@ -11,6 +11,7 @@ import io
 import random
 import re
 from dataclasses import dataclass
+from operator import mul
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ ZEROS = bytes(64)
 
 # A block without data has only zeros for coefficients: luma 128.  Chroma of the block beside it can spread into it.
 GREY, SPREAD = 128, 2
-LUMA = np.array([0.299, 0.587, 0.114])
+LUMA = (0.299, 0.587, 0.114)
 
 
 def _probe() -> bytes:
@@ -130,12 +131,16 @@ def _all_end_first(tables: bytes) -> bool:
 
 def _may_be_grey(pixels: NDArray[np.uint8]) -> bool:
     """Whether the last block has the luma of one without data."""
+    if abs(_luma(pixels[-1, -1]) - GREY) > SPREAD:  # of most files one pixel tells
+        return False
     height, width = pixels.shape[:2]
-    for block in (pixels[-1:, -1:], pixels[(height - 1) // 8 * 8 :, (width - 1) // 8 * 8 :]):  # a pixel says it of most
-        luma = block @ LUMA if block.shape[2:] == (3,) else block
-        if (np.abs(luma - float(GREY)) > SPREAD).any():
-            return False
-    return True
+    block = pixels[(height - 1) // 8 * 8 :, (width - 1) // 8 * 8 :]
+    return all(abs(_luma(pixel) - GREY) <= SPREAD for row in block for pixel in row)
+
+
+def _luma(pixel: NDArray[np.uint8]) -> float:
+    """Luma of a ``pixel``, (3,) RGB or one grey value."""
+    return sum(map(mul, LUMA, pixel.tolist())) if pixel.ndim else float(pixel)
 
 
 def _decode(content: bytes) -> NDArray[np.uint8]:

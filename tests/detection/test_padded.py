@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import pytest
 import torch
@@ -103,7 +103,8 @@ class TestTargets:
         assert not Targets.pad([plain]).others
 
     def test_all_fields_move_together(self, make_target: MakeTarget) -> None:
-        moved = Targets.pad([make_target(BOXES[:1], [0], masks=rectangle(4, 6, 1))]).to("meta")
+        target = make_target(BOXES[:1], [0], masks=rectangle(4, 6, 1))
+        moved = Targets.pad([replace(target, keypoints=torch.ones(1, 2, 3))]).to("meta")
         parts = [getattr(moved, field.name) for field in fields(moved) if field.name != "others"]
         assert all(isinstance(part, Tensor) and part.is_meta for part in parts)
         assert Targets.pad([make_target()]).to("cpu").masks is None
