@@ -135,6 +135,7 @@ def _figure(numbers: dict[str, Any], question: str, scope: str) -> Figure:
     alt = "; ".join(
         f"{row}: {', '.join(f'{pair} {differing(claim)}' for pair, claim in claims.items())}"
         for row, claims in gains.items()
+        if claims
     )
     caption = f"Gains in AP by head, with the intervals of the table above, {scope}; right of 0 is better."
     return Figure("heads", forest("heads", drawn, x_label="gain in AP, points", zero=True), caption, alt)
