@@ -118,8 +118,19 @@ def frozen_kind(kind: NormKind) -> NormKind:
     return "frozen_bn" if kind in ("bn", "sync_bn") else kind
 
 
+class _GroupNorm(nn.GroupNorm):
+    """Group normalisation that also takes a single image of one cell where a group is one channel.
+
+    torch refuses that and takes two images, each of which then gives its offsets, as nothing is left of a lone value
+    once its mean is subtracted.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
 def _group_norm(channels: int, *, eps: float) -> nn.GroupNorm:
     groups = math.gcd(MAX_GROUPS, channels)
     if groups == 1:
         raise ValueError(f"group normalisation needs an even number of channels to split, got {channels}")
-    return nn.GroupNorm(groups, channels, eps=eps)
+    return _GroupNorm(groups, channels, eps=eps)

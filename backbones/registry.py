@@ -14,6 +14,7 @@ from backbones.adapters.torchvision import TorchvisionBackbone
 from backbones.all_conv import AllCNN
 from backbones.base import Backbone, InputStats
 from backbones.cifar_resnet import CifarResNet
+from backbones.deformable import OFFSETS
 from backbones.residual import BasicBlock, PreactBasicBlock, PreactBottleneck
 from backbones.resnet import ResNet
 from backbones.vgg import VGG
@@ -23,9 +24,9 @@ __all__ = ["Builder", "backbone_names", "backbone_options", "build_backbone", "p
 
 Builder = Callable[..., Backbone]
 
-# Bound here, a variant does not offer the option: basic blocks have one place for the stride, and networks without
-# normalisation layers have nothing to choose about them.
-_BASIC_BLOCKS: dict[str, Any] = {"stride_in": "3x3"}
+# Bound here, a variant does not offer the option: basic blocks have one place for the stride and none for a deformable
+# convolution, and networks without normalisation layers have nothing to choose about them.
+_BASIC_BLOCKS: dict[str, Any] = {"stride_in": "3x3", "deform": (), "deform_modulated": False}
 _NO_NORM: dict[str, Any] = {"norm": None, "norm_eps": 0.0}
 _PLAIN: dict[str, Any] = {"shortcut": "none", "stochastic_depth": 0.0}  # "Deep Residual Learning", section 3.3
 _SE: dict[str, Any] = {"se": True}
@@ -43,6 +44,10 @@ _BUILDERS: dict[str, Builder] = {
     "resnet152": partial(ResNet, 152),
     "resnext50_32x4d": partial(ResNet, 50, groups=32, width_per_group=4),
     "resnext101_32x8d": partial(ResNet, 101, groups=32, width_per_group=8),
+    "resnext101_64x4d": partial(ResNet, 101, groups=64, width_per_group=4),
+    "resnext152_32x8d": partial(ResNet, 152, groups=32, width_per_group=8),
+    "wide_resnet50_2": partial(ResNet, 50, width_per_group=128),
+    "wide_resnet101_2": partial(ResNet, 101, width_per_group=128),
     "seresnet18": partial(ResNet, 18, **_BASIC_BLOCKS, **_SE),
     "seresnet34": partial(ResNet, 34, **_BASIC_BLOCKS, **_SE),
     "seresnet50": partial(ResNet, 50, **_SE),
@@ -180,7 +185,8 @@ def build_backbone(
     if weights is None or not load_weights:
         return backbone
     state = download_torchvision(name) if weights == "torchvision" else read_state_dict(weights)
-    load_matching(backbone, our_names(state, source=weights_source), source=repr(weights), unused_ok=("fc.",))
+    named = our_names(state, source=weights_source)
+    load_matching(backbone, named, source=repr(weights), unused_ok=("fc.",), missing_ok=OFFSETS)
     return backbone
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from backbones.base import he_initialise
+from backbones.deformable import DeformableConv
 from backbones.folding import FoldedWeights, FoldingSequential, Pair, convolve, fold_at_once
 from backbones.norm import NormLayer
 
@@ -56,6 +57,7 @@ class BlockDesign:
 
     Attributes:
         dilation: of the 3x3 convolutions.
+        deform: the 3x3 convolution of a bottleneck is deformable, and with "modulated" weights its samples.
         groups: of the 3x3 convolution of a bottleneck.
         width_per_group: channels of each group in the first stage; 64 with one group is a ResNet.
         death: probability that a training step skips the branch.
@@ -69,6 +71,7 @@ class BlockDesign:
     avg_down: bool = False
     se: bool = False
     dilation: int = 1
+    deform: Literal["plain", "modulated"] | None = None
     groups: int = 1
     width_per_group: int = 64
     death: float = 0.0
@@ -191,7 +194,7 @@ class Bottleneck(ResidualBlock):
         self.conv1 = convolution(in_channels, width, 1, first)
         self.bn1 = design.norm(width)
         self.act1 = design.activation(width)
-        self.conv2 = convolution(width, width, 3, second, design.dilation, design.groups)
+        self.conv2 = _middle(width, second, design, groups=design.groups)
         self.bn2 = design.norm(width)
         self.act2 = design.activation(width)
         self.conv3 = convolution(width, out_channels, 1, 1)
@@ -255,7 +258,7 @@ class PreactBottleneck(PreactBlock):
         self.conv1 = convolution(in_channels, width, 1, first)
         self.bn2 = design.norm(width)
         self.act2 = design.activation(width)
-        self.conv2 = convolution(width, width, 3, second, design.dilation)
+        self.conv2 = _middle(width, second, design, groups=1)
         self.bn3 = design.norm(width)
         self.act3 = design.activation(width)
         self.conv3 = convolution(width, width * self.expansion, 1, 1)
@@ -332,13 +335,23 @@ def linear_decay(final: float, count: int) -> list[float]:
 def initialise(module: nn.Module, activation: ActivationKind) -> None:
     """``he_initialise``, with the variance that keeps signals of their size under this activation.
 
+    Samples of deformable convolutions start on the grid.
+
     Source: He et al. 2015, "Delving Deep into Rectifiers", equation 15: 2 / ((1 + a^2) fan_out) under slope a.
     """
     he_initialise(module)
-    if activation == "prelu":
-        for layer in module.modules():
-            if isinstance(layer, nn.Conv2d):
-                layer.weight.div_(math.sqrt(1 + PRELU_START**2))
+    for layer in module.modules():
+        if activation == "prelu" and isinstance(layer, nn.Conv2d):
+            layer.weight.div_(math.sqrt(1 + PRELU_START**2))
+        if isinstance(layer, DeformableConv):
+            layer.reset_offset()
+
+
+def _middle(width: int, stride: int, design: BlockDesign, *, groups: int) -> nn.Conv2d:
+    """The 3x3 convolution of a bottleneck."""
+    if design.deform is None:
+        return convolution(width, width, 3, stride, design.dilation, groups)
+    return DeformableConv(width, width, 3, stride, design.dilation, groups, modulated=design.deform == "modulated")
 
 
 def _relu(channels: int) -> nn.Module:

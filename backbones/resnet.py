@@ -207,6 +207,8 @@ class ResNet(ResidualNetwork):
             detectors.
         tail_stride: stride of conv5_x in the tail; in the trunk it is 2.
         dilate_c5: conv5_x in the trunk keeps stride 16 and dilates its 3x3 convolutions instead ("DC5").
+        deform: stages whose bottlenecks have deformable 3x3 convolutions (Dai et al. 2017), such as c3, c4 and c5.
+        deform_modulated: these also weight their samples (Zhu et al. 2019).
         roi_size: side of the regions for the tail. By default the one that leaves 7x7 cells before the average: 14
             for conv5_x of stride 2 and 7 for stride 1.
         input_stats: how the input is normalised.
@@ -236,6 +238,8 @@ class ResNet(ResidualNetwork):
         fix_statistics: bool = True,
         tail_stride: int = 2,
         dilate_c5: bool = False,
+        deform: Sequence[str] = (),
+        deform_modulated: bool = False,
         roi_size: int | None = None,
         input_stats: InputStats = IMAGENET_RGB,
     ) -> None:
@@ -255,6 +259,7 @@ class ResNet(ResidualNetwork):
         block, counts = depths[depth]
         if block is not Bottleneck and (groups, width_per_group) != (1, 64):
             raise ValueError(f"groups and width_per_group are about bottlenecks; a network of depth {depth} has none")
+        check_deform(deform, modulated=deform_modulated, bottlenecks=issubclass(block, Bottleneck | PreactBottleneck))
         strides = (1, 2, 2, 1 if dilate_c5 else 2 if "c5" in names else tail_stride)
         specs = {
             stage: FeatureSpec(64 * 2**i * block.expansion, 4 * math.prod(strides[: i + 1]))
@@ -271,6 +276,9 @@ class ResNet(ResidualNetwork):
             BlockDesign(shortcut, norm, act, stride_in, avg_down, se, groups=groups, width_per_group=width_per_group)
             for norm in norms[1:]
         ]
+        for stage in deform:
+            i = STAGES.index(stage)
+            designs[i] = replace(designs[i], deform="modulated" if deform_modulated else "plain")
         if dilate_c5:
             designs[-1] = replace(designs[-1], dilation=2)
         plans = [StagePlan(counts[i], 64 * 2**i, strides[i], designs[i]) for i in range(4)]
@@ -288,6 +296,16 @@ def check_shortcut(shortcut: str, *, stochastic_depth: float) -> None:
     check_choice("shortcut", shortcut, ("A", "B", "C", "none"))
     if shortcut == "none" and stochastic_depth > 0:
         raise ValueError(f"stochastic_depth {stochastic_depth} needs shortcuts, and a plain network has none; use 0")
+
+
+def check_deform(deform: Sequence[str], *, modulated: bool, bottlenecks: bool) -> None:
+    """Raises ValueError for an unknown stage, a network without bottlenecks, and an option without a stage."""
+    for stage in deform:
+        check_choice("deform", stage, STAGES)
+    if deform and not bottlenecks:
+        raise ValueError(f"deform is about the 3x3 convolutions of bottlenecks, which this network lacks; got {deform}")
+    if modulated and not deform:
+        raise ValueError("deform_modulated is about the stages in deform, which names none; set it to c3, c4 and c5")
 
 
 def _stem_c(norm: NormLayer, activation: ActivationLayer) -> nn.Sequential:

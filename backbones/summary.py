@@ -37,6 +37,7 @@ _PAPERS = {
     "preact_resnet*": "He et al. 2016, Identity Mappings",
     "seresnet*": "Hu et al. 2018, Squeeze-and-Excitation",
     "resnext*": "Xie et al. 2017, Aggregated Transformations",
+    "wide_resnet*": "Zagoruyko and Komodakis 2016, Wide Residual Networks",
     "resnet*[cd]": "He et al. 2019, Bag of Tricks",
     "resnet*": "He et al. 2016, Deep Residual Learning",
     "plain*": "He et al. 2016, Deep Residual Learning",
@@ -210,6 +211,8 @@ def _torchvision_error(model_name: str) -> float:
 def count_multiply_adds(network: nn.Module, size: tuple[int, int]) -> int:
     """Multiply-adds of the convolutions and matrix products for one image of ``size`` (H, W), as papers count them.
 
+    A deformable convolution counts as a plain one and the one that gives its offsets, without the interpolation.
+
     fvcore's FlopCountAnalysis gives the same for these operations (a test holds it), but has to run the network:
     minutes for a table of all of them.
 
@@ -217,6 +220,12 @@ def count_multiply_adds(network: nn.Module, size: tuple[int, int]) -> int:
         network: takes images (1, 3, H, W) and lies on the "meta" device; it is put into eval mode.
         size: height and width of the image.
     """
-    with FlopCounterMode(display=False) as counter:
+    deformable: dict[Any, Any] = {torch.ops.torchvision.deform_conv2d: _flops_of_deformable}
+    with FlopCounterMode(display=False, custom_mapping=deformable) as counter:
         network.eval()(torch.zeros(1, 3, *size, device="meta"))
     return counter.get_total_flops() // 2  # torch counts a multiplication and an addition as two
+
+
+def _flops_of_deformable(input: torch.Size, weight: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
+    """Two for each product of the O x C x k x k weights, at each of the output's cells."""
+    return 2 * out_shape[0] * out_shape[2] * out_shape[3] * weight.numel()

@@ -13,6 +13,7 @@ from torch import nn
 
 from backbones.base import Backbone, FeatureSpec
 from backbones.classifier import backbone_weights
+from backbones.deformable import OFFSETS
 from backbones.fpn import FPN
 from backbones.norm import NormLayer, make_norm
 from backbones.registry import build_backbone, pyramid_features
@@ -35,6 +36,7 @@ from detection.engine.compiled import CompiledStep, CompiledTest, Frames
 from detection.fields.masks import Masks
 from detection.fields.table import FIELDS, Field
 from detection.hub import local_path
+from detection.keypoints import KeypointSpec
 from detection.model.anchors import AnchorGenerator, deal
 from detection.model.architecture import Architecture, RegionVerbs
 from detection.model.box_coder import BoxCoder
@@ -43,6 +45,7 @@ from detection.model.box_stage import BoxPredictor, BoxStage
 from detection.model.cascade import CascadeBoxStage
 from detection.model.faster_rcnn import FasterRCNN
 from detection.model.fcos import FCOSHead, PointMatcher
+from detection.model.keypoint_stage import KeypointHead, KeypointStage
 from detection.model.mask_stage import MaskHead, MaskStage
 from detection.model.matcher import Matcher
 from detection.model.one_stage import Dense, OneStage
@@ -65,6 +68,7 @@ __all__ = [
     "field_operations",
     "needed_fields",
     "slice_images",
+    "with_keypoints",
 ]
 
 LIBRARIES = ("torchvision", "timm")  # as weights: not a folder that has such a name
@@ -126,6 +130,24 @@ def needed_fields(config: DetectionConfig, *, training: bool = False) -> tuple[s
 def field_operations(config: DetectionConfig) -> Mapping[str, Field]:
     """Returns the table of fields with the operations that fit ``config``'s detector."""
     return FIELDS | {"masks": Masks(config.mask.geometry)}
+
+
+def with_keypoints(config: DetectionConfig, keypoints: KeypointSpec | None) -> DetectionConfig:
+    """Returns ``config`` with the names and edges of ``keypoints``, of a data set, where it has none and needs them.
+
+    Raises:
+        ValueError: it has other names.
+    """
+    if "keypoints" not in needed_fields(config) or keypoints is None:
+        return config
+    if not config.keypoint.names:
+        return replace(config, keypoint=replace(config.keypoint, names=keypoints.names, edges=keypoints.edges))
+    if config.keypoint.names != keypoints.names:
+        raise ValueError(
+            f"keypoint.names is {list(config.keypoint.names)}, the data set has {list(keypoints.names)}; leave "
+            "keypoint.names and keypoint.edges out, or give a data set of these"
+        )
+    return config
 
 
 def build_tester(config: PostprocessConfig, detectors: Sequence[Architecture]) -> nn.Module:
@@ -210,7 +232,7 @@ def build_plain_backbone(
             raise ValueError(
                 f"{run} is no classifier; leave backbone.weights unset and give a detector to go on from as init"
             )
-        load_matching(backbone, weights_of_run, source=str(run))
+        load_matching(backbone, weights_of_run, source=str(run), missing_ok=OFFSETS)
     return backbone
 
 
@@ -286,8 +308,9 @@ def _rcnn(
     *,
     cascade: bool = False,
     masks: bool = False,
+    keypoints: bool = False,
 ) -> FasterRCNN:
-    """Faster R-CNN, with stages of a cascade and with masks on request."""
+    """Faster R-CNN, with stages of a cascade, with masks and with keypoints on request."""
     anchors = _anchors(config.anchors, list(backbone.specs.values()))
     channels = list(backbone.specs.values())[-1].channels
     head = RPNHead(channels, channels=config.rpn.channels, num_anchors=anchors[0].num_anchors, convs=config.rpn.convs)
@@ -303,6 +326,7 @@ def _rcnn(
         CascadeBoxStage(stages) if cascade else stages[0],
         postprocess=_postprocessor(config.test),
         mask_stage=_mask_stage(config, backbone, stages[0], num_classes=num_classes) if masks else None,
+        keypoint_stage=_keypoint_stage(config, backbone) if keypoints else None,
     )
 
 
@@ -353,6 +377,7 @@ def _dense(config: DenseConfig) -> Dense:
 ARCHITECTURES: dict[ArchitectureName, _Kind] = {
     "faster_rcnn": _Kind(_rcnn),
     "mask_rcnn": _Kind(partial(_rcnn, masks=True), fields=("masks",)),
+    "keypoint_rcnn": _Kind(partial(_rcnn, keypoints=True), fields=("keypoints",)),
     "cascade_rcnn": _Kind(partial(_rcnn, cascade=True)),
     "cascade_mask_rcnn": _Kind(partial(_rcnn, cascade=True, masks=True), fields=("masks",)),
     "retinanet": _Kind(_retinanet),
@@ -417,6 +442,24 @@ def _mask_stage(config: DetectionConfig, backbone: Backbone, box_stage: BoxStage
         norm=_norm(mask.norm),
     )
     return MaskStage(pooler, head, geometry=mask.geometry)
+
+
+def _keypoint_stage(config: DetectionConfig, backbone: Backbone) -> KeypointStage:
+    keypoint, box = config.keypoint, config.box
+    if not keypoint.names:
+        raise ValueError(
+            "keypoint.names is empty, and a detector of keypoints must know how many; training takes them from the "
+            "data set; else give them, such as keypoint.names=[nose,tail]"
+        )
+    return KeypointStage(
+        RegionPooler(_pooled(backbone), keypoint.pool_size, kind=box.pool, sampling_ratio=box.sampling_ratio),
+        KeypointHead(
+            list(backbone.specs.values())[-1].channels,
+            num_keypoints=len(keypoint.names),
+            convs=keypoint.convs,
+            channels=keypoint.channels,
+        ),
+    )
 
 
 def _pooled(backbone: Backbone) -> list[int]:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detection.data.sources import Picture
+from detection.fields.keypoints import to_coco
+from detection.keypoints import KeypointSpec
 from detection.masks import RLE, decode
 from detection.structures import Detections
 from detection.visualize import draw_boxes
@@ -30,6 +32,7 @@ class Prediction:
         detections: boxes, scores, labels; no row where there is an ``error``.
         class_names: K names.
         masks: (D,) of the whole image, where the detector finds masks.
+        keypoint_spec: names and edges of ``keypoints``, where the detector finds them.
         error: why there is no detection, or "".
         note: about the detections, for a corner of a picture, such as their least score.
     """
@@ -38,6 +41,7 @@ class Prediction:
     detections: Detections
     class_names: tuple[str, ...]
     masks: tuple[RLE, ...] | None = None
+    keypoint_spec: KeypointSpec | None = None
     error: str = ""
     note: str = ""
 
@@ -60,6 +64,11 @@ class Prediction:
         return self.detections.labels
 
     @property
+    def keypoints(self) -> Tensor | None:
+        """(D, J, 3) x, y, score, where the detector finds keypoints."""
+        return self.detections.keypoints
+
+    @property
     def names(self) -> list[str]:
         """The class of each detection."""
         return [self.class_names[label] for label in self.labels.tolist()]
@@ -76,12 +85,26 @@ class Prediction:
         return self.picture.pixels
 
     def records(self) -> list[dict[str, Any]]:
-        """Returns the entry of each detection in predictions.json: class, score, box and, with masks, mask."""
-        rows = zip(self.names, self.scores.tolist(), self.boxes.tolist(), self._coded_masks("mask"), strict=True)
-        return [{"class": name, "score": score, "box": box, **mask} for name, score, box, mask in rows]
+        """Returns the entry of each detection in predictions.json: class, score, box and, where found, mask, keypoints.
+
+        The latter are {name: [x, y, score]}, in the pixels of boxes.
+        """
+        rows = zip(
+            self.names,
+            self.scores.tolist(),
+            self.boxes.tolist(),
+            self._coded_masks("mask"),
+            self._named_keypoints(),
+            strict=True,
+        )
+        return [
+            {"class": name, "score": score, "box": box, **mask, **points} for name, score, box, mask, points in rows
+        ]
 
     def to_coco(self, image_id: int, *, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Returns the detections in COCO's results format: boxes x, y, width, height; masks as "segmentation".
+
+        Keypoints are a flat list of x, y and score, in numbers of pixels.
 
         Args:
             image_id: of the image in the data set.
@@ -93,6 +116,7 @@ class Prediction:
             self.boxes.tolist(),
             self.scores.tolist(),
             self._coded_masks("segmentation"),
+            [{}] * len(self) if self.keypoints is None else [{"keypoints": p} for p in to_coco(self.keypoints.numpy())],
             strict=True,
         )
         return [
@@ -102,8 +126,9 @@ class Prediction:
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "score": score,
                 **mask,
+                **points,
             }
-            for label, (x1, y1, x2, y2), score, mask in rows
+            for label, (x1, y1, x2, y2), score, mask, points in rows
         ]
 
     def to_supervision(self) -> SupervisionDetections:
@@ -129,7 +154,7 @@ class Prediction:
         )
 
     def plot(self) -> NDArray[np.uint8]:
-        """Returns the image (H, W, 3), RGB, with boxes, masks and captions.
+        """Returns the image (H, W, 3), RGB, with boxes, masks, keypoints and captions.
 
         Raises:
             ValueError: the image can't be read.
@@ -141,6 +166,8 @@ class Prediction:
             self.labels.numpy(),
             self.class_names,
             masks=self.masks,
+            keypoints=None if self.keypoints is None else self.keypoints.numpy(),
+            keypoint_spec=self.keypoint_spec,
             note=self.note,
         )
 
@@ -164,3 +191,10 @@ class Prediction:
         if self.masks is None:
             return [{} for _ in range(len(self))]
         return [{key: {"size": mask["size"], "counts": mask["counts"].decode("ascii")}} for mask in self.masks]
+
+    def _named_keypoints(self) -> list[dict[str, Any]]:
+        """Returns the keypoints of each detection under "keypoints", by their names, else by their numbers from 1."""
+        if self.keypoints is None:
+            return [{} for _ in range(len(self))]
+        spec = self.keypoint_spec or KeypointSpec.numbered(self.keypoints.shape[1])
+        return [{"keypoints": dict(zip(spec.names, points, strict=True))} for points in self.keypoints.tolist()]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detection.build import build_detector, build_image_tester, slice_images
-from detection.config.detection import DetectionConfig, PostprocessConfig
+from detection.config.detection import DetectionConfig, KeypointConfig, PostprocessConfig
 from detection.config.load import build_dataclass
 from detection.data.sources import Picture, Source, pictures, read_picture
 from detection.data.transforms import Change, Resize, full_size
@@ -28,6 +28,7 @@ from detection.engine.loop import PRECISIONS
 from detection.engine.threshold import Threshold, run_threshold
 from detection.export.runtime import Exported, find_export, open_exported
 from detection.hub import local_path
+from detection.keypoints import KeypointSpec
 from detection.mask_geometry import MaskGeometry
 from detection.mask_pasting import paste
 from detection.model.postprocess import rescale
@@ -75,6 +76,7 @@ class Predictor:
         resize: to the scale of ``detect``.
         threshold: of detections, where a call gives none.
         mask_geometry: by which masks come onto an image.
+        keypoint_spec: names and edges of keypoints, where ``detect`` finds them.
         batch_size: images, or frames, that ``stream`` looks at at once.
     """
 
@@ -86,11 +88,12 @@ class Predictor:
         resize: Change,
         threshold: Threshold,
         mask_geometry: MaskGeometry = "exact",
+        keypoint_spec: KeypointSpec | None = None,
         batch_size: int = 1,
     ) -> None:
         self.detect, self.class_names, self.threshold = detect, tuple(class_names), threshold
         self.mask_geometry: MaskGeometry = mask_geometry
-        self.batch_size = batch_size
+        self.keypoint_spec, self.batch_size = keypoint_spec, batch_size
         self._resize = resize
 
     @classmethod
@@ -135,6 +138,7 @@ class Predictor:
             resize=Resize(*exported.facts.resize) if config.test.slice is None else full_size,
             threshold=Threshold(exported.facts.shown_score, exported.facts.shown_origin),
             mask_geometry=config.mask.geometry,
+            keypoint_spec=_keypoint_spec(config.keypoint),
             batch_size=batch_size,
         )
 
@@ -155,6 +159,7 @@ class Predictor:
             resize=resize if config.test.slice is None else full_size,
             threshold=run_threshold(checkpoint),
             mask_geometry=config.mask.geometry,
+            keypoint_spec=_keypoint_spec(config.keypoint),
             batch_size=batch_size,
         )
 
@@ -245,7 +250,14 @@ class Predictor:
         own, masks = found[found.scores >= scores[found.labels]], None
         if own.masks is not None:
             masks = tuple(paste(own.masks, own.boxes, _size(image), geometry=self.mask_geometry))
-        return Prediction(picture=picture, detections=own, class_names=self.class_names, masks=masks, note=note)
+        return Prediction(
+            picture=picture,
+            detections=own,
+            class_names=self.class_names,
+            masks=masks,
+            keypoint_spec=self.keypoint_spec,
+            note=note,
+        )
 
     def _failed(self, picture: Picture, error: Exception) -> Prediction:
         assert picture.pixels is not None
@@ -278,6 +290,10 @@ class Predictor:
         usual = max(scores, key=scores.count)
         others = [f"{score:.2f} {name}" for name, score in zip(self.class_names, scores, strict=True) if score != usual]
         return ", ".join([f"score >= {usual:.2f}", *others])
+
+
+def _keypoint_spec(config: KeypointConfig) -> KeypointSpec | None:
+    return KeypointSpec(config.names, config.edges) if config.names else None
 
 
 def _nothing() -> Target:

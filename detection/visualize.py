@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from detection.keypoints import KeypointSpec
 from detection.masks import RLE, decode
 
 if TYPE_CHECKING:  # a predictor needs no evaluation
@@ -33,6 +34,10 @@ Place = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 MAX_JPEG = 65_500  # pixels of a side, as libjpeg has it
 LINE, LETTERS = 0.003, 0.024  # width and height, shares of the geometric mean of an image's sides
+POINT = 0.006  # radius of a keypoint, likewise
+SHOWN_POINT = 0.05  # least score of a keypoint that is drawn; Detectron2's
+POINT_IN_BOX = 0.03  # at most so much of the longer side of its box
+SIDES: dict[str, Color] = {"left": (255, 140, 0), "right": (30, 144, 255)}  # of keypoints; others have their class's
 LETTERS_IN_BOX = 0.2  # at most so much of the median of the boxes' shorter sides, else captions hide a crowd
 MIN_LETTERS = 11  # pixels; smaller ones can't be read
 NOTE_HEIGHT = 0.1  # of the image, that a note may take at most
@@ -51,7 +56,7 @@ def draw_record(
     """Returns a copy of ``image`` (H, W, 3) RGB, ``scale`` times as large, with the boxes of ``record``.
 
     They are thin white for the ground truth, and of a colour per class for detections of at least ``min_score``, with
-    name, score and, where it has one, mask.
+    name, score and, where it has them, mask and keypoints.
     """
     shown = record.scores >= min_score
     masks = None if record.masks is None else [record.masks[row] for row in np.flatnonzero(shown)]
@@ -63,6 +68,8 @@ def draw_record(
         class_names,
         gt_boxes=record.gt_boxes,
         masks=masks,
+        keypoints=None if record.keypoints is None else record.keypoints[shown],
+        keypoint_spec=record.keypoint_spec,
         scale=scale,
     )
 
@@ -76,14 +83,18 @@ def draw_boxes(
     *,
     gt_boxes: NDArray[np.floating] | None = None,
     masks: Sequence[RLE] | None = None,
+    keypoints: NDArray[np.floating] | None = None,
+    keypoint_spec: KeypointSpec | None = None,
     note: str = "",
     scale: float = 1.0,
 ) -> NDArray[np.uint8]:
     """Returns a copy of ``image`` (H, W, 3) RGB with ``boxes`` (N, 4), best first, and ``gt_boxes`` (G, 4) in white.
 
     ``scores`` None draws labels, which have names alone.  ``masks``, one per box and of the whole image, are half
-    transparent with an outline.  A ``note`` about the whole stands at the lower left, unless the image is too small for
-    it.  All is drawn at ``scale`` times the image's size.
+    transparent with an outline.  Of ``keypoints`` (N, J, 3), x, y and visibility or score, those of at most 0.05 are
+    left out, and ``keypoint_spec`` says which are joined; left ones are orange, right ones blue.  A ``note`` about the
+    whole stands at the lower left, unless the image is too small for it.  All is drawn at ``scale`` times the image's
+    size.
     """
     canvas = image.copy() if scale == 1 else _resized(image, scale)
     side = math.sqrt(canvas.shape[0] * canvas.shape[1])
@@ -95,6 +106,11 @@ def draw_boxes(
         _rectangle(canvas, box, WHITE, max(1, width // 2))
     for row in reversed(range(len(boxes))):  # the best last, on top
         _rectangle(canvas, boxes[row], colors[row], width + (width == 1))
+    for row in reversed(range(0 if keypoints is None else len(keypoints))):
+        assert keypoints is not None
+        points = keypoints[row] * np.array([scale, scale, 1])
+        radius = min(POINT * side, POINT_IN_BOX * float((boxes[row, 2:] - boxes[row, :2]).max()))
+        _skeleton(canvas, points, colors[row], keypoint_spec, max(1, round(radius)))
     font = _font(_letter_height(side, boxes))
     said = [""] * len(boxes) if scores is None else [f" {score:.2f}" for score in scores]
     captions = [_letters(f"{class_names[label]}{score}", font) for label, score in zip(labels, said, strict=True)]
@@ -133,6 +149,27 @@ def _resized(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
 def _rectangle(canvas: NDArray[np.uint8], box: NDArray[np.floating], color: Color, width: int) -> None:
     x1, y1, x2, y2 = (round(float(value)) for value in box)
     cv2.rectangle(canvas, (x1, y1), (x2, y2), color, width, cv2.LINE_AA)
+
+
+def _skeleton(
+    canvas: NDArray[np.uint8], points: NDArray[np.floating], color: Color, spec: KeypointSpec | None, radius: int
+) -> None:
+    """Draws ``points`` (J, 3) of one object, joined as ``spec`` says, with a dark border that any ground shows."""
+    sides = [""] * len(points) if spec is None else spec.sides
+    colors = [SIDES.get(side, color) for side in sides]
+    # A pixel's number is that of its corner, and OpenCV draws at middles.
+    places = [(round(float(x) - 0.5), round(float(y) - 0.5)) for x, y, _ in points]
+    shown = [bool(third > SHOWN_POINT) for third in points[:, 2]]
+    edges = [] if spec is None else [edge for edge in spec.edges if all(shown[end] for end in edge)]
+    for border in (2, 0):
+        for first, last in edges:
+            one_side = {sides[first], sides[last]} - {""}
+            own = SIDES.get(one_side.pop(), color) if len(one_side) == 1 else color
+            drawn = BLACK if border else own
+            cv2.line(canvas, places[first], places[last], drawn, max(1, radius - 1) + border, cv2.LINE_AA)
+    for place, own in ((place, own) for place, own, seen in zip(places, colors, shown, strict=True) if seen):
+        cv2.circle(canvas, place, radius + 1, BLACK, -1, cv2.LINE_AA)
+        cv2.circle(canvas, place, radius, own, -1, cv2.LINE_AA)
 
 
 def _fill(canvas: NDArray[np.uint8], rle: RLE, color: Color) -> None:

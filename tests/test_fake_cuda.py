@@ -22,6 +22,7 @@ from detection.config.detection import (
     BoxConfig,
     DetectionConfig,
     DetectorBackboneConfig,
+    KeypointConfig,
     MaskConfig,
     RPNConfig,
 )
@@ -50,6 +51,14 @@ CONFIGS = {
     ),
     "pyramid": DetectionConfig(
         backbone=PYRAMID, anchors=LEVELS, rpn=RPN, box=FC, architecture="mask_rcnn", mask=MaskConfig(channels=8)
+    ),
+    "keypoints": DetectionConfig(
+        backbone=PYRAMID,
+        anchors=LEVELS,
+        rpn=RPN,
+        box=FC,
+        architecture="keypoint_rcnn",
+        keypoint=KeypointConfig(names=("head", "tail"), convs=1, channels=8),
     ),
 }
 
@@ -102,6 +111,7 @@ def make_target() -> Target:
         labels=torch.zeros(2, dtype=torch.int64),
         ignore=torch.zeros(2, dtype=torch.bool),
         masks=torch.zeros(2, *SIZE, dtype=torch.bool),
+        keypoints=torch.rand(2, 2, 3),
     )
 
 
@@ -121,7 +131,7 @@ def test_a_batch_arrives_whole() -> None:
     assert moved.proposals is not None
     parts = [present(part) for part in (moved.images, moved.targets, moved.proposals)]
     tensors = [tensor for part in parts for tensor in part.values() if isinstance(tensor, Tensor)]
-    assert len(tensors) == 12
+    assert len(tensors) == 13
     assert {tensor.device.type for tensor in tensors} == {"cuda"}
 
 
@@ -168,6 +178,13 @@ def test_masks_of_detections(fake: FakeTensorMode) -> None:
     found = detector.masks(features_of(detector), Found(rand(2, 4, 4), labels.bool(), rand(2, 4), labels))
     assert found.masks is not None
     assert found.masks.device.type == "cuda"
+
+
+def test_keypoints_of_detections(fake: FakeTensorMode) -> None:
+    detector, labels = make_detector("keypoints", fake), torch.zeros(2, 4, dtype=torch.int64, device="cuda")
+    found = detector.keypoints(features_of(detector), Found(rand(2, 4, 4), labels.bool(), rand(2, 4), labels))
+    assert found.keypoints is not None
+    assert found.keypoints.device.type == "cuda"
 
 
 def test_loss_formulas(detector: FasterRCNN) -> None:

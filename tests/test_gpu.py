@@ -13,11 +13,13 @@ from torch import nn
 from torch.backends import cudnn
 from torchvision.ops import box_iou
 
+from backbones.deformable import DeformableConv
 from backbones.resnet import ResNet
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
 from detection.model.box_stage import BoxPredictor, BoxStage
 from detection.model.faster_rcnn import FasterRCNN
+from detection.model.heat_maps import find_peaks
 from detection.model.matcher import Matcher
 from detection.model.pooler import RegionPooler
 from detection.model.postprocess import Postprocessor
@@ -193,3 +195,31 @@ def test_the_gpu_draws_what_the_cpu_draws() -> None:
         assert torch.equal(getattr(ours, name).cpu(), getattr(theirs, name))
         assert torch.equal(getattr(ours, name), getattr(again, name))
     assert not torch.equal(ours.columns[0], ours.columns[1])
+
+
+def test_keypoints_are_where_a_cpu_finds_them() -> None:
+    maps = torch.nn.functional.interpolate(
+        torch.randn(20, 17, 28, 28, generator=torch.Generator().manual_seed(0)), scale_factor=2.0, mode="bilinear"
+    )
+    corners = 200 * torch.rand(20, 2, generator=torch.Generator().manual_seed(1))
+    boxes = torch.cat([corners, corners + torch.linspace(5, 600, 20)[:, None] * torch.tensor([1.0, 0.5])], dim=1)
+    expected = find_peaks(maps, boxes, longest=800)
+    found = find_peaks(maps.to(DEVICE), boxes.to(DEVICE), longest=800).to(CPU)
+    apart = (found[..., :2] - expected[..., :2]).norm(dim=-1)
+    assert (apart > 1).double().mean() <= 0.01  # of maxima of equal height
+    torch.testing.assert_close(found[..., 2], expected[..., 2], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_deformable_convolutions_and_their_gradients_are_those_of_the_cpu(modulated: bool) -> None:
+    torch.manual_seed(0)
+    layer = DeformableConv(8, 8, 3, 2, groups=2, modulated=modulated)
+    nn.init.normal_(layer.offset.weight, std=0.2)
+    x, found = torch.randn(2, 8, 17, 23), []
+    for device in (CPU, DEVICE):
+        own, entering = layer.to(device), x.to(device).requires_grad_()
+        output = own(entering)
+        wanted = [entering, own.weight, own.offset.weight]
+        gradients = torch.autograd.grad(output.square().sum(), wanted)
+        found.append([value.detach().cpu() for value in (output, *gradients)])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)

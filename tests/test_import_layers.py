@@ -17,6 +17,7 @@ BASICS = tuple(
         "structures",
         "padded",
         "boxes",
+        "keypoints",
         "masks",
         "mask_geometry",
         "mask_pasting",

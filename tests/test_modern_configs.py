@@ -36,9 +36,13 @@ FIGURES = {
     "faster_rcnn_r50_dc5_1x": ("37.3",),
     "faster_rcnn_r50_fpn_1x": ("37.9",),
     "faster_rcnn_r50_fpn_3x": ("40.2",),
+    "faster_rcnn_x101_32x8d_fpn_3x": ("43.0",),
     "fcos_r50_fpn_1x": None,
+    "keypoint_rcnn_r50_fpn_1x": ("53.6", "64.0"),
+    "keypoint_rcnn_r50_fpn_3x": ("55.4", "65.5"),
     "mask_rcnn_r101_fpn_3x": ("42.9", "38.6"),
     "mask_rcnn_r50_fpn_1x": ("38.6", "35.2"),
+    "mask_rcnn_r50_fpn_1x_dconv_c3-c5": ("41.5", "37.5"),
     "mask_rcnn_r50_fpn_3x": ("41.0", "37.2"),
     "mask_rcnn_r50_fpn_lsj_adamw": None,
     "retinanet_r50_fpn_1x": ("37.4",),
@@ -76,7 +80,8 @@ def test_what_all_baselines_share(path: Path) -> None:
     assert (rpn.nms_iou, rpn.post_nms_test, rpn.allow_outside, rpn.min_size) == (0.7, 1000, True, 0)
     assert (box.pool, box.sampling_ratio, box.samples_per_image, box.positive_fraction) == ("roi_align", 0, 512, 0.25)
     assert (box.positive_iou, box.negative_iou_low, box.coder_weights) == (0.5, 0, (10.0, 10.0, 5.0, 5.0))
-    assert (rpn.smooth_l1_beta, box.smooth_l1_beta, rpn.box_loss_weight, box.box_loss_weight) == (0, 0, 1, 1)
+    beta = 0.5 if "keypoint" in path.stem else 0
+    assert (rpn.smooth_l1_beta, box.smooth_l1_beta, rpn.box_loss_weight, box.box_loss_weight) == (0, beta, 1, 1)
     assert (test.score_threshold, test.nms_iou, test.max_detections) == (0.05, 0.5, 100)
     assert (data.shorter_side, data.longer_side, data.augment) == (800, 1333, ({"HorizontalFlip": {"p": 0.5}},))
     assert (solver.optimizer, solver.images_per_step, solver.base_lr, solver.momentum) == ("sgd", 16, 0.02, 0.9)
@@ -97,7 +102,8 @@ def test_schedules_on_coco(path: Path) -> None:
     assert (config.solver.iterations, config.solver.steps) == (90000 * times, steps[times])
     assert config.solver.warmup_iterations == 1000
     assert config.data.train_shorter_sides == tuple(range(640, 801, 32))
-    assert (config.data.train, config.data.test) == (("coco2017:train",), ("coco2017:val",))
+    card = "coco2017_keypoints" if "keypoint" in path.stem else "coco2017"
+    assert (config.data.train, config.data.test) == ((f"{card}:train",), (f"{card}:val",))
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent == VOC], ids=lambda path: path.stem)
@@ -130,15 +136,20 @@ def test_the_parts_are_those_of_the_name(path: Path) -> None:
     config, detector = load(path), build(path)
     assert isinstance(detector, FasterRCNN)
     assert all(parameter.is_meta for parameter in detector.parameters())
-    assert config.backbone.name == ("resnet101" if "_r101_" in path.stem else "resnet50")
+    networks = {"_r101_": "resnet101", "_x101_32x8d_": "resnext101_32x8d"}
+    assert config.backbone.name == next((name for mark, name in networks.items() if mark in path.stem), "resnet50")
+    assert config.backbone.deform == (("c3", "c4", "c5") if "_dconv_" in path.stem else None)
     assert ("mask_rcnn" in path.stem) == (detector.mask_stage is not None) == ("mask" in config.architecture)
+    assert ("keypoint_rcnn" in path.stem) == (detector.keypoint_stage is not None)
+    assert detector.keypoint_stage is None or detector.keypoint_stage.head.num_keypoints == 17
     assert ("cascade" in path.stem) == isinstance(detector.box_stage, CascadeBoxStage)
     anchors = [level.num_anchors for level in detector.rpn.anchors]  # pyright: ignore[reportAttributeAccessIssue]
     strides = [spec.stride for spec in detector.backbone.specs.values()]
     counts = (config.rpn.channels, config.rpn.pre_nms_train, config.rpn.post_nms_train, config.rpn.pre_nms_test)
     if "_fpn_" in path.stem:
         assert (anchors, strides) == ([3] * 5, [4, 8, 16, 32, 64])
-        assert counts == (256, 2000, 2000 if "cascade" in path.stem else 1000, 1000)
+        most = 2000 if "cascade" in path.stem else 1500 if "keypoint" in path.stem else 1000
+        assert counts == (256, 2000, most, 1000)
     else:
         assert (anchors, strides) == ([15], [16])
         assert counts == (1024 if "_c4_" in path.stem else 2048, 12000, 2000, 6000)

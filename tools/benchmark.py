@@ -5,7 +5,7 @@ ratios: ours in both layouts and, with --compile, compiled.  All take turns, so 
 test also the share of the machine's matrix rate: operations over seconds, against a product of 2,048 x 2,048.
 
 With --counts, counts the operators that a step (forward, losses and backward, in float32, without the optimizer) and a
-test dispatch instead, and how often a GPU would wait in them: five detectors at 1, 2 and 8 images.  It takes the way of
+test dispatch instead, and how often a GPU would wait in them: all detectors at 1, 2 and 8 images.  It takes the way of
 a GPU on any device, and small images and few regions: the counts of fixed shapes do not depend on them.
 
 examples:
@@ -68,6 +68,7 @@ CONFIGS = Path(__file__).parents[1] / "configs" / "coco" / "modern"
 MODELS = {
     "R50-FPN": "faster_rcnn_r50_fpn_1x",
     "Mask": "mask_rcnn_r50_fpn_1x",
+    "Keypoint": "keypoint_rcnn_r50_fpn_1x",
     "C4": "faster_rcnn_r50_c4_1x",
     "DC5": "faster_rcnn_r50_dc5_1x",
     "Cascade": "cascade_rcnn_r50_fpn_1x",

@@ -172,7 +172,7 @@ def calm(model: nn.Module, spread: float = 1.0) -> None:
 
 
 def make_images(side: int, count: int) -> tuple[list[Tensor], list[Target]]:
-    """Returns smooth random images (3, H, W) uint8 of 3:4 with ten objects each."""
+    """Returns smooth random images (3, H, W) uint8 of 3:4 with ten objects each, of 17 keypoints."""
     generator = torch.Generator().manual_seed(side)
     size = side, side * 4 // 3
     coarse = 255 * torch.rand(count, 3, size[0] // 16, size[1] // 16, generator=generator)
@@ -186,5 +186,7 @@ def make_images(side: int, count: int) -> tuple[list[Tensor], list[Target]]:
         masks = torch.zeros(10, *size, dtype=torch.bool)
         for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):
             mask[y1:y2, x1:x2] = True
-        targets.append(Target(boxes, labels, torch.zeros(10, dtype=torch.bool), masks))
+        places = boxes[:, None, :2] + torch.rand(10, 17, 2, generator=generator) * sides[:, None]
+        keypoints = torch.cat([places, torch.full((10, 17, 1), 2.0)], dim=2)
+        targets.append(Target(boxes, labels, torch.zeros(10, dtype=torch.bool), masks, keypoints))
     return list(images), targets

@@ -221,6 +221,7 @@ def load_matching(
     *,
     source: str,
     unused_ok: tuple[str, ...] = (),
+    missing_ok: tuple[str, ...] = (),
 ) -> LoadReport:
     """Loads ``state`` into ``module`` and returns what became of every name, the allowed ones included.
 
@@ -232,6 +233,7 @@ def load_matching(
         state: tensors by the module's names.
         source: where ``state`` comes from, for the error.
         unused_ok: prefixes of names that the module may lack.
+        missing_ok: suffixes of names that ``state`` may lack; their values stay.
 
     Raises:
         ValueError: other names are missing or unused, shapes differ, or a value is infinite or not a number.
@@ -249,7 +251,7 @@ def load_matching(
     )
     refused = LoadReport(
         loaded=report.loaded,
-        missing=report.missing,
+        missing=tuple(name for name in report.missing if not name.endswith(missing_ok)),
         unused=tuple(name for name in report.unused if not name.startswith(unused_ok)),
         mismatched=report.mismatched,
     )

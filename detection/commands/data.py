@@ -142,9 +142,10 @@ def _rows(what: str) -> list[tuple[str, str]]:
         from backbones.registry import backbone_names
 
         return [(name, "") for name in backbone_names()]
-    from detection.weights.zoo import ZOO
+    from detection.weights.published import REFUSED, ZOO
 
-    return [(entry.name, f"{entry.source}, {entry.figures}") for entry in ZOO]
+    refused = [(name, f"detectron2, does not load: {reason}") for name, reason in REFUSED.items()]
+    return [(entry.name, f"{entry.source}, {entry.figures}") for entry in ZOO] + refused
 
 
 def _show_rows(rows: list[tuple[str, str]]) -> None:

@@ -142,6 +142,14 @@ def _evaluate_options(parser: ArgumentParser) -> None:
     parser.add_argument("--voc-metric", choices=("11point", "area", "imagenet"), default="area", help="of VOC mAP")
     parser.add_argument("--precision", type=fraction, default=0.9, help="to find a score for (default: %(default)s)")
     parser.add_argument("--recall", type=fraction, default=0.9, help="to find a score for (default: %(default)s)")
+    parser.add_argument(
+        "--keypoint-sigmas",
+        nargs="+",
+        type=float,
+        default=(),
+        metavar="SIGMA",
+        help="of OKS, one for each keypoint (default: COCO's by their names, else 0.05)",
+    )
 
 
 def _evaluate(args: Namespace) -> Call:
@@ -156,6 +164,7 @@ def _evaluate(args: Namespace) -> Call:
         args.output_dir,
         voc_metric=args.voc_metric,
         wanted=Wanted(precision=args.precision, recall=args.recall),
+        keypoint_sigmas=args.keypoint_sigmas,
     )
     return evaluate, lambda written: print(f"{written.tables}\nevaluation: {written.page}")
 

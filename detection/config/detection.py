@@ -25,12 +25,15 @@ __all__ = [
     "DetectorDataConfig",
     "DetectorSolverConfig",
     "JitterConfig",
+    "KeypointConfig",
     "MaskConfig",
     "PostprocessConfig",
     "RPNConfig",
 ]
 
-ArchitectureName = Literal["faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn", "retinanet", "fcos"]
+ArchitectureName = Literal[
+    "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "cascade_rcnn", "cascade_mask_rcnn", "retinanet", "fcos"
+]
 NormName = Literal["bn", "gn", "sync_bn"]
 SliceSide = Annotated[int, Field(ge=64)]  # smaller ones make thousands of windows of a photograph
 Overlap = Annotated[float, Field(ge=0, lt=1)]
@@ -41,6 +44,9 @@ ProposalCount = Annotated[int, Field(ge=1, le=20_000)]  # of an image; 20,000 ta
 class DetectorBackboneConfig(BackboneConfig):
     # conv5_x in the trunk at stride 16 ("DC5"); box.head is then fc.
     dilate_c5: bool | None = field(default=None, metadata=MODEL)
+    # Stages with deformable 3x3 convolutions, such as [c3, c4, c5]; of networks of bottlenecks.
+    deform: tuple[Literal["c2", "c3", "c4", "c5"], ...] | None = None
+    deform_modulated: bool | None = None  # they also weight their samples: Deformable ConvNets v2
     fpn: bool = False  # a feature pyramid over the stages; box.head is then fc
     fpn_channels: Count = 256
     fpn_norm: NormName | None = None  # after the pyramid's convolutions; null: none
@@ -126,6 +132,21 @@ class MaskConfig:
     norm: NormName | None = None  # after the convolutions
     # Where the cells of a mask lie in its box, and whether targets are rounded: detection/mask_geometry.py.
     geometry: Literal["exact", "torchvision", "detectron2"] = field(default="exact", metadata=MODEL)
+
+
+@checked
+class KeypointConfig:
+    """The keypoint branch of keypoint_rcnn, which has layers of its own whatever box.head is.
+
+    Source: Mask R-CNN, section 5.
+    """
+
+    # Of an object's keypoints, and pairs of them, counted from 0, that pictures join. Empty: those of the training set.
+    names: tuple[str, ...] = ()
+    edges: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()
+    pool_size: Count = field(default=14, metadata=MODEL)  # side of the pooled regions; maps have four times it
+    convs: NonNegativeInt = 8  # 3x3 convolutions before the upsampling
+    channels: Count = 512
 
 
 @checked
@@ -238,6 +259,7 @@ class DetectionConfig(ProgramConfig):
     box: BoxConfig = field(default_factory=BoxConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)  # of cascade_rcnn and cascade_mask_rcnn
     mask: MaskConfig = field(default_factory=MaskConfig)  # of mask_rcnn and cascade_mask_rcnn
+    keypoint: KeypointConfig = field(default_factory=KeypointConfig)  # of keypoint_rcnn
     dense: DenseConfig = field(default_factory=DenseConfig)  # of retinanet and fcos
     test: PostprocessConfig = field(default_factory=PostprocessConfig)
     data: DetectorDataConfig = field(default_factory=DetectorDataConfig)

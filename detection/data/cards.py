@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detection.config.load import build_dataclass, parse_yaml
-from detection.config.schema import checked
+from detection.config.schema import Positive, checked
 from detection.data.bad_images import usable_images
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem, refuse_errors
@@ -42,6 +42,7 @@ class Card:
     exif: Exif = "apply"
     other_size: OtherSize = "error"
     voc_metric: Literal["11point", "area", "imagenet"] = "area"
+    keypoint_sigmas: tuple[Positive, ...] = ()  # of OKS, one per keypoint; empty: COCO's by their names, else 0.05
     download: tuple[dict[str, str], ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -162,7 +163,16 @@ def read_split(
             found += problems + missing
     except ValueError as error:
         raise ValueError(f"card {card.name!r}, split {split!r}: {error}") from error
-    return AnnotationIndex.concatenate(parts), found
+    return _with_sigmas(AnnotationIndex.concatenate(parts), card), found
+
+
+def _with_sigmas(index: AnnotationIndex, card: Card) -> AnnotationIndex:
+    if index.keypoints is None or not card.keypoint_sigmas:
+        return index
+    try:
+        return replace(index, keypoints=replace(index.keypoints, sigmas=card.keypoint_sigmas))
+    except ValueError as error:
+        raise ValueError(f"card {card.name!r}: {error}") from error
 
 
 def with_classes_of_data(card: Card, root: Path) -> Card:

@@ -1,8 +1,8 @@
 """A small detection data set made on the spot: handwritten digits pasted on crops of photographs.
 
 Everything comes with scikit-learn, so it needs no network.  Digits of the train and the test images are disjoint; both
-use crops of the same two photographs.  What an image shows depends on the seed, its split and its index only, so asking
-for more images leaves the first ones as they were.
+use crops of the same two photographs.  Objects have masks and, in COCO's layout, four keypoints.  What an image shows
+depends on the seed, its split and its index only, so asking for more images leaves the first ones as they were.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from pycocotools import mask as coco_mask
 
-__all__ = ["CLASSES", "DigitSource", "Scene", "draw_scene", "load_sources", "write_digits"]
+__all__ = ["CLASSES", "KEYPOINTS", "DigitSource", "Scene", "draw_scene", "load_sources", "write_digits"]
 
 CLASSES = tuple("0123456789")
+# Ends of the ink of a digit, which stays as it was written: no picture is a mirror image.
+KEYPOINTS = ("top", "bottom", "left_end", "right_end")
 MARKER = ".made_by_make_digits"  # a folder without this file is somebody else's and stays as it is
 
 _SIDE = (128, 192)  # pixels of an image side
@@ -33,6 +35,7 @@ _SCALE = (28, 62)  # pixels that the 8 cells of a digit take
 _ANGLE = 15.0  # degrees, either way
 _MAX_OVERLAP = 0.08  # intersection of two boxes over the smaller one
 _TRAIN_SHARE = 0.8  # of scikit-learn's 1,797 digits; they are sorted by writer, so few writers are in both splits
+_END = 0.1  # of a digit's height or width
 _SHARPEN = [min(max(round(127.5 + (value - 115) * 4), 0), 255) for value in range(256)]  # smooth ink to firm edges
 # VOC's colours: the bits of a number, dealt out to red, green and blue from the highest bit down.
 _PALETTE = [
@@ -68,6 +71,11 @@ class Scene:
     def boxes(self) -> NDArray[np.int64]:
         """(N, 4) tight boxes of the masks, pixels x1, y1, x2, y2 with width = x2 - x1."""
         return np.array([_extent(mask) for mask in self.masks], dtype=np.int64).reshape(-1, 4)
+
+    @property
+    def keypoints(self) -> NDArray[np.float64]:
+        """(N, 4, 2) x, y of ``KEYPOINTS``, in COCO's pixels that count from 0, to a tenth."""
+        return np.array([_ends(mask) for mask in self.masks], dtype=np.float64).reshape(-1, len(KEYPOINTS), 2)
 
 
 def load_sources() -> tuple[DigitSource, DigitSource]:
@@ -160,6 +168,22 @@ def _extent(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
+def _ends(mask: NDArray[np.bool_]) -> list[tuple[float, float]]:
+    """Returns x, y of each end of a mask (H, W): the mean of its pixels in the outer tenth of its height or width.
+
+    The outermost pixel alone would jump from one tip of a flat stroke to the other.
+    """
+    y, x = np.nonzero(mask)
+    height, width = np.ptp(y) + 1, np.ptp(x) + 1
+    parts = (
+        y < y.min() + _END * height,
+        y > y.max() - _END * height,
+        x < x.min() + _END * width,
+        x > x.max() - _END * width,
+    )
+    return [(round(float(x[part].mean()), 1), round(float(y[part].mean()), 1)) for part in parts]
+
+
 def _overlap(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
     """Intersection of two boxes (4,) over the area of the smaller one, 0..1."""
     sides = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
@@ -226,7 +250,16 @@ def _write_split(folder: Path, split: str, scenes: Iterable[Scene], first_id: in
         "info": {"description": f"handwritten digits on photographs, {split}"},
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": i, "name": name, "supercategory": "digit"} for i, name in enumerate(CLASSES, start=1)],
+        "categories": [
+            {
+                "id": number,
+                "name": name,
+                "supercategory": "digit",
+                "keypoints": [*KEYPOINTS],
+                "skeleton": [[1, 2], [3, 4]],  # from 1
+            }
+            for number, name in enumerate(CLASSES, start=1)
+        ],
     }
     (coco / "annotations" / f"instances_{split}.json").write_text(json.dumps(tree), encoding="utf-8")
 
@@ -264,8 +297,8 @@ def _add(parent: ElementTree.Element, **children: object) -> None:
 
 
 def _coco_annotations(scene: Scene, image_id: int, first_id: int) -> Iterator[dict[str, object]]:
-    rows = zip(scene.labels, scene.boxes.tolist(), scene.masks, strict=True)
-    for annotation_id, (label, (x1, y1, x2, y2), mask) in enumerate(rows, start=first_id):
+    rows = zip(scene.labels, scene.boxes.tolist(), scene.masks, scene.keypoints.tolist(), strict=True)
+    for annotation_id, (label, (x1, y1, x2, y2), mask, ends) in enumerate(rows, start=first_id):
         rle: Any = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))  # its stubs take the bytes for text
         yield {
             "id": annotation_id,
@@ -275,4 +308,6 @@ def _coco_annotations(scene: Scene, image_id: int, first_id: int) -> Iterator[di
             "area": int(mask.sum()),
             "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
             "iscrowd": 0,
+            "keypoints": [value for x, y in ends for value in (x, y, 2)],
+            "num_keypoints": len(ends),
         }

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from detection.data.images import read_image
 from detection.data.problems import listed
-from detection.fields.table import FIELDS
+from detection.fields.table import FIELDS, Field, fields_of
 from detection.files import digest
+from detection.keypoints import KeypointSpec
 from detection.structures import Target
 
 __all__ = ["AnnotationIndex", "PackedStrings", "index_digest"]
@@ -92,12 +93,18 @@ class AnnotationIndex:
     ignore: Tensor  # (M,) bool
     areas: Tensor  # (M,) float32, square pixels: of the mask where the files give it
     fields: Mapping[str, PackedStrings] = field(default_factory=dict)  # (M,) each, as packed by FIELDS; what was read
+    keypoints: KeypointSpec | None = None  # of the objects, where they were read
     # (U, 2) int64 image, label: what a challenge does not judge, neither objects nor detections
     unjudged: Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.int64))
     has_ground_truth: bool = True  # False: of a part of the images the objects are unknown, as of challenges' test sets
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    @property
+    def operations(self) -> dict[str, Field]:
+        """Returns the table of fields with what the data set says of them."""
+        return fields_of(self.keypoints)
 
     def objects(self, row: int) -> slice:
         """Where the objects of image ``row`` stand."""
@@ -123,7 +130,7 @@ class AnnotationIndex:
             boxes=self.boxes[rows],
             labels=self.labels[rows],
             ignore=self.ignore[rows],
-            **{name: FIELDS[name].to_tensor(self._unpacked(name, row), size) for name in fields},
+            **{name: self.operations[name].to_tensor(self._unpacked(name, row), size) for name in fields},
         )
 
     def stored(self, name: str, row: int) -> Any:
@@ -132,7 +139,7 @@ class AnnotationIndex:
         None if it was not read; without any object there was nothing to read, so no image lacks it.
         """
         if name not in self.fields:
-            return None if len(self.boxes) else FIELDS[name].unpack([], self._size(row))
+            return None if len(self.boxes) else self.operations[name].unpack([], self._size(row))
         return self._unpacked(name, row)
 
     def require(self, fields: Collection[str]) -> None:
@@ -147,7 +154,8 @@ class AnnotationIndex:
 
     def _unpacked(self, name: str, row: int) -> Any:
         rows, packed = self.objects(row), self.fields[name]
-        return FIELDS[name].unpack([packed.bytes_of(i) for i in range(rows.start, rows.stop)], self._size(row))
+        raw = [packed.bytes_of(i) for i in range(rows.start, rows.stop)]
+        return self.operations[name].unpack(raw, self._size(row))
 
     def _size(self, row: int) -> tuple[int, int]:
         height, width = self.sizes[row].tolist()
@@ -214,7 +222,7 @@ class AnnotationIndex:
         A field that only some parts have is unknown for the objects of the others.
 
         Raises:
-            ValueError: no parts, or parts with different classes.
+            ValueError: no parts, or parts with different classes or keypoints.
         """
         if not parts:
             raise ValueError("no data set given")
@@ -227,6 +235,7 @@ class AnnotationIndex:
                 )
         if len(parts) == 1:
             return first
+        keypoints = _shared_keypoints(parts)
         offsets = _starts([len(part.boxes) for part in parts])
         images = _starts([len(part) for part in parts])
         same_ids = all(part.category_ids == first.category_ids for part in parts)
@@ -245,7 +254,12 @@ class AnnotationIndex:
             labels=torch.cat([part.labels for part in parts]),
             ignore=torch.cat([part.ignore for part in parts]),
             areas=torch.cat([part.areas for part in parts]),
-            fields={name: _concatenate_field(name, parts) for name in FIELDS if any(name in p.fields for p in parts)},
+            fields={
+                name: _concatenate_field(name, parts, keypoints)
+                for name in FIELDS
+                if any(name in part.fields for part in parts)
+            },
+            keypoints=keypoints,
             unjudged=torch.cat(
                 [part.unjudged + torch.tensor([start, 0]) for part, start in zip(parts, images, strict=True)]
             ),
@@ -282,15 +296,28 @@ def _difference(one: AnnotationIndex, other: AnnotationIndex) -> list[str]:
     return [f"{first} and {second}" for first, second in pairs if first != second]
 
 
-def _concatenate_field(name: str, parts: Sequence[AnnotationIndex]) -> PackedStrings:
+def _shared_keypoints(parts: Sequence[AnnotationIndex]) -> KeypointSpec | None:
+    """Returns the first keypoints among ``parts``; all must have the same names, if any."""
+    known = [part.keypoints for part in parts if part.keypoints is not None]
+    for other in known[1:]:
+        if other.names != known[0].names:
+            raise ValueError(
+                f"data sets with different keypoints can't be joined: {listed(known[0].names)}; and "
+                f"{listed(other.names)}"
+            )
+    return known[0] if known else None
+
+
+def _concatenate_field(name: str, parts: Sequence[AnnotationIndex], keypoints: KeypointSpec | None) -> PackedStrings:
+    operations = fields_of(keypoints)[name]
     return PackedStrings.concatenate(
-        [part.fields[name] if name in part.fields else _unknown(name, part) for part in parts]
+        [part.fields[name] if name in part.fields else _unknown(operations, part) for part in parts]
     )
 
 
-def _unknown(name: str, index: AnnotationIndex) -> PackedStrings:
-    """The field ``name`` of objects for which it was not read."""
+def _unknown(operations: Field, index: AnnotationIndex) -> PackedStrings:
+    """Returns what objects have of a field that was not read."""
     numbers = index.ends.diff(prepend=torch.zeros(1, dtype=torch.int64)).tolist()
     images = zip(index.sizes.tolist(), numbers, strict=True)
-    unknown = [[FIELDS[name].unknown((height, width))] * number for (height, width), number in images]
+    unknown = [[operations.unknown((height, width))] * number for (height, width), number in images]
     return PackedStrings.pack([packed for image in unknown for packed in image])

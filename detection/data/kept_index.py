@@ -22,6 +22,7 @@ from detection.data.index import AnnotationIndex, PackedStrings
 from detection.data.kept import content_digest, kept_file, store, taken, use
 from detection.data.problems import Problem
 from detection.files import digest
+from detection.keypoints import KeypointSpec
 
 __all__ = ["Found", "kept_index"]
 
@@ -96,6 +97,7 @@ def _save(index: AnnotationIndex, problems: list[Problem], folders: dict[str, tu
         "class_names": index.class_names,
         "category_ids": index.category_ids,
         "has_ground_truth": index.has_ground_truth,
+        "keypoints": None if index.keypoints is None else asdict(index.keypoints),
         "problems": [asdict(problem) for problem in problems],
         "folders": folders,
     }
@@ -134,11 +136,18 @@ def _load(path: Path) -> tuple[AnnotationIndex, list[Problem]] | None:
         class_names=tuple(facts["class_names"]),
         category_ids=tuple(facts["category_ids"]),
         has_ground_truth=facts["has_ground_truth"],
+        keypoints=_spec(facts["keypoints"]),
         paths=strings.pop("paths"),
         fields={name.removeprefix("fields."): packed for name, packed in strings.items()},
         **{name: tensors[name] for name in TENSORS},
     )
     return index, [_problem(values) for values in facts["problems"]]
+
+
+def _spec(values: dict[str, Any] | None) -> KeypointSpec | None:
+    if values is None:
+        return None
+    return KeypointSpec(tuple(values["names"]), tuple((a, b) for a, b in values["edges"]), tuple(values["sigmas"]))
 
 
 def _problem(values: dict[str, Any]) -> Problem:

@@ -69,9 +69,16 @@ def load_data(
     """Returns the data sets of ``config`` as "train", "val" and "test"; the latter two only where it names them.
 
     Raises:
-        ValueError: no training set, a data set with errors, or two sets of different classes.
+        ValueError: no training set or one without the ``fields``, a data set with errors, or two sets of different
+            classes or keypoints.
     """
     sets = {"train": load_index(config, config.train, key="data.train", say=say, fields=fields, limit=limit)}
+    for name in fields:
+        if name not in sets["train"].fields:
+            raise ValueError(
+                f"data.train {list(config.train)} lacks {name}, which the detector or data.copy_paste needs: "
+                f"{FIELDS[name].lacking}"
+            )
     for name, specs in (("val", config.val), ("test", config.test)):
         if specs:
             sets[name] = load_index(config, specs, key=f"data.{name}", say=say, fields=test_fields, limit=limit)
@@ -81,6 +88,12 @@ def load_data(
             raise ValueError(
                 f"data.train has the classes {classes}, data.{name} has {index.class_names}; "
                 "they must be the same, in the same order"
+            )
+    known = {name: index.keypoints.names for name, index in sets.items() if index.keypoints is not None}
+    for name, names in known.items():
+        if names != known["train"]:
+            raise ValueError(
+                f"data.train has the keypoints {known['train']}, data.{name} has {names}; they must be the same"
             )
     return sets
 
@@ -126,7 +139,7 @@ def build_train_loader(
     dataset = kind(
         index,
         resize=resize or Resize(config.shorter_side, config.longer_side),
-        augment=Augment(config.augment),
+        augment=Augment(config.augment, index.operations),
         seed=seed,
         proposals=read_proposals(proposals, index) if proposals else None,
         fields=tuple(index.fields),

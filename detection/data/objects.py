@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from detection.data.index import AnnotationIndex, PackedStrings
 from detection.data.problems import Problem, Severity, listed
-from detection.fields.table import FIELDS
+from detection.fields.table import Field, fields_of
+from detection.keypoints import KeypointSpec
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -119,6 +120,7 @@ def build_index(
     category_ids: tuple[int, ...],
     files: Sequence[str],
     drop: bool,
+    keypoints: KeypointSpec | None = None,
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The index of ``images`` and ``objects``, without the boxes that can't be used, and a Problem for each of them.
 
@@ -129,11 +131,12 @@ def build_index(
         category_ids: of the K classes in the data set's own files.
         files: the annotation file of every image.
         drop: whether a bad box is left out (True) or is an error.
+        keypoints: of the objects; None: they are not read.
     """
     images = images.arrays() if isinstance(images, ImageRows) else images
     objects = objects.arrays() if isinstance(objects, ObjectRows) else objects
     found = _Boxes(images, objects, files, drop)
-    fields, without = _pack_fields(images, objects, found.kept, files)
+    fields, without = _pack_fields(fields_of(keypoints), images, objects, found.kept, files)
     labels, ignore = objects.labels, objects.ignore
     del objects  # of millions, the columns that are used up make room
     found.forget()
@@ -150,6 +153,7 @@ def build_index(
         ignore=torch.from_numpy(ignore[found.kept]),
         areas=torch.from_numpy(found.areas),
         fields=fields,
+        keypoints=keypoints,
     )
     return index, found.problems + found.oversized + without
 
@@ -217,14 +221,18 @@ class _Boxes:
 
 
 def _pack_fields(
-    images: ImageArrays, objects: ObjectArrays, rows: NDArray[np.int64], files: Sequence[str]
+    table: Mapping[str, Field],
+    images: ImageArrays,
+    objects: ObjectArrays,
+    rows: NDArray[np.int64],
+    files: Sequence[str],
 ) -> tuple[dict[str, PackedStrings], list[Problem]]:
     """The fields of the objects ``rows``; unknown, and with a Problem, where there is no value that can be used.
 
     A field that no object has is left out, without a Problem.
     """
     packed, problems = dict[str, PackedStrings](), list[Problem]()
-    for name, operations in FIELDS.items():
+    for name, operations in table.items():
         values = objects.fields.get(name, [])
         if not any(values):
             continue

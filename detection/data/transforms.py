@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from detection.boxes import clip, scale
-from detection.fields.table import FIELDS, carried
+from detection.fields.table import FIELDS, Field, carried
 from detection.structures import Target
 
 # Importing it asks a server for its newest version unless this is set; nothing later reads the variable.
@@ -166,20 +166,28 @@ class Augment:
 
     Args:
         steps: one {name: arguments} each, applied in order, such as {"HorizontalFlip": {"p": 0.5}}.
+        fields: operations on what targets may have; None: the table's.
 
     Raises:
         ValueError: a transform that albumentations lacks, or arguments that it refuses.
     """
 
-    def __init__(self, steps: Sequence[Mapping[str, Any]]) -> None:
-        transforms = [_transform(step) for step in steps]
-        moves = any(isinstance(transform, A.DualTransform) for transform in transforms)
-        boxes = A.BboxParams(format="albumentations", label_fields=["rows"], clip=True)
-        moved: dict[str, Any] = {"bbox_params": boxes} if moves else {}
-        for field in FIELDS.values() if moves else ():
-            moved |= field.compose()
-        self._compose = A.Compose(list(transforms), **moved)
-        self._steps = tuple(steps)
+    def __init__(self, steps: Sequence[Mapping[str, Any]], fields: Mapping[str, Field] | None = None) -> None:
+        self._steps, self._fields = tuple(steps), FIELDS if fields is None else fields
+        self._composed = dict[tuple[str, ...], A.Compose]()  # by the fields that follow
+        self._compose(())
+
+    def _compose(self, names: tuple[str, ...]) -> A.Compose:
+        """Returns the pipeline for targets with the fields ``names``."""
+        if names not in self._composed:
+            transforms = [_transform(step) for step in self._steps]
+            moved: dict[str, Any] = {}
+            if any(isinstance(transform, A.DualTransform) for transform in transforms):
+                moved["bbox_params"] = A.BboxParams(format="albumentations", label_fields=["rows"], clip=True)
+                for name in names:
+                    moved |= self._fields[name].compose()
+            self._composed[names] = A.Compose(list(transforms), **moved)
+        return self._composed[names]
 
     @cached_property
     def _pixels_only(self) -> A.Compose:
@@ -198,14 +206,16 @@ class Augment:
         """
         if not self._steps:
             return image, target
-        self._seed(self._compose, seed)
+        following = [*carried(target, self._fields)]
+        compose = self._compose(tuple(name for name, _, _ in following))
+        self._seed(compose, seed)
         height, width = image.shape[:2]
         limits = np.array([width, height, width, height])
         given: dict[str, Any] = {"bboxes": target.boxes.numpy() / limits, "rows": np.arange(len(target))}
-        for _, field, values in carried(target):
-            given |= field.to_albumentations(values)
-        result = self._apply(self._compose, image, **given)
-        return _unpack(result, target)
+        for _, field, values in following:
+            given |= field.to_albumentations(values, (height, width))
+        result = self._apply(compose, image, **given)
+        return _unpack(result, target, self._fields)
 
     def pixels(self, image: NDArray[np.uint8], *, seed: Sequence[int]) -> NDArray[np.uint8]:
         """The image (H, W, 3) as ``__call__`` changes it with this ``seed``, in half the time, since no boxes move.
@@ -272,12 +282,14 @@ def _checked(result: Mapping[str, Any]) -> NDArray[np.uint8]:
     return image
 
 
-def _unpack(result: Mapping[str, Any], target: Target) -> tuple[NDArray[np.uint8], Target]:
+def _unpack(result: Mapping[str, Any], target: Target, fields: Mapping[str, Field]) -> tuple[NDArray[np.uint8], Target]:
     image = _checked(result)
     height, width = image.shape[:2]
     kept = torch.as_tensor(np.asarray(result["rows"], dtype=np.int64))
     boxes = np.asarray(result["bboxes"], dtype=np.float64).reshape(-1, 4) * [width, height, width, height]
-    moved = {name: field.from_albumentations(result, kept, (height, width)) for name, field, _ in carried(target)}
+    moved = {
+        name: field.from_albumentations(result, kept, (height, width)) for name, field, _ in carried(target, fields)
+    }
     plain = replace(target, **dict.fromkeys(moved))[kept]
     return image, replace(plain, boxes=torch.from_numpy(boxes.astype(np.float32)), **moved)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from detection.boxes import clip, scale
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
 from detection.engine.loop import PRECISIONS
-from detection.evaluation.coco import count_left_out, evaluate_coco, evaluate_matches
+from detection.evaluation.coco import count_left_out, evaluate_coco, evaluate_keypoints, evaluate_matches
 from detection.evaluation.curves import best_f1, matched_curves
 from detection.evaluation.matching import match_areas
 from detection.evaluation.metrics import add_computed
@@ -91,20 +91,24 @@ def propose(
 
 
 def evaluate(
-    records: list[Record], class_names: tuple[str, ...], voc_metric: VocMetric, *, masks: bool = False
+    records: list[Record], class_names: tuple[str, ...], voc_metric: VocMetric, *, fields: Collection[str] = ()
 ) -> dict[str, Any]:
     """The content of result.json.
 
-    It has a section "segm" if the records have masks of objects and of detections, or ``masks`` is set: without
-    records, the names of all figures.  "best_f1" is the best F1 of boxes at IoU 0.5 and the least score at which it is
-    reached.  "left_out" is there if COCO's AP and AR do not see all detections: how many.
+    It has a section "segm" if the records have masks of objects and of detections, and "keypoints" likewise; without
+    records, the names of the figures of ``fields``.  "best_f1" is the best F1 of boxes at IoU 0.5 and the least score
+    at which it is reached.  "left_out" is there if COCO's AP and AR do not see all detections: how many.
     """
-    masks = masks or any(record.masks is not None and record.gt_masks is not None for record in records)
+    masks = "masks" in fields or any(record.masks is not None and record.gt_masks is not None for record in records)
+    keypoints = "keypoints" in fields or any(
+        record.keypoints is not None and record.gt_keypoints is not None for record in records
+    )
     matches = match_areas(records, class_names)
     coco = evaluate_matches(matches)
     segm = evaluate_coco(records, class_names, iou_type="segm") if masks else None
     voc = evaluate_voc(records, class_names, imagenet=voc_metric == "imagenet")
-    result = result_dict(coco, voc, class_names, voc_metric=voc_metric, segm=segm)
+    points = evaluate_keypoints(records, class_names) if keypoints else None
+    result = result_dict(coco, voc, class_names, voc_metric=voc_metric, segm=segm, keypoints=points)
     add_computed(result, records, class_names)
     result["best_f1"] = dict(zip(("min_score", "F1"), best_f1(matched_curves(matches["all"])), strict=True))
     left_out = count_left_out(records)
@@ -137,7 +141,10 @@ def make_record(
     judged = ~np.isin(labels, index.unjudged_labels(row).numpy())
     if not judged.all():
         boxes, scores, labels = boxes[judged], scores[judged], labels[judged]
-        found = {name: tuple(compress(values, judged)) for name, values in found.items()}
+        found = {
+            name: values[judged] if isinstance(values, np.ndarray) else tuple(compress(values, judged))
+            for name, values in found.items()
+        }
     return Record(
         image_id=int(index.image_ids[row]),
         file_name=index.paths[row],
@@ -151,6 +158,7 @@ def make_record(
         labels=labels,
         **found,
         **{f"gt_{name}": index.stored(name, row) for name in found},
+        keypoint_spec=index.keypoints if "keypoints" in found else None,
     )
 
 

@@ -21,9 +21,9 @@ from detection.evaluation.columns import Columns
 from detection.evaluation.overlaps import box_areas, intersections
 from detection.masks import RLE
 
-__all__ = ["Candidates", "IouType", "box_candidates", "mask_areas", "mask_candidates"]
+__all__ = ["Candidates", "IouType", "box_candidates", "enough", "joined", "mask_areas", "mask_candidates", "pairs"]
 
-IouType = Literal["bbox", "segm"]  # COCO's names for IoU of boxes and of masks
+IouType = Literal["bbox", "segm", "keypoints"]  # COCO's names for IoU of boxes and of masks, and for OKS
 
 coco_mask: Any = pycocotools_mask  # its type stubs take the bytes of an RLE for text
 
@@ -48,11 +48,11 @@ def box_candidates(columns: Columns, *, least: float, crowds: bool = True) -> Ca
     areas, gt_areas = box_areas(columns.boxes), box_areas(columns.gt_boxes)
     crowd = columns.gt_ignore & crowds
     parts = []
-    for rows, objects in _pairs(columns):
+    for rows, objects in pairs(columns):
         shared = intersections(columns.boxes[rows], columns.gt_boxes[objects])
         union = areas[rows] + np.where(crowd[objects], 0, gt_areas[objects] - shared)
-        parts.append(_enough(rows, objects, shared / np.where(shared > 0, union, 1), least))
-    return _join(parts)
+        parts.append(enough(rows, objects, shared / np.where(shared > 0, union, 1), least))
+    return joined(parts)
 
 
 def mask_candidates(columns: Columns, ignored: NDArray[np.bool_], *, least: float) -> Candidates:
@@ -66,14 +66,14 @@ def mask_candidates(columns: Columns, ignored: NDArray[np.bool_], *, least: floa
     areas, gt_areas = mask_areas(masks), mask_areas(gt_masks)
     boxes, gt_boxes = _mask_boxes(masks), _mask_boxes(gt_masks)
     parts = []
-    for rows, objects in _pairs(columns):
+    for rows, objects in pairs(columns):
         shared = intersections(boxes[rows], gt_boxes[objects])
         shared = np.minimum(shared, np.minimum(areas[rows], gt_areas[objects]))  # at most so many pixels
         union = areas[rows] + np.where(ignored[objects], 0, gt_areas[objects] - shared)
         open_ = (shared > 0) & (shared >= least * union)
         kept, of = rows[open_], objects[open_]
-        parts.append(_enough(kept, of, _mask_ious(masks, gt_masks, ignored, kept, of), least))
-    return _join(parts)
+        parts.append(enough(kept, of, _mask_ious(masks, gt_masks, ignored, kept, of), least))
+    return joined(parts)
 
 
 def mask_areas(masks: Sequence[RLE]) -> NDArray[np.float64]:
@@ -82,7 +82,7 @@ def mask_areas(masks: Sequence[RLE]) -> NDArray[np.float64]:
     return np.concatenate([np.empty(0), *parts])
 
 
-def _pairs(columns: Columns) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def pairs(columns: Columns) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Yields the rows of detections and objects of all pairs of the same class and image, some at a time."""
     cells, gt_cells = columns.cells, columns.gt_cells
     first = np.searchsorted(gt_cells, cells)
@@ -100,12 +100,14 @@ def _pairs(columns: Columns) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int
         start = stop
 
 
-def _enough(rows: NDArray[np.int64], objects: NDArray[np.int64], ious: NDArray[np.float64], least: float) -> Candidates:
+def enough(rows: NDArray[np.int64], objects: NDArray[np.int64], ious: NDArray[np.float64], least: float) -> Candidates:
+    """Returns the pairs (P,) of ``rows`` and ``objects`` whose ``ious`` are ``least`` or more."""
     kept = ious >= least
     return Candidates(rows=rows[kept], objects=objects[kept], ious=ious[kept])
 
 
-def _join(parts: Sequence[Candidates]) -> Candidates:
+def joined(parts: Sequence[Candidates]) -> Candidates:
+    """Returns the pairs of all ``parts``, in their order."""
     return Candidates(
         rows=np.concatenate([np.empty(0, np.int64), *(part.rows for part in parts)]),
         objects=np.concatenate([np.empty(0, np.int64), *(part.objects for part in parts)]),
@@ -131,8 +133,8 @@ def _mask_ious(
     starts = np.flatnonzero(np.diff(objects[order], prepend=-1)).tolist()
     ious = np.empty(len(rows))
     for start, stop in pairwise([*starts, len(order)]):
-        pairs = order[start:stop]
-        object_ = int(objects[pairs[0]])
-        found = [masks[row] for row in rows[pairs].tolist()]
-        ious[pairs] = coco_mask.iou(found, [gt_masks[object_]], [bool(ignored[object_])])[:, 0]
+        own = order[start:stop]
+        object_ = int(objects[own[0]])
+        found = [masks[row] for row in rows[own].tolist()]
+        ious[own] = coco_mask.iou(found, [gt_masks[object_]], [bool(ignored[object_])])[:, 0]
     return ious

@@ -34,6 +34,7 @@ class Columns:
     scores: NDArray[np.floating]  # (D,)
     boxes: NDArray[np.float64]  # (D, 4)
     masks: tuple[RLE, ...] | None  # (D,)
+    keypoints: NDArray[np.float64] | None  # (D, J, 3)
     gt_images: NDArray[np.int64]  # (G,) 0..N-1
     gt_rows: NDArray[np.int64]  # (G,) of the image's record
     gt_labels: NDArray[np.int64]  # (G,)
@@ -41,6 +42,7 @@ class Columns:
     gt_areas: NDArray[np.floating]  # (G,)
     gt_ignore: NDArray[np.bool_]  # (G,)
     gt_masks: tuple[RLE, ...] | None  # (G,)
+    gt_keypoints: NDArray[np.float64] | None  # (G, J, 3)
 
     @property
     def cells(self) -> NDArray[np.int64]:
@@ -56,7 +58,7 @@ class Columns:
 def join_records(records: Sequence[Record], num_classes: int, *, limit: int | None = None) -> Columns:
     """Returns the columns of ``records``, with at most ``limit`` detections of a class in an image, the best ones.
 
-    Masks are there if every record has them.
+    Masks and keypoints are there if every record has them.
 
     Raises:
         ValueError: a label that is not in 0..num_classes-1, or an image that occurs twice.
@@ -81,6 +83,7 @@ def join_records(records: Sequence[Record], num_classes: int, *, limit: int | No
         scores=scores[order],
         boxes=_joined(ordered, "boxes", np.float64, (4,))[order],
         masks=_joined_masks([record.masks for record in ordered], order),
+        keypoints=_joined_keypoints([record.keypoints for record in ordered], order),
         gt_images=gt_images[gt_order],
         gt_rows=gt_rows[gt_order],
         gt_labels=gt_labels[gt_order],
@@ -88,6 +91,7 @@ def join_records(records: Sequence[Record], num_classes: int, *, limit: int | No
         gt_areas=_joined(ordered, "gt_areas", np.float32)[gt_order],
         gt_ignore=_joined(ordered, "gt_ignore", np.bool_)[gt_order],
         gt_masks=_joined_masks([record.gt_masks for record in ordered], gt_order),
+        gt_keypoints=_joined_keypoints([record.gt_keypoints for record in ordered], gt_order),
     )
 
 
@@ -115,3 +119,13 @@ def _joined_masks(masks: Sequence[tuple[RLE, ...] | None], order: NDArray[np.int
         return None
     joined = list(chain.from_iterable(known))
     return tuple(joined[row] for row in order.tolist())
+
+
+def _joined_keypoints(
+    keypoints: Sequence[NDArray[np.floating] | None], order: NDArray[np.int64]
+) -> NDArray[np.float64] | None:
+    known = [of_image for of_image in keypoints if of_image is not None]
+    if len(known) < len(keypoints):
+        return None
+    rows = [of_image for of_image in known if len(of_image)]  # others may not know J
+    return np.concatenate(rows).astype(np.float64)[order] if rows else np.empty((0, 0, 3))

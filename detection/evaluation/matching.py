@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from detection.evaluation.assignment import Rounds, assign, order_rounds
 from detection.evaluation.candidates import IouType, box_candidates, mask_areas, mask_candidates
 from detection.evaluation.columns import Columns, join_records, positions
+from detection.evaluation.oks import keypoint_areas, keypoint_candidates, shared_sigmas, without_keypoints
 from detection.evaluation.overlaps import COCO_IOUS, box_areas
 from detection.evaluation.record import Record
 
 __all__ = [
     "AREAS",
     "MAX_DETECTIONS",
+    "MAX_WITH_KEYPOINTS",
     "Area",
     "ClassMatches",
     "FlatMatches",
@@ -41,6 +43,7 @@ Table = TypeVar("Table", bound=Any)  # a dataclass of arrays
 Area = Literal["all", "small", "medium", "large"]
 
 MAX_DETECTIONS = 100  # of a class in an image
+MAX_WITH_KEYPOINTS = 20  # the same of keypoints
 # Square pixels of the objects that each part of COCO's metric asks for, both limits included.
 AREAS: dict[Area, tuple[float, float]] = {
     "all": (0, 1e10),
@@ -97,8 +100,7 @@ def match(records: Sequence[Record], class_names: Sequence[str], *, iou_type: Io
     """Returns ``records`` matched at IoU 0.50, 0.55, ..., 0.95, objects of every area.
 
     Raises:
-        ValueError: a label that ``class_names`` lacks, an image that occurs twice, or "segm" and a record without
-            masks.
+        ValueError: as ``match_areas``.
     """
     return match_areas(records, class_names, iou_type=iou_type, areas=("all",))["all"]
 
@@ -113,11 +115,13 @@ def match_areas(
     """Returns ``records`` matched at IoU 0.50, 0.55, ..., 0.95 under the name of each of ``areas``.
 
     Objects of another area are ignored, and so are detections of another area that find nothing.  With "segm", IoU
-    and the areas of detections are those of masks, and an object whose mask is unknown is ignored.
+    and the areas of detections are those of masks, and an object whose mask is unknown is ignored.  With "keypoints",
+    OKS takes the place of IoU, the area of a detection is that around its keypoints, and an object of which none is
+    labelled is ignored.
 
     Raises:
-        ValueError: a label that ``class_names`` lacks, an image that occurs twice, or "segm" and a record without
-            masks.
+        ValueError: a label that ``class_names`` lacks, an image that occurs twice, or "segm" or "keypoints" and a
+            record without masks or keypoints.
     """
     found = _find(records, len(class_names), iou_type)
     columns = found.columns
@@ -269,8 +273,12 @@ class _Found:
 
 def _find(records: Sequence[Record], num_classes: int, iou_type: IouType) -> _Found:
     """Returns the detections and objects of ``records`` that overlap at the lowest of ``COCO_IOUS``."""
-    columns, least = join_records(records, num_classes, limit=MAX_DETECTIONS), float(COCO_IOUS[0])
-    if iou_type == "bbox":
+    limit = MAX_WITH_KEYPOINTS if iou_type == "keypoints" else MAX_DETECTIONS
+    columns, least = join_records(records, num_classes, limit=limit), float(COCO_IOUS[0])
+    if iou_type == "keypoints":
+        candidates = keypoint_candidates(columns, shared_sigmas(records), least=least)
+        ignored, areas = columns.gt_ignore | without_keypoints(columns), keypoint_areas(columns)
+    elif iou_type == "bbox":
         candidates, ignored = box_candidates(columns, least=least), columns.gt_ignore
         areas = box_areas(columns.boxes)
     else:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS, IouType
+from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS, KEYPOINT_NUMBERS, IouType
 from detection.evaluation.record import Record
 
 __all__ = [
@@ -67,17 +67,20 @@ class Metric:
         return percent(value) if self.is_fraction or value is None else f"{value:.3f}"
 
 
-def _coco(iou_type: IouType, prefix: str, reported: Sequence[str]) -> list[Metric]:
-    places: dict[Place, Sequence[str]] = {"log": COCO_CLASS_NUMBERS, "console": COCO_NUMBERS, "report": reported}
+def _coco(
+    iou_type: IouType, prefix: str, reported: Sequence[str], numbers: Sequence[str] = COCO_NUMBERS
+) -> list[Metric]:
+    places: dict[Place, Sequence[str]] = {"log": COCO_CLASS_NUMBERS, "console": numbers, "report": reported}
     return [
         Metric(f"{iou_type}.{name}", f"{prefix}{name}", shown=tuple(place for place in places if name in places[place]))
-        for name in COCO_NUMBERS
+        for name in numbers
     ]
 
 
 METRICS = (
     *_coco("bbox", "", reported=COCO_NUMBERS[:9]),
     *_coco("segm", "mask ", reported=()),
+    *_coco("keypoints", "keypoint ", reported=(), numbers=KEYPOINT_NUMBERS),
     Metric("voc.mAP", "VOC mAP", shown=("log", "console", "report")),
     Metric("voc.mAP_11point", "VOC mAP, 11 points"),
     Metric("voc.mAP_area", "VOC mAP, area"),

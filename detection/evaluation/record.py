@@ -12,9 +12,13 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.keypoints import KeypointSpec
 from detection.masks import RLE
 
 __all__ = ["Record", "check_records"]
+
+
+OF_IMAGE = ("image_id", "file_name", "size", "keypoint_spec")  # fields without a row per object
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +37,12 @@ class Record:
     labels: NDArray[np.int64]  # (D,)
     gt_masks: tuple[RLE, ...] | None = None  # (G,) of the whole image; without a pixel where the mask is unknown
     masks: tuple[RLE, ...] | None = None  # (D,) of the whole image
+    gt_keypoints: NDArray[np.floating] | None = None  # (G, J, 3) x, y, visibility; 0 where not labelled
+    keypoints: NDArray[np.floating] | None = None  # (D, J, 3) x, y, score
+    keypoint_spec: KeypointSpec | None = None  # of both
 
     def __post_init__(self) -> None:
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("image_id", "file_name", "size")}
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in OF_IMAGE}
         lengths = {name: len(rows) for name, rows in named.items() if rows is not None}
         gt = {length for name, length in lengths.items() if name.startswith("gt_")}
         detected = {length for name, length in lengths.items() if not name.startswith("gt_")}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS, CocoResult
+from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS, KEYPOINT_NUMBERS, CocoResult, KeypointResult
 from detection.evaluation.matching import MAX_DETECTIONS
 from detection.evaluation.metrics import figures, named, percent, shown_in
 from detection.evaluation.text_table import text_table
@@ -31,11 +31,13 @@ def result_dict(
     *,
     voc_metric: VocMetric,
     segm: CocoResult | None = None,
+    keypoints: KeypointResult | None = None,
 ) -> dict[str, Any]:
     """The content of result.json: fractions 0..1, None where there is no value (JSON knows no NaN).
 
     ``voc_metric`` is the definition behind "mAP" and "per_class" of the VOC part; the means by both interpolations are
-    always there. ImageNet's is the area, and ``voc`` then comes from its matching. ``segm`` is COCO's metric of masks.
+    always there. ImageNet's is the area, and ``voc`` then comes from its matching. ``segm`` is COCO's metric of masks,
+    and ``keypoints`` that of keypoints.
 
     Raises:
         ValueError: an unknown ``voc_metric``, or results of another number of classes than ``class_names``.
@@ -47,6 +49,7 @@ def result_dict(
     return {
         "bbox": _coco_dict(coco, class_names),
         **({} if segm is None else {"segm": _coco_dict(segm, class_names)}),
+        **({} if keypoints is None else {"keypoints": _coco_dict(keypoints, class_names, KEYPOINT_NUMBERS)}),
         "voc": {
             "mAP": means["11point" if voc_metric == "11point" else "area"],
             "metric": voc_metric,
@@ -57,10 +60,12 @@ def result_dict(
     }
 
 
-def _coco_dict(coco: CocoResult, class_names: Sequence[str]) -> dict[str, Any]:
+def _coco_dict(
+    coco: CocoResult | KeypointResult, class_names: Sequence[str], numbers: Sequence[str] = COCO_NUMBERS
+) -> dict[str, Any]:
     classes = zip(class_names, coco.class_ap, coco.class_ap50, coco.class_ap75, strict=True)
     return {
-        **{name: _json_number(getattr(coco, name)) for name in COCO_NUMBERS},
+        **{name: _json_number(getattr(coco, name)) for name in numbers},
         "per_class": {
             name: dict(zip(COCO_CLASS_NUMBERS, map(_json_number, values), strict=True)) for name, *values in classes
         },
@@ -75,6 +80,7 @@ def format_tables(result: dict[str, Any]) -> str:
         [
             *_coco_tables("box", "bbox", result),
             *(_coco_tables("mask", "segm", result) if "segm" in result else []),
+            *(_coco_tables("keypoint", "keypoints", result) if "keypoints" in result else []),
             f"VOC AP (%), {_VOC_DEFINITIONS[voc['metric']]}",
             text_table(["class", "AP"], [[name, mean.format(ap)] for name, ap in voc_rows]),
             *_computed_table(result),

@@ -7,14 +7,14 @@ Shapes: B sets of N images, K classes, M figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detection.evaluation.average_precision import average_precision, mean_over_classes
 from detection.evaluation.candidates import IouType
-from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS, average_recall
+from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS, KEYPOINT_NUMBERS, average_recall
 from detection.evaluation.jackknife import Statistic
 from detection.evaluation.matching import Area, MatchedRecords, match_areas
 from detection.evaluation.record import Record
@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 def run_statistic(
     records: Sequence[Record], class_names: Sequence[str], *, voc_metric: VocMetric = "area"
 ) -> Statistic:
-    """Returns all figures of a run: COCO's of boxes (and of masks, where there are any), VOC's, types of errors.
+    """Returns all figures of a run: COCO's of boxes (of masks and keypoints, where there are any), VOC's, error types.
 
     Keys are those of result.json, and "tide.Cls" and so on; ``voc_metric`` is the definition behind "voc.mAP".
 
@@ -42,7 +42,9 @@ def run_statistic(
         ValueError: a label that ``class_names`` lacks, an image that occurs twice, or no records.
     """
     masks = bool(records) and all(r.masks is not None and r.gt_masks is not None for r in records)
+    keypoints = bool(records) and all(r.keypoints is not None and r.gt_keypoints is not None for r in records)
     parts = [_coco(records, class_names, iou_type) for iou_type in (("bbox", "segm") if masks else ("bbox",))]
+    parts += [_keypoints(records, class_names)] if keypoints else []
     return _joined([*parts, _voc(records, class_names, voc_metric), _errors(records, class_names)])
 
 
@@ -58,7 +60,6 @@ def statistic_of_boxes(matches: MatchedRecords) -> Statistic:
 def _coco(records: Sequence[Record], class_names: Sequence[str], iou_type: IouType) -> Statistic:
     matches = match_areas(records, class_names, iou_type=iou_type)
     everything = matches["all"]
-    per_class = [f"{iou_type}.per_class.{name}.{number}" for name in class_names for number in COCO_CLASS_NUMBERS]
 
     def compute(weights: Weights) -> Floats:
         ap = _three(average_precision(everything, weights))  # (B, K, 3)
@@ -72,11 +73,42 @@ def _coco(records: Sequence[Record], class_names: Sequence[str], iou_type: IouTy
         ]
         return np.concatenate([np.stack(numbers, axis=1), ap.reshape(len(weights), -1)], axis=1)
 
+    return _named(iou_type, COCO_NUMBERS, class_names, matches, compute)
+
+
+def _keypoints(records: Sequence[Record], class_names: Sequence[str]) -> Statistic:
+    matches = match_areas(records, class_names, iou_type="keypoints", areas=("all", "medium", "large"))
+    everything = matches["all"]
+
+    def compute(weights: Weights) -> Floats:
+        ap = _three(average_precision(everything, weights))  # (B, K, 3)
+        of_areas = [average_precision(matches[area], weights) for area in ("medium", "large")]
+        recalls = [average_recall(everything, weights, thresholds=of) for of in (slice(None), slice(0, 1), slice(5, 6))]
+        recalls += [average_recall(matches[area], weights) for area in ("medium", "large")]
+        numbers = [
+            *mean_over_classes(ap).T,
+            *(mean_over_classes(part).mean(axis=1) for part in of_areas),
+            *map(mean_over_classes, recalls),
+        ]
+        return np.concatenate([np.stack(numbers, axis=1), ap.reshape(len(weights), -1)], axis=1)
+
+    return _named("keypoints", KEYPOINT_NUMBERS, class_names, matches, compute)
+
+
+def _named(
+    iou_type: IouType,
+    numbers: Sequence[str],
+    class_names: Sequence[str],
+    matches: Mapping[Area, MatchedRecords],
+    compute: Callable[[Weights], Floats],
+) -> Statistic:
+    """Returns the statistic of COCO's ``numbers``, which ``compute`` gives first, and of AP, AP50 and AP75 by class."""
+    per_class = [f"{iou_type}.per_class.{name}.{number}" for name in class_names for number in COCO_CLASS_NUMBERS]
     with_objects = {area: _with_objects(found) for area, found in matches.items()}
-    images = [with_objects[_AREAS.get(name[-1], "all")].any(axis=0).sum() for name in COCO_NUMBERS]
+    images = [with_objects[_AREAS.get(name[-1], "all")].any(axis=0).sum() for name in numbers]
     of_classes = np.repeat(with_objects["all"].sum(axis=1), len(COCO_CLASS_NUMBERS))
     return Statistic(
-        names=(*(f"{iou_type}.{name}" for name in COCO_NUMBERS), *per_class),
+        names=(*(f"{iou_type}.{name}" for name in numbers), *per_class),
         compute=compute,
         images=np.concatenate([images, of_classes]).astype(np.int64),
     )

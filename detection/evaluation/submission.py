@@ -1,7 +1,7 @@
 """Detections as the files that the challenges' evaluation servers read.
 
 VOC         results/VOC2012/Main/comp4_det_test_CLASS.txt: image, score, left, top, right, bottom
-COCO        bbox/ and, with masks, segm/detections_test-dev2017_resdet_results.json
+COCO        bbox/ and, with masks or keypoints, segm/ or keypoints/detections_test-dev2017_resdet_results.json
 ImageNet    det_test.txt: number of the image, number of the class, score, left, top, right, bottom
             clsloc_test.txt: a line an image, up to five times number of the class, left, top, right, bottom
 
@@ -80,20 +80,24 @@ def write_imagenet_loc(
 
 
 def write_coco(records: Sequence[Record], category_ids: Sequence[int], folder: Path, *, split: str) -> list[Path]:
-    """Writes the detections with their boxes and, where all records have masks, with their masks; returns the paths.
+    """Writes the detections with their boxes and, where all records have them, with masks and keypoints.
 
-    The server takes the areas of detections from "bbox" where it is given, so masks stand without.
+    The server takes the areas of detections from "bbox" where it is given, so masks and keypoints stand without.
+    Returns the paths.
     """
-    results = coco_results(records, category_ids)
-    kinds = {"bbox": "segmentation"}  # kind -> the key that it leaves out
+    results, kinds = coco_results(records, category_ids), {"bbox": "bbox"}  # kind -> its key
     if records and all(record.masks is not None for record in records):
-        kinds["segm"] = "bbox"
+        kinds["segm"] = "segmentation"
+    if records and all(record.keypoints is not None for record in records):
+        kinds["keypoints"] = "keypoints"
     name = f"detections_{split}_resdet_results.json"
-    return [_write(folder / kind / name, json.dumps(_without(results, key))) for kind, key in kinds.items()]
+    return [_write(folder / kind / name, json.dumps(_with_only(results, key))) for kind, key in kinds.items()]
 
 
-def _without(results: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    return [{name: value for name, value in result.items() if name != key} for result in results]
+def _with_only(results: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Returns ``results`` of whose places only that under ``key`` is left."""
+    others = {"bbox", "segmentation", "keypoints"} - {key}
+    return [{name: value for name, value in result.items() if name not in others} for result in results]
 
 
 def _rows(record: Record, first_pixel: int) -> Iterator[tuple[int, str, str]]:

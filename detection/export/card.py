@@ -15,10 +15,12 @@ def summary(proof: Mapping[str, Any]) -> list[str]:
     found, lines = proof["agreement"], list[str]()
     if found is not None:
         masks = "" if found["mask"] is None else f", mask {found['mask']:.2g}"
+        moved = found.get("keypoint")  # which earlier exports lack
+        keypoints = "" if moved is None else f"; {100 * moved:.1f} % of the keypoints more than a pixel apart"
         lines.append(
             f"{found['images']} images: {found['matched']} of PyTorch's {found['detections']} detections matched, "
             f"{found['exported']} exported; greatest differences: box {found['box']:.2g} pixels, "
-            f"score {found['score']:.2g}{masks}"
+            f"score {found['score']:.2g}{masks}{keypoints}"
         )
     lines += [_ap_line(kind, loss) for kind, loss in proof["ap"].items()]
     for name, cost in proof["cost"].items():
@@ -55,6 +57,7 @@ def card(facts: Facts, proof: Mapping[str, Any]) -> str:
         f"- `labels` ({facts.batch}, D) int64, `scores` ({facts.batch}, D) float32, best first",
         f"- `counts` ({facts.batch},) int64: so many rows are detections; D is at most {facts.max_detections}",
         "- `masks` (D, S, S) per image, of detectors with masks: probabilities in the box",
+        "- `keypoints` (D, J, 3) per image, of detectors with keypoints: x and y in pixels of the resized image, score",
         f"- Scores above {facts.score_threshold:g}, NMS at an IoU of {facts.nms_iou:g}",
         "",
         "## Against PyTorch",
@@ -69,5 +72,10 @@ def _ap_line(kind: str, loss: Mapping[str, Any]) -> str:
     before, after, change = 100 * loss["before"], 100 * loss["after"], loss["change"]
     low, high = (None if value is None else 100 * value for value in (change["low"], change["high"]))
     interval = "no interval" if low is None or high is None else f"[{low:.1f}, {high:.1f}]"
-    what = {"frame": "box AP, PyTorch in the frame", "bbox": "box AP, exported", "segm": "mask AP, exported"}[kind]
+    what = {
+        "frame": "box AP, PyTorch in the frame",
+        "bbox": "box AP, exported",
+        "segm": "mask AP, exported",
+        "keypoints": "keypoint AP, exported",
+    }[kind]
     return f"{what}, {loss['images']} images: from {before:.1f} to {after:.1f}, {after - before:+.1f} {interval}"

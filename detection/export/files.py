@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 
 from detection.export.extras import optional
 from detection.export.facts import KEY, ExportFormat, Facts
-from detection.export.graph import INPUTS, OUTPUTS
+from detection.export.graph import INPUTS, output_names
 from detection.export.operators import OPSET, shorten_sorts, translations
 
 __all__ = [
@@ -56,13 +56,12 @@ def write_torch(program: ExportedProgram, path: Path, facts: Facts) -> None:
 
 def write_onnx(program: ExportedProgram, path: Path, facts: Facts) -> None:
     """Writes ``program`` to ``path``, an .onnx file that holds its weights."""
-    outputs = OUTPUTS[: len(program.graph_signature.user_outputs)]
     with _quiet():
         exported: Any = torch.onnx.export(
             program,
             dynamo=True,
             input_names=INPUTS,
-            output_names=outputs,
+            output_names=output_names(facts.parsed_config()),
             opset_version=OPSET,
             custom_translation_table=dict(translations(len(facts.class_names))),
             verbose=False,

@@ -1,6 +1,6 @@
 """The whole way of a test, from pixels to detections, as one graph of fixed shapes.
 
-Shapes: N images of a call, H W height and width of the frame, D detections, S side of a mask.
+Shapes: N images of a call, H W height and width of the frame, D detections, S side of a mask, J keypoints.
 """
 
 from __future__ import annotations
@@ -12,16 +12,29 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from detection.build import needed_fields
+from detection.config.detection import DetectionConfig
 from detection.export.constants import fold_constants
 from detection.export.rows import keep_counted_rows
 from detection.model.architecture import Architecture
 from detection.padded import Found
 from detection.structures import ImageBatch
 
-__all__ = ["INPUTS", "OUTPUTS", "DetectorGraph", "capture"]
+__all__ = ["INPUTS", "DetectorGraph", "capture", "further_outputs", "output_names"]
 
 INPUTS = ("pixels", "sizes")
-OUTPUTS = ("boxes", "labels", "scores", "counts", "masks")  # the last of architectures with masks
+OUTPUTS = ("boxes", "labels", "scores", "counts")
+FURTHER = ("masks", "keypoints")  # of architectures that find them, after the others
+
+
+def further_outputs(config: DetectionConfig) -> tuple[str, ...]:
+    """Returns what a detector of ``config`` finds beside boxes, labels and scores, as a graph gives it."""
+    return tuple(name for name in FURTHER if name in needed_fields(config))
+
+
+def output_names(config: DetectionConfig) -> tuple[str, ...]:
+    """Returns the names of the outputs of a graph of ``config``'s detector."""
+    return (*OUTPUTS, *further_outputs(config))
 
 
 @runtime_checkable
@@ -50,7 +63,9 @@ class DetectorGraph(nn.Module):
         self.detector, self.halved = detector, half
 
     def forward(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        """Returns boxes (N, D, 4), labels (N, D), scores (N, D), counts (N,) and, of some, masks (N, D, S, S).
+        """Returns boxes (N, D, 4), labels (N, D), scores (N, D), counts (N,) and what else a detector finds.
+
+        That is masks (N, D, S, S), or keypoints (N, D, J, 3): x, y and score.
 
         The first ``counts`` rows of an image are detections, best first; the others are zero.
 
@@ -64,9 +79,14 @@ class DetectorGraph(nn.Module):
         boxes = torch.where(found.valid[..., None], found.boxes, 0.0)
         labels, scores = torch.where(found.valid, found.labels, 0), torch.where(found.valid, found.scores, 0.0)
         counts = found.valid.sum(dim=1)
-        if found.masks is None:
-            return boxes, labels, scores, counts
-        return boxes, labels, scores, counts, torch.where(found.valid[..., None, None], found.masks, 0.0)
+        further = [values for name in FURTHER if (values := getattr(found, name)) is not None]
+        return (
+            boxes,
+            labels,
+            scores,
+            counts,
+            *(torch.where(found.valid[..., None, None], values, 0.0) for values in further),
+        )
 
 
 @torch.no_grad()

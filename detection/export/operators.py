@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from detection.export.deformable import translate_deform_conv2d
 from detection.export.extras import optional
 from detection.model.select import single_below
 
@@ -39,6 +40,7 @@ def translations(num_classes: int) -> Mapping[Any, Translation]:
         torch.ops.aten.sort.stable: _stable_sort,
         torch.ops.torchvision.roi_align.default: _roi_align,
         torch.ops.torchvision.roi_pool.default: _roi_pool,
+        torch.ops.torchvision.deform_conv2d.default: translate_deform_conv2d(_onnx()),
     }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.optimize import linear_sum_assignment
 
 from detection.boxes import iou
@@ -37,6 +38,7 @@ class Agreement:
         box: greatest difference of a coordinate of a pair, pixels of the resized image.
         score: greatest difference of the probabilities of a pair.
         mask: greatest difference of a probability of their masks; None: no masks.
+        keypoint: share of their keypoints that lie more than a pixel apart, as of equal maxima; None: no keypoints.
     """
 
     images: int
@@ -46,6 +48,7 @@ class Agreement:
     box: float
     score: float
     mask: float | None
+    keypoint: float | None = None
 
     @property
     def unmatched(self) -> float:
@@ -76,6 +79,7 @@ def agreement(reference: Sequence[Detections], exported: Sequence[Detections]) -
         box=max((_greatest(own.boxes, other.boxes) for own, other in pairs), default=0.0),
         score=max((_greatest(own.scores, other.scores) for own, other in pairs), default=0.0),
         mask=max(masks, default=None),
+        keypoint=_moved([pair for pair in pairs if pair[0].keypoints is not None]),
     )
 
 
@@ -87,6 +91,17 @@ def _matched(own: Detections, other: Detections) -> tuple[Detections, Detections
     rows, columns = linear_sum_assignment(likeness.numpy(), maximize=True)
     good = overlap.numpy()[rows, columns] >= MATCH_IOU
     return own[own.labels.new_tensor(rows[good])], other[other.labels.new_tensor(columns[good])]
+
+
+def _moved(pairs: Sequence[tuple[Detections, Detections]]) -> float | None:
+    """Returns the share of keypoints that lie more than a pixel apart; None: there are none."""
+    found = [(own.keypoints, other.keypoints) for own, other in pairs]
+    apart = [
+        (own[..., :2] - other[..., :2]).norm(dim=-1).flatten() > 1
+        for own, other in found
+        if own is not None and other is not None
+    ]
+    return float(torch.cat(apart).double().mean().nan_to_num()) if apart else None
 
 
 def _greatest(values: object, others: object) -> float:

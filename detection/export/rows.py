@@ -1,4 +1,4 @@
-"""Computes in an exported graph only the rows that count: each region on its own level, masks of detections alone.
+"""Computes in an exported graph only rows that count: regions on their own level, masks and keypoints of detections.
 
 Inside the graph the number of rows then depends on the image, which every runtime of an exported file takes; its inputs
 and outputs keep their shapes.  What is counted is float32, as TensorRT's NonZero and CumSum take it.
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from detection.model.box_stage import ScoredBoxes, image_rows
 from detection.model.faster_rcnn import FasterRCNN
+from detection.model.keypoint_stage import KeypointStage
 from detection.model.mask_stage import MaskStage
 from detection.model.pooler import RegionPooler
 from detection.model.postprocess import Postprocessor
@@ -34,6 +35,8 @@ def keep_counted_rows(model: nn.Module) -> None:
                 setattr(module, name, _pooler_of(part))
             elif isinstance(part, MaskStage):
                 setattr(module, name, _DetectedMasks(_pooler_of(part.pooler), part.head, geometry=part.geometry))
+            elif isinstance(part, KeypointStage):
+                setattr(module, name, _DetectedKeypoints(_pooler_of(part.pooler), part.head))
 
 
 def _pooler_of(pooler: RegionPooler) -> _OwnLevelPooler:
@@ -63,11 +66,35 @@ class _DetectedMasks(MaskStage):
     def forward(
         self, features: Sequence[Tensor], found: Found, body: Callable[[Tensor], Tensor] | None = None
     ) -> Found:
-        rows = found.valid.flatten().to(found.boxes.dtype).nonzero()[:, 0]
+        rows = _counted(found)
         boxes, labels = found.boxes.flatten(0, 1)[rows], found.labels.flatten()[rows]
         logits = self._logits(features, boxes, image_rows(found.boxes)[rows], labels, body)
-        masks = logits.new_zeros(found.labels.numel(), *logits.shape[1:]).index_put((rows,), logits.sigmoid())
-        return replace(found, masks=masks.unflatten(0, found.labels.shape))
+        return replace(found, masks=_placed(logits.sigmoid(), rows, found))
+
+
+class _DetectedKeypoints(KeypointStage):
+    """Keypoints of the rows that are detections; those of the others are 0.
+
+    The first row is always among those that are computed: OpenVINO 2026.4 pools no batch of size 0.
+    """
+
+    def forward(self, features: Sequence[Tensor], found: Found) -> Found:
+        rows = _counted(found)
+        rows = torch.cat([rows, rows.new_zeros(1)])
+        keypoints = self._find(features, found.boxes.flatten(0, 1)[rows], image_rows(found.boxes)[rows])
+        keypoints = _placed(keypoints, rows, found)
+        return replace(found, keypoints=torch.where(found.valid[..., None, None], keypoints, 0.0))
+
+
+def _counted(found: Found) -> Tensor:
+    """Returns the rows of all images, one after the other, that are detections."""
+    return found.valid.flatten().to(found.boxes.dtype).nonzero()[:, 0]
+
+
+def _placed(values: Tensor, rows: Tensor, found: Found) -> Tensor:
+    """Returns (N, D, ...) of the ``values`` of ``rows``; those of the others are 0."""
+    places = values.new_zeros(found.labels.numel(), *values.shape[1:])
+    return places.index_put((rows,), values).unflatten(0, found.labels.shape)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from detection.engine.checkpoint import Checkpoint, read_checkpoint
 from detection.export.extras import optional
 from detection.export.facts import KEY, Facts, run_digest
 from detection.export.files import NAMES, TORCH_ENTRY
+from detection.export.graph import further_outputs
 from detection.hub import local_path
 from detection.model.postprocess import rescale
 from detection.structures import Detections, ImageBatch
@@ -46,11 +47,12 @@ class Framed(nn.Module):
         call: runs the graph.
         size: (height, width) of the frame.
         batch: N.
+        further: names of what the graph may give after the counts.
     """
 
-    def __init__(self, call: Call, *, size: tuple[int, int], batch: int) -> None:
+    def __init__(self, call: Call, *, size: tuple[int, int], batch: int, further: Sequence[str] = ("masks",)) -> None:
         super().__init__()
-        self.call, self.size, self.batch = call, size, batch
+        self.call, self.size, self.batch, self.further = call, size, batch, tuple(further)
 
     def forward(self, images: ImageBatch) -> list[Detections]:
         """Returns each image's detections, on the CPU and in pixels of ``images``."""
@@ -70,14 +72,15 @@ class Framed(nn.Module):
         for row, image in enumerate(images):
             pixels[row, :, : image.shape[1], : image.shape[2]] = image
             sizes[row] = torch.tensor(image.shape[1:])
-        boxes, labels, scores, counts, *masks = (torch.from_numpy(np.array(a)) for a in self.call(pixels, sizes))
+        boxes, labels, scores, counts, *rest = (torch.from_numpy(np.array(a)) for a in self.call(pixels, sizes))
+        further = dict(zip(self.further, rest, strict=False))
         rows = [slice(int(count)) for count in counts[: len(images)]]
         return [
             Detections(
                 boxes=boxes[row, own],
                 scores=scores[row, own],
                 labels=labels[row, own],
-                masks=masks[0][row, own].float() if masks else None,
+                **{name: values[row, own].float() for name, values in further.items()},
             )
             for row, own in enumerate(rows)
         ]
@@ -94,9 +97,10 @@ class Exported(Framed):
     """
 
     def __init__(self, path: Path, facts: Facts, call: Call) -> None:
-        super().__init__(call, size=facts.size, batch=facts.batch)
+        config = facts.parsed_config()
+        super().__init__(call, size=facts.size, batch=facts.batch, further=further_outputs(config))
         self.path, self.facts = path, facts
-        self.config: DetectionConfig = facts.parsed_config()
+        self.config: DetectionConfig = config
         self.class_names = facts.class_names
 
     @property

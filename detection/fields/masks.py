@@ -77,7 +77,7 @@ class Masks:
     def compose(self) -> Mapping[str, Any]:
         return {}
 
-    def to_albumentations(self, values: Tensor) -> Mapping[str, Any]:
+    def to_albumentations(self, values: Tensor, size: Size) -> Mapping[str, Any]:
         return {"masks": values.numpy().astype(np.uint8)} if len(values) else {}  # it can't stack no masks
 
     def from_albumentations(self, result: Mapping[str, Any], kept: Tensor, size: Size) -> Tensor:

@@ -14,10 +14,12 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from detection.fields.keypoints import Keypoints
 from detection.fields.masks import Masks
+from detection.keypoints import KeypointSpec
 from detection.structures import Rows
 
-__all__ = ["FIELDS", "Field", "carried"]
+__all__ = ["FIELDS", "Field", "carried", "fields_of"]
 
 Size = tuple[int, int]
 
@@ -83,8 +85,8 @@ class Field(Protocol):
         """Returns the arguments of ``albumentations.Compose`` that the field needs."""
         ...
 
-    def to_albumentations(self, values: Tensor) -> Mapping[str, Any]:
-        """Returns the arguments of a call of ``Compose``."""
+    def to_albumentations(self, values: Tensor, size: Size) -> Mapping[str, Any]:
+        """Returns the arguments of a call of ``Compose`` on an image of ``size``."""
         ...
 
     def from_albumentations(self, result: Mapping[str, Any], kept: Tensor, size: Size) -> Tensor:
@@ -103,7 +105,13 @@ class Field(Protocol):
 
 FIELDS: dict[str, Field] = {
     "masks": Masks(),
+    "keypoints": Keypoints(),
 }
+
+
+def fields_of(keypoints: KeypointSpec | None) -> dict[str, Field]:
+    """Returns the table for a data set with these ``keypoints``."""
+    return FIELDS if keypoints is None else FIELDS | {"keypoints": Keypoints(keypoints)}
 
 
 def carried(rows: Rows, fields: Mapping[str, Field] = FIELDS) -> Iterator[tuple[str, Field, Tensor]]:

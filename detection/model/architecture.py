@@ -127,6 +127,10 @@ class RegionVerbs(Protocol):
         """Returns the detections with their masks; as they are from an architecture without."""
         ...
 
+    def keypoints(self, features: Sequence[Tensor], found: Found) -> Found:
+        """Returns the detections with their keypoints; as they are from an architecture without."""
+        ...
+
 
 def class_rows(model: nn.Module) -> dict[str, ClassRows]:
     """Returns which rows of the parameters belong to classes, by the names of the parameters.

@@ -1,4 +1,4 @@
-"""Faster, Mask and Cascade R-CNN over any backbone: trunk, region proposal network, box stage, mask stage.
+"""Faster, Mask, Keypoint and Cascade R-CNN over any backbone: trunk, region proposal network, box stage, later stages.
 
 Source: Faster R-CNN (Ren et al. 2017); "Deep Residual Learning", appendix A; Mask R-CNN (He et al. 2017).
 Shapes: N images, C channels, H W height and width of the padded batch.
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from backbones.base import Backbone
 from detection.model.architecture import Architecture
-from detection.model.box_stage import BoxStage, ScoredBoxes
+from detection.model.box_stage import BoxStage, RegionSample, ScoredBoxes
 from detection.model.cascade import CascadeBoxStage
+from detection.model.keypoint_stage import KeypointStage
 from detection.model.mask_stage import MaskStage
 from detection.model.postprocess import Postprocessor
 from detection.model.rpn import RPN
@@ -28,14 +29,15 @@ __all__ = ["FasterRCNN"]
 class FasterRCNN(Architecture):
     """Losses of images with targets, detections of images without.
 
-    The verbs ``features``, ``propose``, ``boxes`` and ``masks`` are the steps of a test; methods that change how a
-    detector is tested compose them.
+    The verbs ``features``, ``propose``, ``boxes``, ``masks`` and ``keypoints`` are the steps of a test; methods that
+    change how a detector is tested compose them.
 
     Args:
         backbone: the trunk; its features, finest first, feed the RPN and the stages.
         rpn: proposals.
         box_stage: scores and boxes of proposals.
         mask_stage: masks of detections; None for a detector without.
+        keypoint_stage: keypoints of detections; None for a detector without.
         postprocess: which of these become detections.
     """
 
@@ -47,14 +49,17 @@ class FasterRCNN(Architecture):
         *,
         postprocess: Postprocessor,
         mask_stage: MaskStage | None = None,
+        keypoint_stage: KeypointStage | None = None,
     ) -> None:
         super().__init__(backbone)
-        self.rpn, self.box_stage, self.mask_stage, self.postprocess = rpn, box_stage, mask_stage, postprocess
+        self.rpn, self.box_stage, self.postprocess = rpn, box_stage, postprocess
+        self.mask_stage, self.keypoint_stage = mask_stage, keypoint_stage
 
     def fix(self, parts: Sequence[str]) -> None:
-        """Takes ``parts``, of "backbone", "rpn" and "box_stage", out of the training; masks go with the box stage."""
-        masks = ["mask_stage"] if self.mask_stage is not None and "box_stage" in parts else []
-        super().fix([*parts, *masks])
+        """Takes ``parts``, of "backbone", "rpn" and "box_stage", out of the training; the last takes those after it."""
+        later = {"mask_stage": self.mask_stage, "keypoint_stage": self.keypoint_stage}
+        with_boxes = [name for name, stage in later.items() if stage is not None and "box_stage" in parts]
+        super().fix([*parts, *with_boxes])
 
     @overload
     def forward(
@@ -87,16 +92,27 @@ class FasterRCNN(Architecture):
             outputs = list(self.box_stage.outputs(features, proposals, targets, images.sizes, seeds))
             for output in outputs:
                 losses |= output.stage.losses(output)
-            if self.mask_stage is not None:
-                positives = outputs[0].sample.positives(self.box_stage.most_positives)
-                losses |= self.mask_stage.losses(features, positives, targets, self.box_stage.shared_body())
+            losses |= self._later_losses(features, outputs[0].sample, targets)
+        return losses
+
+    def _later_losses(self, features: Sequence[Tensor], sample: RegionSample, targets: Targets) -> dict[str, Tensor]:
+        """Losses of the stages after the box stage, on the positive regions that it drew."""
+        losses: dict[str, Tensor] = {}
+        if self.mask_stage is None and self.keypoint_stage is None:
+            return losses
+        positives = sample.positives(self.box_stage.most_positives)
+        if self.mask_stage is not None:
+            losses |= self.mask_stage.losses(features, positives, targets, self.box_stage.shared_body())
+        if self.keypoint_stage is not None:
+            losses |= self.keypoint_stage.losses(features, positives, targets)
         return losses
 
     def detect(self, images: ImageBatch, proposals: Regions | None = None) -> Found:
         """Detections of all images, padded to equally many: a test as one graph."""
         features = self.features(images)
         proposals = self.propose(features, images) if proposals is None else proposals
-        return self.masks(features, self.postprocess(self.boxes(features, proposals, images.sizes)))
+        found = self.postprocess(self.boxes(features, proposals, images.sizes))
+        return self.keypoints(features, self.masks(features, found))
 
     def propose(self, features: Sequence[Tensor], images: ImageBatch) -> Regions:
         """Proposals of each of the ``images`` that the ``features`` are of, best first."""
@@ -110,13 +126,21 @@ class FasterRCNN(Architecture):
         """``found`` with masks; as it is, from a detector without a mask stage."""
         if self.mask_stage is None:
             return found
-        found = found.trimmed() if waiting_is_free(found.valid) else found
-        return self.mask_stage(features, found, self.box_stage.shared_body())
+        return self.mask_stage(features, _trimmed(found), self.box_stage.shared_body())
+
+    def keypoints(self, features: Sequence[Tensor], found: Found) -> Found:
+        """``found`` with keypoints; as it is, from a detector without a keypoint stage."""
+        return found if self.keypoint_stage is None else self.keypoint_stage(features, _trimmed(found))
 
     def head_modules(self) -> list[nn.Module]:
         """Returns the parts that run on every region."""
-        return [part for part in (self.box_stage, self.mask_stage) if part is not None]
+        return [part for part in (self.box_stage, self.mask_stage, self.keypoint_stage) if part is not None]
 
     def facts(self) -> dict[str, str]:
         """Returns what a reader of a comparison must know of it beside its backbone, by name."""
         return {"tail": self.box_stage.describe()}
+
+
+def _trimmed(found: Found) -> Found:
+    """Returns ``found`` without columns of padding, where that takes no waiting."""
+    return found.trimmed() if waiting_is_free(found.valid) else found

@@ -118,4 +118,7 @@ def _soften(candidates: Found, sigma: float, score_threshold: float, most: int) 
 
 def rescale(detections: Detections, size: tuple[int, int], new_size: tuple[int, int]) -> Detections:
     """``detections`` of an image of ``size`` (height, width), in pixels of the same image at ``new_size``."""
-    return replace(detections, boxes=scale(detections.boxes, size, new_size))
+    boxes, keypoints = scale(detections.boxes, size, new_size), detections.keypoints
+    if keypoints is not None:
+        keypoints = keypoints * keypoints.new_tensor([new_size[1] / size[1], new_size[0] / size[0], 1.0])
+    return replace(detections, boxes=boxes, keypoints=keypoints)

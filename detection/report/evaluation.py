@@ -52,6 +52,7 @@ def write_evaluation(
     *,
     voc_metric: VocMetric = "area",
     wanted: Wanted | None = None,
+    keypoint_sigmas: Sequence[float] = (),
     say: Callable[[str], None] = print,
 ) -> Evaluation:
     """Judges detections in COCO's results format and writes the page into ``output``.
@@ -62,12 +63,13 @@ def write_evaluation(
         output: the folder to write into.
         voc_metric: the definition behind VOC mAP.
         wanted: precision and recall for which a score is looked up.
+        keypoint_sigmas: of OKS, one for each keypoint; none: COCO's by their names, else 0.05.
         say: takes lines to show.
 
     Raises:
         ValueError: a file that can't be used; it is named, with its entries.
     """
-    judged = read_judged(truth, files)
+    judged = read_judged(truth, files, keypoint_sigmas=keypoint_sigmas)
     names = judged.class_names
     results = {
         name: [evaluate(list(records), names, voc_metric) for records in seeds] for name, seeds in judged.runs.items()
@@ -114,8 +116,9 @@ def _page(numbers: dict[str, Any]) -> Page:
 
 def _results(numbers: dict[str, Any]) -> Section:
     blocks: list[Block] = [_numbers_table(numbers, "bbox", f"COCO box AP and AR on {numbers['images']:,} images")]
-    if any("segm" in result for variant in numbers["variants"].values() for result in variant["results"]):
-        blocks.append(_numbers_table(numbers, "segm", "COCO mask AP and AR"))
+    for section, what in (("segm", "mask"), ("keypoints", "keypoint")):
+        if any(section in result for variant in numbers["variants"].values() for result in variant["results"]):
+            blocks.append(_numbers_table(numbers, section, f"COCO {what} AP and AR"))
     blocks += [_numbers_table(numbers, "voc", "VOC mAP"), _intervals_table(numbers)]
     if numbers["pairs"]:
         blocks += [pair_matrix(numbers), *claims_tables(numbers)]

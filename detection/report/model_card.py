@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from detection.engine.threshold import run_threshold
-from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS
+from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS, KEYPOINT_NUMBERS
 from detection.evaluation.metrics import figures, named
 from detection.evaluation.report import describe_choice
 from detection.export.card import summary
@@ -34,7 +34,10 @@ LICENCES = (
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "cc0-1.0"),
     *("cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "openrail", UNKNOWN),
 )
-INDEXED = (*(f"{section}.{name}" for section in ("bbox", "segm") for name in COCO_CLASS_NUMBERS), "voc.mAP")
+INDEXED = (
+    *(f"{section}.{name}" for section in ("bbox", "segm", "keypoints") for name in COCO_CLASS_NUMBERS),
+    "voc.mAP",
+)
 SIZES = {"APs": "small (below 32 x 32 pixels)", "APm": "medium", "APl": "large (from 96 x 96 pixels)"}
 
 
@@ -100,16 +103,18 @@ def _front_matter(recorded: Recorded, name: str, licence: str | None) -> dict[st
     known = (licence or UNKNOWN).lower()
     stated = {"license": known} if known in LICENCES else {"license": "other", "license_name": licence}
     config, masks = recorded.checkpoint.config, "mask" in recorded.checkpoint.config.architecture
+    keypoints = "keypoint" in config.architecture
     tags = [
         "object-detection",
         *(["instance-segmentation"] if masks else []),
+        *(["keypoint-detection"] if keypoints else []),
         config.architecture,
         config.backbone.name,
     ]
     matter = {
         **stated,
         "library_name": "resdet",
-        "pipeline_tag": "image-segmentation" if masks else "object-detection",
+        "pipeline_tag": "image-segmentation" if masks else "keypoint-detection" if keypoints else "object-detection",
         "tags": [tag.replace("_", "-").replace(":", "-") for tag in dict.fromkeys(tags)],
         "datasets": sorted({found.card for found in recorded.sets}),
     }
@@ -148,9 +153,10 @@ def _headline(tested: Tested) -> str:
 def _use(recorded: Recorded) -> Section:
     config, tested = recorded.checkpoint.config, recorded.tested
     shown = run_threshold(recorded.checkpoint)
+    beside = next((f" and {part}s" for part in ("mask", "keypoint") if part in config.architecture), "")
     rows = [
         ["meant for", f"images like those of {names(recorded.data['train'])}, the only ones in training"],
-        ["finds", f"only the classes above, as boxes{' and masks' if 'mask' in config.architecture else ''}"],
+        ["finds", f"only the classes above, as boxes{beside}"],
         [
             "image size",
             f"resized to a shorter side of {config.data.shorter_side} pixels, at most {config.data.longer_side}",
@@ -191,6 +197,9 @@ def _results(recorded: Recorded, tested: Tested) -> Section:
     header = ["", *({"bbox": "boxes", "segm": "masks"}[name] for name in sections)]
     scope = "in brackets 95 % intervals over the choice of test images" if tested.intervals else "no intervals"
     blocks: list[Block] = [Table(f"Percent; {scope}. A dash: the test set has no such object.", header, rows)]
+    if "keypoints" in tested.result:
+        of_keypoints = [[number, _interval(f"keypoints.{number}", tested)] for number in KEYPOINT_NUMBERS]
+        blocks.append(Table("Keypoints, percent.", ["", "keypoints"], of_keypoints))
     if tested.no_intervals is not None:
         blocks.append(Notice(f"No intervals: {tested.no_intervals}", warning=True))
     classes = [

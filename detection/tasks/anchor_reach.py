@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detection.build import build_detector
+from detection.build import build_detector, with_keypoints
 from detection.config.detection import DetectionConfig
 from detection.data.anchor_fit import grid_iou, resized_boxes
 from detection.data.index import AnnotationIndex
+from detection.keypoints import KeypointSpec
 from detection.model.anchors import AnchorGenerator, deal
 from detection.tasks.recipe import LEAST_SIZES, STRIDES, Choice, Machine, fitting_anchors, fitting_size
 
@@ -117,6 +118,8 @@ def _least_sizes(config: DetectionConfig | None) -> tuple[float, ...]:
 
 
 def _levels(config: DetectionConfig) -> list[_Level]:
+    if config.architecture == "keypoint_rcnn" and not config.keypoint.names:
+        config = with_keypoints(config, KeypointSpec.numbered(1))
     with torch.device("meta"):  # nothing is computed: only strides are wanted
         detector = build_detector(config, 1, pretrained=False)
     found = [module for module in detector.modules() if isinstance(module, AnchorGenerator)]

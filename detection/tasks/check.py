@@ -20,6 +20,7 @@ from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem
 from detection.data.readers.table import FORMATS
 from detection.evaluation.text_table import text_table
+from detection.fields.table import FIELDS
 from detection.progress import SCREEN, tracked
 from detection.tasks.anchor_reach import Reach, reach_of_config, reach_of_suggested, suggest
 from detection.tasks.data_page import write_data_page
@@ -79,7 +80,7 @@ def check_card(
     found = _Found()
     for split in splits or card.splits:
         SCREEN.rule(f"{card.name}:{split}")
-        _check_split(card, split, root, found, images=images, masks=page is not None)
+        _check_split(card, split, root, found, images=images, page=page is not None)
     found.add(check_copies(found.indexes) if images else (), None)
     trained_on = next((split for split in (*TRAINED_ON, *found.indexes) if split in found.indexes), None)
     suggested = [] if trained_on is None else suggest(found.indexes[trained_on], detector)
@@ -96,9 +97,9 @@ def check_card(
     return found.errors
 
 
-def _check_split(card: Card, split: str, root: Path, found: _Found, *, images: bool, masks: bool) -> None:
+def _check_split(card: Card, split: str, root: Path, found: _Found, *, images: bool, page: bool) -> None:
     """Reads one split, and notes in ``found`` what is wrong with it; prints its counts."""
-    fields = ("masks",) if masks and "fields" in FORMATS[card.format].options else ()
+    fields = tuple(FIELDS) if page and "fields" in FORMATS[card.format].options else ()
     try:
         index, problems = read_split(card, split, root, fields=fields)
     except ValueError as error:

@@ -13,6 +13,7 @@ from detection.tasks.data_pictures import Finding, found_pictures, sample_pictur
 from detection.tasks.data_sections import (
     anchors_section,
     classes_section,
+    keypoints_section,
     masks_section,
     objects_section,
     splits_section,
@@ -55,6 +56,7 @@ def write_data_page(
         anchors_section(reached, lines),
         splits_section(filled, summaries),
         masks_section(filled),
+        keypoints_section(filled),
     ]
     page = Page(
         title=f"Data set {name}",

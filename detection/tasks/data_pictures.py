@@ -13,7 +13,7 @@ from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem, Severity
 from detection.pages.page import Pictures
 from detection.pages.photos import framed, jpeg, page_scale
-from detection.tasks.label_pictures import draw_labels
+from detection.tasks.label_pictures import draw_labels, drawn_target
 
 __all__ = ["SEVERITIES", "Finding", "found_pictures", "sample_pictures"]
 
@@ -127,8 +127,7 @@ class _Images:
 
 
 def _draw(index: AnnotationIndex, row: int, boxes: Sequence[tuple[float, ...]]) -> bytes:
-    target = index.target(row, fields=[name for name in ("masks",) if name in index.fields])
     image = index.image(row)
     scale = page_scale(image.shape)
-    canvas = draw_labels(image, target, index.class_names, scale=scale)
+    canvas = draw_labels(image, drawn_target(index, row), index.class_names, keypoints=index.keypoints, scale=scale)
     return jpeg(framed(canvas, np.array(boxes, np.float64).reshape(-1, 4) * scale))

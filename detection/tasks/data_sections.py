@@ -1,4 +1,4 @@
-"""Sections of a data set's page: its classes, objects per image, sizes with anchors, splits and masks."""
+"""Sections of a data set's page: its classes, objects per image, sizes with anchors, splits, masks and keypoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from detection.pages.data_plots import histogram, shares, sides_and_anchors
 from detection.pages.page import Block, Code, Figure, Notice, Section, Table
 from detection.tasks.anchor_reach import IOUS, Reach
 
-__all__ = ["anchors_section", "classes_section", "masks_section", "objects_section", "splits_section"]
+__all__ = [
+    "anchors_section",
+    "classes_section",
+    "keypoints_section",
+    "masks_section",
+    "objects_section",
+    "splits_section",
+]
 
 MAX_CLASSES = 20  # of a figure; the tables have all
 MOST_BINS = 30
@@ -198,6 +205,27 @@ def masks_section(splits: Mapping[str, AnnotationIndex]) -> Section:
         "Masks",
         [Figure("masks", drawn, "How much of its box each mask fills.", alt), Table(caption, names, rows, fixed=True)],
     )
+
+
+def keypoints_section(splits: Mapping[str, AnnotationIndex]) -> Section:
+    """Returns what changes places in a mirror image, the sigmas, and how often each keypoint is seen."""
+    posed = {
+        split: index for split, index in splits.items() if index.keypoints is not None and "keypoints" in index.fields
+    }
+    if not posed:
+        return Section("Keypoints", [])
+    spec, header, columns = next(iter(posed.values())).keypoints, ["keypoint", "in a mirror", "sigma"], []
+    assert spec is not None
+    for split, index in posed.items():
+        seen = np.concatenate([index.stored("keypoints", row)[..., 2] for row in range(len(index))])  # (M, J)
+        header += [f"{split}: visible", f"{split}: hidden"]
+        columns += [100 * (seen == visibility).mean(axis=0) for visibility in (2, 1)]
+    rows = [
+        [name, spec.names[spec.mirrored[place]], f"{spec.sigmas[place]:g}", *(f"{own[place]:.1f}" for own in columns)]
+        for place, name in enumerate(spec.names)
+    ]
+    caption = "Percent of the objects that have each keypoint, visible or hidden; what it is called in a mirror image."
+    return Section("Keypoints", [Table(caption, header, rows, fixed=True)])
 
 
 def _missed(reach: Reach, label: int | None = None) -> list[str]:

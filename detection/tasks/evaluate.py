@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +30,10 @@ class Judged:
     runs: Mapping[str, Sequence[Sequence[Record]]]
 
 
-def read_judged(truth: Path, files: Mapping[str, Sequence[Path]]) -> Judged:
+def read_judged(truth: Path, files: Mapping[str, Sequence[Path]], *, keypoint_sigmas: Sequence[float] = ()) -> Judged:
     """Returns the detections in ``files`` (method -> one file per seed) beside the ground truth in ``truth``.
+
+    ``keypoint_sigmas`` of OKS, one for each keypoint, take the place of COCO's or the default ones.
 
     Raises:
         ValueError: no images or no files, or a file that can't be used; it is named, with its entries.
@@ -39,6 +41,8 @@ def read_judged(truth: Path, files: Mapping[str, Sequence[Path]]) -> Judged:
     read = read_truth(truth)
     if not read.file_names:
         raise ValueError(f"{truth}: its list `images` is empty, expected the images that were tested")
+    if keypoint_sigmas:
+        read = _with_sigmas(read, tuple(keypoint_sigmas))
     runs = {name: [_records(read, read_results(path, read.known)) for path in paths] for name, paths in files.items()}
     return Judged(read.class_names, runs)
 
@@ -58,14 +62,17 @@ def read_detections(index: AnnotationIndex, path: Path, *, source: str, repair: 
         image_ids=index.image_ids.tolist(),
         sizes=sizes,
         category_ids=index.category_ids,
+        keypoints=() if index.keypoints is None else index.keypoints.names,
     )
     results = read_results(path, known)
     records = []
     for row in range(len(index)):
         found = results.rows(row)
-        masks = None if results.masks is None else {"masks": results.masks[found]}
+        fields = {} if results.masks is None else {"masks": results.masks[found]}
+        if results.keypoints is not None:
+            fields |= {"keypoints": results.keypoints[found].astype(np.float32)}
         boxes, scores = results.boxes[found].astype(np.float32), results.scores[found].astype(np.float32)
-        records.append(make_record(index, row, boxes=boxes, scores=scores, labels=results.labels[found], fields=masks))
+        records.append(make_record(index, row, boxes=boxes, scores=scores, labels=results.labels[found], fields=fields))
     return records
 
 
@@ -91,6 +98,13 @@ def name_files(given: Sequence[str]) -> dict[str, list[Path]]:
     return files
 
 
+def _with_sigmas(truth: Truth, sigmas: tuple[float, ...]) -> Truth:
+    if truth.keypoint_spec is None:
+        why = truth.known.no_keypoints or "its categories name none"
+        raise ValueError(f"--keypoint-sigmas are of keypoints, which {truth.known.source} has not: {why}")
+    return replace(truth, keypoint_spec=replace(truth.keypoint_spec, sigmas=sigmas))
+
+
 def _records(truth: Truth, results: Results) -> list[Record]:
     return [_record(truth, results, image) for image in range(len(truth.file_names))]
 
@@ -98,6 +112,7 @@ def _records(truth: Truth, results: Results) -> list[Record]:
 def _record(truth: Truth, results: Results, image: int) -> Record:
     objects, found = truth.rows(image), results.rows(image)
     masks = truth.masks is not None and results.masks is not None
+    keypoints = truth.keypoints is not None and results.keypoints is not None
     return Record(
         image_id=truth.known.image_ids[image],
         file_name=truth.file_names[image],
@@ -111,4 +126,7 @@ def _record(truth: Truth, results: Results, image: int) -> Record:
         labels=results.labels[found],
         gt_masks=(truth.masks or ())[objects] if masks else None,
         masks=(results.masks or ())[found] if masks else None,
+        gt_keypoints=truth.keypoints[objects] if keypoints and truth.keypoints is not None else None,
+        keypoints=results.keypoints[found] if keypoints and results.keypoints is not None else None,
+        keypoint_spec=truth.keypoint_spec if keypoints else None,
     )

@@ -258,7 +258,12 @@ def _prove(
 ) -> dict[str, Any]:
     """Returns agreement, AP and costs of ``exported`` beside those of ``detector``."""
     graph = DetectorGraph(detector)
-    eager = Framed(lambda *call: [output.numpy() for output in graph(*call)], size=exported.size, batch=exported.batch)
+    eager = Framed(
+        lambda *call: [output.numpy() for output in graph(*call)],
+        size=exported.size,
+        batch=exported.batch,
+        further=exported.further,
+    )
     with torch.inference_mode():
         expected = [found for batch in images for found in eager(batch)]
         found = [found for batch in images for found in exported(batch)]
@@ -275,7 +280,7 @@ def _prove(
 
 
 def _compare_ap(config: DetectionConfig, models: Sequence[nn.Module], index: AnnotationIndex) -> dict[str, Loss]:
-    """Returns what AP loses: "frame" by PyTorch's test in the frame, "bbox" and "segm" by the export.
+    """Returns what AP loses: "frame" by PyTorch's test in the frame, "bbox", "segm" and "keypoints" by the export.
 
     ``models`` are PyTorch's test, the same in the frame of the export, and the export.
     """
@@ -286,6 +291,8 @@ def _compare_ap(config: DetectionConfig, models: Sequence[nn.Module], index: Ann
     losses = {"frame": ap_loss(whole, before, index.class_names), "bbox": ap_loss(before, after, index.class_names)}
     if all(record.masks is not None and record.gt_masks is not None for record in (*before, *after)):
         losses["segm"] = ap_loss(before, after, index.class_names, iou_type="segm")
+    if all(record.keypoints is not None and record.gt_keypoints is not None for record in (*before, *after)):
+        losses["keypoints"] = ap_loss(before, after, index.class_names, iou_type="keypoints")
     return losses
 
 

@@ -1,4 +1,4 @@
-"""Images with their labels drawn: boxes, masks and class names, and hatching over what is ignored."""
+"""Images with their labels drawn: boxes, masks, keypoints and class names, and hatching over what is ignored."""
 
 from __future__ import annotations
 
@@ -8,30 +8,53 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.data.index import AnnotationIndex
+from detection.keypoints import KeypointSpec
 from detection.masks import encode
 from detection.structures import Target
 from detection.visualize import draw_boxes
 
-__all__ = ["draw_labels", "hatch"]
+__all__ = ["draw_labels", "drawn_target", "hatch"]
 
 LIGHT = (235, 235, 235)
 DARK = (60, 60, 60)
 
 
 def draw_labels(
-    image: NDArray[np.uint8], target: Target, class_names: Sequence[str], *, scale: float = 1.0
+    image: NDArray[np.uint8],
+    target: Target,
+    class_names: Sequence[str],
+    *,
+    keypoints: KeypointSpec | None = None,
+    scale: float = 1.0,
 ) -> NDArray[np.uint8]:
     """Returns ``image`` (H, W, 3) RGB, ``scale`` times as large, with the objects of ``target``.
 
-    What is ignored is hatched and has no name.
+    What is ignored is hatched and has no name.  ``keypoints`` says how those of the objects are joined.
     """
     shown = ~target.ignore
     masks = None if target.masks is None else [encode(mask) for mask in target.masks[shown].numpy()]
     boxes, labels = target.boxes.numpy().astype(np.float64), target.labels[shown].numpy()
-    canvas = draw_boxes(image, boxes[shown.numpy()], None, labels, class_names, masks=masks, scale=scale)
+    points = None if target.keypoints is None else target.keypoints[shown].numpy()
+    canvas = draw_boxes(
+        image,
+        boxes[shown.numpy()],
+        None,
+        labels,
+        class_names,
+        masks=masks,
+        keypoints=points,
+        keypoint_spec=keypoints,
+        scale=scale,
+    )
     for box in boxes[target.ignore.numpy()] * scale:
         hatch(canvas, box)
     return canvas
+
+
+def drawn_target(index: AnnotationIndex, row: int) -> Target:
+    """Returns the objects of image ``row`` with all that ``draw_labels`` shows of them."""
+    return index.target(row, fields=[name for name in ("masks", "keypoints") if name in index.fields])
 
 
 def hatch(canvas: NDArray[np.uint8], box: NDArray[np.floating], *, step: int = 12) -> None:

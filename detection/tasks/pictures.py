@@ -19,7 +19,7 @@ from detection.engine.evaluate import predict
 from detection.engine.threshold import shown_from
 from detection.evaluation.record import Record
 from detection.model.architecture import Architecture
-from detection.tasks.label_pictures import draw_labels
+from detection.tasks.label_pictures import draw_labels, drawn_target
 from detection.visualize import draw_record
 
 __all__ = ["draw_watched"]
@@ -54,6 +54,5 @@ def _beside(index: AnnotationIndex, row: int, record: Record, min_score: float) 
     """The labels of an image, and beside them its detections over thin white objects."""
     image, names = index.image(row), index.class_names
     scale = min(1.0, LONGEST / max(image.shape[:2]))
-    target = index.target(row, fields=[name for name in ("masks",) if name in index.fields])
-    labels = draw_labels(image, target, names, scale=scale)
+    labels = draw_labels(image, drawn_target(index, row), names, keypoints=index.keypoints, scale=scale)
     return np.concatenate([labels, draw_record(image, record, names, min_score=min_score, scale=scale)], axis=1)

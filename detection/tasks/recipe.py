@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 # Sections that weights bind: taken over from the detector that training starts from.
-BOUND = ("architecture", "backbone", "anchors", "rpn", "box", "cascade", "mask", "dense", "test")
+BOUND = ("architecture", "backbone", "anchors", "rpn", "box", "cascade", "mask", "keypoint", "dense", "test")
 STRIDES = (4, 8, 16, 32, 64)  # of the levels of a pyramid
 LEAST_SIZES = tuple(2.0 * stride for stride in STRIDES)  # of anchors: two cells of the level
 SMALL_OBJECT = 16.0  # pixels; a tenth of the objects may be smaller
@@ -227,6 +227,10 @@ def _of_origin(origin: Checkpoint[DetectionConfig], objects: NDArray[np.float64]
         )
         reasons["architecture"] = "the objects have no masks: without the mask branch of where training starts"
         keys = ["architecture", *(key for key in keys if key != "architecture" and not key.startswith("mask."))]
+    if own["architecture"] == "keypoint_rcnn":
+        own["architecture"] = "faster_rcnn"
+        reasons["architecture"] = "boxes alone; keypoint_rcnn where objects have keypoints"
+        keys = ["architecture", *(key for key in keys if key != "architecture" and not key.startswith("keypoint."))]
     anchors = origin.config.anchors
     if own["architecture"] != "fcos":  # which has none
         fit = _fit_text(objects, anchors.sizes, anchors.ratios)

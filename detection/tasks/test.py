@@ -251,7 +251,7 @@ def _figures(config: DetectionConfig, records: list[Record], index: AnnotationIn
     """Returns the figures of ``records``; where the objects of an image are unknown, detections can't be judged."""
     if index.has_ground_truth:
         return evaluate(records, index.class_names, _voc_metric(config))
-    return evaluate([], index.class_names, _voc_metric(config), masks="masks" in needed_fields(config))
+    return evaluate([], index.class_names, _voc_metric(config), fields=needed_fields(config))
 
 
 def write_measured(
@@ -314,6 +314,9 @@ def restore_detector(
     Raises:
         ValueError: other classes, weights of another architecture, or a config under which they mean something else.
     """
+    own, trained = config.keypoint, checkpoint.config.keypoint
+    if not own.names:
+        config = replace(config, keypoint=replace(own, names=trained.names, edges=trained.edges))
     detector = build_detector(config, len(class_names), pretrained=False)
     load_detector_weights(detector, checkpoint, class_names)
     changed = different_meaning(checkpoint.config, config)

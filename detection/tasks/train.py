@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from detection.build import build_detector, compile_losses, needed_fields
+from detection.build import build_detector, compile_losses, needed_fields, with_keypoints
 from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
 from detection.data.loader import detection_loader, load_data
@@ -80,8 +80,9 @@ def run_training(
         limit=config.data.limit,
     )
     index, val, test = sets.pop("train"), sets.get("val"), sets.get("test")
+    config = with_keypoints(config, index.keypoints)
     if config.solver.best_metric is not None:  # a misspelt name ends here, not later
-        figures = evaluate([], index.class_names, "area", masks="masks" in needed_fields(config))
+        figures = evaluate([], index.class_names, "area", fields=needed_fields(config))
         read_metric(figures, config.solver.best_metric)
         if val is not None and (lacking := _without_truth(config.solver.best_metric, val)):
             only_main(SCREEN.print)(
@@ -100,6 +101,7 @@ def run_training(
             output / "train_batch.jpg",
             index.class_names,
             say=only_main(SCREEN.print),
+            keypoints=index.keypoints,
         ),
         validate=(
             None
@@ -119,6 +121,11 @@ def _check_order(config: DetectionConfig, device: torch.device) -> None:
         raise ValueError(
             "deterministic: torchvision's RoIPool adds gradients in any order on a GPU; "
             "set box.pool to roi_align, or deterministic to false"
+        )
+    if config.deterministic and device.type == "cuda" and config.backbone.deform:
+        raise ValueError(
+            "deterministic: torchvision's deformable convolution adds gradients in any order on a GPU; "
+            "set backbone.deform to null, or deterministic to false"
         )
 
 

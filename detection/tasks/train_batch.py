@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from detection.data.dataset import Batch
 from detection.engine.distributed import is_main
+from detection.keypoints import KeypointSpec
 from detection.structures import Target
 from detection.tasks.label_pictures import draw_labels
 from detection.visualize import save_picture
@@ -26,7 +27,12 @@ GAP = 4  # pixels between images
 
 
 def drawing_first(
-    load: Callable[..., Iterable[Batch]], path: Path, class_names: Sequence[str], *, say: Callable[[str], None]
+    load: Callable[..., Iterable[Batch]],
+    path: Path,
+    class_names: Sequence[str],
+    *,
+    say: Callable[[str], None],
+    keypoints: KeypointSpec | None = None,
 ) -> Callable[..., Iterable[Batch]]:
     """Returns ``load``, whose first batch of a fresh run the main process also draws to ``path``.
 
@@ -35,7 +41,7 @@ def drawing_first(
 
     def load_and_draw(*, start: int, **options: object) -> Iterable[Batch]:
         batches = load(start=start, **options)
-        return map(_Once(path, class_names, say), batches) if start == 0 and is_main() else batches
+        return map(_Once(path, class_names, keypoints, say), batches) if start == 0 and is_main() else batches
 
     return load_and_draw
 
@@ -43,21 +49,24 @@ def drawing_first(
 class _Once:
     """Draws the first batch that passes."""
 
-    def __init__(self, path: Path, class_names: Sequence[str], say: Callable[[str], None]) -> None:
-        self.path, self.class_names, self.say, self.done = path, class_names, say, False
+    def __init__(
+        self, path: Path, class_names: Sequence[str], keypoints: KeypointSpec | None, say: Callable[[str], None]
+    ) -> None:
+        self.path, self.class_names, self.keypoints, self.say = path, class_names, keypoints, say
+        self.done = False
 
     def __call__(self, batch: Batch) -> Batch:
         if not self.done:
             self.done = True
             try:
-                save_picture(self.path, draw_batch(batch, self.class_names))
+                save_picture(self.path, draw_batch(batch, self.class_names, self.keypoints))
             except ValueError as error:  # a picture is worth no run
                 self.say(f"warning: {error}")
         return batch
 
 
-def draw_batch(batch: Batch, class_names: Sequence[str]) -> NDArray[np.uint8]:
-    """Returns the images of ``batch`` (at most 16) in a grid with their targets.
+def draw_batch(batch: Batch, class_names: Sequence[str], keypoints: KeypointSpec | None = None) -> NDArray[np.uint8]:
+    """Returns the images of ``batch`` (at most 16) in a grid with their targets, whose ``keypoints`` are joined.
 
     Ignored regions are hatched; padding is violet.
     """
@@ -69,7 +78,7 @@ def draw_batch(batch: Batch, class_names: Sequence[str]) -> NDArray[np.uint8]:
     rows = -(-count // columns)
     grid = np.full((rows * (tile_height + GAP), columns * (tile_width + GAP), 3), 255, np.uint8)
     for number in range(count):
-        drawn = _draw(batch, number, class_names, scale)
+        drawn = draw_labels(*_shown(batch, number), class_names, keypoints=keypoints, scale=scale)
         y, x = (number // columns) * (tile_height + GAP), (number % columns) * (tile_width + GAP)
         grid[y : y + tile_height, x : x + tile_width] = cv2.resize(
             drawn, (tile_width, tile_height), interpolation=cv2.INTER_AREA
@@ -77,8 +86,8 @@ def draw_batch(batch: Batch, class_names: Sequence[str]) -> NDArray[np.uint8]:
     return grid
 
 
-def _draw(batch: Batch, number: int, class_names: Sequence[str], scale: float) -> NDArray[np.uint8]:
-    """Image ``number`` with its target, padded as in the batch, ``scale`` times as large."""
+def _shown(batch: Batch, number: int) -> tuple[NDArray[np.uint8], Target]:
+    """Returns image ``number``, padded as in the batch, and its target."""
     image = batch.images.pixels[number].permute(1, 2, 0).numpy().copy()
     height, width = batch.images.sizes[number].tolist()
     image[height:], image[:, width:] = PADDING, PADDING
@@ -91,5 +100,6 @@ def _draw(batch: Batch, number: int, class_names: Sequence[str], scale: float) -
         labels=targets.labels[number][valid],
         ignore=targets.ignore[number][valid],
         masks=masks,
+        keypoints=None if targets.keypoints is None else targets.keypoints[number][valid],
     )
-    return draw_labels(image, own, class_names, scale=scale)
+    return image, own

@@ -10,15 +10,17 @@ from backbones.weights.load import SOURCES
 from detection.config.detection import DetectionConfig
 from detection.config.schema import flatten
 
-__all__ = ["explicit", "refuse_differences", "refuse_one_stage"]
+__all__ = ["explicit", "refuse_differences"]
 
 # Keys without a part in a detection, or that the names of the weights tell.
 IN_TRAINING = re.compile(
     r"backbone\.(weights|norm|fpn_norm|freeze_at|fix_statistics|dropout|activation)|box\.head_norm|mask\.norm"
     r"|(rpn|box)\.(positive_iou|negative_iou|negative_iou_low|samples_per_image|positive_fraction|allow_outside)"
-    r"|(rpn|box)\.(smooth_l1_beta|box_loss_weight|loss|ignore_overlap|pre_nms_train|post_nms_train)"
+    r"|(rpn|box|dense)\.(smooth_l1_beta|box_loss_weight|loss|ignore_overlap|pre_nms_train|post_nms_train)"
+    r"|dense\.(prior|positive_iou|negative_iou|center_radius|focal_alpha|focal_gamma|normalizer)"
+    r"|keypoint\.(names|edges)"
 )
-SECTIONS = ("architecture", "backbone", "anchors", "rpn", "box", "cascade", "mask", "test")
+SECTIONS = ("architecture", "backbone", "anchors", "rpn", "box", "cascade", "mask", "keypoint", "dense", "test")
 SIZES = ("data.shorter_side", "data.longer_side")
 
 
@@ -36,16 +38,10 @@ def explicit(config: DetectionConfig) -> DetectionConfig:
         tail_stride=given.tail_stride or 2,
         roi_size=given.roi_size or 14,
         dilate_c5=bool(given.dilate_c5),
+        deform=tuple(sorted(set(given.deform or ()))),
+        deform_modulated=bool(given.deform_modulated),
     )
     return replace(config, backbone=backbone)
-
-
-def refuse_one_stage(config: DetectionConfig, *, project: str) -> None:
-    """Raises ValueError for a detector without regions, whose weights only come from ``project``."""
-    if config.one_stage:
-        raise ValueError(
-            f"architecture {config.architecture} can't go to {project}: only faster_rcnn, mask_rcnn and cascades can"
-        )
 
 
 def refuse_differences(
@@ -60,7 +56,8 @@ def refuse_differences(
         taken: argument of the project's builder -> the key that it takes, and that may therefore differ.
     """
     here, there = flatten(explicit(own)), flatten(explicit(theirs))
-    idle = [name for name in ("mask", "cascade") if name not in own.architecture]
+    idle = [name for name in ("mask", "keypoint", "cascade") if name not in own.architecture]
+    idle += ["rpn", "box"] if own.one_stage else ["dense"]
     keys = [key for key in here if key.split(".")[0] in SECTIONS or key in SIZES]
     differing = [
         f"{key} is {here[key]!r}, {project} has {there[key]!r}"

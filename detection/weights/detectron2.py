@@ -1,16 +1,17 @@
-"""Detectron2's Faster, Mask and Cascade R-CNN over a ResNet (C4, DC5 and FPN) and RetinaNet -> our config and names.
+"""Detectron2's Faster, Mask, Keypoint and Cascade R-CNN (C4, DC5, FPN) and RetinaNet -> our config and names.
 
 Names and shapes tell the architecture, which ResNet it is and the number of classes. What they do not tell is as in the
 files of Detectron2's model zoo, unless settings say otherwise.
 
-Source: Detectron2, configs/Base-RCNN-{C4,DilatedC5,FPN}.yaml, configs/Misc/mask_rcnn_R_50_FPN_3x_{gn,syncbn}.yaml and
-configs/COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml.
+Source: Detectron2, configs/Base-RCNN-{C4,DilatedC5,FPN}.yaml, configs/Misc/mask_rcnn_R_50_FPN_3x_{gn,syncbn}.yaml,
+configs/COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml and configs/COCO-Keypoints/Base-Keypoint-RCNN-FPN.yaml.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,8 @@ from detection.model.anchors import AnchorGenerator, deal
 from detection.weights.detectron2_names import our_name
 from detection.weights.detectron2_retinanet import CLASSES, class_count, classes_first, retinanet_settings
 from detection.weights.detectron2_settings import apply_settings
-from detection.weights.resnets import coarse_levels, count_children, resnet_name
+from detection.weights.keypoint_layers import has_keypoints, keypoint_config
+from detection.weights.resnets import coarse_levels, count_children, deformable_stages, resnet_name
 
 __all__ = ["convert_detectron2"]
 
@@ -33,13 +35,10 @@ Architecture = Literal["c4", "dc5", "fpn"]
 # Pattern of names -> what has them, and why it can't be loaded; the first that fits is said.
 OTHERS = (
     (r"head\.cls_subnet\.1\.", "RetinaNet with normalised towers", "its convolutions have a bias before it"),
-    (r"roi_heads\.keypoint_head\.", "Keypoint R-CNN", "no architecture here has keypoints"),
     (r"sem_seg_head\.", "Panoptic FPN or a semantic segmentation", "no architecture here segments semantically"),
     (r"roi_heads\.mask_(head\.)?(coarse|point)_head\.", "PointRend", "model/mask_stage.py has no point head"),
-    (r".*\.conv2_offset\.", "a backbone with deformable convolutions", "backbones/residual.py lacks them"),
     (r"backbone\.(bottom_up\.)?s\d\.b\d", "a RegNet", "backbones/registry.py lacks it"),
     (r"backbone\.(bottom_up|net)\.(patch_embed|blocks)\.", "a transformer", "backbones/registry.py lacks it"),
-    (r"proposal_generator\.rpn_head\.conv\.conv\d", "an RPN of several convolutions", "its names are not known here"),
 )
 
 ANCHORS = "anchor_generator.cell_anchors."
@@ -138,13 +137,15 @@ def _shared_settings(state: Mapping[str, Tensor], architecture: Architecture, *,
     return {
         "backbone": {
             "name": backbone,
-            "weights_source": "caffe2" if "resnext" in backbone else "msra",
+            # The pixels of ResNeXt-152, whose weights have the deviation in their first layer, are not divided.
+            "weights_source": "caffe2" if "resnext" in backbone and "152" not in backbone else "msra",
             "stride_in": "3x3" if "resnext" in backbone or norm == "gn" else "1x1",
             "norm": norm,
             "freeze_at": 2,
             "dilate_c5": True if architecture == "dc5" else None,
             "fpn": architecture == "fpn",
             **pyramid,
+            **deformable_stages(state),
             "fpn_norm": _norm_after(state, "backbone.lateral.c5"),
             "roi_size": 14 if architecture == "c4" else None,
         },
@@ -160,6 +161,7 @@ def _zoo_settings(state: Mapping[str, Tensor], architecture: Architecture) -> di
         "anchors": {"sizes": [32, 64, 128, 256, 512], "ratios": [0.5, 1.0, 2.0], "offset": 0.0},
         "rpn": {
             "channels": len(state["rpn.head.conv.weight"]),
+            "convs": 1 + count_children(state, "rpn.head.more"),
             "positive_iou": 0.7,
             "negative_iou": 0.3,
             "samples_per_image": 256,
@@ -168,7 +170,7 @@ def _zoo_settings(state: Mapping[str, Tensor], architecture: Architecture) -> di
             "smooth_l1_beta": 0.0,
             "pre_nms_train": 2000 if fpn else 12000,
             "pre_nms_test": 1000 if fpn else 6000,
-            "post_nms_train": 1000 if fpn else 2000,
+            "post_nms_train": 1500 if has_keypoints(state) else 1000 if fpn else 2000,
             "post_nms_test": 1000,
             "nms_iou": 0.7,
             "min_size": 0.0,
@@ -176,6 +178,7 @@ def _zoo_settings(state: Mapping[str, Tensor], architecture: Architecture) -> di
         "architecture": _architecture_name(state),
         "box": _box_settings(state, architecture),
         "mask": _mask_settings(state, architecture),
+        "keypoint": asdict(keypoint_config(state)) if has_keypoints(state) else {},
     }
 
 
@@ -202,6 +205,8 @@ def _masks_for_all(state: dict[str, Tensor], num_classes: int) -> dict[str, Tens
 
 def _architecture_name(state: Mapping[str, Tensor]) -> str:
     masks = "mask_stage.head.masks.weight" in state
+    if has_keypoints(state):
+        return "keypoint_rcnn"
     if ".stages." in _predictor(state):
         return "cascade_mask_rcnn" if masks else "cascade_rcnn"
     return "mask_rcnn" if masks else "faster_rcnn"
@@ -226,7 +231,7 @@ def _box_settings(state: Mapping[str, Tensor], architecture: Architecture) -> di
         "samples_per_image": 512,
         "positive_fraction": 0.25,
         "positive_iou": 0.5,
-        "smooth_l1_beta": 0.0,
+        "smooth_l1_beta": 0.5 if has_keypoints(state) else 0.0,
         "coder_weights": [10.0, 10.0, 5.0, 5.0],
     }
 

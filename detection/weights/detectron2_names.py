@@ -24,6 +24,8 @@ TO_OURS: Rules = (
     (r"^(backbone|backbone\.body)\.res(\d)\.", lambda match: f"{match[1]}.layer{int(match[2]) - 1}."),
     (r"\.shortcut\.norm\.", ".downsample.1."),
     (r"\.shortcut\.", ".downsample.0."),
+    (r"^proposal_generator\.rpn_head\.conv\.conv0\.", "rpn.head.conv."),  # of several convolutions
+    (r"^proposal_generator\.rpn_head\.conv\.conv(\d)\.", lambda match: f"rpn.head.more.{int(match[1]) - 1}."),
     (r"^proposal_generator\.rpn_head\.", "rpn.head."),
     (r"\.objectness_logits\.", ".objectness."),
     (r"\.anchor_deltas\.", ".deltas."),
@@ -32,6 +34,7 @@ TO_OURS: Rules = (
     (r"\.head\.conv(\d)\.norm\.", lambda match: f".head.convs.{int(match[1]) - 1}.1."),
     (r"\.head\.conv(\d)\.", lambda match: f".head.convs.{int(match[1]) - 1}.0."),
     (r"\.conv(\d)\.norm\.", r".bn\1."),
+    (r"\.conv2_offset\.", ".conv2.offset."),
     (r"\.fc(\d)\.", lambda match: f".fcs.{2 * (int(match[1]) - 1)}."),
     (r"\.cls_score\.", ".classes."),
     (r"\.bbox_pred\.", ".deltas."),
@@ -39,6 +42,8 @@ TO_OURS: Rules = (
     (r"^roi_heads\.mask_head\.mask_fcn(\d)\.", lambda match: f"mask_stage.head.convs.{int(match[1]) - 1}.0."),
     (r"^roi_heads\.mask_head\.deconv\.", "mask_stage.head.upsample."),
     (r"^roi_heads\.mask_head\.predictor\.", "mask_stage.head.masks."),
+    (r"^roi_heads\.keypoint_head\.conv_fcn(\d)\.", lambda match: f"keypoint_stage.head.convs.{int(match[1]) - 1}.0."),
+    (r"^roi_heads\.keypoint_head\.score_lowres\.", "keypoint_stage.head.maps."),
 )
 
 # The way back, in this order too.
@@ -46,6 +51,11 @@ TO_THEIRS: Rules = (
     (r"^backbone\.body\.", "backbone.bottom_up."),
     (r"^backbone\.(lateral|output)\.c(\d)\.1\.", r"backbone.fpn_\1\2.norm."),
     (r"^backbone\.(lateral|output)\.c(\d)\.0\.", r"backbone.fpn_\1\2."),
+    (r"^backbone\.coarse\.(p\d)\.0\.", r"backbone.top_block.\1."),
+    (r"^head\.class_tower\.(\d)\.0\.", lambda match: f"head.cls_subnet.{2 * int(match[1])}."),
+    (r"^head\.box_tower\.(\d)\.0\.", lambda match: f"head.bbox_subnet.{2 * int(match[1])}."),
+    (r"^head\.classes\.", "head.cls_score."),
+    (r"^head\.deltas\.", "head.bbox_pred."),
     (r"^box_stage\.head\.layer4\.", "roi_heads.res5."),
     (r"^(backbone|backbone\.bottom_up)\.layer(\d)\.", lambda match: f"{match[1]}.res{int(match[2]) + 1}."),
     (r"^(backbone|backbone\.bottom_up)\.bn1\.", r"\1.stem.conv1.norm."),
@@ -53,13 +63,17 @@ TO_THEIRS: Rules = (
     (r"\.downsample\.1\.", ".shortcut.norm."),
     (r"\.downsample\.0\.", ".shortcut."),
     (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.conv2\.offset\.", ".conv2_offset."),
     (r"^rpn\.head\.objectness\.", "proposal_generator.rpn_head.objectness_logits."),
     (r"^rpn\.head\.deltas\.", "proposal_generator.rpn_head.anchor_deltas."),
+    (r"^rpn\.head\.more\.(\d)\.", lambda match: f"proposal_generator.rpn_head.conv.conv{int(match[1]) + 1}."),
     (r"^rpn\.head\.", "proposal_generator.rpn_head."),
     (r"^mask_stage\.head\.convs\.(\d)\.1\.", lambda match: f"roi_heads.mask_head.mask_fcn{int(match[1]) + 1}.norm."),
     (r"^mask_stage\.head\.convs\.(\d)\.0\.", lambda match: f"roi_heads.mask_head.mask_fcn{int(match[1]) + 1}."),
     (r"^mask_stage\.head\.upsample\.", "roi_heads.mask_head.deconv."),
     (r"^mask_stage\.head\.masks\.", "roi_heads.mask_head.predictor."),
+    (r"^keypoint_stage\.head\.convs\.(\d)\.0\.", lambda match: f"roi_heads.keypoint_head.conv_fcn{int(match[1]) + 1}."),
+    (r"^keypoint_stage\.head\.maps\.", "roi_heads.keypoint_head.score_lowres."),
     (r"^box_stage\.stages\.(\d)\.(head|predictor)\.", r"roi_heads.box_\2.\1."),
     (r"^box_stage\.(head|predictor)\.", r"roi_heads.box_\1."),
     (r"\.convs\.(\d)\.1\.", lambda match: f".conv{int(match[1]) + 1}.norm."),
@@ -80,9 +94,13 @@ def our_name(name: str) -> str:
     return _renamed(name, TO_OURS)
 
 
-def their_name(name: str) -> str:
-    """Returns Detectron2's name of our tensor ``name``: ``our_name(their_name(name)) == name``."""
-    return _renamed(name, TO_THEIRS)
+def their_name(name: str, *, rpn_convs: int = 1) -> str:
+    """Returns Detectron2's name of our tensor ``name``: ``our_name(their_name(name)) == name``.
+
+    The first convolution of an RPN is called otherwise where it has several, ``rpn_convs``.
+    """
+    theirs = _renamed(name, TO_THEIRS)
+    return re.sub(r"(rpn_head\.conv)\.(weight|bias)$", r"\1.conv0.\2", theirs) if rpn_convs > 1 else theirs
 
 
 def _renamed(name: str, rules: Rules) -> str:

@@ -1,4 +1,4 @@
-"""Detectron2's RetinaNet -> the settings of its model zoo, and the order of our rows.
+"""Detectron2's RetinaNet -> the settings of its model zoo, and the order of our rows; and back.
 
 Source: Detectron2, configs/Base-RetinaNet.yaml and detectron2/modeling/meta_arch/retinanet.py.
 """
@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from detection.config.detection import DetectionConfig
 from detection.weights.resnets import count_children
 
-__all__ = ["CLASSES", "class_count", "classes_first", "retinanet_settings"]
+__all__ = ["CLASSES", "anchors_first", "class_count", "classes_first", "retinanet_layers", "retinanet_settings"]
 
 CLASSES, DELTAS = "head.classes", "head.deltas"
 SIZES = [base * 2 ** (third / 3) for base in (32, 64, 128, 256, 512) for third in range(3)]
@@ -28,6 +29,36 @@ def classes_first(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     grid = (_anchors(state), class_count(state))
     names = [f"{CLASSES}.{part}" for part in ("weight", "bias") if f"{CLASSES}.{part}" in state]
     return dict(state) | {name: state[name].unflatten(0, grid).transpose(0, 1).flatten(0, 1) for name in names}
+
+
+def anchors_first(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns ``state``, which has our names, with the rows of an anchor together: undoes ``classes_first``."""
+    grid = (class_count(state), _anchors(state))
+    names = [f"{CLASSES}.{part}" for part in ("weight", "bias")]
+    return dict(state) | {name: state[name].unflatten(0, grid).transpose(0, 1).flatten(0, 1) for name in names}
+
+
+def retinanet_layers(config: DetectionConfig, num_classes: int) -> dict[str, Any]:
+    """Returns the settings from which Detectron2 builds the layers of ``config``'s RetinaNet on its ResNet.
+
+    Raises:
+        ValueError: it has no such layers.
+    """
+    if config.dense.norm is not None or config.backbone.fpn_coarse != "c5":
+        raise ValueError(
+            f"dense.norm {config.dense.norm} and backbone.fpn_coarse {config.backbone.fpn_coarse} can't go to "
+            "detectron2, whose RetinaNet has towers without normalisation, and p6 made of c5"
+        )
+    stages = ["res3", "res4", "res5"]
+    return {
+        "MODEL.META_ARCHITECTURE": "RetinaNet",
+        "MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone",
+        "MODEL.RESNETS.OUT_FEATURES": stages,
+        "MODEL.FPN.IN_FEATURES": stages,
+        "MODEL.RETINANET.IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
+        "MODEL.RETINANET.NUM_CLASSES": num_classes,
+        "MODEL.RETINANET.NUM_CONVS": config.dense.convs,
+    }
 
 
 def retinanet_settings(state: Mapping[str, Tensor]) -> dict[str, Any]:

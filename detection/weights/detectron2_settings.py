@@ -45,11 +45,13 @@ KEYS = {
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": "box.loss",
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": "box.box_loss_weight",
     "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": "box.smooth_l1_beta",
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "box.pool",
     "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": "box.sampling_ratio",
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": "box.pool_size",  # backbone.roi_size of a C4
     "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": "cascade.ious",
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": "mask.pool_size",
     "MODEL.ROI_MASK_HEAD.NORM": "mask.norm",
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": "keypoint.pool_size",
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "test.score_threshold",
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": "test.nms_iou",
     "TEST.DETECTIONS_PER_IMAGE": "test.max_detections",
@@ -74,22 +76,22 @@ PIXELS = ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT")
 
 NORMS = {"": None, "FrozenBN": "frozen_bn", "BN": "bn", "SyncBN": "sync_bn", "GN": "gn", "nnSyncBN": "sync_bn"}
 
+POOLERS = {"ROIAlignV2": "roi_align", "ROIAlign": "roi_align_unaligned"}
+# Of masks and keypoints, which are pooled as boxes are here; with Detectron2's defaults.
+POOLED_ALIKE: dict[str, Any] = {"POOLER_TYPE": "ROIAlignV2", "POOLER_SAMPLING_RATIO": 0}
+
 # Settings with the one value that our detector has
 REQUIRED: dict[str, Any] = {
     "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
     "MODEL.LOAD_PROPOSALS": False,
-    "MODEL.KEYPOINT_ON": False,
     "MODEL.ANCHOR_GENERATOR.NAME": "DefaultAnchorGenerator",
     "MODEL.PROPOSAL_GENERATOR.NAME": "RPN",
     "MODEL.FPN.FUSE_TYPE": "sum",
-    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": (False, False, False, False),
     "MODEL.RPN.HEAD_NAME": "StandardRPNHead",
     "MODEL.RPN.BBOX_REG_WEIGHTS": (1.0, 1.0, 1.0, 1.0),
     "MODEL.RPN.BOUNDARY_THRESH": -1,
-    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlignV2",
     "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
     "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": tuple((10.0 * i, 10.0 * i, 5.0 * i, 5.0 * i) for i in (1, 2, 3)),
-    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "ROIAlignV2",
     "TEST.AUG.ENABLED": False,
 }
 
@@ -100,8 +102,8 @@ RETINANET_REQUIRED: dict[str, Any] = {name: value for name, value in REQUIRED.it
 
 # Names and shapes of the weights say these.
 TOLD_BY_SHAPES = re.compile(
-    r"MODEL\.(MASK_ON|BACKBONE\.NAME|FPN\.(IN_FEATURES|OUT_CHANNELS)|RPN\.(IN_FEATURES|CONV_DIMS)"
-    r"|RESNETS\.(DEPTH|OUT_FEATURES|NUM_GROUPS|WIDTH_PER_GROUP|RES2_OUT_CHANNELS|STEM_OUT_CHANNELS)"
+    r"MODEL\.(MASK_ON|KEYPOINT_ON|BACKBONE\.NAME|FPN\.(IN_FEATURES|OUT_CHANNELS)|RPN\.(IN_FEATURES|CONV_DIMS)"
+    r"|RESNETS\.(DEPTH|OUT_FEATURES|NUM_GROUPS|WIDTH_PER_GROUP|RES2_OUT_CHANNELS|STEM_OUT_CHANNELS|DEFORM_\w+)"
     r"|ROI_HEADS\.(NAME|NUM_CLASSES|IN_FEATURES)"
     r"|ROI_BOX_HEAD\.(NAME|NUM_FC|FC_DIM|NUM_CONV|CONV_DIM|CLS_AGNOSTIC_BBOX_REG)"
     r"|ROI_MASK_HEAD\.(NAME|NUM_CONV|CONV_DIM|CLS_AGNOSTIC_MASK))"
@@ -113,9 +115,9 @@ WITHOUT_EFFECT = re.compile(
     r"|INPUT\.(MIN_SIZE_TRAIN(_SAMPLING)?|MAX_SIZE_TRAIN|RANDOM_FLIP|MASK_FORMAT|CROP\..*)"
     r"|TEST\.(AUG\..*|PRECISE_BN\..*|EVAL_PERIOD|EXPECTED_RESULTS|KEYPOINT_OKS_SIGMAS)"
     r"|MODEL\.(WEIGHTS|DEVICE|(RETINANET|SEM_SEG_HEAD|PANOPTIC_FPN|ROI_KEYPOINT_HEAD)\..*"
-    r"|ANCHOR_GENERATOR\.ANGLES|RESNETS\.DEFORM_(MODULATED|NUM_GROUPS)"
+    r"|ANCHOR_GENERATOR\.ANGLES"
     r"|(RPN|ROI_HEADS)\.(IOU_THRESHOLDS|IOU_LABELS|LOSS_WEIGHT|PROPOSAL_APPEND_GT)"
-    r"|RPN\.BBOX_REG_LOSS_TYPE|ROI_BOX_HEAD\.(TRAIN_ON_PRED_BOXES|USE_FED_LOSS|FED_LOSS_.*)|ROI_MASK_HEAD\.POOLER_SAMPLING_RATIO))"
+    r"|RPN\.BBOX_REG_LOSS_TYPE|ROI_BOX_HEAD\.(TRAIN_ON_PRED_BOXES|USE_FED_LOSS|FED_LOSS_.*)|ROI_MASK_HEAD\.POOLER_(TYPE|SAMPLING_RATIO)))"
 )
 
 OF_REGIONS = re.compile(r"MODEL\.(MASK_ON|KEYPOINT_ON|LOAD_PROPOSALS|(RPN|PROPOSAL_GENERATOR|ROI_\w+)\..*)")
@@ -174,17 +176,21 @@ def apply_settings(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
             continue
         elif name not in PIXELS and not TOLD_BY_SHAPES.fullmatch(name) and not WITHOUT_EFFECT.fullmatch(name):
             raise ValueError(f"no use for Detectron2's setting {name!r}; known: {', '.join((*keys, *required))}")
+    _check_pooling(tree, settings)
     _apply_pixels(tree["backbone"], settings)
 
 
 def settings_of(config: DetectionConfig) -> dict[str, Any]:
     """Returns the settings under which Detectron2 has the detector of ``config``, but for what the weights tell."""
-    flat, tree = flatten(config), {"architecture": config.architecture, **_sections(config)}
+    flat = flatten(config)
+    tree: dict[str, Any] = {"architecture": config.architecture, **_sections(config)}
     settings = _pixels(config.backbone.weights_source)
     settings["MODEL.RESNETS.RES5_DILATION"] = 2 if config.backbone.dilate_c5 else 1
     for name, key in _keys(tree).items():
         if _applies(tree, *key.split(".")):
             settings[name] = _their_value(name, flat[key], pyramid=config.backbone.fpn)
+    for head in _pooling_heads(tree):
+        settings |= {f"MODEL.{head}.{key}": settings[f"MODEL.ROI_BOX_HEAD.{key}"] for key in POOLED_ALIKE}
     return settings
 
 
@@ -196,6 +202,7 @@ def _sections(config: DetectionConfig) -> dict[str, Any]:
         "backbone": {"fpn": config.backbone.fpn, "dilate_c5": config.backbone.dilate_c5},
         "box": {"head": config.box.head, "head_convs": config.box.head_convs},
         "mask": mask,
+        "keypoint": {"pool_size": None} if "keypoint" in config.architecture else {},
     }
 
 
@@ -210,8 +217,8 @@ def _applies(tree: Mapping[str, Any], section: str, key: str) -> bool:
     match section, key:
         case "cascade", _:
             return "cascade" in tree["architecture"]
-        case "mask", _:
-            return key in tree["mask"]
+        case "mask" | "keypoint", _:
+            return key in tree[section]
         case "backbone", "fpn_norm":
             return tree["backbone"]["fpn"]
         case "box", "coder_weights":  # a cascade's stages have ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
@@ -227,6 +234,10 @@ def _our_value(name: str, value: Any) -> Any:
         if value not in NORMS:
             raise ValueError(f"{name} is {value!r}; known: {', '.join(map(repr, NORMS))}")
         return NORMS[value]
+    if name.endswith(".POOLER_TYPE"):
+        if value not in POOLERS:
+            raise ValueError(f"{name} is {value!r}; known: {', '.join(map(repr, POOLERS))}")
+        return POOLERS[value]
     if name == "MODEL.RESNETS.STRIDE_IN_1X1":
         return "1x1" if value else "3x3"
     nested = name in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
@@ -238,11 +249,30 @@ def _our_value(name: str, value: Any) -> Any:
 def _their_value(name: str, value: Any, *, pyramid: bool) -> Any:
     if name.endswith(".NORM"):
         return next(theirs for theirs, ours in NORMS.items() if ours == value)
+    if name.endswith(".POOLER_TYPE"):  # what Detectron2 lacks is seen when this is read back
+        return next((theirs for theirs, ours in POOLERS.items() if ours == value), "ROIAlignV2")
     if name == "MODEL.RESNETS.STRIDE_IN_1X1":
         return value == "1x1"
     if name == "MODEL.ANCHOR_GENERATOR.SIZES":
         return [list(sizes) for sizes in deal(value, 5 if pyramid else 1)]
     return [value] if name == "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS" else value
+
+
+def _check_pooling(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raises ValueError where ``settings`` pool regions of masks or keypoints otherwise than those of boxes."""
+    for head in _pooling_heads(tree):
+        for key, default in POOLED_ALIKE.items():
+            boxes, others = f"MODEL.ROI_BOX_HEAD.{key}", f"MODEL.{head}.{key}"
+            if settings.get(boxes, default) != settings.get(others, default):
+                raise ValueError(
+                    f"{boxes} is {settings.get(boxes, default)!r} and {others} is {settings.get(others, default)!r}; "
+                    "a detector here pools both alike"
+                )
+
+
+def _pooling_heads(tree: Mapping[str, Any]) -> list[str]:
+    """Returns the heads beside that of boxes that pool regions of their own."""
+    return [f"ROI_{name.upper()}_HEAD" for name in ("mask", "keypoint") if "pool_size" in tree.get(name, {})]
 
 
 def _pixels(source: str) -> dict[str, Any]:

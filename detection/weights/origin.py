@@ -101,4 +101,6 @@ def _class_names(state: Mapping[str, Tensor], project: str) -> tuple[str, ...]:
         if scores in state and deltas in state:
             rows = len(state[scores]) // max(1, len(state[deltas]) // 4) + missing
     card = CARDS_OF_ROWS.get((project, rows))
+    if rows == 2 and any(name.startswith("roi_heads.keypoint_head.") for name in state):
+        card = "coco2017_keypoints"  # persons
     return load_card(card).classes if card else tuple(f"class {number}" for number in range(1, rows))

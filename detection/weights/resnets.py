@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from backbones.registry import backbone_names
 from backbones.resnet import DEPTHS, Bottleneck
 
-__all__ = ["coarse_levels", "count_children", "resnet_name"]
+__all__ = ["coarse_levels", "count_children", "deformable_stages", "resnet_name"]
 
 # (groups, channels of each in conv2_x) -> pattern of the backbone's name
-NAMES = {(1, 64): "resnet{depth}", (32, 4): "resnext{depth}_32x4d", (32, 8): "resnext{depth}_32x8d"}
+NAMES = {
+    (1, 64): "resnet{depth}",
+    (1, 128): "wide_resnet{depth}_2",
+    (32, 4): "resnext{depth}_32x4d",
+    (32, 8): "resnext{depth}_32x8d",
+    (64, 4): "resnext{depth}_64x4d",
+}
 
 
 def resnet_name(state: Mapping[str, Tensor]) -> str:
@@ -42,6 +48,19 @@ def resnet_name(state: Mapping[str, Tensor]) -> str:
     if name not in backbone_names():
         raise ValueError(f"these are weights of ResNeXt-{depth} {groups}x{width}d, which backbones/registry.py lacks")
     return name
+
+
+def deformable_stages(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Returns the options of a backbone that say which stages in ``state``, which has our names, are deformable."""
+    found = {
+        f"c{int(match[1]) + 1}": len(value)
+        for name, value in state.items()
+        if (match := re.search(r"\.layer([1-4])\.\d+\.conv2\.offset\.weight$", name))
+    }
+    if not found:
+        return {}
+    # Two moves of each of the 3x3 samples, and the logit of its weight
+    return {"deform": sorted(found), "deform_modulated": set(found.values()) == {27}}
 
 
 def coarse_levels(state: Mapping[str, Tensor]) -> Literal["c5", "p5"]:

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from detection.config.detection import DetectionConfig
 from detection.config.schema import flatten
-from detection.weights.back import explicit, refuse_differences, refuse_one_stage
+from detection.weights.back import explicit, refuse_differences
+from detection.weights.to_torchvision_one_stage import (
+    ONE_STAGE_ARGUMENTS,
+    one_stage_version,
+    their_rows,
+    to_one_stage_name,
+)
 from detection.weights.torchvision import convert_torchvision
 from detection.weights.torchvision_names import CLASSES, PER_CLASS, PREFIXES
 
@@ -49,8 +55,33 @@ def to_torchvision(
     Raises:
         ValueError: torchvision has no such detector; the keys are named.
     """
-    refuse_one_stage(config, project="torchvision")
-    own, head = explicit(config), HEADS.get((config.box.head_convs, config.box.head_fcs))
+    own = explicit(config)
+    if own.backbone.deform:
+        raise ValueError(
+            f"backbone.deform {list(own.backbone.deform)} can't go to torchvision, whose detectors have no deformable "
+            "convolutions"
+        )
+    version, theirs = _one_stage(own, state) if own.one_stage else _of_regions(own, state)
+    counted = own.backbone.norm in ("bn", "sync_bn")
+    theirs = {name: value for name, value in theirs.items() if counted or not _is_counter(name)}
+    if counted:
+        theirs |= _counters(theirs)
+    back, _ = convert_torchvision(theirs, class_names=class_names, norm_eps=own.backbone.norm_eps)
+    arguments = ONE_STAGE_ARGUMENTS if own.one_stage else ARGUMENTS
+    refuse_differences(config, back, project="torchvision", taken=arguments | {"rpn": "rpn.min_size"})
+    return theirs, _builder(own, back, version, arguments, len(class_names))
+
+
+def _one_stage(config: DetectionConfig, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """Returns the end of the builder's name, and ``state`` by torchvision's names."""
+    version, kind = one_stage_version(config), "fcos" if config.architecture == "fcos" else "retinanet"
+    ordered = dict(state) | their_rows(state)
+    return version, {to_one_stage_name(name, kind): value for name, value in ordered.items()}
+
+
+def _of_regions(config: DetectionConfig, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """Returns the end of the builder's name, and ``state`` by torchvision's names."""
+    head = HEADS.get((config.box.head_convs, config.box.head_fcs))
     if head is None or not config.backbone.fpn or config.box.class_agnostic:
         raise ValueError(
             f"backbone.fpn {config.backbone.fpn}, box.head_convs {config.box.head_convs}, box.head_fcs "
@@ -59,13 +90,7 @@ def to_torchvision(
         )
     version, layers = head
     ordered = dict(state) | _background_first(state)
-    counted = own.backbone.norm in ("bn", "sync_bn")
-    theirs = {_their_name(name, layers): value for name, value in ordered.items() if counted or not _is_counter(name)}
-    if counted:
-        theirs |= _counters(theirs)
-    back, _ = convert_torchvision(theirs, class_names=class_names, norm_eps=own.backbone.norm_eps)
-    refuse_differences(config, back, project="torchvision", taken=ARGUMENTS | {"rpn": "rpn.min_size"})
-    return theirs, _builder(own, back, version, len(class_names))
+    return version, {_their_name(name, layers): value for name, value in ordered.items()}
 
 
 def _is_counter(name: str) -> bool:
@@ -102,13 +127,18 @@ def _their_name(name: str, layers: Mapping[str, str]) -> str:
     return name
 
 
-def _builder(config: DetectionConfig, default: DetectionConfig, version: str, num_classes: int) -> str:
+def _builder(
+    config: DetectionConfig, default: DetectionConfig, version: str, arguments: Mapping[str, str], num_classes: int
+) -> str:
     """Returns the code that builds torchvision's model with the settings of ``config``."""
     values, defaults = flatten(config), flatten(default)
-    given = {name: values[key] for name, key in ARGUMENTS.items() if values[key] != defaults[key]}
-    arguments = ", ".join(f"{name}={value}" for name, value in {"num_classes": num_classes + 1, **given}.items())
-    kind = "maskrcnn" if config.architecture == "mask_rcnn" else "fasterrcnn"
-    lines = [f"model = {kind}_{config.backbone.name}_fpn{version}(weights=None, weights_backbone=None, {arguments})"]
+    given = {"num_classes": num_classes + 1}
+    if config.architecture == "keypoint_rcnn":
+        given["num_keypoints"] = len(config.keypoint.names)
+    given |= {name: values[key] for name, key in arguments.items() if values[key] != defaults[key]}
+    listed = ", ".join(f"{name}={value}" for name, value in given.items())
+    name = f"{config.architecture.replace('_', '')}_{config.backbone.name}_fpn{version}"
+    lines = [f"model = {name}(weights=None, weights_backbone=None, {listed})"]
     if config.rpn.min_size != default.rpn.min_size:
         lines.append(f"model.rpn.min_size = {config.rpn.min_size}")
     if config.backbone.norm_eps != 1e-5:

@@ -1,10 +1,10 @@
-"""torchvision's Faster and Mask R-CNN, RetinaNet and FCOS with a pyramid over a ResNet -> our config and our names.
+"""torchvision's Faster, Mask and Keypoint R-CNN, RetinaNet and FCOS over a ResNet's pyramid -> our config and names.
 
-Names and shapes tell fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, retinanet_resnet50_fpn, their v2 and
-fcos_resnet50_fpn apart, the number of classes and which ResNet it is.
+Names and shapes tell fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, retinanet_resnet50_fpn, their v2,
+keypointrcnn_resnet50_fpn and fcos_resnet50_fpn apart, the numbers of classes and of keypoints and which ResNet it is.
 
-Source: torchvision 0.29, models/detection/faster_rcnn.py, mask_rcnn.py, rpn.py and roi_heads.py, from whose default
-arguments the settings come.
+Source: torchvision 0.29, models/detection/faster_rcnn.py, mask_rcnn.py, keypoint_rcnn.py, rpn.py and roi_heads.py, from
+whose default arguments the settings come.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from backbones.weights.load import load_matching
 from detection.build import build_detector
 from detection.config.detection import (
     AnchorConfig,
+    ArchitectureName,
     BoxConfig,
     DetectionConfig,
     DetectorBackboneConfig,
@@ -29,6 +30,7 @@ from detection.config.detection import (
     PostprocessConfig,
     RPNConfig,
 )
+from detection.weights.keypoint_layers import has_keypoints, keypoint_config
 from detection.weights.resnets import coarse_levels, count_children, resnet_name
 from detection.weights.torchvision_names import CLASSES, DELTAS, MASKS, OLD_NAMES, our_name, reorder_classes
 from detection.weights.torchvision_one_stage import (
@@ -46,7 +48,6 @@ NEEDED = ("rpn.head.conv.weight", "box_stage.head.fcs.0.weight", f"{CLASSES}.wei
 
 # Pattern of names -> the model that has them and no counterpart here
 OTHERS = (
-    (r"roi_heads\.keypoint_", "Keypoint R-CNN"),
     (r"backbone\.(features|extra)\.", "SSD"),
     (r"backbone\.body\.\d", "a detector over MobileNet"),
 )
@@ -81,8 +82,8 @@ def convert_torchvision(
     missing = [name for name in NEEDED if name not in renamed]
     if missing:
         raise ValueError(
-            "these are no weights of torchvision's fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn or their v2: "
-            f"nothing in them becomes {', '.join(missing)}"
+            "these are no weights of torchvision's fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, their v2 or "
+            f"keypointrcnn_resnet50_fpn: nothing in them becomes {', '.join(missing)}"
         )
     rows = _class_rows(len(renamed[f"{CLASSES}.weight"]), class_names)
     config = _config(renamed, norm_eps=_norm_eps(state) if norm_eps is None else norm_eps)
@@ -112,7 +113,7 @@ def _refuse_others(state: Mapping[str, Tensor]) -> None:
         if name is not None:
             raise ValueError(
                 f"these are torchvision's weights of {model} ({name}), which has no counterpart here; fasterrcnn, "
-                "maskrcnn, retinanet and fcos over a ResNet with a pyramid have"
+                "maskrcnn, keypointrcnn, retinanet and fcos over a ResNet with a pyramid have"
             )
 
 
@@ -175,12 +176,19 @@ def _config(state: Mapping[str, Tensor], *, norm_eps: float) -> DetectionConfig:
             nms_iou=0.7,
             min_size=1e-3,
         ),
-        architecture="mask_rcnn" if f"{MASKS}.weight" in state else "faster_rcnn",
+        architecture=_architecture(state),
         box=_box_config(state),
         mask=_mask_config(state),
+        keypoint=keypoint_config(state),
         test=PostprocessConfig(score_threshold=0.05, nms_iou=0.5, max_detections=100),
         data=DetectorDataConfig(shorter_side=800, longer_side=1333),
     )
+
+
+def _architecture(state: Mapping[str, Tensor]) -> ArchitectureName:
+    if has_keypoints(state):
+        return "keypoint_rcnn"
+    return "mask_rcnn" if f"{MASKS}.weight" in state else "faster_rcnn"
 
 
 def _backbone_config(state: Mapping[str, Tensor], *, norm_eps: float, channels: int) -> DetectorBackboneConfig:

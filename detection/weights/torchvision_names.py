@@ -1,6 +1,6 @@
 """torchvision's names of the tensors in a detector, and its order of classes -> ours.
 
-Source: torchvision 0.29, models/detection/faster_rcnn.py, mask_rcnn.py, rpn.py and roi_heads.py.
+Source: torchvision 0.29, models/detection/faster_rcnn.py, mask_rcnn.py, keypoint_rcnn.py, rpn.py and roi_heads.py.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
+
+from detection.weights.keypoint_layers import MAPS
 
 __all__ = ["CLASSES", "DELTAS", "MASKS", "OLD_NAMES", "PER_CLASS", "PREFIXES", "our_name", "reorder_classes"]
 
@@ -36,6 +38,8 @@ PREFIXES = {
     "roi_heads.mask_head.": "mask_stage.head.convs.",
     "roi_heads.mask_predictor.conv5_mask.": "mask_stage.head.upsample.",
     "roi_heads.mask_predictor.mask_fcn_logits.": "mask_stage.head.masks.",
+    **{f"roi_heads.keypoint_head.{2 * i}.": f"keypoint_stage.head.convs.{i}.0." for i in range(8)},
+    "roi_heads.keypoint_predictor.kps_score_lowres.": f"{MAPS}.",
 }
 
 CLASSES, DELTAS, MASKS = "box_stage.predictor.classes", "box_stage.predictor.deltas", "mask_stage.head.masks"

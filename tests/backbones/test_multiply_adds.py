@@ -74,3 +74,11 @@ def test_fvcore_counts_the_same(name: str) -> None:
     analysis.unsupported_ops_warnings(False).tracer_warnings("none")
     counts = analysis.by_operator()
     assert count_multiply_adds(meta_classifier(name), size) == counts["conv"] + counts["linear"]
+
+
+def test_a_deformable_convolution_counts_as_a_plain_one_and_that_of_its_offsets() -> None:
+    options = {"deform": ("c5",), "deform_modulated": True}
+    added = count_multiply_adds(meta_classifier("resnet50", **options), (224, 224))
+    added -= count_multiply_adds(meta_classifier("resnet50"), (224, 224))
+    # 27 offsets and weights from 512 channels: three blocks, all after the stride of the first's 3x3 convolution
+    assert added == 3 * 7 * 7 * 27 * 512 * 9

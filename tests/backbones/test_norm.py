@@ -90,7 +90,7 @@ def test_nothing_as_large_as_the_input_is_kept_for_the_way_back() -> None:
 )
 def test_kinds_and_their_eps(kind: NormKind, layer_type: type[nn.Module]) -> None:
     layer = make_norm(kind, 1e-3)(64)
-    assert type(layer) is layer_type
+    assert isinstance(layer, layer_type)
     assert layer.eps == 1e-3
 
 
@@ -119,3 +119,23 @@ def test_unknown_kind_lists_the_known() -> None:
 @pytest.mark.parametrize(("kind", "frozen"), [("bn", "frozen_bn"), ("sync_bn", "frozen_bn"), ("gn", "gn")])
 def test_batch_statistics_are_fixed_when_frozen(kind: NormKind, frozen: NormKind) -> None:
     assert frozen_kind(kind) == frozen
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_group_norm_of_one_cell_in_groups_of_one_channel_is_its_offset(images: int) -> None:
+    layer = make_norm("gn", eps=1e-5)(4)
+    layer.get_parameter("bias").data = torch.arange(4.0)
+    x = torch.randn(images, 4, 1, 1, requires_grad=True)
+    found = layer.train()(x)
+    torch.testing.assert_close(found.flatten(1), torch.arange(4.0).expand(images, 4), rtol=0, atol=1e-4)
+    found.sum().backward()
+    assert x.grad is not None
+    assert x.grad.eq(0).all()
+    assert isinstance(layer, nn.GroupNorm)  # whose parameters do not decay
+
+
+def test_synchronised_norm_of_one_process_on_a_cpu_is_batch_norm() -> None:
+    x = torch.randn(2, 4, 3, 5)
+    synchronised, plain = make_norm("sync_bn", eps=1e-5)(4).train(), make_norm("bn", eps=1e-5)(4).train()
+    torch.testing.assert_close(synchronised(x), plain(x))
+    torch.testing.assert_close(dict(synchronised.state_dict()), dict(plain.state_dict()))

@@ -49,6 +49,7 @@ def test_names() -> None:
     variants = (
         *(f"seresnet{depth}" for depth in (18, 34, 50, 101, 152)),
         *("resnet18d", "resnet50c", "resnet50d", "resnet101d", "resnext50_32x4d", "resnext101_32x8d"),
+        *("resnext101_64x4d", "resnext152_32x8d", "wide_resnet50_2", "wide_resnet101_2"),
         *(f"preact_resnet{depth}" for depth in (18, 34, 50, 101, 152, 200)),
     )
     cifar = (
@@ -76,6 +77,7 @@ def test_none_means_the_default_of_the_backbone() -> None:
     [
         ("resnet50", "dropout"),
         ("resnet18", "stride_in"),
+        ("resnet18", "deform"),
         ("plain34", "shortcut"),
         ("cifar_plain20", "stochastic_depth"),
         ("cifar_preact_resnet164", "shortcut"),
@@ -160,6 +162,18 @@ def test_weights_of_another_architecture_are_refused(
     with pytest.raises(ValueError, match=f"{file}.pth' do not fit ResNet") as error:
         build_backbone(name, weights=files[file])
     assert all(text in str(error.value) for text in listed)
+
+
+def test_deformable_networks_take_weights_of_plain_ones_and_start_on_the_grid(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    state = build_backbone("resnet50", weights=files["resnet50"], deform=("c5",)).state_dict()
+    assert torch.equal(state["layer4.1.conv2.weight"], torchvision_state("resnet50")["layer4.1.conv2.weight"])
+    assert not state["layer4.1.conv2.offset.weight"].any()
+    short = {name: value for name, value in torchvision_state("resnet50").items() if name != "conv1.weight"}
+    torch.save(short, tmp_path / "short.pth")
+    with pytest.raises(ValueError, match=r"missing: 1: conv1\.weight"):
+        build_backbone("resnet50", weights=str(tmp_path / "short.pth"), deform=("c5",))
 
 
 def test_other_shortcuts_refuse_the_projections_they_lack(files: dict[str, str]) -> None:

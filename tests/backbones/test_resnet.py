@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.models import resnet50
 
 from backbones.base import FeatureSpec
+from backbones.deformable import OFFSETS, DeformableConv
 from backbones.norm import FrozenBatchNorm, NormKind
 from backbones.resnet import ResNet
 
@@ -196,9 +197,9 @@ def test_statistics_move_in_trainable_stages_only() -> None:
 def test_norm_kind_reaches_every_layer_that_is_not_frozen(norm: NormKind, layer_type: type[nn.Module]) -> None:
     backbone = meta_resnet(18, norm=norm, freeze_at=2, norm_eps=1e-3)
     frozen_type = FrozenBatchNorm if norm == "sync_bn" else layer_type
-    assert type(backbone.get_submodule("bn1")) is frozen_type
-    assert type(backbone.get_submodule("layer1.1.bn2")) is frozen_type
-    assert type(backbone.get_submodule("layer2.0.downsample.1")) is layer_type
+    assert isinstance(backbone.get_submodule("bn1"), frozen_type)
+    assert isinstance(backbone.get_submodule("layer1.1.bn2"), frozen_type)
+    assert isinstance(backbone.get_submodule("layer2.0.downsample.1"), layer_type)
     assert backbone.get_submodule("layer4.0.bn1").eps == 1e-3
 
 
@@ -235,3 +236,42 @@ def test_groups_widen_the_3x3_convolution_of_a_bottleneck() -> None:
 def test_basic_blocks_have_no_groups() -> None:
     with pytest.raises(ValueError, match="groups and width_per_group are about bottlenecks; a network of depth 18"):
         ResNet(18, groups=32)
+
+
+def deformable_layers(backbone: ResNet) -> dict[str, DeformableConv]:
+    return {name: layer for name, layer in backbone.named_modules() if isinstance(layer, DeformableConv)}
+
+
+@pytest.mark.parametrize("options", [{}, {"preact": True}, {"groups": 32, "width_per_group": 4}], ids=str)
+def test_deformable_stages_are_those_named(options: dict[str, Any]) -> None:
+    backbone = meta_resnet(50, out_features=("c5",), deform=("c5", "c3"), dilate_c5=True, **options)
+    layers = deformable_layers(backbone)
+    assert list(layers) == [*(f"layer2.{i}.conv2" for i in range(4)), *(f"layer4.{i}.conv2" for i in range(3))]
+    assert {layer.dilation for name, layer in layers.items() if name.startswith("layer4")} == {(2, 2)}
+    assert {layer.offset.out_channels for layer in layers.values()} == {18}
+
+
+def test_a_new_deformable_network_is_the_plain_one_of_its_weights() -> None:
+    torch.manual_seed(0)
+    deformable = ResNet(50, out_features=("c3",), deform=("c2", "c3")).eval()
+    assert all(not parameter.any() for name, parameter in deformable.named_parameters() if name.endswith(OFFSETS))
+    plain = ResNet(50, out_features=("c3",)).eval()
+    plain.load_state_dict(
+        {name: value for name, value in deformable.state_dict().items() if not name.endswith(OFFSETS)}
+    )
+    images = torch.randn(1, 3, 33, 50)
+    with torch.no_grad():
+        torch.testing.assert_close(deformable(images)["c3"], plain(images)["c3"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("depth", "options", "message"),
+    [
+        (50, {"deform": ("c6",)}, "deform must be one of .* got 'c6'"),
+        (18, {"deform": ("c5",)}, "bottlenecks, which this network lacks"),
+        (50, {"deform_modulated": True}, "deform_modulated is about the stages in deform"),
+    ],
+)
+def test_deformable_options_that_contradict_are_refused(depth: int, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        meta_resnet(depth, **options)

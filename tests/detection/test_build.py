@@ -11,18 +11,20 @@ import torch
 from torch import nn
 
 from backbones.norm import FrozenBatchNorm
-from detection.build import build_detector, build_plain_backbone, build_tester, slice_images
+from detection.build import build_detector, build_plain_backbone, build_tester, slice_images, with_keypoints
 from detection.config.detection import (
     AnchorConfig,
     BoxConfig,
     DetectionConfig,
     DetectorBackboneConfig,
     DetectorDataConfig,
+    KeypointConfig,
     MaskConfig,
     PostprocessConfig,
     RPNConfig,
 )
 from detection.engine.checkpoint import write_converted
+from detection.keypoints import KeypointSpec
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
 from detection.model.box_heads import FCHead
@@ -367,6 +369,40 @@ def test_masks_over_a_tail_share_it() -> None:
         stage = build_rcnn(config, 7).mask_stage
     assert stage is not None
     assert (stage.pooler.size, stage.head.upsample.in_channels, len(stage.head.convs)) == (14, 512, 0)
+
+
+def test_a_keypoint_stage() -> None:
+    keypoint = KeypointConfig(names=("head", "tail"), pool_size=5, convs=3, channels=12)
+    config = replace(PYRAMID, architecture="keypoint_rcnn", keypoint=keypoint)
+    detector = build_rcnn(config, 7)
+    stage = detector.keypoint_stage
+    assert detector.mask_stage is None
+    assert stage is not None
+    assert (stage.pooler.strides, stage.pooler.size, stage.head.num_keypoints) == ((4, 8, 16, 32), 5, 2)
+    convs = [module for module in stage.head.modules() if isinstance(module, nn.Conv2d)]
+    assert [conv.out_channels for conv in convs] == [12, 12, 12]
+    assert build_rcnn(PYRAMID, 7).keypoint_stage is None
+
+
+def test_keypoints_are_those_of_the_data_set() -> None:
+    config = replace(PYRAMID, architecture="keypoint_rcnn")
+    with pytest.raises(ValueError, match=r"keypoint\.names is empty"):
+        build_rcnn(config, 7)
+    spec = KeypointSpec(("head", "tail"), edges=((0, 1),))
+    resolved = with_keypoints(config, spec)
+    assert (resolved.keypoint.names, resolved.keypoint.edges) == (("head", "tail"), ((0, 1),))
+    assert with_keypoints(resolved, spec) == resolved
+    with pytest.raises(ValueError, match=r"keypoint\.names is \['head', 'tail'\], the data set has \['1', '2'\]"):
+        with_keypoints(resolved, KeypointSpec.numbered(2))
+    assert with_keypoints(PYRAMID, spec) == PYRAMID
+
+
+def test_an_ensemble_of_keypoints_is_refused() -> None:
+    config = replace(PYRAMID, architecture="keypoint_rcnn", keypoint=KeypointConfig(names=("head",), convs=0))
+    detector = build_rcnn(config, 7)
+    with pytest.raises(ValueError, match="detectors with keypoints are no ensemble"):
+        build_tester(PostprocessConfig(), [detector, detector])
+    assert isinstance(build_tester(PostprocessConfig(flip=True), [detector]), Tester)
 
 
 def test_a_cascade() -> None:

@@ -25,13 +25,14 @@ from detection.config.detection import (
     DetectionConfig,
     DetectorBackboneConfig,
     DetectorDataConfig,
+    KeypointConfig,
     PostprocessConfig,
     RPNConfig,
 )
 from detection.config.sections import SolverConfig
 from detection.data.images import ImageError, read_image
 from detection.data.video import VideoFile, frames
-from detection.engine.checkpoint import Checkpoints, read_checkpoint, write_weights
+from detection.engine.checkpoint import Checkpoint, Checkpoints, read_checkpoint, write_weights
 from detection.engine.loop import TrainState
 from detection.engine.optim import build_optimizer
 from detection.predictor import Predictor
@@ -50,11 +51,14 @@ CONFIG = DetectionConfig(
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("run")
+    return make_run(tmp_path_factory.mktemp("run"), CONFIG)
+
+
+def make_run(run: Path, config: DetectionConfig) -> Path:
     torch.manual_seed(0)
-    detector = build_detector(CONFIG, len(CLASSES))
+    detector = build_detector(config, len(CLASSES))
     state = TrainState(detector, build_optimizer(detector, SolverConfig()), torch.amp.grad_scaler.GradScaler("cpu"))
-    Checkpoints(run / "checkpoints", keep=1, config=CONFIG, class_names=CLASSES).save(state)
+    Checkpoints(run / "checkpoints", keep=1, config=config, class_names=CLASSES).save(state)
     return run
 
 
@@ -106,6 +110,23 @@ def predicted(images: list[Path], weights: Path, output: Path, **options: Any) -
     return json.loads((output / "predictions.json").read_text())
 
 
+def test_keypoints_are_in_pixels_of_the_given_image(photo: Path, tmp_path: Path) -> None:
+    keypoint = KeypointConfig(names=("head", "tail"), edges=((0, 1),), pool_size=4, convs=0)
+    run = make_run(tmp_path / "run", replace(CONFIG, architecture="keypoint_rcnn", keypoint=keypoint))
+    found = Predictor.load(run)(read_image(photo), min_score=0)
+    assert found.keypoints is not None
+    assert found.keypoints.shape == (len(found), 2, 3)
+    places, boxes = found.keypoints[..., :2], found.boxes[:, None]
+    assert (places >= boxes[..., :2]).all()
+    assert (places <= boxes[..., 2:]).all()
+    assert places.max() > 96  # not those of the 64 x 80 pixels that the detector saw
+    (first, *_), (coco, *_) = found.records(), found.to_coco(7)
+    assert first["keypoints"] == dict(zip(("head", "tail"), found.keypoints[0].tolist(), strict=True))
+    x, y, score = found.keypoints[0, 0].double().tolist()
+    assert coco["keypoints"][:3] == [x - 0.5, y - 0.5, score]
+    assert found.plot().shape == found.image.shape
+
+
 def test_boxes_are_in_pixels_of_the_given_image(weights: Path, photo: Path) -> None:
     predictor, image = Predictor.load(weights), read_image(photo)
     found = predictor(image, min_score=0)
@@ -127,6 +148,36 @@ def test_equals_the_detector_on_the_resized_image(weights: Path) -> None:
     found = predictor(image, min_score=0)
     torch.testing.assert_close(found.boxes, expected.boxes)
     torch.testing.assert_close(found.scores, expected.scores)
+
+
+@pytest.fixture(scope="module")
+def posing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of a detector of keypoints."""
+    keypoint = KeypointConfig(names=("nose", "left_eye", "right_eye"), edges=((0, 1), (0, 2)), convs=1, channels=8)
+    config = replace(CONFIG, architecture="keypoint_rcnn", keypoint=keypoint)
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("posing") / "weights.safetensors"
+    write_weights(Checkpoint(path, build_detector(config, len(CLASSES)).state_dict(), config, CLASSES, 0))
+    return path
+
+
+def test_keypoints_have_their_names_and_lie_in_the_given_image(posing: Path, photo: Path) -> None:
+    found = Predictor.load(posing)(photo, min_score=0)
+    assert found.keypoints is not None
+    assert found.keypoints.shape == (len(found), 3, 3)
+    boxes = found.boxes[:, None]
+    assert (found.keypoints[..., :2] >= boxes[..., :2] - 2).all()
+    assert (found.keypoints[..., :2] <= boxes[..., 2:] + 2).all()
+    records, coco = found.records(), found.to_coco(7)
+    assert [[*record["keypoints"]] for record in records] == [["nose", "left_eye", "right_eye"]] * len(found)
+    x, y, score = records[0]["keypoints"]["left_eye"]
+    assert coco[0]["keypoints"][3:6] == pytest.approx([x - 0.5, y - 0.5, score])
+    shown = replace(found.detections, keypoints=found.keypoints.clone())
+    assert shown.keypoints is not None
+    shown.keypoints[..., 2] = 1
+    hidden = replace(shown, keypoints=torch.zeros_like(shown.keypoints))
+    pictures = [replace(found, detections=detections).plot() for detections in (shown, hidden)]
+    assert (pictures[0] != pictures[1]).any()
 
 
 def test_what_is_no_image_is_refused(weights: Path) -> None:

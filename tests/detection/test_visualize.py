@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detection.evaluation.record import Record
+from detection.keypoints import KeypointSpec
 from detection.masks import encode
 from detection.visualize import draw_boxes, draw_record, letters_color, save_picture
 
@@ -177,3 +178,39 @@ def test_a_mask_grows_with_a_small_image() -> None:
     picture = draw_record(np.zeros((48, 60, 3), np.uint8), small, NAMES, scale=10)
     assert picture[205:295, 105:395].any(axis=2).all()
     assert not picture[310:, :].any()
+
+
+def points(*rows: list[float]) -> NDArray[np.float32]:
+    return np.array([rows], np.float32)
+
+
+FACE = KeypointSpec(("nose", "left_eye", "right_eye"), edges=((0, 1), (0, 2)))
+FOUND = np.array([[100.0, 100, 400, 400]])
+
+
+def test_keypoints_are_joined_and_have_the_colours_of_their_sides() -> None:
+    drawn = points([200, 200, 1], [150, 300, 1], [300, 300, 0.5])
+    canvas = draw_boxes(BLACK, FOUND, None, np.array([0]), ("cat",), keypoints=drawn, keypoint_spec=FACE)
+    assert canvas[300, 150].tolist() == [255, 140, 0]
+    assert canvas[300, 300].tolist() == [30, 144, 255]
+    assert canvas[250, 175].any()  # the middle of the edge to the left eye
+    assert canvas[250, 250].any()
+    plain = draw_boxes(BLACK, FOUND, None, np.array([0]), ("cat",), keypoints=drawn)
+    assert plain[300, 150].any()
+    assert not plain[250, 175].any()
+
+
+def test_a_keypoint_that_is_not_labelled_is_not_drawn_nor_joined() -> None:
+    drawn = points([200, 200, 2], [150, 300, 0], [0, 0, 0])
+    canvas = draw_boxes(BLACK, FOUND, None, np.array([0]), ("cat",), keypoints=drawn, keypoint_spec=FACE)
+    assert canvas[200, 200].any()
+    assert not canvas[300, 150].any()
+    assert not canvas[250, 175].any()
+
+
+def test_keypoints_of_a_record_are_drawn_where_its_detections_are_shown() -> None:
+    both = record(boxes=[[10, 10, 60, 60], [200, 200, 400, 400]], scores=(0.9, 0.1))
+    both = replace(both, keypoints=np.concatenate([points([30, 40, 1]), points([300, 300, 1])]))
+    canvas = draw_record(BLACK, both, NAMES)
+    assert canvas[40, 30].any()
+    assert not canvas[300, 300].any()

@@ -21,11 +21,13 @@ from detection.data.kept_index import Found, kept_index
 from detection.data.objects import ImageArrays, ImageRows, ObjectArrays, build_index, nearest_class
 from detection.data.problems import Problem, listed
 from detection.data.readers.coco_images import UNUSABLE, Images
+from detection.data.readers.coco_keypoints import read_spec
 from detection.data.readers.coco_objects import Annotations
 from detection.data.readers.frames import Exif, Frames, OtherSize
 from detection.data.readers.json_lists import UnsuitedError, decoded, list_blocks
 from detection.data.readers.values import MISSING, FieldError, mapping, shown, text, whole_number
 from detection.files import require_file
+from detection.keypoints import KeypointSpec
 
 __all__ = ["COCOSplit", "coco_classes", "read_coco"]
 
@@ -82,8 +84,9 @@ def read_coco(
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
 
-    With "masks" among ``fields``, segmentations are read too: polygons, and RLE of crowds.  A file without the list
-    ``annotations``, as those of COCO's test images, gives an index without ground truth.
+    With "masks" among ``fields``, segmentations are read too: polygons, and RLE of crowds; with "keypoints", these, and
+    their names and skeleton in the categories.  Objects of categories without keypoints have none that is labelled.  A
+    file without the list ``annotations``, as those of COCO's test images, gives an index without ground truth.
 
     Raises:
         ValueError: ``entry`` is no description of a COCO split.
@@ -93,25 +96,32 @@ def read_coco(
 
     def empty() -> _Content:
         images = Images(file.path, folder, file.images, Frames(exif, other_size))
-        return _Content(images, Annotations(masks="masks" in fields))
+        return _Content(images, Annotations(fields))
 
     facts = [str(file.path), str(folder), str(file.images), classes, drop, exif, other_size, sorted(fields)]
-    return kept_index(file.path, facts, lambda: _index(file, empty, classes, drop))
+    return kept_index(file.path, facts, lambda: _index(file, empty, classes, drop, fields))
 
 
-def _index(file: _File, empty: Callable[[], _Content], classes: tuple[str, ...], drop: bool) -> Found:
+def _index(
+    file: _File, empty: Callable[[], _Content], classes: tuple[str, ...], drop: bool, fields: Collection[str]
+) -> Found:
     """Returns the index of ``file``, what is wrong with it, and whether no image was opened for it."""
     content = _read(file, empty)
     _read_categories(content.categories, classes, file)
+    keypoints = _read_keypoints(content, classes, file) if "keypoints" in fields else None
     file.problems += content.images.problems
     ids = {label: category for category, label in file.labels.items() if isinstance(label, int)}
+    objects = _usable_objects(content, classes, file)
+    if keypoints is None:
+        objects = replace(objects, fields={name: of for name, of in objects.fields.items() if name != "keypoints"})
     index, found = build_index(
         content.rows,
-        _usable_objects(content, classes, file),
+        objects,
         class_names=classes,
         category_ids=tuple(ids.get(label, -1) for label in range(len(classes))),
         files=[str(file.path)] * len(content.rows.ids),
         drop=drop,
+        keypoints=keypoints,
     )
     index = replace(index, has_ground_truth=content.has_annotations)
     return index, file.problems + found, not content.images.frames.opened
@@ -236,6 +246,22 @@ def _read_categories(records: list[Any], classes: tuple[str, ...], file: _File) 
         others = [str(label) for label in labels.values() if isinstance(label, str)]
         detail = f"{listed(missing)}; file only: {listed(others)}"
         file.problems.append(Problem("note", "class of the card that the file lacks", str(file.path), detail))
+
+
+def _read_keypoints(content: _Content, classes: tuple[str, ...], file: _File) -> KeypointSpec | None:
+    """Returns the keypoints of the categories; None where these have none, which is an error if objects have some."""
+    try:
+        spec = read_spec(content.categories, classes)
+    except ValueError as error:
+        file.say("keypoints of the categories", str(error))
+        return None
+    if spec is None and content.annotations.knows("keypoints"):
+        file.say(
+            "keypoints without names",
+            "annotations have `keypoints`, and no category that is a class of the card has; give it `keypoints`, the "
+            "list of their names",
+        )
+    return spec
 
 
 def _usable_objects(content: _Content, classes: tuple[str, ...], file: _File) -> ObjectArrays:

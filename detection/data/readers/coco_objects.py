@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import Any
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from detection.data.images import MAX_PIXELS
 from detection.data.objects import ObjectArrays
+from detection.data.readers.coco_keypoints import scaled
 from detection.data.readers.json_lists import UnsuitedError
 from detection.data.readers.values import MISSING, FieldError, area, box, flag, mapping, shown, whole_number
 
@@ -29,6 +30,7 @@ __all__ = ["Annotations"]
 
 BLOCK = 1 << 18  # objects that are looked at together
 UNKNOWN = msgspec.Raw(b"null")
+KEYS = {"masks": "segmentation", "keypoints": "keypoints"}  # field -> where a record has it
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -42,30 +44,30 @@ class _Annotation(msgspec.Struct, gc=False):
     area: float = math.nan
 
 
-class _Segmented(_Annotation, gc=False):
-    segmentation: msgspec.Raw = UNKNOWN
-
-
 class Annotations:
     """The records of the list ``annotations``, as they are added.
 
     Args:
-        masks: whether segmentations are kept, as they are written.
+        fields: of KEYS that are kept, as they are written.
 
     Attributes:
         errors: records that can't be used, by their position in the list.
     """
 
-    def __init__(self, *, masks: bool) -> None:
+    def __init__(self, fields: Collection[str] = ()) -> None:
         self.errors = dict[int, str]()
-        self._decoder = msgspec.json.Decoder(list[_Segmented if masks else _Annotation])
+        self._fields = {name: list[msgspec.Raw]() for name in KEYS if name in fields}
+        self._decoder = msgspec.json.Decoder(list[_kind(self._fields)])
         # Arrays of Python's grow where they are, NumPy's would be copied.
         self._ids, self._images, self._categories = array("q"), array("q"), array("q")
         self._boxes, self._areas, self._ignore = array("d"), array("d"), array("b")
-        self._masks: list[msgspec.Raw] | None = [] if masks else None
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    def knows(self, name: str) -> bool:
+        """Returns whether any record has the field ``name``."""
+        return any(bytes(value) not in (b"null", b"[]") for value in self._fields.get(name, ()))
 
     def add(self, block: bytes) -> None:
         """Adds the records in the JSON text of a list.
@@ -105,8 +107,8 @@ class Annotations:
             self._boxes.extend(corner_and_sides)
             self._areas.append(size)
             self._ignore.append(ignore)
-            if self._masks is not None:
-                self._masks.append(msgspec.Raw(json.dumps(get("segmentation")).encode()))
+            for name, values in self._fields.items():
+                values.append(msgspec.Raw(json.dumps(get(KEYS[name])).encode()))
 
     def _add_all(self, records: Sequence[_Annotation]) -> None:
         count = len(records)
@@ -128,8 +130,8 @@ class Annotations:
         )
         for column, values in pairs:
             column.frombytes(values.tobytes())
-        if self._masks is not None:
-            self._masks += [record.segmentation for record in records if isinstance(record, _Segmented)]
+        for name, values in self._fields.items():
+            values.extend(map(attrgetter(KEYS[name]), records))
 
     def find(
         self, rows: Mapping[int, int], labels: Mapping[int, int], *, missing: int
@@ -181,7 +183,8 @@ class Annotations:
         ids, areas = _kept(np.frombuffer(self._ids, np.int64), kept), _kept(np.frombuffer(self._areas), kept)
         boxes, ignore = np.frombuffer(self._boxes).reshape(-1, 4), np.frombuffer(self._ignore, np.bool_)
         boxes, ignore, rows, labels = _kept(boxes, kept), _kept(ignore, kept), _kept(rows, kept), _kept(labels, kept)
-        masks = None if self._masks is None else [self._masks[row] for row in np.flatnonzero(kept).tolist()]
+        places = np.flatnonzero(kept).tolist() if self._fields else []
+        fields = {name: [values[row] for row in places] for name, values in self._fields.items()}
         self._ids, self._images, self._categories = array("q"), array("q"), array("q")  # views hold what is used
         self._boxes, self._areas, self._ignore = array("d"), array("d"), array("b")
         boxes[:, 2:] += boxes[:, :2]
@@ -189,8 +192,14 @@ class Annotations:
             sx, sy = scales[int(rows[row])]
             boxes[row] *= (sx, sy, sx, sy)
             areas[row] = areas[row] * sx * sy
-            if masks is not None:
-                masks[row] = UNKNOWN
+            if "masks" in fields:
+                fields["masks"][row] = UNKNOWN
+
+        def in_its_image(row: int, points: Any) -> Any:
+            scale = scales.get(int(rows[row]))
+            return points if scale is None else scaled(points, scale)
+
+        of: dict[str, Callable[[int, Any], Any]] = {"keypoints": in_its_image} if scales else {}
         return ObjectArrays(
             images=rows,
             boxes=boxes,
@@ -198,8 +207,15 @@ class Annotations:
             ignore=ignore,
             areas=areas,
             names=_Names(ids, rows, image_ids),
-            fields={} if masks is None else {"masks": _Decoded(masks)},
+            fields={name: _Decoded(values, of.get(name)) for name, values in fields.items()},
         )
+
+
+def _kind(fields: Collection[str]) -> type[_Annotation]:
+    """Returns what a record with ``fields`` is decoded as."""
+    raw = [(KEYS[name], msgspec.Raw, UNKNOWN) for name in fields]
+    made: Any = msgspec.defstruct("_Annotation", raw, bases=(_Annotation,), gc=False) if raw else _Annotation
+    return made
 
 
 class _Names(Sequence[str]):
@@ -216,16 +232,17 @@ class _Names(Sequence[str]):
 
 
 class _Decoded(Sequence[Any]):
-    """JSON values, decoded when they are asked for."""
+    """JSON values, decoded and, by row and value, changed when they are asked for."""
 
-    def __init__(self, texts: Sequence[msgspec.Raw]) -> None:
-        self._texts = texts
+    def __init__(self, texts: Sequence[msgspec.Raw], change: Callable[[int, Any], Any] | None) -> None:
+        self._texts, self._change = texts, change
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def __getitem__(self, row: Any) -> Any:
-        return json.loads(bytes(self._texts[row]))
+        value = json.loads(bytes(self._texts[row]))
+        return value if self._change is None else self._change(row, value)
 
 
 def _find(ids: array[int], known: Mapping[int, int], missing: int) -> NDArray[np.int32]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from detection.data.problems import Problem, listed, refuse_errors
 from detection.data.readers.values import MISSING, FieldError, box, mapping, number, shown, whole_number
+from detection.fields.keypoints import of_coco
 from detection.files import require_file
 from detection.masks import RLE, around, to_rle
 
@@ -35,6 +37,8 @@ class Known:
     image_ids: Sequence[int]  # N
     sizes: Sequence[tuple[int, int] | None]  # (N,) height, width; None where unknown
     category_ids: Sequence[int]  # of the labels 0..K-1
+    keypoints: Sequence[str] = ()  # J names; none: keypoints are not read
+    no_keypoints: str = ""  # why the annotations have none that can be used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +50,7 @@ class Results:
     scores: NDArray[np.float64]  # (D,)
     labels: NDArray[np.int64]  # (D,)
     masks: tuple[RLE, ...] | None  # (D,); None: the file has none
+    keypoints: NDArray[np.float64] | None  # (D, J, 3) x, y, score; None: the file has none
 
     def rows(self, image: int) -> slice:
         """Returns where the detections of ``image`` (0..N-1) stand."""
@@ -61,25 +66,31 @@ class _Columns:
     scores: list[float] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     masks: list[RLE] = field(default_factory=list)
+    keypoints: list[NDArray[np.float64]] = field(default_factory=list)
 
 
 def read_results(path: Path, known: Known) -> Results:
     """Returns the detections in the file ``path``.
 
-    A detection has a box or a mask or both; without a box it gets the one around its mask.  Numbers keep all digits.
+    A detection has a box, a mask or keypoints, or several; without a box it gets the one around the others.  Numbers
+    keep all digits.
 
     Raises:
         ValueError: the file can't be read or is no list; or entries without what they need, of images or categories
-            that are not ``known``, or masks of some detections only.  The file and the entries are named.
+            that are not ``known``, or masks or keypoints of some detections only.  The file and the entries are named.
     """
     entries = _load(path, known.repair)
     with_masks = any(isinstance(entry, dict) and entry.get("segmentation") for entry in entries)
+    points = any(isinstance(entry, dict) and entry.get("keypoints") for entry in entries)
+    if points and known.no_keypoints:
+        raise ValueError(f"{path} has keypoints, which {known.source} has not: {known.no_keypoints}")
+    points = points and bool(known.keypoints)
     columns, problems = _Columns(), list[Problem]()
     rows = {image_id: row for row, image_id in enumerate(known.image_ids)}
     labels = {category: label for label, category in enumerate(known.category_ids)}
     for position, entry in enumerate(entries):
         try:
-            _add(columns, mapping(entry, "the entry"), rows, labels, known, with_masks=with_masks)
+            _add(columns, mapping(entry, "the entry"), rows, labels, known, masks=with_masks, keypoints=points)
         except ValueError as error:
             problems.append(Problem("error", f"entry {position}", str(path), str(error)))
     refuse_errors(problems, str(path), repair=_hint(entries, known) or known.repair, rest="")
@@ -91,6 +102,7 @@ def read_results(path: Path, known: Known) -> Results:
         scores=np.array(columns.scores, np.float64)[order],
         labels=np.array(columns.labels, np.int64)[order],
         masks=tuple(columns.masks[row] for row in order.tolist()) if with_masks else None,
+        keypoints=np.stack(columns.keypoints)[order] if points else None,
     )
 
 
@@ -117,7 +129,8 @@ def _add(
     labels: Mapping[int, int],
     known: Known,
     *,
-    with_masks: bool,
+    masks: bool,
+    keypoints: bool,
 ) -> None:
     """Appends one detection.
 
@@ -130,22 +143,30 @@ def _add(
     if category not in labels:
         raise FieldError("category_id", category, f"one of {listed(known.category_ids)}, those of {known.source}")
     score = number(entry.get("score", MISSING), "score")
-    if not np.isfinite(score):
+    if not isfinite(score):
         raise FieldError("score", score, "a finite number")
-    mask = _mask(entry, known.sizes[rows[image_id]], known.source) if with_masks else None
+    mask = _mask(entry, known.sizes[rows[image_id]], known.source) if masks else None
+    points = _points(entry, known.keypoints) if keypoints else None
     found = entry.get("bbox") or MISSING
-    x1, y1, x2, y2 = around(mask) if mask is not None and found is MISSING else _corners(found)
+    if found is MISSING and mask is not None:
+        x1, y1, x2, y2 = around(mask)
+    elif found is MISSING and points is not None:
+        x1, y1, x2, y2 = (*points[:, :2].min(axis=0).tolist(), *points[:, :2].max(axis=0).tolist())
+    else:
+        x1, y1, x2, y2 = _corners(found)
     columns.images.append(rows[image_id])
     columns.labels.append(labels[category])
     columns.scores.append(score)
     columns.boxes.append((x1, y1, x2, y2))
     if mask is not None:
         columns.masks.append(mask)
+    if points is not None:
+        columns.keypoints.append(points)
 
 
 def _corners(value: Any) -> tuple[float, float, float, float]:
     x, y, width, height = box(value, "bbox")
-    if not np.isfinite([x, y, width, height]).all() or width < 0 or height < 0:
+    if not all(map(isfinite, (x, y, width, height))) or width < 0 or height < 0:
         raise FieldError("bbox", value, "finite [x, y, width, height] in pixels, sides not below 0")
     return x, y, x + width, y + height
 
@@ -156,6 +177,12 @@ def _mask(entry: Mapping[str, Any], size: tuple[int, int] | None, source: str) -
     if size is None:
         raise ValueError(f"segmentation needs the size of its image: give width and height of the images in {source}")
     return to_rle(entry["segmentation"], size, may_be_empty=True)
+
+
+def _points(entry: Mapping[str, Any], names: Sequence[str]) -> NDArray[np.float64]:
+    if "keypoints" not in entry:
+        raise FieldError("keypoints", MISSING, "a list, as other detections of the file have one")
+    return of_coco(entry["keypoints"], names, scores=True)
 
 
 def _hint(entries: Sequence[Any], known: Known) -> str:

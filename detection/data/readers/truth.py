@@ -18,9 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.problems import Problem, listed, refuse_errors
+from detection.data.readers.coco_keypoints import read_spec
 from detection.data.readers.results import Known
 from detection.data.readers.values import MISSING, FieldError, box, flag, mapping, number, shown, text, whole_number
+from detection.fields.keypoints import of_coco
 from detection.files import require_file
+from detection.keypoints import KeypointSpec
 from detection.masks import RLE, empty_rle, to_rle
 
 __all__ = ["Truth", "read_truth"]
@@ -41,6 +44,8 @@ class Truth:
     ignore: NDArray[np.bool_]  # (M,) crowds
     areas: NDArray[np.float64]  # (M,) square pixels
     masks: tuple[RLE, ...] | None  # (M,) without a pixel where unknown; None: the file has none, or no sizes for them
+    keypoints: NDArray[np.float64] | None = None  # (M, J, 3) x, y, visibility; None: the file has none
+    keypoint_spec: KeypointSpec | None = None
 
     def rows(self, image: int) -> slice:
         """Returns where the objects of ``image`` (0..N-1) stand."""
@@ -56,6 +61,8 @@ class _Read:
     names: dict[int, str] = field(default_factory=dict)  # category id -> name
     images: dict[int, _Image] = field(default_factory=dict)  # by id, in the file's order
     objects: list[_Object] = field(default_factory=list)
+    spec: KeypointSpec | None = None
+    no_keypoints: str = ""  # why there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,7 @@ class _Object:
     ignore: bool
     area: float
     segmentation: Any  # None: unknown
+    keypoints: NDArray[np.float64] | None  # (J, 3); None: the file names none
 
 
 def read_truth(path: Path) -> Truth:
@@ -81,6 +89,11 @@ def read_truth(path: Path) -> Truth:
         ValueError: the file can't be read, lacks a list, or has records that can't be used; they are named.
     """
     content, read = _load(path), _Read(path)
+    try:
+        names = tuple(str(record.get("name")) for record in content["categories"] if isinstance(record, dict))
+        read.spec = read_spec(content["categories"], names)
+    except ValueError as error:  # which does not matter to boxes
+        read.no_keypoints = str(error)
     for kind, add in (("categories", _add_category), ("images", _add_image), ("annotations", _add_object)):
         for position, record in enumerate(content[kind]):
             try:
@@ -140,8 +153,14 @@ def _add_object(read: _Read, record: Mapping[str, Any]) -> None:
             flag(record.get("iscrowd", 0), "iscrowd"),
             number(record["area"], "area") if "area" in record else width * height,
             record.get("segmentation") or None,
+            None if read.spec is None else _points(record, read.spec),
         )
     )
+
+
+def _points(record: Mapping[str, Any], spec: KeypointSpec) -> NDArray[np.float64]:
+    """Returns the keypoints (J, 3) of an object; none is labelled where it has no such key."""
+    return of_coco(record["keypoints"], spec.names) if record.get("keypoints") else np.zeros((len(spec), 3))
 
 
 def _pack(read: _Read) -> Truth:
@@ -155,6 +174,8 @@ def _pack(read: _Read) -> Truth:
             image_ids=tuple(read.images),
             sizes=tuple(image.size for image in read.images.values()),
             category_ids=tuple(sorted(read.names)),
+            keypoints=() if read.spec is None else read.spec.names,
+            no_keypoints=read.no_keypoints,
         ),
         file_names=tuple(image.file_name for image in read.images.values()),
         ends=np.searchsorted([rows[one.image] for one in objects], np.arange(len(rows)), side="right"),
@@ -163,6 +184,8 @@ def _pack(read: _Read) -> Truth:
         ignore=np.array([one.ignore for one in objects], np.bool_),
         areas=np.array([one.area for one in objects], np.float64),
         masks=_masks(read, objects),
+        keypoints=_keypoints(read.spec, objects),
+        keypoint_spec=read.spec,
     )
 
 
@@ -181,3 +204,10 @@ def _masks(read: _Read, objects: Sequence[_Object]) -> tuple[RLE, ...] | None:
             problems.append(Problem("error", f"mask in image {one.image}", str(read.path), str(error)))
     refuse_errors(problems, str(read.path), rest="")
     return tuple(masks)
+
+
+def _keypoints(spec: KeypointSpec | None, objects: Sequence[_Object]) -> NDArray[np.float64] | None:
+    if spec is None:
+        return None
+    known = [one.keypoints for one in objects if one.keypoints is not None]
+    return np.stack(known) if known else np.zeros((0, len(spec), 3))

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
-from detection.boxes import areas, clip, intersection, scale
+from detection.boxes import areas, clip, intersection
+from detection.model.postprocess import rescale
 from detection.structures import Detections, ImageBatch
 from detection.windows import Window, windows
 
@@ -86,11 +87,9 @@ class Sliced(nn.Module):
         for part in parts:
             shown = [self._view(image, view) for view in part]
             for view, pixels, seen in zip(part, shown, self.detect(ImageBatch.from_images(shown)), strict=True):
-                own = seen.to("cpu")
-                boxes = scale(own.boxes, (pixels.shape[1], pixels.shape[2]), view.size)
-                cut.append(_is_cut(boxes, view, size))
-                top, left = view.corner
-                found.append(replace(own, boxes=clip(boxes + boxes.new_tensor([left, top, left, top]), size)))
+                own = rescale(seen.to("cpu"), (pixels.shape[1], pixels.shape[2]), view.size)
+                cut.append(_is_cut(own.boxes, view, size))
+                found.append(_on_image(own, view, size))
         first, *others = found
         for other in others:
             first = first.joined(other)
@@ -104,6 +103,15 @@ class Sliced(nn.Module):
             return pixels
         resized = F.interpolate(pixels[None].float(), size=size, mode="bilinear", align_corners=False)
         return resized[0].round().to(torch.uint8)
+
+
+def _on_image(found: Detections, view: Window, size: Size) -> Detections:
+    """Returns ``found``, in pixels of the ``view``, in those of its image of ``size``."""
+    top, left = view.corner
+    boxes, keypoints = clip(found.boxes + found.boxes.new_tensor([left, top, left, top]), size), found.keypoints
+    if keypoints is not None:
+        keypoints = keypoints + keypoints.new_tensor([left, top, 0])
+    return replace(found, boxes=boxes, keypoints=keypoints)
 
 
 def _is_cut(boxes: Tensor, view: Window, size: Size) -> Tensor:

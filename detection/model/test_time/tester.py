@@ -58,6 +58,10 @@ class Tester(nn.Module):
                 "refinement, scales and flip look at one box stage, and a cascade has several; set test.refine, "
                 "test.scales and test.flip to their defaults"
             )
+        if len(detectors) > 1 and any(getattr(detector, "keypoint_stage", None) is not None for detector in detectors):
+            raise ValueError(
+                "detectors with keypoints are no ensemble: keypoints can't be averaged; test them one by one"
+            )
         self.detectors, self.methods, self.postprocess = nn.ModuleList(detectors), methods, postprocess
 
     def forward(self, images: ImageBatch) -> list[Detections]:
@@ -73,7 +77,8 @@ class Tester(nn.Module):
             refined = refined_proposals(scored)
             scored = _join(scored, merge_scored([lookup.score(refined) for lookup in lookups]))
         found = self.postprocess(scored)
-        return merge_masks([lookup.detector.masks(lookup.base, found) for lookup in lookups])
+        found = merge_masks([lookup.detector.masks(lookup.base, found) for lookup in lookups])
+        return lookups[0].detector.keypoints(lookups[0].base, found)  # an ensemble has none
 
     def _members(self) -> list[RegionVerbs]:
         return [detector for detector in self.detectors if isinstance(detector, RegionVerbs)]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools.coco import COCO
 
-from detection.data.digits import CLASSES, DigitSource, Scene, draw_scene, load_sources, write_digits
+from detection.data.digits import CLASSES, KEYPOINTS, DigitSource, Scene, draw_scene, load_sources, write_digits
 from detection.data.readers.coco import read_coco as read_coco_index
 from detection.data.readers.voc import read_voc
 
@@ -165,6 +165,31 @@ def test_pycocotools_reads_masks_that_agree_with_area_box_and_voc(folder: Path, 
             assert mask.sum() == annotation["area"]
             assert tight_box(mask) == [x, y, x + width, y + height]
             np.testing.assert_array_equal(mask, objects == number)
+
+
+def test_keypoints_are_the_ends_of_the_ink(folder: Path) -> None:
+    content = json.loads((folder / "coco" / "annotations" / "instances_test.json").read_text())
+    assert all(category["keypoints"] == list(KEYPOINTS) for category in content["categories"])
+    for annotation in content["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        points = np.array(annotation["keypoints"]).reshape(4, 3)
+        assert (points[:, 2] == 2).all()
+        assert annotation["num_keypoints"] == 4
+        (_, top), (_, bottom), (left, _), (right, _) = points[:, :2] + 0.5  # middles of pixels
+        assert y <= top <= y + 0.1 * height + 1
+        assert y + 0.9 * height - 1 <= bottom <= y + height
+        assert x <= left <= x + 0.1 * width + 1
+        assert x + 0.9 * width - 1 <= right <= x + width
+        assert ((points[:, :2] + 0.5 >= [x, y]) & (points[:, :2] + 0.5 <= [x + width, y + height])).all()
+
+
+def test_an_end_is_the_mean_of_the_outer_tenth() -> None:
+    objects = np.zeros((30, 30), np.uint8)
+    objects[5:25, 10] = 1  # a stroke of 20 pixels down, and one of 10 to the right at its foot
+    objects[24, 10:20] = 1
+    scene = Scene(np.zeros((30, 30, 3), np.uint8), objects, (1,))
+    # The outer tenth is 2 of 20 rows, of which the lower has 10 pixels in the last row and 1 above; 1 of 10 columns.
+    assert scene.keypoints.tolist() == [[[10, 5.5], [14.1, 23.9], [10, 14.5], [19, 24]]]
 
 
 def test_the_palette_is_that_of_voc(folder: Path) -> None:

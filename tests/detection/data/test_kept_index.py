@@ -40,9 +40,9 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(coco, "list_blocks", lambda *_: pytest.fail("it was read again"))
 
 
-def read(file: Path) -> tuple[AnnotationIndex, list[Problem]]:
+def read(file: Path, *fields: str) -> tuple[AnnotationIndex, list[Problem]]:
     entry = {"annotations": file.name, "images": "train"}
-    return read_coco(file.parent, entry, ("dog", "cat"), drop=True, exif="apply", fields=("masks",))
+    return read_coco(file.parent, entry, ("dog", "cat"), drop=True, exif="apply", fields=fields or ("masks",))
 
 
 def plain(value: Any) -> Any:
@@ -73,6 +73,24 @@ def test_an_index_is_the_same_from_the_file_and_as_kept(
     for found, notes in (first, read(file)):
         assert plain(found) == plain(index)
         assert notes == problems != []
+
+
+def test_keypoints_are_kept_with_their_names(
+    make_coco: MakeCOCO, folder: Path, unread: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = make_coco(IMAGES, [{**RECORDS[0], "keypoints": [11, 21, 2, 0, 0, 0]}])
+    content = json.loads(file.read_text())
+    content["categories"][0] |= {"keypoints": ["nose", "left_eye"], "skeleton": [[1, 2]]}
+    file.write_text(json.dumps(content))
+    assert read(file)[0].keypoints is None  # another file
+    monkeypatch.setenv("RESDET_CACHE", "off")
+    index, _ = read(file, "keypoints")
+    monkeypatch.setenv("RESDET_CACHE", str(folder.parent))
+    read(file, "keypoints")
+    unread()
+    found, _ = read(file, "keypoints")
+    assert found.keypoints == index.keypoints is not None
+    assert plain(found) == plain(index)
 
 
 def test_a_file_of_the_same_size_and_time_but_other_content_is_read(make_coco: MakeCOCO, folder: Path) -> None:

@@ -17,8 +17,11 @@ from detection.config.detection import DetectorDataConfig, JitterConfig
 from detection.data.cards import load_dataset
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex, PackedStrings
-from detection.data.loader import build_test_loader, build_train_loader, detection_loader
+from detection.data.loader import build_test_loader, build_train_loader, detection_loader, load_data
+from detection.fields.keypoints import Keypoints
+from detection.keypoints import KeypointSpec
 from detection.masks import encode
+from detection.padded import Targets
 
 ROOT = Path(__file__).parents[3]
 CAT = ("cat", (11, 21, 40, 50), False)
@@ -216,3 +219,29 @@ def test_a_program_ends_with_workers_left(make_voc: Callable[..., Path], write_c
     command = [sys.executable, "-c", program, f"{write_card('voc')}:train", str(root)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["masks", "keypoints"])
+def test_a_training_set_without_what_the_detector_needs_is_refused_by_name(
+    index: AnnotationIndex, write_card: Callable[..., str], tmp_path: Path, name: str
+) -> None:
+    config = replace(CONFIG, root=str(tmp_path), train=(f"{write_card('voc')}:train",))
+    assert load_data(config, say=print)["train"].class_names == index.class_names
+    with pytest.raises(ValueError, match=rf"data\.train \[.*\] lacks {name}, .*the data set has no {name}"):
+        load_data(config, say=print, fields=(name,))
+
+
+def test_keypoints_come_in_batches_padded_like_boxes(make_index: Callable[..., AnnotationIndex]) -> None:
+    field = Keypoints(KeypointSpec(("nose", "tail")))
+    packed = [field.pack([10, 20, 2, 30, 40, 1], (60, 80)), field.unknown((60, 80))]
+    posed = replace(
+        make_index([[((0, 0, 40, 50), 0, False), ((5, 5, 50, 50), 0, False)], []]),
+        fields={"keypoints": PackedStrings.pack(packed)},
+        keypoints=field.spec,
+    )
+    targets = Targets.pad([posed.target(row, fields=("keypoints",)) for row in (0, 1)])
+    assert targets.keypoints is not None
+    assert targets.keypoints.shape == (2, 8, 2, 3)
+    assert targets.keypoints[0, 0].tolist() == [[10.5, 20.5, 2], [30.5, 40.5, 1]]
+    assert not targets.keypoints[0, 1:].any()
+    assert not targets.keypoints[1].any()

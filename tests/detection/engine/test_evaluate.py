@@ -16,7 +16,9 @@ from detection.data.index import AnnotationIndex, PackedStrings
 from detection.engine.evaluate import evaluate, make_record, predict
 from detection.evaluation.metrics import read_metric
 from detection.evaluation.record import Record
+from detection.fields.keypoints import Keypoints
 from detection.fields.masks import Masks
+from detection.keypoints import KeypointSpec
 from detection.masks import decode, empty_rle, encode
 from detection.model.faster_rcnn import FasterRCNN
 from detection.padded import Targets
@@ -177,10 +179,60 @@ def test_mask_figures_are_there_where_objects_and_detections_have_masks() -> Non
     without = [predict_masks(INDEX), run(Oracle(), 0, 1).records]
     assert all("segm" not in evaluate(records, INDEX.class_names, "area") for records in without)
     assert "segm" not in evaluate([], INDEX.class_names, "area")
-    assert read_metric(evaluate([], INDEX.class_names, "area", masks=True), "segm.AP50") is None
+    assert read_metric(evaluate([], INDEX.class_names, "area", fields=("masks",)), "segm.AP50") is None
     nothing = replace(INDEX.first(0), paths=INDEX.paths, image_ids=INDEX.image_ids, sizes=INDEX.sizes)
     nothing = replace(nothing, apply_exif=INDEX.apply_exif, ends=torch.zeros(2, dtype=torch.int64))
     unannotated = evaluate(predict_masks(nothing), INDEX.class_names, "area")
     assert (unannotated["segm"]["AP"], unannotated["bbox"]["AP"]) == (None, None)
     plain = predict(cast(FasterRCNN, Oracle()), make_batches(0), masked_index(), device=CPU).records[0]
     assert (plain.masks, plain.gt_masks) == (None, None)
+
+
+FACE = KeypointSpec(("nose", "left_eye"), sigmas=(0.1, 0.1))
+
+
+class PoseOracle(Oracle):
+    """Finds the dog's nose at (30, 20) and an eye at (40, 15) of the stored image, which it sees at half its size."""
+
+    def forward(self, images: ImageBatch) -> list[Detections]:
+        points = torch.tensor([[[15.0, 10, 1], [20, 7.5, 1]]])
+        return [replace(found, keypoints=points[: len(found)]) for found in super().forward(images)]
+
+
+def posed_index() -> AnnotationIndex:
+    """The index with the keypoints of the dog, in COCO's numbers of pixels, and none of the other object."""
+    field = Keypoints(FACE)
+    packed = [field.pack([29.5, 19.5, 2, 39.5, 14.5, 2], (100, 200)), field.unknown((100, 200))]
+    return replace(INDEX, fields={"keypoints": PackedStrings.pack(packed)}, keypoints=FACE)
+
+
+def predict_keypoints(index: AnnotationIndex) -> list[Record]:
+    return predict(cast(FasterRCNN, PoseOracle()), make_batches(0, 1), index, device=CPU).records
+
+
+def test_keypoints_lie_on_the_stored_image_and_have_figures() -> None:
+    first, second = records = predict_keypoints(posed_index())
+    assert first.keypoints is not None
+    assert first.gt_keypoints is not None
+    assert first.keypoints.tolist() == [[[30, 20, 1], [40, 15, 1]]]
+    assert first.gt_keypoints[0].tolist() == [[30, 20, 2], [40, 15, 2]]
+    assert second.keypoints is not None
+    assert second.keypoints.shape == (0, 2, 3)
+    result = evaluate(records, INDEX.class_names, "area")
+    assert read_metric(result, "keypoints.AP") == pytest.approx(1.0)
+    assert read_metric(result, "keypoints.per_class.dog.AP50") == pytest.approx(1.0)
+    assert "segm" not in result
+
+
+def test_keypoints_without_labelled_ones_have_no_figures() -> None:
+    assert "keypoints" not in evaluate(predict_keypoints(INDEX), INDEX.class_names, "area")
+    nothing = replace(INDEX.first(0), paths=INDEX.paths, image_ids=INDEX.image_ids, sizes=INDEX.sizes)
+    nothing = replace(nothing, apply_exif=INDEX.apply_exif, ends=torch.zeros(2, dtype=torch.int64))
+    assert evaluate(predict_keypoints(nothing), INDEX.class_names, "area")["keypoints"]["AP"] is None
+
+
+def test_detections_that_are_not_judged_leave_with_their_keypoints() -> None:
+    index = replace(posed_index(), unjudged=torch.tensor([[0, 1]]))
+    first = predict_keypoints(index)[0]
+    assert first.keypoints is not None
+    assert (len(first.boxes), first.keypoints.shape) == (0, (0, 2, 3))

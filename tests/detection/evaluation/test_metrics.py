@@ -83,10 +83,12 @@ def test_the_nearest_name_is_proposed() -> None:
 
 
 def test_every_figure_of_an_evaluation_is_in_the_table() -> None:
-    result = evaluate([], (), "area", masks=True)
+    result = evaluate([], (), "area", fields=("masks", "keypoints"))
     del result["best_f1"]  # a threshold for pictures and predictions, with the F1 that it reaches
     found = {key for key in figures(result) if ".per_class" not in key}
-    assert found == {metric.key for metric in METRICS if metric.key.startswith(("bbox.", "segm.", "voc."))}
+    assert found == {
+        metric.key for metric in METRICS if metric.key.startswith(("bbox.", "segm.", "keypoints.", "voc."))
+    }
 
 
 def test_names_in_reports_and_keys_are_unique() -> None:

@@ -96,3 +96,15 @@ def test_coco_reads_what_was_written(tmp_path: Path, masks: bool) -> None:
     if masks:
         assert [found["area"] for found in read[1]] == [2400, 2400]  # of the masks, not of the boxes
         assert all("bbox" not in entry for entry in json.loads(files[1].read_text()))
+
+
+def test_coco_gets_keypoints_without_boxes_as_numbers_of_pixels(tmp_path: Path) -> None:
+    points = np.array([[[10.5, 20.25, 0.75]], [[3.5, 4.5, 0.5]]], np.float32)
+    own = replace(RECORDS[0], keypoints=points)
+    files = write_coco([own], (17, 18), tmp_path, split="test-dev2017")
+    assert [file.parent.name for file in files] == ["bbox", "keypoints"]
+    assert json.loads(files[1].read_text()) == [
+        {"image_id": 7, "category_id": 18, "score": 0.5, "keypoints": [10, 19.75, 0.75]},
+        {"image_id": 7, "category_id": 17, "score": 0.5, "keypoints": [3, 4, 0.5]},
+    ]
+    assert "keypoints" not in json.loads(files[0].read_text())[0]

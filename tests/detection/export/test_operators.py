@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align, roi_pool
 
+from backbones.deformable import DeformableConv
 from detection.model.select import nms, select_top
 
 NUM_CLASSES = 3  # as in conftest.py
@@ -78,3 +79,14 @@ def regions_and_features() -> tuple[Tensor, Tensor]:
     boxes = torch.tensor([[0, 0, 64, 48], [3.3, 2.1, 30.9, 40.2], [60, 40, 64, 48], [10, 10, 10, 10], [5, 5, 6, 7.5]])
     rows = torch.tensor([0.0, 1, 0, 1, 1])[:, None]
     return feature, torch.cat([rows, boxes], dim=1)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("modulated", [False, True])
+def test_deformable_convolution(run: Callable[..., Any], groups: int, modulated: bool) -> None:
+    torch.manual_seed(0)
+    layer = DeformableConv(4, 6, 3, 2, 2, groups, modulated=modulated).requires_grad_(False)
+    layer.offset.weight.normal_(std=0.3)  # moves of some cells, over the border too
+    feature = torch.randn(2, 4, 11, 14)
+    for (found,) in run(layer, feature):
+        np.testing.assert_allclose(found, layer(feature), rtol=1e-4, atol=1e-5)

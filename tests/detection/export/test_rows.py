@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detection.export.rows import keep_counted_rows
+from detection.model.keypoint_stage import KeypointHead, KeypointStage
 from detection.model.mask_stage import MaskHead, MaskStage
 from detection.model.pooler import PoolKind, RegionPooler
 from detection.model.select import as_on_gpu
@@ -63,3 +64,21 @@ def test_masks_are_those_of_detections_in_every_runtime(counts: Sequence[int], r
     assert torch.equal(masks(found.boxes, found.valid, found.labels, *levels) > 0, expected > 0)
     for (own,) in run(masks, found.boxes, found.valid, found.labels, *levels):
         np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("counts", [(0, 0), pytest.param((2, 3), marks=pytest.mark.slow)])
+@torch.no_grad()
+def test_keypoints_are_those_of_detections_in_every_runtime(counts: Sequence[int], run: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    head = KeypointHead(3, num_keypoints=2, convs=1, channels=4)
+    holder = nn.ModuleList([KeypointStage(RegionPooler(STRIDES, 4, kind="roi_align"), head)])
+    levels, found = make_levels(), make_found(SIDES, counts)
+    expected = torch.where(found.valid[..., None, None], holder[0](levels, found).keypoints, 0.0)
+    keep_counted_rows(holder)
+
+    def keypoints(boxes: Tensor, valid: Tensor, labels: Tensor, *levels: Tensor) -> Tensor:
+        return holder[0](levels, replace(found, boxes=boxes, valid=valid, labels=labels)).keypoints
+
+    torch.testing.assert_close(keypoints(found.boxes, found.valid, found.labels, *levels), expected)
+    for (own,) in run(keypoints, found.boxes, found.valid, found.labels, *levels):
+        np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-3)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import albumentations as A  # noqa: N812  # the name that its own documentation uses
 import numpy as np
 import pytest
 import torch
@@ -70,9 +69,9 @@ class Points:
         return torch.where(covered[y, x][:, None], math.nan, values)
 
     def compose(self) -> Mapping[str, Any]:
-        return {"keypoint_params": A.KeypointParams(format="xy", remove_invisible=False)}
+        return {"keypoint_params": {"format": "xy", "remove_invisible": False}}
 
-    def to_albumentations(self, values: Tensor) -> Mapping[str, Any]:
+    def to_albumentations(self, values: Tensor, size: Size) -> Mapping[str, Any]:
         return {"keypoints": values.numpy() - 0.5}  # it counts from the middle of the first pixel
 
     def from_albumentations(self, result: Mapping[str, Any], kept: Tensor, size: Size) -> Tensor:

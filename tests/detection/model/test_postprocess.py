@@ -6,6 +6,7 @@ import math
 import resource
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -209,6 +210,13 @@ def test_rescale_by_hand() -> None:
     assert moved.scores is found.scores
     assert moved.labels is found.labels
     torch.testing.assert_close(found.boxes, torch.tensor([[10.0, 20, 30, 40]]))
+
+
+def test_rescale_takes_keypoints_along() -> None:
+    keypoints = torch.tensor([[[10.0, 20, 0.5], [30, 40, 0.25]]])
+    moved = rescale(replace(detections(torch.tensor([[10.0, 20, 30, 40]])), keypoints=keypoints), (100, 200), (50, 600))
+    assert moved.keypoints is not None
+    assert moved.keypoints.tolist() == [[[30.0, 10, 0.5], [90, 20, 0.25]]]
 
 
 def test_rescale_keeps_the_whole_image_whole() -> None:

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
-from detection.evaluation.coco import COCO_NUMBERS
+from detection.evaluation.coco import COCO_NUMBERS, KEYPOINT_NUMBERS
 from detection.masks import to_rle
 from detection.report.calibration import Wanted
 from detection.report.evaluation import Evaluation, write_evaluation
@@ -86,12 +86,15 @@ def find(truth: dict[str, Any], *, skill: float, seed: int, masks: bool = False)
     return found
 
 
-def official(truth: Path, detections: Sequence[dict[str, Any]], iou_type: str = "bbox") -> list[float | None]:
+def official(
+    truth: Path, detections: Sequence[dict[str, Any]], iou_type: str = "bbox", *, sigmas: Any = None
+) -> list[float | None]:
     """Returns pycocotools' numbers of the same files; None for its -1."""
     with redirect_stdout(io.StringIO()):
         coco: Any = COCO(str(truth))
         kind: Any = iou_type
-        evaluation = COCOeval(coco, coco.loadRes([dict(entry) for entry in detections]), kind)
+        evaluation: Any = COCOeval(coco, coco.loadRes([dict(entry) for entry in detections]), kind)
+        evaluation.params.kpt_oks_sigmas = sigmas
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -116,6 +119,33 @@ def test_masks_are_judged_where_detections_have_them(write: Write, tmp_path: Pat
     found = write_evaluation(gt, {"a": [write("a.json", detections)]}, tmp_path / "out")
     assert twelve(found, "a", "segm") == pytest.approx(official(gt, detections, "segm"), abs=1e-9)
     assert "mask AP" in found.page.read_text()
+
+
+def test_keypoints_are_judged_where_detections_have_them(write: Write, tmp_path: Path) -> None:
+    truth, rng = make_truth(), np.random.default_rng(0)
+    for category in truth["categories"]:
+        category["keypoints"] = [f"k{number}" for number in range(17)]
+    detections = find(truth, skill=0.9, seed=1)
+    for entry in (*truth["annotations"], *detections):
+        x, y, width, height = entry["bbox"]
+        places = np.linspace([x, y], [x + width, y + height], 17) + rng.normal(0, 1, (17, 2))
+        entry["keypoints"] = np.column_stack([places, np.full(17, 2)]).ravel().tolist()
+        entry["num_keypoints"] = 17
+    gt = write("gt.json", truth)
+    files = {"a": [write("a.json", detections)]}
+    sigmas = [0.1] * 17
+    found = write_evaluation(gt, files, tmp_path / "out", keypoint_sigmas=sigmas)
+    without_boxes = [{key: value for key, value in entry.items() if key != "bbox"} for entry in detections]
+    numbers = found.numbers["variants"]["a"]["results"][0]["keypoints"]
+    expected = official(gt, without_boxes, "keypoints", sigmas=np.array(sigmas))
+    assert [numbers[name] for name in KEYPOINT_NUMBERS] == pytest.approx(expected, abs=1e-9)
+    assert "keypoint AP" in found.page.read_text()
+    assert "COCO keypoint AP" in found.tables
+    default = write_evaluation(gt, files, tmp_path / "default").numbers["variants"]["a"]["results"][0]
+    assert default["keypoints"]["AP"] < numbers["AP"]  # 0.05 is stricter
+    for wrong, message in ((gt, "each of the 17 keypoints"), (write("plain.json", make_truth()), "plain.json has not")):
+        with pytest.raises(ValueError, match=message):
+            write_evaluation(wrong, files, tmp_path / "out", keypoint_sigmas=[0.1])
 
 
 def test_torchvision_s_detections(write: Write, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from detection.tasks.check import check_card
 from detection.tasks.init import Wishes, init_folder
@@ -44,3 +46,20 @@ def test_every_part_of_the_data_has_a_section(page: Path) -> None:
         "Splits compared",
         "Masks",
     ]
+
+
+def test_keypoints_have_a_table_and_are_drawn(make_coco: Callable[..., Path], tmp_path: Path) -> None:
+    points = [10, 20, 2, 30, 20, 1]
+    record = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [5, 5, 40, 40], "keypoints": points}
+    file = make_coco({7: "a.jpg"}, [record, record | {"id": 2, "keypoints": [0] * 6}])
+    content = json.loads(file.read_text())
+    content["categories"] = [{"id": 3, "name": "cat", "keypoints": ["left_eye", "right_eye"]}]
+    file.write_text(json.dumps(content))
+    card = file.parent / "cats.yaml"
+    splits = {"train": {"annotations": file.name, "images": "train"}}
+    card.write_text(yaml.safe_dump({"format": "coco", "root": str(file.parent), "splits": splits}))
+    assert check_card(str(card), Path(), images=False, page=tmp_path / "page.html") == 0
+    rows = re.findall(r"<tr>(.*?)</tr>", (tmp_path / "page.html").read_text(), re.DOTALL)
+    cells = [re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", row) for row in rows]
+    assert ["left_eye", "right_eye", "0.025", "50.0", "0.0"] in cells
+    assert ["right_eye", "left_eye", "0.025", "0.0", "50.0"] in cells

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from detection.data.dataset import Batch, Sample, collate
+from detection.keypoints import KeypointSpec
 from detection.structures import Target
 from detection.tasks.train_batch import PADDING, draw_batch, drawing_first
 
@@ -69,3 +71,13 @@ def test_a_picture_that_cant_be_written_ends_no_run(make_target: MakeTarget, tmp
     )
     assert len(list(drawing(start=0))) == 1
     assert len(said) == 1
+
+
+def test_keypoints_are_drawn_where_targets_have_them(make_target: MakeTarget) -> None:
+    target = replace(make_target([(40, 40, 200, 200)]), keypoints=torch.tensor([[[60.0, 100, 2], [180.0, 100, 1]]]))
+    batch = collate([Sample(0, "0.jpg", torch.full((3, 240, 240), 128, dtype=torch.uint8), target)])
+    spec = KeypointSpec(("left_eye", "right_eye"), edges=((0, 1),))
+    plain, drawn = draw_batch(batch, ("cat",)), draw_batch(batch, ("cat",), spec)
+    middle = (slice(260, 274), slice(310, 330))  # between both, at 640 of 240 pixels
+    assert (plain[middle] == 128).all()
+    assert not (drawn[middle] == 128).all()

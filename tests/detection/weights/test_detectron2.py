@@ -1,4 +1,4 @@
-"""Mirrors weights/detectron2.py: the nine architectures of Detectron2's zoo, by their names and shapes."""
+"""Mirrors weights/detectron2.py: the architectures of Detectron2's zoo, by their names and shapes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from detection.model.pooler import RegionPooler
 from detection.structures import ImageBatch
 from detection.weights.detectron2 import convert_detectron2
 from detection.weights.detectron2_settings import settings_of
+from detection.weights.published import ZOO, Entry
 from detection.weights.to_detectron2 import to_detectron2
 
 Shapes = dict[str, tuple[int, ...]]
 
 REFERENCE = Path(__file__).parents[4] / "shared" / "reference" / "detectron2_checkpoints.json"
-BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 SPECS: dict[str, dict[str, Any]] = {
     "faster_rcnn_R_50_C4": {"kind": "c4"},
     "faster_rcnn_R_101_C4": {"kind": "c4", "depth": 101},
@@ -48,6 +49,16 @@ UNLISTED: dict[str, dict[str, Any]] = {
     "mask_rcnn_R_50_FPN_gn": {"kind": "fpn", "masks": True, "norm": "GN"},
     "mask_rcnn_R_50_FPN_syncbn": {"kind": "fpn", "masks": True, "norm": "SyncBN"},
     "faster_rcnn_X_101_32x8d_FPN": {"kind": "fpn", "depth": 101, "groups": 32, "width": 8},
+    "mask_rcnn_R_50_FPN_dconv_c3-c5": {"kind": "fpn", "masks": True, "offsets": 18},
+    "mask_rcnn_R_50_FPN_LSJ": {"kind": "fpn", "masks": True, "norm": "SyncBN", "rpn_convs": 2},
+    "faster_rcnn_R_50_FPN_modulated": {"kind": "fpn", "offsets": 27},
+    "keypoint_rcnn_R_50_FPN": {"kind": "fpn", "classes": 1, "keypoints": True},
+}
+# The largest: ResNeXt-152, whose body alone has fixed statistics.
+LARGEST: dict[str, Any] = {
+    "kind": "fpn",
+    **{"depth": 152, "groups": 32, "width": 8, "offsets": 18, "masks": True, "cascade": True},
+    **{"norm": "FrozenBN", "heads_norm": "GN", "mask_convs": 8},
 }
 ALL_SPECS = SPECS | UNLISTED
 DEFAULT = [name for name in SPECS if "101" not in name]
@@ -68,8 +79,10 @@ def convolved(name: str, *shape: int, norm: str) -> Shapes:
     return layer(name, *shape) if norm == "FrozenBN" else normalised(name, *shape, norm=norm)
 
 
-def stage_shapes(prefix: str, number: int, blocks: int, *, norm: str, groups: int, width: int) -> Shapes:
-    """Stage ``number`` (2 to 5) of a ResNet of bottleneck blocks."""
+def stage_shapes(
+    prefix: str, number: int, blocks: int, *, norm: str, groups: int, width: int, offsets: int = 0
+) -> Shapes:
+    """Stage ``number`` (2 to 5) of a ResNet of bottleneck blocks; ``offsets`` are those of deformable ones."""
     stage, shapes = 2 ** (number - 2), Shapes()
     inner, outer = groups * width * stage, 256 * stage
     for block in range(blocks):
@@ -78,51 +91,66 @@ def stage_shapes(prefix: str, number: int, blocks: int, *, norm: str, groups: in
         if block == 0:
             shapes |= normalised(f"{place}.shortcut", outer, entering, 1, 1, norm=norm)
         shapes |= normalised(f"{place}.conv1", inner, entering, 1, 1, norm=norm)
+        shapes |= layer(f"{place}.conv2_offset", offsets, inner, 3, 3) if offsets else {}
         shapes |= normalised(f"{place}.conv2", inner, inner // groups, 3, 3, norm=norm)
         shapes |= normalised(f"{place}.conv3", outer, inner, 1, 1, norm=norm)
     return shapes
 
 
-def detector_shapes(
+def detector_shapes(  # noqa: PLR0913  # one argument for every kind of layer
     *,
     kind: str,
     depth: int = 50,
     classes: int = 80,
     masks: bool = False,
     cascade: bool = False,
+    keypoints: bool = False,
     norm: str = "FrozenBN",
     groups: int = 1,
     width: int = 64,
+    offsets: int = 0,
+    rpn_convs: int = 1,
+    heads_norm: str | None = None,
+    mask_convs: int = 4,
 ) -> Shapes:
     """Names and shapes of a Detectron2 detector, written down independently of the code under test."""
+    heads_norm = heads_norm or norm
     body = "backbone.bottom_up" if kind == "fpn" else "backbone"
     shapes = normalised(f"{body}.stem.conv1", 64, 3, 7, 7, norm=norm)
     for number, blocks in enumerate(BLOCKS[depth], start=2):
         prefix = "roi_heads" if kind == "c4" and number == 5 else body
-        shapes |= stage_shapes(prefix, number, blocks, norm=norm, groups=groups, width=width)
+        moved = offsets if number > 2 else 0
+        shapes |= stage_shapes(prefix, number, blocks, norm=norm, groups=groups, width=width, offsets=moved)
     for number in range(2, 6) if kind == "fpn" else ():
         shapes |= convolved(f"backbone.fpn_lateral{number}", 256, 64 * 2**number, 1, 1, norm=norm)
         shapes |= convolved(f"backbone.fpn_output{number}", 256, 256, 3, 3, norm=norm)
     channels, anchors = {"c4": (1024, 15), "dc5": (2048, 15), "fpn": (256, 3)}[kind]
     rpn = "proposal_generator.rpn_head"
-    shapes |= layer(f"{rpn}.conv", channels, channels, 3, 3)
+    for number in range(rpn_convs):
+        shapes |= layer(f"{rpn}.conv.conv{number}" if rpn_convs > 1 else f"{rpn}.conv", channels, channels, 3, 3)
     shapes |= layer(f"{rpn}.objectness_logits", anchors, channels, 1, 1)
     shapes |= layer(f"{rpn}.anchor_deltas", anchors * 4, channels, 1, 1)
-    vector, convs = 2048 if kind == "c4" else 1024, 0 if norm == "FrozenBN" else 4
+    vector, convs = 2048 if kind == "c4" else 1024, 0 if heads_norm == "FrozenBN" else 4
     for stage in (".0", ".1", ".2") if cascade else ("",):
         if kind != "c4":
             for number in range(1, convs + 1):
-                shapes |= normalised(f"roi_heads.box_head{stage}.conv{number}", 256, 256, 3, 3, norm=norm)
+                shapes |= normalised(f"roi_heads.box_head{stage}.conv{number}", 256, 256, 3, 3, norm=heads_norm)
             shapes |= layer(f"roi_heads.box_head{stage}.fc1", 1024, channels * 49)
             shapes |= {} if convs else layer(f"roi_heads.box_head{stage}.fc2", 1024, 1024)
         shapes |= layer(f"roi_heads.box_predictor{stage}.cls_score", classes + 1, vector)
         shapes |= layer(f"roi_heads.box_predictor{stage}.bbox_pred", 4 if cascade else 4 * classes, vector)
     if masks:
-        for number in range(1, 5) if kind == "fpn" else ():
-            shapes |= convolved(f"roi_heads.mask_head.mask_fcn{number}", 256, 256, 3, 3, norm=norm)
+        for number in range(1, mask_convs + 1) if kind != "c4" else ():
+            entering = channels if number == 1 else 256
+            shapes |= convolved(f"roi_heads.mask_head.mask_fcn{number}", 256, entering, 3, 3, norm=heads_norm)
         deconv = "roi_heads.mask_head.deconv"
         shapes |= {f"{deconv}.weight": (2048 if kind == "c4" else 256, 256, 2, 2), f"{deconv}.bias": (256,)}
         shapes |= layer("roi_heads.mask_head.predictor", classes, 256, 1, 1)
+    if keypoints:
+        for number in range(1, 9):
+            shapes |= layer(f"roi_heads.keypoint_head.conv_fcn{number}", 512, 512 if number > 1 else 256, 3, 3)
+        lowres = "roi_heads.keypoint_head.score_lowres"
+        shapes |= {f"{lowres}.weight": (512, 17, 4, 4), f"{lowres}.bias": (17,)}
     return shapes
 
 
@@ -227,6 +255,11 @@ PLACES: dict[str, dict[str, str]] = {
         "roi_heads.box_predictor.2.bbox_pred.weight": "box_stage.stages.2.predictor.deltas.weight",
         "roi_heads.box_predictor.0.cls_score.bias": "box_stage.stages.0.predictor.classes.bias",
     },
+    "keypoint_rcnn_R_50_FPN": {
+        "roi_heads.keypoint_head.conv_fcn1.weight": "keypoint_stage.head.convs.0.0.weight",
+        "roi_heads.keypoint_head.conv_fcn8.bias": "keypoint_stage.head.convs.7.0.bias",
+        "roi_heads.keypoint_head.score_lowres.weight": "keypoint_stage.head.maps.weight",
+    },
 }
 
 
@@ -299,6 +332,25 @@ def test_settings_of_a_cascade() -> None:
     assert config.mask.geometry == "detectron2"
 
 
+def test_settings_of_keypoints() -> None:
+    """Source: Detectron2, configs/COCO-Keypoints/Base-Keypoint-RCNN-FPN.yaml, and the defaults of ROI_KEYPOINT_HEAD."""
+    name = "keypoint_rcnn_R_50_FPN"
+    config, _ = conversion(name)
+    assert (config.architecture, config.box.smooth_l1_beta, config.rpn.post_nms_train) == ("keypoint_rcnn", 0.5, 1500)
+    keypoint = config.keypoint
+    assert (keypoint.pool_size, keypoint.convs, keypoint.channels, len(keypoint.names)) == (14, 8, 512, 17)
+    assert (config.box.pool, config.box.sampling_ratio) == ("roi_align", 0)
+    theirs = {
+        "MODEL__KEYPOINT_ON": True,
+        "MODEL__ROI_KEYPOINT_HEAD__NUM_KEYPOINTS": 17,
+        "MODEL__ROI_KEYPOINT_HEAD__NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": True,
+        "MODEL__ROI_KEYPOINT_HEAD__POOLER_RESOLUTION": 7,
+    }
+    assert converted_config(name, **theirs) == replace(config, keypoint=replace(keypoint, pool_size=7))
+    with pytest.raises(ValueError, match=r"ROI_KEYPOINT_HEAD\.POOLER_TYPE is 'ROIAlign'"):
+        converted_config(name, MODEL__ROI_KEYPOINT_HEAD__POOLER_TYPE="ROIAlign")
+
+
 def test_settings_replace_those_of_the_zoo() -> None:
     config = converted_config(
         "faster_rcnn_R_50_C4",
@@ -362,6 +414,88 @@ def test_norms_are_told_by_the_layers() -> None:
     assert converted_config("mask_rcnn_R_50_FPN_syncbn", MODEL__RESNETS__NORM="FrozenBN").backbone.norm == "frozen_bn"
     backbone = conversion("faster_rcnn_X_101_32x8d_FPN")[0].backbone
     assert (backbone.name, backbone.weights_source, backbone.stride_in) == ("resnext101_32x8d", "caffe2", "3x3")
+
+
+def test_deformable_stages_and_several_convolutions_of_an_rpn_are_told_by_the_layers() -> None:
+    backbone = conversion("mask_rcnn_R_50_FPN_dconv_c3-c5")[0].backbone
+    assert (backbone.deform, backbone.deform_modulated, backbone.stride_in) == (("c3", "c4", "c5"), False, "1x1")
+    assert conversion("faster_rcnn_R_50_FPN_modulated")[0].backbone.deform_modulated
+    config, converted = conversion("mask_rcnn_R_50_FPN_LSJ")
+    assert (config.rpn.convs, config.backbone.norm) == (2, "sync_bn")
+    state, rpn = numbered_state("mask_rcnn_R_50_FPN_LSJ"), "proposal_generator.rpn_head.conv"
+    assert converted["rpn.head.conv.weight"] is state[f"{rpn}.conv0.weight"]
+    assert converted["rpn.head.more.0.bias"] is state[f"{rpn}.conv1.bias"]
+
+
+def spec_of(entry: Entry) -> dict[str, Any]:
+    """The layers of a Faster, Mask or Cascade R-CNN of the zoo, by its name."""
+    name = entry.name
+    if "X_152" in name:
+        return LARGEST
+    spec: dict[str, Any] = {
+        "kind": next((kind for kind in ("c4", "dc5") if f"_{kind.upper()}" in name), "fpn"),
+        "depth": 101 if "_101_" in name else 50,
+        "classes": len(entry.class_names),
+        "masks": "mask_rcnn" in name,
+        "cascade": "cascade" in name,
+        "keypoints": "keypoint" in name,
+        "norm": "GN" if name.endswith("_gn") else "SyncBN" if name.endswith(("_syncbn", "_LSJ")) else "FrozenBN",
+        "offsets": 18 if "dconv" in name else 0,
+        "rpn_convs": 2 if name.endswith("_LSJ") else 1,
+    }
+    return spec | ({"groups": 32, "width": 8} if "32x8d" in name else {})
+
+
+REGIONS = [entry for entry in ZOO if entry.source == "detectron2" and "retinanet" not in entry.name]
+PLAIN_ALIGN = ("roi_align_unaligned", 1.0)
+# Settings that a name does not show, as Detectron2's configs have them.
+OF_ONE: dict[str, tuple[Callable[[DetectionConfig], Any], Any]] = {
+    "cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv": (
+        lambda config: (config.backbone.name, config.backbone.weights_source, config.backbone.stride_in),
+        ("resnext152_32x8d", "msra", "3x3"),
+    ),
+    "scratch_mask_rcnn_R_50_FPN_9x_syncbn": (
+        lambda config: (config.backbone.weights_source, config.backbone.stride_in, config.backbone.freeze_at),
+        ("caffe2", "3x3", 0),
+    ),
+    "mask_rcnn_R_50_FPN_noaug_1x": (
+        lambda config: (config.box.pool, config.box.sampling_ratio, config.box.smooth_l1_beta),
+        ("roi_align_unaligned", 2, 1.0),
+    ),
+    "mask_rcnn_R_50_FPN_cityscapes": (lambda config: (config.data.shorter_side, config.data.longer_side), (1024, 2048)),
+    "mask_rcnn_R_50_FPN_1x_lvis": (
+        lambda config: (config.test.score_threshold, config.test.max_detections),
+        (1e-4, 300),
+    ),
+    "keypoint_rcnn_R_50_FPN_1x_d1": (lambda config: (config.box.pool, config.box.smooth_l1_beta), PLAIN_ALIGN),
+    "cascade_mask_rcnn_R_50_FPN_1x": (lambda config: config.rpn.post_nms_train, 2000),
+    "mask_rcnn_R_50_FPN_100ep_LSJ": (lambda config: (config.backbone.freeze_at, config.box.head_convs), (0, 4)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", REGIONS, ids=lambda entry: entry.name)
+def test_every_detector_of_regions_in_the_zoo_loads(entry: Entry) -> None:
+    shapes = detector_shapes(**spec_of(entry))
+    state = {key: torch.tensor(0.5).expand(shape) for key, shape in shapes.items()}
+    config, converted = convert_detectron2(state, class_names=entry.class_names, settings=entry.settings)
+    assert len(converted) == len(state)
+    assert config.architecture in entry.name
+    assert ("dconv" in entry.name) == (config.backbone.deform == ("c3", "c4", "c5"))
+    assert ("mask_rcnn" in entry.name) == ("mask" in config.architecture)
+    read, expected = OF_ONE.get(entry.name, (lambda config: None, None))
+    assert read(config) == expected
+
+
+def test_masks_pooled_otherwise_than_boxes_are_refused() -> None:
+    pooled = {"MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIAlign", "MODEL__ROI_BOX_HEAD__POOLER_SAMPLING_RATIO": 2}
+    assert converted_config("faster_rcnn_R_50_FPN", **pooled).box.pool == "roi_align_unaligned"
+    with pytest.raises(ValueError, match=r"ROI_BOX_HEAD\.POOLER_TYPE is 'ROIAlign' and .*MASK_HEAD.*'ROIAlignV2'"):
+        converted_config("mask_rcnn_R_50_FPN", **pooled)
+    alike = pooled | {name.replace("BOX", "MASK"): value for name, value in pooled.items()}
+    config = converted_config("mask_rcnn_R_50_FPN", **alike)
+    written = settings_of(config)
+    assert {name.replace("__", "."): value for name, value in alike.items()}.items() <= written.items()
 
 
 def test_one_mask_for_all_classes_becomes_that_of_each() -> None:
@@ -447,13 +581,9 @@ def without(text: str) -> dict[str, Tensor]:
         (lambda: without("res4.5."), r"stages of \(3, 4, 5, 3\) bottleneck blocks, expected .*resnet50 \(3, 4, 6, 3\)"),
         (lambda: without("bbox_pred.weight"), r"missing: 1: box_stage\.predictor\.deltas\.weight"),
         (lambda: c4_state(roi_heads__x=torch.zeros(1)), r"unused: 1: roi_heads\.x"),
-        (
-            lambda: c4_state(roi_heads__keypoint_head__x=torch.zeros(1)),
-            r"of Keypoint R-CNN \(roi_heads\.keypoint_head\.x\)",
-        ),
         (lambda: c4_state(head__cls_subnet__1__weight=torch.zeros(1)), r"of RetinaNet with normalised towers \(head"),
         (lambda: c4_state(sem_seg_head__p2__0__weight=torch.zeros(1)), "of Panoptic FPN"),
-        (lambda: c4_state(backbone__res4__0__conv2_offset__bias=torch.zeros(1)), "with deformable convolutions"),
+        (lambda: c4_state(backbone__res4__0__conv2_offset__bias=torch.zeros(1)), r"unused: 1: .*conv2\.offset\.bias"),
         (
             lambda: c4_state(backbone__res2__0__conv2__weight=torch.zeros(256, 4, 3, 3)),
             "of ResNeXt-50 64x4d, which back",
@@ -512,6 +642,27 @@ def convolve(state: Mapping[str, Tensor], name: str, x: Tensor, *, stride: int =
     padding = dilation * (weight.shape[-1] // 2)
     groups = x.shape[1] // weight.shape[1]
     x = F.conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return normalise(state, name, x)
+
+
+def deform(state: Mapping[str, Tensor], name: str, x: Tensor, *, stride: int, dilation: int) -> Tensor:
+    """The convolution ``name`` at the places that ``name``_offset gives: (dy, dx) of each sample, then its logit."""
+    chosen = convolve(state, f"{name}_offset", x, stride=stride, dilation=dilation)
+    height, width = x.shape[-2:]
+    down, across = (torch.arange(count) * stride for count in chosen.shape[-2:])
+    samples = []
+    for sample in range(9):
+        rows = down[:, None] + (sample // 3 - 1) * dilation + chosen[:, 2 * sample]
+        columns = across + (sample % 3 - 1) * dilation + chosen[:, 2 * sample + 1]
+        places = torch.stack([2 * columns / (width - 1) - 1, 2 * rows / (height - 1) - 1], dim=-1)
+        found = F.grid_sample(x, places, align_corners=True)
+        samples.append(found * chosen[:, None, 18 + sample].sigmoid() if chosen.shape[1] == 27 else found)
+    weight = state[f"{name}.weight"].flatten(2)  # (O, C, 9)
+    return normalise(state, name, torch.einsum("ncshw,ocs->nohw", torch.stack(samples, dim=2), weight))
+
+
+def normalise(state: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """The norm after the convolution ``name``, if there is any."""
     if f"{name}.norm.weight" not in state:
         return x
     if f"{name}.norm.running_mean" not in state:
@@ -534,7 +685,8 @@ def zoo_body(state: Mapping[str, Tensor], body: str, x: Tensor, *, dilated: bool
             stride = 2 if block == 0 and stage > 2 and dilation == 1 else 1
             first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
             out = F.relu(convolve(state, f"{place}.conv1", x, stride=first))
-            out = F.relu(convolve(state, f"{place}.conv2", out, stride=second, dilation=dilation))
+            middle = deform if f"{place}.conv2_offset.weight" in state else convolve
+            out = F.relu(middle(state, f"{place}.conv2", out, stride=second, dilation=dilation))
             shortcut = convolve(state, f"{place}.shortcut", x, stride=stride) if block == 0 else x
             x = F.relu(convolve(state, f"{place}.conv3", out) + shortcut)
             block += 1
@@ -583,7 +735,10 @@ def test_features_and_rpn_give_detectron2_s_numbers(name: str) -> None:
     rpn = "proposal_generator.rpn_head"
     for ours, theirs in zip(features, expected, strict=True):
         assert_near(ours, theirs)
-        hidden = F.relu(convolve(state, f"{rpn}.conv", theirs))
+        hidden = theirs
+        for convolution in ("conv", "conv.conv0", "conv.conv1"):
+            present = f"{rpn}.{convolution}.weight" in state
+            hidden = F.relu(convolve(state, f"{rpn}.{convolution}", hidden)) if present else hidden
         logits, deltas = detector.rpn.head(ours)
         # (N, A, H, W) and (N, A * 4, H, W): anchors of a cell together
         assert_near(logits[0], convolve(state, f"{rpn}.objectness_logits", hidden)[0].permute(1, 2, 0).flatten())

@@ -6,6 +6,7 @@ Names, shapes and the forward pass are written down here by Detectron2's source,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -120,10 +121,25 @@ def test_settings_without_a_place_are_refused(settings: dict[str, Any], message:
         convert_detectron2(constant_state(), class_names=CLASSES, settings=settings)
 
 
-def test_it_does_not_go_back() -> None:
+def test_it_goes_back_with_the_same_bits_and_settings() -> None:
+    state = constant_state() | {"head.cls_score.bias": torch.arange(float(ANCHORS * len(CLASSES)))}
+    config, converted = convert_detectron2(state, class_names=CLASSES)
+    back, settings = to_detectron2(config, CLASSES, converted)
+    assert set(back) == set(state)
+    assert all(back[name].equal(value) for name, value in state.items())
+    assert (settings["MODEL.META_ARCHITECTURE"], settings["MODEL.RETINANET.NUM_CLASSES"]) == ("RetinaNet", 3)
+    assert convert_detectron2(back, class_names=CLASSES, settings=settings)[0] == config
+
+
+def test_what_detectron2_lacks_does_not_go_back() -> None:
     config, converted = convert_detectron2(constant_state(), class_names=CLASSES)
-    with pytest.raises(ValueError, match="architecture retinanet can't go to detectron2"):
-        to_detectron2(config, CLASSES, converted)
+    for changed, key in (
+        (replace(config, backbone=replace(config.backbone, fpn_coarse="p5")), r"backbone\.fpn_coarse p5"),
+        (replace(config, dense=replace(config.dense, clip_first=True)), r"dense\.clip_first is True"),
+        (replace(config, architecture="fcos"), "architecture fcos"),
+    ):
+        with pytest.raises(ValueError, match=key):
+            to_detectron2(changed, CLASSES, converted)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from torchvision.models.detection import (
     FasterRCNN,
     FasterRCNN_ResNet50_FPN_Weights,
+    KeypointRCNN,
     MaskRCNN,
     fasterrcnn_mobilenet_v3_large_fpn,
     fasterrcnn_resnet50_fpn,
@@ -35,6 +36,7 @@ from torchvision.models.detection import (
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
@@ -66,7 +68,9 @@ LOSSES = {
     "box_class": "loss_classifier",
     "box_regression": "loss_box_reg",
     "mask": "loss_mask",
+    "keypoint": "loss_keypoint",
 }
+KEYPOINTS = 17  # of torchvision's builder
 
 # Standard deviation of the outputs of a random model, 1 where nothing is said: scores differ and do not saturate, and
 # boxes stay near.
@@ -136,6 +140,21 @@ def narrow_model(
         box_predictor=FastRCNNPredictor(128, num_classes + 1),
         mask_head=MaskRCNNHeads(64, (32, 32), 1),
         mask_predictor=MaskRCNNPredictor(32, 32, num_classes + 1),
+        **FEW,
+    )
+
+
+def narrow_keypoint_model(num_keypoints: int = KEYPOINTS) -> KeypointRCNN:
+    """torchvision's Keypoint R-CNN in all but widths and depth."""
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(norm_layer=FrozenBatchNorm2d)
+    stages = {f"layer{number + 1}": str(number) for number in range(4)}
+    return KeypointRCNN(
+        BackboneWithFPN(network, stages, [64, 128, 256, 512], out_channels=64),
+        box_head=TwoMLPHead(64 * 7 * 7, 128),
+        box_predictor=FastRCNNPredictor(128, len(CLASSES) + 1),
+        keypoint_head=KeypointRCNNHeads(64, (32, 32)),
+        keypoint_predictor=KeypointRCNNPredictor(32, num_keypoints),
         **FEW,
     )
 
@@ -265,10 +284,16 @@ def assert_same(expected: Mapping[str, Tensor], found: Detections) -> None:
     if found.masks is not None:
         assert expected["masks"].std() > 0.1
         torch.testing.assert_close(found.masks, expected["masks"][:, 0], rtol=0, atol=1e-9)
+    assert ("keypoints" in expected) == (found.keypoints is not None)
+    if found.keypoints is not None:
+        places = expected["keypoints"][..., :2].double()  # in float32 whatever the model
+        torch.testing.assert_close(found.keypoints[..., :2], places, rtol=0, atol=1e-4)
+        assert expected["keypoints_scores"].std() > 0.1
+        assert 0 < found.keypoints[..., 2].min() < found.keypoints[..., 2].max() < 1.1
 
 
 def make_target(size: tuple[int, int], *, seed: int, count: int = 4) -> Target:
-    """Objects of 30 to 80 pixels, each with an ellipse as its mask."""
+    """Objects of 30 to 80 pixels, each with an ellipse as its mask and keypoints in and around its box."""
     generator = torch.Generator().manual_seed(seed)
     height, width = size
     sides = 30 + 50 * torch.rand(count, 2, generator=generator)
@@ -278,7 +303,16 @@ def make_target(size: tuple[int, int], *, seed: int, count: int = 4) -> Target:
     centers, radii = (corners + sides / 2)[..., None, None], (sides / 2)[..., None, None]
     masks = ((x - centers[:, 0]) / radii[:, 0]) ** 2 + ((y - centers[:, 1]) / radii[:, 1]) ** 2 <= 1
     labels = torch.randint(0, len(CLASSES), (count,), generator=generator)
-    return Target(boxes=boxes.float(), labels=labels, ignore=torch.zeros(count, dtype=torch.bool), masks=masks)
+    shares = 1.2 * torch.rand(count, KEYPOINTS, 2, generator=generator) - 0.1
+    places = corners[:, None] + shares * sides[:, None]
+    visible = torch.randint(0, 3, (count, KEYPOINTS, 1), generator=generator)
+    return Target(
+        boxes=boxes.float(),
+        labels=labels,
+        ignore=torch.zeros(count, dtype=torch.bool),
+        masks=masks,
+        keypoints=torch.cat([places, visible], dim=2).float(),
+    )
 
 
 def their_losses(
@@ -291,9 +325,14 @@ def their_losses(
         if isinstance(layer, nn.BatchNorm2d) and fixed:
             layer.eval()
     given = [
-        {"boxes": target.boxes.double(), "labels": target.labels + 1, "masks": target.masks.byte()}
+        {
+            "boxes": target.boxes.double(),
+            "labels": target.labels + 1,
+            "masks": target.masks.byte(),
+            "keypoints": target.keypoints,
+        }
         for target in targets
-        if target.masks is not None
+        if target.masks is not None and target.keypoints is not None
     ]
     losses = model([image / 255 for image in images], given)
     model.eval()
@@ -413,7 +452,13 @@ class TestSameNumbers:
     @pytest.mark.slow
     @pytest.mark.parametrize(
         "builder",
-        [fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2],
+        [
+            fasterrcnn_resnet50_fpn,
+            fasterrcnn_resnet50_fpn_v2,
+            maskrcnn_resnet50_fpn,
+            maskrcnn_resnet50_fpn_v2,
+            keypointrcnn_resnet50_fpn,
+        ],
         ids=lambda builder: builder.__name__,
     )
     def test_every_builder(self, builder: Callable[..., FasterRCNN]) -> None:
@@ -424,6 +469,37 @@ class TestSameNumbers:
     def test_losses_of_the_second_version(self) -> None:
         theirs = randomise(build(maskrcnn_resnet50_fpn_v2, **FEW))
         assert_same_losses(theirs, converted(theirs.state_dict()), [make_target((128, 160), seed=0)])
+
+
+@pytest.mark.slow
+class TestKeypoints:
+    """Keypoint R-CNN, with torchvision's 17 keypoints and with others."""
+
+    def test_detections_keypoints_and_losses_are_torchvisions(self) -> None:
+        theirs = randomise(narrow_keypoint_model())
+        ours = converted(theirs.state_dict(), norm_eps=1e-5)
+        assert_same_detections(theirs, ours, [noise((128, 160), seed=0), noise((107, 151), seed=1)])
+        assert_same_losses(theirs, ours, [make_target((128, 160), seed=number) for number in range(2)])
+
+    def test_settings_are_the_defaults_of_torchvision(self) -> None:
+        config, _ = convert_torchvision(narrow_keypoint_model().state_dict(), class_names=CLASSES, norm_eps=1e-5)
+        keypoint = config.keypoint
+        assert (config.architecture, keypoint.pool_size, keypoint.convs, keypoint.channels) == (
+            "keypoint_rcnn",
+            14,
+            2,
+            32,
+        )
+        assert (len(keypoint.names), keypoint.names[:2], keypoint.edges[0]) == (17, ("nose", "left_eye"), (15, 13))
+
+    def test_other_keypoints_are_numbered_and_go_back(self) -> None:
+        state = narrow_keypoint_model(3).state_dict()
+        config, weights = convert_torchvision(state, class_names=CLASSES, norm_eps=1e-5)
+        assert (config.keypoint.names, config.keypoint.edges) == (("1", "2", "3"), ())
+        back, code = to_torchvision(config, CLASSES, weights)
+        assert code.startswith("model = keypointrcnn_resnet18_fpn(")
+        assert "num_classes=6, num_keypoints=3)" in code
+        assert all(back[name].equal(value) for name, value in state.items() if "keypoint" in name)
 
 
 def shrunk(path: Path) -> Tensor:
@@ -472,7 +548,9 @@ class TestConfig:
         assert config.architecture == "faster_rcnn"
         assert not any("mask" in name for name in weights)
 
-    @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d"])
+    @pytest.mark.parametrize(
+        "name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "wide_resnet50_2"]
+    )
     def test_the_body_is_told_by_its_blocks(self, name: str) -> None:
         config, _ = convert_torchvision(narrow_model(nn.BatchNorm2d, body=name).state_dict(), class_names=CLASSES)
         assert config.backbone.name == name
@@ -619,7 +697,7 @@ class TestTheWayBack:
     @pytest.mark.slow
     @pytest.mark.parametrize(
         "builder",
-        [fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2],
+        [fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2, keypointrcnn_resnet50_fpn],
         ids=lambda builder: builder.__name__,
     )
     def test_torchvision_s_builder_takes_it(self, builder: Callable[..., FasterRCNN]) -> None:
@@ -737,7 +815,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("builder", "name"),
         [
-            (keypointrcnn_resnet50_fpn, "Keypoint R-CNN"),
             (ssd300_vgg16, "SSD"),
             (fasterrcnn_mobilenet_v3_large_fpn, "a detector over MobileNet"),
         ],

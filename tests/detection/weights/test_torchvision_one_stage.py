@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -32,6 +33,7 @@ from detection.build import build_detector
 from detection.config.detection import DetectionConfig
 from detection.model.one_stage import OneStage
 from detection.structures import Detections, ImageBatch, Target
+from detection.weights.to_torchvision import to_torchvision
 from detection.weights.torchvision import COCO_ROWS, convert_torchvision
 from detection.weights.torchvision_one_stage import reorder_rows
 
@@ -231,6 +233,37 @@ def test_every_builder(builder: Callable[..., Theirs]) -> None:
     torch.manual_seed(0)
     theirs = spread(builder(weights=None, weights_backbone=None, num_classes=len(CLASSES) + 1))
     assert_same_detections(theirs, converted(theirs.state_dict()), [noise((96, 128), seed=0)])
+
+
+def test_it_goes_back(both: tuple[Theirs, OneStage]) -> None:
+    """torchvision's model finds the same with the written weights, whose row 0 is never found."""
+    theirs, _ = both
+    config, weights = convert_torchvision(theirs.state_dict(), class_names=CLASSES)
+    back, code = to_torchvision(config, CLASSES, weights)
+    version = "_v2" if config.dense.loss == "giou" else ""
+    assert code.startswith(f"model = {config.architecture}_resnet18_fpn{version}(weights=None, weights_backbone=None, ")
+    image = noise((128, 160), seed=1)
+    expected = detect(theirs, [image])[0]
+    before = {name: value.clone() for name, value in theirs.state_dict().items()}
+    assert set(back) == set(before)
+    theirs.load_state_dict(back)
+    found = detect(theirs, [image])[0]
+    theirs.load_state_dict(before)
+    assert len(found["scores"]) >= 50
+    assert all(found[name].equal(value) for name, value in expected.items())
+
+
+def test_what_torchvision_lacks_does_not_go_back() -> None:
+    config, weights = convert_torchvision(narrow_retinanet().state_dict(), class_names=CLASSES)
+    for changed, key in (
+        (replace(config, backbone=replace(config.backbone, fpn_coarse="c5")), r"backbone\.fpn_coarse c5"),
+        (replace(config, dense=replace(config.dense, clip_first=False)), r"dense\.clip_first is False"),
+    ):
+        with pytest.raises(ValueError, match=key):
+            to_torchvision(changed, CLASSES, weights)
+    few = replace(config, test=replace(config.test, nms_iou=0.3), dense=replace(config.dense, pre_nms=50))
+    _, code = to_torchvision(few, CLASSES, weights)
+    assert "num_classes=6, nms_thresh=0.3, topk_candidates=50)" in code
 
 
 def test_settings_are_the_defaults_of_torchvision() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import runpy
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from detection.config.load import load_config
 from detection.data.cards import load_card
 from detection.engine.checkpoint import read_checkpoint
 from detection.weights import zoo
-from detection.weights.zoo import ZOO, Entry, fetch, find_entry
+from detection.weights.zoo import REFUSED, ZOO, Entry, fetch, find_entry
+
+ROOT = Path(__file__).parents[3]
 
 
 class Server(ThreadingHTTPServer):
@@ -97,14 +100,33 @@ def test_every_row_is_complete(entry: Entry) -> None:
     algorithm, digits = entry.checksum
     assert (algorithm, len(digits)) == {"torchvision": ("sha256", 8), "detectron2": ("md5", 6)}[entry.source]
     card, _, split = entry.data.partition(":")
-    assert split in load_card(card).splits
-    assert 30 < entry.ap < 60
-    assert ("mask" in entry.name) == (entry.mask_ap is not None)
+    assert split in load_card(card).splits if entry.has_card else len(entry.class_names) in (8, 1230)
+    assert entry.ap is None or 20 < entry.ap < 60
+    assert ("mask" in entry.name) == (entry.mask_ap is not None) or "200ep" in entry.name
+    assert ("keypoint" in entry.name) == (entry.keypoint_ap is not None) == (card == "coco2017_keypoints")
 
 
-def test_the_table_holds_four_and_thirteen_detectors() -> None:
-    assert [entry.source for entry in ZOO] == ["torchvision"] * 7 + ["detectron2"] * 16
+def test_the_tables_hold_all_of_detectron2_s_model_zoo() -> None:
+    assert [entry.source for entry in ZOO] == ["torchvision"] * 9 + ["detectron2"] * 51
     assert len({entry.name for entry in ZOO}) == len({entry.url for entry in ZOO}) == len(ZOO)
+    assert len(ZOO) - 9 + len(REFUSED) == 64
+    assert not {entry.name for entry in ZOO} & REFUSED.keys()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_load_is_refused_by_name_and_reason(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} of Detectron2's model zoo does not load here: ") as error:
+        find_entry(name)
+    assert str(error.value).endswith(REFUSED[name])
+
+
+def test_the_document_has_the_rows_of_the_tables() -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "list_zoo.py"))
+    lines = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8").splitlines()
+    first = lines.index(tool["line"](tool["HEADER"]))
+    rows = [tool["line"](cells) for cells in tool["rows"]()]
+    assert lines[first + 2 : first + 2 + len(rows)] == rows
+    assert not lines[first + 2 + len(rows)].startswith("|")
 
 
 def test_addresses_and_figures_of_some_rows() -> None:
@@ -118,6 +140,12 @@ def test_addresses_and_figures_of_some_rows() -> None:
     first = find_entry("fasterrcnn_resnet50_fpn")
     assert first.url == "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
     assert (first.ap, first.mask_ap, first.checksum) == (37.0, None, ("sha256", "258fb6c6"))
+    persons, legacy = find_entry("keypointrcnn_resnet50_fpn"), find_entry("keypointrcnn_resnet50_fpn_legacy")
+    assert (persons.ap, persons.keypoint_ap, persons.norm_eps) == (54.6, 65.0, None)
+    assert (legacy.ap, legacy.keypoint_ap, legacy.norm_eps) == (50.6, 61.1, 1e-5)
+    zoo_persons = find_entry("keypoint_rcnn_R_50_FPN_3x")
+    assert zoo_persons.url == f"{prefix}/COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x/137849621/model_final_a6e10b.pkl"
+    assert (zoo_persons.ap, zoo_persons.keypoint_ap) == (55.4, 65.5)
 
 
 def test_an_unknown_name_lists_the_known_and_the_nearest() -> None:
@@ -167,12 +195,14 @@ def test_detectron2_s_files_are_checked_and_converted_as_such(
     given: list[Any] = []
 
     def convert(
-        state: dict[str, torch.Tensor], *, class_names: tuple[str, ...]
+        state: dict[str, torch.Tensor], *, class_names: tuple[str, ...], settings: Mapping[str, Any]
     ) -> tuple[DetectionConfig, dict[str, torch.Tensor]]:
-        given.append(class_names)
+        given.extend((class_names, settings))
         return DetectionConfig(), {"a": torch.zeros(1)}
 
     monkeypatch.setattr(zoo, "convert_detectron2", convert)
-    run = fetch(server.entry(f"model_final_{digits}.pth", source="detectron2", name="other"), tmp_path)
-    assert given == [load_card("voc2007").classes]
+    own = {"TEST.DETECTIONS_PER_IMAGE": 300}
+    entry = server.entry(f"model_final_{digits}.pth", source="detectron2", name="other", settings=own)
+    run = fetch(entry, tmp_path)
+    assert given == [load_card("voc2007").classes, own]
     assert list(read_checkpoint(run).weights) == ["a"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,45 @@ def test_labels_in_the_place_of_ids_are_guessed(read: Read) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.json can't be read"):
         read_results(tmp_path / "none.json", KNOWN)
+
+
+POSED = GOOD | {"keypoints": [3, 4, 0.5, 9.5, 6, 0.25]}
+
+
+def test_keypoints_give_the_box_where_there_is_none(tmp_path: Path) -> None:
+    path, known = tmp_path / "results.json", replace(KNOWN, keypoints=("nose", "tail"))
+    bare = {key: value for key, value in POSED.items() if key != "bbox"}
+    path.write_text(json.dumps([bare, POSED]))
+    found = read_results(path, known)
+    assert found.keypoints is not None
+    assert found.keypoints.tolist() == [[[3.5, 4.5, 0.5], [10, 6.5, 0.25]]] * 2
+    assert found.boxes.tolist() == [[3.5, 4.5, 10, 6.5], [1.5, 2, 11.5, 22]]
+
+
+def test_keypoints_are_not_read_beside_annotations_without(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([POSED]))
+    assert read_results(path, KNOWN).keypoints is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"keypoints": POSED["keypoints"][:3]}, "entry 1: keypoints have 3 numbers, expected 6"),
+        ({"keypoints": [float("inf"), 4, 1, 9, 6, 1]}, "entry 1: x of keypoint 'nose' is inf"),
+        ({}, "entry 1: keypoints is missing"),
+    ],
+)
+def test_keypoints_that_cannot_be_used_are_named(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([POSED, GOOD | changes]))
+    with pytest.raises(ValueError, match=r"results\.json") as raised:
+        read_results(path, replace(KNOWN, keypoints=("nose", "tail")))
+    assert told in str(raised.value)
+
+
+def test_keypoints_that_the_annotations_do_not_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([POSED]))
+    with pytest.raises(ValueError, match=r"results\.json has keypoints, which truth\.json has not: two kinds"):
+        read_results(path, replace(KNOWN, no_keypoints="two kinds"))

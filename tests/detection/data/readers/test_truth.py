@@ -94,3 +94,24 @@ def test_a_missing_list_is_named(read: Read, lacking: str) -> None:
 def test_detections_in_its_place_are_recognized(read: Read) -> None:
     with pytest.raises(ValueError, match="--detections"):
         read([OBJECT])
+
+
+FACE = {"id": 7, "name": "cat", "keypoints": ["nose", "left_eye"], "skeleton": [[1, 2]]}
+
+
+def test_keypoints_keep_all_digits_and_are_not_labelled_where_an_object_has_none(read: Read) -> None:
+    seen = OBJECT | {"category_id": 7, "keypoints": [10.1, 20, 2, 0, 0, 0]}
+    truth = read(TRUTH | {"categories": [FACE, {"id": 90, "name": "dog"}], "annotations": [seen, OBJECT]})
+    assert truth.keypoint_spec is not None
+    assert truth.keypoint_spec.names == truth.known.keypoints == ("nose", "left_eye")
+    assert truth.keypoints is not None
+    assert truth.keypoints.tolist() == [[[10.6, 20.5, 2], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]]]
+    wrong = OBJECT | {"keypoints": [1, 2, 7, 0, 0, 0]}
+    with pytest.raises(ValueError, match=r"truth\.json: annotations\[0\]: visibility of keypoint 'nose' is 7"):
+        read(TRUTH | {"categories": [FACE, {"id": 90, "name": "dog"}], "annotations": [wrong]})
+
+
+def test_categories_of_different_keypoints_matter_to_keypoints_alone(read: Read) -> None:
+    truth = read(TRUTH | {"categories": [FACE, {"id": 90, "name": "dog", "keypoints": ["tail"]}]})
+    assert truth.keypoints is None
+    assert "category 'cat' has the 2 keypoints" in truth.known.no_keypoints

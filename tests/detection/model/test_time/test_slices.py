@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,6 +72,20 @@ def test_small_objects_are_found_that_the_resized_image_loses() -> None:
     assert len(whole) == 0
     (own,) = sliced()(image)
     assert sorted(own.boxes.tolist()) == sorted([x, y, x + side, y + side] for x, y, side in SMALL)
+
+
+def test_keypoints_move_with_their_boxes() -> None:
+    def corners(images: ImageBatch) -> list[Detections]:
+        return [replace(own, keypoints=with_score(own.boxes.view(-1, 2, 2))) for own in bright_squares(images)]
+
+    def with_score(points: Tensor) -> Tensor:
+        return torch.cat([points, torch.full_like(points[..., :1], 0.5)], dim=2)
+
+    cut = Sliced(corners, cutting=Cutting(128, overlap=0.25), fit=Resize(128, 192).size)
+    (own,) = cut(large_image(*SMALL))
+    assert len(own) == len(SMALL)
+    assert own.keypoints is not None
+    assert own.keypoints.equal(with_score(own.boxes.view(-1, 2, 2)))
 
 
 def test_an_object_larger_than_a_window_is_one_detection() -> None:

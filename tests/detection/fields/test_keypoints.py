@@ -1,0 +1,182 @@
+"""Mirrors detection/fields/keypoints.py: keypoints follow what becomes of the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from detection.data.copy_paste import paste
+from detection.data.slices import cut
+from detection.data.transforms import Augment, Jitter, Resize
+from detection.fields.keypoints import Keypoints, of_coco, to_coco
+from detection.fields.table import fields_of
+from detection.keypoints import KeypointSpec
+from detection.padded import Targets
+from detection.structures import Target
+from detection.windows import Window
+
+SIZE = (60, 80)
+FACE = KeypointSpec(("nose", "left_eye", "right_eye"))
+MakeTarget = Callable[..., Target]
+
+# In COCO's numbers of pixels: nose, left eye and, not labelled, right eye; then one of which the left eye is hidden.
+FACES = ([10, 20, 2, 30, 5, 2, 0, 0, 0], [50, 30, 2, 60, 20, 1, 70, 20, 2])
+
+
+@pytest.fixture
+def faces(make_target: MakeTarget) -> Target:
+    values = torch.tensor(np.array([of_coco(face, FACE.names) for face in FACES]), dtype=torch.float32)
+    return replace(make_target([(5, 5, 40, 40), (45, 15, 75, 40)]), keypoints=values)
+
+
+def marked() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A picture whose labelled pixels are white."""
+    image = np.zeros((*SIZE, 3), np.uint8)
+    for face in FACES:
+        for x, y, seen in np.array(face).reshape(-1, 3):
+            image[y, x] = 255 * (seen > 0)
+    return image
+
+
+def places(target: Target) -> list[list[list[float]]]:
+    assert target.keypoints is not None
+    return target.keypoints.tolist()
+
+
+def test_a_number_of_a_pixel_is_its_middle_and_what_is_not_labelled_is_nowhere() -> None:
+    field = Keypoints(FACE)
+    packed = [field.pack([10, 20, 2, 7, 7, 0, 79, 59, 1], SIZE), field.unknown(SIZE), field.pack(None, SIZE)]
+    values = field.unpack(packed, SIZE)
+    assert values.tolist() == [[[10.5, 20.5, 2], [0, 0, 0], [79.5, 59.5, 1]], [[0] * 3] * 3, [[0] * 3] * 3]
+    assert to_coco(values)[0] == [10, 20, 2, -0.5, -0.5, 0, 79, 59, 1]
+
+
+def test_a_keypoint_outside_its_image_is_kept_for_tests_and_not_trained_on() -> None:
+    field = Keypoints(FACE)
+    values = field.unpack([field.pack([100, 20, 2, 10, 20, 2, -5, 3, 2], SIZE)], SIZE)
+    assert values[0, 0].tolist() == [100.5, 20.5, 2]
+    assert field.to_tensor(values, SIZE)[0].tolist() == [[0, 0, 0], [10.5, 20.5, 2], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ([1, 2, 2], "keypoints have 3 numbers, expected 9"),
+        ("1 2 3", "expected a list of 9 numbers"),
+        ([1, 2, 2, 3, 4, 3, 0, 0, 0], r"visibility of keypoint 'left_eye' is 3, expected 0 .* or 2"),
+        ([1, 2, 2, 3, float("nan"), 2, 0, 0, 0], "y of keypoint 'left_eye' is nan, expected a number"),
+        ([1, 2, 2, 3, 4, 2, "5", 0, 0], "x of keypoint 'right_eye' is '5'"),
+        ([1, 1e39, 2, 3, 4, 2, 5, 0, 0], r"y of keypoint 'nose' is 1e\+39"),
+    ],
+)
+def test_what_is_no_list_of_keypoints_is_named(raw: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Keypoints(FACE).pack(raw, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("steps", "swapped"),
+    [
+        ([{"HorizontalFlip": {"p": 1}}], True),
+        ([{"VerticalFlip": {"p": 1}}], True),  # a mirror image too, upside down
+        ([{"Transpose": {"p": 1}}], True),
+        ([{"HorizontalFlip": {"p": 1}}, {"VerticalFlip": {"p": 1}}], False),  # turned by 180 degrees
+        ([{"RandomRotate90": {"p": 1}}], False),
+        ([{"Affine": {"scale": 1.0, "translate_px": {"x": 3, "y": 7}, "p": 1}}], False),
+        ([{"ColorJitter": {"p": 1, "brightness": 0.01}}], False),
+    ],
+)
+def test_keypoints_lie_on_their_pixels_and_a_mirror_swaps_sides(
+    faces: Target, steps: list[dict[str, Any]], *, swapped: bool
+) -> None:
+    image, target = Augment(steps, fields_of(FACE))(marked(), faces, seed=(1,))
+    (first, second), given = places(target), places(faces)
+    assert [points[2] for points in first] == ([2, 0, 2] if swapped else [2, 2, 0])
+    assert [points[2] for points in second] == ([2, 2, 1] if swapped else [2, 1, 2])
+    for x, y, seen in [*first, *second]:
+        if seen:
+            assert (x % 1, y % 1) == (0.5, 0.5)
+            assert image[int(y), int(x)].min() > 200
+    assert given == places(faces)  # arguments are not changed
+
+
+def test_a_flip_leads_x_to_width_minus_x_as_it_does_with_boxes(faces: Target) -> None:
+    _, target = Augment([{"HorizontalFlip": {"p": 1}}], fields_of(FACE))(marked(), faces, seed=(0,))
+    assert places(target)[0] == [[69.5, 20.5, 2], [0, 0, 0], [49.5, 5.5, 2]]
+    np.testing.assert_allclose(target.boxes[0].tolist(), [40, 5, 75, 40], atol=1e-4)
+
+
+def test_names_without_sides_are_not_swapped(faces: Target) -> None:
+    plain = KeypointSpec(("a", "b", "c"))
+    _, target = Augment([{"HorizontalFlip": {"p": 1}}], fields_of(plain))(marked(), faces, seed=(0,))
+    assert places(target)[0] == [[69.5, 20.5, 2], [49.5, 5.5, 2], [0, 0, 0]]
+
+
+def test_a_crop_leaves_what_it_shows_labelled_and_drops_objects_with_their_keypoints(faces: Target) -> None:
+    crop = {"Crop": {"x_min": 20, "y_min": 0, "x_max": 80, "y_max": 25, "p": 1}}
+    _, target = Augment([crop], fields_of(FACE))(marked(), faces, seed=(0,))
+    assert places(target) == [
+        [[0, 0, 0], [10.5, 5.5, 2], [0, 0, 0]],
+        [[0, 0, 0], [40.5, 20.5, 1], [50.5, 20.5, 2]],
+    ]
+    crop = {"Crop": {"x_min": 42, "y_min": 0, "x_max": 80, "y_max": 60, "p": 1}}
+    _, target = Augment([crop], fields_of(FACE))(marked(), faces, seed=(0,))
+    assert places(target) == [[[8.5, 30.5, 2], [18.5, 20.5, 1], [28.5, 20.5, 2]]]
+
+
+def test_images_without_objects_pass_and_bring_none(faces: Target) -> None:
+    for target in (faces[:0], replace(faces, keypoints=None)):
+        _, moved = Augment([{"HorizontalFlip": {"p": 1}}], fields_of(FACE))(marked(), target, seed=(0,))
+        assert len(moved) == len(target)
+        assert (moved.keypoints is None) == (target.keypoints is None)
+    assert Targets.pad([faces, faces[:0]]).keypoints is not None
+
+
+def test_resizing_scales_pixels_with_their_middles(faces: Target) -> None:
+    _, target = Resize(120, 1000)(marked(), faces)
+    assert places(target)[0] == [[21, 41, 2], [61, 11, 2], [0, 0, 0]]
+
+
+def test_a_canvas_and_a_window_hold_what_they_show(faces: Target) -> None:
+    image, target = Jitter(160, 1.0, 1.0)(marked(), faces, seed=(0,))  # twice as large, in the upper left corner
+    assert image.shape == (160, 160, 3)
+    assert places(target)[0] == [[21, 41, 2], [61, 11, 2], [0, 0, 0]]
+    _, target = cut(marked(), faces, Window((10, 40), (50, 25)), visible=0.5)
+    assert places(target) == [[[10.5, 20.5, 2], [20.5, 10.5, 1], [0, 0, 0]]]
+
+
+def test_what_is_pasted_over_a_keypoint_hides_it(faces: Target) -> None:
+    masks = torch.zeros(2, *SIZE, dtype=torch.bool)
+    masks[0, 5:40, 5:40] = True
+    masks[1, 15:40, 45:75] = True
+    faces = replace(faces, masks=masks)
+    over = torch.zeros(1, *SIZE, dtype=torch.bool)
+    over[:, 15:30, 5:20] = True
+    _, target = paste(marked(), faces, marked(), replace(faces[1:], masks=over))
+    assert places(target) == [
+        [[10.5, 20.5, 1], [30.5, 5.5, 2], [0, 0, 0]],  # the nose is under it
+        [[50.5, 30.5, 2], [60.5, 20.5, 1], [70.5, 20.5, 2]],
+        [[50.5, 30.5, 2], [60.5, 20.5, 1], [70.5, 20.5, 2]],
+    ]
+
+
+def test_an_augmentation_that_cannot_move_keypoints_is_refused_by_name(
+    faces: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object, **__: object) -> None:
+        raise NotImplementedError("apply_to_keypoints is not implemented")
+
+    monkeypatch.setattr("albumentations.HorizontalFlip.apply_to_keypoints", cannot)
+    with pytest.raises(ValueError, match=r"step 2, .*HorizontalFlip.*not implemented; .*leave it out"):
+        Augment([{"ColorJitter": {}}, {"HorizontalFlip": {"p": 1}}], fields_of(FACE))(marked(), faces, seed=(0,))
+
+
+def test_detections_keep_their_places_on_the_image() -> None:
+    values = Tensor([[[1.5, 2.5, 0.9]]])
+    assert Keypoints().on_image(values, torch.zeros(1, 4), SIZE).tolist() == values.tolist()
