@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def _add(
     if category not in labels:
         raise FieldError("category_id", category, f"one of {listed(known.category_ids)}, those of {known.source}")
     score = number(entry.get("score", MISSING), "score")
-    if not np.isfinite(score):
+    if not isfinite(score):
         raise FieldError("score", score, "a finite number")
     mask = _mask(entry, known.sizes[rows[image_id]], known.source) if masks else None
     points = _points(entry, known.keypoints) if keypoints else None
@@ -165,7 +166,7 @@ def _add(
 
 def _corners(value: Any) -> tuple[float, float, float, float]:
     x, y, width, height = box(value, "bbox")
-    if not np.isfinite([x, y, width, height]).all() or width < 0 or height < 0:
+    if not all(map(isfinite, (x, y, width, height))) or width < 0 or height < 0:
         raise FieldError("bbox", value, "finite [x, y, width, height] in pixels, sides not below 0")
     return x, y, x + width, y + height
 
