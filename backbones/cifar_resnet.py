@@ -40,6 +40,7 @@ class CifarResNet(ResidualNetwork):
             everywhere, "none" a plain network.
         activation: "relu", or "prelu" with a learned slope per channel.
         stochastic_depth: as of ``ResNet``; 0.5 for 110 and 1202 layers in Huang et al. 2016.
+        dropblock: as of ``ResNet``.
         norm: kind of every normalisation layer.
         norm_eps: added to the variance.
         freeze_at: 0 freezes nothing, 1 the stem, 2 also the first stage, .. 4 everything.
@@ -61,6 +62,7 @@ class CifarResNet(ResidualNetwork):
         shortcut: Literal["A", "B", "C", "none"] = "A",
         activation: ActivationKind = "relu",
         stochastic_depth: float = 0.0,
+        dropblock: float = 0.0,
         norm: NormKind = "frozen_bn",
         norm_eps: float = 1e-5,
         freeze_at: int = 0,
@@ -84,9 +86,13 @@ class CifarResNet(ResidualNetwork):
         self.conv1 = convolution(3, 16, 3, 1)
         self.bn1 = norms[0](16)
         self.act1 = act(16)
+        drops = {"c1": dropblock, "c2": dropblock}
+        designs = [
+            BlockDesign(shortcut, norms[i + 1], act, dropblock=drops.get(stage, 0.0)) for i, stage in enumerate(WIDTHS)
+        ]
         plans = [
-            StagePlan(count, width, 1 if stage == "c0" else 2, BlockDesign(shortcut, norms[i + 1], act))
-            for i, (stage, width) in enumerate(WIDTHS.items())
+            StagePlan(count, width, 1 if stage == "c0" else 2, design)
+            for (stage, width), design in zip(WIDTHS.items(), designs, strict=True)
         ]
         self._add_stages(block, plans, in_channels=16, stochastic_depth=stochastic_depth)
         initialise(self, activation)

@@ -12,11 +12,13 @@ from backbones.adapters.fx import TracedBackbone
 from backbones.adapters.timm import TimmBackbone
 from backbones.adapters.torchvision import TorchvisionBackbone
 from backbones.all_conv import AllCNN
+from backbones.attention_net import AttentionNet, CifarAttentionNet
 from backbones.base import Backbone, InputStats
 from backbones.cifar_resnet import CifarResNet
 from backbones.deformable import OFFSETS
 from backbones.residual import BasicBlock, PreactBasicBlock, PreactBottleneck
 from backbones.resnet import ResNet
+from backbones.shake_shake import ShakeShake
 from backbones.vgg import VGG
 from backbones.weights.hed import read_hed
 from backbones.weights.load import SOURCES, download_torchvision, load_matching, our_names, read_state_dict
@@ -32,6 +34,7 @@ _BASIC_BLOCKS: dict[str, Any] = {"stride_in": "3x3", "deform": (), "deform_modul
 _NO_NORM: dict[str, Any] = {"norm": None, "norm_eps": 0.0}
 _PLAIN: dict[str, Any] = {"shortcut": "none", "stochastic_depth": 0.0}  # "Deep Residual Learning", section 3.3
 _SE: dict[str, Any] = {"se": True}
+_CBAM: dict[str, Any] = {"cbam": True}
 _C: dict[str, Any] = {"stem": "C"}
 _D: dict[str, Any] = {"stem": "C", "avg_down": True}
 _PREACT: dict[str, Any] = {"preact": True}
@@ -55,6 +58,12 @@ _BUILDERS: dict[str, Builder] = {
     "seresnet50": partial(ResNet, 50, **_SE),
     "seresnet101": partial(ResNet, 101, **_SE),
     "seresnet152": partial(ResNet, 152, **_SE),
+    "cbam_resnet18": partial(ResNet, 18, **_BASIC_BLOCKS, **_CBAM),
+    "cbam_resnet34": partial(ResNet, 34, **_BASIC_BLOCKS, **_CBAM),
+    "cbam_resnet50": partial(ResNet, 50, **_CBAM),
+    "cbam_resnet101": partial(ResNet, 101, **_CBAM),
+    "attention56": partial(AttentionNet, 56),
+    "attention92": partial(AttentionNet, 92),
     "resnet18d": partial(ResNet, 18, **_BASIC_BLOCKS, **_D),
     "resnet50c": partial(ResNet, 50, **_C),
     "resnet50d": partial(ResNet, 50, **_D),
@@ -79,6 +88,15 @@ _BUILDERS: dict[str, Builder] = {
     "cifar_preact_resnet110": partial(CifarResNet, 110, PreactBasicBlock),
     "cifar_preact_resnet164": partial(CifarResNet, 164, PreactBottleneck, shortcut="B"),
     "cifar_preact_resnet1001": partial(CifarResNet, 1001, PreactBottleneck, shortcut="B"),
+    "cifar_attention56": partial(CifarAttentionNet, 56),
+    "cifar_attention92": partial(CifarAttentionNet, 92),
+    "cifar_attention128": partial(CifarAttentionNet, 128),
+    "cifar_attention164": partial(CifarAttentionNet, 164),
+    "cifar_attention236": partial(CifarAttentionNet, 236),
+    "cifar_attention452": partial(CifarAttentionNet, 452),
+    "cifar_shake_shake26_2x32d": partial(ShakeShake, 32),
+    "cifar_shake_shake26_2x64d": partial(ShakeShake, 64),
+    "cifar_shake_shake26_2x96d": partial(ShakeShake, 96),
     "all_cnn_c": AllCNN,
     "vgg11": partial(VGG, 11, **_NO_NORM),
     "vgg11_bn": partial(VGG, 11),

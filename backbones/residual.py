@@ -20,8 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from backbones.attention import CBAM, SqueezeExcitation
 from backbones.base import he_initialise
 from backbones.deformable import DeformableConv
+from backbones.dropblock import drop_blocks
 from backbones.folding import FoldedWeights, FoldingSequential, Pair, convolve, fold_at_once
 from backbones.norm import NormLayer
 
@@ -48,7 +50,6 @@ ActivationKind = Literal["relu", "prelu"]
 ActivationLayer = Callable[[int], nn.Module]  # channels -> layer
 
 PRELU_START = 0.25  # "Delving Deep into Rectifiers", section 2.1
-SE_REDUCTION = 16  # Hu et al. 2018, "Squeeze-and-Excitation Networks", section 3.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class BlockDesign:
         width_per_group: channels of each group in the first stage; 64 with one group is a ResNet.
         death: probability that a training step skips the branch.
         activated: the input has just passed an activation, and a pre-activation block takes it as it is.
+        cbam: the branch ends in CBAM; ``se`` is squeeze-and-excitation there.
+        dropblock: share of the cells that is dropped, of the output of every convolution and of the shortcut.
     """
 
     shortcut: Literal["A", "B", "C", "none"]
@@ -76,6 +79,8 @@ class BlockDesign:
     width_per_group: int = 64
     death: float = 0.0
     activated: bool = False
+    cbam: bool = False
+    dropblock: float = 0.0
 
 
 class PaddedShortcut(nn.Module):
@@ -89,20 +94,6 @@ class PaddedShortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C + new_channels, ceil(H / stride), ceil(W / stride))."""
         return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
-
-
-class SqueezeExcitation(nn.Module):
-    """Scales every channel by a number between 0 and 1 that the averages of all channels decide."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Conv2d(channels, channels // SE_REDUCTION, 1)
-        self.fc2 = nn.Conv2d(channels // SE_REDUCTION, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
-        scale = functional.relu(self.fc1(x.mean(dim=(2, 3), keepdim=True)))  # (N, C / 16, 1, 1)
-        return x * self.fc2(scale).sigmoid()
 
 
 class ResidualBlock(nn.Module, ABC):
@@ -120,6 +111,7 @@ class ResidualBlock(nn.Module, ABC):
         super().__init__()
         self.plain = design.shortcut == "none"
         self.death = design.death
+        self.dropblock = design.dropblock
 
     @abstractmethod
     def branch(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
@@ -136,10 +128,14 @@ class ResidualBlock(nn.Module, ABC):
 
     def _add_shortcut(self, in_channels: int, out_channels: int, *, stride: int, design: BlockDesign) -> None:
         """Last of the layers, since the order in which layers are made is that of their random numbers."""
-        self.se = SqueezeExcitation(out_channels) if design.se else nn.Identity()
+        attention = SqueezeExcitation if design.se else CBAM if design.cbam else None
+        self.se = nn.Identity() if attention is None else attention(out_channels)
         self.downsample = _shortcut(
             in_channels, out_channels, stride=stride, design=design, norm=None if self.preact else design.norm
         )
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return drop_blocks(x, self.dropblock) if self.training and self.dropblock > 0 else x
 
     def _join(self, x: Tensor, entering: Tensor, folded: FoldedWeights | None) -> Tensor:
         """Branch plus shortcut of the block's input ``x``; ``entering`` is ``x`` as the first layers take it."""
@@ -147,14 +143,14 @@ class ResidualBlock(nn.Module, ABC):
             # Gradients of zero, not none: parallel processes, which skip other blocks, average all of them.
             out = 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
         else:
-            out = self.se(self.branch(entering, folded))
+            out = self.se(self._drop(self.branch(entering, folded)))
             if self.death > 0 and not self.training:
                 out = (1 - self.death) * out
         if self.plain:
             return out
         if isinstance(self.downsample, FoldingSequential):
-            return out + self.downsample(entering, folded)
-        return out + (x if self.downsample is None else self.downsample(entering))
+            return out + self._drop(self.downsample(entering, folded))
+        return out + self._drop(x if self.downsample is None else self.downsample(entering))
 
 
 class BasicBlock(ResidualBlock):
@@ -174,7 +170,8 @@ class BasicBlock(ResidualBlock):
         self.act2 = design.activation(width)
 
     def branch(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
-        return convolve(self.conv2, self.bn2, self.act1(convolve(self.conv1, self.bn1, x, folded)), folded)
+        out = self._drop(self.act1(convolve(self.conv1, self.bn1, x, folded)))
+        return convolve(self.conv2, self.bn2, out, folded)
 
     def forward(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
         return self.act2(self._join(x, x, folded))
@@ -203,8 +200,8 @@ class Bottleneck(ResidualBlock):
         self.act3 = design.activation(out_channels)
 
     def branch(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
-        out = self.act1(convolve(self.conv1, self.bn1, x, folded))
-        out = self.act2(convolve(self.conv2, self.bn2, out, folded))
+        out = self._drop(self.act1(convolve(self.conv1, self.bn1, x, folded)))
+        out = self._drop(self.act2(convolve(self.conv2, self.bn2, out, folded)))
         return convolve(self.conv3, self.bn3, out, folded)
 
     def forward(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
@@ -243,7 +240,7 @@ class PreactBasicBlock(PreactBlock):
         self._add_shortcut(in_channels, width, stride=stride, design=design)
 
     def branch(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
-        return self.conv2(self.act2(convolve(self.conv1, self.bn2, x, folded)))
+        return self.conv2(self._drop(self.act2(convolve(self.conv1, self.bn2, x, folded))))
 
 
 class PreactBottleneck(PreactBlock):
@@ -265,8 +262,8 @@ class PreactBottleneck(PreactBlock):
         self._add_shortcut(in_channels, width * self.expansion, stride=stride, design=design)
 
     def branch(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
-        out = self.act2(convolve(self.conv1, self.bn2, x, folded))
-        return self.conv3(self.act3(convolve(self.conv2, self.bn3, out, folded)))
+        out = self._drop(self.act2(convolve(self.conv1, self.bn2, x, folded)))
+        return self.conv3(self._drop(self.act3(convolve(self.conv2, self.bn3, out, folded))))
 
 
 class Stage(nn.Sequential):

@@ -188,6 +188,7 @@ class ResNet(ResidualNetwork):
         out_features: stages to return; those after the last one form the tail.
         preact: normalisation and activation come before every convolution (He et al. 2016, "Identity Mappings").
         se: every branch ends in squeeze-and-excitation (Hu et al. 2018).
+        cbam: every branch ends in CBAM (Woo et al. 2018).
         stem: one 7x7 convolution, or "C" three 3x3 (He et al. 2019, "Bag of Tricks", section 4.1).
         avg_down: projections average 2x2 cells in the place of a stride; with stem "C", ResNet-D of that section.
         stride_in: which convolution of a bottleneck halves the size: "3x3" as in torchvision's weights, "1x1" as in
@@ -199,6 +200,7 @@ class ResNet(ResidualNetwork):
         activation: "relu", or "prelu" with a learned slope per channel (He et al. 2015, "Delving Deep").
         stochastic_depth: probability that a training step skips the branch of the last block; it falls linearly to
             the first (Huang et al. 2016). 0 skips nothing.
+        dropblock: share of the cells that DropBlock drops in the last two stages (Ghiasi et al. 2018; 0.1 there).
         norm: kind of every normalisation layer.
         norm_eps: added to the variance.
         freeze_at: 0 freezes nothing, 1 the stem, 2 also conv2_x, .. 5 everything. Frozen parameters need no gradient
@@ -224,6 +226,7 @@ class ResNet(ResidualNetwork):
         out_features: Sequence[str] = ("c4",),
         preact: bool = False,
         se: bool = False,
+        cbam: bool = False,
         stem: Literal["7x7", "C"] = "7x7",
         avg_down: bool = False,
         stride_in: Literal["1x1", "3x3"] = "3x3",
@@ -232,6 +235,7 @@ class ResNet(ResidualNetwork):
         width_per_group: int = 64,
         activation: ActivationKind = "relu",
         stochastic_depth: float = 0.0,
+        dropblock: float = 0.0,
         norm: NormKind = "frozen_bn",
         norm_eps: float = 1e-5,
         freeze_at: int = 0,
@@ -276,6 +280,10 @@ class ResNet(ResidualNetwork):
             BlockDesign(shortcut, norm, act, stride_in, avg_down, se, groups=groups, width_per_group=width_per_group)
             for norm in norms[1:]
         ]
+        if cbam:
+            designs = [replace(design, cbam=True) for design in designs]
+        if dropblock > 0:
+            designs[-2:] = [replace(design, dropblock=dropblock) for design in designs[-2:]]
         for stage in deform:
             i = STAGES.index(stage)
             designs[i] = replace(designs[i], deform="modulated" if deform_modulated else "plain")

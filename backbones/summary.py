@@ -34,8 +34,12 @@ MAP_STRIDE = 16  # of the map that regions are pooled from
 # Pattern of names -> where the network comes from; the first that fits.
 _PAPERS = {
     "cifar_preact_*": "He et al. 2016, Identity Mappings",
+    "cifar_attention*": "Wang et al. 2017, Residual Attention Network",
+    "cifar_shake_shake*": "Gastaldi 2017, Shake-Shake",
     "cifar_*": "He et al. 2016, Deep Residual Learning",
     "preact_resnet*": "He et al. 2016, Identity Mappings",
+    "attention*": "Wang et al. 2017, Residual Attention Network",
+    "cbam_*": "Woo et al. 2018, CBAM",
     "seresnet*": "Hu et al. 2018, Squeeze-and-Excitation",
     "resnext*": "Xie et al. 2017, Aggregated Transformations",
     "wide_resnet*": "Zagoruyko and Komodakis 2016, Wide Residual Networks",
@@ -69,7 +73,8 @@ _TEN_CROP_ERRORS = {
     "vgg16": 28.07,
 }
 
-# Percent.  Table 6 has the best of five runs for 110 layers, and their mean and deviation.
+# Percent.  Table 6 has the best of five runs for 110 layers, and their mean and deviation.  Attention networks: section
+# 4.1 of their paper, with residual learning; shake-shake: table 1 of its paper, per image, means of its runs.
 _CIFAR10_ERRORS = {
     "cifar_resnet20": "8.75",
     "cifar_resnet32": "7.51",
@@ -77,6 +82,15 @@ _CIFAR10_ERRORS = {
     "cifar_resnet56": "6.97",
     "cifar_resnet110": "6.43 (6.61 ± 0.16)",
     "cifar_resnet1202": "7.93",
+    "cifar_attention56": "5.52",
+    "cifar_attention92": "4.99",
+    "cifar_attention128": "4.44",
+    "cifar_attention164": "4.31",
+    "cifar_attention236": "4.14",
+    "cifar_attention452": "3.90",
+    "cifar_shake_shake26_2x32d": "3.55",
+    "cifar_shake_shake26_2x64d": "2.98",
+    "cifar_shake_shake26_2x96d": "2.86",
 }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from backbones.base import Backbone, check_choice, he_initialise
 from backbones.classifier import Classifier
 
-__all__ = ["BranchyNet", "Exit", "make_branch"]
+__all__ = ["BranchyNet", "Exit", "feature_sources", "make_branch"]
 
 BRANCH_CHANNELS = 64
 
@@ -62,7 +62,7 @@ class BranchyNet(Classifier):
         self.branches = nn.ModuleDict(
             {name: make_branch(backbone.specs[name].channels, num_classes) for name in self.rules}
         )
-        self._sources = _find_sources(backbone)
+        self._sources = feature_sources(backbone)
         for name in self.rules:
             if name not in self._sources:
                 raise ValueError(f"no module of {type(backbone).__name__} returns {name}, so no exit can follow it")
@@ -151,8 +151,8 @@ def _entropy(logits: Tensor) -> Tensor:
     return -(log.exp() * log).sum(dim=1)
 
 
-def _find_sources(backbone: Backbone) -> dict[str, str]:
-    """The name of the module whose output is each feature, where there is one.
+def feature_sources(backbone: Backbone) -> dict[str, str]:
+    """Returns the name of the module whose output is each feature, where there is one.
 
     Found on a copy without values, since a backbone says what it returns and not which of its modules made it.
     """

@@ -11,7 +11,10 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
+from backbones.base import Backbone
 from backbones.classifier import Classifier
+from backbones.extras.branchynet import feature_sources
+from detection.classification.mixing import Mixing, blend, cut, draw_layer, mixed_output
 from detection.model.normalize import Normalize
 from detection.padded import Regions, Targets
 from detection.structures import ImageBatch
@@ -26,15 +29,15 @@ class ImageClassifier(nn.Module):
         network: from normalised images to logits; it may have losses of its own beside that of its end.
         label_smoothing: share of the probability that is spread evenly over all classes (Szegedy et al. 2016,
             "Rethinking the Inception Architecture", section 7).
-        mixup: alpha of the beta distribution that a batch and its mirror image are mixed by (Zhang et al. 2018,
-            "mixup", section 2); 0 does not mix.
+        mixing: how training mixes the images of a batch; None does not.
     """
 
-    def __init__(self, network: Classifier, *, label_smoothing: float = 0.0, mixup: float = 0.0) -> None:
+    def __init__(self, network: Classifier, *, label_smoothing: float = 0.0, mixing: Mixing | None = None) -> None:
         super().__init__()
         self.network = network
         self.normalize = Normalize(network.backbone.input_stats)
-        self.label_smoothing, self.mixup = label_smoothing, mixup
+        self.label_smoothing, self.mixing = label_smoothing, mixing
+        self._mixed = _mixed_layers(network.backbone) if mixing is not None and mixing.kind == "manifold" else ()
 
     @overload
     def forward(self, images: ImageBatch) -> Tensor: ...
@@ -68,15 +71,35 @@ class ImageClassifier(nn.Module):
             )
         labels = targets.labels[:, 0]
         wanted = F.one_hot(labels, self.network.fc.out_features).float()
-        if self.mixup > 0:
-            share = self._share(images)
-            pixels = share * pixels + (1 - share) * pixels.flip(0)
-            wanted = share * wanted + (1 - share) * wanted.flip(0)
-        return self.network.losses(pixels, wanted, self._criterion)
+        if self.mixing is None:
+            return self.network.losses(pixels, wanted, self._criterion)
+        return self._losses_mixed(self.mixing, pixels, wanted, images)
 
-    def _share(self, images: ImageBatch) -> float:
-        """Of each image in its mixture; drawn from the batch's own seeds, so that a run that goes on draws the same."""
-        return float(np.random.default_rng(int(images.draw_seeds()[0])).beta(self.mixup, self.mixup))
+    def _losses_mixed(self, mixing: Mixing, pixels: Tensor, wanted: Tensor, images: ImageBatch) -> dict[str, Tensor]:
+        """Draws from the batch's own seeds, so that a run that goes on draws the same."""
+        random = np.random.default_rng(int(images.draw_seeds()[0]))
+        share = mixing.draw_share(random)
+        if mixing.kind == "cutmix":
+            pixels, share = cut(pixels, share, random)
+            return self.network.losses(pixels, blend(wanted, share), self._criterion)
+        name = draw_layer(self._mixed, random)
+        if name is None:
+            return self.network.losses(blend(pixels, share), blend(wanted, share), self._criterion)
+        with mixed_output(self.network.backbone.get_submodule(name), share):
+            return self.network.losses(pixels, blend(wanted, share), self._criterion)
 
     def _criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+
+
+def _mixed_layers(backbone: Backbone) -> tuple[str, ...]:
+    """Returns the modules that give the features of ``backbone``, by name.
+
+    Raises:
+        ValueError: no module gives one of them.
+    """
+    sources = feature_sources(backbone)
+    for name in backbone.specs:
+        if name not in sources:
+            raise ValueError(f"no module of {type(backbone).__name__} returns {name}, so manifold_mixup can't mix it")
+    return tuple(sources[name] for name in backbone.specs)

@@ -13,18 +13,20 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from backbones.base import Backbone
 from backbones.classifier import Classifier
+from backbones.extras.attention_critic import CriticClassifier
 from backbones.extras.branchynet import BranchyNet
 from backbones.extras.relay import RelayClassifier
 from backbones.extras.spp import SPP
 from detection.build import build_plain_backbone
 from detection.classification.config import ClassificationConfig, ClassifierConfig
+from detection.classification.mixing import Mixing
 from detection.classification.model import ImageClassifier
 from detection.classification.views import ClassImages, ClassViews, class_view_loader
 from detection.data.class_labels import whole_images
@@ -120,11 +122,11 @@ def build_classifier(config: ClassificationConfig, num_classes: int, *, pretrain
     backbone = build_plain_backbone(config.backbone, pretrained=pretrained, out_features=features)
     try:
         network = _network(options, backbone, num_classes)
+        model = ImageClassifier(network, label_smoothing=options.label_smoothing, mixing=_mixing(options))
     except ValueError as error:
         raise ValueError(
             f"{config.backbone.name} can't be a classification.network {options.network}: {error}"
         ) from error
-    model = ImageClassifier(network, label_smoothing=options.label_smoothing, mixup=options.mixup)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -162,6 +164,17 @@ def _network(options: ClassifierConfig, backbone: Backbone, num_classes: int) ->
             return BranchyNet(backbone, num_classes)
         case "relay":
             return RelayClassifier(backbone, num_classes)
+        case "attention_critic":
+            return CriticClassifier(backbone, num_classes)
+
+
+def _mixing(options: ClassifierConfig) -> Mixing | None:
+    alphas: dict[Literal["mixup", "cutmix", "manifold"], float] = {
+        "mixup": options.mixup,
+        "cutmix": options.cutmix,
+        "manifold": options.manifold_mixup,
+    }
+    return next((Mixing(kind, alpha) for kind, alpha in alphas.items() if alpha > 0), None)
 
 
 def _measure(config: ClassificationConfig, models: Sequence[torch.nn.Module], index: AnnotationIndex) -> dict[str, Any]:

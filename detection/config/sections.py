@@ -37,6 +37,11 @@ class BackboneConfig:
     activation: Literal["relu", "prelu"] | None = None  # of residual networks; prelu: "Delving Deep into Rectifiers"
     # Probability that a step skips the last residual branch; 0.5 in its paper.
     stochastic_depth: Fraction | None = field(default=None, metadata=BACKBONE)
+    # How residual attention networks apply their masks: ARL or NAL, "Residual Attention Network", section 3.1.
+    attention: Literal["residual", "naive"] | None = field(default=None, metadata=BACKBONE)
+    dropblock: Fraction | None = (
+        None  # share of cells dropped in the last two stages of residual networks; 0.1: its paper
+    )
     freeze_at: NonNegativeInt | None = None  # stages kept fixed, counted from the stem: 2 = conv1 and conv2_x
     # Also the statistics of batch normalisation in these stages; torchvision's v2 detectors were trained with false.
     fix_statistics: bool | None = None

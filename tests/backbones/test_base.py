@@ -15,8 +15,10 @@ from backbones.base import IMAGENET_RGB, Backbone, he_initialise, order_features
 from backbones.registry import backbone_names, build_backbone
 
 # Of more than 1000 layers, in which nothing but their number is new; they have one test of their own.
-DEEPEST = ("cifar_resnet1202", "cifar_preact_resnet1001")
-every_backbone = pytest.mark.parametrize("name", [name for name in backbone_names() if name not in DEEPEST])
+DEEPEST = ("cifar_resnet1202", "cifar_preact_resnet1001", "cifar_attention452")
+# As cifar_attention92, with more modules.
+REPEATED = ("cifar_attention128", "cifar_attention164", "cifar_attention236")
+every_backbone = pytest.mark.parametrize("name", [n for n in backbone_names() if n not in (*DEEPEST, *REPEATED)])
 small_ones = pytest.mark.parametrize(
     ("name", "roi_size"),
     [
@@ -32,6 +34,10 @@ small_ones = pytest.mark.parametrize(
         ("preact_resnet50", 3),
         ("seresnet50", 3),
         ("all_cnn_c", 8),
+        ("cbam_resnet18", 3),
+        ("attention56", 3),
+        ("cifar_attention56", 8),
+        ("cifar_shake_shake26_2x32d", 8),
     ],
 )
 SIZES = [(65, 97), (33, 50), (1, 31)]

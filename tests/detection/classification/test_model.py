@@ -16,6 +16,7 @@ from backbones.extras.branchynet import BranchyNet
 from backbones.extras.relay import RelayClassifier
 from backbones.extras.spp import SPP
 from backbones.registry import build_backbone
+from detection.classification.mixing import Mixing, cut
 from detection.classification.model import ImageClassifier
 from detection.padded import Regions, Targets
 from detection.structures import ImageBatch, Proposals, Target
@@ -112,7 +113,7 @@ class TestLoss:
 
     def test_every_parameter_learns(self) -> None:
         for kind in ("classifier", "branchynet", "relay"):
-            model = ImageClassifier(make_network(kind), mixup=1.0)
+            model = ImageClassifier(make_network(kind), mixing=Mixing("mixup", 1.0))
             torch.stack(list(model(BATCH, TARGETS).values())).sum().backward()
             assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
@@ -139,7 +140,7 @@ class TestMixup:
     """A batch and its mirror image, mixed."""
 
     def test_by_hand(self) -> None:
-        model = ImageClassifier(make_network(), mixup=0.4, label_smoothing=0.1)
+        model = ImageClassifier(make_network(), mixing=Mixing("mixup", 0.4), label_smoothing=0.1)
         share = np.random.default_rng(11).beta(0.4, 0.4)  # of the first image's seed
         pixels, labels = normalised(model), torch.tensor(LABELS)
         logits = model.network(share * pixels + (1 - share) * pixels.flip(0))
@@ -148,7 +149,7 @@ class TestMixup:
         torch.testing.assert_close(model(BATCH, TARGETS)["classification"], expected)
 
     def test_draws_from_the_seed_of_the_batch(self) -> None:
-        model = ImageClassifier(make_network(), mixup=1.0)
+        model = ImageClassifier(make_network(), mixing=Mixing("mixup", 1.0))
         first = model(BATCH, TARGETS)["classification"]
         torch.rand(3)
         assert torch.equal(model(BATCH, TARGETS)["classification"], first)
@@ -156,7 +157,7 @@ class TestMixup:
         assert not torch.equal(model(others, TARGETS)["classification"], first)
 
     def test_without_seeds_draws_from_torch(self) -> None:
-        model, images = ImageClassifier(make_network(), mixup=1.0), make_batch(SIZE, SIZE, SIZE)
+        model, images = ImageClassifier(make_network(), mixing=Mixing("mixup", 1.0)), make_batch(SIZE, SIZE, SIZE)
         found = []
         for seed in (0, 0, 1):
             torch.manual_seed(seed)
@@ -165,8 +166,47 @@ class TestMixup:
 
     def test_probabilities_are_of_the_images_as_they_are(self) -> None:
         torch.testing.assert_close(
-            ImageClassifier(make_network(), mixup=1.0)(BATCH), ImageClassifier(make_network())(BATCH)
+            ImageClassifier(make_network(), mixing=Mixing("mixup", 1.0))(BATCH), ImageClassifier(make_network())(BATCH)
         )
+
+
+class TestOtherMixing:
+    """CutMix and manifold mixup."""
+
+    def test_cutmix_by_hand(self) -> None:
+        model = ImageClassifier(make_network(), mixing=Mixing("cutmix", 1.0))
+        random = np.random.default_rng(11)
+        pixels, share = cut(normalised(model), random.beta(1.0, 1.0), random)
+        logits, labels = model.network(pixels), torch.tensor(LABELS)
+        expected = share * functional.cross_entropy(logits, labels)
+        expected += (1 - share) * functional.cross_entropy(logits, labels.flip(0))
+        torch.testing.assert_close(model(BATCH, TARGETS)["classification"], expected)
+
+    def test_manifold_mixup_mixes_the_image_or_one_of_the_features(self) -> None:
+        model = ImageClassifier(make_network(), mixing=Mixing("manifold", 2.0))
+        backbone, places = model.network.backbone, [None, "layer1", "layer2"]
+        seen: list[str | None] = []
+        for seed in range(12):
+            random = np.random.default_rng(seed)
+            share, place = random.beta(2.0, 2.0), places[random.integers(3)]
+            seen.append(place)
+            x = normalised(model)
+            for name in (None, "conv1", "bn1", "act1", "layer1", "layer2"):
+                x = x if name is None else backbone.get_submodule(name)(x)
+                if name == place:
+                    x = share * x + (1 - share) * x.flip(0)
+            logits, labels = model.network.fc(model.network.tail(x)), torch.tensor(LABELS)
+            expected = share * functional.cross_entropy(logits, labels)
+            expected += (1 - share) * functional.cross_entropy(logits, labels.flip(0))
+            batch = make_batch(SIZE, SIZE, SIZE, seeds=(seed, 1, 2))
+            torch.testing.assert_close(model(batch, TARGETS)["classification"], expected)
+        assert set(seen) == set(places)
+
+    def test_features_that_no_module_gives_are_refused(self) -> None:
+        network = make_network()
+        network.backbone.specs["c9"] = network.backbone.specs["c1"]
+        with pytest.raises(ValueError, match="no module of CifarResNet returns c9, so manifold_mixup"):
+            ImageClassifier(network, mixing=Mixing("manifold", 2.0))
 
 
 class TestProbabilities:

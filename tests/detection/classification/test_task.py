@@ -561,3 +561,42 @@ class TestStartOfADetector:
         run_pretraining(with_solver(begun, iterations=2), tmp_path / "run", resume=True)
         assert read_checkpoint(tmp_path / "run", ClassificationConfig).iteration == 2
         assert math.isfinite(metrics(tmp_path / "run")[-1]["loss/total"])
+
+
+class TestRegularisersAndAttention:
+    """Each switch of docs/classification.md trains from a config."""
+
+    @pytest.mark.parametrize(
+        ("backbone", "options"),
+        [
+            ({}, {"cutmix": 1.0}),
+            ({}, {"manifold_mixup": 2.0, "features": ("c0", "c1")}),
+            ({"dropblock": 0.1}, {}),
+            pytest.param({"name": "cifar_shake_shake26_2x32d"}, {}, marks=pytest.mark.slow),
+            pytest.param({"name": "cifar_attention56", "attention": "naive"}, {}, marks=pytest.mark.slow),
+        ],
+    )
+    def test_takes_a_step(self, root: Path, tmp_path: Path, backbone: dict[str, Any], options: dict[str, Any]) -> None:
+        run_pretraining(one_step(make_config(root, **options), **backbone), tmp_path / "run")
+        assert math.isfinite(metrics(tmp_path / "run")[0]["loss/classification"])
+
+    @pytest.mark.slow
+    def test_critic_goes_on_with_the_turn_it_was_at(
+        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        small = one_step(make_config(root, network="attention_critic"), name="cifar_attention56")
+        config = with_solver(small, iterations=4, checkpoint_every=1)
+        run_pretraining(config, tmp_path / "whole")
+        with monkeypatch.context() as patch:
+            patch.setattr(RunLog, "metrics", killed_at(2))
+            with pytest.raises(Killed):
+                run_pretraining(config, tmp_path / "killed")
+        run_pretraining(config, tmp_path / "killed", resume=True)
+        assert not differing(weights_of(tmp_path / "whole", 4), weights_of(tmp_path / "killed", 4))
+        turns = [(line["loss/critic"] != 0, line["loss/attention"] != 0) for line in metrics(tmp_path / "whole")]
+        assert turns[:4] == [(True, False), (False, True), (True, False), (False, True)]
+
+    def test_backbone_without_attention_has_nothing_for_a_critic(self, root: Path) -> None:
+        config = make_config(root, network="attention_critic")
+        with pytest.raises(ValueError, match=r"cifar_resnet20 can't be a classification\.network attention_critic"):
+            build_classifier(config, 3)

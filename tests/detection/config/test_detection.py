@@ -11,6 +11,7 @@ import pytest
 from detection.classification.config import ClassificationConfig, ClassifierConfig
 from detection.config.detection import DetectionConfig, DetectorDataConfig, JitterConfig
 from detection.config.load import dump_config, load_config, parse_config
+from detection.config.schema import different_meaning
 from detection.config.sections import SolverConfig
 from detection.localization.config import LocalizationConfig
 
@@ -79,6 +80,7 @@ def test_images_that_divide_into_parts_are_accepted() -> None:
         ("{crop: 257}", "classification.crop", "at most shorter_side 256, got 257"),
         ("{label_smoothing: 1.0}", "classification.label_smoothing", "below 1.0, got 1.0"),
         ("{mixup: -1}", "classification.mixup", "at least 0.0, got -1"),
+        ("{mixup: 0.2, cutmix: 1}", "classification", "'mixup': 0.2, 'cutmix': 1.0"),
         ("{scales: []}", "classification.scales", "at least 1"),
         ("{network: spp}", "classification.network", "spp takes 1 of features"),
         ("{network: relay, features: [c4]}", "classification.network", "relay takes 2 of features"),
@@ -96,6 +98,11 @@ def test_keys_of_another_program_are_refused_with_its_command() -> None:
     for text in ("data: {jitter: {}}", "data: {limit: 3}", "backbone: {fpn: true}", "init: run", "rpn: {}"):
         with pytest.raises(ValueError, match="no config key"):
             parse_config(ClassificationConfig, text)
+
+
+def test_weights_of_another_attention_learning_mean_something_else() -> None:
+    naive, residual = (parse_config(ClassificationConfig, f"backbone: {{attention: {a}}}") for a in ("naive", "null"))
+    assert different_meaning(naive, residual, "backbone") == ["backbone.attention is None here, and was 'naive'"]
 
 
 def test_a_classifier_is_chosen_by_its_own_metric() -> None:
