@@ -9,6 +9,8 @@ some interval of a pair misses the truth.  They must stay at or under 5 %, and c
 94 % from 40 images on (92 % below), up to the Monte-Carlo error: one bound for all cells together.  Beside them, the
 rule that these replace: percentiles of resampled images for one seed, Welch's t for more, each pair by itself.
 
+Across heads: six arms are two variants under three heads; false: some gain is said to depend on the head.
+
 examples:
   python tools/simulate_claims.py --json claims.json
   python tools/simulate_claims.py --quick --json claims.json
@@ -20,7 +22,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
@@ -32,7 +34,8 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtri, stdtr
 
 from detection.evaluation.average_precision import average_precision, mean_over_classes
-from detection.evaluation.jackknife import Statistic, jackknife
+from detection.evaluation.heads import compare_heads
+from detection.evaluation.jackknife import Sample, Statistic, jackknife
 from detection.evaluation.matching import FlatMatches, MatchedRecords, pack
 from detection.evaluation.noise import (
     Noise,
@@ -45,6 +48,7 @@ from detection.evaluation.noise import (
 from detection.evaluation.text_table import text_table
 
 ALPHA, GAP = 0.05, 0.02
+PROMISED = ("false", "false_beside_gap", "detectors_false", "heads_false", "heads_detectors_false")  # in 5 % at most
 ARMS, SEEDS, VARIANTS = 8, (1, 2, 3, 5), (2, 4, 7)  # arm 0 is the better one
 IMAGES = {20: 300, 40: 300, 72: 300, 500: 15}  # test images -> experiments
 QUICK = {20: 60, 40: 60, 72: 40}
@@ -54,6 +58,9 @@ IOUS = np.array([0.5, 0.75])
 TASTE, OWN = 0.15, 0.4  # deviations of skill: of a method on an image, of a training on an object
 RESAMPLES = 200  # of the old rule
 PAIRS = np.array(list(combinations(range(ARMS), 2))).T  # (2, P)
+# The arms of two variants, by head.
+EQUAL_HEADS = {"x": {"a": "1", "b": "2"}, "y": {"a": "3", "b": "4"}, "z": {"a": "5", "b": "6"}}
+GAP_HEADS = {"x": {"a": "1", "b": "0"}, "y": {"a": "3", "b": "2"}, "z": {"a": "5", "b": "4"}}
 SLOPE_SPAN = 0.4  # of the quality, around 0: about 15 AP
 
 Floats = NDArray[np.float64]
@@ -217,6 +224,8 @@ def outcome(analysis: Analysis, experiment: Experiment, variants: int) -> dict[s
     }
     if analysis.seeds == 1:
         return found
+    if variants == VARIANTS[-1]:
+        found |= across_heads(experiment, analysis.seeds)
     p = p_value(analysis.noise, analysis.difference, arms=variants)
     pooled = {name: _pooled_claims(analysis, experiment, pairs) for name, pairs in (("e", equal), ("g", gap))}
     return found | {
@@ -227,6 +236,38 @@ def outcome(analysis: Analysis, experiment: Experiment, variants: int) -> dict[s
         "pooled_power": pooled["g"][better].mean(),
         "smallest": [p[equal].min(), analysis.old_p[equal].min()],
         "of_gap": [p[gap][better], analysis.old_p[gap][better]],
+    }
+
+
+def across_heads(experiment: Experiment, seeds: int) -> dict[str, Any]:
+    """Returns what came of comparing two variants under three heads, with several seeds."""
+    equal, pooled, gap = (
+        [found.contrast for found in compare_heads(_samples(experiment, seeds, heads), heads, pool=pool).interactions]
+        for heads, pool in ((EQUAL_HEADS, False), (EQUAL_HEADS, True), (GAP_HEADS, False))
+    )
+    truths = experiment.truths[:seeds].mean(axis=0)
+    gains = {head: truths[int(named["b"])] - truths[int(named["a"])] for head, named in EQUAL_HEADS.items()}
+    differences = [gains[second] - gains[first] for first, second in combinations(gains, 2)]
+    detectors = zip(differences, (contrast.detectors["AP"] for contrast in equal), strict=True)
+    return {
+        "heads_false": any(contrast.methods and contrast.methods["AP"].proven for contrast in equal),
+        # The first head alone has a gain, of 2 AP.
+        "heads_power": np.mean([bool(contrast.methods and contrast.methods["AP"].proven) for contrast in gap[:2]]),
+        "heads_pooled_false": any(contrast.methods and contrast.methods["AP"].proven for contrast in pooled),
+        "heads_detectors_false": not all(claim.low <= truth <= claim.high for truth, claim in detectors),
+    }
+
+
+def _samples(experiment: Experiment, seeds: int, heads: Mapping[str, Mapping[str, str]]) -> dict[str, list[Sample]]:
+    """Returns the arms of ``heads`` as the intervals take them."""
+    images = np.array([experiment.influence.shape[1]])
+    return {
+        arm: [
+            Sample(names=("AP",), values=values[[int(arm)]], influence=influence[:, [int(arm)]], images=images)
+            for values, influence in zip(experiment.values[:seeds], experiment.influence[:seeds], strict=True)
+        ]
+        for named in heads.values()
+        for arm in named.values()
     }
 
 
@@ -276,7 +317,7 @@ def _mean(values: Sequence[float]) -> dict[str, float]:
 
 def judge(cells: Sequence[dict[str, Any]]) -> list[str]:
     """Returns what breaks a promise beyond the Monte-Carlo error, at 5 % for all cells together."""
-    rates = [(cell, key) for cell in cells for key in ("false", "false_beside_gap", "detectors_false") if key in cell]
+    rates = [(cell, key) for cell in cells for key in PROMISED if key in cell]
     shares = [(cell, key) for cell in cells if cell["variants"] == VARIANTS[0] for key in cell["coverage"]]
     level = ALPHA / (len(rates) + len(shares))
     broken = []
@@ -311,6 +352,21 @@ COLUMNS = {
     "pooled_power": "power",
     "detectors_false": "detectors: false",
 }
+
+
+HEADS_RATES = ("false", "power", "pooled_false", "detectors_false")
+
+
+def heads_table(cells: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Returns the rows of the table of interactions, in percent."""
+    return [
+        [
+            *(str(cell[key]) for key in ("images", "deviation", "seeds")),
+            *(f"{100 * cell[f'heads_{rate}']:.0f}" for rate in HEADS_RATES),
+        ]
+        for cell in cells
+        if "heads_false" in cell
+    ]
 
 
 def table(cells: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -352,11 +408,18 @@ def main() -> int:
             cells += part
             if args.json:  # what is there so far
                 args.json.write_text(json.dumps({"cells": cells, "broken": judge(cells)}, indent=1) + "\n", "utf-8")
-    header, rows = [*COLUMNS.values(), "coverage: detectors / methods"], table(cells)
-    if args.markdown:
-        print("\n".join(f"| {' | '.join(row)} |" for row in [header, ["---:"] * len(header), *rows]))
-    else:
-        print(text_table(header, rows))
+    tables = (
+        ([*COLUMNS.values(), "coverage: detectors / methods"], table(cells)),
+        (
+            ["images", "seed deviation, AP", "seeds", "false", "power", "pooled: false", "detectors: false"],
+            heads_table(cells),
+        ),
+    )
+    for header, rows in tables:
+        if args.markdown:
+            print("\n".join(f"| {' | '.join(row)} |" for row in [header, ["---:"] * len(header), *rows]) + "\n")
+        else:
+            print(text_table(header, rows) + "\n")
     broken = judge(cells)
     print("\n".join(broken) or f"all {len(cells)} cells keep the promises, within the Monte-Carlo error")
     return int(bool(broken))

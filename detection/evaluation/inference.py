@@ -7,9 +7,9 @@ arm; with one, nothing is said of methods.
 Any figure with a ``Statistic`` goes through the same analysis: AP, by size and class, AR, VOC mAP, mask AP, types of
 errors.  Claims hold for all pairs of variants together; those of classes and types of errors have a false discovery
 rate.  ``tools/simulate_claims.py`` measures how often intervals cover and claims are false; docs/compare.md has the
-table.
+table.  A claim is about a contrast: a weighted sum of arms, of which a pair's difference is the simplest.
 
-Shapes: n seeds, G sets of images, M figures, P pairs.
+Shapes: n seeds, G sets of images, M figures, P contrasts.
 """
 
 from __future__ import annotations
@@ -26,18 +26,30 @@ from detection.evaluation.jackknife import Sample
 from detection.evaluation.noise import (
     Noise,
     arm_noise,
+    contrast_noise,
     equal_deviation_p,
     half_width,
     images_half_width,
     images_p_value,
     p_value,
-    pair_noise,
     pool_seeds,
 )
 
-__all__ = ["Claim", "Comparison", "Interval", "Pair", "Pooling", "Variant", "check_confidence", "compare_samples"]
+__all__ = [
+    "Claim",
+    "Comparison",
+    "Contrast",
+    "Interval",
+    "Pair",
+    "Pooling",
+    "Variant",
+    "check_confidence",
+    "claim_contrasts",
+    "compare_samples",
+]
 
 Floats = NDArray[np.float64]
+Arms = Mapping[str, tuple[Floats, Floats]]  # values (n, M) and influence (n, G, M)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +63,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A difference of two variants with its interval, which holds together with those of the other pairs."""
+    """A difference with its interval, which holds together with those of the others of its family."""
 
     value: float
     low: float
@@ -70,15 +82,21 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """Figures of variant ``b`` less those of variant ``a`` by key."""
+class Contrast:
+    """What is claimed of a weighted sum of variants, by key."""
 
-    a: str
-    b: str
     detectors: dict[str, Claim]
     methods: dict[str, Claim] | None
     missing: str | None  # what it would take to say something of methods
     noise: dict[str, Noise]  # of scalars, not pooled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair(Contrast):
+    """Figures of variant ``b`` less those of variant ``a``."""
+
+    a: str
+    b: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,41 +120,67 @@ class Comparison:
 
 
 def compare_samples(
-    variants: Mapping[str, Sequence[Sample]], *, confidence: float = 0.95, pool: bool = False
+    variants: Mapping[str, Sequence[Sample]],
+    *,
+    confidence: float = 0.95,
+    pool: bool = False,
+    pairs: Sequence[tuple[str, str]] | None = None,
 ) -> Comparison:
-    """Returns the figures of each variant and of every pair's difference, with intervals and claims.
+    """Returns the figures of each variant and of the pairs' differences, with intervals and claims.
 
     Args:
         variants: name -> one sample per training seed, all of the same figures and images.
         confidence: of intervals, and 1 less the rate of false claims.
         pool: take the variance of the seeds from all variants together.
+        pairs: that are claimed, all together; default: every one.
 
     Raises:
         ValueError: no variant, a variant without seeds, other figures or images, ``confidence`` outside (0, 1), or
             ``pool`` and no variant with two seeds.
     """
-    check_confidence(confidence)
-    _check(variants)
-    first = next(iter(variants.values()))[0]
-    arms = {
-        name: (np.stack([seed.values for seed in seeds]), np.stack([seed.influence for seed in seeds]))
-        for name, seeds in variants.items()
-    }
-    pooled = _pool(arms, first.names) if pool else None
-    names = list(combinations(arms, 2))
-    own = [pair_noise(arms[a], arms[b], first.images) for a, b in names]
-    noises = own
-    if pooled is not None:
-        variance = np.array([pooled.deviation[key] for key in first.names]) ** 2
-        counts = [np.array([len(arms[a][0]), len(arms[b][0])]) for a, b in names]
-        noises = [pool_seeds(noise, variance, pooled.freedom, count) for noise, count in zip(own, counts, strict=True)]
+    names = list(combinations(variants, 2)) if pairs is None else pairs
+    found = claim_contrasts(variants, [{a: -1.0, b: 1.0} for a, b in names], confidence=confidence, pool=pool)
+    first, arms = next(iter(variants.values()))[0], _stacked(variants)
     return Comparison(
         blocks=len(first.influence),
         confidence=confidence,
-        pooling=pooled,
+        pooling=_pooling(arms, first.names) if pool else None,
         variants={name: _variant(arm, first, confidence) for name, arm in arms.items()},
-        pairs=_pairs(names, arms, noises, own, first.names, 1 - confidence),
+        pairs=tuple(
+            Pair(a=a, b=b, detectors=c.detectors, methods=c.methods, missing=c.missing, noise=c.noise)
+            for (a, b), c in zip(names, found, strict=True)
+        ),
     )
+
+
+def claim_contrasts(
+    variants: Mapping[str, Sequence[Sample]],
+    contrasts: Sequence[Mapping[str, float]],
+    *,
+    confidence: float = 0.95,
+    pool: bool = False,
+) -> list[Contrast]:
+    """Returns what is claimed of ``contrasts``, each a weight of some variants, all together.
+
+    Other arguments and errors as ``compare_samples``.
+    """
+    check_confidence(confidence)
+    _check(variants)
+    first, arms = next(iter(variants.values()))[0], _stacked(variants)
+    weights = [np.array([*contrast.values()]) for contrast in contrasts]
+    own = [
+        contrast_noise([arms[name] for name in contrast], row.tolist(), first.images)
+        for contrast, row in zip(contrasts, weights, strict=True)
+    ]
+    noises = own
+    if pool:
+        deviation, freedom = _pooled_deviation(arms)
+        counts = [np.array([len(arms[name][0]) for name in contrast]) for contrast in contrasts]
+        noises = [
+            pool_seeds(noise, deviation**2, freedom, count / row**2)
+            for noise, count, row in zip(own, counts, weights, strict=True)
+        ]
+    return _contrasts(contrasts, arms, noises, own, first.names, 1 - confidence)
 
 
 def check_confidence(confidence: float) -> None:
@@ -171,92 +215,109 @@ def _intervals(names: Sequence[str], values: Floats, halves: Floats) -> dict[str
     return {key: Interval(*row) for key, *row in rows}
 
 
-def _pairs(
-    names: Sequence[tuple[str, str]],
-    arms: Mapping[str, tuple[Floats, Floats]],
+def _stacked(variants: Mapping[str, Sequence[Sample]]) -> Arms:
+    return {
+        name: (np.stack([seed.values for seed in seeds]), np.stack([seed.influence for seed in seeds]))
+        for name, seeds in variants.items()
+    }
+
+
+def _contrasts(
+    contrasts: Sequence[Mapping[str, float]],
+    arms: Arms,
     noises: Sequence[Noise],
     own: Sequence[Noise],
     keys: Sequence[str],
     alpha: float,
-) -> tuple[Pair, ...]:
-    """Returns the claims by ``noises``, which may be pooled, and each pair's ``own`` noise."""
-    differences = [arms[b][0].mean(axis=0) - arms[a][0].mean(axis=0) for a, b in names]
-    seeded = {name for pair, noise in zip(names, noises, strict=True) if _is_seeded(noise) for name in pair}
-    detectors = _claims(differences, noises, keys, alpha, arms=None)
-    methods = _claims(differences, noises, keys, alpha, arms=max(len(seeded), 2))
-    pairs = []
-    for row, (a, b) in enumerate(names):
-        missing = _missing({name: len(arms[name][0]) for name in (a, b)}, noises[row])
-        pairs.append(
-            Pair(
-                a=a,
-                b=b,
+) -> list[Contrast]:
+    """Returns the claims by ``noises``, which may be pooled, and each contrast's ``own`` noise."""
+    if not contrasts:
+        return []
+    # From 0 on, a difference b - a of two arms is -a + b, and the same to the last bit.
+    values = np.stack([sum(w * arms[name][0].mean(axis=0) for name, w in row.items()) for row in contrasts])
+    limits = [sum(map(abs, row.values())) / 2 for row in contrasts]
+    seeded = [row for row, noise in zip(contrasts, noises, strict=True) if _is_seeded(noise)]
+    size = (max(len({name for row in seeded for name in row}), 2), max(len(seeded), 1))
+    detectors = _claims(values, noises, keys, alpha, limits, size=None)
+    methods = _claims(values, noises, keys, alpha, limits, size=size)
+    found = []
+    for row, contrast in enumerate(contrasts):
+        missing = _missing({name: len(arms[name][0]) for name in contrast}, noises[row])
+        found.append(
+            Contrast(
                 detectors=detectors[row],
                 methods=None if missing else methods[row],
                 missing=missing,
                 noise={key: own[row].figure(column) for column, key in enumerate(keys)},
             )
         )
-    return tuple(pairs)
+    return found
 
 
 def _claims(
-    differences: Sequence[Floats], noises: Sequence[Noise], keys: Sequence[str], alpha: float, *, arms: int | None
+    values: Floats,
+    noises: Sequence[Noise],
+    keys: Sequence[str],
+    alpha: float,
+    limits: Sequence[float],
+    *,
+    size: tuple[int, int] | None,
 ) -> list[dict[str, Claim]]:
-    """Returns the claims of each pair by key; each family of keys is adjusted over all pairs together.
+    """Returns the claims of contrasts (P, M) by key; each family of keys is adjusted over all contrasts together.
 
-    They are of the methods of so many ``arms``, or of the detectors at hand (None).
+    They are of methods, in a family of this ``size`` (arms, claims), or of the detectors at hand (None).  ``limits``
+    (P,) are the largest values that a contrast of fractions has.
     """
-    if not differences:
-        return []
-    values = np.stack(differences)  # (P, M)
     adjusted, halves = np.empty_like(values), np.empty_like(values)
     families = np.array([family(key) for key in keys])
     for name in dict.fromkeys(families):
         columns = np.flatnonzero(families == name)
         own = [noise.figure(columns) for noise in noises]
         adjust = _adjust_discoveries if is_discovered(keys[int(columns[0])]) else _adjust_all
-        adjusted[:, columns], halves[:, columns] = adjust(values[:, columns], own, alpha, arms)
+        adjusted[:, columns], halves[:, columns] = adjust(values[:, columns], own, alpha, size)
     halves[np.isnan(adjusted)] = np.nan
     return [
-        {key: _claim(*row, alpha) for key, row in zip(keys, zip(*rows, strict=True), strict=True)}
-        for rows in zip(values.tolist(), halves.tolist(), adjusted.tolist(), strict=True)
+        {key: _claim(*row, alpha=alpha, limit=limit) for key, row in zip(keys, zip(*rows, strict=True), strict=True)}
+        for *rows, limit in zip(values.tolist(), halves.tolist(), adjusted.tolist(), limits, strict=True)
     ]
 
 
-def _adjust_all(values: Floats, noises: Sequence[Noise], alpha: float, arms: int | None) -> tuple[Floats, Floats]:
+def _adjust_all(
+    values: Floats, noises: Sequence[Noise], alpha: float, size: tuple[int, int] | None
+) -> tuple[Floats, Floats]:
     """Returns p-values and half intervals (P, m) that hold for all differences together."""
-    if arms is not None:
-        p = [p_value(noise, row, arms=arms) for noise, row in zip(noises, values, strict=True)]
-        return np.stack(p), np.stack([half_width(noise, alpha, arms=arms) for noise in noises])
+    if size is not None:
+        arms, claims = size
+        p = [p_value(noise, row, arms=arms, claims=claims) for noise, row in zip(noises, values, strict=True)]
+        return np.stack(p), np.stack([half_width(noise, alpha, arms=arms, claims=claims) for noise in noises])
     p = np.stack([images_p_value(noise, row) for noise, row in zip(noises, values, strict=True)])
     level = single_level(p.ravel(), alpha, discovered=False)
     return step_down(p.ravel()).reshape(p.shape), np.stack([images_half_width(noise, level) for noise in noises])
 
 
 def _adjust_discoveries(
-    values: Floats, noises: Sequence[Noise], alpha: float, arms: int | None
+    values: Floats, noises: Sequence[Noise], alpha: float, size: tuple[int, int] | None
 ) -> tuple[Floats, Floats]:
     """Returns p-values and half intervals (P, m) with a false discovery rate."""
-    test, width = (images_p_value, images_half_width) if arms is None else (p_value, half_width)
+    test, width = (images_p_value, images_half_width) if size is None else (p_value, half_width)
     p = np.stack([test(noise, row) for noise, row in zip(noises, values, strict=True)])
     level = single_level(p.ravel(), alpha, discovered=True)
     return discoveries(p.ravel()).reshape(p.shape), np.stack([width(noise, level) for noise in noises])
 
 
-def _claim(value: float, half: float, p: float, alpha: float) -> Claim:
+def _claim(value: float, half: float, p: float, *, alpha: float, limit: float) -> Claim:
     """Returns a difference with its interval; what Holm proves beyond Bonferroni's interval ends at zero.
 
-    No difference of fractions is beyond 1, so that the interval ends there.
+    No difference of fractions is beyond ``limit``, 1 of a pair, so that the interval ends there.
     """
-    low, high, proven = max(value - half, min(value, -1.0)), min(value + half, max(value, 1.0)), p <= alpha
+    low, high, proven = max(value - half, min(value, -limit)), min(value + half, max(value, limit)), p <= alpha
     if proven:
         low, high = (max(low, 0.0), high) if value > 0 else (low, min(high, 0.0))
     return Claim(value, low, high, p, proven)
 
 
 def _is_seeded(noise: Noise) -> bool:
-    """Returns whether the noise of the seeds of both arms is known."""
+    """Returns whether the noise of the seeds of all arms is known."""
     return bool((noise.seed_freedom > 0).all())
 
 
@@ -268,15 +329,24 @@ def _missing(seeds: Mapping[str, int], noise: Noise) -> str | None:
     return f"a second seed of {' and of '.join(single)}"
 
 
-def _pool(arms: Mapping[str, tuple[Floats, Floats]], keys: Sequence[str]) -> Pooling:
+def _pooled_deviation(arms: Arms) -> tuple[Floats, int]:
+    """Returns the deviation (M,) of a seed over all ``arms``, and its degrees of freedom."""
+    counts, variances = _seed_variances(arms)
+    freedom = int((counts - 1).sum())
+    return np.sqrt((variances * (counts - 1)[:, None]).sum(axis=0) / freedom), freedom
+
+
+def _seed_variances(arms: Arms) -> tuple[NDArray[np.integer], Floats]:
+    """Returns the seeds (A,) and the variance over them (A, M) of each arm that has several."""
     several = [values for values, _ in arms.values() if len(values) > 1]
     if not several:
         raise ValueError("pooling the seeds takes a variant with two seeds or more; every variant has one")
-    counts = np.array([len(values) for values in several])
-    variances = np.stack([values.var(axis=0, ddof=1) for values in several])  # (A, M)
-    freedom = int((counts - 1).sum())
-    deviation = np.sqrt((variances * (counts - 1)[:, None]).sum(axis=0) / freedom)
-    equal = [equal_deviation_p(column, counts) if len(several) > 1 else 1.0 for column in variances.T]
+    return np.array([len(values) for values in several]), np.stack([values.var(axis=0, ddof=1) for values in several])
+
+
+def _pooling(arms: Arms, keys: Sequence[str]) -> Pooling:
+    (counts, variances), (deviation, freedom) = _seed_variances(arms), _pooled_deviation(arms)
+    equal = [equal_deviation_p(column, counts) if len(counts) > 1 else 1.0 for column in variances.T]
     return Pooling(
         deviation=dict(zip(keys, deviation.tolist(), strict=True)),
         freedom=freedom,

@@ -3,14 +3,15 @@
 The mean over n seeds of an arm has the variance m + (p + q) / n: m of the images, the same for all seeds; q of the
 images, a seed's own, for two detectors trained alike err on different images; p of the seeds alone.  *These detectors
 on other images* have m + q / n.  *These methods, trained anew* also have p, and what is known of p + q are the n
-figures of the seeds: n - 1 degrees of freedom.
+figures of the seeds: n - 1 degrees of freedom.  A difference of more than two arms, such as a gain under one head less
+that under another, is a weighted sum of arms, and each counts with the square of its weight.
 
 Half an interval for methods is sqrt(c_G^2 m + sum over arms of c_n^2 s^2 / n), each variance with a critical value of
-its own degrees of freedom.  For two arms that is Student's quantile, and the interval covers at least as often as it
-says, whatever the deviations of the seeds are; Welch's degrees of freedom do not at two and three seeds.  For all pairs
-of more arms it is the larger of Student's quantile at alpha / arms, for the noise of few seeds is the arms' and not the
-pairs', and the normal quantile at alpha / pairs.  Seeds that agree by luck prove nothing: the second term is at least
-FLOOR times what the images alone explain of it.
+its own degrees of freedom.  For a single claim that is Student's quantile, and the interval covers at least as often as
+it says, whatever the deviations of the seeds are; Welch's degrees of freedom do not at two and three seeds.  For
+several claims it is the larger of Student's quantile at alpha / arms (or claims, if fewer), for the noise of few seeds
+is the arms' and not the pairs', and the normal quantile at alpha / claims.  Seeds that agree by luck prove nothing: the
+second term is at least FLOOR times what the images alone explain of it.
 
 Source: Banerjee, "On confidence interval for two-means problem based on separate estimates of variances and tabulated
 values of t-table", Sankhya A, 1961; jackknife-t: Efron and Tibshirani, 1993, chapter 11.
@@ -21,6 +22,7 @@ Shapes: n seeds, G sets of images; "..." stands for any further axes, such as pa
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +34,7 @@ __all__ = [
     "MIN_IMAGES",
     "Noise",
     "arm_noise",
+    "contrast_noise",
     "equal_deviation_p",
     "half_width",
     "images_half_width",
@@ -50,12 +53,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
-    """Variances of a figure of one arm, or of a difference of two; A arms."""
+    """Variances of a figure of one arm, or of a weighted sum of several, such as a difference; A arms."""
 
     images: Floats  # (...) over the choice of images, of these very detectors
     shared: Floats  # (...) the part of it that all seeds of an arm have in common, m above
     own: Floats  # (...) the rest of it, q / n above
-    seeds: Floats  # (..., A) of the mean over seeds of each arm, NaN where it has a single one
+    seeds: Floats  # (..., A) of the weighted mean over seeds of each arm, NaN where it has a single one
     seed_freedom: Floats  # (..., A) degrees of freedom of ``seeds``, 0 for a single seed
     image_freedom: Floats  # (...) degrees of freedom of ``images``
 
@@ -95,30 +98,39 @@ def arm_noise(values: Floats, influence: Floats, images: NDArray[np.integer]) ->
 
 def pair_noise(a: tuple[Floats, Floats], b: tuple[Floats, Floats], images: NDArray[np.integer]) -> Noise:
     """Returns the noise of the difference of two arms' means; each is given as for ``arm_noise``."""
-    arms = [arm_noise(*arm, images) for arm in (a, b)]
-    variance = ((b[1].mean(axis=0) - a[1].mean(axis=0)) ** 2).sum(axis=0)
-    own = arms[0].own + arms[1].own
+    return contrast_noise((a, b), (-1.0, 1.0), images)
+
+
+def contrast_noise(
+    arms: Sequence[tuple[Floats, Floats]], weights: Sequence[float], images: NDArray[np.integer]
+) -> Noise:
+    """Returns the noise of the sum of the arms' means times their ``weights``; arms are given as for ``arm_noise``."""
+    noises = [arm_noise(*arm, images) for arm in arms]
+    influence = sum(weight * arm[1].mean(axis=0) for weight, arm in zip(weights, arms, strict=True))
+    variance = np.square(influence).sum(axis=0)
+    own = np.asarray(sum(weight**2 * noise.own for weight, noise in zip(weights, noises, strict=True)))
     return Noise(
         images=variance,
         shared=np.maximum(variance - own, 0),
         own=own,
-        seeds=np.concatenate([arm.seeds for arm in arms], axis=-1),
-        seed_freedom=np.concatenate([arm.seed_freedom for arm in arms], axis=-1),
-        image_freedom=arms[0].image_freedom,
+        seeds=np.concatenate([w**2 * noise.seeds for w, noise in zip(weights, noises, strict=True)], axis=-1),
+        seed_freedom=np.concatenate([noise.seed_freedom for noise in noises], axis=-1),
+        image_freedom=noises[0].image_freedom,
     )
 
 
-def half_width(noise: Noise, alpha: Floats | float, *, arms: int = 2) -> Floats:
+def half_width(noise: Noise, alpha: Floats | float, *, arms: int = 2, claims: int | None = None) -> Floats:
     """Returns half the interval (...) for methods, trained anew; NaN for single seeds.
 
     Args:
         noise: of arms, or of differences.
-        alpha: 1 - the level of the interval, or of all intervals of the pairs of ``arms`` together.
-        arms: that are compared in pairs.
+        alpha: 1 - the level of the interval, or of all ``claims`` together.
+        arms: that are compared.
+        claims: differences of them that are looked at; default: of all pairs.
     """
-    alpha = np.asarray(alpha, np.float64)
-    image_t = _critical(noise.image_freedom, alpha, arms)
-    seed_t = _critical(noise.seed_freedom, alpha[..., None], arms)
+    alpha, claims = np.asarray(alpha, np.float64), math.comb(arms, 2) if claims is None else claims
+    image_t = _critical(noise.image_freedom, alpha, arms, claims)
+    seed_t = _critical(noise.seed_freedom, alpha[..., None], arms, claims)
     seeds = (seed_t**2 * noise.seeds).sum(axis=-1)
     floor = np.minimum(FLOOR * image_t**2, (seed_t**2).min(axis=-1)) * noise.own
     return np.sqrt(image_t**2 * noise.shared + np.maximum(seeds, floor))
@@ -129,13 +141,13 @@ def images_half_width(noise: Noise, alpha: Floats | float) -> Floats:
     return _quantile(noise.image_freedom, np.asarray(alpha, np.float64)) * np.sqrt(noise.images)
 
 
-def p_value(noise: Noise, difference: Floats, *, arms: int = 2) -> Floats:
+def p_value(noise: Noise, difference: Floats, *, arms: int = 2, claims: int | None = None) -> Floats:
     """Returns the smallest alpha (...) at which ``half_width`` leaves out zero; NaN for single seeds."""
     difference = np.abs(np.asarray(difference, np.float64))
     low, high = np.full(difference.shape, -60.0), np.zeros(difference.shape)  # logarithms
     for _ in range(50):
         middle = (low + high) / 2
-        inside = half_width(noise, np.exp(middle), arms=arms) >= difference
+        inside = half_width(noise, np.exp(middle), arms=arms, claims=claims) >= difference
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
     known = ~np.isnan(noise.seeds).any(axis=-1) & ~np.isnan(difference) & (noise.image_freedom >= MIN_IMAGES - 1)
     return np.where(known, np.exp(high), np.nan)
@@ -155,14 +167,14 @@ def images_p_value(noise: Noise, difference: Floats) -> Floats:
     return np.where(known, np.minimum(np.where(difference > 0, p, 1.0), 1.0), np.nan)
 
 
-def pool_seeds(noise: Noise, variance: Floats, freedom: float, counts: NDArray[np.integer]) -> Noise:
+def pool_seeds(noise: Noise, variance: Floats, freedom: float, counts: NDArray[np.integer] | Floats) -> Noise:
     """Returns ``noise`` with one variance of a seed (...) for all arms, of ``freedom`` degrees of freedom.
 
     Args:
         noise: of differences.
         variance: of one seed, pooled over all arms.
         freedom: its degrees of freedom.
-        counts: (..., A) seeds of each arm.
+        counts: (..., A) seeds of each arm, divided by the square of its weight.
     """
     seeds = (variance * (1 / counts).sum(axis=-1))[..., None]
     return Noise(
@@ -207,12 +219,12 @@ def _image_freedom(influence: Floats, images: NDArray[np.integer]) -> Floats:
     return np.broadcast_to(np.minimum(images, influence.shape[1]) - 1.0, influence.shape[2:]).astype(np.float64)
 
 
-def _critical(freedom: Floats, alpha: Floats, arms: int) -> Floats:
-    """Returns the critical value (...) of differences of ``arms``."""
-    if arms == 2:
+def _critical(freedom: Floats, alpha: Floats, arms: int, claims: int) -> Floats:
+    """Returns the critical value (...) of so many ``claims`` about ``arms``."""
+    if claims == 1:
         return _quantile(freedom, alpha)
-    normal = -ndtri(alpha / math.comb(arms, 2) / 2)
-    return np.maximum(_quantile(freedom, alpha / arms), normal)
+    normal = -ndtri(alpha / claims / 2)
+    return np.maximum(_quantile(freedom, alpha / min(arms, claims)), normal)
 
 
 def _quantile(freedom: Floats, alpha: Floats) -> Floats:

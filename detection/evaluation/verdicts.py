@@ -1,12 +1,14 @@
-"""What a comparison says of two variants, in plain words, with AP in percent."""
+"""What a comparison says of two variants, under one head or across heads, in plain words, with AP in percent."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from detection.evaluation.heads import Interaction, MeanGain, bound, claims_of
 from detection.evaluation.inference import Claim, Pair
 
-__all__ = ["pair_verdict"]
+__all__ = ["heads_verdict", "pair_verdict"]
 
 
 def pair_verdict(pair: Pair, key: str, *, visible: float) -> str:
@@ -21,6 +23,47 @@ def pair_verdict(pair: Pair, key: str, *, visible: float) -> str:
         return _said(pair, pair.methods[key], "trained anew", visible)
     said = _said(pair, pair.detectors[key], "these detectors, on other images", visible)
     return f"{said}; nothing is said of the methods, which takes {pair.missing}"
+
+
+def heads_verdict(mean: MeanGain, interactions: Sequence[Interaction], key: str, *, small: float) -> str:
+    """Returns the mean gain by the figure ``key``, and whether heads agree on it, as far as the intervals allow.
+
+    Heads differ where an interaction is proven.  They agree where the intervals of all interactions are shorter than
+    the proven gain, so that its sign is the same under every head, or than ``small``, a fraction.
+
+    Args:
+        mean: of a pair of variants.
+        interactions: of the same pair.
+        key: such as bbox.AP.
+        small: a difference that nobody minds.
+    """
+    (gain,), methods = claims_of([mean.contrast], key)
+    claims, _ = claims_of([interaction.contrast for interaction in interactions], key)
+    scope = "trained anew" if methods else "these detectors, on other images"
+    if math.isnan(gain.p) or math.isnan(within := bound(claims)):
+        return f"{mean.b} over {mean.a}: too few images with objects to find ({scope})"
+    low, high = 100 * gain.low, 100 * gain.high
+    said = f"{mean.b} over {mean.a}: {100 * gain.value:+.1f} AP in the mean of {len(mean.heads)} heads"
+    said += f" [{low:+.1f}, {high:+.1f}]" + ("" if gain.proven else ", no gain shown")
+    differing = [
+        _differing(interaction, claim) for interaction, claim in zip(interactions, claims, strict=True) if claim.proven
+    ]
+    least = min(abs(gain.low), abs(gain.high)) if gain.proven else 0.0
+    if differing:
+        answer = f"heads differ: {'; '.join(differing)}"
+    elif within <= max(least, small):
+        answer = f"heads agree within ±{100 * within:.1f} AP"
+    else:
+        answer = f"whether heads agree is not shown, their gains may be up to {100 * within:.1f} AP apart"
+    return f"{said}; {answer} ({scope})"
+
+
+def _differing(interaction: Interaction, claim: Claim) -> str:
+    more, less = interaction.second, interaction.first
+    low, high = 100 * claim.low, 100 * claim.high
+    if claim.value < 0:
+        more, less, low, high = less, more, -high, -low
+    return f"{low:.1f} to {high:.1f} AP more under {more} than under {less}"
 
 
 def _said(pair: Pair, claim: Claim, what: str, visible: float) -> str:

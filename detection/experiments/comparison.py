@@ -94,7 +94,7 @@ class Comparison:
         left = self._execute(self.seed_runs(configs), retry_failed)
         self._check_budget(configs)
         unmeasured = [variant for variant in configs if not self._measure(variant)]
-        return not left and not unmeasured and len(configs) == len(self.experiment.variants)
+        return not left and not unmeasured and len(configs) == len(self.experiment.arms)
 
     def run_one(self, index: int, *, retry_failed: bool = False) -> bool:
         """Run number ``index`` of ``plan``, on one of several machines; whether it is done now.

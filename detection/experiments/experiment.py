@@ -1,6 +1,7 @@
 """A comparison of backbones as a file: a base config, variants of it, seeds, and what alone may differ.
 
-The proof of fairness is made of resolved configs: whatever two variants do not share must be on the allowed list.
+The proof of fairness is made of resolved configs: whatever two variants do not share must be on the allowed list.  With
+several heads every variant runs under each, and the list holds within each head.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,6 +99,7 @@ class Experiment:
     Attributes:
         base: config file, relative to the experiment file.
         variants: name -> what it changes: a mapping like a config's, or a list of key=value.
+        heads: name -> what it changes of the base, for all variants; the arms are then HEAD.VARIANT.
         seeds: every variant runs once with each.
         name: by default the file's.
         overrides: key=value changes of the base, for all variants.
@@ -118,6 +121,7 @@ class Experiment:
     pool_seeds: bool = False
     detections: dict[str, tuple[str, ...]] = field(default_factory=dict)
     allow_leakage: bool = False
+    heads: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.variants or len(self.variants) + len(self.detections) < 2:
@@ -125,6 +129,16 @@ class Experiment:
                 f"variants needs two or more to compare, or one beside detections; got variants {list(self.variants)} "
                 f"and detections {list(self.detections)}"
             )
+        if self.heads and (len(self.heads) < 2 or len(self.variants) < 2 or self.detections):
+            raise ValueError(
+                f"heads takes two or more, each with two or more variants and without detections; got heads "
+                f"{list(self.heads)}, variants {list(self.variants)} and detections {list(self.detections)}"
+            )
+        for name in self.heads:
+            if not re.fullmatch(r"\w[\w+-]*", name):
+                raise ValueError(
+                    f"{name!r} names a head, and its arms are HEAD.VARIANT: it takes letters, digits and _ + -"
+                )
         twice = self.variants.keys() & self.detections.keys()
         if twice:
             raise ValueError(f"variants and detections share the names {sorted(twice)}; name each arm otherwise")
@@ -137,6 +151,22 @@ class Experiment:
             reason = next((reason for fixed, reason in NEVER_ALLOWED.items() if covers(key, fixed)), None)
             if reason:
                 raise ValueError(f"allowed has {key!r}, which can't differ between variants: {reason}")
+
+    @property
+    def arms_by_head(self) -> dict[str, dict[str, str]]:
+        """Head -> variant -> the name of the arm; empty without heads."""
+        return {head: {variant: f"{head}.{variant}" for variant in self.variants} for head in self.heads}
+
+    @property
+    def arms(self) -> dict[str, tuple[Any, ...]]:
+        """The name of every arm that is trained -> its changes of the base, in their order."""
+        if not self.heads:
+            return {name: (changes,) for name, changes in self.variants.items()}
+        return {
+            arm: (self.heads[head], self.variants[variant])
+            for head, arms in self.arms_by_head.items()
+            for variant, arm in arms.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,15 +218,15 @@ def resolve_base(experiment: Experiment) -> DetectionConfig:
 
 
 def resolve_variants(experiment: Experiment) -> dict[str, DetectionConfig]:
-    """The whole config of every variant, at the base's seed.
+    """The whole config of every variant (under each head, where there are heads), at the base's seed.
 
     Raises:
         ValueError: a key or value that no config has (the variant is named), or no data to test on.
     """
     configs = {}
-    for name, changes in experiment.variants.items():
+    for name, changes in experiment.arms.items():
         try:
-            overrides = (*experiment.overrides, *_as_overrides(changes))
+            overrides = [*experiment.overrides, *chain.from_iterable(map(_as_overrides, changes))]
             configs[name] = load_config(DetectionConfig, experiment.base, overrides)
         except ValueError as error:
             raise ValueError(f"variant {name!r}: {error}") from error
@@ -211,19 +241,24 @@ def resolve_variants(experiment: Experiment) -> dict[str, DetectionConfig]:
 
 
 def check_fair(experiment: Experiment, configs: Mapping[str, DetectionConfig]) -> tuple[KeyDifference, ...]:
-    """The differences between ``configs``, all of which the experiment allows.
+    """The differences between ``configs``, all of which the experiment allows: within each head, where there are heads.
+
+    Heads may differ in all but what the experiment decides.
 
     Raises:
         ValueError: a key differs that is not on the allowed list; with the values of all variants.
     """
     found = differences(configs)
-    for difference in found:
+    groups = [[*arms.values()] for arms in experiment.arms_by_head.values()] or [[*configs]]
+    within = [difference for arms in groups for difference in differences({arm: configs[arm] for arm in arms})]
+    for difference in (*within, *(d for d in found if d.key in NEVER_ALLOWED)):
         if not any(covers(allowed, difference.key) for allowed in experiment.allowed):
             values = ", ".join(f"{variant} has {value!r}" for variant, value in difference.values.items())
             fix = NEVER_ALLOWED.get(difference.key)
+            where = "variants and heads" if experiment.heads else "variants"
             raise ValueError(
                 f"experiment {experiment.name}: {difference.key} differs and is not allowed to: {values}. "
-                + (f"Take it out of the variants; {fix}" if fix else _fix(experiment, difference.key))
+                + (f"Take it out of the {where}; {fix}" if fix else _fix(experiment, difference.key))
             )
     return found
 

@@ -49,6 +49,7 @@ def describe(
         "name": experiment.name,
         "protocol": asdict(experiment.protocol),
         "seeds": list(experiment.seeds),
+        **({"heads": experiment.arms_by_head} if experiment.heads else {}),
         "pool_seeds": experiment.pool_seeds,
         "allow_leakage": experiment.allow_leakage,
         "detections": {name: list(files) for name, files in experiment.detections.items()},

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from detection.data.index import AnnotationIndex
 from detection.pages.page import Page, Pictures, write_page
+from detection.report.heads import heads_lead
 from detection.report.numbers import Evidence, Shown, experiment_numbers, gather
 from detection.report.pictures import picture
 from detection.report.reading import read_experiment
@@ -52,12 +52,15 @@ def write_report(output: Path, *, say: Callable[[str], None] = print) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     pictures = [] if evidence is None else _pictures(evidence)
+    heads = "heads" in numbers
     page = Page(
         title=f"Backbones compared: {numbers['name']}",
-        subtitle="One detector, one recipe, one data set; the backbone changes, and what belongs to it.",
+        subtitle="One data set; every backbone under every head, each with one recipe for all backbones."
+        if heads
+        else "One detector, one recipe, one data set; the backbone changes, and what belongs to it.",
         facts=_facts(numbers),
         sections=experiment_sections(numbers, pictures),
-        lead=lead(numbers),
+        lead=heads_lead(numbers) if heads else lead(numbers),
     )
     return write_page(page, folder, "report")
 
@@ -76,7 +79,7 @@ def _facts(numbers: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _pictures(evidence: Evidence) -> list[Pictures]:
     """For every pair, and both ways, the images with the most objects that one finds and the other misses."""
-    ways = [way for a, b in combinations(evidence.shown, 2) for way in ((a, b), (b, a))]
+    ways = [way for pair in evidence.comparison.pairs for way in ((pair.a, pair.b), (pair.b, pair.a))]
     each = max(1, MAX_PICTURES // max(len(ways), 1))
     return [
         figure for a, b in ways[:MAX_PICTURES] for figure in only_found_by(evidence.index, evidence.shown, a, b, each)

@@ -125,7 +125,7 @@ def plan_claims(
     else:
         tested = images or _test_images(experiment)
         noise = stated_noise(*stated, tested)
-    arms = len(experiment.variants) + len(experiment.detections)
+    arms = len(experiment.arms) + len(experiment.detections)
     seeds = len(experiment.seeds)
     design = Design(variants=arms, seeds=seeds, images=images or tested, pool=experiment.pool_seeds)
     return format_plan(noise, design, gap=gap)

@@ -23,7 +23,8 @@ def conclusion(numbers: dict[str, Any]) -> Section:
         blocks.append(Notice(f"Without a result, and not in any number here: {', '.join(missing)}.", warning=True))
     blocks += [Notice(warning, warning=True) for warning in warnings(numbers)]
     if numbers["pairs"]:
-        blocks += [pair_matrix(numbers), *_planning(numbers["planning"])]
+        blocks += [] if "heads" in numbers else [pair_matrix(numbers)]
+        blocks += _planning(numbers["planning"])
     return Section("Conclusion", blocks)
 
 

@@ -25,12 +25,13 @@ from detection.evaluation.curves import (
     mean_precision,
     score_of_as_many,
 )
-from detection.evaluation.inference import Comparison, Pair
+from detection.evaluation.heads import AcrossHeads, compare_heads, gains
+from detection.evaluation.inference import Comparison, Pair, compare_samples
 from detection.evaluation.metrics import figures, shown_in
 from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric, describe_choice
 from detection.report.paper import accept_from, paper_cells
-from detection.report.proof import compare_runs, pair_proof, planning, variant_proof
+from detection.report.proof import heads_proof, pair_proof, planning, sample_runs, variant_proof
 from detection.report.reading import ExperimentFolder
 from detection.report.splits import split_numbers
 from detection.report.training import training_numbers
@@ -73,7 +74,8 @@ class Evidence:
 
     index: AnnotationIndex
     shown: Mapping[str, Shown]  # of the first finished seed
-    comparison: Comparison  # of every finished seed
+    comparison: Comparison  # of every finished seed; with heads, of the pairs under each
+    across: AcrossHeads | None  # of an experiment with heads
     results: Mapping[str, Sequence[dict[str, Any]]]  # arm that was not trained -> the result of each of its files
 
 
@@ -91,16 +93,15 @@ def gather(experiment: ExperimentFolder, *, say: Callable[[str], None]) -> Evide
     arms = {name: _read_arm(index, files) for name, files in experiment.detections.items()}
     records = {variant: [found for _, found in seeds] for variant, seeds in read.items()} | arms
     classes = {variant: seeds[0][0].class_names for variant, seeds in read.items()}
+    samples = sample_runs(records, classes | dict.fromkeys(arms, index.class_names), voc_metric=metric)
+    # A plan may be older than the key, and the second seeds still to come.
+    pool = experiment.plan.get("pool_seeds", False) and any(len(seeds) > 1 for seeds in records.values())
+    heads = experiment.plan.get("heads", {})
     return Evidence(
         index=index,
         shown={variant: show(seeds[0], len(index.class_names)) for variant, seeds in records.items()},
-        comparison=compare_runs(
-            records,
-            classes | dict.fromkeys(arms, index.class_names),
-            voc_metric=metric,
-            # A plan may be older than the key, and the second seeds still to come.
-            pool=experiment.plan.get("pool_seeds", False) and any(len(seeds) > 1 for seeds in records.values()),
-        ),
+        comparison=compare_samples(samples, pool=pool, pairs=gains(heads, [*samples]) if heads else None),
+        across=compare_heads(samples, heads, pool=pool) if heads else None,
         results={name: [evaluate(seed, index.class_names, metric) for seed in seeds] for name, seeds in arms.items()},
     )
 
@@ -128,11 +129,12 @@ def show(records: Sequence[Record], num_classes: int) -> Shown:
 def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None) -> dict[str, Any]:
     """The content of report.json."""
     plan = experiment.plan
+    heads = ["heads"] if "heads" in plan else []
     numbers: dict[str, Any] = {
         "name": plan["name"],
         "protocol": plan["protocol"],
         "seeds": plan["seeds"],
-        "fairness": {name: plan[name] for name in ("allowed", "differences", "also_changes", "hashes")},
+        "fairness": {name: plan[name] for name in ("allowed", "differences", "also_changes", "hashes", *heads)},
         "base": plan["base"],
         "environment": plan["environment"],
         "grid": experiment.grid,
@@ -159,6 +161,8 @@ def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None) 
     }
     numbers["variants"] = {name: _variant(experiment, name, evidence) for name in evidence.shown}
     numbers["pairs"] = [pair_numbers(comparison, pair, evidence.shown, names) for pair in comparison.pairs]
+    if evidence.across is not None:
+        numbers["heads"] = heads_proof(evidence.across, plan["heads"])
     found = as_json(numbers)
     _mark_fronts(found)
     return found

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from detection.evaluation.inference import Claim, Comparison, Interval, Pair, compare_samples
-from detection.evaluation.jackknife import jackknife
+from detection.evaluation.heads import AcrossHeads
+from detection.evaluation.inference import Claim, Comparison, Contrast, Interval, Pair, compare_samples
+from detection.evaluation.jackknife import Sample, jackknife
 from detection.evaluation.matching import check_comparable, match
 from detection.evaluation.metrics import METRICS
 from detection.evaluation.planning import (
@@ -24,9 +25,18 @@ from detection.evaluation.planning import (
 from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric
 from detection.evaluation.run_figures import ERROR_KEYS, run_statistic
-from detection.evaluation.verdicts import pair_verdict
+from detection.evaluation.verdicts import heads_verdict, pair_verdict
 
-__all__ = ["DECIDING", "compare_runs", "pair_proof", "plan_numbers", "planning", "variant_proof"]
+__all__ = [
+    "DECIDING",
+    "compare_runs",
+    "heads_proof",
+    "pair_proof",
+    "plan_numbers",
+    "planning",
+    "sample_runs",
+    "variant_proof",
+]
 
 Stated = TypeVar("Stated", Interval, Claim)
 
@@ -41,13 +51,25 @@ def compare_runs(
     voc_metric: VocMetric = "area",
     pool: bool = False,
 ) -> Comparison:
-    """Returns the comparison of every figure of ``runs``: name -> the records of each seed.
+    """Returns the comparison of every figure of ``runs``, with one seed deviation for all where ``pool`` is set.
+
+    Other arguments and errors as ``sample_runs``.
+    """
+    return compare_samples(sample_runs(runs, class_names, voc_metric=voc_metric), pool=pool)
+
+
+def sample_runs(
+    runs: Mapping[str, Sequence[Sequence[Record]]],
+    class_names: Mapping[str, Sequence[str]],
+    *,
+    voc_metric: VocMetric = "area",
+) -> dict[str, list[Sample]]:
+    """Returns every figure of ``runs``, and what the images contribute: name -> a sample of each seed.
 
     Args:
-        runs: of the same test images.
+        runs: name -> the records of each seed, of the same test images.
         class_names: name -> those of its records.
         voc_metric: the definition behind "VOC mAP".
-        pool: one seed deviation for all.
 
     Raises:
         ValueError: other images, objects or classes in two runs, or fewer than two images.
@@ -58,14 +80,13 @@ def compare_runs(
         for number, records in enumerate(seeds, start=1)
     }
     check_comparable(matches)
-    samples = {
+    return {
         name: [
             jackknife(run_statistic(records, class_names[name], voc_metric=voc_metric), len(records))
             for records in seeds
         ]
         for name, seeds in runs.items()
     }
-    return compare_samples(samples, pool=pool)
 
 
 def variant_proof(comparison: Comparison, name: str, class_names: Sequence[str]) -> dict[str, Any]:
@@ -98,6 +119,29 @@ def pair_proof(comparison: Comparison, pair: Pair, class_names: Sequence[str]) -
         "errors": {key.partition(".")[2]: claims[key] for key in ERROR_KEYS},
         "visible": visible,
         "verdict": pair_verdict(pair, DECIDING, visible=visible[question] or math.inf),
+    }
+
+
+def heads_proof(across: AcrossHeads, heads: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Returns the mean gains over ``heads`` (head -> variant -> arm) with their verdicts, and the interactions."""
+    means = []
+    for mean in across.means:
+        crossed = [found for found in across.interactions if (found.a, found.b) == (mean.a, mean.b)]
+        verdict = heads_verdict(mean, crossed, DECIDING, small=WANTED_GAP)
+        of_pair = {"a": mean.a, "b": mean.b, "heads": list(mean.heads)}
+        means.append(of_pair | _contrast_proof(mean.contrast) | {"verdict": verdict})
+    interactions = [
+        {"a": found.a, "b": found.b, "first": found.first, "second": found.second} | _contrast_proof(found.contrast)
+        for found in across.interactions
+    ]
+    return {"arms": heads, "means": means, "interactions": interactions}
+
+
+def _contrast_proof(contrast: Contrast) -> dict[str, Any]:
+    return {
+        "detectors": _named(contrast.detectors),
+        "methods": None if contrast.methods is None else _named(contrast.methods),
+        "missing": contrast.missing,
     }
 
 

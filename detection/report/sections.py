@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detection.evaluation.matching import MAX_DETECTIONS
@@ -14,6 +14,7 @@ from detection.pages.plots import forest
 from detection.report.conclusion import claims_tables, conclusion
 from detection.report.costs import cost_section
 from detection.report.details import classes_section, curves_section, errors_section, pictures_section
+from detection.report.heads import by_head, heads_section
 from detection.report.robustness import robustness_section
 from detection.report.splits import copies_text
 from detection.report.words import bar, best_cells, percent_interval, spread
@@ -39,6 +40,7 @@ def experiment_sections(numbers: dict[str, Any], pictures: Sequence[Pictures]) -
         ]
     sections = [
         conclusion(numbers),
+        heads_section(numbers),
         _results(numbers),
         _fairness(numbers),
         cost_section(numbers),
@@ -133,17 +135,11 @@ def _fairness(numbers: dict[str, Any]) -> Section:
         Text(
             f"Protocol: {protocol_name(numbers['protocol'])}. The resolved configurations were compared before "
             f"training: all {len(numbers['base'])} keys are equal but those below, and only "
-            f"{', '.join(fairness['allowed']) or 'none'} may differ."
+            f"{', '.join(fairness['allowed']) or 'none'} may differ{' under one head' if 'heads' in fairness else ''}."
         ),
         *_minutes(numbers),
-        *_values_table(
-            "What differs: configuration keys.", "key", [(d["key"], d["values"]) for d in fairness["differences"]]
-        ),
-        *_values_table(
-            "What changes with it all the same, without a key of its own.",
-            "what",
-            [(d["what"], d["values"]) for d in fairness["also_changes"]],
-        ),
+        *_differences(fairness, "What differs: configuration keys", "key", "differences"),
+        *_differences(fairness, "What changes with it all the same, without a key of its own", "what", "also_changes"),
     ]
     foreign = [name for name, variant in numbers["variants"].items() if variant["files"]]
     if foreign:
@@ -219,7 +215,18 @@ def _search_noise(numbers: dict[str, Any]) -> str:
     )
 
 
-def _values_table(caption: str, corner: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> list[Block]:
+def _differences(fairness: dict[str, Any], caption: str, corner: str, name: str) -> list[Block]:
+    """Returns a table of the entries ``name``; with heads, first those between heads, then those between variants."""
+    entries = [(entry[corner], entry["values"]) for entry in fairness[name]]
+    groups = by_head(entries, fairness["heads"]) if "heads" in fairness else {"": entries}
+    return [
+        block
+        for where, rows in groups.items()
+        for block in _values_table(f"{caption}{where and f', {where}'}.", corner, rows)
+    ]
+
+
+def _values_table(caption: str, corner: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Block]:
     if not rows:
         return []
     variants = list(dict.fromkeys(name for _, values in rows for name in values))

@@ -32,6 +32,13 @@ def test_a_short_simulation_keeps_the_promises(tool: dict[str, Any], cells: list
     for cell in cells:
         assert 0.9 < cell["coverage"]["detectors"]["value"] <= 1
         assert ("false" in cell) == (cell["seeds"] > 1)  # with one seed nothing is said of methods
+        assert ("heads_false" in cell) == (cell["seeds"] > 1 and cell["variants"] == 7)
+    assert len(tool["heads_table"](cells)) == 3
+
+
+def test_heads_that_are_said_to_differ_too_often_are_named(tool: dict[str, Any], cells: list[dict[str, Any]]) -> None:
+    broken = tool["judge"]([cell | {"heads_false": 0.5} for cell in cells if "heads_false" in cell])
+    assert [line for line in broken if "heads_false 50.0 %" in line]
 
 
 def test_the_old_rule_breaks_them(tool: dict[str, Any], cells: list[dict[str, Any]]) -> None:

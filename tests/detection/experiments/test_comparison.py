@@ -97,6 +97,16 @@ def test_every_variant_is_trained_with_every_seed_and_measured(make: Make) -> No
     assert read("costs/plain18.json")["weights"] == "out/runs/plain18/0"
 
 
+def test_heads_are_trained_with_every_variant_and_known_to_the_report(make: Make) -> None:
+    heads = {"slow": {}, "fast": {"solver": {"base_lr": 0.02}}}
+    assert make(heads=heads, seeds=(0,)).run()
+    arms = [f"{head}.{name}" for head in heads for name in ("resnet18", "plain18")]
+    assert sorted(path.parent.parent.name for path in Path("out/runs").glob("*/*/result.json")) == sorted(arms)
+    assert (rate("runs/slow.plain18/0"), rate("runs/fast.plain18/0")) == (0.01, 0.02)
+    assert read("experiment.json")["heads"]["fast"] == {"resnet18": "fast.resnet18", "plain18": "fast.plain18"}
+    assert read("costs/fast.plain18.json")["weights"] == "out/runs/fast.plain18/0"
+
+
 def test_a_second_call_trains_and_measures_nothing(make: Make) -> None:
     assert make().run()
     said: list[str] = []

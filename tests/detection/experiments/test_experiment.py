@@ -155,6 +155,40 @@ def test_detections_of_other_programs_are_arms_beside_one_variant(write: Write, 
     assert experiment.detections == {"yolo": (str(tmp_path / "y1.json"), str(tmp_path / "y2.json"))}
 
 
+HEADS = {"two": {}, "dense": {"architecture": "retinanet", "solver": {"base_lr": 0.02}}}
+PYRAMID = ["backbone.fpn=true", "box.head=fc"]
+
+
+def test_every_variant_runs_under_every_head_which_differ_in_what_they_say(write: Write) -> None:
+    experiment = load_experiment(write(heads=HEADS, overrides=PYRAMID))
+    configs = resolve_variants(experiment)
+    assert list(configs) == ["two.small", "two.large", "dense.small", "dense.large"]
+    assert experiment.arms_by_head["dense"] == {"small": "dense.small", "large": "dense.large"}
+    assert {arm: (c.architecture, c.backbone.name, c.solver.base_lr) for arm, c in configs.items()} == {
+        "two.small": ("faster_rcnn", "resnet18", 0.01),
+        "two.large": ("faster_rcnn", "resnet34", 0.01),
+        "dense.small": ("retinanet", "resnet18", 0.02),
+        "dense.large": ("retinanet", "resnet34", 0.02),
+    }
+    assert {d.key for d in check_fair(experiment, configs)} == {"architecture", "backbone.name", "solver.base_lr"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"variants": VARIANTS | {"large": ["solver.base_lr=0.03"]}}, "solver.base_lr differs .*two.large has 0.03"),
+        ({"heads": HEADS | {"two": ["data.test=[bccd:val]"]}}, "data.test differs .*variants and heads"),
+        ({"heads": HEADS | {"two": ["seed=3"]}}, "seed differs .*variants and heads"),
+    ],
+)
+def test_the_list_holds_within_each_head_and_heads_change_no_test(
+    write: Write, keys: dict[str, Any], message: str
+) -> None:
+    experiment = load_experiment(write(**({"heads": HEADS, "overrides": PYRAMID} | keys)))
+    with pytest.raises(ValueError, match=message):
+        check_fair(experiment, resolve_variants(experiment))
+
+
 @pytest.mark.parametrize(
     ("detections", "told"),
     [
@@ -191,6 +225,8 @@ def test_arms_without_files_or_names_of_their_own_are_refused(
         ({"allowed": ["data"]}, "allowed has 'data', which can't differ between variants: all variants are tested on"),
         ({"allowed": ["data.test"]}, "allowed has 'data.test', which can't differ between variants: all variants are"),
         ({"allowed": ["seed"]}, "can't differ between variants: `seeds` sets it for every variant alike"),
+        ({"heads": {"two": {}}}, "heads takes two or more, each with two or more variants and without detections; got"),
+        ({"heads": HEADS | {"a.b": {}}}, "'a.b' names a head, and its arms are HEAD.VARIANT"),
         ({"varients": {}}, "no config key 'varients'; did you mean 'variants'?"),
         ({"protocol": {"name": "equal"}}, "config key 'protocol.name' takes one of"),
         ({"protocol": {"name": "equal_time"}}, "got None under equal_time"),
@@ -267,6 +303,26 @@ def test_experiments_at_paper_scale_are_the_single_configs_three_times(name: str
     experiment, variants = load(name)
     assert experiment.seeds == (0, 1, 2)
     assert list(variants.values()) == [load_config(DetectionConfig, CONFIGS / f"{recipe}.yaml") for recipe in recipes]
+
+
+@pytest.mark.parametrize(
+    ("name", "recipes"),
+    [
+        ("bccd_heads", ("bccd/fpn_small", "bccd/retinanet_small", "bccd/fcos_small")),
+        (
+            "coco_heads",
+            tuple(f"coco/modern/{head}_r50_fpn_1x" for head in ("faster_rcnn", "retinanet", "fcos")),
+        ),
+    ],
+)
+def test_heads_are_the_single_configs(name: str, recipes: tuple[str, ...]) -> None:
+    experiment, variants = load(name)
+    for named, recipe in zip(experiment.arms_by_head.values(), recipes, strict=True):
+        single = load_config(DetectionConfig, CONFIGS / f"{recipe}.yaml", experiment.overrides)
+        found = variants[next(iter(named.values()))]
+        unused = {"rpn": single.rpn, "box": single.box} if single.one_stage else {}
+        assert replace(found, backbone=single.backbone, **unused) == single
+        assert replace(found.backbone, name=single.backbone.name) == single.backbone
 
 
 def test_the_small_experiment_has_twelve_runs_that_differ_in_the_name_of_the_backbone_alone() -> None:
