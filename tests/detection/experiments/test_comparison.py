@@ -148,6 +148,7 @@ def test_a_changed_experiment_does_not_go_on(make: Make) -> None:
     assert read("experiment.json") == before
 
 
+@pytest.mark.slow
 def test_runs_of_other_code_are_flagged(make: Make) -> None:
     said: list[str] = []
     assert make().run()
@@ -215,6 +216,7 @@ def test_a_grid_is_searched_on_the_validation_set_and_its_best_rate_trained(make
     assert read_status(Path("out/runs/plain18/1"))["state"] == "done"
 
 
+@pytest.mark.slow
 def test_a_grid_grows_beyond_its_edge_for_all_variants(make: Make) -> None:
     said: list[str] = []
     protocol = GRID | {"factors": [0.5, 1], "extend": 3}
@@ -226,6 +228,7 @@ def test_a_grid_grows_beyond_its_edge_for_all_variants(make: Make) -> None:
     assert rate("runs/resnet18/0") == 0.02
 
 
+@pytest.mark.slow
 def test_a_grid_that_grows_renumbers_no_run(make: Make) -> None:
     comparison = make(protocol=GRID | {"factors": [0.5, 1], "extend": 1})
     numbered = comparison.plan().splitlines()
@@ -256,6 +259,7 @@ def test_an_array_trains_after_the_search(make: Make) -> None:
     assert "search resnet18/1" in comparison.plan()
 
 
+@pytest.mark.slow
 def test_a_variant_without_a_rate_is_reported(make: Make) -> None:
     said: list[str] = []
     assert not make("resnet18", "plain34", protocol=GRID | {"factors": [1, 2]}, say=said.append).run()

@@ -28,7 +28,7 @@ def boxes_and_scores(count: int = 60) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat([corners, corners + sides], dim=2), scores, classes
 
 
-@pytest.mark.parametrize("iou", [0.5, 0.7])
+@pytest.mark.parametrize("iou", [0.5, pytest.param(0.7, marks=pytest.mark.slow)])
 def test_nms_of_classes_keeps_what_ours_keeps(iou: float, run: Callable[..., Any]) -> None:
     inputs = boxes_and_scores()
     expected = nms(*inputs, iou, 60)
@@ -37,6 +37,7 @@ def test_nms_of_classes_keeps_what_ours_keeps(iou: float, run: Callable[..., Any
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_nms_without_classes_or_candidates(run: Callable[..., Any]) -> None:
     boxes, scores, _ = boxes_and_scores()
     scores[1] = -torch.inf
@@ -51,6 +52,7 @@ def test_ties_go_by_position(run: Callable[..., Any]) -> None:
             np.testing.assert_array_equal(own, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("aligned", "samples"), [(True, 2), (False, 2), (True, 0)])
 def test_roi_align(aligned: bool, samples: int, run: Callable[..., Any]) -> None:
     def pool(feature: Tensor, regions: Tensor) -> Tensor:
@@ -81,6 +83,7 @@ def regions_and_features() -> tuple[Tensor, Tensor]:
     return feature, torch.cat([rows, boxes], dim=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("modulated", [False, True])
 def test_deformable_convolution(run: Callable[..., Any], groups: int, modulated: bool) -> None:

@@ -49,7 +49,8 @@ def test_regions_are_pooled_as_with_fixed_shapes(sides: Sequence[float], kind: P
         assert torch.equal(holder[0](make_levels(), boxes, images), expected)
 
 
-@pytest.mark.parametrize("counts", [(0, 0), pytest.param((2, 3), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [(0, 0), (2, 3)])
 @torch.no_grad()
 def test_masks_are_those_of_detections_in_every_runtime(counts: Sequence[int], run: Callable[..., Any]) -> None:
     torch.manual_seed(0)
@@ -66,7 +67,8 @@ def test_masks_are_those_of_detections_in_every_runtime(counts: Sequence[int], r
         np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("counts", [(0, 0), pytest.param((2, 3), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [(0, 0), (2, 3)])
 @torch.no_grad()
 def test_keypoints_are_those_of_detections_in_every_runtime(counts: Sequence[int], run: Callable[..., Any]) -> None:
     torch.manual_seed(0)

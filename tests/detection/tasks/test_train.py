@@ -401,7 +401,7 @@ class TestRefusals:
         make_voc({"a": [("cat", (11, 21, 40, 50), False)]})
         train = f"{write_card('voc')}:train"
         pasting = with_data(config, root=str(tmp_path), train=(train,), test=(), copy_paste=0.5)
-        with pytest.raises(ValueError, match=r"data\.copy_paste pastes masks, which data\.train .*voc\.yaml:train"):
+        with pytest.raises(ValueError, match=r"data\.train .*voc\.yaml:train.* lacks masks.* data\.copy_paste"):
             run_training(pasting, tmp_path / "run")
         assert not (tmp_path / "run" / "checkpoints").exists()
 
