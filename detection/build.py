@@ -1,25 +1,21 @@
-"""From a config to a detector: the only reader of config among the model code."""
+"""From a config to a detector; with build_trunk.py and build_tester.py the only readers of config among model code."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from backbones.adapters.fx import TracedBackbone
 from backbones.base import Backbone, FeatureSpec
-from backbones.classifier import backbone_weights
-from backbones.deformable import OFFSETS
 from backbones.fpn import FPN
 from backbones.norm import NormLayer, make_norm
-from backbones.registry import build_backbone, pyramid_features
-from backbones.weights.load import load_matching
-from backbones.weights.packages import PACKAGES
+from backbones.registry import pyramid_features
+from detection.build_tester import build_postprocessor
+from detection.build_trunk import build_plain_backbone
 from detection.config.detection import (
     AnchorConfig,
     ArchitectureName,
@@ -27,20 +23,14 @@ from detection.config.detection import (
     DenseConfig,
     DetectionConfig,
     DetectorBackboneConfig,
-    PostprocessConfig,
     RPNConfig,
 )
-from detection.config.schema import different_meaning
-from detection.config.sections import BackboneConfig
-from detection.data.transforms import Resize
-from detection.engine.checkpoint import read_weights, resolve_weights, stored_backbone
-from detection.engine.compiled import CompiledStep, CompiledTest, Frames
+from detection.engine.compiled import CompiledStep, Frames
 from detection.fields.masks import Masks
 from detection.fields.table import FIELDS, Field
-from detection.hub import local_path
 from detection.keypoints import KeypointSpec
 from detection.model.anchors import AnchorGenerator, deal
-from detection.model.architecture import Architecture, RegionVerbs
+from detection.model.architecture import Architecture
 from detection.model.box_coder import BoxCoder
 from detection.model.box_heads import FCHead
 from detection.model.box_stage import BoxPredictor, BoxStage
@@ -52,30 +42,18 @@ from detection.model.mask_stage import MaskHead, MaskStage
 from detection.model.matcher import Matcher
 from detection.model.one_stage import Dense, OneStage
 from detection.model.pooler import RegionPooler
-from detection.model.postprocess import Postprocessor
 from detection.model.retinanet import RetinaNetHead
 from detection.model.rpn import RPN, ProposalFilter, RPNHead
 from detection.model.sampler import BalancedSampler
-from detection.model.test_time.slices import Cutting, Sliced
-from detection.model.test_time.tester import Methods, Tester
-from detection.structures import Detections, ImageBatch
 
 __all__ = [
     "ARCHITECTURES",
-    "LIBRARIES",
     "build_detector",
-    "build_image_tester",
-    "build_plain_backbone",
-    "build_tester",
     "compile_losses",
     "field_operations",
-    "file_of_a_run",
     "needed_fields",
-    "slice_images",
     "with_keypoints",
 ]
-
-LIBRARIES = ("torchvision", "timm", *PACKAGES)  # as weights: not a folder that has such a name
 
 
 class Builder(Protocol):
@@ -154,130 +132,6 @@ def with_keypoints(config: DetectionConfig, keypoints: KeypointSpec | None) -> D
     return config
 
 
-def build_tester(config: PostprocessConfig, detectors: Sequence[Architecture]) -> nn.Module:
-    """Returns what tests one detector or an ensemble as ``config`` describes.
-
-    Raises:
-        ValueError: a test-time method or an ensemble of an architecture that can't take part in it.
-    """
-    methods = Methods(refine=config.refine, scales=config.scales, flip=config.flip)
-    if all(isinstance(detector, RegionVerbs) for detector in detectors):
-        return Tester(detectors, methods=methods, postprocess=_postprocessor(config))
-    if len(detectors) == 1 and methods == Methods():
-        return detectors[0]
-    raise ValueError(
-        "test.refine, test.scales, test.flip and ensembles look at regions, which "
-        f"{', '.join(type(detector).__name__ for detector in detectors)} lacks; leave them at their defaults"
-    )
-
-
-def build_image_tester(
-    config: DetectionConfig, detectors: Sequence[Architecture], *, say: Callable[[str], None] | None = None
-) -> nn.Module:
-    """Returns ``build_tester``'s, over the windows of images at full size where ``config.test.slice`` is set.
-
-    With ``say``, which is told of it, the tester is compiled where ``config.test.compile`` asks for it.
-
-    Raises:
-        ValueError: as ``build_tester``.
-    """
-    tester = build_tester(config.test, detectors)
-    if config.test.compile and say is not None:
-        frames = Frames.of_scale(config.data.shorter_side, config.data.longer_side)
-        tester = CompiledTest(tester, "test.compile", frames, say=say, records=True)
-    return tester if config.test.slice is None else slice_images(config, tester)
-
-
-def slice_images(config: DetectionConfig, detect: Callable[[ImageBatch], list[Detections]]) -> Sliced:
-    """Returns what finds objects in images of full size, by ``detect``, in windows as ``config.test.slice`` says.
-
-    Args:
-        config: with ``test.slice``.
-        detect: detections of images that have the test scale; what ``build_tester`` returns, or an exported model.
-    """
-    test = config.test
-    assert test.slice is not None
-    cutting = Cutting(test.slice, test.slice_overlap, test.slice_whole, test.slice_merge, test.nms_iou)
-    return Sliced(detect, cutting=cutting, fit=Resize(config.data.shorter_side, config.data.longer_side).size)
-
-
-def build_plain_backbone(
-    config: BackboneConfig, *, pretrained: bool, out_features: Sequence[str] | None = None
-) -> Backbone:
-    """The backbone that ``config`` describes, without its pyramid.
-
-    Args:
-        config: of the backbone; its weights may be the directory of a run of ``resdet pretrain``, or a checkpoint
-            of it, if that had the same options where they change what weights mean; or an address hf://NAME/REPO.
-        pretrained: load the weights; False where those of a whole model follow.
-        out_features: stages to return; None for the backbone's own default.
-
-    Raises:
-        ValueError: an option that the backbone lacks, or weights that do not fit it.
-    """
-    if pretrained and config.weights is not None and config.weights not in LIBRARIES:
-        config = replace(config, weights=str(local_path(config.weights)))
-    options = asdict(config)
-    name, weights, source = options.pop("name"), options.pop("weights"), options.pop("weights_source")
-    for of_the_pyramid in ("fpn", "fpn_channels", "fpn_norm", "fpn_coarse"):
-        options.pop(of_the_pyramid, None)
-    run = file_of_a_run(config, check=pretrained)
-    backbone = build_backbone(
-        name,
-        weights=None if run else weights,
-        weights_source=source,
-        load_weights=pretrained,
-        out_features=out_features,
-        **options,
-    )
-    if run and pretrained:
-        dropped = backbone.dropped if isinstance(backbone, TracedBackbone) else ()
-        load_matching(backbone, weights_of_run(run), source=str(run), unused_ok=dropped, missing_ok=OFFSETS)
-    return backbone
-
-
-def weights_of_run(run: Path) -> dict[str, Tensor]:
-    """Returns the backbone's weights of the classifier whose run or checkpoint is ``run``.
-
-    Raises:
-        ValueError: it is no classifier.
-    """
-    found = backbone_weights(read_weights(run))
-    if not found:
-        raise ValueError(
-            f"{run} is no classifier; leave backbone.weights unset and give a detector to go on from as init"
-        )
-    return found
-
-
-def file_of_a_run(config: BackboneConfig, *, check: bool) -> Path | None:
-    """Returns the weights of ``config`` where a run of ours made them; None for others, and for a run that is gone.
-
-    Raises:
-        ValueError: with ``check``, it trained a network of other options.
-    """
-    if config.weights is None or config.weights in LIBRARIES or not Path(config.weights).exists():
-        return None
-    file = resolve_weights(config.weights)
-    trained = stored_backbone(file)
-    if trained is None:
-        return None
-    changed = different_meaning(trained, config, "backbone") if check else []
-    if changed:
-        raise ValueError(f"{file} can't be backbone.weights: {'; '.join(f'backbone.{line}' for line in changed)}")
-    return file
-
-
-def _postprocessor(config: PostprocessConfig) -> Postprocessor:
-    return Postprocessor(
-        score_threshold=config.score_threshold,
-        nms_iou=config.nms_iou,
-        max_detections=config.max_detections,
-        vote_iou=config.vote_iou,
-        soft_nms_sigma=config.soft_nms_sigma,
-    )
-
-
 def _backbone(config: DetectorBackboneConfig, *, pretrained: bool) -> Backbone:
     if not config.fpn:
         features = ("c5",) if config.dilate_c5 else None
@@ -338,7 +192,7 @@ def _rcnn(
         backbone,
         rpn,
         CascadeBoxStage(stages) if cascade else stages[0],
-        postprocess=_postprocessor(config.test),
+        postprocess=build_postprocessor(config.test),
         mask_stage=_mask_stage(config, backbone, stages[0], num_classes=num_classes) if masks else None,
         keypoint_stage=_keypoint_stage(config, backbone) if keypoints else None,
     )
@@ -357,7 +211,7 @@ def _retinanet(config: DetectionConfig, backbone: Backbone, num_classes: int) ->
         use_giou=dense.loss == "giou",
         smooth_l1_beta=dense.smooth_l1_beta,
     )
-    return OneStage(backbone, head, postprocess=_postprocessor(config.test), clip_first=dense.clip_first)
+    return OneStage(backbone, head, postprocess=build_postprocessor(config.test), clip_first=dense.clip_first)
 
 
 def _fcos(config: DetectionConfig, backbone: Backbone, num_classes: int) -> OneStage:
@@ -371,7 +225,7 @@ def _fcos(config: DetectionConfig, backbone: Backbone, num_classes: int) -> OneS
         offset=config.anchors.offset,
         rounded=config.anchors.rounded,
     )
-    return OneStage(backbone, head, postprocess=_postprocessor(config.test), clip_first=dense.clip_first)
+    return OneStage(backbone, head, postprocess=build_postprocessor(config.test), clip_first=dense.clip_first)
 
 
 def _dense(config: DenseConfig) -> Dense:

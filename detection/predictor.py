@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from detection.build import build_detector, build_image_tester, slice_images
+from detection.build import build_detector
+from detection.build_tester import build_image_tester, slice_images
 from detection.config.detection import DetectionConfig, KeypointConfig, PostprocessConfig
 from detection.config.load import build_dataclass
 from detection.data.sources import Picture, Source, pictures, read_picture

@@ -1,8 +1,8 @@
 """Time the training loader beside decoding and resizing alone, and count its images per second with several workers.
 
-Augmentation is off.  Decoding and resizing are OpenCV's, on one thread, of files that are in memory; the loader also
-reads and checks the files, makes the targets and puts batches together.  The two take turns, and other programs don't
-count: the time is that of a core.
+Augmentation is off.  Decoding and resizing are OpenCV's, on one thread, of files that are in memory: once each picture
+over the last one, which stays in the caches, and once into a new batch as a loader must; the loader also reads and
+checks the files and makes the targets.  They take turns, and other programs don't count: the time is that of a core.
 
 examples:
   RESDET_DATA_ROOT=DATA python tools/benchmark_loader.py
@@ -14,11 +14,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from detection.config.detection import DetectorDataConfig
 from detection.data.cards import data_root, load_dataset
@@ -41,30 +43,49 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def decode_and_resize(content: bytes, resize: Resize) -> None:
-    """Does what no loader can leave out."""
+def decode(content: bytes) -> NDArray[np.uint8]:
+    """Returns the pixels (H, W, 3), RGB, of a JPEG file."""
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     assert pixels is not None
     cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
-    height, width = resize.size(pixels.shape[:2])
-    cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(pixels, np.uint8)
 
 
-def milliseconds(index: AnnotationIndex, resize: Resize, batch: int, repeats: int) -> tuple[list[float], list[float]]:
-    """Returns milliseconds of a core an image, by round: of decoding and resizing alone, and of the loader."""
+def resize_alone(contents: Sequence[bytes], resize: Resize) -> None:
+    """Does what no loader can leave out."""
+    for pixels in map(decode, contents):
+        height, width = resize.size(pixels.shape[:2])
+        cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def resize_into_batch(contents: Sequence[bytes], resize: Resize) -> None:
+    """Does it with a place for each picture, padded with zeros."""
+    images = [decode(content) for content in contents]
+    sizes = [resize.size(pixels.shape[:2]) for pixels in images]
+    batch = np.empty((len(images), *(max(sides) for sides in zip(*sizes, strict=True)), 3), np.uint8)
+    for pixels, place, (height, width) in zip(images, batch, sizes, strict=True):
+        place[height:], place[:height, width:] = 0, 0
+        cv2.resize(pixels, (width, height), dst=place[:height, :width], interpolation=cv2.INTER_LINEAR)
+
+
+def milliseconds(index: AnnotationIndex, resize: Resize, batch: int, repeats: int) -> list[list[float]]:
+    """Returns milliseconds of a core an image, by round: alone, into batches, and of the loader."""
     dataset = DetectionDataset(index, resize=resize)
     contents = [Path(path).read_bytes() for path in index.paths]
-    alone, loader = list[float](), list[float]()
+    batches = [range(first, min(first + batch, len(index))) for first in range(0, len(index), batch)]
+    ways: tuple[Callable[[range], object], ...] = (
+        lambda rows: resize_alone(contents[rows.start : rows.stop], resize),
+        lambda rows: resize_into_batch(contents[rows.start : rows.stop], resize),
+        lambda rows: collate(dataset.__getitems__([(row, row) for row in rows])),
+    )
+    times = [list[float]() for _ in ways]
     for _ in range(repeats):
-        started = time.process_time()
-        for content in contents:
-            decode_and_resize(content, resize)
-        between = time.process_time()
-        for first in range(0, len(index), batch):
-            collate(dataset.__getitems__([(row, row) for row in range(first, min(first + batch, len(index)))]))
-        alone.append((between - started) / len(index) * 1e3)
-        loader.append((time.process_time() - between) / len(index) * 1e3)
-    return alone, loader
+        for way, seconds in zip(ways, times, strict=True):
+            started = time.process_time()
+            for rows in batches:
+                way(rows)
+            seconds.append((time.process_time() - started) / len(index) * 1e3)
+    return times
 
 
 def images_per_second(index: AnnotationIndex, config: DetectorDataConfig, batch: int) -> float:
@@ -83,11 +104,13 @@ def main() -> None:
     index, _ = load_dataset([args.data], data_root())
     index = index.first(args.images)
     config = DetectorDataConfig(train=(args.data,), shorter_side=args.side, augment=(), skip_empty=False)
-    alone, loader = milliseconds(index, Resize(args.side, config.longer_side), args.batch, args.repeats)
-    ratio = statistics.median(ours / theirs for ours, theirs in zip(loader, alone, strict=True))
+    times = milliseconds(index, Resize(args.side, config.longer_side), args.batch, args.repeats)
     print(f"{args.data}, {len(index)} images to {args.side} px; medians of {args.repeats} rounds")
-    print(f"decoding and resizing alone  {statistics.median(alone):6.2f} ms an image")
-    print(f"loader, one process          {statistics.median(loader):6.2f} ms an image, {ratio:.2f} times")
+    for name, taken in zip(
+        ("decoding and resizing alone", "the same into batches", "loader, one process"), times, strict=True
+    ):
+        ratio = statistics.median(own / alone for own, alone in zip(taken, times[0], strict=True))
+        print(f"{name:28} {statistics.median(taken):6.2f} ms an image, {ratio:.2f} times")
     for workers in args.workers:
         rate = images_per_second(index, replace(config, workers=workers), args.batch)
         print(f"{workers} workers                    {rate:6.1f} images a second")

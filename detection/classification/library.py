@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from backbones.classifier import Classifier
 from backbones.library_classifier import LibraryClassifier
 from backbones.weights.load import download_torchvision, our_names, read_state_dict
-from detection.build import LIBRARIES, file_of_a_run, weights_of_run
+from detection.build_trunk import LIBRARIES, file_of_a_run, weights_of_run
 from detection.config.sections import BackboneConfig
 from detection.hub import local_path
 

@@ -28,7 +28,7 @@ from backbones.extras.branchynet import BranchyNet, Exit
 from backbones.extras.relay import RelayClassifier
 from backbones.extras.spp import SPP
 from backbones.library_classifier import is_of_library
-from detection.build import build_plain_backbone
+from detection.build_trunk import build_plain_backbone
 from detection.classification.compare import PER_IMAGE
 from detection.classification.config import ClassificationConfig, ClassifierConfig
 from detection.classification.exits import draw_exits, measure_exits

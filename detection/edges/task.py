@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backbones.extras.hed import HED
-from detection.build import build_plain_backbone
+from detection.build_trunk import build_plain_backbone
 from detection.data.index import AnnotationIndex
 from detection.data.loader import build_train_loader, load_data, load_index
 from detection.data.readers.bsds import BOUNDARY

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection.build import build_detector, build_image_tester
+from detection.build import build_detector
+from detection.build_tester import build_image_tester
 from detection.config.detection import DetectionConfig
 from detection.data.loader import build_test_loader, load_index
 from detection.data.transforms import Resize

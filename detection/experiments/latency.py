@@ -17,7 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from detection.build import build_detector, build_image_tester
+from detection.build import build_detector
+from detection.build_tester import build_image_tester
 from detection.config.detection import DetectionConfig
 from detection.data.loader import build_test_loader, load_index
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from detection.build import build_detector, build_tester
+from detection.build import build_detector
+from detection.build_tester import build_tester
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint
 from detection.engine.device import peak_memory_gib
 from detection.engine.latency import measure_latency, percentile

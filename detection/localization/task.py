@@ -28,7 +28,7 @@ from backbones.classifier import Classifier
 from backbones.registry import build_backbone
 from backbones.weights.load import download_torchvision, read_state_dict, rename_torchvision
 from detection.boxes import clip, scale
-from detection.build import build_plain_backbone
+from detection.build_trunk import build_plain_backbone
 from detection.classification.config import ClassificationConfig
 from detection.classification.model import ImageClassifier
 from detection.classification.task import restore_classifier

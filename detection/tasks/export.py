@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection.build import build_detector, build_tester, field_operations
+from detection.build import build_detector, field_operations
+from detection.build_tester import build_tester
 from detection.config.detection import DetectionConfig
 from detection.data.images import read_image
 from detection.data.index import AnnotationIndex

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from detection.build import build_image_tester, field_operations
+from detection.build import field_operations
+from detection.build_tester import build_image_tester
 from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
 from detection.data.loader import build_test_loader

@@ -20,7 +20,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
 from backbones.base import Backbone
-from detection.build import build_plain_backbone
+from detection.build_trunk import build_plain_backbone
 from detection.config.detection import DetectionConfig
 from detection.config.schema import checked
 from detection.config.sections import BackboneConfig, ProgramConfig

@@ -19,7 +19,8 @@ from typing import Any
 
 from torch import nn
 
-from detection.build import build_detector, build_image_tester, field_operations, needed_fields, slice_images
+from detection.build import build_detector, field_operations, needed_fields
+from detection.build_tester import build_image_tester, slice_images
 from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, load_config
 from detection.config.schema import different_meaning

@@ -1,4 +1,4 @@
-"""Mirrors detection/build.py: every option of a config reaches the part it is for."""
+"""Mirrors detection/build.py and its trunk and tester: every option of a config reaches the part it is for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from backbones.norm import FrozenBatchNorm
-from detection.build import build_detector, build_plain_backbone, build_tester, slice_images, with_keypoints
+from detection.build import build_detector, with_keypoints
+from detection.build_tester import build_tester, slice_images
+from detection.build_trunk import build_plain_backbone
 from detection.config.detection import (
     AnchorConfig,
     BoxConfig,

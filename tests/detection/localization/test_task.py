@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import resnet18
 
+from backbones.classifier import Classifier
 from detection.boxes import iou
 from detection.classification.config import ClassificationConfig
 from detection.classification.task import build_classifier
@@ -232,6 +233,7 @@ class TestGoingOn:
     ) -> None:
         state = torch.load(str(config.localization.classifier), weights_only=True)
         classifier = build_classifier(ClassificationConfig(backbone=config.backbone), len(COLOURS))
+        assert isinstance(classifier.network, Classifier)
         classifier.network.load_torchvision(state)
         write_converted(
             tmp_path / "classifier",

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from detection.build import build_detector, build_tester
+from detection.build import build_detector
+from detection.build_tester import build_tester
 from detection.config.detection import (
     AnchorConfig,
     ArchitectureName,

@@ -12,7 +12,8 @@ from torch import nn
 
 from backbones.classifier import backbone_weights
 from backbones.weights.load import read_state_dict
-from detection.build import build_detector, build_plain_backbone
+from detection.build import build_detector
+from detection.build_trunk import build_plain_backbone
 from detection.config.detection import BoxConfig, DetectionConfig, DetectorBackboneConfig, DetectorDataConfig, RPNConfig
 from detection.data.cards import load_dataset
 from detection.data.digits import write_digits

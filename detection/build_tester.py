@@ -1,0 +1,76 @@
+"""From the test section of a config and its detectors to what tests images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from detection.config.detection import DetectionConfig, PostprocessConfig
+from detection.data.transforms import Resize
+from detection.engine.compiled import CompiledTest, Frames
+from detection.model.architecture import Architecture, RegionVerbs
+from detection.model.postprocess import Postprocessor
+from detection.model.test_time.slices import Cutting, Sliced
+from detection.model.test_time.tester import Methods, Tester
+from detection.structures import Detections, ImageBatch
+
+__all__ = ["build_image_tester", "build_postprocessor", "build_tester", "slice_images"]
+
+
+def build_tester(config: PostprocessConfig, detectors: Sequence[Architecture]) -> nn.Module:
+    """Returns what tests one detector or an ensemble as ``config`` describes.
+
+    Raises:
+        ValueError: a test-time method or an ensemble of an architecture that can't take part in it.
+    """
+    methods = Methods(refine=config.refine, scales=config.scales, flip=config.flip)
+    if all(isinstance(detector, RegionVerbs) for detector in detectors):
+        return Tester(detectors, methods=methods, postprocess=build_postprocessor(config))
+    if len(detectors) == 1 and methods == Methods():
+        return detectors[0]
+    raise ValueError(
+        "test.refine, test.scales, test.flip and ensembles look at regions, which "
+        f"{', '.join(type(detector).__name__ for detector in detectors)} lacks; leave them at their defaults"
+    )
+
+
+def build_image_tester(
+    config: DetectionConfig, detectors: Sequence[Architecture], *, say: Callable[[str], None] | None = None
+) -> nn.Module:
+    """Returns ``build_tester``'s, over the windows of images at full size where ``config.test.slice`` is set.
+
+    With ``say``, which is told of it, the tester is compiled where ``config.test.compile`` asks for it.
+
+    Raises:
+        ValueError: as ``build_tester``.
+    """
+    tester = build_tester(config.test, detectors)
+    if config.test.compile and say is not None:
+        frames = Frames.of_scale(config.data.shorter_side, config.data.longer_side)
+        tester = CompiledTest(tester, "test.compile", frames, say=say, records=True)
+    return tester if config.test.slice is None else slice_images(config, tester)
+
+
+def slice_images(config: DetectionConfig, detect: Callable[[ImageBatch], list[Detections]]) -> Sliced:
+    """Returns what finds objects in images of full size, by ``detect``, in windows as ``config.test.slice`` says.
+
+    Args:
+        config: with ``test.slice``.
+        detect: detections of images that have the test scale; what ``build_tester`` returns, or an exported model.
+    """
+    test = config.test
+    assert test.slice is not None
+    cutting = Cutting(test.slice, test.slice_overlap, test.slice_whole, test.slice_merge, test.nms_iou)
+    return Sliced(detect, cutting=cutting, fit=Resize(config.data.shorter_side, config.data.longer_side).size)
+
+
+def build_postprocessor(config: PostprocessConfig) -> Postprocessor:
+    """Returns what picks detections among scored boxes."""
+    return Postprocessor(
+        score_threshold=config.score_threshold,
+        nms_iou=config.nms_iou,
+        max_detections=config.max_detections,
+        vote_iou=config.vote_iou,
+        soft_nms_sigma=config.soft_nms_sigma,
+    )
