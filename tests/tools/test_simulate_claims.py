@@ -26,6 +26,7 @@ def cells(tool: dict[str, Any]) -> list[dict[str, Any]]:
     return tool["simulate"](40, "0.3 and 2.0", 40, curve)
 
 
+@pytest.mark.slow
 def test_a_short_simulation_keeps_the_promises(tool: dict[str, Any], cells: list[dict[str, Any]]) -> None:
     assert tool["judge"](cells) == []
     assert {(cell["seeds"], cell["variants"]) for cell in cells} == {(s, v) for s in (1, 2, 3, 5) for v in (2, 4, 7)}
@@ -36,6 +37,7 @@ def test_a_short_simulation_keeps_the_promises(tool: dict[str, Any], cells: list
     assert len(tool["heads_table"](cells)) == 3
 
 
+@pytest.mark.slow
 def test_heads_that_are_said_to_differ_too_often_are_named(tool: dict[str, Any], cells: list[dict[str, Any]]) -> None:
     broken = tool["judge"]([cell | {"heads_false": 0.5} for cell in cells if "heads_false" in cell])
     assert [line for line in broken if "heads_false 50.0 %" in line]

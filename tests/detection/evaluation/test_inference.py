@@ -163,6 +163,7 @@ def test_the_noise_is_that_of_a_brute_force_double_bootstrap(deviation: float) -
     assert double_bootstrap(detectors, 4000).std() == pytest.approx(math.sqrt(float(noise.images)), rel=0.08)
 
 
+@pytest.mark.slow
 def test_methods_that_are_equal_are_claimed_rarely_with_very_unequal_seeds() -> None:
     rng, false = RNG(0), 0
     for _ in range(300):

@@ -200,6 +200,7 @@ def test_equal_time_gives_steps_by_their_length_and_keeps_them(make: Make) -> No
         make("resnet18", "resnet34", protocol=protocol | {"minutes": 5}).run()
 
 
+@pytest.mark.slow
 def test_a_grid_is_searched_on_the_validation_set_and_its_best_rate_trained(make: Make) -> None:
     assert make(protocol=GRID).run()  # 0.04 diverges, which leaves the search with the others
     grid = read("grid.json")
@@ -240,6 +241,7 @@ def test_a_grid_that_grows_renumbers_no_run(make: Make) -> None:
         comparison.run_one(4)
 
 
+@pytest.mark.slow
 def test_a_run_over_the_minutes_of_equal_time_is_reported(make: Make) -> None:
     said: list[str] = []
     protocol = {"name": "equal_time", "minutes": 0.05}

@@ -65,6 +65,7 @@ def test_roi_align(aligned: bool, samples: int, run: Callable[..., Any]) -> None
         np.testing.assert_allclose(found, pool(*inputs), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_roi_pool(run: Callable[..., Any]) -> None:
     def pool(feature: Tensor, regions: Tensor) -> Tensor:
         return roi_pool(feature, regions, (7, 7), spatial_scale=0.25)

@@ -161,6 +161,7 @@ class TestStepConfigs:
             assert replace(step.config, solver=solver, data=data, init=None) == self.CONFIG
 
 
+@pytest.mark.slow
 class TestWholeRun:
     """What the four steps leave behind."""
 

@@ -96,6 +96,7 @@ class TestThreeCommands:
         image = next(path for path in sorted(folder.rglob("*.jpg")))
         assert resdet("predict", "--weights", Path("output") / name, image).status == 0
 
+    @pytest.mark.slow
     def test_train_takes_a_data_yaml_and_goes_on_with_resume(
         self, made_folder: MadeFolder, resdet: Callable[..., Any]
     ) -> None:

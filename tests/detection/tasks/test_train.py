@@ -258,6 +258,7 @@ class TestTraining:
         assert self.best_iteration(config, tmp_path, figures.values()) == 2
         assert read_checkpoint(tmp_path).iteration == 2  # which the directory means
 
+    @pytest.mark.slow
     def test_best_checkpoint_has_the_lowest_error(
         self, config: DetectionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -433,6 +433,7 @@ class TestSameNumbers:
     def test_detections_of_noise(self, small: tuple[MaskRCNN, Architecture], sizes: list[tuple[int, int]]) -> None:
         assert_same_detections(*small, [noise(size, seed=number) for number, size in enumerate(sizes)])
 
+    @pytest.mark.slow
     @pytest.mark.data
     def test_detections_of_ten_photographs(
         self, small: tuple[MaskRCNN, Architecture], data_root_for_tests: Path
