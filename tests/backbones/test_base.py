@@ -4,6 +4,7 @@ Most checks run on torch's "meta" device, where shapes and gradients flow but no
 """
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -18,7 +19,11 @@ from backbones.registry import backbone_names, build_backbone
 DEEPEST = ("cifar_resnet1202", "cifar_preact_resnet1001", "cifar_attention452")
 # As cifar_attention92, with more modules.
 REPEATED = ("cifar_attention128", "cifar_attention164", "cifar_attention236")
-every_backbone = pytest.mark.parametrize("name", [n for n in backbone_names() if n not in (*DEEPEST, *REPEATED)])
+NAMES = [name for name in backbone_names() if name not in (*DEEPEST, *REPEATED)]
+FIRST = {re.sub(r"\d", "", name): name for name in reversed(NAMES)}  # the others differ in the number of layers
+every_backbone = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in (*FIRST.values(), "resnet50") else pytest.mark.slow) for n in NAMES]
+)
 small_ones = pytest.mark.parametrize(
     ("name", "roi_size"),
     [
