@@ -36,7 +36,7 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright --threads 2
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations 10
 
 test-faults: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m faults --durations 10
@@ -45,4 +45,4 @@ test-compiler: .venv/installed
 	$(BIN)/pytest -m compiler --durations 10
 
 test-slow: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m 'slow and not faults and not compiler' --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'slow and not faults and not compiler' --durations 10

@@ -26,7 +26,7 @@ SMALL = (
     *("solver.images_per_step=2", "solver.log_every=1", "test.score_threshold=0.001"),
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]  # one worker builds it for all
+pytestmark = pytest.mark.slow
 
 
 def run(command: Sequence[str | Path], cwd: Path) -> str:

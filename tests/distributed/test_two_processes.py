@@ -39,7 +39,7 @@ from detection.engine.checkpoint import read_checkpoint
 from detection.tasks.test import proposal_recall, run_test
 from detection.tasks.train import run_training
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two_processes")]  # one worker prepares them for all
+pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 STEPS = 3

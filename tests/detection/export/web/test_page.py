@@ -51,7 +51,6 @@ NAMES = ("cat", "<b>dog</b>", "cow")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("web page"),  # one worker exports for all
     pytest.mark.skipif(TOOL["CHROMIUM"] is None or os.name == "nt", reason="chromium is not on PATH"),
 ]
 
