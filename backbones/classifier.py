@@ -35,7 +35,7 @@ class Classifier(nn.Module):
 
     @property
     def input_stats(self) -> InputStats:
-        """How images are normalised."""
+        """Returns how images are normalised."""
         return self.backbone.input_stats
 
     @property

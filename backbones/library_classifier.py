@@ -23,6 +23,7 @@ from backbones.adapters.timm import create_timm_classifier, read_timm_weights, t
 from backbones.adapters.torchvision import HALVES
 from backbones.base import IMAGENET_RGB, InputStats, he_initialise
 from backbones.weights.load import LoadReport, download_torchvision, load_matching, read_state_dict
+from backbones.weights.packages import find_packaged, packaged_file
 
 __all__ = ["AUXILIARY_WEIGHT", "LibraryClassifier", "is_of_library"]
 
@@ -87,16 +88,18 @@ class LibraryClassifier(nn.Module):
         return losses
 
     def load_weights(self, weights: str, *, head: bool) -> LoadReport:
-        """Loads "timm" or "torchvision", the published weights, or a file with the library's names.
+        """Loads "timm" or "torchvision", the published weights, those of a package, or a file with the library's names.
 
         Args:
-            weights: the name of the library, which downloads its own, or the path of a file.
+            weights: the library, which downloads its own, a name in ``PACKAGES``, or the path of a file.
             head: also those of the head; else it keeps its values, whatever number of classes the weights have.
 
         Raises:
             ValueError: they cannot be had, or do not fit.
         """
         library, _, model_name = self.name.partition(":")
+        if (packaged := find_packaged(weights, self.name)) is not None:
+            weights = str(packaged_file(packaged))
         if library == "timm":
             state = read_timm_weights(model_name, weights)
         else:

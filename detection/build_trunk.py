@@ -20,7 +20,7 @@ from detection.config.sections import BackboneConfig
 from detection.engine.checkpoint import read_weights, resolve_weights, stored_backbone
 from detection.hub import local_path
 
-__all__ = ["LIBRARIES", "build_plain_backbone", "file_of_a_run", "weights_of_run"]
+__all__ = ["LIBRARIES", "build_plain_backbone", "file_of_a_run", "local_weights", "weights_of_run"]
 
 LIBRARIES = ("torchvision", "timm", *PACKAGES)  # as weights: not a folder that has such a name
 
@@ -39,8 +39,8 @@ def build_plain_backbone(
     Raises:
         ValueError: an option that the backbone lacks, or weights that do not fit it.
     """
-    if pretrained and config.weights is not None and config.weights not in LIBRARIES:
-        config = replace(config, weights=str(local_path(config.weights)))
+    if pretrained and config.weights is not None:
+        config = replace(config, weights=local_weights(config.weights))
     options = asdict(config)
     name, weights, source = options.pop("name"), options.pop("weights"), options.pop("weights_source")
     for of_the_pyramid in ("fpn", "fpn_channels", "fpn_norm", "fpn_coarse"):
@@ -58,6 +58,15 @@ def build_plain_backbone(
         dropped = backbone.dropped if isinstance(backbone, TracedBackbone) else ()
         load_matching(backbone, weights_of_run(run), source=str(run), unused_ok=dropped, missing_ok=OFFSETS)
     return backbone
+
+
+def local_weights(weights: str) -> str:
+    """Returns ``weights`` as they are if they have a library's name, else where they lie on this machine.
+
+    Raises:
+        ValueError, ConnectionError, ImportError: as ``local_path``.
+    """
+    return weights if weights in LIBRARIES else str(local_path(weights))
 
 
 def weights_of_run(run: Path) -> dict[str, Tensor]:

@@ -134,6 +134,6 @@ def _stages(model: nn.Module) -> dict[str, Stage]:
 
 
 def timm_input_stats(pretrained_cfg: Mapping[str, Any]) -> InputStats:
-    """How timm's weights of ``pretrained_cfg`` need images to be normalised."""
+    """Returns how timm's weights of ``pretrained_cfg`` need images to be normalised."""
     mean, std = (tuple(255 * value for value in pretrained_cfg[key]) for key in ("mean", "std"))
     return InputStats(mean=mean, std=std, channel_order="rgb")

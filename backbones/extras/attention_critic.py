@@ -33,7 +33,7 @@ ACTOR_WEIGHT = 0.1  # of the estimated gain beside the loss of the classes
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one gate met in a pass.
+    """Holds what one gate met in a pass.
 
     Attributes:
         gate: weighs the features by the map.

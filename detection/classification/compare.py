@@ -139,7 +139,7 @@ def _interval(figure: Interval) -> str:
 
 
 def _said(pair: Pair, key: str) -> str:
-    """What is claimed of ``pair`` by the figure ``key``: of methods, and of these networks only without them."""
+    """Returns what is claimed of ``pair`` by ``key``: of methods, and of these networks only without them."""
     if pair.methods is not None:
         return _claimed(pair, pair.methods[key], "trained anew")
     said = _claimed(pair, pair.detectors[key], "these networks, on other images")

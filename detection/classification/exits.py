@@ -1,4 +1,4 @@
-"""What early exits give and cost: the accuracy of a BranchyNet against its multiply-adds, by threshold.
+"""Measures what early exits give and cost: the accuracy of a BranchyNet against its multiply-adds, by threshold.
 
 Source: Teerapittayanon, McDanel and Kung 2016, "BranchyNet", section IV (figure 5: accuracy against time by threshold);
 here the cost is counted and not timed, so that it is the same on every machine.
@@ -30,7 +30,7 @@ STEPS = 19  # thresholds between that by which nobody leaves early and that by w
 
 @dataclass(frozen=True, slots=True)
 class ExitPoint:
-    """What one threshold for all exits gives.
+    """Holds what one threshold for all exits gives.
 
     Attributes:
         threshold: nats.

@@ -7,9 +7,8 @@ from dataclasses import asdict, replace
 from backbones.classifier import Classifier
 from backbones.library_classifier import LibraryClassifier
 from backbones.weights.load import download_torchvision, our_names, read_state_dict
-from detection.build_trunk import LIBRARIES, file_of_a_run, weights_of_run
+from detection.build_trunk import file_of_a_run, local_weights, weights_of_run
 from detection.config.sections import BackboneConfig
-from detection.hub import local_path
 
 __all__ = ["build_library_classifier", "load_published"]
 
@@ -42,8 +41,7 @@ def build_library_classifier(
     weights = config.weights
     if not pretrained or weights is None:
         return network
-    if weights not in LIBRARIES:
-        weights = str(local_path(weights))
+    weights = local_weights(weights)
     run = file_of_a_run(replace(config, weights=weights), check=True)
     if run is None:
         network.load_weights(weights, head=False)
@@ -64,8 +62,7 @@ def load_published(network: Classifier | LibraryClassifier, config: BackboneConf
         raise ValueError(
             "backbone.weights is unset; a test of published weights takes backbone.weights=timm, torchvision or a file"
         )
-    if weights not in LIBRARIES:
-        weights = str(local_path(weights))
+    weights = local_weights(weights)
     if isinstance(network, LibraryClassifier):
         network.load_weights(weights, head=True)
         return

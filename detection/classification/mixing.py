@@ -23,7 +23,7 @@ __all__ = ["Mixing", "blend", "cut", "cut_box", "draw_layer", "mixed_output"]
 
 @dataclass(frozen=True, slots=True)
 class Mixing:
-    """How a batch is mixed.
+    """Says how a batch is mixed.
 
     Attributes:
         kind: "mixup" of pixels, "cutmix", or "manifold" mixup, of pixels or of a feature map.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
 from backbones.attention import CBAM, Gate
 from backbones.classifier import Classifier
@@ -36,20 +36,10 @@ def test_cbam_by_hand() -> None:
     torch.testing.assert_close(layer(x), weighed * cells.sigmoid())
 
 
-def test_a_network_with_cbam_trains() -> None:
+def test_a_network_with_cbam_trains(assert_trains: Callable[..., None]) -> None:
     torch.manual_seed(0)
     network = Classifier(build_backbone("cbam_resnet18", norm="gn"), 4)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
-    losses: list[float] = []
-    for _ in range(6):
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(network(images), labels)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
-    assert min(losses) < losses[0] / 2
+    assert_trains(network, rate=0.01, steps=6, side=32, last=6)
 
 
 # Table 4 of the CBAM paper; its ResNets have their stride in the 1x1 convolutions.

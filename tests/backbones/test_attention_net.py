@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from backbones.attention import Gate
 from backbones.attention_net import AttentionNet, CifarAttentionNet, SoftMask
@@ -117,20 +117,12 @@ def test_depths_that_there_are_not(kind: type[AttentionNet], depth: int, nearest
         pytest.param(AttentionNet, "gn", "residual", 0.003, marks=pytest.mark.slow),
     ],
 )
-def test_trains(kind: type[AttentionNet], norm: NormKind, attention: Any, rate: float) -> None:
+def test_trains(
+    kind: type[AttentionNet], norm: NormKind, attention: Any, rate: float, assert_trains: Callable[..., None]
+) -> None:
     torch.manual_seed(0)
     network = Classifier(kind(56, norm=norm, attention=attention), 4)
-    optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9)
-    images, labels = torch.randn(4, 3, 16, 16), torch.arange(4)
-    losses: list[float] = []
-    for _ in range(14):
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(network(images), labels)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
-    assert min(losses[-3:]) < losses[0] / 2
+    assert_trains(network, rate=rate, steps=14, last=3)
 
 
 class _Zeros(nn.Module):

