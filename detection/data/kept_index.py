@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from detection.data.index import AnnotationIndex, PackedStrings
+from detection.data.index import AnnotationIndex
 from detection.data.kept import content_digest, kept_file, store, taken, use
+from detection.data.packed_strings import PackedStrings
 from detection.data.problems import Problem
 from detection.files import digest
 from detection.keypoints import KeypointSpec

@@ -18,7 +18,8 @@ from detection.masks import RLE
 __all__ = ["Record", "check_records"]
 
 
-OF_IMAGE = ("image_id", "file_name", "size", "keypoint_spec")  # fields without a row per object
+# Fields without a row per object.
+OF_IMAGE = ("image_id", "file_name", "size", "keypoint_spec", "label_counts", "panoptic_counts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,9 @@ class Record:
     gt_keypoints: NDArray[np.floating] | None = None  # (G, J, 3) x, y, visibility; 0 where not labelled
     keypoints: NDArray[np.floating] | None = None  # (D, J, 3) x, y, score
     keypoint_spec: KeypointSpec | None = None  # of both
+    # (K, K + 1) int64 pixels by true class and by predicted class, the last column is none; void pixels are left out.
+    label_counts: NDArray[np.int64] | None = None
+    panoptic_counts: NDArray[np.float64] | None = None  # (K, 4) sum of IoU, hits, false positives, misses of segments
 
     def __post_init__(self) -> None:
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in OF_IMAGE}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol, Self, overload, runtime_checkable
 
 from torch import Tensor, nn
@@ -97,6 +98,18 @@ class Architecture(nn.Module, ABC):
         if len(targets) != len(images):
             raise ValueError(f"{len(targets)} targets for {len(images)} images; give one for each")
         return targets
+
+    @staticmethod
+    def ragged(found: Found, images: ImageBatch) -> list[Detections]:
+        """Returns what is detected in each of ``images`` without any padding; waits for a GPU."""
+        detections = found.ragged()
+        if found.label_scores is None:
+            return detections
+        return [
+            replace(image, label_scores=image.label_scores[:, :height, :width])
+            for image, (height, width) in zip(detections, images.size_list(), strict=True)
+            if image.label_scores is not None
+        ]
 
     @abstractmethod
     def head_modules(self) -> list[nn.Module]:

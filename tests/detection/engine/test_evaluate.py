@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from detection.data.dataset import Batch
-from detection.data.index import AnnotationIndex, PackedStrings
+from detection.data.index import AnnotationIndex
+from detection.data.packed_strings import PackedStrings
 from detection.engine.evaluate import evaluate, make_record, predict
 from detection.evaluation.metrics import read_metric
 from detection.evaluation.record import Record
