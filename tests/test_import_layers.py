@@ -21,6 +21,7 @@ BASICS = tuple(
         "masks",
         "mask_geometry",
         "mask_pasting",
+        "segments",
         "windows",
         "fields",
         "files",

@@ -21,26 +21,10 @@ from torch import Tensor
 from detection.data.images import FORMATS, UNREADABLE, ImageError
 from detection.data.packed_strings import PackedStrings
 from detection.data.problems import listed
+from detection.segments import Segment, Segments
 from detection.structures import VOID
 
-__all__ = ["LabelMaps", "Segment", "Segments"]
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A segment of a panoptic image: an object, or all that belongs to a class of stuff."""
-
-    id: int
-    label: int  # 0..K-1
-    crowd: bool = False  # neither hit nor miss
-
-
-@dataclass(frozen=True, slots=True)
-class Segments:
-    """The panoptic ground truth or prediction of an image."""
-
-    ids: NDArray[np.int32]  # (H, W) the segment of each pixel; 0 is void
-    found: tuple[Segment, ...]
+__all__ = ["LabelMaps"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +77,8 @@ class LabelMaps:
         unknown = sorted(set(np.unique(ids).tolist()) - {0} - {segment.id for segment in found})
         if unknown:
             raise ImageError(
-                f"{self.files[row]}: segments {listed([str(number) for number in unknown])} are in the image and not in the JSON file; "
-                "expected an entry of segments_info for each"
+                f"{self.files[row]}: segments {listed([str(number) for number in unknown])} are in the image and not "
+                "in the JSON file; expected an entry of segments_info for each"
             )
         return Segments(ids, found)
 
