@@ -77,8 +77,8 @@ class LabelMaps:
         unknown = sorted(set(np.unique(ids).tolist()) - {0} - {segment.id for segment in found})
         if unknown:
             raise ImageError(
-                f"{self.files[row]}: segments {listed([str(number) for number in unknown])} are in the image and not "
-                "in the JSON file; expected an entry of segments_info for each"
+                f"{self.files[row]}: segments {listed(unknown)} are in the image and not in the JSON file; "
+                "expected an entry of segments_info for each"
             )
         return Segments(ids, found)
 
