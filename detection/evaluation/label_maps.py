@@ -69,13 +69,17 @@ def label_counts(true: NDArray[np.uint8], predicted: NDArray[np.integer], num_cl
         ValueError: maps of different sizes, or a label that is neither VOID nor in 0..K-1.
     """
     if true.shape != predicted.shape:
-        raise ValueError(f"a label map of {predicted.shape} is judged by one of {true.shape}; they must be equally large")
+        raise ValueError(
+            f"a label map of {predicted.shape} is judged by one of {true.shape}; they must be equally large"
+        )
     judged = true != VOID
     rows, columns = true[judged].astype(np.int64), predicted[judged].astype(np.int64)
     columns[columns == VOID] = num_classes
     for what, labels, most in (("true", rows, num_classes), ("predicted", columns, num_classes + 1)):
         if labels.size and not 0 <= labels.min() <= labels.max() < most:
-            raise ValueError(f"{what} label {labels.min() if labels.min() < 0 else labels.max()} of {num_classes} classes")
+            raise ValueError(
+                f"{what} label {labels.min() if labels.min() < 0 else labels.max()} of {num_classes} classes"
+            )
     cells = np.bincount(rows * (num_classes + 1) + columns, minlength=num_classes * (num_classes + 1))
     return cells.reshape(num_classes, num_classes + 1).astype(np.int32)
 
