@@ -2,12 +2,12 @@
 
 The IoU of a class is that of its pixels in all images together.  A class that no pixel has, neither true nor predicted,
 has no IoU and is no part of the mean; one that is predicted and never true has IoU 0.  This is the definition of
-Cityscapes' scripts; PASCAL VOC's and torchvision's reference script give the same wherever every class has a true pixel,
-and so does Detectron2, which leaves all classes without a true pixel out.  Void pixels are left out, and a pixel for
-which nothing is predicted is a miss of its true class.
+Cityscapes' scripts.  PASCAL VOC's and torchvision's reference scripts give the same wherever every class has a true
+pixel, and so does Detectron2, which leaves all classes without a true pixel out.  Void pixels are left out, and a pixel
+for which nothing is predicted is a miss of its true class.
 
-Source: Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective", IJCV 2015, section 2.2; Long et
-al., "Fully Convolutional Networks for Semantic Segmentation", 2015, section 5, for frequency-weighted IoU and
+Source: Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective", IJCV 2015, section 2.2; Long
+et al., "Fully Convolutional Networks for Semantic Segmentation", 2015, section 5, for frequency-weighted IoU and
 accuracies.
 
 Shapes: H W height and width, N images, B sets of them, K classes.
