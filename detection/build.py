@@ -1,4 +1,7 @@
-"""From a config to a detector; with build_trunk.py and build_tester.py the only readers of config among model code."""
+"""From a config to a detector.
+
+With build_semantic.py, build_trunk.py and build_tester.py the only readers of config among model code.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from backbones.base import Backbone, FeatureSpec
 from backbones.fpn import FPN
 from backbones.norm import NormLayer, make_norm
 from backbones.registry import pyramid_features
+from detection.build_semantic import build_deeplabv3, build_fcn, build_semantic_fpn, stages_of
 from detection.build_tester import build_postprocessor
 from detection.build_trunk import build_plain_backbone
 from detection.config.detection import (
@@ -22,7 +26,6 @@ from detection.config.detection import (
     BoxConfig,
     DenseConfig,
     DetectionConfig,
-    DetectorBackboneConfig,
     RPNConfig,
 )
 from detection.engine.compiled import CompiledStep, Frames
@@ -51,7 +54,9 @@ __all__ = [
     "build_detector",
     "compile_losses",
     "field_operations",
+    "finds_objects",
     "needed_fields",
+    "needs_label_maps",
     "with_keypoints",
 ]
 
@@ -68,6 +73,8 @@ class _Kind:
 
     build: Builder
     fields: tuple[str, ...] = ()  # of objects, beside boxes and labels, that it is trained on
+    label_maps: bool = False  # it is trained on label maps, and predicts them
+    objects: bool = True  # it finds objects
 
 
 def build_detector(
@@ -84,7 +91,7 @@ def build_detector(
     Raises:
         ValueError: an option that the backbone lacks, weights that do not fit it, or a part that there is not.
     """
-    backbone = _backbone(config.backbone, pretrained=pretrained)
+    backbone = _backbone(config, pretrained=pretrained)
     detector = ARCHITECTURES[config.architecture].build(config, backbone, num_classes)
     detector.fix(fixed)
     return detector.to(memory_format=torch.channels_last)
@@ -107,6 +114,16 @@ def needed_fields(config: DetectionConfig, *, training: bool = False) -> tuple[s
     """Returns the fields of objects, beside boxes and labels, that training or testing ``config``'s detector needs."""
     fields = ARCHITECTURES[config.architecture].fields
     return tuple(dict.fromkeys((*fields, "masks"))) if training and config.data.copy_paste > 0 else fields
+
+
+def needs_label_maps(config: DetectionConfig) -> bool:
+    """Tells whether ``config``'s network is trained on label maps, and predicts them."""
+    return ARCHITECTURES[config.architecture].label_maps
+
+
+def finds_objects(config: DetectionConfig) -> bool:
+    """Tells whether ``config``'s network finds objects; one that does not predicts label maps alone."""
+    return ARCHITECTURES[config.architecture].objects
 
 
 def field_operations(config: DetectionConfig) -> Mapping[str, Field]:
@@ -132,13 +149,20 @@ def with_keypoints(config: DetectionConfig, keypoints: KeypointSpec | None) -> D
     return config
 
 
-def _backbone(config: DetectorBackboneConfig, *, pretrained: bool) -> Backbone:
-    if not config.fpn:
-        features = ("c5",) if config.dilate_c5 else None
-        return build_plain_backbone(config, pretrained=pretrained, out_features=features)
-    stages = pyramid_features(config.name)[0 if config.fpn_coarse == "subsample" else 1 :]
-    body = build_plain_backbone(config, pretrained=pretrained, out_features=stages)
-    return FPN(body, channels=config.fpn_channels, norm=_norm(config.fpn_norm), coarse=config.fpn_coarse)
+def _backbone(config: DetectionConfig, *, pretrained: bool) -> Backbone:
+    trunk = config.backbone
+    if not trunk.fpn:
+        return build_plain_backbone(trunk, pretrained=pretrained, out_features=_features(config))
+    stages = pyramid_features(trunk.name)[0 if trunk.fpn_coarse == "subsample" else 1 :]
+    body = build_plain_backbone(trunk, pretrained=pretrained, out_features=stages)
+    return FPN(body, channels=trunk.fpn_channels, norm=_norm(trunk.fpn_norm), coarse=trunk.fpn_coarse)
+
+
+def _features(config: DetectionConfig) -> tuple[str, ...] | None:
+    """Returns the stages that a head without a pyramid needs; None for the backbone's own default."""
+    if config.labels_only:
+        return stages_of(config)
+    return ("c5",) if config.backbone.dilate_c5 else None
 
 
 def _norm(kind: Literal["bn", "gn", "sync_bn"] | None) -> NormLayer | None:
@@ -250,6 +274,9 @@ ARCHITECTURES: dict[ArchitectureName, _Kind] = {
     "cascade_mask_rcnn": _Kind(partial(_rcnn, cascade=True, masks=True), fields=("masks",)),
     "retinanet": _Kind(_retinanet),
     "fcos": _Kind(_fcos),
+    "fcn": _Kind(build_fcn, label_maps=True, objects=False),
+    "deeplabv3": _Kind(build_deeplabv3, label_maps=True, objects=False),
+    "semantic_fpn": _Kind(build_semantic_fpn, label_maps=True, objects=False),
 }
 
 
