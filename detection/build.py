@@ -55,6 +55,7 @@ __all__ = [
     "compile_losses",
     "field_operations",
     "finds_objects",
+    "judged_fields",
     "needed_fields",
     "needs_label_maps",
     "with_keypoints",
@@ -124,6 +125,12 @@ def needs_label_maps(config: DetectionConfig) -> bool:
 def finds_objects(config: DetectionConfig) -> bool:
     """Tells whether ``config``'s network finds objects; one that does not predicts label maps alone."""
     return ARCHITECTURES[config.architecture].objects
+
+
+def judged_fields(config: DetectionConfig) -> tuple[str, ...]:
+    """Returns the parts, beside boxes, of what ``config``'s network predicts that a test judges."""
+    maps = ("label_maps",) if needs_label_maps(config) else ()
+    return (*needed_fields(config), *maps, *(("panoptic",) if maps and finds_objects(config) else ()))
 
 
 def field_operations(config: DetectionConfig) -> Mapping[str, Field]:
