@@ -38,7 +38,15 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("detection.evaluation",), ("detection.data",)),
     (("detection.model",), ("detection.visualize",), ("detection.pages",)),
     (("detection.engine",),),
-    (("detection.build", "detection.build_semantic", "detection.build_tester", "detection.build_trunk"),),
+    (
+        (
+            "detection.build",
+            "detection.build_panoptic",
+            "detection.build_semantic",
+            "detection.build_tester",
+            "detection.build_trunk",
+        ),
+    ),
     (("detection.weights",),),
     (("detection.export",),),
     (("detection.predictor", "detection.prediction"),),
