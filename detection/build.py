@@ -1,6 +1,7 @@
 """From a config to a detector.
 
-With build_semantic.py, build_trunk.py and build_tester.py the only readers of config among model code.
+With build_panoptic.py, build_semantic.py, build_trunk.py and build_tester.py the only readers of config among model
+code.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from backbones.base import Backbone, FeatureSpec
 from backbones.fpn import FPN
 from backbones.norm import NormLayer, make_norm
 from backbones.registry import pyramid_features
+from detection.build_panoptic import build_label_stage
 from detection.build_semantic import build_deeplabv3, build_fcn, build_semantic_fpn, stages_of
 from detection.build_tester import build_postprocessor
 from detection.build_trunk import build_plain_backbone
@@ -208,8 +210,9 @@ def _rcnn(
     cascade: bool = False,
     masks: bool = False,
     keypoints: bool = False,
+    labels: bool = False,
 ) -> FasterRCNN:
-    """Faster R-CNN, with stages of a cascade, with masks and with keypoints on request."""
+    """Faster R-CNN, with stages of a cascade, with masks, keypoints and labels of every pixel on request."""
     anchors = _anchors(config.anchors, list(backbone.specs.values()))
     channels = list(backbone.specs.values())[-1].channels
     head = RPNHead(channels, channels=config.rpn.channels, num_anchors=anchors[0].num_anchors, convs=config.rpn.convs)
@@ -226,6 +229,7 @@ def _rcnn(
         postprocess=build_postprocessor(config.test),
         mask_stage=_mask_stage(config, backbone, stages[0], num_classes=num_classes) if masks else None,
         keypoint_stage=_keypoint_stage(config, backbone) if keypoints else None,
+        label_stage=build_label_stage(config, backbone, num_classes) if labels else None,
     )
 
 
@@ -284,6 +288,7 @@ ARCHITECTURES: dict[ArchitectureName, _Kind] = {
     "fcn": _Kind(build_fcn, label_maps=True, objects=False),
     "deeplabv3": _Kind(build_deeplabv3, label_maps=True, objects=False),
     "semantic_fpn": _Kind(build_semantic_fpn, label_maps=True, objects=False),
+    "panoptic_fpn": _Kind(partial(_rcnn, masks=True, labels=True), fields=("masks",), label_maps=True),
 }
 
 

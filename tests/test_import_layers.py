@@ -43,7 +43,15 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("detection.pages",),
     ),
     (("detection.engine",),),
-    (("detection.build", "detection.build_semantic", "detection.build_tester", "detection.build_trunk"),),
+    (
+        (
+            "detection.build",
+            "detection.build_panoptic",
+            "detection.build_semantic",
+            "detection.build_tester",
+            "detection.build_trunk",
+        ),
+    ),
     (("detection.weights",),),
     (("detection.export",),),
     (("detection.predictor", "detection.prediction"),),

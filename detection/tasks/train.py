@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from detection.build import build_detector, compile_losses, judged_fields, needed_fields, with_keypoints
+from detection.build_panoptic import with_stuff
 from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
 from detection.data.loader import detection_loader, load_data
@@ -81,7 +82,7 @@ def run_training(
         limit=config.data.limit,
     )
     index, val, test = sets.pop("train"), sets.get("val"), sets.get("test")
-    config = with_keypoints(config, index.keypoints)
+    config = with_stuff(with_keypoints(config, index.keypoints), index.label_maps)
     if config.solver.best_metric is not None:  # a misspelt name ends here, not later
         figures = evaluate([], index.class_names, "area", fields=judged_fields(config), labels=label_classes(index))
         read_metric(figures, config.solver.best_metric)
