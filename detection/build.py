@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypedDict
 
 import torch
 from torch import nn
@@ -55,6 +55,7 @@ __all__ = [
     "ARCHITECTURES",
     "build_detector",
     "compile_losses",
+    "data_parts",
     "field_operations",
     "finds_objects",
     "judged_fields",
@@ -133,6 +134,18 @@ def judged_fields(config: DetectionConfig) -> tuple[str, ...]:
     """Returns the parts, beside boxes, of what ``config``'s network predicts that a test judges."""
     maps = ("label_maps",) if needs_label_maps(config) else ()
     return (*needed_fields(config), *maps, *(("panoptic",) if maps and finds_objects(config) else ()))
+
+
+class DataParts(TypedDict):
+    """What ``load_index`` and ``load_data`` read for a network."""
+
+    label_maps: bool
+    objects: bool
+
+
+def data_parts(config: DetectionConfig) -> DataParts:
+    """Returns the arguments by which data sets are read for ``config``'s network."""
+    return {"label_maps": needs_label_maps(config), "objects": finds_objects(config)}
 
 
 def field_operations(config: DetectionConfig) -> Mapping[str, Field]:

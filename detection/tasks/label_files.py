@@ -129,7 +129,9 @@ def write_counts(path: Path, records: Sequence[Record], maps: LabelMaps) -> None
     content = {
         "class_names": maps.class_names,
         "num_things": maps.num_things,
-        "images": [{"image_id": record.image_id, "file_name": record.file_name} | _sparse(record) for record in records],
+        "images": [
+            {"image_id": record.image_id, "file_name": record.file_name} | _sparse(record) for record in records
+        ],
     }
     write_text(path, json.dumps(content))
 
@@ -201,4 +203,3 @@ def _numbers(maps: LabelMaps) -> tuple[NDArray[np.uint8], bytes]:
             table[label] = value
             palette[value] = VOID_COLOR if label == VOID else colors[label]
     return table, palette.tobytes()
-

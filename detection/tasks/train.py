@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from detection.build import build_detector, compile_losses, judged_fields, needed_fields, with_keypoints
+from detection.build import build_detector, compile_losses, data_parts, judged_fields, needed_fields, with_keypoints
 from detection.build_panoptic import with_stuff
 from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
@@ -80,6 +80,7 @@ def run_training(
         fields=needed_fields(config, training=True),
         test_fields=needed_fields(config),
         limit=config.data.limit,
+        **data_parts(config),
     )
     index, val, test = sets.pop("train"), sets.get("val"), sets.get("test")
     config = with_stuff(with_keypoints(config, index.keypoints), index.label_maps)
@@ -165,7 +166,7 @@ def _test(
     config: DetectionConfig, model: nn.Module, index: AnnotationIndex, output: Path, facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns the result of ``model`` on data.test, whose files it writes."""
-    measured = measure(config, [_detector(model)], index)
+    measured = measure(config, [_detector(model)], index, output=output)
     return write_measured(measured, index, output, facts | {"tested_on": list(config.data.test)})
 
 
