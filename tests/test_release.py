@@ -30,3 +30,11 @@ def test_public_tests_begin_with_the_oldest_python() -> None:
             target = re.search(r"make ([\w.-]+)", step.get("run", ""))
             if target and target[1].startswith("test"):
                 assert re.search(rf"^{target[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def test_every_mutant_finds_its_place() -> None:
+    mutants = yaml.safe_load((ROOT / "tests/mutants.yaml").read_text(encoding="utf-8"))
+    assert len(mutants) == 40
+    for mutant in mutants:
+        assert (ROOT / mutant["file"]).read_text(encoding="utf-8").count(mutant["find"]) == 1, mutant["fault"]
+        assert all((ROOT / path).exists() for path in mutant["tests"].split()), mutant["fault"]
