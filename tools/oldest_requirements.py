@@ -20,7 +20,8 @@ def oldest(names: Sequence[str], requirements: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a name that has no ``>=`` there.
     """
-    lowest = dict(found.groups() for text in requirements if (found := re.match(r"([\w.-]+)>=([\w.]+)", text)))
+    matches = (re.match(r"([\w.-]+)>=([\w.]+)", text) for text in requirements)
+    lowest: dict[str, str] = {match[1]: match[2] for match in matches if match}
     missing = [name for name in names if name not in lowest]
     if missing:
         raise ValueError(f"pyproject.toml has no lowest version of {missing}; it has those of {sorted(lowest)}")
