@@ -29,13 +29,13 @@ def with_stuff(config: DetectionConfig, maps: LabelMaps | None) -> DetectionConf
     Raises:
         ValueError: it has other names, or ``maps`` do not tell things from stuff.
     """
-    if config.architecture != "panoptic_fpn" or maps is None:
+    if not config.is_panoptic or maps is None:
         return config
     stuff = maps.class_names[maps.num_things :]
     if maps.segments is None:
         raise ValueError(
-            "architecture panoptic_fpn needs a panoptic data set, and this one does not tell objects apart; give a "
-            "card of format coco_panoptic, or choose architecture semantic_fpn"
+            f"architecture {config.architecture} needs a panoptic data set, and this one does not tell objects apart; "
+            "give a card of format coco_panoptic, or choose architecture semantic_fpn"
         )
     if not config.panoptic.stuff:
         return replace(config, panoptic=replace(config.panoptic, stuff=stuff))
@@ -54,7 +54,7 @@ def build_merge(config: DetectionConfig, num_things: int) -> Merging | None:
         config: of the run.
         num_things: how many classes of objects there are.
     """
-    if config.architecture != "panoptic_fpn":
+    if not config.is_panoptic:
         return None
     own = config.panoptic
     return Merging(
