@@ -173,6 +173,23 @@ class AnnotationIndex:
             label_maps=None if self.label_maps is None else self.label_maps.take(rows),
         )
 
+    def without_objects(self) -> AnnotationIndex:
+        """Returns the images with their label maps alone, whose classes are then those of the data set."""
+        assert self.label_maps is not None
+        names, nothing = self.label_maps.class_names, slice(0, 0)
+        return replace(
+            self,
+            class_names=names,
+            category_ids=tuple(range(len(names))),
+            ends=torch.zeros_like(self.ends),
+            boxes=self.boxes[nothing],
+            labels=self.labels[nothing],
+            ignore=self.ignore[nothing],
+            areas=self.areas[nothing],
+            fields={},
+            unjudged=self.unjudged[nothing],
+        )
+
     def unjudged_labels(self, row: int) -> Tensor:
         """Returns the labels (L,) that are not judged on image ``row``."""
         return self.unjudged[self.unjudged[:, 0] == row, 1]

@@ -22,35 +22,20 @@ from torch import Tensor
 
 from detection.data.images import FORMATS, UNREADABLE, ImageError
 from detection.data.packed_strings import PackedStrings
+from detection.data.panoptic_files import segment_numbers
 from detection.data.problems import listed
 from detection.files import require_file
 from detection.masks import decode
+from detection.segments import Segment, Segments
 from detection.structures import VOID
 
-__all__ = ["LACKING", "LabelMaps", "Segment", "Segments"]
+__all__ = ["LACKING", "LabelMaps"]
 
 LACKING = (
     "the data set has no label maps; they need a card of the format label_images or coco_panoptic, or with the key "
     "`label_maps: polygons` of the format coco, whose files have `segmentation`"
 )
 MODES = ("P", "L", "1")
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A segment of a panoptic image: an object, or all that belongs to a class of stuff."""
-
-    id: int
-    label: int  # 0..K-1
-    crowd: bool = False  # neither hit nor miss
-
-
-@dataclass(frozen=True, slots=True)
-class Segments:
-    """The panoptic ground truth or prediction of an image."""
-
-    ids: NDArray[np.int32]  # (H, W) the segment of each pixel; 0 is void
-    found: tuple[Segment, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +46,7 @@ class LabelMaps:
         class_names: (K,), at most 255.  Of panoptic sets the things come first, in the order of the index's classes.
         files: (N,) paths of the label images; "" where an image has none, and all its pixels are void.
         values: value of a pixel -> label, of label images; VOID for a value that is neither right nor wrong.
+            Of panoptic sets, category id of their JSON -> label.
         num_things: how many classes, the first ones, are of countable objects; 0 where nobody says so.
         segments: (N,) of panoptic sets, JSON lists of [id, label, crowd].
         objects: (N,) where masks make the label maps, JSON lists of [label, counts of the compressed run-length code].
@@ -137,13 +123,19 @@ class LabelMaps:
         )
         if not self.files[row]:
             return Segments(np.zeros(size, np.int32), found)
-        red, green, blue = np.moveaxis(_read(self.files[row], size, ("RGB",)).astype(np.int32), -1, 0)
-        ids = red + 256 * green + 65536 * blue
-        unknown = sorted(set(np.unique(ids).tolist()) - {0} - {segment.id for segment in found})
+        ids = segment_numbers(_read(self.files[row], size, ("RGB",)))
+        present = set(np.unique(ids).tolist())
+        unknown = sorted(present - {0} - {segment.id for segment in found})
         if unknown:
             raise ImageError(
-                f"{self.files[row]}: segments {listed(unknown)} are in the image and not in the JSON file; "
-                "expected an entry of segments_info for each"
+                f"{self.files[row]}: segments {listed([str(number) for number in unknown])} are in the image and not "
+                "in the JSON file; expected an entry of segments_info for each"
+            )
+        empty = [str(segment.id) for segment in found if segment.id not in present]
+        if empty:
+            raise ImageError(
+                f"{self.files[row]}: segments {listed(empty)} are in the JSON file and not in the image; expected a "
+                "pixel of each"
             )
         return Segments(ids, found)
 

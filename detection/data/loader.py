@@ -37,11 +37,13 @@ def load_index(
     say: Callable[[str], None],
     fields: Collection[str] = (),
     label_maps: bool = False,
+    objects: bool = True,
     limit: int | None = None,
 ) -> AnnotationIndex:
     """Returns the first ``limit`` images of the data sets ``specs``, which the config's ``key`` names.
 
-    Their objects have the ``fields``, where the files give these.  With ``label_maps`` every image has one.
+    Their objects have the ``fields``, where the files give these.  With ``label_maps`` every image has one, and
+    without ``objects`` nothing else.
 
     ``say`` gets a line if objects were dropped, and one if no figure can be computed.
 
@@ -53,6 +55,8 @@ def load_index(
     index, problems = load_dataset(specs, data_root(config.root), fields=fields, label_maps=label_maps)
     if label_maps and index.label_maps is None and index.has_ground_truth:
         raise ValueError(f"{key} {list(specs)}: {LACKING}")
+    if not objects and index.label_maps is not None:
+        index = index.without_objects()
     if not index.has_ground_truth:
         missing = next(problem for problem in problems if problem.kind == "no ground truth")
         why = f"{missing.file}: {missing.detail}"
@@ -71,6 +75,7 @@ def load_data(
     fields: Collection[str] = (),
     test_fields: Collection[str] = (),
     label_maps: bool = False,
+    objects: bool = True,
     limit: int | None = None,
 ) -> dict[str, AnnotationIndex]:
     """Returns the data sets of ``config`` as "train", "val" and "test"; the latter two only where it names them.
@@ -79,7 +84,7 @@ def load_data(
         ValueError: no training set or one without the ``fields`` or ``label_maps``, a data set with errors, or two
             sets of different classes or keypoints.
     """
-    load = partial(load_index, config, say=say, label_maps=label_maps, limit=limit)
+    load = partial(load_index, config, say=say, label_maps=label_maps, objects=objects, limit=limit)
     sets = {"train": load(config.train, key="data.train", fields=fields)}
     for name in fields:
         if name not in sets["train"].fields:
