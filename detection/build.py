@@ -1,6 +1,7 @@
 """From a config to a detector.
 
-With build_semantic.py, build_trunk.py and build_tester.py the only readers of config among model code.
+With build_panoptic.py, build_semantic.py, build_trunk.py and build_tester.py the only readers of config among model
+code.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypedDict
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from backbones.base import Backbone, FeatureSpec
 from backbones.fpn import FPN
 from backbones.norm import NormLayer, make_norm
 from backbones.registry import pyramid_features
+from detection.build_panoptic import build_label_stage
 from detection.build_semantic import build_deeplabv3, build_fcn, build_semantic_fpn, stages_of
 from detection.build_tester import build_postprocessor
 from detection.build_trunk import build_plain_backbone
@@ -53,8 +55,10 @@ __all__ = [
     "ARCHITECTURES",
     "build_detector",
     "compile_losses",
+    "data_parts",
     "field_operations",
     "finds_objects",
+    "judged_fields",
     "needed_fields",
     "needs_label_maps",
     "with_keypoints",
@@ -124,6 +128,24 @@ def needs_label_maps(config: DetectionConfig) -> bool:
 def finds_objects(config: DetectionConfig) -> bool:
     """Tells whether ``config``'s network finds objects; one that does not predicts label maps alone."""
     return ARCHITECTURES[config.architecture].objects
+
+
+def judged_fields(config: DetectionConfig) -> tuple[str, ...]:
+    """Returns the parts, beside boxes, of what ``config``'s network predicts that a test judges."""
+    maps = ("label_maps",) if needs_label_maps(config) else ()
+    return (*needed_fields(config), *maps, *(("panoptic",) if maps and finds_objects(config) else ()))
+
+
+class DataParts(TypedDict):
+    """What ``load_index`` and ``load_data`` read for a network."""
+
+    label_maps: bool
+    objects: bool
+
+
+def data_parts(config: DetectionConfig) -> DataParts:
+    """Returns the arguments by which data sets are read for ``config``'s network."""
+    return {"label_maps": needs_label_maps(config), "objects": finds_objects(config)}
 
 
 def field_operations(config: DetectionConfig) -> Mapping[str, Field]:
@@ -201,8 +223,9 @@ def _rcnn(
     cascade: bool = False,
     masks: bool = False,
     keypoints: bool = False,
+    labels: bool = False,
 ) -> FasterRCNN:
-    """Faster R-CNN, with stages of a cascade, with masks and with keypoints on request."""
+    """Faster R-CNN, with stages of a cascade, with masks, keypoints and labels of every pixel on request."""
     anchors = _anchors(config.anchors, list(backbone.specs.values()))
     channels = list(backbone.specs.values())[-1].channels
     head = RPNHead(channels, channels=config.rpn.channels, num_anchors=anchors[0].num_anchors, convs=config.rpn.convs)
@@ -219,6 +242,7 @@ def _rcnn(
         postprocess=build_postprocessor(config.test),
         mask_stage=_mask_stage(config, backbone, stages[0], num_classes=num_classes) if masks else None,
         keypoint_stage=_keypoint_stage(config, backbone) if keypoints else None,
+        label_stage=build_label_stage(config, backbone, num_classes) if labels else None,
     )
 
 
@@ -277,6 +301,7 @@ ARCHITECTURES: dict[ArchitectureName, _Kind] = {
     "fcn": _Kind(build_fcn, label_maps=True, objects=False),
     "deeplabv3": _Kind(build_deeplabv3, label_maps=True, objects=False),
     "semantic_fpn": _Kind(build_semantic_fpn, label_maps=True, objects=False),
+    "panoptic_fpn": _Kind(partial(_rcnn, masks=True, labels=True), fields=("masks",), label_maps=True),
 }
 
 

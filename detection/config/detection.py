@@ -27,6 +27,7 @@ __all__ = [
     "JitterConfig",
     "KeypointConfig",
     "MaskConfig",
+    "PanopticConfig",
     "PostprocessConfig",
     "RPNConfig",
     "SemanticConfig",
@@ -43,6 +44,7 @@ ArchitectureName = Literal[
     "fcn",
     "deeplabv3",
     "semantic_fpn",
+    "panoptic_fpn",
 ]
 LABELLERS = ("fcn", "deeplabv3", "semantic_fpn")  # they predict label maps and no objects
 NormName = Literal["bn", "gn", "sync_bn"]
@@ -188,19 +190,34 @@ class DenseConfig:
 
 @checked
 class SemanticConfig:
-    """The head of fcn, deeplabv3 and semantic_fpn.  An option left at null takes the architecture's own default.
+    """The head of fcn, deeplabv3, semantic_fpn and panoptic_fpn.
+
+    An option left at null takes the architecture's own default.
 
     Source: Long et al. 2015, "Fully Convolutional Networks"; Chen et al. 2017, "Rethinking Atrous Convolution"; both in
     torchvision's form; Kirillov et al. 2019, "Panoptic Feature Pyramid Networks", section 3.
     """
 
-    channels: Count | None = None  # fcn: a quarter of the feature's; deeplabv3: 256; semantic_fpn: 128
-    norm: NormName | None = None  # fcn and deeplabv3: bn; semantic_fpn: gn
+    channels: Count | None = None  # fcn: a quarter of the feature's; deeplabv3: 256; semantic_fpn, panoptic_fpn: 128
+    norm: NormName | None = None  # fcn and deeplabv3: bn; semantic_fpn and panoptic_fpn: gn
     dropout: Fraction | None = None  # before the classes; fcn: 0.1; deeplabv3: 0.5, after the joined branches
     # Dilations of deeplabv3's branches; 12, 24, 36 over features of stride 8, half of them over stride 16.
     rates: tuple[Count, ...] | None = field(default=None, metadata=MODEL)
     loss_weight: NonNegative = 1.0
     aux_weight: NonNegative = 0.5  # of fcn and deeplabv3: loss of a second FCN head, on the stage before; 0: none
+
+
+@checked
+class PanopticConfig:
+    """The stuff of panoptic_fpn, and how its objects and its label map become segments that do not overlap.
+
+    Source: Kirillov et al. 2019, "Panoptic Feature Pyramid Networks", section 3; thresholds are Detectron2's.
+    """
+
+    stuff: tuple[str, ...] = ()  # classes of the label maps that are no things.  Empty: those of the training set.
+    instance_score: Fraction = 0.5  # least score of an object
+    overlap: Fraction = 0.5  # share of an object that better ones may cover; else it is left out
+    stuff_area: NonNegativeInt = 4096  # pixels of the image as stored; less of a class of stuff is left out
 
 
 @checked
@@ -291,7 +308,9 @@ class DetectionConfig(ProgramConfig):
     mask: MaskConfig = field(default_factory=MaskConfig)  # of mask_rcnn and cascade_mask_rcnn
     keypoint: KeypointConfig = field(default_factory=KeypointConfig)  # of keypoint_rcnn
     dense: DenseConfig = field(default_factory=DenseConfig)  # of retinanet and fcos
-    semantic: SemanticConfig = field(default_factory=SemanticConfig)  # of fcn, deeplabv3 and semantic_fpn
+    # Of fcn, deeplabv3, semantic_fpn and panoptic_fpn.
+    semantic: SemanticConfig = field(default_factory=SemanticConfig)
+    panoptic: PanopticConfig = field(default_factory=PanopticConfig)  # of panoptic_fpn
     test: PostprocessConfig = field(default_factory=PostprocessConfig)
     data: DetectorDataConfig = field(default_factory=DetectorDataConfig)
     solver: DetectorSolverConfig = field(default_factory=DetectorSolverConfig)
@@ -315,6 +334,8 @@ class DetectionConfig(ProgramConfig):
         box = self.box
         if self.labels_only:
             _check_labeller(self)
+        if self.architecture == "panoptic_fpn":
+            _check_panoptic(self)
         if "cascade" in self.architecture and (box.head != "fc" or not box.class_agnostic or box.context):
             raise ValueError(
                 f"architecture {self.architecture} moves one box per region from stage to stage: set box.head to fc, "
@@ -325,6 +346,18 @@ class DetectionConfig(ProgramConfig):
                 f"architecture {self.architecture} stands on a pyramid: set backbone.fpn to true, and "
                 "backbone.fpn_coarse to c5 or p5 for the paper's levels p3 to p7"
             )
+
+
+def _check_panoptic(config: DetectionConfig) -> None:
+    """Raises ValueError where Panoptic FPN's trunk does not fit, and for options that label maps have no part in."""
+    if not config.backbone.fpn or config.backbone.fpn_coarse != "subsample":
+        raise ValueError(
+            "architecture panoptic_fpn joins the levels of a pyramid from p2 on: set backbone.fpn to true and "
+            "backbone.fpn_coarse to subsample"
+        )
+    for key, value in {"test.slice": config.test.slice, "data.slice": config.data.slice}.items():
+        if value:
+            raise ValueError(f"architecture panoptic_fpn labels whole images: leave {key} out, got {value}")
 
 
 def _check_labeller(config: DetectionConfig) -> None:

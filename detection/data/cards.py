@@ -87,11 +87,11 @@ def load_card(name: str) -> Card:
 
 
 def load_dataset(
-    specs: Sequence[str], root: Path, *, fields: Collection[str] = ()
+    specs: Sequence[str], root: Path, *, fields: Collection[str] = (), label_maps: bool = False
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The images of all ``specs`` ("card:split", concatenated) below the data root ``root``, and what was dropped.
 
-    ``fields`` (such as "masks") are read too, which takes time and memory.
+    ``fields`` (such as "masks") and ``label_maps`` are read too, which takes time and memory.
 
     Raises:
         ValueError: a data set has errors (its files are named), an empty split, or other classes than the first.
@@ -99,7 +99,7 @@ def load_dataset(
     parts, problems = [], []
     for spec in specs:
         card, split = _parse(spec)
-        index, found = read_split(card, split, root, fields=fields)
+        index, found = read_split(card, split, root, fields=fields, label_maps=label_maps)
         refuse_errors(found, f"data set {spec!r}")
         index, bad = usable_images(index, card.bad_images)
         refuse_errors(bad, f"data set {spec!r}", repair="; or set `bad_images: drop` in the card to train without them")
@@ -124,9 +124,11 @@ def _shared_images(specs: Sequence[str], parts: Sequence[AnnotationIndex]) -> li
 
 
 def read_split(
-    card: Card, split: str, root: Path, *, fields: Collection[str] = ()
+    card: Card, split: str, root: Path, *, fields: Collection[str] = (), label_maps: bool = False
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The images of one split with the ``fields`` of their objects, and all that is wrong with it, errors included.
+
+    With ``label_maps`` the index has those that the card gives.
 
     Raises:
         ValueError: the data set's folder is missing, or the card has no such split or describes it wrongly.

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from pycocotools import mask as coco_mask
 
+from detection.label_colors import color_map
+
 __all__ = ["CLASSES", "KEYPOINTS", "DigitSource", "Scene", "draw_scene", "load_sources", "write_digits"]
 
 CLASSES = tuple("0123456789")
@@ -37,12 +39,6 @@ _MAX_OVERLAP = 0.08  # intersection of two boxes over the smaller one
 _TRAIN_SHARE = 0.8  # of scikit-learn's 1,797 digits; they are sorted by writer, so few writers are in both splits
 _END = 0.1  # of a digit's height or width
 _SHARPEN = [min(max(round(127.5 + (value - 115) * 4), 0), 255) for value in range(256)]  # smooth ink to firm edges
-# VOC's colours: the bits of a number, dealt out to red, green and blue from the highest bit down.
-_PALETTE = [
-    sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3))
-    for number in range(256)
-    for channel in range(3)
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +269,7 @@ def _jpeg(image: NDArray[np.uint8]) -> bytes:
 def _palette_image(objects: NDArray[np.uint8]) -> Image.Image:
     """Object numbers (H, W) as an image with VOC's colours."""
     image = Image.fromarray(objects)
-    image.putpalette(_PALETTE)
+    image.putpalette(color_map().tobytes())
     return image
 
 

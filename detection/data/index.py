@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detection.data.images import read_image
-from detection.data.label_maps import LabelMaps
+from detection.data.label_maps import LACKING, LabelMaps
 from detection.data.packed_strings import PackedStrings, span, starts
 from detection.data.problems import listed
 from detection.fields.table import FIELDS, Field, fields_of
@@ -83,7 +83,7 @@ class AnnotationIndex:
             ValueError: one of ``fields`` was not read, or the data set has no label maps.
             ImageError: a label image can't be read or does not fit.
         """
-        self.require(fields)
+        self.require(fields, label_maps=label_maps)
         rows, size = self.objects(row), self._size(row)
         return Target(
             boxes=self.boxes[rows],
@@ -102,19 +102,20 @@ class AnnotationIndex:
             return None if len(self.boxes) else self.operations[name].unpack([], self._size(row))
         return self._unpacked(name, row)
 
-    def require(self, fields: Collection[str]) -> None:
-        """Raises unless the ``fields`` were read.
+    def require(self, fields: Collection[str], *, label_maps: bool = False) -> None:
+        """Raises unless the ``fields``, and on request ``label_maps``, were read.
 
         Raises:
             ValueError: one was not; the message says what the data set's files need.
         """
+        if label_maps and self.label_maps is None:
+            raise ValueError(LACKING)
         for name in fields:
             if name not in self.fields:
                 raise ValueError(FIELDS[name].lacking)
 
     def _label_map(self, row: int) -> Tensor:
-        if self.label_maps is None:
-            raise ValueError("the data set has no label maps")
+        assert self.label_maps is not None
         return torch.from_numpy(self.label_maps.read(row, self._size(row)))
 
     def _unpacked(self, name: str, row: int) -> Any:
@@ -170,6 +171,23 @@ class AnnotationIndex:
             fields={name: packed.take(objects) for name, packed in self.fields.items()},
             unjudged=torch.stack([places[unjudged[:, 0]], unjudged[:, 1]], dim=1),
             label_maps=None if self.label_maps is None else self.label_maps.take(rows),
+        )
+
+    def without_objects(self) -> AnnotationIndex:
+        """Returns the images with their label maps alone, whose classes are then those of the data set."""
+        assert self.label_maps is not None
+        names, nothing = self.label_maps.class_names, slice(0, 0)
+        return replace(
+            self,
+            class_names=names,
+            category_ids=tuple(range(len(names))),
+            ends=torch.zeros_like(self.ends),
+            boxes=self.boxes[nothing],
+            labels=self.labels[nothing],
+            ignore=self.ignore[nothing],
+            areas=self.areas[nothing],
+            fields={},
+            unjudged=self.unjudged[nothing],
         )
 
     def unjudged_labels(self, row: int) -> Tensor:
@@ -236,14 +254,23 @@ class AnnotationIndex:
 
 
 def index_digest(index: AnnotationIndex) -> str:
-    """Returns the SHA-256, hexadecimal, of classes, image file names and objects.
+    """Returns the SHA-256, hexadecimal, of classes, image file names, objects, and label maps by file names and values.
 
     Neither pixels, nor folders, nor ids of images and categories count: a data set that moved has the same.
     """
     names = [Path(path).name for path in index.paths]
     objects = [index.sizes, index.ends, index.boxes, index.labels, index.ignore]
     fields = [[packed.characters, packed.ends] for _, packed in sorted(index.fields.items())] or [None]
-    return digest([index.class_names, names, objects, *fields])
+    return digest([index.class_names, names, objects, *fields, *_label_facts(index.label_maps)])
+
+
+def _label_facts(maps: LabelMaps | None) -> list[Any]:
+    """Returns what the digest of a data set with label maps has more than that of one without."""
+    if maps is None:
+        return []
+    packed = [[part.characters, part.ends] for part in (maps.segments, maps.objects) if part is not None]
+    names = [Path(file).name for file in maps.files]
+    return [maps.class_names, maps.num_things, names, dict(maps.values), packed]
 
 
 def _difference(one: AnnotationIndex, other: AnnotationIndex) -> list[str]:

@@ -16,8 +16,10 @@ from detection.evaluation.average_precision import average_precision, mean_over_
 from detection.evaluation.candidates import IouType
 from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS, KEYPOINT_NUMBERS, average_recall
 from detection.evaluation.jackknife import Statistic
+from detection.evaluation.label_maps import LABEL_NUMBERS, LabelClasses, label_figures, pixel_totals, segment_counts
 from detection.evaluation.matching import Area, MatchedRecords, match_areas
-from detection.evaluation.record import Record
+from detection.evaluation.panoptic import PANOPTIC_NUMBERS, class_qualities, panoptic_figures
+from detection.evaluation.record import Record, has_objects, judged_maps
 from detection.evaluation.report import VocMetric
 from detection.evaluation.tide import ERROR_TYPES, error_gains, match_errors
 from detection.evaluation.voc import match_voc, voc_precision
@@ -32,15 +34,34 @@ Floats = NDArray[np.float64]
 
 
 def run_statistic(
-    records: Sequence[Record], class_names: Sequence[str], *, voc_metric: VocMetric = "area"
+    records: Sequence[Record],
+    class_names: Sequence[str],
+    *,
+    voc_metric: VocMetric = "area",
+    labels: LabelClasses | None = None,
 ) -> Statistic:
     """Returns all figures of a run: COCO's of boxes (of masks and keypoints, where there are any), VOC's, error types.
 
-    Keys are those of result.json, and "tide.Cls" and so on; ``voc_metric`` is the definition behind "voc.mAP".
+    Of records with label counts, those of label maps; such a run has no objects unless it is panoptic.  Keys are those
+    of result.json, and "tide.Cls" and so on.
+
+    Args:
+        records: of all test images.
+        class_names: of objects.
+        voc_metric: the definition behind "voc.mAP".
+        labels: of label maps; None: ``class_names``.
 
     Raises:
         ValueError: a label that ``class_names`` lacks, an image that occurs twice, or no records.
     """
+    maps, classes = judged_maps(records), labels or LabelClasses(tuple(class_names))
+    parts = [_objects(records, class_names, voc_metric)] if has_objects(maps) else []
+    parts += [_label_maps(records, classes)] if "label_maps" in maps else []
+    parts += [_panoptic(records, classes)] if "panoptic" in maps else []
+    return _joined(parts)
+
+
+def _objects(records: Sequence[Record], class_names: Sequence[str], voc_metric: VocMetric) -> Statistic:
     masks = bool(records) and all(r.masks is not None and r.gt_masks is not None for r in records)
     keypoints = bool(records) and all(r.keypoints is not None and r.gt_keypoints is not None for r in records)
     parts = [_coco(records, class_names, iou_type) for iou_type in (("bbox", "segm") if masks else ("bbox",))]
@@ -132,6 +153,43 @@ def _errors(records: Sequence[Record], class_names: Sequence[str]) -> Statistic:
         names=ERROR_KEYS,
         compute=lambda weights: error_gains(matches, weights),
         images=np.full(len(ERROR_KEYS), images),
+    )
+
+
+def _label_maps(records: Sequence[Record], classes: LabelClasses) -> Statistic:
+    totals = pixel_totals(records, len(classes.names))  # (N, 3, K)
+
+    def compute(weights: Weights) -> Floats:
+        found = label_figures(np.tensordot(weights, totals, axes=1))
+        return np.concatenate([found.numbers, found.iou], axis=1)
+
+    with_pixels = totals[:, 1] > 0  # (N, K)
+    return Statistic(
+        names=(
+            *(f"semseg.{name}" for name in LABEL_NUMBERS),
+            *(f"semseg.per_class.{name}.IoU" for name in classes.names),
+        ),
+        compute=compute,
+        images=np.append(np.full(len(LABEL_NUMBERS), with_pixels.any(axis=1).sum()), with_pixels.sum(axis=0)),
+    )
+
+
+def _panoptic(records: Sequence[Record], classes: LabelClasses) -> Statistic:
+    counts = segment_counts(records, len(classes.names))  # (N, K, 4)
+
+    def compute(weights: Weights) -> Floats:
+        sums = np.tensordot(weights, counts, axes=1)
+        return np.concatenate([panoptic_figures(sums, classes.num_things), class_qualities(sums)[..., 0]], axis=1)
+
+    with_segments = counts[..., [1, 3]].sum(axis=2) > 0  # (N, K): hits and misses
+    groups = with_segments, with_segments[:, : classes.num_things], with_segments[:, classes.num_things :]
+    return Statistic(
+        names=(
+            *(f"panoptic.{name}" for name in PANOPTIC_NUMBERS),
+            *(f"panoptic.per_class.{name}.PQ" for name in classes.names),
+        ),
+        compute=compute,
+        images=np.append(np.repeat([group.any(axis=1).sum() for group in groups], 3), with_segments.sum(axis=0)),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection.build import build_detector
+from detection.build import build_detector, data_parts
 from detection.build_tester import build_image_tester
 from detection.config.detection import DetectionConfig
 from detection.data.loader import build_test_loader, load_index
@@ -49,7 +49,9 @@ def measure_costs(
     Raises:
         ValueError: bad data or config, or weights that do not fit.
     """
-    index = load_index(config.data, config.data.test, key="data.test", say=print, limit=config.data.limit)
+    index = load_index(
+        config.data, config.data.test, key="data.test", say=print, limit=config.data.limit, **data_parts(config)
+    )
     detector = build_detector(config, len(index.class_names), pretrained=False)
     if checkpoint is not None:
         load_detector_weights(detector, checkpoint, index.class_names)

@@ -15,7 +15,7 @@ import torchvision
 
 import backbones
 import detection
-from detection.build import build_detector
+from detection.build import build_detector, data_parts
 from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex, index_digest
 from detection.data.loader import load_index
@@ -43,7 +43,10 @@ def describe(
     """
     first = next(iter(configs.values()))
     specs = dict.fromkeys(spec for config in configs.values() for spec in (*config.data.train, *config.data.test))
-    data = {spec: load_index(first.data, (spec,), key="data", say=say, limit=first.data.limit) for spec in specs}
+    data = {
+        spec: load_index(first.data, (spec,), key="data", say=say, limit=first.data.limit, **data_parts(first))
+        for spec in specs
+    }
     classes = len(next(iter(data.values())).class_names)
     return {
         "name": experiment.name,

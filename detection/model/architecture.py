@@ -144,6 +144,10 @@ class RegionVerbs(Protocol):
         """Returns the detections with their keypoints; as they are from an architecture without."""
         ...
 
+    def label_scores(self, features: Sequence[Tensor], found: Found, images: ImageBatch) -> Found:
+        """Returns the detections with scores of every pixel; as they are from an architecture without."""
+        ...
+
 
 def class_rows(model: nn.Module) -> dict[str, ClassRows]:
     """Returns which rows of the parameters belong to classes, by the names of the parameters.

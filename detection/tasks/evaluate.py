@@ -14,7 +14,7 @@ from detection.data.readers.truth import Truth, read_truth
 from detection.engine.evaluate import make_record
 from detection.evaluation.record import Record
 
-__all__ = ["Judged", "name_files", "read_detections", "read_judged"]
+__all__ = ["Judged", "name_files", "read_detections", "read_judged", "without_objects"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,16 @@ def read_detections(index: AnnotationIndex, path: Path, *, source: str, repair: 
         boxes, scores = results.boxes[found].astype(np.float32), results.scores[found].astype(np.float32)
         records.append(make_record(index, row, boxes=boxes, scores=scores, labels=results.labels[found], fields=fields))
     return records
+
+
+def without_objects(index: AnnotationIndex) -> list[Record]:
+    """Returns a record for each image of ``index``, without detections."""
+    nothing = {
+        "boxes": np.zeros((0, 4), np.float32),
+        "scores": np.zeros(0, np.float32),
+        "labels": np.zeros(0, np.int64),
+    }
+    return [make_record(index, row, **nothing) for row in range(len(index))]
 
 
 def name_files(given: Sequence[str]) -> dict[str, list[Path]]:

@@ -15,6 +15,7 @@ from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem
 from detection.data.readers.bsds import BSDSSplit, parse_bsds
 from detection.data.readers.coco import COCOSplit, coco_classes, read_coco
+from detection.data.readers.coco_panoptic import PanopticSplit, coco_panoptic_classes, read_coco_panoptic
 from detection.data.readers.csv_boxes import TableSplit, parse_csv
 from detection.data.readers.cvat import CVATSplit, parse_cvat
 from detection.data.readers.image_folder import ImageFolderSplit, read_image_folder
@@ -31,6 +32,7 @@ __all__ = ["FORMATS", "Format", "FormatName"]
 FormatName = Literal[
     "voc",
     "coco",
+    "coco_panoptic",
     "yolo",
     "labelme",
     "cvat",
@@ -93,6 +95,14 @@ FORMATS: dict[FormatName, Format] = {
         read_coco,
         coco_classes,
         ("exif", "other_size", "drop", "fields"),
+    ),
+    "coco_panoptic": Format(
+        "COCO panoptic JSON and PNG",
+        PanopticSplit,
+        "{panoptic:, segments:, images:}",
+        read_coco_panoptic,
+        coco_panoptic_classes,
+        ("exif", "drop", "fields"),
     ),
     "yolo": _labelled("YOLO txt", YOLOSplit, "{images:}", parse_yolo),
     "labelme": _labelled("LabelMe JSON", LabelMeSplit, "{folder:}", parse_labelme),
