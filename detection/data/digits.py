@@ -1,7 +1,8 @@
 """A small detection data set made on the spot: handwritten digits pasted on crops of photographs.
 
 Everything comes with scikit-learn, so it needs no network.  Digits of the train and the test images are disjoint; both
-use crops of the same two photographs.  Objects have masks and, in COCO's layout, four keypoints.  What an image shows
+use crops of the same two photographs.  Objects have masks and, in COCO's layout, four keypoints; each image has a label
+image too, the class of every pixel.  What an image shows
 depends on the seed, its split and its index only, so asking for more images leaves the first ones as they were.
 """
 
@@ -62,6 +63,11 @@ class Scene:
     def masks(self) -> NDArray[np.bool_]:
         """(N, H, W)."""
         return self.objects == np.arange(1, len(self.labels) + 1)[:, None, None]
+
+    @property
+    def label_map(self) -> NDArray[np.uint8]:
+        """(H, W) 0 for the background, and the digit and 1 for its visible pixels."""
+        return np.array([0, *(label + 1 for label in self.labels)], np.uint8)[self.objects]
 
     @property
     def boxes(self) -> NDArray[np.int64]:
@@ -226,7 +232,7 @@ def _write_split(folder: Path, split: str, scenes: Iterable[Scene], first_id: in
     voc, coco = folder / "voc", folder / "coco"
     for path in ("JPEGImages", "Annotations", "SegmentationObject", "ImageSets/Main", "ImageSets/Segmentation"):
         (voc / path).mkdir(parents=True, exist_ok=True)
-    for path in (split, "annotations"):
+    for path in (split, "annotations", f"labels/{split}"):
         (coco / path).mkdir(parents=True, exist_ok=True)
     images, annotations, stems = [], [], []
     for image_id, scene in enumerate(scenes, start=first_id):
@@ -236,6 +242,7 @@ def _write_split(folder: Path, split: str, scenes: Iterable[Scene], first_id: in
         (coco / split / f"{stem}.jpg").write_bytes(jpeg)
         (voc / "Annotations" / f"{stem}.xml").write_bytes(_voc_xml(scene, f"{stem}.jpg"))
         _palette_image(scene.objects).save(voc / "SegmentationObject" / f"{stem}.png")
+        _palette_image(scene.label_map).save(coco / "labels" / split / f"{stem}.png")
         height, width = scene.objects.shape
         images.append({"id": image_id, "file_name": f"{stem}.jpg", "height": height, "width": width})
         annotations.extend(_coco_annotations(scene, image_id, first_id=len(annotations) + 1))
@@ -267,7 +274,7 @@ def _jpeg(image: NDArray[np.uint8]) -> bytes:
 
 
 def _palette_image(objects: NDArray[np.uint8]) -> Image.Image:
-    """Object numbers (H, W) as an image with VOC's colours."""
+    """Numbers (H, W) of objects or classes as an image with VOC's colours."""
     image = Image.fromarray(objects)
     image.putpalette(color_map().tobytes())
     return image
