@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from torch import Tensor
 
 from backbones.weights.load import read_state_dict
 from detection.config.detection import DetectionConfig
@@ -17,6 +18,7 @@ from detection.files import write_text, write_whole
 from detection.weights.detectron2 import convert_detectron2
 from detection.weights.detectron2_names import are_detectron2s
 from detection.weights.detectron2_settings import read_settings, settings_of
+from detection.weights.origin import label_map_classes
 from detection.weights.to_detectron2 import to_detectron2
 from detection.weights.to_torchvision import to_torchvision
 from detection.weights.torchvision import convert_torchvision
@@ -37,15 +39,16 @@ def convert_weights(
     Args:
         weights: torchvision's .pth, or Detectron2's .pkl or .pth.
         output: a run directory, or a .safetensors file.
-        classes: a card with the classes in the order of the weights.
+        classes: a card with the classes in the order of the weights; of networks of label maps the background, which
+            has the first row, may be left out, and where the card has other classes the weights' own are taken.
         norm_eps: of torchvision's v1 trained further, see docs/weights.md.
         settings: Detectron2's config.yaml, where the detector is not of its model zoo.
 
     Raises:
         ValueError: a file that can't be read, or weights that do not fit.
     """
-    class_names = load_card(classes).classes
     state = read_state_dict(weights)
+    class_names = _class_names(state, load_card(classes).classes)
     if are_detectron2s(state):
         if norm_eps is not None:
             raise ValueError("--norm-eps is for torchvision's weights, these are Detectron2's; leave it out")
@@ -89,6 +92,17 @@ def convert_back(run: Path, output: Path, *, to: Literal["torchvision", "detectr
     )
 
 
+def _class_names(state: Mapping[str, Tensor], given: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the ``given`` names; of a network of label maps with a row for the background before them.
+
+    Where they are not as many as its rows, its own.
+    """
+    rows = label_map_classes(state)
+    if not rows or len(given) == len(rows):
+        return given
+    return ("background", *given) if len(given) == len(rows) - 1 else rows
+
+
 def _assumed_of_detectron2(config: DetectionConfig, given: Mapping[str, Any]) -> str:
     assumed = {name: value for name, value in settings_of(config).items() if name not in given}
     listed = ", ".join(f"{name} {value}" for name, value in assumed.items())
@@ -97,6 +111,11 @@ def _assumed_of_detectron2(config: DetectionConfig, given: Mapping[str, Any]) ->
 
 def _assumed_of_torchvision(config: DetectionConfig) -> str:
     test, data = config.test, config.data
+    if config.labels_only:
+        return (
+            f"assumed, as torchvision's references: images whose shorter side is {data.shorter_side} px; change the "
+            "config where yours were others"
+        )
     proposals = "" if config.one_stage else f"{config.rpn.post_nms_test} proposals, "
     sizes = ", ".join(f"{size:g}" for size in config.anchors.sizes)
     anchors = "" if config.architecture == "fcos" else f", anchors of {sizes} px"

@@ -24,6 +24,12 @@ from torchvision.models.detection import (
     RetinaNet_ResNet50_FPN_V2_Weights,
     RetinaNet_ResNet50_FPN_Weights,
 )
+from torchvision.models.segmentation import (
+    DeepLabV3_ResNet50_Weights,
+    DeepLabV3_ResNet101_Weights,
+    FCN_ResNet50_Weights,
+    FCN_ResNet101_Weights,
+)
 
 from detection.data.cards import load_card
 
@@ -40,10 +46,12 @@ CHECKSUMS: dict[Source, tuple[str, int]] = {"torchvision": ("sha256", 8), "detec
 PERSONS = "coco2017_keypoints:val"
 ADDRESS = "https://dl.fbaipublicfiles.com/detectron2"
 
+VOC_LABELS = "coco2017_voc_labels"  # images of COCO with an object of VOC's classes
 # Of data sets without a card, in the order of the rows; LVIS 0.5 numbers its categories from 1 to 1230.
 CLASSES = {
     "cityscapes": ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
     "lvis_v0.5": tuple(f"category {number}" for number in range(1, 1231)),
+    VOC_LABELS: ("background", *FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"][1:]),
 }
 # Folder of Detectron2's zoo -> data set, and what its names get, since others have the same
 FOLDERS = {
@@ -71,13 +79,14 @@ DETECTRON1 = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A published detector that loads here.
+    """A published detector or network of label maps that loads here.
 
     Attributes:
         name: unique.
         url: of its file.
         data: card:split that the figures are of; a data set without a card here has its classes in ``CLASSES``.
         ap: percent, mean over IoU 0.5 to 0.95; on VOC from 11-point curves. None: not published, or not at hand.
+        miou, pixel_accuracy: percent, of label maps.
         norm_eps: of torchvision's fixed batch normalisation; None: as the names in the file tell.
         settings: Detectron2's, where they are not those that its weights have without any.
     """
@@ -90,6 +99,8 @@ class Entry:
     ap50: float | None = None
     mask_ap: float | None = None
     keypoint_ap: float | None = None
+    miou: float | None = None
+    pixel_accuracy: float | None = None
     norm_eps: float | None = None
     settings: Settings = field(default_factory=dict)
 
@@ -115,6 +126,8 @@ class Entry:
             "box AP50": self.ap50,
             "mask AP": self.mask_ap,
             "keypoint AP": self.keypoint_ap,
+            "mean IoU": self.miou,
+            "pixel accuracy": self.pixel_accuracy,
         }
         shown = ", ".join(f"{name} {value:.1f}" for name, value in figures.items() if value is not None)
         return f"published for {self.data}: {shown or 'figures not at hand'}"
@@ -151,6 +164,13 @@ def _torchvision(
     )
 
 
+def _labeller(name: str, weights: WeightsEnum) -> Entry:
+    """A network of torchvision's that predicts label maps of VOC's classes."""
+    figures = weights.meta["_metrics"]["COCO-val2017-VOC-labels"]
+    data, url = f"{VOC_LABELS}:val", weights.url
+    return Entry(name, "torchvision", url, data, None, miou=figures["miou"], pixel_accuracy=figures["pixel_acc"])
+
+
 def _detectron2(
     path: str,
     ap: float | None,
@@ -185,6 +205,10 @@ ZOO: tuple[Entry, ...] = (
     _torchvision("retinanet_resnet50_fpn", RetinaNet_ResNet50_FPN_Weights.COCO_V1),
     _torchvision("retinanet_resnet50_fpn_v2", RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1),
     _torchvision("fcos_resnet50_fpn", FCOS_ResNet50_FPN_Weights.COCO_V1),
+    _labeller("fcn_resnet50", FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1),
+    _labeller("fcn_resnet101", FCN_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1),
+    _labeller("deeplabv3_resnet50", DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1),
+    _labeller("deeplabv3_resnet101", DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1),
     _detectron2("COCO-Detection/faster_rcnn_R_50_C4_1x/137257644/model_final_721ade", 35.7),
     _detectron2("COCO-Detection/faster_rcnn_R_50_DC5_1x/137847829/model_final_51d356", 37.3),
     _detectron2("COCO-Detection/faster_rcnn_R_50_FPN_1x/137257794/model_final_b275ba", 37.9),

@@ -15,6 +15,7 @@ from detection.weights.back import explicit, refuse_differences
 from detection.weights.detectron2 import convert_detectron2
 from detection.weights.detectron2_names import their_name
 from detection.weights.detectron2_retinanet import anchors_first, retinanet_layers
+from detection.weights.detectron2_semantic import semantic_layers, their_semantic_name
 from detection.weights.detectron2_settings import settings_of
 
 __all__ = ["to_detectron2"]
@@ -33,6 +34,14 @@ NETWORKS = {
 }
 
 
+# Architecture -> why it has no counterpart
+OTHERS = {
+    "fcos": "whose FCOS has other layers",
+    "fcn": "which has no FCN",
+    "deeplabv3": "whose DeepLabV3 has other layers",
+}
+
+
 def to_detectron2(
     config: DetectionConfig, class_names: Sequence[str], state: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -41,8 +50,8 @@ def to_detectron2(
     Raises:
         ValueError: Detectron2 has no such detector; the keys are named.
     """
-    if config.architecture == "fcos":
-        raise ValueError("architecture fcos can't go to detectron2, whose FCOS has other layers")
+    if config.architecture in OTHERS:
+        raise ValueError(f"architecture {config.architecture} can't go to detectron2, {OTHERS[config.architecture]}")
     backbone, own = config.backbone, explicit(config)
     if backbone.name not in NETWORKS or config.box.context or backbone.norm_eps == 0:
         raise ValueError(
@@ -54,7 +63,7 @@ def to_detectron2(
     layers = _layers(own, len(class_names))
     ordered = anchors_first(state) if own.one_stage else state
     theirs = {
-        their_name(name, rpn_convs=config.rpn.convs): value
+        their_name(their_semantic_name(name) if own.labels_only else name, rpn_convs=config.rpn.convs): value
         for name, value in ordered.items()
         if own.backbone.norm != "frozen_bn" or not name.endswith("num_batches_tracked")
     }
@@ -76,6 +85,8 @@ def _layers(config: DetectionConfig, num_classes: int) -> dict[str, Any]:
         "MODEL.RESNETS.DEFORM_MODULATED": bool(backbone.deform_modulated),
         "MODEL.FPN.OUT_CHANNELS": backbone.fpn_channels,
     }
+    if config.labels_only:
+        return body | semantic_layers(config, num_classes)
     own = retinanet_layers(config, num_classes) if config.one_stage else _layers_of_regions(config, num_classes)
     return body | own
 

@@ -107,7 +107,7 @@ FORMATS: dict[FormatName, Format] = {
         "{panoptic:, segments:, images:}",
         read_coco_panoptic,
         coco_panoptic_classes,
-        ("exif", "drop", "fields"),
+        ("exif", "drop", "fields", "label_maps"),
     ),
     "yolo": _labelled("YOLO txt", YOLOSplit, "{images:}", parse_yolo),
     "labelme": _labelled("LabelMe JSON", LabelMeSplit, "{folder:}", parse_labelme),
