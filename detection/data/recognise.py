@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detection.config.load import parse_yaml
+from detection.data.label_layouts import find_label_images
 from detection.data.layouts import (
     Layout,
     find_coco,
@@ -38,6 +39,7 @@ RECOGNISERS: dict[FormatName, Callable[[Tree], Layout | None]] = {
     "label_studio": find_label_studio,
     "open_images": find_open_images,
     "csv": find_csv,
+    "label_images": find_label_images,
     "image_folder": find_image_folders,
 }
 

@@ -105,6 +105,7 @@ def run_training(
             index.class_names,
             say=only_main(SCREEN.print),
             keypoints=index.keypoints,
+            label_names=() if index.label_maps is None else index.label_maps.class_names,
         ),
         validate=(
             None
