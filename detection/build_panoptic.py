@@ -8,10 +8,11 @@ from backbones.base import Backbone
 from detection.build_semantic import build_semantic_fpn_head
 from detection.config.detection import DetectionConfig
 from detection.data.label_maps import LabelMaps
+from detection.model.class_rows import ClassRows
 from detection.model.panoptic_fpn import LabelStage
 from detection.model.panoptic_merge import Merging
 
-__all__ = ["build_label_stage", "build_merge", "with_stuff"]
+__all__ = ["build_label_stage", "build_merge", "label_rows", "with_stuff"]
 
 
 def build_label_stage(config: DetectionConfig, backbone: Backbone, num_things: int) -> LabelStage:
@@ -20,7 +21,13 @@ def build_label_stage(config: DetectionConfig, backbone: Backbone, num_things: i
             "panoptic.stuff names no class; training takes those of its data set, else give their names in order"
         )
     head = build_semantic_fpn_head(config, backbone, 1 + len(config.panoptic.stuff))
+    head.class_rows = {"classes": ClassRows(1, names=label_rows(config))}
     return LabelStage(head, num_things=num_things, loss_weight=config.semantic.loss_weight)
+
+
+def label_rows(config: DetectionConfig) -> tuple[str, ...]:
+    """Returns the names of the rows of ``config``'s semantic branch: all things, and each class of stuff."""
+    return ("any thing", *config.panoptic.stuff) if config.is_panoptic else ()
 
 
 def with_stuff(config: DetectionConfig, maps: LabelMaps | None) -> DetectionConfig:
