@@ -15,6 +15,7 @@ from detection.tasks.recipe import LARGEST, Choice, Machine, choose, data_choice
 __all__ = ["choose_for_labels", "choose_for_segments"]
 
 BOUND = ("architecture", "backbone", "semantic")  # sections that weights bind
+COCO_STUFF, COCO_PIXELS = 4096, 640 * 480  # least area of stuff in Panoptic FPN, and most images of COCO
 SCALES = (0.5, 2.0)  # of training images: torchvision's references
 MOST = {"cpu": 600, "cuda": 40_000}  # steps
 
@@ -87,7 +88,10 @@ def choose_for_segments(
     chosen = choose(index, sets, machine, init, origin)
     kept = [own.pop(choice.key, choice) for choice in chosen]
     weight = Choice("semantic.loss_weight", 0.5, "beside 1 of boxes and masks, as Panoptic FPN on COCO")
-    return [*kept, *own.values(), weight]
+    pixels = float(np.median(index.sizes.prod(dim=1).numpy()))
+    least = min(COCO_STUFF, round(COCO_STUFF * pixels / COCO_PIXELS))
+    area = Choice("panoptic.stuff_area", least, "least pixels of stuff, the share of an image that COCO's 4096 are")
+    return [*kept, *own.values(), weight, area]
 
 
 def _size(index: AnnotationIndex, machine: Machine) -> list[Choice]:
