@@ -310,6 +310,9 @@ ARCHITECTURES: dict[ArchitectureName, _Kind] = {
     "deeplabv3": _Kind(build_deeplabv3, label_maps=True, objects=False),
     "semantic_fpn": _Kind(build_semantic_fpn, label_maps=True, objects=False),
     "panoptic_fpn": _Kind(partial(_rcnn, masks=True, labels=True), fields=("masks",), label_maps=True),
+    "cascade_panoptic_fpn": _Kind(
+        partial(_rcnn, cascade=True, masks=True, labels=True), fields=("masks",), label_maps=True
+    ),
 }
 
 

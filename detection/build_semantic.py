@@ -10,7 +10,14 @@ from detection.config.detection import DetectionConfig, SemanticConfig
 from detection.model.semantic import LabelHead, SemanticNetwork
 from detection.model.semantic_heads import DeepLabHead, FCNHead, SemanticFPNHead
 
-__all__ = ["build_deeplabv3", "build_fcn", "build_semantic_fpn", "build_semantic_fpn_head", "stages_of"]
+__all__ = [
+    "build_deeplabv3",
+    "build_fcn",
+    "build_semantic_fpn",
+    "build_semantic_fpn_head",
+    "default_rates",
+    "stages_of",
+]
 
 DENSE_STRIDE = 8  # of the trunk, up to which DeepLabV3's rates are the wide ones
 
@@ -24,6 +31,11 @@ def stages_of(config: DetectionConfig) -> tuple[str, ...]:
     return pyramid_features(config.backbone.name)[-2 if config.semantic.aux_weight > 0 else -1 :]
 
 
+def default_rates(stride: int) -> tuple[int, ...]:
+    """Returns the dilations of DeepLabV3's branches over features of ``stride``."""
+    return (12, 24, 36) if stride <= DENSE_STRIDE else (6, 12, 18)
+
+
 def build_fcn(config: DetectionConfig, backbone: Backbone, num_classes: int) -> SemanticNetwork:
     return _labeller(config, backbone, _fcn_head(config.semantic, backbone, -1, num_classes), num_classes)
 
@@ -35,7 +47,7 @@ def build_deeplabv3(config: DetectionConfig, backbone: Backbone, num_classes: in
         num_classes=num_classes,
         channels=semantic.channels or 256,
         norm=make_norm(semantic.norm or "bn", eps=1e-5),
-        rates=semantic.rates or ((12, 24, 36) if spec.stride <= DENSE_STRIDE else (6, 12, 18)),
+        rates=semantic.rates or default_rates(spec.stride),
         dropout=0.5 if semantic.dropout is None else semantic.dropout,
     )
     return _labeller(config, backbone, head, num_classes)

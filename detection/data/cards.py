@@ -10,7 +10,9 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from detection.config.load import build_dataclass, parse_yaml
 from detection.config.schema import Positive, checked
@@ -21,8 +23,11 @@ from detection.data.readers.frames import Exif, OtherSize
 from detection.data.readers.table import FORMATS, FormatName
 from detection.data.selection import select_images, split_entry
 from detection.packaged import CARDS, DATA
+from detection.structures import VOID
 
 __all__ = ["Card", "data_root", "load_card", "load_dataset", "read_split", "with_classes_of_data"]
+
+PixelValue = Annotated[int, Field(ge=0, le=255)]
 
 
 @checked
@@ -42,6 +47,10 @@ class Card:
     exif: Exif = "apply"
     other_size: OtherSize = "error"
     voc_metric: Literal["11point", "area", "imagenet"] = "area"
+    values: tuple[PixelValue, ...] = ()  # of label_images, one per class; empty: 0, 1, 2, ...
+    void: tuple[PixelValue, ...] = (VOID,)  # values of label images that are neither right nor wrong
+    # Of coco: objects' masks also make label maps, with a class "background" before the others.
+    label_maps: Literal["polygons"] | None = None
     keypoint_sigmas: tuple[Positive, ...] = ()  # of OKS, one per keypoint; empty: COCO's by their names, else 0.05
     download: tuple[dict[str, str], ...] = field(default=())
 
@@ -56,6 +65,35 @@ class Card:
         unknown = sorted(set(self.names.values()) - set(self.classes))
         if unknown:
             raise ValueError(f"names of card {self.name!r} lead to {unknown}, which are not among its classes")
+        if self.label_maps and self.format != "coco":
+            raise ValueError(f"card {self.name!r}: label_maps is for the coco format, got {self.format}")
+        if self.format == "label_images":
+            self._check_values()
+        elif self.values:
+            raise ValueError(f"card {self.name!r}: values is for the format label_images, got {self.format}")
+
+    def _check_values(self) -> None:
+        if not 1 <= len(self.classes) <= VOID:
+            raise ValueError(
+                f"card {self.name!r} needs 1 to {VOID} classes of its label images, got {len(self.classes)}"
+            )
+        values = self.values or tuple(range(len(self.classes)))
+        if len(values) != len(self.classes):
+            raise ValueError(
+                f"card {self.name!r} has {len(self.classes)} classes and {len(values)} values; values takes that of "
+                "each class's pixels, in their order"
+            )
+        doubled = sorted({value for value in (*values, *self.void) if (*values, *self.void).count(value) > 1})
+        if doubled:
+            raise ValueError(
+                f"card {self.name!r}: each value has one meaning; given twice in values and void: {doubled}"
+            )
+
+    @property
+    def labels_of_values(self) -> dict[int, int]:
+        """The label of each value of a pixel in a label image, VOID for those that are neither right nor wrong."""
+        values = self.values or range(len(self.classes))
+        return {value: label for label, value in enumerate(values)} | dict.fromkeys(self.void, VOID)
 
     def folder(self, root: Path) -> Path:
         """Where the data set lies below the data root ``root``."""
@@ -149,7 +187,12 @@ def read_split(
         "drop_images": card.bad_images == "drop",
         "names": card.names,
         "fields": fields,
+        "label_maps": label_maps,
+        "polygons": label_maps and card.label_maps == "polygons",
+        "source": card.source.strip(),
     }
+    if card.format == "label_images":
+        options["values"] = card.labels_of_values
     entries, found = _entries(card, split), list[Problem]()
     if not card.classes and own.classes is not None:
         card = with_classes_of_data(card, root)
@@ -158,7 +201,7 @@ def read_split(
     parts = list[AnnotationIndex]()
     try:
         for entry in entries:
-            taken, selection = split_entry(entry, own_list=card.format == "voc")
+            taken, selection = split_entry(entry, own_list=own.own_list)
             part, problems = own.read(folder, taken, card.classes, **{key: options[key] for key in own.options})
             part, missing = select_images(part, folder, selection)
             parts.append(part)
@@ -188,7 +231,7 @@ def with_classes_of_data(card: Card, root: Path) -> Card:
         return card
     for split in card.splits:
         for entry in _entries(card, split):
-            taken, _ = split_entry(entry, own_list=card.format == "voc")
+            taken, _ = split_entry(entry, own_list=own.own_list)
             names |= dict.fromkeys(own.classes(card.folder(root), taken))
     if not names:
         raise ValueError(f"card {card.name!r} names no classes, and its data at {card.folder(root)} have none either")

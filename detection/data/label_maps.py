@@ -9,7 +9,8 @@ Shapes: N images, H W height and width of an image, K classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -23,6 +24,7 @@ from detection.data.images import FORMATS, UNREADABLE, ImageError
 from detection.data.packed_strings import PackedStrings
 from detection.data.panoptic_files import segment_numbers
 from detection.data.problems import listed
+from detection.files import require_file
 from detection.masks import decode
 from detection.segments import Segment, Segments
 from detection.structures import VOID
@@ -79,6 +81,16 @@ class LabelMaps:
         segments = self.read_segments(row, size)
         labels = {0: VOID} | {segment.id: segment.label for segment in segments.found}
         return _looked_up(segments.ids, labels, self.files[row], "segment")
+
+    def check(self, row: int, size: tuple[int, int]) -> None:
+        """Looks at the header of the label image of image ``row``, which is of ``size`` (height, width).
+
+        Raises:
+            ImageError: the file can't be read, or is of another size or mode.
+        """
+        if self.files[row]:
+            with _opened(self.files[row], size, MODES if self.segments is None else ("RGB",)):
+                pass
 
     def stored(self, row: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         """Returns the values (H, W) in the label image of image ``row``, which is of ``size`` (height, width).
@@ -166,13 +178,25 @@ class LabelMaps:
 
 def _read(file: str, size: tuple[int, int], modes: tuple[str, ...]) -> NDArray[np.uint8]:
     """Returns the pixels of ``file``, (H, W) or (H, W, 3)."""
+    with _opened(file, size, modes) as image:
+        return np.asarray(image.convert("L") if image.mode == "1" else image)
+
+
+@contextmanager
+def _opened(file: str, size: tuple[int, int], modes: tuple[str, ...]) -> Iterator[Image.Image]:
+    """Opens ``file``, whose header fits.
+
+    Raises:
+        ImageError: it does not, or the file can't be read.
+    """
     try:
+        require_file(file)
         with Image.open(file, formats=FORMATS) as image:
             if (image.height, image.width) != size:
                 raise ValueError(f"it is {image.width}x{image.height} pixels, its image {size[1]}x{size[0]}")
             if image.mode not in modes:
                 raise ValueError(f"its mode is {image.mode}, expected {' or '.join(modes)}{_repair(image.mode, modes)}")
-            return np.asarray(image.convert("L") if image.mode == "1" else image)
+            yield image
     except UNREADABLE as error:
         raise ImageError(f"label image {file}: {error}") from error
 

@@ -253,7 +253,10 @@ def _nothing_wanted(index: AnnotationIndex) -> str:
     if index.label_maps is not None:
         return f"none of its {len(index)} images has a label image (data.skip_empty)"
     if not len(index.boxes):
-        return f"its {len(index)} images have no object; set `data.skip_empty: false` to train on background alone"
+        return (
+            f"its {len(index)} images have no object; set `data.skip_empty: false` to train on "
+            "background alone, or a semantic architecture (such as fcn) where the data set has label images"
+        )
     return (
         f"its {len(index.boxes)} objects are all ignored (data.skip_empty) by COCO's `iscrowd` or VOC's `difficult`; "
         "set 0 for objects that aren't crowds, since some tools write `iscrowd: 1` for every mask"

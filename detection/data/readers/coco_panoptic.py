@@ -85,11 +85,12 @@ def read_coco_panoptic(
     drop: bool,
     exif: Exif,
     fields: Collection[str] = (),
+    label_maps: bool = False,
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
 
-    Its objects are of the things among ``classes``, its label maps of all, things first.  The PNGs are read with the
-    images; only masks that come from the segments need them here.
+    Its objects are of the things among ``classes``, its label maps, where they are asked for, of all, things first.
+    The PNGs are read with the images; only masks that come from the segments need them here.
 
     Raises:
         ValueError: ``entry`` is no description of a panoptic split.
@@ -113,7 +114,7 @@ def read_coco_panoptic(
         row_of = {number: row for row, number in enumerate(index.image_ids.tolist())}
         segments = _read_segments(content["annotations"], row_of, labels, names, ordered, file)
         maps = _label_maps(segments, len(index), ordered, labels, len(things))
-        return replace(index, label_maps=maps), [*problems, *file.problems]
+        return replace(index, label_maps=maps if label_maps else None), [*problems, *file.problems]
 
     images = Images(file.path, folder, folder / split.images, Frames(exif, "error"))
     images.add(content["images"])
@@ -130,7 +131,7 @@ def read_coco_panoptic(
         files=[str(file.path)] * len(rows.ids),
         drop=drop,
     )
-    return replace(index, label_maps=maps), [*file.problems, *problems]
+    return replace(index, label_maps=maps if label_maps else None), [*file.problems, *problems]
 
 
 def coco_panoptic_classes(folder: Path, entry: dict[str, Any]) -> tuple[str, ...]:

@@ -56,7 +56,8 @@ def edit(folder: Path, change: Edit) -> None:
 
 
 def read(folder: Path, *, fields: tuple[str, ...] = ("masks",), **entry: str) -> tuple[AnnotationIndex, list[Problem]]:
-    return read_coco_panoptic(folder, ENTRY | entry, CLASSES, drop=True, exif="apply", fields=fields)
+    split = ENTRY | entry
+    return read_coco_panoptic(folder, split, CLASSES, drop=True, exif="apply", fields=fields, label_maps=True)
 
 
 class TestReadCocoPanoptic:
@@ -105,8 +106,10 @@ class TestReadCocoPanoptic:
     def test_a_card_leads_to_it(self, folder: Path) -> None:
         card = folder / "card.yaml"
         card.write_text(f"{{format: coco_panoptic, root: {folder}, splits: {{train: {json.dumps(ENTRY)}}}}}")
-        index, _ = load_dataset([f"{card}:train"], folder)
+        index, _ = load_dataset([f"{card}:train"], folder, label_maps=True)
         assert index.class_names == CLASSES[:2]
+        assert index.label_maps is not None
+        assert load_dataset([f"{card}:train"], folder)[0].label_maps is None
 
     def test_the_card_of_coco_has_80_things_and_53_kinds_of_stuff(self) -> None:
         assert len(load_card("coco2017_panoptic").classes) == 133
