@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from detection.build import needed_fields
 from detection.engine.threshold import run_threshold
 from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS, KEYPOINT_NUMBERS
 from detection.evaluation.metrics import figures, named
@@ -102,7 +103,7 @@ def card_text(recorded: Recorded, run: Path, *, licence: str | None, repo: str |
 def _front_matter(recorded: Recorded, name: str, licence: str | None) -> dict[str, Any]:
     known = (licence or UNKNOWN).lower()
     stated = {"license": known} if known in LICENCES else {"license": "other", "license_name": licence}
-    config, masks = recorded.checkpoint.config, "mask" in recorded.checkpoint.config.architecture
+    config, masks = recorded.checkpoint.config, recorded.checkpoint.config.finds_masks
     keypoints = "keypoint" in config.architecture
     tags = [
         "object-detection",
@@ -153,7 +154,7 @@ def _headline(tested: Tested) -> str:
 def _use(recorded: Recorded) -> Section:
     config, tested = recorded.checkpoint.config, recorded.tested
     shown = run_threshold(recorded.checkpoint)
-    beside = next((f" and {part}s" for part in ("mask", "keypoint") if part in config.architecture), "")
+    beside = next((f" and {part}" for part in needed_fields(config)), "")
     rows = [
         ["meant for", f"images like those of {names(recorded.data['train'])}, the only ones in training"],
         ["finds", f"only the classes above, as boxes{beside}"],

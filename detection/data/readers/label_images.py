@@ -108,7 +108,7 @@ def read_label_images(
 def _chosen(folder: Path, split: LabelImagesSplit, problems: list[Problem]) -> Iterator[tuple[str, Path]]:
     """Yields the images of ``split``, each with its path below their folder without its suffix."""
     above = folder / split.images
-    found = {key: path for path in images_below(above) if (key := _key(path, above, split.image_suffix)) is not None}
+    found = {key: path for path in images_below(above) if (key := _key(path, above, split)) is not None}
     if split.list is None:
         yield from found.items()
         return
@@ -139,8 +139,11 @@ def _known(name: str, split: LabelImagesSplit, found: Mapping[str, Path], by_nam
     return None
 
 
-def _key(path: Path, above: Path, suffix: str) -> str | None:
+def _key(path: Path, above: Path, split: LabelImagesSplit) -> str | None:
+    """The path of an image below ``above`` without its suffix; None for another file, such as a label image there."""
     relative = path.relative_to(above).as_posix()
-    if suffix:
-        return relative.removesuffix(suffix) if relative.endswith(suffix) else None
+    if split.image_suffix:
+        return relative.removesuffix(split.image_suffix) if relative.endswith(split.image_suffix) else None
+    if split.labels == split.images and relative.endswith(split.label_suffix):
+        return None
     return relative.removesuffix(path.suffix)

@@ -112,6 +112,14 @@ def test_an_image_without_a_label_image_is_noted(tmp_path: Path) -> None:
     assert maps_of(index).labelled().tolist() == [False, True]
 
 
+def test_label_images_beside_their_pictures_are_no_pictures(tmp_path: Path) -> None:
+    picture(tmp_path / "all/a.png")
+    labels(tmp_path / "all/a_mask.png", 1)
+    index = load(tmp_path, {"images": "all", "labels": "all", "label_suffix": "_mask.png"})
+    assert [Path(path).name for path in index.paths] == ["a.png"]
+    assert columns(index)[0] == 1
+
+
 def test_images_alone_are_a_set_without_ground_truth(tmp_path: Path) -> None:
     picture(tmp_path / "images/a.jpg")
     index = load(tmp_path, {"images": "images"})
