@@ -231,7 +231,7 @@ class PostprocessConfig:
     # Box voting among boxes of at least this IoU; the paper gives no value.
     vote_iou: Annotated[float, Field(gt=0, le=1)] | None = None
     refine: bool = False  # a second pass from the boxes of the first: appendix B, box refinement
-    scales: tuple[Count, ...] = ()  # shorter sides, rising, that the box stage looks at: appendix B, 200 to 1000
+    scales: tuple[Count, ...] = ()  # shorter sides, rising, that the box stage or a label network looks at: appendix B
     flip: bool = False  # average with the mirrored image
     # Side in pixels of the image as stored: it is looked at in overlapping windows, each resized as a whole image is.
     slice: SliceSide | None = None
