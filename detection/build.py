@@ -59,6 +59,7 @@ __all__ = [
     "field_operations",
     "finds_objects",
     "judged_fields",
+    "label_names",
     "needed_fields",
     "needs_label_maps",
     "with_keypoints",
@@ -134,6 +135,13 @@ def judged_fields(config: DetectionConfig) -> tuple[str, ...]:
     """Returns the parts, beside boxes, of what ``config``'s network predicts that a test judges."""
     maps = ("label_maps",) if needs_label_maps(config) else ()
     return (*needed_fields(config), *maps, *(("panoptic",) if maps and finds_objects(config) else ()))
+
+
+def label_names(config: DetectionConfig, class_names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the classes of the label maps of ``config``'s network, of a checkpoint with ``class_names``."""
+    if not needs_label_maps(config):
+        return ()
+    return (*class_names, *config.panoptic.stuff) if finds_objects(config) else tuple(class_names)
 
 
 class DataParts(TypedDict):
@@ -302,6 +310,9 @@ ARCHITECTURES: dict[ArchitectureName, _Kind] = {
     "deeplabv3": _Kind(build_deeplabv3, label_maps=True, objects=False),
     "semantic_fpn": _Kind(build_semantic_fpn, label_maps=True, objects=False),
     "panoptic_fpn": _Kind(partial(_rcnn, masks=True, labels=True), fields=("masks",), label_maps=True),
+    "cascade_panoptic_fpn": _Kind(
+        partial(_rcnn, cascade=True, masks=True, labels=True), fields=("masks",), label_maps=True
+    ),
 }
 
 

@@ -8,10 +8,11 @@ from backbones.base import Backbone
 from detection.build_semantic import build_semantic_fpn_head
 from detection.config.detection import DetectionConfig
 from detection.data.label_maps import LabelMaps
+from detection.model.class_rows import ClassRows
 from detection.model.panoptic_fpn import LabelStage
 from detection.model.panoptic_merge import Merging
 
-__all__ = ["build_label_stage", "build_merge", "with_stuff"]
+__all__ = ["build_label_stage", "build_merge", "label_rows", "with_stuff"]
 
 
 def build_label_stage(config: DetectionConfig, backbone: Backbone, num_things: int) -> LabelStage:
@@ -20,7 +21,13 @@ def build_label_stage(config: DetectionConfig, backbone: Backbone, num_things: i
             "panoptic.stuff names no class; training takes those of its data set, else give their names in order"
         )
     head = build_semantic_fpn_head(config, backbone, 1 + len(config.panoptic.stuff))
+    head.class_rows = {"classes": ClassRows(1, names=label_rows(config))}
     return LabelStage(head, num_things=num_things, loss_weight=config.semantic.loss_weight)
+
+
+def label_rows(config: DetectionConfig) -> tuple[str, ...]:
+    """Returns the names of the rows of ``config``'s semantic branch: all things, and each class of stuff."""
+    return ("any thing", *config.panoptic.stuff) if config.is_panoptic else ()
 
 
 def with_stuff(config: DetectionConfig, maps: LabelMaps | None) -> DetectionConfig:
@@ -29,13 +36,13 @@ def with_stuff(config: DetectionConfig, maps: LabelMaps | None) -> DetectionConf
     Raises:
         ValueError: it has other names, or ``maps`` do not tell things from stuff.
     """
-    if config.architecture != "panoptic_fpn" or maps is None:
+    if not config.is_panoptic or maps is None:
         return config
     stuff = maps.class_names[maps.num_things :]
     if maps.segments is None:
         raise ValueError(
-            "architecture panoptic_fpn needs a panoptic data set, and this one does not tell objects apart; give a "
-            "card of format coco_panoptic, or choose architecture semantic_fpn"
+            f"architecture {config.architecture} needs a panoptic data set, and this one does not tell objects apart; "
+            "give a card of format coco_panoptic, or choose architecture semantic_fpn"
         )
     if not config.panoptic.stuff:
         return replace(config, panoptic=replace(config.panoptic, stuff=stuff))
@@ -54,7 +61,7 @@ def build_merge(config: DetectionConfig, num_things: int) -> Merging | None:
         config: of the run.
         num_things: how many classes of objects there are.
     """
-    if config.architecture != "panoptic_fpn":
+    if not config.is_panoptic:
         return None
     own = config.panoptic
     return Merging(

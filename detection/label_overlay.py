@@ -6,17 +6,19 @@ Shapes: H W height and width of an image, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from detection.label_colors import VOID_COLOR, color_map
 from detection.lettering import letters, letters_height, write, write_note
 from detection.structures import VOID
 from detection.visualize import resized
 
-__all__ = ["draw_label_map", "label_palette"]
+__all__ = ["draw_label_map", "label_palette", "save_labels"]
 
 BACKGROUND = "background"  # a class that is left as it is in pictures, and black in label images
 OPACITY = 0.55  # of the colours
@@ -60,6 +62,22 @@ def label_palette(class_names: Sequence[str]) -> NDArray[np.uint8]:
     """Returns the colour (K, 3) of each class: PASCAL VOC's colour map, whose black is kept for the background."""
     first = 0 if class_names and class_names[0] == BACKGROUND else 1
     return color_map()[np.arange(first, first + len(class_names)) % 256]
+
+
+def save_labels(path: Path, labels: NDArray[np.uint8], class_names: Sequence[str]) -> None:
+    """Writes ``labels`` (H, W) to the PNG ``path``, a palette image of these numbers.
+
+    Raises:
+        ValueError: the file can't be written.
+    """
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(class_names)], palette[VOID] = label_palette(class_names), VOID_COLOR
+    image = Image.fromarray(labels)
+    image.putpalette(palette.tobytes())
+    try:
+        image.save(path)
+    except OSError as error:
+        raise ValueError(f"can't write the label image {path}: {error}") from error
 
 
 def _borders(numbers: NDArray[np.generic] | cv2.typing.MatLike) -> NDArray[np.bool_]:

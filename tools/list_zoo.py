@@ -17,7 +17,7 @@ HEADER = (
     "from",
     "tested on",
     "box AP",
-    "mask AP, keypoint AP, mean IoU",
+    "mask AP, keypoint AP, mean IoU, PQ",
     "state",
     "recipe in configs/coco/modern",
 )
@@ -39,6 +39,8 @@ def _row(entry: Entry) -> tuple[str, ...]:
     other_ap = "" if entry.mask_ap is None else f"{entry.mask_ap:.1f}"
     if entry.keypoint_ap is not None:
         other_ap = f"keypoints {entry.keypoint_ap:.1f}"
+    if entry.pq is not None:
+        other_ap += f" (PQ {entry.pq:.1f})"
     if entry.miou is not None:
         other_ap = f"IoU {entry.miou:.1f} (pixels {entry.pixel_accuracy:.1f})"
     if entry.ap50 is not None:

@@ -45,6 +45,7 @@ ArchitectureName = Literal[
     "deeplabv3",
     "semantic_fpn",
     "panoptic_fpn",
+    "cascade_panoptic_fpn",
 ]
 LABELLERS = ("fcn", "deeplabv3", "semantic_fpn")  # they predict label maps and no objects
 NormName = Literal["bn", "gn", "sync_bn"]
@@ -209,7 +210,7 @@ class SemanticConfig:
 
 @checked
 class PanopticConfig:
-    """The stuff of panoptic_fpn, and how its objects and its label map become segments that do not overlap.
+    """The stuff of panoptic networks, and how its objects and its label map become segments that do not overlap.
 
     Source: Kirillov et al. 2019, "Panoptic Feature Pyramid Networks", section 3; thresholds are Detectron2's.
     """
@@ -230,7 +231,7 @@ class PostprocessConfig:
     # Box voting among boxes of at least this IoU; the paper gives no value.
     vote_iou: Annotated[float, Field(gt=0, le=1)] | None = None
     refine: bool = False  # a second pass from the boxes of the first: appendix B, box refinement
-    scales: tuple[Count, ...] = ()  # shorter sides, rising, that the box stage looks at: appendix B, 200 to 1000
+    scales: tuple[Count, ...] = ()  # shorter sides, rising, that the box stage or a label network looks at: appendix B
     flip: bool = False  # average with the mirrored image
     # Side in pixels of the image as stored: it is looked at in overlapping windows, each resized as a whole image is.
     slice: SliceSide | None = None
@@ -304,13 +305,13 @@ class DetectionConfig(ProgramConfig):
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     rpn: RPNConfig = field(default_factory=RPNConfig)
     box: BoxConfig = field(default_factory=BoxConfig)
-    cascade: CascadeConfig = field(default_factory=CascadeConfig)  # of cascade_rcnn and cascade_mask_rcnn
-    mask: MaskConfig = field(default_factory=MaskConfig)  # of mask_rcnn and cascade_mask_rcnn
+    cascade: CascadeConfig = field(default_factory=CascadeConfig)  # of those called cascade
+    mask: MaskConfig = field(default_factory=MaskConfig)  # of those with masks
     keypoint: KeypointConfig = field(default_factory=KeypointConfig)  # of keypoint_rcnn
     dense: DenseConfig = field(default_factory=DenseConfig)  # of retinanet and fcos
     # Of fcn, deeplabv3, semantic_fpn and panoptic_fpn.
     semantic: SemanticConfig = field(default_factory=SemanticConfig)
-    panoptic: PanopticConfig = field(default_factory=PanopticConfig)  # of panoptic_fpn
+    panoptic: PanopticConfig = field(default_factory=PanopticConfig)  # of panoptic_fpn and cascade_panoptic_fpn
     test: PostprocessConfig = field(default_factory=PostprocessConfig)
     data: DetectorDataConfig = field(default_factory=DetectorDataConfig)
     solver: DetectorSolverConfig = field(default_factory=DetectorSolverConfig)
@@ -326,6 +327,16 @@ class DetectionConfig(ProgramConfig):
         return self.architecture in ("retinanet", "fcos")
 
     @property
+    def is_panoptic(self) -> bool:
+        """Tells whether the network merges its objects with a label map."""
+        return self.architecture in ("panoptic_fpn", "cascade_panoptic_fpn")
+
+    @property
+    def finds_masks(self) -> bool:
+        """Tells whether the detector finds the masks of objects."""
+        return "mask" in self.architecture or self.is_panoptic
+
+    @property
     def labels_only(self) -> bool:
         """Tells whether the network predicts label maps and finds no objects."""
         return self.architecture in LABELLERS
@@ -334,7 +345,7 @@ class DetectionConfig(ProgramConfig):
         box = self.box
         if self.labels_only:
             _check_labeller(self)
-        if self.architecture == "panoptic_fpn":
+        if self.is_panoptic:
             _check_panoptic(self)
         if "cascade" in self.architecture and (box.head != "fc" or not box.class_agnostic or box.context):
             raise ValueError(
@@ -352,12 +363,12 @@ def _check_panoptic(config: DetectionConfig) -> None:
     """Raises ValueError where Panoptic FPN's trunk does not fit, and for options that label maps have no part in."""
     if not config.backbone.fpn or config.backbone.fpn_coarse != "subsample":
         raise ValueError(
-            "architecture panoptic_fpn joins the levels of a pyramid from p2 on: set backbone.fpn to true and "
-            "backbone.fpn_coarse to subsample"
+            f"architecture {config.architecture} joins the levels of a pyramid from p2 on: set backbone.fpn to true "
+            "and backbone.fpn_coarse to subsample"
         )
     for key, value in {"test.slice": config.test.slice, "data.slice": config.data.slice}.items():
         if value:
-            raise ValueError(f"architecture panoptic_fpn labels whole images: leave {key} out, got {value}")
+            raise ValueError(f"architecture {config.architecture} labels whole images: leave {key} out, got {value}")
 
 
 def _check_labeller(config: DetectionConfig) -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "find_open_images",
     "find_voc",
     "find_yolo",
+    "is_panoptic",
     "known_splits",
 ]
 
@@ -123,6 +124,7 @@ def find_coco(tree: Tree) -> Layout | None:
         path: content
         for path, content in tree.json.items()
         if isinstance(content, Mapping) and isinstance(content.get("images"), list) and "categories" in content
+        if not is_panoptic(content)
     }
     notes, splits, taken = list[str](), dict[str, list[Entry]](), dict[str, set[str]]()
     ranked = sorted(files, key=lambda path: (-len(files[path]["images"]), -len(files[path].get("annotations", []))))
@@ -143,6 +145,15 @@ def find_coco(tree: Tree) -> Layout | None:
         return None
     read = [entry["annotations"] for entries in splits.values() for entry in entries]
     return Layout(known_splits(splits, notes), f"{', '.join(read)} {_have(read)} images and categories", tuple(notes))
+
+
+def is_panoptic(content: Any) -> bool:
+    """Tells whether ``content`` of a JSON file is of segments, which have no boxes of their own."""
+    if not isinstance(content, Mapping) or not isinstance(content.get("images"), list):
+        return False
+    annotations = content.get("annotations")
+    first = annotations[0] if isinstance(annotations, list) and annotations else None
+    return isinstance(first, Mapping) and "segments_info" in first
 
 
 def find_cvat(tree: Tree) -> Layout | None:

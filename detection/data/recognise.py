@@ -24,6 +24,7 @@ from detection.data.layouts import (
     find_voc,
     find_yolo,
 )
+from detection.data.panoptic_layouts import find_coco_panoptic
 from detection.data.readers.table import FORMATS, FormatName
 from detection.data.tree import Tree
 
@@ -33,6 +34,7 @@ __all__ = ["RECOGNISERS", "Recognised", "data_root_of", "recognise"]
 RECOGNISERS: dict[FormatName, Callable[[Tree], Layout | None]] = {
     "yolo": find_yolo,
     "coco": find_coco,
+    "coco_panoptic": find_coco_panoptic,
     "cvat": find_cvat,
     "voc": find_voc,
     "labelme": find_labelme,

@@ -22,7 +22,7 @@ from detection.masks import RLE
 from detection.segments import Segments
 from detection.structures import VOID
 
-__all__ = ["Keep", "Labelled", "Merge", "label_classes", "labelled", "stored_labels", "with_counts"]
+__all__ = ["Keep", "Labelled", "Merge", "label_classes", "labelled", "labels_of", "stored_labels", "with_counts"]
 
 MOST_SCORES = 1 << 26  # that are resized at once: 256 MiB
 
@@ -76,7 +76,7 @@ def labelled(labels: NDArray[np.uint8], objects: dict[str, Any] | None = None, m
     if merge is None or objects is None:
         return Labelled(labels)
     segments = merge(objects["scores"], objects["labels"], objects["masks"], labels)
-    return Labelled(_labels_of(segments), segments)
+    return Labelled(labels_of(segments), segments)
 
 
 def with_counts(record: Record, index: AnnotationIndex, row: int, found: Labelled) -> Record:
@@ -94,7 +94,7 @@ def with_counts(record: Record, index: AnnotationIndex, row: int, found: Labelle
     true = maps.read_segments(row, record.size)
     return replace(
         record,
-        label_counts=label_counts(_labels_of(true), found.labels, num_classes),
+        label_counts=label_counts(labels_of(true), found.labels, num_classes),
         panoptic_counts=panoptic_counts(true, found.segments, num_classes),
     )
 
@@ -105,7 +105,7 @@ def label_classes(index: AnnotationIndex) -> LabelClasses | None:
     return None if maps is None else LabelClasses(maps.class_names, maps.num_things)
 
 
-def _labels_of(segments: Segments) -> NDArray[np.uint8]:
+def labels_of(segments: Segments) -> NDArray[np.uint8]:
     """Returns the label (H, W) of the segment of each pixel; VOID where there is none."""
     labels = {0: VOID} | {segment.id: segment.label for segment in segments.found}
     present, places = np.unique(segments.ids, return_inverse=True)

@@ -15,7 +15,7 @@ Shapes: H W height and width, N images, B sets of them, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,10 @@ __all__ = [
     "LABEL_NUMBERS",
     "LabelClasses",
     "LabelFigures",
+    "check_comparable_maps",
     "label_counts",
     "label_figures",
+    "pixel_counts",
     "pixel_totals",
     "segment_counts",
 ]
@@ -90,7 +92,7 @@ def pixel_totals(records: Sequence[Record], num_classes: int) -> NDArray[np.int6
     Raises:
         ValueError: a record without counts, or with those of another number of classes.
     """
-    ordered = sorted(records, key=lambda record: record.image_id)
+    ordered = _by_id(records)
     totals = np.zeros((len(ordered), 3, num_classes), np.int64)
     for row, record in zip(totals, ordered, strict=True):
         counts = record.label_counts
@@ -100,13 +102,20 @@ def pixel_totals(records: Sequence[Record], num_classes: int) -> NDArray[np.int6
     return totals
 
 
+def pixel_counts(records: Sequence[Record]) -> NDArray[np.int64] | None:
+    """Returns the pixels (K, K + 1) by true and by predicted class of all ``records``; None where one has no counts."""
+    counts = [record.label_counts for record in records]
+    known = [count for count in counts if count is not None]
+    return None if len(known) < len(counts) or not known else np.sum(known, axis=0, dtype=np.int64)
+
+
 def segment_counts(records: Sequence[Record], num_classes: int) -> NDArray[np.float64]:
     """Returns the panoptic counts (N, K, 4) of ``records``, by ascending image id.
 
     Raises:
         ValueError: a record without counts, or with those of another number of classes.
     """
-    ordered = sorted(records, key=lambda record: record.image_id)
+    ordered = _by_id(records)
     stacked = np.zeros((len(ordered), num_classes, 4))
     for row, record in zip(stacked, ordered, strict=True):
         counts = record.panoptic_counts
@@ -127,6 +136,31 @@ def label_figures(totals: NDArray[np.int64]) -> LabelFigures:
         mean_over_classes(_ratio(hits, true)),
     ]
     return LabelFigures(np.stack(numbers, axis=1), iou)
+
+
+def check_comparable_maps(runs: Mapping[str, Sequence[Record]]) -> None:
+    """Raises unless all ``runs``, of the same images, or none predict label maps and were judged by the same ones.
+
+    Raises:
+        ValueError: naming the first run and the one that differs from it.
+    """
+    (first, expected), *others = runs.items()
+    for name, records in others:
+        for a, b in zip(_by_id(expected), _by_id(records), strict=True):
+            if (a.label_counts is None) != (b.label_counts is None):
+                raise ValueError(f"{first} and {name} are not comparable: one of them alone predicts label maps")
+            if a.label_counts is None or b.label_counts is None:
+                continue
+            ours, theirs = a.label_counts.sum(axis=1), b.label_counts.sum(axis=1)
+            if not np.array_equal(ours, theirs):
+                raise ValueError(
+                    f"{first} and {name} are not comparable: {a.file_name} was judged by other label maps; test "
+                    "both on the same data"
+                )
+
+
+def _by_id(records: Sequence[Record]) -> list[Record]:
+    return sorted(records, key=lambda record: record.image_id)
 
 
 def _unfit(record: Record, what: str, counts: NDArray[Any] | None, num_classes: int) -> ValueError:

@@ -55,8 +55,9 @@ class Record:
 
 
 def judged_maps(records: Sequence[Record], fields: Collection[str] = ()) -> frozenset[str]:
-    """Returns which of "label_maps" and "panoptic" are judged: what ``fields`` name, or a record has counts of."""
+    """Returns which of "masks", "label_maps" and "panoptic" are judged: what ``fields`` name, or a record has."""
     found = {
+        "masks": any(record.masks is not None for record in records),
         "label_maps": any(record.label_counts is not None for record in records),
         "panoptic": any(record.panoptic_counts is not None for record in records),
     }
@@ -64,8 +65,8 @@ def judged_maps(records: Sequence[Record], fields: Collection[str] = ()) -> froz
 
 
 def has_objects(maps: Collection[str]) -> bool:
-    """Returns whether objects are judged beside ``maps``, of ``judged_maps``: not by semantic segmentation alone."""
-    return "label_maps" not in maps or "panoptic" in maps
+    """Returns whether objects are judged beside ``maps``, of ``judged_maps``: with label maps only those of masks."""
+    return "label_maps" not in maps or "masks" in maps
 
 
 def check_records(records: Sequence[Record], num_classes: int) -> None:

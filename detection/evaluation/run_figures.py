@@ -24,7 +24,7 @@ from detection.evaluation.report import VocMetric
 from detection.evaluation.tide import ERROR_TYPES, error_gains, match_errors
 from detection.evaluation.voc import match_voc, voc_precision
 
-__all__ = ["ERROR_KEYS", "run_statistic", "statistic_of_boxes"]
+__all__ = ["ERROR_KEYS", "label_statistics", "run_statistic", "statistic_of_boxes"]
 
 ERROR_KEYS = ("tide.AP50", *(f"tide.{name}" for name in ERROR_TYPES))
 _AREAS: dict[str, Area] = {"s": "small", "m": "medium", "l": "large"}  # by the end of a number's name
@@ -56,9 +56,18 @@ def run_statistic(
     """
     maps, classes = judged_maps(records), labels or LabelClasses(tuple(class_names))
     parts = [_objects(records, class_names, voc_metric)] if has_objects(maps) else []
-    parts += [_label_maps(records, classes)] if "label_maps" in maps else []
-    parts += [_panoptic(records, classes)] if "panoptic" in maps else []
-    return _joined(parts)
+    return _joined([*parts, *label_statistics(records, classes)])
+
+
+def label_statistics(records: Sequence[Record], classes: LabelClasses) -> list[Statistic]:
+    """Returns the figures of label maps: panoptic ones, where there are any, and those of pixels.
+
+    Raises:
+        ValueError: a record without counts, or with those of other classes.
+    """
+    maps = judged_maps(records)
+    parts = [_panoptic(records, classes)] if "panoptic" in maps else []
+    return [*parts, _label_maps(records, classes)] if "label_maps" in maps else parts
 
 
 def _objects(records: Sequence[Record], class_names: Sequence[str], voc_metric: VocMetric) -> Statistic:

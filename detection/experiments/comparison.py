@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from detection.build import data_parts
 from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
 from detection.data.loader import load_index
@@ -239,7 +240,7 @@ class Comparison:
             )
 
     def _read(self, config: DetectionConfig, specs: tuple[str, ...], key: str) -> AnnotationIndex:
-        return load_index(config.data, specs, key=key, say=self.say, limit=config.data.limit)
+        return load_index(config.data, specs, key=key, say=self.say, limit=config.data.limit, **data_parts(config))
 
     def _timed(self, *, write: bool, near: bool = False) -> dict[str, DetectionConfig]:
         """Variant -> config, with the steps that equal_time gives it; these are measured if they are not known yet."""

@@ -14,6 +14,8 @@ __all__ = ["ExperimentFolder", "RunFolder", "read_experiment", "read_metrics"]
 
 State = Literal["done", "failed", "running", "not started"]
 
+FOUND = ("detections.json", "segmentation.json")  # a run has one of them at least
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFolder:
@@ -100,7 +102,8 @@ def _read_run(output: Path, variant: str, seed: int) -> RunFolder:
         return RunFolder(variant=variant, seed=seed, folder=folder, state="not started")
     status = _read_json(folder / "status.json")
     state, error = status["state"], status.get("error")
-    missing = [name for name in ("config.yaml", "result.json", "detections.json") if not (folder / name).is_file()]
+    found = next((name for name in FOUND if (folder / name).is_file()), FOUND[0])
+    missing = [name for name in ("config.yaml", "result.json", found) if not (folder / name).is_file()]
     if state == "done" and missing:
         state, error = "failed", f"marked as done, but {folder} holds no {' and no '.join(missing)}"
     return RunFolder(

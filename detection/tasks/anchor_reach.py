@@ -120,7 +120,7 @@ def _least_sizes(config: DetectionConfig | None) -> tuple[float, ...]:
 def _levels(config: DetectionConfig) -> list[_Level]:
     if config.architecture == "keypoint_rcnn" and not config.keypoint.names:
         config = with_keypoints(config, KeypointSpec.numbered(1))
-    if config.architecture == "panoptic_fpn" and not config.panoptic.stuff:
+    if config.is_panoptic and not config.panoptic.stuff:
         config = replace(config, panoptic=replace(config.panoptic, stuff=("stuff",)))
     with torch.device("meta"):  # nothing is computed: only strides are wanted
         detector = build_detector(config, 1, pretrained=False)

@@ -17,6 +17,7 @@ from detection.engine.checkpoint import read_checkpoint, write_converted
 from detection.files import write_text, write_whole
 from detection.weights.detectron2 import convert_detectron2
 from detection.weights.detectron2_names import are_detectron2s
+from detection.weights.detectron2_panoptic import object_classes
 from detection.weights.detectron2_settings import read_settings, settings_of
 from detection.weights.origin import label_map_classes
 from detection.weights.to_detectron2 import to_detectron2
@@ -40,7 +41,8 @@ def convert_weights(
         weights: torchvision's .pth, or Detectron2's .pkl or .pth.
         output: a run directory, or a .safetensors file.
         classes: a card with the classes in the order of the weights; of networks of label maps the background, which
-            has the first row, may be left out, and where the card has other classes the weights' own are taken.
+            has the first row, may be left out, and where the card has other classes the weights' own are taken.  Of
+            panoptic networks things, and perhaps stuff after them.
         norm_eps: of torchvision's v1 trained further, see docs/weights.md.
         settings: Detectron2's config.yaml, where the detector is not of its model zoo.
 
@@ -60,6 +62,7 @@ def convert_weights(
             raise ValueError("--settings is for Detectron2's weights, these are not; leave it out")
         config, converted = convert_torchvision(state, class_names=class_names, norm_eps=norm_eps)
         assumed = _assumed_of_torchvision(config)
+    class_names = object_classes(config, class_names)
     path = write_converted(output, config, class_names, converted)
     return f"{len(converted)} tensors, {len(class_names)} classes, {config.backbone.name}: {path}\n{assumed}"
 

@@ -68,7 +68,8 @@ def draw_card(found: Recognised, place: Path, *, group: str | None, seed: int, s
     card = _card(found)
     parts = {name: _read(card, name, say) for name in card.splits}
     sets = {name: AnnotationIndex.concatenate(own) for name, own in parts.items()}
-    card = replace(card, classes=next(iter(sets.values())).class_names)
+    first = next(iter(sets.values()))
+    card = replace(card, classes=first.class_names if first.label_maps is None else first.label_maps.class_names)
     say(f"{len(card.classes)} classes: {listed(card.classes, most=20)}")
     whole, looks = ALL if ALL in sets else "train", _looks(sets, say)
     if whole == "train" and "val" in sets:

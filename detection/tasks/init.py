@@ -22,7 +22,7 @@ from detection.engine.checkpoint import Checkpoint
 from detection.files import write_text
 from detection.progress import SCREEN, bar
 from detection.tasks.first_card import card_text, draw_card
-from detection.tasks.label_recipe import choose_for_labels
+from detection.tasks.label_recipe import choose_for_labels, choose_for_segments
 from detection.tasks.recipe import FEW_IMAGES, Choice, Machine, choose, config_text, has_masks
 from detection.weights.origin import read_origin
 from detection.weights.zoo import find_entry
@@ -35,6 +35,7 @@ STARTS = {
     True: ("mask_rcnn_R_50_FPN_3x", "maskrcnn_resnet50_fpn_v2"),
 }
 LABELS_START = ("deeplabv3_resnet50", "fcn_resnet50")  # the same for label images
+SEGMENTS_START = ("panoptic_fpn_R_50_3x", "panoptic_fpn_R_50_1x")  # and for panoptic sets
 
 Say = Callable[[str], None]
 
@@ -152,15 +153,20 @@ def _detector(
     machine: Machine,
     say: Say,
 ) -> str:
-    """The config of a detector, or of a semantic network where the images have label maps."""
+    """The config of a detector, or of a semantic or panoptic network where the images have label maps."""
     index = sets["train"]
-    labels = index.label_maps is not None
-    init, origin = _start(wishes.start, LABELS_START if labels else STARTS[has_masks(index)], len(index), say)
+    maps = index.label_maps
+    if maps is None:
+        kind, starts, choose_all = "detector", STARTS[has_masks(index)], choose
+    elif maps.segments is None:
+        kind, starts, choose_all = "semantic network", LABELS_START, choose_for_labels
+    else:
+        kind, starts, choose_all = "panoptic network", SEGMENTS_START, choose_for_segments
+    init, origin = _start(wishes.start, starts, len(index), say)
     measured = dict(specs) if "test" in specs else {**specs, "test": specs["val"]}
-    chosen = (choose_for_labels if labels else choose)(index, measured, machine, init, origin)
+    chosen = choose_all(index, measured, machine, init, origin)
     choices = [Choice("output_dir", str(output)), *chosen]
     command = f"resdet train {output}/init/config.yaml"
-    kind = "semantic network" if labels else "detector"
     header = (
         f"A {kind} on {Path(output).name}: what follows from its data and from {machine}.",
         f"Command:  {command}",

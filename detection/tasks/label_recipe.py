@@ -10,11 +10,12 @@ from detection.config.detection import DetectionConfig
 from detection.config.schema import flatten
 from detection.data.index import AnnotationIndex
 from detection.engine.checkpoint import Checkpoint
-from detection.tasks.recipe import LARGEST, Choice, Machine, data_choices, fitting_batch, solver_choices
+from detection.tasks.recipe import LARGEST, Choice, Machine, choose, data_choices, fitting_batch, solver_choices
 
-__all__ = ["choose_for_labels"]
+__all__ = ["choose_for_labels", "choose_for_segments"]
 
 BOUND = ("architecture", "backbone", "semantic")  # sections that weights bind
+COCO_STUFF, COCO_PIXELS = 4096, 640 * 480  # least area of stuff in Panoptic FPN, and most images of COCO
 SCALES = (0.5, 2.0)  # of training images: torchvision's references
 MOST = {"cpu": 600, "cuda": 40_000}  # steps
 
@@ -64,6 +65,33 @@ def choose_for_labels(
         *_schedule(index, batch, machine, scratch=False),
         metric,
     ]
+
+
+def choose_for_segments(
+    index: AnnotationIndex,
+    sets: Mapping[str, str],
+    machine: Machine,
+    init: str | None,
+    origin: Checkpoint[DetectionConfig] | None,
+) -> list[Choice]:
+    """Returns the values of a config that trains a Panoptic FPN on ``index``, which has things, masks and stuff.
+
+    Args and errors are those of ``choose``, whose Mask R-CNN gets a semantic branch.
+    """
+    cascade = origin is not None and "cascade" in origin.config.architecture
+    own = {
+        "architecture": Choice(
+            "architecture", "cascade_panoptic_fpn" if cascade else "panoptic_fpn", "segments of things and of stuff"
+        ),
+        "solver.best_metric": Choice("solver.best_metric", "panoptic.PQ", "things and stuff count"),
+    }
+    chosen = choose(index, sets, machine, init, origin)
+    kept = [own.pop(choice.key, choice) for choice in chosen]
+    weight = Choice("semantic.loss_weight", 0.5, "beside 1 of boxes and masks, as Panoptic FPN on COCO")
+    pixels = float(np.median(index.sizes.prod(dim=1).numpy()))
+    least = min(COCO_STUFF, round(COCO_STUFF * pixels / COCO_PIXELS))
+    area = Choice("panoptic.stuff_area", least, "least pixels of stuff, the share of an image that COCO's 4096 are")
+    return [*kept, *own.values(), weight, area]
 
 
 def _size(index: AnnotationIndex, machine: Machine) -> list[Choice]:

@@ -232,6 +232,7 @@ def _of_origin(origin: Checkpoint[DetectionConfig], objects: NDArray[np.float64]
     keys = [key for key in keys if key not in ("backbone.weights", "backbone.freeze_at")]
     firsts = {key.split(".")[0]: key for key in reversed(keys)}
     reasons = dict.fromkeys(firsts.values(), "as where training starts, here and below")
+    own["architecture"] = own["architecture"].replace("panoptic_fpn", "mask_rcnn")  # the set has no stuff
     if "mask" in own["architecture"] and not masks:
         own["architecture"] = (
             own["architecture"].replace("mask_rcnn", "faster_rcnn").replace("cascade_faster", "cascade")

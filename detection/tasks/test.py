@@ -346,7 +346,8 @@ def read_records(run: Path, *, say: Callable[[str], None] = SCREEN.print) -> tup
     index = load_test_set(config, say).first(result["images"])
     repair = "; has the data set changed since? Test again: resdet test writes it"
     if finds_objects(config):
-        records = read_detections(index, run / DETECTIONS, source=", ".join(config.data.test), repair=repair)
+        source, masks = ", ".join(config.data.test), "masks" in needed_fields(config)
+        records = read_detections(index, run / DETECTIONS, source=source, repair=repair, masks=masks)
     else:
         records = without_objects(index)
     if index.label_maps is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from detection.build import build_detector, compile_losses, data_parts, judged_fields, needed_fields, with_keypoints
-from detection.build_panoptic import with_stuff
+from detection.build_panoptic import label_rows, with_stuff
 from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
 from detection.data.loader import detection_loader, load_data
@@ -155,7 +155,9 @@ def _build(config: DetectionConfig, index: AnnotationIndex, fixed: Sequence[str]
                 with bar(config.init, unit="bytes") as move:
                     read_origin(config.init, progress=move)
         origin = read_origin(config.init)
-        carried = load_initial_weights(detector, origin, index.class_names, config.init_classes)
+        carried = load_initial_weights(
+            detector, origin, index.class_names, config.init_classes, row_names=label_rows(origin.config)
+        )
         for line in carried.lines:
             say(line)
         for line in differing_meaning(config, origin):

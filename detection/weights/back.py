@@ -20,10 +20,10 @@ IN_TRAINING = re.compile(
     r"|(rpn|box)\.(positive_iou|negative_iou|negative_iou_low|samples_per_image|positive_fraction|allow_outside)"
     r"|(rpn|box|dense)\.(smooth_l1_beta|box_loss_weight|loss|ignore_overlap|pre_nms_train|post_nms_train)"
     r"|dense\.(prior|positive_iou|negative_iou|center_radius|focal_alpha|focal_gamma|normalizer)"
-    r"|keypoint\.(names|edges)|semantic\.(norm|channels|loss_weight|aux_weight|dropout)"
+    r"|keypoint\.(names|edges)|semantic\.(norm|channels|loss_weight|aux_weight|dropout)|panoptic\.stuff"
 )
 OF_OBJECTS = ("anchors", "rpn", "box", "cascade", "mask", "keypoint", "dense", "test")
-SECTIONS = ("architecture", "backbone", "semantic", *OF_OBJECTS)
+SECTIONS = ("architecture", "backbone", "semantic", "panoptic", *OF_OBJECTS)
 SIZES = ("data.shorter_side", "data.longer_side")
 
 
@@ -48,7 +48,7 @@ def explicit(config: DetectionConfig) -> DetectionConfig:
     own = config.semantic
     semantic = replace(
         own,
-        norm=own.norm or ("gn" if config.architecture == "semantic_fpn" else "bn"),
+        norm=own.norm or ("gn" if config.architecture == "semantic_fpn" or config.is_panoptic else "bn"),
         rates=own.rates or default_rates(backbone.output_stride or FULL_STRIDE),
     )
     return replace(config, backbone=backbone, semantic=semantic)
@@ -66,9 +66,11 @@ def refuse_differences(
         taken: argument of the project's builder -> the key that it takes, and that may therefore differ.
     """
     here, there = flatten(explicit(own)), flatten(explicit(theirs))
-    idle = [name for name in ("mask", "keypoint", "cascade") if name not in own.architecture]
+    idle = [name for name in ("keypoint", "cascade") if name not in own.architecture]
+    idle += [] if own.finds_masks else ["mask"]
+    idle += [] if own.is_panoptic else ["panoptic"]
     idle += ["rpn", "box"] if own.one_stage else ["dense"]
-    idle += OF_OBJECTS if own.labels_only else ["semantic"]
+    idle += OF_OBJECTS if own.labels_only else [] if own.is_panoptic else ["semantic"]
     keys = [key for key in here if key.split(".")[0] in SECTIONS or key in SIZES]
     differing = [
         f"{key} is {here[key]!r}, {project} has {there[key]!r}"

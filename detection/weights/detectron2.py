@@ -23,6 +23,7 @@ from detection.config.detection import DetectionConfig
 from detection.config.load import build_dataclass
 from detection.model.anchors import AnchorGenerator, deal
 from detection.weights.detectron2_names import our_name
+from detection.weights.detectron2_panoptic import HEAD, panoptic_settings
 from detection.weights.detectron2_retinanet import CLASSES, class_count, classes_first, retinanet_settings
 from detection.weights.detectron2_semantic import is_semantic_fpn, our_semantic_name, semantic_settings
 from detection.weights.detectron2_settings import apply_settings
@@ -56,7 +57,7 @@ def convert_detectron2(
 
     Args:
         state: the state dict of a Detectron2 detector.
-        class_names: K names, in the order of the rows.
+        class_names: K names, in the order of the rows; of a panoptic network those of stuff may follow.
         settings: keys of Detectron2's config with their values, such as {"MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.6}, where
             they are not those of the model zoo.
 
@@ -67,17 +68,19 @@ def convert_detectron2(
     _refuse_others(state)
     if is_semantic_fpn(state):
         return _convert_semantic(state, class_names, settings or {})
-    renamed = {our_name(name): value for name, value in state.items()}
+    renamed = {our_name(our_semantic_name(name, HEAD)): value for name, value in state.items()}
     one_stage = f"{CLASSES}.weight" in renamed
     architecture = "fpn" if one_stage else _architecture(state)
     count = class_count(renamed) if one_stage else len(renamed[f"{_predictor(renamed)}.classes.weight"]) - 1
-    if count != len(class_names):
+    panoptic = f"{HEAD}.classes.weight" in renamed
+    if count != len(class_names) and not panoptic:
         raise ValueError(
             f"the weights know {count} classes beside the background, class_names has {len(class_names)}: "
             f"give {count} names, in the order of the rows"
         )
     tree = _shared_settings(renamed, architecture, backbone=_backbone(renamed))
     tree |= retinanet_settings(renamed) if one_stage else _zoo_settings(renamed, architecture)
+    tree |= panoptic_settings(renamed, class_names, count) if panoptic else {}
     apply_settings(tree, settings or {})
     config = build_dataclass(DetectionConfig, tree)
     converted = {name: value for name, value in renamed.items() if not _is_constant(name)}
@@ -235,6 +238,8 @@ def _architecture_name(state: Mapping[str, Tensor]) -> str:
     masks = "mask_stage.head.masks.weight" in state
     if has_keypoints(state):
         return "keypoint_rcnn"
+    if f"{HEAD}.classes.weight" in state:
+        return "cascade_panoptic_fpn" if ".stages." in _predictor(state) else "panoptic_fpn"
     if ".stages." in _predictor(state):
         return "cascade_mask_rcnn" if masks else "cascade_rcnn"
     return "mask_rcnn" if masks else "faster_rcnn"

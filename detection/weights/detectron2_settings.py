@@ -16,6 +16,7 @@ from detection.config.detection import DetectionConfig
 from detection.config.load import parse_yaml
 from detection.config.schema import flatten, leaves
 from detection.model.anchors import deal
+from detection.weights.detectron2_panoptic import PANOPTIC_KEYS, PANOPTIC_REQUIRED
 from detection.weights.detectron2_semantic import SEMANTIC_KEYS, SEMANTIC_REQUIRED
 
 __all__ = ["apply_settings", "read_settings", "settings_of"]
@@ -191,6 +192,8 @@ def _required(architecture: str) -> tuple[dict[str, Any], re.Pattern[str] | None
     """Returns the settings with the one value that ``architecture`` has, and those of layers that it lacks."""
     if architecture == "semantic_fpn":
         return LABELLER_REQUIRED, OF_OBJECTS
+    if "panoptic" in architecture:
+        return REQUIRED | PANOPTIC_REQUIRED, None
     return (RETINANET_REQUIRED, OF_REGIONS) if architecture == "retinanet" else (REQUIRED, None)
 
 
@@ -211,7 +214,7 @@ def settings_of(config: DetectionConfig) -> dict[str, Any]:
 def _sections(config: DetectionConfig) -> dict[str, Any]:
     """Returns what ``_keys`` and ``_applies`` ask of sections of our config."""
     tail = config.box.head == "tail"
-    mask = {} if "mask" not in config.architecture else {"norm": None} | ({} if tail else {"pool_size": None})
+    mask = {} if not config.finds_masks else {"norm": None} | ({} if tail else {"pool_size": None})
     return {
         "backbone": {"fpn": config.backbone.fpn, "dilate_c5": config.backbone.dilate_c5},
         "box": {"head": config.box.head, "head_convs": config.box.head_convs},
@@ -225,6 +228,8 @@ def _keys(tree: Mapping[str, Any]) -> dict[str, str]:
         return LABELLER_KEYS
     if tree["architecture"] == "retinanet":
         return RETINANET_KEYS
+    if "panoptic" in tree["architecture"]:
+        return KEYS | PANOPTIC_KEYS
     return C4_KEYS if tree["box"]["head"] == "tail" else KEYS
 
 

@@ -17,6 +17,7 @@ from detection.hub import parse_address
 from detection.weights import zoo
 from detection.weights.detectron2 import convert_detectron2
 from detection.weights.detectron2_names import are_detectron2s
+from detection.weights.detectron2_panoptic import object_classes
 from detection.weights.published import CLASSES, VOC_LABELS
 from detection.weights.torchvision import convert_torchvision, known_norm_eps
 
@@ -27,6 +28,7 @@ ZOO_FOLDER = Path("output/zoo")  # where published detectors are downloaded to
 # Rows of the class scores -> the card whose classes they mostly are: torchvision's have a row per category id of COCO
 CARDS_OF_ROWS = {("torchvision", 91): "coco2017", ("detectron2", 81): "coco2017", ("detectron2", 21): "voc2007"}
 SCORES = ("roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.0.cls_score.weight")
+PANOPTIC_ROWS = 54  # of the pixels' scores: things, and COCO's 53 classes of stuff
 PIXEL_SCORES = ("classifier.4.weight", "sem_seg_head.predictor.weight")  # of networks of label maps
 # Of one-stage detectors: rows of every anchor, the layer with four rows an anchor, and the background's row if missing
 DENSE_SCORES = (
@@ -105,7 +107,7 @@ def _converted(file: Path) -> Checkpoint[DetectionConfig]:
     except ValueError as error:
         hint = "; of a backbone alone, give the file as backbone.weights" if "conv1.weight" in state else ""
         raise ValueError(f"init {file}: {error}{hint}") from error
-    return Checkpoint(file, weights, config, names, iteration=0)
+    return Checkpoint(file, weights, config, object_classes(config, names), iteration=0)
 
 
 def _class_names(state: Mapping[str, Tensor], project: str) -> tuple[str, ...]:
@@ -119,4 +121,6 @@ def _class_names(state: Mapping[str, Tensor], project: str) -> tuple[str, ...]:
     card = CARDS_OF_ROWS.get((project, rows))
     if rows == 2 and any(name.startswith("roi_heads.keypoint_head.") for name in state):
         card = "coco2017_keypoints"  # persons
+    if card == "coco2017" and len(state.get("sem_seg_head.predictor.weight", ())) == PANOPTIC_ROWS:
+        card = "coco2017_panoptic"
     return load_card(card).classes if card else tuple(f"class {number}" for number in range(1, rows))

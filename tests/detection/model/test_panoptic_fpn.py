@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from detection.build import build_detector, judged_fields
-from detection.build_panoptic import build_merge, with_stuff
+from detection.build_panoptic import build_merge, label_rows, with_stuff
 from detection.build_tester import build_tester
 from detection.config.detection import (
     AnchorConfig,
@@ -22,6 +23,8 @@ from detection.config.detection import (
 )
 from detection.data.label_maps import LabelMaps
 from detection.data.packed_strings import PackedStrings
+from detection.engine.checkpoint import Checkpoint
+from detection.engine.transfer import load_initial_weights
 from detection.model.faster_rcnn import FasterRCNN
 from detection.model.panoptic_fpn import stuff_labels
 from detection.model.semantic import pixel_loss
@@ -145,6 +148,17 @@ class TestConfig:
             with_stuff(empty, replace(maps, segments=None))
         with pytest.raises(ValueError, match=r"panoptic\.stuff"):
             build_detector(empty, 2, pretrained=False)
+
+    def test_rows_of_stuff_go_with_their_names(self, detector: FasterRCNN) -> None:
+        own = replace(CONFIG, panoptic=PanopticConfig(stuff=("snow", "grass")))
+        other = build_detector(own, 2, pretrained=False)
+        row = "label_stage.head.classes.weight"
+        start = other.state_dict()[row].clone()
+        there = Checkpoint(Path("there"), detector.state_dict(), CONFIG, ("cat", "dog"), 0)
+        load_initial_weights(other, there, ("cat", "dog"), {}, row_names=label_rows(CONFIG))
+        carried, theirs = other.state_dict()[row], detector.state_dict()[row]
+        assert [bool((carried[k] == theirs[k]).all()) for k in range(3)] == [True, False, True]
+        assert torch.equal(carried[1], start[1])
 
     def test_merging_is_as_the_config_says(self) -> None:
         own = PanopticConfig(stuff=("sky",), instance_score=0.3, overlap=0.2, stuff_area=7)
