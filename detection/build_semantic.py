@@ -44,6 +44,7 @@ def build_deeplabv3(config: DetectionConfig, backbone: Backbone, num_classes: in
     semantic, spec = config.semantic, list(backbone.specs.values())[-1]
     head = DeepLabHead(
         spec.channels,
+        spec.stride,
         num_classes=num_classes,
         channels=semantic.channels or 256,
         norm=make_norm(semantic.norm or "bn", eps=1e-5),
