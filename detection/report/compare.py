@@ -17,7 +17,7 @@ from detection.experiments.latency import Place, measure_latencies
 from detection.experiments.runs import Placement, Programs
 from detection.packaged import find_config
 from detection.report.build import write_report
-from detection.report.plan import format_plan, read_pilot, stated_noise
+from detection.report.plan import figure_of, format_plan, read_pilot, stated_noise
 from detection.report.reading import read_experiment
 from detection.tasks.robustness import run_corrupted
 from detection.tasks.test import load_test_set
@@ -110,9 +110,9 @@ def plan_claims(
         path: as for ``run_comparison``.
         output: as for ``run_comparison``; its own report is the pilot where no other noise is given.
         pilot: report.json of an experiment with the same noise.
-        stated: deviations in AP, of one training and of a difference over the choice of images.
+        stated: deviations in points, of one training and of a difference over the choice of images.
         images: to test on; default: the pilot's, or those of data.test.
-        gap: in AP, that is asked for.
+        gap: in points, that is asked for.
         overrides: as for ``run_comparison``.
 
     Raises:
@@ -128,7 +128,7 @@ def plan_claims(
     arms = len(experiment.arms) + len(experiment.detections)
     seeds = len(experiment.seeds)
     design = Design(variants=arms, seeds=seeds, images=images or tested, pool=experiment.pool_seeds)
-    return format_plan(noise, design, gap=gap)
+    return format_plan(noise, design, gap=gap, figure=figure_of(resolve_base(experiment)))
 
 
 def _test_images(experiment: Experiment) -> int:

@@ -172,7 +172,8 @@ def _with_intervals(folder: Path, result: Mapping[str, Any], checkpoint: Checkpo
         before, now = figures(dict(result))[metric.key], intervals[metric.key].value
         if before is not None and not abs(before - now) < SAME:
             raise ValueError(
-                f"{'box ' * metric.key.startswith('bbox.')}{metric.name} of the files is {100 * now:.2f} and was {100 * before:.2f}: other labels now"
+                f"{'box ' * metric.key.startswith('bbox.')}{metric.name} of the files is {100 * now:.2f} and was "
+                f"{100 * before:.2f}: other labels now"
             )
     except (ValueError, OSError) as error:
         intervals, objects, why = {}, None, str(error)
