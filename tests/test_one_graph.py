@@ -242,7 +242,11 @@ def assert_same_file(family: str, folder: Path, format: ExportFormat, batch: int
     model = make_model(FAMILIES[family]).eval()
     exported, graph = export(model, FAMILIES[family], folder, format, batch), DetectorGraph(model)
     eager = Framed(
-        lambda *call: [part.numpy() for part in graph(*call)], size=(96, 128), batch=batch, further=exported.further
+        lambda *call: [part.numpy() for part in graph(*call)],
+        size=(96, 128),
+        batch=batch,
+        outputs=exported.outputs,
+        num_labels=exported.num_labels,
     )
     pixels = make_batch(3)[0].pixels
     for images in (ImageBatch.from_images(list(pixels)), ImageBatch.from_images([pixels[0, :, :61, :97]])):

@@ -103,13 +103,14 @@ class LabelMaps:
     def _labels_of(self, values: NDArray[np.uint8], file: str) -> NDArray[np.uint8]:
         table, known = np.zeros(256, np.uint8), np.zeros(256, np.bool_)
         known[[*self.values]], table[[*self.values]] = True, [*self.values.values()]
-        if not known[values].all():
+        if not known.take(values).all():
             unknown = [str(value) for value in np.unique(values).tolist() if not known[value]]
             raise ImageError(
                 f"label image {file}: value {listed(unknown)} is not among those of its card ({_ranges(self.values)}); "
-                f"add it to `values` or `void` of the card, or mend the file"
+                "add it to `values` or `void` of the card, or mend the file (a palette image saved as grey holds "
+                "brightness, not classes)"
             )
-        return table[values]
+        return table.take(values)  # half the time of an index
 
     def read_segments(self, row: int, size: tuple[int, int]) -> Segments:
         """Returns the segments of image ``row`` of a panoptic set, which is of ``size`` (height, width).

@@ -155,6 +155,8 @@ def build_train_loader(
     if copy_paste and "masks" not in index.fields:
         lacking = FIELDS["masks"].lacking
         raise ValueError(f"data.copy_paste pastes masks, which data.train {list(config.train)} lacks: {lacking}")
+    if repeat_threshold and index.label_maps is not None and not len(index.boxes):
+        raise ValueError("data.repeat_threshold counts objects, which label maps have not; set it to 0")
     slices = _slices(index, config)
     dataset = kind(
         index,

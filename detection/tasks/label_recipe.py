@@ -17,6 +17,8 @@ __all__ = ["choose_for_labels", "choose_for_segments"]
 BOUND = ("architecture", "backbone", "semantic")  # sections that weights bind
 COCO_STUFF, COCO_PIXELS = 4096, 640 * 480  # least area of stuff in Panoptic FPN, and most images of COCO
 SCALES = (0.5, 2.0)  # of training images: torchvision's references
+RATES = (6 / 33, 12 / 33, 18 / 33)  # dilations, of the cells of a side: DeepLabV3's, of images of 513 at stride 16
+SMALL_SIDE = 320  # pixels
 MOST = {"cpu": 600, "cuda": 40_000}  # steps
 
 
@@ -56,7 +58,7 @@ def choose_for_labels(
     batch = fitting_batch(machine, shorter, longer)
     metric = Choice("solver.best_metric", "semseg.mIoU", "each class counts as much as any other")
     if origin is None:
-        return [*choices, *_from_scratch(batch), *_schedule(index, batch, machine, scratch=True), metric]
+        return [*choices, *_from_scratch(batch, longer), *_schedule(index, batch, machine, scratch=True), metric]
     why = "a trained network: needs far fewer images than training from nothing"
     return [
         *choices,
@@ -115,13 +117,17 @@ def _of_origin(origin: Checkpoint[DetectionConfig]) -> list[Choice]:
     return [Choice(key, own[key], "as where training starts, here and below" * (key == keys[0])) for key in keys]
 
 
-def _from_scratch(batch: int) -> list[Choice]:
+def _from_scratch(batch: int, side: int) -> list[Choice]:
+    """The network, of images whose longer ``side`` is so many pixels."""
     norm = "bn" if batch >= 8 else "gn"
+    stride = 8 if side <= SMALL_SIDE else 16
+    rates = [max(1, round(share * side / stride)) for share in RATES]
     return [
         Choice("architecture", "deeplabv3", "objects and regions of all sizes; fcn is simpler"),
         Choice("backbone.name", "resnet18", "small: nothing is known beforehand"),
         Choice("backbone.norm", norm, f"batches of {batch} images" + ("" if norm == "bn" else " are too few for bn")),
-        Choice("backbone.output_stride", 16, "8 is finer, and slower"),
+        Choice("backbone.output_stride", stride, "8 is finer, 16 faster: 8 for small images"),
+        Choice("semantic.rates", rates, f"of {side // stride} cells, in proportion to 6, 12 and 18 of the paper's 33"),
         Choice("semantic.channels", 128),
         Choice("semantic.norm", norm),
         Choice("semantic.aux_weight", 0.0, "the trunk is shallow"),

@@ -24,6 +24,8 @@ from detection.data.readers.image_files import images_below
 
 __all__ = ["LabelImagesSplit", "read_label_images"]
 
+MAX_SHOWN = 4  # images without a label image that a picture of the finding has
+
 
 @checked
 class LabelImagesSplit:
@@ -68,6 +70,7 @@ def read_label_images(
             hint = f". Where to get it: {source}" if source else ""
             raise ValueError(f"no folder {folder / name}{hint}")
     problems, frames, images, files = list[Problem](), Frames(exif, "error"), ImageRows(), list[str]()
+    missing = dict[str, str]()  # image -> the label image that it lacks
     for key, path in _chosen(folder, split, problems):
         label = None if split.labels is None else folder / split.labels / f"{key}{split.label_suffix}"
         file = str(label) if label is not None and label.is_file() else ""
@@ -78,14 +81,13 @@ def read_label_images(
             problems.append(Problem(severity, "image that can't be read", str(path), str(error)))
             continue
         if label is not None and not file:
-            detail = f"expected {label}; its pixels are void, and it is not trained on"
-            problems.append(Problem("note", "image without a label image", str(path), detail, images=(str(path),)))
+            missing[str(path)] = str(label)
         images.paths.append(str(path))
         images.ids.append(len(images.ids) + 1)
         images.sizes.append(frame.size)
         images.apply_exif.append(frame.apply_exif)
         files.append(file)
-    problems += frames.notes(str(folder))
+    problems += frames.notes(str(folder)) + _unlabelled(missing)
     if not any(files):
         where = "the split has no `labels`" if split.labels is None else f"no image has one in {folder / split.labels}"
         problems.append(Problem("note", "no ground truth", str(folder / split.images), where))
@@ -103,6 +105,16 @@ def read_label_images(
         index, has_ground_truth=has_ground_truth, label_maps=maps if label_maps and has_ground_truth else None
     )
     return index, problems + found
+
+
+def _unlabelled(missing: Mapping[str, str]) -> list[Problem]:
+    """A note if there are ``missing`` label images, by image."""
+    if not missing:
+        return []
+    path, label = next(iter(missing.items()))
+    detail = f"{len(missing)} of them, the first lacks {label}; void everywhere, they are not trained on"
+    shown = tuple(missing)[:MAX_SHOWN]
+    return [Problem("note", "image without a label image", path, detail, len(missing), images=shown)]
 
 
 def _chosen(folder: Path, split: LabelImagesSplit, problems: list[Problem]) -> Iterator[tuple[str, Path]]:

@@ -190,3 +190,8 @@ def test_a_data_set_without_label_maps_is_refused_where_they_are_asked_for(
     config = DetectorDataConfig(root=str(tmp_path))
     with pytest.raises(ValueError, match=r"data\.train.*label_images"):
         load_index(config, [f"{write_card('voc')}:train"], key="data.train", say=print, label_maps=True)
+
+
+def test_rare_objects_cannot_be_repeated_where_there_are_none(index: AnnotationIndex) -> None:
+    with pytest.raises(ValueError, match=r"repeat_threshold.*set it to 0"):
+        detection_loader(index, DetectorDataConfig(repeat_threshold=0.1, workers=0), batch_size=4, seed=0)

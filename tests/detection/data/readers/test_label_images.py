@@ -23,7 +23,7 @@ SIZE = (6, 8)
 
 def picture(path: Path, *, size: tuple[int, int] = SIZE) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size[::-1], (9, 99, 200)).save(path)
+    Image.new("RGB", (size[1], size[0]), (9, 99, 200)).save(path)
 
 
 def labels(path: Path, *values: int, size: tuple[int, int] = SIZE) -> None:
