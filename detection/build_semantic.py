@@ -28,7 +28,15 @@ def stages_of(config: DetectionConfig) -> tuple[str, ...]:
     Raises:
         ValueError: the backbone has no stages of strides 4, 8, ..
     """
-    return pyramid_features(config.backbone.name)[-2 if config.semantic.aux_weight > 0 else -1 :]
+    name = config.backbone.name
+    try:
+        stages = pyramid_features(name)
+    except ValueError as error:
+        raise ValueError(
+            f"architecture {config.architecture} looks at stages of strides 4, 8, .., which backbone.name {name} lacks; "
+            "choose another"
+        ) from error
+    return stages[-2 if config.semantic.aux_weight > 0 else -1 :]
 
 
 def default_rates(stride: int) -> tuple[int, ...]:
@@ -44,6 +52,7 @@ def build_deeplabv3(config: DetectionConfig, backbone: Backbone, num_classes: in
     semantic, spec = config.semantic, list(backbone.specs.values())[-1]
     head = DeepLabHead(
         spec.channels,
+        spec.stride,
         num_classes=num_classes,
         channels=semantic.channels or 256,
         norm=make_norm(semantic.norm or "bn", eps=1e-5),

@@ -34,8 +34,11 @@ class LabelHead(nn.Module, ABC):
     finest: ClassVar[bool] = False
 
     @abstractmethod
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits (N, K, h, w) of the trunk's features (N, C, h, w), finest first."""
+    def forward(self, features: Sequence[Tensor], sizes: Tensor | None = None) -> Tensor:
+        """Logits (N, K, h, w) of the trunk's features (N, C, h, w), finest first.
+
+        ``sizes`` (N, 2) are the images' heights and widths; None: all fill the batch.
+        """
 
     @abstractmethod
     def describe(self) -> str:
@@ -93,15 +96,15 @@ class SemanticNetwork(Architecture):
             return self.ragged(self.detect(images), images)
         targets = self.padded_targets(images, targets)
         features, padded = self.features(images), self.normalize.padded(images)
-        losses = {"semantic": pixel_loss(self.head(features), targets, padded) * self.loss_weight}
+        losses = {"semantic": pixel_loss(self.head(features, images.sizes), targets, padded) * self.loss_weight}
         if self.auxiliary is not None:
-            logits = self.auxiliary(features[:-1])
+            logits = self.auxiliary(features[:-1], images.sizes)
             losses["semantic_aux"] = pixel_loss(logits, targets, padded) * self.aux_weight
         return losses
 
     def detect(self, images: ImageBatch) -> Found:
         """Scores of every pixel of the batch, and no objects: a test as one graph."""
-        logits = pixel_logits(self.head(self.features(images)), self.normalize.padded(images))
+        logits = pixel_logits(self.head(self.features(images), images.sizes), self.normalize.padded(images))
         height, width = images.pixels.shape[2:]
         none = logits.new_zeros(len(images), 0)
         return Found(

@@ -43,7 +43,7 @@ class FCNHead(LabelHead):
         self.class_rows = {"classes": ClassRows(1)}
         self.classes = nn.Conv2d(channels, num_classes, 1)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], sizes: Tensor | None = None) -> Tensor:
         """Logits (N, K, h, w) of the last of ``features`` (N, C, h, w)."""
         return self.classes(self.dropout(self.conv(features[-1])))
 
@@ -57,6 +57,7 @@ class DeepLabHead(LabelHead):
 
     Args:
         in_channels: C of the feature.
+        stride: of the feature.
         num_classes: K.
         channels: of every convolution.
         norm: layer after each.
@@ -67,6 +68,7 @@ class DeepLabHead(LabelHead):
     def __init__(
         self,
         in_channels: int,
+        stride: int,
         *,
         num_classes: int,
         norm: NormLayer,
@@ -75,7 +77,7 @@ class DeepLabHead(LabelHead):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        self.rates = tuple(rates)
+        self.stride, self.rates = stride, tuple(rates)
         self.branches = nn.ModuleList([_conv(in_channels, channels, norm)])
         self.branches.extend(_conv(in_channels, channels, norm, kernel=3, dilation=rate) for rate in rates)
         self.pooled = _conv(in_channels, channels, norm)
@@ -85,16 +87,16 @@ class DeepLabHead(LabelHead):
         self.class_rows = {"classes": ClassRows(1)}
         self.classes = nn.Conv2d(channels, num_classes, 1)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], sizes: Tensor | None = None) -> Tensor:
         """Logits (N, K, h, w) of the last of ``features`` (N, C, h, w)."""
         feature = features[-1]
         parts = [branch(feature) for branch in self.branches]
-        parts.append(self._whole(feature).expand_as(parts[0]))
+        parts.append(self._whole(feature, sizes).expand_as(parts[0]))
         joined = self.dropout(self.project(torch.cat(parts, dim=1)))
         return self.classes(self.conv(joined))
 
-    def _whole(self, feature: Tensor) -> Tensor:
-        """(N, channels, 1, 1) of the mean over all cells.
+    def _whole(self, feature: Tensor, sizes: Tensor | None) -> Tensor:
+        """(N, channels, 1, 1) of the mean over the cells of each image, those of the batch's padding left out.
 
         Raises:
             ValueError: a training step of a single image, of which batch normalisation can't tell the variance.
@@ -104,7 +106,12 @@ class DeepLabHead(LabelHead):
                 "deeplabv3 normalises one value of each image over the images of a process, and a step of 1 image has "
                 "no variance; give at least 2 (solver.images_per_step, solver.accumulate), or set semantic.norm to gn"
             )
-        return self.pooled(feature.mean(dim=(2, 3), keepdim=True))
+        if sizes is None:
+            return self.pooled(feature.mean(dim=(2, 3), keepdim=True))
+        inside = _inside(feature, sizes, self.stride).flatten(1)  # (N, h * w)
+        shares = (inside / inside.sum(dim=1, keepdim=True)).to(feature.dtype)
+        # A product, which makes no copy of the feature
+        return self.pooled((feature.flatten(2) @ shares[:, :, None])[..., None])
 
     def describe(self) -> str:
         """Returns its layers."""
@@ -144,7 +151,7 @@ class SemanticFPNHead(LabelHead):
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], sizes: Tensor | None = None) -> Tensor:
         """Logits (N, K, h, w) of stride 4 of ``features`` (N, C, h, w), finest first; coarser levels are left out."""
         used = zip(self.levels.values(), features, strict=False)
         return self.classes(torch.stack([level(feature) for level, feature in used]).sum(dim=0))
@@ -152,6 +159,13 @@ class SemanticFPNHead(LabelHead):
     def describe(self) -> str:
         """Returns its layers."""
         return f"semantic FPN, {', '.join(self.levels)}, {self.classes.in_channels} channels"
+
+
+def _inside(feature: Tensor, sizes: Tensor, stride: int) -> Tensor:
+    """Tells (N, h, w) which cells of ``feature`` (N, C, h, w) belong to images of ``sizes`` (N, 2), in float32."""
+    rows, columns = (torch.arange(side, device=feature.device) * stride for side in feature.shape[-2:])
+    heights, widths = sizes[:, :, None].unbind(1)  # (N, 1) each
+    return ((rows < heights)[:, :, None] & (columns < widths)[:, None]).float()
 
 
 class _Double(nn.Module):

@@ -23,6 +23,7 @@ from detection.config.detection import (
 from detection.model.architecture import class_rows
 from detection.model.losses import pixel_cross_entropy
 from detection.model.semantic import SemanticNetwork
+from detection.model.semantic_heads import DeepLabHead
 from detection.padded import Regions
 from detection.structures import VOID, ImageBatch, Proposals, Target
 
@@ -95,7 +96,7 @@ def test_scores_are_of_the_pixels_of_each_image(architecture: ArchitectureName) 
     found = network(IMAGES)
     assert [image.label_scores.shape for image in found if image.label_scores is not None] == [(3, *s) for s in SIZES]
     assert [len(image) for image in found] == [0, 0]
-    coarse = network.head(network.features(IMAGES))
+    coarse = network.head(network.features(IMAGES), IMAGES.sizes)
     stride = 4 if architecture == "semantic_fpn" else 8
     assert coarse.shape[2:] == (64 // stride, 96 // stride)
     fine = functional.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
@@ -110,8 +111,18 @@ def test_what_it_can_not_do_is_refused(make_target: MakeTarget) -> None:
     proposals = Regions.pad([Proposals(torch.zeros(1, 4), torch.zeros(1))] * 2)
     with pytest.raises(ValueError, match="no use for proposals"):
         network(IMAGES, None, proposals)
-    with pytest.raises(ValueError, match=r"test\.flip"):
-        build_tester(PostprocessConfig(flip=True), [network])
+    with pytest.raises(ValueError, match=r"test\.refine"):
+        build_tester(PostprocessConfig(refine=True), [network])
+
+
+@torch.no_grad()
+def test_the_pooled_branch_leaves_the_padding_out() -> None:
+    network = build("deeplabv3").eval()
+    head, feature = network.head, torch.randn(1, 512, 8, 12)
+    assert isinstance(head, DeepLabHead)
+    padded = functional.pad(feature, (0, 3, 0, 5), value=9.0)
+    sizes = torch.tensor([[8 * 8 - 7, 12 * 8]])  # the last row of cells has one row of pixels
+    torch.testing.assert_close(head._whole(padded, sizes), head._whole(feature, None))
 
 
 def test_a_single_image_has_no_variance_for_the_pooled_branch(make_target: MakeTarget) -> None:
