@@ -56,6 +56,7 @@ __all__ = [
     "build_detector",
     "compile_losses",
     "data_parts",
+    "deciding_metric",
     "field_operations",
     "finds_objects",
     "judged_fields",
@@ -142,6 +143,13 @@ def label_names(config: DetectionConfig, class_names: Sequence[str]) -> tuple[st
     if not needs_label_maps(config):
         return ()
     return (*class_names, *config.panoptic.stuff) if finds_objects(config) else tuple(class_names)
+
+
+def deciding_metric(config: DetectionConfig) -> str:
+    """Returns the key of the figure by which ``config``'s networks are compared: of boxes, label maps or segments."""
+    if not needs_label_maps(config):
+        return "bbox.AP"
+    return "panoptic.PQ" if finds_objects(config) else "semseg.mIoU"
 
 
 class DataParts(TypedDict):

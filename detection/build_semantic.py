@@ -33,8 +33,8 @@ def stages_of(config: DetectionConfig) -> tuple[str, ...]:
         stages = pyramid_features(name)
     except ValueError as error:
         raise ValueError(
-            f"architecture {config.architecture} looks at stages of strides 4, 8, .., which backbone.name {name} lacks; "
-            "choose another"
+            f"architecture {config.architecture} looks at stages of strides 4, 8, .., which backbone.name {name} "
+            "lacks; choose another"
         ) from error
     return stages[-2 if config.semantic.aux_weight > 0 else -1 :]
 

@@ -104,9 +104,12 @@ def pixel_totals(records: Sequence[Record], num_classes: int) -> NDArray[np.int6
 
 def pixel_counts(records: Sequence[Record]) -> NDArray[np.int64] | None:
     """Returns the pixels (K, K + 1) by true and by predicted class of all ``records``; None where one has no counts."""
-    counts = [record.label_counts for record in records]
-    known = [count for count in counts if count is not None]
-    return None if len(known) < len(counts) or not known else np.sum(known, axis=0, dtype=np.int64)
+    total: NDArray[np.int64] | None = None
+    for record in records:
+        if record.label_counts is None:
+            return None
+        total = record.label_counts.astype(np.int64) if total is None else total + record.label_counts
+    return total
 
 
 def segment_counts(records: Sequence[Record], num_classes: int) -> NDArray[np.float64]:

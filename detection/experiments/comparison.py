@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from detection.build import data_parts
+from detection.build import data_parts, deciding_metric
 from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
 from detection.data.loader import load_index
@@ -216,7 +216,8 @@ class Comparison:
 
     def _metric(self, configs: Mapping[str, DetectionConfig]) -> str:
         """Returns the figure by which rates are chosen."""
-        return next(iter(configs.values())).solver.best_metric or "bbox.AP"
+        config = next(iter(configs.values()))
+        return config.solver.best_metric or deciding_metric(config)
 
     def _check_budget(self, configs: Mapping[str, DetectionConfig]) -> None:
         """Says which runs took notably longer than equal_time allows."""

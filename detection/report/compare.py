@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from detection.build import deciding_metric
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.engine.checkpoint import read_checkpoint
 from detection.engine.signals import StoppedError
+from detection.evaluation.metrics import named
 from detection.evaluation.planning import Design
 from detection.experiments.comparison import Comparison, measure_variant
 from detection.experiments.experiment import Experiment, load_experiment, resolve_base
@@ -17,7 +19,7 @@ from detection.experiments.latency import Place, measure_latencies
 from detection.experiments.runs import Placement, Programs
 from detection.packaged import find_config
 from detection.report.build import write_report
-from detection.report.plan import figure_of, format_plan, read_pilot, stated_noise
+from detection.report.plan import format_plan, read_pilot, stated_noise
 from detection.report.reading import read_experiment
 from detection.tasks.robustness import run_corrupted
 from detection.tasks.test import load_test_set
@@ -128,7 +130,7 @@ def plan_claims(
     arms = len(experiment.arms) + len(experiment.detections)
     seeds = len(experiment.seeds)
     design = Design(variants=arms, seeds=seeds, images=images or tested, pool=experiment.pool_seeds)
-    return format_plan(noise, design, gap=gap, figure=figure_of(resolve_base(experiment)))
+    return format_plan(noise, design, gap=gap, figure=named(deciding_metric(resolve_base(experiment))).name)
 
 
 def _test_images(experiment: Experiment) -> int:

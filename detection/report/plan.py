@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from detection.build import finds_objects, needs_label_maps
-from detection.config.detection import DetectionConfig
 from detection.evaluation.planning import (
     MAX_SEEDS,
     POWER,
@@ -24,7 +22,7 @@ from detection.evaluation.planning import (
 )
 from detection.evaluation.text_table import text_table
 
-__all__ = ["figure_of", "format_plan", "read_pilot", "stated_noise"]
+__all__ = ["format_plan", "read_pilot", "stated_noise"]
 
 SEEDS = (2, 3, 5, 8, 12, 20)
 IMAGE_FACTORS = (1, 2, 5, 10)
@@ -51,13 +49,6 @@ def read_pilot(path: Path) -> tuple[SeedNoise, int]:
             "second seed, or state it with --noise"
         )
     return SeedNoise(**found), images
-
-
-def figure_of(config: DetectionConfig) -> str:
-    """Returns the figure by which networks of ``config`` are compared."""
-    if not needs_label_maps(config):
-        return "AP"
-    return "PQ" if finds_objects(config) else "mIoU"
 
 
 def stated_noise(seed: float, image: float, images: int) -> SeedNoise:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from detection.evaluation.jackknife import jackknife
-from detection.evaluation.label_maps import LABEL_NUMBERS, LabelClasses, label_counts, label_figures, pixel_totals
+from detection.evaluation.label_maps import (
+    LABEL_NUMBERS,
+    LabelClasses,
+    check_comparable_maps,
+    label_counts,
+    label_figures,
+    pixel_totals,
+)
 from detection.evaluation.record import Record
 from detection.evaluation.run_figures import run_statistic
 from detection.structures import VOID
@@ -33,6 +41,8 @@ def make_record(image_id: int, counts: NDArray[np.integer], panoptic: NDArray[np
         labels=np.zeros(0, np.int64),
         label_counts=counts,
         panoptic_counts=panoptic,
+        gt_masks=None if panoptic is None else (),
+        masks=None if panoptic is None else (),
     )
 
 
@@ -133,6 +143,17 @@ def test_a_panoptic_run_has_all_figures() -> None:
     ]
     statistic = run_statistic(records, NAMES[:2], labels=LabelClasses(NAMES, num_things=2))
     sections = {name.partition(".")[0] for name in statistic.names}
-    assert sections == {"bbox", "voc", "tide", "semseg", "panoptic"}
+    assert sections == {"bbox", "segm", "voc", "tide", "semseg", "panoptic"}
     values = dict(zip(statistic.names, statistic.compute(np.ones((1, 5), int))[0], strict=True))
     assert values["panoptic.PQ"] == pytest.approx(np.mean([values[f"panoptic.per_class.{name}.PQ"] for name in NAMES]))
+
+
+def test_runs_that_were_judged_by_other_label_maps_are_not_compared() -> None:
+    rows = [(1, [[2, 0, 1], [0, 3, 0]]), (2, [[4, 1, 0], [2, 2, 0]])]
+    records = [make_record(number, np.array(counts)) for number, counts in rows]
+    found_else = [make_record(number, np.array(counts)[:, [1, 0, 2]]) for number, counts in rows]
+    check_comparable_maps({"a": records, "b": found_else[::-1]})
+    with pytest.raises(ValueError, match=r"a and b .*2\.png"):
+        check_comparable_maps({"a": records, "b": [records[0], make_record(2, np.array([[4, 0, 0], [2, 2, 0]]))]})
+    with pytest.raises(ValueError, match="a and b"):
+        check_comparable_maps({"a": records, "b": [replace(record, label_counts=None) for record in records]})
