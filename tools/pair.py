@@ -172,7 +172,7 @@ def calm(model: nn.Module, spread: float = 1.0) -> None:
 
 
 def make_images(side: int, count: int) -> tuple[list[Tensor], list[Target]]:
-    """Returns smooth random images (3, H, W) uint8 of 3:4 with ten objects each, of 17 keypoints, on one kind of stuff."""
+    """Returns smooth random images (3, H, W) uint8 of 3:4 with ten objects of 17 keypoints on one kind of stuff."""
     generator = torch.Generator().manual_seed(side)
     size = side, side * 4 // 3
     coarse = 255 * torch.rand(count, 3, size[0] // 16, size[1] // 16, generator=generator)
