@@ -235,7 +235,7 @@ def _dense(config: DenseConfig) -> Dense:
         prior=config.prior,
         alpha=config.focal_alpha,
         gamma=config.focal_gamma,
-        per_image=config.normalizer == "image",
+        normalizer=config.normalizer,
         box_loss_weight=config.box_loss_weight,
         best=config.pre_nms,
     )
