@@ -86,6 +86,7 @@ def build_detector(
     """
     backbone = _backbone(config.backbone, pretrained=pretrained)
     detector = ARCHITECTURES[config.architecture].build(config, backbone, num_classes)
+    detector.name = config.architecture
     detector.fix(fixed)
     return detector.to(memory_format=torch.channels_last)
 

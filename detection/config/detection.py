@@ -276,6 +276,12 @@ class DetectionConfig(ProgramConfig):
         """Tells whether the detector makes no proposals."""
         return self.architecture in ("retinanet", "fcos")
 
+    @property
+    def idle_sections(self) -> tuple[str, ...]:
+        """Returns the sections of layers that the architecture lacks; of box, ignore_overlap is of all."""
+        branches = [name for name in ("mask", "keypoint", "cascade") if name not in self.architecture]
+        return (*branches, *(("rpn", "box") if self.one_stage else ("dense",)))
+
     def __post_init__(self) -> None:
         box = self.box
         if "cascade" in self.architecture and (box.head != "fc" or not box.class_agnostic or box.context):

@@ -188,7 +188,7 @@ class OneStage(Architecture):
             ValueError: ``proposals``, which it has no use for.
         """
         if proposals is not None:
-            raise ValueError("a one-stage detector has no use for proposals; choose architecture faster_rcnn for them")
+            raise ValueError(f"{self.name} has no use for proposals; choose architecture faster_rcnn for them")
         if targets is None:
             return self.detect(images).ragged()
         targets = self.padded_targets(images, targets)
