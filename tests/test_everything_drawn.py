@@ -3,7 +3,7 @@
 Recorded with the core that matched, drew and pooled image by image (commit a8e339f), which drew by torch's generators:
 with everything drawn the batched core, whose draws are hashes, has to reach the same numbers.  All is in float64, so
 that the order of sums does not show, and what differs is another choice.  ``python tests/test_everything_drawn.py``
-records again, also at that commit.  One-stage detectors, which draw nothing, came later: theirs are the numbers of then.
+records again, also at that commit.  One-stage detectors, which draw nothing, came later: theirs are numbers of then.
 """
 
 from __future__ import annotations
