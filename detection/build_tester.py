@@ -31,7 +31,7 @@ def build_tester(config: PostprocessConfig, detectors: Sequence[Architecture]) -
         return detectors[0]
     raise ValueError(
         "test.refine, test.scales, test.flip and ensembles look at regions, which "
-        f"{', '.join(type(detector).__name__ for detector in detectors)} lacks; leave them at their defaults"
+        f"{', '.join(detector.name for detector in detectors)} lacks; leave them at their defaults"
     )
 
 

@@ -164,8 +164,9 @@ class DenseConfig:
     center_radius: Positive = 1.5  # fcos: cells from an object's centre within which points are positive
     focal_alpha: Fraction = 0.25
     focal_gamma: NonNegative = 2.0
-    # The losses are divided by the positives of each image, and averaged, or by those of the batch.
-    normalizer: Literal["image", "batch"] = "image"
+    # The losses are divided by the positives of each image, and averaged, or by those of the batch, or by a running
+    # mean of the latter that begins with 100, as those of Detectron2's RetinaNet.
+    normalizer: Literal["image", "batch", "running"] = "image"
     loss: Literal["smooth_l1", "giou"] = "smooth_l1"  # of retinanet's boxes; fcos has giou
     smooth_l1_beta: NonNegative = 0.0  # 0 is L1
     box_loss_weight: NonNegative = 1.0
@@ -274,6 +275,12 @@ class DetectionConfig(ProgramConfig):
     def one_stage(self) -> bool:
         """Tells whether the detector makes no proposals."""
         return self.architecture in ("retinanet", "fcos")
+
+    @property
+    def idle_sections(self) -> tuple[str, ...]:
+        """Returns the sections of layers that the architecture lacks; of box, ignore_overlap is of all."""
+        branches = [name for name in ("mask", "keypoint", "cascade") if name not in self.architecture]
+        return (*branches, *(("rpn", "box") if self.one_stage else ("dense",)))
 
     def __post_init__(self) -> None:
         box = self.box

@@ -40,7 +40,7 @@ from detection.report.numbers import (
     voc_metric,
 )
 from detection.report.pictures import picture
-from detection.report.proof import compare_runs, planning
+from detection.report.proof import compare_runs, not_compared, planning
 from detection.report.verdict import lead
 from detection.report.words import percent_interval
 from detection.tasks.test import read_records
@@ -135,6 +135,8 @@ def compare_records(
         "variants": variants,
         "pairs": [pair_numbers(comparison, pair, shown, names) for pair in comparison.pairs],
     }
+    if few := not_compared(runs):
+        numbers["not_compared"] = few
     return as_json(numbers), shown
 
 

@@ -31,7 +31,7 @@ from detection.evaluation.metrics import figures, shown_in
 from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric, describe_choice
 from detection.report.paper import accept_from, paper_cells
-from detection.report.proof import heads_proof, pair_proof, planning, sample_runs, variant_proof
+from detection.report.proof import heads_proof, not_compared, pair_proof, planning, sample_runs, variant_proof
 from detection.report.reading import ExperimentFolder
 from detection.report.splits import split_numbers
 from detection.report.training import training_numbers
@@ -161,6 +161,8 @@ def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None) 
     }
     numbers["variants"] = {name: _variant(experiment, name, evidence) for name in evidence.shown}
     numbers["pairs"] = [pair_numbers(comparison, pair, evidence.shown, names) for pair in comparison.pairs]
+    if few := not_compared({name: [shown.records] for name, shown in evidence.shown.items()}):
+        numbers["not_compared"] = few
     if evidence.across is not None:
         numbers["heads"] = heads_proof(evidence.across, plan["heads"])
     found = as_json(numbers)

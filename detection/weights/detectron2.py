@@ -23,7 +23,13 @@ from detection.config.detection import DetectionConfig
 from detection.config.load import build_dataclass
 from detection.model.anchors import AnchorGenerator, deal
 from detection.weights.detectron2_names import our_name
-from detection.weights.detectron2_retinanet import CLASSES, class_count, classes_first, retinanet_settings
+from detection.weights.detectron2_retinanet import (
+    CLASSES,
+    class_count,
+    classes_first,
+    retinanet_settings,
+    with_running_mean,
+)
 from detection.weights.detectron2_settings import apply_settings
 from detection.weights.keypoint_layers import has_keypoints, keypoint_config
 from detection.weights.resnets import coarse_levels, count_children, deformable_stages, resnet_name
@@ -78,7 +84,7 @@ def convert_detectron2(
     apply_settings(tree, settings or {})
     config = build_dataclass(DetectionConfig, tree)
     converted = {name: value for name, value in renamed.items() if not _is_constant(name)}
-    converted = classes_first(converted) if one_stage else _masks_for_all(converted, count)
+    converted = with_running_mean(classes_first(converted)) if one_stage else _masks_for_all(converted, count)
     with torch.device("meta"):
         detector = build_detector(config, count, pretrained=False)
     load_matching(detector.to_empty(device="cpu"), converted, source="Detectron2's detector")
