@@ -23,13 +23,15 @@ from detection.evaluation.coco import (
     coco_figures,
 )
 from detection.evaluation.jackknife import Statistic
+from detection.evaluation.label_maps import LABEL_NUMBERS, LabelClasses, label_figures, pixel_totals, segment_counts
 from detection.evaluation.matching import AREAS, Area, MatchedRecords, match_areas
-from detection.evaluation.record import Record
+from detection.evaluation.panoptic import PANOPTIC_NUMBERS, class_qualities, panoptic_figures
+from detection.evaluation.record import Record, has_objects, judged_maps
 from detection.evaluation.report import VocMetric
 from detection.evaluation.tide import ERROR_TYPES, error_gains, match_errors
 from detection.evaluation.voc import match_voc, voc_precision
 
-__all__ = ["ERROR_KEYS", "judged", "run_statistic", "statistic_of_boxes"]
+__all__ = ["ERROR_KEYS", "judged", "label_statistics", "run_statistic", "statistic_of_boxes"]
 
 ERROR_KEYS = ("tide.AP50", *(f"tide.{name}" for name in ERROR_TYPES))
 BY_LETTER: dict[str, Area] = {"s": "small", "m": "medium", "l": "large"}  # by the end of a number's name
@@ -39,17 +41,40 @@ Floats = NDArray[np.float64]
 
 
 def run_statistic(
-    records: Sequence[Record], class_names: Sequence[str], *, voc_metric: VocMetric = "area"
+    records: Sequence[Record],
+    class_names: Sequence[str],
+    *,
+    voc_metric: VocMetric = "area",
+    labels: LabelClasses | None = None,
 ) -> Statistic:
     """Returns all figures of a run: COCO's of boxes (of masks and keypoints, where there are any), VOC's, error types.
 
-    Keys are those of result.json, and "tide.Cls" and so on; ``voc_metric`` is the definition behind "voc.mAP".
+    Of records with label counts, those of label maps; such a run has no objects unless it is panoptic.  Keys are those
+    of result.json, and "tide.Cls" and so on.
+
+    Args:
+        records: of all test images.
+        class_names: of objects.
+        voc_metric: the definition behind "voc.mAP".
+        labels: of label maps; None: ``class_names``.
 
     Raises:
         ValueError: a label that ``class_names`` lacks, an image that occurs twice, or no records.
     """
-    parts = [_coco(records, class_names, iou_type) for iou_type in judged(records)]
-    return _joined([*parts, _voc(records, class_names, voc_metric), _errors(records, class_names)])
+    maps, classes = judged_maps(records), labels or LabelClasses(tuple(class_names))
+    parts = [_objects(records, class_names, voc_metric)] if has_objects(maps) else []
+    return _joined([*parts, *label_statistics(records, classes)])
+
+
+def label_statistics(records: Sequence[Record], classes: LabelClasses) -> list[Statistic]:
+    """Returns the figures of label maps: panoptic ones, where there are any, and those of pixels.
+
+    Raises:
+        ValueError: a record without counts, or with those of other classes.
+    """
+    maps = judged_maps(records)
+    parts = [_panoptic(records, classes)] if "panoptic" in maps else []
+    return [*parts, _label_maps(records, classes)] if "label_maps" in maps else parts
 
 
 def judged(records: Sequence[Record]) -> tuple[IouType, ...]:
@@ -57,6 +82,11 @@ def judged(records: Sequence[Record]) -> tuple[IouType, ...]:
     masks = bool(records) and all(r.masks is not None and r.gt_masks is not None for r in records)
     keypoints = bool(records) and all(r.keypoints is not None and r.gt_keypoints is not None for r in records)
     return ("bbox", *(["segm"] if masks else []), *(["keypoints"] if keypoints else []))
+
+
+def _objects(records: Sequence[Record], class_names: Sequence[str], voc_metric: VocMetric) -> Statistic:
+    parts = [_coco(records, class_names, iou_type) for iou_type in judged(records)]
+    return _joined([*parts, _voc(records, class_names, voc_metric), _errors(records, class_names)])
 
 
 def statistic_of_boxes(matches: MatchedRecords) -> Statistic:
@@ -106,6 +136,43 @@ def _errors(records: Sequence[Record], class_names: Sequence[str]) -> Statistic:
         names=ERROR_KEYS,
         compute=lambda weights: error_gains(matches, weights),
         images=np.full(len(ERROR_KEYS), images),
+    )
+
+
+def _label_maps(records: Sequence[Record], classes: LabelClasses) -> Statistic:
+    totals = pixel_totals(records, len(classes.names))  # (N, 3, K)
+
+    def compute(weights: Weights) -> Floats:
+        found = label_figures(np.tensordot(weights, totals, axes=1))
+        return np.concatenate([found.numbers, found.iou], axis=1)
+
+    with_pixels = totals[:, 1] > 0  # (N, K)
+    return Statistic(
+        names=(
+            *(f"semseg.{name}" for name in LABEL_NUMBERS),
+            *(f"semseg.per_class.{name}.IoU" for name in classes.names),
+        ),
+        compute=compute,
+        images=np.append(np.full(len(LABEL_NUMBERS), with_pixels.any(axis=1).sum()), with_pixels.sum(axis=0)),
+    )
+
+
+def _panoptic(records: Sequence[Record], classes: LabelClasses) -> Statistic:
+    counts = segment_counts(records, len(classes.names))  # (N, K, 4)
+
+    def compute(weights: Weights) -> Floats:
+        sums = np.tensordot(weights, counts, axes=1)
+        return np.concatenate([panoptic_figures(sums, classes.num_things), class_qualities(sums)[..., 0]], axis=1)
+
+    with_segments = counts[..., [1, 3]].sum(axis=2) > 0  # (N, K): hits and misses
+    groups = with_segments, with_segments[:, : classes.num_things], with_segments[:, classes.num_things :]
+    return Statistic(
+        names=(
+            *(f"panoptic.{name}" for name in PANOPTIC_NUMBERS),
+            *(f"panoptic.per_class.{name}.PQ" for name in classes.names),
+        ),
+        compute=compute,
+        images=np.append(np.repeat([group.any(axis=1).sum() for group in groups], 3), with_segments.sum(axis=0)),
     )
 
 

@@ -217,7 +217,8 @@ class Comparison(Generic[ConfigT]):
 
     def _metric(self, configs: Mapping[str, ConfigT]) -> str:
         """Returns the figure by which rates are chosen."""
-        return next(iter(configs.values())).solver.best_metric or self.kind.metric
+        config = next(iter(configs.values()))
+        return config.solver.best_metric or self.kind.metric(config)
 
     def _check_budget(self, configs: Mapping[str, ConfigT]) -> None:
         """Says which runs took notably longer than equal_time allows."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from detection.build import build_detector
+from detection.build import build_detector, data_parts, deciding_metric
 from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
 from detection.data.loader import load_index
@@ -21,7 +21,7 @@ __all__ = ["DETECTORS"]
 
 
 def _read(config: DetectionConfig, specs: Sequence[str], key: str, say: Callable[[str], None]) -> AnnotationIndex:
-    return load_index(config.data, specs, key=key, say=say, limit=config.data.limit)
+    return load_index(config.data, specs, key=key, say=say, limit=config.data.limit, **data_parts(config))
 
 
 def _facts(config: DetectionConfig, num_classes: int) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def _hash_weights(config: DetectionConfig, num_classes: int) -> str:
 DETECTORS = Kind(
     schema=DetectionConfig,
     command="train",
-    metric="bbox.AP",
+    metric=deciding_metric,
     read=_read,
     facts=_facts,
     hash_weights=_hash_weights,

@@ -30,7 +30,7 @@ class Kind(Generic[ConfigT]):
     Attributes:
         schema: of the base and its variants.
         command: of resdet, which trains one and tests it.
-        metric: figure of result.json by which learning rates are chosen where solver.best_metric names none.
+        metric: figure of result.json by which a config's learning rates are chosen where solver.best_metric names none.
         read: images of a config from "card:split" names; takes the key that messages name, and takes lines to show.
         facts: what a reader must know of a config's network for so many classes, by name; made without weights.
         hash_weights: SHA-256 of what a run of a config starts from, for so many classes.
@@ -39,7 +39,7 @@ class Kind(Generic[ConfigT]):
 
     schema: type[ConfigT]
     command: str
-    metric: str
+    metric: Callable[[ConfigT], str]
     read: Callable[[ConfigT, Sequence[str], str, Callable[[str], None]], AnnotationIndex]
     facts: Callable[[ConfigT, int], dict[str, Any]]
     hash_weights: Callable[[ConfigT, int], str]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol, Self, overload, runtime_checkable
 
 from torch import Tensor, nn
@@ -99,6 +100,18 @@ class Architecture(nn.Module, ABC):
             raise ValueError(f"{len(targets)} targets for {len(images)} images; give one for each")
         return targets
 
+    @staticmethod
+    def ragged(found: Found, images: ImageBatch) -> list[Detections]:
+        """Returns what is detected in each of ``images`` without any padding; waits for a GPU."""
+        detections = found.ragged()
+        if found.label_scores is None:
+            return detections
+        return [
+            replace(image, label_scores=image.label_scores[:, :height, :width])
+            for image, (height, width) in zip(detections, images.size_list(), strict=True)
+            if image.label_scores is not None
+        ]
+
     @abstractmethod
     def head_modules(self) -> list[nn.Module]:
         """Returns the parts that stand on the backbone, for counts of parameters."""
@@ -130,6 +143,10 @@ class RegionVerbs(Protocol):
 
     def keypoints(self, features: Sequence[Tensor], found: Found) -> Found:
         """Returns the detections with their keypoints; as they are from an architecture without."""
+        ...
+
+    def label_scores(self, features: Sequence[Tensor], found: Found, images: ImageBatch) -> Found:
+        """Returns the detections with scores of every pixel; as they are from an architecture without."""
         ...
 
 

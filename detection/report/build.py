@@ -78,8 +78,9 @@ def _facts(numbers: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _pictures(evidence: Evidence) -> list[Pictures]:
-    """For every pair, and both ways, the images with the most objects that one finds and the other misses."""
-    ways = [way for pair in evidence.comparison.pairs for way in ((pair.a, pair.b), (pair.b, pair.a))]
+    """For every pair that finds objects, and both ways, the images with most that one finds and the other misses."""
+    pairs = [pair for pair in evidence.comparison.pairs if {pair.a, pair.b} <= {*evidence.shown}]
+    ways = [way for pair in pairs for way in ((pair.a, pair.b), (pair.b, pair.a))]
     each = max(1, MAX_PICTURES // max(len(ways), 1))
     return [
         figure for a, b in ways[:MAX_PICTURES] for figure in only_found_by(evidence.index, evidence.shown, a, b, each)

@@ -42,7 +42,7 @@ def _hash_weights(config: ClassificationConfig, num_classes: int) -> str:
 CLASSIFIERS = Kind(
     schema=ClassificationConfig,
     command="pretrain",
-    metric="classification.top1",
+    metric=lambda _: "classification.top1",
     read=read_images,
     facts=_facts,
     hash_weights=_hash_weights,
@@ -58,7 +58,7 @@ def write_classifier_report(output: Path, *, say: Callable[[str], None]) -> Path
     Raises:
         ValueError: no experiment there, a file that can't be read, or runs that were tested on other images.
     """
-    experiment = read_experiment(output, PER_IMAGE)
+    experiment = read_experiment(output, [PER_IMAGE])
     done = {variant: runs for variant in experiment.variants if (runs := experiment.done(variant))}
     if len(done) < 2:
         say(f"no report: it takes runs of two variants, done are those of {', '.join(done) or 'none'}")

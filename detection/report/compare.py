@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from detection.build import deciding_metric
 from detection.classification.config import ClassificationConfig
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config, section_names
 from detection.engine.checkpoint import read_checkpoint
 from detection.engine.signals import StoppedError
+from detection.evaluation.metrics import named
 from detection.evaluation.planning import Design
 from detection.experiments.comparison import Comparison, measure_variant
 from detection.experiments.detectors import DETECTORS
@@ -118,9 +120,9 @@ def plan_claims(
         path: as for ``run_comparison``.
         output: as for ``run_comparison``; its own report is the pilot where no other noise is given.
         pilot: report.json of an experiment with the same noise.
-        stated: deviations in AP, of one training and of a difference over the choice of images.
+        stated: deviations in points, of one training and of a difference over the choice of images.
         images: to test on; default: the pilot's, or those of data.test.
-        gap: in AP, that is asked for.
+        gap: in points, that is asked for.
         overrides: as for ``run_comparison``.
 
     Raises:
@@ -136,7 +138,7 @@ def plan_claims(
     arms = len(experiment.arms) + len(experiment.detections)
     seeds = len(experiment.seeds)
     design = Design(variants=arms, seeds=seeds, images=images or tested, pool=experiment.pool_seeds)
-    return format_plan(noise, design, gap=gap)
+    return format_plan(noise, design, gap=gap, figure=named(deciding_metric(resolve_base(experiment))).name)
 
 
 def _test_images(experiment: Experiment) -> int:

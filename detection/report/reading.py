@@ -14,6 +14,8 @@ __all__ = ["ExperimentFolder", "RunFolder", "read_experiment", "read_metrics"]
 
 State = Literal["done", "failed", "running", "not started"]
 
+FOUND = ("detections.json", "segmentation.json")  # a run has one of them at least
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFolder:
@@ -52,11 +54,11 @@ class ExperimentFolder:
         return [run for run in self.runs if run.state != "done"]
 
 
-def read_experiment(output: Path, needed: str = "detections.json") -> ExperimentFolder:
+def read_experiment(output: Path, needed: Sequence[str] = FOUND) -> ExperimentFolder:
     """The experiment in the folder ``output``.
 
-    A run counts as done only with its result and the file ``needed``, and where the results are of several test sets,
-    only on the set that was planned.
+    A run counts as done only with its result and one of the files ``needed``, and where the results are of several test
+    sets, only on the set that was planned.
 
     Raises:
         ValueError: no experiment there, or a file that can't be read.
@@ -94,13 +96,14 @@ def read_metrics(run: Path, key: str) -> tuple[list[int], list[float]]:
     return sorted(values), [values[iteration] for iteration in sorted(values)]
 
 
-def _read_run(output: Path, variant: str, seed: int, needed: str) -> RunFolder:
+def _read_run(output: Path, variant: str, seed: int, needed: Sequence[str]) -> RunFolder:
     folder = output / "runs" / variant / str(seed)
     if not (folder / "status.json").is_file():
         return RunFolder(variant=variant, seed=seed, folder=folder, state="not started")
     status = _read_json(folder / "status.json")
     state, error = status["state"], status.get("error")
-    missing = [name for name in ("config.yaml", "result.json", needed) if not (folder / name).is_file()]
+    found = next((name for name in needed if (folder / name).is_file()), needed[0])
+    missing = [name for name in ("config.yaml", "result.json", found) if not (folder / name).is_file()]
     if state == "done" and missing:
         state, error = "failed", f"marked as done, but {folder} holds no {' and no '.join(missing)}"
     return RunFolder(

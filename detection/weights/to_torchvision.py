@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detection.config.detection import DetectionConfig
 from detection.config.schema import flatten
-from detection.weights.back import explicit, refuse_differences
+from detection.weights.back import SIZES, explicit, refuse_differences
 from detection.weights.to_torchvision_one_stage import (
     ONE_STAGE_ARGUMENTS,
     POSITIVES,
@@ -22,6 +22,7 @@ from detection.weights.to_torchvision_one_stage import (
 )
 from detection.weights.torchvision import convert_torchvision
 from detection.weights.torchvision_names import CLASSES, PER_CLASS, PREFIXES
+from detection.weights.torchvision_semantic import semantic_builder, to_semantic_names
 
 __all__ = ["to_torchvision"]
 
@@ -57,6 +58,12 @@ def to_torchvision(
         ValueError: torchvision has no such detector; the keys are named.
     """
     own = explicit(config)
+    if own.labels_only:
+        code, theirs = semantic_builder(own, len(class_names)), to_semantic_names(state)
+        theirs |= _counters(theirs)
+        back, _ = convert_torchvision(theirs, class_names=class_names)
+        refuse_differences(config, back, project="torchvision", taken={size: size for size in SIZES})
+        return theirs, code
     if own.backbone.deform:
         raise ValueError(
             f"backbone.deform {list(own.backbone.deform)} can't go to torchvision, whose detectors have no deformable "
