@@ -1,0 +1,136 @@
+"""Whether an experiment's report follows from the records of its runs.
+
+At once, from the committed files alone: the reported figures of report.json are those of every result.json, and report.md
+and report.html say what report.json says.  With the test images' labels in place also ``recompute``: each result.json
+from its detections, and the whole of report.json, with intervals and claims, from all of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from detection.data.index import index_digest
+from detection.engine.evaluate import evaluate
+from detection.engine.manifest import read_manifest
+from detection.evaluation.metrics import figures
+from detection.evidence.findings import Finding, changed
+from detection.pages.page import markdown, write_html
+from detection.report.build import report_page
+from detection.report.numbers import experiment_numbers, gather, metric_numbers, over_seeds, voc_metric
+from detection.report.reading import RunFolder, read_experiment
+from detection.tasks.test import read_records
+
+__all__ = ["check_report", "experiment_folders", "recompute"]
+
+SAME = 1e-9  # figures that are computed again differ by rounding alone
+CELLS = re.compile(r"<t[dh][^>]*>(.*?)</t[dh]>", re.DOTALL)
+
+
+def experiment_folders(root: Path) -> list[Path]:
+    """Returns the experiments of the checkout ``root`` whose runs are kept."""
+    return sorted(path.parent for path in (root / "docs" / "experiments").glob("*/experiment.json"))
+
+
+def check_report(folder: Path, root: Path) -> list[Finding]:
+    """Returns what in the report of the experiment in ``folder``, of the checkout ``root``, does not follow from results.
+
+    Raises:
+        ValueError: a file that can't be read.
+    """
+    path = folder / "report" / "report.json"
+    if not path.is_file():
+        return []
+    experiment, numbers = read_experiment(folder), json.loads(path.read_text(encoding="utf-8"))
+    place, found = _Place(folder, root), list[Finding]()
+    for name, variant in numbers["variants"].items():
+        if runs := experiment.done(name):
+            hours = over_seeds([run.hours for run in runs])
+            known = {"metrics": metric_numbers([run.folder for run in runs]), "hours": hours}
+            found += [place.finding(path, f"variants.{name}.{line}") for line in _differences(variant, known)]
+    return found + _pages(place, numbers)
+
+
+def recompute(folder: Path, root: Path) -> list[Finding]:
+    """Returns what in the records of the experiment in ``folder`` does not follow from its detections and labels.
+
+    Raises:
+        ValueError: the test set is not on this machine, or a file that can't be read.
+    """
+    experiment, place = read_experiment(folder), _Place(folder, root)
+    found = [f for name in experiment.variants for run in experiment.done(name) for f in _result(run, place)]
+    path = folder / "report" / "report.json"
+    if path.is_file():
+        known = experiment_numbers(experiment, gather(experiment, say=lambda _: None))
+        printed = json.loads(path.read_text(encoding="utf-8"))
+        found += [place.finding(path, line) for line in _differences(printed, json.loads(json.dumps(known)))]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """An experiment's folder in the checkout ``root``."""
+
+    folder: Path
+    root: Path
+
+    def finding(self, path: Path, text: str, line: int = 0) -> Finding:
+        name = self.folder.name
+        repair = f"resdet compare experiments/{name} --output-dir docs/experiments/{name} --report-only writes it again"
+        return Finding(str(path.relative_to(self.root)), line, text, repair)
+
+
+def _result(run: RunFolder, place: _Place) -> list[Finding]:
+    """Compares result.json with detections.json, and the labels with those that were tested."""
+    index, records = read_records(run.folder, say=lambda _: None)
+    printed = figures(json.loads((run.folder / "result.json").read_text(encoding="utf-8")))
+    known = figures(evaluate(records, index.class_names, voc_metric(run.folder)))
+    tested = [entry["data"]["test"]["sha256"] for entry in read_manifest(run.folder) if "test" in entry["data"]]
+    if tested and index_digest(index) != tested[-1]:
+        text = f"data.test.sha256 is {tested[-1]}, the labels here have {index_digest(index)}"
+        return [Finding(str((run.folder / "manifest.json").relative_to(place.root)), 0, text, "put the data back")]
+    known = {name: value for name, value in known.items() if name in printed}
+    return [place.finding(run.folder / "result.json", line) for line in _differences(printed, known)]
+
+
+def _pages(place: _Place, numbers: dict[str, Any]) -> list[Finding]:
+    """Compares report.md and report.html with ``numbers``; pictures of images are left out."""
+    page, folder = report_page(numbers, []), place.folder / "report"
+    printed = (folder / "report.md").read_text(encoding="utf-8").splitlines()
+    missing = [line for line in markdown(page).splitlines() if line not in set(printed)]
+    found = list[Finding]()
+    for line in missing:
+        near = difflib.get_close_matches(line, printed, n=1, cutoff=0)
+        found.append(place.finding(folder / "report.md", changed(near[0], line), printed.index(near[0]) + 1))
+    with tempfile.TemporaryDirectory() as temporary:
+        html = write_html(page, Path(temporary) / "report.html").read_text(encoding="utf-8")
+    cells, path = CELLS.findall((folder / "report.html").read_text(encoding="utf-8")), folder / "report.html"
+    pairs = zip_longest(cells, CELLS.findall(html))
+    return found + [place.finding(path, f"a cell {changed(a, b)}") for a, b in pairs if a != b]
+
+
+def _differences(printed: Any, known: Any, key: str = "") -> Iterator[str]:
+    """Yields what of ``known`` stands otherwise in ``printed``; keys that only the latter has are left alone."""
+    if isinstance(known, Mapping) and isinstance(printed, Mapping):
+        for name, value in known.items():
+            yield from _differences(printed.get(name), value, f"{key}.{name}" if key else str(name))
+    elif isinstance(known, list) and isinstance(printed, list) and len(known) == len(printed):
+        for number, (a, b) in enumerate(zip(printed, known, strict=True)):
+            yield from _differences(a, b, f"{key}[{number}]")
+    elif _is_number(known) and _is_number(printed):
+        if not math.isclose(printed, known, rel_tol=SAME, abs_tol=SAME):
+            yield f"{key} is {printed}, the records give {known}"
+    elif known != printed:
+        yield f"{key} is {printed!r}, the records give {known!r}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
