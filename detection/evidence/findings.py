@@ -32,7 +32,7 @@ class Finding:
 
 
 def changed(printed: str | None, expected: str | None) -> str:
-    """Returns how the line ``printed`` differs from ``expected`` (None: no such line), by its numbers if they alone do."""
+    """Returns how a line differs from the one ``expected`` (None: no such line), by its numbers if they alone do."""
     if printed is None:
         return f"lacks {expected!r}"
     if expected is None:

@@ -1,8 +1,8 @@
 """Whether an experiment's report follows from the records of its runs.
 
-At once, from the committed files alone: the reported figures of report.json are those of every result.json, and report.md
-and report.html say what report.json says.  With the test images' labels in place also ``recompute``: each result.json
-from its detections, and the whole of report.json, with intervals and claims, from all of them.
+From the committed files alone: the reported figures of report.json are those of every result.json, and report.md and
+report.html say what report.json says.  With the test images' labels in place also ``recompute``: each result.json from
+its detections, and the whole of report.json, with intervals and claims, from all of them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from detection.engine.manifest import read_manifest
 from detection.evaluation.metrics import figures
 from detection.evidence.findings import Finding, changed
 from detection.pages.page import markdown, write_html
+from detection.pages.plots import undrawn
 from detection.report.build import report_page
 from detection.report.numbers import experiment_numbers, gather, metric_numbers, over_seeds, voc_metric
 from detection.report.reading import RunFolder, read_experiment
@@ -41,7 +42,7 @@ def experiment_folders(root: Path) -> list[Path]:
 
 
 def check_report(folder: Path, root: Path) -> list[Finding]:
-    """Returns what in the report of the experiment in ``folder``, of the checkout ``root``, does not follow from results.
+    """Returns what in the report of the experiment in ``folder``, in the checkout ``root``, differs from the results.
 
     Raises:
         ValueError: a file that can't be read.
@@ -103,7 +104,8 @@ def _result(run: RunFolder, place: _Place) -> list[Finding]:
 
 def _pages(place: _Place, numbers: dict[str, Any]) -> list[Finding]:
     """Compares report.md and report.html with ``numbers``; pictures of images are left out."""
-    page, folder = report_page(numbers, []), place.folder / "report"
+    with undrawn():
+        page, folder = report_page(numbers, []), place.folder / "report"
     printed = (folder / "report.md").read_text(encoding="utf-8").splitlines()
     missing = [line for line in markdown(page).splitlines() if line not in set(printed)]
     found = list[Finding]()
@@ -125,12 +127,9 @@ def _differences(printed: Any, known: Any, key: str = "") -> Iterator[str]:
     elif isinstance(known, list) and isinstance(printed, list) and len(known) == len(printed):
         for number, (a, b) in enumerate(zip(printed, known, strict=True)):
             yield from _differences(a, b, f"{key}[{number}]")
-    elif _is_number(known) and _is_number(printed):
+    elif isinstance(known, (int, float)) and isinstance(printed, (int, float)):
         if not math.isclose(printed, known, rel_tol=SAME, abs_tol=SAME):
             yield f"{key} is {printed}, the records give {known}"
     elif known != printed:
         yield f"{key} is {printed!r}, the records give {known!r}"
 
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

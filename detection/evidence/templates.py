@@ -1,8 +1,8 @@
 """docs/evidence/DOCUMENT.jinja: the figures of a document as text with expressions over records.
 
 A block of the template is the block of the document that has its name. Filters print a number as it stands on the page:
-``percent`` a fraction 0..1, ``fixed`` any number with so many digits, ``spread`` a mean and its deviation, ``interval`` and
-``difference`` a value with its bounds in percent.
+``percent`` a fraction 0..1, ``fixed`` any number with so many digits, ``spread`` a mean and its deviation,
+``interval`` and ``difference`` a value with its bounds in percent.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """Figures that stand outside blocks, and docs/evidence/unbound.yaml, which says of each where it comes from.
 
-Looked at are tables with a cell that begins with a number or has one with decimals, the first column and code left out, and
-sentences with a figure of quality: AP, accuracy, percent, mean and deviation.  An entry names a table by its heading, or quotes the figures of a sentence:
+Looked at are tables with a cell that begins with a number or has one with decimals, the first column and code left
+out, and sentences with a figure of quality: AP, accuracy, percent, mean and deviation.  An entry names a table by its
+heading, or quotes the figures of a sentence:
 
-- {file: README.md, table: Results, number: 2, kind: paper, why: "He et al. 2015, table 7", digest: 0123456789ab}
+- {file: README.md, table: Results, number: 2, kind: paper, why: "He et al. 2015, table 7", digest: "0123456789ab"}
 - {file: README.md, text: "AP50 89.5", kind: not kept, why: "make demo prints it again"}
 
-Kinds: ``paper``, published by others; ``not kept``, measured here and no record was kept; ``tool``, written by a tool that
-a test repeats; ``definition``, settings, sizes and counts that are not measured.  A table of the first three kinds is
-held to its digest, so that a figure altered by hand is found.
+Kinds: ``paper``, published by others; ``not kept``, measured here and no record was kept; ``tool``, written by a tool
+that a test repeats; ``definition``, settings, sizes and counts that are not measured.  A table of the first three kinds
+is held to its digest, so that a figure altered by hand is found.
 """
 
 from __future__ import annotations

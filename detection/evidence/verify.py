@@ -16,7 +16,7 @@ from detection.evidence.findings import Finding
 from detection.evidence.records import Records
 from detection.evidence.reports import check_report, experiment_folders, recompute
 from detection.evidence.templates import TEMPLATES, Rendered, render
-from detection.evidence.unbound import KINDS, Entry, Loose, QUALITY, loose_figures, read_entries, table_digest
+from detection.evidence.unbound import KINDS, QUALITY, Entry, Loose, loose_figures, read_entries, table_digest
 from detection.files import write_text
 
 __all__ = ["Verdict", "verify"]
