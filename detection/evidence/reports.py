@@ -132,4 +132,3 @@ def _differences(printed: Any, known: Any, key: str = "") -> Iterator[str]:
             yield f"{key} is {printed}, the records give {known}"
     elif known != printed:
         yield f"{key} is {printed!r}, the records give {known!r}"
-
