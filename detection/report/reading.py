@@ -52,18 +52,18 @@ class ExperimentFolder:
         return [run for run in self.runs if run.state != "done"]
 
 
-def read_experiment(output: Path) -> ExperimentFolder:
+def read_experiment(output: Path, needed: str = "detections.json") -> ExperimentFolder:
     """The experiment in the folder ``output``.
 
-    A run counts as done only with its result and its detections, and where the results are of several test sets, only
-    on the set that was planned.
+    A run counts as done only with its result and the file ``needed``, and where the results are of several test sets,
+    only on the set that was planned.
 
     Raises:
         ValueError: no experiment there, or a file that can't be read.
     """
     plan = _read_json(output / "experiment.json")
     variants = tuple(plan["hashes"]["initial_weights"])
-    runs = [_read_run(output, variant, seed) for variant in variants for seed in plan["seeds"]]
+    runs = [_read_run(output, variant, seed, needed) for variant in variants for seed in plan["seeds"]]
     costs = {name: output / "costs" / f"{name}.json" for name in variants}
     grid, leakage = output / "grid.json", output / "leakage.json"
     return ExperimentFolder(
@@ -94,13 +94,13 @@ def read_metrics(run: Path, key: str, *, file: str = "metrics.jsonl") -> tuple[l
     return sorted(values), [values[iteration] for iteration in sorted(values)]
 
 
-def _read_run(output: Path, variant: str, seed: int) -> RunFolder:
+def _read_run(output: Path, variant: str, seed: int, needed: str) -> RunFolder:
     folder = output / "runs" / variant / str(seed)
     if not (folder / "status.json").is_file():
         return RunFolder(variant=variant, seed=seed, folder=folder, state="not started")
     status = _read_json(folder / "status.json")
     state, error = status["state"], status.get("error")
-    missing = [name for name in ("config.yaml", "result.json", "detections.json") if not (folder / name).is_file()]
+    missing = [name for name in ("config.yaml", "result.json", needed) if not (folder / name).is_file()]
     if state == "done" and missing:
         state, error = "failed", f"marked as done, but {folder} holds no {' and no '.join(missing)}"
     return RunFolder(
