@@ -1,8 +1,9 @@
 """Whether an experiment's report follows from the records of its runs.
 
-From the committed files alone: the reported figures of report.json are those of every result.json, and report.md and
-report.html say what report.json says.  With the test images' labels in place also ``recompute``: each result.json from
-its detections, and the whole of report.json, with intervals and claims, from all of them.
+Of detectors, from the committed files alone: the reported figures of report.json are those of every result.json, and
+report.md and report.html say what report.json says.  With the test images' labels in place also ``recompute``: each
+result.json from its detections, and the whole of report.json, with intervals and claims, from all of them.  A report of
+classifiers is made anew of what each run scored on each image.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import difflib
 import json
 import math
 import re
+import statistics
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,14 +20,17 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from detection.classification.compare import PER_IMAGE
 from detection.data.index import index_digest
 from detection.engine.evaluate import evaluate
 from detection.engine.manifest import read_manifest
 from detection.evaluation.metrics import figures
+from detection.evidence.blocks import Block, compare_lines
 from detection.evidence.findings import Finding, changed
 from detection.pages.page import markdown, write_html
 from detection.pages.plots import undrawn
 from detection.report.build import report_page
+from detection.report.classifiers import write_classifier_report
 from detection.report.numbers import experiment_numbers, gather, metric_numbers, over_seeds, voc_metric
 from detection.report.reading import RunFolder, read_experiment
 from detection.tasks.test import read_records
@@ -33,6 +38,7 @@ from detection.tasks.test import read_records
 __all__ = ["check_report", "experiment_folders", "recompute"]
 
 SAME = 1e-9  # figures that are computed again differ by rounding alone
+COMPARISON = "comparison.json"  # of classifiers
 CELLS = re.compile(r"<t[dh][^>]*>(.*?)</t[dh]>", re.DOTALL)
 
 
@@ -47,6 +53,8 @@ def check_report(folder: Path, root: Path) -> list[Finding]:
     Raises:
         ValueError: a file that can't be read.
     """
+    if (folder / "report" / COMPARISON).is_file():
+        return _classifiers(_Place(folder, root))
     path = folder / "report" / "report.json"
     if not path.is_file():
         return []
@@ -66,6 +74,8 @@ def recompute(folder: Path, root: Path) -> list[Finding]:
     Raises:
         ValueError: the test set is not on this machine, or a file that can't be read.
     """
+    if (folder / "report" / COMPARISON).is_file():
+        return []
     experiment, place = read_experiment(folder), _Place(folder, root)
     found = [f for name in experiment.variants for run in experiment.done(name) for f in _result(run, place)]
     path = folder / "report" / "report.json"
@@ -89,10 +99,41 @@ class _Place:
         return Finding(str(path.relative_to(self.root)), line, text, repair)
 
 
+def _classifiers(place: _Place) -> list[Finding]:
+    """Compares the report of classifiers with one that is made anew, and its figures with every result.json."""
+    folder = place.folder / "report"
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / "experiment"
+        copy.mkdir()
+        for path in place.folder.iterdir():
+            if path.name != "report":
+                (copy / path.name).symlink_to(path.resolve())
+        write_classifier_report(copy, say=lambda _: None)
+        known = json.loads((copy / "report" / COMPARISON).read_text(encoding="utf-8"))
+        lines = (copy / "report" / "report.md").read_text(encoding="utf-8").splitlines()
+    known.pop("runs")  # places of folders
+    printed = json.loads((folder / COMPARISON).read_text(encoding="utf-8"))
+    found = [place.finding(folder / COMPARISON, line) for line in _differences(printed, known)]
+    block = Block("report", 1, tuple((folder / "report.md").read_text(encoding="utf-8").splitlines()))
+    found += [place.finding(folder / "report.md", text, line) for line, text in compare_lines(block, lines)]
+    experiment = read_experiment(place.folder, PER_IMAGE)
+    for name, variant in known["variants"].items():
+        results = [_read_figures(run.folder / "result.json") for run in experiment.done(name)]
+        for key, stated in variant["detectors"].items():
+            mean = statistics.fmean(result[key] for result in results)
+            text = _differences({key: mean}, {key: stated["value"]})
+            found += [place.finding(place.folder / "runs" / name, f"the mean over result.json of {t}") for t in text]
+    return found
+
+
+def _read_figures(path: Path) -> dict[str, Any]:
+    return figures(json.loads(path.read_text(encoding="utf-8")))
+
+
 def _result(run: RunFolder, place: _Place) -> list[Finding]:
     """Compares result.json with detections.json, and the labels with those that were tested."""
     index, records = read_records(run.folder, say=lambda _: None)
-    printed = figures(json.loads((run.folder / "result.json").read_text(encoding="utf-8")))
+    printed = _read_figures(run.folder / "result.json")
     known = figures(evaluate(records, index.class_names, voc_metric(run.folder)))
     tested = [entry["data"]["test"]["sha256"] for entry in read_manifest(run.folder) if "test" in entry["data"]]
     if tested and index_digest(index) != tested[-1]:
