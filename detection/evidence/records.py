@@ -81,8 +81,9 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What runs took: their number, and core hours of training."""
+    """What experiments took: their number, that of their finished runs, and core hours of training."""
 
+    experiments: int
     runs: int
     hours: float
 
@@ -128,10 +129,17 @@ class Records:
     def spent(self, *names: str) -> Spent:
         """Returns what the finished runs of the experiments ``names`` took; without names, of all experiments."""
         folders = [self._find(f"docs/experiments/{name}") for name in names]
-        folders = folders or sorted(path for path in (self.root / "docs" / "experiments").glob("*") if path.is_dir())
-        found = [_read_json(path) for folder in folders for path in sorted(folder.glob("[rg]*/*/*/status.json"))]
-        done = [status for status in found if status["state"] == "done"]
-        return Spent(len(done), sum(status["hours"] or 0.0 for status in done))
+        folders = folders or sorted(path.parent for path in self.root.glob("docs/experiments/*/runs"))
+        paths = [
+            path for folder in folders for kind in ("runs", "grid") for path in folder.glob(f"{kind}/*/*/status.json")
+        ]
+        done = [status for path in sorted(paths) if (status := _read_json(path))["state"] == "done"]
+        return Spent(len(folders), len(done), sum(status["hours"] or 0.0 for status in done))
+
+    def without_manifest(self) -> int:
+        """Returns how many runs of docs/runs have no manifest.json: no data digest, code version and hardware."""
+        runs = {path.parent for path in self.root.glob("docs/runs/*/result.json")}
+        return sum(not (run / "manifest.json").is_file() for run in runs)
 
     def _find(self, place: str) -> Path:
         path = self.root / place

@@ -36,6 +36,7 @@ class Verdict:
         records: that the blocks are made of.
         unbound: kind -> tables and sentences whose figures have no record.
         reports: experiment -> how its report was checked.
+        without_manifest: runs of docs/runs that are older than manifest.json.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -44,12 +45,14 @@ class Verdict:
     records: set[str] = field(default_factory=set)
     unbound: Counter[str] = field(default_factory=Counter)
     reports: dict[str, str] = field(default_factory=dict)
+    without_manifest: int = 0
 
     def lines(self) -> list[str]:
         """Returns what to print: findings last."""
         kinds = ", ".join(f"{self.unbound[kind]} {kind}" for kind in KINDS)
         return [
-            f"{self.figures} figures in {self.blocks} blocks, from {len(self.records)} records",
+            f"{self.figures} figures in {self.blocks} blocks, from {len(self.records)} records; runs of docs/runs "
+            f"without manifest.json (data digest, code, hardware): {self.without_manifest}",
             f"figures without a record, {UNBOUND}: {kinds}",
             *(f"report of {name}: {how}" for name, how in self.reports.items()),
             *map(str, self.findings),
@@ -101,6 +104,7 @@ def verify(root: Path, *, write: bool = False, full: bool = False, say: Callable
         for entry in entries
         if entry not in used
     ]
+    verdict.without_manifest = records.without_manifest()
     verdict.records, verdict.unbound = records.read, Counter(entry.kind for entry in used)
     _check_reports(root, verdict, full=full)
     return verdict
