@@ -55,7 +55,7 @@ class CifarResNet(ResidualNetwork):
 
     pyramid = ()  # no stage has stride 8
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one argument for every option that a name or a config may set
         self,
         depth: int,
         block: type[BasicBlock | PreactBasicBlock | PreactBottleneck],

@@ -26,7 +26,7 @@ from detection.evaluation.jackknife import Sample, Statistic, jackknife
 from detection.evaluation.metrics import named
 from detection.files import write_text
 
-__all__ = ["PER_IMAGE", "compare_classifiers", "dump_shares", "image_statistic"]
+__all__ = ["PER_IMAGE", "compare_classifiers", "dump_shares", "image_statistic", "read_shares"]
 
 PER_IMAGE = "per_image.json"
 NO_DIFFERENCE = ("seed", "output_dir", "device", "data.root", "data.workers")  # they decide no comparison
@@ -90,6 +90,19 @@ def dump_shares(content: Mapping[str, Any]) -> str:
     return json.dumps({**content, **({"figures": figures} if figures else {})}) + "\n"
 
 
+def read_shares(run: Path) -> tuple[str, dict[str, Sequence[float]]]:
+    """Returns the digest of the images that ``run`` was tested on, and their shares (N,) of every figure.
+
+    Raises:
+        ValueError: the run was not tested.
+    """
+    path = run / PER_IMAGE
+    if not path.is_file():
+        raise ValueError(f"{run} has no {PER_IMAGE}; train it with data.test, or test it with resdet pretrain --test")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content["images"], {key: _unpacked(values) for key, values in content["figures"].items()}
+
+
 def _packed(shares: Sequence[float]) -> Any:
     values = np.asarray(shares)
     if not np.isin(values, (0, 1)).all():
@@ -116,13 +129,8 @@ def image_statistic(shares: Mapping[str, Sequence[float]]) -> Statistic:
 
 
 def _sample(run: Path) -> tuple[str, Sample]:
-    """The digest of the images that ``run`` was tested on, and its figures on them."""
-    path = run / PER_IMAGE
-    if not path.is_file():
-        raise ValueError(f"{run} has no {PER_IMAGE}; train it with data.test, or test it with resdet pretrain --test")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    shares = {key: _unpacked(values) for key, values in content["figures"].items()}
-    return content["images"], jackknife(image_statistic(shares), len(next(iter(shares.values()))))
+    images, shares = read_shares(run)
+    return images, jackknife(image_statistic(shares), len(next(iter(shares.values()))))
 
 
 def _differences(variants: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, Any]]:

@@ -85,7 +85,7 @@ def _costs(experiment: ExperimentFolder, done: dict[str, list[RunFolder]]) -> li
         rows.append([variant, *size, latency, hours, _mean([x for run in runs for x in _last_loss(run.folder)], 3)])
     devices = {costs["latency_ms"]["device"] for costs in experiment.costs.values()}
     note = (
-        f"Training loss: the mean of the last tenth of a run, with the seeds' deviation. Latency: {', '.join(devices)}."
+        f"Training loss: the mean of the last tenth of a run. ±: deviation of the seeds. Latency: {', '.join(devices)}."
     )
     return ["## Costs and training", "", *_table(header, rows), "", note]
 

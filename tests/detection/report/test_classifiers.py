@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import time
@@ -92,8 +93,8 @@ def test_an_experiment_that_was_killed_goes_on_and_is_reported_anew_from_its_rec
     again = compare()
     assert again.status == 0, again.err
     assert "plain20/3: done before" in again.out
-    log = (out / "runs/resnet20/3/log.txt").read_text()
-    assert (log.count(" 30/30 "), log.count(" 10/30 ")) == (1, 1)  # the second start began after the first checkpoint
+    metrics = (out / "runs/resnet20/3/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in metrics if "loss/total" in line] == [10, 20, 30]
     report = (out / "report/report.md").read_text()
     for said in ("| plain20 | 1 |", "| `backbone.name` | cifar_plain20 | cifar_resnet20 |", "| plain20 | 0.27 | "):
         assert said in report
