@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -109,14 +108,14 @@ class Records:
         return RunRecord(self._find(f"docs/runs/{name}"))
 
     def report(self, name: str) -> dict[str, Any]:
-        """Returns the numbers of the report of the experiment docs/experiments/NAME.
+        """Returns the numbers of the report of docs/experiments/NAME: report.json, or comparison.json of classifiers.
 
         Raises:
             ValueError: no such record.
         """
         folder = self._find(f"docs/experiments/{name}")
-        path = folder / "report" / "report.json"
-        return _read_json(path if path.is_file() else folder / "report.json")
+        places = [folder / "report" / name for name in ("report.json", "comparison.json")] + [folder / "report.json"]
+        return _read_json(next((path for path in places if path.is_file()), places[0]))
 
     def measured(self, name: str) -> dict[str, Any]:
         """Returns the values that a tool wrote into docs/measured/NAME.json.
@@ -150,16 +149,6 @@ class Records:
             )
         self.read.add(place)
         return path
-
-
-def mean(values: Sequence[float]) -> float:
-    """Returns the mean of ``values``."""
-    return statistics.fmean(values)
-
-
-def over_runs(values: Sequence[float]) -> Mapping[str, float | None]:
-    """Returns mean and sample deviation of ``values``, as a report has them."""
-    return {"mean": mean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
 
 
 def _read_json(path: Path) -> Any:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+from jinja2 import FileSystemLoader, StrictUndefined, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
 
 from detection.evaluation.planning import Design, SeedNoise, visible_gap
-from detection.evidence.records import Records, mean, over_runs
+from detection.evidence.records import Records
 from detection.packaged import find_config
 from detection.report.compare import plan_claims
 from detection.report.words import differing, percent_interval, spread
@@ -54,7 +55,7 @@ def render(path: Path, records: Records) -> Rendered:
 
         return filtered
 
-    environment = Environment(
+    environment = SandboxedEnvironment(  # whoever checks a change of others runs its templates
         loader=FileSystemLoader(path.parent),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -66,8 +67,6 @@ def render(path: Path, records: Records) -> Rendered:
         "report": records.report,
         "measured": records.measured,
         "spent": records.spent,
-        "mean": mean,
-        "over_runs": over_runs,
         "plan": _plan,
         "visible": _visible,
     }
