@@ -24,7 +24,7 @@ command that writes it again. Tables and sentences outside the marks need an ent
 examples:
   resdet verify
   resdet verify --write                                  # after new records
-  RESDET_DATA_ROOT=DATA resdet verify --full             # from detections too, where the labels are on this machine
+  resdet verify --full                                   # from detections too
 """
 
 

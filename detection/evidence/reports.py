@@ -1,9 +1,9 @@
 """Whether an experiment's report follows from the records of its runs.
 
-Of detectors, from the committed files alone: the reported figures of report.json are those of every result.json, and
-report.md and report.html say what report.json says.  With the test images' labels in place also ``recompute``: each
-result.json from its detections, and the whole of report.json, with intervals and claims, from all of them.  A report of
-classifiers is made anew of what each run scored on each image.
+Of detectors, at once: the reported figures of report.json are those of every result.json, and report.md and report.html
+say what report.json says.  ``recompute`` also makes each result.json anew of its detections, and the whole of
+report.json, with intervals and claims, of all of them; it takes labels.json, or the test set on this machine.  A report
+of classifiers is made anew of what each run scored on each image.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from detection.classification.compare import PER_IMAGE
-from detection.data.index import index_digest
+from detection.data.index import AnnotationIndex, index_digest
 from detection.engine.evaluate import evaluate
 from detection.engine.manifest import read_manifest
 from detection.evaluation.metrics import figures
 from detection.evidence.blocks import Block, compare_lines
 from detection.evidence.findings import Finding, changed
+from detection.evidence.labels import LABELS, read_labels
 from detection.pages.page import markdown, write_html
 from detection.pages.plots import undrawn
 from detection.report.build import report_page
 from detection.report.classifiers import write_classifier_report
-from detection.report.numbers import experiment_numbers, gather, metric_numbers, over_seeds, voc_metric
+from detection.report.numbers import experiment_numbers, gather, metric_numbers, over_seeds, read_found, voc_metric
 from detection.report.reading import RunFolder, read_experiment
-from detection.tasks.test import read_records
 
 __all__ = ["check_report", "experiment_folders", "recompute"]
 
@@ -72,15 +72,16 @@ def recompute(folder: Path, root: Path) -> list[Finding]:
     """Returns what in the records of the experiment in ``folder`` does not follow from its detections and labels.
 
     Raises:
-        ValueError: the test set is not on this machine, or a file that can't be read.
+        ValueError: there is no labels.json and the test set is not on this machine, or a file that can't be read.
     """
     if (folder / "report" / COMPARISON).is_file():
         return []
-    experiment, place = read_experiment(folder), _Place(folder, root)
-    found = [f for name in experiment.variants for run in experiment.done(name) for f in _result(run, place)]
+    experiment, place, kept = read_experiment(folder), _Place(folder, root), folder / LABELS
+    index = read_labels(kept) if kept.is_file() else None
+    found = [f for name in experiment.variants for run in experiment.done(name) for f in _result(run, index, place)]
     path = folder / "report" / "report.json"
     if path.is_file():
-        known = experiment_numbers(experiment, gather(experiment, say=lambda _: None))
+        known = experiment_numbers(experiment, gather(experiment, say=lambda _: None, index=index))
         printed = json.loads(path.read_text(encoding="utf-8"))
         found += [place.finding(path, line) for line in _differences(printed, json.loads(json.dumps(known)))]
     return found
@@ -130,15 +131,15 @@ def _read_figures(path: Path) -> dict[str, Any]:
     return figures(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _result(run: RunFolder, place: _Place) -> list[Finding]:
+def _result(run: RunFolder, kept: AnnotationIndex | None, place: _Place) -> list[Finding]:
     """Compares result.json with detections.json, and the labels with those that were tested."""
-    index, records = read_records(run.folder, say=lambda _: None)
+    index, records = read_found(run.folder, kept, lambda _: None)
     printed = _read_figures(run.folder / "result.json")
     known = figures(evaluate(records, index.class_names, voc_metric(run.folder)))
     tested = [entry["data"]["test"]["sha256"] for entry in read_manifest(run.folder) if "test" in entry["data"]]
     if tested and index_digest(index) != tested[-1]:
         text = f"data.test.sha256 is {tested[-1]}, the labels here have {index_digest(index)}"
-        return [Finding(str((run.folder / "manifest.json").relative_to(place.root)), 0, text, "put the data back")]
+        return [Finding(str((run.folder / "manifest.json").relative_to(place.root)), 0, text, "put the labels back")]
     known = {name: value for name, value in known.items() if name in printed}
     return [place.finding(run.folder / "result.json", line) for line in _differences(printed, known)]
 

@@ -12,10 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from detection.engine.signals import StoppedError
+from detection.evidence.labels import LABELS, write_labels
 from detection.evidence.plan import EXPERIMENTS, Planned, format_plan, load_evidence, plan_evidence
 from detection.evidence.verify import Verdict, verify
 from detection.experiments.runs import Placement
 from detection.report.compare import run_comparison
+from detection.report.reading import read_experiment
+from detection.tasks.test import read_records
 
 __all__ = ["prune", "run_evidence"]
 
@@ -87,6 +90,18 @@ def prune(folder: Path) -> list[Path]:
     return gone
 
 
+def _keep_labels(folder: Path, say: Callable[[str], None]) -> None:
+    """Writes labels.json of an experiment of detectors; those with masks or keypoints have none."""
+    experiment, path = read_experiment(folder), folder / LABELS
+    runs = [run for name in experiment.variants for run in experiment.done(name)]
+    if path.is_file() or not runs:  # classifiers have no detections, so none of their runs counts here
+        return
+    try:
+        write_labels(read_records(runs[0].folder, say=lambda _: None)[0], path)
+    except ValueError as error:
+        say(f"warning: {error}")
+
+
 def _run(plan: Planned, placement: Placement, retry_failed: bool, say: Callable[[str], None]) -> bool:
     """Returns whether the experiment of ``plan`` is done; its report is written either way."""
     if not plan.left:
@@ -99,5 +114,6 @@ def _run(plan: Planned, placement: Placement, retry_failed: bool, say: Callable[
     except StoppedError as error:
         raise StoppedError(f"{plan.name}: {error}") from error
     if done:
+        _keep_labels(folder, say)
         say(f"{plan.name}: {len(prune(folder))} files and folders that are no records removed")
     return done

@@ -65,7 +65,7 @@ def verify(root: Path, *, write: bool = False, full: bool = False, say: Callable
     Args:
         root: holds README.md and docs/.
         write: writes the blocks that differ anew; digests and reports are left alone.
-        full: recomputes results and reports from detections too, where the test images' labels are on this machine.
+        full: recomputes results and reports from detections too, where the labels of the test images are known.
         say: takes lines to show.
 
     Raises:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from detection.data.index import index_digest
+from detection.evidence.labels import read_labels, write_labels
 from detection.evidence.reports import check_report
 from detection.evidence.verify import verify
 
@@ -51,14 +53,21 @@ def test_the_figures_of_this_repository_follow_from_its_records() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.data
-def test_the_reports_of_this_repository_follow_from_detections(
-    data_root_for_tests: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RESDET_DATA_ROOT", str(data_root_for_tests))
+def test_the_reports_of_this_repository_follow_from_detections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESDET_DATA_ROOT", str(tmp_path))  # no data set is needed
     verdict = verify(ROOT, full=True)
     assert [*map(str, verdict.findings)] == []
-    assert "detections" in verdict.reports["bccd"]
+    assert "follows from the detections" in verdict.reports["bccd"]
+    assert "follows from the detections" in verdict.reports["bccd_heads"]
+
+
+def test_labels_are_those_that_a_run_was_tested_on(tmp_path: Path) -> None:
+    folder = ROOT / "docs" / "experiments" / "bccd"
+    index = read_labels(folder / "labels.json")
+    tested = json.loads((folder / "runs" / "plain18" / "0" / "manifest.json").read_text())[-1]["data"]["test"]
+    assert (len(index), index_digest(index)) == (tested["images"], tested["sha256"])
+    write_labels(index, tmp_path / "labels.json")
+    assert (tmp_path / "labels.json").read_bytes() == (folder / "labels.json").read_bytes()
 
 
 @pytest.mark.parametrize(
