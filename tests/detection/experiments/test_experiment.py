@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from detection.classification.config import ClassificationConfig
 from detection.config.detection import DetectionConfig
-from detection.config.load import load_config
+from detection.config.load import load_config, section_names
 from detection.config.schema import flatten
 from detection.experiments.experiment import (
     Experiment,
@@ -293,7 +294,9 @@ def load(name: str) -> tuple[Experiment, dict[str, DetectionConfig]]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_experiment_here_is_fair_and_has_a_header(path: Path) -> None:
-    experiment, variants = load(path.stem)
+    experiment = load_experiment(path)
+    classifies = "classification" in section_names(experiment.base)
+    variants = resolve_variants(experiment, ClassificationConfig if classifies else DetectionConfig)
     assert check_fair(experiment, variants)
     header = [line.split(":")[0] for line in path.read_text().splitlines() if line.startswith("# ")]
     assert {"# Command", "# Hardware", "# Expected"} <= set(header)
