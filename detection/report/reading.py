@@ -80,12 +80,12 @@ def read_experiment(output: Path, needed: Sequence[str] = FOUND) -> ExperimentFo
     )
 
 
-def read_metrics(run: Path, key: str) -> tuple[list[int], list[float]]:
+def read_metrics(run: Path, key: str, *, file: str = "metrics.jsonl") -> tuple[list[int], list[float]]:
     """Iterations and values of ``key`` in the run's metrics.jsonl; of an iteration that was repeated, the last.
 
     A line that a crash cut short is left out.
     """
-    path, values = run / "metrics.jsonl", {}
+    path, values = run / file, {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             entry = json.loads(line)
