@@ -99,6 +99,7 @@ def build_detector(
     """
     backbone = _backbone(config, pretrained=pretrained)
     detector = ARCHITECTURES[config.architecture].build(config, backbone, num_classes)
+    detector.name = config.architecture
     detector.fix(fixed)
     return detector.to(memory_format=torch.channels_last)
 
@@ -299,7 +300,7 @@ def _dense(config: DenseConfig) -> Dense:
         prior=config.prior,
         alpha=config.focal_alpha,
         gamma=config.focal_gamma,
-        per_image=config.normalizer == "image",
+        normalizer=config.normalizer,
         box_loss_weight=config.box_loss_weight,
         best=config.pre_nms,
     )

@@ -35,7 +35,7 @@ def build_tester(config: PostprocessConfig, detectors: Sequence[Architecture]) -
         return LabelTester(detectors, scales=config.scales, flip=config.flip)
     raise ValueError(
         "test.refine, test.scales, test.flip and ensembles look at regions, which "
-        f"{', '.join(type(detector).__name__ for detector in detectors)} lacks; leave them at their defaults"
+        f"{', '.join(detector.name for detector in detectors)} lacks; leave them at their defaults"
     )
 
 

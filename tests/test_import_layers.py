@@ -58,7 +58,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("detection.tasks",),),
     (("detection.classification",), ("detection.edges",), ("detection.experiments",)),
     (("detection.localization",), ("detection.report",)),
-    (("detection.reproduction",),),
+    (("detection.reproduction",), ("detection.evidence",)),
     (("detection.commands", "detection.cli", "resdet", "tools", "datasets"),),
 )
 PLACES = {

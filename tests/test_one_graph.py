@@ -68,7 +68,9 @@ FAMILIES: dict[str, DetectionConfig] = {
         FPN, architecture="keypoint_rcnn", keypoint=KeypointConfig(names=("head", "hand", "foot"), convs=1, channels=16)
     ),
     "Cascade": replace(FPN, architecture="cascade_rcnn", box=replace(FPN.box, class_agnostic=True)),
-    "RetinaNet": replace(FPN, architecture="retinanet", dense=DenseConfig(convs=1, norm="gn", loss="giou")),
+    "RetinaNet": replace(
+        FPN, architecture="retinanet", dense=DenseConfig(convs=1, norm="gn", loss="giou", normalizer="running")
+    ),
     "Deformable": replace(
         FPN, backbone=replace(FPN.backbone, name="resnet50", deform=("c3", "c5"), deform_modulated=True)
     ),
@@ -142,10 +144,14 @@ def losses_and_gradients(
 
 
 def assert_same_step(model: nn.Module, backend: str) -> None:
-    inputs = make_batch()
+    inputs, before = make_batch(), {name: value.clone() for name, value in model.state_dict().items()}
     expected, gradients = losses_and_gradients(model.train(), model, *inputs)
+    moved = {name: value.clone() for name, value in model.named_buffers()}
+    model.load_state_dict(before)
     compiled = torch.compile(model, fullgraph=True, backend=backend)  # fullgraph: a break is an error
     found, own = losses_and_gradients(model, compiled, *inputs)
+    for name, value in model.named_buffers():
+        torch.testing.assert_close(value, moved[name], rtol=1e-5, atol=1e-6)
     for name, loss in expected.items():
         torch.testing.assert_close(found[name], loss, rtol=1e-5, atol=1e-7)
     assert own.keys() == gradients.keys() != set()

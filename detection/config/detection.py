@@ -180,8 +180,9 @@ class DenseConfig:
     center_radius: Positive = 1.5  # fcos: cells from an object's centre within which points are positive
     focal_alpha: Fraction = 0.25
     focal_gamma: NonNegative = 2.0
-    # The losses are divided by the positives of each image, and averaged, or by those of the batch.
-    normalizer: Literal["image", "batch"] = "image"
+    # The losses are divided by the positives of each image, and averaged, or by those of the batch, or by a running
+    # mean of the latter that begins with 100, as those of Detectron2's RetinaNet.
+    normalizer: Literal["image", "batch", "running"] = "image"
     loss: Literal["smooth_l1", "giou"] = "smooth_l1"  # of retinanet's boxes; fcos has giou
     smooth_l1_beta: NonNegative = 0.0  # 0 is L1
     box_loss_weight: NonNegative = 1.0
@@ -325,6 +326,16 @@ class DetectionConfig(ProgramConfig):
     def one_stage(self) -> bool:
         """Tells whether the detector makes no proposals."""
         return self.architecture in ("retinanet", "fcos")
+
+    @property
+    def idle_sections(self) -> tuple[str, ...]:
+        """Returns the sections of layers that the architecture lacks; of box, ignore_overlap is of all."""
+        if self.labels_only:
+            return ("anchors", "rpn", "box", "cascade", "mask", "keypoint", "dense", "panoptic", "test")
+        branches = [name for name in ("keypoint", "cascade") if name not in self.architecture]
+        branches += [] if self.finds_masks else ["mask"]
+        branches += [] if self.is_panoptic else ["panoptic", "semantic"]
+        return (*branches, *(("rpn", "box") if self.one_stage else ("dense",)))
 
     @property
     def is_panoptic(self) -> bool:

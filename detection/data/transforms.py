@@ -37,6 +37,8 @@ if _update is None:
 else:
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = _update
 
+from detection.data.scaling import SCALING  # noqa: E402  # which imports it too
+
 __all__ = ["Augment", "Change", "Jitter", "RandomResize", "Resize", "full_size"]
 
 LABEL_MAP = "label_map"
@@ -361,6 +363,6 @@ def _transform(step: Mapping[str, Any]) -> A.BasicTransform:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # an unknown argument is only warned of
-            return kind(**(arguments or {}))
+            return SCALING.get(name, kind)(**(arguments or {}))
     except (TypeError, ValueError, NotImplementedError, UserWarning) as error:
         raise ValueError(f"augmentation {name} does not take {arguments}: {error}") from error

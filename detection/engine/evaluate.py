@@ -107,7 +107,8 @@ def propose(
 ) -> list[Proposals]:
     """The RPN's proposals for every image in ``batches``, in their order and in pixels of the stored images."""
     if not isinstance(detector, RegionVerbs):
-        raise ValueError(f"{type(detector).__name__} makes no proposals; choose an architecture with an RPN")
+        name = getattr(detector, "name", type(detector).__name__)
+        raise ValueError(f"{name} makes no proposals; choose an architecture with an RPN")
     detector.eval()
     found = []
     for batch in batches:

@@ -72,7 +72,7 @@ def measure_latencies(
     Raises:
         ValueError: bad data or config, or weights that do not fit.
     """
-    configs, variants = resolve_variants(experiment), dict[str, Any]()
+    configs, variants = resolve_variants(experiment, DetectionConfig), dict[str, Any]()
     before = torch.get_num_threads()
     torch.set_num_threads(place.threads or before)
     try:

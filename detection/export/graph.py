@@ -63,7 +63,7 @@ class DetectorGraph(nn.Module):
         super().__init__()
         if not isinstance(detector, _OneGraph):
             raise ValueError(
-                f"{type(detector).__name__} can't be exported: it has no method detect(images) -> Found, a test of "
+                f"{detector.name} can't be exported: it has no method detect(images) -> Found, a test of "
                 "fixed shapes; those in the table of architectures of detection/build.py have"
             )
         self.detector, self.halved = detector, half
@@ -130,7 +130,7 @@ def capture(detector: Architecture, *, size: tuple[int, int], batch: int, half: 
         program = torch.export.export(graph, inputs).run_decompositions({})
     except RuntimeError as error:
         raise ValueError(
-            f"{type(detector).__name__} can't take images of {size[0]}x{size[1]} pixels (height x width): "
+            f"{detector.name} can't take images of {size[0]}x{size[1]} pixels (height x width): "
             f"{_first_line(error)}; give a larger --size"
         ) from error
     folded = fold_constants(program.module())

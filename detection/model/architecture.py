@@ -32,6 +32,7 @@ class Architecture(nn.Module, ABC):
         backbone: the trunk, which also says how images are normalized and padded for it.
 
     Attributes:
+        name: in messages; ``build_detector`` gives that of the config.
         fixed: names of the parts that are not trained.
     """
 
@@ -39,7 +40,7 @@ class Architecture(nn.Module, ABC):
         super().__init__()
         self.backbone = backbone
         self.normalize = Normalize(backbone.input_stats, divisor=backbone.size_divisor)
-        self.fixed: tuple[str, ...] = ()
+        self.name, self.fixed = type(self).__name__, tuple[str, ...]()
 
     def fix(self, parts: Sequence[str]) -> None:
         """Takes ``parts``, such as "backbone", out of the training: no gradient, no loss, always eval mode.
@@ -50,7 +51,7 @@ class Architecture(nn.Module, ABC):
         children = dict(self.named_children())
         unknown = [name for name in parts if name not in children]
         if unknown:
-            raise ValueError(f"{type(self).__name__} has no parts {unknown}; it has {sorted(children)}")
+            raise ValueError(f"{self.name} has no parts {unknown}; it has {sorted(children)}")
         self.fixed = tuple(parts)
         for name in parts:
             children[name].requires_grad_(False).eval()

@@ -42,7 +42,7 @@ from detection.report.numbers import (
     voc_metric,
 )
 from detection.report.pictures import picture
-from detection.report.proof import compare_runs, deciding_figure, planning
+from detection.report.proof import compare_runs, deciding_figure, not_compared, planning
 from detection.report.verdict import lead
 from detection.report.words import deciding, percent_interval
 from detection.tasks.test import read_records
@@ -143,6 +143,8 @@ def compare_records(
         "variants": variants,
         "pairs": [pair_numbers(comparison, pair, shown, names) for pair in comparison.pairs],
     }
+    if few := not_compared(runs):
+        numbers["not_compared"] = few
     return as_json(numbers), shown
 
 

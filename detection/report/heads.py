@@ -8,6 +8,7 @@ from typing import Any
 from detection.evaluation.metrics import NONE
 from detection.pages.page import Block, Figure, Notice, Section, Table, Text
 from detection.pages.plots import forest
+from detection.report.verdict import left_out
 from detection.report.words import MINUS, bar, claimed, deciding, differing, pair_name, percent_interval
 
 __all__ = ["by_head", "heads_lead", "heads_section"]
@@ -16,9 +17,9 @@ Entry = tuple[str, Mapping[str, Any]]  # what differs, and its value in every ar
 
 
 def heads_lead(numbers: dict[str, Any]) -> list[str]:
-    """Returns a line for every variant: its mean gain over the first one, and whether heads agree on it."""
+    """Returns a line for every variant: its mean gain over the first one, and whether heads agree; what is left out."""
     means = numbers["heads"]["means"]
-    return [f"{mean['verdict']}." for mean in means if mean["a"] == means[0]["a"]]
+    return [*(f"{mean['verdict']}." for mean in means if mean["a"] == means[0]["a"]), *left_out(numbers)]
 
 
 def heads_section(numbers: dict[str, Any]) -> Section:

@@ -32,7 +32,15 @@ from detection.evaluation.metrics import figures, shown_in
 from detection.evaluation.record import Record, has_objects, judged_maps
 from detection.evaluation.report import VocMetric, describe_choice
 from detection.report.paper import accept_from, paper_cells
-from detection.report.proof import deciding_figure, heads_proof, pair_proof, planning, sample_runs, variant_proof
+from detection.report.proof import (
+    deciding_figure,
+    heads_proof,
+    not_compared,
+    pair_proof,
+    planning,
+    sample_runs,
+    variant_proof,
+)
 from detection.report.reading import ExperimentFolder
 from detection.report.splits import split_numbers
 from detection.report.training import training_numbers
@@ -49,6 +57,7 @@ __all__ = [
     "metric_numbers",
     "over_seeds",
     "pair_numbers",
+    "read_found",
     "result_numbers",
     "run_numbers",
     "show_objects",
@@ -85,8 +94,12 @@ class Evidence:
         return self.index.class_names if self.index.label_maps is None else self.index.label_maps.class_names
 
 
-def gather(experiment: ExperimentFolder, *, say: Callable[[str], None]) -> Evidence | None:
+def gather(
+    experiment: ExperimentFolder, *, say: Callable[[str], None], index: AnnotationIndex | None = None
+) -> Evidence | None:
     """Returns what the variants with a finished run found; None if there is none.
+
+    ``index`` has the images that were tested; by default they are read from the data set.
 
     Raises:
         ValueError: broken files, or a data set that is not what was tested.
@@ -94,7 +107,7 @@ def gather(experiment: ExperimentFolder, *, say: Callable[[str], None]) -> Evide
     done = {variant: runs for variant in experiment.variants if (runs := experiment.done(variant))}
     if not done:
         return None
-    read = {variant: [read_records(run.folder, say=say) for run in runs] for variant, runs in done.items()}
+    read = {variant: [read_found(run.folder, index, say) for run in runs] for variant, runs in done.items()}
     index, metric = next(iter(read.values()))[0][0], voc_metric(next(iter(done.values()))[0].folder)
     arms = {name: _read_arm(index, files) for name, files in experiment.detections.items()}
     records = {variant: [found for _, found in seeds] for variant, seeds in read.items()} | arms
@@ -114,6 +127,19 @@ def gather(experiment: ExperimentFolder, *, say: Callable[[str], None]) -> Evide
             for name, seeds in arms.items()
         },
     )
+
+
+def read_found(
+    run: Path, index: AnnotationIndex | None, say: Callable[[str], None]
+) -> tuple[AnnotationIndex, list[Record]]:
+    """Returns the test images of ``run``, those of ``index`` where it is given, and what was found in them.
+
+    Raises:
+        ValueError: broken files, or detections in other images.
+    """
+    if index is None:
+        return read_records(run, say=say)
+    return index, read_detections(index, run / "detections.json", source="the labels that were kept")
 
 
 def _read_arm(index: AnnotationIndex, files: Sequence[Path]) -> list[list[Record]]:
@@ -177,6 +203,8 @@ def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None) 
     }
     numbers["variants"] = {name: _variant(experiment, name, evidence) for name in comparison.variants}
     numbers["pairs"] = [pair_numbers(comparison, pair, evidence.shown, names) for pair in comparison.pairs]
+    if few := not_compared({name: [shown.records] for name, shown in evidence.shown.items()}):
+        numbers["not_compared"] = few
     if evidence.across is not None:
         numbers["heads"] = heads_proof(evidence.across, plan["heads"], numbers["deciding"]["key"])
     found = as_json(numbers)

@@ -25,7 +25,7 @@ from detection.evaluation.planning import (
 )
 from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric
-from detection.evaluation.run_figures import ERROR_KEYS, run_statistic
+from detection.evaluation.run_figures import ERROR_KEYS, judged, run_statistic
 from detection.evaluation.verdicts import heads_verdict, pair_verdict
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "compare_runs",
     "deciding_figure",
     "heads_proof",
+    "not_compared",
     "pair_proof",
     "plan_numbers",
     "planning",
@@ -45,6 +46,7 @@ Stated = TypeVar("Stated", Interval, Claim)
 DECIDING = "bbox.AP"  # verdicts and planning are of this figure, or of that of label maps
 # Figures that verdicts and planning can be of, the first that there is, and that of a class.
 _DECIDING = {"panoptic.PQ": "PQ", "semseg.mIoU": "IoU", DECIDING: "AP"}
+NOT_OF_ALL = {"segm": "masks", "keypoints": "keypoints"}  # that detections need not have
 WANTED_GAP = 0.01  # that planning asks for
 
 
@@ -70,7 +72,7 @@ def sample_runs(
     voc_metric: VocMetric = "area",
     labels: LabelClasses | None = None,
 ) -> dict[str, list[Sample]]:
-    """Returns every figure of ``runs``, and what the images contribute: name -> a sample of each seed.
+    """Returns every figure that all ``runs`` have, and what the images contribute: name -> a sample of each seed.
 
     Args:
         runs: name -> the records of each seed, of the same test images.
@@ -90,13 +92,22 @@ def sample_runs(
     check_comparable_maps(
         {f"{name}, seed {number}": records for name, seeds in runs.items() for number, records in enumerate(seeds, 1)}
     )
-    return {
+    samples = {
         name: [
             jackknife(run_statistic(records, class_names[name], voc_metric=voc_metric, labels=labels), len(records))
             for records in seeds
         ]
         for name, seeds in runs.items()
     }
+    shared = set.intersection(*(set(sample.names) for seeds in samples.values() for sample in seeds))
+    return {name: [sample.only(shared) for sample in seeds] for name, seeds in samples.items()}
+
+
+def not_compared(runs: Mapping[str, Sequence[Sequence[Record]]]) -> dict[str, list[str]]:
+    """Returns of what some of ``runs`` have figures and others have none, "masks" say, and which have them."""
+    known = {name: set.intersection(*(set(judged(records)) for records in seeds)) for name, seeds in runs.items()}
+    having = {what: [name for name in runs if key in known[name]] for key, what in NOT_OF_ALL.items()}
+    return {what: names for what, names in having.items() if 0 < len(names) < len(runs)}
 
 
 def deciding_figure(comparison: Comparison) -> dict[str, str]:

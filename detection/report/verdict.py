@@ -12,7 +12,7 @@ from typing import Any
 from detection.pages.page import Table
 from detection.report.words import MINUS, deciding, number
 
-__all__ = ["fronts", "in_question", "lead", "pair_matrix"]
+__all__ = ["fronts", "in_question", "lead", "left_out", "pair_matrix"]
 
 # Costs by which arms are called cheap, the first that is known of all.
 COSTS: tuple[tuple[str, Callable[[dict[str, Any]], float | None]], ...] = (
@@ -22,14 +22,22 @@ COSTS: tuple[tuple[str, Callable[[dict[str, Any]], float | None]], ...] = (
 
 
 def lead(numbers: dict[str, Any]) -> list[str]:
-    """Returns three lines: what to take, the cheapest of what is not proven worse, and what would tell more.
+    """Returns lines: what to take, the cheapest of what is not proven worse, what would tell more, what is left out.
 
     Empty where there are no pairs.
     """
     if not numbers["pairs"]:
         return []
     left = in_question(numbers)
-    return [_winner(numbers, left), _cheapest(numbers, left), _more(numbers)]
+    return [_winner(numbers, left), _cheapest(numbers, left), _more(numbers), *left_out(numbers)]
+
+
+def left_out(numbers: dict[str, Any]) -> list[str]:
+    """Returns a line for each kind of figure that only some arms have."""
+    return [
+        f"Not compared: {what}, which only {_listed(names)} {'has' if len(names) == 1 else 'have'}."
+        for what, names in numbers.get("not_compared", {}).items()
+    ]
 
 
 def in_question(numbers: dict[str, Any]) -> list[str]:

@@ -229,7 +229,7 @@ def _of_origin(origin: Checkpoint[DetectionConfig], objects: NDArray[np.float64]
     """What the detector that training starts from binds, and how well its anchors fit."""
     own, default = flatten(origin.config), flatten(DetectionConfig())
     keys = [key for key in own if key.split(".")[0] in BOUND and own[key] != default[key]]
-    keys = [key for key in keys if key not in ("backbone.weights", "backbone.freeze_at")]
+    keys = [key for key in keys if key not in ("backbone.weights", "backbone.freeze_at") and not _is_idle(origin, key)]
     firsts = {key.split(".")[0]: key for key in reversed(keys)}
     reasons = dict.fromkeys(firsts.values(), "as where training starts, here and below")
     own["architecture"] = own["architecture"].replace("panoptic_fpn", "mask_rcnn")  # the set has no stuff
@@ -249,6 +249,13 @@ def _of_origin(origin: Checkpoint[DetectionConfig], objects: NDArray[np.float64]
         keys += [] if "anchors.sizes" in keys else ["anchors.sizes"]
         reasons["anchors.sizes"] = f"as where training starts; {fit}"
     return [Choice(key, own[key], reasons.get(key, "")) for key in keys]
+
+
+def _is_idle(origin: Checkpoint[DetectionConfig], key: str) -> bool:
+    """Returns true if the detector that training starts from does not use ``key``."""
+    if origin.config.architecture == "fcos" and key in ("anchors.sizes", "anchors.ratios"):
+        return True
+    return key.split(".")[0] in origin.config.idle_sections and key != "box.ignore_overlap"
 
 
 def _fine_tuning(

@@ -66,18 +66,13 @@ def refuse_differences(
         taken: argument of the project's builder -> the key that it takes, and that may therefore differ.
     """
     here, there = flatten(explicit(own)), flatten(explicit(theirs))
-    idle = [name for name in ("keypoint", "cascade") if name not in own.architecture]
-    idle += [] if own.finds_masks else ["mask"]
-    idle += [] if own.is_panoptic else ["panoptic"]
-    idle += ["rpn", "box"] if own.one_stage else ["dense"]
-    idle += OF_OBJECTS if own.labels_only else [] if own.is_panoptic else ["semantic"]
     keys = [key for key in here if key.split(".")[0] in SECTIONS or key in SIZES]
     differing = [
         f"{key} is {here[key]!r}, {project} has {there[key]!r}"
         for key in keys
         if here[key] != there[key]
         and not IN_TRAINING.fullmatch(key)
-        and key.split(".")[0] not in idle
+        and key.split(".")[0] not in own.idle_sections
         and key not in (taken or {}).values()
     ]
     if differing:

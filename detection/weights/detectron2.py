@@ -24,7 +24,13 @@ from detection.config.load import build_dataclass
 from detection.model.anchors import AnchorGenerator, deal
 from detection.weights.detectron2_names import our_name
 from detection.weights.detectron2_panoptic import HEAD, panoptic_settings
-from detection.weights.detectron2_retinanet import CLASSES, class_count, classes_first, retinanet_settings
+from detection.weights.detectron2_retinanet import (
+    CLASSES,
+    class_count,
+    classes_first,
+    retinanet_settings,
+    with_running_mean,
+)
 from detection.weights.detectron2_semantic import is_semantic_fpn, our_semantic_name, semantic_settings
 from detection.weights.detectron2_settings import apply_settings
 from detection.weights.keypoint_layers import has_keypoints, keypoint_config
@@ -84,7 +90,7 @@ def convert_detectron2(
     apply_settings(tree, settings or {})
     config = build_dataclass(DetectionConfig, tree)
     converted = {name: value for name, value in renamed.items() if not _is_constant(name)}
-    converted = classes_first(converted) if one_stage else _masks_for_all(converted, count)
+    converted = with_running_mean(classes_first(converted)) if one_stage else _masks_for_all(converted, count)
     _check_layers(config, count, converted)
     _check_constants(renamed, config)
     return config, converted

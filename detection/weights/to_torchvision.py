@@ -15,6 +15,7 @@ from detection.config.schema import flatten
 from detection.weights.back import SIZES, explicit, refuse_differences
 from detection.weights.to_torchvision_one_stage import (
     ONE_STAGE_ARGUMENTS,
+    POSITIVES,
     one_stage_version,
     their_rows,
     to_one_stage_name,
@@ -83,7 +84,7 @@ def _one_stage(config: DetectionConfig, state: Mapping[str, Tensor]) -> tuple[st
     """Returns the end of the builder's name, and ``state`` by torchvision's names."""
     version, kind = one_stage_version(config), "fcos" if config.architecture == "fcos" else "retinanet"
     ordered = dict(state) | their_rows(state)
-    return version, {to_one_stage_name(name, kind): value for name, value in ordered.items()}
+    return version, {to_one_stage_name(name, kind): value for name, value in ordered.items() if name != POSITIVES}
 
 
 def _of_regions(config: DetectionConfig, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
