@@ -191,6 +191,7 @@ class PostprocessConfig:
     slice_whole: bool = True  # also look at the whole image, for objects larger than a window
     # What becomes of the finds of several windows: detection/model/test_time/slices.py.
     slice_merge: Literal["ios", "nms"] = "ios"
+    boundary: bool = False  # also boundary AP of masks, which takes longer than mask AP: docs/evaluate.md
     compile: bool = False  # by torch.compile, as solver.compile; in tests and looks at data.val, not in predict
 
     def __post_init__(self) -> None:

@@ -91,13 +91,19 @@ def propose(
 
 
 def evaluate(
-    records: list[Record], class_names: tuple[str, ...], voc_metric: VocMetric, *, fields: Collection[str] = ()
+    records: list[Record],
+    class_names: tuple[str, ...],
+    voc_metric: VocMetric,
+    *,
+    fields: Collection[str] = (),
+    boundary: bool = False,
 ) -> dict[str, Any]:
     """The content of result.json.
 
-    It has a section "segm" if the records have masks of objects and of detections, and "keypoints" likewise; without
-    records, the names of the figures of ``fields``.  "best_f1" is the best F1 of boxes at IoU 0.5 and the least score
-    at which it is reached.  "left_out" is there if COCO's AP and AR do not see all detections: how many.
+    It has a section "segm" if the records have masks of objects and of detections, with ``boundary`` another one,
+    "boundary", and "keypoints" likewise; without records, the names of the figures of ``fields``.  "best_f1" is the
+    best F1 of boxes at IoU 0.5 and the least score at which it is reached.  "left_out" is there if COCO's AP and AR do
+    not see all detections: how many.
     """
     masks = "masks" in fields or any(record.masks is not None and record.gt_masks is not None for record in records)
     keypoints = "keypoints" in fields or any(
@@ -106,9 +112,10 @@ def evaluate(
     matches = match_areas(records, class_names)
     coco = evaluate_matches(matches)
     segm = evaluate_coco(records, class_names, iou_type="segm") if masks else None
+    edges = evaluate_coco(records, class_names, iou_type="boundary") if masks and boundary else None
     voc = evaluate_voc(records, class_names, imagenet=voc_metric == "imagenet")
     points = evaluate_keypoints(records, class_names) if keypoints else None
-    result = result_dict(coco, voc, class_names, voc_metric=voc_metric, segm=segm, keypoints=points)
+    result = result_dict(coco, voc, class_names, voc_metric=voc_metric, segm=segm, boundary=edges, keypoints=points)
     add_computed(result, records, class_names)
     result["best_f1"] = dict(zip(("min_score", "F1"), best_f1(matched_curves(matches["all"])), strict=True))
     left_out = count_left_out(records)

@@ -32,9 +32,15 @@ Floats = NDArray[np.float64]
 
 
 def run_statistic(
-    records: Sequence[Record], class_names: Sequence[str], *, voc_metric: VocMetric = "area"
+    records: Sequence[Record],
+    class_names: Sequence[str],
+    *,
+    voc_metric: VocMetric = "area",
+    boundary: bool = False,
 ) -> Statistic:
     """Returns all figures of a run: COCO's of boxes (of masks and keypoints, where there are any), VOC's, error types.
+
+    With ``boundary`` also those of the boundaries of masks.
 
     Keys are those of result.json, and "tide.Cls" and so on; ``voc_metric`` is the definition behind "voc.mAP".
 
@@ -43,7 +49,8 @@ def run_statistic(
     """
     masks = bool(records) and all(r.masks is not None and r.gt_masks is not None for r in records)
     keypoints = bool(records) and all(r.keypoints is not None and r.gt_keypoints is not None for r in records)
-    parts = [_coco(records, class_names, iou_type) for iou_type in (("bbox", "segm") if masks else ("bbox",))]
+    kinds: list[IouType] = ["bbox", *(("segm",) if masks else ()), *(("boundary",) if masks and boundary else ())]
+    parts = [_coco(records, class_names, iou_type) for iou_type in kinds]
     parts += [_keypoints(records, class_names)] if keypoints else []
     return _joined([*parts, _voc(records, class_names, voc_metric), _errors(records, class_names)])
 

@@ -32,6 +32,7 @@ from detection.report.label_errors import label_errors_section, suspect_numbers,
 from detection.report.numbers import (
     Shown,
     as_json,
+    has_boundaries,
     metric_numbers,
     pair_numbers,
     run_numbers,
@@ -72,6 +73,7 @@ def write_analysis(runs: Sequence[Path], output: Path, *, say: Callable[[str], N
         {name: own.class_names for name, (own, _) in read.items()},
         metrics,
         voc_metric=voc_metric(runs[0]),
+        boundary=all(map(has_boundaries, runs)),
     )
     for name, run in shown.items():
         numbers["variants"][name] |= as_json(_ranking(run))
@@ -100,6 +102,7 @@ def compare_records(
     metrics: Mapping[str, dict[str, Any]],
     *,
     voc_metric: VocMetric,
+    boundary: bool = False,
     wanted: Wanted | None = None,
 ) -> tuple[dict[str, Any], dict[str, Shown]]:
     """Returns every number of an analysis, and what the first seed of each run shows.
@@ -109,13 +112,14 @@ def compare_records(
         classes: name -> the class names of its records.
         metrics: name -> what ``result_numbers`` says of its seeds.
         voc_metric: the definition behind "VOC mAP".
+        boundary: also compare the figures of the boundaries of masks.
         wanted: precision and recall for which a score is looked up; None: the usual ones.
 
     Raises:
         ValueError: runs of different images, objects or classes, or fewer than two images.
     """
     # First of all: this refuses runs that can't be compared.
-    comparison = compare_runs(runs, classes, voc_metric=voc_metric)
+    comparison = compare_runs(runs, classes, voc_metric=voc_metric, boundary=boundary)
     names = tuple(next(iter(classes.values())))
     images = len(next(iter(runs.values()))[0])
     shown = {name: show(seeds[0], len(names)) for name, seeds in runs.items()}

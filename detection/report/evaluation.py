@@ -53,6 +53,7 @@ def write_evaluation(
     voc_metric: VocMetric = "area",
     wanted: Wanted | None = None,
     keypoint_sigmas: Sequence[float] = (),
+    boundary: bool = False,
     say: Callable[[str], None] = print,
 ) -> Evaluation:
     """Judges detections in COCO's results format and writes the page into ``output``.
@@ -64,6 +65,7 @@ def write_evaluation(
         voc_metric: the definition behind VOC mAP.
         wanted: precision and recall for which a score is looked up.
         keypoint_sigmas: of OKS, one for each keypoint; none: COCO's by their names, else 0.05.
+        boundary: also judge the boundaries of masks, where there are masks.
         say: takes lines to show.
 
     Raises:
@@ -72,14 +74,20 @@ def write_evaluation(
     judged = read_judged(truth, files, keypoint_sigmas=keypoint_sigmas)
     names = judged.class_names
     results = {
-        name: [evaluate(list(records), names, voc_metric) for records in seeds] for name, seeds in judged.runs.items()
+        name: [evaluate(list(records), names, voc_metric, boundary=boundary) for records in seeds]
+        for name, seeds in judged.runs.items()
     }
     for name, seeds in results.items():
         if left_out := sum(result.get("left_out", 0) for result in seeds):
             say(f"{name}: {describe_left_out(left_out)}")
     metrics = {name: result_numbers(seeds) for name, seeds in results.items()}
     numbers, _ = compare_records(
-        judged.runs, dict.fromkeys(judged.runs, names), metrics, voc_metric=voc_metric, wanted=wanted
+        judged.runs,
+        dict.fromkeys(judged.runs, names),
+        metrics,
+        voc_metric=voc_metric,
+        boundary=boundary,
+        wanted=wanted,
     )
     numbers |= {"ground_truth": str(truth), "voc_metric": voc_metric}
     for name, seeds in results.items():
@@ -116,7 +124,7 @@ def _page(numbers: dict[str, Any]) -> Page:
 
 def _results(numbers: dict[str, Any]) -> Section:
     blocks: list[Block] = [_numbers_table(numbers, "bbox", f"COCO box AP and AR on {numbers['images']:,} images")]
-    for section, what in (("segm", "mask"), ("keypoints", "keypoint")):
+    for section, what in (("segm", "mask"), ("boundary", "boundary"), ("keypoints", "keypoint")):
         if any(section in result for variant in numbers["variants"].values() for result in variant["results"]):
             blocks.append(_numbers_table(numbers, section, f"COCO {what} AP and AR"))
     blocks += [_numbers_table(numbers, "voc", "VOC mAP"), _intervals_table(numbers)]

@@ -49,13 +49,14 @@ def compare_runs(
     class_names: Mapping[str, Sequence[str]],
     *,
     voc_metric: VocMetric = "area",
+    boundary: bool = False,
     pool: bool = False,
 ) -> Comparison:
     """Returns the comparison of every figure of ``runs``, with one seed deviation for all where ``pool`` is set.
 
     Other arguments and errors as ``sample_runs``.
     """
-    return compare_samples(sample_runs(runs, class_names, voc_metric=voc_metric), pool=pool)
+    return compare_samples(sample_runs(runs, class_names, voc_metric=voc_metric, boundary=boundary), pool=pool)
 
 
 def sample_runs(
@@ -63,6 +64,7 @@ def sample_runs(
     class_names: Mapping[str, Sequence[str]],
     *,
     voc_metric: VocMetric = "area",
+    boundary: bool = False,
 ) -> dict[str, list[Sample]]:
     """Returns every figure of ``runs``, and what the images contribute: name -> a sample of each seed.
 
@@ -70,6 +72,7 @@ def sample_runs(
         runs: name -> the records of each seed, of the same test images.
         class_names: name -> those of its records.
         voc_metric: the definition behind "VOC mAP".
+        boundary: also the figures of the boundaries of masks.
 
     Raises:
         ValueError: other images, objects or classes in two runs, or fewer than two images.
@@ -82,7 +85,7 @@ def sample_runs(
     check_comparable(matches)
     return {
         name: [
-            jackknife(run_statistic(records, class_names[name], voc_metric=voc_metric), len(records))
+            jackknife(run_statistic(records, class_names[name], voc_metric=voc_metric, boundary=boundary), len(records))
             for records in seeds
         ]
         for name, seeds in runs.items()

@@ -164,7 +164,8 @@ def _with_intervals(folder: Path, result: Mapping[str, Any], checkpoint: Checkpo
         if not index.has_ground_truth or index.class_names != names:
             raise ValueError("the test set has no labels of the detector's classes")
         objects = dict(zip(names, np.bincount(index.labels[~index.ignore], minlength=len(names)).tolist(), strict=True))
-        compared = compare_runs({"run": [records]}, {"run": names}, voc_metric=voc_metric(folder))
+        boundary = "boundary" in result
+        compared = compare_runs({"run": [records]}, {"run": names}, voc_metric=voc_metric(folder), boundary=boundary)
         intervals = compared.variants["run"].detectors
         before, now = result["bbox"]["AP"], intervals[DECIDING].value
         if before is not None and not abs(before - now) < SAME:

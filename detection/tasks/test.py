@@ -251,8 +251,9 @@ def _tester(config: DetectionConfig, detectors: Sequence[Architecture | Exported
 def _figures(config: DetectionConfig, records: list[Record], index: AnnotationIndex) -> dict[str, Any]:
     """Returns the figures of ``records``; where the objects of an image are unknown, detections can't be judged."""
     if index.has_ground_truth:
-        return evaluate(records, index.class_names, _voc_metric(config))
-    return evaluate([], index.class_names, _voc_metric(config), fields=needed_fields(config))
+        return evaluate(records, index.class_names, _voc_metric(config), boundary=config.test.boundary)
+    fields, boundary = needed_fields(config), config.test.boundary
+    return evaluate([], index.class_names, _voc_metric(config), fields=fields, boundary=boundary)
 
 
 def write_measured(

@@ -82,7 +82,7 @@ def run_training(
     index, val, test = sets.pop("train"), sets.get("val"), sets.get("test")
     config = with_keypoints(config, index.keypoints)
     if config.solver.best_metric is not None:  # a misspelt name ends here, not later
-        figures = evaluate([], index.class_names, "area", fields=needed_fields(config))
+        figures = evaluate([], index.class_names, "area", fields=needed_fields(config), boundary=config.test.boundary)
         read_metric(figures, config.solver.best_metric)
         if val is not None and (lacking := _without_truth(config.solver.best_metric, val)):
             only_main(SCREEN.print)(
