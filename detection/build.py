@@ -41,6 +41,7 @@ from detection.model.keypoint_stage import KeypointHead, KeypointStage
 from detection.model.mask_stage import MaskHead, MaskStage
 from detection.model.matcher import Matcher
 from detection.model.one_stage import Dense, OneStage
+from detection.model.pointrend import CoarseHead, PointHead, PointSettings, PointStage
 from detection.model.pooler import RegionPooler
 from detection.model.retinanet import RetinaNetHead
 from detection.model.rpn import RPN, ProposalFilter, RPNHead
@@ -176,9 +177,10 @@ def _rcnn(
     *,
     cascade: bool = False,
     masks: bool = False,
+    points: bool = False,
     keypoints: bool = False,
 ) -> FasterRCNN:
-    """Faster R-CNN, with stages of a cascade, with masks and with keypoints on request."""
+    """Faster R-CNN, with stages of a cascade, with masks (of a map or of points) and with keypoints on request."""
     anchors = _anchors(config.anchors, list(backbone.specs.values()))
     channels = list(backbone.specs.values())[-1].channels
     head = RPNHead(channels, channels=config.rpn.channels, num_anchors=anchors[0].num_anchors, convs=config.rpn.convs)
@@ -188,12 +190,17 @@ def _rcnn(
         _box_stage(config.box, backbone, iou, factor=factor, num_classes=num_classes)
         for factor, iou in enumerate(ious, start=1)
     ]
+    mask_stage = None
+    if points:
+        mask_stage = _point_stage(config, backbone, num_classes=num_classes)
+    elif masks:
+        mask_stage = _mask_stage(config, backbone, stages[0], num_classes=num_classes)
     return FasterRCNN(
         backbone,
         rpn,
         CascadeBoxStage(stages) if cascade else stages[0],
         postprocess=build_postprocessor(config.test),
-        mask_stage=_mask_stage(config, backbone, stages[0], num_classes=num_classes) if masks else None,
+        mask_stage=mask_stage,
         keypoint_stage=_keypoint_stage(config, backbone) if keypoints else None,
     )
 
@@ -245,6 +252,7 @@ def _dense(config: DenseConfig) -> Dense:
 ARCHITECTURES: dict[ArchitectureName, _Kind] = {
     "faster_rcnn": _Kind(_rcnn),
     "mask_rcnn": _Kind(partial(_rcnn, masks=True), fields=("masks",)),
+    "pointrend_rcnn": _Kind(partial(_rcnn, points=True), fields=("masks",)),
     "keypoint_rcnn": _Kind(partial(_rcnn, keypoints=True), fields=("keypoints",)),
     "cascade_rcnn": _Kind(partial(_rcnn, cascade=True)),
     "cascade_mask_rcnn": _Kind(partial(_rcnn, cascade=True, masks=True), fields=("masks",)),
@@ -310,6 +318,28 @@ def _mask_stage(config: DetectionConfig, backbone: Backbone, box_stage: BoxStage
         norm=_norm(mask.norm),
     )
     return MaskStage(pooler, head, geometry=mask.geometry)
+
+
+def _point_stage(config: DetectionConfig, backbone: Backbone, *, num_classes: int) -> PointStage:
+    mask, point, finest = config.mask, config.point, next(iter(backbone.specs.values()))
+    coarse = CoarseHead(
+        finest.channels,
+        num_classes=num_classes,
+        pool_size=mask.pool_size,
+        side=point.coarse_side,
+        channels=mask.channels,
+        fcs=point.fcs,
+        fc_channels=point.fc_channels,
+    )
+    settings = PointSettings(
+        train_points=point.train_points,
+        oversample=point.oversample,
+        importance=point.importance,
+        steps=point.steps,
+        test_points=point.test_points,
+    )
+    head = PointHead(finest.channels, num_classes=num_classes, layers=point.layers, channels=point.channels)
+    return PointStage(coarse, head, stride=finest.stride, settings=settings, geometry=mask.geometry)
 
 
 def _keypoint_stage(config: DetectionConfig, backbone: Backbone) -> KeypointStage:

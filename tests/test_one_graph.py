@@ -24,6 +24,7 @@ from detection.config.detection import (
     DetectorBackboneConfig,
     KeypointConfig,
     MaskConfig,
+    PointConfig,
 )
 from detection.config.load import load_config
 from detection.engine.checkpoint import Checkpoint
@@ -55,6 +56,12 @@ FAMILIES: dict[str, DetectionConfig] = {
     "DC5": replace(C4, backbone=replace(TRUNK, dilate_c5=True), box=replace(FPN.box, head_channels=32)),
     "FPN": FPN,
     "Mask": replace(FPN, architecture="mask_rcnn", mask=MaskConfig(convs=1, channels=16)),
+    "PointRend": replace(
+        FPN,
+        architecture="pointrend_rcnn",
+        mask=MaskConfig(pool_size=6, channels=16),
+        point=PointConfig(coarse_side=3, fc_channels=32, channels=16, train_points=20, steps=3, test_points=40),
+    ),
     "Keypoint": replace(
         FPN, architecture="keypoint_rcnn", keypoint=KeypointConfig(names=("head", "hand", "foot"), convs=1, channels=16)
     ),

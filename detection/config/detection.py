@@ -27,12 +27,20 @@ __all__ = [
     "JitterConfig",
     "KeypointConfig",
     "MaskConfig",
+    "PointConfig",
     "PostprocessConfig",
     "RPNConfig",
 ]
 
 ArchitectureName = Literal[
-    "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "cascade_rcnn", "cascade_mask_rcnn", "retinanet", "fcos"
+    "faster_rcnn",
+    "mask_rcnn",
+    "pointrend_rcnn",
+    "keypoint_rcnn",
+    "cascade_rcnn",
+    "cascade_mask_rcnn",
+    "retinanet",
+    "fcos",
 ]
 NormName = Literal["bn", "gn", "sync_bn"]
 SliceSide = Annotated[int, Field(ge=64)]  # smaller ones make thousands of windows of a photograph
@@ -132,6 +140,25 @@ class MaskConfig:
     norm: NormName | None = None  # after the convolutions
     # Where the cells of a mask lie in its box, and whether targets are rounded: detection/mask_geometry.py.
     geometry: Literal["exact", "torchvision", "detectron2"] = field(default="exact", metadata=MODEL)
+
+
+@checked
+class PointConfig:
+    """The points of pointrend_rcnn; mask.pool_size, channels and geometry are of its coarse masks, which pool points.
+
+    Source: PointRend, sections 3 and 4.
+    """
+
+    coarse_side: Count = 7  # of the coarse masks; those of a test have 2^steps times it
+    fcs: NonNegativeInt = 2  # fully connected layers before the coarse masks
+    fc_channels: Count = 1024
+    layers: NonNegativeInt = 3  # that see a point alone
+    channels: Count = 256
+    train_points: Count = 196  # of a region
+    oversample: Count = 3  # times as many are drawn, of which the most uncertain are taken
+    importance: Fraction = 0.75  # share of the points that are taken so; the others are uniform
+    steps: NonNegativeInt = 5  # of a test, each doubling the masks' side
+    test_points: Count = 784  # the most uncertain cells, that a step looks at
 
 
 @checked
@@ -259,7 +286,8 @@ class DetectionConfig(ProgramConfig):
     rpn: RPNConfig = field(default_factory=RPNConfig)
     box: BoxConfig = field(default_factory=BoxConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)  # of cascade_rcnn and cascade_mask_rcnn
-    mask: MaskConfig = field(default_factory=MaskConfig)  # of mask_rcnn and cascade_mask_rcnn
+    mask: MaskConfig = field(default_factory=MaskConfig)  # of mask_rcnn, cascade_mask_rcnn and pointrend_rcnn
+    point: PointConfig = field(default_factory=PointConfig)  # of pointrend_rcnn
     keypoint: KeypointConfig = field(default_factory=KeypointConfig)  # of keypoint_rcnn
     dense: DenseConfig = field(default_factory=DenseConfig)  # of retinanet and fcos
     test: PostprocessConfig = field(default_factory=PostprocessConfig)

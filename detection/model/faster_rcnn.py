@@ -1,4 +1,4 @@
-"""Faster, Mask, Keypoint and Cascade R-CNN over any backbone: trunk, region proposal network, box stage, later stages.
+"""Faster, Mask, Keypoint and Cascade R-CNN and PointRend over any backbone: trunk, RPN, box stage, later stages.
 
 Source: Faster R-CNN (Ren et al. 2017); "Deep Residual Learning", appendix A; Mask R-CNN (He et al. 2017).
 Shapes: N images, C channels, H W height and width of the padded batch.
@@ -17,6 +17,7 @@ from detection.model.box_stage import BoxStage, RegionSample, ScoredBoxes
 from detection.model.cascade import CascadeBoxStage
 from detection.model.keypoint_stage import KeypointStage
 from detection.model.mask_stage import MaskStage
+from detection.model.pointrend import PointStage
 from detection.model.postprocess import Postprocessor
 from detection.model.rpn import RPN
 from detection.model.select import waiting_is_free
@@ -48,7 +49,7 @@ class FasterRCNN(Architecture):
         box_stage: BoxStage | CascadeBoxStage,
         *,
         postprocess: Postprocessor,
-        mask_stage: MaskStage | None = None,
+        mask_stage: MaskStage | PointStage | None = None,
         keypoint_stage: KeypointStage | None = None,
     ) -> None:
         super().__init__(backbone)
@@ -92,16 +93,20 @@ class FasterRCNN(Architecture):
             outputs = list(self.box_stage.outputs(features, proposals, targets, images.sizes, seeds))
             for output in outputs:
                 losses |= output.stage.losses(output)
-            losses |= self._later_losses(features, outputs[0].sample, targets)
+            losses |= self._later_losses(features, outputs[0].sample, targets, seeds)
         return losses
 
-    def _later_losses(self, features: Sequence[Tensor], sample: RegionSample, targets: Targets) -> dict[str, Tensor]:
+    def _later_losses(
+        self, features: Sequence[Tensor], sample: RegionSample, targets: Targets, seeds: Tensor
+    ) -> dict[str, Tensor]:
         """Losses of the stages after the box stage, on the positive regions that it drew."""
         losses: dict[str, Tensor] = {}
         if self.mask_stage is None and self.keypoint_stage is None:
             return losses
         positives = sample.positives(self.box_stage.most_positives)
-        if self.mask_stage is not None:
+        if isinstance(self.mask_stage, PointStage):
+            losses |= self.mask_stage.losses(features, positives, targets, seeds)
+        elif self.mask_stage is not None:
             losses |= self.mask_stage.losses(features, positives, targets, self.box_stage.shared_body())
         if self.keypoint_stage is not None:
             losses |= self.keypoint_stage.losses(features, positives, targets)
@@ -126,6 +131,8 @@ class FasterRCNN(Architecture):
         """``found`` with masks; as it is, from a detector without a mask stage."""
         if self.mask_stage is None:
             return found
+        if isinstance(self.mask_stage, PointStage):
+            return self.mask_stage(features, _trimmed(found))
         return self.mask_stage(features, _trimmed(found), self.box_stage.shared_body())
 
     def keypoints(self, features: Sequence[Tensor], found: Found) -> Found:

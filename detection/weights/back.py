@@ -18,9 +18,21 @@ IN_TRAINING = re.compile(
     r"|(rpn|box)\.(positive_iou|negative_iou|negative_iou_low|samples_per_image|positive_fraction|allow_outside)"
     r"|(rpn|box|dense)\.(smooth_l1_beta|box_loss_weight|loss|ignore_overlap|pre_nms_train|post_nms_train)"
     r"|dense\.(prior|positive_iou|negative_iou|center_radius|focal_alpha|focal_gamma|normalizer)"
-    r"|keypoint\.(names|edges)"
+    r"|keypoint\.(names|edges)|point\.(train_points|oversample|importance)"
 )
-SECTIONS = ("architecture", "backbone", "anchors", "rpn", "box", "cascade", "mask", "keypoint", "dense", "test")
+SECTIONS = (
+    "architecture",
+    "backbone",
+    "anchors",
+    "rpn",
+    "box",
+    "cascade",
+    "mask",
+    "point",
+    "keypoint",
+    "dense",
+    "test",
+)
 SIZES = ("data.shorter_side", "data.longer_side")
 
 
@@ -56,7 +68,9 @@ def refuse_differences(
         taken: argument of the project's builder -> the key that it takes, and that may therefore differ.
     """
     here, there = flatten(explicit(own)), flatten(explicit(theirs))
-    idle = [name for name in ("mask", "keypoint", "cascade") if name not in own.architecture]
+    idle = [name for name in ("mask", "point", "keypoint", "cascade") if name not in own.architecture]
+    if own.architecture == "pointrend_rcnn":
+        idle.remove("mask")
     idle += ["rpn", "box"] if own.one_stage else ["dense"]
     keys = [key for key in here if key.split(".")[0] in SECTIONS or key in SIZES]
     differing = [
