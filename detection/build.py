@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol
@@ -40,6 +41,7 @@ from detection.model.fcos import FCOSHead, PointMatcher
 from detection.model.keypoint_stage import KeypointHead, KeypointStage
 from detection.model.mask_stage import MaskHead, MaskStage
 from detection.model.matcher import Matcher
+from detection.model.mnc import MNC, MaskedStage, MaskLayers
 from detection.model.one_stage import Dense, OneStage
 from detection.model.pointrend import CoarseHead, PointHead, PointSettings, PointStage
 from detection.model.pooler import RegionPooler
@@ -181,10 +183,7 @@ def _rcnn(
     keypoints: bool = False,
 ) -> FasterRCNN:
     """Faster R-CNN, with stages of a cascade, with masks (of a map or of points) and with keypoints on request."""
-    anchors = _anchors(config.anchors, list(backbone.specs.values()))
-    channels = list(backbone.specs.values())[-1].channels
-    head = RPNHead(channels, channels=config.rpn.channels, num_anchors=anchors[0].num_anchors, convs=config.rpn.convs)
-    rpn = _rpn(config.rpn, anchors, head, ignore_overlap=config.box.ignore_overlap)
+    rpn = _proposals(config, backbone)
     ious = config.cascade.ious if cascade else (config.box.positive_iou,)
     stages = [
         _box_stage(config.box, backbone, iou, factor=factor, num_classes=num_classes)
@@ -203,6 +202,23 @@ def _rcnn(
         mask_stage=mask_stage,
         keypoint_stage=_keypoint_stage(config, backbone) if keypoints else None,
     )
+
+
+def _mnc(config: DetectionConfig, backbone: Backbone, num_classes: int) -> MNC:
+    return MNC(
+        backbone,
+        _proposals(config, backbone),
+        _masked_stage(config, backbone, num_classes=num_classes),
+        postprocess=build_postprocessor(config.test),
+        vote_iou=config.mnc.vote_iou,
+    )
+
+
+def _proposals(config: DetectionConfig, backbone: Backbone) -> RPN:
+    specs = list(backbone.specs.values())
+    anchors, channels = _anchors(config.anchors, specs), specs[-1].channels
+    head = RPNHead(channels, channels=config.rpn.channels, num_anchors=anchors[0].num_anchors, convs=config.rpn.convs)
+    return _rpn(config.rpn, anchors, head, ignore_overlap=config.box.ignore_overlap)
 
 
 def _retinanet(config: DetectionConfig, backbone: Backbone, num_classes: int) -> OneStage:
@@ -256,6 +272,7 @@ ARCHITECTURES: dict[ArchitectureName, _Kind] = {
     "keypoint_rcnn": _Kind(partial(_rcnn, keypoints=True), fields=("keypoints",)),
     "cascade_rcnn": _Kind(partial(_rcnn, cascade=True)),
     "cascade_mask_rcnn": _Kind(partial(_rcnn, cascade=True, masks=True), fields=("masks",)),
+    "mnc": _Kind(_mnc, fields=("masks",)),
     "retinanet": _Kind(_retinanet),
     "fcos": _Kind(_fcos),
 }
@@ -298,6 +315,29 @@ def _box_stage(
         smooth_l1_beta=config.smooth_l1_beta,
         use_giou=config.loss == "giou",
         box_loss_weight=config.box_loss_weight,
+    )
+
+
+def _masked_stage(config: DetectionConfig, backbone: Backbone, *, num_classes: int) -> MaskedStage:
+    box, mnc, channels = config.box, config.mnc, list(backbone.specs.values())[-1].channels
+    plain = _box_stage(box, backbone, box.positive_iou, factor=1, num_classes=num_classes)
+    layers = MaskLayers(
+        channels, mnc.pool_size, side=mnc.mask_side, channels=mnc.mask_channels, geometry=config.mask.geometry
+    )
+    width = plain.head.out_channels
+    return MaskedStage(
+        RegionPooler(_pooled(backbone), mnc.pool_size, kind=box.pool, sampling_ratio=box.sampling_ratio),
+        plain.head,
+        deepcopy(plain.head),  # both begin with the backbone's weights
+        BoxPredictor(2 * width, num_classes=num_classes, class_agnostic=box.class_agnostic),
+        layers,
+        matcher=plain.matcher,
+        sampler=plain.sampler,
+        coder=plain.coder,
+        roi_size=plain.pooler.size,
+        looks=mnc.looks,
+        smooth_l1_beta=box.smooth_l1_beta,
+        box_loss_weight=box.box_loss_weight,
     )
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "DetectorSolverConfig",
     "JitterConfig",
     "KeypointConfig",
+    "MNCConfig",
     "MaskConfig",
     "PointConfig",
     "PostprocessConfig",
@@ -39,6 +40,7 @@ ArchitectureName = Literal[
     "keypoint_rcnn",
     "cascade_rcnn",
     "cascade_mask_rcnn",
+    "mnc",
     "retinanet",
     "fcos",
 ]
@@ -159,6 +161,21 @@ class PointConfig:
     importance: Fraction = 0.75  # share of the points that are taken so; the others are uniform
     steps: NonNegativeInt = 5  # of a test, each doubling the masks' side
     test_points: Count = 784  # the most uncertain cells, that a step looks at
+
+
+@checked
+class MNCConfig:
+    """The masks and looks of mnc, whose regions are pooled and boxed as box.* says; mask.geometry is of its masks too.
+
+    Source: "Instance-aware Semantic Segmentation via Multi-task Network Cascades", sections 3 and 4.
+    """
+
+    pool_size: Count = field(default=14, metadata=MODEL)  # side of the pooled regions, a multiple of the head's
+    mask_side: Count = 28
+    mask_channels: Count = 256  # between the two layers of the masks
+    looks: Literal[1, 2] = 2  # the paper's 3 stages, or 5: again on the boxes that the first look moved
+    # Mask voting among regions whose boxes have at least this IoU; null: none.
+    vote_iou: Annotated[float, Field(gt=0, le=1)] | None = 0.5
 
 
 @checked
@@ -288,6 +305,7 @@ class DetectionConfig(ProgramConfig):
     cascade: CascadeConfig = field(default_factory=CascadeConfig)  # of cascade_rcnn and cascade_mask_rcnn
     mask: MaskConfig = field(default_factory=MaskConfig)  # of mask_rcnn, cascade_mask_rcnn and pointrend_rcnn
     point: PointConfig = field(default_factory=PointConfig)  # of pointrend_rcnn
+    mnc: MNCConfig = field(default_factory=MNCConfig)  # of mnc
     keypoint: KeypointConfig = field(default_factory=KeypointConfig)  # of keypoint_rcnn
     dense: DenseConfig = field(default_factory=DenseConfig)  # of retinanet and fcos
     test: PostprocessConfig = field(default_factory=PostprocessConfig)
@@ -310,6 +328,10 @@ class DetectionConfig(ProgramConfig):
             raise ValueError(
                 f"architecture {self.architecture} moves one box per region from stage to stage: set box.head to fc, "
                 "box.class_agnostic to true and box.context to false"
+            )
+        if self.architecture == "mnc" and (box.context or box.loss != "smooth_l1"):
+            raise ValueError(
+                "architecture mnc has one loss of boxes and no context: set box.loss to smooth_l1, box.context to false"
             )
         if self.one_stage and not self.backbone.fpn:
             raise ValueError(
