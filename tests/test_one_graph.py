@@ -26,6 +26,8 @@ from detection.config.detection import (
     MaskConfig,
     MNCConfig,
     PointConfig,
+    PostprocessConfig,
+    RPNConfig,
 )
 from detection.config.load import load_config
 from detection.engine.checkpoint import Checkpoint
@@ -65,7 +67,13 @@ FAMILIES: dict[str, DetectionConfig] = {
         point=PointConfig(coarse_side=3, fc_channels=32, channels=16, train_points=20, steps=3, test_points=40),
     ),
     "MNC": replace(
-        C4, architecture="mnc", box=BoxConfig(pool="roi_align"), mnc=MNCConfig(mask_side=10, mask_channels=16)
+        C4,
+        architecture="mnc",
+        backbone=replace(TRUNK, roi_size=4),
+        rpn=RPNConfig(post_nms_test=150),
+        test=PostprocessConfig(nms_iou=0.6),
+        box=BoxConfig(pool="roi_align", samples_per_image=16, class_agnostic=True),  # else roundings choose who moves
+        mnc=MNCConfig(pool_size=8, mask_side=10, mask_channels=16),
     ),
     "Keypoint": replace(
         FPN, architecture="keypoint_rcnn", keypoint=KeypointConfig(names=("head", "hand", "foot"), convs=1, channels=16)

@@ -249,9 +249,8 @@ class MNC(Architecture):
     def detect(self, images: ImageBatch, proposals: Regions | None = None) -> Found:
         """Detections of all images, padded to equally many: a test as one graph."""
         features = self.features(images)
-        if proposals is None:
-            proposals = self.rpn(features, images.sizes, self.normalize.padded(images))
-        scored, masks = self.box_stage.instances(features, proposals, images.sizes)
+        own = self.rpn(features, images.sizes, self.normalize.padded(images)) if proposals is None else proposals
+        scored, masks = self.box_stage.instances(features, own, images.sizes)
         found = self.postprocess(scored)
         found = found.trimmed() if waiting_is_free(found.valid) else found
         # Above an IoU of 1 there is nothing but the box itself.

@@ -150,6 +150,7 @@ def test_losses_by_hand() -> None:
     for layer in (stage.coarse.masks, stage.points.masks):
         nn.init.zeros_(layer.weight)
     stage.coarse.masks.bias.data = torch.tensor([0.5, -1.0, 2.0]).repeat_interleave(9)
+    assert stage.points.masks.bias is not None
     stage.points.masks.bias.data = torch.tensor([1.0, 3.0, -2.0])
     losses = stage.losses(features(), SAMPLE, TARGETS, SEEDS)
 
@@ -196,14 +197,14 @@ def test_images_of_a_batch_give_the_weighted_mean_of_their_own_losses() -> None:
 
 def test_gradients_reach_all_layers_and_are_finite_without_positives() -> None:
     stage, maps = make_stage(), [features()[0].requires_grad_()]
-    sum(stage.losses(maps, SAMPLE, TARGETS, SEEDS).values()).backward()
+    torch.stack(list(stage.losses(maps, SAMPLE, TARGETS, SEEDS).values())).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in stage.parameters())
     assert maps[0].grad is not None
     assert maps[0].grad.any()
     none = replace(SAMPLE, positive=torch.zeros_like(SAMPLE.positive))
     losses = stage.losses(maps, none, TARGETS, SEEDS)
     assert [loss.item() for loss in losses.values()] == [0, 0]
-    sum(losses.values()).backward()
+    torch.stack(list(losses.values())).sum().backward()
     assert maps[0].grad.isfinite().all()
 
 
