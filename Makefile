@@ -3,6 +3,7 @@
 # make test   format, lint, types, tests
 # make test-compiler   whole detectors by PyTorch's default compiler
 # make test-faults   the slow tests of what goes wrong: killed processes, broken files
+# make mutants   40 faults put into the sources, one at a time: do the tests notice?
 # make test-slow   networks of full size beside those of other projects, several processes, the wheel
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +12,7 @@ DEMO_RUN := output/demo
 # Boxes alone, and short: five minutes on two cores.
 DEMO_CHANGES := architecture=faster_rcnn solver.best_metric=bbox.AP50 solver.iterations=360 solver.evaluate_every=0
 
-.PHONY: demo gpu test test-compiler test-faults test-slow
+.PHONY: demo gpu mutants test test-compiler test-faults test-slow
 
 .venv/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
@@ -46,3 +47,6 @@ test-compiler: .venv/installed
 
 test-slow: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'slow and not faults and not compiler' --durations 10
+
+mutants: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py

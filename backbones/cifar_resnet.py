@@ -38,6 +38,8 @@ class CifarResNet(ResidualNetwork):
         out_features: stages to return; those after the last one form the tail.
         shortcut: "A" identity with zero-padded channels, "B" projection where the shape changes, "C" projection
             everywhere, "none" a plain network.
+        se: every branch ends in squeeze-and-excitation, with one channel in the first stage's bottleneck.
+        cbam: every branch ends in CBAM.
         activation: "relu", or "prelu" with a learned slope per channel.
         stochastic_depth: as of ``ResNet``; 0.5 for 110 and 1202 layers in Huang et al. 2016.
         dropblock: as of ``ResNet``.
@@ -53,13 +55,15 @@ class CifarResNet(ResidualNetwork):
 
     pyramid = ()  # no stage has stride 8
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one argument for every option that a name or a config may set
         self,
         depth: int,
         block: type[BasicBlock | PreactBasicBlock | PreactBottleneck],
         *,
         out_features: Sequence[str] = ("c1",),
         shortcut: Literal["A", "B", "C", "none"] = "A",
+        se: bool = False,
+        cbam: bool = False,
         activation: ActivationKind = "relu",
         stochastic_depth: float = 0.0,
         dropblock: float = 0.0,
@@ -88,7 +92,8 @@ class CifarResNet(ResidualNetwork):
         self.act1 = act(16)
         drops = {"c1": dropblock, "c2": dropblock}
         designs = [
-            BlockDesign(shortcut, norms[i + 1], act, dropblock=drops.get(stage, 0.0)) for i, stage in enumerate(WIDTHS)
+            BlockDesign(shortcut, norms[i + 1], act, se=se, cbam=cbam, dropblock=drops.get(stage, 0.0))
+            for i, stage in enumerate(WIDTHS)
         ]
         plans = [
             StagePlan(count, width, 1 if stage == "c0" else 2, design)

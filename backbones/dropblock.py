@@ -9,6 +9,8 @@ Shapes: N images, C channels, H W height and width, b b block.
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -30,7 +32,11 @@ def drop_blocks(x: Tensor, probability: float, *, size: int = BLOCK) -> Tensor:
     block = min(size, height), min(size, width)
     corners = height - block[0] + 1, width - block[1] + 1  # where a whole block can begin
     rate = probability * height * width / (block[0] * block[1] * corners[0] * corners[1])  # equation 1
-    begins = (torch.rand(images, channels, *corners, device=x.device) < rate).to(x.dtype)
+    begins = torch.rand(images, channels, *corners, device=x.device) < rate
     around = (block[1] - 1, block[1] - 1, block[0] - 1, block[0] - 1)
-    kept = 1 - functional.max_pool2d(functional.pad(begins, around), block, stride=1)  # (N, C, H, W)
+    padded = functional.pad(begins, around)
+    # As a b x b maximum, which takes 4 to 9 times as long on a CPU.
+    rows = reduce(torch.logical_or, [padded[:, :, i : i + height] for i in range(block[0])])
+    dropped = reduce(torch.logical_or, [rows[..., i : i + width] for i in range(block[1])])  # (N, C, H, W)
+    kept = dropped.logical_not().to(x.dtype)
     return x * kept * (kept.numel() / kept.sum(dtype=torch.float32).clamp(min=1)).to(x.dtype)

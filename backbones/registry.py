@@ -81,6 +81,8 @@ _BUILDERS: dict[str, Builder] = {
     "cifar_resnet56": partial(CifarResNet, 56, BasicBlock),
     "cifar_resnet110": partial(CifarResNet, 110, BasicBlock),
     "cifar_resnet1202": partial(CifarResNet, 1202, BasicBlock),
+    "cifar_seresnet20": partial(CifarResNet, 20, BasicBlock, **_SE),
+    "cifar_cbam_resnet20": partial(CifarResNet, 20, BasicBlock, **_CBAM),
     "cifar_plain20": partial(CifarResNet, 20, BasicBlock, **_PLAIN),
     "cifar_plain32": partial(CifarResNet, 32, BasicBlock, **_PLAIN),
     "cifar_plain44": partial(CifarResNet, 44, BasicBlock, **_PLAIN),

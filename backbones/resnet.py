@@ -64,6 +64,24 @@ PREACT_DEPTHS = {
 } | {200: (PreactBottleneck, (3, 24, 36, 3))}
 
 
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """Stride of a stage, the dilation of its first block, and that of the others."""
+
+    stride: int = 2
+    first_dilation: int | None = None
+    dilation: int = 1
+
+
+FULL_STRIDE = 32
+# stride of c5 -> c4 and c5; torchvision's ``replace_stride_with_dilation``
+OUTPUT_STRIDES = {
+    FULL_STRIDE: (_Reach(), _Reach()),
+    16: (_Reach(), _Reach(1, 1, 2)),
+    8: (_Reach(1, 1, 2), _Reach(1, 2, 4)),
+}
+
+
 class ResNetTail(Tail):
     """The stages after the trunk, then the average over all positions, so that any region size works."""
 
@@ -91,6 +109,7 @@ class StagePlan:
     width: int  # channels of the 3x3 convolutions
     stride: int
     design: BlockDesign
+    first_dilation: int | None = None  # of the first block; None: the design's
 
 
 class ResidualNetwork(Backbone):
@@ -166,6 +185,8 @@ class ResidualNetwork(Backbone):
         deaths = iter(linear_decay(stochastic_depth, sum(plan.count for plan in plans)))
         for i, plan in enumerate(plans):
             designs = [replace(plan.design, death=next(deaths), activated=i == j == 0) for j in range(plan.count)]
+            if plan.first_dilation is not None:
+                designs[0] = replace(designs[0], dilation=plan.first_dilation)
             stage = make_stage(block, in_channels, plan.width, stride=plan.stride, designs=designs)
             self.add_module(f"layer{i + 1}", stage)
             in_channels = plan.width * block.expansion
@@ -209,6 +230,9 @@ class ResNet(ResidualNetwork):
             detectors.
         tail_stride: stride of conv5_x in the tail; in the trunk it is 2.
         dilate_c5: conv5_x in the trunk keeps stride 16 and dilates its 3x3 convolutions instead ("DC5").
+        output_stride: stride of c5 in the trunk. For 16 c5 keeps the stride of c4 and dilates its 3x3 convolutions,
+            for 8 c4 does so too; the first block of such a stage dilates as the stage before it, as with torchvision's
+            ``replace_stride_with_dilation``.
         deform: stages whose bottlenecks have deformable 3x3 convolutions (Dai et al. 2017), such as c3, c4 and c5.
         deform_modulated: these also weight their samples (Zhu et al. 2019).
         roi_size: side of the regions for the tail. By default the one that leaves 7x7 cells before the average: 14
@@ -242,6 +266,7 @@ class ResNet(ResidualNetwork):
         fix_statistics: bool = True,
         tail_stride: int = 2,
         dilate_c5: bool = False,
+        output_stride: int = 32,
         deform: Sequence[str] = (),
         deform_modulated: bool = False,
         roi_size: int | None = None,
@@ -259,12 +284,14 @@ class ResNet(ResidualNetwork):
         names = order_features(out_features, STAGES)
         if dilate_c5 and "c5" not in names:
             raise ValueError(f"dilate_c5 is about c5 in the trunk; the features {', '.join(names)} end before it")
+        check_output_stride(output_stride, names, dilate_c5=dilate_c5)
 
         block, counts = depths[depth]
         if block is not Bottleneck and (groups, width_per_group) != (1, 64):
             raise ValueError(f"groups and width_per_group are about bottlenecks; a network of depth {depth} has none")
         check_deform(deform, modulated=deform_modulated, bottlenecks=issubclass(block, Bottleneck | PreactBottleneck))
-        strides = (1, 2, 2, 1 if dilate_c5 else 2 if "c5" in names else tail_stride)
+        c4, c5 = OUTPUT_STRIDES[output_stride]
+        strides = (1, 2, c4.stride, 1 if dilate_c5 else c5.stride if "c5" in names else tail_stride)
         specs = {
             stage: FeatureSpec(64 * 2**i * block.expansion, 4 * math.prod(strides[: i + 1]))
             for i, stage in enumerate(STAGES)
@@ -289,7 +316,10 @@ class ResNet(ResidualNetwork):
             designs[i] = replace(designs[i], deform="modulated" if deform_modulated else "plain")
         if dilate_c5:
             designs[-1] = replace(designs[-1], dilation=2)
-        plans = [StagePlan(counts[i], 64 * 2**i, strides[i], designs[i]) for i in range(4)]
+        if output_stride < FULL_STRIDE:
+            designs[-2:] = [replace(designs[-2], dilation=c4.dilation), replace(designs[-1], dilation=c5.dilation)]
+        first = (None, None, c4.first_dilation, c5.first_dilation)
+        plans = [StagePlan(counts[i], 64 * 2**i, strides[i], designs[i], first[i]) for i in range(4)]
         self._add_stages(block, plans, in_channels=64, stochastic_depth=stochastic_depth)
         initialise(self, activation)
         self._freeze(freeze_at)
@@ -297,6 +327,16 @@ class ResNet(ResidualNetwork):
     def _stem(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 64, H / 4, W / 4)."""
         return functional.max_pool2d(super()._stem(images), 3, stride=2, padding=1)
+
+
+def check_output_stride(output_stride: int, names: Sequence[str], *, dilate_c5: bool) -> None:
+    """Raises ValueError for an unknown stride, and for another than 32 of a trunk without c5 or with ``dilate_c5``."""
+    check_choice("output_stride", output_stride, tuple(OUTPUT_STRIDES))
+    if output_stride < FULL_STRIDE and (dilate_c5 or "c5" not in names):
+        raise ValueError(
+            f"output_stride {output_stride} is about c5 in the trunk, whose features are {', '.join(names)}, and takes "
+            f"the place of dilate_c5, which is {dilate_c5}; set it to {FULL_STRIDE} or leave dilate_c5 out"
+        )
 
 
 def check_shortcut(shortcut: str, *, stochastic_depth: float) -> None:

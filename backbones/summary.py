@@ -34,6 +34,8 @@ MAP_STRIDE = 16  # of the map that regions are pooled from
 # Pattern of names -> where the network comes from; the first that fits.
 _PAPERS = {
     "cifar_preact_*": "He et al. 2016, Identity Mappings",
+    "cifar_seresnet*": "Hu et al. 2018, Squeeze-and-Excitation",
+    "cifar_cbam_*": "Woo et al. 2018, CBAM",
     "cifar_attention*": "Wang et al. 2017, Residual Attention Network",
     "cifar_shake_shake*": "Gastaldi 2017, Shake-Shake",
     "cifar_*": "He et al. 2016, Deep Residual Learning",

@@ -1,4 +1,8 @@
-"""From a config to a detector; with build_trunk.py and build_tester.py the only readers of config among model code."""
+"""From a config to a detector.
+
+With build_panoptic.py, build_semantic.py, build_trunk.py and build_tester.py the only readers of config among model
+code.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypedDict
 
 import torch
 from torch import nn
@@ -15,6 +19,8 @@ from backbones.base import Backbone, FeatureSpec
 from backbones.fpn import FPN
 from backbones.norm import NormLayer, make_norm
 from backbones.registry import pyramid_features
+from detection.build_panoptic import build_label_stage
+from detection.build_semantic import build_deeplabv3, build_fcn, build_semantic_fpn, stages_of
 from detection.build_tester import build_postprocessor
 from detection.build_trunk import build_plain_backbone
 from detection.config.detection import (
@@ -23,7 +29,6 @@ from detection.config.detection import (
     BoxConfig,
     DenseConfig,
     DetectionConfig,
-    DetectorBackboneConfig,
     RPNConfig,
 )
 from detection.engine.compiled import CompiledStep, Frames
@@ -53,8 +58,14 @@ __all__ = [
     "ARCHITECTURES",
     "build_detector",
     "compile_losses",
+    "data_parts",
+    "deciding_metric",
     "field_operations",
+    "finds_objects",
+    "judged_fields",
+    "label_names",
     "needed_fields",
+    "needs_label_maps",
     "with_keypoints",
 ]
 
@@ -71,6 +82,8 @@ class _Kind:
 
     build: Builder
     fields: tuple[str, ...] = ()  # of objects, beside boxes and labels, that it is trained on
+    label_maps: bool = False  # it is trained on label maps, and predicts them
+    objects: bool = True  # it finds objects
 
 
 def build_detector(
@@ -87,8 +100,9 @@ def build_detector(
     Raises:
         ValueError: an option that the backbone lacks, weights that do not fit it, or a part that there is not.
     """
-    backbone = _backbone(config.backbone, pretrained=pretrained)
+    backbone = _backbone(config, pretrained=pretrained)
     detector = ARCHITECTURES[config.architecture].build(config, backbone, num_classes)
+    detector.name = config.architecture
     detector.fix(fixed)
     return detector.to(memory_format=torch.channels_last)
 
@@ -110,6 +124,48 @@ def needed_fields(config: DetectionConfig, *, training: bool = False) -> tuple[s
     """Returns the fields of objects, beside boxes and labels, that training or testing ``config``'s detector needs."""
     fields = ARCHITECTURES[config.architecture].fields
     return tuple(dict.fromkeys((*fields, "masks"))) if training and config.data.copy_paste > 0 else fields
+
+
+def needs_label_maps(config: DetectionConfig) -> bool:
+    """Tells whether ``config``'s network is trained on label maps, and predicts them."""
+    return ARCHITECTURES[config.architecture].label_maps
+
+
+def finds_objects(config: DetectionConfig) -> bool:
+    """Tells whether ``config``'s network finds objects; one that does not predicts label maps alone."""
+    return ARCHITECTURES[config.architecture].objects
+
+
+def judged_fields(config: DetectionConfig) -> tuple[str, ...]:
+    """Returns the parts, beside boxes, of what ``config``'s network predicts that a test judges."""
+    maps = ("label_maps",) if needs_label_maps(config) else ()
+    return (*needed_fields(config), *maps, *(("panoptic",) if maps and finds_objects(config) else ()))
+
+
+def label_names(config: DetectionConfig, class_names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the classes of the label maps of ``config``'s network, of a checkpoint with ``class_names``."""
+    if not needs_label_maps(config):
+        return ()
+    return (*class_names, *config.panoptic.stuff) if finds_objects(config) else tuple(class_names)
+
+
+def deciding_metric(config: DetectionConfig) -> str:
+    """Returns the key of the figure by which ``config``'s networks are compared: of boxes, label maps or segments."""
+    if not needs_label_maps(config):
+        return "bbox.AP"
+    return "panoptic.PQ" if finds_objects(config) else "semseg.mIoU"
+
+
+class DataParts(TypedDict):
+    """What ``load_index`` and ``load_data`` read for a network."""
+
+    label_maps: bool
+    objects: bool
+
+
+def data_parts(config: DetectionConfig) -> DataParts:
+    """Returns the arguments by which data sets are read for ``config``'s network."""
+    return {"label_maps": needs_label_maps(config), "objects": finds_objects(config)}
 
 
 def field_operations(config: DetectionConfig) -> Mapping[str, Field]:
@@ -135,13 +191,20 @@ def with_keypoints(config: DetectionConfig, keypoints: KeypointSpec | None) -> D
     return config
 
 
-def _backbone(config: DetectorBackboneConfig, *, pretrained: bool) -> Backbone:
-    if not config.fpn:
-        features = ("c5",) if config.dilate_c5 else None
-        return build_plain_backbone(config, pretrained=pretrained, out_features=features)
-    stages = pyramid_features(config.name)[0 if config.fpn_coarse == "subsample" else 1 :]
-    body = build_plain_backbone(config, pretrained=pretrained, out_features=stages)
-    return FPN(body, channels=config.fpn_channels, norm=_norm(config.fpn_norm), coarse=config.fpn_coarse)
+def _backbone(config: DetectionConfig, *, pretrained: bool) -> Backbone:
+    trunk = config.backbone
+    if not trunk.fpn:
+        return build_plain_backbone(trunk, pretrained=pretrained, out_features=_features(config))
+    stages = pyramid_features(trunk.name)[0 if trunk.fpn_coarse == "subsample" else 1 :]
+    body = build_plain_backbone(trunk, pretrained=pretrained, out_features=stages)
+    return FPN(body, channels=trunk.fpn_channels, norm=_norm(trunk.fpn_norm), coarse=trunk.fpn_coarse)
+
+
+def _features(config: DetectionConfig) -> tuple[str, ...] | None:
+    """Returns the stages that a head without a pyramid needs; None for the backbone's own default."""
+    if config.labels_only:
+        return stages_of(config)
+    return ("c5",) if config.backbone.dilate_c5 else None
 
 
 def _norm(kind: Literal["bn", "gn", "sync_bn"] | None) -> NormLayer | None:
@@ -181,8 +244,9 @@ def _rcnn(
     masks: bool = False,
     points: bool = False,
     keypoints: bool = False,
+    labels: bool = False,
 ) -> FasterRCNN:
-    """Faster R-CNN, with stages of a cascade, with masks (of a map or of points) and with keypoints on request."""
+    """Faster R-CNN; stages of a cascade, masks (of a map or of points), keypoints, labels of every pixel on request."""
     rpn = _proposals(config, backbone)
     ious = config.cascade.ious if cascade else (config.box.positive_iou,)
     stages = [
@@ -201,6 +265,7 @@ def _rcnn(
         postprocess=build_postprocessor(config.test),
         mask_stage=mask_stage,
         keypoint_stage=_keypoint_stage(config, backbone) if keypoints else None,
+        label_stage=build_label_stage(config, backbone, num_classes) if labels else None,
     )
 
 
@@ -258,7 +323,7 @@ def _dense(config: DenseConfig) -> Dense:
         prior=config.prior,
         alpha=config.focal_alpha,
         gamma=config.focal_gamma,
-        per_image=config.normalizer == "image",
+        normalizer=config.normalizer,
         box_loss_weight=config.box_loss_weight,
         best=config.pre_nms,
     )
@@ -275,6 +340,13 @@ ARCHITECTURES: dict[ArchitectureName, _Kind] = {
     "mnc": _Kind(_mnc, fields=("masks",)),
     "retinanet": _Kind(_retinanet),
     "fcos": _Kind(_fcos),
+    "fcn": _Kind(build_fcn, label_maps=True, objects=False),
+    "deeplabv3": _Kind(build_deeplabv3, label_maps=True, objects=False),
+    "semantic_fpn": _Kind(build_semantic_fpn, label_maps=True, objects=False),
+    "panoptic_fpn": _Kind(partial(_rcnn, masks=True, labels=True), fields=("masks",), label_maps=True),
+    "cascade_panoptic_fpn": _Kind(
+        partial(_rcnn, cascade=True, masks=True, labels=True), fields=("masks",), label_maps=True
+    ),
 }
 
 

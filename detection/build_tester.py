@@ -11,6 +11,8 @@ from detection.data.transforms import Resize
 from detection.engine.compiled import CompiledTest, Frames
 from detection.model.architecture import Architecture, RegionVerbs
 from detection.model.postprocess import Postprocessor
+from detection.model.semantic import SemanticNetwork
+from detection.model.test_time.label_maps import LabelTester
 from detection.model.test_time.slices import Cutting, Sliced
 from detection.model.test_time.tester import Methods, Tester
 from detection.structures import Detections, ImageBatch
@@ -29,9 +31,11 @@ def build_tester(config: PostprocessConfig, detectors: Sequence[Architecture]) -
         return Tester(detectors, methods=methods, postprocess=build_postprocessor(config))
     if len(detectors) == 1 and methods == Methods():
         return detectors[0]
+    if all(isinstance(detector, SemanticNetwork) for detector in detectors) and not config.refine:
+        return LabelTester(detectors, scales=config.scales, flip=config.flip)
     raise ValueError(
         "test.refine, test.scales, test.flip and ensembles look at regions, which "
-        f"{', '.join(type(detector).__name__ for detector in detectors)} lacks; leave them at their defaults"
+        f"{', '.join(detector.name for detector in detectors)} lacks; leave them at their defaults"
     )
 
 

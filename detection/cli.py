@@ -15,14 +15,20 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from detection.commands import data, detectors, networks, reproduction, share, studies
+from detection.commands import data, detectors, evidence, networks, reproduction, share, studies
 from detection.commands.base import Command, UsageError
 from detection.engine.signals import EXIT_STOPPED, StoppedError
 
 __all__ = ["main"]
 
 COMMANDS = (
-    data.COMMANDS | detectors.COMMANDS | studies.COMMANDS | reproduction.COMMANDS | networks.COMMANDS | share.COMMANDS
+    data.COMMANDS
+    | detectors.COMMANDS
+    | studies.COMMANDS
+    | reproduction.COMMANDS
+    | evidence.COMMANDS
+    | networks.COMMANDS
+    | share.COMMANDS
 )
 
 # Exit statuses: 1 is a mistake or a failure, 2 a mistake in the command line; these two are a shell's.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from detection.structures import Detections, Proposals, Target, move, present
+from detection.structures import VOID, Detections, Proposals, Target, move, present
 
 __all__ = ["Found", "Regions", "Targets"]
 
@@ -24,6 +24,7 @@ __all__ = ["Found", "Regions", "Targets"]
 GROUND_TRUTH_MULTIPLE = 8
 
 OWN = frozenset(part.name for part in fields(Target))
+OF_IMAGES = ("label_maps", "label_scores")  # fields without a row per object
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,11 @@ class Batched:
         """Returns itself without the last columns that are padding in every image, except one; waits for a GPU."""
         used = self.valid.any(dim=0)
         width = int((torch.arange(1, len(used) + 1, device=used.device) * used).amax().clamp(min=1))
-        return self._changed(lambda values: values[:, :width])
+        return self._with_columns(lambda values: values[:, :width])
 
     def widened(self, count: int) -> Self:
         """Returns itself with columns of padding added up to ``count``."""
-        return self._changed(lambda values: _widened(values, count))
+        return self._with_columns(lambda values: _widened(values, count))
 
     def copied(self) -> Self:
         """Returns itself with memory of its own."""
@@ -58,6 +59,11 @@ class Batched:
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(self, **{name: change(values) for name, values in present(self).items()})
+
+    def _with_columns(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Returns itself with the columns (N, M, ...) of objects changed, and what belongs to whole images as it is."""
+        whole = {name: values for name, values in present(self).items() if name in OF_IMAGES}
+        return replace(replace(self, **dict.fromkeys(whole))._changed(change), **whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,7 @@ class Targets(Batched):
     masks: Tensor | None = None  # (T, H, W) bool, image after image
     mask_rows: Tensor | None = None  # (N, G) int64, the row of ``masks`` of each object
     keypoints: Tensor | None = None  # (N, G, J, 3) x, y and visibility: 0 not labelled, 1 hidden, 2 visible
+    label_maps: Tensor | None = None  # (N, H, W) uint8 class of each pixel; VOID where unknown and in the padding
     others: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])  # (N, G, ...) any further fields, by name
 
     @property
@@ -83,12 +90,14 @@ class Targets(Batched):
         count = -(-count // GROUND_TRUTH_MULTIPLE) * GROUND_TRUTH_MULTIPLE
         masks = [target.masks for target in targets if target.masks is not None]
         keypoints = [target.keypoints for target in targets if target.keypoints is not None]
+        maps = [target.label_map for target in targets if target.label_map is not None]
         padded = cls(
             boxes=_padded([target.boxes for target in targets], count),
             valid=_filled(targets, count),
             labels=_padded([target.labels for target in targets], count),
             ignore=_padded([target.ignore for target in targets], count),
             keypoints=_padded(keypoints, count) if targets and len(keypoints) == len(targets) else None,
+            label_maps=_framed(maps, _largest(maps), VOID) if targets and len(maps) == len(targets) else None,
             others=_further(targets, count),
         )
         return padded._with_masks(masks) if len(masks) == len(targets) else padded  # its own
@@ -96,6 +105,8 @@ class Targets(Batched):
     def framed(self, count: int, masks: int, size: tuple[int, int]) -> Self:
         """Returns itself with G = ``count`` and, where there are masks, T = ``masks`` of ``size`` (height, width)."""
         wide = replace(self, masks=None).widened(count)
+        if self.label_maps is not None:
+            wide = replace(wide, label_maps=_framed(self.label_maps, size, VOID))
         if self.masks is None:
             return wide
         rows, height, width = self.masks.shape
@@ -147,14 +158,32 @@ class Found(Batched):
     labels: Tensor  # (N, D) int64
     masks: Tensor | None = None  # (N, D, S, S) probabilities in the box
     keypoints: Tensor | None = None  # (N, D, J, 3) x, y and score
+    label_scores: Tensor | None = None  # (N, K, H, W) logits of each class of label maps, of each pixel of the batch
 
     def ragged(self) -> list[Detections]:
-        """Returns the detections of each image without the padding; waits for a GPU."""
+        """Returns the detections of each image without the padding of rows; waits for a GPU.
+
+        ``label_scores`` keep the padding of images: Architecture.ragged takes it off.
+        """
         counts = self.valid.sum(dim=1).tolist()  # the valid ones come first
+        held = {name: values for name, values in present(self).items() if name != "valid"}
         return [
-            Detections(**{name: values[row, :count] for name, values in present(self).items() if name != "valid"})
+            Detections(**{name: own[row] if name in OF_IMAGES else own[row, :count] for name, own in held.items()})
             for row, count in enumerate(counts)
         ]
+
+
+def _largest(maps: Sequence[Tensor]) -> tuple[int, int]:
+    """Returns the (height, width) that all ``maps`` (H, W) fit in."""
+    return max(image.shape[0] for image in maps), max(image.shape[1] for image in maps)
+
+
+def _framed(maps: Sequence[Tensor] | Tensor, size: tuple[int, int], fill: int) -> Tensor:
+    """Returns (N, *``size``) of N ``maps`` (H, W) at the top left, ``fill`` elsewhere."""
+    framed = maps[0].new_full((len(maps), *size), fill)
+    for whole, image in zip(framed, maps, strict=True):
+        whole[: image.shape[0], : image.shape[1]] = image
+    return framed
 
 
 def _further(targets: Sequence[Target], count: int) -> dict[str, Tensor]:

@@ -13,7 +13,9 @@ from torch import Tensor
 from detection.data.sources import Picture
 from detection.fields.keypoints import to_coco
 from detection.keypoints import KeypointSpec
+from detection.label_overlay import draw_label_map
 from detection.masks import RLE, decode
+from detection.segments import Segments
 from detection.structures import Detections
 from detection.visualize import draw_boxes
 
@@ -33,6 +35,10 @@ class Prediction:
         class_names: K names.
         masks: (D,) of the whole image, where the detector finds masks.
         keypoint_spec: names and edges of ``keypoints``, where the detector finds them.
+        label_map: (H, W) uint8 the class of each pixel, a number into ``label_names``; 255 where nothing is predicted.
+            Of networks that predict label maps, which need not find objects.
+        label_names: of ``label_map``; of panoptic networks the ``class_names``, then stuff.
+        segments: of which a panoptic ``label_map`` is made.
         error: why there is no detection, or "".
         note: about the detections, for a corner of a picture, such as their least score.
     """
@@ -42,6 +48,9 @@ class Prediction:
     class_names: tuple[str, ...]
     masks: tuple[RLE, ...] | None = None
     keypoint_spec: KeypointSpec | None = None
+    label_map: NDArray[np.uint8] | None = None
+    label_names: tuple[str, ...] = ()
+    segments: Segments | None = None
     error: str = ""
     note: str = ""
 
@@ -74,6 +83,15 @@ class Prediction:
         return [self.class_names[label] for label in self.labels.tolist()]
 
     @property
+    def shares(self) -> dict[str, float]:
+        """The share of the pixels that each class of ``label_map`` has, the largest first; none where it has none."""
+        if self.label_map is None:
+            return {}
+        counts = np.bincount(self.label_map.ravel(), minlength=256)[: len(self.label_names)]
+        order = np.argsort(-counts, kind="stable").tolist()
+        return {self.label_names[label]: float(counts[label] / self.label_map.size) for label in order if counts[label]}
+
+    @property
     def image(self) -> NDArray[np.uint8]:
         """Pixels (H, W, 3), RGB.
 
@@ -87,8 +105,11 @@ class Prediction:
     def records(self) -> list[dict[str, Any]]:
         """Returns the entry of each detection in predictions.json: class, score, box and, where found, mask, keypoints.
 
-        The latter are {name: [x, y, score]}, in the pixels of boxes.
+        The latter are {name: [x, y, score]}, in the pixels of boxes.  Classes of ``label_map`` that are no objects
+        follow, with the share of the pixels that they have.
         """
+        stuff = self.label_names if self.segments is None else self.label_names[len(self.class_names) :]
+        shares = [{"class": name, "share": share} for name, share in self.shares.items() if name in stuff]
         rows = zip(
             self.names,
             self.scores.tolist(),
@@ -98,7 +119,8 @@ class Prediction:
             strict=True,
         )
         return [
-            {"class": name, "score": score, "box": box, **mask, **points} for name, score, box, mask, points in rows
+            *({"class": name, "score": score, "box": box, **mask, **points} for name, score, box, mask, points in rows),
+            *shares,
         ]
 
     def to_coco(self, image_id: int, *, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
@@ -154,11 +176,14 @@ class Prediction:
         )
 
     def plot(self) -> NDArray[np.uint8]:
-        """Returns the image (H, W, 3), RGB, with boxes, masks, keypoints and captions.
+        """Returns the image (H, W, 3), RGB, with boxes, masks, keypoints and captions, or under its label map.
 
         Raises:
             ValueError: the image can't be read.
         """
+        if self.label_map is not None:
+            outlines = None if self.segments is None else self.segments.ids
+            return draw_label_map(self.image, self.label_map, self.label_names, outlines=outlines, note=self.note)
         return draw_boxes(
             self.image,
             self.boxes.numpy(),

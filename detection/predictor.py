@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from detection.build import build_detector
+from detection.build import build_detector, label_names
+from detection.build_panoptic import build_merge
 from detection.build_tester import build_image_tester, slice_images
 from detection.config.detection import DetectionConfig, KeypointConfig, PostprocessConfig
 from detection.config.load import build_dataclass
@@ -25,6 +26,7 @@ from detection.data.sources import Picture, Source, pictures, read_picture
 from detection.data.transforms import Change, Resize, full_size
 from detection.engine.checkpoint import Checkpoint, load_detector_weights, read_checkpoint
 from detection.engine.device import DeviceName, choose_device
+from detection.engine.label_maps import Labelled, Merge, labelled, stored_labels
 from detection.engine.loop import PRECISIONS
 from detection.engine.threshold import Threshold, run_threshold
 from detection.export.runtime import Exported, find_export, open_exported
@@ -32,6 +34,7 @@ from detection.hub import local_path
 from detection.keypoints import KeypointSpec
 from detection.mask_geometry import MaskGeometry
 from detection.mask_pasting import paste
+from detection.masks import RLE
 from detection.model.postprocess import rescale
 from detection.prediction import Prediction
 from detection.structures import Detections, ImageBatch, Target
@@ -78,6 +81,8 @@ class Predictor:
         threshold: of detections, where a call gives none.
         mask_geometry: by which masks come onto an image.
         keypoint_spec: names and edges of keypoints, where ``detect`` finds them.
+        label_names: the classes of label maps, where ``detect`` predicts them; without ``merge`` it finds no objects.
+        merge: makes segments of objects and label map, of a panoptic network.
         batch_size: images, or frames, that ``stream`` looks at at once.
     """
 
@@ -90,12 +95,20 @@ class Predictor:
         threshold: Threshold,
         mask_geometry: MaskGeometry = "exact",
         keypoint_spec: KeypointSpec | None = None,
+        label_names: Sequence[str] = (),
+        merge: Merge | None = None,
         batch_size: int = 1,
     ) -> None:
         self.detect, self.class_names, self.threshold = detect, tuple(class_names), threshold
         self.mask_geometry: MaskGeometry = mask_geometry
         self.keypoint_spec, self.batch_size = keypoint_spec, batch_size
+        self.label_names, self.merge = tuple(label_names), merge
         self._resize = resize
+
+    @property
+    def finds_objects(self) -> bool:
+        """Tells whether there are detections, and not label maps alone."""
+        return not self.label_names or self.merge is not None
 
     @classmethod
     def load(
@@ -140,6 +153,8 @@ class Predictor:
             threshold=Threshold(exported.facts.shown_score, exported.facts.shown_origin),
             mask_geometry=config.mask.geometry,
             keypoint_spec=_keypoint_spec(config.keypoint),
+            label_names=label_names(config, exported.class_names),
+            merge=build_merge(config, len(exported.class_names)),
             batch_size=batch_size,
         )
 
@@ -161,6 +176,8 @@ class Predictor:
             threshold=run_threshold(checkpoint),
             mask_geometry=config.mask.geometry,
             keypoint_spec=_keypoint_spec(config.keypoint),
+            label_names=label_names(config, checkpoint.class_names),
+            merge=build_merge(config, len(checkpoint.class_names)),
             batch_size=batch_size,
         )
 
@@ -248,17 +265,34 @@ class Predictor:
         self, picture: Picture, image: NDArray[np.uint8], found: Detections, scores: Tensor, note: str
     ) -> Prediction:
         """Returns what is ``found``, in pixels of the ``image``, from the least ``scores`` (K,) on."""
-        own, masks = found[found.scores >= scores[found.labels]], None
-        if own.masks is not None:
-            masks = tuple(paste(own.masks, own.boxes, _size(image), geometry=self.mask_geometry))
+        own = replace(found, label_scores=None)[found.scores >= scores[found.labels]]
+        labels = self._labelled(found, _size(image))
         return Prediction(
             picture=picture,
             detections=own,
             class_names=self.class_names,
-            masks=masks,
+            masks=None if own.masks is None else self._pasted(own, _size(image)),
             keypoint_spec=self.keypoint_spec,
-            note=note,
+            label_map=None if labels is None else labels.labels,
+            label_names=self.label_names,
+            segments=None if labels is None else labels.segments,
+            note=note if self.finds_objects else "",
         )
+
+    def _pasted(self, found: Detections, size: tuple[int, int]) -> tuple[RLE, ...]:
+        """Returns the masks of ``found`` on the whole image, of ``size``."""
+        assert found.masks is not None
+        return tuple(paste(found.masks, found.boxes, size, geometry=self.mask_geometry))
+
+    def _labelled(self, found: Detections, size: tuple[int, int]) -> Labelled | None:
+        """Returns the label map of an image of ``size``; None of a network without."""
+        if found.label_scores is None:
+            return None
+        own, objects = stored_labels(found.label_scores, size).numpy(), None
+        if self.merge is not None and found.masks is not None:
+            rows = {"scores": found.scores.numpy(), "labels": found.labels.numpy()}
+            objects = rows | {"masks": self._pasted(found, size)}
+        return labelled(own, objects, self.merge)
 
     def _failed(self, picture: Picture, error: Exception) -> Prediction:
         assert picture.pixels is not None
@@ -268,7 +302,13 @@ class Predictor:
     def _empty(self, picture: Picture, error: str) -> Prediction:
         target = _nothing()
         nothing = Detections(boxes=target.boxes, scores=torch.zeros(0), labels=target.labels)
-        return Prediction(picture=picture, detections=nothing, class_names=self.class_names, error=error)
+        return Prediction(
+            picture=picture,
+            detections=nothing,
+            class_names=self.class_names,
+            label_names=self.label_names,
+            error=error,
+        )
 
     def _scores(self, min_score: MinScore | None) -> Tensor:
         """Returns the least score (K,) of each class."""

@@ -16,7 +16,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-__all__ = ["Detections", "ImageBatch", "Proposals", "Rows", "Target", "move", "present"]
+__all__ = ["VOID", "Detections", "ImageBatch", "Proposals", "Rows", "Target", "move", "present"]
+
+VOID = 255  # of a pixel in a label map: neither right nor wrong
+OF_IMAGE = ("label_map", "label_scores")  # fields without a row per object
 
 
 def move(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -26,7 +29,10 @@ def move(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Base of the containers of one image: every field that is not None has one row per object."""
+    """Base of the containers of one image.
+
+    Every field that is not None has one row per object; only those of ``OF_IMAGE`` belong to the whole image.
+    """
 
     boxes: Tensor  # (N, 4)
 
@@ -45,14 +51,14 @@ class Rows:
         return replace(self, **{name: rows[index] for name, rows in self._rows().items()})
 
     def to(self, device: torch.device | str) -> Self:
-        return replace(self, **{name: move(rows, device) for name, rows in self._rows().items()})
+        return replace(self, **{name: move(values, device) for name, values in present(self).items()})
 
     def joined(self, other: Rows) -> Self:
         """Returns these rows and then those of ``other``, which has the same fields."""
         return replace(self, **{name: torch.cat([rows, getattr(other, name)]) for name, rows in self._rows().items()})
 
     def _rows(self) -> dict[str, Tensor]:
-        return present(self)
+        return {name: rows for name, rows in present(self).items() if name not in OF_IMAGE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,7 @@ class Detections(Rows):
     labels: Tensor  # (N,) int64, 0..K-1
     masks: Tensor | None = None  # (N, S, S) probabilities in the box
     keypoints: Tensor | None = None  # (N, J, 3) x, y in pixels of the image, and score
+    label_scores: Tensor | None = None  # (K, H, W) logits of each class of label maps, of each pixel of the image
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,7 @@ class Target(Rows):
     ignore: Tensor  # (N,) bool: VOC "difficult" or COCO "iscrowd"; neither hit nor miss
     masks: Tensor | None = None  # (N, H, W) bool; without a pixel where the mask is unknown
     keypoints: Tensor | None = None  # (N, J, 3) float32 x, y and visibility: 0 not labelled, 1 hidden, 2 visible
+    label_map: Tensor | None = None  # (H, W) uint8 class of each pixel, VOID where it is unknown
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,39 +8,30 @@ of their class.
 from __future__ import annotations
 
 import colorsys
-import importlib.util
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
 from detection.keypoints import KeypointSpec
+from detection.lettering import BLACK, WHITE, Color, Place, letters, letters_height, write, write_note
 from detection.masks import RLE, decode
 
 if TYPE_CHECKING:  # a predictor needs no evaluation
     from detection.evaluation.record import Record
 
-__all__ = ["WRITTEN", "draw_boxes", "draw_record", "letters_color", "save_picture"]
+__all__ = ["WRITTEN", "draw_boxes", "draw_record", "resized", "save_picture"]
 
-Color = tuple[int, int, int]
-Place = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels
-
-WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 MAX_JPEG = 65_500  # pixels of a side, as libjpeg has it
-LINE, LETTERS = 0.003, 0.024  # width and height, shares of the geometric mean of an image's sides
+LINE = 0.003  # width, a share of the geometric mean of an image's sides
 POINT = 0.006  # radius of a keypoint, likewise
 SHOWN_POINT = 0.05  # least score of a keypoint that is drawn; Detectron2's
 POINT_IN_BOX = 0.03  # at most so much of the longer side of its box
 SIDES: dict[str, Color] = {"left": (255, 140, 0), "right": (30, 144, 255)}  # of keypoints; others have their class's
-LETTERS_IN_BOX = 0.2  # at most so much of the median of the boxes' shorter sides, else captions hide a crowd
-MIN_LETTERS = 11  # pixels; smaller ones can't be read
-NOTE_HEIGHT = 0.1  # of the image, that a note may take at most
 WRITTEN = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # endings that pictures can have
 MAX_WEBP = 16_383
 
@@ -96,7 +87,7 @@ def draw_boxes(
     whole stands at the lower left, unless the image is too small for it.  All is drawn at ``scale`` times the image's
     size.
     """
-    canvas = image.copy() if scale == 1 else _resized(image, scale)
+    canvas = image.copy() if scale == 1 else resized(image, scale)
     side = math.sqrt(canvas.shape[0] * canvas.shape[1])
     width, boxes = max(1, round(LINE * side)), boxes * scale
     colors = [_color(int(label), len(class_names)) for label in labels]
@@ -111,14 +102,14 @@ def draw_boxes(
         points = keypoints[row] * np.array([scale, scale, 1])
         radius = min(POINT * side, POINT_IN_BOX * float((boxes[row, 2:] - boxes[row, :2]).max()))
         _skeleton(canvas, points, colors[row], keypoint_spec, max(1, round(radius)))
-    font = _font(_letter_height(side, boxes))
+    height = letters_height(canvas.shape, boxes)
     said = [""] * len(boxes) if scores is None else [f" {score:.2f}" for score in scores]
-    captions = [_letters(f"{class_names[label]}{score}", font) for label, score in zip(labels, said, strict=True)]
-    places = _places(boxes, [letters.shape for letters in captions], (canvas.shape[0], canvas.shape[1]))
+    captions = [letters(f"{class_names[label]}{score}", height) for label, score in zip(labels, said, strict=True)]
+    places = _places(boxes, [line.shape for line in captions], (canvas.shape[0], canvas.shape[1]))
     for row in reversed(range(len(boxes))):
-        _write(canvas, captions[row], places[row], colors[row])
+        write(canvas, captions[row], places[row], colors[row])
     if note:
-        _write_note(canvas, _letters(note, font))
+        write_note(canvas, note, height)
     return canvas
 
 
@@ -140,7 +131,8 @@ def save_picture(path: Path, image: NDArray[np.uint8]) -> Path:
     return path
 
 
-def _resized(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
+def resized(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
+    """Returns ``image`` (H, W, 3), ``scale`` times as large."""
     method = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     return np.asarray(cv2.resize(image, size, interpolation=method), dtype=np.uint8)
@@ -196,60 +188,6 @@ def _places(boxes: NDArray[np.floating], sizes: Sequence[tuple[int, ...]], image
 
 def _meet(one: Place, other: Place) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-def _write(canvas: NDArray[np.uint8], letters: NDArray[np.float32], place: Place, color: Color) -> None:
-    """Puts ``letters`` (h, w) 0..1 on a ground of ``color`` at ``place``, as far as that lies on the canvas."""
-    x1, y1, x2, y2 = place
-    ground = canvas[y1:y2, x1:x2]
-    share = letters[: ground.shape[0], : ground.shape[1], None]
-    ground[:] = np.rint(share * np.array(letters_color(color)) + (1 - share) * np.array(color)).astype(np.uint8)
-
-
-def _write_note(canvas: NDArray[np.uint8], letters: NDArray[np.float32]) -> None:
-    """Puts a note at the lower left, white on a darkened ground, if there is room for it."""
-    height, width = letters.shape
-    if width > canvas.shape[1] or height > NOTE_HEIGHT * canvas.shape[0]:
-        return
-    ground, share = canvas[-height:, :width], letters[:, :, None]
-    ground[:] = np.rint(share * 255 + (1 - share) * 0.25 * ground).astype(np.uint8)
-
-
-def _letter_height(side: float, boxes: NDArray[np.floating]) -> int:
-    """Returns the height of letters, pixels: by the image's ``side``, but smaller where the boxes (N, 4) are small."""
-    height = LETTERS * side
-    if len(boxes):
-        height = min(height, LETTERS_IN_BOX * float(np.median(np.abs(boxes[:, 2:] - boxes[:, :2]).min(axis=1))))
-    return max(MIN_LETTERS, round(height))
-
-
-def _letters(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> NDArray[np.float32]:
-    """Returns ``text`` in one line (h, w), 0 for the ground to 1 for the letters, with a margin."""
-    _, top, _, bottom = (round(value) for value in font.getbbox(f"Ág{text}"))  # as high whatever the text
-    margin = max(1, (bottom - top) // 5)
-    line = Image.new("L", (round(font.getlength(text)) + 2 * margin, bottom - top + 2 * margin))
-    ImageDraw.Draw(line).text((margin, margin - top), text, fill=255, font=font)
-    return np.asarray(line, dtype=np.float32) / np.float32(255)
-
-
-@lru_cache(maxsize=32)
-def _font(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Returns letters of ``height`` pixels: matplotlib's DejaVu Sans, which has Greek and Cyrillic, or Pillow's."""
-    found = importlib.util.find_spec("matplotlib")  # found, not imported, which takes long
-    if found is not None and found.origin is not None:
-        path = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-        if path.is_file():
-            return ImageFont.truetype(str(path), height)
-    return ImageFont.load_default(height)
-
-
-def letters_color(color: Color) -> Color:
-    """Returns black or white, whichever has the higher contrast to ``color``.
-
-    Source: W3C, WCAG 2.1, relative luminance and contrast ratio: black from a luminance of 0.179 on.
-    """
-    linear = [((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 255 / 12.92 for c in color]
-    return BLACK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else WHITE
 
 
 def _color(label: int, num_classes: int) -> Color:

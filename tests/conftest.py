@@ -21,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from detection.cli import main
-from detection.data.index import AnnotationIndex, PackedStrings
+from detection.data.index import AnnotationIndex
+from detection.data.packed_strings import PackedStrings
 from detection.structures import Proposals, Target
 
 Box = tuple[float, float, float, float]

@@ -47,6 +47,9 @@ FIGURES = {
     "mask_rcnn_r50_fpn_1x_dconv_c3-c5": ("41.5", "37.5"),
     "mask_rcnn_r50_fpn_3x": ("41.0", "37.2"),
     "mask_rcnn_r50_fpn_lsj_adamw": None,
+    "panoptic_fpn_r101_3x": ("43.0", "42.4", "38.5"),
+    "panoptic_fpn_r50_1x": ("39.4", "37.6", "34.7"),
+    "panoptic_fpn_r50_3x": ("41.5", "40.0", "36.5"),
     "pointrend_rcnn_r50_fpn_1x": ("36.2",),
     "pointrend_rcnn_r50_fpn_3x": ("38.3",),
     "retinanet_r50_fpn_1x": ("37.4",),
@@ -63,7 +66,8 @@ def build(path: Path) -> Architecture:
     """The detector of ``path``, without memory for its weights."""
     config = load(path)
     with torch.device("meta"):
-        return build_detector(config, len(load_card(config.data.train[0].partition(":")[0]).classes), pretrained=False)
+        classes = load_card(config.data.train[0].partition(":")[0]).classes
+        return build_detector(config, len(classes) - len(config.panoptic.stuff), pretrained=False)
 
 
 def header(path: Path) -> str:
@@ -106,7 +110,8 @@ def test_schedules_on_coco(path: Path) -> None:
     assert (config.solver.iterations, config.solver.steps) == (90000 * times, steps[times])
     assert config.solver.warmup_iterations == 1000
     assert config.data.train_shorter_sides == tuple(range(640, 801, 32))
-    card = "coco2017_keypoints" if "keypoint" in path.stem else "coco2017"
+    kinds = {"keypoint": "coco2017_keypoints", "panoptic": "coco2017_panoptic"}
+    card = next((card for kind, card in kinds.items() if kind in path.stem), "coco2017")
     assert (config.data.train, config.data.test) == ((f"{card}:train",), (f"{card}:val",))
 
 
@@ -143,8 +148,14 @@ def test_the_parts_are_those_of_the_name(path: Path) -> None:
     networks = {"_r101_": "resnet101", "_x101_32x8d_": "resnext101_32x8d"}
     assert config.backbone.name == next((name for mark, name in networks.items() if mark in path.stem), "resnet50")
     assert config.backbone.deform == (("c3", "c4", "c5") if "_dconv_" in path.stem else None)
-    assert ("mask_rcnn" in path.stem) == isinstance(detector.mask_stage, MaskStage) == ("mask" in config.architecture)
-    assert ("pointrend" in path.stem) == isinstance(detector.mask_stage, PointStage)
+    panoptic, points = "panoptic" in path.stem, "pointrend" in path.stem
+    assert ("mask_rcnn" in path.stem or panoptic) == isinstance(detector.mask_stage, MaskStage)
+    assert points == isinstance(detector.mask_stage, PointStage)
+    assert config.finds_masks == (detector.mask_stage is not None)
+    assert panoptic == (detector.label_stage is not None) == (config.semantic.loss_weight == 0.5)
+    if panoptic:
+        things = load_card("coco2017").classes
+        assert (*things, *config.panoptic.stuff) == load_card("coco2017_panoptic").classes
     assert ("keypoint_rcnn" in path.stem) == (detector.keypoint_stage is not None)
     assert detector.keypoint_stage is None or detector.keypoint_stage.head.num_keypoints == 17
     assert ("cascade" in path.stem) == isinstance(detector.box_stage, CascadeBoxStage)

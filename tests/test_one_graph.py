@@ -25,9 +25,11 @@ from detection.config.detection import (
     KeypointConfig,
     MaskConfig,
     MNCConfig,
+    PanopticConfig,
     PointConfig,
     PostprocessConfig,
     RPNConfig,
+    SemanticConfig,
 )
 from detection.config.load import load_config
 from detection.engine.checkpoint import Checkpoint
@@ -44,7 +46,7 @@ from detection.model.retinanet import RetinaNetHead
 from detection.model.select import as_on_gpu
 from detection.padded import Targets
 from detection.predictor import Predictor
-from detection.structures import ImageBatch, Target
+from detection.structures import VOID, ImageBatch, Target
 
 ROOT = Path(__file__).parents[1]
 NUM_CLASSES = 5
@@ -75,11 +77,20 @@ FAMILIES: dict[str, DetectionConfig] = {
         box=BoxConfig(pool="roi_align", samples_per_image=16, class_agnostic=True),  # else roundings choose who moves
         mnc=MNCConfig(pool_size=8, mask_side=10, mask_channels=16),
     ),
+    "Panoptic": replace(
+        FPN,
+        architecture="panoptic_fpn",
+        mask=MaskConfig(convs=1, channels=16),
+        semantic=SemanticConfig(channels=32),
+        panoptic=PanopticConfig(stuff=("sky", "grass")),
+    ),
     "Keypoint": replace(
         FPN, architecture="keypoint_rcnn", keypoint=KeypointConfig(names=("head", "hand", "foot"), convs=1, channels=16)
     ),
     "Cascade": replace(FPN, architecture="cascade_rcnn", box=replace(FPN.box, class_agnostic=True)),
-    "RetinaNet": replace(FPN, architecture="retinanet", dense=DenseConfig(convs=1, norm="gn", loss="giou")),
+    "RetinaNet": replace(
+        FPN, architecture="retinanet", dense=DenseConfig(convs=1, norm="gn", loss="giou", normalizer="running")
+    ),
     "Deformable": replace(
         FPN, backbone=replace(FPN.backbone, name="resnet50", deform=("c3", "c5"), deform_modulated=True)
     ),
@@ -130,7 +141,9 @@ def make_batch(images: int = 2) -> tuple[ImageBatch, Targets]:
         points = torch.stack([boxes[:, :2], boxes[:, 2:], torch.zeros(3, 2)], dim=1)
         keypoints = torch.cat([points, torch.tensor([2.0, 1.0, 0.0]).view(1, 3, 1).expand(3, -1, -1)], dim=2)
         ignore = torch.tensor([False, False, True])
-        targets.append(Target(boxes, torch.tensor([0, 1, 2]), ignore, masks, keypoints))
+        label_map = torch.arange(8, dtype=torch.uint8).repeat_interleave(16).expand(96, 128).where(~masks.any(0), 0)
+        label_map = label_map.where(label_map < NUM_CLASSES + 2, VOID)
+        targets.append(Target(boxes, torch.tensor([0, 1, 2]), ignore, masks, keypoints, label_map))
     return ImageBatch.from_images(list(pixels), seeds=range(images)), Targets.pad(targets)
 
 
@@ -151,10 +164,14 @@ def losses_and_gradients(
 
 
 def assert_same_step(model: nn.Module, backend: str) -> None:
-    inputs = make_batch()
+    inputs, before = make_batch(), {name: value.clone() for name, value in model.state_dict().items()}
     expected, gradients = losses_and_gradients(model.train(), model, *inputs)
+    moved = {name: value.clone() for name, value in model.named_buffers()}
+    model.load_state_dict(before)
     compiled = torch.compile(model, fullgraph=True, backend=backend)  # fullgraph: a break is an error
     found, own = losses_and_gradients(model, compiled, *inputs)
+    for name, value in model.named_buffers():
+        torch.testing.assert_close(value, moved[name], rtol=1e-5, atol=1e-6)
     for name, loss in expected.items():
         torch.testing.assert_close(found[name], loss, rtol=1e-5, atol=1e-7)
     assert own.keys() == gradients.keys() != set()
@@ -175,6 +192,8 @@ def assert_same_test(model: FasterRCNN | OneStage | MNC, backend: str) -> None:
     assert torch.equal(found.labels, expected.labels)
     if expected.masks is not None:
         torch.testing.assert_close(found.masks, expected.masks, rtol=1e-4, atol=1e-5)
+    if expected.label_scores is not None:
+        torch.testing.assert_close(found.label_scores, expected.label_scores, rtol=1e-4, atol=1e-4)
     if expected.keypoints is not None:
         assert found.keypoints is not None
         apart = (found.keypoints[..., :2] - expected.keypoints[..., :2]).norm(dim=-1)[expected.valid]
@@ -195,7 +214,8 @@ class Inference(nn.Module):
 
     def forward(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         found = self.model.detect(ImageBatch(pixels, sizes))
-        further = [values for values in (found.masks, found.keypoints) if values is not None]
+        parts = (found.masks, found.keypoints, found.label_scores)
+        further = [values for values in parts if values is not None]
         return found.boxes, found.scores, found.labels, found.valid, *further
 
 
@@ -248,7 +268,11 @@ def assert_same_file(family: str, folder: Path, format: ExportFormat, batch: int
     model = make_model(FAMILIES[family]).eval()
     exported, graph = export(model, FAMILIES[family], folder, format, batch), DetectorGraph(model)
     eager = Framed(
-        lambda *call: [part.numpy() for part in graph(*call)], size=(96, 128), batch=batch, further=exported.further
+        lambda *call: [part.numpy() for part in graph(*call)],
+        size=(96, 128),
+        batch=batch,
+        outputs=exported.outputs,
+        num_labels=exported.num_labels,
     )
     pixels = make_batch(3)[0].pixels
     for images in (ImageBatch.from_images(list(pixels)), ImageBatch.from_images([pixels[0, :, :61, :97]])):

@@ -12,7 +12,15 @@ from pathlib import Path
 from detection.weights.published import REFUSED, ZOO, Entry
 
 RECIPES = Path(__file__).parents[1] / "configs" / "coco" / "modern"
-HEADER = ("name", "from", "tested on", "box AP", "mask AP, keypoint AP", "state", "recipe in configs/coco/modern")
+HEADER = (
+    "name",
+    "from",
+    "tested on",
+    "box AP",
+    "mask AP, keypoint AP, mean IoU, PQ",
+    "state",
+    "recipe in configs/coco/modern",
+)
 
 
 def rows() -> list[tuple[str, ...]]:
@@ -31,6 +39,10 @@ def _row(entry: Entry) -> tuple[str, ...]:
     other_ap = "" if entry.mask_ap is None else f"{entry.mask_ap:.1f}"
     if entry.keypoint_ap is not None:
         other_ap = f"keypoints {entry.keypoint_ap:.1f}"
+    if entry.pq is not None:
+        other_ap += f" (PQ {entry.pq:.1f})"
+    if entry.miou is not None:
+        other_ap = f"IoU {entry.miou:.1f} (pixels {entry.pixel_accuracy:.1f})"
     if entry.ap50 is not None:
         ap += f" (AP50 {entry.ap50:.1f})"
     recipe = RECIPES / f"{entry.name.lower().replace('_r_', '_r').replace('_x_', '_x')}.yaml"

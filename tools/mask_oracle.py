@@ -4,22 +4,27 @@ Every object's ground truth is cropped to its box as a training target and paste
 that; no detector takes part.  The figures are upper bounds of what a detector of that geometry can reach.
 
 examples:
-  RESDET_DATA_ROOT=DATA python tools/mask_oracle.py
+  RESDET_DATA_ROOT=DATA python tools/mask_oracle.py --json docs/measured/mask_oracle.json
   RESDET_DATA_ROOT=DATA python tools/mask_oracle.py --data coco2017:val --side 14
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import torch
 
 from detection.data.cards import data_root, load_dataset
 from detection.data.index import AnnotationIndex
 from detection.engine.evaluate import make_record
+from detection.engine.manifest import made_by
 from detection.evaluation.coco import CocoResult, evaluate_coco
 from detection.evaluation.record import Record
+from detection.files import write_text
 from detection.mask_geometry import MaskGeometry, crop_and_resize
 from detection.mask_pasting import paste
 
@@ -33,6 +38,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--data", default="coco128:seg_val", metavar="CARD:SPLIT", help="default: %(default)s")
     parser.add_argument("--side", type=int, default=28, help="cells of a side (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and what made them, there too")
     return parser.parse_args()
 
 
@@ -62,11 +68,16 @@ def measure(index: AnnotationIndex, side: int, geometry: MaskGeometry) -> CocoRe
 def main() -> None:
     args = parse_args()
     index, _ = load_dataset([args.data], data_root(), fields=("masks",))
-    print(f"{args.data}, {int((~index.ignore).sum())} objects, {args.side} x {args.side} cells")
+    objects, found = int((~index.ignore).sum()), {}
+    print(f"{args.data}, {objects} objects, {args.side} x {args.side} cells")
     print(f"{'':12}{''.join(f'{name:>7}' for name in COLUMNS)}")
     for geometry in GEOMETRIES:
         result = measure(index, args.side, geometry)
-        print(f"{geometry:12}{''.join(f'{100 * getattr(result, name):7.1f}' for name in COLUMNS)}")
+        found[geometry] = {name: getattr(result, name) for name in COLUMNS}
+        print(f"{geometry:12}{''.join(f'{100 * value:7.1f}' for value in found[geometry].values())}")
+    if args.json:
+        content = {**made_by(torch.device("cpu")), "data": args.data, "objects": objects, "side": args.side}
+        write_text(args.json, json.dumps(content | {"figures": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ class HED(nn.Module):
             assert parameter is not None
             nn.init.zeros_(parameter)
         nn.init.constant_(self.fuse.weight, 1 / len(self.sides))
+        self.fuse.register_load_state_dict_pre_hook(_add_bias)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Edge logits (N, 1, H, W) of normalised float images (N, 3, H, W): by feature, then those of ``fusion``."""
@@ -103,6 +104,13 @@ def balanced_cross_entropy(logits: Tensor, edges: Tensor) -> Tensor:
     background = 1 - edges.mean(dim=(1, 2, 3), keepdim=True)  # beta, (N, 1, 1, 1)
     weights = torch.where(edges > 0, background, 1 - background)
     return functional.binary_cross_entropy_with_logits(logits, edges, weights)
+
+
+def _add_bias(fuse: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Gives a ``state`` of the time before the fusion had a bias one of 0, which it means."""
+    weight = state.get(f"{prefix}weight")
+    if weight is not None:
+        state.setdefault(f"{prefix}bias", weight.new_zeros(1))
 
 
 def _enlarge(maps: Tensor, factor: int) -> Tensor:

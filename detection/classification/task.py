@@ -29,7 +29,7 @@ from backbones.extras.relay import RelayClassifier
 from backbones.extras.spp import SPP
 from backbones.library_classifier import is_of_library
 from detection.build_trunk import build_plain_backbone
-from detection.classification.compare import PER_IMAGE
+from detection.classification.compare import PER_IMAGE, dump_shares
 from detection.classification.config import ClassificationConfig, ClassifierConfig
 from detection.classification.exits import draw_exits, measure_exits
 from detection.classification.library import build_library_classifier, load_published
@@ -64,6 +64,7 @@ __all__ = [
     "evaluate_classifiers",
     "evaluate_weights",
     "format_accuracy",
+    "read_images",
     "restore_classifier",
     "run_pretraining",
 ]
@@ -255,13 +256,24 @@ def _mixing(options: ClassifierConfig) -> Mixing | None:
     return next((Mixing(kind, alpha) for kind, alpha in alphas.items() if alpha > 0), None)
 
 
+def read_images(
+    config: ClassificationConfig, specs: Sequence[str], key: str, say: Callable[[str], None]
+) -> AnnotationIndex:
+    """Returns the images of ``specs`` ("card:split"), which messages call ``key``, as ``config`` classifies them.
+
+    Raises:
+        ValueError: bad data, or an image with objects of two classes where each has one.
+    """
+    return _images(config, load_index(config.data, specs, key=key, say=say))
+
+
 def _images(config: ClassificationConfig, index: AnnotationIndex) -> AnnotationIndex:
     """The images of ``index`` that can be classified."""
     return index if config.classification.tags else whole_images(index)
 
 
 def _test_images(config: ClassificationConfig) -> AnnotationIndex:
-    return _images(config, load_index(config.data, config.data.test, key="data.test", say=only_main(print)))
+    return read_images(config, config.data.test, "data.test", only_main(print))
 
 
 def _val_images(config: ClassificationConfig) -> AnnotationIndex | None:
@@ -345,7 +357,7 @@ def _write(result: dict[str, Any], output: Path) -> dict[str, Any]:
     with together("writing the result"):
         if is_main():
             output.mkdir(parents=True, exist_ok=True)
-            write_text(output / PER_IMAGE, json.dumps(images) + "\n")
+            write_text(output / PER_IMAGE, dump_shares(images))
             write_text(output / "result.json", json.dumps(result, indent=2) + "\n")
     return result
 

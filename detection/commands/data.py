@@ -102,8 +102,8 @@ def _download(args: Namespace) -> Call:
 
 
 DIGITS = """
-Handwritten digits on photographs, in VOC and in COCO layout. The cards digits (COCO layout, with masks) and digits_voc
-(VOC layout) read it.
+Handwritten digits on photographs, in VOC and in COCO layout. The cards digits (COCO layout, with masks), digits_labels
+(label images), digits_panoptic and digits_voc (VOC layout) read it.
 
 examples:
   resdet digits                                  # 600 train and 100 test images, datasets/digits

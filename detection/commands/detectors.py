@@ -70,7 +70,8 @@ def _train(args: Namespace) -> Call:
 
 
 TEST = """
-Prints COCO AP and VOC AP; writes result.json, detections.json in COCO's results format, and pictures on request.
+Prints COCO AP and VOC AP; writes result.json, detections.json in COCO's results format, and pictures on request. Of
+networks that label pixels: mean IoU or panoptic quality, label images and counts.
 
 examples:
   resdet test configs/digits/resnet18_c4.yaml --weights output/digits/resnet18_c4
@@ -179,7 +180,10 @@ def _show_test(result: dict[str, Any], *, output: Path, published: str, folders:
         return
     if published:
         print(published)
-    print(f"result: {output / 'result.json'}  detections: {output / 'detections.json'}")
+    files = {"bbox": "detections: detections.json", "panoptic": "panoptic: panoptic.json"}
+    found = [text for section, text in files.items() if section in result] or ["label maps: label_maps"]
+    shown = [text.partition(": ") for text in ("result: result.json", *found)]
+    print("  ".join(f"{what}: {output / name}" for what, _, name in shown))
     for folder in folders:
         print(f"{folder}: {output / folder}")
 

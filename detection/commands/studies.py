@@ -127,17 +127,27 @@ Judges detections of any program in COCO's results format: COCO's and VOC's numb
 errors, curves, confusions, calibration, the score for a wished precision or recall, and the comparison of methods.
 Several files of a method are its seeds. No image is opened.
 
+With --label-maps it judges label images of any program, in the values of the data set's card, or COCO's panoptic
+format: mean IoU, pixel accuracy and panoptic quality.
+
 examples:
   resdet evaluate --gt instances_val.json --detections yolo.json detr.json
   resdet evaluate --gt instances_val.json --detections yolo=y1.json,y2.json,y3.json detr=d1.json,d2.json,d3.json
+  resdet evaluate --gt voc2012_seg:val --label-maps deeplab=found/deeplab fcn=found/seed1,found/seed2
+  resdet evaluate --gt coco2017_panoptic:val --label-maps fpn=found/panoptic.json
 """
 
 
 def _evaluate_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--gt", type=Path, required=True, metavar="ANNOTATIONS", help="a JSON file in COCO's format")
     parser.add_argument(
-        "--detections", nargs="+", required=True, metavar="FILE", help="A.json, or NAME=A1.json,A2.json for seeds"
+        "--gt", required=True, metavar="TRUTH", help="a JSON file in COCO's format; for label maps CARD:SPLIT"
     )
+    found = parser.add_mutually_exclusive_group(required=True)
+    found.add_argument("--detections", nargs="+", metavar="FILE", help="A.json, or NAME=A1.json,A2.json for seeds")
+    found.add_argument(
+        "--label-maps", nargs="+", metavar="FOLDER", help="of PNGs, or panoptic JSON beside its folder; or NAME=F1,F2"
+    )
+    parser.add_argument("--data-root", type=Path, help="folder of data sets (default: RESDET_DATA_ROOT, else datasets)")
     parser.add_argument("--output-dir", type=Path, default=Path("output/evaluation"), help="(default: %(default)s)")
     parser.add_argument("--voc-metric", choices=("11point", "area", "imagenet"), default="area", help="of VOC mAP")
     parser.add_argument("--precision", type=fraction, default=0.9, help="to find a score for (default: %(default)s)")
@@ -155,12 +165,16 @@ def _evaluate_options(parser: ArgumentParser) -> None:
 
 def _evaluate(args: Namespace) -> Call:
     from detection.report.calibration import Wanted
-    from detection.report.evaluation import write_evaluation
+    from detection.report.evaluation import write_evaluation, write_map_evaluation
     from detection.tasks.evaluate import name_files
 
+    if args.label_maps:
+        files = name_files(args.label_maps, option="--label-maps")
+        judge = partial(write_map_evaluation, args.gt, files, args.output_dir, root=args.data_root)
+        return judge, lambda written: print(f"{written.tables}\nevaluation: {written.page}")
     evaluate = partial(
         write_evaluation,
-        args.gt,
+        Path(args.gt),
         name_files(args.detections),
         args.output_dir,
         voc_metric=args.voc_metric,

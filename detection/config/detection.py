@@ -28,9 +28,11 @@ __all__ = [
     "KeypointConfig",
     "MNCConfig",
     "MaskConfig",
+    "PanopticConfig",
     "PointConfig",
     "PostprocessConfig",
     "RPNConfig",
+    "SemanticConfig",
 ]
 
 ArchitectureName = Literal[
@@ -43,7 +45,13 @@ ArchitectureName = Literal[
     "mnc",
     "retinanet",
     "fcos",
+    "fcn",
+    "deeplabv3",
+    "semantic_fpn",
+    "panoptic_fpn",
+    "cascade_panoptic_fpn",
 ]
+LABELLERS = ("fcn", "deeplabv3", "semantic_fpn")  # they predict label maps and no objects
 NormName = Literal["bn", "gn", "sync_bn"]
 SliceSide = Annotated[int, Field(ge=64)]  # smaller ones make thousands of windows of a photograph
 Overlap = Annotated[float, Field(ge=0, lt=1)]
@@ -54,6 +62,8 @@ ProposalCount = Annotated[int, Field(ge=1, le=20_000)]  # of an image; 20,000 ta
 class DetectorBackboneConfig(BackboneConfig):
     # conv5_x in the trunk at stride 16 ("DC5"); box.head is then fc.
     dilate_c5: bool | None = field(default=None, metadata=MODEL)
+    # Stride of c5 in the trunk: c5, and for 8 also c4, dilate their convolutions in the place of a stride.
+    output_stride: Literal[8, 16, 32] | None = field(default=None, metadata=MODEL)
     # Stages with deformable 3x3 convolutions, such as [c3, c4, c5]; of networks of bottlenecks.
     deform: tuple[Literal["c2", "c3", "c4", "c5"], ...] | None = None
     deform_modulated: bool | None = None  # they also weight their samples: Deformable ConvNets v2
@@ -208,13 +218,46 @@ class DenseConfig:
     center_radius: Positive = 1.5  # fcos: cells from an object's centre within which points are positive
     focal_alpha: Fraction = 0.25
     focal_gamma: NonNegative = 2.0
-    # The losses are divided by the positives of each image, and averaged, or by those of the batch.
-    normalizer: Literal["image", "batch"] = "image"
+    # The losses are divided by the positives of each image, and averaged, or by those of the batch, or by a running
+    # mean of the latter that begins with 100, as those of Detectron2's RetinaNet.
+    normalizer: Literal["image", "batch", "running"] = "image"
     loss: Literal["smooth_l1", "giou"] = "smooth_l1"  # of retinanet's boxes; fcos has giou
     smooth_l1_beta: NonNegative = 0.0  # 0 is L1
     box_loss_weight: NonNegative = 1.0
     pre_nms: Count = 1000  # best scores of a level that enter NMS
     clip_first: bool = True  # boxes are clipped to the image before NMS, as torchvision's; else after it
+
+
+@checked
+class SemanticConfig:
+    """The head of fcn, deeplabv3, semantic_fpn and panoptic_fpn.
+
+    An option left at null takes the architecture's own default.
+
+    Source: Long et al. 2015, "Fully Convolutional Networks"; Chen et al. 2017, "Rethinking Atrous Convolution"; both in
+    torchvision's form; Kirillov et al. 2019, "Panoptic Feature Pyramid Networks", section 3.
+    """
+
+    channels: Count | None = None  # fcn: a quarter of the feature's; deeplabv3: 256; semantic_fpn, panoptic_fpn: 128
+    norm: NormName | None = None  # fcn and deeplabv3: bn; semantic_fpn and panoptic_fpn: gn
+    dropout: Fraction | None = None  # before the classes; fcn: 0.1; deeplabv3: 0.5, after the joined branches
+    # Dilations of deeplabv3's branches; 12, 24, 36 over features of stride 8, half of them over stride 16.
+    rates: tuple[Count, ...] | None = field(default=None, metadata=MODEL)
+    loss_weight: NonNegative = 1.0
+    aux_weight: NonNegative = 0.5  # of fcn and deeplabv3: loss of a second FCN head, on the stage before; 0: none
+
+
+@checked
+class PanopticConfig:
+    """The stuff of panoptic networks, and how its objects and its label map become segments that do not overlap.
+
+    Source: Kirillov et al. 2019, "Panoptic Feature Pyramid Networks", section 3; thresholds are Detectron2's.
+    """
+
+    stuff: tuple[str, ...] = ()  # classes of the label maps that are no things.  Empty: those of the training set.
+    instance_score: Fraction = 0.5  # least score of an object
+    overlap: Fraction = 0.5  # share of an object that better ones may cover; else it is left out
+    stuff_area: NonNegativeInt = 4096  # pixels of the image as stored; less of a class of stuff is left out
 
 
 @checked
@@ -227,7 +270,7 @@ class PostprocessConfig:
     # Box voting among boxes of at least this IoU; the paper gives no value.
     vote_iou: Annotated[float, Field(gt=0, le=1)] | None = None
     refine: bool = False  # a second pass from the boxes of the first: appendix B, box refinement
-    scales: tuple[Count, ...] = ()  # shorter sides, rising, that the box stage looks at: appendix B, 200 to 1000
+    scales: tuple[Count, ...] = ()  # shorter sides, rising, that the box stage or a label network looks at: appendix B
     flip: bool = False  # average with the mirrored image
     # Side in pixels of the image as stored: it is looked at in overlapping windows, each resized as a whole image is.
     slice: SliceSide | None = None
@@ -302,12 +345,15 @@ class DetectionConfig(ProgramConfig):
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     rpn: RPNConfig = field(default_factory=RPNConfig)
     box: BoxConfig = field(default_factory=BoxConfig)
-    cascade: CascadeConfig = field(default_factory=CascadeConfig)  # of cascade_rcnn and cascade_mask_rcnn
-    mask: MaskConfig = field(default_factory=MaskConfig)  # of mask_rcnn, cascade_mask_rcnn and pointrend_rcnn
+    cascade: CascadeConfig = field(default_factory=CascadeConfig)  # of those called cascade
+    mask: MaskConfig = field(default_factory=MaskConfig)  # of those with masks
     point: PointConfig = field(default_factory=PointConfig)  # of pointrend_rcnn
     mnc: MNCConfig = field(default_factory=MNCConfig)  # of mnc
     keypoint: KeypointConfig = field(default_factory=KeypointConfig)  # of keypoint_rcnn
     dense: DenseConfig = field(default_factory=DenseConfig)  # of retinanet and fcos
+    # Of fcn, deeplabv3, semantic_fpn and panoptic_fpn.
+    semantic: SemanticConfig = field(default_factory=SemanticConfig)
+    panoptic: PanopticConfig = field(default_factory=PanopticConfig)  # of panoptic_fpn and cascade_panoptic_fpn
     test: PostprocessConfig = field(default_factory=PostprocessConfig)
     data: DetectorDataConfig = field(default_factory=DetectorDataConfig)
     solver: DetectorSolverConfig = field(default_factory=DetectorSolverConfig)
@@ -322,8 +368,38 @@ class DetectionConfig(ProgramConfig):
         """Tells whether the detector makes no proposals."""
         return self.architecture in ("retinanet", "fcos")
 
+    @property
+    def idle_sections(self) -> tuple[str, ...]:
+        """Returns the sections of layers that the architecture lacks; of box, ignore_overlap is of all."""
+        if self.labels_only:
+            return ("anchors", "rpn", "box", "cascade", "mask", "point", "mnc", "keypoint", "dense", "panoptic", "test")
+        branches = [name for name in ("keypoint", "cascade") if name not in self.architecture]
+        branches += [] if self.finds_masks else ["mask"]
+        branches += [name for name, only in (("point", "pointrend_rcnn"), ("mnc", "mnc")) if self.architecture != only]
+        branches += [] if self.is_panoptic else ["panoptic", "semantic"]
+        return (*branches, *(("rpn", "box") if self.one_stage else ("dense",)))
+
+    @property
+    def is_panoptic(self) -> bool:
+        """Tells whether the network merges its objects with a label map."""
+        return self.architecture in ("panoptic_fpn", "cascade_panoptic_fpn")
+
+    @property
+    def finds_masks(self) -> bool:
+        """Tells whether the detector finds the masks of objects."""
+        return "mask" in self.architecture or self.is_panoptic or self.architecture in ("pointrend_rcnn", "mnc")
+
+    @property
+    def labels_only(self) -> bool:
+        """Tells whether the network predicts label maps and finds no objects."""
+        return self.architecture in LABELLERS
+
     def __post_init__(self) -> None:
         box = self.box
+        if self.labels_only:
+            _check_labeller(self)
+        if self.is_panoptic:
+            _check_panoptic(self)
         if "cascade" in self.architecture and (box.head != "fc" or not box.class_agnostic or box.context):
             raise ValueError(
                 f"architecture {self.architecture} moves one box per region from stage to stage: set box.head to fc, "
@@ -338,3 +414,37 @@ class DetectionConfig(ProgramConfig):
                 f"architecture {self.architecture} stands on a pyramid: set backbone.fpn to true, and "
                 "backbone.fpn_coarse to c5 or p5 for the paper's levels p3 to p7"
             )
+
+
+def _check_panoptic(config: DetectionConfig) -> None:
+    """Raises ValueError where Panoptic FPN's trunk does not fit, and for options that label maps have no part in."""
+    if not config.backbone.fpn or config.backbone.fpn_coarse != "subsample":
+        raise ValueError(
+            f"architecture {config.architecture} joins the levels of a pyramid from p2 on: set backbone.fpn to true "
+            "and backbone.fpn_coarse to subsample"
+        )
+    for key, value in {"test.slice": config.test.slice, "data.slice": config.data.slice}.items():
+        if value:
+            raise ValueError(f"architecture {config.architecture} labels whole images: leave {key} out, got {value}")
+
+
+def _check_labeller(config: DetectionConfig) -> None:
+    """Raises ValueError where the network's trunk does not fit, and for options about objects."""
+    name, backbone = config.architecture, config.backbone
+    if backbone.fpn != (name == "semantic_fpn"):
+        wanted = "stands on a pyramid" if name == "semantic_fpn" else "stands on the last stage, without a pyramid"
+        raise ValueError(f"architecture {name} {wanted}: set backbone.fpn to {str(not backbone.fpn).lower()}")
+    if name == "semantic_fpn" and backbone.fpn_coarse != "subsample":
+        raise ValueError(
+            f"architecture {name} joins levels from p2 on, and fpn_coarse {backbone.fpn_coarse} begins at p3: set "
+            "backbone.fpn_coarse to subsample"
+        )
+    used = {"data.copy_paste": config.data.copy_paste, "test.slice": config.test.slice, "data.slice": config.data.slice}
+    for key, value in used.items():
+        if value:
+            raise ValueError(f"architecture {name} finds no objects, which {key} is about: leave it out, got {value}")
+    metric = config.solver.best_metric
+    if metric is not None and metric.startswith("bbox"):
+        raise ValueError(
+            f"architecture {name} finds no boxes, and solver.best_metric is {metric}: set it to semseg.mIoU, or null"
+        )

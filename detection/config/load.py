@@ -29,6 +29,7 @@ __all__ = [
     "parse_config",
     "parse_section",
     "parse_yaml",
+    "section_names",
 ]
 
 # Characters of a YAML file once its aliases are written out; a few lines of aliases of aliases are otherwise gigabytes.
@@ -47,6 +48,19 @@ def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str
         ValueError: the file is missing or is no YAML mapping; keys that ``schema`` lacks (the nearest are named) and
             values that they don't take, all of them; an override without "=".
     """
+    return build_dataclass(schema, _overridden(_migrated(schema, _read_tree(path), str(path)), overrides))
+
+
+def section_names(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, ...]:
+    """Returns the sections that the config at ``path``, its ``_BASE_`` files or ``overrides`` mention.
+
+    Raises:
+        ValueError: the file is missing or is no YAML mapping, or an override without "=".
+    """
+    return tuple(_overridden(_read_tree(path), overrides))
+
+
+def _read_tree(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"no config file {str(path)!r}")
     try:
@@ -60,10 +74,7 @@ def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str
         ) from error
     except (*UNREADABLE, AssertionError, OSError) as error:  # fvcore asserts that a section inherits from a section
         raise ValueError(f"{path} (or its _BASE_) can't be read as a YAML mapping: {error}") from error
-    tree = _migrated(schema, _mapping(tree, path), str(path))
-    for override in overrides:
-        _override(tree, override)
-    return build_dataclass(schema, tree)
+    return _mapping(tree, path)
 
 
 def parse_config(schema: type[ConfigT], text: str) -> ConfigT:
@@ -190,6 +201,13 @@ def _migrated(schema: type, tree: dict[str, Any], source: str) -> dict[str, Any]
 def _mapping(tree: Any, source: str | Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError(f"{source} must hold a YAML mapping of sections, got a {type(tree).__name__}")
+    return tree
+
+
+def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """``tree``, which takes the ``overrides``."""
+    for override in overrides:
+        _override(tree, override)
     return tree
 
 

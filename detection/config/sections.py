@@ -80,7 +80,8 @@ class SolverConfig:
     momentum: Fraction = 0.9  # of SGD; AdamW has torch's betas
     weight_decay: NonNegative = 5e-4  # not on biases, norm layers and PReLU's slopes
     bias_lr_factor: NonNegative = 2.0  # Caffe's convention, as py-faster-rcnn
-    schedule: Literal["multistep", "cosine"] = "multistep"
+    # poly: (1 - iteration / iterations) to the power 0.9, as the DeepLab papers have it.
+    schedule: Literal["multistep", "cosine", "poly"] = "multistep"
     steps: tuple[int, ...] = (50000,)  # multistep: iterations at which the rate is multiplied by gamma
     gamma: Positive = 0.1
     warmup_iterations: NonNegativeInt = 0  # linear, from warmup_factor to 1

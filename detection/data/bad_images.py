@@ -68,9 +68,9 @@ def _known_reasons(index: AnnotationIndex, *, decode: bool) -> dict[int, str]:
 
 
 def _stamps(index: AnnotationIndex) -> Tensor:
-    """Returns size and times (N, 3) of the files of all images, -1 where there is none."""
-    found = list[tuple[int, int, int]]()
-    for path in index.paths.all():
+    """Returns size and times (N, 3) of the files of all images and label images, -1 where there is none."""
+    found, maps = list[tuple[int, int, int]](), index.label_maps
+    for path in (*index.paths.all(), *(() if maps is None else maps.files.all())):
         try:
             file = os.stat(path)  # noqa: PTH116  # a Path of each takes longer than the system does
         except (OSError, ValueError):
@@ -97,8 +97,12 @@ def _reason(index: AnnotationIndex, row: int, *, decode: bool) -> str:
     try:
         if decode:
             read_image(path, size=(height, width), apply_exif=apply_exif, thorough=True)
+            if index.label_maps is not None:
+                index.label_maps.read(row, (height, width))
         else:
             check_header(path, size=(height, width), apply_exif=apply_exif)
+            if index.label_maps is not None:
+                index.label_maps.check(row, (height, width))
     except ValueError as error:
         return str(error)
     return ""

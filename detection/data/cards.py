@@ -10,7 +10,9 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from detection.config.load import build_dataclass, parse_yaml
 from detection.config.schema import Positive, checked
@@ -21,8 +23,11 @@ from detection.data.readers.frames import Exif, OtherSize
 from detection.data.readers.table import FORMATS, FormatName
 from detection.data.selection import select_images, split_entry
 from detection.packaged import CARDS, DATA
+from detection.structures import VOID
 
 __all__ = ["Card", "data_root", "load_card", "load_dataset", "read_split", "with_classes_of_data"]
+
+PixelValue = Annotated[int, Field(ge=0, le=255)]
 
 
 @checked
@@ -42,6 +47,10 @@ class Card:
     exif: Exif = "apply"
     other_size: OtherSize = "error"
     voc_metric: Literal["11point", "area", "imagenet"] = "area"
+    values: tuple[PixelValue, ...] = ()  # of label_images, one per class; empty: 0, 1, 2, ...
+    void: tuple[PixelValue, ...] = (VOID,)  # values of label images that are neither right nor wrong
+    # Of coco: objects' masks also make label maps, with a class "background" before the others.
+    label_maps: Literal["polygons"] | None = None
     keypoint_sigmas: tuple[Positive, ...] = ()  # of OKS, one per keypoint; empty: COCO's by their names, else 0.05
     download: tuple[dict[str, str], ...] = field(default=())
 
@@ -56,6 +65,35 @@ class Card:
         unknown = sorted(set(self.names.values()) - set(self.classes))
         if unknown:
             raise ValueError(f"names of card {self.name!r} lead to {unknown}, which are not among its classes")
+        if self.label_maps and self.format != "coco":
+            raise ValueError(f"card {self.name!r}: label_maps is for the coco format, got {self.format}")
+        if self.format == "label_images":
+            self._check_values()
+        elif self.values:
+            raise ValueError(f"card {self.name!r}: values is for the format label_images, got {self.format}")
+
+    def _check_values(self) -> None:
+        if not 1 <= len(self.classes) <= VOID:
+            raise ValueError(
+                f"card {self.name!r} needs 1 to {VOID} classes of its label images, got {len(self.classes)}"
+            )
+        values = self.values or tuple(range(len(self.classes)))
+        if len(values) != len(self.classes):
+            raise ValueError(
+                f"card {self.name!r} has {len(self.classes)} classes and {len(values)} values; values takes that of "
+                "each class's pixels, in their order"
+            )
+        doubled = sorted({value for value in (*values, *self.void) if (*values, *self.void).count(value) > 1})
+        if doubled:
+            raise ValueError(
+                f"card {self.name!r}: each value has one meaning; given twice in values and void: {doubled}"
+            )
+
+    @property
+    def labels_of_values(self) -> dict[int, int]:
+        """The label of each value of a pixel in a label image, VOID for those that are neither right nor wrong."""
+        values = self.values or range(len(self.classes))
+        return {value: label for label, value in enumerate(values)} | dict.fromkeys(self.void, VOID)
 
     def folder(self, root: Path) -> Path:
         """Where the data set lies below the data root ``root``."""
@@ -87,11 +125,11 @@ def load_card(name: str) -> Card:
 
 
 def load_dataset(
-    specs: Sequence[str], root: Path, *, fields: Collection[str] = ()
+    specs: Sequence[str], root: Path, *, fields: Collection[str] = (), label_maps: bool = False
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The images of all ``specs`` ("card:split", concatenated) below the data root ``root``, and what was dropped.
 
-    ``fields`` (such as "masks") are read too, which takes time and memory.
+    ``fields`` (such as "masks") and ``label_maps`` are read too, which takes time and memory.
 
     Raises:
         ValueError: a data set has errors (its files are named), an empty split, or other classes than the first.
@@ -99,7 +137,7 @@ def load_dataset(
     parts, problems = [], []
     for spec in specs:
         card, split = _parse(spec)
-        index, found = read_split(card, split, root, fields=fields)
+        index, found = read_split(card, split, root, fields=fields, label_maps=label_maps)
         refuse_errors(found, f"data set {spec!r}")
         index, bad = usable_images(index, card.bad_images)
         refuse_errors(bad, f"data set {spec!r}", repair="; or set `bad_images: drop` in the card to train without them")
@@ -124,9 +162,11 @@ def _shared_images(specs: Sequence[str], parts: Sequence[AnnotationIndex]) -> li
 
 
 def read_split(
-    card: Card, split: str, root: Path, *, fields: Collection[str] = ()
+    card: Card, split: str, root: Path, *, fields: Collection[str] = (), label_maps: bool = False
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The images of one split with the ``fields`` of their objects, and all that is wrong with it, errors included.
+
+    With ``label_maps`` the index has those that the card gives.
 
     Raises:
         ValueError: the data set's folder is missing, or the card has no such split or describes it wrongly.
@@ -147,7 +187,12 @@ def read_split(
         "drop_images": card.bad_images == "drop",
         "names": card.names,
         "fields": fields,
+        "label_maps": label_maps,
+        "polygons": label_maps and card.label_maps == "polygons",
+        "source": card.source.strip(),
     }
+    if card.format == "label_images":
+        options["values"] = card.labels_of_values
     entries, found = _entries(card, split), list[Problem]()
     if not card.classes and own.classes is not None:
         card = with_classes_of_data(card, root)
@@ -156,7 +201,7 @@ def read_split(
     parts = list[AnnotationIndex]()
     try:
         for entry in entries:
-            taken, selection = split_entry(entry, own_list=card.format == "voc")
+            taken, selection = split_entry(entry, own_list=own.own_list)
             part, problems = own.read(folder, taken, card.classes, **{key: options[key] for key in own.options})
             part, missing = select_images(part, folder, selection)
             parts.append(part)
@@ -186,7 +231,7 @@ def with_classes_of_data(card: Card, root: Path) -> Card:
         return card
     for split in card.splits:
         for entry in _entries(card, split):
-            taken, _ = split_entry(entry, own_list=card.format == "voc")
+            taken, _ = split_entry(entry, own_list=own.own_list)
             names |= dict.fromkeys(own.classes(card.folder(root), taken))
     if not names:
         raise ValueError(f"card {card.name!r} names no classes, and its data at {card.folder(root)} have none either")

@@ -35,9 +35,9 @@ def paste(
 ) -> tuple[NDArray[np.uint8], Target]:
     """Returns ``image`` with the masked pixels of another image's ``objects`` over it, and both targets joined.
 
-    They lie where they lay in ``other``, cut off at the border of ``image``, without the source's blending.  An object
-    that loses pixels gets a box that bounds the rest, and goes if nothing is left.  One whose mask is unknown stays as
-    it is.
+    They lie where they lay in ``other``, cut off at the border of ``image``, without the source's blending.  Labels of
+    pixels move with them where both targets have a label map.  An object that loses pixels gets a box that bounds the
+    rest, and goes if nothing is left.  One whose mask is unknown stays as it is.
 
     Args:
         image: (H, W, 3).
@@ -51,7 +51,12 @@ def paste(
     height, width = min(image.shape[0], other.shape[0]), min(image.shape[1], other.shape[1])
     pasted, pixels = image.copy(), covered[:height, :width].numpy()
     pasted[:height, :width][pixels] = other[:height, :width][pixels]
-    visible = {name: field.hide(values, covered) for name, field, values in carried(target)}
+    visible: dict[str, Tensor] = {name: field.hide(values, covered) for name, field, values in carried(target)}
+    if target.label_map is not None and objects.label_map is not None:
+        visible["label_map"] = target.label_map.clone()
+        visible["label_map"][:height, :width][covered[:height, :width]] = objects.label_map[:height, :width][
+            covered[:height, :width]
+        ]
     return pasted, _with_less(target, visible).joined(_with_less(objects, moved))
 
 

@@ -73,12 +73,13 @@ class DetectionDataset(Dataset[Sample]):
         seed: of the run.
         proposals: of every image, from a file.
         fields: that targets have.
+        label_maps: targets have those too.
         copy_paste: probability that objects are pasted, which needs their masks.
         corrupt: before anything else, to test under worse conditions.
         slices: windows of the images, which are then the samples.
 
     Raises:
-        ValueError: fields that ``index`` lacks, or together with proposals.
+        ValueError: fields or label maps that ``index`` lacks, or fields together with proposals.
     """
 
     def __init__(
@@ -93,15 +94,16 @@ class DetectionDataset(Dataset[Sample]):
         copy_paste: float = 0.0,
         corrupt: Change | None = None,
         slices: Slices | None = None,
+        label_maps: bool = False,
     ) -> None:
-        index.require(fields)
+        index.require(fields, label_maps=label_maps)
         if fields and proposals is not None:
             raise ValueError(
                 f"{', '.join(fields)} can't be trained on proposals from a file; leave data.proposals empty"
             )
         self.index, self.resize, self.augment, self.seed = index, resize, augment, seed
         self.proposals, self.fields, self.copy_paste, self.corrupt = proposals, fields, copy_paste, corrupt
-        self.slices = slices
+        self.slices, self.label_maps = slices, label_maps
         wanted = index.num_wanted() if slices is None else slices.wanted
         self.pasted_from = wanted.nonzero().flatten() if copy_paste else None
 
@@ -179,7 +181,7 @@ class DetectionDataset(Dataset[Sample]):
         """The image (H, W, 3) of ``row`` and its target, augmented; proposals are rows of the target."""
         image_row = self._image_row(row)
         image = self.index.image(image_row)
-        target = self.index.target(image_row, fields=self.fields)
+        target = self.index.target(image_row, fields=self.fields, label_maps=self.label_maps)
         if self.proposals is not None:
             target = _with_proposals(target, self.proposals.of(image_row))
         if self.slices is not None:

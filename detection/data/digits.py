@@ -1,8 +1,10 @@
 """A small detection data set made on the spot: handwritten digits pasted on crops of photographs.
 
 Everything comes with scikit-learn, so it needs no network.  Digits of the train and the test images are disjoint; both
-use crops of the same two photographs.  Objects have masks and, in COCO's layout, four keypoints.  What an image shows
-depends on the seed, its split and its index only, so asking for more images leaves the first ones as they were.
+use crops of the same two photographs.  Objects have masks and, in COCO's layout, four keypoints; each image has a label
+image too, the class of every pixel, and segments, of which the rest of the image is the stuff that the photograph
+shows.  What an image shows depends on the seed, its split and its index only, so asking for more images leaves the
+first ones as they were.
 """
 
 from __future__ import annotations
@@ -22,12 +24,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from pycocotools import mask as coco_mask
 
-__all__ = ["CLASSES", "KEYPOINTS", "DigitSource", "Scene", "draw_scene", "load_sources", "write_digits"]
+from detection.data.panoptic_files import panoptic_annotation, panoptic_categories, save_segments
+from detection.label_colors import color_map
+from detection.segments import Segment, Segments
+
+__all__ = ["CLASSES", "KEYPOINTS", "STUFF", "DigitSource", "Scene", "draw_scene", "load_sources", "write_digits"]
 
 CLASSES = tuple("0123456789")
 # Ends of the ink of a digit, which stays as it was written: no picture is a mirror image.
 KEYPOINTS = ("top", "bottom", "left_end", "right_end")
+STUFF = ("building", "flower")  # of scikit-learn's two photographs
 MARKER = ".made_by_make_digits"  # a folder without this file is somebody else's and stays as it is
+
+CATEGORY_IDS = range(1, len(CLASSES) + len(STUFF) + 1)  # COCO counts from 1
 
 _SIDE = (128, 192)  # pixels of an image side
 _COUNT = (2, 6)  # digits of an image
@@ -37,12 +46,6 @@ _MAX_OVERLAP = 0.08  # intersection of two boxes over the smaller one
 _TRAIN_SHARE = 0.8  # of scikit-learn's 1,797 digits; they are sorted by writer, so few writers are in both splits
 _END = 0.1  # of a digit's height or width
 _SHARPEN = [min(max(round(127.5 + (value - 115) * 4), 0), 255) for value in range(256)]  # smooth ink to firm edges
-# VOC's colours: the bits of a number, dealt out to red, green and blue from the highest bit down.
-_PALETTE = [
-    sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3))
-    for number in range(256)
-    for channel in range(3)
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +64,25 @@ class Scene:
     image: NDArray[np.uint8]  # (H, W, 3) RGB
     objects: NDArray[np.uint8]  # (H, W) 0 for the background, i + 1 for the visible pixels of digit i
     labels: tuple[int, ...]  # (N,)
+    stuff: int = 0  # of STUFF, where there is no digit
 
     @property
     def masks(self) -> NDArray[np.bool_]:
         """(N, H, W)."""
         return self.objects == np.arange(1, len(self.labels) + 1)[:, None, None]
+
+    @property
+    def label_map(self) -> NDArray[np.uint8]:
+        """(H, W) 0 for the background, and the digit and 1 for its visible pixels."""
+        return np.array([0, *(label + 1 for label in self.labels)], np.uint8)[self.objects]
+
+    @property
+    def segments(self) -> Segments:
+        """Each digit, numbered as in ``objects``, and the stuff of the photograph."""
+        count = len(self.labels)
+        found = [Segment(number, label) for number, label in enumerate(self.labels, start=1)]
+        stuff = Segment(count + 1, len(CLASSES) + self.stuff)
+        return Segments(np.where(self.objects > 0, self.objects, stuff.id).astype(np.int32), (*found, stuff))
 
     @property
     def boxes(self) -> NDArray[np.int64]:
@@ -99,7 +116,7 @@ def load_sources() -> tuple[DigitSource, DigitSource]:
 def draw_scene(source: DigitSource, rng: np.random.Generator) -> Scene:
     """A photograph's crop with up to six digits on it; their boxes lie inside and hardly overlap."""
     height, width = (int(side) for side in rng.integers(_SIDE[0], _SIDE[1] + 1, size=2))
-    pixels = _background(source, (height, width), rng)
+    pixels, photo = _background(source, (height, width), rng)
     objects = np.zeros((height, width), np.uint8)
     labels: list[int] = []
     taken: list[NDArray[np.int64]] = []
@@ -111,18 +128,21 @@ def draw_scene(source: DigitSource, rng: np.random.Generator) -> Scene:
         objects[layer > 127] = len(labels)
         taken.append(_extent(layer > 127))
         pixels = _paint(pixels, layer, rng)
-    return Scene(np.rint(pixels).astype(np.uint8), objects, tuple(labels))
+    return Scene(np.rint(pixels).astype(np.uint8), objects, tuple(labels), photo)
 
 
-def _background(source: DigitSource, size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.floating]:
-    """(H, W, 3) a crop of one of the photographs, shrunk up to two times."""
+def _background(
+    source: DigitSource, size: tuple[int, int], rng: np.random.Generator
+) -> tuple[NDArray[np.floating], int]:
+    """(H, W, 3) a crop of one of the photographs, shrunk up to two times; and which one it is."""
     height, width = size
-    photo = source.photos[rng.integers(len(source.photos))]
+    number = int(rng.integers(len(source.photos)))
+    photo = source.photos[number]
     shrink = rng.uniform(1, 2)
     crop_width, crop_height = int(width * shrink), int(height * shrink)
     x, y = rng.integers(photo.width - crop_width + 1), rng.integers(photo.height - crop_height + 1)
     box = (int(x), int(y), int(x) + crop_width, int(y) + crop_height)
-    return np.asarray(photo.resize((width, height), Image.Resampling.BILINEAR, box=box), np.float32)
+    return np.asarray(photo.resize((width, height), Image.Resampling.BILINEAR, box=box), np.float32), number
 
 
 def _place(
@@ -230,9 +250,9 @@ def _write_split(folder: Path, split: str, scenes: Iterable[Scene], first_id: in
     voc, coco = folder / "voc", folder / "coco"
     for path in ("JPEGImages", "Annotations", "SegmentationObject", "ImageSets/Main", "ImageSets/Segmentation"):
         (voc / path).mkdir(parents=True, exist_ok=True)
-    for path in (split, "annotations"):
+    for path in (split, "annotations", f"labels/{split}", f"segments/{split}"):
         (coco / path).mkdir(parents=True, exist_ok=True)
-    images, annotations, stems = [], [], []
+    images, annotations, segments, stems = [], [], [], []
     for image_id, scene in enumerate(scenes, start=first_id):
         stem = f"{image_id:06d}"
         jpeg = _jpeg(scene.image)
@@ -240,9 +260,12 @@ def _write_split(folder: Path, split: str, scenes: Iterable[Scene], first_id: in
         (coco / split / f"{stem}.jpg").write_bytes(jpeg)
         (voc / "Annotations" / f"{stem}.xml").write_bytes(_voc_xml(scene, f"{stem}.jpg"))
         _palette_image(scene.objects).save(voc / "SegmentationObject" / f"{stem}.png")
+        _palette_image(scene.label_map).save(coco / "labels" / split / f"{stem}.png")
         height, width = scene.objects.shape
         images.append({"id": image_id, "file_name": f"{stem}.jpg", "height": height, "width": width})
         annotations.extend(_coco_annotations(scene, image_id, first_id=len(annotations) + 1))
+        save_segments(scene.segments, coco / "segments" / split / f"{stem}.png")
+        segments.append(panoptic_annotation(scene.segments, CATEGORY_IDS, image_id=image_id, file_name=f"{stem}.png"))
         stems.append(stem)
     for task in ("Main", "Segmentation"):
         (voc / "ImageSets" / task / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
@@ -262,6 +285,10 @@ def _write_split(folder: Path, split: str, scenes: Iterable[Scene], first_id: in
         ],
     }
     (coco / "annotations" / f"instances_{split}.json").write_text(json.dumps(tree), encoding="utf-8")
+    categories = panoptic_categories((*CLASSES, *STUFF), CATEGORY_IDS, len(CLASSES))
+    (coco / "annotations" / f"panoptic_{split}.json").write_text(
+        json.dumps(tree | {"annotations": segments, "categories": categories}), encoding="utf-8"
+    )
 
 
 def _jpeg(image: NDArray[np.uint8]) -> bytes:
@@ -271,9 +298,9 @@ def _jpeg(image: NDArray[np.uint8]) -> bytes:
 
 
 def _palette_image(objects: NDArray[np.uint8]) -> Image.Image:
-    """Object numbers (H, W) as an image with VOC's colours."""
+    """Numbers (H, W) of objects or classes as an image with VOC's colours."""
     image = Image.fromarray(objects)
-    image.putpalette(_PALETTE)
+    image.putpalette(color_map().tobytes())
     return image
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, zip_longest
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,60 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detection.data.images import read_image
+from detection.data.label_maps import LACKING, LabelMaps
+from detection.data.packed_strings import PackedStrings, span, starts
 from detection.data.problems import listed
 from detection.fields.table import FIELDS, Field, fields_of
 from detection.files import digest
 from detection.keypoints import KeypointSpec
 from detection.structures import Target
 
-__all__ = ["AnnotationIndex", "PackedStrings", "index_digest"]
-
-
-@dataclass(frozen=True, slots=True)
-class PackedStrings:
-    """A sequence of strings, of text or of bytes, in two tensors."""
-
-    characters: Tensor  # uint8, all strings one after the other
-    ends: Tensor  # (N,) int64
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[PackedStrings]) -> Self:
-        offsets = _starts([len(part.characters) for part in parts])
-        return cls(
-            torch.cat([part.characters for part in parts]),
-            torch.cat([part.ends + offset for part, offset in zip(parts, offsets, strict=True)]),
-        )
-
-    @classmethod
-    def pack(cls, strings: Sequence[str] | Sequence[bytes]) -> Self:
-        encoded = [text.encode() if isinstance(text, str) else text for text in strings]
-        lengths = torch.tensor([len(text) for text in encoded], dtype=torch.int64)
-        joined = bytearray(b"".join(encoded))
-        characters = torch.frombuffer(joined, dtype=torch.uint8) if joined else torch.zeros(0, dtype=torch.uint8)
-        return cls(characters, lengths.cumsum(0))
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, row: int) -> str:
-        return self.bytes_of(row).decode()
-
-    def bytes_of(self, row: int) -> bytes:
-        start, end = _span(self.ends, row)
-        return self.characters[start:end].numpy().tobytes()
-
-    def all(self) -> list[str]:
-        """Returns all strings, in a tenth of the time that each by itself takes."""
-        characters, ends = self.characters.numpy().tobytes(), self.ends.tolist()
-        return [characters[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
-
-    def take(self, rows: Tensor) -> PackedStrings:
-        """The strings of ``rows`` (R,)."""
-        return self.pack([self.bytes_of(row) for row in rows.tolist()])
-
-    def first(self, count: int) -> PackedStrings:
-        """The first ``count`` strings."""
-        return PackedStrings(self.characters, self.ends[:count])
+__all__ = ["AnnotationIndex", "index_digest"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +49,7 @@ class AnnotationIndex:
     areas: Tensor  # (M,) float32, square pixels: of the mask where the files give it
     fields: Mapping[str, PackedStrings] = field(default_factory=dict)  # (M,) each, as packed by FIELDS; what was read
     keypoints: KeypointSpec | None = None  # of the objects, where they were read
+    label_maps: LabelMaps | None = None  # of the images, where the data set has them
     # (U, 2) int64 image, label: what a challenge does not judge, neither objects nor detections
     unjudged: Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.int64))
     has_ground_truth: bool = True  # False: of a part of the images the objects are unknown, as of challenges' test sets
@@ -108,7 +64,7 @@ class AnnotationIndex:
 
     def objects(self, row: int) -> slice:
         """Where the objects of image ``row`` stand."""
-        return slice(*_span(self.ends, row))
+        return slice(*span(self.ends, row))
 
     def image(self, row: int) -> NDArray[np.uint8]:
         """Pixels (H, W, 3) of image ``row``, RGB, as ``read_image`` gives them.
@@ -118,18 +74,22 @@ class AnnotationIndex:
         """
         return read_image(self.paths[row], size=self._size(row), apply_exif=bool(self.apply_exif[row]))
 
-    def target(self, row: int, *, fields: Collection[str] = ()) -> Target:
+    def target(self, row: int, *, fields: Collection[str] = (), label_maps: bool = False) -> Target:
         """The objects of image ``row`` in pixels of the stored image, with the ``fields`` that are asked for.
 
+        With ``label_maps`` it has the image's label map.
+
         Raises:
-            ValueError: one of ``fields`` was not read.
+            ValueError: one of ``fields`` was not read, or the data set has no label maps.
+            ImageError: a label image can't be read or does not fit.
         """
-        self.require(fields)
+        self.require(fields, label_maps=label_maps)
         rows, size = self.objects(row), self._size(row)
         return Target(
             boxes=self.boxes[rows],
             labels=self.labels[rows],
             ignore=self.ignore[rows],
+            label_map=self._label_map(row) if label_maps else None,
             **{name: self.operations[name].to_tensor(self._unpacked(name, row), size) for name in fields},
         )
 
@@ -142,15 +102,21 @@ class AnnotationIndex:
             return None if len(self.boxes) else self.operations[name].unpack([], self._size(row))
         return self._unpacked(name, row)
 
-    def require(self, fields: Collection[str]) -> None:
-        """Raises unless the ``fields`` were read.
+    def require(self, fields: Collection[str], *, label_maps: bool = False) -> None:
+        """Raises unless the ``fields``, and on request ``label_maps``, were read.
 
         Raises:
             ValueError: one was not; the message says what the data set's files need.
         """
+        if label_maps and self.label_maps is None:
+            raise ValueError(LACKING)
         for name in fields:
             if name not in self.fields:
                 raise ValueError(FIELDS[name].lacking)
+
+    def _label_map(self, row: int) -> Tensor:
+        assert self.label_maps is not None
+        return torch.from_numpy(self.label_maps.read(row, self._size(row)))
 
     def _unpacked(self, name: str, row: int) -> Any:
         rows, packed = self.objects(row), self.fields[name]
@@ -178,6 +144,7 @@ class AnnotationIndex:
             areas=self.areas[objects],
             fields={name: packed.first(objects.stop) for name, packed in self.fields.items()},
             unjudged=self.unjudged[self.unjudged[:, 0] < count],
+            label_maps=None if self.label_maps is None else self.label_maps.take(torch.arange(count)),
         )
 
     def take(self, rows: Tensor) -> AnnotationIndex:
@@ -203,6 +170,24 @@ class AnnotationIndex:
             areas=self.areas[objects],
             fields={name: packed.take(objects) for name, packed in self.fields.items()},
             unjudged=torch.stack([places[unjudged[:, 0]], unjudged[:, 1]], dim=1),
+            label_maps=None if self.label_maps is None else self.label_maps.take(rows),
+        )
+
+    def without_objects(self) -> AnnotationIndex:
+        """Returns the images with their label maps alone, whose classes are then those of the data set."""
+        assert self.label_maps is not None
+        names, nothing = self.label_maps.class_names, slice(0, 0)
+        return replace(
+            self,
+            class_names=names,
+            category_ids=tuple(range(len(names))),
+            ends=torch.zeros_like(self.ends),
+            boxes=self.boxes[nothing],
+            labels=self.labels[nothing],
+            ignore=self.ignore[nothing],
+            areas=self.areas[nothing],
+            fields={},
+            unjudged=self.unjudged[nothing],
         )
 
     def unjudged_labels(self, row: int) -> Tensor:
@@ -236,8 +221,8 @@ class AnnotationIndex:
         if len(parts) == 1:
             return first
         keypoints = _shared_keypoints(parts)
-        offsets = _starts([len(part.boxes) for part in parts])
-        images = _starts([len(part) for part in parts])
+        offsets = starts([len(part.boxes) for part in parts])
+        images = starts([len(part) for part in parts])
         same_ids = all(part.category_ids == first.category_ids for part in parts)
         image_ids = torch.cat([part.image_ids for part in parts])
         if len(image_ids.unique()) < len(image_ids):
@@ -260,6 +245,7 @@ class AnnotationIndex:
                 if any(name in part.fields for part in parts)
             },
             keypoints=keypoints,
+            label_maps=LabelMaps.concatenate([part.label_maps for part in parts]),
             unjudged=torch.cat(
                 [part.unjudged + torch.tensor([start, 0]) for part, start in zip(parts, images, strict=True)]
             ),
@@ -268,27 +254,23 @@ class AnnotationIndex:
 
 
 def index_digest(index: AnnotationIndex) -> str:
-    """Returns the SHA-256, hexadecimal, of classes, image file names and objects.
+    """Returns the SHA-256, hexadecimal, of classes, image file names, objects, and label maps by file names and values.
 
     Neither pixels, nor folders, nor ids of images and categories count: a data set that moved has the same.
     """
     names = [Path(path).name for path in index.paths]
     objects = [index.sizes, index.ends, index.boxes, index.labels, index.ignore]
     fields = [[packed.characters, packed.ends] for _, packed in sorted(index.fields.items())] or [None]
-    return digest([index.class_names, names, objects, *fields])
+    return digest([index.class_names, names, objects, *fields, *_label_facts(index.label_maps)])
 
 
-def _span(ends: Tensor, row: int) -> tuple[int, int]:
-    """Where what belongs to ``row`` begins and ends."""
-    if not 0 <= row < len(ends):
-        raise IndexError(f"row {row} of {len(ends)}")  # where an iteration ends
-    start, end = ends[row - 1 : row + 1].tolist() if row else (0, int(ends[0]))
-    return start, end
-
-
-def _starts(lengths: Sequence[int]) -> list[int]:
-    """Where each of several parts begins in all of them."""
-    return [0, *accumulate(lengths)][:-1]
+def _label_facts(maps: LabelMaps | None) -> list[Any]:
+    """Returns what the digest of a data set with label maps has more than that of one without."""
+    if maps is None:
+        return []
+    packed = [[part.characters, part.ends] for part in (maps.segments, maps.objects) if part is not None]
+    names = [Path(file).name for file in maps.files]
+    return [maps.class_names, maps.num_things, names, dict(maps.values), packed]
 
 
 def _difference(one: AnnotationIndex, other: AnnotationIndex) -> list[str]:

@@ -18,8 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from detection.data.index import AnnotationIndex, PackedStrings
+from detection.data.index import AnnotationIndex
 from detection.data.kept import content_digest, kept_file, store, taken, use
+from detection.data.label_maps import LabelMaps
+from detection.data.packed_strings import PackedStrings
 from detection.data.problems import Problem
 from detection.files import digest
 from detection.keypoints import KeypointSpec
@@ -28,6 +30,7 @@ __all__ = ["Found", "kept_index"]
 
 LEAST_BYTES = 8 << 20  # smaller files are read in less than 0.1 s
 PACKED = ("characters", "ends")
+LABEL_STRINGS = ("files", "segments", "objects")  # of label maps
 TENSORS = ("image_ids", "sizes", "apply_exif", "ends", "boxes", "labels", "ignore", "areas", "unjudged")
 REPAIR = "set $RESDET_CACHE to another folder, or to off"
 
@@ -79,9 +82,10 @@ def _note(kind: str, path: Path, detail: str) -> Problem:
 
 
 def _folders(index: AnnotationIndex) -> dict[str, tuple[int, int]]:
-    """Returns when each folder of images last changed; empty where one is gone."""
+    """Returns when each folder of images and label images last changed; empty where one is gone."""
+    files = [*index.paths.all(), *([] if index.label_maps is None else index.label_maps.files.all())]
     try:
-        return {folder: _changed(folder) for folder in {path.rpartition("/")[0] for path in index.paths.all()}}
+        return {folder: _changed(folder) for folder in {file.rpartition("/")[0] for file in files if file}}
     except OSError:
         return {}
 
@@ -92,12 +96,17 @@ def _changed(folder: str) -> tuple[int, int]:
 
 
 def _save(index: AnnotationIndex, problems: list[Problem], folders: dict[str, tuple[int, int]], path: Path) -> None:
+    maps = index.label_maps
     strings = {"paths": index.paths, **{f"fields.{name}": packed for name, packed in index.fields.items()}}
+    if maps is not None:
+        named = {name: getattr(maps, name) for name in LABEL_STRINGS}
+        strings |= {f"label_maps.{name}": packed for name, packed in named.items() if packed is not None}
     facts = {
         "class_names": index.class_names,
         "category_ids": index.category_ids,
         "has_ground_truth": index.has_ground_truth,
         "keypoints": None if index.keypoints is None else asdict(index.keypoints),
+        "label_maps": None if maps is None else [maps.class_names, [*maps.values.items()], maps.num_things],
         "problems": [asdict(problem) for problem in problems],
         "folders": folders,
     }
@@ -132,11 +141,13 @@ def _load(path: Path) -> tuple[AnnotationIndex, list[Problem]] | None:
         for name, ends in tensors.items()
         if name.endswith(".ends")
     }
+    labels = {name: strings.pop(f"label_maps.{name}", None) for name in LABEL_STRINGS}
     index = AnnotationIndex(
         class_names=tuple(facts["class_names"]),
         category_ids=tuple(facts["category_ids"]),
         has_ground_truth=facts["has_ground_truth"],
         keypoints=_spec(facts["keypoints"]),
+        label_maps=_label_maps(facts["label_maps"], labels),
         paths=strings.pop("paths"),
         fields={name.removeprefix("fields."): packed for name, packed in strings.items()},
         **{name: tensors[name] for name in TENSORS},
@@ -148,6 +159,15 @@ def _spec(values: dict[str, Any] | None) -> KeypointSpec | None:
     if values is None:
         return None
     return KeypointSpec(tuple(values["names"]), tuple((a, b) for a, b in values["edges"]), tuple(values["sigmas"]))
+
+
+def _label_maps(facts: list[Any] | None, strings: dict[str, PackedStrings | None]) -> LabelMaps | None:
+    files = strings.pop("files")
+    if facts is None or files is None:
+        return None
+    names, values, num_things = facts
+    known = {int(value): int(label) for value, label in values}
+    return LabelMaps(class_names=tuple(names), files=files, values=known, num_things=num_things, **strings)
 
 
 def _problem(values: dict[str, Any]) -> Problem:

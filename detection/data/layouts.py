@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +23,7 @@ from detection.data.readers.yolo import NAME_FILES, label_file
 from detection.data.tree import SAMPLED, SPLITS, Tree, split_of, topmost
 
 __all__ = [
+    "ALL",
     "Layout",
     "find_coco",
     "find_csv",
@@ -34,6 +35,8 @@ __all__ = [
     "find_open_images",
     "find_voc",
     "find_yolo",
+    "is_panoptic",
+    "known_splits",
 ]
 
 Entry = dict[str, Any]
@@ -48,11 +51,13 @@ class Layout:
         splits: name -> entries of a card; "all" alone if the folder has no splits.
         reason: what speaks for the format.
         notes: what is left out, and why.
+        card: further keys of the card, such as its classes.
     """
 
     splits: Mapping[str, list[Entry]]
     reason: str
     notes: tuple[str, ...] = ()
+    card: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_yolo(tree: Tree) -> Layout | None:
@@ -96,7 +101,7 @@ def _yolo_of_yaml(tree: Tree, path: str, beside: PurePosixPath, content: Mapping
     if not splits and not tree.images:
         return None
     splits = splits or {ALL: [{"images": _texts(topmost(tree.image_folders)), "names": path}]}
-    return Layout(_known(splits, notes), f"{path} has names and {', '.join(splits)}", tuple(notes))
+    return Layout(known_splits(splits, notes), f"{path} has names and {', '.join(splits)}", tuple(notes))
 
 
 def _yolo_source(tree: Tree, beside: PurePosixPath, root: str, source: str) -> PurePosixPath | None:
@@ -119,6 +124,7 @@ def find_coco(tree: Tree) -> Layout | None:
         path: content
         for path, content in tree.json.items()
         if isinstance(content, Mapping) and isinstance(content.get("images"), list) and "categories" in content
+        if not is_panoptic(content)
     }
     notes, splits, taken = list[str](), dict[str, list[Entry]](), dict[str, set[str]]()
     ranked = sorted(files, key=lambda path: (-len(files[path]["images"]), -len(files[path].get("annotations", []))))
@@ -138,7 +144,16 @@ def find_coco(tree: Tree) -> Layout | None:
     if not splits:
         return None
     read = [entry["annotations"] for entries in splits.values() for entry in entries]
-    return Layout(_known(splits, notes), f"{', '.join(read)} {_have(read)} images and categories", tuple(notes))
+    return Layout(known_splits(splits, notes), f"{', '.join(read)} {_have(read)} images and categories", tuple(notes))
+
+
+def is_panoptic(content: Any) -> bool:
+    """Tells whether ``content`` of a JSON file is of segments, which have no boxes of their own."""
+    if not isinstance(content, Mapping) or not isinstance(content.get("images"), list):
+        return False
+    annotations = content.get("annotations")
+    first = annotations[0] if isinstance(annotations, list) and annotations else None
+    return isinstance(first, Mapping) and "segments_info" in first
 
 
 def find_cvat(tree: Tree) -> Layout | None:
@@ -150,7 +165,7 @@ def find_cvat(tree: Tree) -> Layout | None:
     said = {name: split_of(name) for name in re.findall(r'subset="([^"]+)"', heads[files[0]])}
     if len(files) == 1 and "train" in said.values():
         own = {"annotations": str(files[0]), "images": "."}
-        splits = _known({split: [{**own, "subset": name}] for name, split in said.items() if split}, [])
+        splits = known_splits({split: [{**own, "subset": name}] for name, split in said.items() if split}, [])
     else:
         splits = _by_file(files, lambda path: {"annotations": str(path), "images": "."})
     return Layout(splits, f"{_texts_of(files)} {_have(files)} <annotations> with images")
@@ -178,7 +193,7 @@ def find_voc(tree: Tree) -> Layout | None:
     lists = any("list" in entry for entries in splits.values() for entry in entries)
     said = "ImageSets/Main has lists" if lists else "there are no lists in ImageSets/Main"
     return Layout(
-        _known(splits, notes), f"{len(files)} XML files of one image each, as {files[0]}; {said}", tuple(notes)
+        known_splits(splits, notes), f"{len(files)} XML files of one image each, as {files[0]}; {said}", tuple(notes)
     )
 
 
@@ -269,7 +284,7 @@ def _by_file(files: Iterable[PurePosixPath], entry: Callable[[PurePosixPath], En
     splits = dict[str, list[Entry]]()
     for path in files:
         splits.setdefault(split_of(path) or ALL, []).append(entry(path))
-    return _known(splits, [])
+    return known_splits(splits, [])
 
 
 def _by_folder(
@@ -278,11 +293,11 @@ def _by_folder(
     groups = dict[str, list[PurePosixPath]]()
     for folder in sorted(folders):
         groups.setdefault(split_of(folder) or ALL, []).append(folder)
-    return _known({split: entries([*topmost(found)]) for split, found in groups.items()}, [])
+    return known_splits({split: entries([*topmost(found)]) for split, found in groups.items()}, [])
 
 
-def _known(splits: dict[str, list[Entry]], notes: list[str]) -> dict[str, list[Entry]]:
-    """``splits`` in their usual order; what belongs to none is trained on, and all is one set if nothing else is."""
+def known_splits(splits: dict[str, list[Entry]], notes: list[str]) -> dict[str, list[Entry]]:
+    """Returns ``splits`` in their usual order; what belongs to none is trained on, and is all if nothing else is."""
     if "train" not in splits and len(splits) > (ALL in splits):  # a set called val alone is no split
         notes.append(f"no training set among {', '.join(splits)}: all images are one set")
         return {ALL: [entry for entries in splits.values() for entry in entries]}

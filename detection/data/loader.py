@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detection.config.detection import DetectorDataConfig
@@ -15,6 +17,7 @@ from detection.config.sections import DataConfig
 from detection.data.cards import data_root, load_dataset
 from detection.data.dataset import Batch, DetectionDataset, collate
 from detection.data.index import AnnotationIndex
+from detection.data.label_maps import LACKING
 from detection.data.problems import summarize
 from detection.data.proposals import read_proposals
 from detection.data.samplers import TestBatches, TrainBatches, repeat_factors
@@ -33,20 +36,27 @@ def load_index(
     key: str,
     say: Callable[[str], None],
     fields: Collection[str] = (),
+    label_maps: bool = False,
+    objects: bool = True,
     limit: int | None = None,
 ) -> AnnotationIndex:
     """Returns the first ``limit`` images of the data sets ``specs``, which the config's ``key`` names.
 
-    Their objects have the ``fields``, where the files give these.
+    Their objects have the ``fields``, where the files give these.  With ``label_maps`` every image has one, and
+    without ``objects`` nothing else.
 
     ``say`` gets a line if objects were dropped, and one if no figure can be computed.
 
     Raises:
-        ValueError: no data set, one with errors, or a training set without ground truth.
+        ValueError: no data set, one with errors, a training set without ground truth, or no label maps.
     """
     if not specs:
         raise ValueError(f"{key} is empty; give a list of card:split, such as [voc2007:trainval]")
-    index, problems = load_dataset(specs, data_root(config.root), fields=fields)
+    index, problems = load_dataset(specs, data_root(config.root), fields=fields, label_maps=label_maps)
+    if label_maps and index.label_maps is None and index.has_ground_truth:
+        raise ValueError(f"{key} {list(specs)}: {LACKING}")
+    if not objects and index.label_maps is not None:
+        index = index.without_objects()
     if not index.has_ground_truth:
         missing = next(problem for problem in problems if problem.kind == "no ground truth")
         why = f"{missing.file}: {missing.detail}"
@@ -64,15 +74,18 @@ def load_data(
     say: Callable[[str], None],
     fields: Collection[str] = (),
     test_fields: Collection[str] = (),
+    label_maps: bool = False,
+    objects: bool = True,
     limit: int | None = None,
 ) -> dict[str, AnnotationIndex]:
     """Returns the data sets of ``config`` as "train", "val" and "test"; the latter two only where it names them.
 
     Raises:
-        ValueError: no training set or one without the ``fields``, a data set with errors, or two sets of different
-            classes or keypoints.
+        ValueError: no training set or one without the ``fields`` or ``label_maps``, a data set with errors, or two
+            sets of different classes or keypoints.
     """
-    sets = {"train": load_index(config, config.train, key="data.train", say=say, fields=fields, limit=limit)}
+    load = partial(load_index, config, say=say, label_maps=label_maps, objects=objects, limit=limit)
+    sets = {"train": load(config.train, key="data.train", fields=fields)}
     for name in fields:
         if name not in sets["train"].fields:
             raise ValueError(
@@ -81,13 +94,20 @@ def load_data(
             )
     for name, specs in (("val", config.val), ("test", config.test)):
         if specs:
-            sets[name] = load_index(config, specs, key=f"data.{name}", say=say, fields=test_fields, limit=limit)
+            sets[name] = load(specs, key=f"data.{name}", fields=test_fields)
     classes = sets["train"].class_names
     for name, index in sets.items():
         if index.class_names != classes:
             raise ValueError(
                 f"data.train has the classes {classes}, data.{name} has {index.class_names}; "
                 "they must be the same, in the same order"
+            )
+    labels = {name: index.label_maps.class_names for name, index in sets.items() if index.label_maps is not None}
+    for name, names in labels.items():
+        if names != labels.get("train"):
+            raise ValueError(
+                f"label maps of data.train have the classes {labels.get('train')}, those of data.{name} {names}; they "
+                "must be the same, in the same order"
             )
     known = {name: index.keypoints.names for name, index in sets.items() if index.keypoints is not None}
     for name, names in known.items():
@@ -135,6 +155,8 @@ def build_train_loader(
     if copy_paste and "masks" not in index.fields:
         lacking = FIELDS["masks"].lacking
         raise ValueError(f"data.copy_paste pastes masks, which data.train {list(config.train)} lacks: {lacking}")
+    if repeat_threshold and index.label_maps is not None and not len(index.boxes):
+        raise ValueError("data.repeat_threshold counts objects, which label maps have not; set it to 0")
     slices = _slices(index, config)
     dataset = kind(
         index,
@@ -145,8 +167,9 @@ def build_train_loader(
         fields=tuple(index.fields),
         copy_paste=copy_paste,
         slices=slices,
+        label_maps=index.label_maps is not None,
     )
-    rows = index.num_wanted().nonzero().flatten() if config.skip_empty else torch.arange(len(index))
+    rows = _trained_on(index).nonzero().flatten() if config.skip_empty else torch.arange(len(index))
     if not len(rows):
         raise ValueError(f"data.train {list(config.train)} has no image to train on: {_nothing_wanted(index)}")
     repeats = repeat_factors(index, rows, repeat_threshold) if repeat_threshold else None
@@ -223,9 +246,19 @@ def make_loader(
     )
 
 
+def _trained_on(index: AnnotationIndex) -> Tensor:
+    """Returns which (N,) bool images hold something to find: an object that is not ignored, or a label map."""
+    return index.num_wanted() > 0 if index.label_maps is None else index.label_maps.labelled()
+
+
 def _nothing_wanted(index: AnnotationIndex) -> str:
+    if index.label_maps is not None:
+        return f"none of its {len(index)} images has a label image (data.skip_empty)"
     if not len(index.boxes):
-        return f"its {len(index)} images have no object; set `data.skip_empty: false` to train on background alone"
+        return (
+            f"its {len(index)} images have no object; set `data.skip_empty: false` to train on "
+            "background alone, or a semantic architecture (such as fcn) where the data set has label images"
+        )
     return (
         f"its {len(index.boxes)} objects are all ignored (data.skip_empty) by COCO's `iscrowd` or VOC's `difficult`; "
         "set 0 for objects that aren't crowds, since some tools write `iscrowd: 1` for every mask"

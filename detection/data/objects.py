@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detection.data.index import AnnotationIndex, PackedStrings
+from detection.data.index import AnnotationIndex
+from detection.data.packed_strings import PackedStrings
 from detection.data.problems import Problem, Severity, listed
 from detection.fields.table import Field, fields_of
 from detection.keypoints import KeypointSpec

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detection.config.load import parse_yaml
+from detection.data.label_layouts import find_label_images
 from detection.data.layouts import (
     Layout,
     find_coco,
@@ -23,6 +24,7 @@ from detection.data.layouts import (
     find_voc,
     find_yolo,
 )
+from detection.data.panoptic_layouts import find_coco_panoptic
 from detection.data.readers.table import FORMATS, FormatName
 from detection.data.tree import Tree
 
@@ -32,12 +34,14 @@ __all__ = ["RECOGNISERS", "Recognised", "data_root_of", "recognise"]
 RECOGNISERS: dict[FormatName, Callable[[Tree], Layout | None]] = {
     "yolo": find_yolo,
     "coco": find_coco,
+    "coco_panoptic": find_coco_panoptic,
     "cvat": find_cvat,
     "voc": find_voc,
     "labelme": find_labelme,
     "label_studio": find_label_studio,
     "open_images": find_open_images,
     "csv": find_csv,
+    "label_images": find_label_images,
     "image_folder": find_image_folders,
 }
 

@@ -30,7 +30,7 @@ class Slices:
         images: (W,) int64, the row of each window's image.
         corners: (W, 2) int64 top, left.
         sizes: (W, 2) int64 height, width.
-        wanted: (W,) int64, objects of each that are not ignored.
+        wanted: (W,) int64, objects of each that are not ignored; with label maps 1 where the image has one.
         visible: share of an object's box that a window must show for it to be wanted.
         empty: share of windows without an object among those of an epoch, at most.
     """
@@ -79,6 +79,7 @@ def cut_index(
         whole: an image of several windows is one more itself.
     """
     images, shown, wanted = list[int](), list[Window](), list[int]()
+    labelled = None if index.label_maps is None else index.label_maps.labelled()
     for row, (height, width) in enumerate(index.sizes.tolist()):
         found, objects = windows((height, width), side, overlap), index.objects(row)
         boxes = index.boxes[objects][~index.ignore[objects]]
@@ -86,7 +87,10 @@ def cut_index(
             found.append(Window((0, 0), (height, width)))
         images += [row] * len(found)
         shown += found
-        wanted += [int((_share(boxes, window) >= max(visible, 1e-6)).sum()) for window in found]
+        if labelled is None:
+            wanted += [int((_share(boxes, window) >= max(visible, 1e-6)).sum()) for window in found]
+        else:
+            wanted += [int(labelled[row])] * len(found)
     return Slices(
         torch.tensor(images, dtype=torch.int64),
         torch.tensor([window.corner for window in shown], dtype=torch.int64).reshape(-1, 2),
@@ -102,9 +106,9 @@ def cut(
 ) -> tuple[NDArray[np.uint8], Target]:
     """Returns what ``window`` shows of an image (H, W, 3), and of its objects, in pixels of the window.
 
-    Boxes and fields are clipped.  An object of which less than the share ``visible`` of its box is seen is ignored:
-    neither an object to find nor background.  One of which less than a pixel, or nothing of a field that it had (its
-    mask), is seen is not there.
+    Boxes, fields and the label map are cut.  An object of which less than the share ``visible`` of its box is seen is
+    ignored: neither an object to find nor background.  One of which less than a pixel, or nothing of a field that it
+    had (its mask), is seen is not there.
     """
     rows, columns = window.slices
     (top, left), size = window.corner, (image.shape[0], image.shape[1])
@@ -114,6 +118,8 @@ def cut(
     for name, field, values in carried(target):
         moved[name], left_over = field.place(values, size, size, window.corner, window.size)
         kept &= left_over
+    if target.label_map is not None:
+        moved["label_map"] = target.label_map[rows, columns]
     ignore = target.ignore | (shares < visible)
     return image[rows, columns], replace(target, boxes=boxes, ignore=ignore, **moved)[kept]
 

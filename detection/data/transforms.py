@@ -20,10 +20,12 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from detection.boxes import clip, scale
+from detection.data.label_pixels import nearest, on_canvas
 from detection.fields.table import FIELDS, Field, carried
-from detection.structures import Target
+from detection.structures import VOID, Target
 
 # Importing it asks a server for its newest version unless this is set; nothing later reads the variable.
 _update = os.environ.get("NO_ALBUMENTATIONS_UPDATE")
@@ -35,8 +37,23 @@ if _update is None:
 else:
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = _update
 
+from detection.data.scaling import SCALING  # noqa: E402  # which imports it too
+
 __all__ = ["Augment", "Change", "Jitter", "RandomResize", "Resize", "full_size"]
 
+LABEL_MAP = "label_map"
+# Of albumentations' transforms: those that resize by OpenCV, whose NEAREST takes another pixel than LINEAR; and those
+# that take a mask for something else than labels.
+RESIZING = (
+    A.Resize,
+    A.LongestMaxSize,
+    A.SmallestMaxSize,
+    A.RandomScale,
+    A.RandomResizedCrop,
+    A.RandomSizedCrop,
+    A.RandomSizedBBoxSafeCrop,
+)
+NOT_OF_LABELS = (A.Morphological, A.MaskDropout, A.OverlayElements, A.Mosaic)
 PADDING = (124, 116, 104)  # of a canvas: ImageNet's mean colour, which normalisation makes about zero
 MIN_SIDE = 1.0  # pixels
 
@@ -81,6 +98,8 @@ class Resize:
         new_size = self.size(size)
         resized = cv2.resize(image, (new_size[1], new_size[0]), dst=out, interpolation=cv2.INTER_LINEAR)
         moved = {name: field.resize(values, size, new_size) for name, field, values in carried(target)}
+        if target.label_map is not None:
+            moved["label_map"] = nearest(target.label_map, new_size)
         target = replace(target, boxes=scale(target.boxes, size, new_size), **moved)
         return np.asarray(resized, dtype=np.uint8), target
 
@@ -149,10 +168,12 @@ class Jitter:
         top, left = corner
         shown = min(self.size, resized[0]), min(self.size, resized[1])
         boxes = clip(scale(target.boxes, size, resized) - torch.tensor([left, top, left, top]), shown)
-        moved, kept = {}, ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(dim=1)
+        moved, kept = dict[str, Tensor](), ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(dim=1)
         for name, field, values in carried(target):
             moved[name], left_over = field.place(values, size, resized, corner, (self.size, self.size))
             kept &= left_over
+        if target.label_map is not None:
+            moved["label_map"] = on_canvas(nearest(target.label_map, resized, corner, shown), (self.size, self.size))
         return replace(target, boxes=boxes, **moved)[kept]
 
 
@@ -174,17 +195,22 @@ class Augment:
 
     def __init__(self, steps: Sequence[Mapping[str, Any]], fields: Mapping[str, Field] | None = None) -> None:
         self._steps, self._fields = tuple(steps), FIELDS if fields is None else fields
-        self._composed = dict[tuple[str, ...], A.Compose]()  # by the fields that follow
+        self._composed = dict[tuple[str, ...], A.Compose]()  # by what follows: fields, and perhaps label maps
         self._compose(())
 
     def _compose(self, names: tuple[str, ...]) -> A.Compose:
-        """Returns the pipeline for targets with the fields ``names``."""
+        """Returns the pipeline for targets with ``names``: fields, and perhaps LABEL_MAP."""
         if names not in self._composed:
             transforms = [_transform(step) for step in self._steps]
+            if LABEL_MAP in names:
+                for transform in transforms:
+                    _suit_labels(transform)
             moved: dict[str, Any] = {}
             if any(isinstance(transform, A.DualTransform) for transform in transforms):
                 moved["bbox_params"] = A.BboxParams(format="albumentations", label_fields=["rows"], clip=True)
                 for name in names:
+                    if name == LABEL_MAP:
+                        continue
                     moved |= self._fields[name].compose()
             self._composed[names] = A.Compose(list(transforms), **moved)
         return self._composed[names]
@@ -199,7 +225,7 @@ class Augment:
     ) -> tuple[NDArray[np.uint8], Target]:
         """The image (H, W, 3) and its target, changed together; the same ``seed`` gives the same change.
 
-        Objects that leave the image are dropped.
+        Objects that leave the image are dropped; pixels of the label map that came from nowhere are VOID.
 
         Raises:
             ValueError: a step that can't change this image, such as a crop larger than it.
@@ -207,13 +233,16 @@ class Augment:
         if not self._steps:
             return image, target
         following = [*carried(target, self._fields)]
-        compose = self._compose(tuple(name for name, _, _ in following))
+        names = tuple(name for name, _, _ in following)
+        compose = self._compose(names if target.label_map is None else (*names, LABEL_MAP))
         self._seed(compose, seed)
         height, width = image.shape[:2]
         limits = np.array([width, height, width, height])
         given: dict[str, Any] = {"bboxes": target.boxes.numpy() / limits, "rows": np.arange(len(target))}
         for _, field, values in following:
             given |= field.to_albumentations(values, (height, width))
+        if target.label_map is not None:
+            given["mask"] = VOID - target.label_map.numpy()  # what lies outside becomes 0
         result = self._apply(compose, image, **given)
         return _unpack(result, target, self._fields)
 
@@ -290,8 +319,35 @@ def _unpack(result: Mapping[str, Any], target: Target, fields: Mapping[str, Fiel
     moved = {
         name: field.from_albumentations(result, kept, (height, width)) for name, field, _ in carried(target, fields)
     }
+    if target.label_map is not None:
+        mask = np.ascontiguousarray(result["mask"])
+        if mask.shape != (height, width) or mask.dtype != np.uint8:
+            raise ValueError(
+                f"data.augment left an image of {width}x{height} pixels and a label map of {mask.shape} {mask.dtype}; "
+                "leave the step that does so out"
+            )
+        moved["label_map"] = VOID - torch.from_numpy(mask)
     plain = replace(target, **dict.fromkeys(moved))[kept]
     return image, replace(plain, boxes=torch.from_numpy(boxes.astype(np.float32)), **moved)
+
+
+def _suit_labels(transform: A.BasicTransform) -> None:
+    """Makes ``transform`` take the nearest label, and nothing (0) for what lies outside.
+
+    Raises:
+        ValueError: it has no meaning for labels.
+    """
+    if isinstance(transform, NOT_OF_LABELS):
+        raise ValueError(f"data.augment: {type(transform).__name__} does not move label maps; leave it out")
+    options: Any = transform
+    if hasattr(options, "mask_interpolation"):
+        resizing = isinstance(transform, RESIZING)
+        options.mask_interpolation = cv2.INTER_NEAREST_EXACT if resizing else cv2.INTER_NEAREST
+    if getattr(options, "area_for_downscale", None) == "image_mask":
+        options.area_for_downscale = "image"
+    for name in ("fill_mask", "mask_drop_value"):  # None: the labels stay
+        if getattr(options, name, None) is not None:
+            setattr(options, name, 0)
 
 
 def _transform(step: Mapping[str, Any]) -> A.BasicTransform:
@@ -307,6 +363,6 @@ def _transform(step: Mapping[str, Any]) -> A.BasicTransform:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # an unknown argument is only warned of
-            return kind(**(arguments or {}))
+            return SCALING.get(name, kind)(**(arguments or {}))
     except (TypeError, ValueError, NotImplementedError, UserWarning) as error:
         raise ValueError(f"augmentation {name} does not take {arguments}: {error}") from error

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detection.model.architecture import Architecture
 from detection.padded import Found, Regions, Targets
 from detection.structures import Detections, ImageBatch
 
@@ -178,7 +179,8 @@ class CompiledTest(nn.Module):
 
     def forward(self, images: ImageBatch) -> list[Detections]:
         found: Found = self.graphs(images)
-        return (found.copied() if found.boxes.is_cuda else found).ragged()  # the next replay writes over it
+        # The next replay writes over it.
+        return Architecture.ragged(found.copied() if found.boxes.is_cuda else found, images)
 
 
 def _framed(frames: Frames, images: ImageBatch, others: Sequence[Targets | Regions]) -> list[Any]:

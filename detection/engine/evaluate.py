@@ -16,18 +16,20 @@ from torch import Tensor, nn
 from detection.boxes import clip, scale
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
+from detection.engine.label_maps import Keep, Merge, labelled, stored_labels, with_counts
 from detection.engine.loop import PRECISIONS
 from detection.evaluation.coco import count_left_out, evaluate_coco, evaluate_keypoints, evaluate_matches
 from detection.evaluation.curves import best_f1, matched_curves
+from detection.evaluation.label_maps import LabelClasses, label_figures, pixel_totals, segment_counts
 from detection.evaluation.matching import match_areas
 from detection.evaluation.metrics import add_computed
-from detection.evaluation.record import Record
-from detection.evaluation.report import VocMetric, result_dict
+from detection.evaluation.record import Record, has_objects, judged_maps
+from detection.evaluation.report import VocMetric, label_dict, panoptic_dict, result_dict
 from detection.evaluation.voc import evaluate_voc
 from detection.fields.table import FIELDS, Field, carried
 from detection.model.architecture import RegionVerbs
 from detection.model.postprocess import rescale
-from detection.structures import Proposals
+from detection.structures import Detections, Proposals
 
 __all__ = ["Predictions", "evaluate", "make_record", "predict", "propose"]
 
@@ -49,11 +51,23 @@ def predict(
     device: torch.device,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     fields: Mapping[str, Field] = FIELDS,
+    merge: Merge | None = None,
+    keep: Keep | None = None,
 ) -> Predictions:
     """A record for every image in ``batches``, with detections in the pixels of the stored image.
 
-    ``detector`` is an Architecture or a Tester: what turns an ImageBatch into a list of Detections; ``fields`` bring
-    what it finds beside boxes onto the image.
+    Args:
+        detector: an Architecture or a Tester: what turns an ImageBatch into a list of Detections.
+        batches: of images of ``index``.
+        index: of the test set.
+        device: where ``detector`` is.
+        precision: of its activations.
+        fields: bring what it finds beside boxes onto the image.
+        merge: makes segments of the objects and the label map of a panoptic network.
+        keep: is given each label map; the records hold only counts.
+
+    Raises:
+        ImageError: a label image can't be read or does not fit.
     """
     detector.eval()
     records, seconds, dtype = [], 0.0, PRECISIONS[precision]
@@ -61,15 +75,30 @@ def predict(
         started = time.perf_counter()
         images = batch.images.to(device)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            detections = [image.to("cpu") for image in detector(images)]
+            detections = detector(images)
+        maps = [_map_on_image(image, index, row) for row, image in zip(batch.rows, detections, strict=True)]
+        detections = [replace(image, label_scores=None).to("cpu") for image in detections]
         seconds += time.perf_counter() - started
-        for row, size, resized in zip(batch.rows, batch.images.size_list(), detections, strict=True):
+        for row, size, resized, labels in zip(batch.rows, batch.images.size_list(), detections, maps, strict=True):
             stored = _size(index.sizes[row])
             image = rescale(resized, size, stored)
             found = {name: of.on_image(values, image.boxes, stored) for name, of, values in carried(image, fields)}
-            boxes, scores, labels = (rows.numpy() for rows in (image.boxes, image.scores, image.labels))
-            records.append(make_record(index, row, boxes=boxes, scores=scores, labels=labels, fields=found))
+            rows = {name: getattr(image, name).numpy() for name in ("boxes", "scores", "labels")}
+            record = make_record(index, row, **rows, fields=found)
+            if labels is not None:
+                labelled_image = labelled(labels, rows | found, merge)
+                record = with_counts(record, index, row, labelled_image)
+                if keep is not None:
+                    keep(row, labelled_image)
+            records.append(record)
     return Predictions(records, seconds / max(len(records), 1))
+
+
+def _map_on_image(found: Detections, index: AnnotationIndex, row: int) -> NDArray[np.uint8] | None:
+    """Returns the label map of the stored image ``row``; None from a network without."""
+    if found.label_scores is None:
+        return None
+    return stored_labels(found.label_scores, _size(index.sizes[row])).cpu().numpy()
 
 
 @torch.inference_mode()
@@ -78,7 +107,8 @@ def propose(
 ) -> list[Proposals]:
     """The RPN's proposals for every image in ``batches``, in their order and in pixels of the stored images."""
     if not isinstance(detector, RegionVerbs):
-        raise ValueError(f"{type(detector).__name__} makes no proposals; choose an architecture with an RPN")
+        name = getattr(detector, "name", type(detector).__name__)
+        raise ValueError(f"{name} makes no proposals; choose an architecture with an RPN")
     detector.eval()
     found = []
     for batch in batches:
@@ -96,15 +126,44 @@ def evaluate(
     voc_metric: VocMetric,
     *,
     fields: Collection[str] = (),
+    labels: LabelClasses | None = None,
     boundary: bool = False,
 ) -> dict[str, Any]:
     """The content of result.json.
 
     It has a section "segm" if the records have masks of objects and of detections, with ``boundary`` another one,
-    "boundary", and "keypoints" likewise; without records, the names of the figures of ``fields``.  "best_f1" is the
-    best F1 of boxes at IoU 0.5 and the least score at which it is reached.  "left_out" is there if COCO's AP and AR do
-    not see all detections: how many.
+    "boundary", "keypoints" likewise, and "semseg" and "panoptic" if they have such counts; without records, the names
+    of the figures of ``fields``.  "best_f1" is the best F1 of boxes at IoU 0.5 and the least score at which it is
+    reached.  "left_out" is there if COCO's AP and AR do not see all detections: how many.  There is nothing of boxes
+    where label maps alone are judged.
+
+    Args:
+        records: of all test images.
+        class_names: of objects.
+        voc_metric: the definition behind VOC mAP.
+        fields: that are judged, of ``predicted_fields``, where there are no records.
+        labels: of label maps; None: ``class_names``.
+        boundary: also judge the boundaries of masks.
     """
+    maps, classes = judged_maps(records, fields), labels or LabelClasses(class_names)
+    result = _judged_objects(records, class_names, voc_metric, fields, boundary=boundary) if has_objects(maps) else {}
+    if "label_maps" in maps:
+        totals = pixel_totals(records, len(classes.names)).sum(axis=0, keepdims=True)
+        result["semseg"] = label_dict(label_figures(totals), classes.names)
+    if "panoptic" in maps:
+        result["panoptic"] = panoptic_dict(segment_counts(records, len(classes.names)).sum(axis=0), classes)
+    add_computed(result, records, class_names)
+    return result
+
+
+def _judged_objects(
+    records: list[Record],
+    class_names: tuple[str, ...],
+    voc_metric: VocMetric,
+    fields: Collection[str],
+    *,
+    boundary: bool,
+) -> dict[str, Any]:
     masks = "masks" in fields or any(record.masks is not None and record.gt_masks is not None for record in records)
     keypoints = "keypoints" in fields or any(
         record.keypoints is not None and record.gt_keypoints is not None for record in records
@@ -116,7 +175,6 @@ def evaluate(
     voc = evaluate_voc(records, class_names, imagenet=voc_metric == "imagenet")
     points = evaluate_keypoints(records, class_names) if keypoints else None
     result = result_dict(coco, voc, class_names, voc_metric=voc_metric, segm=segm, boundary=edges, keypoints=points)
-    add_computed(result, records, class_names)
     result["best_f1"] = dict(zip(("min_score", "F1"), best_f1(matched_curves(matches["all"])), strict=True))
     left_out = count_left_out(records)
     return result | ({"left_out": left_out} if left_out else {})

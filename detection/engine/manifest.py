@@ -22,7 +22,7 @@ from detection.engine.distributed import is_main, world_size
 from detection.engine.loop import TrainState
 from detection.files import digest, write_text
 
-__all__ = ["manifest_entry", "read_manifest"]
+__all__ = ["made_by", "manifest_entry", "read_manifest"]
 
 PACKAGES = ("resdet", "torch", "torchvision", "numpy", "albumentations", "opencv-python-headless", "safetensors")
 REPOSITORY = Path(__file__).parents[2]
@@ -58,13 +58,10 @@ def manifest_entry(
         "exit": None,
         "first_iteration": state.iteration,
         "last_iteration": None,
-        "command": sys.argv,
+        **made_by(device),
         "config_sha256": digest(dump_config(config)),
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "data": {name: _described(index) for name, index in data.items()},
         "weights_sha256": digest(state.model.state_dict()),
-        "hardware": _hardware(device),
         "layout": state.layout,
         "world_size": world_size(),
     }
@@ -81,6 +78,16 @@ def manifest_entry(
             write(ended=_now(), exit=f"{type(error).__name__}: {error}", last_iteration=state.iteration)
         raise
     write(ended=_now(), exit="finished", last_iteration=state.iteration)
+
+
+def made_by(device: torch.device) -> dict[str, Any]:
+    """Returns what makes a figure now: command, commit, versions and hardware."""
+    return {
+        "command": sys.argv,
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "hardware": _hardware(device),
+    }
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:

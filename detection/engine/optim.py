@@ -14,6 +14,8 @@ from detection.config.sections import SolverConfig
 
 __all__ = ["build_optimizer", "clip_gradients", "gradient_norm", "learning_rate", "set_learning_rate"]
 
+POLY_POWER = 0.9  # Chen et al. 2017, "Rethinking Atrous Convolution", section 4.1
+
 
 def build_optimizer(model: nn.Module, solver: SolverConfig) -> Optimizer:
     """SGD with momentum, or AdamW with torch's betas, over the trainable parameters of ``model``.
@@ -57,8 +59,11 @@ def learning_rate(solver: SolverConfig, iteration: int) -> float:
         warmup = solver.warmup_factor + (1 - solver.warmup_factor) * progress
     else:
         warmup = 1.0
+    done = min(iteration / solver.iterations, 1.0)
     if solver.schedule == "cosine":
-        factor = (1 + math.cos(math.pi * min(iteration / solver.iterations, 1.0))) / 2
+        factor = (1 + math.cos(math.pi * done)) / 2
+    elif solver.schedule == "poly":
+        factor = (1 - done) ** POLY_POWER
     else:
         factor = solver.gamma ** bisect.bisect_right(solver.steps, iteration)
     return solver.base_lr * warmup * factor

@@ -59,7 +59,12 @@ class Carried:
 
 
 def load_initial_weights(
-    model: nn.Module, checkpoint: Checkpoint[ProgramConfig], class_names: Sequence[str], renamed: Mapping[str, str]
+    model: nn.Module,
+    checkpoint: Checkpoint[ProgramConfig],
+    class_names: Sequence[str],
+    renamed: Mapping[str, str],
+    *,
+    row_names: Sequence[str] = (),
 ) -> Carried:
     """Puts the weights of ``checkpoint`` that fit into ``model``, and returns what that were.
 
@@ -71,6 +76,7 @@ def load_initial_weights(
         checkpoint: where to start from.
         class_names: K names.
         renamed: class name -> its name in ``checkpoint``, where they differ.
+        row_names: in ``checkpoint``, of the rows of layers whose rows have names of their own.
 
     Raises:
         ValueError: a name in ``renamed`` that one side lacks, no layer of the backbone that fits, or weights that are
@@ -86,8 +92,10 @@ def load_initial_weights(
     weights, rows = dict(checkpoint.weights), class_rows(model)
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     for name in weights.keys() & rows.keys() & own.keys():
-        if len(weights[name]) == rows[name].count(len(checkpoint.class_names)):
-            weights[name] = _with_rows(weights[name], own[name], pairs, rows[name])
+        names = rows[name].names
+        theirs, same = (checkpoint.class_names, pairs) if names is None else (row_names, _pairs(names, row_names, {}))
+        if len(weights[name]) == rows[name].count(len(theirs)):
+            weights[name] = _with_rows(weights[name], own[name], same, rows[name])
     fitting = {name for name, value in own.items() if name in weights and weights[name].shape == value.shape}
     trunk = {name for name in own if name.startswith("backbone.") and not name.endswith("num_batches_tracked")}
     if trunk and not trunk & fitting:

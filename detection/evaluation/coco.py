@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,14 @@ from detection.masks import RLE
 __all__ = [
     "COCO_CLASS_NUMBERS",
     "COCO_NUMBERS",
+    "KEYPOINT_AREAS",
     "KEYPOINT_NUMBERS",
     "CocoResult",
     "IouType",
     "KeypointResult",
     "average_recall",
+    "class_numbers",
+    "coco_figures",
     "coco_results",
     "count_left_out",
     "evaluate_coco",
@@ -40,6 +43,7 @@ __all__ = [
 # Fields of CocoResult in the order of COCOeval.stats.
 COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_NUMBERS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")  # of KeypointResult
+KEYPOINT_AREAS: tuple[Area, ...] = ("all", "medium", "large")
 COCO_CLASS_NUMBERS = ("AP", "AP50", "AP75")  # that each class has too
 
 
@@ -90,6 +94,9 @@ class KeypointResult:
     class_ap75: NDArray[np.float64]  # (K,)
 
 
+ResultT = TypeVar("ResultT", CocoResult, KeypointResult)
+
+
 def evaluate_coco(records: Sequence[Record], class_names: Sequence[str], *, iou_type: IouType = "bbox") -> CocoResult:
     """Returns COCO's metric of boxes, masks or boundaries over ``records``; ignored ground truth counts as crowd.
 
@@ -104,27 +111,7 @@ def evaluate_coco(records: Sequence[Record], class_names: Sequence[str], *, iou_
 
 def evaluate_matches(matches: Mapping[Area, MatchedRecords]) -> CocoResult:
     """Returns COCO's metric of records that were matched for all four areas."""
-    once = np.ones((1, len(matches["all"].image_ids)), np.int32)  # every image counts once
-    ap = {area: average_precision(found, once)[0] for area, found in matches.items()}  # (K, T)
-    recall = {area: average_recall(found, once)[0] for area, found in matches.items()}  # (K,)
-    first = {limit: average_recall(matches["all"], once, limit=limit)[0] for limit in (1, 10)}
-    return CocoResult(
-        AP=_mean(ap["all"]),
-        AP50=_mean(ap["all"][:, 0]),  # IoU 0.50, 0.55, ..., 0.95
-        AP75=_mean(ap["all"][:, 5]),
-        APs=_mean(ap["small"]),
-        APm=_mean(ap["medium"]),
-        APl=_mean(ap["large"]),
-        AR1=_mean(first[1]),
-        AR10=_mean(first[10]),
-        AR100=_mean(recall["all"]),
-        ARs=_mean(recall["small"]),
-        ARm=_mean(recall["medium"]),
-        ARl=_mean(recall["large"]),
-        class_ap=ap["all"].mean(axis=1),
-        class_ap50=ap["all"][:, 0],
-        class_ap75=ap["all"][:, 5],
-    )
+    return _on_all_images(CocoResult, matches)
 
 
 def evaluate_keypoints(records: Sequence[Record], class_names: Sequence[str]) -> KeypointResult:
@@ -135,26 +122,48 @@ def evaluate_keypoints(records: Sequence[Record], class_names: Sequence[str]) ->
     Raises:
         ValueError: a label that ``class_names`` lacks, an image that occurs twice, or a record without keypoints.
     """
-    matches = match_areas(records, class_names, iou_type="keypoints", areas=("all", "medium", "large"))
-    once = np.ones((1, len(matches["all"].image_ids)), np.int32)
-    ap = {area: average_precision(found, once)[0] for area, found in matches.items()}  # (K, T)
-    recall = {area: average_recall(found, once)[0] for area, found in matches.items()}  # (K,)
-    at_one = {place: average_recall(matches["all"], once, thresholds=slice(place, place + 1))[0] for place in (0, 5)}
-    return KeypointResult(
-        AP=_mean(ap["all"]),
-        AP50=_mean(ap["all"][:, 0]),
-        AP75=_mean(ap["all"][:, 5]),
-        APm=_mean(ap["medium"]),
-        APl=_mean(ap["large"]),
-        AR=_mean(recall["all"]),
-        AR50=_mean(at_one[0]),
-        AR75=_mean(at_one[5]),
-        ARm=_mean(recall["medium"]),
-        ARl=_mean(recall["large"]),
-        class_ap=ap["all"].mean(axis=1),
-        class_ap50=ap["all"][:, 0],
-        class_ap75=ap["all"][:, 5],
-    )
+    return _on_all_images(KeypointResult, match_areas(records, class_names, iou_type="keypoints", areas=KEYPOINT_AREAS))
+
+
+def coco_figures(
+    matches: Mapping[Area, MatchedRecords], weights: NDArray[np.integer]
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
+    """Returns COCO's numbers (B,) by name, and AP, AP50 and AP75 of the classes (B, K, 3).
+
+    Args:
+        matches: by area; without small objects the numbers are those of keypoints.
+        weights: (B, N) counts of the images.
+    """
+    everything = matches["all"]
+    ap = {area: average_precision(found, weights) for area, found in matches.items()}  # (B, K, T)
+    recall = {area: average_recall(found, weights) for area, found in matches.items()}  # (B, K)
+    first, sixth = slice(0, 1), slice(5, 6)  # of IoU 0.50, 0.55, ..., 0.95
+    found = {"AP": ap["all"], "AP50": ap["all"][..., first], "AP75": ap["all"][..., sixth]}
+    if "small" in matches:
+        found |= {f"AR{limit}": average_recall(everything, weights, limit=limit) for limit in (1, 10)}
+        found["AR100"] = recall["all"]
+    else:
+        found |= {
+            f"AR{name}": average_recall(everything, weights, thresholds=part)
+            for name, part in (("", slice(None)), ("50", first), ("75", sixth))
+        }
+    for area in matches.keys() - {"all"}:
+        found |= {f"AP{area[0]}": ap[area], f"AR{area[0]}": recall[area]}
+    means = {name: mean_over_classes(values).reshape(len(values), -1).mean(axis=1) for name, values in found.items()}
+    return means, class_numbers(ap["all"])
+
+
+def class_numbers(ap: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns AP, AP50 and AP75 (B, K, 3) from those of all thresholds (B, K, T)."""
+    return np.stack([ap.mean(axis=2), ap[..., 0], ap[..., 5]], axis=2)
+
+
+def _on_all_images(kind: type[ResultT], matches: Mapping[Area, MatchedRecords]) -> ResultT:
+    """Returns the result in which every image counts once."""
+    numbers, classes = coco_figures(matches, np.ones((1, len(matches["all"].image_ids)), np.int32))
+    ap, ap50, ap75 = classes[0].T
+    values = {name: float(value[0]) for name, value in numbers.items()}
+    return kind(**values, class_ap=ap, class_ap50=ap50, class_ap75=ap75)
 
 
 def average_recall(
@@ -234,11 +243,6 @@ def _keypoints(keypoints: NDArray[np.floating] | None, count: int) -> list[dict[
     if keypoints is None:
         return [{}] * count
     return [{"keypoints": points} for points in to_coco(keypoints)]
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    """Returns the mean of ``values`` (K, ...) over the classes that have one; NaN where none has."""
-    return float(mean_over_classes(values[None])[0].mean())
 
 
 def _boxes_xywh(boxes: NDArray[np.floating]) -> list[list[float]]:

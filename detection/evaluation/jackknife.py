@@ -12,7 +12,7 @@ Shapes: B sets of N images, G of them, M figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,18 @@ class Sample:
     values: NDArray[np.float64]  # (M,) on the images as they are
     influence: NDArray[np.float64]  # (G, M)
     images: NDArray[np.int64]  # (M,) as in Statistic
+
+    def only(self, names: Collection[str]) -> Sample:
+        """Returns those of its figures that ``names`` has, in its own order."""
+        if len(names) == len(self.names):
+            return self
+        rows = [row for row, name in enumerate(self.names) if name in names]
+        return Sample(
+            names=tuple(self.names[row] for row in rows),
+            values=self.values[rows],
+            influence=self.influence[:, rows],
+            images=self.images[rows],
+        )
 
 
 def jackknife(statistic: Statistic, num_images: int, *, sets: int = MAX_SETS) -> Sample:

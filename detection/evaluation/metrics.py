@@ -77,6 +77,12 @@ def _coco(
     ]
 
 
+_PANOPTIC_PLACES: dict[str, tuple[Place, ...]] = {
+    "PQ": ("log", "console", "report"),
+    "SQ": ("console", "report"),
+    "RQ": ("console", "report"),
+}
+
 METRICS = (
     *_coco("bbox", "", reported=COCO_NUMBERS[:9]),
     *_coco("segm", "mask ", reported=()),
@@ -85,6 +91,15 @@ METRICS = (
     Metric("voc.mAP", "VOC mAP", shown=("log", "console", "report")),
     Metric("voc.mAP_11point", "VOC mAP, 11 points"),
     Metric("voc.mAP_area", "VOC mAP, area"),
+    Metric("semseg.mIoU", "mIoU", shown=("log", "console", "report")),
+    Metric("semseg.fwIoU", "fwIoU", shown=("console", "report")),
+    Metric("semseg.pixel_accuracy", "pixel accuracy", shown=("log", "console", "report")),
+    Metric("semseg.mean_accuracy", "mean accuracy", shown=("console", "report")),
+    *(
+        Metric(f"panoptic.{name}{group}", f"{name}{words}", shown=places)
+        for group, words in (("", ""), ("_things", " things"), ("_stuff", " stuff"))
+        for name, places in _PANOPTIC_PLACES.items()
+    ),
     Metric("classification.top1", "top1", shown=("log", "console")),
     Metric("classification.top5", "top5", shown=("log", "console")),
     Metric("tags.F2", "F2", shown=("log", "console")),

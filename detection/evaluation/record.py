@@ -6,7 +6,7 @@ float64 from files of other programs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from detection.keypoints import KeypointSpec
 from detection.masks import RLE
 
-__all__ = ["Record", "check_records"]
+__all__ = ["Record", "check_records", "has_objects", "judged_maps"]
 
 
-OF_IMAGE = ("image_id", "file_name", "size", "keypoint_spec")  # fields without a row per object
+# Fields without a row per object.
+OF_IMAGE = ("image_id", "file_name", "size", "keypoint_spec", "label_counts", "panoptic_counts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,9 @@ class Record:
     gt_keypoints: NDArray[np.floating] | None = None  # (G, J, 3) x, y, visibility; 0 where not labelled
     keypoints: NDArray[np.floating] | None = None  # (D, J, 3) x, y, score
     keypoint_spec: KeypointSpec | None = None  # of both
+    # (K, K + 1) pixels by true class and by predicted class, the last column is none; void pixels are left out.
+    label_counts: NDArray[np.integer] | None = None
+    panoptic_counts: NDArray[np.float64] | None = None  # (K, 4) sum of IoU, hits, false positives, misses of segments
 
     def __post_init__(self) -> None:
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in OF_IMAGE}
@@ -48,6 +52,21 @@ class Record:
         detected = {length for name, length in lengths.items() if not name.startswith("gt_")}
         if len(gt) > 1 or len(detected) > 1:
             raise ValueError(f"{self.file_name}: rows of unequal length, ground truth {gt}, detections {detected}")
+
+
+def judged_maps(records: Sequence[Record], fields: Collection[str] = ()) -> frozenset[str]:
+    """Returns which of "masks", "label_maps" and "panoptic" are judged: what ``fields`` name, or a record has."""
+    found = {
+        "masks": any(record.masks is not None for record in records),
+        "label_maps": any(record.label_counts is not None for record in records),
+        "panoptic": any(record.panoptic_counts is not None for record in records),
+    }
+    return frozenset(name for name, known in found.items() if known or name in fields)
+
+
+def has_objects(maps: Collection[str]) -> bool:
+    """Returns whether objects are judged beside ``maps``, of ``judged_maps``: with label maps only those of masks."""
+    return "label_maps" not in maps or "masks" in maps
 
 
 def check_records(records: Sequence[Record], num_classes: int) -> None:

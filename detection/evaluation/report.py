@@ -6,13 +6,31 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS, KEYPOINT_NUMBERS, CocoResult, KeypointResult
+from detection.evaluation.label_maps import LABEL_NUMBERS, LabelClasses, LabelFigures
 from detection.evaluation.matching import MAX_DETECTIONS
 from detection.evaluation.metrics import figures, named, percent, shown_in
+from detection.evaluation.panoptic import (
+    PANOPTIC_CLASS_NUMBERS,
+    PANOPTIC_NUMBERS,
+    class_qualities,
+    panoptic_figures,
+)
 from detection.evaluation.text_table import text_table
 from detection.evaluation.voc import VocResult
 
-__all__ = ["VocMetric", "describe_choice", "describe_left_out", "format_tables", "result_dict"]
+__all__ = [
+    "VocMetric",
+    "describe_choice",
+    "describe_left_out",
+    "format_tables",
+    "label_dict",
+    "panoptic_dict",
+    "result_dict",
+]
 
 VocMetric = Literal["11point", "area", "imagenet"]
 
@@ -62,6 +80,27 @@ def result_dict(
     }
 
 
+def label_dict(figures: LabelFigures, class_names: Sequence[str]) -> dict[str, Any]:
+    """Returns the section "semseg" of result.json from the ``figures`` of one set of images, of K ``class_names``."""
+    (numbers,), (iou,) = figures.numbers.tolist(), figures.iou.tolist()
+    return {
+        **dict(zip(LABEL_NUMBERS, map(_json_number, numbers), strict=True)),
+        "per_class": {name: {"IoU": _json_number(value)} for name, value in zip(class_names, iou, strict=True)},
+    }
+
+
+def panoptic_dict(counts: NDArray[np.float64], classes: LabelClasses) -> dict[str, Any]:
+    """Returns the section "panoptic" of result.json from ``counts`` (K, 4), summed over the images."""
+    numbers, qualities = panoptic_figures(counts, classes.num_things).tolist(), class_qualities(counts).tolist()
+    return {
+        **dict(zip(PANOPTIC_NUMBERS, map(_json_number, numbers), strict=True)),
+        "per_class": {
+            name: dict(zip(PANOPTIC_CLASS_NUMBERS, map(_json_number, values), strict=True))
+            for name, values in zip(classes.names, qualities, strict=True)
+        },
+    }
+
+
 def _coco_dict(
     coco: CocoResult | KeypointResult, class_names: Sequence[str], numbers: Sequence[str] = COCO_NUMBERS
 ) -> dict[str, Any]:
@@ -75,17 +114,16 @@ def _coco_dict(
 
 
 def format_tables(result: dict[str, Any]) -> str:
-    """Returns the COCO and VOC tables of a ``result_dict``, fractions in percent, "-" for no value."""
-    voc, mean = result["voc"], named("voc.mAP")
-    voc_rows = [*voc["per_class"].items(), ("mean", voc[mean.short_name])]
+    """Returns a table of each section of a result, fractions in percent, "-" for no value."""
     return "\n".join(
         [
+            *_section_tables("panoptic", "Panoptic quality", PANOPTIC_CLASS_NUMBERS, result),
+            *_section_tables("semseg", "Label maps", ("IoU",), result),
             *_coco_tables("box", "bbox", result),
-            *(_coco_tables("mask", "segm", result) if "segm" in result else []),
-            *(_coco_tables("boundary", "boundary", result) if "boundary" in result else []),
-            *(_coco_tables("keypoint", "keypoints", result) if "keypoints" in result else []),
-            f"VOC AP (%), {_VOC_DEFINITIONS[voc['metric']]}",
-            text_table(["class", "AP"], [[name, mean.format(ap)] for name, ap in voc_rows]),
+            *_coco_tables("mask", "segm", result),
+            *_coco_tables("boundary", "boundary", result),
+            *_coco_tables("keypoint", "keypoints", result),
+            *_voc_table(result),
             *_computed_table(result),
             *([describe_left_out(result["left_out"])] if "left_out" in result else []),
             *([describe_choice(result)] if "weights" in result else []),
@@ -114,6 +152,13 @@ def describe_choice(result: dict[str, Any]) -> str:
 
 
 def _coco_tables(what: str, section: str, result: dict[str, Any]) -> list[str]:
+    return _section_tables(section, f"COCO {what} AP and AR", COCO_CLASS_NUMBERS, result)
+
+
+def _section_tables(section: str, what: str, class_numbers: Sequence[str], result: dict[str, Any]) -> list[str]:
+    """Returns the numbers of ``section`` and those of its classes; nothing where ``result`` lacks it."""
+    if section not in result:
+        return []
     numbers = result[section]
     metrics = [metric for metric in shown_in("console", f"{section}.") if metric.compute is None]
     lines: list[list[str]] = []
@@ -122,14 +167,25 @@ def _coco_tables(what: str, section: str, result: dict[str, Any]) -> list[str]:
         lines.append(["", *(metric.short_name for metric in part)])
         lines.append(["", *(metric.format(numbers[metric.short_name]) for metric in part)])
     class_rows = [
-        [name, *(percent(values[key]) for key in COCO_CLASS_NUMBERS)] for name, values in numbers["per_class"].items()
+        [name, *(percent(values[key]) for key in class_numbers)] for name, values in numbers["per_class"].items()
     ]
     return [
-        f"COCO {what} AP and AR (%)",
+        f"{what} (%)",
         text_table(lines[0], lines[1:]),
         "",
-        text_table(["class", *COCO_CLASS_NUMBERS], class_rows),
+        text_table(["class", *class_numbers], class_rows),
         "",
+    ]
+
+
+def _voc_table(result: dict[str, Any]) -> list[str]:
+    if "voc" not in result:
+        return []
+    voc, mean = result["voc"], named("voc.mAP")
+    rows = [*voc["per_class"].items(), ("mean", voc[mean.short_name])]
+    return [
+        f"VOC AP (%), {_VOC_DEFINITIONS[voc['metric']]}",
+        text_table(["class", "AP"], [[name, mean.format(ap)] for name, ap in rows]),
     ]
 
 

@@ -7,25 +7,34 @@ Shapes: B sets of N images, K classes, M figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detection.evaluation.average_precision import average_precision, mean_over_classes
 from detection.evaluation.candidates import IouType
-from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS, KEYPOINT_NUMBERS, average_recall
+from detection.evaluation.coco import (
+    COCO_CLASS_NUMBERS,
+    COCO_NUMBERS,
+    KEYPOINT_AREAS,
+    KEYPOINT_NUMBERS,
+    class_numbers,
+    coco_figures,
+)
 from detection.evaluation.jackknife import Statistic
-from detection.evaluation.matching import Area, MatchedRecords, match_areas
-from detection.evaluation.record import Record
+from detection.evaluation.label_maps import LABEL_NUMBERS, LabelClasses, label_figures, pixel_totals, segment_counts
+from detection.evaluation.matching import AREAS, Area, MatchedRecords, match_areas
+from detection.evaluation.panoptic import PANOPTIC_NUMBERS, class_qualities, panoptic_figures
+from detection.evaluation.record import Record, has_objects, judged_maps
 from detection.evaluation.report import VocMetric
 from detection.evaluation.tide import ERROR_TYPES, error_gains, match_errors
 from detection.evaluation.voc import match_voc, voc_precision
 
-__all__ = ["ERROR_KEYS", "run_statistic", "statistic_of_boxes"]
+__all__ = ["ERROR_KEYS", "judged", "label_statistics", "run_statistic", "statistic_of_boxes"]
 
 ERROR_KEYS = ("tide.AP50", *(f"tide.{name}" for name in ERROR_TYPES))
-_AREAS: dict[str, Area] = {"s": "small", "m": "medium", "l": "large"}  # by the end of a number's name
+BY_LETTER: dict[str, Area] = {"s": "small", "m": "medium", "l": "large"}  # by the end of a number's name
 
 Weights = NDArray[np.integer]
 Floats = NDArray[np.float64]
@@ -36,22 +45,52 @@ def run_statistic(
     class_names: Sequence[str],
     *,
     voc_metric: VocMetric = "area",
+    labels: LabelClasses | None = None,
     boundary: bool = False,
 ) -> Statistic:
     """Returns all figures of a run: COCO's of boxes (of masks and keypoints, where there are any), VOC's, error types.
 
-    With ``boundary`` also those of the boundaries of masks.
+    Of records with label counts, those of label maps; such a run has no objects unless it is panoptic.  Keys are those
+    of result.json, and "tide.Cls" and so on.
 
-    Keys are those of result.json, and "tide.Cls" and so on; ``voc_metric`` is the definition behind "voc.mAP".
+    Args:
+        records: of all test images.
+        class_names: of objects.
+        voc_metric: the definition behind "voc.mAP".
+        labels: of label maps; None: ``class_names``.
+        boundary: also those of the boundaries of masks.
 
     Raises:
         ValueError: a label that ``class_names`` lacks, an image that occurs twice, or no records.
     """
+    maps, classes = judged_maps(records), labels or LabelClasses(tuple(class_names))
+    parts = [_objects(records, class_names, voc_metric, boundary=boundary)] if has_objects(maps) else []
+    return _joined([*parts, *label_statistics(records, classes)])
+
+
+def label_statistics(records: Sequence[Record], classes: LabelClasses) -> list[Statistic]:
+    """Returns the figures of label maps: panoptic ones, where there are any, and those of pixels.
+
+    Raises:
+        ValueError: a record without counts, or with those of other classes.
+    """
+    maps = judged_maps(records)
+    parts = [_panoptic(records, classes)] if "panoptic" in maps else []
+    return [*parts, _label_maps(records, classes)] if "label_maps" in maps else parts
+
+
+def judged(records: Sequence[Record], *, boundary: bool = False) -> tuple[IouType, ...]:
+    """Returns of what COCO's figures are taken: boxes, and what all detections and all objects of ``records`` have."""
     masks = bool(records) and all(r.masks is not None and r.gt_masks is not None for r in records)
     keypoints = bool(records) and all(r.keypoints is not None and r.gt_keypoints is not None for r in records)
     kinds: list[IouType] = ["bbox", *(("segm",) if masks else ()), *(("boundary",) if masks and boundary else ())]
-    parts = [_coco(records, class_names, iou_type) for iou_type in kinds]
-    parts += [_keypoints(records, class_names)] if keypoints else []
+    return (*kinds, *(["keypoints"] if keypoints else []))
+
+
+def _objects(
+    records: Sequence[Record], class_names: Sequence[str], voc_metric: VocMetric, *, boundary: bool
+) -> Statistic:
+    parts = [_coco(records, class_names, iou_type) for iou_type in judged(records, boundary=boundary)]
     return _joined([*parts, _voc(records, class_names, voc_metric), _errors(records, class_names)])
 
 
@@ -59,61 +98,24 @@ def statistic_of_boxes(matches: MatchedRecords) -> Statistic:
     """Returns AP, AP50 and AP75 of matched boxes of all areas."""
     return Statistic(
         names=tuple(f"bbox.{name}" for name in COCO_CLASS_NUMBERS),
-        compute=lambda weights: mean_over_classes(_three(average_precision(matches, weights))),
+        compute=lambda weights: mean_over_classes(class_numbers(average_precision(matches, weights))),
         images=np.full(len(COCO_CLASS_NUMBERS), _with_objects(matches).any(axis=0).sum()),
     )
 
 
 def _coco(records: Sequence[Record], class_names: Sequence[str], iou_type: IouType) -> Statistic:
-    matches = match_areas(records, class_names, iou_type=iou_type)
-    everything = matches["all"]
-
-    def compute(weights: Weights) -> Floats:
-        ap = _three(average_precision(everything, weights))  # (B, K, 3)
-        of_areas = [average_precision(matches[area], weights) for area in ("small", "medium", "large")]
-        recalls = [average_recall(everything, weights, limit=limit) for limit in (1, 10)]
-        recalls += [average_recall(found, weights) for found in matches.values()]
-        numbers = [
-            *mean_over_classes(ap).T,
-            *(mean_over_classes(part).mean(axis=1) for part in of_areas),
-            *map(mean_over_classes, recalls),
-        ]
-        return np.concatenate([np.stack(numbers, axis=1), ap.reshape(len(weights), -1)], axis=1)
-
-    return _named(iou_type, COCO_NUMBERS, class_names, matches, compute)
-
-
-def _keypoints(records: Sequence[Record], class_names: Sequence[str]) -> Statistic:
-    matches = match_areas(records, class_names, iou_type="keypoints", areas=("all", "medium", "large"))
-    everything = matches["all"]
-
-    def compute(weights: Weights) -> Floats:
-        ap = _three(average_precision(everything, weights))  # (B, K, 3)
-        of_areas = [average_precision(matches[area], weights) for area in ("medium", "large")]
-        recalls = [average_recall(everything, weights, thresholds=of) for of in (slice(None), slice(0, 1), slice(5, 6))]
-        recalls += [average_recall(matches[area], weights) for area in ("medium", "large")]
-        numbers = [
-            *mean_over_classes(ap).T,
-            *(mean_over_classes(part).mean(axis=1) for part in of_areas),
-            *map(mean_over_classes, recalls),
-        ]
-        return np.concatenate([np.stack(numbers, axis=1), ap.reshape(len(weights), -1)], axis=1)
-
-    return _named("keypoints", KEYPOINT_NUMBERS, class_names, matches, compute)
-
-
-def _named(
-    iou_type: IouType,
-    numbers: Sequence[str],
-    class_names: Sequence[str],
-    matches: Mapping[Area, MatchedRecords],
-    compute: Callable[[Weights], Floats],
-) -> Statistic:
-    """Returns the statistic of COCO's ``numbers``, which ``compute`` gives first, and of AP, AP50 and AP75 by class."""
+    """Returns the statistic of COCO's numbers and of AP, AP50 and AP75 by class."""
+    numbers, areas = (KEYPOINT_NUMBERS, KEYPOINT_AREAS) if iou_type == "keypoints" else (COCO_NUMBERS, tuple(AREAS))
+    matches = match_areas(records, class_names, iou_type=iou_type, areas=areas)
     per_class = [f"{iou_type}.per_class.{name}.{number}" for name in class_names for number in COCO_CLASS_NUMBERS]
     with_objects = {area: _with_objects(found) for area, found in matches.items()}
-    images = [with_objects[_AREAS.get(name[-1], "all")].any(axis=0).sum() for name in numbers]
+    images = [with_objects[BY_LETTER.get(name[-1], "all")].any(axis=0).sum() for name in numbers]
     of_classes = np.repeat(with_objects["all"].sum(axis=1), len(COCO_CLASS_NUMBERS))
+
+    def compute(weights: Weights) -> Floats:
+        means, classes = coco_figures(matches, weights)
+        return np.column_stack([*(means[name] for name in numbers), classes.reshape(len(weights), -1)])
+
     return Statistic(
         names=(*(f"{iou_type}.{name}" for name in numbers), *per_class),
         compute=compute,
@@ -142,9 +144,41 @@ def _errors(records: Sequence[Record], class_names: Sequence[str]) -> Statistic:
     )
 
 
-def _three(ap: Floats) -> Floats:
-    """Returns AP, AP50 and AP75 (B, K, 3) from those of all thresholds (B, K, T)."""
-    return np.stack([ap.mean(axis=2), ap[..., 0], ap[..., 5]], axis=2)  # IoU 0.50, 0.55, ..., 0.95
+def _label_maps(records: Sequence[Record], classes: LabelClasses) -> Statistic:
+    totals = pixel_totals(records, len(classes.names))  # (N, 3, K)
+
+    def compute(weights: Weights) -> Floats:
+        found = label_figures(np.tensordot(weights, totals, axes=1))
+        return np.concatenate([found.numbers, found.iou], axis=1)
+
+    with_pixels = totals[:, 1] > 0  # (N, K)
+    return Statistic(
+        names=(
+            *(f"semseg.{name}" for name in LABEL_NUMBERS),
+            *(f"semseg.per_class.{name}.IoU" for name in classes.names),
+        ),
+        compute=compute,
+        images=np.append(np.full(len(LABEL_NUMBERS), with_pixels.any(axis=1).sum()), with_pixels.sum(axis=0)),
+    )
+
+
+def _panoptic(records: Sequence[Record], classes: LabelClasses) -> Statistic:
+    counts = segment_counts(records, len(classes.names))  # (N, K, 4)
+
+    def compute(weights: Weights) -> Floats:
+        sums = np.tensordot(weights, counts, axes=1)
+        return np.concatenate([panoptic_figures(sums, classes.num_things), class_qualities(sums)[..., 0]], axis=1)
+
+    with_segments = counts[..., [1, 3]].sum(axis=2) > 0  # (N, K): hits and misses
+    groups = with_segments, with_segments[:, : classes.num_things], with_segments[:, classes.num_things :]
+    return Statistic(
+        names=(
+            *(f"panoptic.{name}" for name in PANOPTIC_NUMBERS),
+            *(f"panoptic.per_class.{name}.PQ" for name in classes.names),
+        ),
+        compute=compute,
+        images=np.append(np.repeat([group.any(axis=1).sum() for group in groups], 3), with_segments.sum(axis=0)),
+    )
 
 
 def _with_objects(matches: MatchedRecords) -> NDArray[np.bool_]:

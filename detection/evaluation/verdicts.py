@@ -1,4 +1,4 @@
-"""What a comparison says of two variants, under one head or across heads, in plain words, with AP in percent."""
+"""What a comparison says of two variants, under one head or across heads, in plain words, with figures in percent."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from detection.evaluation.heads import Interaction, MeanGain, bound, claims_of
 from detection.evaluation.inference import Claim, Pair
+from detection.evaluation.metrics import named
 
 __all__ = ["heads_verdict", "pair_verdict"]
 
@@ -20,8 +21,8 @@ def pair_verdict(pair: Pair, key: str, *, visible: float) -> str:
         visible: the true gap, a fraction, that is claimed 8 times in 10.
     """
     if pair.methods is not None:
-        return _said(pair, pair.methods[key], "trained anew", visible)
-    said = _said(pair, pair.detectors[key], "these detectors, on other images", visible)
+        return _said(pair, pair.methods[key], named(key).name, "trained anew", visible)
+    said = _said(pair, pair.detectors[key], named(key).name, "these detectors, on other images", visible)
     return f"{said}; nothing is said of the methods, which takes {pair.missing}"
 
 
@@ -43,36 +44,39 @@ def heads_verdict(mean: MeanGain, interactions: Sequence[Interaction], key: str,
     if math.isnan(gain.p) or math.isnan(within := bound(claims)):
         return f"{mean.b} over {mean.a}: too few images with objects to find ({scope})"
     low, high = 100 * gain.low, 100 * gain.high
-    said = f"{mean.b} over {mean.a}: {100 * gain.value:+.1f} AP in the mean of {len(mean.heads)} heads"
+    name = named(key).name
+    said = f"{mean.b} over {mean.a}: {100 * gain.value:+.1f} {name} in the mean of {len(mean.heads)} heads"
     said += f" [{low:+.1f}, {high:+.1f}]" + ("" if gain.proven else ", no gain shown")
     differing = [
-        _differing(interaction, claim) for interaction, claim in zip(interactions, claims, strict=True) if claim.proven
+        _differing(interaction, claim, name)
+        for interaction, claim in zip(interactions, claims, strict=True)
+        if claim.proven
     ]
     least = min(abs(gain.low), abs(gain.high)) if gain.proven else 0.0
     if differing:
         answer = f"heads differ: {'; '.join(differing)}"
     elif within <= max(least, small):
-        answer = f"heads agree within ±{100 * within:.1f} AP"
+        answer = f"heads agree within ±{100 * within:.1f} {name}"
     else:
-        answer = f"whether heads agree is not shown, their gains may be up to {100 * within:.1f} AP apart"
+        answer = f"whether heads agree is not shown, their gains may be up to {100 * within:.1f} {name} apart"
     return f"{said}; {answer} ({scope})"
 
 
-def _differing(interaction: Interaction, claim: Claim) -> str:
+def _differing(interaction: Interaction, claim: Claim, name: str) -> str:
     more, less = interaction.second, interaction.first
     low, high = 100 * claim.low, 100 * claim.high
     if claim.value < 0:
         more, less, low, high = less, more, -high, -low
-    return f"{low:.1f} to {high:.1f} AP more under {more} than under {less}"
+    return f"{low:.1f} to {high:.1f} {name} more under {more} than under {less}"
 
 
-def _said(pair: Pair, claim: Claim, what: str, visible: float) -> str:
+def _said(pair: Pair, claim: Claim, name: str, what: str, visible: float) -> str:
     low, high = 100 * claim.low, 100 * claim.high
     if math.isnan(claim.p):
         return f"{pair.a} and {pair.b} cannot be compared: too few images with objects to find ({what})"
     if claim.proven and claim.value > 0:
-        return f"{pair.b} is better than {pair.a} by {low:.1f} to {high:.1f} AP ({what})"
+        return f"{pair.b} is better than {pair.a} by {low:.1f} to {high:.1f} {name} ({what})"
     if claim.proven:
-        return f"{pair.a} is better than {pair.b} by {-high:.1f} to {-low:.1f} AP ({what})"
-    seen = f"a true gap of {100 * visible:.1f} AP would be seen 8 times in 10" if 0 < visible < 1 else ""
+        return f"{pair.a} is better than {pair.b} by {-high:.1f} to {-low:.1f} {name} ({what})"
+    seen = f"a true gap of {100 * visible:.1f} {name} would be seen 8 times in 10" if 0 < visible < 1 else ""
     return f"no difference shown between {pair.a} and {pair.b} ({what})" + (f"; {seen}" if seen else "")

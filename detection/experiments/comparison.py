@@ -16,16 +16,15 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-from detection.config.detection import DetectionConfig
-from detection.data.index import AnnotationIndex
-from detection.data.loader import load_index
+from detection.config.sections import ProgramConfig
 from detection.engine.checkpoint import read_checkpoint
 from detection.engine.device import choose_device
 from detection.engine.trainer import layout_of
 from detection.evaluation.text_table import text_table
-from detection.experiments.costs import measure_costs
 from detection.experiments.experiment import Experiment, check_fair, resolve_variants
+from detection.experiments.kind import Kind
 from detection.experiments.leakage import check_leakage
 from detection.experiments.proof import check_apart, describe, hash_code
 from detection.experiments.protocols import (
@@ -54,15 +53,17 @@ from detection.progress import SCREEN
 __all__ = ["Comparison", "cost_weights", "measure_variant"]
 
 ENDED = ("done", "failed")
+ConfigT = TypeVar("ConfigT", bound=ProgramConfig)
 STEADY = 0.1  # spread of repeated timings that is not worth a warning
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Generic[ConfigT]):
     """An experiment and where and how it is run.
 
     Attributes:
         experiment: as read.
+        kind: of its networks.
         output: directory of all its files.
         programs: how trainings are started.
         placement: how many at once, and where.
@@ -70,6 +71,7 @@ class Comparison:
     """
 
     experiment: Experiment
+    kind: Kind[ConfigT]
     output: Path
     programs: Programs
     placement: Placement = field(default_factory=Placement)
@@ -143,7 +145,7 @@ class Comparison:
         table, jobs = text_table(header, rows, left=(0, 1, 2)), self.placement.jobs
         return f"{table}\n{total:.1f} hours of training left, {total / jobs:.1f} with {jobs} at once; tests not counted"
 
-    def check(self, *, near: bool = False) -> dict[str, DetectionConfig]:
+    def check(self, *, near: bool = False) -> dict[str, ConfigT]:
         """Returns variant -> config where these differ in allowed keys alone, and training sees no test image.
 
         ``near`` also looks for test images that are nearly those of training, which decodes all.
@@ -151,12 +153,12 @@ class Comparison:
         Raises:
             ValueError: an unfair experiment, or copies that it doesn't allow.
         """
-        configs = resolve_variants(self.experiment)
+        configs = resolve_variants(self.experiment, self.kind.schema)
         check_fair(self.experiment, configs)
-        check_leakage(self.experiment, configs, self.output, near=near, say=self.say)
+        check_leakage(self.experiment, configs, self.kind, self.output, near=near, say=self.say)
         return configs
 
-    def seed_runs(self, configs: Mapping[str, DetectionConfig]) -> list[Run]:
+    def seed_runs(self, configs: Mapping[str, ConfigT]) -> list[Run]:
         """The runs that are compared."""
         return [
             Run(variant, str(seed), replace(_last(config), seed=seed), self.output / "runs" / variant / str(seed))
@@ -164,7 +166,7 @@ class Comparison:
             for seed in self.experiment.seeds
         ]
 
-    def grid_runs(self, configs: Mapping[str, DetectionConfig]) -> list[Run]:
+    def grid_runs(self, configs: Mapping[str, ConfigT]) -> list[Run]:
         """The runs that search the learning rate of each variant; none under other protocols.
 
         Raises:
@@ -182,7 +184,7 @@ class Comparison:
             runs += self._runs_at(configs, factors[len(runs) // len(configs) :])
         return runs
 
-    def _runs_at(self, configs: Mapping[str, DetectionConfig], factors: Sequence[float]) -> list[Run]:
+    def _runs_at(self, configs: Mapping[str, ConfigT], factors: Sequence[float]) -> list[Run]:
         """Returns the runs of the search at ``factors``."""
         protocol, seed, runs = self.experiment.protocol, self.experiment.seeds[0], list[Run]()
         for variant, config in configs.items() if factors else ():
@@ -194,12 +196,12 @@ class Comparison:
                 runs.append(Run(variant, f"{factor:g}", own, folder))
         return runs
 
-    def _numbered(self, configs: Mapping[str, DetectionConfig]) -> list[Run]:
+    def _numbered(self, configs: Mapping[str, ConfigT]) -> list[Run]:
         """Returns all runs in the order of their numbers; those by which a grid grows come last, and shift no other."""
         searched, declared = self.grid_runs(configs), len(self.experiment.protocol.factors) * len(configs)
         return [*searched[:declared], *self.seed_runs(configs), *searched[declared:]]
 
-    def _search(self, configs: Mapping[str, DetectionConfig], retry_failed: bool) -> bool:
+    def _search(self, configs: Mapping[str, ConfigT], retry_failed: bool) -> bool:
         """Returns whether the search of the learning rates is over; a grid that has grown is searched on."""
         searched = list[Run]()
         while len(runs := self.grid_runs(configs)) > len(searched):
@@ -213,11 +215,12 @@ class Comparison:
                 return False
         return True
 
-    def _metric(self, configs: Mapping[str, DetectionConfig]) -> str:
+    def _metric(self, configs: Mapping[str, ConfigT]) -> str:
         """Returns the figure by which rates are chosen."""
-        return next(iter(configs.values())).solver.best_metric or "bbox.AP"
+        config = next(iter(configs.values()))
+        return config.solver.best_metric or self.kind.metric(config)
 
-    def _check_budget(self, configs: Mapping[str, DetectionConfig]) -> None:
+    def _check_budget(self, configs: Mapping[str, ConfigT]) -> None:
         """Says which runs took notably longer than equal_time allows."""
         minutes = self.experiment.protocol.minutes
         if minutes is None:
@@ -226,22 +229,13 @@ class Comparison:
         for name, taken in over_budget(minutes, hours).items():
             self.say(f"warning: {name} took {taken:.1f} minutes of training, {minutes:g} were allowed")
 
-    def _check_validation(self, search: DetectionConfig, compared: DetectionConfig) -> None:
-        chosen = self._read(search, search.data.test, "protocol.validation")
-        for key, config, specs in (
-            ("data.test", compared, compared.data.test),
-            ("protocol.train or else data.train", search, search.data.train),
-        ):
-            check_apart(
-                (key, "protocol.validation"),
-                self._read(config, specs, key),
-                chosen,
-            )
+    def _check_validation(self, search: ProgramConfig, compared: ConfigT) -> None:
+        chosen = self.kind.read(compared, search.data.test, "protocol.validation", self.say)
+        sets = {"data.test": compared.data.test, "protocol.train or else data.train": search.data.train}
+        for key, specs in sets.items():
+            check_apart((key, "protocol.validation"), self.kind.read(compared, specs, key, self.say), chosen)
 
-    def _read(self, config: DetectionConfig, specs: tuple[str, ...], key: str) -> AnnotationIndex:
-        return load_index(config.data, specs, key=key, say=self.say, limit=config.data.limit)
-
-    def _timed(self, *, write: bool, near: bool = False) -> dict[str, DetectionConfig]:
+    def _timed(self, *, write: bool, near: bool = False) -> dict[str, ConfigT]:
         """Variant -> config, with the steps that equal_time gives it; these are measured if they are not known yet."""
         configs = self._laid_out(self.check(near=near), timed=write)
         minutes, path = self.experiment.protocol.minutes, self.output / "plan.json"
@@ -263,7 +257,7 @@ class Comparison:
         steps = {variant: max(1, round(60 * minutes / time)) for variant, time in plan["seconds_per_step"].items()}
         return {v: replace(config, solver=scale_solver(config.solver, steps[v])) for v, config in configs.items()}
 
-    def _laid_out(self, configs: Mapping[str, DetectionConfig], *, timed: bool) -> dict[str, DetectionConfig]:
+    def _laid_out(self, configs: Mapping[str, ConfigT], *, timed: bool) -> dict[str, ConfigT]:
         """``configs`` with the one layout of the experiment in place of auto: chosen once, for all runs and machines.
 
         Runs of an experiment without it, of earlier versions or ``timed`` by none, are channels last.
@@ -278,7 +272,7 @@ class Comparison:
         layout = json.loads(path.read_text(encoding="utf-8"))["layout"]
         return {v: replace(config, solver=replace(config.solver, layout=layout)) for v, config in configs.items()}
 
-    def _time(self, variant: str, config: DetectionConfig) -> StepTime:
+    def _time(self, variant: str, config: ConfigT) -> StepTime:
         self.say(f"{variant}: timing a few steps")
         time = time_step(config, self.programs, self.placement)
         if time.spread > STEADY:
@@ -288,7 +282,7 @@ class Comparison:
             )
         return time
 
-    def _with_rates(self, configs: Mapping[str, DetectionConfig]) -> dict[str, DetectionConfig]:
+    def _with_rates(self, configs: Mapping[str, ConfigT]) -> dict[str, ConfigT]:
         """``configs`` at the rates that the search chose; those without one are left out, and their runs failed."""
         grid = choose_rates(self.grid_runs(configs), self._metric(configs))
         write_json(self.output / "grid.json", {**grid, "validation": list(self.experiment.protocol.validation)})
@@ -314,10 +308,12 @@ class Comparison:
             say=self.say,
         )
 
-    def _write_proof(self, configs: Mapping[str, DetectionConfig]) -> None:
+    def _write_proof(self, configs: Mapping[str, ConfigT]) -> None:
         """Writes experiment.json; runs that were made by other code are flagged in it."""
         seed = self.experiment.seeds[0]
-        proof = describe(self.experiment, {v: replace(c, seed=seed) for v, c in configs.items()}, say=self.say)
+        proof = describe(
+            self.experiment, {v: replace(c, seed=seed) for v, c in configs.items()}, self.kind, say=self.say
+        )
         current, old = proof["hashes"]["code"], dict[str, str]()
         for run in self.seed_runs(configs):
             code = read_status(run.folder).get("code", current)
@@ -343,17 +339,18 @@ class Comparison:
         return done.returncode == 0
 
 
-def measure_variant(experiment: Experiment, output: Path, variant: str) -> None:
+def measure_variant(experiment: Experiment, kind: Kind[Any], output: Path, variant: str) -> None:
     """Writes the costs of ``variant``, with the weights of a finished run of it if there is one.
 
     Raises:
         ValueError: no such variant, bad data or config.
     """
-    configs = resolve_variants(experiment)
+    configs = resolve_variants(experiment, kind.schema)
     if variant not in configs:
         raise ValueError(f"--costs {variant}: the experiment has the variants {', '.join(configs)}")
     weights = cost_weights(output, variant)
-    costs = measure_costs(configs[variant], None if weights is None else read_checkpoint(weights))
+    checkpoint = None if weights is None else read_checkpoint(weights, kind.schema)
+    costs = kind.measure_costs(configs[variant], checkpoint)
     write_json(output / "costs" / f"{variant}.json", costs | {"weights": weights and str(weights)})
 
 
@@ -367,6 +364,6 @@ def _has_ended(run: Run) -> bool:
     return read_status(run.folder).get("state") in ENDED
 
 
-def _last(config: DetectionConfig) -> DetectionConfig:
+def _last(config: ConfigT) -> ConfigT:
     """``config`` whose last weights are tested: an arm must not gain from a choice among its checkpoints."""
     return replace(config, solver=replace(config.solver, best_metric=None))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection.build import build_detector
+from detection.build import build_detector, data_parts
 from detection.build_tester import build_image_tester
 from detection.config.detection import DetectionConfig
 from detection.data.loader import build_test_loader, load_index
@@ -49,7 +49,9 @@ def measure_costs(
     Raises:
         ValueError: bad data or config, or weights that do not fit.
     """
-    index = load_index(config.data, config.data.test, key="data.test", say=print, limit=config.data.limit)
+    index = load_index(
+        config.data, config.data.test, key="data.test", say=print, limit=config.data.limit, **data_parts(config)
+    )
     detector = build_detector(config, len(index.class_names), pretrained=False)
     if checkpoint is not None:
         load_detector_weights(detector, checkpoint, index.class_names)
@@ -64,7 +66,7 @@ def measure_costs(
     if config.test.slice is not None:  # then they have their full size
         height, width = Resize(config.data.shorter_side, config.data.longer_side).size((height, width))
     proposals = config.rpn.post_nms_test
-    regions = "" if config.one_stage else f" with {proposals} proposals"
+    regions = "" if config.one_stage or config.labels_only else f" with {proposals} proposals"
     return {
         **_parameters(detector),
         "gflops": count_gflops(detector.cpu(), (height, width), proposals=proposals),

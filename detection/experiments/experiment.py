@@ -10,14 +10,14 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from detection.config.detection import DetectionConfig
 from detection.config.load import build_dataclass, load_config, parse_yaml
-from detection.config.schema import checked
+from detection.config.schema import checked, flatten, leaves
+from detection.config.sections import ProgramConfig
 
 __all__ = [
     "PROTOCOL_KEYS",
@@ -26,11 +26,12 @@ __all__ = [
     "Protocol",
     "check_fair",
     "differences",
-    "flatten",
     "load_experiment",
     "resolve_base",
     "resolve_variants",
 ]
+
+ConfigT = TypeVar("ConfigT", bound=ProgramConfig)
 
 # What a protocol itself makes different; nothing else may change these keys under it.
 PROTOCOL_KEYS: dict[str, tuple[str, ...]] = {
@@ -192,7 +193,6 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         raise ValueError(f"experiment {path} must hold a YAML mapping with base, variants and seeds")
     try:
         experiment = build_dataclass(Experiment, {"name": path.stem, **values})
-        _check_allowed(experiment.allowed)
     except ValueError as error:
         raise ValueError(f"experiment {path}: {error}") from error
     base = str(path.parent / experiment.base)
@@ -208,26 +208,27 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     return replace(experiment, base=base, overrides=(*experiment.overrides, *overrides), detections=arms)
 
 
-def resolve_base(experiment: Experiment) -> DetectionConfig:
-    """What all variants start from.
+def resolve_base(experiment: Experiment, schema: type[ConfigT]) -> ConfigT:
+    """What all variants start from, a config of ``schema``.
 
     Raises:
         ValueError: no such config, or an override that it can't take.
     """
-    return load_config(DetectionConfig, experiment.base, experiment.overrides)
+    return load_config(schema, experiment.base, experiment.overrides)
 
 
-def resolve_variants(experiment: Experiment) -> dict[str, DetectionConfig]:
+def resolve_variants(experiment: Experiment, schema: type[ConfigT]) -> dict[str, ConfigT]:
     """The whole config of every variant (under each head, where there are heads), at the base's seed.
 
     Raises:
-        ValueError: a key or value that no config has (the variant is named), or no data to test on.
+        ValueError: a key or value that no config of ``schema`` has (the variant is named), or no data to test on.
     """
-    configs = {}
+    _check_allowed(experiment, schema)
+    configs = dict[str, ConfigT]()
     for name, changes in experiment.arms.items():
         try:
             overrides = [*experiment.overrides, *chain.from_iterable(map(_as_overrides, changes))]
-            configs[name] = load_config(DetectionConfig, experiment.base, overrides)
+            configs[name] = load_config(schema, experiment.base, overrides)
         except ValueError as error:
             raise ValueError(f"variant {name!r}: {error}") from error
         if patience := configs[name].solver.patience:
@@ -240,7 +241,7 @@ def resolve_variants(experiment: Experiment) -> dict[str, DetectionConfig]:
     return configs
 
 
-def check_fair(experiment: Experiment, configs: Mapping[str, DetectionConfig]) -> tuple[KeyDifference, ...]:
+def check_fair(experiment: Experiment, configs: Mapping[str, ProgramConfig]) -> tuple[KeyDifference, ...]:
     """The differences between ``configs``, all of which the experiment allows: within each head, where there are heads.
 
     Heads may differ in all but what the experiment decides.
@@ -263,17 +264,12 @@ def check_fair(experiment: Experiment, configs: Mapping[str, DetectionConfig]) -
     return found
 
 
-def differences(configs: Mapping[str, DetectionConfig]) -> tuple[KeyDifference, ...]:
+def differences(configs: Mapping[str, ProgramConfig]) -> tuple[KeyDifference, ...]:
     """The keys in which ``configs`` (variant -> config) are not all equal."""
     flat = {variant: flatten(config) for variant, config in configs.items()}
     keys = dict.fromkeys(key for values in flat.values() for key in values)
     found = (KeyDifference(key, {variant: values.get(key) for variant, values in flat.items()}) for key in keys)
     return tuple(d for d in found if any(value != next(iter(d.values.values())) for value in d.values.values()))
-
-
-def flatten(config: DetectionConfig) -> dict[str, Any]:
-    """``config`` as section.key -> value, in types that JSON has."""
-    return dict(_leaves(json.loads(json.dumps(asdict(config))), ""))
 
 
 def covers(allowed: str, key: str) -> bool:
@@ -287,29 +283,20 @@ def _fix(experiment: Experiment, key: str) -> str:
     return f"Take it out of the variants, or add {key} to `allowed`, which puts it into the report"
 
 
-def _check_allowed(allowed: Sequence[str]) -> None:
-    known = list(flatten(DetectionConfig()))
+def _check_allowed(experiment: Experiment, schema: type[ProgramConfig]) -> None:
+    known = list(flatten(schema()))
     sections = {key.rpartition(".")[0] for key in known} - {""}
-    for key in allowed:
+    for key in experiment.allowed:
         if key not in known and key not in sections:
             nearest = difflib.get_close_matches(key, [*known, *sections], n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else "it takes section.key, such as backbone.name"
-            raise ValueError(f"allowed has {key!r}, which is no config key; {hint}")
+            raise ValueError(f"experiment {experiment.name}: allowed has {key!r}, which is no config key; {hint}")
 
 
 def _as_overrides(changes: Any) -> list[str]:
     """The key=value overrides that ``changes``, a mapping or a list of such, stands for."""
     if isinstance(changes, Mapping):
-        return [f"{key}={json.dumps(value)}" for key, value in _leaves(changes, "")]
+        return [f"{key}={json.dumps(value)}" for key, value in leaves(changes)]
     if isinstance(changes, list):
         return [str(change) for change in changes]
     raise ValueError(f"it takes a mapping, such as {{backbone: {{name: resnet18}}}}, or [key=value], got {changes!r}")
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
-    """(dotted key, value) of all values in nested mappings; an empty mapping is a value."""
-    found = []
-    for name, value in tree.items():
-        nested = isinstance(value, Mapping) and value
-        found += _leaves(value, f"{prefix}{name}.") if nested else [(f"{prefix}{name}", value)]
-    return found

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from detection.build import build_detector
+from detection.build import build_detector, data_parts
 from detection.build_tester import build_image_tester
 from detection.config.detection import DetectionConfig
 from detection.data.loader import build_test_loader, load_index
@@ -72,7 +72,7 @@ def measure_latencies(
     Raises:
         ValueError: bad data or config, or weights that do not fit.
     """
-    configs, variants = resolve_variants(experiment), dict[str, Any]()
+    configs, variants = resolve_variants(experiment, DetectionConfig), dict[str, Any]()
     before = torch.get_num_threads()
     torch.set_num_threads(place.threads or before)
     try:
@@ -93,7 +93,9 @@ def measure_latencies(
 def _time(config: DetectionConfig, weights: Path | None, place: Place) -> dict[str, Any]:
     """Returns milliseconds per image, how many were timed, and the run that the weights are of."""
     device = torch.device(place.device)
-    index = load_index(config.data, config.data.test, key="data.test", say=print, limit=config.data.limit)
+    index = load_index(
+        config.data, config.data.test, key="data.test", say=print, limit=config.data.limit, **data_parts(config)
+    )
     count = min(IMAGES * place.batch, len(index))
     rows = range(max(count - count % place.batch, min(place.batch, count)))  # whole batches
     data = replace(config.data, workers=0)

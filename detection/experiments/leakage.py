@@ -2,9 +2,9 @@
 
 OUTPUT/leakage.json  what was found; while no file has another name, size or time, none is read again
 
-Exact copies are refused: a detector knows them by heart.  Near copies, such as frames of one scene, are told in the
-report.  Copies take the size of every file, and the content of those of one size.  Near copies take every image decoded
-small, once.  docs/compare.md has the times.
+Exact copies are refused: a network that was trained on them has seen their labels.  Near copies, such as frames of one
+scene, are told in the report.  Copies take the size of every file, and the content of those of one size.  Near copies
+take every image decoded small, once.  docs/compare.md has the times.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from detection.config.detection import DetectionConfig
-from detection.data.loader import load_index
+from detection.config.sections import ProgramConfig
 from detection.data.near_copies import copies_between, look_at, near_copies_between
 from detection.experiments.experiment import Experiment
+from detection.experiments.kind import Kind
 from detection.experiments.runs import write_json
 from detection.files import digest
 
@@ -28,13 +28,15 @@ FILE = "leakage.json"
 MOST_EXAMPLES = 5
 THREADS = 16  # that ask for the sizes of files, which may lie in a network
 
+ConfigT = TypeVar("ConfigT", bound=ProgramConfig)
 Pairs = Sequence[tuple[str, str]]
 Sizes = Mapping[str, tuple[int, int]]  # path -> bytes, time of change
 
 
 def check_leakage(
     experiment: Experiment,
-    configs: Mapping[str, DetectionConfig],
+    configs: Mapping[str, ConfigT],
+    kind: Kind[ConfigT],
     output: Path,
     *,
     near: bool = False,
@@ -45,6 +47,7 @@ def check_leakage(
     Args:
         experiment: says whether copies are allowed.
         configs: variant -> its config.
+        kind: reads the images.
         output: folder of the experiment.
         near: also look for near copies, which decodes all images.
         say: takes lines to show.
@@ -55,8 +58,9 @@ def check_leakage(
     protocol, first = experiment.protocol, next(iter(configs.values()))
     seen = dict.fromkeys(spec for config in configs.values() for spec in config.data.train)
     seen |= dict.fromkeys((*protocol.train, *protocol.validation))
+    sets = {"data.test": first.data.test, "data.train": [*seen]}
     try:
-        test, train = _paths(first, first.data.test, "data.test"), _paths(first, [*seen], "data.train")
+        test, train = ([*kind.read(first, specs, key, lambda _: None).paths] for key, specs in sets.items())
     except ValueError as error:
         say(f"warning: copies of test images in the training set are not looked for: {error}")
         return
@@ -69,9 +73,9 @@ def check_leakage(
     if near and found["near_copies"] is None:
         found["near_copies"] = _listed(_near_copies(test, train, say=say))
     write_json(output / FILE, found)
-    for kind, what in (("copies", "the same"), ("near_copies", "nearly the same")):
-        if found[kind] and found[kind]["count"]:
-            count, (one, other) = found[kind]["count"], found[kind]["examples"][0]
+    for found_as, what in (("copies", "the same"), ("near_copies", "nearly the same")):
+        if found[found_as] and found[found_as]["count"]:
+            count, (one, other) = found[found_as]["count"], found[found_as]["examples"][0]
             say(f"warning: test and training images that are {what}: {count:,}, such as {one} and {other}")
 
 
@@ -99,8 +103,8 @@ def _refusal(copies: dict[str, Any], test: Sequence[str], seen: Sequence[str], i
     one, other = copies["examples"][0]
     return (
         f"of the {images:,} images of data.test {[*test]} {copies['count']:,} are in {[*seen]} too, byte for byte, "
-        f"such as {one} as {other}: AP on them says nothing of new images. Take them out of one of the sets (resdet "
-        "check lists all), or add `allow_leakage: true` to the experiment file, which puts them into the report"
+        f"such as {one} as {other}: figures on them say nothing of new images. Take them out of one of the sets "
+        "(resdet check lists all), or add `allow_leakage: true` to the experiment file, which puts them into the report"
     )
 
 
@@ -113,10 +117,6 @@ def _near_copies(test: Sequence[str], train: Sequence[str], *, say: Callable[[st
     for one, other in near_copies_between(look_at(own), look_at(train)):
         first.setdefault(one, other)
     return [(own[one], train[other]) for one, other in first.items()]
-
-
-def _paths(config: DetectionConfig, specs: Sequence[str], key: str) -> list[str]:
-    return [*load_index(config.data, specs, key=key, say=lambda _: None, limit=config.data.limit).paths]
 
 
 def _sizes(paths: Sequence[str]) -> Sizes:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config
-from detection.config.sections import SolverConfig
+from detection.config.sections import ProgramConfig, SolverConfig
 from detection.evaluation.metrics import is_better, read_metric
 from detection.experiments.runs import Placement, Programs, Run, child_environment, is_done, last_error
 
@@ -83,7 +82,7 @@ def over_budget(minutes: float, hours: Mapping[str, float]) -> dict[str, float]:
     return {name: 60 * taken for name, taken in hours.items() if 60 * taken > (1 + BUDGET_SLACK) * minutes}
 
 
-def time_step(config: DetectionConfig, programs: Programs, placement: Placement) -> StepTime:
+def time_step(config: ProgramConfig, programs: Programs, placement: Placement) -> StepTime:
     """Returns the time of a training step of ``config``, after warm-up, in several processes of its own.
 
     Raises:
@@ -94,7 +93,7 @@ def time_step(config: DetectionConfig, programs: Programs, placement: Placement)
     return StepTime(seconds, (max(medians) - min(medians)) / seconds)
 
 
-def _median_step(config: DetectionConfig, programs: Programs, placement: Placement) -> float:
+def _median_step(config: ProgramConfig, programs: Programs, placement: Placement) -> float:
     """Returns the seconds of a step in a training of a few."""
     steps = WARM_UP + TIMED_STEPS
     solver = replace(config.solver, iterations=steps, log_every=1, checkpoint_every=0, evaluate_every=0, base_lr=1e-9)

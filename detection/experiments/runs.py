@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, parse_config
+from detection.config.schema import flatten
+from detection.config.sections import ProgramConfig
 from detection.engine.signals import EXIT_STOPPED
-from detection.experiments.experiment import flatten
 from detection.files import write_text
 from detection.progress import SCREEN, bar
 
@@ -60,7 +60,7 @@ class Run:
 
     variant: str
     name: str
-    config: DetectionConfig
+    config: ProgramConfig
     folder: Path
 
     def __str__(self) -> str:
@@ -152,7 +152,7 @@ def check_resumable(runs: Sequence[Run]) -> None:
         if not path.is_file():
             continue
         try:
-            began = flatten(parse_config(DetectionConfig, path.read_text(encoding="utf-8")))
+            began = flatten(parse_config(type(run.config), path.read_text(encoding="utf-8")))
         except ValueError as error:
             raise ValueError(f"{path} can't be read: {error}; remove {run.folder} to train it anew") from error
         for key, value in flatten(run.config).items():

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from detection.export.facts import Facts
+from detection.export.graph import LABEL_MAP, OUTPUTS, output_names
+from detection.structures import VOID
 
 __all__ = ["card", "summary"]
 
@@ -17,11 +19,15 @@ def summary(proof: Mapping[str, Any]) -> list[str]:
         masks = "" if found["mask"] is None else f", mask {found['mask']:.2g}"
         moved = found.get("keypoint")  # which earlier exports lack
         keypoints = "" if moved is None else f"; {100 * moved:.1f} % of the keypoints more than a pixel apart"
-        lines.append(
-            f"{found['images']} images: {found['matched']} of PyTorch's {found['detections']} detections matched, "
-            f"{found['exported']} exported; greatest differences: box {found['box']:.2g} pixels, "
-            f"score {found['score']:.2g}{masks}{keypoints}"
-        )
+        pixels = found.get("pixels")  # likewise
+        if pixels is not None:
+            lines.append(f"{found['images']} images: {100 * pixels:.3f} % of the pixels have another class")
+        if pixels is None or found["detections"] or found["exported"]:
+            lines.append(
+                f"{found['images']} images: {found['matched']} of PyTorch's {found['detections']} detections matched, "
+                f"{found['exported']} exported; greatest differences: box {found['box']:.2g} pixels, "
+                f"score {found['score']:.2g}{masks}{keypoints}"
+            )
     lines += [_ap_line(kind, loss) for kind, loss in proof["ap"].items()]
     for name, cost in proof["cost"].items():
         lines.append(f"{name}: {cost['p50']:.1f} ms (p95 {cost['p95']:.1f}), peak {cost['peak_memory_gib']:.2f} GiB")
@@ -53,12 +59,7 @@ def card(facts: Facts, proof: Mapping[str, Any]) -> str:
         "",
         "## Output",
         "",
-        f"- `boxes` ({facts.batch}, D, 4) float32: x1, y1, x2, y2 in pixels of the resized image",
-        f"- `labels` ({facts.batch}, D) int64, `scores` ({facts.batch}, D) float32, best first",
-        f"- `counts` ({facts.batch},) int64: so many rows are detections; D is at most {facts.max_detections}",
-        "- `masks` (D, S, S) per image, of detectors with masks: probabilities in the box",
-        "- `keypoints` (D, J, 3) per image, of detectors with keypoints: x and y in pixels of the resized image, score",
-        f"- Scores above {facts.score_threshold:g}, NMS at an IoU of {facts.nms_iou:g}",
+        *_outputs(facts),
         "",
         "## Against PyTorch",
         "",
@@ -66,6 +67,23 @@ def card(facts: Facts, proof: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _outputs(facts: Facts) -> list[str]:
+    names, (height, width) = output_names(facts.parsed_config()), facts.size
+    lines = [
+        f"- `boxes` ({facts.batch}, D, 4) float32: x1, y1, x2, y2 in pixels of the resized image",
+        f"- `labels` ({facts.batch}, D) int64, `scores` ({facts.batch}, D) float32, best first",
+        f"- `counts` ({facts.batch},) int64: so many rows are detections; D is at most {facts.max_detections}",
+        "- `masks` (D, S, S) per image, of detectors with masks: probabilities in the box",
+        "- `keypoints` (D, J, 3) per image, of detectors with keypoints: x and y in pixels of the resized image, score",
+        f"- Scores above {facts.score_threshold:g}, NMS at an IoU of {facts.nms_iou:g}",
+    ]
+    maps = (
+        f"- `label_map` ({facts.batch}, {height}, {width}) uint8: the best class of each pixel of the resized image, "
+        f"{VOID} outside of it"
+    )
+    return (lines if OUTPUTS[0] in names else []) + ([maps] if LABEL_MAP in names else [])
 
 
 def _ap_line(kind: str, loss: Mapping[str, Any]) -> str:
@@ -77,5 +95,7 @@ def _ap_line(kind: str, loss: Mapping[str, Any]) -> str:
         "bbox": "box AP, exported",
         "segm": "mask AP, exported",
         "keypoints": "keypoint AP, exported",
+        "frame_semseg": "mean IoU, PyTorch in the frame",
+        "semseg": "mean IoU, exported",
     }[kind]
     return f"{what}, {loss['images']} images: from {before:.1f} to {after:.1f}, {after - before:+.1f} {interval}"

@@ -1,6 +1,7 @@
 """The whole way of a test, from pixels to detections, as one graph of fixed shapes.
 
-Shapes: N images of a call, H W height and width of the frame, D detections, S side of a mask, J keypoints.
+Shapes: N images of a call, H W height and width of the frame, D detections, S side of a mask, J keypoints, K classes of
+label maps.
 """
 
 from __future__ import annotations
@@ -12,29 +13,34 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from detection.build import needed_fields
+from detection.build import finds_objects, needed_fields, needs_label_maps
 from detection.config.detection import DetectionConfig
 from detection.export.constants import fold_constants
 from detection.export.rows import keep_counted_rows
 from detection.model.architecture import Architecture
 from detection.padded import Found
-from detection.structures import ImageBatch
+from detection.structures import VOID, ImageBatch
 
-__all__ = ["INPUTS", "DetectorGraph", "capture", "further_outputs", "output_names"]
+__all__ = ["INPUTS", "LABEL_MAP", "OUTPUTS", "DetectorGraph", "capture", "count_labels", "output_names"]
 
 INPUTS = ("pixels", "sizes")
 OUTPUTS = ("boxes", "labels", "scores", "counts")
 FURTHER = ("masks", "keypoints")  # of architectures that find them, after the others
-
-
-def further_outputs(config: DetectionConfig) -> tuple[str, ...]:
-    """Returns what a detector of ``config`` finds beside boxes, labels and scores, as a graph gives it."""
-    return tuple(name for name in FURTHER if name in needed_fields(config))
+LABEL_MAP = "label_map"  # of networks of label maps: the last, or the only one
 
 
 def output_names(config: DetectionConfig) -> tuple[str, ...]:
     """Returns the names of the outputs of a graph of ``config``'s detector."""
-    return (*OUTPUTS, *further_outputs(config))
+    further = [name for name in FURTHER if name in needed_fields(config)]
+    objects = (*OUTPUTS, *further) if finds_objects(config) else ()
+    return (*objects, LABEL_MAP) if needs_label_maps(config) else objects
+
+
+def count_labels(config: DetectionConfig, num_classes: int) -> int:
+    """Returns K, the number of classes of the label maps of ``config``'s network; 0 where it predicts none."""
+    if not needs_label_maps(config):
+        return 0
+    return 1 + len(config.panoptic.stuff) if finds_objects(config) else num_classes
 
 
 @runtime_checkable
@@ -57,7 +63,7 @@ class DetectorGraph(nn.Module):
         super().__init__()
         if not isinstance(detector, _OneGraph):
             raise ValueError(
-                f"{type(detector).__name__} can't be exported: it has no method detect(images) -> Found, a test of "
+                f"{detector.name} can't be exported: it has no method detect(images) -> Found, a test of "
                 "fixed shapes; those in the table of architectures of detection/build.py have"
             )
         self.detector, self.halved = detector, half
@@ -65,7 +71,8 @@ class DetectorGraph(nn.Module):
     def forward(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Returns boxes (N, D, 4), labels (N, D), scores (N, D), counts (N,) and what else a detector finds.
 
-        That is masks (N, D, S, S), or keypoints (N, D, J, 3): x, y and score.
+        That is masks (N, D, S, S), or keypoints (N, D, J, 3): x, y and score.  A network of label maps adds the best
+        class (N, H, W) uint8 of each pixel, VOID outside of the images, and gives it alone if it finds no objects.
 
         The first ``counts`` rows of an image are detections, best first; the others are zero.
 
@@ -76,6 +83,9 @@ class DetectorGraph(nn.Module):
         assert isinstance(self.detector, _OneGraph)
         with torch.autocast("cpu", dtype=torch.float16, enabled=self.halved):
             found = self.detector.detect(ImageBatch(pixels, sizes))
+        maps = () if found.label_scores is None else (_label_map(found.label_scores, sizes),)
+        if found.valid.shape[1] == 0:
+            return maps
         boxes = torch.where(found.valid[..., None], found.boxes, 0.0)
         labels, scores = torch.where(found.valid, found.labels, 0), torch.where(found.valid, found.scores, 0.0)
         counts = found.valid.sum(dim=1)
@@ -86,7 +96,16 @@ class DetectorGraph(nn.Module):
             scores,
             counts,
             *(torch.where(found.valid[..., None, None], values, 0.0) for values in further),
+            *maps,
         )
+
+
+def _label_map(scores: Tensor, sizes: Tensor) -> Tensor:
+    """Returns the best class (N, H, W) uint8 of ``scores`` (N, K, H, W), VOID outside of images of ``sizes`` (N, 2)."""
+    height, width = (torch.arange(side, device=scores.device) for side in scores.shape[-2:])
+    heights, widths = sizes[:, :, None].unbind(1)  # (N, 1) each
+    inside = (height < heights)[:, :, None] & (width < widths)[:, None]
+    return torch.where(inside, scores.argmax(dim=1), VOID).to(torch.uint8)
 
 
 @torch.no_grad()
@@ -111,7 +130,7 @@ def capture(detector: Architecture, *, size: tuple[int, int], batch: int, half: 
         program = torch.export.export(graph, inputs).run_decompositions({})
     except RuntimeError as error:
         raise ValueError(
-            f"{type(detector).__name__} can't take images of {size[0]}x{size[1]} pixels (height x width): "
+            f"{detector.name} can't take images of {size[0]}x{size[1]} pixels (height x width): "
             f"{_first_line(error)}; give a larger --size"
         ) from error
     folded = fold_constants(program.module())

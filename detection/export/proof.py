@@ -15,14 +15,15 @@ from scipy.optimize import linear_sum_assignment
 from detection.boxes import iou
 from detection.evaluation.inference import Claim, compare_samples
 from detection.evaluation.jackknife import Sample, jackknife
+from detection.evaluation.label_maps import LabelClasses
 from detection.evaluation.matching import IouType, match
 from detection.evaluation.record import Record
-from detection.evaluation.run_figures import statistic_of_boxes
+from detection.evaluation.run_figures import label_statistics, statistic_of_boxes
 from detection.structures import Detections
 
-__all__ = ["AP", "Agreement", "Loss", "agreement", "ap_loss"]
+__all__ = ["AP", "Agreement", "Loss", "agreement", "ap_loss", "miou_loss"]
 
-AP = "bbox.AP"
+AP, MIOU = "bbox.AP", "semseg.mIoU"
 MATCH_IOU = 0.5  # of the same object
 
 
@@ -39,6 +40,7 @@ class Agreement:
         score: greatest difference of the probabilities of a pair.
         mask: greatest difference of a probability of their masks; None: no masks.
         keypoint: share of their keypoints that lie more than a pixel apart, as of equal maxima; None: no keypoints.
+        pixels: share of the pixels that have another class; None: no label maps.
     """
 
     images: int
@@ -49,17 +51,18 @@ class Agreement:
     score: float
     mask: float | None
     keypoint: float | None = None
+    pixels: float | None = None
 
     @property
     def unmatched(self) -> float:
-        """Share of the detections of both that have no match, 0..1."""
+        """Share of the detections of both that have no match, or of pixels of another class if it is more, 0..1."""
         total = self.detections + self.exported
-        return 1 - 2 * self.matched / total if total else 0.0
+        return max(1 - 2 * self.matched / total if total else 0.0, self.pixels or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """AP in PyTorch and in the export, fractions, and their paired difference."""
+    """AP or mean IoU in PyTorch and in the export, fractions, and their paired difference."""
 
     images: int
     before: float
@@ -80,7 +83,19 @@ def agreement(reference: Sequence[Detections], exported: Sequence[Detections]) -
         score=max((_greatest(own.scores, other.scores) for own, other in pairs), default=0.0),
         mask=max(masks, default=None),
         keypoint=_moved([pair for pair in pairs if pair[0].keypoints is not None]),
+        pixels=_relabelled(reference, exported),
     )
+
+
+def _relabelled(reference: Sequence[Detections], exported: Sequence[Detections]) -> float | None:
+    """Returns the share of the pixels of all images that have another best class; None: there are no label maps."""
+    pairs = zip(reference, exported, strict=True)
+    other = [
+        (own.label_scores.argmax(dim=0) != found.label_scores.argmax(dim=0)).flatten()
+        for own, found in pairs
+        if own.label_scores is not None and found.label_scores is not None
+    ]
+    return float(torch.cat(other).double().mean()) if other else None
 
 
 def _matched(own: Detections, other: Detections) -> tuple[Detections, Detections]:
@@ -113,11 +128,22 @@ def ap_loss(
     before: Sequence[Record], after: Sequence[Record], class_names: Sequence[str], *, iou_type: IouType = "bbox"
 ) -> Loss:
     """Returns what AP loses from ``before`` to ``after``, of the same images, with its paired 95 % interval."""
-    samples = {"before": [_sample(before, class_names, iou_type)], "after": [_sample(after, class_names, iou_type)]}
-    comparison = compare_samples(samples)
+    return _loss(_sample(before, class_names, iou_type), _sample(after, class_names, iou_type), AP, len(before))
+
+
+def miou_loss(before: Sequence[Record], after: Sequence[Record], classes: LabelClasses) -> Loss:
+    """Returns what the mean IoU of label maps loses from ``before`` to ``after``, as ``ap_loss`` that of AP."""
+    own, other = (
+        jackknife(label_statistics(records, classes)[-1], len(records)) for records in (before, after)
+    )  # the last is that of pixels
+    return _loss(own, other, MIOU, len(before))
+
+
+def _loss(before: Sample, after: Sample, key: str, images: int) -> Loss:
+    comparison = compare_samples({"before": [before], "after": [after]})
     (pair,) = comparison.pairs
-    arms = {name: arm.detectors[AP].value for name, arm in comparison.variants.items()}
-    return Loss(len(before), arms["before"], arms["after"], pair.detectors[AP])
+    arms = {name: arm.detectors[key].value for name, arm in comparison.variants.items()}
+    return Loss(images, arms["before"], arms["after"], pair.detectors[key])
 
 
 def _sample(records: Sequence[Record], class_names: Sequence[str], iou_type: IouType) -> Sample:

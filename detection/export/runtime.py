@@ -20,7 +20,7 @@ from detection.engine.checkpoint import Checkpoint, read_checkpoint
 from detection.export.extras import optional
 from detection.export.facts import KEY, Facts, run_digest
 from detection.export.files import NAMES, TORCH_ENTRY
-from detection.export.graph import further_outputs
+from detection.export.graph import LABEL_MAP, OUTPUTS, count_labels, output_names
 from detection.hub import local_path
 from detection.model.postprocess import rescale
 from detection.structures import Detections, ImageBatch
@@ -47,15 +47,28 @@ class Framed(nn.Module):
         call: runs the graph.
         size: (height, width) of the frame.
         batch: N.
-        further: names of what the graph may give after the counts.
+        outputs: names of what the graph gives.
+        num_labels: classes of label maps, where it gives one.
     """
 
-    def __init__(self, call: Call, *, size: tuple[int, int], batch: int, further: Sequence[str] = ("masks",)) -> None:
+    def __init__(
+        self,
+        call: Call,
+        *,
+        size: tuple[int, int],
+        batch: int,
+        outputs: Sequence[str] = (*OUTPUTS, "masks"),
+        num_labels: int = 0,
+    ) -> None:
         super().__init__()
-        self.call, self.size, self.batch, self.further = call, size, batch, tuple(further)
+        self.call, self.size, self.batch = call, size, batch
+        self.outputs, self.num_labels = tuple(outputs), num_labels
 
     def forward(self, images: ImageBatch) -> list[Detections]:
-        """Returns each image's detections, on the CPU and in pixels of ``images``."""
+        """Returns each image's detections, on the CPU and in pixels of ``images``.
+
+        The class that a graph gives for a pixel has the score 1 there, the others 0.
+        """
         pixels, sizes = images.pixels.cpu(), images.size_list()
         fitted = [_fit(image[:, :h, :w], self.size) for image, (h, w) in zip(pixels, sizes, strict=True)]
         found: list[Detections] = []
@@ -72,18 +85,19 @@ class Framed(nn.Module):
         for row, image in enumerate(images):
             pixels[row, :, : image.shape[1], : image.shape[2]] = image
             sizes[row] = torch.tensor(image.shape[1:])
-        boxes, labels, scores, counts, *rest = (torch.from_numpy(np.array(a)) for a in self.call(pixels, sizes))
-        further = dict(zip(self.further, rest, strict=False))
-        rows = [slice(int(count)) for count in counts[: len(images)]]
-        return [
-            Detections(
-                boxes=boxes[row, own],
-                scores=scores[row, own],
-                labels=labels[row, own],
-                **{name: values[row, own].float() for name, values in further.items()},
-            )
-            for row, own in enumerate(rows)
-        ]
+        given = (torch.from_numpy(np.array(values)) for values in self.call(pixels, sizes))
+        found = dict(zip(self.outputs, given, strict=False))
+        maps = found.pop(LABEL_MAP, None)
+        counts = found.pop("counts", torch.zeros(self.batch))
+        found = found or _nothing(self.batch)
+        detections = []
+        for row, image in enumerate(images):
+            own = {name: values[row, : int(counts[row])] for name, values in found.items()}
+            own |= {name: values.float() for name, values in own.items() if name not in OUTPUTS}
+            if maps is not None:
+                own["label_scores"] = _scores(maps[row, : image.shape[1], : image.shape[2]], self.num_labels)
+            detections.append(Detections(**own))
+        return detections
 
 
 class Exported(Framed):
@@ -98,7 +112,13 @@ class Exported(Framed):
 
     def __init__(self, path: Path, facts: Facts, call: Call) -> None:
         config = facts.parsed_config()
-        super().__init__(call, size=facts.size, batch=facts.batch, further=further_outputs(config))
+        super().__init__(
+            call,
+            size=facts.size,
+            batch=facts.batch,
+            outputs=output_names(config),
+            num_labels=count_labels(config, len(facts.class_names)),
+        )
         self.path, self.facts = path, facts
         self.config: DetectionConfig = config
         self.class_names = facts.class_names
@@ -214,6 +234,17 @@ def _open_openvino(path: Path, threads: int) -> tuple[Facts, Call]:
         return [results[place] for place in range(len(compiled.outputs))]
 
     return Facts.from_text(text, path), call
+
+
+def _nothing(batch: int) -> dict[str, Tensor]:
+    """Returns the rows of ``batch`` images without any object."""
+    none = torch.zeros(batch, 0)
+    return {"boxes": torch.zeros(batch, 0, 4), "scores": none, "labels": none.long()}
+
+
+def _scores(label_map: Tensor, num_labels: int) -> Tensor:
+    """Returns scores (K, H, W) of 1 for the class of each pixel of ``label_map`` (H, W) and 0 for the others."""
+    return (label_map == torch.arange(num_labels)[:, None, None]).float()
 
 
 def _fit(image: Tensor, size: tuple[int, int]) -> Tensor:

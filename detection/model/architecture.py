@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol, Self, overload, runtime_checkable
 
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class Architecture(nn.Module, ABC):
         backbone: the trunk, which also says how images are normalized and padded for it.
 
     Attributes:
+        name: in messages; ``build_detector`` gives that of the config.
         fixed: names of the parts that are not trained.
     """
 
@@ -38,7 +40,7 @@ class Architecture(nn.Module, ABC):
         super().__init__()
         self.backbone = backbone
         self.normalize = Normalize(backbone.input_stats, divisor=backbone.size_divisor)
-        self.fixed: tuple[str, ...] = ()
+        self.name, self.fixed = type(self).__name__, tuple[str, ...]()
 
     def fix(self, parts: Sequence[str]) -> None:
         """Takes ``parts``, such as "backbone", out of the training: no gradient, no loss, always eval mode.
@@ -49,7 +51,7 @@ class Architecture(nn.Module, ABC):
         children = dict(self.named_children())
         unknown = [name for name in parts if name not in children]
         if unknown:
-            raise ValueError(f"{type(self).__name__} has no parts {unknown}; it has {sorted(children)}")
+            raise ValueError(f"{self.name} has no parts {unknown}; it has {sorted(children)}")
         self.fixed = tuple(parts)
         for name in parts:
             children[name].requires_grad_(False).eval()
@@ -98,6 +100,18 @@ class Architecture(nn.Module, ABC):
             raise ValueError(f"{len(targets)} targets for {len(images)} images; give one for each")
         return targets
 
+    @staticmethod
+    def ragged(found: Found, images: ImageBatch) -> list[Detections]:
+        """Returns what is detected in each of ``images`` without any padding; waits for a GPU."""
+        detections = found.ragged()
+        if found.label_scores is None:
+            return detections
+        return [
+            replace(image, label_scores=image.label_scores[:, :height, :width])
+            for image, (height, width) in zip(detections, images.size_list(), strict=True)
+            if image.label_scores is not None
+        ]
+
     @abstractmethod
     def head_modules(self) -> list[nn.Module]:
         """Returns the parts that stand on the backbone, for counts of parameters."""
@@ -129,6 +143,10 @@ class RegionVerbs(Protocol):
 
     def keypoints(self, features: Sequence[Tensor], found: Found) -> Found:
         """Returns the detections with their keypoints; as they are from an architecture without."""
+        ...
+
+    def label_scores(self, features: Sequence[Tensor], found: Found, images: ImageBatch) -> Found:
+        """Returns the detections with scores of every pixel; as they are from an architecture without."""
         ...
 
 

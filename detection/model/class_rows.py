@@ -13,6 +13,7 @@ class ClassRows:
 
     per_class: int
     background: bool = False  # one more row, the last
+    names: tuple[str, ...] | None = None  # of the K classes; None: those of objects
 
     def count(self, num_classes: int) -> int:
         """Returns how many rows a layer for ``num_classes`` has."""

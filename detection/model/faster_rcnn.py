@@ -1,4 +1,4 @@
-"""Faster, Mask, Keypoint and Cascade R-CNN and PointRend over any backbone: trunk, RPN, box stage, later stages.
+"""Faster, Mask, Keypoint and Cascade R-CNN, PointRend and Panoptic FPN: trunk, RPN, box stage, later stages.
 
 Source: Faster R-CNN (Ren et al. 2017); "Deep Residual Learning", appendix A; Mask R-CNN (He et al. 2017).
 Shapes: N images, C channels, H W height and width of the padded batch.
@@ -17,6 +17,7 @@ from detection.model.box_stage import BoxStage, RegionSample, ScoredBoxes
 from detection.model.cascade import CascadeBoxStage
 from detection.model.keypoint_stage import KeypointStage
 from detection.model.mask_stage import MaskStage
+from detection.model.panoptic_fpn import LabelStage
 from detection.model.pointrend import PointStage
 from detection.model.postprocess import Postprocessor
 from detection.model.rpn import RPN
@@ -30,8 +31,8 @@ __all__ = ["FasterRCNN"]
 class FasterRCNN(Architecture):
     """Losses of images with targets, detections of images without.
 
-    The verbs ``features``, ``propose``, ``boxes``, ``masks`` and ``keypoints`` are the steps of a test; methods that
-    change how a detector is tested compose them.
+    The verbs ``features``, ``propose``, ``boxes``, ``masks``, ``keypoints`` and ``label_scores`` are the steps of a
+    test; methods that change how a detector is tested compose them.
 
     Args:
         backbone: the trunk; its features, finest first, feed the RPN and the stages.
@@ -39,6 +40,7 @@ class FasterRCNN(Architecture):
         box_stage: scores and boxes of proposals.
         mask_stage: masks of detections; None for a detector without.
         keypoint_stage: keypoints of detections; None for a detector without.
+        label_stage: labels of every pixel; None for a detector without.
         postprocess: which of these become detections.
     """
 
@@ -51,14 +53,19 @@ class FasterRCNN(Architecture):
         postprocess: Postprocessor,
         mask_stage: MaskStage | PointStage | None = None,
         keypoint_stage: KeypointStage | None = None,
+        label_stage: LabelStage | None = None,
     ) -> None:
         super().__init__(backbone)
         self.rpn, self.box_stage, self.postprocess = rpn, box_stage, postprocess
-        self.mask_stage, self.keypoint_stage = mask_stage, keypoint_stage
+        self.mask_stage, self.keypoint_stage, self.label_stage = mask_stage, keypoint_stage, label_stage
 
     def fix(self, parts: Sequence[str]) -> None:
         """Takes ``parts``, of "backbone", "rpn" and "box_stage", out of the training; the last takes those after it."""
-        later = {"mask_stage": self.mask_stage, "keypoint_stage": self.keypoint_stage}
+        later = {
+            "mask_stage": self.mask_stage,
+            "keypoint_stage": self.keypoint_stage,
+            "label_stage": self.label_stage,
+        }
         with_boxes = [name for name, stage in later.items() if stage is not None and "box_stage" in parts]
         super().fix([*parts, *with_boxes])
 
@@ -81,7 +88,7 @@ class FasterRCNN(Architecture):
         ``proposals`` take the place of the RPN's. All boxes are in pixels of the images as given.
         """
         if targets is None:
-            return self.detect(images, proposals).ragged()
+            return self.ragged(self.detect(images, proposals), images)
         targets = self.padded_targets(images, targets)
         features, seeds = self.features(images), images.draw_seeds()
         losses: dict[str, Tensor] = {}
@@ -94,6 +101,8 @@ class FasterRCNN(Architecture):
             for output in outputs:
                 losses |= output.stage.losses(output)
             losses |= self._later_losses(features, outputs[0].sample, targets, seeds)
+            if self.label_stage is not None:
+                losses |= self.label_stage.losses(features, targets, self.normalize.padded(images))
         return losses
 
     def _later_losses(
@@ -117,7 +126,7 @@ class FasterRCNN(Architecture):
         features = self.features(images)
         proposals = self.propose(features, images) if proposals is None else proposals
         found = self.postprocess(self.boxes(features, proposals, images.sizes))
-        return self.keypoints(features, self.masks(features, found))
+        return self.label_scores(features, self.keypoints(features, self.masks(features, found)), images)
 
     def propose(self, features: Sequence[Tensor], images: ImageBatch) -> Regions:
         """Proposals of each of the ``images`` that the ``features`` are of, best first."""
@@ -139,13 +148,22 @@ class FasterRCNN(Architecture):
         """``found`` with keypoints; as it is, from a detector without a keypoint stage."""
         return found if self.keypoint_stage is None else self.keypoint_stage(features, _trimmed(found))
 
+    def label_scores(self, features: Sequence[Tensor], found: Found, images: ImageBatch) -> Found:
+        """``found`` with scores of every pixel of the ``images``; as it is, from a detector without a label stage."""
+        if self.label_stage is None:
+            return found
+        height, width = images.pixels.shape[2:]
+        return self.label_stage(features, found, size=(height, width), padded=self.normalize.padded(images))
+
     def head_modules(self) -> list[nn.Module]:
-        """Returns the parts that run on every region."""
-        return [part for part in (self.box_stage, self.mask_stage, self.keypoint_stage) if part is not None]
+        """Returns the parts that stand on the backbone, but for the RPN."""
+        parts = (self.box_stage, self.mask_stage, self.keypoint_stage, self.label_stage)
+        return [part for part in parts if part is not None]
 
     def facts(self) -> dict[str, str]:
         """Returns what a reader of a comparison must know of it beside its backbone, by name."""
-        return {"tail": self.box_stage.describe()}
+        labels = {} if self.label_stage is None else {"labels": self.label_stage.describe()}
+        return {"tail": self.box_stage.describe(), **labels}
 
 
 def _trimmed(found: Found) -> Found:

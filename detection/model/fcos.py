@@ -151,13 +151,14 @@ class FCOSHead(DenseHead):
         sides, centerness = (torch.cat(parts, dim=1) for parts in zip(*outputs, strict=True))
         points = _joined(self._points(features, padded))
         matches, labels, goals = self._match(points, sizes, targets)
-        weight = matches.positive * self.settings.scale(matches.positive)
+        scale = self.scale(matches.positive)
+        weight = matches.positive * scale
         boxes = _decode(sides, points.centers, points.strides[:, None])
         central = F.binary_cross_entropy_with_logits(
             centerness, _centerness(goals, points.centers).to(centerness.dtype), weight=weight, reduction="sum"
         )
         return {
-            "class": self.settings.class_loss(logits, labels, matches),
+            "class": self.settings.class_loss(logits, labels, matches, scale),
             "box": giou(boxes, goals, weight) * self.settings.box_loss_weight,
             "centerness": central,
         }

@@ -8,8 +8,9 @@ from torch.nn import functional as F  # noqa: N812  # the name that torch's own 
 
 from detection.boxes import areas
 from detection.model.precision import at_least_single
+from detection.structures import VOID
 
-__all__ = ["focal", "giou", "smooth_l1"]
+__all__ = ["focal", "giou", "pixel_cross_entropy", "smooth_l1"]
 
 TINY = 1e-7  # square pixels; torchvision's loss, which waits for a GPU at its boolean indices, adds as much
 
@@ -68,6 +69,19 @@ def focal(logits: Tensor, labels: Tensor, positive: Tensor, weight: Tensor, *, a
     missed = alpha * (-own).sigmoid().pow(gamma) * F.softplus(-own)
     rows = _background(logits, alpha, gamma).sum(dim=-1) + (missed - _background(own, alpha, gamma)) * positive
     return (rows * weight).sum()
+
+
+def pixel_cross_entropy(logits: Tensor, label_maps: Tensor) -> Tensor:
+    """Mean cross-entropy over the labelled pixels of all images, a scalar; 0 where no pixel is labelled.
+
+    Args:
+        logits: (N, K, H, W).
+        label_maps: (N, H, W) uint8, VOID where a pixel has no label.
+    """
+    labels = label_maps.long()
+    # Unreduced: a GPU sums these in another order each time if the loss does it.
+    losses = F.cross_entropy(at_least_single(logits), labels, ignore_index=VOID, reduction="none")
+    return losses.sum() / (labels != VOID).sum().clamp(min=1)
 
 
 def _background(logits: Tensor, alpha: float, gamma: float) -> Tensor:

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,11 @@ from detection.model.precision import at_least_single
 from detection.padded import Found, Regions, Targets
 from detection.structures import Detections, ImageBatch, Target
 
-__all__ = ["Dense", "DenseHead", "OneStage", "Picked", "output_layer", "pick"]
+__all__ = ["Dense", "DenseHead", "LossScale", "Normalizer", "OneStage", "Picked", "output_layer", "pick"]
+
+Normalizer = Literal["image", "batch", "running"]
+
+RUNNING_START, RUNNING_SHARE = 100.0, 0.1  # positives of a batch; of a step in the mean.  Source: Detectron2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,8 @@ class Dense:
         prior: probability that every class begins with.
         alpha: weight of the own class in the focal loss; of the others 1 - alpha.
         gamma: exponent of the focal loss, which lowers the loss of what is known well.
-        per_image: an image's losses are divided by its positives, and averaged; else those of the batch by all of them.
+        normalizer: by what the losses are divided: "image" and "batch", the positives of each image or of all;
+            "running", a mean of the latter over the steps.
         box_loss_weight: of the loss of the boxes.
         best: scores of a level that enter NMS.
     """
@@ -52,21 +57,52 @@ class Dense:
     prior: float = 0.01
     alpha: float = 0.25
     gamma: float = 2.0
-    per_image: bool = True
+    normalizer: Normalizer = "image"
     box_loss_weight: float = 1.0
     best: int = 1000
 
-    def scale(self, positive: Tensor) -> Tensor:
-        """Returns the weight (N, 1) in the losses of each image, of which ``positive`` (N, M) bool are positive."""
-        counts = positive.sum(dim=1, keepdim=True)
-        if self.per_image:
-            return 1 / (counts.clamp(min=1) * len(positive))
-        return (1 / counts.sum().clamp(min=1)).expand_as(counts)
+    def class_loss(self, logits: Tensor, labels: Tensor, matches: Matches, scale: Tensor) -> Tensor:
+        """Focal loss of ``logits`` (N, M, K) of what is not ignored.
 
-    def class_loss(self, logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
-        """Focal loss of ``logits`` (N, M, K) of what is not ignored; ``labels`` (N, M) are those of the positives."""
-        weight = (matches.positive | matches.negative) * self.scale(matches.positive)
+        Args:
+            logits: as above.
+            labels: (N, M) of the positives.
+            matches: of the M.
+            scale: (N, 1), the weight of each image.
+        """
+        weight = (matches.positive | matches.negative) * scale
         return focal(logits, labels, matches.positive, weight, alpha=self.alpha, gamma=self.gamma)
+
+
+class LossScale(nn.Module):
+    """Weight of each image in the losses, by the number of positives.
+
+    The running mean is a buffer: it goes into checkpoints, and with several processes every step begins with the main
+    one's.  Only training moves it.
+
+    Args:
+        normalizer: as that of ``Dense``.
+    """
+
+    positives: Tensor  # scalar, mean number in a batch
+
+    def __init__(self, normalizer: Normalizer) -> None:
+        super().__init__()
+        self.normalizer = normalizer
+        if normalizer == "running":
+            self.register_buffer("positives", torch.tensor(RUNNING_START))
+
+    def forward(self, positive: Tensor) -> Tensor:
+        """Returns the weights (N, 1) of images of which ``positive`` (N, M) bool are positive; called once a step."""
+        counts = positive.sum(dim=1, keepdim=True)
+        if self.normalizer == "image":
+            return 1 / (counts.clamp(min=1) * len(positive))
+        total = counts.sum().clamp(min=1)
+        if self.normalizer == "running":
+            if self.training:
+                self.positives.lerp_(total.to(self.positives.dtype), RUNNING_SHARE)
+            total = self.positives
+        return (1 / total).expand_as(counts)
 
 
 class DenseHead(nn.Module, ABC):
@@ -82,7 +118,7 @@ class DenseHead(nn.Module, ABC):
 
     def __init__(self, in_channels: int, *, num_classes: int, boxes: int, settings: Dense, bias: bool = False) -> None:
         super().__init__()
-        self.num_classes, self.settings = num_classes, settings
+        self.num_classes, self.settings, self.scale = num_classes, settings, LossScale(settings.normalizer)
         self.class_tower = _tower(in_channels, settings.convs, settings.norm, bias=bias)
         self.box_tower = _tower(in_channels, settings.convs, settings.norm, bias=bias)
         self.class_rows = {"classes": ClassRows(boxes)}
@@ -152,7 +188,7 @@ class OneStage(Architecture):
             ValueError: ``proposals``, which it has no use for.
         """
         if proposals is not None:
-            raise ValueError("a one-stage detector has no use for proposals; choose architecture faster_rcnn for them")
+            raise ValueError(f"{self.name} has no use for proposals; choose architecture faster_rcnn for them")
         if targets is None:
             return self.detect(images).ragged()
         targets = self.padded_targets(images, targets)

@@ -77,13 +77,14 @@ class RetinaNetHead(DenseHead):
         deltas = torch.cat([self._deltas(feature) for feature in features], dim=1)  # (N, M, 4)
         anchors = torch.cat(self._anchors(features, padded))
         matches, labels, goals = self._match(anchors, sizes, targets)
-        weight = matches.positive * self.settings.scale(matches.positive)
+        scale = self.scale(matches.positive)
+        weight = matches.positive * scale
         if self.use_giou:
             box = giou(self.coder.decode(deltas, anchors), goals, weight)
         else:
             box = smooth_l1(deltas, self.coder.encode(goals, anchors), self.smooth_l1_beta, weight=weight)
         return {
-            "class": self.settings.class_loss(logits, labels, matches),
+            "class": self.settings.class_loss(logits, labels, matches, scale),
             "box": box * self.settings.box_loss_weight,
         }
 

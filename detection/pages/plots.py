@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from detection.evaluation.printable import printable
 
-__all__ = ["Bar", "Point", "draw", "forest", "legend", "lines", "look", "matrix", "scatter"]
+__all__ = ["Bar", "Point", "draw", "forest", "legend", "lines", "look", "matrix", "scatter", "undrawn"]
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 MARKERS = "osD^vPX"
@@ -31,6 +33,8 @@ PLOT_WIDTH, PLOT_HEIGHT = 285, 190  # points of the area inside the axes of a sc
 CHARACTER_WIDTH, LINE_HEIGHT = 6.2, 12  # points, of the wider letters
 LABEL_WIDTH = 48  # characters of a line below an axis
 MAX_NUMBERS = 12  # classes of a matrix whose counts fit into its cells
+
+_drawn = ContextVar("drawn", default=True)
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text
@@ -237,8 +241,20 @@ def legend(axes: Axes, series: Sequence[tuple[str, tuple[str, str, Any]]], *, li
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
 
 
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Leaves figures empty, for a page whose text and tables alone are looked at: drawing takes most of its time."""
+    token = _drawn.set(False)
+    try:
+        yield
+    finally:
+        _drawn.reset(token)
+
+
 def draw(name: str, fill: Callable[[Axes], None], *, height: float) -> str:
     """The SVG that ``fill`` makes; identifiers are made from ``name``, so that figures share a page."""
+    if not _drawn.get():
+        return "<svg></svg>"
     stream = io.StringIO()
     style: Any = {**STYLE, "svg.hashsalt": name}
     with rc_context(style):

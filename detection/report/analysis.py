@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.index import AnnotationIndex
+from detection.engine.label_maps import label_classes
 from detection.evaluation.confusion import confusion_matrix, rank_images
 from detection.evaluation.label_errors import Suspect, find_label_errors
+from detection.evaluation.label_maps import LabelClasses, pixel_counts
 from detection.evaluation.matching import match
 from detection.evaluation.metrics import percent, shown_in
 from detection.evaluation.record import Record
@@ -36,14 +38,14 @@ from detection.report.numbers import (
     metric_numbers,
     pair_numbers,
     run_numbers,
-    show,
+    show_objects,
     tested_weights,
     voc_metric,
 )
 from detection.report.pictures import picture
-from detection.report.proof import compare_runs, planning
+from detection.report.proof import compare_runs, deciding_figure, not_compared, planning
 from detection.report.verdict import lead
-from detection.report.words import percent_interval
+from detection.report.words import deciding, percent_interval
 from detection.tasks.test import read_records
 
 __all__ = ["compare_records", "confusions_section", "write_analysis"]
@@ -74,23 +76,22 @@ def write_analysis(runs: Sequence[Path], output: Path, *, say: Callable[[str], N
         metrics,
         voc_metric=voc_metric(runs[0]),
         boundary=all(map(has_boundaries, runs)),
+        labels=label_classes(index),
     )
     for name, run in shown.items():
         numbers["variants"][name] |= as_json(_ranking(run))
-    suspects, records = _suspects(shown), next(iter(shown.values())).records
-    numbers["label_errors"] = as_json(suspect_numbers(suspects, records, index.class_names))
     output.mkdir(parents=True, exist_ok=True)
-    write_suggestions(output, suspects, index, records)
+    label_errors = _label_errors(numbers, index, shown, output)
     (output / "analysis.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     page = Page(
         title=f"Analysis: {' and '.join(read)}",
         subtitle="What goes wrong, how much each kind of error costs, and on which images.",
         facts=[
             ("Images", str(len(index))),
-            ("Classes", str(len(index.class_names))),
+            ("Classes", str(len(numbers["class_names"]))),
             *((name, f"{run}: {tested_weights(run)}") for name, run in zip(read, runs, strict=True)),
         ],
-        sections=_sections(numbers, index, shown, label_errors_section(suspects, index, records, runs=len(shown))),
+        sections=_sections(numbers, index, shown, label_errors),
         lead=lead(numbers),
     )
     return write_page(page, output, "analysis")
@@ -103,9 +104,10 @@ def compare_records(
     *,
     voc_metric: VocMetric,
     boundary: bool = False,
+    labels: LabelClasses | None = None,
     wanted: Wanted | None = None,
 ) -> tuple[dict[str, Any], dict[str, Shown]]:
-    """Returns every number of an analysis, and what the first seed of each run shows.
+    """Returns every number of an analysis, and what the first seed of each run shows, where it finds objects.
 
     Args:
         runs: name -> the records of each of its seeds.
@@ -113,32 +115,40 @@ def compare_records(
         metrics: name -> what ``result_numbers`` says of its seeds.
         voc_metric: the definition behind "VOC mAP".
         boundary: also compare the figures of the boundaries of masks.
+        labels: the classes of label maps; None: there are none.
         wanted: precision and recall for which a score is looked up; None: the usual ones.
 
     Raises:
         ValueError: runs of different images, objects or classes, or fewer than two images.
     """
     # First of all: this refuses runs that can't be compared.
-    comparison = compare_runs(runs, classes, voc_metric=voc_metric, boundary=boundary)
-    names = tuple(next(iter(classes.values())))
+    comparison = compare_runs(runs, classes, voc_metric=voc_metric, boundary=boundary, labels=labels)
+    of_objects = tuple(next(iter(classes.values())))
+    names = of_objects if labels is None else labels.names
     images = len(next(iter(runs.values()))[0])
-    shown = {name: show(seeds[0], len(names)) for name, seeds in runs.items()}
+    shown = show_objects(runs, len(of_objects))
     variants = {
-        name: {"seeds": list(range(1, len(runs[name]) + 1)), "metrics": metrics[name]}
-        | run_numbers(comparison, name, run, names)
-        | {"confusion": confusion_matrix(run.records, len(names), min_score=run.threshold)}
-        | calibration_numbers(match(run.records, names), wanted or Wanted())
-        for name, run in shown.items()
+        name: {"seeds": list(range(1, len(seeds) + 1)), "metrics": metrics[name]}
+        | run_numbers(comparison, name, shown, names)
+        | ({} if labels is None else {"pixels": pixel_counts(seeds[0])})
+        for name, seeds in runs.items()
     }
+    for name, run in shown.items():
+        variants[name] |= {"confusion": confusion_matrix(run.records, len(of_objects), min_score=run.threshold)}
+        variants[name] |= calibration_numbers(match(run.records, of_objects), wanted or Wanted())
     numbers = {
         "images": images,
         "blocks": comparison.blocks,
         "confidence": comparison.confidence,
         "class_names": names,
+        "object_names": of_objects if shown else (),
+        "deciding": deciding_figure(comparison),
         "planning": planning(comparison, images=images, seeds=min(v.seeds for v in comparison.variants.values())),
         "variants": variants,
         "pairs": [pair_numbers(comparison, pair, shown, names) for pair in comparison.pairs],
     }
+    if few := not_compared(runs):
+        numbers["not_compared"] = few
     return as_json(numbers), shown
 
 
@@ -168,6 +178,16 @@ def _ranking(shown: Shown) -> dict[str, Any]:
     }
 
 
+def _label_errors(numbers: dict[str, Any], index: AnnotationIndex, shown: Mapping[str, Shown], output: Path) -> Section:
+    """Adds the labels that the runs doubt to ``numbers``, writes them to ``output`` and returns their section."""
+    if not shown:
+        return Section("Labels", [])
+    suspects, records = _suspects(shown), next(iter(shown.values())).records
+    numbers["label_errors"] = as_json(suspect_numbers(suspects, records, index.class_names))
+    write_suggestions(output, suspects, index, records)
+    return label_errors_section(suspects, index, records, runs=len(shown))
+
+
 def _suspects(shown: Mapping[str, Shown]) -> list[Suspect]:
     """What all runs together say of the labels, where their detections are confident."""
     return find_label_errors([run.records for run in shown.values()], min_score=CONFIDENT)
@@ -195,24 +215,32 @@ def _sections(
 
 
 def _results(numbers: dict[str, Any]) -> Table:
-    metrics = shown_in("report")
+    variants, figure = numbers["variants"], deciding(numbers)
+    metrics = [metric for metric in shown_in("report") if all(metric.name in v["metrics"] for v in variants.values())]
     rows = [
         [
             name,
             *(metric.format(variant["metrics"][metric.name]["mean"]) for metric in metrics),
-            percent_interval(variant["intervals"]["AP"]),
+            percent_interval(variant["intervals"][figure]),
         ]
-        for name, variant in numbers["variants"].items()
+        for name, variant in variants.items()
     ]
     caption = f"Results in percent on {numbers['images']} images; the interval is over the choice of images."
-    return Table(caption, ["run", *(metric.name for metric in metrics), f"AP, {100 * numbers['confidence']:g} %"], rows)
+    return Table(
+        caption, ["run", *(metric.name for metric in metrics), f"{figure}, {100 * numbers['confidence']:g} %"], rows
+    )
 
 
 def confusions_section(numbers: dict[str, Any]) -> Section:
     figures: list[Block] = []
     tables: list[Block] = []
-    labels = [*numbers["class_names"], "nothing"]
     for name, variant in numbers["variants"].items():
+        if "pixels" in variant:
+            tables += _confused_pixels(name, variant["pixels"], numbers["class_names"])
+    labels = [*numbers.get("object_names", numbers["class_names"]), "nothing"]
+    for name, variant in numbers["variants"].items():
+        if "confusion" not in variant:
+            continue
         counts = np.array(variant["confusion"], np.int64)
         drawn = matrix(f"confusion_{name}", counts, labels, x_label="shown as", y_label="object")
         caption = (
@@ -228,11 +256,21 @@ def confusions_section(numbers: dict[str, Any]) -> Section:
     return Section("Confusions", [*figures, *tables])
 
 
+def _confused_pixels(name: str, pixels: Sequence[Sequence[int]], class_names: Sequence[str]) -> list[Block]:
+    """Returns the classes that are mistaken for each other most, by pixels."""
+    counts = np.array(pixels, np.int64)  # (K, K + 1)
+    found = _largest_confusions(counts, [*class_names, "nothing"])
+    of_class = dict(zip(class_names, counts.sum(axis=1).tolist(), strict=True))
+    rows = [[true, label, f"{int(n):,}", percent(int(n) / of_class[true])] for true, label, n in found]
+    caption = f"{name}: the most frequent confusions of pixels, and the share of the true class in percent."
+    return [Table(caption, ["true", "predicted", "pixels", "share"], rows)] if rows else []
+
+
 def _largest_confusions(counts: NDArray[np.int64], labels: Sequence[str]) -> list[tuple[str, str, str]]:
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     order: list[int] = np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS].tolist()
-    cells = [divmod(place, len(labels)) for place in order]
+    cells = [divmod(place, counts.shape[1]) for place in order]
     return [(labels[row], labels[column], str(wrong[row, column])) for row, column in cells if wrong[row, column]]
 
 

@@ -8,7 +8,7 @@ report.json    every number of both
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from detection.report.robustness import robustness_numbers
 from detection.report.sections import experiment_sections, protocol_name
 from detection.report.verdict import lead
 
-__all__ = ["only_found_by", "write_report"]
+__all__ = ["only_found_by", "report_page", "write_report"]
 
 MAX_PICTURES = 12  # pairs of pictures of a page, which stays under a few megabytes
 
@@ -51,9 +51,14 @@ def write_report(output: Path, *, say: Callable[[str], None] = print) -> Path:
     folder = output / "report"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    pictures = [] if evidence is None else _pictures(evidence)
+    page = report_page(numbers, [] if evidence is None else _pictures(evidence))
+    return write_page(page, folder, "report")
+
+
+def report_page(numbers: dict[str, Any], pictures: Sequence[Pictures]) -> Page:
+    """Returns the page that says what ``numbers``, the content of report.json, say."""
     heads = "heads" in numbers
-    page = Page(
+    return Page(
         title=f"Backbones compared: {numbers['name']}",
         subtitle="One data set; every backbone under every head, each with one recipe for all backbones."
         if heads
@@ -62,7 +67,6 @@ def write_report(output: Path, *, say: Callable[[str], None] = print) -> Path:
         sections=experiment_sections(numbers, pictures),
         lead=heads_lead(numbers) if heads else lead(numbers),
     )
-    return write_page(page, folder, "report")
 
 
 def _facts(numbers: dict[str, Any]) -> list[tuple[str, str]]:
@@ -78,8 +82,9 @@ def _facts(numbers: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _pictures(evidence: Evidence) -> list[Pictures]:
-    """For every pair, and both ways, the images with the most objects that one finds and the other misses."""
-    ways = [way for pair in evidence.comparison.pairs for way in ((pair.a, pair.b), (pair.b, pair.a))]
+    """For every pair that finds objects, and both ways, the images with most that one finds and the other misses."""
+    pairs = [pair for pair in evidence.comparison.pairs if {pair.a, pair.b} <= {*evidence.shown}]
+    ways = [way for pair in pairs for way in ((pair.a, pair.b), (pair.b, pair.a))]
     each = max(1, MAX_PICTURES // max(len(ways), 1))
     return [
         figure for a, b in ways[:MAX_PICTURES] for figure in only_found_by(evidence.index, evidence.shown, a, b, each)

@@ -45,8 +45,10 @@ def calibration_numbers(matches: MatchedRecords, wanted: Wanted) -> dict[str, An
 
 
 def calibration_section(numbers: dict[str, Any]) -> Section:
-    """Returns the section "Scores" of the page with these ``numbers``."""
+    """Returns the section "Scores" of the page with these ``numbers``; without objects there are none."""
     variants = numbers["variants"]
+    if not all("calibration" in variant for variant in variants.values()):
+        return Section("Scores", [])
     curves = {
         name: [([100 * score for score in scores], precision)]
         for name, variant in variants.items()

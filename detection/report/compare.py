@@ -1,22 +1,29 @@
-"""A comparison of backbones from an experiment file to its report."""
+"""A comparison of backbones from an experiment file to its report, under detectors or as classifiers."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from detection.build import deciding_metric
+from detection.classification.config import ClassificationConfig
 from detection.config.detection import DetectionConfig
-from detection.config.load import load_config
+from detection.config.load import load_config, section_names
 from detection.engine.checkpoint import read_checkpoint
 from detection.engine.signals import StoppedError
+from detection.evaluation.metrics import named
 from detection.evaluation.planning import Design
 from detection.experiments.comparison import Comparison, measure_variant
+from detection.experiments.detectors import DETECTORS
 from detection.experiments.experiment import Experiment, load_experiment, resolve_base
+from detection.experiments.kind import Kind
 from detection.experiments.latency import Place, measure_latencies
 from detection.experiments.runs import Placement, Programs
 from detection.packaged import find_config
 from detection.report.build import write_report
+from detection.report.classifiers import CLASSIFIERS, write_classifier_report
 from detection.report.plan import format_plan, read_pilot, stated_noise
 from detection.report.reading import read_experiment
 from detection.tasks.robustness import run_corrupted
@@ -57,7 +64,7 @@ def run_comparison(
             another config.
         StoppedError: Ctrl-C; the runs are saved.
     """
-    comparison = _comparison(path, output, overrides, placement)
+    comparison = _comparison(path, output, overrides, placement, needs_detectors="--robustness" if robustness else "")
     done = True
     try:
         if only is not None:
@@ -70,7 +77,10 @@ def run_comparison(
             _corrupt(comparison.output, say)
     except KeyboardInterrupt as error:
         raise StoppedError("the runs are saved; the same command goes on") from error
-    say(f"report: {write_report(comparison.output)}")
+    classifies = comparison.kind is CLASSIFIERS
+    page = write_classifier_report(comparison.output, say=say) if classifies else write_report(comparison.output)
+    if page is not None:
+        say(f"report: {page}")
     return done
 
 
@@ -110,15 +120,15 @@ def plan_claims(
         path: as for ``run_comparison``.
         output: as for ``run_comparison``; its own report is the pilot where no other noise is given.
         pilot: report.json of an experiment with the same noise.
-        stated: deviations in AP, of one training and of a difference over the choice of images.
+        stated: deviations in points, of one training and of a difference over the choice of images.
         images: to test on; default: the pilot's, or those of data.test.
-        gap: in AP, that is asked for.
+        gap: in points, that is asked for.
         overrides: as for ``run_comparison``.
 
     Raises:
         ValueError: no pilot and no stated noise, or bad files.
     """
-    comparison = _comparison(path, output, overrides)
+    comparison = _comparison(path, output, overrides, needs_detectors="--plan")
     experiment = comparison.experiment
     if stated is None:
         noise, tested = read_pilot(pilot or comparison.output / "report" / "report.json")
@@ -128,17 +138,17 @@ def plan_claims(
     arms = len(experiment.arms) + len(experiment.detections)
     seeds = len(experiment.seeds)
     design = Design(variants=arms, seeds=seeds, images=images or tested, pool=experiment.pool_seeds)
-    return format_plan(noise, design, gap=gap)
+    return format_plan(noise, design, gap=gap, figure=named(deciding_metric(resolve_base(experiment))).name)
 
 
 def _test_images(experiment: Experiment) -> int:
-    return len(load_test_set(resolve_base(experiment), lambda _: None))
+    return len(load_test_set(resolve_base(experiment, DetectionConfig), lambda _: None))
 
 
 def measure_costs(path: str | Path, output: Path | None = None, *, variant: str, overrides: Sequence[str] = ()) -> None:
     """Measures the costs of one variant; arguments as ``run_comparison``."""
     comparison = _comparison(path, output, overrides)
-    measure_variant(comparison.experiment, comparison.output, variant)
+    measure_variant(comparison.experiment, comparison.kind, comparison.output, variant)
 
 
 def measure_latency(
@@ -156,17 +166,36 @@ def measure_latency(
     Raises:
         ValueError: bad data or config, or weights that do not fit.
     """
-    comparison = _comparison(path, output, overrides)
+    comparison = _comparison(path, output, overrides, needs_detectors="--latency-on")
     say(f"latency: {measure_latencies(comparison.experiment, comparison.output, place, say=say)}")
     if (comparison.output / "experiment.json").is_file():
         say(f"report: {write_report(comparison.output)}")
 
 
 def _comparison(
-    path: str | Path, output: Path | None, overrides: Sequence[str], placement: Placement | None = None
-) -> Comparison:
+    path: str | Path,
+    output: Path | None,
+    overrides: Sequence[str],
+    placement: Placement | None = None,
+    *,
+    needs_detectors: str = "",
+) -> Comparison[Any]:
+    """The comparison of the file at ``path``; ``needs_detectors`` is an option that classifiers can't take."""
     file = find_config(path)
     experiment = load_experiment(file, overrides)
+    kind = _kind(experiment)
+    if kind is CLASSIFIERS and (
+        lacking := needs_detectors or ("heads" if experiment.heads else "detections" if experiment.detections else "")
+    ):
+        raise ValueError(
+            f"experiment {experiment.name}: its base is a classifier's, and {lacking} is for detectors alone"
+        )
     folder = output or Path("output") / "experiments" / experiment.name
     costs = (*RESDET, "compare", str(file), "--output-dir", str(folder), *overrides)
-    return Comparison(experiment, folder, Programs((*RESDET, "train"), costs), placement or Placement())
+    return Comparison(experiment, kind, folder, Programs((*RESDET, kind.command), costs), placement or Placement())
+
+
+def _kind(experiment: Experiment) -> Kind[Any]:
+    """Returns what the base describes: a classifier where it has the section of one."""
+    sections = section_names(experiment.base, experiment.overrides)
+    return CLASSIFIERS if ClassificationConfig.program in sections else DETECTORS

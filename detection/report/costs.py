@@ -8,7 +8,7 @@ from detection.evaluation.metrics import percent
 from detection.pages.page import Block, Figure, Section, Table, Text
 from detection.pages.plots import Point, scatter
 from detection.report.latency import latency_blocks
-from detection.report.words import bar, number, spread
+from detection.report.words import bar, deciding, number, spread
 
 __all__ = ["cost_section"]
 
@@ -16,7 +16,7 @@ COSTS = {"gflops": "GFLOPs per image", "latency": "milliseconds per image, p50"}
 
 
 def cost_section(numbers: dict[str, Any]) -> Section:
-    """Returns what each variant costs, what it is worth, and the figures of AP against cost."""
+    """Returns what each variant costs, what it is worth, and the figures of accuracy against cost."""
     trained = {name: variant for name, variant in numbers["variants"].items() if not variant["files"]}
     rows = [_cost_row(name, variant) for name, variant in trained.items()]
     notes = {v["costs"]["flops_note"] for v in numbers["variants"].values() if "flops_note" in v["costs"]}
@@ -33,13 +33,16 @@ def cost_section(numbers: dict[str, Any]) -> Section:
         "training GiB",
         "training hours",
     ]
+    figure = deciding(numbers)
     worth = (
-        "What it is worth: AP in percent, per GFLOP and per millisecond (p50). On the Pareto front: no variant that "
-        "costs at most as much is proven better."
+        f"What it is worth: {figure} in percent, per GFLOP and per millisecond (p50). On the Pareto front: no variant "
+        "that costs at most as much is proven better."
     )
     blocks: list[Block] = [
         Table("What each variant costs; M: millions of parameters.", header, rows),
-        Table(worth, ["variant", "AP", "AP per GFLOP", "AP per ms", "Pareto front"], _worth_rows(numbers)),
+        Table(
+            worth, ["variant", figure, f"{figure} per GFLOP", f"{figure} per ms", "Pareto front"], _worth_rows(numbers)
+        ),
         *latency_blocks(numbers["latency"], [*trained]),
         *_cost_figures(numbers),
     ]
@@ -70,7 +73,7 @@ def _worth_rows(numbers: dict[str, Any]) -> list[list[str]]:
             continue
         fronts = [what for what, key in (("GFLOPs", "gflops"), ("time", "latency")) if variant["pareto"][key]]
         ratios = (_scaled(variant[key]) for key in ("ap_per_gflop", "ap_per_ms"))
-        rows.append([name, spread(variant["metrics"]["AP"]), *ratios, " and ".join(fronts) or "no"])
+        rows.append([name, spread(variant["metrics"][deciding(numbers)]), *ratios, " and ".join(fronts) or "no"])
     return rows
 
 
@@ -90,7 +93,9 @@ def _cost_figures(numbers: dict[str, Any]) -> list[Block]:
             for name, v in numbers["variants"].items()
         }
         points = [
-            Point(name=name, cost=cost, bar=bar(variant["intervals"]["AP"]), on_front=variant["pareto"][key])
+            Point(
+                name=name, cost=cost, bar=bar(variant["intervals"][deciding(numbers)]), on_front=variant["pareto"][key]
+            )
             for (name, variant), cost in zip(numbers["variants"].items(), costs.values(), strict=True)
             if cost is not None
         ]
@@ -98,10 +103,13 @@ def _cost_figures(numbers: dict[str, Any]) -> list[Block]:
             figures.append(
                 Figure(
                     f"ap_against_{key}",
-                    scatter(f"ap_against_{key}", points, x_label=label, y_label="AP, percent"),
-                    f"AP against {label}. Hollow: one that costs at most as much is proven better; the dashed line "
-                    "joins the others.",
-                    "; ".join(f"{p.name}: {number(p.cost)} {label}, AP {percent(p.bar.value)}" for p in points),
+                    scatter(f"ap_against_{key}", points, x_label=label, y_label=f"{deciding(numbers)}, percent"),
+                    f"{deciding(numbers)} against {label}. Hollow: one that costs at most as much is proven better; "
+                    "the dashed line joins the others.",
+                    "; ".join(
+                        f"{p.name}: {number(p.cost)} {label}, {deciding(numbers)} {percent(p.bar.value)}"
+                        for p in points
+                    ),
                 )
             )
     return figures

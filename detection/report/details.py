@@ -14,7 +14,7 @@ from detection.evaluation.tide import ERROR_TYPES
 from detection.pages.page import Block, Figure, Pictures, Section, Table, Text
 from detection.pages.plots import forest, lines
 from detection.report.training import training_figures
-from detection.report.words import bar, claimed, differing, pair_name, percent_interval
+from detection.report.words import bar, claimed, deciding, differing, pair_name, percent_interval
 
 __all__ = ["classes_section", "curves_section", "errors_section", "operating_figures", "pictures_section"]
 
@@ -45,12 +45,19 @@ def classes_section(numbers: dict[str, Any]) -> Section:
     gains = {pair_name(pair): lambda label, p=pair: claimed(p["class_ap"][label]) for pair in pairs}
     caption = f"differences {_discovered(numbers, 'classes')}" if pairs else ""
     if len(columns) + len(gains) <= MAX_COLUMNS:
-        both = "AP per class in percent, mean over seeds" + (f", and {caption}" if pairs else ".")
+        both = f"{_class_figure_name(numbers)} per class in percent, mean over seeds" + (
+            f", and {caption}" if pairs else "."
+        )
         tables = [_class_table(numbers, both, columns | gains)]
     else:
-        tables = [_class_table(numbers, "AP per class in percent, mean over seeds.", columns)]
-        tables += [_class_table(numbers, f"AP per class, {caption}", dict(part)) for part in _parts([*gains.items()])]
-    return Section("Per class", [*tables, *(_class_figure(pair) for pair in pairs)])
+        tables = [
+            _class_table(numbers, f"{_class_figure_name(numbers)} per class in percent, mean over seeds.", columns)
+        ]
+        tables += [
+            _class_table(numbers, f"{_class_figure_name(numbers)} per class, {caption}", dict(part))
+            for part in _parts([*gains.items()])
+        ]
+    return Section("Per class", [*tables, *(_class_figure(pair, _class_figure_name(numbers)) for pair in pairs)])
 
 
 def _class_table(numbers: dict[str, Any], caption: str, columns: Mapping[str, Callable[[str], str]]) -> Table:
@@ -64,7 +71,11 @@ def _parts(items: Sequence[T]) -> list[Sequence[T]]:
     return [items[start : start + MAX_PAIRS] for start in range(0, len(items), MAX_PAIRS)]
 
 
-def _class_figure(pair: dict[str, Any]) -> Figure:
+def _class_figure_name(numbers: dict[str, Any]) -> str:
+    return numbers.get("deciding", {"of_class": "AP"})["of_class"]
+
+
+def _class_figure(pair: dict[str, Any], figure: str) -> Figure:
     known = {name: interval for name, interval in pair["class_ap"].items() if interval["value"] is not None}
     largest = sorted(known, key=lambda name: -abs(known[name]["value"]))[:MAX_CLASSES]
     shown = sorted(largest, key=lambda name: -known[name]["value"])
@@ -73,7 +84,7 @@ def _class_figure(pair: dict[str, Any]) -> Figure:
     drawn = forest(
         name,
         {label: {"": bar(known[label])} for label in shown},
-        x_label=f"AP of {pair['b']} less that of {pair['a']}, points",
+        x_label=f"{figure} of {pair['b']} less that of {pair['a']}, points",
         zero=True,
     )
     alt = ", ".join(f"{label} {differing(known[label])}" for label in shown)
@@ -82,6 +93,8 @@ def _class_figure(pair: dict[str, Any]) -> Figure:
 
 def errors_section(numbers: dict[str, Any]) -> Section:
     variants, pairs = numbers["variants"], numbers["pairs"]
+    if not all("errors" in variant for variant in variants.values()):  # they find no objects
+        return Section("Types of errors", [])
     rows = [[n, *(percent_interval(v["errors"][key]) for key in ERROR_TYPES)] for n, v in variants.items()]
     gains = [[pair_name(pair), *(claimed(pair["errors"][key]) for key in ERROR_TYPES)] for pair in pairs]
     header = ["variant", *(ERROR_NAMES[key] for key in ERROR_TYPES)]
@@ -120,12 +133,14 @@ def _discovered(numbers: dict[str, Any], what: str) -> str:
 
 
 def curves_section(numbers: dict[str, Any]) -> Section:
-    return Section("Curves", [*training_figures(numbers["variants"]), *operating_figures(numbers)])
+    return Section("Curves", [*training_figures(numbers["variants"], deciding(numbers)), *operating_figures(numbers)])
 
 
 def operating_figures(numbers: dict[str, Any]) -> list[Block]:
-    """Precision against recall, and F1 against the score threshold."""
+    """Precision against recall, and F1 against the score threshold; none of variants that find no objects."""
     variants = numbers["variants"]
+    if not all("precision_at_recall" in variant for variant in variants.values()):
+        return []
     precision = {name: [(100 * RECALLS, variant["precision_at_recall"])] for name, variant in variants.items()}
     f1 = {name: [(THRESHOLDS, variant["f1_at_score"])] for name, variant in variants.items()}
     best = ", ".join(f"{name} {variant['threshold']:.2f}" for name, variant in variants.items())
@@ -147,7 +162,7 @@ def operating_figures(numbers: dict[str, Any]) -> list[Block]:
 
 
 def pictures_section(numbers: dict[str, Any], pictures: Sequence[Pictures]) -> Section:
-    if not numbers["pairs"]:
+    if not all("objects" in pair for pair in numbers["pairs"]) or not numbers["pairs"]:
         return Section("Pictures", [])
     rows = [
         [f"{p['a']} and {p['b']}", *(str(p["objects"][key]) for key in ("only_a", "only_b", "all"))]

@@ -20,10 +20,22 @@ from detection.report.conclusion import claims_tables
 from detection.report.details import classes_section, errors_section, operating_figures, pictures_section
 from detection.report.numbers import as_json, over_seeds, result_numbers
 from detection.report.verdict import lead, pair_matrix
-from detection.report.words import best_cells, percent_interval, spread
-from detection.tasks.evaluate import read_judged
+from detection.report.words import best_cells, deciding, percent_interval, spread
+from detection.tasks.evaluate import Judged, read_judged
+from detection.tasks.evaluate_maps import read_judged_maps
 
-__all__ = ["Evaluation", "write_evaluation"]
+__all__ = ["Evaluation", "write_evaluation", "write_map_evaluation"]
+
+
+_SECTIONS = {
+    "panoptic": "Panoptic quality {}",
+    "semseg": "Label maps {}",
+    "bbox": "COCO box AP and AR {}",
+    "segm": "COCO mask AP and AR",
+    "boundary": "COCO boundary AP and AR",
+    "keypoints": "COCO keypoint AP and AR",
+    "voc": "VOC mAP",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +52,11 @@ class Evaluation:
         if len(variants) == 1:
             (variant,) = variants.values()
             return format_tables(variant["results"][0])
-        names = [metric.name for metric in shown_in("report")]
-        rows = [[name, *(spread(variant["metrics"][name]) for variant in variants.values())] for name in names]
-        return "\n".join(["AP and AR (%)", text_table(["", *variants], rows), *lead(self.numbers)])
+        known = [variant["metrics"] for variant in variants.values()]
+        names = [metric.name for metric in shown_in("report") if all(metric.name in metrics for metrics in known)]
+        rows = [[name, *(spread(metrics[name]) for metrics in known)] for name in names]
+        title = "AP and AR (%)" if deciding(self.numbers) == "AP" else "Label maps (%)"
+        return "\n".join([title, text_table(["", *variants], rows), *lead(self.numbers)])
 
 
 def write_evaluation(
@@ -72,9 +86,46 @@ def write_evaluation(
         ValueError: a file that can't be used; it is named, with its entries.
     """
     judged = read_judged(truth, files, keypoint_sigmas=keypoint_sigmas)
-    names = judged.class_names
+    return _write(judged, str(truth), files, output, voc_metric=voc_metric, wanted=wanted, boundary=boundary, say=say)
+
+
+def write_map_evaluation(
+    truth: str,
+    files: Mapping[str, Sequence[Path]],
+    output: Path,
+    *,
+    root: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Evaluation:
+    """Judges label maps and writes the page into ``output``.
+
+    Args:
+        truth: a data set with label maps, CARD:SPLIT.
+        files: method -> one folder of label images, or one file in COCO's panoptic format, for each of its seeds.
+        output: the folder to write into.
+        root: folder of all data sets; None: the environment's.
+        say: takes lines to show.
+
+    Raises:
+        ValueError: a data set or files that can't be used; the file is named.
+    """
+    return _write(read_judged_maps(truth, files, root=root), truth, files, output, say=say)
+
+
+def _write(
+    judged: Judged,
+    truth: str,
+    files: Mapping[str, Sequence[Path]],
+    output: Path,
+    *,
+    voc_metric: VocMetric = "area",
+    wanted: Wanted | None = None,
+    boundary: bool = False,
+    say: Callable[[str], None],
+) -> Evaluation:
+    names, labels = judged.class_names, judged.labels
     results = {
-        name: [evaluate(list(records), names, voc_metric, boundary=boundary) for records in seeds]
+        name: [evaluate(list(records), names, voc_metric, labels=labels, boundary=boundary) for records in seeds]
         for name, seeds in judged.runs.items()
     }
     for name, seeds in results.items():
@@ -87,9 +138,10 @@ def write_evaluation(
         metrics,
         voc_metric=voc_metric,
         boundary=boundary,
+        labels=labels,
         wanted=wanted,
     )
-    numbers |= {"ground_truth": str(truth), "voc_metric": voc_metric}
+    numbers |= {"ground_truth": truth, "voc_metric": voc_metric}
     for name, seeds in results.items():
         numbers["variants"][name] |= {"files": list(map(str, files[name])), "results": as_json(seeds)}
     output.mkdir(parents=True, exist_ok=True)
@@ -110,7 +162,9 @@ def _page(numbers: dict[str, Any]) -> Page:
     ]
     return Page(
         title=f"Evaluation: {', '.join(variants)}",
-        subtitle="COCO's and VOC's numbers of detections, with intervals, errors and comparison.",
+        subtitle="COCO's and VOC's numbers of detections, with intervals, errors and comparison."
+        if deciding(numbers) == "AP"
+        else "Intersection over union and accuracy of label maps, with intervals and comparison.",
         facts=[
             ("Ground truth", numbers["ground_truth"]),
             ("Images", f"{numbers['images']:,}"),
@@ -123,11 +177,13 @@ def _page(numbers: dict[str, Any]) -> Page:
 
 
 def _results(numbers: dict[str, Any]) -> Section:
-    blocks: list[Block] = [_numbers_table(numbers, "bbox", f"COCO box AP and AR on {numbers['images']:,} images")]
-    for section, what in (("segm", "mask"), ("boundary", "boundary"), ("keypoints", "keypoint")):
-        if any(section in result for variant in numbers["variants"].values() for result in variant["results"]):
-            blocks.append(_numbers_table(numbers, section, f"COCO {what} AP and AR"))
-    blocks += [_numbers_table(numbers, "voc", "VOC mAP"), _intervals_table(numbers)]
+    known = {name for variant in numbers["variants"].values() for result in variant["results"] for name in result}
+    blocks: list[Block] = [
+        _numbers_table(numbers, section, what.format(f"on {numbers['images']:,} images"))
+        for section, what in _SECTIONS.items()
+        if section in known
+    ]
+    blocks.append(_intervals_table(numbers))
     if numbers["pairs"]:
         blocks += [pair_matrix(numbers), *claims_tables(numbers)]
     return Section("Results", blocks)

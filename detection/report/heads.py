@@ -8,7 +8,8 @@ from typing import Any
 from detection.evaluation.metrics import NONE
 from detection.pages.page import Block, Figure, Notice, Section, Table, Text
 from detection.pages.plots import forest
-from detection.report.words import MINUS, bar, claimed, differing, pair_name, percent_interval
+from detection.report.verdict import left_out
+from detection.report.words import MINUS, bar, claimed, deciding, differing, pair_name, percent_interval
 
 __all__ = ["by_head", "heads_lead", "heads_section"]
 
@@ -16,13 +17,13 @@ Entry = tuple[str, Mapping[str, Any]]  # what differs, and its value in every ar
 
 
 def heads_lead(numbers: dict[str, Any]) -> list[str]:
-    """Returns a line for every variant: its mean gain over the first one, and whether heads agree on it."""
+    """Returns a line for every variant: its mean gain over the first one, and whether heads agree; what is left out."""
     means = numbers["heads"]["means"]
-    return [f"{mean['verdict']}." for mean in means if mean["a"] == means[0]["a"]]
+    return [*(f"{mean['verdict']}." for mean in means if mean["a"] == means[0]["a"]), *left_out(numbers)]
 
 
 def heads_section(numbers: dict[str, Any]) -> Section:
-    """Returns AP of each variant under each head, the gains, their means over heads, and how these differ.
+    """Returns the figure of each variant under each head, the gains, their means over heads, and how these differ.
 
     Empty for an experiment without heads.
     """
@@ -45,11 +46,11 @@ def heads_section(numbers: dict[str, Any]) -> Section:
         _ap_table(numbers, question, level),
         _gains_table(numbers, question, scope, level),
         _figure(numbers, question, scope),
-        _interactions_table(found["interactions"], question, scope, level),
+        _interactions_table(found["interactions"], question, scope, level, deciding(numbers)),
         Text(
             "Heads are said to differ where a difference of gains is proven, and to agree where the intervals of all "
-            "differences are shorter than the gain that is proven in the mean, or than 1 AP; else it is open. The mean "
-            "is of these heads, not of heads in general."
+            "differences are shorter than the gain that is proven in the mean, or than 1 point; else it is open. The "
+            "mean is of these heads, not of heads in general."
         ),
     ]
     return Section("Across heads", blocks)
@@ -94,10 +95,13 @@ def _ap_table(numbers: dict[str, Any], question: str, level: str) -> Table:
         if arm not in known:
             return NONE
         of_methods = known[arm]["methods"] if question == "methods" else None
-        return percent_interval((of_methods or known[arm]["intervals"])["AP"])
+        return percent_interval((of_methods or known[arm]["intervals"])[deciding(numbers)])
 
     rows = [[head, *(cell(named[variant]) for variant in variants)] for head, named in arms.items()]
-    caption = f"AP of every variant under every head, mean over its seeds, each with its own interval ({level})."
+    caption = (
+        f"{deciding(numbers)} of every variant under every head, mean over its seeds, each with its own interval "
+        f"({level})."
+    )
     return Table(caption, ["head", *variants], rows, fixed=True)
 
 
@@ -106,9 +110,9 @@ def _together(claims: Sequence[Any], level: str) -> str:
 
 
 def _gains(numbers: dict[str, Any], question: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Returns row -> pair -> claim about AP: of every head, and the mean."""
-    found = numbers["heads"]
-    by_arms = {(pair["a"], pair["b"]): pair[question]["AP"] for pair in numbers["pairs"]}
+    """Returns row -> pair -> claim about the figure: of every head, and the mean."""
+    found, figure = numbers["heads"], deciding(numbers)
+    by_arms = {(pair["a"], pair["b"]): pair[question][figure] for pair in numbers["pairs"]}
     rows: dict[str, dict[str, dict[str, Any]]] = {
         head: {
             pair_name(mean): by_arms[arms]
@@ -117,14 +121,15 @@ def _gains(numbers: dict[str, Any], question: str) -> dict[str, dict[str, dict[s
         }
         for head, named in found["arms"].items()
     }
-    return rows | {"mean": {pair_name(mean): mean[question]["AP"] for mean in found["means"]}}
+    return rows | {"mean": {pair_name(mean): mean[question][figure] for mean in found["means"]}}
 
 
 def _gains_table(numbers: dict[str, Any], question: str, scope: str, level: str) -> Table:
     pairs = [pair_name(mean) for mean in numbers["heads"]["means"]]
     rows = [[row, *(claimed(claims.get(pair)) for pair in pairs)] for row, claims in _gains(numbers, question).items()]
     caption = (
-        f"Gains in AP under each head, {scope}; {_together(numbers['pairs'], level)}, means by themselves; *: proven."
+        f"Gains in {deciding(numbers)} under each head, {scope}; {_together(numbers['pairs'], level)}, means by "
+        "themselves; *: proven."
     )
     return Table(caption, ["head", *pairs], rows, fixed=True)
 
@@ -137,18 +142,24 @@ def _figure(numbers: dict[str, Any], question: str, scope: str) -> Figure:
         for row, claims in gains.items()
         if claims
     )
-    caption = f"Gains in AP by head, with the intervals of the table above, {scope}; right of 0 is better."
-    return Figure("heads", forest("heads", drawn, x_label="gain in AP, points", zero=True), caption, alt)
+    caption = (
+        f"Gains in {deciding(numbers)} by head, with the intervals of the table above, {scope}; right of 0 is better."
+    )
+    return Figure(
+        "heads", forest("heads", drawn, x_label=f"gain in {deciding(numbers)}, points", zero=True), caption, alt
+    )
 
 
-def _interactions_table(interactions: Sequence[dict[str, Any]], question: str, scope: str, level: str) -> Table:
+def _interactions_table(
+    interactions: Sequence[dict[str, Any]], question: str, scope: str, level: str, figure: str
+) -> Table:
     pairs = list(dict.fromkeys(map(pair_name, interactions)))
     rows: dict[str, dict[str, str]] = {}
     for found in interactions:
         row = rows.setdefault(f"{found['second']} {MINUS} {found['first']}", {})
-        row[pair_name(found)] = claimed(found[question]["AP"])
+        row[pair_name(found)] = claimed(found[question][figure])
     caption = (
-        f"By how much the gain under one head exceeds that under another, in AP, {scope}; "
+        f"By how much the gain under one head exceeds that under another, in {figure}, {scope}; "
         f"{_together(interactions, level)}; *: proven, heads differ."
     )
     cells = [[name, *(row.get(pair, NONE) for pair in pairs)] for name, row in rows.items()]

@@ -13,9 +13,10 @@ from typing import Any
 
 import yaml
 
+from detection.build import finds_objects, label_names, needed_fields, needs_label_maps
 from detection.engine.threshold import run_threshold
 from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS, KEYPOINT_NUMBERS
-from detection.evaluation.metrics import figures, named
+from detection.evaluation.metrics import figures, named, shown_in
 from detection.evaluation.report import describe_choice
 from detection.export.card import summary
 from detection.files import write_text
@@ -37,7 +38,15 @@ LICENCES = (
 INDEXED = (
     *(f"{section}.{name}" for section in ("bbox", "segm", "keypoints") for name in COCO_CLASS_NUMBERS),
     "voc.mAP",
+    "semseg.mIoU",
+    "semseg.pixel_accuracy",
+    "panoptic.PQ",
 )
+_HEADLINES = {  # by section of the result, the first that there is
+    "panoptic": ("PQ", "panoptic.PQ"),
+    "semseg": ("mIoU", "semseg.mIoU"),
+    "bbox": ("Box AP", "bbox.AP"),
+}
 SIZES = {"APs": "small (below 32 x 32 pixels)", "APm": "medium", "APl": "large (from 96 x 96 pixels)"}
 
 
@@ -71,15 +80,15 @@ def is_edited(path: Path) -> bool:
 
 def card_text(recorded: Recorded, run: Path, *, licence: str | None, repo: str | None) -> str:
     """Returns the card of ``recorded``, whose directory is ``run``."""
-    name, classes, tested = repo or run.resolve().name, recorded.checkpoint.class_names, recorded.tested
+    name, classes, tested = repo or run.resolve().name, _classes(recorded), recorded.tested
     page = Page(
         title=name,
-        subtitle=f"{_architecture(recorded)} that detects {_count(classes, 'class', 'classes')}: {', '.join(classes)}. "
-        "Written by resdet card from what the run recorded.",
+        subtitle=f"{_architecture(recorded)} {_does(recorded)} {_count(classes, 'class', 'classes')}: "
+        f"{', '.join(classes)}. Written by resdet card from what the run recorded.",
         facts=(),
         lead=[] if tested is None else [_headline(tested)],
         sections=[
-            _loading(f"hf://{repo}" if repo else str(run)),
+            _loading(f"hf://{repo}" if repo else str(run), objects=finds_objects(recorded.checkpoint.config)),
             _use(recorded),
             *([] if tested is None else [_results(recorded, tested)]),
             data_section(recorded),
@@ -102,10 +111,12 @@ def card_text(recorded: Recorded, run: Path, *, licence: str | None, repo: str |
 def _front_matter(recorded: Recorded, name: str, licence: str | None) -> dict[str, Any]:
     known = (licence or UNKNOWN).lower()
     stated = {"license": known} if known in LICENCES else {"license": "other", "license_name": licence}
-    config, masks = recorded.checkpoint.config, "mask" in recorded.checkpoint.config.architecture
+    config, masks = recorded.checkpoint.config, recorded.checkpoint.config.finds_masks
     keypoints = "keypoint" in config.architecture
+    maps = needs_label_maps(config)
     tags = [
-        "object-detection",
+        *(["object-detection"] if finds_objects(config) else ["semantic-segmentation"]),
+        *(["panoptic-segmentation"] if maps and finds_objects(config) else []),
         *(["instance-segmentation"] if masks else []),
         *(["keypoint-detection"] if keypoints else []),
         config.architecture,
@@ -114,7 +125,11 @@ def _front_matter(recorded: Recorded, name: str, licence: str | None) -> dict[st
     matter = {
         **stated,
         "library_name": "resdet",
-        "pipeline_tag": "image-segmentation" if masks else "keypoint-detection" if keypoints else "object-detection",
+        "pipeline_tag": "image-segmentation"
+        if masks or maps
+        else "keypoint-detection"
+        if keypoints
+        else "object-detection",
         "tags": [tag.replace("_", "-").replace(":", "-") for tag in dict.fromkeys(tags)],
         "datasets": sorted({found.card for found in recorded.sets}),
     }
@@ -129,17 +144,23 @@ def _index_entry(tested: Tested, name: str) -> dict[str, Any]:
         for key in INDEXED
         if (value := known.get(key)) is not None
     ]
+    task = "object-detection" if "bbox" in tested.result else "image-segmentation"
     data = {"name": names(tested.sets), "type": tested.sets[0].card, "split": tested.sets[0].name.rpartition(":")[2]}
-    return {"name": name, "results": [{"task": {"type": "object-detection"}, "dataset": data, "metrics": metrics}]}
+    return {"name": name, "results": [{"task": {"type": task}, "dataset": data, "metrics": metrics}]}
 
 
-def _loading(address: str) -> Section:
+def _loading(address: str, *, objects: bool) -> Section:
+    shown = (
+        "print(found.names, found.scores, found.boxes)  # pixels: x1, y1, x2, y2"
+        if objects
+        else "print(found.label_map, found.shares)  # (H, W) numbers into found.label_names"
+    )
     lines = (
         "import resdet",
         "",
         f"predictor = resdet.Predictor.load({address!r})",
         'found = predictor("photo.jpg")  # or an array, RGB, or a PIL image',
-        "print(found.names, found.scores, found.boxes)  # pixels: x1, y1, x2, y2",
+        shown,
     )
     where = " (of a hub: resdet[hub])" if address.startswith("hf:") else ""
     return Section("How to load it", [Code(f"With resdet{where}, in Python:", lines)])
@@ -147,21 +168,22 @@ def _loading(address: str) -> Section:
 
 def _headline(tested: Tested) -> str:
     images = _count(tested.result["images"], "image", "images")
-    return f"Box AP {_interval('bbox.AP', tested)} on {images} of {names(tested.sets)}"
+    name, key = next(_HEADLINES[section] for section in _HEADLINES if section in tested.result)
+    return f"{name} {_interval(key, tested)} on {images} of {names(tested.sets)}"
 
 
 def _use(recorded: Recorded) -> Section:
     config, tested = recorded.checkpoint.config, recorded.tested
     shown = run_threshold(recorded.checkpoint)
-    beside = next((f" and {part}s" for part in ("mask", "keypoint") if part in config.architecture), "")
+    beside = next((f" and {part}" for part in needed_fields(config)), "")
     rows = [
         ["meant for", f"images like those of {names(recorded.data['train'])}, the only ones in training"],
-        ["finds", f"only the classes above, as boxes{beside}"],
+        ["finds", f"only the classes above, {'as boxes' + beside if finds_objects(config) else 'as label maps'}"],
         [
             "image size",
             f"resized to a shorter side of {config.data.shorter_side} pixels, at most {config.data.longer_side}",
         ],
-        ["scores shown", f"from {shown.score:.2f} on: {shown.origin}"],
+        *([["scores shown", f"from {shown.score:.2f} on: {shown.origin}"]] if finds_objects(config) else []),
         *_limits_of_test(recorded, tested),
         ["other images, cameras, places", "not measured"],
         [
@@ -178,8 +200,9 @@ def _use(recorded: Recorded) -> Section:
 def _limits_of_test(recorded: Recorded, tested: Tested | None) -> list[list[str]]:
     if tested is None:
         return [["accuracy", "not measured"]]
-    sizes = [text for name, text in SIZES.items() if tested.result["bbox"].get(name) is None]
-    unseen = [name for name, count in (tested.objects or {}).items() if not count]
+    sizes = [text for name, text in SIZES.items() if tested.result.get("bbox", {name: 0}).get(name) is None]
+    objects = (tested.objects or {}) if "bbox" in tested.result else {}
+    unseen = [name for name, count in objects.items() if not count]
     rows = [["tested weights", describe_choice(dict(tested.result)) if "weights" in tested.result else "the last"]]
     if sizes:
         rows.append(["objects by size", f"{', '.join(sizes)}: not measured, the test set has none"])
@@ -191,6 +214,32 @@ def _limits_of_test(recorded: Recorded, tested: Tested | None) -> list[list[str]
 
 
 def _results(recorded: Recorded, tested: Tested) -> Section:
+    blocks = _map_results(tested)
+    if "bbox" in tested.result:
+        blocks += _object_results(recorded, tested)
+    if tested.no_intervals is not None:
+        blocks.append(Notice(f"No intervals: {tested.no_intervals}", warning=True))
+    return Section("Results", blocks)
+
+
+def _map_results(tested: Tested) -> list[Block]:
+    """Returns tables of label maps, panoptic ones first; none of detectors."""
+    scope = "in brackets 95 % intervals over the choice of test images" if tested.intervals else "no intervals"
+    blocks: list[Block] = []
+    for section, of_class in (("panoptic", "PQ"), ("semseg", "IoU")):
+        if section in tested.result:
+            metrics = shown_in("console", f"{section}.")
+            rows = [[metric.name, _interval(metric.key, tested)] for metric in metrics]
+            classes = [
+                [name, _interval(f"{section}.per_class.{name}.{of_class}", tested)]
+                for name in tested.result[section]["per_class"]
+            ]
+            blocks.append(Table(f"Percent; {scope}.", ["", "label maps"], rows))
+            blocks.append(Table(f"{of_class} of each class, percent.", ["class", of_class], classes))
+    return blocks
+
+
+def _object_results(recorded: Recorded, tested: Tested) -> list[Block]:
     sections = [name for name in ("bbox", "segm") if name in tested.result]
     rows = [[number, *(_interval(f"{name}.{number}", tested) for name in sections)] for number in COCO_NUMBERS]
     rows.append(["VOC mAP", _interval("voc.mAP", tested), *([""] * (len(sections) - 1))])
@@ -200,8 +249,6 @@ def _results(recorded: Recorded, tested: Tested) -> Section:
     if "keypoints" in tested.result:
         of_keypoints = [[number, _interval(f"keypoints.{number}", tested)] for number in KEYPOINT_NUMBERS]
         blocks.append(Table("Keypoints, percent.", ["", "keypoints"], of_keypoints))
-    if tested.no_intervals is not None:
-        blocks.append(Notice(f"No intervals: {tested.no_intervals}", warning=True))
     classes = [
         [
             name,
@@ -211,7 +258,7 @@ def _results(recorded: Recorded, tested: Tested) -> Section:
         for name in recorded.checkpoint.class_names
     ]
     blocks.append(Table("Boxes of each class, percent.", ["class", "test objects", "AP", "AP50"], classes))
-    return Section("Results", blocks)
+    return blocks
 
 
 def _exports(recorded: Recorded) -> Section:
@@ -240,6 +287,19 @@ def _architecture(recorded: Recorded) -> str:
     return (
         f"{config.architecture.replace('_', ' ').title().replace('Rcnn', 'R-CNN')} with {config.backbone.name}{pyramid}"
     )
+
+
+def _classes(recorded: Recorded) -> tuple[str, ...]:
+    """Returns all that it knows, also stuff."""
+    checkpoint = recorded.checkpoint
+    return label_names(checkpoint.config, checkpoint.class_names) or tuple(checkpoint.class_names)
+
+
+def _does(recorded: Recorded) -> str:
+    config = recorded.checkpoint.config
+    if not needs_label_maps(config):
+        return "that detects"
+    return "for panoptic segmentation into" if finds_objects(config) else "that labels every pixel with one of"
 
 
 def _count(many: Sequence[Any] | int, one: str, several: str) -> str:

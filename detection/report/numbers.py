@@ -17,6 +17,7 @@ from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.index import AnnotationIndex
 from detection.engine.evaluate import evaluate
+from detection.engine.label_maps import label_classes
 from detection.evaluation.confusion import found_objects
 from detection.evaluation.curves import (
     best_threshold,
@@ -28,10 +29,18 @@ from detection.evaluation.curves import (
 from detection.evaluation.heads import AcrossHeads, compare_heads, gains
 from detection.evaluation.inference import Comparison, Pair, compare_samples
 from detection.evaluation.metrics import figures, shown_in
-from detection.evaluation.record import Record
+from detection.evaluation.record import Record, has_objects, judged_maps
 from detection.evaluation.report import VocMetric, describe_choice
 from detection.report.paper import accept_from, paper_cells
-from detection.report.proof import heads_proof, pair_proof, planning, sample_runs, variant_proof
+from detection.report.proof import (
+    deciding_figure,
+    heads_proof,
+    not_compared,
+    pair_proof,
+    planning,
+    sample_runs,
+    variant_proof,
+)
 from detection.report.reading import ExperimentFolder
 from detection.report.splits import split_numbers
 from detection.report.training import training_numbers
@@ -49,9 +58,10 @@ __all__ = [
     "metric_numbers",
     "over_seeds",
     "pair_numbers",
+    "read_found",
     "result_numbers",
     "run_numbers",
-    "show",
+    "show_objects",
     "tested_weights",
     "voc_metric",
 ]
@@ -74,14 +84,23 @@ class Evidence:
     """The test images, and what the finished runs of each variant found in them."""
 
     index: AnnotationIndex
-    shown: Mapping[str, Shown]  # of the first finished seed
+    shown: Mapping[str, Shown]  # of the first finished seed, where it finds objects
     comparison: Comparison  # of every finished seed; with heads, of the pairs under each
     across: AcrossHeads | None  # of an experiment with heads
     results: Mapping[str, Sequence[dict[str, Any]]]  # arm that was not trained -> the result of each of its files
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Returns the classes of the deciding figure: those of label maps, where there are some, else of objects."""
+        return self.index.class_names if self.index.label_maps is None else self.index.label_maps.class_names
 
-def gather(experiment: ExperimentFolder, *, say: Callable[[str], None]) -> Evidence | None:
+
+def gather(
+    experiment: ExperimentFolder, *, say: Callable[[str], None], index: AnnotationIndex | None = None
+) -> Evidence | None:
     """Returns what the variants with a finished run found; None if there is none.
+
+    ``index`` has the images that were tested; by default they are read from the data set.
 
     Raises:
         ValueError: broken files, or a data set that is not what was tested.
@@ -89,33 +108,51 @@ def gather(experiment: ExperimentFolder, *, say: Callable[[str], None]) -> Evide
     done = {variant: runs for variant in experiment.variants if (runs := experiment.done(variant))}
     if not done:
         return None
-    read = {variant: [read_records(run.folder, say=say) for run in runs] for variant, runs in done.items()}
+    read = {variant: [read_found(run.folder, index, say) for run in runs] for variant, runs in done.items()}
     index, metric = next(iter(read.values()))[0][0], voc_metric(next(iter(done.values()))[0].folder)
     arms = {name: _read_arm(index, files) for name, files in experiment.detections.items()}
     records = {variant: [found for _, found in seeds] for variant, seeds in read.items()} | arms
     classes = {variant: seeds[0][0].class_names for variant, seeds in read.items()}
+    labels = label_classes(index)
     boundary = all(has_boundaries(run.folder) for runs in done.values() for run in runs)
-    samples = sample_runs(
-        records, classes | dict.fromkeys(arms, index.class_names), voc_metric=metric, boundary=boundary
-    )
+    class_names = classes | dict.fromkeys(arms, index.class_names)
+    samples = sample_runs(records, class_names, voc_metric=metric, labels=labels, boundary=boundary)
     # A plan may be older than the key, and the second seeds still to come.
     pool = experiment.plan.get("pool_seeds", False) and any(len(seeds) > 1 for seeds in records.values())
     heads = experiment.plan.get("heads", {})
     return Evidence(
         index=index,
-        shown={variant: show(seeds[0], len(index.class_names)) for variant, seeds in records.items()},
+        shown=show_objects(records, len(index.class_names)),
         comparison=compare_samples(samples, pool=pool, pairs=gains(heads, [*samples]) if heads else None),
         across=compare_heads(samples, heads, pool=pool) if heads else None,
         results={
-            name: [evaluate(seed, index.class_names, metric, boundary=boundary) for seed in seeds]
+            name: [evaluate(seed, index.class_names, metric, labels=labels, boundary=boundary) for seed in seeds]
             for name, seeds in arms.items()
         },
     )
 
 
+def read_found(
+    run: Path, index: AnnotationIndex | None, say: Callable[[str], None]
+) -> tuple[AnnotationIndex, list[Record]]:
+    """Returns the test images of ``run``, those of ``index`` where it is given, and what was found in them.
+
+    Raises:
+        ValueError: broken files, or detections in other images.
+    """
+    if index is None:
+        return read_records(run, say=say)
+    return index, read_detections(index, run / "detections.json", source="the labels that were kept")
+
+
 def _read_arm(index: AnnotationIndex, files: Sequence[Path]) -> list[list[Record]]:
     """Returns the records of each file of detections of another program."""
     return [read_detections(index, path, source="the experiment's data.test") for path in files]
+
+
+def show_objects(runs: Mapping[str, Sequence[Sequence[Record]]], num_classes: int) -> dict[str, Shown]:
+    """Returns what the first seed of each of ``runs`` shows; nothing of those that find no objects."""
+    return {name: show(seeds[0], num_classes) for name, seeds in runs.items() if has_objects(judged_maps(seeds[0]))}
 
 
 def show(records: Sequence[Record], num_classes: int) -> Shown:
@@ -157,19 +194,22 @@ def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None) 
     }
     if evidence is None:
         return as_json(numbers)
-    comparison, names = evidence.comparison, evidence.index.class_names
+    comparison, names = evidence.comparison, evidence.class_names
     images = len(evidence.index)
     numbers |= {
         "images": images,
         "blocks": comparison.blocks,
         "confidence": comparison.confidence,
         "class_names": names,
+        "deciding": deciding_figure(comparison),
         "planning": planning(comparison, images=images, seeds=min(v.seeds for v in comparison.variants.values())),
     }
-    numbers["variants"] = {name: _variant(experiment, name, evidence) for name in evidence.shown}
+    numbers["variants"] = {name: _variant(experiment, name, evidence) for name in comparison.variants}
     numbers["pairs"] = [pair_numbers(comparison, pair, evidence.shown, names) for pair in comparison.pairs]
+    if few := not_compared({name: [shown.records] for name, shown in evidence.shown.items()}):
+        numbers["not_compared"] = few
     if evidence.across is not None:
-        numbers["heads"] = heads_proof(evidence.across, plan["heads"])
+        numbers["heads"] = heads_proof(evidence.across, plan["heads"], numbers["deciding"]["key"])
     found = as_json(numbers)
     _mark_fronts(found)
     return found
@@ -188,9 +228,16 @@ def as_json(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def run_numbers(comparison: Comparison, name: str, shown: Shown, class_names: Sequence[str]) -> dict[str, Any]:
+def run_numbers(
+    comparison: Comparison, name: str, shown: Mapping[str, Shown], class_names: Sequence[str]
+) -> dict[str, Any]:
     """Returns what the detections of a variant say: intervals over all its seeds, and the curves of one run."""
-    return variant_proof(comparison, name, class_names) | {
+    proof = variant_proof(comparison, name, class_names)
+    return proof | _curves(shown[name]) if name in shown else proof
+
+
+def _curves(shown: Shown) -> dict[str, Any]:
+    return {
         "threshold": shown.threshold,
         "equal_score": shown.equal_score,
         "precision_at_recall": shown.precision,
@@ -201,13 +248,16 @@ def run_numbers(comparison: Comparison, name: str, shown: Shown, class_names: Se
 def pair_numbers(
     comparison: Comparison, pair: Pair, shown: Mapping[str, Shown], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Returns how two variants differ, and how many objects a run of one alone finds."""
+    """Returns how two variants differ, and how many objects a run of one alone finds, where both find objects."""
+    proof = pair_proof(comparison, pair, class_names)
+    if pair.a not in shown or pair.b not in shown:
+        return proof
     a, b = shown[pair.a], shown[pair.b]
     only_a, only_b = (
         sum(int(np.count_nonzero(x & ~y)) for x, y in zip(first.found, second.found, strict=True))
         for first, second in ((a, b), (b, a))
     )
-    return pair_proof(comparison, pair, class_names) | {
+    return proof | {
         "objects": {
             "only_a": only_a,
             "only_b": only_b,
@@ -222,10 +272,18 @@ def metric_numbers(runs: Sequence[Path]) -> dict[str, Any]:
 
 
 def result_numbers(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the reported metrics by name, over ``results`` that differ in their seed alone."""
+    """Returns the reported metrics by name, over ``results`` that differ in their seed alone.
+
+    Those of sections that none of them has are left out.
+    """
     known = [figures(result) for result in results]
+    sections = {name for result in results for name in result}
     # .get: a result may be older than a metric
-    return {metric.name: over_seeds([result.get(metric.key) for result in known]) for metric in shown_in("report")}
+    return {
+        metric.name: over_seeds([result.get(metric.key) for result in known])
+        for metric in shown_in("report")
+        if metric.key.partition(".")[0] in sections
+    }
 
 
 def tested_weights(run: Path) -> str:
@@ -238,6 +296,8 @@ def _variant(experiment: ExperimentFolder, name: str, evidence: Evidence) -> dic
     runs, costs = experiment.done(name), experiment.costs.get(name, {})
     files = experiment.detections.get(name, ())
     metrics = metric_numbers([run.folder for run in runs]) if runs else result_numbers(evidence.results[name])
+    figure = deciding_figure(evidence.comparison)
+    worth = metrics[figure["name"]]["mean"]
     numbers = {
         "seeds": [run.seed for run in runs] or list(range(1, len(files) + 1)),
         "files": list(map(str, files)),
@@ -247,17 +307,18 @@ def _variant(experiment: ExperimentFolder, name: str, evidence: Evidence) -> dic
         "costs": costs,
         "hours": over_seeds([run.hours for run in runs]),
         "training_memory_gib": over_seeds([run.peak_memory_gib for run in runs]),
-        "ap_per_gflop": _ratio(metrics["AP"]["mean"], costs.get("gflops")),
-        "ap_per_ms": _ratio(metrics["AP"]["mean"], costs.get("latency_ms", {}).get("p50")),
-        "training": [training_numbers(run) for run in runs],
+        "ap_per_gflop": _ratio(worth, costs.get("gflops")),
+        "ap_per_ms": _ratio(worth, costs.get("latency_ms", {}).get("p50")),
+        "training": [training_numbers(run, figure) for run in runs],
         "paper": _paper(runs[0].folder, metrics) if runs else [],
     }
-    return numbers | run_numbers(evidence.comparison, name, evidence.shown[name], evidence.index.class_names)
+    return numbers | run_numbers(evidence.comparison, name, evidence.shown, evidence.class_names)
 
 
 def voc_metric(run: Path) -> VocMetric:
     """Returns the definition behind "VOC mAP" in the result of ``run``."""
-    return json.loads((run / "result.json").read_text(encoding="utf-8"))["voc"]["metric"]
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    return result.get("voc", {}).get("metric", "area")  # without objects there is none
 
 
 def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
@@ -279,6 +340,8 @@ def _paper(run: Path, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     config = load_config(DetectionConfig, run / "config.yaml")
     rows = []
     for cell in paper_cells(config.backbone.name, config.data.train, config.data.test):
+        if cell.metric not in metrics:
+            continue
         ours = metrics[cell.metric]["mean"]
         limit = accept_from(cell, len(metrics[cell.metric]["values"]))
         accepted = None if limit is None or ours is None else ours >= limit
@@ -296,7 +359,7 @@ def _paper(run: Path, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _mark_fronts(numbers: dict[str, Any]) -> None:
-    """Adds to each variant whether it is on the Pareto front of AP against a cost: see ``verdict.fronts``."""
+    """Adds to each variant whether it is on the Pareto front of its figure against a cost: see ``verdict.fronts``."""
     costs = {name: variant["costs"] for name, variant in numbers["variants"].items()}
     by_flops = fronts(numbers, {name: known.get("gflops") for name, known in costs.items()})
     by_latency = fronts(numbers, {name: known.get("latency_ms", {}).get("p50") for name, known in costs.items()})

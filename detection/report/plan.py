@@ -52,47 +52,50 @@ def read_pilot(path: Path) -> tuple[SeedNoise, int]:
 
 
 def stated_noise(seed: float, image: float, images: int) -> SeedNoise:
-    """Returns the noise of deviations in AP: of one training, and of a difference over the choice of ``images``."""
+    """Returns the noise of deviations in points: of one training, and of a difference over the choice of ``images``."""
     return SeedNoise(seed=seed / 100, shared=image / 100 * math.sqrt(images), own=0.0)
 
 
-def format_plan(noise: SeedNoise, design: Design, *, gap: float) -> str:
-    """Returns what ``design`` sees, what other numbers of seeds and images see, and what a true ``gap`` of AP takes."""
+def format_plan(noise: SeedNoise, design: Design, *, gap: float, figure: str = "AP") -> str:
+    """Returns what ``design`` sees, what other numbers of seeds and images see, and what a true ``gap`` takes.
+
+    All of them are of ``figure``.
+    """
     images = [factor * design.images for factor in IMAGE_FACTORS]
     rows = [[str(n), *(_points(visible_gap(noise, replace(design, seeds=n, images=m))) for m in images)] for n in SEEDS]
     by_image = math.sqrt(design.images)
     return "\n".join(
         [
-            f"noise in AP: {_points(noise.seed)} of a training; of {design.images:,} images "
+            f"noise in {figure}: {_points(noise.seed)} of a training; of {design.images:,} images "
             f"{_points(noise.shared / by_image)} of a difference, and {_points(noise.own / by_image)} of each training",
-            _seen(noise, design),
+            _seen(noise, design, figure),
             "",
-            f"true gap in AP that is claimed {SHARE}",
+            f"true gap in {figure} that is claimed {SHARE}",
             text_table(["seeds", *(f"{count:,} images" for count in images)], rows),
             "",
-            _taken(noise, design, gap),
+            _taken(noise, design, gap, figure),
         ]
     )
 
 
-def _seen(noise: SeedNoise, design: Design) -> str:
+def _seen(noise: SeedNoise, design: Design, figure: str) -> str:
     if design.seeds < 2:
         return "with 1 seed nothing is said of methods, which takes two seeds of each variant"
     seen, pooled = (_points(visible_gap(noise, replace(design, pool=pool))) for pool in (design.pool, True))
     return (
-        f"with {design.seeds} seeds of {design.variants} variants a true gap of {seen} AP between two methods is "
-        f"claimed {SHARE}" + ("" if design.pool else f"; with pool_seeds {pooled} AP")
+        f"with {design.seeds} seeds of {design.variants} variants a true gap of {seen} {figure} between two methods is "
+        f"claimed {SHARE}" + ("" if design.pool else f"; with pool_seeds {pooled} {figure}")
     )
 
 
-def _taken(noise: SeedNoise, design: Design, gap: float) -> str:
+def _taken(noise: SeedNoise, design: Design, gap: float, figure: str) -> str:
     seeds = seeds_for(gap / 100, noise, design)
     images = images_for(gap / 100, noise, design) if design.seeds > 1 else None
     ways = [
         f"{seeds} seeds on these images" if seeds else f"not with {MAX_SEEDS} seeds on these images",
         f"{images:,} images with these seeds" if images else "not with these seeds, whatever the images",
     ]
-    return f"to see {gap:g} AP: {'; '.join(ways)}"
+    return f"to see {gap:g} {figure}: {'; '.join(ways)}"
 
 
 def _points(fraction: float) -> str:

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from detection.evaluation.heads import AcrossHeads
 from detection.evaluation.inference import Claim, Comparison, Contrast, Interval, Pair, compare_samples
 from detection.evaluation.jackknife import Sample, jackknife
+from detection.evaluation.label_maps import LabelClasses, check_comparable_maps
 from detection.evaluation.matching import check_comparable, match
-from detection.evaluation.metrics import METRICS
+from detection.evaluation.metrics import METRICS, named
 from detection.evaluation.planning import (
     POWER,
     Design,
@@ -24,13 +25,15 @@ from detection.evaluation.planning import (
 )
 from detection.evaluation.record import Record
 from detection.evaluation.report import VocMetric
-from detection.evaluation.run_figures import ERROR_KEYS, run_statistic
+from detection.evaluation.run_figures import ERROR_KEYS, judged, run_statistic
 from detection.evaluation.verdicts import heads_verdict, pair_verdict
 
 __all__ = [
     "DECIDING",
     "compare_runs",
+    "deciding_figure",
     "heads_proof",
+    "not_compared",
     "pair_proof",
     "plan_numbers",
     "planning",
@@ -40,7 +43,10 @@ __all__ = [
 
 Stated = TypeVar("Stated", Interval, Claim)
 
-DECIDING = "bbox.AP"  # verdicts and planning are of this figure
+DECIDING = "bbox.AP"  # verdicts and planning are of this figure, or of that of label maps
+# Figures that verdicts and planning can be of, the first that there is, and that of a class.
+_DECIDING = {"panoptic.PQ": "PQ", "semseg.mIoU": "IoU", DECIDING: "AP"}
+NOT_OF_ALL = {"segm": "masks", "keypoints": "keypoints"}  # that detections need not have
 WANTED_GAP = 0.01  # that planning asks for
 
 
@@ -50,13 +56,15 @@ def compare_runs(
     *,
     voc_metric: VocMetric = "area",
     boundary: bool = False,
+    labels: LabelClasses | None = None,
     pool: bool = False,
 ) -> Comparison:
     """Returns the comparison of every figure of ``runs``, with one seed deviation for all where ``pool`` is set.
 
     Other arguments and errors as ``sample_runs``.
     """
-    return compare_samples(sample_runs(runs, class_names, voc_metric=voc_metric, boundary=boundary), pool=pool)
+    samples = sample_runs(runs, class_names, voc_metric=voc_metric, boundary=boundary, labels=labels)
+    return compare_samples(samples, pool=pool)
 
 
 def sample_runs(
@@ -65,17 +73,19 @@ def sample_runs(
     *,
     voc_metric: VocMetric = "area",
     boundary: bool = False,
+    labels: LabelClasses | None = None,
 ) -> dict[str, list[Sample]]:
-    """Returns every figure of ``runs``, and what the images contribute: name -> a sample of each seed.
+    """Returns every figure that all ``runs`` have, and what the images contribute: name -> a sample of each seed.
 
     Args:
         runs: name -> the records of each seed, of the same test images.
         class_names: name -> those of its records.
         voc_metric: the definition behind "VOC mAP".
         boundary: also the figures of the boundaries of masks.
+        labels: the classes of label maps; None: those of the records.
 
     Raises:
-        ValueError: other images, objects or classes in two runs, or fewer than two images.
+        ValueError: other images, objects, label maps or classes in two runs, or fewer than two images.
     """
     matches = {
         f"{name}, seed {number}": match(records, class_names[name])
@@ -83,23 +93,45 @@ def sample_runs(
         for number, records in enumerate(seeds, start=1)
     }
     check_comparable(matches)
-    return {
+    check_comparable_maps(
+        {f"{name}, seed {number}": records for name, seeds in runs.items() for number, records in enumerate(seeds, 1)}
+    )
+    samples = {
         name: [
-            jackknife(run_statistic(records, class_names[name], voc_metric=voc_metric, boundary=boundary), len(records))
+            jackknife(
+                run_statistic(records, class_names[name], voc_metric=voc_metric, boundary=boundary, labels=labels),
+                len(records),
+            )
             for records in seeds
         ]
         for name, seeds in runs.items()
     }
+    shared = set.intersection(*(set(sample.names) for seeds in samples.values() for sample in seeds))
+    return {name: [sample.only(shared) for sample in seeds] for name, seeds in samples.items()}
+
+
+def not_compared(runs: Mapping[str, Sequence[Sequence[Record]]]) -> dict[str, list[str]]:
+    """Returns of what some of ``runs`` have figures and others have none, "masks" say, and which have them."""
+    known = {name: set.intersection(*(set(judged(records)) for records in seeds)) for name, seeds in runs.items()}
+    having = {what: [name for name in runs if key in known[name]] for key, what in NOT_OF_ALL.items()}
+    return {what: names for what, names in having.items() if 0 < len(names) < len(runs)}
+
+
+def deciding_figure(comparison: Comparison) -> dict[str, str]:
+    """Returns the figure that verdicts are of: its "key", its printed "name", and that "of_class"."""
+    known = next(iter(comparison.variants.values())).detectors
+    key = next(key for key in _DECIDING if key in known)
+    return {"key": key, "name": named(key).name, "of_class": _DECIDING[key]}
 
 
 def variant_proof(comparison: Comparison, name: str, class_names: Sequence[str]) -> dict[str, Any]:
     """Returns the intervals of a variant: of its detectors, and of its method where it has two seeds."""
-    variant = comparison.variants[name]
+    variant, figure = comparison.variants[name], deciding_figure(comparison)
     return {
         "intervals": _named(variant.detectors),
         "methods": None if variant.methods is None else _named(variant.methods),
-        "class_ap": {label: variant.detectors[_class_key(label)] for label in class_names},
-        "errors": {key.partition(".")[2]: variant.detectors[key] for key in ERROR_KEYS},
+        "class_ap": {label: variant.detectors[_class_key(figure, label)] for label in class_names},
+        **_errors(variant.detectors),
     }
 
 
@@ -108,7 +140,7 @@ def pair_proof(comparison: Comparison, pair: Pair, class_names: Sequence[str]) -
 
     "class_ap" and "errors" answer the "question" of methods where it can be answered, else that of detectors.
     """
-    visible = _visible(comparison, pair)
+    visible, figure = _visible(comparison, pair), deciding_figure(comparison)
     claims = pair.detectors if pair.methods is None else pair.methods
     question = "detectors" if pair.methods is None else "methods"
     return {
@@ -118,19 +150,19 @@ def pair_proof(comparison: Comparison, pair: Pair, class_names: Sequence[str]) -
         "methods": None if pair.methods is None else _named(pair.methods),
         "missing": pair.missing,
         "question": question,
-        "class_ap": {label: claims[_class_key(label)] for label in class_names},
-        "errors": {key.partition(".")[2]: claims[key] for key in ERROR_KEYS},
+        "class_ap": {label: claims[_class_key(figure, label)] for label in class_names},
+        **_errors(claims),
         "visible": visible,
-        "verdict": pair_verdict(pair, DECIDING, visible=visible[question] or math.inf),
+        "verdict": pair_verdict(pair, figure["key"], visible=visible[question] or math.inf),
     }
 
 
-def heads_proof(across: AcrossHeads, heads: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    """Returns the mean gains over ``heads`` (head -> variant -> arm) with their verdicts, and the interactions."""
+def heads_proof(across: AcrossHeads, heads: Mapping[str, Mapping[str, str]], key: str) -> dict[str, Any]:
+    """Returns mean gains over ``heads`` (head -> variant -> arm) with their verdicts by ``key``, and interactions."""
     means = []
     for mean in across.means:
         crossed = [found for found in across.interactions if (found.a, found.b) == (mean.a, mean.b)]
-        verdict = heads_verdict(mean, crossed, DECIDING, small=WANTED_GAP)
+        verdict = heads_verdict(mean, crossed, key, small=WANTED_GAP)
         of_pair = {"a": mean.a, "b": mean.b, "heads": list(mean.heads)}
         means.append(of_pair | _contrast_proof(mean.contrast) | {"verdict": verdict})
     interactions = [
@@ -149,11 +181,11 @@ def _contrast_proof(contrast: Contrast) -> dict[str, Any]:
 
 
 def planning(comparison: Comparison, *, images: int, seeds: int) -> dict[str, Any]:
-    """Returns the noise of a difference in AP, the true gap that this experiment sees, and what would show 1 AP.
+    """Returns the noise of a difference in the deciding figure, the true gap that is seen, and what would show 0.01.
 
     "noise" is None without two seeds of two variants.
     """
-    noise = noise_of([pair.noise[DECIDING] for pair in comparison.pairs], images)
+    noise = noise_of([pair.noise[deciding_figure(comparison)["key"]] for pair in comparison.pairs], images)
     design = Design(
         variants=len(comparison.variants),
         seeds=seeds,
@@ -179,7 +211,7 @@ def plan_numbers(noise: SeedNoise | None, design: Design, *, gap: float = WANTED
 
 
 def _visible(comparison: Comparison, pair: Pair) -> dict[str, float | None]:
-    noise, count = pair.noise[DECIDING], len(comparison.pairs)
+    noise, count = pair.noise[deciding_figure(comparison)["key"]], len(comparison.pairs)
     detectors = visible_between_detectors(noise, (1 - comparison.confidence) / count)
     images = int(noise.image_freedom) + 1
     of_seeds = noise_of([noise], images)
@@ -197,13 +229,13 @@ def _visible(comparison: Comparison, pair: Pair) -> dict[str, float | None]:
 
 
 def _pooling(comparison: Comparison) -> dict[str, Any] | None:
-    pooling = comparison.pooling
+    pooling, key = comparison.pooling, deciding_figure(comparison)["key"]
     if pooling is None:
         return None
     return {
-        "deviation": pooling.deviation[DECIDING],
+        "deviation": pooling.deviation[key],
         "freedom": pooling.freedom,
-        "equal_p": pooling.equal_p[DECIDING],
+        "equal_p": pooling.equal_p[key],
     }
 
 
@@ -212,5 +244,11 @@ def _named(figures: Mapping[str, Stated]) -> dict[str, Stated]:
     return {metric.name: figures[metric.key] for metric in METRICS if metric.key in figures}
 
 
-def _class_key(label: str) -> str:
-    return f"bbox.per_class.{label}.AP"
+def _errors(figures: Mapping[str, Stated]) -> dict[str, dict[str, Stated]]:
+    """Returns the types of errors, of runs that find objects."""
+    errors = {key.partition(".")[2]: figures[key] for key in ERROR_KEYS if key in figures}
+    return {"errors": errors} if errors else {}
+
+
+def _class_key(figure: Mapping[str, str], label: str) -> str:
+    return f"{figure['key'].partition('.')[0]}.per_class.{label}.{figure['of_class']}"

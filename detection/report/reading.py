@@ -14,6 +14,8 @@ __all__ = ["ExperimentFolder", "RunFolder", "read_experiment", "read_metrics"]
 
 State = Literal["done", "failed", "running", "not started"]
 
+FOUND = ("detections.json", "segmentation.json")  # a run has one of them at least
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFolder:
@@ -52,18 +54,18 @@ class ExperimentFolder:
         return [run for run in self.runs if run.state != "done"]
 
 
-def read_experiment(output: Path) -> ExperimentFolder:
+def read_experiment(output: Path, needed: Sequence[str] = FOUND) -> ExperimentFolder:
     """The experiment in the folder ``output``.
 
-    A run counts as done only with its result and its detections, and where the results are of several test sets, only
-    on the set that was planned.
+    A run counts as done only with its result and one of the files ``needed``, and where the results are of several test
+    sets, only on the set that was planned.
 
     Raises:
         ValueError: no experiment there, or a file that can't be read.
     """
     plan = _read_json(output / "experiment.json")
     variants = tuple(plan["hashes"]["initial_weights"])
-    runs = [_read_run(output, variant, seed) for variant in variants for seed in plan["seeds"]]
+    runs = [_read_run(output, variant, seed, needed) for variant in variants for seed in plan["seeds"]]
     costs = {name: output / "costs" / f"{name}.json" for name in variants}
     grid, leakage = output / "grid.json", output / "leakage.json"
     return ExperimentFolder(
@@ -78,12 +80,12 @@ def read_experiment(output: Path) -> ExperimentFolder:
     )
 
 
-def read_metrics(run: Path, key: str) -> tuple[list[int], list[float]]:
+def read_metrics(run: Path, key: str, *, file: str = "metrics.jsonl") -> tuple[list[int], list[float]]:
     """Iterations and values of ``key`` in the run's metrics.jsonl; of an iteration that was repeated, the last.
 
     A line that a crash cut short is left out.
     """
-    path, values = run / "metrics.jsonl", {}
+    path, values = run / file, {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             entry = json.loads(line)
@@ -94,13 +96,14 @@ def read_metrics(run: Path, key: str) -> tuple[list[int], list[float]]:
     return sorted(values), [values[iteration] for iteration in sorted(values)]
 
 
-def _read_run(output: Path, variant: str, seed: int) -> RunFolder:
+def _read_run(output: Path, variant: str, seed: int, needed: Sequence[str]) -> RunFolder:
     folder = output / "runs" / variant / str(seed)
     if not (folder / "status.json").is_file():
         return RunFolder(variant=variant, seed=seed, folder=folder, state="not started")
     status = _read_json(folder / "status.json")
     state, error = status["state"], status.get("error")
-    missing = [name for name in ("config.yaml", "result.json", "detections.json") if not (folder / name).is_file()]
+    found = next((name for name in needed if (folder / name).is_file()), needed[0])
+    missing = [name for name in ("config.yaml", "result.json", found) if not (folder / name).is_file()]
     if state == "done" and missing:
         state, error = "failed", f"marked as done, but {folder} holds no {' and no '.join(missing)}"
     return RunFolder(

@@ -7,11 +7,12 @@ from typing import Any
 
 from detection.experiments.protocols import over_budget
 from detection.report.splits import split_warnings
+from detection.report.words import deciding
 
 __all__ = ["recipe", "warnings"]
 
-RISING = 0.01  # of AP gained in the last quarter of the training: it had not ended
-HOPELESS = 0.05  # AP under which a detector has hardly learned anything
+RISING = 0.01  # of the deciding figure gained in the last quarter of the training: it had not ended
+HOPELESS = 0.05  # figure under which a network has hardly learned anything
 
 
 def recipe(numbers: dict[str, Any]) -> str:
@@ -56,30 +57,34 @@ def warnings(numbers: dict[str, Any]) -> list[str]:
 
 
 def _hopeless(numbers: dict[str, Any]) -> list[str]:
-    means = {name: variant["metrics"]["AP"]["mean"] for name, variant in numbers["variants"].items()}
+    figure = deciding(numbers)
+    means = {name: variant["metrics"][figure]["mean"] for name, variant in numbers["variants"].items()}
     found = {name: mean for name, mean in means.items() if mean is not None and mean < HOPELESS}
     if not found:
         return []
     listed = ", ".join(f"{name} {100 * mean:.1f}" for name, mean in found.items())
-    return [f"AP near zero ({listed}): hardly trained, so that a difference says nothing of what training would give."]
+    return [
+        f"{figure} near zero ({listed}): hardly trained, so that a difference says nothing of what training would give."
+    ]
 
 
 def _rising(numbers: dict[str, Any]) -> list[str]:
-    found = {}
+    found, figure = {}, deciding(numbers)
     for name, variant in numbers["variants"].items():
-        gains = [gain for run in variant["training"] if (gain := _last_quarter(run["AP"])) is not None]
+        gains = [gain for run in variant["training"] if (gain := _last_quarter(run[figure])) is not None]
         if gains and sum(gains) / len(gains) > RISING:
             found[name] = sum(gains) / len(gains)
     if not found:
         return []
     listed = ", ".join(f"{name} +{100 * gain:.1f}" for name, gain in found.items())
     return [
-        f"AP was still rising in the last quarter of the training ({listed}): a longer one may order them otherwise."
+        f"{figure} was still rising in the last quarter of the training ({listed}): a longer one may order them "
+        "otherwise."
     ]
 
 
 def _last_quarter(curve: dict[str, Any]) -> float | None:
-    """Returns by how much AP rose from three quarters of the steps on; None with fewer than three looks."""
+    """Returns by how much the figure rose from three quarters of the steps on; None with fewer than three looks."""
     steps, values = curve["iterations"], curve["values"]
     if len(steps) < 3:
         return None

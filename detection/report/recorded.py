@@ -18,10 +18,12 @@ import numpy as np
 from detection.config.detection import DetectionConfig
 from detection.data.cards import load_card
 from detection.engine.checkpoint import Checkpoint, read_checkpoint
+from detection.engine.label_maps import label_classes
 from detection.engine.manifest import read_manifest
 from detection.evaluation.inference import Interval
+from detection.evaluation.metrics import figures, named
 from detection.report.numbers import voc_metric
-from detection.report.proof import DECIDING, compare_runs
+from detection.report.proof import compare_runs, deciding_figure
 from detection.tasks.robustness import corrupted_files
 from detection.tasks.test import read_records
 
@@ -164,13 +166,16 @@ def _with_intervals(folder: Path, result: Mapping[str, Any], checkpoint: Checkpo
         if not index.has_ground_truth or index.class_names != names:
             raise ValueError("the test set has no labels of the detector's classes")
         objects = dict(zip(names, np.bincount(index.labels[~index.ignore], minlength=len(names)).tolist(), strict=True))
-        boundary = "boundary" in result
-        compared = compare_runs({"run": [records]}, {"run": names}, voc_metric=voc_metric(folder), boundary=boundary)
-        intervals = compared.variants["run"].detectors
-        before, now = result["bbox"]["AP"], intervals[DECIDING].value
+        labels, boundary = label_classes(index), "boundary" in result
+        compared = compare_runs(
+            {"run": [records]}, {"run": names}, voc_metric=voc_metric(folder), labels=labels, boundary=boundary
+        )
+        intervals, metric = compared.variants["run"].detectors, named(deciding_figure(compared)["key"])
+        before, now = figures(dict(result))[metric.key], intervals[metric.key].value
         if before is not None and not abs(before - now) < SAME:
             raise ValueError(
-                f"box AP of detections.json is {100 * now:.2f} and was {100 * before:.2f}: other labels now"
+                f"{'box ' * metric.key.startswith('bbox.')}{metric.name} of the files is {100 * now:.2f} and was "
+                f"{100 * before:.2f}: other labels now"
             )
     except (ValueError, OSError) as error:
         intervals, objects, why = {}, None, str(error)

@@ -17,11 +17,20 @@ from detection.report.details import classes_section, curves_section, errors_sec
 from detection.report.heads import by_head, heads_section
 from detection.report.robustness import robustness_section
 from detection.report.splits import copies_text
-from detection.report.words import bar, best_cells, percent_interval, spread
+from detection.report.words import bar, best_cells, deciding, percent_interval, spread
 
 __all__ = ["experiment_sections", "protocol_name"]
 
+_MEANINGS = {
+    "AP": "AP is COCO's, over boxes at IoU 0.50 to 0.95",
+    "mIoU": "mIoU is the mean over the classes of their IoU over all pixels",
+    "PQ": "PQ is the mean over the classes of their panoptic quality",
+}
 HASH_DIGITS = 16  # shown; report.json has all
+_OBJECTS = (
+    " s, m, l: objects under 32², up to 96² and over 96² pixels; AR1, AR10, AR100: average recall with as many "
+    "detections per image."
+)
 PROTOCOLS = {
     "equal_steps": "equal steps",
     "equal_time": "equal training time",
@@ -69,7 +78,8 @@ def _weights(variants: dict[str, Any]) -> str:
 
 
 def _results(numbers: dict[str, Any]) -> Section:
-    variants, metrics = numbers["variants"], shown_in("report")
+    variants, figure = numbers["variants"], deciding(numbers)
+    metrics = [metric for metric in shown_in("report") if all(metric.name in v["metrics"] for v in variants.values())]
     rows = [
         [name, *(_over_seeds(variant, metric) for metric in metrics), str(len(variant["seeds"]))]
         for name, variant in variants.items()
@@ -79,24 +89,23 @@ def _results(numbers: dict[str, Any]) -> Section:
     caption = (
         f"Results in percent on {numbers['images']} images: mean ± standard deviation over the training seeds; bold: "
         "the best, proven or not. "
-        f"{_weights(variants)} s, m, l: objects under 32², up to 96² and over 96² pixels; AR1, AR10, AR100: average "
-        "recall with as many detections per image."
+        f"{_weights(variants)}{_OBJECTS if any(metric.key.startswith('bbox.') for metric in metrics) else ''}"
     )
     if (numbers["base"].get("test.max_detections") or 0) > MAX_DETECTIONS:
         caption += f" AP and AR look at the best {MAX_DETECTIONS} detections of a class in an image, VOC mAP at all."
-    drawn = {name: {"AP": bar(variant["intervals"]["AP"])} for name, variant in variants.items()}
-    seeds = {name: _known(variant["metrics"]["AP"]["values"]) for name, variant in variants.items()}
-    figure = Figure(
+    drawn = {name: {figure: bar(variant["intervals"][figure])} for name, variant in variants.items()}
+    seeds = {name: _known(variant["metrics"][figure]["values"]) for name, variant in variants.items()}
+    drawing = Figure(
         "ap",
-        forest("ap", drawn, x_label="AP, percent", dots=seeds),
-        f"AP of these detectors with its interval over the choice of test images ({100 * numbers['confidence']:g} %), "
-        "not of seeds; small strokes: the seeds. Two intervals may overlap although the difference, measured on the "
-        "same images, is clear.",
-        "AP of " + ", ".join(f"{n} {percent_interval(v['intervals']['AP'])}" for n, v in variants.items()),
+        forest("ap", drawn, x_label=f"{figure}, percent", dots=seeds),
+        f"{figure} of these detectors with its interval over the choice of test images "
+        f"({100 * numbers['confidence']:g} %), not of seeds; small strokes: the seeds. Two intervals may "
+        "overlap although the difference, measured on the same images, is clear.",
+        f"{figure} of " + ", ".join(f"{n} {percent_interval(v['intervals'][figure])}" for n, v in variants.items()),
     )
     header = ["variant", *(metric.name for metric in metrics), "seeds"]
     table = Table(caption, header, rows, bold=best_cells(means, lower=lower))
-    return Section("Results", [table, figure, *_paper_blocks(numbers)])
+    return Section("Results", [table, drawing, *_paper_blocks(numbers)])
 
 
 def _over_seeds(variant: dict[str, Any], metric: Metric) -> str:
@@ -266,8 +275,7 @@ def _environment(numbers: dict[str, Any]) -> Section:
                 "Intervals come from the figures "
                 f"{'without each image' if numbers['blocks'] == numbers['images'] else 'on random halves'} (jackknife, "
                 "Student's t), the same for all variants, and from the seeds; docs/compare.md says how often they "
-                "cover and claim falsely. AP is COCO's, over boxes at IoU 0.50 to 0.95; all numbers of this page are "
-                "in report.json."
+                f"cover and claim falsely. {_MEANINGS[deciding(numbers)]}; all numbers of this page are in report.json."
             )
         )
     return Section("Environment and method", blocks)

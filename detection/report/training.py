@@ -1,7 +1,8 @@
-"""How a run trained: loss and validation AP by iteration, by epoch and by minute."""
+"""How a run trained: loss and the deciding figure of validation by iteration, by epoch and by minute."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,16 @@ __all__ = ["training_figures", "training_numbers"]
 AXES = {"epochs": "epoch", "minutes": "minutes of training"}
 
 
-def training_numbers(run: RunFolder) -> dict[str, Any]:
-    """Returns loss and AP of ``run`` by iteration; AP also by epoch and by minute, None where these are not known."""
-    curves = {"loss": read_metrics(run.folder, "loss/total"), "AP": read_metrics(run.folder, "bbox.AP")}
-    steps, images = curves["AP"][0], _train_images(run.folder)
+def training_numbers(run: RunFolder, figure: Mapping[str, str]) -> dict[str, Any]:
+    """Returns loss and ``figure`` of ``run`` by iteration; the latter also by epoch and by minute, None if not known.
+
+    Args:
+        run: that was trained.
+        figure: its "key" in metrics.jsonl, and its "name" here.
+    """
+    name = figure["name"]
+    curves = {"loss": read_metrics(run.folder, "loss/total"), name: read_metrics(run.folder, figure["key"])}
+    steps, images = curves[name][0], _train_images(run.folder)
     batch = load_config(DetectionConfig, run.folder / "config.yaml").solver.images_per_step
     return {
         "seed": run.seed,
@@ -33,8 +40,8 @@ def training_numbers(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def training_figures(variants: dict[str, Any]) -> list[Block]:
-    """Returns the figures of loss by iteration and of AP by epoch and by minute, where there are several values."""
+def training_figures(variants: dict[str, Any], figure: str) -> list[Block]:
+    """Returns drawings of loss by iteration and of ``figure`` by epoch and by minute, where it has several values."""
     figures: list[Block] = []
     loss = {
         name: [(run["loss"]["iterations"], run["loss"]["values"]) for run in v["training"]]
@@ -45,11 +52,11 @@ def training_figures(variants: dict[str, Any]) -> list[Block]:
     )
     for key, label in AXES.items():
         series = {
-            name: [(run[key], run["AP"]["values"]) for run in variant["training"] if run.get(key)]
+            name: [(run[key], run[figure]["values"]) for run in variant["training"] if run.get(key)]
             for name, variant in variants.items()
         }
-        caption = f"AP on the validation set by {label}, a line for each seed."
-        figures += _figure(f"AP_by_{key}", series, label, "AP, percent", caption, percent=True)
+        caption = f"{figure} on the validation set by {label}, a line for each seed."
+        figures += _figure(f"{figure}_by_{key}", series, label, f"{figure}, percent", caption, percent=True)
     return figures
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from detection.pages.page import Table
-from detection.report.words import MINUS, number
+from detection.report.words import MINUS, deciding, number
 
-__all__ = ["fronts", "in_question", "lead", "pair_matrix"]
+__all__ = ["fronts", "in_question", "lead", "left_out", "pair_matrix"]
 
 # Costs by which arms are called cheap, the first that is known of all.
 COSTS: tuple[tuple[str, Callable[[dict[str, Any]], float | None]], ...] = (
@@ -22,14 +22,22 @@ COSTS: tuple[tuple[str, Callable[[dict[str, Any]], float | None]], ...] = (
 
 
 def lead(numbers: dict[str, Any]) -> list[str]:
-    """Returns three lines: what to take, the cheapest of what is not proven worse, and what would tell more.
+    """Returns lines: what to take, the cheapest of what is not proven worse, what would tell more, what is left out.
 
     Empty where there are no pairs.
     """
     if not numbers["pairs"]:
         return []
     left = in_question(numbers)
-    return [_winner(numbers, left), _cheapest(numbers, left), _more(numbers)]
+    return [_winner(numbers, left), _cheapest(numbers, left), _more(numbers), *left_out(numbers)]
+
+
+def left_out(numbers: dict[str, Any]) -> list[str]:
+    """Returns a line for each kind of figure that only some arms have."""
+    return [
+        f"Not compared: {what}, which only {_listed(names)} {'has' if len(names) == 1 else 'have'}."
+        for what, names in numbers.get("not_compared", {}).items()
+    ]
 
 
 def in_question(numbers: dict[str, Any]) -> list[str]:
@@ -41,7 +49,7 @@ def in_question(numbers: dict[str, Any]) -> list[str]:
 def fronts(numbers: dict[str, Any], costs: dict[str, float | None]) -> dict[str, bool]:
     """Returns which arms are on the Pareto front: none that costs at most as much is proven better.
 
-    Of two that are not told apart, a higher AP puts neither behind; an arm without a cost is on no front.
+    Of two that are not told apart, a higher figure puts neither behind; an arm without a cost is on no front.
     """
     known = {name: cost for name, cost in costs.items() if cost is not None}
     beaten = {
@@ -53,7 +61,7 @@ def fronts(numbers: dict[str, Any], costs: dict[str, float | None]) -> dict[str,
 
 
 def pair_matrix(numbers: dict[str, Any]) -> Table:
-    """Returns AP of each row less that of each column, with intervals; what is proven is bold."""
+    """Returns the figure of each row less that of each column, with intervals; what is proven is bold."""
     names = [*numbers["variants"]]
     claims = {(pair["a"], pair["b"]): _claim(numbers, pair) for pair in numbers["pairs"]}
     rows, bold = [], set[tuple[int, int]]()
@@ -71,8 +79,8 @@ def pair_matrix(numbers: dict[str, Any]) -> Table:
         rows.append(cells)
     level = f"{100 * numbers['confidence']:g} %"
     caption = (
-        f"AP of the row less that of the column, in points, with intervals that hold together with {level}; bold: "
-        f"proven. {_SCOPES[_question(numbers)]}"
+        f"{deciding(numbers)} of the row less that of the column, in points, with intervals that hold together with "
+        f"{level}; bold: proven. {_SCOPES[_question(numbers)]}"
     )
     return Table(caption, ["", *(f"{MINUS} {name}" for name in names)], rows, fixed=True, bold=bold)
 
@@ -89,7 +97,7 @@ def _question(numbers: dict[str, Any]) -> str:
 
 
 def _claim(numbers: dict[str, Any], pair: dict[str, Any]) -> dict[str, Any]:
-    return pair[_question(numbers)]["AP"]
+    return pair[_question(numbers)][deciding(numbers)]
 
 
 def _proven(numbers: dict[str, Any]) -> list[tuple[str, str]]:
@@ -109,7 +117,7 @@ def _winner(numbers: dict[str, Any], left: Sequence[str]) -> str:
     proven = _proven(numbers)
     if len(left) == 1 and all((left[0], other) in proven for other in names if other != left[0]):
         lows = [_lead_over(numbers, left[0], other) for other in names if other != left[0]]
-        return f"Take {left[0]}: proven best, {own}, by {100 * min(lows):.1f} AP or more."
+        return f"Take {left[0]}: proven best, {own}, by {100 * min(lows):.1f} {deciding(numbers)} or more."
     behind = [name for name in names if name not in left]
     tail = f"; proven worse: {_listed(behind)}" if behind else ""
     return f"No proven winner among {_listed(left)}, {scope}{tail}."
@@ -154,13 +162,14 @@ def _more(numbers: dict[str, Any]) -> str:
     ]
     if not plan.get("noise"):
         return "What it would take to know more can't be computed from these runs."
+    wanted = f"To see a gap of {100 * plan['gap']:g} {deciding(numbers)}"
     if not ways:
-        return f"To see a gap of {100 * plan['gap']:g} AP takes more seeds and more images: neither alone is enough."
+        return f"{wanted} takes more seeds and more images: neither alone is enough."
     visible = plan.get("visible")
     seen = "" if visible is None else f" True gaps of {100 * visible:.1f} are seen 8 times in 10 now."
     if visible is not None and visible >= 1:
         seen = " No gap at all is sure to be seen now."
-    return f"To see a gap of {100 * plan['gap']:g} AP: {', or '.join(ways)}.{seen}"
+    return f"{wanted}: {', or '.join(ways)}.{seen}"
 
 
 def _listed(names: Sequence[str]) -> str:

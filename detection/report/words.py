@@ -8,7 +8,7 @@ from typing import Any
 from detection.evaluation.metrics import NONE
 from detection.pages.plots import Bar
 
-__all__ = ["bar", "best_cells", "claimed", "differing", "number", "pair_name", "percent_interval", "spread"]
+__all__ = ["bar", "best_cells", "claimed", "deciding", "differing", "number", "pair_name", "percent_interval", "spread"]
 
 MINUS = "\N{MINUS SIGN}"  # as wide as a plus
 
@@ -53,6 +53,11 @@ def best_cells(
             wanted = (min if column in lower else max)(known.values())
             best |= {(row, first + column) for row, value in known.items() if value == wanted}
     return best
+
+
+def deciding(numbers: Mapping[str, Any]) -> str:
+    """Returns the name of the figure that verdicts are of: AP, or that of label maps."""
+    return numbers.get("deciding", {"name": "AP"})["name"]  # a pilot may be older than the key
 
 
 def number(value: float | None, digits: int = 1) -> str:

@@ -6,7 +6,7 @@ Shapes: M objects, A anchors of a cell.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -120,6 +120,8 @@ def _least_sizes(config: DetectionConfig | None) -> tuple[float, ...]:
 def _levels(config: DetectionConfig) -> list[_Level]:
     if config.architecture == "keypoint_rcnn" and not config.keypoint.names:
         config = with_keypoints(config, KeypointSpec.numbered(1))
+    if config.is_panoptic and not config.panoptic.stuff:
+        config = replace(config, panoptic=replace(config.panoptic, stuff=("stuff",)))
     with torch.device("meta"):  # nothing is computed: only strides are wanted
         detector = build_detector(config, 1, pretrained=False)
     found = [module for module in detector.modules() if isinstance(module, AnchorGenerator)]

@@ -1,6 +1,7 @@
 """Reads a data set as training would, and lists what is wrong in it, with counts per class and size.
 
-It also says what image size and anchors fit the objects, as lines of a config, and draws all of it on one page.
+It also says what image size and anchors fit the objects, as lines of a config, counts the pixels of label maps, and
+draws all of it on one page.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from detection.build import finds_objects
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.cards import Card, load_card, read_split
 from detection.data.check import check_copies, check_images, check_objects, summarize_index
 from detection.data.index import AnnotationIndex
+from detection.data.label_check import LabelCounts, check_label_maps
 from detection.data.problems import Problem
 from detection.data.readers.table import FORMATS
 from detection.evaluation.text_table import text_table
@@ -25,6 +29,7 @@ from detection.progress import SCREEN, tracked
 from detection.tasks.anchor_reach import Reach, reach_of_config, reach_of_suggested, suggest
 from detection.tasks.data_page import write_data_page
 from detection.tasks.data_pictures import Finding
+from detection.tasks.label_sections import Labelled
 from detection.tasks.recipe import Choice, config_text
 
 __all__ = ["check_card"]
@@ -37,6 +42,7 @@ class _Found:
     """What the splits hold, and what is wrong with them."""
 
     indexes: dict[str, AnnotationIndex] = field(default_factory=dict)
+    labelled: dict[str, Labelled] = field(default_factory=dict)  # those with label maps
     findings: dict[Problem, list[str]] = field(default_factory=dict)  # each with the splits that have it
     errors: int = 0
 
@@ -77,6 +83,8 @@ def check_card(
     """
     card = load_card(name)
     detector = None if config is None else load_config(DetectionConfig, config)
+    if detector is not None and not finds_objects(detector):
+        detector = None  # without anchors
     found = _Found()
     for split in splits or card.splits:
         SCREEN.rule(f"{card.name}:{split}")
@@ -92,7 +100,7 @@ def check_card(
             SCREEN.print(line)
     SCREEN.print(f"{found.errors} error{'s' * (found.errors > 1)}" if found.errors else "no errors")
     if page is not None:
-        write_data_page(page, card.name, found.indexes, found.worst_first(), reached, lines)
+        write_data_page(page, card.name, found.indexes, found.labelled, found.worst_first(), reached, lines)
         SCREEN.print(f"page: {page}")
     return found.errors
 
@@ -101,7 +109,8 @@ def _check_split(card: Card, split: str, root: Path, found: _Found, *, images: b
     """Reads one split, and notes in ``found`` what is wrong with it; prints its counts."""
     fields = tuple(FIELDS) if page and "fields" in FORMATS[card.format].options else ()
     try:
-        index, problems = read_split(card, split, root, fields=fields)
+        index, problems = read_split(card, split, root, fields=fields, label_maps=card.label_maps is None)
+        maps = index if card.label_maps is None else read_split(card, split, root, label_maps=True)[0]
     except ValueError as error:
         SCREEN.print(str(error))
         found.findings[Problem("error", "split that can't be read", card.name, str(error))] = [split]
@@ -111,7 +120,19 @@ def _check_split(card: Card, split: str, root: Path, found: _Found, *, images: b
     found.add(problems + _further_problems(index, images), split)
     if not len(index):
         found.add([Problem("error", "empty split", card.name, "the split has no usable image")], split)
-    _show_counts(index)
+    if len(index.boxes) or index.label_maps is None:
+        _show_counts(index)
+    if maps.label_maps is not None:
+        found.labelled[split] = Labelled(maps, _check_labels(maps, split, found) if images else None)
+
+
+def _check_labels(index: AnnotationIndex, split: str, found: _Found) -> LabelCounts:
+    """Reads all label maps of a split, and notes what is wrong; prints the shares of their classes."""
+    counts, problems = check_label_maps(index, track=partial(_tracked, total=len(index)))
+    found.add(problems, split)
+    SCREEN.print(f"{len(index)} images, {counts.labelled} with a label map that can be read")
+    SCREEN.print(text_table(("class", "% of pixels", "images"), counts.rows))
+    return counts
 
 
 def _further_problems(index: AnnotationIndex, images: bool) -> list[Problem]:
@@ -122,7 +143,7 @@ def _further_problems(index: AnnotationIndex, images: bool) -> list[Problem]:
     return found
 
 
-def _tracked(rows: Iterable[list[Problem]], total: int) -> Iterator[list[Problem]]:
+def _tracked(rows: Iterable[Any], total: int) -> Iterator[Any]:
     with tracked(rows, "checking", total=total, count=lambda _: 1) as shown:
         yield from shown
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from torch import Tensor
 
 from backbones.weights.load import read_state_dict
 from detection.config.detection import DetectionConfig
@@ -16,7 +17,9 @@ from detection.engine.checkpoint import read_checkpoint, write_converted
 from detection.files import write_text, write_whole
 from detection.weights.detectron2 import convert_detectron2
 from detection.weights.detectron2_names import are_detectron2s
+from detection.weights.detectron2_panoptic import object_classes
 from detection.weights.detectron2_settings import read_settings, settings_of
+from detection.weights.origin import label_map_classes
 from detection.weights.to_detectron2 import to_detectron2
 from detection.weights.to_torchvision import to_torchvision
 from detection.weights.torchvision import convert_torchvision
@@ -37,15 +40,17 @@ def convert_weights(
     Args:
         weights: torchvision's .pth, or Detectron2's .pkl or .pth.
         output: a run directory, or a .safetensors file.
-        classes: a card with the classes in the order of the weights.
+        classes: a card with the classes in the order of the weights; of networks of label maps the background, which
+            has the first row, may be left out, and where the card has other classes the weights' own are taken.  Of
+            panoptic networks things, and perhaps stuff after them.
         norm_eps: of torchvision's v1 trained further, see docs/weights.md.
         settings: Detectron2's config.yaml, where the detector is not of its model zoo.
 
     Raises:
         ValueError: a file that can't be read, or weights that do not fit.
     """
-    class_names = load_card(classes).classes
     state = read_state_dict(weights)
+    class_names = _class_names(state, load_card(classes).classes)
     if are_detectron2s(state):
         if norm_eps is not None:
             raise ValueError("--norm-eps is for torchvision's weights, these are Detectron2's; leave it out")
@@ -57,6 +62,7 @@ def convert_weights(
             raise ValueError("--settings is for Detectron2's weights, these are not; leave it out")
         config, converted = convert_torchvision(state, class_names=class_names, norm_eps=norm_eps)
         assumed = _assumed_of_torchvision(config)
+    class_names = object_classes(config, class_names)
     path = write_converted(output, config, class_names, converted)
     return f"{len(converted)} tensors, {len(class_names)} classes, {config.backbone.name}: {path}\n{assumed}"
 
@@ -89,6 +95,17 @@ def convert_back(run: Path, output: Path, *, to: Literal["torchvision", "detectr
     )
 
 
+def _class_names(state: Mapping[str, Tensor], given: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the ``given`` names; of a network of label maps with a row for the background before them.
+
+    Where they are not as many as its rows, its own.
+    """
+    rows = label_map_classes(state)
+    if not rows or len(given) == len(rows):
+        return given
+    return ("background", *given) if len(given) == len(rows) - 1 else rows
+
+
 def _assumed_of_detectron2(config: DetectionConfig, given: Mapping[str, Any]) -> str:
     assumed = {name: value for name, value in settings_of(config).items() if name not in given}
     listed = ", ".join(f"{name} {value}" for name, value in assumed.items())
@@ -97,6 +114,11 @@ def _assumed_of_detectron2(config: DetectionConfig, given: Mapping[str, Any]) ->
 
 def _assumed_of_torchvision(config: DetectionConfig) -> str:
     test, data = config.test, config.data
+    if config.labels_only:
+        return (
+            f"assumed, as torchvision's references: images whose shorter side is {data.shorter_side} px; change the "
+            "config where yours were others"
+        )
     proposals = "" if config.one_stage else f"{config.rpn.post_nms_test} proposals, "
     sizes = ", ".join(f"{size:g}" for size in config.anchors.sizes)
     anchors = "" if config.architecture == "fcos" else f", anchors of {sizes} px"

@@ -18,6 +18,7 @@ from detection.tasks.data_sections import (
     objects_section,
     splits_section,
 )
+from detection.tasks.label_sections import Labelled, label_pictures, labels_section
 
 __all__ = ["write_data_page"]
 
@@ -29,6 +30,7 @@ def write_data_page(
     path: Path,
     name: str,
     splits: Mapping[str, AnnotationIndex],
+    labelled: Mapping[str, Labelled],
     findings: Sequence[Finding],
     reached: Sequence[Reach],
     lines: Sequence[str],
@@ -39,6 +41,7 @@ def write_data_page(
         path: of the HTML file.
         name: of the data set.
         splits: what could be read.
+        labelled: those of them with label maps.
         findings: worst first.
         reached: by the anchors of a config and by those that are suggested; none without objects.
         lines: of a config with what is suggested.
@@ -46,11 +49,15 @@ def write_data_page(
     Raises:
         OSError: the file can't be written.
     """
-    summaries = {split: summarize_index(index) for split, index in splits.items()}
-    filled = {split: index for split, index in splits.items() if len(index)}
+    judged = {split: index for split, index in splits.items() if index.label_maps is None or len(index.boxes)}
+    summaries = {split: summarize_index(index) for split, index in judged.items()}
+    filled = {split: index for split, index in judged.items() if len(index)}
+    drawn = {split: labelled[split] for split in _apart({split: own.index for split, own in labelled.items()})}
     sections = [
         _findings(findings, splits),
         *(Section(f"Samples of {split}", sample_pictures(split, filled[split])) for split in _apart(filled)),
+        *(Section(f"Label maps of {split}", label_pictures(split, own)) for split, own in drawn.items()),
+        labels_section(labelled),
         classes_section(summaries),
         objects_section(filled),
         anchors_section(reached, lines),
@@ -61,11 +68,20 @@ def write_data_page(
     page = Page(
         title=f"Data set {name}",
         subtitle="What the check found, samples with their labels, and what a training will meet.",
-        facts=[(split, f"{len(index)} images, {len(index.boxes)} objects") for split, index in splits.items()],
+        facts=[(split, _holds(index, labelled.get(split))) for split, index in splits.items()],
         sections=[section for section in sections if section.blocks],
         lead=_lead(findings, reached),
     )
     return write_html(page, path)
+
+
+def _holds(index: AnnotationIndex, labelled: Labelled | None) -> str:
+    counts = [f"{len(index)} images"]
+    if index.label_maps is None or len(index.boxes):
+        counts.append(f"{len(index.boxes)} objects")
+    if labelled is not None and labelled.index.label_maps is not None:
+        counts.append(f"{int(labelled.index.label_maps.labelled().sum())} label maps")
+    return ", ".join(counts)
 
 
 def _lead(findings: Sequence[Finding], reached: Sequence[Reach]) -> list[str]:

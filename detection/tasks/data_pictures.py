@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from detection.data.images import ImageError
 from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem, Severity
+from detection.label_overlay import draw_label_map
 from detection.pages.page import Pictures
 from detection.pages.photos import framed, jpeg, page_scale
 from detection.tasks.label_pictures import draw_labels, drawn_target
+from detection.visualize import resized
 
 __all__ = ["SEVERITIES", "Finding", "found_pictures", "sample_pictures"]
 
@@ -129,5 +133,19 @@ class _Images:
 def _draw(index: AnnotationIndex, row: int, boxes: Sequence[tuple[float, ...]]) -> bytes:
     image = index.image(row)
     scale = page_scale(image.shape)
-    canvas = draw_labels(image, drawn_target(index, row), index.class_names, keypoints=index.keypoints, scale=scale)
+    if index.label_maps is not None and not len(index.boxes):
+        canvas = _under_labels(index, row, image, scale)
+    else:
+        canvas = draw_labels(image, drawn_target(index, row), index.class_names, keypoints=index.keypoints, scale=scale)
     return jpeg(framed(canvas, np.array(boxes, np.float64).reshape(-1, 4) * scale))
+
+
+def _under_labels(index: AnnotationIndex, row: int, image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
+    """``image`` (H, W, 3), ``scale`` times as large, with its label map if that can be read."""
+    maps = index.label_maps
+    assert maps is not None
+    try:
+        labels = maps.read(row, (image.shape[0], image.shape[1]))
+    except ImageError:
+        return resized(image, scale)
+    return draw_label_map(image, labels, maps.class_names, scale=scale)

@@ -12,9 +12,10 @@ from detection.data.index import AnnotationIndex
 from detection.data.readers.results import Known, Results, read_results
 from detection.data.readers.truth import Truth, read_truth
 from detection.engine.evaluate import make_record
+from detection.evaluation.label_maps import LabelClasses
 from detection.evaluation.record import Record
 
-__all__ = ["Judged", "name_files", "read_detections", "read_judged"]
+__all__ = ["Judged", "name_files", "read_detections", "read_judged", "without_objects"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +25,12 @@ class Judged:
     Attributes:
         class_names: K.
         runs: method -> the records of each of its files, which are its seeds.
+        labels: the classes of label maps, where these are judged.
     """
 
     class_names: tuple[str, ...]
     runs: Mapping[str, Sequence[Sequence[Record]]]
+    labels: LabelClasses | None = None
 
 
 def read_judged(truth: Path, files: Mapping[str, Sequence[Path]], *, keypoint_sigmas: Sequence[float] = ()) -> Judged:
@@ -47,10 +50,13 @@ def read_judged(truth: Path, files: Mapping[str, Sequence[Path]], *, keypoint_si
     return Judged(read.class_names, runs)
 
 
-def read_detections(index: AnnotationIndex, path: Path, *, source: str, repair: str = "") -> list[Record]:
+def read_detections(
+    index: AnnotationIndex, path: Path, *, source: str, repair: str = "", masks: bool = False
+) -> list[Record]:
     """Returns the detections in ``path``, in COCO's results format, as a record for each image of ``index``.
 
-    ``source`` is said of images and categories that the index lacks, and ``repair`` ends messages.
+    ``source`` is said of images and categories that the index lacks, and ``repair`` ends messages.  With ``masks``
+    records have them even if there is no detection at all.
 
     Raises:
         ValueError: a file that can't be used; it is named, with its entries.
@@ -68,7 +74,9 @@ def read_detections(index: AnnotationIndex, path: Path, *, source: str, repair: 
     records = []
     for row in range(len(index)):
         found = results.rows(row)
-        fields = {} if results.masks is None else {"masks": results.masks[found]}
+        fields = {"masks": ()} if masks and not len(results.boxes) else {}
+        if results.masks is not None:
+            fields = {"masks": results.masks[found]}
         if results.keypoints is not None:
             fields |= {"keypoints": results.keypoints[found].astype(np.float32)}
         boxes, scores = results.boxes[found].astype(np.float32), results.scores[found].astype(np.float32)
@@ -76,8 +84,20 @@ def read_detections(index: AnnotationIndex, path: Path, *, source: str, repair: 
     return records
 
 
-def name_files(given: Sequence[str]) -> dict[str, list[Path]]:
+def without_objects(index: AnnotationIndex) -> list[Record]:
+    """Returns a record for each image of ``index``, without detections."""
+    nothing = {
+        "boxes": np.zeros((0, 4), np.float32),
+        "scores": np.zeros(0, np.float32),
+        "labels": np.zeros(0, np.int64),
+    }
+    return [make_record(index, row, **nothing) for row in range(len(index))]
+
+
+def name_files(given: Sequence[str], *, option: str = "--detections") -> dict[str, list[Path]]:
     """Returns the files of each method; ``given`` holds A.json, named by its stem, or NAME=A1.json,A2.json.
+
+    A folder may stand in the place of a file.
 
     Raises:
         ValueError: a name twice, one without a file, or a file twice under one name.
@@ -85,15 +105,15 @@ def name_files(given: Sequence[str]) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {}
     for text in given:
         name, equals, listed = text.partition("=")
-        if not equals or Path(text).is_file():
+        if not equals or Path(text).exists():
             name, listed = Path(text).stem, text
         paths = [Path(part) for part in listed.split(",") if part]
         if not name or not paths:
-            raise ValueError(f"--detections {text!r}: expected A.json, or NAME=A1.json,A2.json with a file per seed")
+            raise ValueError(f"{option} {text!r}: expected A.json, or NAME=A1.json,A2.json with a file per seed")
         if len({path.resolve() for path in paths}) < len(paths):
-            raise ValueError(f"--detections {text!r}: a file stands twice, expected the detections of another seed")
+            raise ValueError(f"{option} {text!r}: a file stands twice, expected the detections of another seed")
         if name in files:
-            raise ValueError(f"--detections: two methods are called {name!r}; name them as in NAME={listed}")
+            raise ValueError(f"{option}: two methods are called {name!r}; name them as in NAME={listed}")
         files[name] = paths
     return files
 

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection.build import build_detector, field_operations
+from detection.build import build_detector, data_parts, field_operations, finds_objects
+from detection.build_panoptic import build_merge
 from detection.build_tester import build_tester
 from detection.config.detection import DetectionConfig
 from detection.data.images import read_image
@@ -31,11 +32,12 @@ from detection.data.readers.image_files import images_below
 from detection.data.transforms import Resize
 from detection.engine.checkpoint import Checkpoint, load_detector_weights
 from detection.engine.evaluate import predict
+from detection.engine.label_maps import label_classes
 from detection.export.card import card, summary
 from detection.export.facts import ExportFormat, Facts, Precision, describe_export
 from detection.export.files import require_packages
 from detection.export.graph import DetectorGraph
-from detection.export.proof import Agreement, Loss, agreement, ap_loss
+from detection.export.proof import Agreement, Loss, agreement, ap_loss, miou_loss
 from detection.export.runtime import Exported, Framed, open_exported
 from detection.export.timing import measure_apart
 from detection.export.web.page import write_page
@@ -59,8 +61,9 @@ class Limits:
     """What an export may lose.
 
     Attributes:
-        unmatched: share of the detections of both without a match, 0..1; None: 0.01 of fp32, 0.05 of fp16, 0.3 of int8.
-        ap: points of box AP, where AP can be computed.
+        unmatched: share of the detections of both without a match, or of pixels of another class, 0..1; None: 0.01 of
+            fp32, 0.05 of fp16, 0.3 of int8.
+        ap: points of box AP, or of the mean IoU of label maps, where it can be computed.
         part: int8: share of detections that a part alone may lose, else it stays float.
     """
 
@@ -173,6 +176,11 @@ def _check(config: DetectionConfig, wanted: Wanted) -> None:
         raise ValueError("--int8 is of --format onnx and openvino; torch takes --half")
     if wanted.page and wanted.batch != 1:
         raise ValueError(f"the page of --format web looks at one image at a time; leave out --batch {wanted.batch}")
+    if wanted.page and not finds_objects(config):
+        raise ValueError(
+            f"the page of --format web draws boxes and masks, and architecture {config.architecture} finds no objects; "
+            "give --format onnx"
+        )
     if wanted.page and wanted.format != "onnx":
         raise ValueError(f"the page runs ONNX; give Wanted(format='onnx', page=True), got {wanted.format!r}")
     test = config.test
@@ -191,7 +199,7 @@ def _test_set(config: DetectionConfig, wanted: Wanted, say: Callable[[str], None
     except ValueError as error:
         if wanted.images is None:
             raise ValueError(f"{error}; give --images FOLDER to prove the export on") from error
-        say(f"AP is not compared: {error}")
+        say(f"AP and mean IoU are not compared: {error}")
         return None
     return index
 
@@ -213,7 +221,8 @@ def _calibration_images(
     """Returns the images that int8 is calibrated on: never those of the test set."""
     if wanted.precision != "int8" or wanted.images is not None:
         return images if wanted.precision == "int8" else []
-    index = load_index(config.data, config.data.train, key="data.train", say=say).first(wanted.count)
+    index = load_index(config.data, config.data.train, key="data.train", say=say, **data_parts(config))
+    index = index.first(wanted.count)
     return [batch.images for batch in build_test_loader(index, replace(config.data, workers=0))]
 
 
@@ -263,7 +272,8 @@ def _prove(
         lambda *call: [output.numpy() for output in graph(*call)],
         size=exported.size,
         batch=exported.batch,
-        further=exported.further,
+        outputs=exported.outputs,
+        num_labels=exported.num_labels,
     )
     with torch.inference_mode():
         expected = [found for batch in images for found in eager(batch)]
@@ -283,13 +293,23 @@ def _prove(
 def _compare_ap(config: DetectionConfig, models: Sequence[nn.Module], index: AnnotationIndex) -> dict[str, Loss]:
     """Returns what AP loses: "frame" by PyTorch's test in the frame, "bbox", "segm" and "keypoints" by the export.
 
+    Of label maps it is the mean IoU: "frame_semseg" and "semseg".
+
     ``models`` are PyTorch's test, the same in the frame of the export, and the export.
     """
     data, fields, cpu = replace(config.data, workers=0), field_operations(config), torch.device("cpu")
+    classes = label_classes(index)
+    merge = build_merge(config, len(index.class_names))
     whole, before, after = (
-        predict(model, build_test_loader(index, data), index, device=cpu, fields=fields).records for model in models
+        predict(model, build_test_loader(index, data), index, device=cpu, fields=fields, merge=merge).records
+        for model in models
     )
-    losses = {"frame": ap_loss(whole, before, index.class_names), "bbox": ap_loss(before, after, index.class_names)}
+    losses = dict[str, Loss]()
+    if classes is not None:
+        losses = {"frame_semseg": miou_loss(whole, before, classes), "semseg": miou_loss(before, after, classes)}
+    if not finds_objects(config):
+        return losses
+    losses |= {"frame": ap_loss(whole, before, index.class_names), "bbox": ap_loss(before, after, index.class_names)}
     if all(record.masks is not None and record.gt_masks is not None for record in (*before, *after)):
         losses["segm"] = ap_loss(before, after, index.class_names, iou_type="segm")
     if all(record.keypoints is not None and record.gt_keypoints is not None for record in (*before, *after)):
@@ -314,19 +334,25 @@ def _enforce(proof: Mapping[str, Any], wanted: Wanted) -> None:
     """Raises ValueError where ``proof`` exceeds a limit."""
     found: Agreement = proof["agreement"]
     limit = UNMATCHED[wanted.precision] if wanted.limits.unmatched is None else wanted.limits.unmatched
+    if found.pixels is not None and found.pixels > limit:
+        raise ValueError(
+            f"{100 * found.pixels:.1f} % of the pixels have another class in the export, more than --max-unmatched "
+            f"{limit:g}; nothing was written"
+        )
     if found.unmatched > limit:
         raise ValueError(
             f"{100 * found.unmatched:.1f} % of the detections have no match in the other ({found.matched} pairs of "
             f"PyTorch's {found.detections} and {found.exported} exported), more than --max-unmatched {limit:g}; "
             "nothing was written"
         )
-    loss: Loss | None = proof["ap"].get("bbox")
-    if loss is not None and 100 * (loss.before - loss.after) > wanted.limits.ap:
-        raise ValueError(
-            f"box AP falls by {100 * (loss.before - loss.after):.1f} points, from {100 * loss.before:.1f} to "
-            f"{100 * loss.after:.1f} on {loss.images} images, more than --max-ap-loss {wanted.limits.ap:g}; "
-            "nothing was written"
-        )
+    for key, figure in (("bbox", "box AP"), ("semseg", "mean IoU")):
+        loss: Loss | None = proof["ap"].get(key)
+        if loss is not None and 100 * (loss.before - loss.after) > wanted.limits.ap:
+            raise ValueError(
+                f"{figure} falls by {100 * (loss.before - loss.after):.1f} points, from {100 * loss.before:.1f} to "
+                f"{100 * loss.after:.1f} on {loss.images} images, more than --max-ap-loss {wanted.limits.ap:g}; "
+                "nothing was written"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 
 from detection.data.cards import Card, read_split, with_classes_of_data
 from detection.data.index import AnnotationIndex
+from detection.data.label_check import check_label_maps
 from detection.data.near_copies import Look, look_at, pairs_alike
 from detection.data.problems import Problem, listed
 from detection.data.readers.table import FORMATS
@@ -22,6 +25,7 @@ from detection.data.recognise import Recognised
 from detection.data.split import class_counts, divide, group_images, join_groups
 from detection.data.tree import SPLITS
 from detection.fields.table import FIELDS
+from detection.structures import VOID
 
 __all__ = ["FirstCard", "card_text", "draw_card"]
 
@@ -64,7 +68,8 @@ def draw_card(found: Recognised, place: Path, *, group: str | None, seed: int, s
     card = _card(found)
     parts = {name: _read(card, name, say) for name in card.splits}
     sets = {name: AnnotationIndex.concatenate(own) for name, own in parts.items()}
-    card = replace(card, classes=next(iter(sets.values())).class_names)
+    first = next(iter(sets.values()))
+    card = replace(card, classes=first.class_names if first.label_maps is None else first.label_maps.class_names)
     say(f"{len(card.classes)} classes: {listed(card.classes, most=20)}")
     whole, looks = ALL if ALL in sets else "train", _looks(sets, say)
     if whole == "train" and "val" in sets:
@@ -91,6 +96,7 @@ def _card(found: Recognised) -> Card:
         root=str(found.folder),
         splits={name: [*entries] for name, entries in found.layout.splits.items()},
         bad_images="drop" if found.images < MANY_IMAGES else "error",
+        **found.layout.card,
     )
     return with_classes_of_data(card, ROOT)
 
@@ -100,7 +106,7 @@ def _read(card: Card, name: str, say: Say) -> list[AnnotationIndex]:
     parts = list[AnnotationIndex]()
     for entry in card.splits[name]:
         fields = ("masks",) if "fields" in FORMATS[card.format].options else ()
-        index, problems = read_split(replace(card, splits={name: entry}), name, ROOT, fields=fields)
+        index, problems = read_split(replace(card, splits={name: entry}), name, ROOT, fields=fields, label_maps=True)
         for problem in [problem for problem in problems if problem.severity == "error"][:5]:
             say(f"error: {problem}")
         _say_dropped(problems, say)
@@ -149,7 +155,13 @@ def _draw(
     same = sum(pair.same for pair in pairs)
     say(f"images that stay together: by {rule}; {same} copies and {len(pairs) - same} near copies")
     joined = join_groups(groups, [(pair.one, pair.other) for pair in pairs])
-    return divide(joined, class_counts(index), shares, seed=seed)
+    counts = class_counts(index) if index.label_maps is None else _label_counts(index)
+    return divide(joined, counts, shares, seed=seed)
+
+
+def _label_counts(index: AnnotationIndex) -> NDArray[np.int64]:
+    """Which classes (N, K) images have a pixel of."""
+    return check_label_maps(index)[0].present.astype(np.int64)
 
 
 def _lists(
@@ -163,8 +175,8 @@ def _lists(
     splits, lists = {name: list[dict[str, Any]]() for name in rows}, dict[str, list[str]]()
     start = 0
     for number, (part, entry) in enumerate(zip(parts, entries, strict=True), start=1):
-        # VOC's lists name images from their folder, others from the data set's.
-        below = Path(str(card.root)) / (str(entry["images"]) if card.format == "voc" else "")
+        # Formats with lists of their own name images from their folder, others from the data set's.
+        below = Path(str(card.root)) / (str(entry["images"]) if FORMATS[card.format].own_list else "")
         for name, own in rows.items():
             inside = [row - start for row in own if start <= row < start + len(part)]
             if inside:
@@ -188,7 +200,12 @@ def _say_copies(sets: Mapping[str, AnnotationIndex], looks: Mapping[str, Look], 
 
 
 def _counts(sets: Mapping[str, AnnotationIndex]) -> str:
-    return ", ".join(f"{name} {len(index)} images and {len(index.boxes)} objects" for name, index in sets.items())
+    def held(index: AnnotationIndex) -> str:
+        if index.label_maps is not None:
+            return f"{int(index.label_maps.labelled().sum())} label images"
+        return f"{len(index.boxes)} objects"
+
+    return ", ".join(f"{name} {len(index)} images and {held(index)}" for name, index in sets.items())
 
 
 def card_text(card: Card, found: Recognised) -> str:
@@ -199,6 +216,8 @@ def card_text(card: Card, found: Recognised) -> str:
         "root": card.root,
         "bad_images": card.bad_images,
         "classes": [*card.classes],
+        **({"values": [*card.values]} if card.values else {}),
+        **({"void": [*card.void]} if card.void != (VOID,) else {}),
         "splits": {name: entries[0] if len(entries) == 1 else entries for name, entries in card.splits.items()},
     }
     header = "".join(f"# {line}\n" for line in (f"{card.name}: {FORMATS[card.format].title}", *found.lines))

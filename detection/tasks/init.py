@@ -8,7 +8,7 @@ OUTPUT/init/config.yaml   the training: every value with its reason
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from detection.engine.checkpoint import Checkpoint
 from detection.files import write_text
 from detection.progress import SCREEN, bar
 from detection.tasks.first_card import card_text, draw_card
+from detection.tasks.label_recipe import choose_for_labels, choose_for_segments
 from detection.tasks.recipe import FEW_IMAGES, Choice, Machine, choose, config_text, has_masks
 from detection.weights.origin import read_origin
 from detection.weights.zoo import find_entry
@@ -33,6 +34,8 @@ STARTS = {
     False: ("faster_rcnn_R_50_FPN_3x", "fasterrcnn_resnet50_fpn_v2"),
     True: ("mask_rcnn_R_50_FPN_3x", "maskrcnn_resnet50_fpn_v2"),
 }
+LABELS_START = ("deeplabv3_resnet50", "fcn_resnet50")  # the same for label images
+SEGMENTS_START = ("panoptic_fpn_R_50_3x", "panoptic_fpn_R_50_1x")  # and for panoptic sets
 
 Say = Callable[[str], None]
 
@@ -150,23 +153,31 @@ def _detector(
     machine: Machine,
     say: Say,
 ) -> str:
-    """The config of a detector."""
+    """The config of a detector, or of a semantic or panoptic network where the images have label maps."""
     index = sets["train"]
-    init, origin = _start(wishes.start, has_masks(index), len(index), say)
+    maps = index.label_maps
+    if maps is None:
+        kind, starts, choose_all = "detector", STARTS[has_masks(index)], choose
+    elif maps.segments is None:
+        kind, starts, choose_all = "semantic network", LABELS_START, choose_for_labels
+    else:
+        kind, starts, choose_all = "panoptic network", SEGMENTS_START, choose_for_segments
+    init, origin = _start(wishes.start, starts, len(index), say)
     measured = dict(specs) if "test" in specs else {**specs, "test": specs["val"]}
-    choices = [Choice("output_dir", str(output)), *choose(index, measured, machine, init, origin)]
+    chosen = choose_all(index, measured, machine, init, origin)
+    choices = [Choice("output_dir", str(output)), *chosen]
     command = f"resdet train {output}/init/config.yaml"
     header = (
-        f"A detector on {Path(output).name}: what follows from its data and from {machine}.",
+        f"A {kind} on {Path(output).name}: what follows from its data and from {machine}.",
         f"Command:  {command}",
     )
     return config_text(choices, header)
 
 
 def _start(
-    wanted: str | None, masks: bool, images: int, say: Say
+    wanted: str | None, names: Sequence[str], images: int, say: Say
 ) -> tuple[str | None, Checkpoint[DetectionConfig] | None]:
-    """Where training starts; a published detector that nobody asked for may be out of reach.
+    """Where training starts; one of ``names``, published ones that nobody asked for, may be out of reach.
 
     Raises:
         ValueError, ConnectionError: ``wanted`` can't be had.
@@ -178,7 +189,7 @@ def _start(
         with bar(wanted, unit="bytes") as move:
             return wanted, read_origin(wanted, progress=move)
     reasons = list[str]()
-    for name in STARTS[masks]:
+    for name in names:
         try:
             say(f"starts from {name} if it can be had: {find_entry(name).url}")
             with bar(name, unit="bytes") as move:
@@ -186,9 +197,7 @@ def _start(
         except (ValueError, OSError) as error:
             reasons.append(str(error))
     say(f"no published detector can be had ({reasons[0]}). {_needs(images)}")
-    say(
-        f"  on a machine with a network: download {find_entry(STARTS[masks][0]).url}, copy it here, and add --from FILE"
-    )
+    say(f"  on a machine with a network: download {find_entry(names[0]).url}, copy it here, and add --from FILE")
     return None, None
 
 

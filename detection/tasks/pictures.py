@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from detection.build import field_operations
+from detection.build_panoptic import build_merge
 from detection.build_tester import build_image_tester
 from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
 from detection.data.loader import build_test_loader
 from detection.engine.device import choose_device
 from detection.engine.evaluate import predict
+from detection.engine.label_maps import Labelled, labels_of
 from detection.engine.threshold import shown_from
 from detection.evaluation.record import Record
+from detection.label_overlay import draw_label_map
 from detection.model.architecture import Architecture
 from detection.tasks.label_pictures import draw_labels, drawn_target
 from detection.visualize import draw_record
@@ -34,7 +37,7 @@ def draw_watched(
 ) -> dict[str, NDArray[np.uint8]]:
     """Returns name -> picture (H, W, 3) RGB: what is, and what ``model`` finds, in a few images of ``index``.
 
-    Shown are detections from the score on at which F1 was best in ``result``, that of all images.
+    Shown are label maps, or detections from the score on at which F1 was best in ``result``, that of all images.
     """
     assert isinstance(model, Architecture)
     device = choose_device(config.device)
@@ -44,16 +47,47 @@ def draw_watched(
     )
     precision, operations = config.solver.precision, field_operations(config)
     tester = build_image_tester(config, [model]).to(device)
-    records = predict(tester, loader, index, device=device, precision=precision, fields=operations).records
+    maps, merge = dict[int, Labelled](), build_merge(config, len(index.class_names))
+    records = predict(
+        tester,
+        loader,
+        index,
+        device=device,
+        precision=precision,
+        fields=operations,
+        merge=merge,
+        keep=maps.__setitem__,
+    ).records
     return {
-        f"val/{number}": _beside(index, row, record, shown_from(result))
+        f"val/{number}": _beside(index, row, record, shown_from(result), maps.get(row))
         for number, (row, record) in enumerate(zip(rows, records, strict=True))
     }
 
 
-def _beside(index: AnnotationIndex, row: int, record: Record, min_score: float) -> NDArray[np.uint8]:
-    """The labels of an image, and beside them its detections over thin white objects."""
+def _beside(
+    index: AnnotationIndex, row: int, record: Record, min_score: float, found: Labelled | None
+) -> NDArray[np.uint8]:
+    """The labels of an image, and beside them its label map, or its detections over thin white objects."""
     image, names = index.image(row), index.class_names
     scale = min(1.0, LONGEST / max(image.shape[:2]))
+    if found is not None and index.label_maps is not None:
+        return np.concatenate([_map(image, true, index, scale) for true in (_true(index, row), found)], axis=1)
     labels = draw_labels(image, drawn_target(index, row), names, keypoints=index.keypoints, scale=scale)
     return np.concatenate([labels, draw_record(image, record, names, min_score=min_score, scale=scale)], axis=1)
+
+
+def _true(index: AnnotationIndex, row: int) -> Labelled:
+    """The label map of image ``row``, of a data set that has them."""
+    maps, (height, width) = index.label_maps, index.sizes[row].tolist()
+    assert maps is not None
+    if maps.segments is None:
+        return Labelled(maps.read(row, (height, width)))
+    segments = maps.read_segments(row, (height, width))
+    return Labelled(labels_of(segments), segments)
+
+
+def _map(image: NDArray[np.uint8], labelled: Labelled, index: AnnotationIndex, scale: float) -> NDArray[np.uint8]:
+    """``image`` under a label map, ``scale`` times as large."""
+    assert index.label_maps is not None
+    outlines = None if labelled.segments is None else labelled.segments.ids
+    return draw_label_map(image, labelled.labels, index.label_maps.class_names, outlines=outlines, scale=scale)

@@ -5,6 +5,8 @@ OUTPUT/predictions.json        name -> detections, or {"error": why} for what ca
 OUTPUT/predictions.json.part   the same as far as it is written, until the end or where that did not come
 OUTPUT/PATH                    a picture has the path of its image, below the folder that all sources share
 OUTPUT/PATH.mp4                a video of its frames
+OUTPUT/PATH.labels.png         the label map of an image, from networks that predict them: a palette image of numbers
+                               from 0 in the order of the classes, 255 where nothing is predicted; not of videos
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from detection.data.objects import IMAGE_SUFFIXES
@@ -25,6 +27,7 @@ from detection.data.readers.image_files import images_below
 from detection.data.sources import is_url
 from detection.data.video import VideoFile
 from detection.evaluation.printable import printable
+from detection.label_overlay import save_labels
 from detection.prediction import Prediction
 from detection.predictor import MinScore, Predictor
 from detection.progress import SCREEN
@@ -60,7 +63,7 @@ def predict_sources(
         OSError: a file can't be written.
     """
     found, draw = find_sources(sources), _Drawer(output, OutputNames(sources))
-    if min_score is None:
+    if min_score is None and predictor.finds_objects:
         say(f"detections of score {predictor.threshold.score:.2f} or more: {predictor.threshold.origin}")
     failed, seen = 0, 0
     stream = predictor.stream(found, min_score=min_score, max_frames=max_frames)
@@ -98,12 +101,14 @@ class _Drawer:
     def _image(self, prediction: Prediction) -> str:
         if prediction.error:
             return f"error: {prediction.error}"
-        save_picture(self.output / self.names.of(prediction.picture.source), prediction.plot())
-        return f"{prediction.picture.name}: {_counted(Counter(prediction.names), prediction.class_names)}"
+        path = save_picture(self.output / self.names.of(prediction.picture.source), prediction.plot())
+        if prediction.label_map is not None:
+            save_labels(path.with_name(f"{path.name}.labels.png"), prediction.label_map, prediction.label_names)
+        return f"{prediction.picture.name}: {_Counts().add(prediction)}"
 
     def _video(self, predictions: Iterable[Prediction]) -> str:
         """Draws frames of one size into one file; a frame that could not be predicted is left out."""
-        found, classes, frames, source = Counter[str](), tuple[str, ...](), 0, ""
+        found, frames, source = _Counts(), 0, ""
         with ExitStack() as opened:
             file = None
             for prediction in predictions:
@@ -116,13 +121,26 @@ class _Drawer:
                     size = drawn.shape[0], drawn.shape[1]
                     file = opened.enter_context(VideoFile(path, fps=prediction.picture.fps, size=size))
                 file.add(drawn)
-                found.update(prediction.names)
-                classes = prediction.class_names
-        return f"{source}: {frames} frames with {_counted(found, classes)}"
+                found.add(prediction)
+        return f"{source}: {frames} frames with {found}"
 
 
-def _counted(counts: Mapping[str, int], classes: Sequence[str]) -> str:
-    return ", ".join(f"{counts[name]} {name}" for name in classes if counts.get(name)) or "nothing"
+class _Counts:
+    """Objects of each class, and the mean share of the pixels of those that are none."""
+
+    def __init__(self) -> None:
+        self.objects, self.shares, self.classes, self.images = Counter[str](), Counter[str](), (), 0
+
+    def add(self, prediction: Prediction) -> Self:
+        self.objects.update(prediction.names)
+        self.shares.update({entry["class"]: entry["share"] for entry in prediction.records() if "share" in entry})
+        self.classes, self.images = prediction.class_names, self.images + 1
+        return self
+
+    def __str__(self) -> str:
+        objects = [f"{self.objects[name]} {name}" for name in self.classes if self.objects[name]]
+        shares = [f"{100 * share / self.images:.0f} % {name}" for name, share in self.shares.most_common()]
+        return ", ".join(objects + shares) or "nothing"
 
 
 class OutputNames:

@@ -30,9 +30,12 @@ __all__ = [
     "Machine",
     "choose",
     "config_text",
+    "data_choices",
     "fitting_anchors",
+    "fitting_batch",
     "fitting_size",
     "has_masks",
+    "solver_choices",
 ]
 
 # Sections that weights bind: taken over from the detector that training starts from.
@@ -96,13 +99,18 @@ def choose(
         machine: that trains.
         init: of the config: where training starts; None: from nothing.
         origin: the detector that ``init`` names.
+
+    Raises:
+        ValueError: ``origin`` finds no objects.
     """
+    if origin is not None and origin.config.labels_only:
+        raise ValueError(f"{init} labels pixels and finds no objects, which the data set has; start from a detector")
     masks = has_masks(index)
     size = fitting_size(index, machine)
     shorter, longer = (choice.value for choice in size)
     objects = _sides(index, shorter, longer)
-    choices = [*_of_data(index, sets), *size]
-    batch = _batch(machine, shorter, longer)
+    choices = [*data_choices(index, sets), *size]
+    batch = fitting_batch(machine, shorter, longer)
     if origin is not None:
         why = "a trained detector: needs far fewer images than training from nothing"
         choices += [Choice("init", init, why)]
@@ -146,11 +154,13 @@ def _line(key: str, choice: Choice, *, indent: str) -> str:
     return f"{text} # {choice.reason}" if choice.reason else text
 
 
-def _of_data(index: AnnotationIndex, sets: Mapping[str, str]) -> list[Choice]:
+def data_choices(index: AnnotationIndex, sets: Mapping[str, str]) -> list[Choice]:
+    """Returns the data ``sets`` and the flip that fits the classes of ``index``, the training set."""
     one_sided = [name for name in index.class_names if _is_one_sided(name)]
     flips = [] if one_sided else [{"HorizontalFlip": {"p": 0.5}}]
     why = f"mirrored, {one_sided[0]!r} would be another class" if one_sided else "objects may face either way"
-    counts = f"{len(index)} images, {len(index.boxes)} objects, {len(index.class_names)} classes"
+    objects = "" if index.label_maps is not None else f"{len(index.boxes)} objects, "
+    counts = f"{len(index)} images, {objects}{len(index.class_names)} classes"
     measured = "measured once, at the end"
     if sets.get("test") == sets.get("val"):
         measured = "there is no test set: these images also choose the weights, so figures are a little high"
@@ -207,7 +217,8 @@ def _sides(index: AnnotationIndex, shorter: int, longer: int) -> NDArray[np.floa
     return boxes[:, 2:] - boxes[:, :2]
 
 
-def _batch(machine: Machine, shorter: int, longer: int) -> int:
+def fitting_batch(machine: Machine, shorter: int, longer: int) -> int:
+    """Returns how many images of ``shorter`` by ``longer`` pixels a step takes."""
     pixels = shorter * longer
     if machine.kind == "cpu":
         return int(np.clip(round(300_000 / pixels), 2, 8))
@@ -218,10 +229,11 @@ def _of_origin(origin: Checkpoint[DetectionConfig], objects: NDArray[np.float64]
     """What the detector that training starts from binds, and how well its anchors fit."""
     own, default = flatten(origin.config), flatten(DetectionConfig())
     keys = [key for key in own if key.split(".")[0] in BOUND and own[key] != default[key]]
-    keys = [key for key in keys if key not in ("backbone.weights", "backbone.freeze_at")]
+    keys = [key for key in keys if key not in ("backbone.weights", "backbone.freeze_at") and not _is_idle(origin, key)]
     firsts = {key.split(".")[0]: key for key in reversed(keys)}
     reasons = dict.fromkeys(firsts.values(), "as where training starts, here and below")
-    if ("mask" in own["architecture"] or own["architecture"] == "pointrend_rcnn") and not masks:
+    own["architecture"] = own["architecture"].replace("panoptic_fpn", "mask_rcnn")  # the set has no stuff
+    if origin.config.finds_masks and not masks:
         own["architecture"] = (
             own["architecture"]
             .replace("pointrend", "mask")
@@ -245,12 +257,20 @@ def _of_origin(origin: Checkpoint[DetectionConfig], objects: NDArray[np.float64]
     return [Choice(key, own[key], reasons.get(key, "")) for key in keys]
 
 
+def _is_idle(origin: Checkpoint[DetectionConfig], key: str) -> bool:
+    """Returns true if the detector that training starts from does not use ``key``."""
+    if origin.config.architecture == "fcos" and key in ("anchors.sizes", "anchors.ratios"):
+        return True
+    return key.split(".")[0] in origin.config.idle_sections and key != "box.ignore_overlap"
+
+
 def _fine_tuning(
     index: AnnotationIndex, batch: int, machine: Machine, origin: Checkpoint[DetectionConfig]
 ) -> list[Choice]:
     most = 600 if machine.kind == "cpu" else 90_000
     steps = int(np.clip(24 * len(index) // batch, 300, most))
     adamw = origin.config.solver.optimizer == "adamw"
+    why = "24 epochs" if steps < most else f"what {machine} do in about half an hour"
     rate = 1e-4 if adamw else round(0.00125 * batch, 6)
     frozen = 0 if origin.config.backbone.norm in ("bn", "gn") and origin.iteration else 2
     return [
@@ -259,7 +279,7 @@ def _fine_tuning(
             frozen,
             "first stages know edges and colours already" if frozen else "as it was trained",
         ),
-        *_solver(steps, batch, machine, "24 epochs" if steps < most else f"what {machine} do in about half an hour"),
+        *solver_choices(steps, batch, machine, why),
         Choice("solver.optimizer", "adamw" if adamw else "sgd", "as where training starts" if adamw else ""),
         Choice(
             "solver.base_lr", rate, "a tenth of training from nothing" if adamw else f"0.02 for 16 images, here {batch}"
@@ -302,7 +322,7 @@ def _scratch_solver(index: AnnotationIndex, batch: int, machine: Machine, *, mas
     most = (500 if batch >= 8 else 1500) if machine.kind == "cpu" else 90_000
     steps = int(np.clip(100 * len(index) // batch, 400, most))
     return [
-        *_solver(
+        *solver_choices(
             steps, batch, machine, "100 epochs" if steps < most else f"a short training on {machine}; more is better"
         ),
         Choice("solver.optimizer", "adamw"),
@@ -312,7 +332,8 @@ def _scratch_solver(index: AnnotationIndex, batch: int, machine: Machine, *, mas
     ]
 
 
-def _solver(steps: int, batch: int, machine: Machine, why: str) -> list[Choice]:
+def solver_choices(steps: int, batch: int, machine: Machine, why: str) -> list[Choice]:
+    """Returns a schedule of ``steps`` of ``batch`` images; ``why`` so many."""
     half = [Choice("solver.precision", "bf16", "half the memory")] if machine.kind == "cuda" else []
     return [
         Choice("data.workers", max(1, min(8, machine.cores - 1)), str(machine)),

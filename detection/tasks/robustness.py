@@ -1,4 +1,6 @@
-"""Tests a detector on corrupted images: OUTPUT/robustness/NAME.json holds the detections of each corruption.
+"""Tests a detector on corrupted images: OUTPUT/robustness/NAME.json holds what was found under each.
+
+That is detections in COCO's results format, or from networks that predict label maps what segmentation.json holds.
 
 Files that are there already are kept, so that a test that was cut off goes on.
 """
@@ -6,21 +8,26 @@ Files that are there already are kept, so that a test that was cut off goes on.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from detection.config.detection import DetectionConfig
 from detection.data.corruptions import CORRUPTIONS
+from detection.data.index import AnnotationIndex
 from detection.engine.checkpoint import Checkpoint
 from detection.engine.device import choose_device
 from detection.engine.distributed import is_main, only_main, start, together
 from detection.evaluation.coco import coco_results
-from detection.evaluation.metrics import percent
+from detection.evaluation.metrics import figures, named
+from detection.evaluation.record import Record
 from detection.files import write_text
 from detection.progress import SCREEN
+from detection.tasks.evaluate import read_detections, without_objects
+from detection.tasks.label_files import read_counts, write_counts
 from detection.tasks.test import load_test_set, measure, restore_detector
 
-__all__ = ["FOLDER", "corrupted_files", "run_corrupted"]
+__all__ = ["FOLDER", "corrupted_files", "read_corrupted", "run_corrupted"]
 
 FOLDER = "robustness"
 
@@ -54,11 +61,32 @@ def run_corrupted(
         if path.is_file():
             continue
         measured = measure(config, [detector], index, limit=limit, corrupt=corruption)
-        say(f"{corruption.name}: AP {percent(measured.result['bbox']['AP'])}")
+        metric = named(_deciding(measured.result))
+        say(f"{corruption.name}: {metric.name} {metric.format(figures(measured.result)[metric.key])}")
         with together("writing detections on corrupted images"):
             if is_main():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_text(path, json.dumps(coco_results(measured.records, index.category_ids)))
+                if index.label_maps is not None:
+                    write_counts(path, measured.records, index.label_maps)
+                else:
+                    write_text(path, json.dumps(coco_results(measured.records, index.category_ids)))
+
+
+def read_corrupted(index: AnnotationIndex, path: Path) -> list[Record]:
+    """Returns what one of the files holds, as a record for each image of ``index``.
+
+    Raises:
+        ValueError: a file that can't be used.
+    """
+    if index.label_maps is not None:
+        return read_counts(path, without_objects(index), index.label_maps)
+    return read_detections(index, path, source="the images that were tested")
+
+
+def _deciding(result: Mapping[str, Any]) -> str:
+    """Returns the key of the figure that is shown."""
+    known = {"panoptic": "panoptic.PQ", "semseg": "semseg.mIoU", "bbox": "bbox.AP"}
+    return next(key for section, key in known.items() if section in result)
 
 
 def corrupted_files(run: Path) -> dict[str, Path] | None:

@@ -19,12 +19,17 @@ __all__ = ["find_submission"]
 Write = Callable[[Sequence[Record], AnnotationIndex, Path], list[Path]]
 
 
-def find_submission(data: DetectorDataConfig) -> Write:
+def find_submission(data: DetectorDataConfig, *, objects: bool = True) -> Write:
     """Returns what writes detections on ``data.test`` as the server of its card's format reads them.
 
     Raises:
-        ValueError: not one split, a part of it, or image folders, which no server takes.
+        ValueError: not one split, a part of it, or image folders, which no server takes; a network without ``objects``.
     """
+    if not objects:
+        raise ValueError(
+            "--submit writes detections, and this network finds no objects; servers of label maps read the images in "
+            "label_maps/ of the test, which have the values of the card"
+        )
     if len(data.test) != 1 or data.limit is not None:
         raise ValueError(
             f"data.test={list(data.test)} with data.limit={data.limit}: a server judges one whole split; give "
@@ -32,8 +37,8 @@ def find_submission(data: DetectorDataConfig) -> Write:
         )
     name, _, split = data.test[0].rpartition(":")
     card = load_card(name)
-    if card.format == "image_folder":
-        raise ValueError(f"card {card.name!r} has format image_folder; a server takes detections of voc or coco")
+    if card.format not in ("voc", "coco"):
+        raise ValueError(f"card {card.name!r} has format {card.format}; a server takes detections of voc or coco")
     entry = card.splits[split]
     if not isinstance(entry, Mapping):
         raise ValueError(

@@ -1,10 +1,12 @@
 """A whole test, from a config and checkpoints to the files of an output directory.
 
-result.json        fractions 0..1: COCO's twelve numbers, VOC mAP, both per class
+result.json        fractions 0..1: COCO's twelve numbers, VOC mAP, those of label maps, all per class
 proposals.json     average recall of the RPN, on request
 detections.json    in COCO's results format; image ids are the data set's, for VOC 1..N in the order of the list
 pictures/          detections drawn on test images
 submission/        the files that the data set's evaluation server reads, on request
+
+Networks that predict label maps have the files of tasks/label_files.py; without objects there is no detections.json.
 """
 
 from __future__ import annotations
@@ -19,7 +21,16 @@ from typing import Any
 
 from torch import nn
 
-from detection.build import build_detector, field_operations, needed_fields
+from detection.build import (
+    build_detector,
+    data_parts,
+    field_operations,
+    finds_objects,
+    judged_fields,
+    needed_fields,
+    needs_label_maps,
+)
+from detection.build_panoptic import build_merge
 from detection.build_tester import build_image_tester, slice_images
 from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, load_config
@@ -43,6 +54,7 @@ from detection.engine.distributed import (
     world_size,
 )
 from detection.engine.evaluate import evaluate, predict, propose
+from detection.engine.label_maps import label_classes
 from detection.engine.threshold import shown_from
 from detection.evaluation.coco import coco_results
 from detection.evaluation.recall import ProposalRecord, average_recall
@@ -52,7 +64,8 @@ from detection.export.runtime import Exported
 from detection.files import write_text
 from detection.model.architecture import Architecture
 from detection.progress import SCREEN, tracked
-from detection.tasks.evaluate import read_detections
+from detection.tasks.evaluate import read_detections, without_objects
+from detection.tasks.label_files import SEGMENTATION, LabelFiles, read_counts, write_counts
 from detection.tasks.submission import find_submission
 from detection.visualize import draw_record, save_picture
 
@@ -68,6 +81,7 @@ __all__ = [
     "write_measured",
 ]
 
+DETECTIONS = "detections.json"
 MANY_PROPOSALS = 5_000  # of an image; the papers' detectors have 300 to 2,000
 RECALL_LIMITS = (100, 300, 1000)  # proposals per image
 
@@ -76,10 +90,10 @@ def load_test_set(config: DetectionConfig, say: Callable[[str], None]) -> Annota
     """Returns the images of ``config.data.test``, with the fields that its detector has.
 
     Raises:
-        ValueError: no data set, or one with errors.
+        ValueError: no data set, one with errors, or one without the label maps that the network predicts.
     """
-    data, fields = config.data, needed_fields(config)
-    return load_index(data, data.test, key="data.test", say=say, fields=fields, limit=data.limit)
+    data, fields, parts = config.data, needed_fields(config), data_parts(config)
+    return load_index(data, data.test, key="data.test", say=say, fields=fields, limit=data.limit, **parts)
 
 
 def run_test(
@@ -112,7 +126,7 @@ def run_test(
     say = only_main(say)
     warn_of_many_proposals(config.rpn.post_nms_test, "rpn.post_nms_test", say)
     index = load_test_set(config, say)
-    write_submission = find_submission(config.data) if submit else None
+    write_submission = find_submission(config.data, objects=finds_objects(config)) if submit else None
     if isinstance(checkpoint, Exported):
         if ensemble:
             raise ValueError(f"{checkpoint.path} is an export, which is tested alone; leave out --ensemble")
@@ -121,14 +135,15 @@ def run_test(
     else:
         source, detectors = checkpoint, [restore_detector(config, checkpoint, index.class_names)]
     detectors += [restore_detector(member.config, member, index.class_names) for member in ensemble]
-    measured = measure(config, detectors, index, limit=limit)
+    measured = measure(config, detectors, index, limit=limit, output=output, pictures=pictures)
     facts = {} if ensemble else {"weights": describe_weights(source, config.data.test)}
     result = write_measured(measured, index, output, facts | {"tested_on": list(config.data.test)})
     if is_main() and not (output / "checkpoints").exists():  # a run keeps that of its training
         write_text(output / "config.yaml", dump_config(config))
     if write_submission is not None and is_main():
         write_submission(measured.records, index, output / "submission")
-    for number, record in enumerate(islice(measured.records, pictures)):
+    # Those of label maps are drawn where these are written.
+    for number, record in enumerate(islice(measured.records, 0 if needs_label_maps(config) else pictures)):
         drawn = draw_record(index.image(number), record, index.class_names, min_score=shown_from(result))
         save_picture(output / "pictures" / f"{number:05d}_{Path(record.file_name).stem}.jpg", drawn)
     say(f"{result['images']} images, {result['seconds_per_image']:.3f} s per image, {choose_device(config.device)}")
@@ -193,10 +208,12 @@ class Measured:
     Attributes:
         result: the content of result.json, the same on every process.
         records: in the order of the data set, on the main process; none on the others.
+        objects: the detectors find objects.
     """
 
     result: dict[str, Any]
     records: list[Record]
+    objects: bool = True
 
 
 def measure(
@@ -206,10 +223,19 @@ def measure(
     *,
     limit: int | None = None,
     corrupt: Change | None = None,
+    output: Path | None = None,
+    pictures: int = 0,
 ) -> Measured:
-    """Tests ``detectors`` on the first ``limit`` images of ``index``; without ground truth, figures are None.
+    """Tests ``detectors`` on the images of ``index``; without ground truth, figures are None.
 
-    ``corrupt`` changes the images before.
+    Args:
+        config: of the run.
+        detectors: one, or an ensemble.
+        index: of the test set.
+        limit: only the first images.
+        corrupt: changes the images before.
+        output: directory for label maps, where the detectors predict some.
+        pictures: how many of them to draw.
     """
     device = choose_device(config.device)
     tester, sliced = _tester(config, detectors).to(device), config.test.slice is not None
@@ -222,7 +248,19 @@ def measure(
         tracked(loader, "testing", total=len(rows), count=_images, shown=is_main()) as batches,
     ):
         precision, operations = config.solver.precision, field_operations(config)
-        predictions = predict(tester, batches, index, device=device, precision=precision, fields=operations)
+        files = _label_files(config, index, output, pictures)
+        predictions = predict(
+            tester,
+            batches,
+            index,
+            device=device,
+            precision=precision,
+            fields=operations,
+            merge=build_merge(config, len(index.class_names)),
+            keep=files,
+        )
+    if files is not None:
+        files.finish()
     records = collect(predictions.records)
     result: dict[str, Any] = {}
     with together("computing AP", timeout=EVALUATION_TIMEOUT):
@@ -232,7 +270,16 @@ def measure(
                 "seconds_per_image": predictions.seconds_per_image,
                 "peak_memory_gib": peak_memory_gib(device),
             }
-    return Measured(gather(result)[0], records or [])
+    return Measured(gather(result)[0], records or [], finds_objects(config))
+
+
+def _label_files(
+    config: DetectionConfig, index: AnnotationIndex, output: Path | None, pictures: int
+) -> LabelFiles | None:
+    """Returns what writes label maps into ``output``; None where there are none to write."""
+    if output is None or not needs_label_maps(config) or index.label_maps is None:
+        return None
+    return LabelFiles(index, output, pictures=pictures)
 
 
 def _images(batch: Batch) -> int:
@@ -250,21 +297,23 @@ def _tester(config: DetectionConfig, detectors: Sequence[Architecture | Exported
 
 def _figures(config: DetectionConfig, records: list[Record], index: AnnotationIndex) -> dict[str, Any]:
     """Returns the figures of ``records``; where the objects of an image are unknown, detections can't be judged."""
-    if index.has_ground_truth:
-        return evaluate(records, index.class_names, _voc_metric(config), boundary=config.test.boundary)
-    fields, boundary = needed_fields(config), config.test.boundary
-    return evaluate([], index.class_names, _voc_metric(config), fields=fields, boundary=boundary)
+    judged, fields = records if index.has_ground_truth else [], judged_fields(config)
+    labels, boundary = label_classes(index), config.test.boundary
+    return evaluate(judged, index.class_names, _voc_metric(config), fields=fields, labels=labels, boundary=boundary)
 
 
 def write_measured(
     measured: Measured, index: AnnotationIndex, output: Path, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Writes result.json, with ``facts`` about the run, and detections.json; returns the content of the former."""
+    """Writes result.json, with ``facts`` about the run, and what was found or counted; returns the result."""
     result = {**measured.result, **facts}
     with together("writing the result"):
         if is_main():
             output.mkdir(parents=True, exist_ok=True)
-            write_text(output / "detections.json", json.dumps(coco_results(measured.records, index.category_ids)))
+            if measured.objects:
+                write_text(output / DETECTIONS, json.dumps(coco_results(measured.records, index.category_ids)))
+            if index.label_maps is not None:
+                write_counts(output / SEGMENTATION, measured.records, index.label_maps)
             write_text(output / "result.json", json.dumps(result, indent=2) + "\n")
     return result
 
@@ -281,12 +330,12 @@ def _share(index: AnnotationIndex, limit: int | None) -> range:
 
 
 def read_records(run: Path, *, say: Callable[[str], None] = SCREEN.print) -> tuple[AnnotationIndex, list[Record]]:
-    """The test images of a run directory, and its detections.json as records in their order.
+    """The test images of a run directory, and its detections.json and segmentation.json as records in their order.
 
     The images are those of which the result says that they were tested, whatever the config says.
 
     Args:
-        run: holds config.yaml, result.json (how many images were tested) and detections.json.
+        run: holds config.yaml, result.json (how many images were tested) and the files of what its detector finds.
         say: takes lines to show.
 
     Raises:
@@ -297,7 +346,13 @@ def read_records(run: Path, *, say: Callable[[str], None] = SCREEN.print) -> tup
     config = replace(config, data=replace(config.data, test=tested))
     index = load_test_set(config, say).first(result["images"])
     repair = "; has the data set changed since? Test again: resdet test writes it"
-    records = read_detections(index, run / "detections.json", source=", ".join(config.data.test), repair=repair)
+    if finds_objects(config):
+        source, masks = ", ".join(config.data.test), "masks" in needed_fields(config)
+        records = read_detections(index, run / DETECTIONS, source=source, repair=repair, masks=masks)
+    else:
+        records = without_objects(index)
+    if index.label_maps is not None:
+        records = read_counts(run / SEGMENTATION, records, index.label_maps)
     return index, records
 
 
@@ -319,6 +374,8 @@ def restore_detector(
     own, trained = config.keypoint, checkpoint.config.keypoint
     if not own.names:
         config = replace(config, keypoint=replace(own, names=trained.names, edges=trained.edges))
+    if not config.panoptic.stuff:
+        config = replace(config, panoptic=replace(config.panoptic, stuff=checkpoint.config.panoptic.stuff))
     detector = build_detector(config, len(class_names), pretrained=False)
     load_detector_weights(detector, checkpoint, class_names)
     changed = different_meaning(checkpoint.config, config)

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from detection.build import build_detector, compile_losses, needed_fields, with_keypoints
+from detection.build import build_detector, compile_losses, data_parts, judged_fields, needed_fields, with_keypoints
+from detection.build_panoptic import label_rows, with_stuff
 from detection.config.detection import DetectionConfig
 from detection.data.index import AnnotationIndex
 from detection.data.loader import detection_loader, load_data
 from detection.engine.device import choose_device
 from detection.engine.distributed import is_main, only_main, rank, start, together, world_size
 from detection.engine.evaluate import evaluate
+from detection.engine.label_maps import label_classes
 from detection.engine.trainer import Trainer
 from detection.engine.transfer import differing_meaning, load_initial_weights
 from detection.evaluation.metrics import read_metric
@@ -78,11 +80,13 @@ def run_training(
         fields=needed_fields(config, training=True),
         test_fields=needed_fields(config),
         limit=config.data.limit,
+        **data_parts(config),
     )
     index, val, test = sets.pop("train"), sets.get("val"), sets.get("test")
-    config = with_keypoints(config, index.keypoints)
+    config = with_stuff(with_keypoints(config, index.keypoints), index.label_maps)
     if config.solver.best_metric is not None:  # a misspelt name ends here, not later
-        figures = evaluate([], index.class_names, "area", fields=needed_fields(config), boundary=config.test.boundary)
+        fields, labels = judged_fields(config), label_classes(index)
+        figures = evaluate([], index.class_names, "area", fields=fields, labels=labels, boundary=config.test.boundary)
         read_metric(figures, config.solver.best_metric)
         if val is not None and (lacking := _without_truth(config.solver.best_metric, val)):
             only_main(SCREEN.print)(
@@ -102,6 +106,7 @@ def run_training(
             index.class_names,
             say=only_main(SCREEN.print),
             keypoints=index.keypoints,
+            label_names=() if index.label_maps is None else index.label_maps.class_names,
         ),
         validate=(
             None
@@ -131,6 +136,8 @@ def _check_order(config: DetectionConfig, device: torch.device) -> None:
 
 def _without_truth(metric: str, val: AnnotationIndex) -> str | None:
     """Returns what ``val`` lacks to give ``metric`` a value; None if it lacks nothing that is known beforehand."""
+    if metric.partition(".")[0] in ("semseg", "panoptic"):  # that label images say once they are read
+        return None
     wanted = set(val.labels[~val.ignore].tolist())
     of_class = metric.partition(".per_class.")[2]
     for label, name in enumerate(val.class_names):
@@ -149,7 +156,9 @@ def _build(config: DetectionConfig, index: AnnotationIndex, fixed: Sequence[str]
                 with bar(config.init, unit="bytes") as move:
                     read_origin(config.init, progress=move)
         origin = read_origin(config.init)
-        carried = load_initial_weights(detector, origin, index.class_names, config.init_classes)
+        carried = load_initial_weights(
+            detector, origin, index.class_names, config.init_classes, row_names=label_rows(origin.config)
+        )
         for line in carried.lines:
             say(line)
         for line in differing_meaning(config, origin):
@@ -161,7 +170,7 @@ def _test(
     config: DetectionConfig, model: nn.Module, index: AnnotationIndex, output: Path, facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns the result of ``model`` on data.test, whose files it writes."""
-    measured = measure(config, [_detector(model)], index)
+    measured = measure(config, [_detector(model)], index, output=output)
     return write_measured(measured, index, output, facts | {"tested_on": list(config.data.test)})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from detection.data.dataset import Batch
 from detection.engine.distributed import is_main
 from detection.keypoints import KeypointSpec
+from detection.label_overlay import draw_label_map
 from detection.structures import Target
 from detection.tasks.label_pictures import draw_labels
 from detection.visualize import save_picture
@@ -33,15 +35,19 @@ def drawing_first(
     *,
     say: Callable[[str], None],
     keypoints: KeypointSpec | None = None,
+    label_names: Sequence[str] = (),
 ) -> Callable[..., Iterable[Batch]]:
     """Returns ``load``, whose first batch of a fresh run the main process also draws to ``path``.
 
+    ``label_names`` are those of the classes of label maps, where targets have some.
     The batches are the same: no random number is drawn and nothing in them changes.
     """
 
+    draw = partial(draw_batch, class_names=class_names, keypoints=keypoints, label_names=label_names)
+
     def load_and_draw(*, start: int, **options: object) -> Iterable[Batch]:
         batches = load(start=start, **options)
-        return map(_Once(path, class_names, keypoints, say), batches) if start == 0 and is_main() else batches
+        return map(_Once(path, draw, say), batches) if start == 0 and is_main() else batches
 
     return load_and_draw
 
@@ -49,26 +55,29 @@ def drawing_first(
 class _Once:
     """Draws the first batch that passes."""
 
-    def __init__(
-        self, path: Path, class_names: Sequence[str], keypoints: KeypointSpec | None, say: Callable[[str], None]
-    ) -> None:
-        self.path, self.class_names, self.keypoints, self.say = path, class_names, keypoints, say
+    def __init__(self, path: Path, draw: Callable[[Batch], NDArray[np.uint8]], say: Callable[[str], None]) -> None:
+        self.path, self.draw, self.say = path, draw, say
         self.done = False
 
     def __call__(self, batch: Batch) -> Batch:
         if not self.done:
             self.done = True
             try:
-                save_picture(self.path, draw_batch(batch, self.class_names, self.keypoints))
+                save_picture(self.path, self.draw(batch))
             except ValueError as error:  # a picture is worth no run
                 self.say(f"warning: {error}")
         return batch
 
 
-def draw_batch(batch: Batch, class_names: Sequence[str], keypoints: KeypointSpec | None = None) -> NDArray[np.uint8]:
+def draw_batch(
+    batch: Batch,
+    class_names: Sequence[str],
+    keypoints: KeypointSpec | None = None,
+    label_names: Sequence[str] = (),
+) -> NDArray[np.uint8]:
     """Returns the images of ``batch`` (at most 16) in a grid with their targets, whose ``keypoints`` are joined.
 
-    Ignored regions are hatched; padding is violet.
+    Ignored regions are hatched; padding is violet.  Label maps have the classes ``label_names``.
     """
     count = min(len(batch.images), MAX_IMAGES)
     columns = math.ceil(math.sqrt(count))
@@ -78,7 +87,10 @@ def draw_batch(batch: Batch, class_names: Sequence[str], keypoints: KeypointSpec
     rows = -(-count // columns)
     grid = np.full((rows * (tile_height + GAP), columns * (tile_width + GAP), 3), 255, np.uint8)
     for number in range(count):
-        drawn = draw_labels(*_shown(batch, number), class_names, keypoints=keypoints, scale=scale)
+        image, target = _shown(batch, number)
+        if target.label_map is not None:
+            image = draw_label_map(image, target.label_map.numpy(), label_names)
+        drawn = draw_labels(image, target, class_names, keypoints=keypoints, scale=scale)
         y, x = (number // columns) * (tile_height + GAP), (number % columns) * (tile_width + GAP)
         grid[y : y + tile_height, x : x + tile_width] = cv2.resize(
             drawn, (tile_width, tile_height), interpolation=cv2.INTER_AREA
@@ -101,5 +113,6 @@ def _shown(batch: Batch, number: int) -> tuple[NDArray[np.uint8], Target]:
         ignore=targets.ignore[number][valid],
         masks=masks,
         keypoints=None if targets.keypoints is None else targets.keypoints[number][valid],
+        label_map=None if targets.label_maps is None else targets.label_maps[number],
     )
     return image, own

@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
+from backbones.resnet import FULL_STRIDE
 from backbones.weights.load import SOURCES
+from detection.build_semantic import default_rates
 from detection.config.detection import DetectionConfig
 from detection.config.schema import flatten
 
-__all__ = ["explicit", "refuse_differences"]
+__all__ = ["SIZES", "explicit", "refuse_differences"]
 
 # Keys without a part in a detection, or that the names of the weights tell.
 IN_TRAINING = re.compile(
@@ -18,26 +20,16 @@ IN_TRAINING = re.compile(
     r"|(rpn|box)\.(positive_iou|negative_iou|negative_iou_low|samples_per_image|positive_fraction|allow_outside)"
     r"|(rpn|box|dense)\.(smooth_l1_beta|box_loss_weight|loss|ignore_overlap|pre_nms_train|post_nms_train)"
     r"|dense\.(prior|positive_iou|negative_iou|center_radius|focal_alpha|focal_gamma|normalizer)"
-    r"|keypoint\.(names|edges)|point\.(train_points|oversample|importance)"
+    r"|keypoint\.(names|edges)|semantic\.(norm|channels|loss_weight|aux_weight|dropout)|panoptic\.stuff"
+    r"|point\.(train_points|oversample|importance)"
 )
-SECTIONS = (
-    "architecture",
-    "backbone",
-    "anchors",
-    "rpn",
-    "box",
-    "cascade",
-    "mask",
-    "point",
-    "keypoint",
-    "dense",
-    "test",
-)
+OF_OBJECTS = ("anchors", "rpn", "box", "cascade", "mask", "point", "keypoint", "dense", "test")
+SECTIONS = ("architecture", "backbone", "semantic", "panoptic", *OF_OBJECTS)
 SIZES = ("data.shorter_side", "data.longer_side")
 
 
 def explicit(config: DetectionConfig) -> DetectionConfig:
-    """Returns ``config`` with the ResNet's defaults in the place of null."""
+    """Returns ``config`` with the defaults of a ResNet and of a head for label maps in the place of null."""
     given, source = config.backbone, SOURCES[config.backbone.weights_source]
     backbone = replace(
         given,
@@ -50,10 +42,17 @@ def explicit(config: DetectionConfig) -> DetectionConfig:
         tail_stride=given.tail_stride or 2,
         roi_size=given.roi_size or 14,
         dilate_c5=bool(given.dilate_c5),
+        output_stride=given.output_stride or FULL_STRIDE,
         deform=tuple(sorted(set(given.deform or ()))),
         deform_modulated=bool(given.deform_modulated),
     )
-    return replace(config, backbone=backbone)
+    own = config.semantic
+    semantic = replace(
+        own,
+        norm=own.norm or ("gn" if config.architecture == "semantic_fpn" or config.is_panoptic else "bn"),
+        rates=own.rates or default_rates(backbone.output_stride or FULL_STRIDE),
+    )
+    return replace(config, backbone=backbone, semantic=semantic)
 
 
 def refuse_differences(
@@ -68,18 +67,15 @@ def refuse_differences(
         taken: argument of the project's builder -> the key that it takes, and that may therefore differ.
     """
     here, there = flatten(explicit(own)), flatten(explicit(theirs))
-    idle = [name for name in ("mask", "point", "keypoint", "cascade") if name not in own.architecture]
-    if own.architecture == "pointrend_rcnn":
-        idle.remove("mask")
-    idle += ["rpn", "box"] if own.one_stage else ["dense"]
     keys = [key for key in here if key.split(".")[0] in SECTIONS or key in SIZES]
     differing = [
         f"{key} is {here[key]!r}, {project} has {there[key]!r}"
         for key in keys
         if here[key] != there[key]
         and not IN_TRAINING.fullmatch(key)
-        and key.split(".")[0] not in idle
+        and key.split(".")[0] not in own.idle_sections
         and key not in (taken or {}).values()
     ]
     if differing:
-        raise ValueError(f"this detector can't go to {project}, which would find other boxes: {'; '.join(differing)}")
+        other = "other label maps" if own.labels_only else "other boxes"
+        raise ValueError(f"this detector can't go to {project}, which would find {other}: {'; '.join(differing)}")

@@ -1,4 +1,4 @@
-"""Detectron2's Faster, Mask, Keypoint and Cascade R-CNN (C4, DC5, FPN), PointRend, RetinaNet -> our config, names.
+"""Detectron2's R-CNNs (C4, DC5, FPN), PointRend, RetinaNet, semantic and panoptic FPN -> our config and names.
 
 Names and shapes tell the architecture, which ResNet it is and the number of classes. What they do not tell is as in the
 files of Detectron2's model zoo, unless settings say otherwise.
@@ -23,8 +23,16 @@ from detection.config.detection import DetectionConfig
 from detection.config.load import build_dataclass
 from detection.model.anchors import AnchorGenerator, deal
 from detection.weights.detectron2_names import our_name
+from detection.weights.detectron2_panoptic import HEAD, panoptic_settings
 from detection.weights.detectron2_pointrend import POINTS, pointrend_settings
-from detection.weights.detectron2_retinanet import CLASSES, class_count, classes_first, retinanet_settings
+from detection.weights.detectron2_retinanet import (
+    CLASSES,
+    class_count,
+    classes_first,
+    retinanet_settings,
+    with_running_mean,
+)
+from detection.weights.detectron2_semantic import is_semantic_fpn, our_semantic_name, semantic_settings
 from detection.weights.detectron2_settings import apply_settings
 from detection.weights.keypoint_layers import has_keypoints, keypoint_config
 from detection.weights.resnets import coarse_levels, count_children, deformable_stages, resnet_name
@@ -36,7 +44,7 @@ Architecture = Literal["c4", "dc5", "fpn"]
 # Pattern of names -> what has them, and why it can't be loaded; the first that fits is said.
 OTHERS = (
     (r"head\.cls_subnet\.1\.", "RetinaNet with normalised towers", "its convolutions have a bias before it"),
-    (r"sem_seg_head\.", "Panoptic FPN or a semantic segmentation", "no architecture here segments semantically"),
+    (r"sem_seg_head\.(?!p\d\.|predictor\.)", "a semantic segmentation", "only SemSegFPNHead is known here"),
     (
         r"roi_heads\.mask_head\.parameter_head\.",
         "Implicit PointRend",
@@ -60,7 +68,7 @@ def convert_detectron2(
 
     Args:
         state: the state dict of a Detectron2 detector.
-        class_names: K names, in the order of the rows.
+        class_names: K names, in the order of the rows; of a panoptic network those of stuff may follow.
         settings: keys of Detectron2's config with their values, such as {"MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.6}, where
             they are not those of the model zoo.
 
@@ -69,11 +77,14 @@ def convert_detectron2(
             have.
     """
     _refuse_others(state)
-    renamed = {our_name(name): value for name, value in state.items()}
+    if is_semantic_fpn(state):
+        return _convert_semantic(state, class_names, settings or {})
+    renamed = {our_name(our_semantic_name(name, HEAD)): value for name, value in state.items()}
     one_stage = f"{CLASSES}.weight" in renamed
     architecture = "fpn" if one_stage else _architecture(state)
     count = class_count(renamed) if one_stage else len(renamed[f"{_predictor(renamed)}.classes.weight"]) - 1
-    if count != len(class_names):
+    panoptic = f"{HEAD}.classes.weight" in renamed
+    if count != len(class_names) and not panoptic:
         raise ValueError(
             f"the weights know {count} classes beside the background, class_names has {len(class_names)}: "
             f"give {count} names, in the order of the rows"
@@ -81,15 +92,41 @@ def convert_detectron2(
     tree = _shared_settings(renamed, architecture, backbone=_backbone(renamed))
     tree |= retinanet_settings(renamed) if one_stage else _zoo_settings(renamed, architecture)
     tree |= pointrend_settings(renamed, count) if f"{POINTS}.weight" in renamed else {}
+    tree |= panoptic_settings(renamed, class_names, count) if panoptic else {}
     apply_settings(tree, settings or {})
     config = build_dataclass(DetectionConfig, tree)
     converted = {name: value for name, value in renamed.items() if not _is_constant(name)}
-    converted = classes_first(converted) if one_stage else _masks_for_all(converted, count)
-    with torch.device("meta"):
-        detector = build_detector(config, count, pretrained=False)
-    load_matching(detector.to_empty(device="cpu"), converted, source="Detectron2's detector")
+    converted = with_running_mean(classes_first(converted)) if one_stage else _masks_for_all(converted, count)
+    _check_layers(config, count, converted)
     _check_constants(renamed, config)
     return config, converted
+
+
+def _convert_semantic(
+    state: Mapping[str, Tensor], class_names: Sequence[str], settings: Mapping[str, Any]
+) -> tuple[DetectionConfig, dict[str, Tensor]]:
+    """As ``convert_detectron2``, for semantic FPN, every class of which has its row."""
+    renamed = {our_name(our_semantic_name(name)): value for name, value in state.items()}
+    count = len(renamed["head.classes.weight"])
+    if count != len(class_names):
+        raise ValueError(
+            f"the weights know {count} classes, class_names has {len(class_names)}: give {count} names, in the order "
+            "of the rows"
+        )
+    tree = _shared_settings(renamed, _architecture(state), backbone=_backbone(renamed)) | semantic_settings(renamed)
+    apply_settings(tree, settings)
+    config = build_dataclass(DetectionConfig, tree)
+    converted = {name: value for name, value in renamed.items() if not _is_constant(name)}
+    _check_layers(config, count, converted)
+    _check_constants(renamed, config)
+    return config, converted
+
+
+def _check_layers(config: DetectionConfig, num_classes: int, state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless ``state`` has the names and shapes of ``config``'s network."""
+    with torch.device("meta"):
+        detector = build_detector(config, num_classes, pretrained=False)
+    load_matching(detector.to_empty(device="cpu"), state, source="Detectron2's detector")
 
 
 def _refuse_others(state: Mapping[str, Tensor]) -> None:
@@ -215,6 +252,8 @@ def _architecture_name(state: Mapping[str, Tensor]) -> str:
         return "keypoint_rcnn"
     if f"{POINTS}.weight" in state:
         return "pointrend_rcnn"
+    if f"{HEAD}.classes.weight" in state:
+        return "cascade_panoptic_fpn" if ".stages." in _predictor(state) else "panoptic_fpn"
     if ".stages." in _predictor(state):
         return "cascade_mask_rcnn" if masks else "cascade_rcnn"
     return "mask_rcnn" if masks else "faster_rcnn"
@@ -264,7 +303,8 @@ def _check_constants(state: Mapping[str, Tensor], config: DetectionConfig) -> No
     """Raises ValueError where the constants that older files hold are not those of our detector."""
     anchors, stats = config.anchors, SOURCES[config.backbone.weights_source].input_stats
     expected = {"pixel_mean": torch.tensor(stats.mean), "pixel_std": torch.tensor(stats.std)}
-    for number, sizes in enumerate(deal(anchors.sizes, LEVELS if config.backbone.fpn else 1)):
+    levels = [] if config.labels_only else deal(anchors.sizes, LEVELS if config.backbone.fpn else 1)
+    for number, sizes in enumerate(levels):
         expected[f"{ANCHORS}{number}"] = AnchorGenerator(1, sizes=sizes, ratios=anchors.ratios).cell_anchors
     for name in filter(_is_constant, state):
         own = expected.get(name)

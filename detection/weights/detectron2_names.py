@@ -100,8 +100,8 @@ TO_THEIRS: Rules = (
 
 
 def are_detectron2s(names: Iterable[str]) -> bool:
-    """Tells whether ``names`` of a detector's tensors are Detectron2's, by its RPN or a RetinaNet's scores."""
-    return any(name.startswith(("proposal_generator.", "head.cls_score.")) for name in names)
+    """Tells whether ``names`` of tensors are Detectron2's, by an RPN, a RetinaNet's scores or a semantic head."""
+    return any(name.startswith(("proposal_generator.", "head.cls_score.", "sem_seg_head.")) for name in names)
 
 
 def our_name(name: str) -> str:

@@ -8,14 +8,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from detection.config.detection import DetectionConfig
+from detection.model.one_stage import RUNNING_START
 from detection.weights.resnets import count_children
 
-__all__ = ["CLASSES", "anchors_first", "class_count", "classes_first", "retinanet_layers", "retinanet_settings"]
+__all__ = [
+    "CLASSES",
+    "anchors_first",
+    "class_count",
+    "classes_first",
+    "retinanet_layers",
+    "retinanet_settings",
+    "with_running_mean",
+]
 
-CLASSES, DELTAS = "head.classes", "head.deltas"
+CLASSES, DELTAS, POSITIVES = "head.classes", "head.deltas", "head.scale.positives"
 SIZES = [base * 2 ** (third / 3) for base in (32, 64, 128, 256, 512) for third in range(3)]
 
 
@@ -32,10 +42,16 @@ def classes_first(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def anchors_first(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns ``state``, which has our names, with the rows of an anchor together: undoes ``classes_first``."""
+    """Returns ``state``, which has our names, with the rows of an anchor together and no running mean: theirs."""
     grid = (class_count(state), _anchors(state))
     names = [f"{CLASSES}.{part}" for part in ("weight", "bias")]
-    return dict(state) | {name: state[name].unflatten(0, grid).transpose(0, 1).flatten(0, 1) for name in names}
+    kept = {name: value for name, value in state.items() if name != POSITIVES}
+    return kept | {name: state[name].unflatten(0, grid).transpose(0, 1).flatten(0, 1) for name in names}
+
+
+def with_running_mean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns ``state`` with the mean number of positives that a training begins with; Detectron2 saves none."""
+    return dict(state) | {POSITIVES: torch.tensor(RUNNING_START)}
 
 
 def retinanet_layers(config: DetectionConfig, num_classes: int) -> dict[str, Any]:
@@ -68,7 +84,7 @@ def retinanet_settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "anchors": {"sizes": SIZES, "ratios": [0.5, 1.0, 2.0], "offset": 0.0},
         "dense": {
             "convs": count_children(state, "head.class_tower"),
-            "normalizer": "batch",  # Detectron2's is a running mean over batches
+            "normalizer": "running",
             "smooth_l1_beta": 0.0,
             "clip_first": False,
         },

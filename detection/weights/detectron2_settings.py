@@ -16,6 +16,8 @@ from detection.config.detection import DetectionConfig
 from detection.config.load import parse_yaml
 from detection.config.schema import flatten, leaves
 from detection.model.anchors import deal
+from detection.weights.detectron2_panoptic import PANOPTIC_KEYS, PANOPTIC_REQUIRED
+from detection.weights.detectron2_semantic import SEMANTIC_KEYS, SEMANTIC_REQUIRED
 
 __all__ = ["apply_settings", "read_settings", "settings_of"]
 
@@ -108,6 +110,11 @@ RETINANET_REQUIRED: dict[str, Any] = {name: value for name, value in REQUIRED.it
     "MODEL.RETINANET.BBOX_REG_WEIGHTS": (1.0, 1.0, 1.0, 1.0),
 }
 
+LABELLER_KEYS = {
+    name: key for name, key in KEYS.items() if re.match(r"(INPUT|MODEL\.(BACKBONE|RESNETS|FPN))\.", name)
+} | SEMANTIC_KEYS
+LABELLER_REQUIRED: dict[str, Any] = SEMANTIC_REQUIRED | {"MODEL.FPN.FUSE_TYPE": "sum", "TEST.AUG.ENABLED": False}
+
 # Names and shapes of the weights say these.
 TOLD_BY_SHAPES = re.compile(
     r"MODEL\.(MASK_ON|KEYPOINT_ON|BACKBONE\.NAME|FPN\.(IN_FEATURES|OUT_CHANNELS)|RPN\.(IN_FEATURES|CONV_DIMS)"
@@ -115,7 +122,8 @@ TOLD_BY_SHAPES = re.compile(
     r"|ROI_HEADS\.(NAME|NUM_CLASSES|IN_FEATURES)"
     r"|ROI_BOX_HEAD\.(NAME|NUM_FC|FC_DIM|NUM_CONV|CONV_DIM|CLS_AGNOSTIC_BBOX_REG)"
     r"|ROI_MASK_HEAD\.(NAME|NUM_CONV|CONV_DIM|CLS_AGNOSTIC_MASK|NUM_FC|FC_DIM|OUTPUT_SIDE_RESOLUTION|POINT_HEAD_ON)"
-    r"|POINT_HEAD\.(NAME|NUM_CLASSES|NUM_FC|FC_DIM|CLS_AGNOSTIC_MASK))"
+    r"|POINT_HEAD\.(NAME|NUM_CLASSES|NUM_FC|FC_DIM|CLS_AGNOSTIC_MASK)"
+    r"|SEM_SEG_HEAD\.(IN_FEATURES|NUM_CLASSES|CONVS_DIM))"
 )
 
 # These are about training, other architectures, or what a setting above leaves without effect.
@@ -130,6 +138,7 @@ WITHOUT_EFFECT = re.compile(
 )
 
 OF_REGIONS = re.compile(r"MODEL\.(MASK_ON|KEYPOINT_ON|LOAD_PROPOSALS|(RPN|PROPOSAL_GENERATOR|ROI_\w+)\..*)")
+OF_OBJECTS = re.compile(rf"{OF_REGIONS.pattern}|MODEL\.ANCHOR_GENERATOR\..*|TEST\.DETECTIONS_PER_IMAGE")
 
 # What a config of the model zoo starts from; their settings are those taken without any.
 ZOO_BASES = ("Base-RCNN-C4.yaml", "Base-RCNN-DilatedC5.yaml", "Base-RCNN-FPN.yaml", "Base-RetinaNet.yaml")
@@ -169,8 +178,7 @@ def apply_settings(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a setting that our detector does not have.
     """
-    one_stage = tree["architecture"] == "retinanet"
-    required = RETINANET_REQUIRED if one_stage else REQUIRED
+    required, absent = _required(tree["architecture"])
     required = required | {"MODEL.RESNETS.RES5_DILATION": 2 if tree["backbone"]["dilate_c5"] else 1}
     keys = _keys(tree)
     for name, value in settings.items():
@@ -181,12 +189,21 @@ def apply_settings(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
             section, key = keys[name].split(".")
             if _applies(tree, section, key):
                 tree.setdefault(section, {})[key] = _our_value(name, value)
-        elif one_stage and OF_REGIONS.fullmatch(name):
+        elif absent is not None and absent.fullmatch(name):
             continue
         elif name not in PIXELS and not TOLD_BY_SHAPES.fullmatch(name) and not WITHOUT_EFFECT.fullmatch(name):
             raise ValueError(f"no use for Detectron2's setting {name!r}; known: {', '.join((*keys, *required))}")
     _check_pooling(tree, settings)
     _apply_pixels(tree["backbone"], settings)
+
+
+def _required(architecture: str) -> tuple[dict[str, Any], re.Pattern[str] | None]:
+    """Returns the settings with the one value that ``architecture`` has, and those of layers that it lacks."""
+    if architecture == "semantic_fpn":
+        return LABELLER_REQUIRED, OF_OBJECTS
+    if "panoptic" in architecture:
+        return REQUIRED | PANOPTIC_REQUIRED, None
+    return (RETINANET_REQUIRED, OF_REGIONS) if architecture == "retinanet" else (REQUIRED, None)
 
 
 def settings_of(config: DetectionConfig) -> dict[str, Any]:
@@ -206,7 +223,7 @@ def settings_of(config: DetectionConfig) -> dict[str, Any]:
 def _sections(config: DetectionConfig) -> dict[str, Any]:
     """Returns what ``_keys`` and ``_applies`` ask of sections of our config."""
     tail = config.box.head == "tail"
-    mask = {} if "mask" not in config.architecture else {"norm": None} | ({} if tail else {"pool_size": None})
+    mask = {} if not config.finds_masks else {"norm": None} | ({} if tail else {"pool_size": None})
     mask = {"pool_size": None} if config.architecture == "pointrend_rcnn" else mask
     return {
         "backbone": {"fpn": config.backbone.fpn, "dilate_c5": config.backbone.dilate_c5},
@@ -217,8 +234,12 @@ def _sections(config: DetectionConfig) -> dict[str, Any]:
 
 
 def _keys(tree: Mapping[str, Any]) -> dict[str, str]:
+    if tree["architecture"] == "semantic_fpn":
+        return LABELLER_KEYS
     if tree["architecture"] == "retinanet":
         return RETINANET_KEYS
+    if "panoptic" in tree["architecture"]:
+        return KEYS | PANOPTIC_KEYS
     return C4_KEYS if tree["box"]["head"] == "tail" else KEYS
 
 

@@ -17,15 +17,19 @@ from detection.hub import parse_address
 from detection.weights import zoo
 from detection.weights.detectron2 import convert_detectron2
 from detection.weights.detectron2_names import are_detectron2s
+from detection.weights.detectron2_panoptic import object_classes
+from detection.weights.published import CLASSES, VOC_LABELS
 from detection.weights.torchvision import convert_torchvision, known_norm_eps
 
-__all__ = ["ZOO_FOLDER", "origin_file", "origin_of", "read_origin"]
+__all__ = ["ZOO_FOLDER", "label_map_classes", "origin_file", "origin_of", "read_origin"]
 
 ZOO_FOLDER = Path("output/zoo")  # where published detectors are downloaded to
 
 # Rows of the class scores -> the card whose classes they mostly are: torchvision's have a row per category id of COCO
 CARDS_OF_ROWS = {("torchvision", 91): "coco2017", ("detectron2", 81): "coco2017", ("detectron2", 21): "voc2007"}
 SCORES = ("roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.0.cls_score.weight")
+PANOPTIC_ROWS = 54  # of the pixels' scores: things, and COCO's 53 classes of stuff
+PIXEL_SCORES = ("classifier.4.weight", "sem_seg_head.predictor.weight")  # of networks of label maps
 # Of one-stage detectors: rows of every anchor, the layer with four rows an anchor, and the background's row if missing
 DENSE_SCORES = (
     ("head.classification_head.cls_logits.weight", "head.regression_head.bbox_reg.weight", 0),
@@ -74,6 +78,18 @@ def origin_of(config: DetectionConfig) -> tuple[str | None, str | None]:
     return weights, None if weights is None else published_licence(config.backbone.name, weights)
 
 
+def label_map_classes(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Returns names for the rows of a network of label maps, torchvision's or Detectron2's; none for other networks.
+
+    21 rows are VOC's classes after the background.
+    """
+    rows = next((len(state[name]) for name in PIXEL_SCORES if name in state), 0)
+    if rows == 0 or any(name in state for name in SCORES):
+        return ()
+    voc = CLASSES[VOC_LABELS]
+    return voc if rows == len(voc) else ("background", *(f"class {number}" for number in range(1, rows)))
+
+
 def _is_foreign(file: Path) -> bool:
     return file.suffix != ".safetensors" or stored_backbone(file) is None
 
@@ -91,11 +107,13 @@ def _converted(file: Path) -> Checkpoint[DetectionConfig]:
     except ValueError as error:
         hint = "; of a backbone alone, give the file as backbone.weights" if "conv1.weight" in state else ""
         raise ValueError(f"init {file}: {error}{hint}") from error
-    return Checkpoint(file, weights, config, names, iteration=0)
+    return Checkpoint(file, weights, config, object_classes(config, names), iteration=0)
 
 
 def _class_names(state: Mapping[str, Tensor], project: str) -> tuple[str, ...]:
     """The classes of a file that names none: those of a card, else "class 1", "class 2" and so on."""
+    if pixels := label_map_classes(state):
+        return pixels
     rows = next((len(state[name]) for name in SCORES if name in state), 1)
     for scores, deltas, missing in DENSE_SCORES:
         if scores in state and deltas in state:
@@ -103,4 +121,6 @@ def _class_names(state: Mapping[str, Tensor], project: str) -> tuple[str, ...]:
     card = CARDS_OF_ROWS.get((project, rows))
     if rows == 2 and any(name.startswith("roi_heads.keypoint_head.") for name in state):
         card = "coco2017_keypoints"  # persons
+    if card == "coco2017" and len(state.get("sem_seg_head.predictor.weight", ())) == PANOPTIC_ROWS:
+        card = "coco2017_panoptic"
     return load_card(card).classes if card else tuple(f"class {number}" for number in range(1, rows))

@@ -24,6 +24,12 @@ from torchvision.models.detection import (
     RetinaNet_ResNet50_FPN_V2_Weights,
     RetinaNet_ResNet50_FPN_Weights,
 )
+from torchvision.models.segmentation import (
+    DeepLabV3_ResNet50_Weights,
+    DeepLabV3_ResNet101_Weights,
+    FCN_ResNet50_Weights,
+    FCN_ResNet101_Weights,
+)
 
 from detection.data.cards import load_card
 
@@ -41,10 +47,12 @@ PERSONS = "coco2017_keypoints:val"
 POINTREND = "PointRend/InstanceSegmentation"  # of projects/PointRend, which has no figures of boxes
 ADDRESS = "https://dl.fbaipublicfiles.com/detectron2"
 
+VOC_LABELS = "coco2017_voc_labels"  # images of COCO with an object of VOC's classes
 # Of data sets without a card, in the order of the rows; LVIS 0.5 numbers its categories from 1 to 1230.
 CLASSES = {
     "cityscapes": ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
     "lvis_v0.5": tuple(f"category {number}" for number in range(1, 1231)),
+    VOC_LABELS: ("background", *FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"][1:]),
 }
 # Folder of Detectron2's zoo -> data set, and what its names get, since others have the same
 FOLDERS = {
@@ -72,13 +80,15 @@ DETECTRON1 = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A published detector that loads here.
+    """A published detector or network of label maps that loads here.
 
     Attributes:
         name: unique.
         url: of its file.
         data: card:split that the figures are of; a data set without a card here has its classes in ``CLASSES``.
         ap: percent, mean over IoU 0.5 to 0.95; on VOC from 11-point curves. None: not published, or not at hand.
+        miou, pixel_accuracy: percent, of label maps.
+        pq: percent, panoptic quality.
         norm_eps: of torchvision's fixed batch normalisation; None: as the names in the file tell.
         settings: Detectron2's, where they are not those that its weights have without any.
     """
@@ -91,6 +101,9 @@ class Entry:
     ap50: float | None = None
     mask_ap: float | None = None
     keypoint_ap: float | None = None
+    miou: float | None = None
+    pq: float | None = None
+    pixel_accuracy: float | None = None
     norm_eps: float | None = None
     settings: Settings = field(default_factory=dict)
 
@@ -105,7 +118,7 @@ class Entry:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes in the order of the rows."""
+        """The classes in the order of the rows; of panoptic networks things, then stuff."""
         return load_card(self._data_set).classes if self.has_card else CLASSES[self._data_set]
 
     @property
@@ -116,6 +129,9 @@ class Entry:
             "box AP50": self.ap50,
             "mask AP": self.mask_ap,
             "keypoint AP": self.keypoint_ap,
+            "PQ": self.pq,
+            "mean IoU": self.miou,
+            "pixel accuracy": self.pixel_accuracy,
         }
         shown = ", ".join(f"{name} {value:.1f}" for name, value in figures.items() if value is not None)
         return f"published for {self.data}: {shown or 'figures not at hand'}"
@@ -152,6 +168,13 @@ def _torchvision(
     )
 
 
+def _labeller(name: str, weights: WeightsEnum) -> Entry:
+    """A network of torchvision's that predicts label maps of VOC's classes."""
+    figures = weights.meta["_metrics"]["COCO-val2017-VOC-labels"]
+    data, url = f"{VOC_LABELS}:val", weights.url
+    return Entry(name, "torchvision", url, data, None, miou=figures["miou"], pixel_accuracy=figures["pixel_acc"])
+
+
 def _detectron2(
     path: str,
     ap: float | None,
@@ -159,6 +182,7 @@ def _detectron2(
     *,
     ap50: float | None = None,
     keypoint_ap: float | None = None,
+    pq: float | None = None,
     settings: Settings | None = None,
 ) -> Entry:
     """The row of the file ``path``, which ends in folder/name/number/file."""
@@ -166,9 +190,10 @@ def _detectron2(
     data, suffix = FOLDERS.get(folder, ("coco2017:val", ""))
     if keypoint_ap is not None:
         data, suffix = PERSONS, "_d1" if settings else ""  # of the comparisons, whose name COCO-Keypoints has too
-    url = f"{ADDRESS}/{path}.pkl"
-    name = name.removesuffix("_coco") + suffix
-    return Entry(name, "detectron2", url, data, ap, ap50, mask_ap, keypoint_ap, settings=settings or {})
+    if pq is not None:
+        data = "coco2017_panoptic:val"
+    url, own, name = f"{ADDRESS}/{path}.pkl", settings or {}, name.removesuffix("_coco") + suffix
+    return Entry(name, "detectron2", url, data, ap, ap50, mask_ap, keypoint_ap, pq=pq, settings=own)
 
 
 ZOO: tuple[Entry, ...] = (
@@ -187,6 +212,10 @@ ZOO: tuple[Entry, ...] = (
     _torchvision("retinanet_resnet50_fpn", RetinaNet_ResNet50_FPN_Weights.COCO_V1),
     _torchvision("retinanet_resnet50_fpn_v2", RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1),
     _torchvision("fcos_resnet50_fpn", FCOS_ResNet50_FPN_Weights.COCO_V1),
+    _labeller("fcn_resnet50", FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1),
+    _labeller("fcn_resnet101", FCN_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1),
+    _labeller("deeplabv3_resnet50", DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1),
+    _labeller("deeplabv3_resnet101", DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1),
     _detectron2("COCO-Detection/faster_rcnn_R_50_C4_1x/137257644/model_final_721ade", 35.7),
     _detectron2("COCO-Detection/faster_rcnn_R_50_DC5_1x/137847829/model_final_51d356", 37.3),
     _detectron2("COCO-Detection/faster_rcnn_R_50_FPN_1x/137257794/model_final_b275ba", 37.9),
@@ -230,6 +259,9 @@ ZOO: tuple[Entry, ...] = (
     _detectron2("COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x/137849621/model_final_a6e10b", 55.4, keypoint_ap=65.5),
     _detectron2("COCO-Keypoints/keypoint_rcnn_R_101_FPN_3x/138363331/model_final_997cc7", 56.4, keypoint_ap=66.1),
     _detectron2("COCO-Keypoints/keypoint_rcnn_X_101_32x8d_FPN_3x/139686956/model_final_5ad38f", 57.3, keypoint_ap=66.0),
+    _detectron2("COCO-PanopticSegmentation/panoptic_fpn_R_50_1x/139514544/model_final_dbfeb4", 37.6, 34.7, pq=39.4),
+    _detectron2("COCO-PanopticSegmentation/panoptic_fpn_R_50_3x/139514569/model_final_c10459", 40.0, 36.5, pq=41.5),
+    _detectron2("COCO-PanopticSegmentation/panoptic_fpn_R_101_3x/139514519/model_final_cafdb1", 42.4, 38.5, pq=43.0),
     _detectron2(
         "LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x/144219072/model_final_571f7c", 23.6, 24.4, settings=LVIS
     ),
@@ -255,6 +287,12 @@ ZOO: tuple[Entry, ...] = (
     _detectron2("Misc/scratch_mask_rcnn_R_50_FPN_9x_gn/183808979/model_final_da7b4c", 43.7, 39.6, settings=SCRATCH),
     _detectron2("Misc/scratch_mask_rcnn_R_50_FPN_9x_syncbn/184226666/model_final_5ce33e", 43.6, 39.3, settings=SCRATCH),
     _detectron2(
+        "Misc/panoptic_fpn_R_101_dconv_cascade_gn_3x/139797668/model_final_be35db",
+        *(47.4, 41.3),
+        pq=46.1,
+        settings=CASCADE,
+    ),
+    _detectron2(
         "Misc/cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv/18131413/model_0039999_e76410",
         *(50.2, 44.0),
         settings=CASCADE,
@@ -279,17 +317,12 @@ ZOO: tuple[Entry, ...] = (
     ),
 )
 
-NO_STUFF = "Panoptic FPN, and no architecture here segments what is no object"
 NO_REGNET = "its backbone is a RegNet, which backbones/registry.py lacks"
 # Of Detectron2's model zoo too: name -> why it does not load
 REFUSED: dict[str, str] = {
     "rpn_R_50_C4_1x": "an RPN alone, whose proposals have no classes",
     "rpn_R_50_FPN_1x": "an RPN alone, whose proposals have no classes",
     "fast_rcnn_R_50_FPN_1x": "Fast R-CNN without an RPN, whose regions come from a file",
-    "panoptic_fpn_R_50_1x": NO_STUFF,
-    "panoptic_fpn_R_50_3x": NO_STUFF,
-    "panoptic_fpn_R_101_3x": NO_STUFF,
-    "panoptic_fpn_R_101_dconv_cascade_gn_3x": NO_STUFF,
     "mask_rcnn_regnetx_4gf_dds_FPN_100ep_LSJ": NO_REGNET,
     "mask_rcnn_regnetx_4gf_dds_FPN_200ep_LSJ": NO_REGNET,
     "mask_rcnn_regnetx_4gf_dds_FPN_400ep_LSJ": NO_REGNET,

@@ -14,8 +14,10 @@ from detection.config.detection import DetectionConfig
 from detection.weights.back import explicit, refuse_differences
 from detection.weights.detectron2 import convert_detectron2
 from detection.weights.detectron2_names import their_name
+from detection.weights.detectron2_panoptic import HEAD, panoptic_layers
 from detection.weights.detectron2_pointrend import pointrend_layers
 from detection.weights.detectron2_retinanet import anchors_first, retinanet_layers
+from detection.weights.detectron2_semantic import semantic_layers, their_semantic_name
 from detection.weights.detectron2_settings import settings_of
 
 __all__ = ["to_detectron2"]
@@ -34,6 +36,14 @@ NETWORKS = {
 }
 
 
+# Architecture -> why it has no counterpart
+OTHERS = {
+    "fcos": "whose FCOS has other layers",
+    "fcn": "which has no FCN",
+    "deeplabv3": "whose DeepLabV3 has other layers",
+}
+
+
 def to_detectron2(
     config: DetectionConfig, class_names: Sequence[str], state: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -42,8 +52,8 @@ def to_detectron2(
     Raises:
         ValueError: Detectron2 has no such detector; the keys are named.
     """
-    if config.architecture == "fcos":
-        raise ValueError("architecture fcos can't go to detectron2, whose FCOS has other layers")
+    if config.architecture in OTHERS:
+        raise ValueError(f"architecture {config.architecture} can't go to detectron2, {OTHERS[config.architecture]}")
     backbone, own = config.backbone, explicit(config)
     if backbone.name not in NETWORKS or config.box.context or backbone.norm_eps == 0:
         raise ValueError(
@@ -55,14 +65,22 @@ def to_detectron2(
     layers = _layers(own, len(class_names))
     ordered = anchors_first(state) if own.one_stage else state
     theirs = {
-        their_name(name, rpn_convs=config.rpn.convs): value
+        their_name(_their_head(own, name), rpn_convs=config.rpn.convs): value
         for name, value in ordered.items()
         if own.backbone.norm != "frozen_bn" or not name.endswith("num_batches_tracked")
     }
     settings = settings_of(own)
-    back, _ = convert_detectron2(theirs, class_names=class_names, settings=settings)
+    names = (*class_names, *config.panoptic.stuff)
+    back, _ = convert_detectron2(theirs, class_names=names, settings=settings)
     refuse_differences(config, back, project="detectron2")
     return theirs, settings | layers
+
+
+def _their_head(config: DetectionConfig, name: str) -> str:
+    """Returns Detectron2's name of our tensor ``name`` of a semantic head; others stay."""
+    if config.is_panoptic:
+        return their_semantic_name(name, HEAD)
+    return their_semantic_name(name) if config.labels_only else name
 
 
 def _layers(config: DetectionConfig, num_classes: int) -> dict[str, Any]:
@@ -77,13 +95,15 @@ def _layers(config: DetectionConfig, num_classes: int) -> dict[str, Any]:
         "MODEL.RESNETS.DEFORM_MODULATED": bool(backbone.deform_modulated),
         "MODEL.FPN.OUT_CHANNELS": backbone.fpn_channels,
     }
+    if config.labels_only:
+        return body | semantic_layers(config, num_classes)
     own = retinanet_layers(config, num_classes) if config.one_stage else _layers_of_regions(config, num_classes)
     return body | own
 
 
 def _layers_of_regions(config: DetectionConfig, num_classes: int) -> dict[str, Any]:
     backbone, box, tail = config.backbone, config.box, config.box.head == "tail"
-    cascade, masks = "cascade" in config.architecture, "mask" in config.architecture
+    cascade, masks = "cascade" in config.architecture, config.finds_masks
     stages = ["res2", "res3", "res4", "res5"]
     levels = ["p2", "p3", "p4", "p5"] if backbone.fpn else ["res4" if tail else "res5"]
     settings = {
@@ -108,6 +128,8 @@ def _layers_of_regions(config: DetectionConfig, num_classes: int) -> dict[str, A
     }
     if config.architecture == "pointrend_rcnn":
         return settings | pointrend_layers(config, num_classes)
+    if config.is_panoptic:
+        return settings | panoptic_layers(config)
     if config.architecture != "keypoint_rcnn":
         return settings
     keypoint = config.keypoint

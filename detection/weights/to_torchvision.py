@@ -12,15 +12,17 @@ from torch import Tensor
 
 from detection.config.detection import DetectionConfig
 from detection.config.schema import flatten
-from detection.weights.back import explicit, refuse_differences
+from detection.weights.back import SIZES, explicit, refuse_differences
 from detection.weights.to_torchvision_one_stage import (
     ONE_STAGE_ARGUMENTS,
+    POSITIVES,
     one_stage_version,
     their_rows,
     to_one_stage_name,
 )
 from detection.weights.torchvision import convert_torchvision
 from detection.weights.torchvision_names import CLASSES, PER_CLASS, PREFIXES
+from detection.weights.torchvision_semantic import semantic_builder, to_semantic_names
 
 __all__ = ["to_torchvision"]
 
@@ -56,6 +58,12 @@ def to_torchvision(
         ValueError: torchvision has no such detector; the keys are named.
     """
     own = explicit(config)
+    if own.labels_only:
+        code, theirs = semantic_builder(own, len(class_names)), to_semantic_names(state)
+        theirs |= _counters(theirs)
+        back, _ = convert_torchvision(theirs, class_names=class_names)
+        refuse_differences(config, back, project="torchvision", taken={size: size for size in SIZES})
+        return theirs, code
     if own.backbone.deform:
         raise ValueError(
             f"backbone.deform {list(own.backbone.deform)} can't go to torchvision, whose detectors have no deformable "
@@ -76,7 +84,7 @@ def _one_stage(config: DetectionConfig, state: Mapping[str, Tensor]) -> tuple[st
     """Returns the end of the builder's name, and ``state`` by torchvision's names."""
     version, kind = one_stage_version(config), "fcos" if config.architecture == "fcos" else "retinanet"
     ordered = dict(state) | their_rows(state)
-    return version, {to_one_stage_name(name, kind): value for name, value in ordered.items()}
+    return version, {to_one_stage_name(name, kind): value for name, value in ordered.items() if name != POSITIVES}
 
 
 def _of_regions(config: DetectionConfig, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:

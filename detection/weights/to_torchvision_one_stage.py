@@ -11,7 +11,7 @@ from torch import Tensor
 from detection.config.detection import DetectionConfig
 from detection.weights.torchvision_one_stage import CLASSES, DELTAS, RATIOS, SCALES, Kind
 
-__all__ = ["ONE_STAGE_ARGUMENTS", "one_stage_version", "their_rows", "to_one_stage_name"]
+__all__ = ["ONE_STAGE_ARGUMENTS", "POSITIVES", "one_stage_version", "their_rows", "to_one_stage_name"]
 
 # Argument of torchvision's builders -> the key of our config
 ONE_STAGE_ARGUMENTS = {
@@ -25,6 +25,7 @@ ONE_STAGE_ARGUMENTS = {
 
 # Architecture, norm of its towers and what p6 is made of -> end of the builder's name
 VERSIONS = {("retinanet", None, "p5"): "", ("retinanet", "gn", "c5"): "_v2", ("fcos", "gn", "p5"): ""}
+POSITIVES = "head.scale.positives"  # a running mean in training, of which torchvision knows nothing
 NEVER = -100.0  # logit of the unused class 0, whose probability is then 0
 
 # All are applied to a name, in this order.

@@ -1,5 +1,7 @@
 """torchvision's Faster, Mask and Keypoint R-CNN, RetinaNet and FCOS over a ResNet's pyramid -> our config and names.
 
+FCN and DeepLabV3 are in torchvision_semantic.py, and go the same way.
+
 Names and shapes tell fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, retinanet_resnet50_fpn, their v2,
 keypointrcnn_resnet50_fpn and fcos_resnet50_fpn apart, the numbers of classes and of keypoints and which ResNet it is.
 
@@ -41,6 +43,7 @@ from detection.weights.torchvision_one_stage import (
     one_stage_names,
     reorder_rows,
 )
+from detection.weights.torchvision_semantic import convert_semantic, is_semantic
 
 __all__ = ["convert_torchvision", "known_norm_eps"]
 
@@ -50,6 +53,7 @@ NEEDED = ("rpn.head.conv.weight", "box_stage.head.fcs.0.weight", f"{CLASSES}.wei
 OTHERS = (
     (r"backbone\.(features|extra)\.", "SSD"),
     (r"backbone\.body\.\d", "a detector over MobileNet"),
+    (r"backbone\.\d+\.", "DeepLabV3 or LR-ASPP over MobileNet"),
 )
 
 # The published models give a row to each of COCO's category ids 0..90, of which 80 are used; the rest is called N/A.
@@ -67,7 +71,8 @@ def convert_torchvision(
 
     Args:
         state: the state dict of a torchvision detector.
-        class_names: K names, in the order of the rows 1..K; COCO's 80 in any order for 91 rows.
+        class_names: K names, in the order of the rows 1..K; COCO's 80 in any order for 91 rows. Of FCN and DeepLabV3
+            the background is a class with a name, that of row 0.
         norm_eps: of the body's batch normalisation; None takes what the names tell: 1e-5 for BatchNorm2d (v2, and v1
             trained from nothing), 0.0 for the published v1 files. Other v1 models need it.
 
@@ -75,6 +80,8 @@ def convert_torchvision(
         ValueError: another architecture (the names are listed), another number of classes, or the names do not tell
             ``norm_eps``.
     """
+    if is_semantic(state):
+        return convert_semantic(state, class_names)
     _refuse_others(state)
     if kind := one_stage_kind(state):
         return _convert_one_stage(state, kind, class_names, norm_eps)
@@ -113,7 +120,8 @@ def _refuse_others(state: Mapping[str, Tensor]) -> None:
         if name is not None:
             raise ValueError(
                 f"these are torchvision's weights of {model} ({name}), which has no counterpart here; fasterrcnn, "
-                "maskrcnn, keypointrcnn, retinanet and fcos over a ResNet with a pyramid have"
+                "maskrcnn, keypointrcnn, retinanet and fcos over a ResNet with a pyramid have, and fcn and deeplabv3 "
+                "over a dilated ResNet"
             )
 
 

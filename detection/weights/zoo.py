@@ -18,6 +18,7 @@ from detection.data.download import Archive, Progress
 from detection.data.download import fetch as download
 from detection.engine.checkpoint import write_converted
 from detection.weights.detectron2 import convert_detectron2
+from detection.weights.detectron2_panoptic import object_classes
 from detection.weights.published import REFUSED, ZOO, Entry
 from detection.weights.torchvision import convert_torchvision
 
@@ -56,7 +57,8 @@ def fetch(entry: Entry, folder: Path, *, progress: Progress | None = None, attem
     _check(entry, file)
     config, state = _convert(entry, file)
     test = (entry.data,) if entry.has_card else ()
-    write_converted(run, replace(config, data=replace(config.data, test=test)), entry.class_names, state)
+    names = object_classes(config, entry.class_names)
+    write_converted(run, replace(config, data=replace(config.data, test=test)), names, state)
     return run
 
 

@@ -58,3 +58,13 @@ def test_cbam_networks_have_the_published_sizes(name: str, millions: float, bill
         network = Classifier(build_backbone(name, norm="bn", **options), 1000)
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.015)
     assert count_multiply_adds(network, (224, 224)) / 1e9 == pytest.approx(billions, rel=0.005)
+
+
+# Three blocks of C = 16, 32 and 64 each have two layers with biases over C / 16 channels, and CBAM's a 7x7 convolution.
+@pytest.mark.parametrize(("name", "more"), [("cifar_seresnet20", 2373), ("cifar_cbam_resnet20", 2373 + 9 * 98)])
+def test_attention_in_a_small_network_adds_its_layers_alone(name: str, more: int) -> None:
+    sizes = [
+        sum(p.numel() for p in build_backbone(other, norm="bn", out_features=("c2",)).parameters())
+        for other in (name, "cifar_resnet20")
+    ]
+    assert sizes[0] - sizes[1] == more

@@ -275,3 +275,35 @@ def test_a_new_deformable_network_is_the_plain_one_of_its_weights() -> None:
 def test_deformable_options_that_contradict_are_refused(depth: int, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         meta_resnet(depth, **options)
+
+
+@pytest.mark.parametrize(("output_stride", "replaced"), [(8, [False, True, True]), (16, [False, False, True])])
+def test_dilated_stages_are_torchvisions(output_stride: int, replaced: list[bool]) -> None:
+    torch.manual_seed(0)
+    theirs = resnet50(weights=None, replace_stride_with_dilation=replaced).eval()
+    ours = ResNet(50, output_stride=output_stride, norm="bn", out_features=("c4", "c5")).eval()
+    ours.load_state_dict({name: value for name, value in theirs.state_dict().items() if not name.startswith("fc.")})
+    assert [spec.stride for spec in ours.specs.values()] == [min(16, output_stride), output_stride]
+    images = torch.randn(1, 3, 65, 98)
+    with torch.no_grad():
+        x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))
+        expected = theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(x))))
+        torch.testing.assert_close(ours(images)["c5"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dilation_of_basic_and_preact_blocks_reaches_the_first_block_later() -> None:
+    for options in ({}, {"preact": True}):
+        backbone = meta_resnet(18, output_stride=8, out_features=("c5",), **options)
+        dilations = {
+            name: module.dilation[0]
+            for name, module in backbone.named_modules()
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and name.startswith(("layer3", "layer4"))
+        }
+        assert list(dilations.values()) == [1, 1, 2, 2, 2, 2, 4, 4]
+        assert backbone(torch.zeros(1, 3, 65, 98, device="meta"))["c5"].shape == (1, 512, 9, 13)
+
+
+def test_an_output_stride_is_of_c5_in_the_trunk() -> None:
+    for options in ({"out_features": ("c4",)}, {"out_features": ("c5",), "dilate_c5": True}):
+        with pytest.raises(ValueError, match=r"output_stride 16 is about c5 in the trunk"):
+            meta_resnet(18, output_stride=16, **options)

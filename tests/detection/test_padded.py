@@ -104,7 +104,8 @@ class TestTargets:
 
     def test_all_fields_move_together(self, make_target: MakeTarget) -> None:
         target = make_target(BOXES[:1], [0], masks=rectangle(4, 6, 1))
-        moved = Targets.pad([replace(target, keypoints=torch.ones(1, 2, 3))]).to("meta")
+        full = replace(target, keypoints=torch.ones(1, 2, 3), label_map=torch.zeros(4, 6, dtype=torch.uint8))
+        moved = Targets.pad([full]).to("meta")
         parts = [getattr(moved, field.name) for field in fields(moved) if field.name != "others"]
         assert all(isinstance(part, Tensor) and part.is_meta for part in parts)
         assert Targets.pad([make_target()]).to("cpu").masks is None

@@ -12,8 +12,9 @@ from PIL import Image
 
 from detection.evaluation.record import Record
 from detection.keypoints import KeypointSpec
+from detection.lettering import letters_color
 from detection.masks import encode
-from detection.visualize import draw_boxes, draw_record, letters_color, save_picture
+from detection.visualize import draw_boxes, draw_record, save_picture
 
 BLACK = np.zeros((480, 500, 3), np.uint8)  # too large to be grown
 NAMES = ("cat", "dog")

@@ -25,6 +25,7 @@ from detection.data.readers.coco_keypoints import read_spec
 from detection.data.readers.coco_objects import Annotations
 from detection.data.readers.frames import Exif, Frames, OtherSize
 from detection.data.readers.json_lists import UnsuitedError, decoded, list_blocks
+from detection.data.readers.polygon_maps import with_polygon_maps
 from detection.data.readers.values import MISSING, FieldError, mapping, shown, text, whole_number
 from detection.files import require_file
 from detection.keypoints import KeypointSpec
@@ -81,25 +82,29 @@ def read_coco(
     exif: Exif,
     other_size: OtherSize = "error",
     fields: Collection[str] = (),
+    polygons: bool = False,
 ) -> tuple[AnnotationIndex, list[Problem]]:
     """The index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
 
     With "masks" among ``fields``, segmentations are read too: polygons, and RLE of crowds; with "keypoints", these, and
     their names and skeleton in the categories.  Objects of categories without keypoints have none that is labelled.  A
-    file without the list ``annotations``, as those of COCO's test images, gives an index without ground truth.
+    file without the list ``annotations``, as those of COCO's test images, gives an index without ground truth.  With
+    ``polygons`` the index has label maps that the masks make, and no objects.
 
     Raises:
         ValueError: ``entry`` is no description of a COCO split.
     """
     split = build_dataclass(COCOSplit, entry)
     file = _File(folder / split.annotations, folder, folder / split.images)
+    fields = ("masks",) if polygons else fields
 
     def empty() -> _Content:
         images = Images(file.path, folder, file.images, Frames(exif, other_size))
         return _Content(images, Annotations(fields))
 
     facts = [str(file.path), str(folder), str(file.images), classes, drop, exif, other_size, sorted(fields)]
-    return kept_index(file.path, facts, lambda: _index(file, empty, classes, drop, fields))
+    index, problems = kept_index(file.path, facts, lambda: _index(file, empty, classes, drop, fields))
+    return (with_polygon_maps(index) if polygons else index), problems
 
 
 def _index(

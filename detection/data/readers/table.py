@@ -15,10 +15,12 @@ from detection.data.index import AnnotationIndex
 from detection.data.problems import Problem
 from detection.data.readers.bsds import BSDSSplit, parse_bsds
 from detection.data.readers.coco import COCOSplit, coco_classes, read_coco
+from detection.data.readers.coco_panoptic import PanopticSplit, coco_panoptic_classes, read_coco_panoptic
 from detection.data.readers.csv_boxes import TableSplit, parse_csv
 from detection.data.readers.cvat import CVATSplit, parse_cvat
 from detection.data.readers.image_folder import ImageFolderSplit, read_image_folder
 from detection.data.readers.image_tags import TagsSplit, parse_tags
+from detection.data.readers.label_images import LabelImagesSplit, read_label_images
 from detection.data.readers.label_studio import LabelStudioSplit, parse_label_studio
 from detection.data.readers.labelled import Parse, read_labelled
 from detection.data.readers.labelme import LabelMeSplit, parse_labelme
@@ -31,6 +33,7 @@ __all__ = ["FORMATS", "Format", "FormatName"]
 FormatName = Literal[
     "voc",
     "coco",
+    "coco_panoptic",
     "yolo",
     "labelme",
     "cvat",
@@ -40,6 +43,7 @@ FormatName = Literal[
     "image_tags",
     "bsds",
     "image_folder",
+    "label_images",
 ]
 
 ReadSplit = Callable[..., tuple[AnnotationIndex, list[Problem]]]
@@ -56,6 +60,7 @@ class Format:
         read: (folder, entry, classes, ...) -> the index and its problems.
         classes: (folder, entry) -> class names in the data; None: the reader finds them itself.
         options: keys of the card that ``read`` takes.
+        own_list: a split has a key ``list`` that ``read`` takes.
     """
 
     title: str
@@ -64,6 +69,7 @@ class Format:
     read: ReadSplit
     classes: Callable[[Path, dict[str, Any]], tuple[str, ...]] | None
     options: tuple[str, ...]
+    own_list: bool = False
 
 
 def _labelled(title: str, split: type, keys: str, parse: Parse) -> Format:
@@ -85,6 +91,7 @@ FORMATS: dict[FormatName, Format] = {
         read_voc,
         voc_classes,
         ("exif", "other_size", "drop", "fields", "names"),
+        own_list=True,
     ),
     "coco": Format(
         "COCO JSON",
@@ -92,7 +99,15 @@ FORMATS: dict[FormatName, Format] = {
         "{annotations:, images:}",
         read_coco,
         coco_classes,
-        ("exif", "other_size", "drop", "fields"),
+        ("exif", "other_size", "drop", "fields", "polygons"),
+    ),
+    "coco_panoptic": Format(
+        "COCO panoptic JSON and PNG",
+        PanopticSplit,
+        "{panoptic:, segments:, images:}",
+        read_coco_panoptic,
+        coco_panoptic_classes,
+        ("exif", "drop", "fields", "label_maps"),
     ),
     "yolo": _labelled("YOLO txt", YOLOSplit, "{images:}", parse_yolo),
     "labelme": _labelled("LabelMe JSON", LabelMeSplit, "{folder:}", parse_labelme),
@@ -103,4 +118,13 @@ FORMATS: dict[FormatName, Format] = {
     "image_tags": _labelled("CSV of tags", TagsSplit, "{tags:, images:}", parse_tags),
     "bsds": _labelled("BSDS500", BSDSSplit, "{images:, boundaries:}", parse_bsds),
     "image_folder": Format("image folders", ImageFolderSplit, "{folder:}", read_image_folder, None, ("exif",)),
+    "label_images": Format(
+        "label images",
+        LabelImagesSplit,
+        "{images:, labels:}",
+        read_label_images,
+        None,
+        ("exif", "drop_images", "label_maps", "source", "values"),
+        own_list=True,
+    ),
 }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from detection.boxes import not_empty
-from detection.model.architecture import RegionVerbs
+from detection.model.architecture import Architecture, RegionVerbs
 from detection.model.box_stage import BoxStage, ScoredBoxes, image_rows
 from detection.model.postprocess import Postprocessor
 from detection.model.test_time.views import adjacent_scales, flip_boxes, flip_images, resize_images
@@ -62,11 +62,13 @@ class Tester(nn.Module):
             raise ValueError(
                 "detectors with keypoints are no ensemble: keypoints can't be averaged; test them one by one"
             )
+        if len(detectors) > 1 and any(getattr(detector, "label_stage", None) is not None for detector in detectors):
+            raise ValueError("panoptic networks are no ensemble here; test them one by one")
         self.detectors, self.methods, self.postprocess = nn.ModuleList(detectors), methods, postprocess
 
     def forward(self, images: ImageBatch) -> list[Detections]:
         """Detections of each image, best first, in pixels of the images as given."""
-        return self.detect(images).ragged()
+        return Architecture.ragged(self.detect(images), images)
 
     def detect(self, images: ImageBatch) -> Found:
         """Detections of all images, padded to equally many."""
@@ -78,7 +80,8 @@ class Tester(nn.Module):
             scored = _join(scored, merge_scored([lookup.score(refined) for lookup in lookups]))
         found = self.postprocess(scored)
         found = merge_masks([lookup.detector.masks(lookup.base, found) for lookup in lookups])
-        return lookups[0].detector.keypoints(lookups[0].base, found)  # an ensemble has none
+        first = lookups[0]  # the members of an ensemble have neither keypoints nor label scores
+        return first.detector.label_scores(first.base, first.detector.keypoints(first.base, found), images)
 
     def _members(self) -> list[RegionVerbs]:
         return [detector for detector in self.detectors if isinstance(detector, RegionVerbs)]

@@ -45,6 +45,15 @@ def test_starts_at_even_odds_and_an_even_fusion() -> None:
     assert hed.fuse.bias.tolist() == [0]
 
 
+def test_a_state_of_before_the_fusion_had_a_bias_means_a_bias_of_0() -> None:
+    hed, state = make_hed(), make_hed().state_dict()
+    assert hed.fuse.bias is not None
+    torch.nn.init.ones_(hed.fuse.bias)
+    del state["fuse.bias"]
+    hed.load_state_dict(state)
+    assert hed.fuse.bias.tolist() == [0]
+
+
 @torch.no_grad()
 def test_fusion_is_the_weighted_sum_of_the_sides_and_the_answer_the_mean_of_all() -> None:
     hed, images = make_hed().eval(), torch.rand(2, 3, 33, 50)

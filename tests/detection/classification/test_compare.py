@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detection.classification.compare import compare_classifiers, image_statistic
+from detection.classification.compare import compare_classifiers, dump_shares, image_statistic, read_shares
 from detection.evaluation.jackknife import jackknife
 
 IMAGES = 80
@@ -70,3 +70,11 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         compare_classifiers({"a": [one], "b": [tmp_path / "absent"]}, tmp_path)
     with pytest.raises(ValueError, match=r"other of b was tested on other images than .*one of a"):
         compare_classifiers({"a": [one], "b": [write(tmp_path / "other", answers(0.5, 0), "else")]}, tmp_path)
+
+
+def test_shares_are_read_back_whole_and_take_a_bit_where_all_are_right_or_wrong(tmp_path: Path) -> None:
+    right, part = [1, 0, 0, 1, 1, 0, 1, 1, 1, 0, 1], [0.5, 1.0]
+    text = dump_shares({"images": "digest", "figures": {"top1": right, "F2": part}})
+    (tmp_path / "per_image.json").write_text(text)
+    assert read_shares(tmp_path) == ("digest", {"top1": right, "F2": part})
+    assert json.loads(text)["figures"]["top1"] == {"bits": "m6A=", "count": 11}  # 10011011 101

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from backbones.classifier import Classifier
 from backbones.registry import build_backbone
+from detection.classification.compare import read_shares
 from detection.classification.config import ClassificationConfig, ClassifierConfig, ClassifierSolverConfig
 from detection.classification.model import ImageClassifier
 from detection.classification.tags import choose_thresholds, f_beta, tag_figures
@@ -128,7 +128,7 @@ def test_learns_the_colours_and_two_runs_are_an_ensemble(loss: str, tmp_path: Pa
     assert result["tags"]["F2"] > 0.9
     assert (result["images"], result["thresholds_chosen_on"]) == (20, list(config.data.val))
     assert set(result["thresholds"]) == {"red", "green", "blue"}
-    shares = json.loads((tmp_path / "run" / "per_image.json").read_text())["figures"]["tags.F2"]
+    shares = read_shares(tmp_path / "run")[1]["tags.F2"]
     assert sum(shares) / len(shares) == pytest.approx(result["tags"]["F2"])
     run = read_checkpoint(tmp_path / "run", ClassificationConfig)
     other = run_pretraining(replace(config, seed=1), tmp_path / "other")

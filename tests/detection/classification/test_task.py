@@ -22,6 +22,7 @@ from backbones.classifier import Classifier
 from backbones.extras.branchynet import BranchyNet
 from detection.build import build_detector
 from detection.classification import task as classification
+from detection.classification.compare import read_shares
 from detection.classification.config import ClassificationConfig, ClassifierConfig, ClassifierSolverConfig
 from detection.classification.exits import exit_costs
 from detection.classification.library import load_published
@@ -192,7 +193,7 @@ class TestWholeRun:
         assert set(result["classification"]) == {"top1", "top5"}
         assert result["classification"]["top5"] == 1  # of three classes
         assert (result["images"], result["views"]) == (12, "crop")
-        shares = json.loads((output / "per_image.json").read_text())["figures"]
+        _, shares = read_shares(output)
         assert {name: sum(own) / len(own) for name, own in shares.items()} == {
             f"classification.{name}": value for name, value in result["classification"].items()
         }

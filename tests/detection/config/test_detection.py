@@ -62,6 +62,10 @@ def test_defaults_are_those_of_the_papers() -> None:
         ("architecture: fast_rcnn", "architecture", "did you mean 'faster_rcnn'?"),
         ("cascade: {ious: [0.5]}", "cascade.ious", "at least 2"),
         ("box: {coder_weights: [1, 2, 3]}", "box.coder_weights[3]", "missing"),
+        ("{architecture: semantic_fpn}", "architecture semantic_fpn", "set backbone.fpn to true"),
+        ("{architecture: fcn, backbone: {fpn: true}}", "architecture fcn", "set backbone.fpn to false"),
+        ("{architecture: fcn, data: {copy_paste: 0.5}}", "data.copy_paste", "finds no objects"),
+        ("{architecture: deeplabv3}", "solver.best_metric", "set it to semseg.mIoU"),
     ],
 )
 def test_what_cannot_work_is_refused_by_key(text: str, key: str, expected: str) -> None:

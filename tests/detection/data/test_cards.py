@@ -48,10 +48,10 @@ def test_every_card_of_the_project_loads(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(DATASETS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_split_of_the_project_is_described_rightly(path: Path) -> None:
     card = load_card(path.stem)
-    schema = FORMATS[card.format].split
+    schema, own_list = FORMATS[card.format].split, FORMATS[card.format].own_list
     for described in card.splits.values():
         for entry in described if isinstance(described, list) else [described]:
-            build_dataclass(schema, split_entry(entry, own_list=card.format == "voc")[0])
+            build_dataclass(schema, split_entry(entry, own_list=own_list)[0])
 
 
 def test_the_cards_of_the_classic_sets_know_their_classes_and_metric() -> None:

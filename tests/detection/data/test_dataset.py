@@ -13,8 +13,9 @@ from PIL import ExifTags, Image
 
 from detection.data.dataset import DetectionDataset, Sample, collate
 from detection.data.images import ImageError, read_image
-from detection.data.index import AnnotationIndex, PackedStrings
+from detection.data.index import AnnotationIndex
 from detection.data.loader import make_loader
+from detection.data.packed_strings import PackedStrings
 from detection.data.proposals import StoredProposals
 from detection.data.samplers import TestBatches
 from detection.data.transforms import Augment, Change, Jitter, RandomResize, Resize

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools.coco import COCO
 
-from detection.data.digits import CLASSES, KEYPOINTS, DigitSource, Scene, draw_scene, load_sources, write_digits
+from detection.data.cards import load_card, read_split
+from detection.data.digits import CLASSES, KEYPOINTS, STUFF, DigitSource, Scene, draw_scene, load_sources, write_digits
+from detection.data.index import AnnotationIndex
 from detection.data.readers.coco import read_coco as read_coco_index
 from detection.data.readers.voc import read_voc
 
@@ -270,3 +273,29 @@ def test_the_readers_find_the_same_masks_in_both_layouts(folder: Path, split: st
         masks = coco.target(row, fields=("masks",)).masks
         assert masks is not None
         assert masks.any(dim=(1, 2)).all()
+
+
+def test_segments_are_the_digits_and_the_photograph(folder: Path) -> None:
+    card = load_card("digits_panoptic")
+    index, problems = read_split(
+        replace(card, root=str(folder / "coco")), "train", folder, fields=("masks",), label_maps=True
+    )
+    assert not problems
+    assert index.class_names == CLASSES
+    maps = index.label_maps
+    assert maps is not None
+    assert maps.class_names[maps.num_things :] == STUFF
+    masks = index.target(0, fields=("masks",)).masks
+    segments = maps.read_segments(0, size_of(index, 0))
+    assert masks is not None
+    assert [(masks.numpy()[row] == (segments.ids == row + 1)).all() for row in range(len(masks))] == [True] * len(masks)
+    assert (segments.ids > 0).all()
+    assert {s.label for row in range(len(index)) for s in maps.read_segments(row, size_of(index, row)).found[-1:]} == {
+        10,
+        11,
+    }
+
+
+def size_of(index: AnnotationIndex, row: int) -> tuple[int, int]:
+    height, width = index.sizes[row].tolist()
+    return height, width

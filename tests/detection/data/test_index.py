@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from detection.data.bad_images import usable_images
-from detection.data.index import AnnotationIndex, PackedStrings, index_digest
+from detection.data.index import AnnotationIndex, index_digest
+from detection.data.packed_strings import PackedStrings
 from detection.masks import encode
 
 MakeIndex = Callable[..., AnnotationIndex]

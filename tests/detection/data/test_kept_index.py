@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from detection.data import kept_index
-from detection.data.index import AnnotationIndex, PackedStrings
+from detection.data.index import AnnotationIndex
+from detection.data.packed_strings import PackedStrings
 from detection.data.problems import Problem
 from detection.data.readers import coco
 from detection.data.readers.coco import read_coco

@@ -16,8 +16,9 @@ from PIL import Image
 from detection.config.detection import DetectorDataConfig, JitterConfig
 from detection.data.cards import load_dataset
 from detection.data.dataset import Batch
-from detection.data.index import AnnotationIndex, PackedStrings
+from detection.data.index import AnnotationIndex
 from detection.data.loader import build_test_loader, build_train_loader, detection_loader, load_data
+from detection.data.packed_strings import PackedStrings
 from detection.fields.keypoints import Keypoints
 from detection.keypoints import KeypointSpec
 from detection.masks import encode

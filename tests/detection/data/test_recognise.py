@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from detection.data.cards import Card, read_split, with_classes_of_data
+from detection.data.digits import write_digits
 from detection.data.index import AnnotationIndex
 from detection.data.recognise import Recognised, recognise
 
@@ -204,3 +205,25 @@ def test_hidden_files_and_broken_json_are_passed_over(made_folder: MadeFolder) -
     (folder / ".cache").mkdir()
     (folder / "broken.json").write_text("{")
     assert recognise(folder).format == "labelme"
+
+
+def test_panoptic_files_are_found_with_their_png_and_instances(tmp_path: Path) -> None:
+    coco = write_digits(tmp_path, num_train=3, num_test=2) / "coco"
+    entry = {
+        "panoptic": "annotations/panoptic_train.json",
+        "segments": "segments/train",
+        "images": "train",
+        "annotations": "annotations/instances_train.json",
+    }
+    found = recognise(coco)
+    assert (found.format, "coco_panoptic" in found.others) == ("coco", True)
+    assert "panoptic" not in str(found.layout)
+    found = recognise(coco, format="coco_panoptic")
+    assert found.layout.splits["train"] == [entry]
+    for file in (coco / "annotations").glob("instances_*"):
+        file.unlink()
+    shutil.rmtree(coco / "labels")
+    found = recognise(coco)
+    assert found.format == "coco_panoptic"
+    assert found.layout.splits["train"] == [{key: entry[key] for key in ("panoptic", "segments", "images")}]
+    assert len(read_all(found, fields=("masks",))) == 5

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from detection.data.dataset import Batch
-from detection.data.index import AnnotationIndex, PackedStrings
+from detection.data.index import AnnotationIndex
+from detection.data.label_maps import LabelMaps
+from detection.data.packed_strings import PackedStrings
+from detection.engine import label_maps
 from detection.engine.evaluate import evaluate, make_record, predict
-from detection.evaluation.metrics import read_metric
+from detection.engine.label_maps import Labelled, label_classes, stored_labels
+from detection.evaluation.metrics import figures, read_metric
 from detection.evaluation.record import Record
 from detection.fields.keypoints import Keypoints
 from detection.fields.masks import Masks
@@ -22,7 +29,8 @@ from detection.keypoints import KeypointSpec
 from detection.masks import decode, empty_rle, encode
 from detection.model.faster_rcnn import FasterRCNN
 from detection.padded import Targets
-from detection.structures import Detections, ImageBatch, Target
+from detection.segments import Segment, Segments
+from detection.structures import VOID, Detections, ImageBatch, Target
 
 CPU = torch.device("cpu")
 # Two images, the second without objects, stored at 100 x 200 and 60 x 60, seen by the detector at half that size.
@@ -112,6 +120,100 @@ def test_oracle_is_perfect() -> None:
     assert read_metric(result, "voc.mAP") == pytest.approx(1.0)
     assert read_metric(result, "voc.per_class.cat") is None  # its only object is ignored
     assert read_metric(result, "bbox.per_class.dog.AP50") == pytest.approx(1.0)
+
+
+def painted(tmp_path: Path, labels: NDArray[np.uint8]) -> LabelMaps:
+    """The label image of INDEX's first image, and none of its second."""
+    Image.fromarray(labels).save(tmp_path / "first.png")
+    files = PackedStrings.pack([str(tmp_path / "first.png"), ""])
+    return LabelMaps(class_names=("road", "sky"), files=files, values={0: 0, 7: 1, 255: VOID})
+
+
+class Painter(nn.Module):
+    """Sky in the upper half of every image and road below, at the size that it sees; no objects."""
+
+    def forward(self, images: ImageBatch) -> list[Detections]:
+        none, found = torch.zeros(0), []
+        for height, width in images.size_list():
+            sky = (torch.arange(height) < height // 2).float()[:, None].expand(height, width)
+            scores = torch.stack([1 - sky, sky])
+            found.append(Detections(boxes=torch.zeros(0, 4), scores=none, labels=none.long(), label_scores=scores * 4))
+        return found
+
+
+def test_label_maps_are_judged_on_the_stored_images(tmp_path: Path) -> None:
+    labels = np.zeros((100, 200), np.uint8)
+    labels[:50] = 7
+    labels[40:60, :100] = 255
+    labels[90:] = 7  # missed by the network
+    index, kept = replace(INDEX, label_maps=painted(tmp_path, labels)), dict[int, Labelled]()
+    predictions = predict(Painter(), make_batches(0, 1), index, device=CPU, keep=kept.__setitem__)
+    assert kept[0].labels.shape == (100, 200)
+    assert kept[1].labels.shape == (60, 60)
+    assert np.unique(kept[0].labels[:50]).tolist() == [1]
+    first, second = predictions.records
+    assert first.label_counts is not None
+    assert first.label_counts.tolist() == [[7000, 0, 0], [2000, 9000, 0]]  # road: rows 50-60 at the right, 60-90 all
+    assert second.label_counts is not None
+    assert not second.label_counts.any()  # nobody knows its labels
+    result = evaluate(predictions.records, INDEX.class_names, "area", labels=label_classes(index))
+    assert set(result) == {"semseg"}
+    assert read_metric(result, "semseg.mIoU") == pytest.approx((7 / 9 + 9 / 11) / 2)
+    assert read_metric(result, "semseg.per_class.sky.IoU") == pytest.approx(9 / 11)
+    names = evaluate([], INDEX.class_names, "area", fields=("label_maps",), labels=label_classes(index))
+    assert set(figures(names)) == set(figures(result))
+    assert read_metric(names, "semseg.mIoU") is None
+
+
+def test_panoptic_maps_are_merged_and_judged(tmp_path: Path) -> None:
+    """A segment of sky is hit, and of two cars, one is missed."""
+    ids = np.zeros((100, 200, 3), np.uint8)
+    ids[..., 0] = 1
+    ids[60:, :50, 0], ids[60:, 150:, 0] = 2, 3
+    Image.fromarray(ids).save(tmp_path / "first.png")
+    maps = LabelMaps(
+        class_names=("car", "sky"),
+        files=PackedStrings.pack([str(tmp_path / "first.png"), ""]),
+        values={},
+        num_things=1,
+        segments=PackedStrings.pack(["[[1, 1, 0], [2, 0, 0], [3, 0, 0]]", "[]"]),
+    )
+
+    def merge(scores: Any, labels: Any, masks: Any, label_map: NDArray[np.uint8]) -> Segments:
+        assert (len(scores), len(labels), len(masks)) == (0, 0, 0)
+        found = np.full(label_map.shape, 1, np.int32)
+        found[60:, :50], found[:, 150:] = 2, 0
+        return Segments(found, (Segment(1, 1), Segment(2, 0)))
+
+    masks = nn.Sequential()  # of no object
+    masks.forward = lambda images: [  # type: ignore[method-assign]
+        replace(found, masks=torch.zeros(0, 4, 4)) for found in Painter()(images)
+    ]
+    index = replace(INDEX, label_maps=maps, fields={"masks": PackedStrings.pack([b"", b""])})
+    (record,) = predict(masks, make_batches(0), index, device=CPU, merge=merge).records
+    sky = 60 * 150 + 40 * 100
+    assert record.panoptic_counts is not None
+    np.testing.assert_allclose(record.panoptic_counts, [[1, 1, 0, 1], [sky / (200 * 100 - 2 * 40 * 50), 1, 0, 0]])
+    assert record.label_counts is not None
+    assert record.label_counts.tolist() == [[2000, 0, 2000], [0, sky, 3000]]
+    result = evaluate([record], INDEX.class_names, "area", labels=label_classes(index))
+    assert {"bbox", "segm", "voc", "best_f1", "semseg", "panoptic"} == set(result)
+    assert read_metric(result, "panoptic.PQ_things") == pytest.approx(1 / 1.5)
+    assert read_metric(result, "panoptic.per_class.car.RQ") == pytest.approx(1 / 1.5)
+
+
+@pytest.mark.parametrize("most", [1, 15 * 17 * 2, 1 << 26])
+def test_the_best_class_is_the_same_however_many_are_resized_at_once(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = torch.randn(5, 7, 6, generator=torch.Generator().manual_seed(0))
+    scores[4] = scores[2]  # of equal scores the first counts
+    monkeypatch.setattr(label_maps, "MOST_SCORES", most)
+    wanted = nn.functional.interpolate(scores[None], (15, 17), mode="bilinear")[0].argmax(dim=0)
+    found = stored_labels(scores, (15, 17))
+    assert found.dtype == torch.uint8
+    assert torch.equal(found.long(), wanted)
+    assert torch.equal(stored_labels(scores, (7, 6)).long(), scores.argmax(dim=0))
 
 
 def test_the_score_of_the_best_f1_is_told_where_there_is_a_hit() -> None:

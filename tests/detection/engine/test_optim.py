@@ -140,6 +140,12 @@ def test_cosine(iteration: int, expected: float) -> None:
     assert learning_rate(solver, iteration) == pytest.approx(expected, abs=1e-12)
 
 
+def test_poly() -> None:
+    solver = SolverConfig(base_lr=0.1, schedule="poly", iterations=200)
+    rates = [learning_rate(solver, iteration) for iteration in (0, 100, 200)]
+    assert rates == pytest.approx([0.1, 0.1 * 0.5**0.9, 0.0])
+
+
 def test_cosine_with_warmup() -> None:
     solver = SolverConfig(base_lr=0.1, schedule="cosine", iterations=200, warmup_iterations=200, warmup_factor=0.0)
     assert learning_rate(solver, 0) == 0

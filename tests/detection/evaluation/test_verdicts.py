@@ -54,7 +54,7 @@ def test_with_one_seed_it_is_of_detectors_and_says_what_is_missing(claim: Claim)
 
 
 def contrast(claim: Claim) -> Contrast:
-    return Contrast(detectors={"k": claim}, methods={"k": claim}, missing=None, noise={})
+    return Contrast(detectors={"bbox.AP": claim}, methods={"bbox.AP": claim}, missing=None, noise={})
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def test_heads_agree_where_they_differ_by_less_than_the_gain(
 ) -> None:
     mean = MeanGain(a="one", b="two", heads=("x", "y"), contrast=contrast(gain))
     crossed = [Interaction(a="one", b="two", first="x", second="y", contrast=contrast(claim)) for claim in claims]
-    found = heads_verdict(mean, crossed, "k", small=0.007)
+    found = heads_verdict(mean, crossed, "bbox.AP", small=0.007)
     assert found.startswith("two over one")
     assert all(part in found for part in [*contained, "trained anew"])
 
 
 def test_a_gap_that_is_never_seen_is_not_printed() -> None:
-    pair = Pair(a="a", b="b", detectors={"k": OPEN}, methods={"k": OPEN}, missing=None, noise={})
-    assert "inf" not in pair_verdict(pair, "k", visible=np.inf)
+    pair = Pair(a="a", b="b", detectors={"bbox.AP": OPEN}, methods={"bbox.AP": OPEN}, missing=None, noise={})
+    assert "inf" not in pair_verdict(pair, "bbox.AP", visible=np.inf)

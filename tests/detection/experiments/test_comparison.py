@@ -13,6 +13,7 @@ import yaml
 
 from detection.data.digits import write_digits
 from detection.experiments.comparison import Comparison, measure_variant
+from detection.experiments.detectors import DETECTORS
 from detection.experiments.experiment import load_experiment
 from detection.experiments.runs import Placement, Programs, read_status, write_status
 
@@ -74,7 +75,7 @@ def make(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         (tmp_path / "swap.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
         experiment = load_experiment("swap.yaml", [f"data.root={data}"])
         programs = Programs(program, (*program, "--output-dir", "out"))
-        return Comparison(experiment, Path("out"), programs, say=say)
+        return Comparison(experiment, DETECTORS, Path("out"), programs, say=say)
 
     return build
 
@@ -290,12 +291,12 @@ def test_rates_are_not_chosen_on_images_that_are_tested_or_trained_on(
 
 def test_costs_of_an_unknown_variant(make: Make) -> None:
     with pytest.raises(ValueError, match="--costs vgg: the experiment has the variants resnet18, plain18"):
-        measure_variant(make().experiment, Path("out"), "vgg")
+        measure_variant(make().experiment, DETECTORS, Path("out"), "vgg")
 
 
 def test_costs_that_cannot_be_measured_are_reported(make: Make) -> None:
     said: list[str] = []
     comparison = make(say=said.append)
     broken = Programs(comparison.programs.train, (sys.executable, "-c", "raise OSError('no disk')"))
-    assert not Comparison(comparison.experiment, Path("out"), broken, Placement(2), said.append).run()
+    assert not Comparison(comparison.experiment, DETECTORS, Path("out"), broken, Placement(2), said.append).run()
     assert "plain18: costs failed: OSError: no disk" in said

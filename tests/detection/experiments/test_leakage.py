@@ -12,7 +12,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from detection.config.detection import DetectionConfig
 from detection.data import near_copies
+from detection.experiments.detectors import DETECTORS
 from detection.experiments.experiment import load_experiment, resolve_variants
 from detection.experiments.leakage import check_leakage
 
@@ -40,7 +42,14 @@ def check(tmp_path: Path, make_coco: Callable[..., Path], write_card: Callable[.
         values = {"base": "base.yaml", "seeds": [0], "allowed": ["backbone.name"], "variants": variants} | keys
         (tmp_path / "swap.yaml").write_text(yaml.safe_dump(values))
         experiment = load_experiment(tmp_path / "swap.yaml")
-        check_leakage(experiment, resolve_variants(experiment), tmp_path / "out", near=near, say=said.append)
+        check_leakage(
+            experiment,
+            resolve_variants(experiment, DetectionConfig),
+            DETECTORS,
+            tmp_path / "out",
+            near=near,
+            say=said.append,
+        )
         return json.loads((tmp_path / "out" / "leakage.json").read_text())
 
     return call

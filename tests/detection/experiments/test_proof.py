@@ -16,8 +16,9 @@ from detection.config.load import load_config
 from detection.data.digits import write_digits
 from detection.data.index import AnnotationIndex
 from detection.experiments import proof
+from detection.experiments.detectors import DETECTORS
 from detection.experiments.experiment import load_experiment, resolve_variants
-from detection.experiments.proof import also_changes, check_apart, describe, hash_code, hash_weights
+from detection.experiments.proof import also_changes, check_apart, describe, hash_code
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -29,11 +30,11 @@ def with_backbone(**options: Any) -> DetectionConfig:
 
 
 def changes(**configs: DetectionConfig) -> dict[str, dict[str, Any]]:
-    return {entry["what"]: entry["values"] for entry in also_changes(configs, 20)}
+    return {entry["what"]: entry["values"] for entry in also_changes(configs, 20, DETECTORS)}
 
 
 def test_what_changes_with_the_paper_s_backbones() -> None:
-    configs = resolve_variants(load_experiment(CONFIGS / "experiments" / "voc_table7.yaml"))
+    configs = resolve_variants(load_experiment(CONFIGS / "experiments" / "voc_table7.yaml"), DetectionConfig)
     found = changes(**configs)
     assert found["tail"] == {
         "vgg16": "VGGTail on regions of 7 x 7",
@@ -66,7 +67,7 @@ def test_a_stride_and_pre_training_that_differ_are_flagged() -> None:
 
 def test_equal_detectors_have_nothing_that_changes() -> None:
     config = with_backbone(name="resnet18")
-    assert also_changes({"a": config, "b": replace(config, seed=3)}, 20) == []
+    assert also_changes({"a": config, "b": replace(config, seed=3)}, 20, DETECTORS) == []
 
 
 def test_what_changes_below_a_pyramid_is_flagged() -> None:
@@ -83,11 +84,11 @@ def test_what_changes_below_a_pyramid_is_flagged() -> None:
 
 def test_the_hash_of_weights_is_that_of_the_seed_s_network(tmp_path: Path) -> None:
     config = with_backbone(name="resnet18", norm="gn", roi_size=1)
-    assert hash_weights(config, 3) == hash_weights(config, 3)
-    assert hash_weights(config, 3) != hash_weights(replace(config, seed=1), 3)
+    assert DETECTORS.hash_weights(config, 3) == DETECTORS.hash_weights(config, 3)
+    assert DETECTORS.hash_weights(config, 3) != DETECTORS.hash_weights(replace(config, seed=1), 3)
     start = tmp_path / "start.safetensors"
     start.write_bytes(b"weights")
-    hashes = [hash_weights(replace(config, init=str(start), seed=seed), 3) for seed in (0, 1)]
+    hashes = [DETECTORS.hash_weights(replace(config, init=str(start), seed=seed), 3) for seed in (0, 1)]
     assert hashes[0] == hashes[1]
 
 
@@ -118,7 +119,7 @@ def test_an_experiment_is_described(tmp_path: Path) -> None:
         "{base: base.yaml, seeds: [4], allowed: [backbone.name], variants: {a: [backbone.name=plain18], b: []}}"
     )
     experiment = load_experiment(path, [f"data.root={root}"])
-    proof = describe(experiment, resolve_variants(experiment), say=print)
+    proof = describe(experiment, resolve_variants(experiment, DetectionConfig), DETECTORS, say=print)
     assert (proof["name"], proof["seeds"], proof["allowed"]) == ("swap", [4], ["backbone.name"])
     assert proof["protocol"]["name"] == "equal_steps"
     assert proof["base"]["backbone.name"] == "resnet50"
@@ -140,4 +141,4 @@ def test_data_without_a_root_are_refused(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("{}")
     path.write_text("{base: base.yaml, seeds: [0], variants: {a: {}, b: {}}}")
     with pytest.raises(ValueError, match="data set 'digits' is not at"):
-        describe(load_experiment(path), {"a": config, "b": config}, say=print)
+        describe(load_experiment(path), {"a": config, "b": config}, DETECTORS, say=print)

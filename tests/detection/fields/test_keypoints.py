@@ -106,6 +106,30 @@ def test_keypoints_lie_on_their_pixels_and_a_mirror_swaps_sides(
     assert given == places(faces)  # arguments are not changed
 
 
+@pytest.mark.parametrize(
+    ("step", "scale", "corner"),
+    [
+        ({"Resize": {"height": 120, "width": 320}}, (4, 2), (0, 0)),
+        ({"RandomScale": {"scale_limit": [1.0, 1.0], "p": 1}}, (2, 2), (0, 0)),
+        ({"LongestMaxSize": {"max_size": 160}}, (2, 2), (0, 0)),
+        ({"SmallestMaxSize": {"max_size": 180}}, (3, 3), (0, 0)),
+        ({"CropAndPad": {"px": [0, 0, 0, -40], "sample_independently": False, "p": 1}}, (2, 1), (40, 0)),
+    ],
+)
+def test_scales_lead_the_middle_of_a_pixel_to_the_middle_of_what_it_becomes(
+    faces: Target, step: dict[str, Any], scale: tuple[int, int], corner: tuple[int, int]
+) -> None:
+    """Counted from the corner of the image a place is multiplied by the scale, between two flips too."""
+    flip = {"HorizontalFlip": {"p": 1}}
+    image, target = Augment([step], fields_of(FACE))(marked(), faces, seed=(1,))
+    for (x, y, _), (old_x, old_y, seen) in zip(places(target)[-1], places(faces)[-1], strict=True):
+        assert seen
+        assert (x, y) == ((old_x - corner[0]) * scale[0], (old_y - corner[1]) * scale[1])
+    if corner == (0, 0):
+        flipped, turned = Augment([flip, step, flip], fields_of(FACE))(marked(), faces, seed=(1,))
+        assert (places(turned), flipped.shape) == (places(target), image.shape)
+
+
 def test_a_flip_leads_x_to_width_minus_x_as_it_does_with_boxes(faces: Target) -> None:
     _, target = Augment([{"HorizontalFlip": {"p": 1}}], fields_of(FACE))(marked(), faces, seed=(0,))
     assert places(target)[0] == [[69.5, 20.5, 2], [0, 0, 0], [49.5, 5.5, 2]]

@@ -461,7 +461,7 @@ def test_the_mask_stage_is_fixed_with_the_box_stage(config: DetectionConfig) -> 
 
 
 def test_a_part_that_there_is_not_cannot_be_fixed() -> None:
-    with pytest.raises(ValueError, match=r"FasterRCNN has no parts \['neck'\]; it has .*'rpn'"):
+    with pytest.raises(ValueError, match=r"mask_rcnn has no parts \['neck'\]; it has .*'rpn'"):
         build_detector(PYRAMID, 3, fixed=("backbone", "neck"))
 
 

@@ -74,7 +74,7 @@ def test_no_objects_make_every_point_negative(make_target: MakeTarget) -> None:
 @pytest.fixture
 def head() -> FCOSHead:
     torch.manual_seed(0)
-    settings = Dense(convs=1, per_image=False)
+    settings = Dense(convs=1, normalizer="batch")
     return FCOSHead(8, (8, 16, 32), num_classes=2, settings=settings, matcher=PointMatcher(), offset=0.5)
 
 

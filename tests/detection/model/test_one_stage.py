@@ -19,7 +19,7 @@ from detection.config.detection import (
     PostprocessConfig,
 )
 from detection.model.architecture import class_rows
-from detection.model.one_stage import Dense, OneStage, pick
+from detection.model.one_stage import LossScale, Normalizer, OneStage, pick
 from detection.padded import Regions
 from detection.structures import ImageBatch, Proposals, Target
 
@@ -35,9 +35,10 @@ IMAGES = ImageBatch.from_images([torch.arange(3 * 64 * 96).view(3, 64, 96).remai
 MakeTarget = Callable[..., Target]
 
 
-def build(architecture: ArchitectureName, num_classes: int = 3) -> OneStage:
+def build(architecture: ArchitectureName, num_classes: int = 3, *, normalizer: Normalizer = "image") -> OneStage:
     torch.manual_seed(0)
-    detector = build_detector(replace(CONFIG, architecture=architecture), num_classes, pretrained=False)
+    config = replace(CONFIG, architecture=architecture, dense=replace(CONFIG.dense, normalizer=normalizer))
+    detector = build_detector(config, num_classes, pretrained=False)
     assert isinstance(detector, OneStage)
     return detector
 
@@ -90,7 +91,7 @@ def test_a_fixed_backbone_is_not_trained(architecture: ArchitectureName, make_ta
 
 def test_what_stands_on_regions_is_refused(make_target: MakeTarget) -> None:
     detector = build("fcos")
-    with pytest.raises(ValueError, match=r"test\.refine, test\.scales, test\.flip"):
+    with pytest.raises(ValueError, match=r"test\.refine, test\.scales, test\.flip.* which fcos lacks"):
         build_tester(PostprocessConfig(flip=True), [detector])
     proposals = Regions.pad([Proposals(torch.tensor([[0.0, 0, 4, 4]]), torch.zeros(1))])
     with pytest.raises(ValueError, match="proposals"):
@@ -112,5 +113,30 @@ def test_the_best_of_a_level_come_in_the_order_of_their_places() -> None:
 
 def test_losses_are_divided_by_positives_of_each_image_or_of_all() -> None:
     positive = torch.tensor([[True, True, True, False], [True, False, False, False], [False] * 4])
-    assert Dense(per_image=True).scale(positive)[:, 0].tolist() == pytest.approx([1 / 9, 1 / 3, 1 / 3])
-    assert Dense(per_image=False).scale(positive)[:, 0].tolist() == pytest.approx([1 / 4] * 3)
+    assert LossScale("image")(positive)[:, 0].tolist() == pytest.approx([1 / 9, 1 / 3, 1 / 3])
+    assert LossScale("batch")(positive)[:, 0].tolist() == pytest.approx([1 / 4] * 3)
+
+
+def test_losses_are_divided_by_a_running_mean_that_only_training_moves() -> None:
+    """From 100, with a tenth of each step's positives, at least 1; a resumed one goes on from there."""
+    scale, positive = LossScale("running"), torch.tensor([[True, True, True, False], [True, True, True, True]])
+    assert scale(positive)[:, 0].tolist() == pytest.approx([1 / 90.7] * 2)
+    assert scale(positive[:1, :1])[:, 0].tolist() == pytest.approx([1 / 81.73])
+    resumed = LossScale("running")
+    resumed.load_state_dict(scale.state_dict())
+    assert resumed(torch.zeros(3, 4, dtype=torch.bool))[:, 0].tolist() == pytest.approx([1 / 73.657] * 3)
+    assert scale.eval()(positive)[:, 0].tolist() == pytest.approx([1 / 81.73] * 2)
+    assert LossScale("batch").state_dict() == {}
+
+
+def test_a_step_moves_the_running_mean_once(make_target: MakeTarget) -> None:
+    detector = build("retinanet", normalizer="running")
+    targets = [make_target([[8, 8, 40, 40]])]
+    before = build("retinanet", normalizer="batch").train()(IMAGES, targets)
+    found = detector.train()(IMAGES, targets)
+    mean = detector.head.scale.positives.item()
+    positives = round((mean - 90) / 0.1)
+    assert positives > 1
+    assert {name: loss.item() * mean / positives for name, loss in found.items()} == pytest.approx(
+        {name: loss.item() for name, loss in before.items()}
+    )

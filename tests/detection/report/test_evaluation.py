@@ -121,6 +121,22 @@ def test_masks_are_judged_where_detections_have_them(write: Write, tmp_path: Pat
     assert "mask AP" in found.page.read_text()
 
 
+def test_detections_with_and_without_masks_are_compared_by_their_boxes(write: Write, tmp_path: Path) -> None:
+    gt, truth = write("gt.json", make_truth()), make_truth()
+    files = {
+        name: [write(f"{name}.json", find(truth, skill=skill, seed=1, masks=masks))]
+        for name, skill, masks in (("plain", 0.5, False), ("masks", 0.9, True))
+    }
+    found = write_evaluation(gt, files, tmp_path / "out")
+    (pair,) = found.numbers["pairs"]
+    assert pair["detectors"]["AP"]["value"] > 0
+    assert not [name for name in pair["detectors"] if "mask" in name]
+    assert found.numbers["variants"]["masks"]["results"][0]["segm"]["AP"] > 0
+    assert found.numbers["not_compared"] == {"masks": ["masks"]}
+    assert "Not compared: masks, which only masks has" in found.tables
+    assert found.tables.splitlines()[-1] in found.page.with_suffix(".md").read_text()
+
+
 def test_keypoints_are_judged_where_detections_have_them(write: Write, tmp_path: Path) -> None:
     truth, rng = make_truth(), np.random.default_rng(0)
     for category in truth["categories"]:

@@ -15,8 +15,10 @@ import pytest
 
 from detection.commands.base import data_folder
 from detection.config.detection import DetectionConfig
-from detection.config.load import load_config
+from detection.config.load import load_config, parse_yaml
 from detection.data.cards import load_card, load_dataset
+from detection.engine.checkpoint import Checkpoint
+from detection.tasks import init
 from detection.tasks.init import Wishes, init_folder
 from detection.tasks.recipe import Machine
 from detection.weights import origin, zoo
@@ -334,6 +336,22 @@ class TestTransfer:
         trained = resdet("train", folder, "--from", start, *SHORT, "data.shorter_side=64", "data.longer_side=96")
         assert (trained.status, trained.err) == (0, "")
         return trained.out
+
+    @pytest.mark.parametrize("name", ["retinanet", "fcos", "keypoint_rcnn", "mask_rcnn"])
+    def test_keys_of_parts_that_the_detector_lacks_are_left_out(
+        self, made_folder: MadeFolder, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = load_config(DetectionConfig, ROOT / f"configs/digits/{name}_resnet18_fpn.yaml")
+        source = Checkpoint(Path("x"), {}, config, ("0",), 1)
+        monkeypatch.setattr(init, "read_origin", lambda *_, **__: source)
+        project = init_folder(made_folder("csv"), wishes=Wishes(start="x"), machine=CPU)
+        written = parse_yaml(project.config.read_text())
+        one_stage = name in ("retinanet", "fcos")
+        assert [key for key in ("rpn", "box", "dense", "mask", "keypoint") if key in written] == (
+            ["dense"] if one_stage else ["rpn", "box"]
+        )
+        assert "sizes" in written["anchors"] if name != "fcos" else "anchors" not in written
+        assert config_of(project.config).architecture == (name if one_stage else "faster_rcnn")
 
     @pytest.mark.slow
     def test_a_run_of_ours(self, made_folder: MadeFolder, resdet: Callable[..., Any]) -> None:

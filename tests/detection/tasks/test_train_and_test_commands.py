@@ -268,3 +268,21 @@ def test_loss_that_is_not_finite_is_an_error_without_a_traceback(workspace: Work
     arguments = (workspace.config, "--output-dir", tmp_path, f"data.root={workspace.root}")
     outcome = workspace.resdet("train", *arguments, "solver.base_lr=1e30")
     assert outcome.err.startswith("error: loss is not finite at iteration 1: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "keypoint_rcnn"])
+def test_configs_of_other_heads_train_and_are_tested(workspace: Workspace, tmp_path: Path, name: str) -> None:
+    """The configs of configs/digits, at a small scale and for two steps."""
+    small = ("data.shorter_side=64", "data.longer_side=96", "data.workers=0", f"data.root={workspace.root}")
+    short = ("solver.iterations=2", "solver.warmup_iterations=0", "solver.images_per_step=2", "device=cpu")
+    run = tmp_path / name
+    config = f"digits/{name}_resnet18_fpn"
+    trained = workspace.resdet("train", config, "--output-dir", run, *small, *short, "test.score_threshold=0.001")
+    assert (trained.status, trained.err) == (0, "")
+    tested = workspace.resdet("test", run / "config.yaml", "--weights", run, "--visualize", "1")
+    assert tested.status == 0
+    result = json.loads((run / "test" / "result.json").read_text())
+    assert ("keypoints" in result) == (name == "keypoint_rcnn")
+    assert json.loads((run / "test" / "detections.json").read_text())
+    assert len(list((run / "test" / "pictures").iterdir())) == 1

@@ -6,7 +6,7 @@ import json
 import math
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from detection.model.faster_rcnn import FasterRCNN
 from detection.model.pooler import RegionPooler
 from detection.structures import ImageBatch
 from detection.weights.detectron2 import convert_detectron2
+from detection.weights.detectron2_panoptic import object_classes
 from detection.weights.detectron2_settings import settings_of
 from detection.weights.published import ZOO, Entry
 from detection.weights.to_detectron2 import to_detectron2
@@ -55,6 +56,11 @@ UNLISTED: dict[str, dict[str, Any]] = {
     "faster_rcnn_R_50_FPN_modulated": {"kind": "fpn", "offsets": 27},
     "keypoint_rcnn_R_50_FPN": {"kind": "fpn", "classes": 1, "keypoints": True},
     "pointrend_rcnn_R_50_FPN": {"kind": "fpn", "points": True},
+    "panoptic_fpn_R_50": {"kind": "fpn", "masks": True, "stuff": 53},
+    "panoptic_fpn_R_101_dconv_cascade_gn": {
+        **{"kind": "fpn", "depth": 101, "offsets": 18, "masks": True, "cascade": True, "stuff": 53},
+        **{"norm": "GN", "box_convs": 0},
+    },
 }
 # The largest: ResNeXt-152, whose body alone has fixed statistics.
 LARGEST: dict[str, Any] = {
@@ -125,6 +131,8 @@ def detector_shapes(  # noqa: PLR0913  # one argument for every kind of layer
     rpn_convs: int = 1,
     heads_norm: str | None = None,
     mask_convs: int = 4,
+    box_convs: int = 4,
+    stuff: int = 0,
 ) -> Shapes:
     """Names and shapes of a Detectron2 detector, written down independently of the code under test."""
     heads_norm = heads_norm or norm
@@ -143,7 +151,7 @@ def detector_shapes(  # noqa: PLR0913  # one argument for every kind of layer
         shapes |= layer(f"{rpn}.conv.conv{number}" if rpn_convs > 1 else f"{rpn}.conv", channels, channels, 3, 3)
     shapes |= layer(f"{rpn}.objectness_logits", anchors, channels, 1, 1)
     shapes |= layer(f"{rpn}.anchor_deltas", anchors * 4, channels, 1, 1)
-    vector, convs = 2048 if kind == "c4" else 1024, 0 if heads_norm == "FrozenBN" else 4
+    vector, convs = 2048 if kind == "c4" else 1024, 0 if heads_norm == "FrozenBN" else box_convs
     for stage in (".0", ".1", ".2") if cascade else ("",):
         if kind != "c4":
             for number in range(1, convs + 1):
@@ -160,11 +168,21 @@ def detector_shapes(  # noqa: PLR0913  # one argument for every kind of layer
         shapes |= {f"{deconv}.weight": (2048 if kind == "c4" else 256, 256, 2, 2), f"{deconv}.bias": (256,)}
         shapes |= layer("roi_heads.mask_head.predictor", classes, 256, 1, 1)
     shapes |= pointrend_shapes(classes) if points else {}
+    shapes |= semantic_shapes(1 + stuff) if stuff else {}
     if keypoints:
         for number in range(1, 9):
             shapes |= layer(f"roi_heads.keypoint_head.conv_fcn{number}", 512, 512 if number > 1 else 256, 3, 3)
         lowres = "roi_heads.keypoint_head.score_lowres"
         shapes |= {f"{lowres}.weight": (512, 17, 4, 4), f"{lowres}.bias": (17,)}
+    return shapes
+
+
+def semantic_shapes(classes: int) -> Shapes:
+    """A semantic head on p2 to p5."""
+    shapes = layer("sem_seg_head.predictor", classes, 128, 1, 1)
+    for level, places in {"p2": 1, "p3": 1, "p4": 2, "p5": 3}.items():
+        for place in range(places):  # an upsampling stands between two
+            shapes |= normalised(f"sem_seg_head.{level}.{2 * place}", 128, 128 if place else 256, 3, 3, norm="GN")
     return shapes
 
 
@@ -182,7 +200,9 @@ def conversion(name: str) -> tuple[DetectionConfig, dict[str, Tensor]]:
 
 
 def class_names(name: str) -> list[str]:
-    return [f"class {label}" for label in range(ALL_SPECS[name].get("classes", 80))]
+    """Of things, and of stuff if there is any."""
+    spec = ALL_SPECS[name]
+    return [f"class {label}" for label in range(spec.get("classes", 80) + spec.get("stuff", 0))]
 
 
 @pytest.fixture
@@ -219,7 +239,8 @@ def test_nothing_is_missing_or_unused_and_no_value_changes(name: str) -> None:
     config, converted = conversion(name)
     assert sorted(value.flatten()[0].item() for value in converted.values()) == list(range(1, len(state) + 1))
     with torch.device("meta"):
-        own = build_detector(config, len(class_names(name)), pretrained=False).state_dict()
+        things = object_classes(config, class_names(name))
+        own = build_detector(config, len(things), pretrained=False).state_dict()
     own = {key: value for key, value in own.items() if not key.endswith("num_batches_tracked")}
     assert {key: value.shape for key, value in own.items()} == {key: value.shape for key, value in converted.items()}
 
@@ -275,6 +296,15 @@ PLACES: dict[str, dict[str, str]] = {
         "roi_heads.mask_head.coarse_head.prediction.bias": "mask_stage.coarse.masks.bias",
         "roi_heads.mask_head.point_head.fc3.weight": "mask_stage.points.layers.2.weight",
         "roi_heads.mask_head.point_head.predictor.bias": "mask_stage.points.masks.bias",
+    },
+    "panoptic_fpn_R_50": {
+        "sem_seg_head.p2.0.weight": "label_stage.head.levels.p2.0.weight",
+        "sem_seg_head.p5.4.norm.bias": "label_stage.head.levels.p5.9.bias",
+        "sem_seg_head.predictor.bias": "label_stage.head.classes.bias",
+        "roi_heads.mask_head.predictor.bias": "mask_stage.head.masks.bias",
+        **RPN,
+        **BOX,
+        **FC,
     },
     "keypoint_rcnn_R_50_FPN": {
         "roi_heads.keypoint_head.conv_fcn1.weight": "keypoint_stage.head.convs.0.0.weight",
@@ -340,6 +370,27 @@ def test_settings_of_a_c4() -> None:
     assert (box.samples_per_image, box.positive_fraction, box.coder_weights) == (512, 0.25, (10.0, 10.0, 5.0, 5.0))
     assert (config.architecture, config.test.nms_iou, config.test.score_threshold) == ("mask_rcnn", 0.5, 0.05)
     assert (config.test.max_detections, config.data.shorter_side, config.data.longer_side) == (100, 800, 1333)
+
+
+def test_settings_of_a_panoptic_fpn() -> None:
+    config, _ = conversion("panoptic_fpn_R_50")
+    assert (config.architecture, config.semantic.loss_weight, config.semantic.norm) == ("panoptic_fpn", 0.5, "gn")
+    own = config.panoptic
+    assert (own.stuff[0], len(own.stuff)) == ("class 80", 53)
+    assert (own.instance_score, own.overlap, own.stuff_area) == (0.5, 0.5, 4096)
+    combine = "MODEL__PANOPTIC_FPN__COMBINE__"
+    given = {"STUFF_AREA_LIMIT": 9, "OVERLAP_THRESH": 0.25, "INSTANCES_CONFIDENCE_THRESH": 0.75, "ENABLED": True}
+    own = converted_config("panoptic_fpn_R_50", **{combine + name: value for name, value in given.items()}).panoptic
+    assert (own.instance_score, own.overlap, own.stuff_area) == (0.75, 0.25, 9)
+    with pytest.raises(ValueError, match="COMBINE"):
+        converted_config("panoptic_fpn_R_50", **{f"{combine}ENABLED": False})
+    unnamed, _ = convert_detectron2(
+        numbered_state("panoptic_fpn_R_50"), class_names=class_names("panoptic_fpn_R_50")[:80]
+    )
+    assert unnamed.panoptic.stuff[:2] == ("stuff 1", "stuff 2")
+    with pytest.raises(ValueError, match="80 things and 53 classes of stuff, class_names has 81"):
+        convert_detectron2(numbered_state("panoptic_fpn_R_50"), class_names=class_names("panoptic_fpn_R_50")[:81])
+    assert conversion("panoptic_fpn_R_101_dconv_cascade_gn")[0].architecture == "cascade_panoptic_fpn"
 
 
 def test_settings_of_a_cascade() -> None:
@@ -456,15 +507,21 @@ def spec_of(entry: Entry) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "kind": next((kind for kind in ("c4", "dc5") if f"_{kind.upper()}" in name), "fpn"),
         "depth": 101 if "_101_" in name else 50,
-        "classes": len(entry.class_names),
-        "masks": "mask_rcnn" in name,
+        "classes": len(entry.class_names) - (53 if "panoptic" in name else 0),
+        "masks": "mask_rcnn" in name or "panoptic" in name,
+        "stuff": 53 if "panoptic" in name else 0,
         "cascade": "cascade" in name,
         "keypoints": "keypoint" in name,
         "points": "pointrend" in name,
-        "norm": "GN" if name.endswith("_gn") else "SyncBN" if name.endswith(("_syncbn", "_LSJ")) else "FrozenBN",
+        "norm": "GN"
+        if name.endswith("_gn") or "_gn_3x" in name
+        else "SyncBN"
+        if name.endswith(("_syncbn", "_LSJ"))
+        else "FrozenBN",
         "offsets": 18 if "dconv" in name else 0,
         "rpn_convs": 2 if name.endswith("_LSJ") else 1,
     }
+    spec |= {"box_convs": 0} if "panoptic" in name else {}
     return spec | ({"groups": 32, "width": 8} if "32x8d" in name else {})
 
 
@@ -502,7 +559,9 @@ def test_every_detector_of_regions_in_the_zoo_loads(entry: Entry) -> None:
     state = {key: torch.tensor(0.5).expand(shape) for key, shape in shapes.items()}
     config, converted = convert_detectron2(state, class_names=entry.class_names, settings=entry.settings)
     assert len(converted) == len(state)
-    assert config.architecture in entry.name
+    assert config.architecture in entry.name or config.architecture == "cascade_panoptic_fpn"
+    stuff = config.panoptic.stuff
+    assert (len(stuff), stuff[-1:]) == ((53, ("rug-merged",)) if "panoptic" in entry.name else (0, ()))
     assert ("dconv" in entry.name) == (config.backbone.deform == ("c3", "c4", "c5"))
     assert ("mask_rcnn" in entry.name) == ("mask" in config.architecture)
     read, expected = OF_ONE.get(entry.name, (lambda config: None, None))
@@ -560,7 +619,7 @@ def test_one_mask_for_all_classes_becomes_that_of_each() -> None:
 @pytest.mark.parametrize("name", [*ALL, *UNLISTED])
 def test_the_way_back_gives_the_same_bits_and_settings(name: str) -> None:
     state, (config, converted) = numbered_state(name), conversion(name)
-    back, settings = to_detectron2(config, class_names(name), converted)
+    back, settings = to_detectron2(config, object_classes(config, class_names(name)), converted)
     assert set(back) == set(state)
     assert all(back[key].equal(value) for key, value in state.items())
     assert convert_detectron2(back, class_names=class_names(name), settings=settings)[0] == config
@@ -628,7 +687,7 @@ def without(text: str) -> dict[str, Tensor]:
         (lambda: without("bbox_pred.weight"), r"missing: 1: box_stage\.predictor\.deltas\.weight"),
         (lambda: c4_state(roi_heads__x=torch.zeros(1)), r"unused: 1: roi_heads\.x"),
         (lambda: c4_state(head__cls_subnet__1__weight=torch.zeros(1)), r"of RetinaNet with normalised towers \(head"),
-        (lambda: c4_state(sem_seg_head__p2__0__weight=torch.zeros(1)), "of Panoptic FPN"),
+        (lambda: c4_state(sem_seg_head__p2__0__weight=torch.zeros(1)), r"unused: 1: label_stage\.head\.levels\.p2"),
         (lambda: c4_state(backbone__res4__0__conv2_offset__bias=torch.zeros(1)), r"unused: 1: .*conv2\.offset\.bias"),
         (
             lambda: c4_state(backbone__res2__0__conv2__weight=torch.zeros(256, 4, 3, 3)),
@@ -790,6 +849,20 @@ def test_features_and_rpn_give_detectron2_s_numbers(name: str) -> None:
         assert_near(logits[0], convolve(state, f"{rpn}.objectness_logits", hidden)[0].permute(1, 2, 0).flatten())
         boxes = convolve(state, f"{rpn}.anchor_deltas", hidden)[0].unflatten(0, (-1, 4))
         assert_near(deltas[0], boxes.permute(2, 3, 0, 1).reshape(-1, 4))
+    if detector.label_stage is not None:
+        assert_near(detector.label_stage.head(features), zoo_semantic(state, expected))
+
+
+def zoo_semantic(state: Mapping[str, Tensor], levels: Sequence[Tensor]) -> Tensor:
+    """Logits of stride 4 of a semantic head on the first four ``levels``."""
+    total = torch.zeros(())
+    for number, level in enumerate(levels[:4]):
+        x = level
+        for place in range(max(number, 1)):
+            x = F.relu(convolve(state, f"sem_seg_head.p{number + 2}.{2 * place}", x))
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False) if number else x
+        total = total + x
+    return convolve(state, "sem_seg_head.predictor", total)
 
 
 def assert_near(found: Tensor, expected: Tensor) -> None:

@@ -79,7 +79,8 @@ def test_the_zoo_s_tensors_all_have_a_place(depth: int) -> None:
         "1x1",
         "msra",
     )
-    assert len(converted) == len(state)
+    assert len(converted) == len(state) + 1
+    assert converted["head.scale.positives"].item() == 100  # which Detectron2 begins with, and does not save
     for theirs, ours in (
         ("backbone.fpn_lateral3.weight", "backbone.lateral.c3.0.weight"),
         ("backbone.top_block.p7.bias", "backbone.coarse.p7.0.bias"),
@@ -94,7 +95,7 @@ def test_settings_are_the_zoo_s_and_are_replaced() -> None:
     config, _ = convert_detectron2(constant_state(), class_names=CLASSES)
     assert config.anchors.sizes[:4] == pytest.approx((32, 32 * 2 ** (1 / 3), 32 * 2 ** (2 / 3), 64))
     assert (config.anchors.offset, config.anchors.rounded, config.dense.clip_first) == (0, False, False)
-    assert (config.dense.normalizer, config.dense.smooth_l1_beta) == ("batch", 0)
+    assert (config.dense.normalizer, config.dense.smooth_l1_beta) == ("running", 0)
     settings: dict[str, Any] = settings_of(config)
     assert settings["MODEL.ANCHOR_GENERATOR.SIZES"][1] == pytest.approx([64, 64 * 2 ** (1 / 3), 64 * 2 ** (2 / 3)])
     changed = settings | {

@@ -101,16 +101,18 @@ def test_every_row_is_complete(entry: Entry) -> None:
     algorithm, digits = entry.checksum
     assert (algorithm, len(digits)) == {"torchvision": ("sha256", 8), "detectron2": ("md5", 6)}[entry.source]
     card, _, split = entry.data.partition(":")
-    assert split in load_card(card).splits if entry.has_card else len(entry.class_names) in (8, 1230)
+    assert split in load_card(card).splits if entry.has_card else len(entry.class_names) in (8, 21, 1230)
+    assert (card == "coco2017_panoptic") == (entry.pq is not None) == ("panoptic" in entry.name)
     assert entry.ap is None or 20 < entry.ap < 60
-    assert (re.search("mask|pointrend", entry.name) is not None) == (entry.mask_ap is not None) or "200ep" in entry.name
+    masks = re.search("mask|panoptic|pointrend", entry.name) is not None
+    assert masks == (entry.mask_ap is not None) or "200ep" in entry.name
     assert ("keypoint" in entry.name) == (entry.keypoint_ap is not None) == (card == "coco2017_keypoints")
 
 
 def test_the_tables_hold_all_of_detectron2_s_model_zoo() -> None:
-    assert [entry.source for entry in ZOO] == ["torchvision"] * 9 + ["detectron2"] * 55
+    assert [entry.source for entry in ZOO] == ["torchvision"] * 13 + ["detectron2"] * 59
     assert len({entry.name for entry in ZOO}) == len({entry.url for entry in ZOO}) == len(ZOO)
-    assert len(ZOO) - 9 + len(REFUSED) == 64 + 4  # of projects/PointRend
+    assert len(ZOO) - 13 + len(REFUSED) == 64 + 4  # of projects/PointRend
     assert not {entry.name for entry in ZOO} & REFUSED.keys()
 
 
@@ -141,6 +143,9 @@ def test_addresses_and_figures_of_some_rows() -> None:
     first = find_entry("fasterrcnn_resnet50_fpn")
     assert first.url == "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
     assert (first.ap, first.mask_ap, first.checksum) == (37.0, None, ("sha256", "258fb6c6"))
+    pixels = find_entry("deeplabv3_resnet101")
+    assert pixels.url == "https://download.pytorch.org/models/deeplabv3_resnet101_coco-586e9e4e.pth"
+    assert (pixels.ap, pixels.miou, pixels.pixel_accuracy, pixels.class_names[15]) == (None, 67.4, 92.4, "person")
     persons, legacy = find_entry("keypointrcnn_resnet50_fpn"), find_entry("keypointrcnn_resnet50_fpn_legacy")
     assert (persons.ap, persons.keypoint_ap, persons.norm_eps) == (54.6, 65.0, None)
     assert (legacy.ap, legacy.keypoint_ap, legacy.norm_eps) == (50.6, 61.1, 1e-5)

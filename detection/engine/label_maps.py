@@ -1,0 +1,112 @@
+"""From the scores of a network's classes at every pixel to label maps of stored images, and what is counted of them.
+
+Shapes: K classes, H W height and width; sizes are (height, width).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
+
+from detection.data.index import AnnotationIndex
+from detection.evaluation.label_maps import LabelClasses, label_counts
+from detection.evaluation.panoptic import panoptic_counts
+from detection.evaluation.record import Record
+from detection.masks import RLE
+from detection.segments import Segments
+from detection.structures import VOID
+
+__all__ = ["Keep", "Labelled", "Merge", "label_classes", "labelled", "labels_of", "stored_labels", "with_counts"]
+
+MOST_SCORES = 1 << 26  # that are resized at once: 256 MiB
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """The label map of an image, and the segments of which a panoptic one is made."""
+
+    labels: NDArray[np.uint8]  # (H, W) of the stored image, labels of the data set; VOID where nothing is predicted
+    segments: Segments | None = None
+
+
+# Scores (D,), labels (D,) and masks of objects in the stored image, and the label map (H, W) of the network's own
+# classes, to segments in the labels of the data set.
+Merge = Callable[[NDArray[np.floating], NDArray[np.int64], tuple[RLE, ...], NDArray[np.uint8]], Segments]
+Keep = Callable[[int, Labelled], None]  # is given the row of an image in the index, and its label map
+
+
+def stored_labels(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns the best class (*``size``) uint8 at each pixel of the stored image; of equal scores, the first.
+
+    Args:
+        scores: (K, H, W) of the image as the network saw it.
+        size: of the stored image, to which scores are brought by bilinear interpolation.
+    """
+    step = max(1, MOST_SCORES // max(1, size[0] * size[1]))
+    labels, best = None, None
+    for start in range(0, len(scores), step):
+        part = scores[start : start + step].float()
+        if part.shape[1:] != size:
+            part = F.interpolate(part[None], size=size, mode="bilinear", align_corners=False)[0]
+        values, found = part.max(dim=0)
+        if labels is None or best is None:
+            labels, best = found, values
+        else:
+            better = values > best
+            labels, best = found.add(start).where(better, labels), values.where(better, best)
+    if labels is None:
+        raise ValueError("scores of no class; a label map needs one or more")
+    return labels.byte()
+
+
+def labelled(labels: NDArray[np.uint8], objects: dict[str, Any] | None = None, merge: Merge | None = None) -> Labelled:
+    """Returns ``labels`` (H, W) as they are, or with ``merge`` the segments of these and the ``objects``.
+
+    Args:
+        labels: of the network's own classes.
+        objects: "scores", "labels" and "masks" of what is detected in the stored image.
+        merge: of a panoptic network.
+    """
+    if merge is None or objects is None:
+        return Labelled(labels)
+    segments = merge(objects["scores"], objects["labels"], objects["masks"], labels)
+    return Labelled(labels_of(segments), segments)
+
+
+def with_counts(record: Record, index: AnnotationIndex, row: int, found: Labelled) -> Record:
+    """Returns ``record`` of image ``row`` with counts of ``found``; as it is where the image's labels are unknown.
+
+    Raises:
+        ImageError: the label image can't be read or does not fit.
+    """
+    maps = index.label_maps
+    if maps is None or not index.has_ground_truth:
+        return record
+    num_classes = len(maps.class_names)
+    if found.segments is None:
+        return replace(record, label_counts=label_counts(maps.read(row, record.size), found.labels, num_classes))
+    true = maps.read_segments(row, record.size)
+    return replace(
+        record,
+        label_counts=label_counts(labels_of(true), found.labels, num_classes),
+        panoptic_counts=panoptic_counts(true, found.segments, num_classes),
+    )
+
+
+def label_classes(index: AnnotationIndex) -> LabelClasses | None:
+    """Returns the classes of the label maps of ``index``; None where it has none."""
+    maps = index.label_maps
+    return None if maps is None else LabelClasses(maps.class_names, maps.num_things)
+
+
+def labels_of(segments: Segments) -> NDArray[np.uint8]:
+    """Returns the label (H, W) of the segment of each pixel; VOID where there is none."""
+    labels = {0: VOID} | {segment.id: segment.label for segment in segments.found}
+    present, places = np.unique(segments.ids, return_inverse=True)
+    return np.array([labels[id_] for id_ in present.tolist()], np.uint8)[places].reshape(segments.ids.shape)

@@ -1,0 +1,176 @@
+"""Figures of label maps: intersection over union and accuracy of pixels, from counts of true and predicted classes.
+
+The IoU of a class is that of its pixels in all images together.  A class that no pixel has, neither true nor predicted,
+has no IoU and is no part of the mean; one that is predicted and never true has IoU 0.  This is the definition of
+Cityscapes' scripts.  PASCAL VOC's and torchvision's reference scripts give the same wherever every class has a true
+pixel, and so does Detectron2, which leaves all classes without a true pixel out.  Void pixels are left out, and a pixel
+for which nothing is predicted is a miss of its true class.
+
+Source: Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective", IJCV 2015, section 2.2; Long
+et al., "Fully Convolutional Networks for Semantic Segmentation", 2015, section 5, for frequency-weighted IoU and
+accuracies.
+
+Shapes: H W height and width, N images, B sets of them, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.evaluation.average_precision import mean_over_classes
+from detection.evaluation.record import Record
+from detection.structures import VOID
+
+__all__ = [
+    "LABEL_NUMBERS",
+    "LabelClasses",
+    "LabelFigures",
+    "check_comparable_maps",
+    "label_counts",
+    "label_figures",
+    "pixel_counts",
+    "pixel_totals",
+    "segment_counts",
+]
+
+LABEL_NUMBERS = ("mIoU", "fwIoU", "pixel_accuracy", "mean_accuracy")
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelClasses:
+    """The classes of label maps."""
+
+    names: tuple[str, ...]  # K
+    num_things: int = 0  # how many, the first ones, are of countable objects
+
+
+@dataclass(frozen=True, slots=True)
+class LabelFigures:
+    """Figures of B sets of images, fractions 0..1; NaN where there is no pixel to judge."""
+
+    numbers: Floats  # (B, 4) LABEL_NUMBERS
+    iou: Floats  # (B, K)
+
+
+def label_counts(true: NDArray[np.uint8], predicted: NDArray[np.integer], num_classes: int) -> NDArray[np.int32]:
+    """Returns the pixels (K, K + 1) of one image by true and by predicted class; the last column is none.
+
+    Args:
+        true: (H, W) labels 0..K-1; pixels that are VOID are left out.
+        predicted: (H, W) labels 0..K-1, or VOID for none.
+        num_classes: K.
+
+    Raises:
+        ValueError: maps of different sizes, or a label that is neither VOID nor in 0..K-1.
+    """
+    if true.shape != predicted.shape:
+        raise ValueError(
+            f"a label map of {predicted.shape} is judged by one of {true.shape}; they must be equally large"
+        )
+    judged = true != VOID
+    rows, columns = true[judged].astype(np.int64), predicted[judged].astype(np.int64)
+    columns[columns == VOID] = num_classes
+    for what, labels, most in (("true", rows, num_classes), ("predicted", columns, num_classes + 1)):
+        if labels.size and not 0 <= labels.min() <= labels.max() < most:
+            raise ValueError(
+                f"{what} label {labels.min() if labels.min() < 0 else labels.max()} of {num_classes} classes"
+            )
+    cells = np.bincount(rows * (num_classes + 1) + columns, minlength=num_classes * (num_classes + 1))
+    return cells.reshape(num_classes, num_classes + 1).astype(np.int32)
+
+
+def pixel_totals(records: Sequence[Record], num_classes: int) -> NDArray[np.int64]:
+    """Returns hits, true and predicted pixels (N, 3, K) of ``records``, by ascending image id.
+
+    Raises:
+        ValueError: a record without counts, or with those of another number of classes.
+    """
+    ordered = _by_id(records)
+    totals = np.zeros((len(ordered), 3, num_classes), np.int64)
+    for row, record in zip(totals, ordered, strict=True):
+        counts = record.label_counts
+        if counts is None or counts.shape != (num_classes, num_classes + 1):
+            raise _unfit(record, "label", counts, num_classes)
+        row[:] = np.diagonal(counts), counts.sum(axis=1), counts[:, :-1].sum(axis=0)
+    return totals
+
+
+def pixel_counts(records: Sequence[Record]) -> NDArray[np.int64] | None:
+    """Returns the pixels (K, K + 1) by true and by predicted class of all ``records``; None where one has no counts."""
+    total: NDArray[np.int64] | None = None
+    for record in records:
+        if record.label_counts is None:
+            return None
+        total = record.label_counts.astype(np.int64) if total is None else total + record.label_counts
+    return total
+
+
+def segment_counts(records: Sequence[Record], num_classes: int) -> NDArray[np.float64]:
+    """Returns the panoptic counts (N, K, 4) of ``records``, by ascending image id.
+
+    Raises:
+        ValueError: a record without counts, or with those of another number of classes.
+    """
+    ordered = _by_id(records)
+    stacked = np.zeros((len(ordered), num_classes, 4))
+    for row, record in zip(stacked, ordered, strict=True):
+        counts = record.panoptic_counts
+        if counts is None or len(counts) != num_classes:
+            raise _unfit(record, "panoptic", counts, num_classes)
+        row[:] = counts
+    return stacked
+
+
+def label_figures(totals: NDArray[np.int64]) -> LabelFigures:
+    """Returns the figures of hits, true and predicted pixels ``totals`` (B, 3, K)."""
+    hits, true, predicted = np.moveaxis(totals, 1, 0)
+    iou, pixels = _ratio(hits, true + predicted - hits), true.sum(axis=1)
+    numbers = [
+        mean_over_classes(iou),
+        _ratio((np.nan_to_num(iou) * true).sum(axis=1), pixels),
+        _ratio(hits.sum(axis=1), pixels),
+        mean_over_classes(_ratio(hits, true)),
+    ]
+    return LabelFigures(np.stack(numbers, axis=1), iou)
+
+
+def check_comparable_maps(runs: Mapping[str, Sequence[Record]]) -> None:
+    """Raises unless all ``runs``, of the same images, or none predict label maps and were judged by the same ones.
+
+    Raises:
+        ValueError: naming the first run and the one that differs from it.
+    """
+    (first, expected), *others = runs.items()
+    for name, records in others:
+        for a, b in zip(_by_id(expected), _by_id(records), strict=True):
+            if (a.label_counts is None) != (b.label_counts is None):
+                raise ValueError(f"{first} and {name} are not comparable: one of them alone predicts label maps")
+            if a.label_counts is None or b.label_counts is None:
+                continue
+            ours, theirs = a.label_counts.sum(axis=1), b.label_counts.sum(axis=1)
+            if not np.array_equal(ours, theirs):
+                raise ValueError(
+                    f"{first} and {name} are not comparable: {a.file_name} was judged by other label maps; test "
+                    "both on the same data"
+                )
+
+
+def _by_id(records: Sequence[Record]) -> list[Record]:
+    return sorted(records, key=lambda record: record.image_id)
+
+
+def _unfit(record: Record, what: str, counts: NDArray[Any] | None, num_classes: int) -> ValueError:
+    found = f"no {what} counts" if counts is None else f"{what} counts of {len(counts)} classes"
+    return ValueError(f"{record.file_name}: {found}, expected those of {num_classes} classes; test again")
+
+
+def _ratio(part: NDArray[Any], whole: NDArray[np.int64]) -> Floats:
+    """Returns ``part`` / ``whole``, NaN for 0 / 0."""
+    return part / np.where(whole > 0, whole, np.nan)

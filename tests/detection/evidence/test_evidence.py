@@ -1,0 +1,117 @@
+"""The experiments that documents cite: what is done, what is left, and records alone at the end."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from detection.evidence.plan import format_plan, load_evidence, plan_evidence
+from detection.evidence.run import run_evidence
+from detection.evidence.verify import verify
+
+LIST = """
+budget_hours: 0.5
+run_minutes: 10
+experiments: [{file: depth.yaml, minutes: 6}]
+"""
+DEPTH = """
+base: base.yaml
+allowed: [backbone.name]
+variants:
+  plain20: {}
+  resnet20: {backbone: {name: cifar_resnet20}}
+seeds: [0, 1]
+"""
+BASE = """
+backbone: {name: cifar_plain20, norm: bn}
+data: {train: [card.yaml:train], test: [card.yaml:test], shorter_side: 32, longer_side: 32, augment: [], workers: 0}
+solver: {iterations: 4, images_per_step: 4, log_every: 2, layout: contiguous}
+classification: {crop: 32, shorter_side: 32}
+device: cpu
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a list of one experiment of four runs over red and blue images."""
+    for name, text in (("list.yaml", LIST), ("depth.yaml", DEPTH), ("base.yaml", BASE), ("README.md", "# Results\n")):
+        (tmp_path / name).write_text(text)
+    random = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for channel, name in ((0, "red"), (2, "blue")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(6):
+                pixels = random.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+                pixels[..., channel] += 100
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{number}.png")
+    splits = {split: {"folder": split} for split in ("train", "test")}
+    card = {"format": "image_folder", "root": str(tmp_path), "classes": ["red", "blue"], "splits": splits}
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def record(run: Path, **status: Any) -> None:
+    run.mkdir(parents=True)
+    (run / "status.json").write_text(json.dumps(status))
+
+
+def test_committed_records_count_as_done_and_say_what_the_rest_takes(checkout: Path) -> None:
+    runs = checkout / "docs" / "experiments" / "depth" / "runs"
+    record(runs / "plain20" / "0", state="done", hours=0.2)
+    record(runs / "resnet20" / "0", state="failed", hours=0.1)
+    evidence = load_evidence("list.yaml")
+    (planned,) = plan_evidence(evidence, checkout)
+    assert planned.hours == {"runs/plain20/0": 0.2}
+    assert planned.left == ("runs/plain20/1", "runs/resnet20/0", "runs/resnet20/1")
+    assert planned.expected == pytest.approx(0.2 + 0.1 + 0.1)  # its own arm, and what the list says
+    assert "warning: depth runs/plain20/0 took 12.0 minutes" in format_plan(evidence, [planned])
+    with pytest.raises(ValueError, match=r"budget_hours is 0\.5"):
+        run_evidence("list.yaml")
+
+
+@pytest.mark.parametrize("change", [("minutes: 6", "hours: 6"), ("depth.yaml", "deep.yaml")])
+def test_a_bad_list_is_named(change: tuple[str, str], checkout: Path) -> None:
+    (checkout / "list.yaml").write_text(LIST.replace(*change))
+    with pytest.raises(ValueError, match=r"list\.yaml|deep\.yaml"):
+        plan_evidence(load_evidence("list.yaml"), checkout)
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """The command takes SIGTERM, here in the process of the tests."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_signals")
+def test_runs_leave_records_alone_which_count_in_a_clone(checkout: Path, resdet: Callable[..., Any]) -> None:
+    (checkout / "depth.yaml").write_text(DEPTH.replace("[0, 1]", "[0]"))
+    ended = resdet("evidence", "--list", "list.yaml")
+    assert ended.status == 0, ended.err
+    folder = checkout / "docs" / "experiments" / "depth"
+    kept = {"config.yaml", "manifest.json", "metrics.jsonl", "per_image.json", "result.json", "status.json"}
+    for run in folder.glob("runs/*/*"):
+        assert {path.name for path in run.iterdir()} == kept
+        assert str(checkout) not in (run / "manifest.json").read_text()
+    for split in ("train", "test"):
+        (checkout / split).rename(checkout / f"no_{split}")  # a clone has no data
+    again = resdet("evidence", "--list", "list.yaml")
+    assert again.status == 0, again.err
+    assert "depth: done before" in again.out
+    result = folder / "runs" / "plain20" / "0" / "result.json"
+    found = json.loads(result.read_text())
+    found["classification"]["top1"] += 0.1
+    result.write_text(json.dumps(found))
+    (wrong,) = verify(checkout).findings
+    assert "plain20" in wrong.file
