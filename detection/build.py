@@ -7,6 +7,7 @@ code.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol, TypedDict
@@ -45,7 +46,9 @@ from detection.model.fcos import FCOSHead, PointMatcher
 from detection.model.keypoint_stage import KeypointHead, KeypointStage
 from detection.model.mask_stage import MaskHead, MaskStage
 from detection.model.matcher import Matcher
+from detection.model.mnc import MNC, MaskedStage, MaskLayers
 from detection.model.one_stage import Dense, OneStage
+from detection.model.pointrend import CoarseHead, PointHead, PointSettings, PointStage
 from detection.model.pooler import RegionPooler
 from detection.model.retinanet import RetinaNetHead
 from detection.model.rpn import RPN, ProposalFilter, RPNHead
@@ -239,28 +242,48 @@ def _rcnn(
     *,
     cascade: bool = False,
     masks: bool = False,
+    points: bool = False,
     keypoints: bool = False,
     labels: bool = False,
 ) -> FasterRCNN:
-    """Faster R-CNN, with stages of a cascade, with masks, keypoints and labels of every pixel on request."""
-    anchors = _anchors(config.anchors, list(backbone.specs.values()))
-    channels = list(backbone.specs.values())[-1].channels
-    head = RPNHead(channels, channels=config.rpn.channels, num_anchors=anchors[0].num_anchors, convs=config.rpn.convs)
-    rpn = _rpn(config.rpn, anchors, head, ignore_overlap=config.box.ignore_overlap)
+    """Faster R-CNN; stages of a cascade, masks (of a map or of points), keypoints, labels of every pixel on request."""
+    rpn = _proposals(config, backbone)
     ious = config.cascade.ious if cascade else (config.box.positive_iou,)
     stages = [
         _box_stage(config.box, backbone, iou, factor=factor, num_classes=num_classes)
         for factor, iou in enumerate(ious, start=1)
     ]
+    mask_stage = None
+    if points:
+        mask_stage = _point_stage(config, backbone, num_classes=num_classes)
+    elif masks:
+        mask_stage = _mask_stage(config, backbone, stages[0], num_classes=num_classes)
     return FasterRCNN(
         backbone,
         rpn,
         CascadeBoxStage(stages) if cascade else stages[0],
         postprocess=build_postprocessor(config.test),
-        mask_stage=_mask_stage(config, backbone, stages[0], num_classes=num_classes) if masks else None,
+        mask_stage=mask_stage,
         keypoint_stage=_keypoint_stage(config, backbone) if keypoints else None,
         label_stage=build_label_stage(config, backbone, num_classes) if labels else None,
     )
+
+
+def _mnc(config: DetectionConfig, backbone: Backbone, num_classes: int) -> MNC:
+    return MNC(
+        backbone,
+        _proposals(config, backbone),
+        _masked_stage(config, backbone, num_classes=num_classes),
+        postprocess=build_postprocessor(config.test),
+        vote_iou=config.mnc.vote_iou,
+    )
+
+
+def _proposals(config: DetectionConfig, backbone: Backbone) -> RPN:
+    specs = list(backbone.specs.values())
+    anchors, channels = _anchors(config.anchors, specs), specs[-1].channels
+    head = RPNHead(channels, channels=config.rpn.channels, num_anchors=anchors[0].num_anchors, convs=config.rpn.convs)
+    return _rpn(config.rpn, anchors, head, ignore_overlap=config.box.ignore_overlap)
 
 
 def _retinanet(config: DetectionConfig, backbone: Backbone, num_classes: int) -> OneStage:
@@ -310,9 +333,11 @@ def _dense(config: DenseConfig) -> Dense:
 ARCHITECTURES: dict[ArchitectureName, _Kind] = {
     "faster_rcnn": _Kind(_rcnn),
     "mask_rcnn": _Kind(partial(_rcnn, masks=True), fields=("masks",)),
+    "pointrend_rcnn": _Kind(partial(_rcnn, points=True), fields=("masks",)),
     "keypoint_rcnn": _Kind(partial(_rcnn, keypoints=True), fields=("keypoints",)),
     "cascade_rcnn": _Kind(partial(_rcnn, cascade=True)),
     "cascade_mask_rcnn": _Kind(partial(_rcnn, cascade=True, masks=True), fields=("masks",)),
+    "mnc": _Kind(_mnc, fields=("masks",)),
     "retinanet": _Kind(_retinanet),
     "fcos": _Kind(_fcos),
     "fcn": _Kind(build_fcn, label_maps=True, objects=False),
@@ -365,6 +390,29 @@ def _box_stage(
     )
 
 
+def _masked_stage(config: DetectionConfig, backbone: Backbone, *, num_classes: int) -> MaskedStage:
+    box, mnc, channels = config.box, config.mnc, list(backbone.specs.values())[-1].channels
+    plain = _box_stage(box, backbone, box.positive_iou, factor=1, num_classes=num_classes)
+    layers = MaskLayers(
+        channels, mnc.pool_size, side=mnc.mask_side, channels=mnc.mask_channels, geometry=config.mask.geometry
+    )
+    width = plain.head.out_channels
+    return MaskedStage(
+        RegionPooler(_pooled(backbone), mnc.pool_size, kind=box.pool, sampling_ratio=box.sampling_ratio),
+        plain.head,
+        deepcopy(plain.head),  # both begin with the backbone's weights
+        BoxPredictor(2 * width, num_classes=num_classes, class_agnostic=box.class_agnostic),
+        layers,
+        matcher=plain.matcher,
+        sampler=plain.sampler,
+        coder=plain.coder,
+        roi_size=plain.pooler.size,
+        looks=mnc.looks,
+        smooth_l1_beta=box.smooth_l1_beta,
+        box_loss_weight=box.box_loss_weight,
+    )
+
+
 def _mask_stage(config: DetectionConfig, backbone: Backbone, box_stage: BoxStage, *, num_classes: int) -> MaskStage:
     mask, spec = config.mask, list(backbone.specs.values())[-1]
     shared = config.box.head == "tail"  # then the masks see what the tail has made of the regions
@@ -382,6 +430,28 @@ def _mask_stage(config: DetectionConfig, backbone: Backbone, box_stage: BoxStage
         norm=_norm(mask.norm),
     )
     return MaskStage(pooler, head, geometry=mask.geometry)
+
+
+def _point_stage(config: DetectionConfig, backbone: Backbone, *, num_classes: int) -> PointStage:
+    mask, point, finest = config.mask, config.point, next(iter(backbone.specs.values()))
+    coarse = CoarseHead(
+        finest.channels,
+        num_classes=num_classes,
+        pool_size=mask.pool_size,
+        side=point.coarse_side,
+        channels=mask.channels,
+        fcs=point.fcs,
+        fc_channels=point.fc_channels,
+    )
+    settings = PointSettings(
+        train_points=point.train_points,
+        oversample=point.oversample,
+        importance=point.importance,
+        steps=point.steps,
+        test_points=point.test_points,
+    )
+    head = PointHead(finest.channels, num_classes=num_classes, layers=point.layers, channels=point.channels)
+    return PointStage(coarse, head, stride=finest.stride, settings=settings, geometry=mask.geometry)
 
 
 def _keypoint_stage(config: DetectionConfig, backbone: Backbone) -> KeypointStage:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as pycocotools_mask
 from torch import Tensor
 
-__all__ = ["RLE", "around", "count_pixels", "decode", "empty_rle", "encode", "is_empty", "to_rle"]
+__all__ = ["RLE", "around", "count_pixels", "decode", "decode_columns", "empty_rle", "encode", "is_empty", "to_rle"]
 
 # pycocotools takes some 100 bytes for every pixel along an edge, also outside the image.
 MAX_COORDINATE = 1e5  # pixels
@@ -85,10 +85,19 @@ def decode(rles: Sequence[RLE], size: tuple[int, int]) -> Tensor:
     """The masks (N, H, W) bool of an image of ``size``."""
     if not rles:
         return torch.zeros((0, *size), dtype=torch.bool)
+    return torch.from_numpy(np.ascontiguousarray(_pixels(rles).transpose(2, 0, 1))).view(torch.bool)
+
+
+def decode_columns(rle: RLE) -> NDArray[np.uint8]:
+    """Returns the mask (H, W) as 0 and 1 in Fortran order, column after column, as ``encode`` takes it."""
+    return _pixels([rle])[..., 0]
+
+
+def _pixels(rles: Sequence[RLE]) -> NDArray[np.uint8]:
+    """Returns (H, W, N) in Fortran order."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 does not know numpy 2's __array__
-        columns = coco_mask.decode(list(rles))  # (H, W, N) uint8
-    return torch.from_numpy(np.ascontiguousarray(columns.transpose(2, 0, 1))).view(torch.bool)
+        return coco_mask.decode(list(rles))
 
 
 def count_pixels(masks: Tensor) -> Tensor:

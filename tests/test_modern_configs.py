@@ -17,7 +17,9 @@ from detection.data.cards import load_card
 from detection.model.architecture import Architecture
 from detection.model.cascade import CascadeBoxStage
 from detection.model.faster_rcnn import FasterRCNN
+from detection.model.mask_stage import MaskStage
 from detection.model.one_stage import OneStage
+from detection.model.pointrend import PointStage
 
 ROOT = Path(__file__).parents[1]
 COCO, VOC = ROOT / "configs" / "coco" / "modern", ROOT / "configs" / "voc" / "modern"
@@ -27,7 +29,7 @@ ONE_STAGE = [COCO / f"{name}_r50_fpn_1x.yaml" for name in ("fcos", "retinanet")]
 REGIONS = [path for path in FILES if path not in ONE_STAGE]
 BASELINES = [path for path in REGIONS if path != OWN]
 
-# The figures of Detectron2's MODEL_ZOO.md; None: it has none.
+# The figures of Detectron2's MODEL_ZOO.md and projects/PointRend; None: it has none.
 FIGURES = {
     "cascade_mask_rcnn_r50_fpn_3x": ("44.3", "38.5"),
     "cascade_rcnn_r50_fpn_1x": None,
@@ -48,6 +50,8 @@ FIGURES = {
     "panoptic_fpn_r101_3x": ("43.0", "42.4", "38.5"),
     "panoptic_fpn_r50_1x": ("39.4", "37.6", "34.7"),
     "panoptic_fpn_r50_3x": ("41.5", "40.0", "36.5"),
+    "pointrend_rcnn_r50_fpn_1x": ("36.2",),
+    "pointrend_rcnn_r50_fpn_3x": ("38.3",),
     "retinanet_r50_fpn_1x": ("37.4",),
     "faster_rcnn_r50_c4_18k": ("80.3", "51.9"),
     "faster_rcnn_r50_fpn_18k": None,
@@ -144,8 +148,10 @@ def test_the_parts_are_those_of_the_name(path: Path) -> None:
     networks = {"_r101_": "resnet101", "_x101_32x8d_": "resnext101_32x8d"}
     assert config.backbone.name == next((name for mark, name in networks.items() if mark in path.stem), "resnet50")
     assert config.backbone.deform == (("c3", "c4", "c5") if "_dconv_" in path.stem else None)
-    panoptic = "panoptic" in path.stem
-    assert ("mask_rcnn" in path.stem or panoptic) == (detector.mask_stage is not None) == config.finds_masks
+    panoptic, points = "panoptic" in path.stem, "pointrend" in path.stem
+    assert ("mask_rcnn" in path.stem or panoptic) == isinstance(detector.mask_stage, MaskStage)
+    assert points == isinstance(detector.mask_stage, PointStage)
+    assert config.finds_masks == (detector.mask_stage is not None)
     assert panoptic == (detector.label_stage is not None) == (config.semantic.loss_weight == 0.5)
     if panoptic:
         things = load_card("coco2017").classes
@@ -190,4 +196,5 @@ def test_the_header_has_the_command_and_the_published_figure(path: Path) -> None
     assert "not run" in text
     assert ("no published figure" in text) == (figures is None)
     assert all(figure in text for figure in figures or ())
-    assert figures is None or "(Detectron2's MODEL_ZOO.md)" in text
+    source = "projects/PointRend" if "pointrend" in path.stem else "MODEL_ZOO.md"
+    assert figures is None or f"(Detectron2's {source})" in text

@@ -24,7 +24,11 @@ from detection.config.detection import (
     DetectorBackboneConfig,
     KeypointConfig,
     MaskConfig,
+    MNCConfig,
     PanopticConfig,
+    PointConfig,
+    PostprocessConfig,
+    RPNConfig,
     SemanticConfig,
 )
 from detection.config.load import load_config
@@ -36,6 +40,7 @@ from detection.export.proof import agreement
 from detection.export.runtime import Exported, Framed, open_exported
 from detection.export.write import write_export
 from detection.model.faster_rcnn import FasterRCNN
+from detection.model.mnc import MNC
 from detection.model.one_stage import OneStage
 from detection.model.retinanet import RetinaNetHead
 from detection.model.select import as_on_gpu
@@ -57,6 +62,21 @@ FAMILIES: dict[str, DetectionConfig] = {
     "DC5": replace(C4, backbone=replace(TRUNK, dilate_c5=True), box=replace(FPN.box, head_channels=32)),
     "FPN": FPN,
     "Mask": replace(FPN, architecture="mask_rcnn", mask=MaskConfig(convs=1, channels=16)),
+    "PointRend": replace(
+        FPN,
+        architecture="pointrend_rcnn",
+        mask=MaskConfig(pool_size=6, channels=16),
+        point=PointConfig(coarse_side=3, fc_channels=32, channels=16, train_points=20, steps=3, test_points=40),
+    ),
+    "MNC": replace(
+        C4,
+        architecture="mnc",
+        backbone=replace(TRUNK, roi_size=4),
+        rpn=RPNConfig(post_nms_test=150),
+        test=PostprocessConfig(nms_iou=0.6),
+        box=BoxConfig(pool="roi_align", samples_per_image=16, class_agnostic=True),  # else roundings choose who moves
+        mnc=MNCConfig(pool_size=8, mask_side=10, mask_channels=16),
+    ),
     "Panoptic": replace(
         FPN,
         architecture="panoptic_fpn",
@@ -86,11 +106,11 @@ every_family = pytest.mark.parametrize(
 )
 
 
-def make_model(config: DetectionConfig, classes: int = NUM_CLASSES) -> FasterRCNN | OneStage:
+def make_model(config: DetectionConfig, classes: int = NUM_CLASSES) -> FasterRCNN | OneStage | MNC:
     """A detector with random weights that finds more than 50 objects in an image."""
     torch.manual_seed(0)
     model = build_detector(config, classes, pretrained=False)
-    assert isinstance(model, FasterRCNN | OneStage)
+    assert isinstance(model, FasterRCNN | OneStage | MNC)
     for name, values in model.named_buffers():
         if name.endswith(("bn2.weight", "bn3.weight")):
             values.fill_(0.2)  # else random residual branches add up to infinity
@@ -161,7 +181,7 @@ def assert_same_step(model: nn.Module, backend: str) -> None:
 
 
 @torch.no_grad()
-def assert_same_test(model: FasterRCNN | OneStage, backend: str) -> None:
+def assert_same_test(model: FasterRCNN | OneStage | MNC, backend: str) -> None:
     images, _ = make_batch()
     with as_on_gpu():  # as the graph, it leaves the padding where it is
         expected = model.eval().detect(images)
@@ -188,7 +208,7 @@ def test_a_step_is_one_graph(family: str) -> None:
 class Inference(nn.Module):
     """A test with tensors in and out."""
 
-    def __init__(self, model: FasterRCNN | OneStage) -> None:
+    def __init__(self, model: FasterRCNN | OneStage | MNC) -> None:
         super().__init__()
         self.model = model
 
@@ -230,7 +250,7 @@ def test_resnet50_fpn_by_inductor() -> None:
 
 
 def export(
-    model: FasterRCNN | OneStage, config: DetectionConfig, folder: Path, format: ExportFormat, batch: int
+    model: FasterRCNN | OneStage | MNC, config: DetectionConfig, folder: Path, format: ExportFormat, batch: int
 ) -> Exported:
     checkpoint = Checkpoint(Path("0000000.safetensors"), model.state_dict(), config, tuple("abcde"), iteration=0)
     facts = describe_export(

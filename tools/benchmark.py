@@ -69,6 +69,7 @@ MODELS = {
     "R50-FPN": "faster_rcnn_r50_fpn_1x",
     "Mask": "mask_rcnn_r50_fpn_1x",
     "Panoptic": "panoptic_fpn_r50_1x",
+    "PointRend": "pointrend_rcnn_r50_fpn_1x",
     "Keypoint": "keypoint_rcnn_r50_fpn_1x",
     "C4": "faster_rcnn_r50_c4_1x",
     "DC5": "faster_rcnn_r50_dc5_1x",

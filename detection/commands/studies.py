@@ -160,6 +160,7 @@ def _evaluate_options(parser: ArgumentParser) -> None:
         metavar="SIGMA",
         help="of OKS, one for each keypoint (default: COCO's by their names, else 0.05)",
     )
+    parser.add_argument("--boundary", action="store_true", help="also boundary AP of masks, which takes longer")
 
 
 def _evaluate(args: Namespace) -> Call:
@@ -179,6 +180,7 @@ def _evaluate(args: Namespace) -> Call:
         voc_metric=args.voc_metric,
         wanted=Wanted(precision=args.precision, recall=args.recall),
         keypoint_sigmas=args.keypoint_sigmas,
+        boundary=args.boundary,
     )
     return evaluate, lambda written: print(f"{written.tables}\nevaluation: {written.page}")
 

@@ -26,8 +26,10 @@ __all__ = [
     "DetectorSolverConfig",
     "JitterConfig",
     "KeypointConfig",
+    "MNCConfig",
     "MaskConfig",
     "PanopticConfig",
+    "PointConfig",
     "PostprocessConfig",
     "RPNConfig",
     "SemanticConfig",
@@ -36,9 +38,11 @@ __all__ = [
 ArchitectureName = Literal[
     "faster_rcnn",
     "mask_rcnn",
+    "pointrend_rcnn",
     "keypoint_rcnn",
     "cascade_rcnn",
     "cascade_mask_rcnn",
+    "mnc",
     "retinanet",
     "fcos",
     "fcn",
@@ -151,6 +155,40 @@ class MaskConfig:
 
 
 @checked
+class PointConfig:
+    """The points of pointrend_rcnn; mask.pool_size, channels and geometry are of its coarse masks, which pool points.
+
+    Source: PointRend, sections 3 and 4.
+    """
+
+    coarse_side: Count = 7  # of the coarse masks; those of a test have 2^steps times it
+    fcs: NonNegativeInt = 2  # fully connected layers before the coarse masks
+    fc_channels: Count = 1024
+    layers: NonNegativeInt = 3  # that see a point alone
+    channels: Count = 256
+    train_points: Count = 196  # of a region
+    oversample: Count = 3  # times as many are drawn, of which the most uncertain are taken
+    importance: Fraction = 0.75  # share of the points that are taken so; the others are uniform
+    steps: NonNegativeInt = 5  # of a test, each doubling the masks' side
+    test_points: Count = 784  # the most uncertain cells, that a step looks at
+
+
+@checked
+class MNCConfig:
+    """The masks and looks of mnc, whose regions are pooled and boxed as box.* says; mask.geometry is of its masks too.
+
+    Source: "Instance-aware Semantic Segmentation via Multi-task Network Cascades", sections 3 and 4.
+    """
+
+    pool_size: Count = field(default=14, metadata=MODEL)  # side of the pooled regions, a multiple of the head's
+    mask_side: Count = 28
+    mask_channels: Count = 256  # between the two layers of the masks
+    looks: Literal[1, 2] = 2  # the paper's 3 stages, or 5: again on the boxes that the first look moved
+    # Mask voting among regions whose boxes have at least this IoU; null: none.
+    vote_iou: Annotated[float, Field(gt=0, le=1)] | None = 0.5
+
+
+@checked
 class KeypointConfig:
     """The keypoint branch of keypoint_rcnn, which has layers of its own whatever box.head is.
 
@@ -240,6 +278,7 @@ class PostprocessConfig:
     slice_whole: bool = True  # also look at the whole image, for objects larger than a window
     # What becomes of the finds of several windows: detection/model/test_time/slices.py.
     slice_merge: Literal["ios", "nms"] = "ios"
+    boundary: bool = False  # also boundary AP of masks, which takes longer than mask AP: docs/evaluate.md
     compile: bool = False  # by torch.compile, as solver.compile; in tests and looks at data.val, not in predict
 
     def __post_init__(self) -> None:
@@ -308,6 +347,8 @@ class DetectionConfig(ProgramConfig):
     box: BoxConfig = field(default_factory=BoxConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)  # of those called cascade
     mask: MaskConfig = field(default_factory=MaskConfig)  # of those with masks
+    point: PointConfig = field(default_factory=PointConfig)  # of pointrend_rcnn
+    mnc: MNCConfig = field(default_factory=MNCConfig)  # of mnc
     keypoint: KeypointConfig = field(default_factory=KeypointConfig)  # of keypoint_rcnn
     dense: DenseConfig = field(default_factory=DenseConfig)  # of retinanet and fcos
     # Of fcn, deeplabv3, semantic_fpn and panoptic_fpn.
@@ -331,9 +372,10 @@ class DetectionConfig(ProgramConfig):
     def idle_sections(self) -> tuple[str, ...]:
         """Returns the sections of layers that the architecture lacks; of box, ignore_overlap is of all."""
         if self.labels_only:
-            return ("anchors", "rpn", "box", "cascade", "mask", "keypoint", "dense", "panoptic", "test")
+            return ("anchors", "rpn", "box", "cascade", "mask", "point", "mnc", "keypoint", "dense", "panoptic", "test")
         branches = [name for name in ("keypoint", "cascade") if name not in self.architecture]
         branches += [] if self.finds_masks else ["mask"]
+        branches += [name for name, only in (("point", "pointrend_rcnn"), ("mnc", "mnc")) if self.architecture != only]
         branches += [] if self.is_panoptic else ["panoptic", "semantic"]
         return (*branches, *(("rpn", "box") if self.one_stage else ("dense",)))
 
@@ -345,7 +387,7 @@ class DetectionConfig(ProgramConfig):
     @property
     def finds_masks(self) -> bool:
         """Tells whether the detector finds the masks of objects."""
-        return "mask" in self.architecture or self.is_panoptic
+        return "mask" in self.architecture or self.is_panoptic or self.architecture in ("pointrend_rcnn", "mnc")
 
     @property
     def labels_only(self) -> bool:
@@ -362,6 +404,10 @@ class DetectionConfig(ProgramConfig):
             raise ValueError(
                 f"architecture {self.architecture} moves one box per region from stage to stage: set box.head to fc, "
                 "box.class_agnostic to true and box.context to false"
+            )
+        if self.architecture == "mnc" and (box.context or box.loss != "smooth_l1"):
+            raise ValueError(
+                "architecture mnc has one loss of boxes and no context: set box.loss to smooth_l1, box.context to false"
             )
         if self.one_stage and not self.backbone.fpn:
             raise ValueError(

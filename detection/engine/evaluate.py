@@ -127,13 +127,15 @@ def evaluate(
     *,
     fields: Collection[str] = (),
     labels: LabelClasses | None = None,
+    boundary: bool = False,
 ) -> dict[str, Any]:
     """The content of result.json.
 
-    It has a section "segm" if the records have masks of objects and of detections, "keypoints" likewise, and
-    "semseg" and "panoptic" if they have such counts; without records, the names of the figures of ``fields``.
-    "best_f1" is the best F1 of boxes at IoU 0.5 and the least score at which it is reached.  "left_out" is there if
-    COCO's AP and AR do not see all detections: how many.  There is nothing of boxes where label maps alone are judged.
+    It has a section "segm" if the records have masks of objects and of detections, with ``boundary`` another one,
+    "boundary", "keypoints" likewise, and "semseg" and "panoptic" if they have such counts; without records, the names
+    of the figures of ``fields``.  "best_f1" is the best F1 of boxes at IoU 0.5 and the least score at which it is
+    reached.  "left_out" is there if COCO's AP and AR do not see all detections: how many.  There is nothing of boxes
+    where label maps alone are judged.
 
     Args:
         records: of all test images.
@@ -141,9 +143,10 @@ def evaluate(
         voc_metric: the definition behind VOC mAP.
         fields: that are judged, of ``predicted_fields``, where there are no records.
         labels: of label maps; None: ``class_names``.
+        boundary: also judge the boundaries of masks.
     """
     maps, classes = judged_maps(records, fields), labels or LabelClasses(class_names)
-    result = _judged_objects(records, class_names, voc_metric, fields) if has_objects(maps) else {}
+    result = _judged_objects(records, class_names, voc_metric, fields, boundary=boundary) if has_objects(maps) else {}
     if "label_maps" in maps:
         totals = pixel_totals(records, len(classes.names)).sum(axis=0, keepdims=True)
         result["semseg"] = label_dict(label_figures(totals), classes.names)
@@ -154,7 +157,12 @@ def evaluate(
 
 
 def _judged_objects(
-    records: list[Record], class_names: tuple[str, ...], voc_metric: VocMetric, fields: Collection[str]
+    records: list[Record],
+    class_names: tuple[str, ...],
+    voc_metric: VocMetric,
+    fields: Collection[str],
+    *,
+    boundary: bool,
 ) -> dict[str, Any]:
     masks = "masks" in fields or any(record.masks is not None and record.gt_masks is not None for record in records)
     keypoints = "keypoints" in fields or any(
@@ -163,9 +171,10 @@ def _judged_objects(
     matches = match_areas(records, class_names)
     coco = evaluate_matches(matches)
     segm = evaluate_coco(records, class_names, iou_type="segm") if masks else None
+    edges = evaluate_coco(records, class_names, iou_type="boundary") if masks and boundary else None
     voc = evaluate_voc(records, class_names, imagenet=voc_metric == "imagenet")
     points = evaluate_keypoints(records, class_names) if keypoints else None
-    result = result_dict(coco, voc, class_names, voc_metric=voc_metric, segm=segm, keypoints=points)
+    result = result_dict(coco, voc, class_names, voc_metric=voc_metric, segm=segm, boundary=edges, keypoints=points)
     result["best_f1"] = dict(zip(("min_score", "F1"), best_f1(matched_curves(matches["all"])), strict=True))
     left_out = count_left_out(records)
     return result | ({"left_out": left_out} if left_out else {})

@@ -21,9 +21,19 @@ from detection.evaluation.columns import Columns
 from detection.evaluation.overlaps import box_areas, intersections
 from detection.masks import RLE
 
-__all__ = ["Candidates", "IouType", "box_candidates", "enough", "joined", "mask_areas", "mask_candidates", "pairs"]
+__all__ = [
+    "Candidates",
+    "IouType",
+    "box_candidates",
+    "enough",
+    "joined",
+    "mask_areas",
+    "mask_candidates",
+    "mask_ious",
+    "pairs",
+]
 
-IouType = Literal["bbox", "segm", "keypoints"]  # COCO's names for IoU of boxes and of masks, and for OKS
+IouType = Literal["bbox", "segm", "boundary", "keypoints"]  # IoU of boxes, of masks, also of their boundaries; OKS
 
 coco_mask: Any = pycocotools_mask  # its type stubs take the bytes of an RLE for text
 
@@ -72,7 +82,7 @@ def mask_candidates(columns: Columns, ignored: NDArray[np.bool_], *, least: floa
         union = areas[rows] + np.where(ignored[objects], 0, gt_areas[objects] - shared)
         open_ = (shared > 0) & (shared >= least * union)
         kept, of = rows[open_], objects[open_]
-        parts.append(enough(kept, of, _mask_ious(masks, gt_masks, ignored, kept, of), least))
+        parts.append(enough(kept, of, mask_ious(masks, gt_masks, ignored, kept, of), least))
     return joined(parts)
 
 
@@ -121,7 +131,7 @@ def _mask_boxes(masks: Sequence[RLE]) -> NDArray[np.float64]:
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
-def _mask_ious(
+def mask_ious(
     masks: Sequence[RLE],
     gt_masks: Sequence[RLE],
     ignored: NDArray[np.bool_],

@@ -98,13 +98,13 @@ ResultT = TypeVar("ResultT", CocoResult, KeypointResult)
 
 
 def evaluate_coco(records: Sequence[Record], class_names: Sequence[str], *, iou_type: IouType = "bbox") -> CocoResult:
-    """Returns COCO's metric of boxes or masks over ``records``; ignored ground truth counts as crowd.
+    """Returns COCO's metric of boxes, masks or boundaries over ``records``; ignored ground truth counts as crowd.
 
     So does, for masks, an object whose mask is unknown.  Ties in score are ordered by image id, as COCO does.
 
     Raises:
-        ValueError: a label that ``class_names`` lacks, an image that occurs twice, or "segm" and a record without
-            masks.
+        ValueError: a label that ``class_names`` lacks, an image that occurs twice, or "segm" or
+            "boundary" and a record without masks.
     """
     return evaluate_matches(match_areas(records, class_names, iou_type=iou_type))
 

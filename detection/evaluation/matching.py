@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.evaluation.assignment import Rounds, assign, order_rounds
+from detection.evaluation.boundaries import boundary_candidates
 from detection.evaluation.candidates import IouType, box_candidates, mask_areas, mask_candidates
 from detection.evaluation.columns import Columns, join_records, positions
 from detection.evaluation.oks import keypoint_areas, keypoint_candidates, shared_sigmas, without_keypoints
@@ -115,13 +116,13 @@ def match_areas(
     """Returns ``records`` matched at IoU 0.50, 0.55, ..., 0.95 under the name of each of ``areas``.
 
     Objects of another area are ignored, and so are detections of another area that find nothing.  With "segm", IoU
-    and the areas of detections are those of masks, and an object whose mask is unknown is ignored.  With "keypoints",
-    OKS takes the place of IoU, the area of a detection is that around its keypoints, and an object of which none is
-    labelled is ignored.
+    and the areas of detections are those of masks, and an object whose mask is unknown is ignored; "boundary" is the
+    same, but that a pair's IoU is at most that of the boundaries of its masks.  With "keypoints", OKS takes the place
+    of IoU, the area of a detection is that around its keypoints, and an object of which none is labelled is ignored.
 
     Raises:
-        ValueError: a label that ``class_names`` lacks, an image that occurs twice, or "segm" or "keypoints" and a
-            record without masks or keypoints.
+        ValueError: a label that ``class_names`` lacks, an image that occurs twice, or an ``iou_type`` of
+            masks or keypoints and a record without.
     """
     found = _find(records, len(class_names), iou_type)
     columns = found.columns
@@ -284,7 +285,8 @@ def _find(records: Sequence[Record], num_classes: int, iou_type: IouType) -> _Fo
     else:
         _check_masks(records)
         ignored = columns.gt_ignore | (mask_areas(columns.gt_masks or ()) == 0)
-        candidates = mask_candidates(columns, ignored, least=least)
+        candidates_of = boundary_candidates if iou_type == "boundary" else mask_candidates
+        candidates = candidates_of(columns, ignored, least=least)
         areas = mask_areas(columns.masks or ())
     return _Found(columns, order_rounds(candidates, columns.cells, last_of_equals=True), ignored, areas)
 

@@ -86,6 +86,7 @@ _PANOPTIC_PLACES: dict[str, tuple[Place, ...]] = {
 METRICS = (
     *_coco("bbox", "", reported=COCO_NUMBERS[:9]),
     *_coco("segm", "mask ", reported=()),
+    *_coco("boundary", "boundary ", reported=()),
     *_coco("keypoints", "keypoint ", reported=(), numbers=KEYPOINT_NUMBERS),
     Metric("voc.mAP", "VOC mAP", shown=("log", "console", "report")),
     Metric("voc.mAP_11point", "VOC mAP, 11 points"),

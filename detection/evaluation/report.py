@@ -49,13 +49,14 @@ def result_dict(
     *,
     voc_metric: VocMetric,
     segm: CocoResult | None = None,
+    boundary: CocoResult | None = None,
     keypoints: KeypointResult | None = None,
 ) -> dict[str, Any]:
     """The content of result.json: fractions 0..1, None where there is no value (JSON knows no NaN).
 
     ``voc_metric`` is the definition behind "mAP" and "per_class" of the VOC part; the means by both interpolations are
     always there. ImageNet's is the area, and ``voc`` then comes from its matching. ``segm`` is COCO's metric of masks,
-    and ``keypoints`` that of keypoints.
+    ``boundary`` that of their boundaries, and ``keypoints`` that of keypoints.
 
     Raises:
         ValueError: an unknown ``voc_metric``, or results of another number of classes than ``class_names``.
@@ -67,6 +68,7 @@ def result_dict(
     return {
         "bbox": _coco_dict(coco, class_names),
         **({} if segm is None else {"segm": _coco_dict(segm, class_names)}),
+        **({} if boundary is None else {"boundary": _coco_dict(boundary, class_names)}),
         **({} if keypoints is None else {"keypoints": _coco_dict(keypoints, class_names, KEYPOINT_NUMBERS)}),
         "voc": {
             "mAP": means["11point" if voc_metric == "11point" else "area"],
@@ -119,6 +121,7 @@ def format_tables(result: dict[str, Any]) -> str:
             *_section_tables("semseg", "Label maps", ("IoU",), result),
             *_coco_tables("box", "bbox", result),
             *_coco_tables("mask", "segm", result),
+            *_coco_tables("boundary", "boundary", result),
             *_coco_tables("keypoint", "keypoints", result),
             *_voc_table(result),
             *_computed_table(result),

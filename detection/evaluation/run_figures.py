@@ -46,6 +46,7 @@ def run_statistic(
     *,
     voc_metric: VocMetric = "area",
     labels: LabelClasses | None = None,
+    boundary: bool = False,
 ) -> Statistic:
     """Returns all figures of a run: COCO's of boxes (of masks and keypoints, where there are any), VOC's, error types.
 
@@ -57,12 +58,13 @@ def run_statistic(
         class_names: of objects.
         voc_metric: the definition behind "voc.mAP".
         labels: of label maps; None: ``class_names``.
+        boundary: also those of the boundaries of masks.
 
     Raises:
         ValueError: a label that ``class_names`` lacks, an image that occurs twice, or no records.
     """
     maps, classes = judged_maps(records), labels or LabelClasses(tuple(class_names))
-    parts = [_objects(records, class_names, voc_metric)] if has_objects(maps) else []
+    parts = [_objects(records, class_names, voc_metric, boundary=boundary)] if has_objects(maps) else []
     return _joined([*parts, *label_statistics(records, classes)])
 
 
@@ -77,15 +79,18 @@ def label_statistics(records: Sequence[Record], classes: LabelClasses) -> list[S
     return [*parts, _label_maps(records, classes)] if "label_maps" in maps else parts
 
 
-def judged(records: Sequence[Record]) -> tuple[IouType, ...]:
+def judged(records: Sequence[Record], *, boundary: bool = False) -> tuple[IouType, ...]:
     """Returns of what COCO's figures are taken: boxes, and what all detections and all objects of ``records`` have."""
     masks = bool(records) and all(r.masks is not None and r.gt_masks is not None for r in records)
     keypoints = bool(records) and all(r.keypoints is not None and r.gt_keypoints is not None for r in records)
-    return ("bbox", *(["segm"] if masks else []), *(["keypoints"] if keypoints else []))
+    kinds: list[IouType] = ["bbox", *(("segm",) if masks else ()), *(("boundary",) if masks and boundary else ())]
+    return (*kinds, *(["keypoints"] if keypoints else []))
 
 
-def _objects(records: Sequence[Record], class_names: Sequence[str], voc_metric: VocMetric) -> Statistic:
-    parts = [_coco(records, class_names, iou_type) for iou_type in judged(records)]
+def _objects(
+    records: Sequence[Record], class_names: Sequence[str], voc_metric: VocMetric, *, boundary: bool
+) -> Statistic:
+    parts = [_coco(records, class_names, iou_type) for iou_type in judged(records, boundary=boundary)]
     return _joined([*parts, _voc(records, class_names, voc_metric), _errors(records, class_names)])
 
 

@@ -1,4 +1,4 @@
-"""Faster, Mask, Keypoint and Cascade R-CNN and Panoptic FPN: trunk, region proposal network, box stage, later stages.
+"""Faster, Mask, Keypoint and Cascade R-CNN, PointRend and Panoptic FPN: trunk, RPN, box stage, later stages.
 
 Source: Faster R-CNN (Ren et al. 2017); "Deep Residual Learning", appendix A; Mask R-CNN (He et al. 2017).
 Shapes: N images, C channels, H W height and width of the padded batch.
@@ -18,6 +18,7 @@ from detection.model.cascade import CascadeBoxStage
 from detection.model.keypoint_stage import KeypointStage
 from detection.model.mask_stage import MaskStage
 from detection.model.panoptic_fpn import LabelStage
+from detection.model.pointrend import PointStage
 from detection.model.postprocess import Postprocessor
 from detection.model.rpn import RPN
 from detection.model.select import waiting_is_free
@@ -50,7 +51,7 @@ class FasterRCNN(Architecture):
         box_stage: BoxStage | CascadeBoxStage,
         *,
         postprocess: Postprocessor,
-        mask_stage: MaskStage | None = None,
+        mask_stage: MaskStage | PointStage | None = None,
         keypoint_stage: KeypointStage | None = None,
         label_stage: LabelStage | None = None,
     ) -> None:
@@ -99,18 +100,22 @@ class FasterRCNN(Architecture):
             outputs = list(self.box_stage.outputs(features, proposals, targets, images.sizes, seeds))
             for output in outputs:
                 losses |= output.stage.losses(output)
-            losses |= self._later_losses(features, outputs[0].sample, targets)
+            losses |= self._later_losses(features, outputs[0].sample, targets, seeds)
             if self.label_stage is not None:
                 losses |= self.label_stage.losses(features, targets, self.normalize.padded(images))
         return losses
 
-    def _later_losses(self, features: Sequence[Tensor], sample: RegionSample, targets: Targets) -> dict[str, Tensor]:
+    def _later_losses(
+        self, features: Sequence[Tensor], sample: RegionSample, targets: Targets, seeds: Tensor
+    ) -> dict[str, Tensor]:
         """Losses of the stages after the box stage, on the positive regions that it drew."""
         losses: dict[str, Tensor] = {}
         if self.mask_stage is None and self.keypoint_stage is None:
             return losses
         positives = sample.positives(self.box_stage.most_positives)
-        if self.mask_stage is not None:
+        if isinstance(self.mask_stage, PointStage):
+            losses |= self.mask_stage.losses(features, positives, targets, seeds)
+        elif self.mask_stage is not None:
             losses |= self.mask_stage.losses(features, positives, targets, self.box_stage.shared_body())
         if self.keypoint_stage is not None:
             losses |= self.keypoint_stage.losses(features, positives, targets)
@@ -135,6 +140,8 @@ class FasterRCNN(Architecture):
         """``found`` with masks; as it is, from a detector without a mask stage."""
         if self.mask_stage is None:
             return found
+        if isinstance(self.mask_stage, PointStage):
+            return self.mask_stage(features, _trimmed(found))
         return self.mask_stage(features, _trimmed(found), self.box_stage.shared_body())
 
     def keypoints(self, features: Sequence[Tensor], found: Found) -> Found:

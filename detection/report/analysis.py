@@ -34,6 +34,7 @@ from detection.report.label_errors import label_errors_section, suspect_numbers,
 from detection.report.numbers import (
     Shown,
     as_json,
+    has_boundaries,
     metric_numbers,
     pair_numbers,
     run_numbers,
@@ -74,6 +75,7 @@ def write_analysis(runs: Sequence[Path], output: Path, *, say: Callable[[str], N
         {name: own.class_names for name, (own, _) in read.items()},
         metrics,
         voc_metric=voc_metric(runs[0]),
+        boundary=all(map(has_boundaries, runs)),
         labels=label_classes(index),
     )
     for name, run in shown.items():
@@ -101,6 +103,7 @@ def compare_records(
     metrics: Mapping[str, dict[str, Any]],
     *,
     voc_metric: VocMetric,
+    boundary: bool = False,
     labels: LabelClasses | None = None,
     wanted: Wanted | None = None,
 ) -> tuple[dict[str, Any], dict[str, Shown]]:
@@ -111,6 +114,7 @@ def compare_records(
         classes: name -> the class names of its records.
         metrics: name -> what ``result_numbers`` says of its seeds.
         voc_metric: the definition behind "VOC mAP".
+        boundary: also compare the figures of the boundaries of masks.
         labels: the classes of label maps; None: there are none.
         wanted: precision and recall for which a score is looked up; None: the usual ones.
 
@@ -118,7 +122,7 @@ def compare_records(
         ValueError: runs of different images, objects or classes, or fewer than two images.
     """
     # First of all: this refuses runs that can't be compared.
-    comparison = compare_runs(runs, classes, voc_metric=voc_metric, labels=labels)
+    comparison = compare_runs(runs, classes, voc_metric=voc_metric, boundary=boundary, labels=labels)
     of_objects = tuple(next(iter(classes.values())))
     names = of_objects if labels is None else labels.names
     images = len(next(iter(runs.values()))[0])

@@ -32,6 +32,7 @@ _SECTIONS = {
     "semseg": "Label maps {}",
     "bbox": "COCO box AP and AR {}",
     "segm": "COCO mask AP and AR",
+    "boundary": "COCO boundary AP and AR",
     "keypoints": "COCO keypoint AP and AR",
     "voc": "VOC mAP",
 }
@@ -66,6 +67,7 @@ def write_evaluation(
     voc_metric: VocMetric = "area",
     wanted: Wanted | None = None,
     keypoint_sigmas: Sequence[float] = (),
+    boundary: bool = False,
     say: Callable[[str], None] = print,
 ) -> Evaluation:
     """Judges detections in COCO's results format and writes the page into ``output``.
@@ -77,13 +79,14 @@ def write_evaluation(
         voc_metric: the definition behind VOC mAP.
         wanted: precision and recall for which a score is looked up.
         keypoint_sigmas: of OKS, one for each keypoint; none: COCO's by their names, else 0.05.
+        boundary: also judge the boundaries of masks, where there are masks.
         say: takes lines to show.
 
     Raises:
         ValueError: a file that can't be used; it is named, with its entries.
     """
     judged = read_judged(truth, files, keypoint_sigmas=keypoint_sigmas)
-    return _write(judged, str(truth), files, output, voc_metric=voc_metric, wanted=wanted, say=say)
+    return _write(judged, str(truth), files, output, voc_metric=voc_metric, wanted=wanted, boundary=boundary, say=say)
 
 
 def write_map_evaluation(
@@ -117,11 +120,12 @@ def _write(
     *,
     voc_metric: VocMetric = "area",
     wanted: Wanted | None = None,
+    boundary: bool = False,
     say: Callable[[str], None],
 ) -> Evaluation:
     names, labels = judged.class_names, judged.labels
     results = {
-        name: [evaluate(list(records), names, voc_metric, labels=labels) for records in seeds]
+        name: [evaluate(list(records), names, voc_metric, labels=labels, boundary=boundary) for records in seeds]
         for name, seeds in judged.runs.items()
     }
     for name, seeds in results.items():
@@ -129,7 +133,13 @@ def _write(
             say(f"{name}: {describe_left_out(left_out)}")
     metrics = {name: result_numbers(seeds) for name, seeds in results.items()}
     numbers, _ = compare_records(
-        judged.runs, dict.fromkeys(judged.runs, names), metrics, voc_metric=voc_metric, labels=labels, wanted=wanted
+        judged.runs,
+        dict.fromkeys(judged.runs, names),
+        metrics,
+        voc_metric=voc_metric,
+        boundary=boundary,
+        labels=labels,
+        wanted=wanted,
     )
     numbers |= {"ground_truth": truth, "voc_metric": voc_metric}
     for name, seeds in results.items():

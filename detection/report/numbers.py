@@ -54,6 +54,7 @@ __all__ = [
     "as_json",
     "experiment_numbers",
     "gather",
+    "has_boundaries",
     "metric_numbers",
     "over_seeds",
     "pair_numbers",
@@ -113,7 +114,9 @@ def gather(
     records = {variant: [found for _, found in seeds] for variant, seeds in read.items()} | arms
     classes = {variant: seeds[0][0].class_names for variant, seeds in read.items()}
     labels = label_classes(index)
-    samples = sample_runs(records, classes | dict.fromkeys(arms, index.class_names), voc_metric=metric, labels=labels)
+    boundary = all(has_boundaries(run.folder) for runs in done.values() for run in runs)
+    class_names = classes | dict.fromkeys(arms, index.class_names)
+    samples = sample_runs(records, class_names, voc_metric=metric, labels=labels, boundary=boundary)
     # A plan may be older than the key, and the second seeds still to come.
     pool = experiment.plan.get("pool_seeds", False) and any(len(seeds) > 1 for seeds in records.values())
     heads = experiment.plan.get("heads", {})
@@ -123,7 +126,7 @@ def gather(
         comparison=compare_samples(samples, pool=pool, pairs=gains(heads, [*samples]) if heads else None),
         across=compare_heads(samples, heads, pool=pool) if heads else None,
         results={
-            name: [evaluate(seed, index.class_names, metric, labels=labels) for seed in seeds]
+            name: [evaluate(seed, index.class_names, metric, labels=labels, boundary=boundary) for seed in seeds]
             for name, seeds in arms.items()
         },
     )
@@ -362,3 +365,8 @@ def _mark_fronts(numbers: dict[str, Any]) -> None:
     by_latency = fronts(numbers, {name: known.get("latency_ms", {}).get("p50") for name, known in costs.items()})
     for name, variant in numbers["variants"].items():
         variant["pareto"] = {"gflops": by_flops[name], "latency": by_latency[name]}
+
+
+def has_boundaries(run: Path) -> bool:
+    """Tells whether ``run`` was tested with boundary AP (test.boundary)."""
+    return "boundary" in json.loads((run / "result.json").read_text(encoding="utf-8"))

@@ -55,6 +55,7 @@ def compare_runs(
     class_names: Mapping[str, Sequence[str]],
     *,
     voc_metric: VocMetric = "area",
+    boundary: bool = False,
     labels: LabelClasses | None = None,
     pool: bool = False,
 ) -> Comparison:
@@ -62,7 +63,8 @@ def compare_runs(
 
     Other arguments and errors as ``sample_runs``.
     """
-    return compare_samples(sample_runs(runs, class_names, voc_metric=voc_metric, labels=labels), pool=pool)
+    samples = sample_runs(runs, class_names, voc_metric=voc_metric, boundary=boundary, labels=labels)
+    return compare_samples(samples, pool=pool)
 
 
 def sample_runs(
@@ -70,6 +72,7 @@ def sample_runs(
     class_names: Mapping[str, Sequence[str]],
     *,
     voc_metric: VocMetric = "area",
+    boundary: bool = False,
     labels: LabelClasses | None = None,
 ) -> dict[str, list[Sample]]:
     """Returns every figure that all ``runs`` have, and what the images contribute: name -> a sample of each seed.
@@ -78,6 +81,7 @@ def sample_runs(
         runs: name -> the records of each seed, of the same test images.
         class_names: name -> those of its records.
         voc_metric: the definition behind "VOC mAP".
+        boundary: also the figures of the boundaries of masks.
         labels: the classes of label maps; None: those of the records.
 
     Raises:
@@ -94,7 +98,10 @@ def sample_runs(
     )
     samples = {
         name: [
-            jackknife(run_statistic(records, class_names[name], voc_metric=voc_metric, labels=labels), len(records))
+            jackknife(
+                run_statistic(records, class_names[name], voc_metric=voc_metric, boundary=boundary, labels=labels),
+                len(records),
+            )
             for records in seeds
         ]
         for name, seeds in runs.items()

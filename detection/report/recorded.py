@@ -166,8 +166,10 @@ def _with_intervals(folder: Path, result: Mapping[str, Any], checkpoint: Checkpo
         if not index.has_ground_truth or index.class_names != names:
             raise ValueError("the test set has no labels of the detector's classes")
         objects = dict(zip(names, np.bincount(index.labels[~index.ignore], minlength=len(names)).tolist(), strict=True))
-        labels = label_classes(index)
-        compared = compare_runs({"run": [records]}, {"run": names}, voc_metric=voc_metric(folder), labels=labels)
+        labels, boundary = label_classes(index), "boundary" in result
+        compared = compare_runs(
+            {"run": [records]}, {"run": names}, voc_metric=voc_metric(folder), labels=labels, boundary=boundary
+        )
         intervals, metric = compared.variants["run"].detectors, named(deciding_figure(compared)["key"])
         before, now = figures(dict(result))[metric.key], intervals[metric.key].value
         if before is not None and not abs(before - now) < SAME:

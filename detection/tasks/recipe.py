@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 # Sections that weights bind: taken over from the detector that training starts from.
-BOUND = ("architecture", "backbone", "anchors", "rpn", "box", "cascade", "mask", "keypoint", "dense", "test")
+BOUND = ("architecture", "backbone", "anchors", "rpn", "box", "cascade", "mask", "point", "keypoint", "dense", "test")
 STRIDES = (4, 8, 16, 32, 64)  # of the levels of a pyramid
 LEAST_SIZES = tuple(2.0 * stride for stride in STRIDES)  # of anchors: two cells of the level
 SMALL_OBJECT = 16.0  # pixels; a tenth of the objects may be smaller
@@ -233,12 +233,18 @@ def _of_origin(origin: Checkpoint[DetectionConfig], objects: NDArray[np.float64]
     firsts = {key.split(".")[0]: key for key in reversed(keys)}
     reasons = dict.fromkeys(firsts.values(), "as where training starts, here and below")
     own["architecture"] = own["architecture"].replace("panoptic_fpn", "mask_rcnn")  # the set has no stuff
-    if "mask" in own["architecture"] and not masks:
+    if origin.config.finds_masks and not masks:
         own["architecture"] = (
-            own["architecture"].replace("mask_rcnn", "faster_rcnn").replace("cascade_faster", "cascade")
+            own["architecture"]
+            .replace("pointrend", "mask")
+            .replace("mask_rcnn", "faster_rcnn")
+            .replace("cascade_faster", "cascade")
         )
         reasons["architecture"] = "the objects have no masks: without the mask branch of where training starts"
-        keys = ["architecture", *(key for key in keys if key != "architecture" and not key.startswith("mask."))]
+        keys = [
+            "architecture",
+            *(key for key in keys if key != "architecture" and not key.startswith(("mask.", "point."))),
+        ]
     if own["architecture"] == "keypoint_rcnn":
         own["architecture"] = "faster_rcnn"
         reasons["architecture"] = "boxes alone; keypoint_rcnn where objects have keypoints"

@@ -298,7 +298,8 @@ def _tester(config: DetectionConfig, detectors: Sequence[Architecture | Exported
 def _figures(config: DetectionConfig, records: list[Record], index: AnnotationIndex) -> dict[str, Any]:
     """Returns the figures of ``records``; where the objects of an image are unknown, detections can't be judged."""
     judged, fields = records if index.has_ground_truth else [], judged_fields(config)
-    return evaluate(judged, index.class_names, _voc_metric(config), fields=fields, labels=label_classes(index))
+    labels, boundary = label_classes(index), config.test.boundary
+    return evaluate(judged, index.class_names, _voc_metric(config), fields=fields, labels=labels, boundary=boundary)
 
 
 def write_measured(

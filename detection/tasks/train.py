@@ -85,7 +85,8 @@ def run_training(
     index, val, test = sets.pop("train"), sets.get("val"), sets.get("test")
     config = with_stuff(with_keypoints(config, index.keypoints), index.label_maps)
     if config.solver.best_metric is not None:  # a misspelt name ends here, not later
-        figures = evaluate([], index.class_names, "area", fields=judged_fields(config), labels=label_classes(index))
+        fields, labels = judged_fields(config), label_classes(index)
+        figures = evaluate([], index.class_names, "area", fields=fields, labels=labels, boundary=config.test.boundary)
         read_metric(figures, config.solver.best_metric)
         if val is not None and (lacking := _without_truth(config.solver.best_metric, val)):
             only_main(SCREEN.print)(

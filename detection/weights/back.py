@@ -21,8 +21,9 @@ IN_TRAINING = re.compile(
     r"|(rpn|box|dense)\.(smooth_l1_beta|box_loss_weight|loss|ignore_overlap|pre_nms_train|post_nms_train)"
     r"|dense\.(prior|positive_iou|negative_iou|center_radius|focal_alpha|focal_gamma|normalizer)"
     r"|keypoint\.(names|edges)|semantic\.(norm|channels|loss_weight|aux_weight|dropout)|panoptic\.stuff"
+    r"|point\.(train_points|oversample|importance)"
 )
-OF_OBJECTS = ("anchors", "rpn", "box", "cascade", "mask", "keypoint", "dense", "test")
+OF_OBJECTS = ("anchors", "rpn", "box", "cascade", "mask", "point", "keypoint", "dense", "test")
 SECTIONS = ("architecture", "backbone", "semantic", "panoptic", *OF_OBJECTS)
 SIZES = ("data.shorter_side", "data.longer_side")
 

@@ -1,4 +1,4 @@
-"""Detectron2's Faster, Mask, Keypoint, Cascade R-CNN (C4, DC5, FPN), RetinaNet, semantic FPN -> our config and names.
+"""Detectron2's R-CNNs (C4, DC5, FPN), PointRend, RetinaNet, semantic and panoptic FPN -> our config and names.
 
 Names and shapes tell the architecture, which ResNet it is and the number of classes. What they do not tell is as in the
 files of Detectron2's model zoo, unless settings say otherwise.
@@ -24,6 +24,7 @@ from detection.config.load import build_dataclass
 from detection.model.anchors import AnchorGenerator, deal
 from detection.weights.detectron2_names import our_name
 from detection.weights.detectron2_panoptic import HEAD, panoptic_settings
+from detection.weights.detectron2_pointrend import POINTS, pointrend_settings
 from detection.weights.detectron2_retinanet import (
     CLASSES,
     class_count,
@@ -44,7 +45,11 @@ Architecture = Literal["c4", "dc5", "fpn"]
 OTHERS = (
     (r"head\.cls_subnet\.1\.", "RetinaNet with normalised towers", "its convolutions have a bias before it"),
     (r"sem_seg_head\.(?!p\d\.|predictor\.)", "a semantic segmentation", "only SemSegFPNHead is known here"),
-    (r"roi_heads\.mask_(head\.)?(coarse|point)_head\.", "PointRend", "model/mask_stage.py has no point head"),
+    (
+        r"roi_heads\.mask_head\.parameter_head\.",
+        "Implicit PointRend",
+        "model/pointrend.py has no layers made by others",
+    ),
     (r"backbone\.(bottom_up\.)?s\d\.b\d", "a RegNet", "backbones/registry.py lacks it"),
     (r"backbone\.(bottom_up|net)\.(patch_embed|blocks)\.", "a transformer", "backbones/registry.py lacks it"),
 )
@@ -86,6 +91,7 @@ def convert_detectron2(
         )
     tree = _shared_settings(renamed, architecture, backbone=_backbone(renamed))
     tree |= retinanet_settings(renamed) if one_stage else _zoo_settings(renamed, architecture)
+    tree |= pointrend_settings(renamed, count) if f"{POINTS}.weight" in renamed else {}
     tree |= panoptic_settings(renamed, class_names, count) if panoptic else {}
     apply_settings(tree, settings or {})
     config = build_dataclass(DetectionConfig, tree)
@@ -235,7 +241,7 @@ def _norm_after(state: Mapping[str, Tensor], block: str) -> str | None:
 
 def _masks_for_all(state: dict[str, Tensor], num_classes: int) -> dict[str, Tensor]:
     """``state`` with one mask for all classes (CLS_AGNOSTIC_MASK) as the mask of each."""
-    names = ("mask_stage.head.masks.weight", "mask_stage.head.masks.bias")
+    names = (f"{layer}.{part}" for layer in ("mask_stage.head.masks", POINTS) for part in ("weight", "bias"))
     shared = {name: state[name] for name in names if name in state and len(state[name]) == 1}
     return state | {name: value.expand(num_classes, *value.shape[1:]) for name, value in shared.items()}
 
@@ -244,6 +250,8 @@ def _architecture_name(state: Mapping[str, Tensor]) -> str:
     masks = "mask_stage.head.masks.weight" in state
     if has_keypoints(state):
         return "keypoint_rcnn"
+    if f"{POINTS}.weight" in state:
+        return "pointrend_rcnn"
     if f"{HEAD}.classes.weight" in state:
         return "cascade_panoptic_fpn" if ".stages." in _predictor(state) else "panoptic_fpn"
     if ".stages." in _predictor(state):

@@ -54,6 +54,11 @@ KEYS = {
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": "mask.pool_size",
     "MODEL.ROI_MASK_HEAD.NORM": "mask.norm",
     "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": "keypoint.pool_size",
+    "MODEL.POINT_HEAD.TRAIN_NUM_POINTS": "point.train_points",
+    "MODEL.POINT_HEAD.OVERSAMPLE_RATIO": "point.oversample",
+    "MODEL.POINT_HEAD.IMPORTANCE_SAMPLE_RATIO": "point.importance",
+    "MODEL.POINT_HEAD.SUBDIVISION_STEPS": "point.steps",
+    "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS": "point.test_points",
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "test.score_threshold",
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": "test.nms_iou",
     "TEST.DETECTIONS_PER_IMAGE": "test.max_detections",
@@ -95,6 +100,9 @@ REQUIRED: dict[str, Any] = {
     "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
     "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": tuple((10.0 * i, 10.0 * i, 5.0 * i, 5.0 * i) for i in (1, 2, 3)),
     "TEST.AUG.ENABLED": False,
+    "MODEL.ROI_MASK_HEAD.IN_FEATURES": ("p2",),  # of PointRend, as the next two
+    "MODEL.POINT_HEAD.IN_FEATURES": ("p2",),
+    "MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER": True,
 }
 
 RETINANET_REQUIRED: dict[str, Any] = {name: value for name, value in REQUIRED.items() if re.match(SHARED, name)} | {
@@ -113,19 +121,20 @@ TOLD_BY_SHAPES = re.compile(
     r"|RESNETS\.(DEPTH|OUT_FEATURES|NUM_GROUPS|WIDTH_PER_GROUP|RES2_OUT_CHANNELS|STEM_OUT_CHANNELS|DEFORM_\w+)"
     r"|ROI_HEADS\.(NAME|NUM_CLASSES|IN_FEATURES)"
     r"|ROI_BOX_HEAD\.(NAME|NUM_FC|FC_DIM|NUM_CONV|CONV_DIM|CLS_AGNOSTIC_BBOX_REG)"
-    r"|ROI_MASK_HEAD\.(NAME|NUM_CONV|CONV_DIM|CLS_AGNOSTIC_MASK)"
+    r"|ROI_MASK_HEAD\.(NAME|NUM_CONV|CONV_DIM|CLS_AGNOSTIC_MASK|NUM_FC|FC_DIM|OUTPUT_SIDE_RESOLUTION|POINT_HEAD_ON)"
+    r"|POINT_HEAD\.(NAME|NUM_CLASSES|NUM_FC|FC_DIM|CLS_AGNOSTIC_MASK)"
     r"|SEM_SEG_HEAD\.(IN_FEATURES|NUM_CLASSES|CONVS_DIM))"
 )
 
 # These are about training, other architectures, or what a setting above leaves without effect.
 WITHOUT_EFFECT = re.compile(
     r"(VERSION|OUTPUT_DIR|SEED|CUDNN_BENCHMARK|FLOAT32_PRECISION|VIS_PERIOD|(DATASETS|DATALOADER|SOLVER|GLOBAL)\..*"
-    r"|INPUT\.(MIN_SIZE_TRAIN(_SAMPLING)?|MAX_SIZE_TRAIN|RANDOM_FLIP|MASK_FORMAT|CROP\..*)"
+    r"|INPUT\.(MIN_SIZE_TRAIN(_SAMPLING)?|MAX_SIZE_TRAIN|RANDOM_FLIP|MASK_FORMAT|COLOR_AUG_SSD|CROP\..*)"
     r"|TEST\.(AUG\..*|PRECISE_BN\..*|EVAL_PERIOD|EXPECTED_RESULTS|KEYPOINT_OKS_SIGMAS)"
     r"|MODEL\.(WEIGHTS|DEVICE|(RETINANET|SEM_SEG_HEAD|PANOPTIC_FPN|ROI_KEYPOINT_HEAD)\..*"
     r"|ANCHOR_GENERATOR\.ANGLES"
     r"|(RPN|ROI_HEADS)\.(IOU_THRESHOLDS|IOU_LABELS|LOSS_WEIGHT|PROPOSAL_APPEND_GT)"
-    r"|RPN\.BBOX_REG_LOSS_TYPE|ROI_BOX_HEAD\.(TRAIN_ON_PRED_BOXES|USE_FED_LOSS|FED_LOSS_.*)|ROI_MASK_HEAD\.POOLER_(TYPE|SAMPLING_RATIO)))"
+    r"|POINT_HEAD\.COARSE_SEM_SEG_HEAD_NAME|RPN\.BBOX_REG_LOSS_TYPE|ROI_BOX_HEAD\.(TRAIN_ON_PRED_BOXES|USE_FED_LOSS|FED_LOSS_.*)|ROI_MASK_HEAD\.POOLER_(TYPE|SAMPLING_RATIO)))"
 )
 
 OF_REGIONS = re.compile(r"MODEL\.(MASK_ON|KEYPOINT_ON|LOAD_PROPOSALS|(RPN|PROPOSAL_GENERATOR|ROI_\w+)\..*)")
@@ -215,6 +224,7 @@ def _sections(config: DetectionConfig) -> dict[str, Any]:
     """Returns what ``_keys`` and ``_applies`` ask of sections of our config."""
     tail = config.box.head == "tail"
     mask = {} if not config.finds_masks else {"norm": None} | ({} if tail else {"pool_size": None})
+    mask = {"pool_size": None} if config.architecture == "pointrend_rcnn" else mask
     return {
         "backbone": {"fpn": config.backbone.fpn, "dilate_c5": config.backbone.dilate_c5},
         "box": {"head": config.box.head, "head_convs": config.box.head_convs},
@@ -238,6 +248,8 @@ def _applies(tree: Mapping[str, Any], section: str, key: str) -> bool:
     match section, key:
         case "cascade", _:
             return "cascade" in tree["architecture"]
+        case "point", _:
+            return tree["architecture"] == "pointrend_rcnn"
         case "mask" | "keypoint", _:
             return key in tree[section]
         case "backbone", "fpn_norm":
@@ -293,7 +305,8 @@ def _check_pooling(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> None
 
 def _pooling_heads(tree: Mapping[str, Any]) -> list[str]:
     """Returns the heads beside that of boxes that pool regions of their own."""
-    return [f"ROI_{name.upper()}_HEAD" for name in ("mask", "keypoint") if "pool_size" in tree.get(name, {})]
+    pooling = ("keypoint",) if tree["architecture"] == "pointrend_rcnn" else ("mask", "keypoint")
+    return [f"ROI_{name.upper()}_HEAD" for name in pooling if "pool_size" in tree.get(name, {})]
 
 
 def _pixels(source: str) -> dict[str, Any]:

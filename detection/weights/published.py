@@ -2,8 +2,8 @@
 
 Names, addresses and figures are those of the two projects.
 
-Source: torchvision's weight entries; Detectron2's MODEL_ZOO.md, configs/Detectron1-Comparisons/README.md and
-detectron2/model_zoo/model_zoo.py, with the settings of its configs/.
+Source: torchvision's weight entries; Detectron2's MODEL_ZOO.md, configs/Detectron1-Comparisons/README.md,
+projects/PointRend/README.md and detectron2/model_zoo/model_zoo.py, with the settings of its configs/.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ LICENCES: dict[Source, str] = {
 }
 CHECKSUMS: dict[Source, tuple[str, int]] = {"torchvision": ("sha256", 8), "detectron2": ("md5", 6)}
 PERSONS = "coco2017_keypoints:val"
+POINTREND = "PointRend/InstanceSegmentation"  # of projects/PointRend, which has no figures of boxes
 ADDRESS = "https://dl.fbaipublicfiles.com/detectron2"
 
 VOC_LABELS = "coco2017_voc_labels"  # images of COCO with an object of VOC's classes
@@ -184,15 +185,15 @@ def _detectron2(
     pq: float | None = None,
     settings: Settings | None = None,
 ) -> Entry:
-    """The row of the file ``path``, which is folder/name/number/file."""
-    folder, name, *_ = path.split("/")
+    """The row of the file ``path``, which ends in folder/name/number/file."""
+    folder, name = path.split("/")[-4:-2]
     data, suffix = FOLDERS.get(folder, ("coco2017:val", ""))
     if keypoint_ap is not None:
         data, suffix = PERSONS, "_d1" if settings else ""  # of the comparisons, whose name COCO-Keypoints has too
     if pq is not None:
         data = "coco2017_panoptic:val"
-    url, own = f"{ADDRESS}/{path}.pkl", settings or {}
-    return Entry(name + suffix, "detectron2", url, data, ap, ap50, mask_ap, keypoint_ap, pq=pq, settings=own)
+    url, own, name = f"{ADDRESS}/{path}.pkl", settings or {}, name.removesuffix("_coco") + suffix
+    return Entry(name, "detectron2", url, data, ap, ap50, mask_ap, keypoint_ap, pq=pq, settings=own)
 
 
 ZOO: tuple[Entry, ...] = (
@@ -296,6 +297,10 @@ ZOO: tuple[Entry, ...] = (
         *(50.2, 44.0),
         settings=CASCADE,
     ),
+    _detectron2(f"{POINTREND}/pointrend_rcnn_R_50_FPN_1x_coco/164254221/model_final_736f5a", None, 36.2),
+    _detectron2(f"{POINTREND}/pointrend_rcnn_R_50_FPN_3x_coco/164955410/model_final_edd263", None, 38.3),
+    _detectron2(f"{POINTREND}/pointrend_rcnn_R_101_FPN_3x_coco/28119983/model_final_3f4d2a", None, 40.1),
+    _detectron2(f"{POINTREND}/pointrend_rcnn_X_101_32x8d_FPN_3x_coco/28119989/model_final_ba17b9", None, 41.1),
     _detectron2(
         "Detectron1-Comparisons/faster_rcnn_R_50_FPN_noaug_1x/137781054/model_final_7ab50c", 36.9, settings=DETECTRON1
     ),

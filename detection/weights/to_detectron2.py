@@ -15,6 +15,7 @@ from detection.weights.back import explicit, refuse_differences
 from detection.weights.detectron2 import convert_detectron2
 from detection.weights.detectron2_names import their_name
 from detection.weights.detectron2_panoptic import HEAD, panoptic_layers
+from detection.weights.detectron2_pointrend import pointrend_layers
 from detection.weights.detectron2_retinanet import anchors_first, retinanet_layers
 from detection.weights.detectron2_semantic import semantic_layers, their_semantic_name
 from detection.weights.detectron2_settings import settings_of
@@ -125,6 +126,8 @@ def _layers_of_regions(config: DetectionConfig, num_classes: int) -> dict[str, A
         "MODEL.ROI_MASK_HEAD.NUM_CONV": 0 if tail else config.mask.convs,
         "MODEL.ROI_MASK_HEAD.CONV_DIM": config.mask.channels,
     }
+    if config.architecture == "pointrend_rcnn":
+        return settings | pointrend_layers(config, num_classes)
     if config.is_panoptic:
         return settings | panoptic_layers(config)
     if config.architecture != "keypoint_rcnn":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -19,7 +20,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
 
 from backbones.weights.load import SOURCES, read_state_dict
 from detection.build import build_detector
-from detection.config.detection import DetectionConfig
+from detection.config.detection import DetectionConfig, PointConfig
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint, write_converted
 from detection.model.faster_rcnn import FasterRCNN
 from detection.model.pooler import RegionPooler
@@ -54,6 +55,7 @@ UNLISTED: dict[str, dict[str, Any]] = {
     "mask_rcnn_R_50_FPN_LSJ": {"kind": "fpn", "masks": True, "norm": "SyncBN", "rpn_convs": 2},
     "faster_rcnn_R_50_FPN_modulated": {"kind": "fpn", "offsets": 27},
     "keypoint_rcnn_R_50_FPN": {"kind": "fpn", "classes": 1, "keypoints": True},
+    "pointrend_rcnn_R_50_FPN": {"kind": "fpn", "points": True},
     "panoptic_fpn_R_50": {"kind": "fpn", "masks": True, "stuff": 53},
     "panoptic_fpn_R_101_dconv_cascade_gn": {
         **{"kind": "fpn", "depth": 101, "offsets": 18, "masks": True, "cascade": True, "stuff": 53},
@@ -103,6 +105,16 @@ def stage_shapes(
     return shapes
 
 
+def pointrend_shapes(classes: int) -> Shapes:
+    coarse, point = "roi_heads.mask_head.coarse_head", "roi_heads.mask_head.point_head"
+    shapes = layer(f"{coarse}.reduce_spatial_dim_conv", 256, 256, 2, 2)
+    shapes |= layer(f"{coarse}.fc1", 1024, 256 * 49) | layer(f"{coarse}.fc2", 1024, 1024)
+    shapes |= layer(f"{coarse}.prediction", classes * 49, 1024)
+    for number in range(1, 4):
+        shapes |= layer(f"{point}.fc{number}", 256, 256 + classes, 1)
+    return shapes | layer(f"{point}.predictor", classes, 256 + classes, 1)
+
+
 def detector_shapes(  # noqa: PLR0913  # one argument for every kind of layer
     *,
     kind: str,
@@ -111,6 +123,7 @@ def detector_shapes(  # noqa: PLR0913  # one argument for every kind of layer
     masks: bool = False,
     cascade: bool = False,
     keypoints: bool = False,
+    points: bool = False,
     norm: str = "FrozenBN",
     groups: int = 1,
     width: int = 64,
@@ -154,6 +167,7 @@ def detector_shapes(  # noqa: PLR0913  # one argument for every kind of layer
         deconv = "roi_heads.mask_head.deconv"
         shapes |= {f"{deconv}.weight": (2048 if kind == "c4" else 256, 256, 2, 2), f"{deconv}.bias": (256,)}
         shapes |= layer("roi_heads.mask_head.predictor", classes, 256, 1, 1)
+    shapes |= pointrend_shapes(classes) if points else {}
     shapes |= semantic_shapes(1 + stuff) if stuff else {}
     if keypoints:
         for number in range(1, 9):
@@ -275,6 +289,13 @@ PLACES: dict[str, dict[str, str]] = {
         "roi_heads.box_head.1.fc2.weight": "box_stage.stages.1.head.fcs.2.weight",
         "roi_heads.box_predictor.2.bbox_pred.weight": "box_stage.stages.2.predictor.deltas.weight",
         "roi_heads.box_predictor.0.cls_score.bias": "box_stage.stages.0.predictor.classes.bias",
+    },
+    "pointrend_rcnn_R_50_FPN": {
+        "roi_heads.mask_head.coarse_head.reduce_spatial_dim_conv.bias": "mask_stage.coarse.shrink.0.bias",
+        "roi_heads.mask_head.coarse_head.fc2.weight": "mask_stage.coarse.fcs.2.weight",
+        "roi_heads.mask_head.coarse_head.prediction.bias": "mask_stage.coarse.masks.bias",
+        "roi_heads.mask_head.point_head.fc3.weight": "mask_stage.points.layers.2.weight",
+        "roi_heads.mask_head.point_head.predictor.bias": "mask_stage.points.masks.bias",
     },
     "panoptic_fpn_R_50": {
         "sem_seg_head.p2.0.weight": "label_stage.head.levels.p2.0.weight",
@@ -491,6 +512,7 @@ def spec_of(entry: Entry) -> dict[str, Any]:
         "stuff": 53 if "panoptic" in name else 0,
         "cascade": "cascade" in name,
         "keypoints": "keypoint" in name,
+        "points": "pointrend" in name,
         "norm": "GN"
         if name.endswith("_gn") or "_gn_3x" in name
         else "SyncBN"
@@ -544,6 +566,30 @@ def test_every_detector_of_regions_in_the_zoo_loads(entry: Entry) -> None:
     assert ("mask_rcnn" in entry.name) == ("mask" in config.architecture)
     read, expected = OF_ONE.get(entry.name, (lambda config: None, None))
     assert read(config) == expected
+
+
+def test_older_files_of_pointrend_have_other_names() -> None:
+    name, older = "pointrend_rcnn_R_50_FPN", dict[str, Tensor]()
+    for key, value in numbered_state(name).items():
+        before = re.sub(r"mask_head\.(coarse|point)_head", r"mask_\1_head", key)
+        older[before.replace("coarse_head.fc", "coarse_head.coarse_mask_fc")] = value
+    assert "roi_heads.mask_coarse_head.coarse_mask_fc1.weight" in older
+    assert "roi_heads.mask_point_head.fc1.weight" in older
+    config, converted = convert_detectron2(older, class_names=class_names(name))
+    assert (config, converted.keys()) == (conversion(name)[0], conversion(name)[1].keys())
+    assert all(value is conversion(name)[1][key] for key, value in converted.items())
+
+
+def test_settings_of_pointrend() -> None:
+    config, _ = conversion("pointrend_rcnn_R_50_FPN")
+    assert (config.architecture, config.mask.pool_size, config.mask.geometry) == ("pointrend_rcnn", 14, "detectron2")
+    assert config.point == PointConfig()
+    changed = converted_config(
+        "pointrend_rcnn_R_50_FPN", MODEL__POINT_HEAD__SUBDIVISION_STEPS=3, MODEL__ROI_MASK_HEAD__POOLER_TYPE=""
+    )
+    assert changed.point == PointConfig(steps=3)
+    with pytest.raises(ValueError, match=r"POINT_HEAD\.IN_FEATURES is \['p3'\]; a detector here has \('p2',\)"):
+        converted_config("pointrend_rcnn_R_50_FPN", MODEL__POINT_HEAD__IN_FEATURES=["p3"])
 
 
 def test_masks_pooled_otherwise_than_boxes_are_refused() -> None:
