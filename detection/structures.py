@@ -141,7 +141,7 @@ class ImageBatch:
 
     def size_list(self) -> list[tuple[int, int]]:
         """Returns (height, width) of each image; waits for a GPU."""
-        return [(int(height), int(width)) for height, width in self.sizes.cpu()]
+        return [(height, width) for height, width in self.sizes.tolist()]
 
     def draw_seeds(self) -> Tensor:
         """Returns ``seeds``, or (N,) others of torch's own generator."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -80,7 +80,7 @@ def assert_same_step(model: SemanticNetwork, backend: str) -> None:
     images, targets = make_batch()
     start = {name: value.clone() for name, value in model.state_dict().items()}
 
-    def step(call: torch.nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def step(call: Callable[..., dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         model.load_state_dict(start)  # statistics of batch normalisation move
         model.zero_grad(set_to_none=True)
         losses = call(images, targets)

@@ -34,7 +34,7 @@ def test_public_tests_begin_with_the_oldest_python() -> None:
 
 def test_every_mutant_finds_its_place() -> None:
     mutants = yaml.safe_load((ROOT / "tests/mutants.yaml").read_text(encoding="utf-8"))
-    assert len(mutants) == 40
+    assert len(mutants) >= 40
     for mutant in mutants:
         assert (ROOT / mutant["file"]).read_text(encoding="utf-8").count(mutant["find"]) == 1, mutant["fault"]
         assert all((ROOT / path).exists() for path in mutant["tests"].split()), mutant["fault"]

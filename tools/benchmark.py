@@ -68,6 +68,7 @@ CONFIGS = Path(__file__).parents[1] / "configs" / "coco" / "modern"
 MODELS = {
     "R50-FPN": "faster_rcnn_r50_fpn_1x",
     "Mask": "mask_rcnn_r50_fpn_1x",
+    "Panoptic": "panoptic_fpn_r50_1x",
     "PointRend": "pointrend_rcnn_r50_fpn_1x",
     "Keypoint": "keypoint_rcnn_r50_fpn_1x",
     "C4": "faster_rcnn_r50_c4_1x",

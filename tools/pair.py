@@ -172,7 +172,7 @@ def calm(model: nn.Module, spread: float = 1.0) -> None:
 
 
 def make_images(side: int, count: int) -> tuple[list[Tensor], list[Target]]:
-    """Returns smooth random images (3, H, W) uint8 of 3:4 with ten objects each, of 17 keypoints."""
+    """Returns smooth random images (3, H, W) uint8 of 3:4 with ten objects of 17 keypoints on one kind of stuff."""
     generator = torch.Generator().manual_seed(side)
     size = side, side * 4 // 3
     coarse = 255 * torch.rand(count, 3, size[0] // 16, size[1] // 16, generator=generator)
@@ -188,5 +188,7 @@ def make_images(side: int, count: int) -> tuple[list[Tensor], list[Target]]:
             mask[y1:y2, x1:x2] = True
         places = boxes[:, None, :2] + torch.rand(10, 17, 2, generator=generator) * sides[:, None]
         keypoints = torch.cat([places, torch.full((10, 17, 1), 2.0)], dim=2)
-        targets.append(Target(boxes, labels, torch.zeros(10, dtype=torch.bool), masks, keypoints))
+        stuff = torch.full(size, NUM_CLASSES, dtype=torch.uint8)
+        label_map = stuff.where(~masks.any(dim=0), 0)
+        targets.append(Target(boxes, labels, torch.zeros(10, dtype=torch.bool), masks, keypoints, label_map))
     return list(images), targets

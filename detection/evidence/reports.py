@@ -117,7 +117,7 @@ def _classifiers(place: _Place) -> list[Finding]:
     found = [place.finding(folder / COMPARISON, line) for line in _differences(printed, known)]
     block = Block("report", 1, tuple((folder / "report.md").read_text(encoding="utf-8").splitlines()))
     found += [place.finding(folder / "report.md", text, line) for line, text in compare_lines(block, lines)]
-    experiment = read_experiment(place.folder, PER_IMAGE)
+    experiment = read_experiment(place.folder, [PER_IMAGE])
     for name, variant in known["variants"].items():
         results = [_read_figures(run.folder / "result.json") for run in experiment.done(name)]
         for key, stated in variant["detectors"].items():

@@ -11,23 +11,24 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from detection.classification.compare import PER_IMAGE
 from detection.engine.signals import StoppedError
 from detection.evidence.labels import LABELS, write_labels
 from detection.evidence.plan import EXPERIMENTS, Planned, format_plan, load_evidence, plan_evidence
 from detection.evidence.verify import Verdict, verify
 from detection.experiments.runs import Placement
 from detection.report.compare import run_comparison
-from detection.report.reading import read_experiment
+from detection.report.reading import FOUND, read_experiment
 from detection.tasks.test import read_records
 
 __all__ = ["prune", "run_evidence"]
 
 RECORDS = (
     "config.yaml",
-    "detections.json",
     "manifest.json",
     "metrics.jsonl",
-    "per_image.json",
+    *FOUND,
+    PER_IMAGE,
     "result.json",
     "status.json",
 )

@@ -138,7 +138,8 @@ def plan_claims(
     arms = len(experiment.arms) + len(experiment.detections)
     seeds = len(experiment.seeds)
     design = Design(variants=arms, seeds=seeds, images=images or tested, pool=experiment.pool_seeds)
-    return format_plan(noise, design, gap=gap, figure=named(deciding_metric(resolve_base(experiment))).name)
+    figure = named(deciding_metric(resolve_base(experiment, DetectionConfig))).name
+    return format_plan(noise, design, gap=gap, figure=figure)
 
 
 def _test_images(experiment: Experiment) -> int:

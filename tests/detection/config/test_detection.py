@@ -18,8 +18,8 @@ from detection.localization.config import LocalizationConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-# Those are tables of test settings, experiments of several runs, and tables of the paper.
-RUNS = [path for path in FILES if path.parent.name not in ("methods", "experiments", "reproduce")]
+# Those are tables of test settings, experiments of several runs, tables of the paper, and the list of experiments.
+RUNS = [path for path in FILES if path.parent.name not in ("methods", "experiments", "reproduce", "configs")]
 
 
 def test_every_section_has_defaults_and_they_survive_dump_and_load() -> None:
