@@ -84,6 +84,7 @@ CONFIG = DetectionConfig(
         scales=(64, 96),
         flip=True,
         soft_nms_sigma=0.7,
+        boundary=True,
         slice=640,
         slice_overlap=0.3,
         slice_whole=False,
