@@ -33,6 +33,7 @@ from detection.model.box_heads import FCHead
 from detection.model.box_stage import BoxStage
 from detection.model.cascade import CascadeBoxStage
 from detection.model.faster_rcnn import FasterRCNN
+from detection.model.mask_stage import MaskStage
 from detection.model.matcher import Matcher
 from detection.model.postprocess import Postprocessor
 from detection.model.sampler import BalancedSampler
@@ -359,7 +360,7 @@ def test_a_head_of_its_own() -> None:
 
 def test_a_mask_stage() -> None:
     stage = build_rcnn(PYRAMID, 7).mask_stage
-    assert stage is not None
+    assert isinstance(stage, MaskStage)
     assert (stage.pooler.strides, stage.pooler.size) == ((4, 8, 16, 32), 6)
     convs = [module for module in stage.head.modules() if isinstance(module, nn.Conv2d)]
     assert [conv.out_channels for conv in convs] == [16, 16, 16, 7]
@@ -370,7 +371,7 @@ def test_masks_over_a_tail_share_it() -> None:
     config = DetectionConfig(backbone=DetectorBackboneConfig(name="resnet18"), architecture="mask_rcnn")
     with torch.device("meta"):
         stage = build_rcnn(config, 7).mask_stage
-    assert stage is not None
+    assert isinstance(stage, MaskStage)
     assert (stage.pooler.size, stage.head.upsample.in_channels, len(stage.head.convs)) == (14, 512, 0)
 
 

@@ -34,6 +34,7 @@ def evaluate_reference(
         return _result(np.full(len(COCO_NUMBERS), -1.0), np.full((10, 1, len(class_names)), -1.0))
     with redirect_stdout(io.StringIO()):
         truth, found = (_index(records, class_names, rows(records, iou_type)) for rows in (_objects, _detections))
+        assert iou_type != "boundary"  # which it lacks
         evaluation = COCOeval(truth, found, iou_type)
         evaluation.evaluate()
         evaluation.accumulate()

@@ -31,6 +31,7 @@ from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
 from detection.model.box_stage import BoxPredictor, BoxStage
 from detection.model.faster_rcnn import FasterRCNN
+from detection.model.mask_stage import MaskStage
 from detection.model.matcher import Matcher
 from detection.model.pooler import RegionPooler
 from detection.model.postprocess import Postprocessor
@@ -619,7 +620,7 @@ class TestImagesAtOnce:
 def test_a_cpu_trains_masks_of_as_many_regions_as_an_image_has_positive_ones() -> None:
     detector = seeded(replace(PYRAMID, box=replace(PYRAMID.box, samples_per_image=256)))
     rows = list[int]()
-    assert detector.mask_stage is not None
+    assert isinstance(detector.mask_stage, MaskStage)
     detector.mask_stage.head.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     images, (few, none) = ImageBatch.from_images([IMAGE, IMAGE]), (TARGET, make_target([], []))
     for path in (nullcontext, as_on_gpu):
