@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from detection.data.index import AnnotationIndex, PackedStrings
+from detection.data.index import AnnotationIndex
+from detection.data.packed_strings import PackedStrings
 from detection.files import write_text
 
 __all__ = ["LABELS", "read_labels", "write_labels"]
