@@ -159,9 +159,14 @@ def _nothing_fits(
             for name in own
             if name in weights
         ),
-        "",
+        f"; its layers have other names, as under a feature pyramid: {_first(weights)} there and {_first(own)} here",
     )
     return (
         f"no layer of the backbone fits {checkpoint.path}, which has {checkpoint.config.backbone.name}{shapes}: "
         "take its config, RUN/config.yaml, or resdet train FOLDER --from it, which does"
     )
+
+
+def _first(weights: Mapping[str, Tensor]) -> str:
+    """The first layer of the backbone among ``weights``, by name."""
+    return min((name for name in weights if name.startswith("backbone.")), default="none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,12 @@ class TestInitialWeights:
             load_initial_weights(model, checkpoint, *arguments)
         assert_equal(dict(model.state_dict()), before)
         return str(error.value)
+
+    def test_layers_of_other_names_are_told_by_the_first_of_each(self) -> None:
+        there = tiny_checkpoint()
+        renamed = {name.replace("backbone.", "backbone.body."): value for name, value in there.weights.items()}
+        message = self.refused(TinyDetector(3), replace(there, weights=renamed), THERE, {})
+        assert "backbone.body.0.bias there and backbone.0.bias here" in message
 
     def test_without_a_common_class_all_but_their_rows_is_carried_over(self) -> None:
         model = TinyDetector(2)
