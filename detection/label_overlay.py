@@ -37,7 +37,8 @@ def draw_label_map(
     """Returns a copy of ``image`` (H, W, 3) RGB, ``scale`` times as large, under the colours of ``labels`` (H, W).
 
     Borders between labels are white, and so are those between the numbers of ``outlines`` (H, W), such as segments.
-    The legend names the classes from the largest share on, as many as there is room for.  Pixels of VOID are pale.
+    The legend names the classes from the largest share on, then void, as many as there is room for.
+    Pixels of VOID are pale.
     """
     canvas = image.copy() if scale == 1 else resized(image, scale)
     size = canvas.shape[1::-1]
@@ -92,12 +93,13 @@ def _borders(numbers: NDArray[np.generic] | cv2.typing.MatLike) -> NDArray[np.bo
 def _legend(
     canvas: NDArray[np.uint8], labels: NDArray[np.uint8], class_names: Sequence[str], colors: NDArray[np.uint8]
 ) -> None:
-    """Writes the classes of ``labels`` with their shares at the upper left."""
-    counts = np.bincount(labels.ravel(), minlength=256)[: len(class_names)]
-    order = [label for label in np.argsort(-counts, kind="stable").tolist() if counts[label]]
+    """Writes the classes of ``labels`` with their shares at the upper left, and that of VOID below."""
+    counts = np.bincount(labels.ravel(), minlength=256)
+    order = [label for label in np.argsort(-counts[: len(class_names)], kind="stable").tolist() if counts[label]]
+    names = dict(enumerate(class_names)) | {VOID: "void"}
     height, top = letters_height(canvas.shape), 0
-    for label in order:
-        name = letters(f"{class_names[label]} {100 * counts[label] / labels.size:.0f} %", height)
+    for label in [*order, *([VOID] if counts[VOID] else [])]:
+        name = letters(f"{names[label]} {100 * counts[label] / labels.size:.0f} %", height)
         if top + name.shape[0] > LEGEND_HEIGHT * canvas.shape[0]:
             break
         red, green, blue = colors[label].tolist()

@@ -48,6 +48,12 @@ def test_borders_of_segments_are_drawn_within_a_class() -> None:
     assert drawn[200, 200].tolist() == drawn[200, 100].tolist()
 
 
+def test_the_legend_tells_the_share_of_void() -> None:
+    labels = np.full((300, 400), VOID, np.uint8)
+    corner = draw_label_map(np.zeros((300, 400, 3), np.uint8), labels, NAMES)[0, 0]
+    assert corner.tolist() == [*VOID_COLOR]  # the ground of the letters; the picture's is mixed
+
+
 def test_image_of_one_pixel() -> None:
     drawn = draw_label_map(np.zeros((1, 1, 3), np.uint8), np.ones((1, 1), np.uint8), NAMES)
     assert drawn.shape == (1, 1, 3)
