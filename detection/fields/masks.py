@@ -32,7 +32,7 @@ class Masks:
 
     lacking = (
         "the data set has no masks, or they were not read; COCO files need `segmentation`, and the split of a VOC card "
-        "`instances: SegmentationObject`"
+        "`instances: SegmentationObject`; label images have none, a card of the format coco_panoptic has"
     )
     unusable = "mask that is missing or can't be used; the object's box is kept"
 
