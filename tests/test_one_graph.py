@@ -75,7 +75,7 @@ FAMILIES: dict[str, DetectionConfig] = {
         rpn=RPNConfig(post_nms_test=150),
         test=PostprocessConfig(nms_iou=0.6),
         box=BoxConfig(pool="roi_align", samples_per_image=16),
-        # A region at the limit of votes would vote or not by rounding: at 0.45 no overlap is within 5e-5, at 0.5 one is.
+        # A region at the limit of votes votes or not by rounding: at 0.45 no overlap is within 5e-5, at 0.5 one is.
         mnc=MNCConfig(pool_size=8, mask_side=10, mask_channels=16, vote_iou=0.45),
     ),
     "Panoptic": replace(
