@@ -42,7 +42,11 @@ class LabelTester(nn.Module):
             ]
             sums = [own + more for own, more in zip(sums, probabilities, strict=True)] if sums else probabilities
         views = (len(self.scales) or 1) * len(self.detectors) * (2 if self.flip else 1)
-        return [replace(image, label_scores=(own / views).log()) for image, own in zip(found, sums, strict=True)]
+        least = torch.finfo(torch.float32).tiny  # the logarithm of 0 becomes NaN where scores are interpolated
+        return [
+            replace(image, label_scores=(own / views).clamp(min=least).log())
+            for image, own in zip(found, sums, strict=True)
+        ]
 
     def _views(self, images: ImageBatch) -> Iterator[list[Detections]]:
         """Yields what each network says of each view, mirrored back."""
