@@ -120,9 +120,9 @@ def _check_split(card: Card, split: str, root: Path, found: _Found, *, images: b
     found.add(problems + _further_problems(index, images), split)
     if not len(index):
         found.add([Problem("error", "empty split", card.name, "the split has no usable image")], split)
-    if len(index.boxes) or index.label_maps is None:
+    if len(index.boxes) or index.label_maps is None or not index.has_ground_truth:
         _show_counts(index)
-    if maps.label_maps is not None:
+    if maps.label_maps is not None and maps.has_ground_truth:
         found.labelled[split] = Labelled(maps, _check_labels(maps, split, found) if images else None)
 
 
