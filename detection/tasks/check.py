@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from detection.build import finds_objects
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.cards import Card, load_card, read_split
@@ -83,7 +82,7 @@ def check_card(
     """
     card = load_card(name)
     detector = None if config is None else load_config(DetectionConfig, config)
-    if detector is not None and not finds_objects(detector):
+    if detector is not None and not detector.finds_objects:
         detector = None  # without anchors
     found = _Found()
     for split in splits or card.splits:
