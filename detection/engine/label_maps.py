@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
 from detection.data.index import AnnotationIndex
 from detection.data.label_maps import LabelMaps
@@ -20,6 +19,7 @@ from detection.evaluation.label_maps import LabelClasses, label_counts
 from detection.evaluation.panoptic import panoptic_counts
 from detection.evaluation.record import Record
 from detection.masks import RLE
+from detection.model.semantic import pixel_logits
 from detection.segments import Segments
 
 __all__ = ["Keep", "Labelled", "Merge", "label_classes", "labelled", "read_labelled", "stored_labels", "with_counts"]
@@ -51,10 +51,7 @@ def stored_labels(scores: Tensor, size: tuple[int, int]) -> Tensor:
     step = max(1, MOST_SCORES // max(1, size[0] * size[1]))
     labels, best = None, None
     for start in range(0, len(scores), step):
-        part = scores[start : start + step].float()
-        if part.shape[1:] != size:
-            part = F.interpolate(part[None], size=size, mode="bilinear", align_corners=False)[0]
-        values, found = part.max(dim=0)
+        values, found = pixel_logits(scores[None, start : start + step], size)[0].max(dim=0)
         if labels is None or best is None:
             labels, best = found, values
         else:

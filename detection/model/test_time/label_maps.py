@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
+from detection.model.semantic import pixel_logits
 from detection.model.test_time.views import flip_images, resize_images
 from detection.structures import Detections, ImageBatch
 
@@ -37,7 +37,7 @@ class LabelTester(nn.Module):
         sums, found = list[Tensor](), list[Detections]()
         for found in self._views(images):
             probabilities = [
-                _resized(_scores(image), size).softmax(dim=0)
+                pixel_logits(_scores(image)[None], size)[0].softmax(dim=0)
                 for image, size in zip(found, images.size_list(), strict=True)
             ]
             sums = [own + more for own, more in zip(sums, probabilities, strict=True)] if sums else probabilities
@@ -61,11 +61,3 @@ class LabelTester(nn.Module):
 def _scores(found: Detections) -> Tensor:
     assert found.label_scores is not None
     return found.label_scores
-
-
-def _resized(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns ``scores`` (K, H, W) interpolated to ``size``, in float32."""
-    scores = scores.to(torch.float32)
-    if scores.shape[1:] == size:
-        return scores
-    return F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
