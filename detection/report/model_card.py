@@ -16,7 +16,7 @@ import yaml
 from detection.build import label_names, needed_fields
 from detection.engine.threshold import run_threshold
 from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS, KEYPOINT_NUMBERS
-from detection.evaluation.metrics import figures, named, shown_in
+from detection.evaluation.metrics import deciding_key, figures, named, shown_in
 from detection.evaluation.report import describe_choice
 from detection.export.card import summary
 from detection.files import write_text
@@ -42,11 +42,6 @@ INDEXED = (
     "semseg.pixel_accuracy",
     "panoptic.PQ",
 )
-_HEADLINES = {  # by section of the result, the first that there is
-    "panoptic": ("PQ", "panoptic.PQ"),
-    "semseg": ("mIoU", "semseg.mIoU"),
-    "bbox": ("Box AP", "bbox.AP"),
-}
 SIZES = {"APs": "small (below 32 x 32 pixels)", "APm": "medium", "APl": "large (from 96 x 96 pixels)"}
 
 
@@ -168,7 +163,8 @@ def _loading(address: str, *, objects: bool) -> Section:
 
 def _headline(tested: Tested) -> str:
     images = _count(tested.result["images"], "image", "images")
-    name, key = next(_HEADLINES[section] for section in _HEADLINES if section in tested.result)
+    key = deciding_key(figures(tested.result))
+    name = f"{'Box ' * key.startswith('bbox.')}{named(key).name}"
     return f"{name} {_interval(key, tested)} on {images} of {names(tested.sets)}"
 
 
