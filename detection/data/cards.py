@@ -118,6 +118,10 @@ def load_card(name: str) -> Card:
         raise ValueError(f"card {path} can't be read: {error}") from error
     if not isinstance(values, Mapping):
         raise ValueError(f"card {path} holds no keys")
+    if "format" not in values and values.keys() & {"solver", "_BASE_"}:
+        raise ValueError(
+            f"{path} is the config of a training and no card: give the card before the colon in its data.train"
+        )
     try:
         return build_dataclass(Card, {"name": path.stem, **values})
     except ValueError as error:

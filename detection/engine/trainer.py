@@ -369,9 +369,10 @@ def _say_what_trains(
 ) -> None:
     parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
     trainable = sum(p.numel() for p in state.model.parameters() if p.requires_grad) / 1e6
+    objects = f"{len(index.boxes)} objects, " if len(index.boxes) or index.label_maps is None else ""
     log.say(
         f"{config.backbone.name}, {parameters:.1f}M parameters ({trainable:.1f}M trainable), {device}; "
-        f"{len(index)} images, {len(index.boxes)} objects, {len(index.class_names)} classes; "
+        f"{len(index)} images, {objects}{len(index.class_names)} classes; "
         f"iteration {state.iteration} of {config.solver.iterations}"
     )
     weights, started = config.backbone.weights, getattr(config, "init", None)

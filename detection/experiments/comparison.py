@@ -276,9 +276,10 @@ class Comparison(Generic[ConfigT]):
         self.say(f"{variant}: timing a few steps")
         time = time_step(config, self.programs, self.placement)
         if time.spread > STEADY:
+            kept = "" if self.experiment.protocol.minutes is None else f"remove {self.output / 'plan.json'} to "
             self.say(
                 f"warning: {variant}: repeated timings differ by {100 * time.spread:.0f} %; end other programs and "
-                f"remove {self.output / 'plan.json'} to time again"
+                f"{kept}time again"
             )
         return time
 

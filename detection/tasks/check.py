@@ -90,7 +90,8 @@ def check_card(
         _check_split(card, split, root, found, images=images, page=page is not None)
     found.add(check_copies(found.indexes) if images else (), None)
     trained_on = next((split for split in (*TRAINED_ON, *found.indexes) if split in found.indexes), None)
-    suggested = [] if trained_on is None else suggest(found.indexes[trained_on], detector)
+    whole = card.format == "image_folder"  # an object is its image, which no anchor has to fit
+    suggested = [] if trained_on is None or whole else suggest(found.indexes[trained_on], detector)
     lines = config_text(suggested, [f"What fits the objects of {card.name}:{trained_on}"]).splitlines()
     reached = list[Reach]()
     if trained_on is not None and suggested:

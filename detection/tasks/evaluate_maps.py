@@ -44,6 +44,10 @@ def read_judged_maps(truth: str, files: Mapping[str, Sequence[Path]], *, root: P
 
 
 def _judged(index: AnnotationIndex, path: Path) -> list[Record]:
+    if not path.exists():
+        raise ValueError(
+            f"{path} is not there; expected a folder of PNGs, RUN/label_maps, or a panoptic network's panoptic.json"
+        )
     maps = predicted_maps(index, path) if path.is_dir() else _panoptic_maps(index, path)
     return [
         with_counts(record, index, row, read_labelled(maps, row, record.size))

@@ -162,7 +162,7 @@ def _detector(
         kind, starts, choose_all = "semantic network", LABELS_START, choose_for_labels
     else:
         kind, starts, choose_all = "panoptic network", SEGMENTS_START, choose_for_segments
-    init, origin = _start(wishes.start, starts, len(index), say)
+    init, origin = _start(wishes.start, starts, kind, len(index), say)
     measured = dict(specs) if "test" in specs else {**specs, "test": specs["val"]}
     chosen = choose_all(index, measured, machine, init, origin)
     choices = [Choice("output_dir", str(output)), *chosen]
@@ -175,7 +175,7 @@ def _detector(
 
 
 def _start(
-    wanted: str | None, names: Sequence[str], images: int, say: Say
+    wanted: str | None, names: Sequence[str], kind: str, images: int, say: Say
 ) -> tuple[str | None, Checkpoint[DetectionConfig] | None]:
     """Where training starts; one of ``names``, published ones that nobody asked for, may be out of reach.
 
@@ -183,7 +183,7 @@ def _start(
         ValueError, ConnectionError: ``wanted`` can't be had.
     """
     if wanted == "none":
-        say(f"starts from nothing, as asked. {_needs(images)}")
+        say(f"starts from nothing, as asked. {_needs(kind, images)}")
         return None, None
     if wanted is not None:
         with bar(wanted, unit="bytes") as move:
@@ -196,15 +196,15 @@ def _start(
                 return name, read_origin(name, progress=move, attempts=1)
         except (ValueError, OSError) as error:
             reasons.append(str(error))
-    say(f"no published detector can be had ({reasons[0]}). {_needs(images)}")
+    say(f"no published {kind} can be had ({reasons[0]}). {_needs(kind, images)}")
     say(f"  on a machine with a network: download {find_entry(names[0]).url}, copy it here, and add --from FILE")
     return None, None
 
 
-def _needs(images: int) -> str:
-    """What training from nothing takes."""
-    enough = f"{images} images are enough to try" if images >= FEW_IMAGES else f"{images} images make a weak detector"
-    return f"From nothing a detector learns from some {FEW_IMAGES:,} images and many epochs (COCO: 118,000); {enough}"
+def _needs(kind: str, images: int) -> str:
+    """What training a network of ``kind`` from nothing takes."""
+    enough = f"{images} images are enough to try" if images >= FEW_IMAGES else f"{images} images make a weak one"
+    return f"From nothing a {kind} learns from some {FEW_IMAGES:,} images and many epochs (COCO: 118,000); {enough}"
 
 
 def _classifier(specs: Mapping[str, str]) -> str:

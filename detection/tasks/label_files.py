@@ -117,7 +117,7 @@ def predicted_maps(index: AnnotationIndex, folder: Path) -> LabelMaps:
     if missing:
         raise ValueError(
             f"{folder} lacks {missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}; expected a PNG "
-            "of each test image, called like it"
+            f"of each test image, called like it{', as in label_maps of a run' * (folder / 'label_maps').is_dir()}"
         )
     maps = index.label_maps
     values = {value: label for value, label in maps.values.items() if value < 256} if _fits(maps) else _plain(maps)

@@ -87,6 +87,12 @@ def test_a_card_that_is_like_no_other_lists_the_known_ones() -> None:
         load_card("zzzzzzz")
 
 
+def test_a_config_of_a_training_is_told_from_a_card(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("solver: {iterations: 6}\ndata: {train: [voc2007:train]}\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml.*no card.*data\.train"):
+        load_card(str(tmp_path / "mine.yaml"))
+
+
 def test_a_missing_card_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no card '.*mine\.yaml'"):
         load_card(str(tmp_path / "mine.yaml"))

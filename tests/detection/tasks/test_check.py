@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from detection.tasks.check import check_card
 
@@ -45,6 +46,18 @@ def test_good_data_gives_zero_and_counts(run: Run, card: str) -> None:
     assert cells["dog"] == ["1", "1", "0", "0", "0"]
     assert cells["all"] == ["2", "1", "1", "0", "0"]
     assert output.rstrip().endswith("no errors")
+
+
+def test_no_anchors_are_suggested_for_image_folders(run: Run, tmp_path: Path) -> None:
+    image = tmp_path / "train" / "cat" / "a.png"
+    image.parent.mkdir(parents=True)
+    Image.effect_noise((32, 32), 50).save(image)
+    card = tmp_path / "mine.yaml"
+    card.write_text(f"{{format: image_folder, root: {tmp_path}, splits: {{train: {{folder: train}}}}}}")
+    status, output = run(str(card))
+    assert status == 0
+    assert "cat" in output
+    assert "anchors" not in output
 
 
 def test_a_truncated_image_gives_one_and_is_named(run: Run, card: str, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def panoptic(tmp_path_factory: pytest.TempPathFactory, root: Path, resdet: Resde
 
 
 def test_a_semantic_network_is_measured_by_its_label_maps(fcn: Workspace) -> None:
+    assert "2 images, 11 classes" in fcn.said
     result = fcn.result()
     assert {"bbox", "voc", "best_f1"}.isdisjoint(result)
     assert 0 <= result["semseg"]["mIoU"] <= result["semseg"]["pixel_accuracy"] <= 1
@@ -119,6 +120,12 @@ def test_written_files_are_judged_as_the_network_was(
         assert variant["results"][0].get(section) == own.result().get(section)
     shown = variant["intervals"]["mIoU" if name == "fcn" else "PQ"]
     assert shown["low"] <= shown["value"] <= shown["high"]
+
+
+def test_a_folder_above_the_files_and_none_are_told(fcn: Workspace) -> None:
+    truth = ("evaluate", "--gt", "digits_labels:test", "--data-root", fcn.root, "--label-maps")
+    assert "label_maps of a run" in fcn.resdet(*truth, fcn.run).err
+    assert "panoptic.json" in fcn.resdet(*truth, fcn.run / "nothing").err
 
 
 @pytest.mark.parametrize("name", BOTH)
