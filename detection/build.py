@@ -61,11 +61,9 @@ __all__ = [
     "data_parts",
     "deciding_metric",
     "field_operations",
-    "finds_objects",
     "judged_fields",
     "label_names",
     "needed_fields",
-    "needs_label_maps",
     "with_keypoints",
 ]
 
@@ -82,8 +80,6 @@ class _Kind:
 
     build: Builder
     fields: tuple[str, ...] = ()  # of objects, beside boxes and labels, that it is trained on
-    label_maps: bool = False  # it is trained on label maps, and predicts them
-    objects: bool = True  # it finds objects
 
 
 def build_detector(
@@ -126,34 +122,24 @@ def needed_fields(config: DetectionConfig, *, training: bool = False) -> tuple[s
     return tuple(dict.fromkeys((*fields, "masks"))) if training and config.data.copy_paste > 0 else fields
 
 
-def needs_label_maps(config: DetectionConfig) -> bool:
-    """Tells whether ``config``'s network is trained on label maps, and predicts them."""
-    return ARCHITECTURES[config.architecture].label_maps
-
-
-def finds_objects(config: DetectionConfig) -> bool:
-    """Tells whether ``config``'s network finds objects; one that does not predicts label maps alone."""
-    return ARCHITECTURES[config.architecture].objects
-
-
 def judged_fields(config: DetectionConfig) -> tuple[str, ...]:
     """Returns the parts, beside boxes, of what ``config``'s network predicts that a test judges."""
-    maps = ("label_maps",) if needs_label_maps(config) else ()
-    return (*needed_fields(config), *maps, *(("panoptic",) if maps and finds_objects(config) else ()))
+    maps = ("label_maps",) if config.finds_label_maps else ()
+    return (*needed_fields(config), *maps, *(("panoptic",) if config.is_panoptic else ()))
 
 
 def label_names(config: DetectionConfig, class_names: Sequence[str]) -> tuple[str, ...]:
     """Returns the classes of the label maps of ``config``'s network, of a checkpoint with ``class_names``."""
-    if not needs_label_maps(config):
+    if not config.finds_label_maps:
         return ()
-    return (*class_names, *config.panoptic.stuff) if finds_objects(config) else tuple(class_names)
+    return (*class_names, *config.panoptic.stuff) if config.finds_objects else tuple(class_names)
 
 
 def deciding_metric(config: DetectionConfig) -> str:
     """Returns the key of the figure by which ``config``'s networks are compared: of boxes, label maps or segments."""
-    if not needs_label_maps(config):
+    if not config.finds_label_maps:
         return "bbox.AP"
-    return "panoptic.PQ" if finds_objects(config) else "semseg.mIoU"
+    return "panoptic.PQ" if config.finds_objects else "semseg.mIoU"
 
 
 class DataParts(TypedDict):
@@ -165,7 +151,7 @@ class DataParts(TypedDict):
 
 def data_parts(config: DetectionConfig) -> DataParts:
     """Returns the arguments by which data sets are read for ``config``'s network."""
-    return {"label_maps": needs_label_maps(config), "objects": finds_objects(config)}
+    return {"label_maps": config.finds_label_maps, "objects": config.finds_objects}
 
 
 def field_operations(config: DetectionConfig) -> Mapping[str, Field]:
@@ -202,7 +188,7 @@ def _backbone(config: DetectionConfig, *, pretrained: bool) -> Backbone:
 
 def _features(config: DetectionConfig) -> tuple[str, ...] | None:
     """Returns the stages that a head without a pyramid needs; None for the backbone's own default."""
-    if config.labels_only:
+    if not config.finds_objects:
         return stages_of(config)
     return ("c5",) if config.backbone.dilate_c5 else None
 
@@ -340,13 +326,11 @@ ARCHITECTURES: dict[ArchitectureName, _Kind] = {
     "mnc": _Kind(_mnc, fields=("masks",)),
     "retinanet": _Kind(_retinanet),
     "fcos": _Kind(_fcos),
-    "fcn": _Kind(build_fcn, label_maps=True, objects=False),
-    "deeplabv3": _Kind(build_deeplabv3, label_maps=True, objects=False),
-    "semantic_fpn": _Kind(build_semantic_fpn, label_maps=True, objects=False),
-    "panoptic_fpn": _Kind(partial(_rcnn, masks=True, labels=True), fields=("masks",), label_maps=True),
-    "cascade_panoptic_fpn": _Kind(
-        partial(_rcnn, cascade=True, masks=True, labels=True), fields=("masks",), label_maps=True
-    ),
+    "fcn": _Kind(build_fcn),
+    "deeplabv3": _Kind(build_deeplabv3),
+    "semantic_fpn": _Kind(build_semantic_fpn),
+    "panoptic_fpn": _Kind(partial(_rcnn, masks=True, labels=True), fields=("masks",)),
+    "cascade_panoptic_fpn": _Kind(partial(_rcnn, cascade=True, masks=True, labels=True), fields=("masks",)),
 }
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.structures import VOID
+
 __all__ = ["Segment", "Segments"]
 
 
@@ -28,3 +30,10 @@ class Segments:
 
     ids: NDArray[np.int32]  # (H, W) the segment of each pixel; 0 is void
     found: tuple[Segment, ...]
+
+    @property
+    def labels(self) -> NDArray[np.uint8]:
+        """The label (H, W) of the segment of each pixel; VOID where there is none."""
+        labels = {0: VOID} | {segment.id: segment.label for segment in self.found}
+        present, places = np.unique(self.ids, return_inverse=True)
+        return np.array([labels[id_] for id_ in present.tolist()], np.uint8)[places].reshape(self.ids.shape)

@@ -74,8 +74,9 @@ FAMILIES: dict[str, DetectionConfig] = {
         backbone=replace(TRUNK, roi_size=4),
         rpn=RPNConfig(post_nms_test=150),
         test=PostprocessConfig(nms_iou=0.6),
-        box=BoxConfig(pool="roi_align", samples_per_image=16, class_agnostic=True),  # else roundings choose who moves
-        mnc=MNCConfig(pool_size=8, mask_side=10, mask_channels=16),
+        box=BoxConfig(pool="roi_align", samples_per_image=16),
+        # A region at the limit of votes votes or not by rounding: at 0.45 no overlap is within 5e-5, at 0.5 one is.
+        mnc=MNCConfig(pool_size=8, mask_side=10, mask_channels=16, vote_iou=0.45),
     ),
     "Panoptic": replace(
         FPN,
@@ -120,6 +121,11 @@ def make_model(config: DetectionConfig, classes: int = NUM_CLASSES) -> FasterRCN
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.out_features == classes + 1:
             nn.init.normal_(module.weight, std=1.0)
+    if isinstance(model, MNC):
+        # Both looks at a region are candidates of NMS. Deltas of nearly zero would leave them nearly the same box with
+        # nearly the same score, and which of the two is kept to rounding; masks of 0.5 everywhere would always agree.
+        nn.init.normal_(model.box_stage.predictor.deltas.weight, std=0.3)
+        nn.init.normal_(model.box_stage.layers.mask.weight, std=1.0)
     if isinstance(model, OneStage):
         # Sigmoids that all end at 1 would leave the order to rounding; FCOS multiplies them by its centerness.
         nn.init.normal_(model.head.classes.weight, std=0.1 if isinstance(model.head, RetinaNetHead) else 1.0)

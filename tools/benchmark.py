@@ -70,6 +70,7 @@ MODELS = {
     "Mask": "mask_rcnn_r50_fpn_1x",
     "Panoptic": "panoptic_fpn_r50_1x",
     "PointRend": "pointrend_rcnn_r50_fpn_1x",
+    "MNC": "../mnc_resnet101_c4",
     "Keypoint": "keypoint_rcnn_r50_fpn_1x",
     "C4": "faster_rcnn_r50_c4_1x",
     "DC5": "faster_rcnn_r50_dc5_1x",

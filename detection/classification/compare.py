@@ -225,5 +225,6 @@ def _said(claims: Sequence[tuple[Pair, Claim | None]]) -> list[str]:
     if alike:
         lines.append(f"- no difference shown between {'; '.join(alike)}")
     if missing:
-        lines.append(f"- nothing is said of the methods, which takes {', '.join(missing)}")
+        what = ", ".join(missing) if len(missing) == 1 else "a second seed of every variant that has one"
+        lines.append(f"- nothing is said of the methods, which takes {what}")
     return lines

@@ -133,7 +133,7 @@ format: mean IoU, pixel accuracy and panoptic quality.
 examples:
   resdet evaluate --gt instances_val.json --detections yolo.json detr.json
   resdet evaluate --gt instances_val.json --detections yolo=y1.json,y2.json,y3.json detr=d1.json,d2.json,d3.json
-  resdet evaluate --gt voc2012_seg:val --label-maps deeplab=found/deeplab fcn=found/seed1,found/seed2
+  resdet evaluate --gt voc2012_segmentation:val --label-maps deeplab=found/deeplab fcn=found/seed1,found/seed2
   resdet evaluate --gt coco2017_panoptic:val --label-maps fpn=found/panoptic.json
 """
 

@@ -371,7 +371,7 @@ class DetectionConfig(ProgramConfig):
     @property
     def idle_sections(self) -> tuple[str, ...]:
         """Returns the sections of layers that the architecture lacks; of box, ignore_overlap is of all."""
-        if self.labels_only:
+        if not self.finds_objects:
             return ("anchors", "rpn", "box", "cascade", "mask", "point", "mnc", "keypoint", "dense", "panoptic", "test")
         branches = [name for name in ("keypoint", "cascade") if name not in self.architecture]
         branches += [] if self.finds_masks else ["mask"]
@@ -390,13 +390,18 @@ class DetectionConfig(ProgramConfig):
         return "mask" in self.architecture or self.is_panoptic or self.architecture in ("pointrend_rcnn", "mnc")
 
     @property
-    def labels_only(self) -> bool:
-        """Tells whether the network predicts label maps and finds no objects."""
-        return self.architecture in LABELLERS
+    def finds_objects(self) -> bool:
+        """Tells whether the network finds objects; one that does not predicts label maps alone."""
+        return self.architecture not in LABELLERS
+
+    @property
+    def finds_label_maps(self) -> bool:
+        """Tells whether the network is trained on label maps, and predicts them."""
+        return self.is_panoptic or not self.finds_objects
 
     def __post_init__(self) -> None:
         box = self.box
-        if self.labels_only:
+        if not self.finds_objects:
             _check_labeller(self)
         if self.is_panoptic:
             _check_panoptic(self)

@@ -78,9 +78,7 @@ class LabelMaps:
             return np.full(size, VOID, np.uint8)
         if self.segments is None:
             return self._labels_of(self.stored(row, size), self.files[row])
-        segments = self.read_segments(row, size)
-        labels = {0: VOID} | {segment.id: segment.label for segment in segments.found}
-        return _looked_up(segments.ids, labels, self.files[row], "segment")
+        return self.read_segments(row, size).labels
 
     def check(self, row: int, size: tuple[int, int]) -> None:
         """Looks at the header of the label image of image ``row``, which is of ``size`` (height, width).
@@ -238,16 +236,3 @@ def _drawn(objects: Sequence[tuple[int, str]], size: tuple[int, int]) -> NDArray
         labels[mask & covered] = VOID
         covered |= mask
     return labels
-
-
-def _looked_up(values: NDArray[np.integer], labels: Mapping[int, int], file: str, what: str) -> NDArray[np.uint8]:
-    """Returns the label of each of ``values`` (H, W)."""
-    present, places = np.unique(values, return_inverse=True)
-    unknown = [str(value) for value in present.tolist() if value not in labels]
-    if unknown:
-        raise ImageError(
-            f"label image {file}: {what} {listed(unknown)} is not among the labels {min(labels)} to {max(labels)} of "
-            "its card"
-        )
-    table = np.array([labels[value] for value in present.tolist()], np.uint8)
-    return table[places].reshape(values.shape)

@@ -42,17 +42,7 @@ from detection.data.scaling import SCALING  # noqa: E402  # which imports it too
 __all__ = ["Augment", "Change", "Jitter", "RandomResize", "Resize", "full_size"]
 
 LABEL_MAP = "label_map"
-# Of albumentations' transforms: those that resize by OpenCV, whose NEAREST takes another pixel than LINEAR; and those
-# that take a mask for something else than labels.
-RESIZING = (
-    A.Resize,
-    A.LongestMaxSize,
-    A.SmallestMaxSize,
-    A.RandomScale,
-    A.RandomResizedCrop,
-    A.RandomSizedCrop,
-    A.RandomSizedBBoxSafeCrop,
-)
+# Of albumentations' transforms: those that take a mask for something else than labels.
 NOT_OF_LABELS = (A.Morphological, A.MaskDropout, A.OverlayElements, A.Mosaic)
 PADDING = (124, 116, 104)  # of a canvas: ImageNet's mean colour, which normalisation makes about zero
 MIN_SIDE = 1.0  # pixels
@@ -341,7 +331,8 @@ def _suit_labels(transform: A.BasicTransform) -> None:
         raise ValueError(f"data.augment: {type(transform).__name__} does not move label maps; leave it out")
     options: Any = transform
     if hasattr(options, "mask_interpolation"):
-        resizing = isinstance(transform, RESIZING)
+        # OpenCV, by which those resize, takes another pixel for NEAREST than for LINEAR.
+        resizing = isinstance(transform, tuple(SCALING.values()))
         options.mask_interpolation = cv2.INTER_NEAREST_EXACT if resizing else cv2.INTER_NEAREST
     if getattr(options, "area_for_downscale", None) == "image_mask":
         options.area_for_downscale = "image"

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
 from detection.data.index import AnnotationIndex
+from detection.data.label_maps import LabelMaps
 from detection.evaluation.label_maps import LabelClasses, label_counts
 from detection.evaluation.panoptic import panoptic_counts
 from detection.evaluation.record import Record
 from detection.masks import RLE
+from detection.model.semantic import pixel_logits
 from detection.segments import Segments
-from detection.structures import VOID
 
-__all__ = ["Keep", "Labelled", "Merge", "label_classes", "labelled", "labels_of", "stored_labels", "with_counts"]
+__all__ = ["Keep", "Labelled", "Merge", "label_classes", "labelled", "read_labelled", "stored_labels", "with_counts"]
 
 MOST_SCORES = 1 << 26  # that are resized at once: 256 MiB
 
@@ -51,10 +51,7 @@ def stored_labels(scores: Tensor, size: tuple[int, int]) -> Tensor:
     step = max(1, MOST_SCORES // max(1, size[0] * size[1]))
     labels, best = None, None
     for start in range(0, len(scores), step):
-        part = scores[start : start + step].float()
-        if part.shape[1:] != size:
-            part = F.interpolate(part[None], size=size, mode="bilinear", align_corners=False)[0]
-        values, found = part.max(dim=0)
+        values, found = pixel_logits(scores[None, start : start + step], size)[0].max(dim=0)
         if labels is None or best is None:
             labels, best = found, values
         else:
@@ -76,7 +73,7 @@ def labelled(labels: NDArray[np.uint8], objects: dict[str, Any] | None = None, m
     if merge is None or objects is None:
         return Labelled(labels)
     segments = merge(objects["scores"], objects["labels"], objects["masks"], labels)
-    return Labelled(labels_of(segments), segments)
+    return Labelled(segments.labels, segments)
 
 
 def with_counts(record: Record, index: AnnotationIndex, row: int, found: Labelled) -> Record:
@@ -88,25 +85,27 @@ def with_counts(record: Record, index: AnnotationIndex, row: int, found: Labelle
     maps = index.label_maps
     if maps is None or not index.has_ground_truth:
         return record
-    num_classes = len(maps.class_names)
+    num_classes, true = len(maps.class_names), read_labelled(maps, row, record.size)
+    record = replace(record, label_counts=label_counts(true.labels, found.labels, num_classes))
     if found.segments is None:
-        return replace(record, label_counts=label_counts(maps.read(row, record.size), found.labels, num_classes))
-    true = maps.read_segments(row, record.size)
-    return replace(
-        record,
-        label_counts=label_counts(labels_of(true), found.labels, num_classes),
-        panoptic_counts=panoptic_counts(true, found.segments, num_classes),
-    )
+        return record
+    assert true.segments is not None
+    return replace(record, panoptic_counts=panoptic_counts(true.segments, found.segments, num_classes))
+
+
+def read_labelled(maps: LabelMaps, row: int, size: tuple[int, int]) -> Labelled:
+    """Returns what ``maps`` have of image ``row``, which is of ``size`` (height, width).
+
+    Raises:
+        ImageError: the label image can't be read or does not fit.
+    """
+    if maps.segments is None:
+        return Labelled(maps.read(row, size))
+    segments = maps.read_segments(row, size)
+    return Labelled(segments.labels, segments)
 
 
 def label_classes(index: AnnotationIndex) -> LabelClasses | None:
     """Returns the classes of the label maps of ``index``; None where it has none."""
     maps = index.label_maps
     return None if maps is None else LabelClasses(maps.class_names, maps.num_things)
-
-
-def labels_of(segments: Segments) -> NDArray[np.uint8]:
-    """Returns the label (H, W) of the segment of each pixel; VOID where there is none."""
-    labels = {0: VOID} | {segment.id: segment.label for segment in segments.found}
-    present, places = np.unique(segments.ids, return_inverse=True)
-    return np.array([labels[id_] for id_ in present.tolist()], np.uint8)[places].reshape(segments.ids.shape)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ __all__ = [
     "NONE",
     "Metric",
     "add_computed",
+    "deciding_key",
     "figures",
     "is_better",
     "named",
@@ -83,6 +84,7 @@ _PANOPTIC_PLACES: dict[str, tuple[Place, ...]] = {
     "RQ": ("console", "report"),
 }
 
+DECIDING = ("panoptic.PQ", "semseg.mIoU", "bbox.AP")  # networks are compared by the first that there is
 METRICS = (
     *_coco("bbox", "", reported=COCO_NUMBERS[:9]),
     *_coco("segm", "mask ", reported=()),
@@ -138,6 +140,11 @@ def figures(result: Mapping[str, Any]) -> dict[str, float | None]:
         elif value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
             found[name] = value
     return found
+
+
+def deciding_key(known: Container[str]) -> str:
+    """Returns the key of the figure by which networks are compared, the first of ``DECIDING`` that is ``known``."""
+    return next(key for key in DECIDING if key in known)
 
 
 def shown_figures(result: dict[str, Any], place: Place) -> dict[str, float | None]:

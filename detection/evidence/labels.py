@@ -20,10 +20,11 @@ def write_labels(index: AnnotationIndex, path: Path) -> None:
     """Writes boxes and labels of the images in ``index`` to ``path``; masks and keypoints are left out.
 
     Raises:
-        ValueError: there are masks or keypoints, which results may be of.
+        ValueError: there are masks, keypoints or label maps, which results may be of.
     """
-    if index.fields:
-        raise ValueError(f"{path} can't hold {', '.join(index.fields)}; recompute such results where the data are")
+    lost = [*index.fields, *([] if index.label_maps is None else ["label maps"])]
+    if lost:
+        raise ValueError(f"{path} can't hold {', '.join(lost)}; recompute such results where the data are")
     content = {
         "class_names": index.class_names,
         "category_ids": index.category_ids,

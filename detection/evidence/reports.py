@@ -23,6 +23,7 @@ from typing import Any
 from detection.classification.compare import PER_IMAGE
 from detection.data.index import AnnotationIndex, index_digest
 from detection.engine.evaluate import evaluate
+from detection.engine.label_maps import label_classes
 from detection.engine.manifest import read_manifest
 from detection.evaluation.metrics import figures
 from detection.evidence.blocks import Block, compare_lines
@@ -135,7 +136,7 @@ def _result(run: RunFolder, kept: AnnotationIndex | None, place: _Place) -> list
     """Compares result.json with detections.json, and the labels with those that were tested."""
     index, records = read_found(run.folder, kept, lambda _: None)
     printed = _read_figures(run.folder / "result.json")
-    known = figures(evaluate(records, index.class_names, voc_metric(run.folder)))
+    known = figures(evaluate(records, index.class_names, voc_metric(run.folder), labels=label_classes(index)))
     tested = [entry["data"]["test"]["sha256"] for entry in read_manifest(run.folder) if "test" in entry["data"]]
     if tested and index_digest(index) != tested[-1]:
         text = f"data.test.sha256 is {tested[-1]}, the labels here have {index_digest(index)}"

@@ -66,7 +66,7 @@ def measure_costs(
     if config.test.slice is not None:  # then they have their full size
         height, width = Resize(config.data.shorter_side, config.data.longer_side).size((height, width))
     proposals = config.rpn.post_nms_test
-    regions = "" if config.one_stage or config.labels_only else f" with {proposals} proposals"
+    regions = "" if config.one_stage or not config.finds_objects else f" with {proposals} proposals"
     return {
         **_parameters(detector),
         "gflops": count_gflops(detector.cpu(), (height, width), proposals=proposals),

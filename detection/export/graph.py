@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from detection.build import finds_objects, needed_fields, needs_label_maps
+from detection.build import needed_fields
 from detection.config.detection import DetectionConfig
 from detection.export.constants import fold_constants
 from detection.export.rows import keep_counted_rows
@@ -32,15 +32,15 @@ LABEL_MAP = "label_map"  # of networks of label maps: the last, or the only one
 def output_names(config: DetectionConfig) -> tuple[str, ...]:
     """Returns the names of the outputs of a graph of ``config``'s detector."""
     further = [name for name in FURTHER if name in needed_fields(config)]
-    objects = (*OUTPUTS, *further) if finds_objects(config) else ()
-    return (*objects, LABEL_MAP) if needs_label_maps(config) else objects
+    objects = (*OUTPUTS, *further) if config.finds_objects else ()
+    return (*objects, LABEL_MAP) if config.finds_label_maps else objects
 
 
 def count_labels(config: DetectionConfig, num_classes: int) -> int:
     """Returns K, the number of classes of the label maps of ``config``'s network; 0 where it predicts none."""
-    if not needs_label_maps(config):
+    if not config.finds_label_maps:
         return 0
-    return 1 + len(config.panoptic.stuff) if finds_objects(config) else num_classes
+    return 1 + len(config.panoptic.stuff) if config.finds_objects else num_classes
 
 
 @runtime_checkable

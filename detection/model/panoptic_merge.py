@@ -56,8 +56,9 @@ class Merging:
             if scores[row] < self.instance_score:
                 break
             mask = decode([masks[row]], (height, width))[0].numpy()
-            area, free = np.count_nonzero(mask), mask & (ids == 0)
-            if area and area - np.count_nonzero(free) <= self.overlap * area:
+            free = mask & (ids == 0)
+            area, left = np.count_nonzero(mask), np.count_nonzero(free)
+            if left and area - left <= self.overlap * area:
                 self._add(found, ids, free, int(labels[row]))
         for label in np.unique(label_map[ids == 0]).tolist():
             own = (label_map == label) & (ids == 0)

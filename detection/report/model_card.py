@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from detection.build import finds_objects, label_names, needed_fields, needs_label_maps
+from detection.build import label_names, needed_fields
 from detection.engine.threshold import run_threshold
 from detection.evaluation.coco import COCO_CLASS_NUMBERS, COCO_NUMBERS, KEYPOINT_NUMBERS
-from detection.evaluation.metrics import figures, named, shown_in
+from detection.evaluation.metrics import deciding_key, figures, named, shown_in
 from detection.evaluation.report import describe_choice
 from detection.export.card import summary
 from detection.files import write_text
@@ -42,11 +42,6 @@ INDEXED = (
     "semseg.pixel_accuracy",
     "panoptic.PQ",
 )
-_HEADLINES = {  # by section of the result, the first that there is
-    "panoptic": ("PQ", "panoptic.PQ"),
-    "semseg": ("mIoU", "semseg.mIoU"),
-    "bbox": ("Box AP", "bbox.AP"),
-}
 SIZES = {"APs": "small (below 32 x 32 pixels)", "APm": "medium", "APl": "large (from 96 x 96 pixels)"}
 
 
@@ -88,7 +83,7 @@ def card_text(recorded: Recorded, run: Path, *, licence: str | None, repo: str |
         facts=(),
         lead=[] if tested is None else [_headline(tested)],
         sections=[
-            _loading(f"hf://{repo}" if repo else str(run), objects=finds_objects(recorded.checkpoint.config)),
+            _loading(f"hf://{repo}" if repo else str(run), objects=recorded.checkpoint.config.finds_objects),
             _use(recorded),
             *([] if tested is None else [_results(recorded, tested)]),
             data_section(recorded),
@@ -113,10 +108,10 @@ def _front_matter(recorded: Recorded, name: str, licence: str | None) -> dict[st
     stated = {"license": known} if known in LICENCES else {"license": "other", "license_name": licence}
     config, masks = recorded.checkpoint.config, recorded.checkpoint.config.finds_masks
     keypoints = "keypoint" in config.architecture
-    maps = needs_label_maps(config)
+    maps = config.finds_label_maps
     tags = [
-        *(["object-detection"] if finds_objects(config) else ["semantic-segmentation"]),
-        *(["panoptic-segmentation"] if maps and finds_objects(config) else []),
+        *(["object-detection"] if config.finds_objects else ["semantic-segmentation"]),
+        *(["panoptic-segmentation"] if maps and config.finds_objects else []),
         *(["instance-segmentation"] if masks else []),
         *(["keypoint-detection"] if keypoints else []),
         config.architecture,
@@ -168,7 +163,8 @@ def _loading(address: str, *, objects: bool) -> Section:
 
 def _headline(tested: Tested) -> str:
     images = _count(tested.result["images"], "image", "images")
-    name, key = next(_HEADLINES[section] for section in _HEADLINES if section in tested.result)
+    key = deciding_key(figures(tested.result))
+    name = f"{'Box ' * key.startswith('bbox.')}{named(key).name}"
     return f"{name} {_interval(key, tested)} on {images} of {names(tested.sets)}"
 
 
@@ -178,12 +174,12 @@ def _use(recorded: Recorded) -> Section:
     beside = next((f" and {part}" for part in needed_fields(config)), "")
     rows = [
         ["meant for", f"images like those of {names(recorded.data['train'])}, the only ones in training"],
-        ["finds", f"only the classes above, {'as boxes' + beside if finds_objects(config) else 'as label maps'}"],
+        ["finds", f"only the classes above, {'as boxes' + beside if config.finds_objects else 'as label maps'}"],
         [
             "image size",
             f"resized to a shorter side of {config.data.shorter_side} pixels, at most {config.data.longer_side}",
         ],
-        *([["scores shown", f"from {shown.score:.2f} on: {shown.origin}"]] if finds_objects(config) else []),
+        *([["scores shown", f"from {shown.score:.2f} on: {shown.origin}"]] if config.finds_objects else []),
         *_limits_of_test(recorded, tested),
         ["other images, cameras, places", "not measured"],
         [
@@ -297,9 +293,9 @@ def _classes(recorded: Recorded) -> tuple[str, ...]:
 
 def _does(recorded: Recorded) -> str:
     config = recorded.checkpoint.config
-    if not needs_label_maps(config):
+    if not config.finds_label_maps:
         return "that detects"
-    return "for panoptic segmentation into" if finds_objects(config) else "that labels every pixel with one of"
+    return "for panoptic segmentation into" if config.finds_objects else "that labels every pixel with one of"
 
 
 def _count(many: Sequence[Any] | int, one: str, several: str) -> str:

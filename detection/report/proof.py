@@ -12,7 +12,7 @@ from detection.evaluation.inference import Claim, Comparison, Contrast, Interval
 from detection.evaluation.jackknife import Sample, jackknife
 from detection.evaluation.label_maps import LabelClasses, check_comparable_maps
 from detection.evaluation.matching import check_comparable, match
-from detection.evaluation.metrics import METRICS, named
+from detection.evaluation.metrics import METRICS, deciding_key, named
 from detection.evaluation.planning import (
     POWER,
     Design,
@@ -29,7 +29,6 @@ from detection.evaluation.run_figures import ERROR_KEYS, judged, run_statistic
 from detection.evaluation.verdicts import heads_verdict, pair_verdict
 
 __all__ = [
-    "DECIDING",
     "compare_runs",
     "deciding_figure",
     "heads_proof",
@@ -43,9 +42,7 @@ __all__ = [
 
 Stated = TypeVar("Stated", Interval, Claim)
 
-DECIDING = "bbox.AP"  # verdicts and planning are of this figure, or of that of label maps
-# Figures that verdicts and planning can be of, the first that there is, and that of a class.
-_DECIDING = {"panoptic.PQ": "PQ", "semseg.mIoU": "IoU", DECIDING: "AP"}
+OF_CLASS = {"panoptic.PQ": "PQ", "semseg.mIoU": "IoU", "bbox.AP": "AP"}  # deciding figure -> that of a class
 NOT_OF_ALL = {"segm": "masks", "keypoints": "keypoints"}  # that detections need not have
 WANTED_GAP = 0.01  # that planning asks for
 
@@ -119,9 +116,8 @@ def not_compared(runs: Mapping[str, Sequence[Sequence[Record]]]) -> dict[str, li
 
 def deciding_figure(comparison: Comparison) -> dict[str, str]:
     """Returns the figure that verdicts are of: its "key", its printed "name", and that "of_class"."""
-    known = next(iter(comparison.variants.values())).detectors
-    key = next(key for key in _DECIDING if key in known)
-    return {"key": key, "name": named(key).name, "of_class": _DECIDING[key]}
+    key = deciding_key(next(iter(comparison.variants.values())).detectors)
+    return {"key": key, "name": named(key).name, "of_class": OF_CLASS[key]}
 
 
 def variant_proof(comparison: Comparison, name: str, class_names: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from detection.build import finds_objects
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.cards import Card, load_card, read_split
@@ -83,7 +82,7 @@ def check_card(
     """
     card = load_card(name)
     detector = None if config is None else load_config(DetectionConfig, config)
-    if detector is not None and not finds_objects(detector):
+    if detector is not None and not detector.finds_objects:
         detector = None  # without anchors
     found = _Found()
     for split in splits or card.splits:
@@ -121,9 +120,9 @@ def _check_split(card: Card, split: str, root: Path, found: _Found, *, images: b
     found.add(problems + _further_problems(index, images), split)
     if not len(index):
         found.add([Problem("error", "empty split", card.name, "the split has no usable image")], split)
-    if len(index.boxes) or index.label_maps is None:
+    if len(index.boxes) or index.label_maps is None or not index.has_ground_truth:
         _show_counts(index)
-    if maps.label_maps is not None:
+    if maps.label_maps is not None and maps.has_ground_truth:
         found.labelled[split] = Labelled(maps, _check_labels(maps, split, found) if images else None)
 
 

@@ -114,7 +114,7 @@ def _assumed_of_detectron2(config: DetectionConfig, given: Mapping[str, Any]) ->
 
 def _assumed_of_torchvision(config: DetectionConfig) -> str:
     test, data = config.test, config.data
-    if config.labels_only:
+    if not config.finds_objects:
         return (
             f"assumed, as torchvision's references: images whose shorter side is {data.shorter_side} px; change the "
             "config where yours were others"

@@ -13,7 +13,7 @@ from detection.data.index import AnnotationIndex
 from detection.data.label_maps import LACKING, LabelMaps
 from detection.data.packed_strings import PackedStrings
 from detection.data.problems import listed
-from detection.engine.label_maps import Labelled, label_classes, labels_of, with_counts
+from detection.engine.label_maps import label_classes, read_labelled, with_counts
 from detection.evaluation.record import Record
 from detection.tasks.evaluate import Judged, without_objects
 from detection.tasks.label_files import predicted_maps
@@ -48,21 +48,11 @@ def _judged(index: AnnotationIndex, path: Path) -> list[Record]:
         raise ValueError(
             f"{path} is not there; expected a folder of PNGs, RUN/label_maps, or a panoptic network's panoptic.json"
         )
-    if path.is_dir():
-        maps, panoptic = predicted_maps(index, path), False
-    else:
-        maps, panoptic = _panoptic_maps(index, path), True
+    maps = predicted_maps(index, path) if path.is_dir() else _panoptic_maps(index, path)
     return [
-        with_counts(record, index, row, _read(maps, row, record.size, panoptic=panoptic))
+        with_counts(record, index, row, read_labelled(maps, row, record.size))
         for row, record in enumerate(without_objects(index))
     ]
-
-
-def _read(maps: LabelMaps, row: int, size: tuple[int, int], *, panoptic: bool) -> Labelled:
-    if not panoptic:
-        return Labelled(maps.read(row, size))
-    segments = maps.read_segments(row, size)
-    return Labelled(labels_of(segments), segments)
 
 
 def _panoptic_maps(index: AnnotationIndex, path: Path) -> LabelMaps:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection.build import build_detector, data_parts, field_operations, finds_objects
+from detection.build import build_detector, data_parts, field_operations
 from detection.build_panoptic import build_merge
 from detection.build_tester import build_tester
 from detection.config.detection import DetectionConfig
@@ -176,7 +176,7 @@ def _check(config: DetectionConfig, wanted: Wanted) -> None:
         raise ValueError("--int8 is of --format onnx and openvino; torch takes --half")
     if wanted.page and wanted.batch != 1:
         raise ValueError(f"the page of --format web looks at one image at a time; leave out --batch {wanted.batch}")
-    if wanted.page and not finds_objects(config):
+    if wanted.page and not config.finds_objects:
         raise ValueError(
             f"the page of --format web draws boxes and masks, and architecture {config.architecture} finds no objects; "
             "give --format onnx"
@@ -307,7 +307,7 @@ def _compare_ap(config: DetectionConfig, models: Sequence[nn.Module], index: Ann
     losses = dict[str, Loss]()
     if classes is not None:
         losses = {"frame_semseg": miou_loss(whole, before, classes), "semseg": miou_loss(before, after, classes)}
-    if not finds_objects(config):
+    if not config.finds_objects:
         return losses
     losses |= {"frame": ap_loss(whole, before, index.class_names), "bbox": ap_loss(before, after, index.class_names)}
     if all(record.masks is not None and record.gt_masks is not None for record in (*before, *after)):

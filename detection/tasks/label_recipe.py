@@ -41,7 +41,7 @@ def choose_for_labels(
     Raises:
         ValueError: ``origin`` is a detector of objects.
     """
-    if origin is not None and not origin.config.labels_only:
+    if origin is not None and origin.config.finds_objects:
         raise ValueError(
             f"{init} finds objects, and the data set has label images: start from fcn_resnet50 or deeplabv3_resnet50, "
             "or from none"

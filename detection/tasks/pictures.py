@@ -18,7 +18,7 @@ from detection.data.index import AnnotationIndex
 from detection.data.loader import build_test_loader
 from detection.engine.device import choose_device
 from detection.engine.evaluate import predict
-from detection.engine.label_maps import Labelled, labels_of
+from detection.engine.label_maps import Labelled, read_labelled
 from detection.engine.threshold import shown_from
 from detection.evaluation.record import Record
 from detection.label_overlay import draw_label_map
@@ -71,19 +71,10 @@ def _beside(
     image, names = index.image(row), index.class_names
     scale = min(1.0, LONGEST / max(image.shape[:2]))
     if found is not None and index.label_maps is not None:
-        return np.concatenate([_map(image, true, index, scale) for true in (_true(index, row), found)], axis=1)
+        true = read_labelled(index.label_maps, row, (image.shape[0], image.shape[1]))
+        return np.concatenate([_map(image, labelled, index, scale) for labelled in (true, found)], axis=1)
     labels = draw_labels(image, drawn_target(index, row), names, keypoints=index.keypoints, scale=scale)
     return np.concatenate([labels, draw_record(image, record, names, min_score=min_score, scale=scale)], axis=1)
-
-
-def _true(index: AnnotationIndex, row: int) -> Labelled:
-    """The label map of image ``row``, of a data set that has them."""
-    maps, (height, width) = index.label_maps, index.sizes[row].tolist()
-    assert maps is not None
-    if maps.segments is None:
-        return Labelled(maps.read(row, (height, width)))
-    segments = maps.read_segments(row, (height, width))
-    return Labelled(labels_of(segments), segments)
 
 
 def _map(image: NDArray[np.uint8], labelled: Labelled, index: AnnotationIndex, scale: float) -> NDArray[np.uint8]:

@@ -103,7 +103,7 @@ def choose(
     Raises:
         ValueError: ``origin`` finds no objects.
     """
-    if origin is not None and origin.config.labels_only:
+    if origin is not None and not origin.config.finds_objects:
         raise ValueError(f"{init} labels pixels and finds no objects, which the data set has; start from a detector")
     masks = has_masks(index)
     size = fitting_size(index, machine)

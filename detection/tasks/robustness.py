@@ -8,9 +8,8 @@ Files that are there already are kept, so that a test that was cut off goes on.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from detection.config.detection import DetectionConfig
 from detection.data.corruptions import CORRUPTIONS
@@ -19,7 +18,7 @@ from detection.engine.checkpoint import Checkpoint
 from detection.engine.device import choose_device
 from detection.engine.distributed import is_main, only_main, start, together
 from detection.evaluation.coco import coco_results
-from detection.evaluation.metrics import figures, named
+from detection.evaluation.metrics import deciding_key, figures, named
 from detection.evaluation.record import Record
 from detection.files import write_text
 from detection.progress import SCREEN
@@ -61,8 +60,9 @@ def run_corrupted(
         if path.is_file():
             continue
         measured = measure(config, [detector], index, limit=limit, corrupt=corruption)
-        metric = named(_deciding(measured.result))
-        say(f"{corruption.name}: {metric.name} {metric.format(figures(measured.result)[metric.key])}")
+        known = figures(measured.result)
+        metric = named(deciding_key(known))
+        say(f"{corruption.name}: {metric.name} {metric.format(known[metric.key])}")
         with together("writing detections on corrupted images"):
             if is_main():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,12 +81,6 @@ def read_corrupted(index: AnnotationIndex, path: Path) -> list[Record]:
     if index.label_maps is not None:
         return read_counts(path, without_objects(index), index.label_maps)
     return read_detections(index, path, source="the images that were tested")
-
-
-def _deciding(result: Mapping[str, Any]) -> str:
-    """Returns the key of the figure that is shown."""
-    known = {"panoptic": "panoptic.PQ", "semseg": "semseg.mIoU", "bbox": "bbox.AP"}
-    return next(key for section, key in known.items() if section in result)
 
 
 def corrupted_files(run: Path) -> dict[str, Path] | None:

@@ -25,10 +25,8 @@ from detection.build import (
     build_detector,
     data_parts,
     field_operations,
-    finds_objects,
     judged_fields,
     needed_fields,
-    needs_label_maps,
 )
 from detection.build_panoptic import build_merge
 from detection.build_tester import build_image_tester, slice_images
@@ -126,7 +124,7 @@ def run_test(
     say = only_main(say)
     warn_of_many_proposals(config.rpn.post_nms_test, "rpn.post_nms_test", say)
     index = load_test_set(config, say)
-    write_submission = find_submission(config.data, objects=finds_objects(config)) if submit else None
+    write_submission = find_submission(config.data, objects=config.finds_objects) if submit else None
     if isinstance(checkpoint, Exported):
         if ensemble:
             raise ValueError(f"{checkpoint.path} is an export, which is tested alone; leave out --ensemble")
@@ -143,7 +141,7 @@ def run_test(
     if write_submission is not None and is_main():
         write_submission(measured.records, index, output / "submission")
     # Those of label maps are drawn where these are written.
-    for number, record in enumerate(islice(measured.records, 0 if needs_label_maps(config) else pictures)):
+    for number, record in enumerate(islice(measured.records, 0 if config.finds_label_maps else pictures)):
         drawn = draw_record(index.image(number), record, index.class_names, min_score=shown_from(result))
         save_picture(output / "pictures" / f"{number:05d}_{Path(record.file_name).stem}.jpg", drawn)
     say(f"{result['images']} images, {result['seconds_per_image']:.3f} s per image, {choose_device(config.device)}")
@@ -270,14 +268,14 @@ def measure(
                 "seconds_per_image": predictions.seconds_per_image,
                 "peak_memory_gib": peak_memory_gib(device),
             }
-    return Measured(gather(result)[0], records or [], finds_objects(config))
+    return Measured(gather(result)[0], records or [], config.finds_objects)
 
 
 def _label_files(
     config: DetectionConfig, index: AnnotationIndex, output: Path | None, pictures: int
 ) -> LabelFiles | None:
     """Returns what writes label maps into ``output``; None where there are none to write."""
-    if output is None or not needs_label_maps(config) or index.label_maps is None:
+    if output is None or not config.finds_label_maps or index.label_maps is None:
         return None
     return LabelFiles(index, output, pictures=pictures)
 
@@ -346,7 +344,7 @@ def read_records(run: Path, *, say: Callable[[str], None] = SCREEN.print) -> tup
     config = replace(config, data=replace(config.data, test=tested))
     index = load_test_set(config, say).first(result["images"])
     repair = "; has the data set changed since? Test again: resdet test writes it"
-    if finds_objects(config):
+    if config.finds_objects:
         source, masks = ", ".join(config.data.test), "masks" in needed_fields(config)
         records = read_detections(index, run / DETECTIONS, source=source, repair=repair, masks=masks)
     else:

@@ -77,5 +77,5 @@ def refuse_differences(
         and key not in (taken or {}).values()
     ]
     if differing:
-        other = "other label maps" if own.labels_only else "other boxes"
+        other = "other boxes" if own.finds_objects else "other label maps"
         raise ValueError(f"this detector can't go to {project}, which would find {other}: {'; '.join(differing)}")

@@ -303,7 +303,7 @@ def _check_constants(state: Mapping[str, Tensor], config: DetectionConfig) -> No
     """Raises ValueError where the constants that older files hold are not those of our detector."""
     anchors, stats = config.anchors, SOURCES[config.backbone.weights_source].input_stats
     expected = {"pixel_mean": torch.tensor(stats.mean), "pixel_std": torch.tensor(stats.std)}
-    levels = [] if config.labels_only else deal(anchors.sizes, LEVELS if config.backbone.fpn else 1)
+    levels = deal(anchors.sizes, LEVELS if config.backbone.fpn else 1) if config.finds_objects else []
     for number, sizes in enumerate(levels):
         expected[f"{ANCHORS}{number}"] = AnchorGenerator(1, sizes=sizes, ratios=anchors.ratios).cell_anchors
     for name in filter(_is_constant, state):

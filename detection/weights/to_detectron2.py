@@ -80,7 +80,7 @@ def _their_head(config: DetectionConfig, name: str) -> str:
     """Returns Detectron2's name of our tensor ``name`` of a semantic head; others stay."""
     if config.is_panoptic:
         return their_semantic_name(name, HEAD)
-    return their_semantic_name(name) if config.labels_only else name
+    return name if config.finds_objects else their_semantic_name(name)
 
 
 def _layers(config: DetectionConfig, num_classes: int) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _layers(config: DetectionConfig, num_classes: int) -> dict[str, Any]:
         "MODEL.RESNETS.DEFORM_MODULATED": bool(backbone.deform_modulated),
         "MODEL.FPN.OUT_CHANNELS": backbone.fpn_channels,
     }
-    if config.labels_only:
+    if not config.finds_objects:
         return body | semantic_layers(config, num_classes)
     own = retinanet_layers(config, num_classes) if config.one_stage else _layers_of_regions(config, num_classes)
     return body | own

@@ -58,7 +58,7 @@ def to_torchvision(
         ValueError: torchvision has no such detector; the keys are named.
     """
     own = explicit(config)
-    if own.labels_only:
+    if not own.finds_objects:
         code, theirs = semantic_builder(own, len(class_names)), to_semantic_names(state)
         theirs |= _counters(theirs)
         back, _ = convert_torchvision(theirs, class_names=class_names)

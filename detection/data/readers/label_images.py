@@ -100,10 +100,7 @@ def read_label_images(
         drop=True,
     )
     maps = LabelMaps(class_names=classes, files=PackedStrings.pack(files), values=values)
-    has_ground_truth = any(files)
-    index = replace(
-        index, has_ground_truth=has_ground_truth, label_maps=maps if label_maps and has_ground_truth else None
-    )
+    index = replace(index, has_ground_truth=any(files), label_maps=maps if label_maps else None)
     return index, problems + found
 
 

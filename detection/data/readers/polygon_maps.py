@@ -25,12 +25,12 @@ BACKGROUND = "background"
 def with_polygon_maps(index: AnnotationIndex) -> AnnotationIndex:
     """Returns the images of ``index``, whose masks were read, with label maps in place of objects.
 
-    Without a mask of any object, or without ground truth, there are none.
+    Without a mask of any object there are none.
 
     Raises:
         ValueError: a class is called "background" already, or there are too many.
     """
-    if not index.has_ground_truth or (len(index.boxes) and "masks" not in index.fields):
+    if len(index.boxes) and "masks" not in index.fields:
         return index
     if BACKGROUND in index.class_names or len(index.class_names) >= VOID:
         raise ValueError(

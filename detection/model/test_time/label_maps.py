@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # the name that torch's own documentation uses
 
+from detection.model.semantic import pixel_logits
 from detection.model.test_time.views import flip_images, resize_images
 from detection.structures import Detections, ImageBatch
 
@@ -37,12 +37,16 @@ class LabelTester(nn.Module):
         sums, found = list[Tensor](), list[Detections]()
         for found in self._views(images):
             probabilities = [
-                _resized(_scores(image), size).softmax(dim=0)
+                pixel_logits(_scores(image)[None], size)[0].softmax(dim=0)
                 for image, size in zip(found, images.size_list(), strict=True)
             ]
             sums = [own + more for own, more in zip(sums, probabilities, strict=True)] if sums else probabilities
         views = (len(self.scales) or 1) * len(self.detectors) * (2 if self.flip else 1)
-        return [replace(image, label_scores=(own / views).log()) for image, own in zip(found, sums, strict=True)]
+        least = torch.finfo(torch.float32).tiny  # the logarithm of 0 becomes NaN where scores are interpolated
+        return [
+            replace(image, label_scores=(own / views).clamp(min=least).log())
+            for image, own in zip(found, sums, strict=True)
+        ]
 
     def _views(self, images: ImageBatch) -> Iterator[list[Detections]]:
         """Yields what each network says of each view, mirrored back."""
@@ -57,11 +61,3 @@ class LabelTester(nn.Module):
 def _scores(found: Detections) -> Tensor:
     assert found.label_scores is not None
     return found.label_scores
-
-
-def _resized(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns ``scores`` (K, H, W) interpolated to ``size``, in float32."""
-    scores = scores.to(torch.float32)
-    if scores.shape[1:] == size:
-        return scores
-    return F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]

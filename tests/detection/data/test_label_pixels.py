@@ -69,6 +69,7 @@ def map_of(target: Target) -> list[list[int]]:
         {"Perspective": {"interpolation": 0, "p": 1}},
         {"RandomRotate90": {"p": 1}},
         {"RandomScale": {"scale_limit": [0.3, 0.7], "interpolation": cv2.INTER_NEAREST_EXACT, "p": 1}},
+        {"CropAndPad": {"px": -6, "interpolation": cv2.INTER_NEAREST_EXACT, "p": 1}},
         {"RandomResizedCrop": {"size": [32, 32], "interpolation": cv2.INTER_NEAREST_EXACT, "p": 1}},
     ],
     ids=lambda step: next(iter(step)),

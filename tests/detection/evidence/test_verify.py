@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from detection.data.index import index_digest
+from detection.data.label_maps import LabelMaps
+from detection.data.packed_strings import PackedStrings
 from detection.evidence.labels import read_labels, write_labels
 from detection.evidence.reports import check_report
 from detection.evidence.verify import verify
@@ -68,6 +71,10 @@ def test_labels_are_those_that_a_run_was_tested_on(tmp_path: Path) -> None:
     assert (len(index), index_digest(index)) == (tested["images"], tested["sha256"])
     write_labels(index, tmp_path / "labels.json")
     assert (tmp_path / "labels.json").read_bytes() == (folder / "labels.json").read_bytes()
+    values = {0: 0, 255: 255}
+    maps = LabelMaps(class_names=("ground",), files=PackedStrings.pack([""] * len(index)), values=values)
+    with pytest.raises(ValueError, match="label maps"):  # without which no figure follows
+        write_labels(replace(index, label_maps=maps), tmp_path / "labels.json")
 
 
 @pytest.mark.parametrize(

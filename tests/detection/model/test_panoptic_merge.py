@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,6 +58,10 @@ class TestMerging:
 
     def test_weak_and_empty_objects_are_left_out(self) -> None:
         assert merge([(0.49, 0, columns(0, 4)), (0.9, 0, columns(0, 0))]).found == ()
+
+    def test_an_object_of_which_nothing_is_left_makes_no_segment(self) -> None:
+        both = [(0.9, 0, columns(0, 4)), (0.8, 0, columns(1, 3))]
+        assert merge(both, rule=replace(RULE, overlap=1.0)).found == (Segment(1, 0),)
 
     def test_stuff_fills_what_objects_leave_if_it_is_enough(self) -> None:
         label_map = np.array([[1, 1, 1, 1, 1, 1, 1, 2, 2, 0, 0, 0]], np.uint8)

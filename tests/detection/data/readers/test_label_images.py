@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_images_alone_are_a_set_without_ground_truth(tmp_path: Path) -> None:
     picture(tmp_path / "images/a.jpg")
     index = load(tmp_path, {"images": "images"})
     assert not index.has_ground_truth
-    assert index.label_maps is None
+    assert not maps_of(index).labelled().any()  # whose classes and values predictions are written in
 
 
 def test_bad_label_images_stop_before_the_first_step_and_name_the_file(tmp_path: Path) -> None:
@@ -190,6 +191,18 @@ def test_polygons_make_label_maps_and_overlaps_and_crowds_are_void(
     assert len(index.boxes) == 0
     plain, _ = load_dataset([spec], tmp_path, fields=("masks",))
     assert (len(plain.boxes), plain.class_names, plain.label_maps) == (4, ("cat", "dog"), None)
+
+
+def test_images_without_annotations_have_the_classes_of_polygons(
+    make_coco: Callable[..., Path], write_card: Callable[..., str], tmp_path: Path
+) -> None:
+    file = make_coco({1: "a.jpg"}, [])
+    content = json.loads(file.read_text())
+    del content["annotations"]
+    file.write_text(json.dumps(content))
+    index, _ = load_dataset([f"{write_card('coco', label_maps='polygons')}:train"], tmp_path, label_maps=True)
+    assert index.class_names == maps_of(index).class_names == ("background", "cat", "dog")
+    assert not index.has_ground_truth
 
 
 def test_digits_have_label_images_as_their_masks_say(tmp_path: Path) -> None:

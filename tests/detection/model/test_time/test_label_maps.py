@@ -59,3 +59,9 @@ def test_scales_are_brought_back_to_the_image_before_they_are_averaged(images: I
     (plain,) = scores_of(Slope()(flat))
     inner = slice(2, -2)
     torch.testing.assert_close(own.exp()[:, :, inner], F.softmax(plain, dim=0)[:, :, inner], atol=0.03, rtol=0)
+
+
+def test_scores_stay_finite_where_a_class_is_certain() -> None:
+    flat = ImageBatch.from_images([torch.full((3, 4, 6), 255).byte()])
+    (found,) = scores_of(LabelTester([Slope(1000.0)], flip=True)(flat))
+    assert found.isfinite().all()  # interpolation makes NaN of an infinite score
