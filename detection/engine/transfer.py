@@ -157,7 +157,7 @@ def _nothing_fits(
         (
             f"; {name} is {tuple(own[name].shape)} here and {tuple(weights[name].shape)} there"
             for name in own
-            if name in weights
+            if name in weights and name.startswith("backbone.")
         ),
         f"; its layers have other names, as under a feature pyramid: {_first(weights)} there and {_first(own)} here",
     )
