@@ -135,7 +135,12 @@ def _entries(
 def _classes(tree: Tree, paths: Sequence[PurePosixPath], notes: list[str]) -> dict[str, Any]:
     """The keys of a card about classes: the values of the label images with their names, if a file has these."""
     step = -(-len(paths) // SCANNED)
-    values = set[int]().union(*(_values(tree.folder / path) or () for path in paths[::step]))
+    scanned = {path: _values(tree.folder / path) for path in paths[::step]}
+    values = set[int]().union(*(own or () for own in scanned.values()))
+    if odd := [str(path) for path, own in scanned.items() if own is None]:
+        notes.append(
+            f"label images that are not grey or palette, and are dropped: {listed(odd)}; resdet check says why"
+        )
     void = {VOID_VALUE} & values if len(values) > 2 and max(values - {VOID_VALUE}) < FEW else set[int]()
     classes = sorted(values - void)
     if step > 1:

@@ -11,6 +11,7 @@ from PIL import Image
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.cards import load_card, load_dataset
+from detection.data.label_layouts import OPENED
 from detection.data.recognise import recognise
 from detection.structures import VOID
 from detection.tasks.init import Wishes, init_folder
@@ -41,6 +42,14 @@ def test_two_folders_of_equal_names(tmp_path: Path) -> None:
     assert found.format == "label_images"
     assert found.layout.splits == {"all": [{"images": "images", "labels": "masks"}]}
     assert found.layout.card == {"classes": ("background", "class_1", "class_3"), "values": (0, 1, 3)}
+
+
+def test_label_images_of_colours_among_others_are_named(tmp_path: Path) -> None:
+    for number in range(2 * OPENED):
+        picture(tmp_path / "images" / f"{number:03}.jpg")
+        labels(tmp_path / "masks" / f"{number:03}.png", 1)
+    picture(tmp_path / "masks" / "001.png")
+    assert any("masks/001.png" in line and "dropped" in line for line in recognise(tmp_path).lines)
 
 
 def test_pictures_with_masks_beside_them_of_0_and_255(tmp_path: Path) -> None:
