@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from detection.boxes import clip, scale
 from detection.data.dataset import Batch
 from detection.data.index import AnnotationIndex
-from detection.engine.label_maps import Keep, Merge, labelled, stored_labels, with_counts
+from detection.engine.label_counts import with_counts
+from detection.engine.label_maps import Keep, Merge, labelled, stored_labels
 from detection.engine.loop import PRECISIONS
 from detection.evaluation.coco import count_left_out, evaluate_coco, evaluate_keypoints, evaluate_matches
 from detection.evaluation.curves import best_f1, matched_curves

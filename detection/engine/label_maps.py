@@ -1,4 +1,4 @@
-"""From the scores of a network's classes at every pixel to label maps of stored images, and what is counted of them.
+"""From the scores of a network's classes at every pixel to label maps of stored images.
 
 Shapes: K classes, H W height and width; sizes are (height, width).
 """
@@ -6,23 +6,19 @@ Shapes: K classes, H W height and width; sizes are (height, width).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detection.data.index import AnnotationIndex
 from detection.data.label_maps import LabelMaps
-from detection.evaluation.label_maps import LabelClasses, label_counts
-from detection.evaluation.panoptic import panoptic_counts
-from detection.evaluation.record import Record
 from detection.masks import RLE
 from detection.model.semantic import pixel_logits
 from detection.segments import Segments
 
-__all__ = ["Keep", "Labelled", "Merge", "label_classes", "labelled", "read_labelled", "stored_labels", "with_counts"]
+__all__ = ["Keep", "Labelled", "Merge", "labelled", "read_labelled", "stored_labels"]
 
 MOST_SCORES = 1 << 26  # that are resized at once: 256 MiB
 
@@ -76,23 +72,6 @@ def labelled(labels: NDArray[np.uint8], objects: dict[str, Any] | None = None, m
     return Labelled(segments.labels, segments)
 
 
-def with_counts(record: Record, index: AnnotationIndex, row: int, found: Labelled) -> Record:
-    """Returns ``record`` of image ``row`` with counts of ``found``; as it is where the image's labels are unknown.
-
-    Raises:
-        ImageError: the label image can't be read or does not fit.
-    """
-    maps = index.label_maps
-    if maps is None or not index.has_ground_truth:
-        return record
-    num_classes, true = len(maps.class_names), read_labelled(maps, row, record.size)
-    record = replace(record, label_counts=label_counts(true.labels, found.labels, num_classes))
-    if found.segments is None:
-        return record
-    assert true.segments is not None
-    return replace(record, panoptic_counts=panoptic_counts(true.segments, found.segments, num_classes))
-
-
 def read_labelled(maps: LabelMaps, row: int, size: tuple[int, int]) -> Labelled:
     """Returns what ``maps`` have of image ``row``, which is of ``size`` (height, width).
 
@@ -103,9 +82,3 @@ def read_labelled(maps: LabelMaps, row: int, size: tuple[int, int]) -> Labelled:
         return Labelled(maps.read(row, size))
     segments = maps.read_segments(row, size)
     return Labelled(segments.labels, segments)
-
-
-def label_classes(index: AnnotationIndex) -> LabelClasses | None:
-    """Returns the classes of the label maps of ``index``; None where it has none."""
-    maps = index.label_maps
-    return None if maps is None else LabelClasses(maps.class_names, maps.num_things)

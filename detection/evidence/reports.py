@@ -23,7 +23,7 @@ from typing import Any
 from detection.classification.compare import PER_IMAGE
 from detection.data.index import AnnotationIndex, index_digest
 from detection.engine.evaluate import evaluate
-from detection.engine.label_maps import label_classes
+from detection.engine.label_counts import label_classes
 from detection.engine.manifest import read_manifest
 from detection.evaluation.metrics import figures
 from detection.evidence.blocks import Block, compare_lines

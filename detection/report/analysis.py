@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.index import AnnotationIndex
-from detection.engine.label_maps import label_classes
+from detection.engine.label_counts import label_classes
 from detection.evaluation.confusion import confusion_matrix, rank_images
 from detection.evaluation.label_errors import Suspect, find_label_errors
 from detection.evaluation.label_maps import LabelClasses, pixel_counts

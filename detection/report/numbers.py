@@ -17,7 +17,7 @@ from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
 from detection.data.index import AnnotationIndex
 from detection.engine.evaluate import evaluate
-from detection.engine.label_maps import label_classes
+from detection.engine.label_counts import label_classes
 from detection.evaluation.confusion import found_objects
 from detection.evaluation.curves import (
     best_threshold,

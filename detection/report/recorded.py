@@ -18,7 +18,7 @@ import numpy as np
 from detection.config.detection import DetectionConfig
 from detection.data.cards import load_card
 from detection.engine.checkpoint import Checkpoint, read_checkpoint
-from detection.engine.label_maps import label_classes
+from detection.engine.label_counts import label_classes
 from detection.engine.manifest import read_manifest
 from detection.evaluation.inference import Interval
 from detection.evaluation.metrics import figures, named

@@ -14,7 +14,7 @@ import numpy as np
 
 from detection.data.corruptions import CORRUPTIONS
 from detection.data.index import AnnotationIndex
-from detection.engine.label_maps import label_classes
+from detection.engine.label_counts import label_classes
 from detection.evaluation.average_precision import average_precision, mean_over_classes
 from detection.evaluation.inference import compare_samples
 from detection.evaluation.jackknife import Sample, Statistic, jackknife

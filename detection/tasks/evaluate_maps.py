@@ -13,7 +13,8 @@ from detection.data.index import AnnotationIndex
 from detection.data.label_maps import LACKING, LabelMaps
 from detection.data.packed_strings import PackedStrings
 from detection.data.problems import listed
-from detection.engine.label_maps import label_classes, read_labelled, with_counts
+from detection.engine.label_counts import label_classes, with_counts
+from detection.engine.label_maps import read_labelled
 from detection.evaluation.record import Record
 from detection.tasks.evaluate import Judged, without_objects
 from detection.tasks.label_files import predicted_maps

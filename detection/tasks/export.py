@@ -32,7 +32,7 @@ from detection.data.readers.image_files import images_below
 from detection.data.transforms import Resize
 from detection.engine.checkpoint import Checkpoint, load_detector_weights
 from detection.engine.evaluate import predict
-from detection.engine.label_maps import label_classes
+from detection.engine.label_counts import label_classes
 from detection.export.card import card, summary
 from detection.export.facts import ExportFormat, Facts, Precision, describe_export
 from detection.export.files import require_packages

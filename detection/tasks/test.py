@@ -52,7 +52,7 @@ from detection.engine.distributed import (
     world_size,
 )
 from detection.engine.evaluate import evaluate, predict, propose
-from detection.engine.label_maps import label_classes
+from detection.engine.label_counts import label_classes
 from detection.engine.threshold import shown_from
 from detection.evaluation.coco import coco_results
 from detection.evaluation.recall import ProposalRecord, average_recall

@@ -22,7 +22,7 @@ from detection.data.loader import detection_loader, load_data
 from detection.engine.device import choose_device
 from detection.engine.distributed import is_main, only_main, rank, start, together, world_size
 from detection.engine.evaluate import evaluate
-from detection.engine.label_maps import label_classes
+from detection.engine.label_counts import label_classes
 from detection.engine.trainer import Trainer
 from detection.engine.transfer import differing_meaning, load_initial_weights
 from detection.evaluation.metrics import read_metric

@@ -20,7 +20,8 @@ from detection.data.label_maps import LabelMaps
 from detection.data.packed_strings import PackedStrings
 from detection.engine import label_maps
 from detection.engine.evaluate import evaluate, make_record, predict
-from detection.engine.label_maps import Labelled, label_classes, stored_labels
+from detection.engine.label_counts import label_classes
+from detection.engine.label_maps import Labelled, stored_labels
 from detection.evaluation.metrics import figures, read_metric
 from detection.evaluation.record import Record
 from detection.fields.keypoints import Keypoints
