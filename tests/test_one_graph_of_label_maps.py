@@ -107,7 +107,7 @@ def test_a_step_is_one_graph(family: str) -> None:
 @pytest.mark.compiler
 @pytest.mark.timeout(900)
 def test_a_step_by_inductor() -> None:
-    # Its kernels add in another order; batch normalisation over 24 cells makes of that 2e-3 of the first layer's gradient.
+    # It adds in another order; batch normalisation over 24 cells makes of that 2e-3 of the first layer's gradient.
     assert_same_step(make_model("SemanticFPN"), "inductor", rounding=1e-2)
 
 
