@@ -7,26 +7,31 @@ code.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 import torch
 from torch import nn
 
 from backbones.base import Backbone, FeatureSpec
 from backbones.fpn import FPN
-from backbones.norm import NormLayer, make_norm
 from backbones.registry import pyramid_features
 from detection.build_panoptic import build_label_stage
 from detection.build_semantic import build_deeplabv3, build_fcn, build_semantic_fpn, stages_of
+from detection.build_stages import (
+    build_box_stage,
+    build_keypoint_stage,
+    build_mask_stage,
+    build_masked_stage,
+    build_norm,
+    build_point_stage,
+)
 from detection.build_tester import build_postprocessor
 from detection.build_trunk import build_plain_backbone
 from detection.config.detection import (
     AnchorConfig,
     ArchitectureName,
-    BoxConfig,
     DenseConfig,
     DetectionConfig,
     RPNConfig,
@@ -37,19 +42,12 @@ from detection.fields.table import FIELDS, Field
 from detection.keypoints import KeypointSpec
 from detection.model.anchors import AnchorGenerator, deal
 from detection.model.architecture import Architecture
-from detection.model.box_coder import BoxCoder
-from detection.model.box_heads import FCHead
-from detection.model.box_stage import BoxPredictor, BoxStage
 from detection.model.cascade import CascadeBoxStage
 from detection.model.faster_rcnn import FasterRCNN
 from detection.model.fcos import FCOSHead, PointMatcher
-from detection.model.keypoint_stage import KeypointHead, KeypointStage
-from detection.model.mask_stage import MaskHead, MaskStage
 from detection.model.matcher import Matcher
-from detection.model.mnc import MNC, MaskedStage, MaskLayers
+from detection.model.mnc import MNC
 from detection.model.one_stage import Dense, OneStage
-from detection.model.pointrend import CoarseHead, PointHead, PointSettings, PointStage
-from detection.model.pooler import RegionPooler
 from detection.model.retinanet import RetinaNetHead
 from detection.model.rpn import RPN, ProposalFilter, RPNHead
 from detection.model.sampler import BalancedSampler
@@ -143,7 +141,7 @@ def deciding_metric(config: DetectionConfig) -> str:
 
 
 class DataParts(TypedDict):
-    """What ``load_index`` and ``load_data`` read for a network."""
+    """Arguments of ``load_index`` and ``load_data`` that depend on the network."""
 
     label_maps: bool
     objects: bool
@@ -183,7 +181,7 @@ def _backbone(config: DetectionConfig, *, pretrained: bool) -> Backbone:
         return build_plain_backbone(trunk, pretrained=pretrained, out_features=_features(config))
     stages = pyramid_features(trunk.name)[0 if trunk.fpn_coarse == "subsample" else 1 :]
     body = build_plain_backbone(trunk, pretrained=pretrained, out_features=stages)
-    return FPN(body, channels=trunk.fpn_channels, norm=_norm(trunk.fpn_norm), coarse=trunk.fpn_coarse)
+    return FPN(body, channels=trunk.fpn_channels, norm=build_norm(trunk.fpn_norm), coarse=trunk.fpn_coarse)
 
 
 def _features(config: DetectionConfig) -> tuple[str, ...] | None:
@@ -191,10 +189,6 @@ def _features(config: DetectionConfig) -> tuple[str, ...] | None:
     if not config.finds_objects:
         return stages_of(config)
     return ("c5",) if config.backbone.dilate_c5 else None
-
-
-def _norm(kind: Literal["bn", "gn", "sync_bn"] | None) -> NormLayer | None:
-    return None if kind is None else make_norm(kind, eps=1e-5)
 
 
 def _anchors(config: AnchorConfig, specs: Sequence[FeatureSpec]) -> list[AnchorGenerator]:
@@ -236,21 +230,21 @@ def _rcnn(
     rpn = _proposals(config, backbone)
     ious = config.cascade.ious if cascade else (config.box.positive_iou,)
     stages = [
-        _box_stage(config.box, backbone, iou, factor=factor, num_classes=num_classes)
+        build_box_stage(config.box, backbone, iou, factor=factor, num_classes=num_classes)
         for factor, iou in enumerate(ious, start=1)
     ]
     mask_stage = None
     if points:
-        mask_stage = _point_stage(config, backbone, num_classes=num_classes)
+        mask_stage = build_point_stage(config, backbone, num_classes=num_classes)
     elif masks:
-        mask_stage = _mask_stage(config, backbone, stages[0], num_classes=num_classes)
+        mask_stage = build_mask_stage(config, backbone, stages[0], num_classes=num_classes)
     return FasterRCNN(
         backbone,
         rpn,
         CascadeBoxStage(stages) if cascade else stages[0],
         postprocess=build_postprocessor(config.test),
         mask_stage=mask_stage,
-        keypoint_stage=_keypoint_stage(config, backbone) if keypoints else None,
+        keypoint_stage=build_keypoint_stage(config, backbone) if keypoints else None,
         label_stage=build_label_stage(config, backbone, num_classes) if labels else None,
     )
 
@@ -259,7 +253,7 @@ def _mnc(config: DetectionConfig, backbone: Backbone, num_classes: int) -> MNC:
     return MNC(
         backbone,
         _proposals(config, backbone),
-        _masked_stage(config, backbone, num_classes=num_classes),
+        build_masked_stage(config, backbone, num_classes=num_classes),
         postprocess=build_postprocessor(config.test),
         vote_iou=config.mnc.vote_iou,
     )
@@ -305,7 +299,7 @@ def _fcos(config: DetectionConfig, backbone: Backbone, num_classes: int) -> OneS
 def _dense(config: DenseConfig) -> Dense:
     return Dense(
         convs=config.convs,
-        norm=_norm(config.norm),
+        norm=build_norm(config.norm),
         prior=config.prior,
         alpha=config.focal_alpha,
         gamma=config.focal_gamma,
@@ -332,131 +326,3 @@ ARCHITECTURES: dict[ArchitectureName, _Kind] = {
     "panoptic_fpn": _Kind(partial(_rcnn, masks=True, labels=True), fields=("masks",)),
     "cascade_panoptic_fpn": _Kind(partial(_rcnn, cascade=True, masks=True, labels=True), fields=("masks",)),
 }
-
-
-def _box_stage(
-    config: BoxConfig, backbone: Backbone, positive_iou: float, *, factor: int, num_classes: int
-) -> BoxStage:
-    spec = list(backbone.specs.values())[-1]
-    if config.head == "tail":
-        tail = backbone.tail()
-        head, roi_size = tail, tail.roi_size
-    else:
-        roi_size = config.pool_size
-        head = FCHead(
-            spec.channels,
-            roi_size,
-            convs=config.head_convs,
-            fcs=config.head_fcs,
-            channels=config.head_channels,
-            norm=_norm(config.head_norm),
-        )
-    return BoxStage(
-        RegionPooler(_pooled(backbone), roi_size, kind=config.pool, sampling_ratio=config.sampling_ratio),
-        head,
-        BoxPredictor(
-            head.out_channels * (2 if config.context else 1),
-            num_classes=num_classes,
-            class_agnostic=config.class_agnostic,
-        ),
-        matcher=Matcher(
-            positive_iou,
-            positive_iou,
-            negative_iou_low=config.negative_iou_low,
-            ignore_overlap=config.ignore_overlap,
-        ),
-        sampler=BalancedSampler(config.samples_per_image, config.positive_fraction),
-        coder=BoxCoder(tuple(weight * factor for weight in config.coder_weights)),
-        context=config.context,
-        smooth_l1_beta=config.smooth_l1_beta,
-        use_giou=config.loss == "giou",
-        box_loss_weight=config.box_loss_weight,
-    )
-
-
-def _masked_stage(config: DetectionConfig, backbone: Backbone, *, num_classes: int) -> MaskedStage:
-    box, mnc, channels = config.box, config.mnc, list(backbone.specs.values())[-1].channels
-    plain = _box_stage(box, backbone, box.positive_iou, factor=1, num_classes=num_classes)
-    layers = MaskLayers(
-        channels, mnc.pool_size, side=mnc.mask_side, channels=mnc.mask_channels, geometry=config.mask.geometry
-    )
-    width = plain.head.out_channels
-    return MaskedStage(
-        RegionPooler(_pooled(backbone), mnc.pool_size, kind=box.pool, sampling_ratio=box.sampling_ratio),
-        plain.head,
-        deepcopy(plain.head),  # both begin with the backbone's weights
-        BoxPredictor(2 * width, num_classes=num_classes, class_agnostic=box.class_agnostic),
-        layers,
-        matcher=plain.matcher,
-        sampler=plain.sampler,
-        coder=plain.coder,
-        roi_size=plain.pooler.size,
-        looks=mnc.looks,
-        smooth_l1_beta=box.smooth_l1_beta,
-        box_loss_weight=box.box_loss_weight,
-    )
-
-
-def _mask_stage(config: DetectionConfig, backbone: Backbone, box_stage: BoxStage, *, num_classes: int) -> MaskStage:
-    mask, spec = config.mask, list(backbone.specs.values())[-1]
-    shared = config.box.head == "tail"  # then the masks see what the tail has made of the regions
-    pooler = RegionPooler(
-        _pooled(backbone),
-        box_stage.pooler.size if shared else mask.pool_size,
-        kind=config.box.pool,
-        sampling_ratio=config.box.sampling_ratio,
-    )
-    head = MaskHead(
-        box_stage.head.out_channels if shared else spec.channels,
-        num_classes=num_classes,
-        convs=0 if shared else mask.convs,
-        channels=mask.channels,
-        norm=_norm(mask.norm),
-    )
-    return MaskStage(pooler, head, geometry=mask.geometry)
-
-
-def _point_stage(config: DetectionConfig, backbone: Backbone, *, num_classes: int) -> PointStage:
-    mask, point, finest = config.mask, config.point, next(iter(backbone.specs.values()))
-    coarse = CoarseHead(
-        finest.channels,
-        num_classes=num_classes,
-        pool_size=mask.pool_size,
-        side=point.coarse_side,
-        channels=mask.channels,
-        fcs=point.fcs,
-        fc_channels=point.fc_channels,
-    )
-    settings = PointSettings(
-        train_points=point.train_points,
-        oversample=point.oversample,
-        importance=point.importance,
-        steps=point.steps,
-        test_points=point.test_points,
-    )
-    head = PointHead(finest.channels, num_classes=num_classes, layers=point.layers, channels=point.channels)
-    return PointStage(coarse, head, stride=finest.stride, settings=settings, geometry=mask.geometry)
-
-
-def _keypoint_stage(config: DetectionConfig, backbone: Backbone) -> KeypointStage:
-    keypoint, box = config.keypoint, config.box
-    if not keypoint.names:
-        raise ValueError(
-            "keypoint.names is empty, and a detector of keypoints must know how many; training takes them from the "
-            "data set; else give them, such as keypoint.names=[nose,tail]"
-        )
-    return KeypointStage(
-        RegionPooler(_pooled(backbone), keypoint.pool_size, kind=box.pool, sampling_ratio=box.sampling_ratio),
-        KeypointHead(
-            list(backbone.specs.values())[-1].channels,
-            num_keypoints=len(keypoint.names),
-            convs=keypoint.convs,
-            channels=keypoint.channels,
-        ),
-    )
-
-
-def _pooled(backbone: Backbone) -> list[int]:
-    """Strides of the features that regions are pooled from: all, but of a pyramid not its coarse levels."""
-    pooled = backbone.body if isinstance(backbone, FPN) else backbone
-    return [spec.stride for spec in pooled.specs.values()]

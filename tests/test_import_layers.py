@@ -48,6 +48,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "detection.build",
             "detection.build_panoptic",
             "detection.build_semantic",
+            "detection.build_stages",
             "detection.build_tester",
             "detection.build_trunk",
         ),

@@ -1,4 +1,4 @@
-"""What a classifier costs: parameters, multiply-adds of a crop, latency and memory.
+"""Costs of a classifier: parameters, multiply-adds of a crop, latency and memory.
 
 Run it in a process of its own: the peak memory is that of the process.
 """

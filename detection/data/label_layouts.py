@@ -80,19 +80,19 @@ def _rank(group: _Group) -> tuple[bool, str, str]:
 
 
 def _is_drawn(group: _Group) -> bool:
-    """Whether the names are those of renderings and of other maps than of classes."""
+    """Tells whether the names are those of renderings and of other maps than of classes."""
     name = f"{group.folder.name}{group.words}".lower()
     return any(word in name for word in NOT_CLASSES)
 
 
 def _fits(count: int, pictures: _Group, labels: _Group) -> tuple[int, int, bool, _Group]:
-    """How well ``pictures`` belong to ``labels``, of which they have ``count`` names; folders share those of splits."""
+    """Rates how well ``pictures`` belong to ``labels``, of which they have ``count`` names; splits share folders."""
     shared = len({*pictures.folder.parts} & {*labels.folder.parts})
     return count, shared, not pictures.words, pictures
 
 
 def _is_of_labels(tree: Tree, paths: Sequence[PurePosixPath]) -> bool:
-    """Whether files, of which some are opened, have few values of one byte a pixel."""
+    """Tells whether files, of which some are opened, have few values of one byte a pixel."""
     values = [_values(tree.folder / path) for path in paths[:: -(-len(paths) // OPENED)]]
     return all(own is not None and len(own) <= MOST_VALUES for own in values)
 

@@ -61,7 +61,7 @@ class PackedStrings:
 
 
 def span(ends: Tensor, row: int) -> tuple[int, int]:
-    """Where what belongs to ``row`` begins and ends."""
+    """Returns where what belongs to ``row`` begins and ends."""
     if not 0 <= row < len(ends):
         raise IndexError(f"row {row} of {len(ends)}")  # where an iteration ends
     start, end = ends[row - 1 : row + 1].tolist() if row else (0, int(ends[0]))
@@ -69,5 +69,5 @@ def span(ends: Tensor, row: int) -> tuple[int, int]:
 
 
 def starts(lengths: Sequence[int]) -> list[int]:
-    """Where each of several parts begins in all of them."""
+    """Returns where each of several parts begins in all of them."""
     return [0, *accumulate(lengths)][:-1]

@@ -1,4 +1,4 @@
-"""What is counted of the label map of an image; predictors need none of it."""
+"""Counts of the label map of an image; predictors need none of them."""
 
 from __future__ import annotations
 
