@@ -14,7 +14,6 @@ import torch
 import yaml
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.nn import functional
 
 from backbones.registry import build_backbone
 from detection.build import build_detector
@@ -24,10 +23,8 @@ from detection.config.sections import SolverConfig
 from detection.data.dataset import Batch
 from detection.engine.ema import EMA
 from detection.engine.optim import build_optimizer, clip_gradients
-from detection.model.box_stage import BoxStage
 from detection.model.faster_rcnn import FasterRCNN
-from detection.model.losses import smooth_l1
-from detection.padded import Found, Regions, Targets
+from detection.padded import Regions, Targets
 from detection.structures import ImageBatch, Target, present
 
 SIZE = (64, 96)
@@ -50,11 +47,6 @@ def fake() -> Iterator[FakeTensorMode]:
         yield mode
 
 
-@pytest.fixture(params=list(CONFIGS))
-def detector(request: pytest.FixtureRequest, fake: FakeTensorMode) -> FasterRCNN:
-    return make_detector(request.param, fake)
-
-
 def make_detector(name: str, fake: FakeTensorMode) -> FasterRCNN:
     with unset_fake_temporarily():
         detector = build_detector(build_dataclass(DetectionConfig, PYRAMID | CONFIGS[name]), 3)
@@ -73,22 +65,14 @@ def move(model: nn.Module, fake: FakeTensorMode) -> None:
             setattr(module, key, fake.from_tensor(buffer).to("cuda"))
 
 
-def rand(*shape: int) -> Tensor:
-    return torch.rand(*shape, device="cuda")
-
-
 def make_batch() -> Batch:
     """As a loader gives it, on the CPU."""
     pixels, sizes = torch.zeros(2, 3, *SIZE, dtype=torch.uint8), torch.tensor([SIZE, (48, 96)])
     labels, masks = torch.zeros(2, dtype=torch.int64), torch.zeros(2, *SIZE, dtype=torch.bool)
     target = Target(torch.rand(2, 4), labels, labels.bool(), masks, torch.rand(2, 2, 3))
-    images = ImageBatch(pixels, sizes, torch.zeros(2, dtype=torch.int64))
-    return Batch(images, Targets.pad([target, target]), (0, 1), ("a.jpg", "b.jpg"), make_regions("cpu"))
-
-
-def make_regions(device: str) -> Regions:
-    boxes = torch.rand(2, 5, 4, device=device)
-    return Regions(boxes=boxes, valid=torch.ones_like(boxes[..., 0], dtype=torch.bool), scores=boxes[..., 0])
+    images, boxes = ImageBatch(pixels, sizes, torch.zeros(2, dtype=torch.int64)), torch.rand(2, 5, 4)
+    regions = Regions(boxes=boxes, valid=torch.ones(2, 5, dtype=torch.bool), scores=boxes[..., 0])
+    return Batch(images, Targets.pad([target, target]), (0, 1), ("a.jpg", "b.jpg"), regions)
 
 
 def assert_on_gpu(tensors: Iterable[object]) -> None:
@@ -102,7 +86,7 @@ def test_a_batch_arrives_whole_and_mixed_devices_are_found() -> None:
     tensors = [tensor for part in parts for tensor in part.values() if isinstance(tensor, Tensor)]
     assert len(tensors) == 13
     assert_on_gpu(tensors)
-    on_cpu, on_gpu = torch.rand(2), rand(2)
+    on_cpu, on_gpu = torch.rand(2), torch.rand(2, device="cuda")
     with pytest.raises(RuntimeError, match="cuda"):
         on_gpu.add(on_cpu)
 
@@ -114,38 +98,12 @@ def test_features_of_a_backbone_of_every_kind(fake: FakeTensorMode, name: str) -
     with unset_fake_temporarily():
         backbone = build_backbone(name)
     move(backbone, fake)
-    assert_on_gpu(backbone(rand(2, 3, *SIZE)).values())
+    assert_on_gpu(backbone(torch.rand(2, 3, *SIZE, device="cuda")).values())
 
 
-def test_rpn_regions_and_loss_formulas(detector: FasterRCNN) -> None:
-    images, stage = make_batch().to("cuda").images, detector.box_stage
-    features = detector.features(images)
-    logits, deltas = zip(*(detector.rpn.head(feature) for feature in features), strict=True)
-    anchors = [make(*feature.shape[-2:], SIZE) for make, feature in zip(detector.rpn.anchors, features, strict=True)]
-    assert torch.cat(logits, 1).shape == (2, len(torch.cat(anchors)))
-    assert_on_gpu([*features, *logits, detector.rpn.coder.decode(torch.cat(deltas, 1), torch.cat(anchors))])
-    assert isinstance(stage, BoxStage)
-    scored = stage(features, make_regions("cuda"), images.sizes)
-    assert scored.boxes.shape[:2] == (2, 5)
-    assert_on_gpu([scored.boxes, scored.scores, scored.valid])
-    boxes, rows = rand(5, 4), torch.tensor([0, 0, 0, 1, 1], device="cuda")
-    found, deltas = stage.predictor(stage.vectors(features, boxes, rows, images.sizes))
-    labels, goals = torch.zeros(5, dtype=torch.int64, device="cuda"), rand(5, 4)
-    chosen = deltas[torch.arange(5, device="cuda"), labels if deltas.shape[1] > 1 else 0]
-    boxes_loss = smooth_l1(chosen, stage.coder.encode(goals, boxes), stage.smooth_l1_beta, weight=rand(5))
-    assert_on_gpu([functional.cross_entropy(found, labels, reduction="sum"), boxes_loss])
-
-
-@pytest.mark.parametrize(("name", "field"), [("pyramid", "masks"), ("keypoints", "keypoints")])
-def test_masks_and_keypoints_of_detections(fake: FakeTensorMode, name: str, field: str) -> None:
-    detector, labels = make_detector(name, fake), torch.zeros(2, 4, dtype=torch.int64, device="cuda")
-    features = detector.features(make_batch().to("cuda").images)
-    found = getattr(detector, field)(features, Found(rand(2, 4, 4), labels.bool(), rand(2, 4), labels))
-    assert_on_gpu([getattr(found, field)])
-
-
-def test_a_whole_step_forward_and_a_whole_test(detector: FasterRCNN) -> None:
-    batch = make_batch().to("cuda")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_whole_step_forward_and_a_whole_test(fake: FakeTensorMode, name: str) -> None:
+    detector, batch = make_detector(name, fake), make_batch().to("cuda")
     losses = detector(batch.images, batch.targets)
     assert len(losses) >= 4
     assert_on_gpu(losses.values())

@@ -24,16 +24,9 @@ from backbones.weights.pickles import read_pickle
 from detection.build import build_detector
 from detection.config.detection import DetectionConfig
 from detection.config.load import build_dataclass, load_config, parse_config, parse_yaml
-from detection.data import download
-from detection.data.cards import load_card
-from detection.data.check import check_objects
-from detection.data.download import unpack
-from detection.data.images import image_size, read_image
+from detection.data import cards, check, download, images, proposals
 from detection.data.problems import Problem
-from detection.data.proposals import read_proposals, write_proposals
-from detection.data.readers.coco import read_coco
-from detection.data.readers.segmentation import read_instances
-from detection.data.readers.voc import read_voc
+from detection.data.readers import coco, segmentation, voc
 from detection.masks import to_rle
 from detection.model.matcher import Matcher
 from detection.padded import Targets
@@ -55,12 +48,12 @@ def _soon_and_small() -> Iterator[None]:
 
 
 def voc_problems(root: Path, entry: dict[str, Any] = VOC_ENTRY) -> list[str]:
-    return shown(read_voc(root, entry, CLASSES, drop=True, exif="apply")[1])
+    return shown(voc.read_voc(root, entry, CLASSES, drop=True, exif="apply")[1])
 
 
 def coco_problems(file: Path, *, fields: Collection[str] = ()) -> list[str]:
     entry = {"annotations": "train.json", "images": "train"}
-    return shown(read_coco(file.parent, entry, CLASSES, drop=True, exif="apply", fields=fields)[1])
+    return shown(coco.read_coco(file.parent, entry, CLASSES, drop=True, exif="apply", fields=fields)[1])
 
 
 def shown(problems: list[Problem]) -> list[str]:
@@ -101,7 +94,7 @@ def test_what_the_xml_does_not_decide(make_voc: Any) -> None:
     root = make_voc({"a": []})
     file = root / "Annotations" / "a.xml"
     file.write_text(file.read_text().replace("<size>", "<filename>../../etc/passwd</filename><size>"))
-    index, problems = read_voc(root, VOC_ENTRY, CLASSES, drop=True, exif="apply")
+    index, problems = voc.read_voc(root, VOC_ENTRY, CLASSES, drop=True, exif="apply")
     assert (index.paths[0], problems) == (str(root / "JPEGImages" / "a.jpg"), [])
     file.write_text(f"<annotation><folder>{DEEP}</folder></annotation>")
     assert voc_problems(root) == []  # its size is the image's
@@ -127,14 +120,14 @@ def test_what_is_no_file_is_not_opened(make: Any, make_voc: Any, make_index: Any
     for problem, *_ in (voc_problems(root), voc_problems(root, {"list": "list"}), coco_problems(file)):
         assert "is no file but a folder, a pipe or a device" in problem
     problems = list[Problem]()
-    assert read_instances(file, [(0, 0, 9, 9)], (60, 80), problems) == [None]
+    assert segmentation.read_instances(file, [(0, 0, 9, 9)], (60, 80), problems) == [None]
     assert len(problems) == 1
     for read in (
-        lambda: read_proposals(file, make_index([[]])),
+        lambda: proposals.read_proposals(file, make_index([[]])),
         lambda: read_pickle(file),
         lambda: read_state_dict(file),
         lambda: load_config(DetectionConfig, file),
-        lambda: unpack(file, tmp_path / "out"),
+        lambda: download.unpack(file, tmp_path / "out"),
     ):
         with pytest.raises(ValueError, match=r"train\.json"):
             read()
@@ -196,7 +189,7 @@ def test_many_objects_take_no_square_of_time(make_coco: Any, make_index: Any) ->
     names = {number: f"{number}{'x' * 90}" for number in range(count)}
     annotations = [{**BOX, "id": n, "category_id": n % 2 and 10**6 + n} for n in range(count)]
     assert len(coco_problems(make_coco({7: "a.jpg"}, annotations, categories=names))) == count + 1
-    assert check_objects(make_index([[(tuple(box), 0, False) for box in crowd(3000, (60, 80)).boxes.tolist()]]))
+    assert check.check_objects(make_index([[(tuple(box), 0, False) for box in crowd(3000, (60, 80)).boxes.tolist()]]))
 
 
 @pytest.mark.parametrize(
@@ -241,13 +234,13 @@ def test_absurd_images_and_a_format_that_starts_a_program(tmp_path: Path) -> Non
     (tmp_path / "a.jpg").write_bytes(data)
     wide, long = zlib.compress(bytes(1 << 20)), zlib.compress(bytes(9500 * 9501))
     for path in (png(tmp_path / "a.png", 200_000, wide), png(tmp_path / "b.png", 9500, long), tmp_path / "a.jpg"):
-        for read in (read_image, image_size):
+        for read in (images.read_image, images.image_size):
             with pytest.raises(ValueError, match=rf"image .*{path.name} can't be read.*pixels"):
                 read(path)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "b.jpg")
     with pytest.raises(ValueError, match="it is no image, or of another format than JPEG"):
-        read_image(tmp_path / "b.jpg")
+        images.read_image(tmp_path / "b.jpg")
 
 
 # YAML
@@ -283,7 +276,7 @@ def test_yaml_that_is_not_read(tmp_path: Path, text: str, message: str) -> None:
         ("", lambda: parse_yaml(text)),
         ("", lambda: parse_config(DetectionConfig, text)),
         (r"bad\.yaml.*", lambda: load_config(DetectionConfig, file)),
-        (r"bad\.yaml.*", lambda: load_card(str(file))),
+        (r"bad\.yaml.*", lambda: cards.load_card(str(file))),
     ):
         with pytest.raises(ValueError, match=f"(?s){place}({message})"):
             read()
@@ -293,7 +286,7 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
     file = tmp_path / "bad.yaml"
     for content in (b"seed: \xff\xfe", b"\xff\xfes\0", b"- a", b"seed", b"_BASE_: 5", b"_BASE_: [[x]]"):
         file.write_bytes(content)
-        for read in (lambda: load_config(DetectionConfig, file), lambda: load_card(str(file))):
+        for read in (lambda: load_config(DetectionConfig, file), lambda: cards.load_card(str(file))):
             with pytest.raises(ValueError, match=r"bad\.yaml"):
                 read()
     (tmp_path / "base.yaml").write_text("solver: 5\n")
@@ -358,10 +351,10 @@ def test_a_name_without_end_in_a_file_of_torch(tmp_path: Path, zipped: bool) -> 
 def test_proposals_whose_ends_overflow(tmp_path: Path, make_index: Any, ends: list[int]) -> None:
     path, index = tmp_path / "a.safetensors", make_index([[], []])
     one = Proposals(boxes=torch.tensor([[0.0, 0, 9, 9]]), scores=torch.zeros(1))
-    write_proposals(path, [one, one[:0]], index)
+    proposals.write_proposals(path, [one, one[:0]], index)
     save_file(load_file(path) | {"ends": torch.tensor(ends)}, path)
     with pytest.raises(ValueError, match="do not agree"):
-        read_proposals(path, index)
+        proposals.read_proposals(path, index)
 
 
 def test_an_archive_larger_than_the_disk_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,7 +362,7 @@ def test_an_archive_larger_than_the_disk_writes_nothing(tmp_path: Path, monkeypa
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros", bytes(1001))
     with pytest.raises(ValueError, match=r"its files have 1001 bytes, .*out has 1000 free; nothing was unpacked"):
-        unpack(tmp_path / "a.zip", tmp_path / "out")
+        download.unpack(tmp_path / "a.zip", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -392,8 +385,8 @@ def test_ten_thousand_objects_train() -> None:
         "box": {"samples_per_image": 16},
     }
     detector = build_detector(build_dataclass(DetectionConfig, config), 2, pretrained=False)
-    images = ImageBatch.from_images([torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)])
-    assert all(loss.isfinite() for loss in detector(images, [crowd(10_000, (96, 128))]).values())
+    batch = ImageBatch.from_images([torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)])
+    assert all(loss.isfinite() for loss in detector(batch, [crowd(10_000, (96, 128))]).values())
 
 
 @pytest.mark.slow
