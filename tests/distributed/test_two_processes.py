@@ -30,7 +30,7 @@ from detection.tasks.train import run_training
 
 pytestmark = pytest.mark.slow
 
-HERE = Path(__file__).parent
+SCRIPT = Path(__file__).with_name("two_processes.py")
 STEPS = 3
 LOSSES = ("rpn_objectness", "rpn_box", "box_class", "box_regression", "total")
 
@@ -119,18 +119,18 @@ def make_jobs(config: DetectionConfig) -> dict[str, DetectionConfig]:
     }
 
 
-def torchrun(script: Path, arguments: Sequence[str], options: Sequence[str]) -> subprocess.Popen[str]:
+def torchrun(arguments: Sequence[str], options: Sequence[str]) -> subprocess.Popen[str]:
     signals = "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"  # docs/distributed.md, as is the store
     paths = {"PYTHONPATH": str(Path(__file__).parents[2]), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", signals, *options, str(script), *arguments]
+    command = [sys.executable, "-m", "torch.distributed.run", signals, *options, str(SCRIPT), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | paths
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def launch(script: str, *arguments: object, processes: int = 2, restarts: int = 0, ends: int = 0) -> str:
-    """What ``script`` printed under torchrun, which ends with the status ``ends``."""
+def launch(*arguments: object, processes: int = 2, restarts: int = 0, ends: int = 0) -> str:
+    """What the script printed under torchrun, which ends with the status ``ends``."""
     options = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
-    with torchrun(HERE / script, [str(argument) for argument in arguments], options) as running:
+    with torchrun([str(argument) for argument in arguments], options) as running:
         try:
             printed, errors = running.communicate(timeout=240)
         except subprocess.TimeoutExpired:
@@ -162,7 +162,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     classifier = make_classifier(folder / "pictures")
     run_pretraining(classifier, folder / "one_classifier")
     (folder / "classifier.yaml").write_text(dump_config(classifier))
-    printed = launch("two_processes.py", folder)
+    printed = launch(folder)
     outcomes = tuple(json.loads((folder / f"outcomes.{rank}.json").read_text()) for rank in (0, 1))
     yield Both(folder, config, outcomes, printed)
     shutil.rmtree(folder)  # 2 GB of checkpoints
@@ -318,7 +318,7 @@ def assert_equals_two(both: Both, run: Path) -> None:
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_costs_no_more_than_the_steps_since_the_checkpoint(both: Both, victim: int) -> None:
     run = both.folder / f"killed{victim}"
-    printed = launch("faulty_once.py", with_workers(both), run, victim, restarts=1)
+    printed = launch(with_workers(both), run, victim, restarts=1)
     assert printed.count("came to the end") == 2
     assert f"iteration 1 of {STEPS}" in printed  # where the second attempt began
     assert_equals_two(both, run)
@@ -328,7 +328,7 @@ def test_a_killed_process_costs_no_more_than_the_steps_since_the_checkpoint(both
 @pytest.mark.parametrize("signal", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_to_torchrun_ends_all_processes_with_their_work_saved(both: Both, signal: str) -> None:
     run = both.folder / signal
-    command = ["faulty_once.py", with_workers(both), run]
+    command = [with_workers(both), run]
     printed = launch(*command, "torchrun", signal, restarts=3, ends=1)
     assert printed.count(f"StoppedError: {signal} ended the run after iteration 1 of {STEPS}") == 2
     assert read_checkpoint(run).iteration == 1
@@ -350,7 +350,7 @@ def test_two_torchruns_that_meet_are_as_one(both: Both) -> None:
         "--local-addr=127.0.0.1",
     ]
     arguments = [str(with_workers(both)), str(both.folder / "machines"), "none"]
-    machines = [torchrun(HERE / "faulty_once.py", arguments, options) for _ in "ab"]
+    machines = [torchrun(arguments, options) for _ in "ab"]
     printed = [machine.communicate(timeout=240) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], printed
     assert sum(said.count("4 images a step on 2 processes: 2 each") for said, _ in printed) == 1
@@ -363,5 +363,5 @@ def test_a_gpu_trains_with_batch_norm_over_processes(both: Both) -> None:
     config = replace(both.config, backbone=replace(both.config.backbone, norm="sync_bn"), device="cuda")
     file, run = both.folder / "gpu.yaml", both.folder / "gpu"
     file.write_text(dump_config(config))
-    assert "came to the end" in launch("faulty_once.py", file, run, "none", processes=1)
+    assert "came to the end" in launch(file, run, "none", processes=1)
     assert losses(run).isfinite().all()

@@ -2,14 +2,19 @@
 
 Every FOLDER/jobs/NAME.yaml is a config, which is trained into FOLDER/NAME; a directory that holds a run goes on.
 FOLDER/classifier.yaml is that of a classifier.
+
+With CONFIG, OUTPUT and VICTIM it trains CONFIG into OUTPUT, and something happens to VICTIM: a rank is killed, on the
+first attempt only; "torchrun" gets SIGNAL, a fourth argument; "none" is nobody.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -28,8 +33,10 @@ from detection.config.detection import AlternatingConfig, DetectionConfig
 from detection.config.load import load_config
 from detection.data.dataset import DetectionDataset
 from detection.data.images import ImageError
+from detection.data.loader import detection_loader
 from detection.engine import compiled, distributed
 from detection.engine.checkpoint import read_checkpoint
+from detection.tasks import train
 from detection.tasks.alternating import run_alternating
 from detection.tasks.test import proposal_recall, run_test
 from detection.tasks.train import run_training
@@ -133,6 +140,29 @@ def alternate(folder: Path) -> dict[str, Any]:
     return run_alternating(replace(config, alternating=short), folder / "alternating")
 
 
+KILLED_AFTER, STOPPED_AFTER = 2, 1  # steps
+
+
+def faulty_loader(*args: Any, **kwargs: Any) -> Iterator[Any]:
+    noting = signal.getsignal(signal.SIGTERM)  # the handler until a signal has come
+    for number, batch in enumerate(detection_loader(*args, **kwargs)):
+        first_attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if number == KILLED_AFTER and first_attempt and str(distributed.rank()) == sys.argv[3]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number == STOPPED_AFTER and sys.argv[3] == "torchrun":
+            if distributed.rank() == 0:
+                os.kill(os.getppid(), signal.Signals[sys.argv[4]])
+            while signal.getsignal(signal.SIGTERM) is noting:  # torchrun hands it on to every process
+                time.sleep(0.01)
+        yield batch
+
+
+def train_with_a_fault() -> None:
+    with patch.object(train, "detection_loader", faulty_loader):  # all that training asks of it
+        run_training(load_config(DetectionConfig, sys.argv[1]), Path(sys.argv[2]), resume=True)
+    sys.stdout.write(f"rank {distributed.rank()} came to the end\n")
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     distributed.start(torch.device("cpu"))
@@ -167,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main() if len(sys.argv) == 2 else train_with_a_fault()
