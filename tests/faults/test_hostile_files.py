@@ -118,26 +118,21 @@ def mutate_tree(rng: Random, tree: Any) -> None:
         parent[key] = deepcopy(rng.choice(VALUES))
 
 
-def mutate_json(rng: Random, data: bytes) -> bytes:
-    if rng.random() < 0.3:
+def mutate_json(rng: Random, data: bytes, share: float = 0.3, load: Any = json.loads, dump: Any = json.dumps) -> bytes:
+    if rng.random() < share:
         return mutate_text(rng, data)
-    tree = json.loads(data)
-    for _ in range(rng.randint(1, 3)):
-        mutate_tree(rng, tree)
-    return json.dumps(tree).encode()
-
-
-def mutate_yaml(rng: Random, data: bytes) -> bytes:
-    if rng.random() < 0.5:
-        return mutate_text(rng, data)
-    tree = yaml.safe_load(data)
+    tree = load(data)
     for _ in range(rng.randint(1, 3)):
         mutate_tree(rng, tree)
     sys.set_int_max_str_digits(0)
     try:
-        return yaml.safe_dump(tree).encode(errors="surrogatepass")
+        return dump(tree).encode(errors="surrogatepass")
     finally:
         sys.set_int_max_str_digits(4300)
+
+
+def mutate_yaml(rng: Random, data: bytes) -> bytes:
+    return mutate_json(rng, data, 0.5, yaml.safe_load, yaml.safe_dump)
 
 
 def split_header(data: bytes) -> tuple[bytes, bytes]:
@@ -146,27 +141,29 @@ def split_header(data: bytes) -> tuple[bytes, bytes]:
     return data[8:end], data[end:]
 
 
+def with_header(header: bytes, tensors: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header + tensors
+
+
 def mutate_header(rng: Random, data: bytes) -> bytes:
     if rng.random() < 0.3:
         return mutate_bytes(rng, data)
-    header, rest = split_header(data)
-    header = mutate_json(rng, header)
-    return len(header).to_bytes(8, "little") + header + rest
+    header, tensors = split_header(data)
+    return with_header(mutate_json(rng, header), tensors)
 
 
 def mutate_metadata(rng: Random, data: bytes) -> bytes:
     """Changes the texts of a checkpoint, without the checksum that would give them away."""
     if rng.random() < 0.3:
         return mutate_header(rng, data)
-    text, rest = split_header(data)
-    header = json.loads(text)
-    texts = header["__metadata__"]
+    header, tensors = split_header(data)
+    tree = json.loads(header)
+    texts = tree["__metadata__"]
     texts.pop("sha256", None)
     key = rng.choice(sorted(texts))
     mutate = mutate_yaml if key == "config" else mutate_text
     texts[key] = mutate(rng, texts[key].encode()).decode(errors="replace")
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + rest
+    return with_header(json.dumps(tree).encode(), tensors)
 
 
 def mutate_fields(rng: Random, data: bytes) -> bytes:
@@ -505,44 +502,33 @@ def test_values_of_other_types_are_the_same_or_refused(make_coco: Any, count: in
     sys.stdout.write(f"\nvalues: {count} files, {dict(outcomes)}\n")
 
 
-def rename(rng: Random, text: str) -> str:
-    """One element everywhere, or all of them, under another name."""
-    found = tags(text)
-    for tag in found if rng.random() < 0.1 else [rng.choice(found)]:
-        new = rng.choice((tag.title(), tag.upper(), f"{tag}s", f"x:{tag}", f"{tag}_", "box", "item", "x"))
-        text = text.replace(f"<{tag}>", f"<{new}>").replace(f"</{tag}>", f"</{new}>")
-    return text.replace("<annotation>", '<annotation xmlns:x="http://example.org">')
-
-
-def wrap(rng: Random, text: str) -> str:
-    """All elements of a name in another."""
-    tag, new = rng.choice(tags(text)), rng.choice(("objects", "data", "box", "x"))
-    return text.replace(f"<{tag}>", f"<{new}><{tag}>").replace(f"</{tag}>", f"</{tag}></{new}>")
-
-
-def move_namespace(rng: Random, text: str) -> str:
-    tag = rng.choice(tags(text))
-    return text.replace(f"<{tag}>", f'<{tag} xmlns="http://example.org/{tag}">')
-
-
-def to_attribute(rng: Random, text: str) -> str:
-    """One element's text as an attribute."""
-    return re.sub(r"<(\w+)>([^<]*)</\1>", r'<\1 value="\2"/>', text, count=rng.randint(1, 20))
-
-
-def tags(text: str) -> list[str]:
-    return sorted(set(re.findall(r"<(\w+)>", text)))
-
-
 @counts
 def test_foreign_xml_never_loses_an_object_without_a_word(make_voc: Any, count: int) -> None:
+    """Elements are renamed, wrapped in another, moved to a namespace or made attributes."""
+
+    def change(rng: Random, text: str) -> str:
+        kind = rng.choice(("name", "name", "wrap", "namespace", "attribute"))
+        if kind == "attribute":
+            return re.sub(r"<(\w+)>([^<]*)</\1>", r'<\1 value="\2"/>', text, count=rng.randint(1, 20))
+        tags = sorted(set(re.findall(r"<(\w+)>", text)))
+        if kind == "name":
+            for tag in tags if rng.random() < 0.1 else [rng.choice(tags)]:
+                new = rng.choice((tag.title(), tag.upper(), f"{tag}s", f"x:{tag}", f"{tag}_", "box", "item", "x"))
+                text = text.replace(f"<{tag}>", f"<{new}>").replace(f"</{tag}>", f"</{new}>")
+            return text.replace("<annotation>", '<annotation xmlns:x="http://example.org">')
+        tag = rng.choice(tags)
+        if kind == "wrap":
+            new = rng.choice(("objects", "data", "box", "x"))
+            return text.replace(f"<{tag}>", f"<{new}><{tag}>").replace(f"</{tag}>", f"</{tag}></{new}>")
+        return text.replace(f"<{tag}>", f'<{tag} xmlns="http://example.org/{tag}">')
+
     root, outcomes = make_voc({"a": OBJECTS, "b": OBJECTS}), Counter[str]()
     file = root / "Annotations" / "a.xml"
     original, (expected, _) = file.read_text(), read_voc(root)
     for number in range(count):
         rng, text = Random(f"foreign {number}"), original
         for _ in range(rng.randint(1, 2)):
-            text = rng.choice((rename, rename, wrap, move_namespace, to_attribute))(rng, text)
+            text = change(rng, text)
         file.write_text(text)
         index, problems = read_voc(root)
         same = torch.equal(index.boxes, expected.boxes) and torch.equal(index.ignore, expected.ignore)
