@@ -28,6 +28,7 @@ from detection.structures import Proposals, Target
 Box = tuple[float, float, float, float]
 VOCObjects = Sequence[tuple[str, Box, bool]]  # class name, (xmin, ymin, xmax, ymax) as in the XML, difficult
 Objects = Sequence[tuple[Box, int, bool]]  # (x1, y1, x2, y2), label, ignore
+CLASSES = ("cat", "dog")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -90,9 +91,9 @@ def make_coco(tmp_path: Path) -> Callable[..., Path]:
 
     def make(
         images: Mapping[int, str],
-        annotations: Sequence[Mapping[str, Any]],
+        annotations: Any,
         *,
-        categories: Mapping[int, str] | None = None,
+        categories: Any = None,
         folder: str = "coco",
         split: str = "train",
     ) -> Path:
@@ -129,12 +130,7 @@ def make_index() -> Callable[..., AnnotationIndex]:
     """An index made by hand, without files: one list of objects per image; an area is that of the box."""
 
     def make(
-        images: Sequence[Objects],
-        *,
-        ids: Sequence[int] | None = None,
-        sizes: Sequence[tuple[int, int]] | None = None,
-        paths: Sequence[str] | None = None,
-        class_names: tuple[str, ...] = ("cat", "dog"),
+        images: Sequence[Objects], *, ids: Any = None, sizes: Any = None, paths: Any = None, class_names: Any = CLASSES
     ) -> AnnotationIndex:
         objects = [item for image in images for item in image]
         boxes = torch.tensor([box for box, _, _ in objects], dtype=torch.float32).reshape(-1, 4)

@@ -25,7 +25,7 @@ from detection.export.facts import ExportFormat, describe_export
 from detection.export.graph import DetectorGraph, capture, output_names
 from detection.export.operators import TENSORRT_LACKS
 from detection.export.proof import agreement
-from detection.export.runtime import Exported, Framed, open_exported
+from detection.export.runtime import Framed, open_exported
 from detection.export.write import write_export
 from detection.model.mnc import MNC
 from detection.model.one_stage import OneStage
@@ -265,22 +265,17 @@ def test_steps_and_tests_by_inductor() -> None:
     assert_same_step(make_model(FAMILIES["SemanticFPN"]), "inductor", rounding=1e-2)
 
 
-def export(model: Any, family: str, folder: Path, format: ExportFormat, batch: int) -> tuple[Exported, Framed]:
-    """The exported model, and the eager one called as it is."""
+@torch.no_grad()
+def assert_same_file(family: str, folder: Path, format: ExportFormat, batch: int) -> None:
+    model = make_model(FAMILIES[family]).eval()
     checkpoint = Checkpoint(Path("0000000.safetensors"), model.state_dict(), FAMILIES[family], NAMES, iteration=0)
     facts = describe_export(checkpoint, model, format=format, precision="fp32", size=SIZE, batch=batch, licence="none")
     write_export(model, folder, facts)
     exported, graph = open_exported(folder), DetectorGraph(model)
     assert (exported.facts.run, exported.facts.licence) == (facts.run, "none")
     exported.check_run(checkpoint)
-    call = lambda *inputs: [part.numpy() for part in graph(*inputs)]  # noqa: E731
     frame: Any = {"size": SIZE, "batch": batch, "outputs": exported.outputs, "num_labels": exported.num_labels}
-    return exported, Framed(call, **frame)
-
-
-@torch.no_grad()
-def assert_same_file(family: str, folder: Path, format: ExportFormat, batch: int) -> None:
-    exported, eager = export(make_model(FAMILIES[family]).eval(), family, folder, format, batch)
+    eager = Framed(lambda *inputs: [part.numpy() for part in graph(*inputs)], **frame)
     if family in LABELS:
         images, _ = make_label_batch(3)
         found = exported(images)

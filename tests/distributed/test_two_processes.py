@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -49,22 +50,31 @@ class Both:
         return [outcome[job] for outcome in self.outcomes]
 
 
+# So few samples an image that every image has them all: then both halves of a step have the same weight. Images need no
+# padding, and batches and their parts have the same ones.
+CONFIG = yaml.safe_load("""
+backbone: {name: resnet18, norm: gn, roi_size: 2, freeze_at: 2}
+anchors: {sizes: [16, 32]}
+rpn: {channels: 16, allow_outside: true, samples_per_image: 16, nms_iou: 0.95, min_size: 2, pre_nms_train: 64,
+  pre_nms_test: 64, post_nms_train: 24, post_nms_test: 16}
+box: {samples_per_image: 8}
+data: {train: ["digits:train"], test: ["digits:test"], workers: 0, augment: [{HorizontalFlip: {p: 0.5}}, {Resize: {
+  height: 64, width: 64}}], shorter_side: 64, longer_side: 96, group_by_aspect: false}
+solver: {iterations: 3, images_per_step: 4, log_every: 1, steps: [2], clip_norm: 5, checkpoint_every: 2}
+device: cpu
+""")
+# No statistics of a batch, of which each process has a part.
+CLASSIFIER = yaml.safe_load("""
+backbone: {name: cifar_resnet20, norm: gn}
+data: {shorter_side: 32, longer_side: 32, workers: 0}
+solver: {iterations: 3, images_per_step: 8, log_every: 1}
+classification: {crop: 32, shorter_side: 32, label_smoothing: 0.1}
+device: cpu
+""")
+
+
 def make_config(root: Path) -> DetectionConfig:
-    """So few samples an image that every image has them all: then both halves of a step have the same weight."""
-    config = {
-        "backbone": {"name": "resnet18", "norm": "gn", "roi_size": 2, "freeze_at": 2},
-        "anchors": {"sizes": [16, 32]},
-        "rpn": {"channels": 16, "allow_outside": True, "samples_per_image": 16, "nms_iou": 0.95, "min_size": 2}
-        | {"pre_nms_train": 64, "pre_nms_test": 64, "post_nms_train": 24, "post_nms_test": 16},
-        "box": {"samples_per_image": 8},
-        "data": {"train": ["digits:train"], "test": ["digits:test"], "root": str(root), "workers": 0}
-        | {"augment": [{"HorizontalFlip": {"p": 0.5}}, {"Resize": {"height": 64, "width": 64}}]}  # no padding
-        | {"shorter_side": 64, "longer_side": 96, "group_by_aspect": False},  # batches and parts have the same images
-        "solver": {"iterations": STEPS, "images_per_step": 4, "log_every": 1, "steps": [2], "clip_norm": 5.0}
-        | {"checkpoint_every": 2},
-        "device": "cpu",
-    }
-    return build_dataclass(DetectionConfig, config)
+    return build_dataclass(DetectionConfig, CONFIG | {"data": CONFIG["data"] | {"root": str(root)}})
 
 
 def with_solver(config: DetectionConfig, **options: Any) -> DetectionConfig:
@@ -81,7 +91,7 @@ def with_masks(config: DetectionConfig) -> DetectionConfig:
 
 
 def make_classifier(folder: Path) -> ClassificationConfig:
-    """Of two classes with an odd number of test images; no statistics of a batch, of which each process has a part."""
+    """Of two classes with an odd number of test images."""
     for split, dark in (("train", 4), ("test", 3)):
         for name, count, brightness in (("dark", dark, 40), ("light", 4, 160)):
             (folder / split / name).mkdir(parents=True)
@@ -91,15 +101,8 @@ def make_classifier(folder: Path) -> ClassificationConfig:
     card = folder / "card.yaml"
     splits = "{train: {folder: train}, test: {folder: test}}"
     card.write_text(f"format: image_folder\nroot: {folder}\nsplits: {splits}\n")
-    data = {"train": [f"{card}:train"], "test": [f"{card}:test"], "shorter_side": 32, "longer_side": 32, "workers": 0}
-    config = {
-        "backbone": {"name": "cifar_resnet20", "norm": "gn"},
-        "data": data,
-        "solver": {"iterations": STEPS, "images_per_step": 8, "log_every": 1},
-        "classification": {"crop": 32, "shorter_side": 32, "label_smoothing": 0.1},
-        "device": "cpu",
-    }
-    return build_dataclass(ClassificationConfig, config)
+    data = CLASSIFIER["data"] | {split: [f"{card}:{split}"] for split in ("train", "test")}
+    return build_dataclass(ClassificationConfig, CLASSIFIER | {"data": data})
 
 
 def make_jobs(config: DetectionConfig) -> dict[str, DetectionConfig]:
