@@ -208,7 +208,6 @@ def _voc_xml(size: tuple[int, int], objects: VOCObjects) -> str:
     parts = ["<annotation><size>", width, height, "<depth>3</depth></size>"]
     for name, box, difficult in objects:
         sides = "".join(f"<{key}>{v}</{key}>" for key, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
-        parts.append(
-            f"<object><name>{escape(name)}</name><difficult>{int(difficult)}</difficult><bndbox>{sides}</bndbox></object>"
-        )
+        parts.append(f"<object><name>{escape(name)}</name><difficult>{int(difficult)}</difficult>")
+        parts.append(f"<bndbox>{sides}</bndbox></object>")
     return "".join([*parts, "</annotation>"])
