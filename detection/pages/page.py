@@ -156,9 +156,10 @@ class Page:
 def write_page(page: Page, folder: Path, stem: str) -> Path:
     """Writes STEM.html, STEM.md and the figures of the latter into ``folder``; gives the path of the HTML."""
     figures = folder / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     blocks = (block for section in page.sections for block in section.blocks)
     for name, content in (file for b in blocks if isinstance(b, (Figure, Pictures)) for file in b.files.items()):
+        figures.mkdir(exist_ok=True)
         (figures / name).write_bytes(content)
     (folder / f"{stem}.md").write_text(markdown(page), encoding="utf-8")
     return write_html(page, folder / f"{stem}.html")

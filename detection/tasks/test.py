@@ -28,7 +28,7 @@ from detection.build import (
     judged_fields,
     needed_fields,
 )
-from detection.build_panoptic import build_merge
+from detection.build_panoptic import build_merge, with_stuff
 from detection.build_tester import build_image_tester, slice_images
 from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, load_config
@@ -91,7 +91,9 @@ def load_test_set(config: DetectionConfig, say: Callable[[str], None]) -> Annota
         ValueError: no data set, one with errors, or one without the label maps that the network predicts.
     """
     data, fields, parts = config.data, needed_fields(config), data_parts(config)
-    return load_index(data, data.test, key="data.test", say=say, fields=fields, limit=data.limit, **parts)
+    index = load_index(data, data.test, key="data.test", say=say, fields=fields, limit=data.limit, **parts)
+    with_stuff(config, index.label_maps)
+    return index
 
 
 def run_test(
