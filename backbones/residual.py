@@ -92,7 +92,7 @@ class PaddedShortcut(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C + new_channels, ceil(H / stride), ceil(W / stride))."""
+        """Maps (N, C, H, W) to (N, C + new_channels, ceil(H / stride), ceil(W / stride))."""
         return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
 
 
@@ -115,11 +115,11 @@ class ResidualBlock(nn.Module, ABC):
 
     @abstractmethod
     def branch(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
-        """The convolutions, with what stands between them."""
+        """Returns the convolutions, with what stands between them."""
 
     @abstractmethod
     def forward(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W'); ``folded`` is what a stage has made of the weights in ``pairs``."""
+        """Maps (N, C, H, W) to (N, C', H', W'); ``folded`` is what a stage has made of the weights in ``pairs``."""
 
     def pairs(self) -> list[Pair]:
         """Returns the convolutions that a norm follows, of the branch and of the shortcut."""
@@ -287,7 +287,7 @@ def convolution(
 
 
 def make_activation(kind: ActivationKind) -> ActivationLayer:
-    """A function from a number of channels to an activation; PReLU learns one slope per channel.
+    """Returns a function from a number of channels to an activation; PReLU learns one slope per channel.
 
     Raises:
         ValueError: an unknown kind.
@@ -309,14 +309,14 @@ def make_stage(
     stride: int,
     designs: Sequence[BlockDesign],
 ) -> Stage:
-    """One block for each of ``designs``; the first has the stride and takes ``in_channels``."""
+    """Returns one block for each of ``designs``; the first has the stride and takes ``in_channels``."""
     first = block(in_channels, width, stride=stride, design=designs[0])
     others = (block(width * block.expansion, width, stride=1, design=design) for design in designs[1:])
     return Stage(first, *others)
 
 
 def linear_decay(final: float, count: int) -> list[float]:
-    """Death probabilities of ``count`` blocks in a row, from ``final`` / ``count`` to ``final``.
+    """Returns the death probabilities of ``count`` blocks in a row, from ``final`` / ``count`` to ``final``.
 
     Raises:
         ValueError: ``final`` is not a probability below 1.
@@ -345,7 +345,7 @@ def initialise(module: nn.Module, activation: ActivationKind) -> None:
 
 
 def _middle(width: int, stride: int, design: BlockDesign, *, groups: int) -> nn.Conv2d:
-    """The 3x3 convolution of a bottleneck."""
+    """Returns the 3x3 convolution of a bottleneck."""
     if design.deform is None:
         return convolution(width, width, 3, stride, design.dilation, groups)
     return DeformableConv(width, width, 3, stride, design.dilation, groups, modulated=design.deform == "modulated")
@@ -358,7 +358,7 @@ def _relu(channels: int) -> nn.Module:
 def _shortcut(
     in_channels: int, out_channels: int, *, stride: int, design: BlockDesign, norm: NormLayer | None
 ) -> nn.Module | None:
-    """The layers of the shortcut; None is the identity, or no shortcut at all."""
+    """Returns the layers of the shortcut; None is the identity, or no shortcut at all."""
     if design.shortcut == "none" or (design.shortcut != "C" and in_channels == out_channels and stride == 1):
         return None
     if design.shortcut == "A":

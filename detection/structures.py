@@ -47,7 +47,7 @@ class Rows:
         return len(self.boxes)
 
     def __getitem__(self, index: Tensor | slice) -> Self:
-        """The rows picked by a boolean mask (N,), an index tensor (M,) or a slice."""
+        """Returns the rows picked by a boolean mask (N,), an index tensor (M,) or a slice."""
         return replace(self, **{name: rows[index] for name, rows in self._rows().items()})
 
     def to(self, device: torch.device | str) -> Self:
@@ -118,7 +118,7 @@ class ImageBatch:
 
     @classmethod
     def from_images(cls, images: Sequence[Tensor], seeds: Sequence[int] = ()) -> Self:
-        """A batch, channels last, of (3, H, W) uint8 RGB images of any sizes."""
+        """Returns a batch, channels last, of (3, H, W) uint8 RGB images of any sizes."""
         if not images:
             raise ValueError("a batch needs at least one image")
         for image in images:

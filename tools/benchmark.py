@@ -126,7 +126,7 @@ def operations_of(call: Call) -> int:
 
 
 def seconds_of(call: Callable[[], None], device: str) -> float:
-    """Seconds of one call."""
+    """Returns seconds of one call."""
     started = time.perf_counter()
     call()
     if device == "cuda":

@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def library_names() -> list[str]:
-    """The backbones of other libraries that configs/backbones names."""
+    """Returns the backbones of other libraries that configs/backbones names."""
     paths = sorted(path for path in (ROOT / "configs" / "backbones").glob("*.yaml") if path.stem != "recipe")
     return [load_config(DetectionConfig, path).backbone.name for path in paths]
 
@@ -105,7 +105,7 @@ def cifar_row(entry: BackboneSummary, figure: str) -> list[str]:
 
 
 def measured(entry: BackboneSummary, runs: Path) -> str:
-    """Percent of CIFAR-10's test images that a run here got wrong, and how long it trained."""
+    """Returns the percentage of CIFAR-10's test images that a run here got wrong, and how long it trained."""
     folders = (runs / f"cifar10_{name}" for name in (entry.name.removeprefix("cifar_"), entry.name))
     run = next((folder for folder in folders if (folder / "result.json").is_file()), None)
     if run is None:

@@ -73,7 +73,7 @@ class Memory:
 
 
 def memory_mib(pid: int) -> float:
-    """The memory of a process that no file lies behind, with its part of what lies in shared memory.
+    """Returns the memory of a process that no file lies behind, with its part of what lies in shared memory.
 
     Pages that a worker still shares with the trainer count as its own: else every one that either of them writes to,
     and so has for itself from then on, would look like a leak.

@@ -60,7 +60,7 @@ class Theirs(nn.Module):
 
 
 def train_theirs(config: DetectionConfig, output: Path) -> dict[str, Any]:
-    """The result of torchvision's network under ``config``'s data and solver."""
+    """Returns the result of torchvision's network under ``config``'s data and solver."""
     sets = load_data(config.data, say=print)
     index, test = sets["train"], sets["test"]
     return Trainer(

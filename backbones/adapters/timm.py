@@ -77,7 +77,7 @@ class TimmBackbone(TracedBackbone):
 
 
 def read_timm_weights(model_name: str, weights: str) -> dict[str, Tensor]:
-    """The tensors of ``weights``, "timm" or a file, by timm's names; those of EfficientNet-Lite are renamed.
+    """Returns the tensors of ``weights``, "timm" or a file, by timm's names; those of EfficientNet-Lite are renamed.
 
     Raises:
         ValueError: they cannot be had.
@@ -87,7 +87,7 @@ def read_timm_weights(model_name: str, weights: str) -> dict[str, Tensor]:
 
 
 def create_timm_classifier(model_name: str, **options: Any) -> Any:
-    """The whole model with random weights; ``pretrained_cfg`` says what timm's weights for it are.
+    """Returns the whole model with random weights; ``pretrained_cfg`` says what timm's weights for it are.
 
     ``options`` are those of timm, such as ``num_classes``.
 

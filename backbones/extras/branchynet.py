@@ -68,7 +68,7 @@ class BranchyNet(Classifier):
                 raise ValueError(f"no module of {type(backbone).__name__} returns {name}, so no exit can follow it")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, K) of the exit that each of the normalised float images (N, 3, H, W) leaves by."""
+        """Returns logits (N, K) of the exit that each of the normalised float images (N, 3, H, W) leaves by."""
         return self.answer(images)[0]
 
     def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +94,7 @@ class BranchyNet(Classifier):
         return torch.cat([own for _, own in left])[order], exits[order]
 
     def exits(self, images: Tensor) -> list[Tensor]:
-        """Logits (N, K) of every exit, from the first to the last, of normalised float images (N, 3, H, W)."""
+        """Returns logits (N, K) of every exit, from the first to the last, of normalised float images (N, 3, H, W)."""
         logits: list[Tensor] = []
 
         def stay(name: str, feature: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class BranchyNet(Classifier):
     def losses(
         self, images: Tensor, labels: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        """The weighted loss of every exit, for class probabilities ``labels`` (N, K).
+        """Returns the weighted loss of every exit, for class probabilities ``labels`` (N, K).
 
         Args:
             images: normalised float (N, 3, H, W).
@@ -121,7 +121,7 @@ class BranchyNet(Classifier):
         return losses
 
     def _run(self, images: Tensor, at_exit: Callable[[str, Tensor], Tensor]) -> Tensor:
-        """Logits of the last exit; every feature with an exit is replaced by what ``at_exit`` makes of it."""
+        """Returns logits of the last exit; every feature with an exit is replaced by what ``at_exit`` makes of it."""
         hooks = [
             self.backbone.get_submodule(self._sources[name]).register_forward_hook(_hook(at_exit, name))
             for name in self.rules
@@ -134,7 +134,7 @@ class BranchyNet(Classifier):
 
 
 def make_branch(channels: int, num_classes: int) -> nn.Sequential:
-    """A small classifier of a feature map: (N, channels, H, W) -> logits (N, num_classes)."""
+    """Returns a small classifier of a feature map: (N, channels, H, W) -> logits (N, num_classes)."""
     conv = nn.Conv2d(channels, BRANCH_CHANNELS, 3, padding=1)
     he_initialise(conv)
     pool = nn.AdaptiveAvgPool2d(1)

@@ -62,7 +62,7 @@ class HED(nn.Module):
         return torch.stack([logits.sigmoid() for logits in self(images).values()]).mean(dim=0)
 
     def losses(self, images: Tensor, edges: Tensor) -> dict[str, Tensor]:
-        """The balanced loss of every side output and of the fusion, each of weight 1.
+        """Returns the balanced loss of every side output and of the fusion, each of weight 1.
 
         Args:
             images: normalised float (N, 3, H, W).
@@ -114,7 +114,7 @@ def _add_bias(fuse: nn.Module, state: dict[str, Tensor], prefix: str, *_: object
 
 
 def _enlarge(maps: Tensor, factor: int) -> Tensor:
-    """(N, 1, H', W') -> (N, 1, factor * H', factor * W'), bilinear."""
+    """Maps (N, 1, H', W') to (N, 1, factor * H', factor * W'), bilinear."""
     if factor == 1:
         return maps
     return functional.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)

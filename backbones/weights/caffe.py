@@ -38,7 +38,7 @@ LINEAR_NAME = re.compile(r"(fc6|fc7|fc8|fc1000|pred)_([wb])")
 
 
 def has_caffe_names(state: Mapping[str, Tensor]) -> bool:
-    """Whether ``state`` is one of Caffe's ResNets or VGGs."""
+    """Returns whether ``state`` is one of Caffe's ResNets or VGGs."""
     return "conv1_w" in state or "conv1_1_w" in state
 
 
@@ -74,7 +74,7 @@ def _our_name(name: str, vgg: Mapping[tuple[str, str], int]) -> str:
 
 
 def _vgg_layers(state: Mapping[str, Tensor]) -> dict[tuple[str, str], int]:
-    """The place of each convolution (stage, number) of a VGG: a ReLU follows each, a pooling each stage."""
+    """Returns the place of each convolution (stage, number) of a VGG: a ReLU follows each, a pooling each stage."""
     places = sorted({(match[1], match[2]) for name in state if (match := VGG_NAME.fullmatch(name))})
     return {place: 2 * number + int(place[0]) - 1 for number, place in enumerate(places)}
 

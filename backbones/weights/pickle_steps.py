@@ -239,7 +239,7 @@ def _key(part: _Note) -> _Note:
 
 
 def _flat(note: _Note) -> Iterable[_Note]:
-    """The values of a tuple and of those in it, MAX_TUPLE at most."""
+    """Returns the values of a tuple and of those in it, MAX_TUPLE at most."""
     waiting = [note]
     while waiting:
         for part in waiting.pop().parts:

@@ -173,7 +173,7 @@ class _Array(np.ndarray):
 
 
 def _is_shape(shape: Any) -> bool:
-    """Whether numpy can have an array of this shape, perhaps with no element."""
+    """Returns whether numpy can have an array of this shape, perhaps with no element."""
     return len(shape) <= MAX_DIMENSIONS and all(type(side) is int and 0 <= side < 2**63 for side in shape)
 
 

@@ -67,7 +67,7 @@ class ImageClassifier(nn.Module):
         targets: Targets | None = None,
         proposals: Regions | None = None,
     ) -> Tensor | dict[str, Tensor]:
-        """Probabilities (N, K); with ``targets`` the losses.
+        """Returns probabilities (N, K); with ``targets`` the losses.
 
         Raises:
             ValueError: images of several sizes with targets, an image without an object, or with proposals, which

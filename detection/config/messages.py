@@ -68,7 +68,7 @@ def _problem(item: Mapping[str, Any], schema: type) -> str:
 
 
 def _dotted(places: Iterable[str | int]) -> str:
-    """The place of an error as a key: section.key[2]."""
+    """Returns the place of an error as a key: section.key[2]."""
     text = ""
     for place in places:
         text += f"[{place}]" if isinstance(place, int) else f".{place}" if text else str(place)

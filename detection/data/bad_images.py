@@ -28,7 +28,7 @@ KIND = "image that can't be used"
 def usable_images(
     index: AnnotationIndex, bad_images: Literal["error", "drop"]
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """The images of ``index`` that can be used, and a Problem for each of the others.
+    """Returns the images of ``index`` that can be used, and a Problem for each of the others.
 
     Args:
         index: the images.

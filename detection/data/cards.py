@@ -101,12 +101,12 @@ class Card:
 
 
 def data_root(configured: str | None = None) -> Path:
-    """The folder that holds the data sets: ``configured``, else $RESDET_DATA_ROOT, else datasets/."""
+    """Returns the folder that holds the data sets: ``configured``, else $RESDET_DATA_ROOT, else datasets/."""
     return Path(configured or os.environ.get("RESDET_DATA_ROOT") or DATA)
 
 
 def load_card(name: str) -> Card:
-    """The card called ``name`` in datasets/, or the one at the path ``name`` if it ends in .yaml.
+    """Returns the card called ``name`` in datasets/, or the one at the path ``name`` if it ends in .yaml.
 
     Raises:
         ValueError: no such card, or a key or a value that no card has.
@@ -153,7 +153,7 @@ def load_dataset(
 
 
 def _shared_images(specs: Sequence[str], parts: Sequence[AnnotationIndex]) -> list[Problem]:
-    """A note for each of ``specs`` with images that one before it has too: they count twice."""
+    """Returns a note for each of ``specs`` with images that one before it has too: they count twice."""
     seen, problems = dict[str, str](), list[Problem]()
     for spec, part in zip(specs, parts, strict=True) if len(parts) > 1 else ():
         own = [part.paths[row] for row in range(len(part))]

@@ -14,7 +14,7 @@ __all__ = ["image_labels", "image_tags", "whole_images"]
 
 
 def image_labels(index: AnnotationIndex) -> Tensor:
-    """The class (N,) of every image: that of its objects, or -1 where none is usable (not ignored).
+    """Returns the class (N,) of every image: that of its objects, or -1 where none is usable (not ignored).
 
     Raises:
         ValueError: an image has objects of two classes.

@@ -98,7 +98,7 @@ def _is_of_labels(tree: Tree, paths: Sequence[PurePosixPath]) -> bool:
 
 
 def _values(file: Path) -> set[int] | None:
-    """The values of a file of one byte a pixel; None for another one."""
+    """Returns the values of a file of one byte a pixel; None for another one."""
     try:
         with Image.open(file, formats=FORMATS) as image:
             if image.mode not in ("P", "L", "1"):
@@ -111,7 +111,7 @@ def _values(file: Path) -> set[int] | None:
 def _entries(
     tree: Tree, files: dict[_Group, dict[str, PurePosixPath]], pictures: _Group, labels: _Group
 ) -> dict[str, dict[str, Any]]:
-    """The splits of two folders that belong together: by VOC's lists, else by their names."""
+    """Returns the splits of two folders that belong together: by VOC's lists, else by their names."""
     images, maps = pictures.folder, labels.folder
     split = split_of(images) or split_of(maps) or ALL
     while images.parts and maps.parts and images.name == maps.name and images != maps:
@@ -159,7 +159,7 @@ def _classes(tree: Tree, paths: Sequence[PurePosixPath], notes: list[str]) -> di
 
 
 def _names(tree: Tree) -> tuple[str, ...]:
-    """The lines of a text file of names, the one nearest to the folder."""
+    """Returns the lines of a text file of names, the one nearest to the folder."""
     for path in tree.having(".txt", ".names"):
         if path.name in NAME_FILES:
             lines = tree.head(path, size=1 << 16).splitlines()

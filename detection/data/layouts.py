@@ -85,7 +85,7 @@ def find_data_yaml(tree: Tree, file: Path) -> Layout | None:
 
 
 def _yolo_of_yaml(tree: Tree, path: str, beside: PurePosixPath, content: Mapping[str, Any]) -> Layout | None:
-    """The splits of a data.yaml at ``path``, whose own paths may begin at the folder ``beside`` it."""
+    """Returns the splits of a data.yaml at ``path``, whose own paths may begin at the folder ``beside`` it."""
     splits, notes = dict[str, list[Entry]](), list[str]()
     for name in SPLITS:
         given = content.get(name, content.get("valid") if name == "val" else None)
@@ -198,7 +198,7 @@ def find_voc(tree: Tree) -> Layout | None:
 
 
 def _voc_entries(tree: Tree, folder: PurePosixPath, images: PurePosixPath, notes: list[str]) -> dict[str, Entry]:
-    """The splits of one folder of XML files: by its lists, else by its name."""
+    """Returns the splits of one folder of XML files: by its lists, else by its name."""
     entry, main = {"images": str(images), "annotations": str(folder)}, folder.parent / "ImageSets" / "Main"
     lists = {
         name: main / f"{name}.txt" for name in (*SPLITS, "trainval") if main / f"{name}.txt" in {*tree.having(".txt")}
@@ -258,7 +258,7 @@ def find_open_images(tree: Tree) -> Layout | None:
 
 
 def find_csv(tree: Tree) -> Layout | None:
-    """A CSV of boxes: columns for the image, the corners and the class; or six without names."""
+    """Returns a CSV of boxes: columns for the image, the corners and the class; or six without names."""
     files = [path for path in tree.having(".csv") if _is_table(_csv_lines(tree, path))]
     if not files:
         return None
@@ -320,7 +320,7 @@ def _is_yolo_line(text: str) -> bool:
 
 
 def _csv_lines(tree: Tree, path: PurePosixPath) -> list[list[str]]:
-    """The first lines of a CSV."""
+    """Returns the first lines of a CSV."""
     text = tree.head(path)
     first = text.partition("\n")[0]
     with suppress(csv.Error):

@@ -265,7 +265,7 @@ def files_in(folder: Path) -> set[str]:
 
 @lru_cache(maxsize=1024)  # every object of a class that the card lacks asks again, a millisecond each
 def nearest_class(name: str, class_names: tuple[str, ...]) -> str:
-    """The end of a message about a class name that the card lacks."""
+    """Returns the end of a message about a class name that the card lacks."""
     nearest = difflib.get_close_matches(name, class_names, n=1)
     name = name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..."
     return f"{name!r}; did you mean {nearest[0]!r}?" if nearest else f"{name!r}; the card has {listed(class_names)}"

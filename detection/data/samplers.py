@@ -93,7 +93,7 @@ class TrainBatches(Sampler[list[Key]]):
 
 
 def repeat_factors(index: AnnotationIndex, rows: Tensor, threshold: float) -> Tensor:
-    """How often (R,) a pass has each image of ``rows`` (R,), float32, so that rare classes are seen more often.
+    """Returns how often (R,) a pass has each image of ``rows`` (R,), float32, so that rare classes are seen more often.
 
     For a class c that the share f(c) of these images has, r(c) = max(1, sqrt(threshold / f(c))); an image has the
     largest r of its classes.  Objects that are ignored do not count.

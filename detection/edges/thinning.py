@@ -61,7 +61,7 @@ def _removable(image: NDArray[np.bool_], *, second: bool) -> NDArray[np.bool_]:
 
 
 def _triangle(values: Map, radius: int) -> Map:
-    """``values`` smoothed by a triangle that reaches ``radius`` pixels to each side, with mirrored borders."""
+    """Returns ``values`` smoothed by a triangle that reaches ``radius`` pixels to each side, with mirrored borders."""
     kernel = np.concatenate([np.arange(1, radius + 2), np.arange(radius, 0, -1)]) / (radius + 1) ** 2
     return correlate1d(correlate1d(values, kernel, axis=0, mode="reflect"), kernel, axis=1, mode="reflect")
 

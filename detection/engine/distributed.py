@@ -101,22 +101,22 @@ def stop() -> None:
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Returns the number of this process, from 0."""
     return torch_distributed.get_rank() if _joined else 0
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Returns the number of processes."""
     return torch_distributed.get_world_size() if _joined else 1
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Returns whether this is the process that writes and prints."""
     return rank() == 0
 
 
 def only_main(say: Callable[[str], None]) -> Callable[[str], None]:
-    """``say`` on the main process, and silence on the others."""
+    """Returns ``say`` on the main process, and silence on the others."""
     return say if is_main() else _silence
 
 
@@ -127,7 +127,7 @@ def refuse_many(what: str) -> None:
 
 
 def any_rank(*flags: bool, doing: str) -> tuple[bool, ...]:
-    """Returns for each of ``flags`` if any process has set it: one all-reduce of a few bytes, without a barrier.
+    """Returns, for each of ``flags``, whether any process has set it: one all-reduce of a few bytes, without a barrier.
 
     Raises:
         RankError: as ``gather``.
@@ -141,7 +141,7 @@ def any_rank(*flags: bool, doing: str) -> tuple[bool, ...]:
 
 
 def gather(value: T, *, doing: str = "exchanging values", timeout: timedelta | None = None) -> list[T]:
-    """The ``value`` of every process in the order of ranks, on every process; any object that pickles.
+    """Returns the ``value`` of every process in the order of ranks, on every process; any object that pickles.
 
     Args:
         value: of this process.
@@ -160,13 +160,13 @@ def gather(value: T, *, doing: str = "exchanging values", timeout: timedelta | N
 
 
 def mean(values: Mapping[str, float]) -> dict[str, float]:
-    """The mean of every value over the processes; all must have the same names."""
+    """Returns the mean of every value over the processes; all must have the same names."""
     gathered = gather(dict(values))
     return {name: sum(own[name] for own in gathered) / len(gathered) for name in values}
 
 
 def collect(rows: Sequence[T], *, timeout: timedelta = EVALUATION_TIMEOUT) -> list[T] | None:
-    """All processes' ``rows`` in turns, beginning with rank 0, on the main process; None on the others.
+    """Returns all processes' ``rows`` in turns, beginning with rank 0, on the main process; None on the others.
 
     So what was shared out as ``rows[rank() :: world_size()]`` is back in its order.  Shares may be empty.
 
@@ -230,7 +230,7 @@ def exchanges(doing: str) -> Iterator[None]:
 
 
 def images_per_rank(images_per_step: int, accumulate: int) -> int:
-    """How many images of a part of a step each process computes.
+    """Returns how many images of a part of a step each process computes.
 
     Raises:
         ValueError: the images cannot be shared out evenly.
@@ -248,7 +248,7 @@ def images_per_rank(images_per_step: int, accumulate: int) -> int:
 
 
 def replicated(model: nn.Module) -> nn.Module:
-    """``model``, whose backward pass averages the gradients of all processes; the model itself in a single one.
+    """Returns ``model``, whose backward pass averages the gradients of all processes; the model itself in a single one.
 
     Raises:
         ValueError: batch norm over all processes on a CPU, which torch lacks.

@@ -29,7 +29,7 @@ def measure_latency(
 
 
 def percentile(values: Sequence[float], fraction: float) -> float:
-    """The value below which ``fraction`` of ``values`` lie, interpolated between neighbours."""
+    """Returns the value below which ``fraction`` of ``values`` lie, interpolated between neighbours."""
     return torch.tensor(values, dtype=torch.float64).quantile(fraction).item()
 
 

@@ -165,7 +165,7 @@ class Terminal:
         self._live.stop()
 
     def _cells(self, iteration: int, values: Mapping[str, float]) -> dict[str, str]:
-        """The text of each column, the most wanted first."""
+        """Returns the text of each column, the most wanted first."""
         cells = {name.removeprefix(LOSS): f"{value:.4f}" for name, value in values.items() if name.startswith(LOSS)}
         cells = {"total": cells.pop("total", ""), **cells}
         if "learning_rate" in values:

@@ -68,7 +68,7 @@ class TrainState:
         return self.model if self.ema is None else self.ema.model
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the weights of ``tested``, in types that ``weights_only`` loading admits.
+        """Returns everything but the weights of ``tested``, in types that ``weights_only`` loading admits.
 
         All processes call it, since it has the random states of all.
         """

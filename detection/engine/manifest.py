@@ -91,7 +91,7 @@ def made_by(device: torch.device) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    """The entries of the run in ``folder``, the first start first.
+    """Returns the entries of the run in ``folder``, the first start first.
 
     Raises:
         ValueError: the file is damaged.

@@ -53,7 +53,7 @@ def build_optimizer(model: nn.Module, solver: SolverConfig) -> Optimizer:
 
 
 def learning_rate(solver: SolverConfig, iteration: int) -> float:
-    """The rate of the optimizer step that starts at ``iteration`` (the first is 0)."""
+    """Returns the rate of the optimizer step that starts at ``iteration`` (the first is 0)."""
     if iteration < solver.warmup_iterations:
         progress = iteration / solver.warmup_iterations
         warmup = solver.warmup_factor + (1 - solver.warmup_factor) * progress
@@ -81,7 +81,7 @@ def clip_gradients(optimizer: Optimizer, max_norm: float) -> torch.Tensor:
 
 
 def gradient_norm(optimizer: Optimizer) -> torch.Tensor:
-    """The joint norm of all gradients."""
+    """Returns the joint norm of all gradients."""
     return nn.utils.get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
 
 

@@ -51,7 +51,7 @@ class ClassCurve:
 
 
 def class_curves(records: Sequence[Record], num_classes: int) -> tuple[ClassCurve, ...]:
-    """The curve (K,) of every class.
+    """Returns the curve (K,) of every class.
 
     Raises:
         ValueError: a label that is not in 0..num_classes-1, or an image that occurs twice.
@@ -70,7 +70,7 @@ def matched_curves(matches: MatchedRecords) -> tuple[ClassCurve, ...]:
 
 
 def mean_precision(curves: Sequence[ClassCurve]) -> NDArray[np.float64]:
-    """Precision (R,) at ``RECALLS``, averaged over the classes with objects; its mean is COCO's AP50.
+    """Returns precision (R,) at ``RECALLS``, averaged over the classes with objects; its mean is COCO's AP50.
 
     As in COCO's metric, the precision at a recall is the best at this recall or a higher one, 0 where none reaches it.
     NaN if no class has objects.
@@ -89,7 +89,7 @@ def f1_by_threshold(curves: Sequence[ClassCurve]) -> NDArray[np.float64]:
 
 
 def best_threshold(f1: NDArray[np.float64]) -> float:
-    """The highest of ``THRESHOLDS`` at which ``f1`` (S,) is best; 0.5 where it is NaN."""
+    """Returns the highest of ``THRESHOLDS`` at which ``f1`` (S,) is best; 0.5 where it is NaN."""
     if np.isnan(f1).any():
         return 0.5
     return float(THRESHOLDS[np.flatnonzero(f1 == f1.max())[-1]])
@@ -112,7 +112,7 @@ def score_of_as_many(records: Sequence[Record]) -> float:
 
 
 def _interpolated(curve: ClassCurve) -> NDArray[np.float64]:
-    """Precision (R,) of one class that has objects."""
+    """Returns precision (R,) of one class that has objects."""
     best_from_here = np.maximum.accumulate(curve.precision[::-1])[::-1]
     first_reaching = np.searchsorted(curve.recall, RECALLS, side="left")
     return np.append(best_from_here, 0.0)[first_reaching]

@@ -91,7 +91,7 @@ def find_label_errors(runs: Sequence[Sequence[Record]], *, min_score: float) -> 
 
 
 def _own_scores(records: Sequence[Record]) -> NDArray[np.float64]:
-    """Mean over runs of the best score (G,) of a detection of each object's class and place."""
+    """Returns the mean over runs of the best score (G,) of a detection of each object's class and place."""
     best = [
         np.where(
             (box_iou(one.boxes, one.gt_boxes) >= HIT_IOU) & (one.labels[:, None] == one.gt_labels),
@@ -104,7 +104,7 @@ def _own_scores(records: Sequence[Record]) -> NDArray[np.float64]:
 
 
 def _seen_scores(records: Sequence[Record]) -> NDArray[np.float64]:
-    """Best score (G,) in any run of any detection about where each object is."""
+    """Returns the best score (G,) in any run of any detection about where each object is."""
     best = [
         np.where(box_iou(one.boxes, one.gt_boxes) >= SEEN_IOU, one.scores[:, None], 0).max(axis=0, initial=0)
         for one in records
@@ -124,7 +124,7 @@ def _loose(records: Sequence[Record]) -> _Loose:
 
 
 def _doubts(row: int, record: Record, own: NDArray[np.float64], loose: _Loose, runs: int) -> list[Suspect]:
-    """Objects that loose detections say to be of another class, or to lie elsewhere."""
+    """Returns objects that loose detections say to be of another class, or to lie elsewhere."""
     overlaps, found = box_iou(loose.boxes, record.gt_boxes), list[Suspect]()
     for number in np.flatnonzero(~record.gt_ignore).tolist():
         label, iou = int(record.gt_labels[number]), overlaps[:, number]

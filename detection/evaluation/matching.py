@@ -161,7 +161,7 @@ def match_image(record: Record) -> ImageMatches:
 
 
 def join(tables: Sequence[Table]) -> Table:
-    """The rows of all ``tables``, which are dataclasses of arrays, in one."""
+    """Returns the rows of all ``tables``, which are dataclasses of arrays, in one."""
     columns = {
         field.name: np.concatenate([getattr(table, field.name) for table in tables]) for field in fields(tables[0])
     }

@@ -108,7 +108,7 @@ def _rows(record: Record, first_pixel: int) -> Iterator[tuple[int, str, str]]:
 
 
 def _whole_pixels(box: Sequence[float], first_pixel: int) -> str:
-    """The ``box`` with its last pixel, counted from ``first_pixel``."""
+    """Returns the ``box`` with its last pixel, counted from ``first_pixel``."""
     x1, y1, x2, y2 = map(round, box)
     right, bottom = max(x2 - 1, 0), max(y2 - 1, 0)
     return " ".join(str(value + first_pixel) for value in (min(x1, right), min(y1, bottom), right, bottom))

@@ -99,7 +99,7 @@ class Comparison(Generic[ConfigT]):
         return not left and not unmeasured and len(configs) == len(self.experiment.arms)
 
     def run_one(self, index: int, *, retry_failed: bool = False) -> bool:
-        """Run number ``index`` of ``plan``, on one of several machines; whether it is done now.
+        """Returns run number ``index`` of ``plan``, on one of several machines; whether it is done now.
 
         Raises:
             ValueError: as ``run``; no such run; or the runs or times that it rests on are missing.
@@ -123,7 +123,7 @@ class Comparison(Generic[ConfigT]):
         return not self._execute([chosen], retry_failed)
 
     def plan(self) -> str:
-        """The runs with their numbers, states, steps and estimated hours of training, from a few timed steps.
+        """Returns the runs with their numbers, states, steps and estimated hours of training, from a few timed steps.
 
         Under equal_time it also fixes the number of steps of each variant.
 
@@ -159,7 +159,7 @@ class Comparison(Generic[ConfigT]):
         return configs
 
     def seed_runs(self, configs: Mapping[str, ConfigT]) -> list[Run]:
-        """The runs that are compared."""
+        """Returns the runs that are compared."""
         return [
             Run(variant, str(seed), replace(_last(config), seed=seed), self.output / "runs" / variant / str(seed))
             for variant, config in configs.items()
@@ -167,7 +167,7 @@ class Comparison(Generic[ConfigT]):
         ]
 
     def grid_runs(self, configs: Mapping[str, ConfigT]) -> list[Run]:
-        """The runs that search the learning rate of each variant; none under other protocols.
+        """Returns the runs that search the learning rate of each variant; none under other protocols.
 
         Raises:
             ValueError: the images that the rate is chosen on are also tested or trained on.
@@ -327,7 +327,7 @@ class Comparison(Generic[ConfigT]):
         write_json(self.output / "experiment.json", proof)
 
     def _measure(self, variant: str) -> bool:
-        """Whether the costs of ``variant`` are there, measured by a child process if need be."""
+        """Returns whether the costs of ``variant`` are there, measured by a child process if need be."""
         path, weights = self.output / "costs" / f"{variant}.json", cost_weights(self.output, variant)
         if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["weights"] == (weights and str(weights)):
             return True
@@ -366,5 +366,5 @@ def _has_ended(run: Run) -> bool:
 
 
 def _last(config: ConfigT) -> ConfigT:
-    """``config`` whose last weights are tested: an arm must not gain from a choice among its checkpoints."""
+    """Returns ``config`` whose last weights are tested: an arm must not gain from a choice among its checkpoints."""
     return replace(config, solver=replace(config.solver, best_metric=None))

@@ -179,7 +179,7 @@ class KeyDifference:
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment in the YAML file at ``path``; ``overrides`` (key=value) follow those of the file.
+    """Returns the experiment in the YAML file at ``path``; ``overrides`` (key=value) follow those of the file.
 
     Raises:
         ValueError: no such file, or a key or value that no experiment has; the file is named.
@@ -218,7 +218,7 @@ def resolve_base(experiment: Experiment, schema: type[ConfigT]) -> ConfigT:
 
 
 def resolve_variants(experiment: Experiment, schema: type[ConfigT]) -> dict[str, ConfigT]:
-    """The whole config of every variant (under each head, where there are heads), at the base's seed.
+    """Returns the whole config of every variant (under each head, where there are heads), at the base's seed.
 
     Raises:
         ValueError: a key or value that no config of ``schema`` has (the variant is named), or no data to test on.
@@ -265,7 +265,7 @@ def check_fair(experiment: Experiment, configs: Mapping[str, ProgramConfig]) -> 
 
 
 def differences(configs: Mapping[str, ProgramConfig]) -> tuple[KeyDifference, ...]:
-    """The keys in which ``configs`` (variant -> config) are not all equal."""
+    """Returns the keys in which ``configs`` (variant -> config) are not all equal."""
     flat = {variant: flatten(config) for variant, config in configs.items()}
     keys = dict.fromkeys(key for values in flat.values() for key in values)
     found = (KeyDifference(key, {variant: values.get(key) for variant, values in flat.items()}) for key in keys)
@@ -273,7 +273,7 @@ def differences(configs: Mapping[str, ProgramConfig]) -> tuple[KeyDifference, ..
 
 
 def covers(allowed: str, key: str) -> bool:
-    """Whether ``allowed`` is ``key`` or a section around it."""
+    """Returns whether ``allowed`` is ``key`` or a section around it."""
     return key == allowed or key.startswith(allowed + ".")
 
 
@@ -294,7 +294,7 @@ def _check_allowed(experiment: Experiment, schema: type[ProgramConfig]) -> None:
 
 
 def _as_overrides(changes: Any) -> list[str]:
-    """The key=value overrides that ``changes``, a mapping or a list of such, stands for."""
+    """Returns the key=value overrides that ``changes``, a mapping or a list of such, stands for."""
     if isinstance(changes, Mapping):
         return [f"{key}={json.dumps(value)}" for key, value in leaves(changes)]
     if isinstance(changes, list):

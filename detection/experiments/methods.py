@@ -63,7 +63,7 @@ class _Plan:
 
 
 def load_rows(path: str | Path) -> tuple[MethodRow, ...]:
-    """The rows in the YAML file at ``path``.
+    """Returns the rows in the YAML file at ``path``.
 
     Raises:
         ValueError: no such file, or it describes no rows.
@@ -152,7 +152,7 @@ def _plan(
     context: Checkpoint | None,
     ensemble: Sequence[Checkpoint],
 ) -> _Plan:
-    """How the last of ``rows`` is tested, with all that the rows above it have set."""
+    """Returns how the last of ``rows`` is tested, with all that the rows above it have set."""
     settings: dict[str, Any] = asdict(config.test)
     for row in rows:
         settings |= row.test

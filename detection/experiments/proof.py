@@ -33,7 +33,7 @@ def describe(
     *,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The content of experiment.json.
+    """Returns the content of experiment.json.
 
     Args:
         experiment: as read.

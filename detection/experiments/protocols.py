@@ -32,7 +32,7 @@ class StepTime:
 
 
 def scale_solver(solver: SolverConfig, iterations: int) -> SolverConfig:
-    """``solver`` with its milestones and warm-up at the same fractions of ``iterations`` steps."""
+    """Returns ``solver`` with its milestones and warm-up at the same fractions of ``iterations`` steps."""
     factor = iterations / solver.iterations
     return replace(
         solver,

@@ -164,12 +164,12 @@ def check_resumable(runs: Sequence[Run]) -> None:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether the run in ``folder`` is trained and tested."""
+    """Returns whether the run in ``folder`` is trained and tested."""
     return read_status(folder).get("state") == "done"
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The content of a run's status.json; empty if it has not begun."""
+    """Returns the content of a run's status.json; empty if it has not begun."""
     path = folder / "status.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -220,7 +220,7 @@ def last_error(log: str, exit_code: int) -> str:
 
 
 def _is_wanted(run: Run, retry_failed: bool, say: Callable[[str], None]) -> bool:
-    """Whether a run is to be trained, or trained on; says so if it is not."""
+    """Returns whether a run is to be trained, or trained on; says so if it is not."""
     status = read_status(run.folder)
     if status.get("state") == "done":
         say(f"{run}: done before")
@@ -235,7 +235,7 @@ def _is_wanted(run: Run, retry_failed: bool, say: Callable[[str], None]) -> bool
 def _start(
     run: Run, programs: Programs, placement: Placement, slot: int, code: str, say: Callable[[str], None]
 ) -> _Child | None:
-    """The run's process; None if another process trains it now."""
+    """Returns the run's process; None if another process trains it now."""
     run.folder.mkdir(parents=True, exist_ok=True)
     lock = (run.folder / "compare.lock").open("a", encoding="utf-8")
     try:
@@ -304,7 +304,7 @@ def _stop(children: Sequence[_Child]) -> None:
 
 
 def _steps_done(run: Run) -> int:
-    """The steps that need not be waited for any more."""
+    """Returns the steps that need not be waited for any more."""
     if read_status(run.folder).get("state") in ("done", "failed"):
         return run.config.solver.iterations
     path = run.folder / "metrics.jsonl"

@@ -38,7 +38,7 @@ def warp(image: Tensor, regions: Tensor, side: int) -> Tensor:
 
 
 def to_region(boxes: Tensor, region: Tensor, side: int) -> Tensor:
-    """``boxes`` (..., 4) of an image in pixels of its ``region`` (4,) warped to ``side`` pixels a side."""
+    """Returns ``boxes`` (..., 4) of an image in pixels of its ``region`` (4,) warped to ``side`` pixels a side."""
     corner, size = region[:2], region[2:] - region[:2]
     return (boxes - corner.repeat(2)) * (side / size).repeat(2)
 

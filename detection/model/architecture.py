@@ -64,7 +64,7 @@ class Architecture(nn.Module, ABC):
         return self
 
     def features(self, images: ImageBatch) -> list[Tensor]:
-        """The trunk's feature maps (N, C, H / stride, W / stride), finest first."""
+        """Returns the trunk's feature maps (N, C, H / stride, W / stride), finest first."""
         return list(self.backbone(self.normalize(images)).values())
 
     @overload

@@ -101,7 +101,7 @@ class BoxPredictor(nn.Module):
         nn.init.zeros_(self.deltas.bias)
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (..., K + 1) and deltas (..., K or 1, 4), in float32 or float64, of ``vectors`` (..., D)."""
+        """Returns logits (..., K + 1) and deltas (..., K or 1, 4), in float32 or float64, of ``vectors`` (..., D)."""
         return at_least_single(self.classes(vectors)), at_least_single(self.deltas(vectors).unflatten(-1, (-1, 4)))
 
 
@@ -162,7 +162,7 @@ class BoxStage(nn.Module):
         return self.decode(logits, deltas, proposals.boxes, proposals.valid, sizes)
 
     def batch_vectors(self, features: Sequence[Tensor], boxes: Tensor, sizes: Tensor) -> Tensor:
-        """(N, P, D) of the regions ``boxes`` (N, P, 4); (N, P, 2 D) with context."""
+        """Returns (N, P, D) of the regions ``boxes`` (N, P, 4); (N, P, 2 D) with context."""
         images = image_rows(boxes)
         return self.vectors(features, boxes.flatten(0, 1), images, sizes).unflatten(0, boxes.shape[:2])
 
@@ -182,7 +182,7 @@ class BoxStage(nn.Module):
         return torch.cat([regions, context[images]], dim=1)
 
     def decode(self, logits: Tensor, deltas: Tensor, boxes: Tensor, valid: Tensor, sizes: Tensor) -> ScoredBoxes:
-        """Scores and boxes from the predictor's ``logits`` (N, P, K + 1) and ``deltas`` (N, P, K or 1, 4)."""
+        """Returns scores and boxes from the predictor's ``logits`` (N, P, K + 1) and ``deltas`` (N, P, K or 1, 4)."""
         decoded = clip(self.coder.decode(deltas, boxes[:, :, None]), sizes)
         return ScoredBoxes(logits.softmax(dim=-1)[..., :-1], decoded, valid)
 

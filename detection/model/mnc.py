@@ -74,7 +74,7 @@ class MaskLayers(nn.Module):
         nn.init.zeros_(self.mask.bias)
 
     def forward(self, regions: Tensor) -> Tensor:
-        """Logits (R, M, M) of regions (R, C, S, S)."""
+        """Returns logits (R, M, M) of regions (R, C, S, S)."""
         return self.mask(F.relu(self.narrow(regions.flatten(1)))).unflatten(1, (self.side, self.side))
 
 
@@ -247,7 +247,7 @@ class MNC(Architecture):
         return losses
 
     def detect(self, images: ImageBatch, proposals: Regions | None = None) -> Found:
-        """Detections of all images, padded to equally many: a test as one graph."""
+        """Returns detections of all images, padded to equally many: a test as one graph."""
         features = self.features(images)
         own = self.rpn(features, images.sizes, self.normalize.padded(images)) if proposals is None else proposals
         scored, masks = self.box_stage.instances(features, own, images.sizes)

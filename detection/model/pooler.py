@@ -66,7 +66,7 @@ class RegionPooler(nn.Module):
         return pooled.to(features[0].dtype)
 
     def _levels(self, boxes: Tensor) -> Tensor:
-        """The level (R,) of each of ``boxes`` (R, 4), 0 for the finest."""
+        """Returns the level (R,) of each of ``boxes`` (R, 4), 0 for the finest."""
         if len(self.strides) == 1:
             return torch.zeros_like(boxes[:, 0], dtype=torch.int64)
         sides = areas(boxes).clamp(min=0).sqrt()

@@ -181,7 +181,7 @@ def _comparison(
     *,
     needs_detectors: str = "",
 ) -> Comparison[Any]:
-    """The comparison of the file at ``path``; ``needs_detectors`` is an option that classifiers can't take."""
+    """Returns the comparison of the file at ``path``; ``needs_detectors`` is an option that classifiers can't take."""
     file = find_config(path)
     experiment = load_experiment(file, overrides)
     kind = _kind(experiment)

@@ -66,12 +66,12 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def pair_name(pair: Mapping[str, Any]) -> str:
-    """Which variant is subtracted from which."""
+    """Returns which variant is subtracted from which."""
     return f"{pair['b']} {MINUS} {pair['a']}"
 
 
 def bar(interval: Mapping[str, float | None]) -> Bar:
-    """An interval as a plot takes it."""
+    """Returns an interval as a plot takes it."""
     return Bar(value=interval["value"], low=interval["low"], high=interval["high"])
 
 

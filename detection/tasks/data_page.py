@@ -119,7 +119,7 @@ def _findings(findings: Sequence[Finding], splits: Mapping[str, AnnotationIndex]
 
 
 def _kinds(findings: Sequence[Finding]) -> list[tuple[tuple[str, str], list[Finding]]]:
-    """Findings of each severity and kind, in their order."""
+    """Returns findings of each severity and kind, in their order."""
     kinds = dict[tuple[str, str], list[Finding]]()
     for finding in findings:
         kinds.setdefault((finding.problem.severity, finding.problem.kind), []).append(finding)

@@ -141,7 +141,7 @@ def _draw(index: AnnotationIndex, row: int, boxes: Sequence[tuple[float, ...]]) 
 
 
 def _under_labels(index: AnnotationIndex, row: int, image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
-    """``image`` (H, W, 3), ``scale`` times as large, with its label map if that can be read."""
+    """Returns ``image`` (H, W, 3), ``scale`` times as large, with its label map if that can be read."""
     maps = index.label_maps
     assert maps is not None
     try:

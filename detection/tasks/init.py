@@ -130,7 +130,7 @@ def init_folder(
 
 
 def _existing(project: Project, root: Path, wishes: Wishes, say: Say) -> Project:
-    """The files of an earlier call, if they are of this folder and these wishes."""
+    """Returns the files of an earlier call, if they are of this folder and these wishes."""
     card = load_card(str(project.card))
     anew = "add --overwrite to write them anew, or choose another --output-dir"
     if Path(str(card.root)) != root:
@@ -153,7 +153,7 @@ def _detector(
     machine: Machine,
     say: Say,
 ) -> str:
-    """The config of a detector, or of a semantic or panoptic network where the images have label maps."""
+    """Returns the config of a detector, or of a semantic or panoptic network where the images have label maps."""
     index = sets["train"]
     maps = index.label_maps
     if maps is None:
@@ -208,7 +208,7 @@ def _needs(kind: str, images: int) -> str:
 
 
 def _classifier(specs: Mapping[str, str]) -> str:
-    """The config of a classifier: of resdet pretrain."""
+    """Returns the config of a classifier: of resdet pretrain."""
     choices = [
         Choice("backbone.name", "resnet18", "small; resdet list backbones has others"),
         Choice("data.train", [specs["train"]]),

@@ -118,7 +118,7 @@ def _of_origin(origin: Checkpoint[DetectionConfig]) -> list[Choice]:
 
 
 def _from_scratch(batch: int, side: int) -> list[Choice]:
-    """The network, of images whose longer ``side`` is so many pixels."""
+    """Returns the network, of images whose longer ``side`` is so many pixels."""
     norm = "bn" if batch >= 8 else "gn"
     stride = 8 if side <= SMALL_SIDE else 16
     rates = [max(1, round(share * side / stride)) for share in RATES]

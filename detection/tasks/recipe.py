@@ -173,7 +173,7 @@ def data_choices(index: AnnotationIndex, sets: Mapping[str, str]) -> list[Choice
 
 
 def _is_one_sided(name: str) -> bool:
-    """Whether the mirrored picture of a class shows another one, or none: letters, digits, left and right."""
+    """Returns whether the mirrored picture of a class shows another one, or none: letters, digits, left and right."""
     words = name.lower().replace("_", " ").replace("-", " ").split()
     return (len(name) == 1 and name.isalnum()) or any(word in ONE_SIDED for word in words)
 
@@ -212,7 +212,7 @@ def fitting_anchors(objects: NDArray[np.float64], least: Sequence[float] = LEAST
 
 
 def _sides(index: AnnotationIndex, shorter: int, longer: int) -> NDArray[np.float64]:
-    """Width and height (M, 2) of the objects in resized images, without ignored and tiny ones."""
+    """Returns width and height (M, 2) of the objects in resized images, without ignored and tiny ones."""
     boxes, _ = resized_boxes(index, shorter, longer)
     return boxes[:, 2:] - boxes[:, :2]
 

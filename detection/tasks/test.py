@@ -319,13 +319,13 @@ def write_measured(
 
 
 def _voc_metric(config: DetectionConfig) -> VocMetric:
-    """The definition of VOC's metric that the first card to be tested or watched asks for."""
+    """Returns the definition of VOC's metric that the first card to be tested or watched asks for."""
     first = next(iter((*config.data.test, *config.data.val)))
     return load_card(first.rpartition(":")[0]).voc_metric
 
 
 def _share(index: AnnotationIndex, limit: int | None) -> range:
-    """The rows of ``index`` that this process tests, of the first ``limit``."""
+    """Returns the rows of ``index`` that this process tests, of the first ``limit``."""
     return range(len(index) if limit is None else min(limit, len(index)))[rank() :: world_size()]
 
 

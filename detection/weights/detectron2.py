@@ -61,7 +61,7 @@ LEVELS = 5  # of a pyramid
 def convert_detectron2(
     state: Mapping[str, Tensor], *, class_names: Sequence[str], settings: Mapping[str, Any] | None = None
 ) -> tuple[DetectionConfig, dict[str, Tensor]]:
-    """The config under which a detector gives Detectron2's numbers, and ``state`` by that detector's names.
+    """Returns the config under which a detector gives Detectron2's numbers, and ``state`` by that detector's names.
 
     Detectron2's background is the last class, as ours. Older files also hold the anchors and the normalisation of the
     pixels; these must be what the config says.
@@ -153,7 +153,7 @@ def _architecture(state: Mapping[str, Tensor]) -> Architecture:
 
 
 def _predictor(state: Mapping[str, Tensor]) -> str:
-    """The name of the (first) box predictor in ``state``, which has our names."""
+    """Returns the name of the (first) box predictor in ``state``, which has our names."""
     for predictor in ("box_stage.predictor", "box_stage.stages.0.predictor"):
         needed = ("rpn.head.conv.weight", f"{predictor}.classes.weight", f"{predictor}.deltas.bias")
         if all(name in state for name in needed):
@@ -240,7 +240,7 @@ def _norm_after(state: Mapping[str, Tensor], block: str) -> str | None:
 
 
 def _masks_for_all(state: dict[str, Tensor], num_classes: int) -> dict[str, Tensor]:
-    """``state`` with one mask for all classes (CLS_AGNOSTIC_MASK) as the mask of each."""
+    """Returns ``state`` with one mask for all classes (CLS_AGNOSTIC_MASK) as the mask of each."""
     names = (f"{layer}.{part}" for layer in ("mask_stage.head.masks", POINTS) for part in ("weight", "bias"))
     shared = {name: state[name] for name in names if name in state and len(state[name]) == 1}
     return state | {name: value.expand(num_classes, *value.shape[1:]) for name, value in shared.items()}

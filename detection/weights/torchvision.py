@@ -63,7 +63,7 @@ COCO_ROWS: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"
 def convert_torchvision(
     state: Mapping[str, Tensor], *, class_names: Sequence[str], norm_eps: float | None = None
 ) -> tuple[DetectionConfig, dict[str, Tensor]]:
-    """The config under which a detector gives torchvision's numbers, and ``state`` by that detector's names.
+    """Returns the config under which a detector gives torchvision's numbers, and ``state`` by that detector's names.
 
     torchvision's background is row 0, ours the last of the class logits; boxes and masks have none. Where ``state`` has
     the published 91 rows and ``class_names`` are COCO's 80, the rows of unused category ids are dropped: their small
@@ -126,7 +126,7 @@ def _refuse_others(state: Mapping[str, Tensor]) -> None:
 
 
 def _class_rows(count: int, class_names: Sequence[str]) -> list[int]:
-    """The row of ``count`` that each of ``class_names`` has; row 0 is the background's."""
+    """Returns the row of ``count`` that each of ``class_names`` has; row 0 is the background's."""
     if count == len(class_names) + 1:
         return list(range(1, count))
     if count == len(COCO_ROWS) and set(class_names) == set(COCO_ROWS[1:]) - {"N/A"}:
@@ -159,7 +159,7 @@ def _norm_eps(state: Mapping[str, Tensor]) -> float:
 
 
 def _counts_steps(state: Mapping[str, Tensor]) -> bool:
-    """Whether the body has BatchNorm2d; FrozenBatchNorm2d has no step counters."""
+    """Returns whether the body has BatchNorm2d; FrozenBatchNorm2d has no step counters."""
     return "backbone.body.bn1.num_batches_tracked" in state
 
 

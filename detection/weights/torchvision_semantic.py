@@ -59,7 +59,7 @@ def is_semantic(state: Mapping[str, Tensor]) -> bool:
 def convert_semantic(
     state: Mapping[str, Tensor], class_names: Sequence[str]
 ) -> tuple[DetectionConfig, dict[str, Tensor]]:
-    """The config under which a network gives torchvision's logits, and ``state`` by that network's names.
+    """Returns the config under which a network gives torchvision's logits, and ``state`` by that network's names.
 
     Every class, the background included, has its row in torchvision's order.
 

@@ -105,7 +105,7 @@ def read_label_images(
 
 
 def _unlabelled(missing: Mapping[str, str]) -> list[Problem]:
-    """A note if there are ``missing`` label images, by image."""
+    """Returns a note if there are ``missing`` label images, by image."""
     if not missing:
         return []
     path, label = next(iter(missing.items()))

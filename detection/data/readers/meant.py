@@ -27,7 +27,7 @@ class Meant:
         self._files: dict[tuple[str, ...], str] | None = None
 
     def hint(self, name: str) -> str:
-        """The end of a message about ``name``: which file it probably means; empty if none."""
+        """Returns the end of a message about ``name``: which file it probably means; empty if none."""
         if self._files is None:
             self._files = {}
             for file in islice(_below(self._folder), MAX_FILES):

@@ -55,7 +55,7 @@ def resize_images(images: ImageBatch, shorter: int) -> ImageBatch:
 
 
 def flip_images(images: ImageBatch) -> ImageBatch:
-    """The images mirrored left to right, each within its own width."""
+    """Returns the images mirrored left to right, each within its own width."""
     pixels = images.pixels.clone()
     for row, (_, width) in zip(pixels, images.size_list(), strict=True):
         row[:, :, :width] = row[:, :, :width].flip(-1)
@@ -63,7 +63,7 @@ def flip_images(images: ImageBatch) -> ImageBatch:
 
 
 def flip_boxes(boxes: Tensor, widths: Tensor) -> Tensor:
-    """``boxes`` (N, ..., 4) in the mirrored images of ``widths`` (N,) pixels; twice gives the same boxes."""
+    """Returns ``boxes`` (N, ..., 4) in the mirrored images of ``widths`` (N,) pixels; twice gives the same boxes."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     widths = widths.view(-1, *[1] * (x1.ndim - 1))
     return torch.stack([widths - x2, y1, widths - x1, y2], dim=-1)
