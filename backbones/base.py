@@ -73,7 +73,7 @@ class Tail(nn.Module, ABC):
         """Returns vectors (R, out_channels) of pooled regions (R, in_channels, S, S)."""
 
     def maps(self, regions: Tensor) -> Tensor:
-        """The tail's last feature maps (R, out_channels, S', S') of pooled regions, where a mask can be read from them.
+        """Returns the tail's last feature maps (R, out_channels, S', S') of pooled regions, from which masks are read.
 
         Raises:
             ValueError: this tail has none.
@@ -83,7 +83,7 @@ class Tail(nn.Module, ABC):
         )
 
     def pool_whole_image(self, features: Tensor) -> Tensor:
-        """What a feature map (N, C, H, W) of whole images becomes before the tail can classify the images."""
+        """Pools a feature map (N, C, H, W) of whole images to what the tail takes for classification."""
         return features
 
 

@@ -91,7 +91,7 @@ class FPN(Backbone):
         return levels
 
     def tail(self) -> Tail:
-        """No layers are left after a pyramid.
+        """Refuses: no layers are left after a pyramid.
 
         Raises:
             ValueError: always.

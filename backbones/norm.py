@@ -114,7 +114,7 @@ def make_norm(kind: NormKind, eps: float) -> NormLayer:
 
 
 def frozen_kind(kind: NormKind) -> NormKind:
-    """The kind for layers that must not change: batch statistics move without any gradient, so they get fixed."""
+    """Returns the kind for layers that must not change: batch statistics move without a gradient, so they get fixed."""
     return "frozen_bn" if kind in ("bn", "sync_bn") else kind
 
 

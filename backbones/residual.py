@@ -127,7 +127,7 @@ class ResidualBlock(nn.Module, ABC):
         return [(getattr(self, first), getattr(self, second)) for first, second in self.followed] + shortcut
 
     def _add_shortcut(self, in_channels: int, out_channels: int, *, stride: int, design: BlockDesign) -> None:
-        """Last of the layers, since the order in which layers are made is that of their random numbers."""
+        """Adds the shortcut last, since layers draw their random numbers in the order in which they are made."""
         attention = SqueezeExcitation if design.se else CBAM if design.cbam else None
         self.se = nn.Identity() if attention is None else attention(out_channels)
         self.downsample = _shortcut(
@@ -138,7 +138,7 @@ class ResidualBlock(nn.Module, ABC):
         return drop_blocks(x, self.dropblock) if self.training and self.dropblock > 0 else x
 
     def _join(self, x: Tensor, entering: Tensor, folded: FoldedWeights | None) -> Tensor:
-        """Branch plus shortcut of the block's input ``x``; ``entering`` is ``x`` as the first layers take it."""
+        """Adds the shortcut of the input ``x`` to the branch; ``entering`` is ``x`` as the first layers take it."""
         if self.training and self.death > 0 and torch.rand((), device="cpu").item() < self.death:
             # Gradients of zero, not none: parallel processes, which skip other blocks, average all of them.
             out = 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
@@ -281,7 +281,7 @@ class Stage(nn.Sequential):
 def convolution(
     in_channels: int, out_channels: int, kernel_size: int, stride: int, dilation: int = 1, groups: int = 1
 ) -> nn.Conv2d:
-    """Padded such that the size becomes ceil(size / stride); the normalisation layer after it holds the bias."""
+    """Returns a convolution padded to size ceil(size / stride); the normalisation layer after it holds the bias."""
     padding = dilation * (kernel_size // 2)
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False)
 
@@ -330,7 +330,7 @@ def linear_decay(final: float, count: int) -> list[float]:
 
 @torch.no_grad()
 def initialise(module: nn.Module, activation: ActivationKind) -> None:
-    """``he_initialise``, with the variance that keeps signals of their size under this activation.
+    """Applies ``he_initialise`` with the variance that keeps the size of signals under this activation.
 
     Samples of deformable convolutions start on the grid.
 

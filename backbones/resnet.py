@@ -357,6 +357,6 @@ def check_deform(deform: Sequence[str], *, modulated: bool, bottlenecks: bool) -
 
 
 def _stem_c(norm: NormLayer, activation: ActivationLayer) -> nn.Sequential:
-    """(N, 3, H, W) -> (N, 64, H / 2, W / 2), with the names of timm; the last normalisation is the network's bn1."""
+    """Maps (N, 3, H, W) to (N, 64, H / 2, W / 2), by timm's names; the last normalisation is the network's bn1."""
     first, second, third = convolution(3, 32, 3, 2), convolution(32, 32, 3, 1), convolution(32, 64, 3, 1)
     return FoldingSequential(first, norm(32), activation(32), second, norm(32), activation(32), third)

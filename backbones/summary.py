@@ -234,7 +234,7 @@ def _torchvision_error(model_name: str) -> float:
 
 @torch.no_grad()
 def count_multiply_adds(network: nn.Module, size: tuple[int, int]) -> int:
-    """Multiply-adds of the convolutions and matrix products for one image of ``size`` (H, W), as papers count them.
+    """Returns the multiply-adds of convolutions and matrix products for one image of ``size`` (H, W), as in papers.
 
     A deformable convolution counts as a plain one and the one that gives its offsets, without the interpolation.
 

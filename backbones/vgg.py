@@ -139,7 +139,7 @@ class VGG(Backbone):
         return features
 
     def tail(self) -> VGGTail:
-        """fc6 and fc7.
+        """Returns fc6 and fc7.
 
         Raises:
             ValueError: on a second call, or when "c5" is not among the features.

@@ -27,7 +27,7 @@ def intersection(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union (..., M, G) of every box (..., M, 4) with every other (..., G, 4); 0 of empty boxes.
+    """Returns the IoU (..., M, G) of every box (..., M, 4) with every other (..., G, 4); 0 for empty boxes.
 
     At its peak it needs three times the memory of the result.
     """
@@ -56,7 +56,7 @@ def inside(boxes: Tensor, sizes: Tensor) -> Tensor:
 
 
 def scale(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
-    """``boxes`` (..., 4) of an image of ``size`` (height, width), in pixels of the same image at ``new_size``."""
+    """Scales ``boxes`` (..., 4) in pixels of an image of ``size`` (height, width) to the image at ``new_size``."""
     y, x = new_size[0] / size[0], new_size[1] / size[1]
     return boxes * boxes.new_tensor([x, y, x, y])
 

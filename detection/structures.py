@@ -23,7 +23,7 @@ OF_IMAGE = ("label_map", "label_scores")  # fields without a row per object
 
 
 def move(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """``tensor`` on ``device``; towards a GPU without waiting for the copy, away from it the values must be there."""
+    """Returns ``tensor`` on ``device``; copies to a GPU do not wait, and copies from it do."""
     return tensor.to(device, non_blocking=torch.device(device).type == "cuda")
 
 

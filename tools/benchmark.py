@@ -135,7 +135,7 @@ def seconds_of(call: Callable[[], None], device: str) -> float:
 
 
 def memory_of(call: Callable[[], None], device: str) -> float:
-    """GiB of tensors that one call needs at its peak, beyond what was there."""
+    """Returns GiB of tensors that one call needs at its peak, beyond what was there."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

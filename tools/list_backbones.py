@@ -55,7 +55,7 @@ def library_names() -> list[str]:
 
 
 def render(entries: Sequence[BackboneSummary], runs: Path) -> str:
-    """Four tables: networks for ImageNet from here, those of other libraries, for CIFAR-10 and for Tiny-ImageNet."""
+    """Renders four tables: ImageNet networks from here, from other libraries, CIFAR-10's and Tiny-ImageNet's."""
     own = [entry for entry in entries if entry.num_classes == 1000 and ":" not in entry.name]
     library = [entry for entry in entries if ":" in entry.name]
     small = [entry for entry in entries if entry.num_classes == 10]

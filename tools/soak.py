@@ -65,7 +65,7 @@ class Memory:
         self.workers.append(sum(memory_mib(child.pid) for child in multiprocessing.active_children() if child.pid))
 
     def slope(self, values: list[float]) -> float:
-        """MiB per 1,000 steps over the second half: the median of all pairs, which peaks while saving do not move."""
+        """Returns MiB per 1,000 steps over the second half: the median of all pairs, robust to peaks of saving."""
         half = len(values) // 2
         steps, mib = np.array(self.steps[half:]), np.array(values[half:])
         first, second = np.triu_indices(len(steps), 1)

@@ -108,7 +108,7 @@ class TracedBackbone(Backbone):
         }
 
     def tail(self) -> Tail:
-        """No layers behind the trunk are kept.
+        """Refuses: no layers behind the trunk are kept.
 
         Raises:
             ValueError: always.
@@ -141,7 +141,7 @@ class TracedBackbone(Backbone):
         """
 
     def _fit_sizes(self) -> int:
-        """What sides of images are padded to multiples of before the trunk; its unpadded layers are padded if need be.
+        """Returns the multiple to which image sides are padded; unpadded layers of the trunk are padded if need be.
 
         Raises:
             ValueError: the maps are not ceil(size / stride) either way.
@@ -161,7 +161,7 @@ class TracedBackbone(Backbone):
 
     @torch.no_grad()
     def _misfit(self, size: tuple[int, int]) -> str:
-        """What is wrong with the trunk's maps of an image of this size; empty if nothing."""
+        """Returns what is wrong with the trunk's maps of an image of this size; empty if nothing."""
         parameter = next(self.trunk.parameters())
         training = self.trunk.training
         self.trunk.eval()
@@ -270,7 +270,7 @@ def _frozen_stem(
 
 
 def fix_norms(trunk: nn.Module, norm: Literal["bn", "frozen_bn"] | None, frozen: set[str], *, name: str) -> None:
-    """Batch normalisation with fixed statistics in the modules ``frozen``, or everywhere, unless ``norm`` is "bn"."""
+    """Fixes the statistics of batch norms in the modules ``frozen``, or everywhere, unless ``norm`` is "bn"."""
     check_choice(f"norm of {name}", norm, (None, "bn", "frozen_bn"))
     layers = {key: layer for key, layer in trunk.named_modules() if isinstance(layer, nn.BatchNorm2d)}
     if norm is not None and not layers:

@@ -125,7 +125,7 @@ def _download(timm: ModuleType, model_name: str) -> dict[str, Tensor]:
 
 
 def _stages(model: nn.Module) -> dict[str, Stage]:
-    """c1 .. c5 as far as the model has maps of these strides; the last one where there are several."""
+    """Returns c1 .. c5 as far as the model has maps of these strides; the last one where there are several."""
     return {
         STRIDES[entry["reduction"]]: Stage(entry["module"], entry["num_chs"])
         for entry in getattr(model, "feature_info", ())

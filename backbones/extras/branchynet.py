@@ -72,7 +72,7 @@ class BranchyNet(Classifier):
         return self.answer(images)[0]
 
     def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, K) of normalised float images (N, 3, H, W), and by which exit (N,) each left, counted from 0.
+        """Returns logits (N, K) of normalised float images (N, 3, H, W), and the exit (N,) that each left by, from 0.
 
         The layers after an exit see only the samples that are still in the network.
         """
@@ -146,7 +146,7 @@ def _hook(at_exit: Callable[[str, Tensor], Tensor], name: str) -> Callable[[nn.M
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """In nats (N,), of the class probabilities that ``logits`` (N, K) stand for."""
+    """Returns the entropy in nats (N,) of the class probabilities that ``logits`` (N, K) stand for."""
     log = logits.float().log_softmax(dim=1)
     return -(log.exp() * log).sum(dim=1)
 

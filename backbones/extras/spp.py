@@ -24,7 +24,7 @@ LEVELS = (1, 2, 3, 6)  # bins per side
 
 
 def num_bins(levels: Sequence[int]) -> int:
-    """B of a pyramid with so many bins per side on its levels."""
+    """Returns B, the bins of a pyramid with so many bins per side on its levels."""
     return sum(level**2 for level in levels)
 
 

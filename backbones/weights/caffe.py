@@ -43,7 +43,7 @@ def has_caffe_names(state: Mapping[str, Tensor]) -> bool:
 
 
 def rename_caffe(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` by our names, those of torchvision; names that are neither a ResNet's nor a VGG's stay as they are.
+    """Returns ``state`` by our names, torchvision's; names of neither a ResNet nor a VGG stay as they are.
 
     A scale and an offset become batch normalisation of mean 0 whose variance and eps add up to 1. Our convolutions
     before batch normalisation have no bias: what a bias adds is taken off the mean, which is the same network.

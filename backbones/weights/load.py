@@ -202,7 +202,7 @@ def download_torchvision(name: str) -> dict[str, Tensor]:
 
 
 def rename_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's names -> ours: VGG's linear layers are fc6 and fc7, the last layer of any network is fc."""
+    """Renames torchvision's layers: VGG's linear layers are fc6 and fc7, the last layer of any network is fc."""
     return {_our_name(name): value for name, value in state.items()}
 
 

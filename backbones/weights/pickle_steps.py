@@ -234,7 +234,7 @@ def _take(stack: list[_Note | None], opcode: pickletools.OpcodeInfo) -> list[_No
 
 
 def _key(part: _Note) -> _Note:
-    """Of a pair [key, value], as Python 2 wrote an OrderedDict; else ``part``, as lists are no keys."""
+    """Returns the key of a pair [key, value] of Python 2's OrderedDict; else ``part``, as lists are no keys."""
     return part.parts[0] if part.kind == "list" and part.parts else part
 
 

@@ -65,7 +65,7 @@ UNREADABLE = (
 
 
 def read_pickle(path: str | Path) -> Any:
-    """What the pickle at ``path`` holds: dicts, lists, tuples, strings, numbers, and numpy arrays of numbers.
+    """Reads the pickle at ``path``: dicts, lists, tuples, strings, numbers, and numpy arrays of numbers.
 
     Texts of Python 2, which are bytes, come back as latin-1.
 

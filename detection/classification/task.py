@@ -323,7 +323,7 @@ def _look(
     index: AnnotationIndex,
     reduce: Callable[[Tensor, Tensor], list[Found]],
 ) -> list[Found] | None:
-    """What ``reduce`` makes of probabilities (n, K) of images ``rows`` (n,), image by image, on the main process."""
+    """Returns ``reduce`` of the probabilities (n, K) of images ``rows`` (n,), image by image, on the main process."""
     device = choose_device(config.device)
     loader, count = _loader(config, index)
     seen: list[Found] = []
@@ -363,18 +363,18 @@ def _write(result: dict[str, Any], output: Path) -> dict[str, Any]:
 
 
 def _names(section: str) -> list[str]:
-    """The figures of a section; of a classifier "topN": N is how many of the likeliest may hold the image's own."""
+    """Returns the figures of a section; "topN" of a classifier: the true class is among the N likeliest."""
     return [metric.short_name for metric in shown_in("console", f"{section}.")]
 
 
 def _ranks(probabilities: Tensor, labels: Tensor) -> list[int]:
-    """How many classes (N,) are likelier, or as likely and before it, than each image's own; of (N, K) and (N,)."""
+    """Returns the rank (N,) of each image's class among (N, K); equally likely ones before it count, 0 is top-1."""
     order = probabilities.argsort(dim=1, descending=True, stable=True)
     return (order == labels[:, None]).int().argmax(dim=1).tolist()
 
 
 def _limit(name: str) -> int:
-    """N of "topN"."""
+    """Returns N of "topN"."""
     return int(name.removeprefix("top"))
 
 

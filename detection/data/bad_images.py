@@ -91,7 +91,7 @@ def _reasons(index: AnnotationIndex, rows: Sequence[int], *, decode: bool) -> di
 
 
 def _reason(index: AnnotationIndex, row: int, *, decode: bool) -> str:
-    """Why image ``row`` can't be used; empty if it can, as far as was looked."""
+    """Returns why image ``row`` can't be used; empty if it can, as far as was looked."""
     height, width = index.sizes[row].tolist()
     path, apply_exif = index.paths[row], bool(index.apply_exif[row])
     try:

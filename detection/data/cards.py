@@ -96,7 +96,7 @@ class Card:
         return {value: label for label, value in enumerate(values)} | dict.fromkeys(self.void, VOID)
 
     def folder(self, root: Path) -> Path:
-        """Where the data set lies below the data root ``root``."""
+        """Returns the data set's place below the data root ``root``."""
         return root / (self.root or self.name)
 
 
@@ -131,7 +131,7 @@ def load_card(name: str) -> Card:
 def load_dataset(
     specs: Sequence[str], root: Path, *, fields: Collection[str] = (), label_maps: bool = False
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """The images of all ``specs`` ("card:split", concatenated) below the data root ``root``, and what was dropped.
+    """Reads the images of all ``specs`` ("card:split", joined) below the data root ``root``, and what was dropped.
 
     ``fields`` (such as "masks") and ``label_maps`` are read too, which takes time and memory.
 
@@ -168,7 +168,7 @@ def _shared_images(specs: Sequence[str], parts: Sequence[AnnotationIndex]) -> li
 def read_split(
     card: Card, split: str, root: Path, *, fields: Collection[str] = (), label_maps: bool = False
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """The images of one split with the ``fields`` of their objects, and all that is wrong with it, errors included.
+    """Reads the images of a split with the ``fields`` of their objects, and all that is wrong, errors included.
 
     With ``label_maps`` the index has those that the card gives.
 

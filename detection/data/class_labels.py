@@ -44,7 +44,7 @@ def image_tags(index: AnnotationIndex) -> Tensor:
 
 
 def whole_images(index: AnnotationIndex) -> AnnotationIndex:
-    """``index`` as a classification set: each image with one object, the whole of it, of the class that it shows.
+    """Returns ``index`` as a classification set: each image with one object, all of it, of the class that it shows.
 
     Images without a class, those whose objects are all ignored or which have none, are left out.
 

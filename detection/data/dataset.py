@@ -165,7 +165,7 @@ class DetectionDataset(Dataset[Sample]):
     def _named(
         self, row: int, view: Callable[[], tuple[NDArray[np.uint8], Target]]
     ) -> tuple[NDArray[np.uint8], Target]:
-        """What ``view`` makes of ``row``; its errors name the image.
+        """Returns ``view`` of ``row``; its errors name the image.
 
         Raises:
             ImageError: the file can't be read or is of another size than annotated, or can't be augmented or resized.
@@ -205,7 +205,7 @@ class DetectionDataset(Dataset[Sample]):
 
 
 def _with_proposals(target: Target, proposals: Proposals) -> Target:
-    """``target`` with the proposals as further rows of label -1, so that they follow the pixels like objects."""
+    """Adds the proposals as rows of label -1, so that they follow the pixels like objects."""
     count = len(proposals)
     return target.joined(
         Target(
@@ -217,7 +217,7 @@ def _with_proposals(target: Target, proposals: Proposals) -> Target:
 
 
 def _without_proposals(target: Target) -> tuple[Target, Proposals]:
-    """The objects, and the proposals, best first; their scores are ranks, since training does not look at them."""
+    """Splits objects from proposals, best first; training ignores scores, so they are ranks."""
     boxes = target.boxes[target.labels < 0]
     return target[target.labels >= 0], Proposals(boxes=boxes, scores=-torch.arange(len(boxes)).float())
 

@@ -237,7 +237,7 @@ def _limit(url: str, part: Path, start: int, total: int | None) -> int:
 
 
 def _chunks(response: HTTPResponse) -> Iterator[bytes]:
-    """What comes, as it comes.
+    """Yields bytes as they come.
 
     Raises:
         TimeoutError: fewer than _SLOWEST bytes per second in _TIMEOUT.
@@ -291,7 +291,7 @@ def _md5(path: Path) -> str:
 
 
 def _ignore(done: int, total: int | None) -> None:
-    """Progress that nobody watches."""
+    """Takes the progress that nobody watches."""
 
 
 def unpack(archive_path: Path, folder: Path) -> None:
@@ -341,7 +341,7 @@ def _unpack_tar(archive_path: Path, folder: Path) -> None:
 
 
 def _tar_members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
-    """All members; tarfile would take a damaged header for the end, and go round for ever where a size is negative."""
+    """Lists all members; tarfile takes a damaged header for the end, and loops for ever on a negative size."""
     members: list[tarfile.TarInfo] = []
     for member in tar:
         if member.size < 0 or (members and member.offset <= members[-1].offset):
@@ -410,7 +410,7 @@ def _check_members(archive_path: Path, members: Sequence[_Member], folder: Path)
 
 
 def _problem_of_place(path: Path, folder: Path, known: dict[Path, bool]) -> str | None:
-    """Why what lies at ``path`` already, or above it, must not be written to; ``known`` holds what was found."""
+    """Returns why what lies at ``path``, or above it, must not be written to; ``known`` holds what was found."""
     if path.parent not in known:
         known[path.parent] = path.parent.resolve().is_relative_to(folder.resolve())
     if path != folder and not known[path.parent]:
@@ -429,7 +429,7 @@ def _free_bytes(folder: Path) -> int:
 
 
 def _problem_of_member(member: _Member, symlinks: set[str]) -> str | None:
-    """Why ``member`` must not be written, or None; ``symlinks`` are the normal names of the archive's links."""
+    """Returns why ``member`` must not be written, or None; ``symlinks`` are normal names of the archive's links."""
     if problem := _problem_of_path(member.name, symlinks):
         return problem
     if member.symlink_to is not None:
@@ -445,7 +445,7 @@ def _problem_of_member(member: _Member, symlinks: set[str]) -> str | None:
 
 
 def _problem_of_path(path: str, symlinks: set[str]) -> str | None:
-    """Why ``path`` may lead out of the folder it starts in, or None."""
+    """Returns why ``path`` may lead out of the folder it starts in, or None."""
     windows = PureWindowsPath(path)
     if windows.drive or windows.root:
         return "is absolute"

@@ -231,7 +231,7 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _grey(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """8 bits of each value; cameras with 12 bits put them into the lower ones of 16."""
+    """Returns 8 bits of each value; cameras with 12 bits put them into the lower ones of 16."""
     bits = 12 if values.max(initial=0) < 1 << 12 else 16
     return (values >> (bits - 8)).astype(np.uint8)
 

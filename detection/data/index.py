@@ -63,7 +63,7 @@ class AnnotationIndex:
         return fields_of(self.keypoints)
 
     def objects(self, row: int) -> slice:
-        """Where the objects of image ``row`` stand."""
+        """Returns the slice of the objects of image ``row``."""
         return slice(*span(self.ends, row))
 
     def image(self, row: int) -> NDArray[np.uint8]:

@@ -119,7 +119,7 @@ class JPEGData:
 
 
 def _all_end_first(tables: bytes) -> bool:
-    """Whether the first code, which is all zeros, ends a block in every AC table among the Huffman ``tables``."""
+    """Returns whether the all-zeros code ends a block in every AC table among the Huffman ``tables``."""
     at = 0
     while at + 17 <= len(tables):
         symbols = at + 17

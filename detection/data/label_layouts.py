@@ -38,7 +38,7 @@ class _Group:
 
 
 def find_label_images(tree: Tree) -> Layout | None:
-    """Label images: PNGs with few values of one byte a pixel, named as pictures beside them or in another folder."""
+    """Finds label images: PNGs with few one-byte values, named as pictures beside them or in another folder."""
     files, groups = dict[_Group, dict[str, PurePosixPath]](), dict[str, list[_Group]]()
     for path in tree.images:
         found = WORDS.fullmatch(path.stem)
@@ -133,7 +133,7 @@ def _entries(
 
 
 def _classes(tree: Tree, paths: Sequence[PurePosixPath], notes: list[str]) -> dict[str, Any]:
-    """The keys of a card about classes: the values of the label images with their names, if a file has these."""
+    """Returns the keys of a card about classes: the label values with their names, if a file has these."""
     step = -(-len(paths) // SCANNED)
     scanned = {path: _values(tree.folder / path) for path in paths[::step]}
     values = set[int]().union(*(own or () for own in scanned.values()))

@@ -123,7 +123,7 @@ def build_index(
     drop: bool,
     keypoints: KeypointSpec | None = None,
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """The index of ``images`` and ``objects``, without the boxes that can't be used, and a Problem for each of them.
+    """Builds the index of ``images`` and ``objects`` without unusable boxes, and a Problem for each of these.
 
     Args:
         images: what the reader found.
@@ -228,7 +228,7 @@ def _pack_fields(
     rows: NDArray[np.int64],
     files: Sequence[str],
 ) -> tuple[dict[str, PackedStrings], list[Problem]]:
-    """The fields of the objects ``rows``; unknown, and with a Problem, where there is no value that can be used.
+    """Packs the fields of the objects ``rows``; an unusable value is unknown, and a Problem.
 
     A field that no object has is left out, without a Problem.
     """

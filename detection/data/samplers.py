@@ -81,7 +81,7 @@ class TrainBatches(Sampler[list[Key]]):
             position += len(places)
 
     def _passes(self) -> Iterator[Tensor]:
-        """The places among ``rows``, in the order of one pass after the other."""
+        """Yields the places among ``rows``, in the order of one epoch after the other."""
         generator = torch.Generator().manual_seed(self.seed)
         while True:
             if self.repeats is None:

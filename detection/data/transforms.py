@@ -83,7 +83,7 @@ class Resize:
         seed: Sequence[int] = (),
         out: NDArray[np.uint8] | None = None,
     ) -> tuple[NDArray[np.uint8], Target]:
-        """The image (H, W, 3), in ``out`` if it is given, and its target, both resized; ``seed`` does not matter."""
+        """Resizes the image (H, W, 3), into ``out`` if it is given, and its target; ``seed`` does not matter."""
         size = image.shape[0], image.shape[1]
         new_size = self.size(size)
         resized = cv2.resize(image, (new_size[1], new_size[0]), dst=out, interpolation=cv2.INTER_LINEAR)
@@ -154,7 +154,7 @@ class Jitter:
         return canvas, self._move(target, size, (height, width), (top, left))
 
     def _move(self, target: Target, size: tuple[int, int], resized: tuple[int, int], corner: tuple[int, int]) -> Target:
-        """``target`` of an image of ``size`` in the canvas whose ``corner`` (y, x) lies in the ``resized`` image."""
+        """Moves ``target``, of ``size``, into the canvas whose ``corner`` (y, x) lies in the ``resized`` image."""
         top, left = corner
         shown = min(self.size, resized[0]), min(self.size, resized[1])
         boxes = clip(scale(target.boxes, size, resized) - torch.tensor([left, top, left, top]), shown)
@@ -237,7 +237,7 @@ class Augment:
         return _unpack(result, target, self._fields)
 
     def pixels(self, image: NDArray[np.uint8], *, seed: Sequence[int]) -> NDArray[np.uint8]:
-        """The image (H, W, 3) as ``__call__`` changes it with this ``seed``, in half the time, since no boxes move.
+        """Returns the image (H, W, 3) as ``__call__`` changes it with ``seed``, in half the time, as no boxes move.
 
         Raises:
             ValueError: a transform chooses by the boxes, or can't change this image.

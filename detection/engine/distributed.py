@@ -185,7 +185,7 @@ def collect(rows: Sequence[T], *, timeout: timedelta = EVALUATION_TIMEOUT) -> li
 
 @contextmanager
 def together(doing: str, *, timeout: timedelta | None = None) -> Iterator[None]:
-    """A part of the work after which all processes go on, or none does: if one raises, all raise.
+    """Raises on all processes, at the end of its block, where one of them raised in it.
 
     Args:
         doing: what the messages say.
@@ -211,7 +211,7 @@ def together(doing: str, *, timeout: timedelta | None = None) -> Iterator[None]:
 
 @contextmanager
 def exchanges(doing: str) -> Iterator[None]:
-    """A part of the work in which torch itself waits for the others, as DistributedDataParallel does.
+    """Marks a block in which torch itself waits for the others, as DistributedDataParallel does.
 
     Args:
         doing: what the message says.
@@ -262,7 +262,7 @@ def replicated(model: nn.Module) -> nn.Module:
 
 
 def gradients_wait(replica: nn.Module, *, wait: bool) -> AbstractContextManager[None]:
-    """Where ``wait`` is set, backward passes of what ``replicated`` gave only add up: a later one averages the sum."""
+    """Skips the gradient all-reduce (DDP's ``no_sync``) while ``wait`` is true; a later one takes the sum."""
     return replica.no_sync() if wait and isinstance(replica, DistributedDataParallel) else nullcontext()
 
 

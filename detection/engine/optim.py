@@ -18,7 +18,7 @@ POLY_POWER = 0.9  # Chen et al. 2017, "Rethinking Atrous Convolution", section 4
 
 
 def build_optimizer(model: nn.Module, solver: SolverConfig) -> Optimizer:
-    """SGD with momentum, or AdamW with torch's betas, over the trainable parameters of ``model``.
+    """Builds SGD with momentum, or AdamW with torch's betas, over the trainable parameters of ``model``.
 
     Biases learn at ``bias_lr_factor`` times the rate; neither they nor norm layers nor PReLU's slopes decay
     (He et al. 2015, "Delving Deep into Rectifiers", section 2.1).  AdamW takes no notice of ``momentum``.

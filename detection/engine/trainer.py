@@ -353,7 +353,7 @@ def initial_state(
     fresh: bool,
     layout: Layout = "channels_last",
 ) -> TrainState:
-    """The state before the first step; weights of a run that goes on are not read, since the checkpoint's follow."""
+    """Returns the state before the first step; a resumed run reads no weights, since its checkpoint's follow."""
     torch.manual_seed(config.seed)
     model = build(fresh).to(device)
     set_layout(model, layout)

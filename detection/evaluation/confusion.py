@@ -87,7 +87,7 @@ def found_objects(record: Record, *, min_score: float) -> NDArray[np.bool_]:
 
 
 def rank_images(records: Sequence[Record], *, min_score: float) -> list[ImageScore]:
-    """All images with an object or a detection, best F1 first; of equal ones those with more hits and fewer errors."""
+    """Ranks all images with an object or a detection by F1; of equal ones, first more hits, then fewer errors."""
     scores = []
     for row, record in enumerate(records):
         hits = int(np.count_nonzero(found_objects(record, min_score=min_score)))

@@ -80,7 +80,7 @@ def mean_precision(curves: Sequence[ClassCurve]) -> NDArray[np.float64]:
 
 
 def f1_by_threshold(curves: Sequence[ClassCurve]) -> NDArray[np.float64]:
-    """F1 (S,) of the detections that score at least each of ``THRESHOLDS``, averaged over the classes with objects.
+    """Returns F1 (S,) of detections from each of ``THRESHOLDS`` on, averaged over the classes with objects.
 
     F1 = 2 hits / (detections + objects).  NaN if no class has objects.
     """
@@ -102,7 +102,7 @@ def best_f1(curves: Sequence[ClassCurve]) -> tuple[float, float] | tuple[None, N
 
 
 def score_of_as_many(records: Sequence[Record]) -> float:
-    """The score from which on there are as many detections as objects to find; 0 where there are fewer of the former.
+    """Returns the score above which there are as many detections as objects to find; 0 where there are too few.
 
     At it, two detectors show the same number of boxes, whatever their scores are like.
     """
@@ -119,7 +119,7 @@ def _interpolated(curve: ClassCurve) -> NDArray[np.float64]:
 
 
 def _f1(curve: ClassCurve) -> NDArray[np.float64]:
-    """F1 (S,) of one class that has objects."""
+    """Returns F1 (S,) of one class that has objects."""
     # Thresholds of the scores' own digits: a score of 0.3 is kept at threshold 0.3.
     kept = np.searchsorted(-curve.scores, -THRESHOLDS.astype(curve.scores.dtype), side="right")
     hits = np.concatenate([[0], np.cumsum(curve.hits)])[kept]

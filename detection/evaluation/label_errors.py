@@ -160,7 +160,7 @@ def _missing(
 
 
 def _extra(records: Sequence[Record], seen: Sequence[NDArray[np.float64]], min_score: float) -> list[Suspect]:
-    """Objects that are not ``seen``, by how much more their like (class and size) is: ``min_score`` at least."""
+    """Returns objects not ``seen``, by how much more others of their class and size are: ``min_score`` at least."""
     if not records:
         return []
     labels = np.concatenate([record.gt_labels for record in records])
@@ -181,7 +181,7 @@ def _extra(records: Sequence[Record], seen: Sequence[NDArray[np.float64]], min_s
 
 
 def _agreed(loose: _Loose, runs: int) -> tuple[tuple[float, float, float, float], int, float] | None:
-    """The box and label that ``loose`` say together, and their mean score over all ``runs``; None if there are none."""
+    """Returns the box and label on which ``loose`` agree, and their mean score over all ``runs``; None of none."""
     best = None
     for label in dict.fromkeys(loose.labels.tolist()):
         own = _taken(loose, loose.labels == label)

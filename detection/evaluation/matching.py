@@ -220,7 +220,7 @@ def check_comparable(runs: Mapping[str, MatchedRecords]) -> None:
 
 
 def _mismatch(a: MatchedRecords, b: MatchedRecords) -> str | None:
-    """What was tested differently, first ``a`` and then ``b``; None for nothing."""
+    """Returns what was tested differently, first ``a`` and then ``b``; None for nothing."""
     for what, ours, theirs in (
         ("classes", list(a.class_names), list(b.class_names)),
         ("images", a.image_ids.tolist(), b.image_ids.tolist()),

@@ -121,7 +121,7 @@ def _image_table(image: int, record: Record, found: ImageMatches) -> _Table:
 
 
 def _kinds(own_iou: NDArray[np.float64], other_iou: NDArray[np.float64]) -> NDArray[np.str_]:
-    """The type (D,) of false positives from their IoU (D, G) with objects of their class and with the others."""
+    """Returns the type (D,) of false positives from their IoU (D, G) with objects of their class, and of others."""
     own, other = own_iou.max(axis=1, initial=0), other_iou.max(axis=1, initial=0)
     return np.select(
         [

@@ -236,7 +236,7 @@ class Comparison(Generic[ConfigT]):
             check_apart((key, "protocol.validation"), self.kind.read(compared, specs, key, self.say), chosen)
 
     def _timed(self, *, write: bool, near: bool = False) -> dict[str, ConfigT]:
-        """Variant -> config, with the steps that equal_time gives it; these are measured if they are not known yet."""
+        """Returns variant -> config with the steps that equal_time gives it; unknown times are measured."""
         configs = self._laid_out(self.check(near=near), timed=write)
         minutes, path = self.experiment.protocol.minutes, self.output / "plan.json"
         if minutes is None:
@@ -258,7 +258,7 @@ class Comparison(Generic[ConfigT]):
         return {v: replace(config, solver=scale_solver(config.solver, steps[v])) for v, config in configs.items()}
 
     def _laid_out(self, configs: Mapping[str, ConfigT], *, timed: bool) -> dict[str, ConfigT]:
-        """``configs`` with the one layout of the experiment in place of auto: chosen once, for all runs and machines.
+        """Puts the one layout of the experiment in place of auto: chosen once, for all runs and machines.
 
         Runs of an experiment without it, of earlier versions or ``timed`` by none, are channels last.
         """
@@ -284,7 +284,7 @@ class Comparison(Generic[ConfigT]):
         return time
 
     def _with_rates(self, configs: Mapping[str, ConfigT]) -> dict[str, ConfigT]:
-        """``configs`` at the rates that the search chose; those without one are left out, and their runs failed."""
+        """Returns ``configs`` at the learning rates of the search; left out are those whose runs failed."""
         grid = choose_rates(self.grid_runs(configs), self._metric(configs))
         write_json(self.output / "grid.json", {**grid, "validation": list(self.experiment.protocol.validation)})
         found = {}

@@ -34,7 +34,7 @@ __all__ = ["count_gflops", "measure_costs"]
 def measure_costs(
     config: DetectionConfig, checkpoint: Checkpoint[DetectionConfig] | None, *, images: int = 50, warmup: int = 3
 ) -> dict[str, Any]:
-    """The costs of the detector that ``config`` describes, tested on the first ``images`` of ``config.data.test``.
+    """Measures the detector that ``config`` describes on the first ``images`` of ``config.data.test``.
 
     Args:
         config: of the run.

@@ -209,7 +209,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
 
 def resolve_base(experiment: Experiment, schema: type[ConfigT]) -> ConfigT:
-    """What all variants start from, a config of ``schema``.
+    """Returns the config that all variants start from, of ``schema``.
 
     Raises:
         ValueError: no such config, or an override that it can't take.
@@ -242,7 +242,7 @@ def resolve_variants(experiment: Experiment, schema: type[ConfigT]) -> dict[str,
 
 
 def check_fair(experiment: Experiment, configs: Mapping[str, ProgramConfig]) -> tuple[KeyDifference, ...]:
-    """The differences between ``configs``, all of which the experiment allows: within each head, where there are heads.
+    """Returns the differences between ``configs``, all allowed by the experiment; heads are compared one by one.
 
     Heads may differ in all but what the experiment decides.
 

@@ -165,7 +165,7 @@ def _plan(
 
 
 def format_outcomes(outcomes: Sequence[Outcome]) -> str:
-    """The table: AP50 and AP in percent, the gain over the last row that ran, seconds per image, the paper's row."""
+    """Formats AP50 and AP in percent, the gain over the last row that ran, seconds per image, the paper's row."""
     metrics = [named(key) for key in FIGURES]
     names = [metric.name for metric in metrics]
     header = ("", *names, *(f"+{name}" for name in names), "s/image", f"paper {' / '.join(names)}")

@@ -81,7 +81,7 @@ def check_apart(names: tuple[str, str], first: AnnotationIndex, second: Annotati
 
 
 def also_changes(configs: Mapping[str, ConfigT], num_classes: int, kind: Kind[ConfigT]) -> list[dict[str, Any]]:
-    """What differs between the networks of ``configs`` (variant -> config), whatever the config keys say.
+    """Returns what differs between the networks of ``configs`` (variant -> config) beside the config keys.
 
     Raises:
         ValueError: a network that can't be built.

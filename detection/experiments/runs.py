@@ -199,7 +199,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def child_environment(placement: Placement, slot: int = 0) -> dict[str, str]:
-    """The environment of the child in ``slot``: its GPU, and its share of the cores if there are several at once."""
+    """Returns the environment of the child in ``slot``: its GPU, and its share of the cores among several."""
     environment = dict(os.environ)
     if placement.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = placement.gpus[slot % len(placement.gpus)]
@@ -209,7 +209,7 @@ def child_environment(placement: Placement, slot: int = 0) -> dict[str, str]:
 
 
 def last_error(log: str, exit_code: int) -> str:
-    """Why a program that said ``log`` ended with ``exit_code``, in a line."""
+    """Returns, in a line, why a program that logged ``log`` ended with ``exit_code``."""
     if exit_code < 0:
         name = signal.Signals(-exit_code).name
         return f"ended by signal {-exit_code} ({name}): killed, perhaps because memory ran out"
@@ -317,7 +317,7 @@ def _steps_done(run: Run) -> int:
 
 
 def _spent(metrics: Path) -> tuple[float, float]:
-    """Hours of training and peak memory, GiB, in a metrics.jsonl; lost steps of a run that was cut off do not count."""
+    """Returns hours of training and peak memory, GiB, from a metrics.jsonl; lost steps do not count."""
     seconds, memory, before = 0.0, 0.0, 0
     for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []:
         try:

@@ -45,7 +45,7 @@ class Keypoints:
         self.spec = spec
 
     def pack(self, raw: Any, size: Size) -> bytes:
-        """``raw`` is COCO's flat list of x, y and visibility; None where an object has none, which is no fault."""
+        """Packs COCO's flat list ``raw`` of x, y and visibility; None where an object has none, which is no fault."""
         if raw is None or raw == []:
             return self.unknown(size)
         return of_coco(raw, () if self.spec is None else self.spec.names).astype(np.float32).tobytes()

@@ -58,7 +58,7 @@ class Masks:
     def place(
         self, values: Tensor, size: Size, resized: Size, corner: tuple[int, int], canvas: Size
     ) -> tuple[Tensor, Tensor]:
-        """Moves masks by the nearest source pixels, as ``resize`` does; an object goes with the last pixel of its mask."""
+        """Moves masks by nearest source pixels, as ``resize``; an object goes with the last pixel of its mask."""
         shown = [min(canvas[i], resized[i]) for i in (0, 1)]
         rows, columns = ((torch.arange(shown[i]) + corner[i] + 0.5) * (size[i] / resized[i]) for i in (0, 1))
         placed = values.new_zeros(len(values), *canvas)

@@ -112,7 +112,7 @@ class ClassRPN(nn.Module):
         self.smooth_l1_beta, self.box_loss_weight = smooth_l1_beta, box_loss_weight
 
     def forward(self, images: ImageBatch, targets: Targets, proposals: Regions | None = None) -> dict[str, Tensor]:
-        """The losses ``rpn_class`` and ``rpn_box``; ``proposals``, which every model gets in training, are not used."""
+        """Returns the losses ``rpn_class`` and ``rpn_box``; ``proposals``, which all models get, are not used."""
         hidden = self.hidden(images)
         image, rows, labels, goals = self._draw(hidden, images, targets)
         cells, numbers = rows // self.anchors.num_anchors, rows % self.anchors.num_anchors
@@ -125,12 +125,12 @@ class ClassRPN(nn.Module):
         return {"rpn_class": _logistic(logits, labels) * scale, "rpn_box": box * scale * self.box_loss_weight}
 
     def hidden(self, images: ImageBatch) -> Tensor:
-        """What the sibling layers look at, (N, C, H / stride, W / stride)."""
+        """Returns the input (N, C, H / stride, W / stride) of the sibling layers."""
         return F.relu(self.conv(self.backbone(self.normalize(images))[self.feature]))
 
     @torch.no_grad()
     def propose(self, hidden: Tensor, sizes: Tensor, classes: Sequence[Tensor]) -> list[Detections]:
-        """For each image the boxes that ``keep`` leaves of each of its ``classes`` (Q,): class after class, best first.
+        """Returns each image's boxes of its ``classes`` (Q,) that ``keep`` leaves: class after class, best first.
 
         Scores are those of the class's own logistic output, 0..1.  ``sizes`` (N, 2) are the heights and widths.
         """
@@ -242,7 +242,7 @@ def _logistic(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _initialise(classes: nn.Linear, deltas: nn.Linear, num_classes: int) -> None:
-    """Small random weights, and scores that begin at 1 / (2 K).
+    """Draws small random weights; scores begin at 1 / (2 K).
 
     Half of what is drawn is positive, for one class of K.  From 1/2 the loss would begin at K ln 2, which is 693 for
     1000 classes.

@@ -166,7 +166,7 @@ def build_region_classifier(config: LocalizationConfig, num_classes: int, pretra
 
 
 def format_errors(result: dict[str, Any]) -> str:
-    """The table of ``run_localization``'s result: errors in percent, and the paper's; or where the guesses are."""
+    """Formats ``run_localization``'s errors in percent, and the paper's; or where the guesses are."""
     if "submission" in result:
         return f"guesses at {result['images']} images without ground truth: {result['submission']}"
     header = ("", "top-5 LOC", "top-1 LOC", "top-5 CLS", "paper's top-5")
@@ -214,7 +214,7 @@ def _is_left(number: int, path: Path, say: Callable[[str], None], *, done: bool)
 
 
 def _build_classifier(config: LocalizationConfig, class_names: Sequence[str]) -> _ClassPredictor | None:
-    """The classifier of a run, or of a file for the config's backbone; None if the config names no weights for it."""
+    """Builds the classifier of a run, or of a file for the config's backbone; None if no weights are named."""
     weights, num_classes = config.localization.classifier, len(class_names)
     if weights is None:
         return None
@@ -278,7 +278,7 @@ def _restored(
 def _propose_all(
     config: LocalizationConfig, rpn: ClassRPN, index: AnnotationIndex, labels: Tensor, say: Callable[[str], None]
 ) -> list[Proposals]:
-    """Dense proposals of each image's class ``labels`` (N,), best first, in its pixels; none where that is -1."""
+    """Returns dense proposals of each image's class ``labels`` (N,), best first, in its pixels; none for -1."""
     found = [Proposals(boxes=torch.zeros(0, 4), scores=torch.zeros(0))] * len(index)
     with _inference(config):
         for row, image in _stored_images(config, index, _labelled(labels), say):
@@ -331,7 +331,7 @@ def _row(name: str, records: Sequence[LocalizationRecord]) -> dict[str, Any]:
 
 @contextmanager
 def _inference(config: LocalizationConfig) -> Iterator[None]:
-    """No gradients, and the config's precision."""
+    """Disables gradients and sets the config's precision."""
     device, dtype = choose_device(config.device), PRECISIONS[config.solver.precision]
     with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         yield
@@ -345,7 +345,7 @@ def _labelled(labels: Tensor) -> list[int]:
 def _stored_images(
     config: LocalizationConfig, index: AnnotationIndex, rows: Sequence[int], say: Callable[[str], None]
 ) -> Iterator[tuple[int, ImageBatch]]:
-    """Each of ``rows`` and the pixels of its image, as stored."""
+    """Yields each of ``rows`` and the pixels of its image, as stored."""
     device = choose_device(config.device)
     for number, row in enumerate(rows):
         if number and number % SAY_EVERY == 0:
@@ -391,7 +391,7 @@ def _center_crop(image: ImageBatch, config: LocalizationConfig) -> _View:
 
 
 def _propose(rpn: ClassRPN, views: Sequence[_View], classes: Tensor, size: tuple[int, int]) -> Detections:
-    """The best boxes of each of ``classes`` (Q,) in any of the ``views``, in pixels of the image of ``size``."""
+    """Returns the best boxes of each of ``classes`` (Q,) in any of the ``views``, in pixels of the image."""
     parts = []
     for view in views:
         (found,) = rpn.propose(rpn.hidden(view.images), view.images.sizes, [classes])

@@ -36,7 +36,7 @@ class BoxCoder:
             raise ValueError(f"a box coder takes four weights, got {self.weights}")
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """Deltas (..., 4) from ``anchors`` (..., 4) to ``boxes`` (..., 4); both need a positive width and height."""
+        """Returns deltas (..., 4) from ``anchors`` (..., 4) to ``boxes`` (..., 4); both need positive sides."""
         box_center, box_size = _center_and_size(boxes)
         anchor_center, anchor_size = _center_and_size(anchors)
         shift = (box_center - anchor_center) / anchor_size

@@ -157,7 +157,7 @@ class BoxStage(nn.Module):
         return self.sampler.most_positives
 
     def forward(self, features: Sequence[Tensor], proposals: Regions, sizes: Tensor) -> ScoredBoxes:
-        """Scores and boxes of ``proposals`` from the levels ``features`` (N, C, H, W) of images of ``sizes`` (N, 2)."""
+        """Returns scores and boxes of ``proposals`` from ``features`` (N, C, H, W) of images of ``sizes`` (N, 2)."""
         logits, deltas = self.predictor(self.batch_vectors(features, proposals.boxes, sizes))
         return self.decode(logits, deltas, proposals.boxes, proposals.valid, sizes)
 
@@ -167,7 +167,7 @@ class BoxStage(nn.Module):
         return self.vectors(features, boxes.flatten(0, 1), images, sizes).unflatten(0, boxes.shape[:2])
 
     def vectors(self, features: Sequence[Tensor], boxes: Tensor, images: Tensor, sizes: Tensor) -> Tensor:
-        """(R, D) what the head says of the regions ``boxes`` (R, 4) of the ``images`` (R,); (R, 2 D) with context.
+        """Returns the head's vectors (R, D) of regions ``boxes`` (R, 4) of the ``images`` (R,); (R, 2 D) with context.
 
         ``sizes`` (N, 2) are the heights and widths of all N images.
         """
@@ -212,7 +212,7 @@ class BoxStage(nn.Module):
 
     @torch.no_grad()
     def label(self, boxes: Tensor, valid: Tensor, targets: Targets) -> RegionSample:
-        """All of ``boxes`` (N, R, 4) that are ``valid`` (N, R) and not ignored, as they are trained on undrawn."""
+        """Labels all of ``boxes`` (N, R, 4) that are ``valid`` (N, R) and not ignored, without sampling."""
         matches = self.matcher(boxes, targets, valid)
         used = matches.positive | matches.negative
         return self._labelled(boxes, targets, matches.indices, matches.positive, used)

@@ -83,7 +83,7 @@ class FasterRCNN(Architecture):
         targets: Targets | Sequence[Target] | None = None,
         proposals: Regions | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
-        """Scalar losses by name, of the parts that are not fixed, if there are targets; else each image's detections.
+        """Returns scalar losses by name, of the trained parts, if there are targets; else each image's detections.
 
         ``proposals`` take the place of the RPN's. All boxes are in pixels of the images as given.
         """
@@ -149,7 +149,7 @@ class FasterRCNN(Architecture):
         return found if self.keypoint_stage is None else self.keypoint_stage(features, _trimmed(found))
 
     def label_scores(self, features: Sequence[Tensor], found: Found, images: ImageBatch) -> Found:
-        """``found`` with scores of every pixel of the ``images``; as it is, from a detector without a label stage."""
+        """Returns ``found`` with scores of every pixel of ``images``; as it is, if there is no label stage."""
         if self.label_stage is None:
             return found
         height, width = images.pixels.shape[2:]

@@ -71,7 +71,7 @@ class KeypointStage(nn.Module):
         return replace(found, keypoints=keypoints.unflatten(0, found.labels.shape))
 
     def losses(self, features: Sequence[Tensor], sample: RegionSample, targets: Targets) -> dict[str, Tensor]:
-        """The loss ``keypoint`` of the positive regions of ``sample``: cross-entropy over the M x M cells of a map.
+        """Returns the loss ``keypoint`` of the positive regions of ``sample``: cross-entropy over M x M cells.
 
         It is the mean over the labelled keypoints that lie in their region, hidden ones too.
 

@@ -191,7 +191,7 @@ class MaskedStage(BoxStage):
         return super().losses(output) | mask
 
     def _look(self, features: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Class logits (N, P, K + 1), deltas (N, P, K or 1, 4) and mask logits (N * P, M, M) of ``boxes`` (N, P, 4)."""
+        """Returns class logits (N, P, K + 1), deltas (N, P, K or 1, 4), mask logits (N * P, M, M) of ``boxes``."""
         regions = self.pooler(features, boxes.flatten(0, 1), image_rows(boxes))
         masks = at_least_single(self.layers(regions))
         shares = F.adaptive_avg_pool2d(masks.sigmoid()[:, None], self.pooler.size).to(regions.dtype)
@@ -234,7 +234,7 @@ class MNC(Architecture):
         targets: Targets | Sequence[Target] | None = None,
         proposals: Regions | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
-        """Scalar losses by name if there are targets, else each image's detections; ``proposals`` replace the RPN's."""
+        """Returns losses by name if there are targets, else detections; ``proposals`` replace the RPN's."""
         if targets is None:
             return self.detect(images, proposals).ragged()
         targets = self.padded_targets(images, targets)

@@ -182,7 +182,7 @@ class OneStage(Architecture):
         targets: Targets | Sequence[Target] | None = None,
         proposals: Regions | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
-        """Scalar losses by name if there are targets, else each image's detections; boxes in pixels of ``images``.
+        """Returns losses by name if there are targets, else each image's detections, in pixels of ``images``.
 
         Raises:
             ValueError: ``proposals``, which it has no use for.

@@ -166,7 +166,7 @@ class PointStage(nn.Module):
     def losses(
         self, features: Sequence[Tensor], sample: RegionSample, targets: Targets, seeds: Tensor
     ) -> dict[str, Tensor]:
-        """The losses ``mask`` of the coarse masks and ``mask_point`` of points of the positive regions of ``sample``.
+        """Returns the losses ``mask``, of coarse masks, and ``mask_point``, of points, of positives of ``sample``.
 
         Both are the mean cross-entropy of the object's class; regions of objects without a mask have no part in them.
         ``seeds`` (N,) are those of the random points.

@@ -47,7 +47,7 @@ class Postprocessor:
         return self.choose(self._candidates(scored))
 
     def choose(self, candidates: Found) -> Found:
-        """Detections of each image, best first, among ``candidates``, of which those that count are ``valid``."""
+        """Returns each image's detections, best first, among the ``candidates`` that are ``valid``."""
         if self.soft_nms_sigma is None:
             boxes, scores, labels = candidates.boxes, candidates.scores, candidates.labels
             kept = nms(boxes, scores, labels, self.nms_iou, self.max_detections)

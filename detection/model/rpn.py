@@ -132,7 +132,7 @@ class RPN(nn.Module):
         self.smooth_l1_beta, self.box_loss_weight = smooth_l1_beta, box_loss_weight
 
     def forward(self, features: Sequence[Tensor], sizes: Tensor, padded: tuple[int, int]) -> Regions:
-        """Test-time proposals.
+        """Returns test-time proposals.
 
         Args:
             features: of each level (N, C, H, W).

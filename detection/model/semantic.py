@@ -132,7 +132,7 @@ def pixel_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def pixel_loss(logits: Tensor, targets: Targets, padded: tuple[int, int]) -> Tensor:
-    """Cross-entropy of ``logits`` (N, K, h, w) with the label maps of ``targets``, mean over the labelled pixels.
+    """Returns cross-entropy of ``logits`` (N, K, h, w) with the label maps of ``targets``, mean over labelled pixels.
 
     Args:
         logits: of images of size ``padded``.

@@ -152,7 +152,7 @@ class SemanticFPNHead(LabelHead):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, features: Sequence[Tensor], sizes: Tensor | None = None) -> Tensor:
-        """Logits (N, K, h, w) of stride 4 of ``features`` (N, C, h, w), finest first; coarser levels are left out."""
+        """Returns logits (N, K, h, w) of stride 4 of ``features`` (N, C, h, w), finest first; others are left out."""
         used = zip(self.levels.values(), features, strict=False)
         return self.classes(torch.stack([level(feature) for level, feature in used]).sum(dim=0))
 

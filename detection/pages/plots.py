@@ -163,7 +163,7 @@ def lines(
 
 
 def matrix(name: str, counts: NDArray[np.int64], labels: Sequence[str], *, x_label: str, y_label: str) -> str:
-    """A confusion matrix (K + 1, K + 1): the shade is a cell's share of its row, and small ones show their counts."""
+    """Draws a confusion matrix (K + 1, K + 1): shades are shares of a row, and small ones show their counts."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
     def fill(axes: Axes) -> None:
@@ -216,7 +216,7 @@ def look(number: int) -> tuple[str, str, Any]:
 def _dot(
     axes: Axes, place: float, bar: Bar, look: tuple[str, str, Any], *, vertical: bool, hollow: bool = False
 ) -> None:
-    """A value with its interval; ``place`` is where on the other axis."""
+    """Draws a value with its interval; ``place`` is where on the other axis."""
     if bar.value is None:
         return
     color, marker, _ = look
@@ -228,7 +228,7 @@ def _dot(
 
 
 def legend(axes: Axes, series: Sequence[tuple[str, tuple[str, str, Any]]], *, lines: bool = False) -> None:
-    """Above the axes, where it hides nothing."""
+    """Draws the legend above the axes, where it hides nothing."""
     series = [(printable(name), look) for name, look in series]
     handles = [
         axes.plot(

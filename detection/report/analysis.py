@@ -189,7 +189,7 @@ def _label_errors(numbers: dict[str, Any], index: AnnotationIndex, shown: Mappin
 
 
 def _suspects(shown: Mapping[str, Shown]) -> list[Suspect]:
-    """What all runs together say of the labels, where their detections are confident."""
+    """Returns the labels that all runs together doubt, where their detections are confident."""
     return find_label_errors([run.records for run in shown.values()], min_score=CONFIDENT)
 
 

@@ -156,7 +156,7 @@ def show_objects(runs: Mapping[str, Sequence[Sequence[Record]]], num_classes: in
 
 
 def show(records: Sequence[Record], num_classes: int) -> Shown:
-    """What ``records`` show."""
+    """Returns the curves, thresholds and matched objects of ``records``."""
     curves = class_curves(records, num_classes)
     f1 = f1_by_threshold(curves)
     equal_score = score_of_as_many(records)

@@ -66,7 +66,7 @@ def experiment_sections(numbers: dict[str, Any], pictures: Sequence[Pictures]) -
 
 
 def protocol_name(protocol: dict[str, Any]) -> str:
-    """In words."""
+    """Returns the protocol in words."""
     name = PROTOCOLS[protocol["name"]]
     return name if protocol["minutes"] is None else f"{name}, {protocol['minutes']:g} minutes a run"
 

@@ -159,7 +159,7 @@ def _show_counts(index: AnnotationIndex) -> None:
 def _reached(
     index: AnnotationIndex, suggested: Sequence[Choice], detector: DetectionConfig | None, config: Path | None
 ) -> list[Reach]:
-    """What the anchors of the config, if there is one, and those that are suggested reach."""
+    """Returns what the anchors of the config, if there is one, and the suggested ones reach."""
     name = "" if config is None else f"{config.parent.name}/{config.name}"
     own = None if detector is None else reach_of_config(index, detector, name)
     fitting = reach_of_suggested(index, suggested, detector)

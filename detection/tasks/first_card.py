@@ -131,7 +131,7 @@ def _shares(whole: str, images: int) -> dict[str, float]:
 
 
 def _looks(sets: Mapping[str, AnnotationIndex], say: Say) -> dict[str, Look]:
-    """What every image looks like, by its path; of very many images like nothing."""
+    """Returns path -> what the image looks like; of very many images nothing."""
     paths = [*dict.fromkeys(path for index in sets.values() for path in index.paths)]
     if len(paths) > MANY_IMAGES:
         say(f"{len(paths)} images: no copies are looked for, which takes minutes; resdet check does it")

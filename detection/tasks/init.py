@@ -177,7 +177,7 @@ def _detector(
 def _start(
     wanted: str | None, names: Sequence[str], kind: str, images: int, say: Say
 ) -> tuple[str | None, Checkpoint[DetectionConfig] | None]:
-    """Where training starts; one of ``names``, published ones that nobody asked for, may be out of reach.
+    """Returns where training starts; published ``names`` that nobody asked for may be out of reach.
 
     Raises:
         ValueError, ConnectionError: ``wanted`` can't be had.
@@ -202,7 +202,7 @@ def _start(
 
 
 def _needs(kind: str, images: int) -> str:
-    """What training a network of ``kind`` from nothing takes."""
+    """Returns what training a network of ``kind`` from nothing takes."""
     enough = f"{images} images are enough to try" if images >= FEW_IMAGES else f"{images} images make a weak one"
     return f"From nothing a {kind} learns from some {FEW_IMAGES:,} images and many epochs (COCO: 118,000); {enough}"
 

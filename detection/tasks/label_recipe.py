@@ -110,7 +110,7 @@ def _size(index: AnnotationIndex, machine: Machine) -> list[Choice]:
 
 
 def _of_origin(origin: Checkpoint[DetectionConfig]) -> list[Choice]:
-    """What the network that training starts from binds."""
+    """Returns what the network that training starts from binds."""
     own, default = flatten(origin.config), flatten(DetectionConfig())
     keys = [key for key in own if key.split(".")[0] in BOUND and own[key] != default[key]]
     keys = [key for key in keys if key not in ("backbone.weights", "backbone.freeze_at")]

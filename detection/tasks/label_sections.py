@@ -81,7 +81,7 @@ def label_pictures(split: str, labelled: LabelledSplit) -> list[Pictures]:
 
 
 def _samples(labelled: LabelledSplit) -> Iterator[int]:
-    """Rows of images: the first of an order drawn once that have a pixel of each class, then the others."""
+    """Yields rows of images in an order drawn once: first those that have a pixel of each class, then the others."""
     maps = labelled.index.label_maps
     assert maps is not None
     rows = maps.labelled().nonzero().flatten().numpy()

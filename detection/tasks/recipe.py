@@ -226,7 +226,7 @@ def fitting_batch(machine: Machine, shorter: int, longer: int) -> int:
 
 
 def _of_origin(origin: Checkpoint[DetectionConfig], objects: NDArray[np.float64], *, masks: bool) -> list[Choice]:
-    """What the detector that training starts from binds, and how well its anchors fit."""
+    """Returns what the detector that training starts from binds, and how well its anchors fit."""
     own, default = flatten(origin.config), flatten(DetectionConfig())
     keys = [key for key in own if key.split(".")[0] in BOUND and own[key] != default[key]]
     keys = [key for key in keys if key not in ("backbone.weights", "backbone.freeze_at") and not _is_idle(origin, key)]

@@ -161,7 +161,7 @@ def warn_of_many_proposals(number: int, key: str, say: Callable[[str], None]) ->
 def proposal_recall(
     config: DetectionConfig, checkpoint: Checkpoint[DetectionConfig], output: Path, *, limit: int | None = None
 ) -> dict[str, float | None]:
-    """Average recall of the RPN's 100, 300 and 1000 best proposals on ``config.data.test``; writes proposals.json.
+    """Measures recall of the RPN's 100, 300 and 1000 best proposals on ``config.data.test``; writes proposals.json.
 
     Args:
         config: of the run.
@@ -330,7 +330,7 @@ def _share(index: AnnotationIndex, limit: int | None) -> range:
 
 
 def read_records(run: Path, *, say: Callable[[str], None] = SCREEN.print) -> tuple[AnnotationIndex, list[Record]]:
-    """The test images of a run directory, and its detections.json and segmentation.json as records in their order.
+    """Reads a run's test images, and its detections.json and segmentation.json as records in their order.
 
     The images are those of which the result says that they were tested, whatever the config says.
 

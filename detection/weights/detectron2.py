@@ -105,7 +105,7 @@ def convert_detectron2(
 def _convert_semantic(
     state: Mapping[str, Tensor], class_names: Sequence[str], settings: Mapping[str, Any]
 ) -> tuple[DetectionConfig, dict[str, Tensor]]:
-    """As ``convert_detectron2``, for semantic FPN, every class of which has its row."""
+    """Converts as ``convert_detectron2``, for semantic FPN, every class of which has its row."""
     renamed = {our_name(our_semantic_name(name)): value for name, value in state.items()}
     count = len(renamed["head.classes.weight"])
     if count != len(class_names):
@@ -170,7 +170,7 @@ def _backbone(state: Mapping[str, Tensor]) -> str:
 
 
 def _shared_settings(state: Mapping[str, Tensor], architecture: Architecture, *, backbone: str) -> dict[str, Any]:
-    """Those of the model zoo's settings, as sections of our config, that do not depend on the head in ``state``."""
+    """Returns the model zoo's settings, as sections of our config, that do not depend on the head in ``state``."""
     norm = _body_norm(state)
     pyramid: dict[str, Any] = {}
     if architecture == "fpn":
@@ -198,7 +198,7 @@ def _shared_settings(state: Mapping[str, Tensor], architecture: Architecture, *,
 
 
 def _zoo_settings(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Any]:
-    """The model zoo's settings for the layers after the trunk in ``state``, which has our names, as sections."""
+    """Returns the model zoo's settings for the layers after the trunk in ``state``, by our names, as sections."""
     fpn = architecture == "fpn"
     return {
         "anchors": {"sizes": [32, 64, 128, 256, 512], "ratios": [0.5, 1.0, 2.0], "offset": 0.0},

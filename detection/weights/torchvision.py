@@ -102,7 +102,7 @@ def convert_torchvision(
 def _convert_one_stage(
     state: Mapping[str, Tensor], kind: Kind, class_names: Sequence[str], norm_eps: float | None
 ) -> tuple[DetectionConfig, dict[str, Tensor]]:
-    """As ``convert_torchvision``, for RetinaNet and FCOS, whose row 0 no object is trained on."""
+    """Converts as ``convert_torchvision``, for RetinaNet and FCOS, whose row 0 no object is trained on."""
     renamed = one_stage_names(state, kind)
     rows = _class_rows(count_classes(renamed), class_names)
     eps = _norm_eps(state) if norm_eps is None else norm_eps
@@ -164,7 +164,7 @@ def _counts_steps(state: Mapping[str, Tensor]) -> bool:
 
 
 def _config(state: Mapping[str, Tensor], *, norm_eps: float) -> DetectionConfig:
-    """torchvision's settings for the layers in ``state``, which has our names."""
+    """Returns torchvision's settings for the layers in ``state``, which has our names."""
     return DetectionConfig(
         backbone=_backbone_config(state, norm_eps=norm_eps, channels=state["rpn.head.conv.weight"].shape[1]),
         anchors=AnchorConfig(sizes=(32.0, 64.0, 128.0, 256.0, 512.0), ratios=(0.5, 1.0, 2.0), offset=0.0, rounded=True),

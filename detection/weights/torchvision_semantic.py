@@ -137,7 +137,7 @@ def _renamed(name: str, rules: Rules) -> str:
 
 
 def _config(state: Mapping[str, Tensor]) -> DetectionConfig:
-    """torchvision's settings for the layers in ``state``, which has our names."""
+    """Returns torchvision's settings for the layers in ``state``, which has our names."""
     deep = "head.project.0.weight" in state
     return DetectionConfig(
         architecture="deeplabv3" if deep else "fcn",

@@ -97,7 +97,7 @@ def _results(task: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _objects(result: Mapping[str, Any], where: str, file: Path, labels: Labels) -> Iterator[LabelledObject]:
-    """An object for each class that ``result`` has: mostly one."""
+    """Yields an object for each class that ``result`` has, mostly one."""
     value = {**result, **value} if isinstance(value := result.get("value"), Mapping) else result
     names = next((value[key] for key in CLASS_KEYS if isinstance(value.get(key), list)), None)
     if names is None or not ("points" in value or "x" in value):

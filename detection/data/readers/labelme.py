@@ -70,7 +70,7 @@ def _read(file: Path, files: ImageFiles, labels: Labels) -> None:
 
 
 def _image(file: Path, name: str, files: ImageFiles) -> Path | None:
-    """The image of a label file: where it says, else the one of its own name, else the only one of that name."""
+    """Finds a label file's image: the one it names, else the one of its own name, else the only one so named."""
     beside = file.parent / Path(name.replace("\\", "/")).name
     if name and beside.is_file():
         return beside

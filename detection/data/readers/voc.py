@@ -179,7 +179,7 @@ class _Reader:
         return [image for image in listed if not (dropped and image.partial)]
 
     def _blacklist(self, listed: list[ListedImage]) -> tuple[set[str], set[tuple[str, str]]]:
-        """The numbers of images that are left out, and pairs (image, name of a class) whose objects are ignored."""
+        """Returns numbers of images that are left out, and pairs (image, class name) whose objects are ignored."""
         if self._split.blacklist is None:
             return set(), set()
         file = self._folder / self._split.blacklist

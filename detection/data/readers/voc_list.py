@@ -92,7 +92,7 @@ def read_blacklist(file: Path, problems: list[Problem]) -> tuple[set[str], set[t
 
 
 def _names(path: Path, stored: Callable[[str], object], problems: list[Problem]) -> Iterator[tuple[str, str]]:
-    """The names in one list and their numbers.
+    """Yields the names in one list and their numbers.
 
     A second column is the flag of a class (-1: the image has no such object, and is left out) or, in ImageNet, a
     running number.

@@ -245,7 +245,7 @@ def _check_case(node: ElementTree.Element, known: Container[str], file: Path, pr
 
 
 def _check_elements(root: ElementTree.Element, file: Path, objects: bool, problems: XMLProblems) -> Iterator[str]:
-    """What hides objects; other elements that VOC lacks are counted."""
+    """Yields what hides objects; other elements that VOC lacks are counted."""
     for child in root:
         if child.tag in KNOWN or child.find(".//object") is not None:
             continue
