@@ -36,7 +36,7 @@ class FeatureSpec:
 
 @dataclass(frozen=True, slots=True)
 class InputStats:
-    """How pixels are normalised: reorder to ``channel_order``, subtract ``mean``, divide by ``std``.
+    """The normalisation of pixels: reorder to ``channel_order``, subtract ``mean``, divide by ``std``.
 
     Attributes:
         mean: per channel, in units of 0..255 pixels and in the order of ``channel_order``.

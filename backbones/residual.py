@@ -54,7 +54,7 @@ PRELU_START = 0.25  # "Delving Deep into Rectifiers", section 2.1
 
 @dataclass(frozen=True, slots=True)
 class BlockDesign:
-    """What a block is made of; ``ResNet`` explains the choices.
+    """The parts of a block; ``ResNet`` explains the choices.
 
     Attributes:
         dilation: of the 3x3 convolutions.

@@ -1,4 +1,4 @@
-"""What is known about every backbone: paper, size, weights to be had, published errors; docs/backbones.md shows it.
+"""Facts about every backbone: paper, size, weights, published errors; docs/backbones.md shows them.
 
 Sizes are counted, errors of torchvision's weights and timm's licences are what these libraries say, and the rest of the
 published figures stand here.

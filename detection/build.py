@@ -1,4 +1,4 @@
-"""From a config to a detector.
+"""Builds a detector from a config.
 
 With build_panoptic.py, build_semantic.py, build_trunk.py and build_tester.py the only readers of config among model
 code.

@@ -1,4 +1,4 @@
-"""From a config to the stages that run on regions."""
+"""Builds the stages that run on regions from a config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the backbone section of a config to a trunk with its weights, those of a run of ours too."""
+"""Builds a trunk with its weights, also those of a run, from the backbone section of a config."""
 
 from __future__ import annotations
 

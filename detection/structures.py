@@ -70,7 +70,7 @@ class Proposals(Rows):
 
 @dataclass(frozen=True, slots=True)
 class Detections(Rows):
-    """What the detector returns for one image, best first."""
+    """The detections of one image, best first."""
 
     scores: Tensor  # (N,) probabilities
     labels: Tensor  # (N,) int64, 0..K-1

@@ -164,7 +164,7 @@ def experiments(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
-    """What is said of all pairs of one experiment with n seeds; arrays over the pairs."""
+    """The claims about all pairs of one experiment with n seeds; arrays over the pairs."""
 
     seeds: int
     difference: Floats

@@ -24,7 +24,7 @@ BRANCH_CHANNELS = 64
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How an early exit is used.
+    """The settings of an early exit.
 
     Attributes:
         threshold: a sample leaves here when the entropy of its class probabilities is less, in nats: 0 lets nobody

@@ -61,7 +61,7 @@ UNREADABLE = (
 
 @dataclass(frozen=True, slots=True)
 class WeightsSource:
-    """What weights silently need of the network that uses them.
+    """The properties of a network that its weights silently need.
 
     Attributes:
         input_stats: normalisation of the images they saw.

@@ -29,7 +29,7 @@ ENCODING = ("_codecs.encode", "builtins.bytearray", "__builtin__.bytearray")
 
 @dataclass(slots=True, eq=False)
 class _Note:
-    """What a value would be.
+    """A stand-in for a value.
 
     Attributes:
         kind: "text", "small" (a whole number, None or a truth value), "list", "dict", "set", "tuple", "name", "made" by

@@ -125,7 +125,7 @@ def _is_torchs(name: str) -> bool:
 
 
 class _Global:
-    """What an admitted name stands for until the pickle calls it."""
+    """A stand-in for an admitted name until the pickle calls it."""
 
     __slots__ = ("make",)
 

@@ -1,4 +1,4 @@
-"""What a file may hold beside numbers: dense tensors and plain containers, no larger than the file itself."""
+"""The values a file may hold beside numbers: dense tensors and plain containers, no larger than the file."""
 
 from __future__ import annotations
 

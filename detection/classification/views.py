@@ -45,7 +45,7 @@ class ClassImages(DetectionDataset):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassViews:
-    """What a classifier is shown of an image.
+    """The views of an image that a classifier sees.
 
     Attributes:
         kind: "crop" the central one; "ten_crop" also those at the corners, and all five mirrored; "dense" the whole

@@ -1,4 +1,4 @@
-"""What is wrong in a config, in words: key path, value, what was expected, the nearest name."""
+"""Messages about faults of a config: key path, value, what was expected, the nearest name."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class SolverConfig:
 
 @checked
 class ProgramConfig:
-    """What the config of every program has beside its sections."""
+    """The keys that every program's config has beside its sections."""
 
     program: ClassVar[str]  # stored in checkpoints
     backbone: BackboneConfig = field(default_factory=BackboneConfig)

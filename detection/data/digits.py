@@ -50,7 +50,7 @@ _SHARPEN = [min(max(round(127.5 + (value - 115) * 4), 0), 255) for value in rang
 
 @dataclass(frozen=True, slots=True)
 class DigitSource:
-    """What the images of one split are made from."""
+    """The sources of the images of one split."""
 
     digits: NDArray[np.uint8]  # (M, 8, 8), ink is 255
     labels: NDArray[np.int64]  # (M,) 0..9

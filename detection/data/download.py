@@ -367,7 +367,7 @@ class _RefusedError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """What decides whether a member of an archive is safe to write."""
+    """The facts that decide whether a member of an archive is safe to write."""
 
     name: str
     size: int  # bytes when unpacked

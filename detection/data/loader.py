@@ -1,4 +1,4 @@
-"""From the data section of a config to loaders."""
+"""Builds loaders from the data section of a config."""
 
 from __future__ import annotations
 

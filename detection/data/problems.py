@@ -1,4 +1,4 @@
-"""What a reader finds wrong in a data set: collected first, judged once."""
+"""Problems that readers find in a data set: collected first, judged once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images make up which batch.
+"""Samplers: the images that make up each batch.
 
 Batch n is a pure function of the seed and n, so a run resumes exactly.
 """

@@ -1,4 +1,4 @@
-"""What changes pixels, boxes and their fields together: augmentation by albumentations, and resizing.
+"""Transforms of pixels, boxes and their fields together: augmentation by albumentations, and resizing.
 
 Chance comes from a ``seed`` alone.
 
@@ -49,7 +49,7 @@ MIN_SIDE = 1.0  # pixels
 
 
 class Change(Protocol):
-    """What changes an image and its target together: an augmentation, a scale, a corruption."""
+    """A change of an image and its target together: an augmentation, a scale, a corruption."""
 
     def __call__(
         self, image: NDArray[np.uint8], target: Target, *, seed: Sequence[int]

@@ -51,7 +51,7 @@ ROLL_CALL = timedelta(seconds=5)  # after an exchange that failed, to find out w
 
 @dataclass(frozen=True, slots=True)
 class _Processes:
-    """What this process shares with the others."""
+    """The state that this process shares with the others."""
 
     objects: torch_distributed.ProcessGroup  # over gloo
     flags: torch_distributed.ProcessGroup  # over gloo too; breaks alone, so that ``objects`` can say who is missing

@@ -1,4 +1,4 @@
-"""Where a run's losses and metrics go: metrics.jsonl and the terminal always, and the sinks of ``solver.log_sinks``.
+"""Logs losses and metrics of a run: to metrics.jsonl, the terminal and the sinks of ``solver.log_sinks``.
 
 A new sink is a class with ``write`` and ``close``, its line in SINKS and its name in ``SolverConfig.log_sinks``.
 """
@@ -43,7 +43,7 @@ ROWS_PER_HEADER = 20
 
 @dataclass(frozen=True, slots=True)
 class LoggedRun:
-    """What a sink may want to know.
+    """The facts of a run that a sink may want.
 
     Args:
         folder: of the run.

@@ -39,7 +39,7 @@ LIBRARIES = ("aten", "prims", "torchvision")  # whose operators count as one; th
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What one call dispatched.
+    """The operators that one call dispatched.
 
     Attributes:
         operators: without views, which do no work on a device.

@@ -1,4 +1,4 @@
-"""What becomes of a step whose numbers are not finite, and of the work done when a run ends early.
+"""Recovers from steps whose numbers are not finite, and saves the work of a run that ends early.
 
 RUN/not_finite/0000123.json  the problem, the images by process and part of the step, seed, config, command to replay it
 RUN/not_finite/0000123/      for the first one: a run directory with the state before the step

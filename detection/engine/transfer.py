@@ -24,7 +24,7 @@ __all__ = ["Carried", "differing_meaning", "load_initial_weights"]
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What a detector took from another one.
+    """The weights that a detector took from another one.
 
     Attributes:
         source: where the weights come from.

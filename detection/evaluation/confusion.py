@@ -1,5 +1,5 @@
-"""What a detector shows at one score threshold: confusions between classes, images that go well or badly, and objects
-that one detector finds and another misses.
+"""Errors at one score threshold: confusions between classes, the best and worst images, and objects that one detector
+finds and another misses.
 
 Shapes: K classes; D detections and G objects of one image.
 """
@@ -28,7 +28,7 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageScore:
-    """How one image went: objects found with their class, objects missed, and detections that found none."""
+    """The outcome of one image: objects found with their class, objects missed, and detections that found none."""
 
     row: int  # of the records
     hits: int

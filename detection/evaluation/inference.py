@@ -83,7 +83,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:
-    """What is claimed of a weighted sum of variants, by key."""
+    """The claims about a weighted sum of variants, by key."""
 
     detectors: dict[str, Claim]
     methods: dict[str, Claim] | None
@@ -110,7 +110,7 @@ class Pooling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What ``compare_samples`` found."""
+    """The result of ``compare_samples``."""
 
     blocks: int  # sets of images that the intervals come from: as many as images, or random halves
     confidence: float  # 0..1

@@ -68,7 +68,7 @@ class ClassMatches:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchedRecords:
-    """What AP is made of: detections and counts of objects, class by class."""
+    """The input of AP: detections and counts of objects, class by class."""
 
     class_names: tuple[str, ...]  # K
     image_ids: NDArray[np.int64]  # (N,) ascending

@@ -1,4 +1,4 @@
-"""What evaluation reads: one record per test image, in original pixels.
+"""The input of evaluation: one record per test image, in original pixels.
 
 Boxes are (N, 4) rows (x1, y1, x2, y2), width = x2 - x1; labels are 0..K-1.  Numbers are float32 from our detectors, and
 float64 from files of other programs.

@@ -1,4 +1,4 @@
-"""Whether an experiment's report follows from the records of its runs.
+"""Checks that an experiment's report follows from the records of its runs.
 
 Of detectors, at once: the reported figures of report.json are those of every result.json, and report.md and report.html
 say what report.json says.  ``recompute`` also makes each result.json anew of its detections, and the whole of

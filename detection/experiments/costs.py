@@ -1,4 +1,4 @@
-"""What a detector costs: parameters, multiply-adds, latency and memory, on the same images for everyone.
+"""Costs of a detector: parameters, multiply-adds, latency and memory, on the same images for all.
 
 Run it in a process of its own: the peak memory is that of the process.
 """

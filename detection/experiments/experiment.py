@@ -50,7 +50,7 @@ NEVER_ALLOWED = {
 
 @checked
 class Protocol:
-    """What is equal between variants.
+    """The quantity that is equal between variants.
 
     Attributes:
         name: "equal_steps", the same schedule; "equal_time", as many steps as fit into ``minutes`` of training, the

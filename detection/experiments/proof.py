@@ -1,4 +1,4 @@
-"""What the report of an experiment shows beside the results: what differs, what changes along, and what was equal."""
+"""The evidence beside an experiment's results: differences, side effects, and what was equal."""
 
 from __future__ import annotations
 

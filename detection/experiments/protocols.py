@@ -1,4 +1,4 @@
-"""What the protocols of an experiment need: steps that are timed, schedules that are scaled, rates that are chosen."""
+"""Protocols of an experiment: timed steps, scaled schedules, chosen learning rates."""
 
 from __future__ import annotations
 

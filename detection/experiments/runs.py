@@ -77,7 +77,7 @@ class Programs:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How many runs at once, and the GPUs that they take turns on; none: the choice is torch's."""
+    """The number of runs at once, and the GPUs that they take turns on; none: torch chooses."""
 
     jobs: int = 1
     gpus: tuple[str, ...] = ()

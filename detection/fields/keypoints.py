@@ -1,4 +1,4 @@
-"""How keypoints travel with boxes.
+"""Keypoints as a field that moves with boxes.
 
 A target has (M, J, 3) x, y and visibility (0 not labelled, 1 hidden, 2 visible), detections (D, J, 3) x, y and score.
 x and y are pixels with the corner of the first one at 0, as those of boxes, so a mirror leads x to width - x; COCO's

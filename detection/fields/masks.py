@@ -1,4 +1,4 @@
-"""How instance masks travel with boxes.
+"""Instance masks as a field that moves with boxes.
 
 The index keeps the counts of their compressed run-length codes (RLE), a target has (M, H, W) bool, detections have
 (D, S, S) probabilities in their boxes, and a record has RLEs of the whole image.  An unknown mask has no pixel.

@@ -192,7 +192,7 @@ class _ClassPredictor(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class _Networks:
-    """What a test runs."""
+    """The networks of a test."""
 
     rpn: ClassRPN
     rcnn: RegionClassifier

@@ -34,7 +34,7 @@ OBJECTS = 1 << 24  # number of an image's first object among the candidates, aft
 
 
 class RegionHead(Protocol):
-    """What turns pooled regions (R, C, S, S) into vectors (R, D): a backbone's tail, or any such module."""
+    """A module from pooled regions (R, C, S, S) to vectors (R, D): a backbone's tail, or any such."""
 
     out_channels: int  # D
 
@@ -43,7 +43,7 @@ class RegionHead(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ScoredBoxes:
-    """What the stage says of the proposals of every image, before anything is thrown away."""
+    """The stage's output for the proposals of every image, before postprocessing."""
 
     scores: Tensor  # (N, P, K) probabilities; the background's is what is left to 1
     boxes: Tensor  # (N, P, K or 1, 4) clipped, pixels of the resized image; 1: the same box for every class
@@ -73,7 +73,7 @@ class RegionSample:
 
 @dataclass(frozen=True, slots=True)
 class RegionOutput:
-    """What a stage says of the regions that it is trained on."""
+    """The stage's output for the regions that it is trained on."""
 
     stage: BoxStage
     sample: RegionSample

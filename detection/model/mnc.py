@@ -80,7 +80,7 @@ class MaskLayers(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class _MaskedOutput(RegionOutput):
-    """What the stage says of the regions that it is trained on, with their masks."""
+    """The stage's output for the regions that it is trained on, with their masks."""
 
     masks: Tensor = None  # pyright: ignore[reportAssignmentType]  # (N * R, M, M) logits; it follows a default
     goals: Tensor = None  # pyright: ignore[reportAssignmentType]  # (N * R, M, M)

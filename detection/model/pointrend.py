@@ -27,7 +27,7 @@ __all__ = ["CoarseHead", "PointHead", "PointSettings", "PointStage"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PointSettings:
-    """How points are drawn.
+    """The settings of point sampling.
 
     Attributes:
         train_points: of a region, that a step learns from.

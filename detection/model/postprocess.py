@@ -1,4 +1,4 @@
-"""What is kept of the scored boxes: score threshold, NMS within each class, the best of what is left.
+"""Postprocessing of scored boxes: score threshold, NMS within each class, the best of what is left.
 
 Shapes: N images, P proposals, K classes, M candidates, D detections.
 """

@@ -54,7 +54,7 @@ class RPNHead(nn.Module):
 
 
 class ProposalFilter:
-    """Which decoded anchors become proposals: the best of each level, clipped, not tiny, and not doubled.
+    """A filter from decoded anchors to proposals: the best of each level, clipped, not tiny, after NMS.
 
     Args:
         pre_nms: how many of a level's best scores enter NMS, which is done within each level.

@@ -1,4 +1,4 @@
-"""What one run gets wrong, or how runs of the same test images differ: OUTPUT/analysis.{html,md,json}.
+"""The errors of one run, or differences of runs on the same images: OUTPUT/analysis.{html,md,json}.
 
 Beside it the labels that the runs doubt, as files for annotation tools (report/label_errors.py).
 """

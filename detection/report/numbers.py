@@ -69,7 +69,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """What the detections of one run show."""
+    """Curves, thresholds and matched objects of one run."""
 
     records: Sequence[Record]
     precision: NDArray[np.float64]  # at curves.RECALLS, mean over classes

@@ -33,7 +33,7 @@ class RunFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentFolder:
-    """What was planned, what became of it, and what each variant costs."""
+    """The plan of an experiment, the state of its runs, and the cost of each variant."""
 
     plan: dict[str, Any]  # experiment.json
     detections: dict[str, tuple[Path, ...]]  # arm that is not trained -> its files of detections

@@ -38,7 +38,7 @@ TRAINED_ON = ("train", "trainval")  # splits whose objects anchors are to fit; e
 
 @dataclass(slots=True)
 class _Found:
-    """What the splits hold, and what is wrong with them."""
+    """The content of the splits, and the problems found."""
 
     indexes: dict[str, AnnotationIndex] = field(default_factory=dict)
     labelled: dict[str, LabelledSplit] = field(default_factory=dict)  # those with label maps

@@ -1,4 +1,4 @@
-"""From a folder of images and labels to what training needs: a card, a split and a config, all written out.
+"""Writes all that training on a folder of images and labels needs: a card, a split and a config.
 
 OUTPUT/init/card.yaml     the data set: format, classes, splits
 OUTPUT/init/train.txt     and val.txt, test.txt: the images of the splits, where the folder had none
@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """What ``init_folder`` wrote or found.
+    """The files that ``init_folder`` wrote or found.
 
     Attributes:
         output: the directory of the run that follows.
@@ -59,7 +59,7 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What a user may say of it; the defaults leave it to the data.
+    """The choices a user may make; the defaults leave them to the data.
 
     Attributes:
         start: a run, a checkpoint, a name in the zoo, a file of another project, or "none"; None: a published detector

@@ -1,4 +1,4 @@
-"""What a data set's page says of label maps: the share of each class, and images under the colours of their labels."""
+"""Sections on label maps of a data set's page: the share of each class, and images under their labels."""
 
 from __future__ import annotations
 

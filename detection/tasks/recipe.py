@@ -51,7 +51,7 @@ ONE_SIDED = ("left", "right")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What training runs on.
+    """The hardware that training runs on.
 
     Attributes:
         kind: "cuda" or "cpu".

@@ -203,7 +203,7 @@ def _write_recall(records: Sequence[ProposalRecord], output: Path) -> dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What detectors do on a data set.
+    """The detections on a data set, and their figures.
 
     Attributes:
         result: the content of result.json, the same on every process.

@@ -25,7 +25,7 @@ __all__ = ["Methods", "Tester", "merge_scored", "refined_proposals"]
 
 @dataclass(frozen=True, slots=True)
 class Methods:
-    """What is done beyond a plain test.
+    """The methods beyond a plain test.
 
     Attributes:
         refine: a second pass pools from the boxes of the first; both passes' boxes enter NMS.
