@@ -226,7 +226,7 @@ def exchanges(doing: str) -> Iterator[None]:
         if not _joined or not (isinstance(error, torch_distributed.DistError) or "gloo" in str(error)):
             raise
         _meet(doing, ROLL_CALL)
-        raise _in_vain(doing, error) from error
+        raise _timed_out(doing, error) from error
 
 
 def images_per_rank(images_per_step: int, accumulate: int) -> int:
@@ -284,12 +284,12 @@ def _meet(doing: str, timeout: timedelta | None) -> None:
     try:
         torch_distributed.monitored_barrier(objects, timeout=timeout or usual, wait_all_ranks=True)
     except RuntimeError as error:
-        raise _in_vain(doing, error) from error
+        raise _timed_out(doing, error) from error
 
 
-def _in_vain(doing: str, error: Exception) -> RankError:
+def _timed_out(doing: str, error: Exception) -> RankError:
     return RankError(
-        f"rank {rank()} of {world_size()} waited in vain for the others, {doing}: {' '.join(str(error).split())}; "
-        "what the missing rank printed says why. Where it only was slow, RESDET_STEP_MINUTES or "
-        "RESDET_EVALUATION_MINUTES give it more time"
+        f"rank {rank()} of {world_size()} timed out waiting for the others, {doing}: {' '.join(str(error).split())}; "
+        "the output of the missing rank says why. If it was only slow, raise RESDET_STEP_MINUTES or "
+        "RESDET_EVALUATION_MINUTES"
     )

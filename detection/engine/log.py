@@ -149,7 +149,7 @@ class Terminal:
         if self._live.disable:
             return
         left = self._pace.left(iteration, self._iterations)
-        self._live.numbers = f"loss {sum(losses.values()):.4f}  rate {rate:.1e}"
+        self._live.numbers = f"loss {sum(losses.values()):.4f}  lr {rate:.1e}"
         self._live.update(self._task, completed=iteration, left="" if left is None else f"{left} left")
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -169,7 +169,7 @@ class Terminal:
         cells = {name.removeprefix(LOSS): f"{value:.4f}" for name, value in values.items() if name.startswith(LOSS)}
         cells = {"total": cells.pop("total", ""), **cells}
         if "learning_rate" in values:
-            cells["rate"] = f"{values['learning_rate']:.1e}"
+            cells["lr"] = f"{values['learning_rate']:.1e}"
         if "seconds_per_step" in values:
             left = timedelta(seconds=round(values["seconds_per_step"] * (self._iterations - iteration)))
             cells |= {"s/step": f"{values['seconds_per_step']:.2f}", "left": str(left)}

@@ -206,12 +206,13 @@ class Comparison(Generic[ConfigT]):
         searched = list[Run]()
         while len(runs := self.grid_runs(configs)) > len(searched):
             if searched:
-                self.say(f"the best rate lies at an edge: {', '.join(map(str, runs[len(searched) :]))} are tried too")
+                more = ", ".join(map(str, runs[len(searched) :]))
+                self.say(f"the best learning rate lies at an edge of the grid: {more} are tried too")
             searched = runs
             self._execute(searched, retry_failed)
             left = [run for run in searched if not _has_ended(run)]  # a rate may well be too high
             if left:
-                self.say(f"no rate is chosen before these have ended: {', '.join(map(str, left))}")
+                self.say(f"no learning rate is chosen before these have ended: {', '.join(map(str, left))}")
                 return False
         return True
 

@@ -276,7 +276,7 @@ def _finish(child: _Child, code: str, say: Callable[[str], None]) -> None:
     run, exit_code = child.run, child.process.returncode
     child.lock.close()
     if exit_code == EXIT_STOPPED:
-        say(f"{run}: stopped from outside; the next start goes on")
+        say(f"{run}: stopped from outside; the next start resumes it")
         return
     if exit_code == 0 and (run.folder / "result.json").is_file():
         write_status(run.folder, "done", code=code, exit_code=0)

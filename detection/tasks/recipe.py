@@ -158,7 +158,7 @@ def data_choices(index: AnnotationIndex, sets: Mapping[str, str]) -> list[Choice
     """Returns the data ``sets`` and the flip that fits the classes of ``index``, the training set."""
     one_sided = [name for name in index.class_names if _is_one_sided(name)]
     flips = [] if one_sided else [{"HorizontalFlip": {"p": 0.5}}]
-    why = f"mirrored, {one_sided[0]!r} would be another class" if one_sided else "objects may face either way"
+    why = f"flipped, {one_sided[0]!r} would be another class" if one_sided else "objects may face either way"
     objects = "" if index.label_maps is not None else f"{len(index.boxes)} objects, "
     counts = f"{len(index)} images, {objects}{len(index.class_names)} classes"
     measured = "measured once, at the end"

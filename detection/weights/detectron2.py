@@ -86,7 +86,7 @@ def convert_detectron2(
     panoptic = f"{HEAD}.classes.weight" in renamed
     if count != len(class_names) and not panoptic:
         raise ValueError(
-            f"the weights know {count} classes beside the background, class_names has {len(class_names)}: "
+            f"the weights know {count} classes besides the background, class_names has {len(class_names)}: "
             f"give {count} names, in the order of the rows"
         )
     tree = _shared_settings(renamed, architecture, backbone=_backbone(renamed))

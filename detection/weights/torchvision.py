@@ -133,7 +133,7 @@ def _class_rows(count: int, class_names: Sequence[str]) -> list[int]:
         return [COCO_ROWS.index(name) for name in class_names]
     used = ", or COCO's 80 by their names in datasets/coco2017.yaml" if count == len(COCO_ROWS) else ""
     raise ValueError(
-        f"the weights know {count - 1} classes beside the background, class_names has {len(class_names)}: "
+        f"the weights know {count - 1} classes besides the background, class_names has {len(class_names)}: "
         f"give {count - 1} names{used}"
     )
 
