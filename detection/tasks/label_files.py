@@ -131,7 +131,8 @@ def write_counts(path: Path, records: Sequence[Record], maps: LabelMaps) -> None
         "class_names": maps.class_names,
         "num_things": maps.num_things,
         "images": [
-            {"image_id": record.image_id, "file_name": Path(record.file_name).name} | _sparse(record) for record in records
+            {"image_id": record.image_id, "file_name": Path(record.file_name).name} | _sparse(record)
+            for record in records
         ],
     }
     write_text(path, json.dumps(content))
