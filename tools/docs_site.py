@@ -178,7 +178,7 @@ def _takes(schema: Mapping[str, Any]) -> str:
     words = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "`true` or `false`"}
     names = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "and below"}
     bounds = [f"{word} {schema[name]}" for name, word in names.items() if name in schema]
-    return " ".join([words[schema["type"]], *bounds])
+    return " ".join([words.get(schema["type"], schema["type"]), *bounds])
 
 
 def _plain(value: Any) -> str:
