@@ -79,6 +79,15 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return lead_links(markdown, page.file.src_uri)
 
 
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Signatures of the API page have the public names of functions."""
+    if page.file.src_uri != "reference/api.md":
+        return html
+    for name, home in resdet._HOMES.items():
+        html = html.replace(f'<span class="nf">{home.rpartition(":")[2]}</span>', f'<span class="nf">{name}</span>')
+    return html
+
+
 def linked_files(page: str, text: str) -> Iterator[str]:
     """Yields the files of the repository, outside docs/ and without a page of their own, that ``page`` links to."""
     for found in LINK.finditer(text):
@@ -178,7 +187,7 @@ def _takes(schema: Mapping[str, Any]) -> str:
     words = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "`true` or `false`"}
     names = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "and below"}
     bounds = [f"{word} {schema[name]}" for name, word in names.items() if name in schema]
-    return " ".join([words.get(schema["type"], schema["type"]), *bounds])
+    return " ".join([words.get(str(schema["type"]), str(schema["type"])), *bounds])
 
 
 def _plain(value: Any) -> str:
