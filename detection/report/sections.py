@@ -274,7 +274,7 @@ def _environment(numbers: dict[str, Any]) -> Section:
             Text(
                 "Intervals come from the figures "
                 f"{'without each image' if numbers['blocks'] == numbers['images'] else 'on random halves'} (jackknife, "
-                "Student's t), the same for all variants, and from the seeds; docs/claims.md says how often they "
+                "Student's t), the same for all variants, and from the seeds; docs/compare.md says how often they "
                 f"cover and claim falsely. {_MEANINGS[deciding(numbers)]}; all numbers of this page are in report.json."
             )
         )
