@@ -80,6 +80,12 @@ def test_files_that_a_page_links_to_are_shown(tool: dict[str, Any]) -> None:
     assert tool["source_page"]("resdet.py").startswith("# resdet.py\n\n`resdet.py`\n\n````python\n")
 
 
+def test_pages_have_no_links_in_html(tool: dict[str, Any]) -> None:
+    """MkDocs neither checks nor leads them."""
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / name for name in tool["INCLUDED"])]
+    assert [page.name for page in pages if re.search(r"<(img|a) ", page.read_text(encoding="utf-8"))] == []
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("material") is None, reason="needs pip install -e '.[docs]'")
 def test_site_is_built_without_a_warning(tmp_path: Path) -> None:
