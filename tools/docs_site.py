@@ -55,6 +55,7 @@ METHODS = {"Predictor": ["load", "__call__", "stream"]}
 PAGE = re.compile(r"docs/[a-z]+\.md")
 QUIET = ("---", "search: {boost: 0.5}", "---")  # guides come first among what a search finds
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json"}
+PICTURE = re.compile(r"!\[((?:[^\]\\]|\\.)*)\]\(([^)\s]+)\)")  # of reports, which a clone may lack
 LINK = re.compile(r"(\]\()([^)#\s:]+)(#[^)\s]*)?(\))")
 
 
@@ -75,8 +76,11 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Leads links to files of the repository to their pages."""
-    return lead_links(markdown, page.file.src_uri)
+    """Leads links to files of the repository to their pages; pictures of reports that are not there become text."""
+    uri = page.file.src_uri
+    return lead_links(
+        without_missing(markdown, ROOT / "docs" / uri) if uri.startswith("experiments/") else markdown, uri
+    )
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
@@ -86,6 +90,11 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
     for name, home in resdet._HOMES.items():
         html = html.replace(f'<span class="nf">{home.rpartition(":")[2]}</span>', f'<span class="nf">{name}</span>')
     return html
+
+
+def without_missing(markdown: str, path: Path) -> str:
+    """Returns the text of the page ``path`` with what pictures show in the place of those without a file."""
+    return PICTURE.sub(lambda found: found[0] if (path.parent / found[2]).is_file() else f"*{found[1]}*", markdown)
 
 
 def linked_files(page: str, text: str) -> Iterator[str]:

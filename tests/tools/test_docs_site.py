@@ -75,6 +75,12 @@ def test_links_lead_to_pages(page: str, link: str, led: str, tool: dict[str, Any
     assert tool["lead_links"](link, page) == led
 
 
+def test_pictures_that_are_missing_become_text(tool: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "a.svg").touch()
+    text = r"![loss](a.svg) and ![AP of vgg11\_bn \[1, 2\]](figures/b.svg)"
+    assert tool["without_missing"](text, tmp_path / "report.md") == r"![loss](a.svg) and *AP of vgg11\_bn \[1, 2\]*"
+
+
 def test_files_that_a_page_links_to_are_shown(tool: dict[str, Any]) -> None:
     assert [*tool["linked_files"]("data.md", "[a](../resdet.py) [b](cost.md) [c](../README.md)")] == ["resdet.py"]
     assert tool["source_page"]("resdet.py").startswith("# resdet.py\n\n`resdet.py`\n\n````python\n")
