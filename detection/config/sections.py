@@ -1,7 +1,7 @@
 """Sections that the configs of several programs share, each option with its unit and its source.
 
 Defaults are the paper's where it states them (He et al. 2015, "Deep Residual Learning", appendix A, and Ren et al.
-2017, "Faster R-CNN"); docs/configuration.md lists what the papers leave open.
+2017, "Faster R-CNN"); docs/choices.md lists what the papers leave open.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ arm; with one, nothing is said of methods.
 
 Any figure with a ``Statistic`` goes through the same analysis: AP, by size and class, AR, VOC mAP, mask AP, types of
 errors.  Claims hold for all pairs of variants together; those of classes and types of errors have a false discovery
-rate.  ``tools/simulate_claims.py`` measures how often intervals cover and claims are false; docs/compare.md has the
+rate.  ``tools/simulate_claims.py`` measures how often intervals cover and claims are false; docs/claims.md has the
 table.  A claim is about a contrast: a weighted sum of arms, of which a pair's difference is the simplest.
 
 Shapes: n seeds, G sets of images, M figures, P contrasts.

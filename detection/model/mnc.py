@@ -1,6 +1,6 @@
 """Multi-task Network Cascades: boxes, then their masks, then the categories of both, and once more on better boxes.
 
-Where this differs from the paper is in docs/paper.md: regions are pooled by RoIAlign, so no gradient reaches a box.
+Where this differs from the paper is in docs/mnc.md: regions are pooled by RoIAlign, so no gradient reaches a box.
 
 Source: Dai, He and Sun 2016, "Instance-aware Semantic Segmentation via Multi-task Network Cascades", sections 3 and 4.
 Shapes: N images, C channels, P proposals, R regions of all images, D detections, K classes, S side of the pooled
