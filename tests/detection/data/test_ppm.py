@@ -1,9 +1,6 @@
 """Mirrors ppm.py."""
 
-from __future__ import annotations
-
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,17 +9,11 @@ from detection.data.images import image_size, read_image
 
 PIXELS = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
 WRITTEN = b" ".join(b"%d" % value for value in PIXELS.ravel())
+BINARY, TEXT = b"2 2 255\n" + PIXELS.tobytes(), b"P3\n2 2\n# the pixels\n255\n" + WRITTEN
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"P6 2 2 255\n" + PIXELS.tobytes(),
-        b"P6\n# by hand\n2 2\n# more\n255\n" + PIXELS.tobytes(),
-        b"P3\n2 2\n# the pixels\n255\n" + WRITTEN,
-    ],
-)
-def test_what_others_write_is_read(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"P6 " + BINARY, b"P6\n# by hand\n# more\n" + BINARY, TEXT])
+def test_what_others_write_is_read(tmp_path, content) -> None:
     (tmp_path / "a.ppm").write_bytes(content)
     assert image_size(tmp_path / "a.ppm") == (2, 2)
     np.testing.assert_array_equal(read_image(tmp_path / "a.ppm"), PIXELS)
@@ -39,7 +30,7 @@ def test_what_others_write_is_read(tmp_path: Path, content: bytes) -> None:
         pytest.param(b"P6", "EOF", id="nothing"),
     ],
 )
-def test_comments_without_end_are_refused_at_once(tmp_path: Path, content: bytes, message: str) -> None:
+def test_comments_without_end_are_refused_at_once(tmp_path, content, message) -> None:
     (tmp_path / "a.ppm").write_bytes(content)
     start = time.process_time()
     for read in (image_size, read_image):
