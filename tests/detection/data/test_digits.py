@@ -140,12 +140,9 @@ def test_keypoints_are_the_ends_of_the_ink(folder) -> None:
         x, y, width, height = annotation["bbox"]
         points = np.array(annotation["keypoints"]).reshape(4, 3)
         assert ((points[:, 2] == 2).all(), annotation["num_keypoints"]) == (True, 4)
-        (_, top), (_, bottom), (left, _), (right, _) = points[:, :2] + 0.5  # middles of pixels
-        assert y <= top <= y + 0.1 * height + 1
-        assert y + 0.9 * height - 1 <= bottom <= y + height
-        assert x <= left <= x + 0.1 * width + 1
-        assert x + 0.9 * width - 1 <= right <= x + width
-        assert ((points[:, :2] + 0.5 >= [x, y]) & (points[:, :2] + 0.5 <= [x + width, y + height])).all()
+        (_, top), (_, bottom), (left, _), (right, _) = (points[:, :2] + 0.5 - (x, y)) / (width, height)  # of its box
+        assert 0 <= min(top, left) <= max(top, left) <= 0.1 + 1 / min(width, height)
+        assert 0.9 - 1 / min(width, height) <= min(bottom, right) <= max(bottom, right) <= 1
 
 
 def test_segments_are_the_digits_and_the_photograph(folder) -> None:

@@ -121,26 +121,21 @@ def test_downloads_to_the_name_in_the_url_reports_progress_and_keeps_what_is_the
     assert fetch(server.archive(None, name="empty"), tmp_path).read_bytes() == b""
 
 
-def test_a_cut_connection_goes_on_without_sending_bytes_twice(server, tmp_path) -> None:
+def test_a_cut_connection_and_a_later_call_go_on_without_sending_bytes_twice(server, tmp_path) -> None:
     server.cuts = [100_000, 50_000]
-    assert fetch(server.archive(), tmp_path, wait=0).read_bytes() == CONTENT
+    assert fetch(server.archive(), tmp_path / "a", wait=0).read_bytes() == CONTENT
     assert (server.requests, server.sent) == ([None, "bytes=100000-", "bytes=150000-"], len(CONTENT))
-
-
-def test_a_later_call_goes_on_with_the_part_file(server, tmp_path) -> None:
     server.cuts = [70_000]
     with pytest.raises(ConnectionError, match=r"1 attempt with 70000 bytes.*run the same command again"):
         fetch(server.archive(), tmp_path, attempts=1)
-    assert files_below(tmp_path) == ["file.bin.part"]
+    assert files_below(tmp_path) == ["a/file.bin", "file.bin.part"]
     assert fetch(server.archive(), tmp_path).read_bytes() == CONTENT
-    assert server.sent == len(CONTENT)
-
-
-@pytest.mark.parametrize(("stale", "sent"), [(b"", 0), (b"stale", len(CONTENT))])
-def test_a_complete_part_file_gets_its_name_and_a_longer_one_is_dropped(server, tmp_path, stale, sent) -> None:
-    (tmp_path / "file.bin.part").write_bytes(CONTENT + stale)
-    assert fetch(server.archive(), tmp_path, wait=0).read_bytes() == CONTENT
-    assert (server.sent, files_below(tmp_path)) == (sent, ["file.bin"])
+    assert server.sent == 2 * len(CONTENT)
+    for number, (stale, sent) in enumerate([(b"", 2), (b"stale", 3)]):  # a complete part file, and a longer one
+        (tmp_path / f"part{number}").mkdir()
+        (tmp_path / f"part{number}/file.bin.part").write_bytes(CONTENT + stale)
+        assert fetch(server.archive(), tmp_path / f"part{number}", wait=0).read_bytes() == CONTENT
+        assert server.sent == sent * len(CONTENT)
 
 
 def test_a_server_without_ranges_starts_over_and_a_short_file_is_never_complete(server, tmp_path) -> None:
@@ -154,23 +149,21 @@ def test_a_server_without_ranges_starts_over_and_a_short_file_is_never_complete(
 
 
 @pytest.mark.parametrize(
-    ("trouble", "md5", "message"),
+    ("trouble", "message"),
     [
-        ({}, "0" * 32, rf"file\.bin: md5 is {MD5}, expected {'0' * 32}"),
-        ({"statuses": [404]}, None, "404 Not Found"),
-        ({"redirects": ["http://localhost:9/x"]}, None, "http://localhost:9/x"),
-        ({"redirects": ["https://localhost:9/x"]}, None, "https://localhost:9/x"),
-        ({"redirects": ["ftp://127.0.0.1/x"]}, None, "ftp://127.0.0.1/x"),
-        ({"redirects": ["file:///etc/passwd"]}, None, "file:///etc/passwd"),
-        ({"content": b"<!DOCTYPE html><title>Log in</title>"}, None, "page in place of the file"),
-        ({"content": PAGE}, None, "page in place of the file"),
+        ({}, rf"file\.bin: md5 is {MD5}, expected {'0' * 32}"),
+        ({"statuses": [404]}, "404 Not Found"),
+        ({"redirects": ["https://localhost:9/x"]}, "https://localhost:9/x"),
+        ({"redirects": ["ftp://127.0.0.1/x"]}, "ftp://127.0.0.1/x"),
+        ({"redirects": ["file:///etc/passwd"]}, "file:///etc/passwd"),
+        ({"content": PAGE}, "page in place of the file"),
     ],
 )
-def test_what_is_not_the_file_is_named_and_left_nowhere(server, tmp_path, trouble, md5, message) -> None:
+def test_what_is_not_the_file_is_named_and_left_nowhere(server, tmp_path, trouble, message) -> None:
     for name, value in trouble.items():
         setattr(server, name, value)
     with pytest.raises(ValueError, match=message):
-        fetch(server.archive(md5), tmp_path, wait=0)
+        fetch(server.archive(None if trouble else "0" * 32), tmp_path, wait=0)
     assert ("file.bin" in files_below(tmp_path), len(server.requests)) == (False, 1)
 
 
@@ -180,16 +173,14 @@ def test_a_busy_server_is_asked_again_and_its_own_redirects_are_followed(server,
     assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize(("new", "allowed"), [("https://b/x", True), ("http://a/x", False), ("http://b/x", False)])
-def test_https_is_never_left(new, allowed) -> None:
-    def follow():
+def test_https_is_never_left() -> None:
+    def follow(new):
         return download._Redirects().redirect_request(Request("https://a/x"), io.BytesIO(), 302, "", HTTPMessage(), new)
 
-    if allowed:
-        assert isinstance(follow(), Request)
-    else:
+    assert isinstance(follow("https://b/x"), Request)
+    for new in ("http://a/x", "http://b/x"):
         with pytest.raises(ValueError, match=re.escape(new)):
-            follow()
+            follow(new)
 
 
 @pytest.mark.parametrize("head", [b"HTTP/1.0 200 OK\r\nX: ", b"HTTP/1.0 200 OK\r\n\r\n"])
@@ -256,23 +247,20 @@ def zip_file(path, *members):
     return path
 
 
-@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz"])
-def test_a_tar_file_unpacks_with_its_inner_links(tmp_path, name) -> None:
+def test_archives_unpack_with_their_inner_links_beside_what_is_there(tmp_path) -> None:
     folders = (("./", tarfile.DIRTYPE, ""), ("good", tarfile.DIRTYPE, ""))
     links = (("other/soft", LINK, "../good/a.txt"), ("hard", HARD, "good/a.txt"))
-    unpack(tar_file(tmp_path / name, *folders, FILE, *links), tmp_path / "out")
-    assert files_below(tmp_path / "out") == ["good/a.txt", "hard", "other/soft"]
-    assert all((tmp_path / "out" / file).read_text() == "text" for file in files_below(tmp_path / "out"))
-
-
-def test_a_zip_file_unpacks_beside_what_is_there_and_may_be_empty(tmp_path) -> None:
-    out = tmp_path / "out"
-    unpack(zip_file(tmp_path / "a.zip"), out)
-    unpack(tar_file(tmp_path / "a.tgz"), out)
-    assert files_below(out) == []
-    (out / "old.txt").write_text("old")
-    unpack(zip_file(tmp_path / "a.zip", ("good/", 0o40755, ""), ("good/a.txt", 0o100644, "text")), out)
-    assert [(out / name).read_text() for name in files_below(out)] == ["text", "old"]
+    for name in ("a.tar", "a.tar.gz", "a.tgz"):
+        out = tmp_path / name.replace(".", "_")
+        unpack(tar_file(tmp_path / name, *folders, FILE, *links), out)
+        assert files_below(out) == ["good/a.txt", "hard", "other/soft"]
+        assert all((out / file).read_text() == "text" for file in files_below(out))
+    unpack(zip_file(tmp_path / "a.zip"), tmp_path / "out")
+    unpack(tar_file(tmp_path / "a.tgz"), tmp_path / "out")
+    assert files_below(tmp_path / "out") == []
+    (tmp_path / "out/old.txt").write_text("old")
+    unpack(zip_file(tmp_path / "a.zip", ("good/", 0o40755, ""), ("good/a.txt", 0o100644, "text")), tmp_path / "out")
+    assert [(tmp_path / "out" / name).read_text() for name in files_below(tmp_path / "out")] == ["text", "old"]
 
 
 @pytest.mark.parametrize(
@@ -290,12 +278,9 @@ def test_a_zip_file_unpacks_beside_what_is_there_and_may_be_empty(tmp_path) -> N
         ([("good/link", LINK, "../b"), ("evil", LINK, "good/link/../..")], "passes through"),
         ([("good/link", LINK, "../b"), ("evil", HARD, "good/link")], "symbolic link"),
         ([("evil", tarfile.CHRTYPE, "")], "is no file"),
-        ([("evil", tarfile.FIFOTYPE, "")], "is no file"),
         ([("GOOD/a.TXT", tarfile.REGTYPE, "x")], "differs from 'good/a.txt' in case only"),
         ([("Link", LINK, "b"), ("lINK/evil", tarfile.REGTYPE, "x")], "passes through"),
         ([("../evil", 0o100644, "")], "leaves the folder"),
-        ([("..\\evil", 0, "")], "leaves the folder"),
-        ([("/tmp/evil", 0o100644, "")], "is absolute"),
         ([("C:/evil", 0, "")], "is absolute"),
         ([("evil", stat.S_IFLNK | 0o777, "../outside")], "is no file"),
         ([("Good/A.txt", 0o100644, "")], "differs from 'good/a.txt' in case only"),
@@ -339,13 +324,10 @@ def test_links_inside_and_of_the_folder_itself_are_followed(tmp_path, two) -> No
     (tmp_path / "real/good").symlink_to("other")
     unpack(two, tmp_path / "out")
     assert (tmp_path / "real/other/a.txt").read_text() == "text"
-
-
-def test_what_is_no_archive_is_named(tmp_path) -> None:
     for content, said in ((PAGE, " but a page"), (b"text", "")):
-        (tmp_path / "a.zip").write_bytes(content)
-        with pytest.raises(ValueError, match=rf"a\.zip is neither a tar nor a zip file{said}"):
-            unpack(tmp_path / "a.zip", tmp_path / "out")
+        two.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{two.name} is neither a tar nor a zip file{said}"):
+            unpack(two, tmp_path / "out")
 
 
 # cards and the command
@@ -360,20 +342,15 @@ def test_cards_list_archives_with_checksums_or_say_where_the_data_is() -> None:
             with pytest.raises(ValueError, match=re.escape(card.source.strip())):
                 read_downloads(card)
     assert set(without) == {"panoptic_annotations_trainval2017.zip"}
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
+    url = {"url": "http://host/a.zip"}
+    for entry, message in (
         ({"md5": MD5}, "a download entry is"),
-        ({"url": "http://host/a.zip", "inot": "x"}, "a download entry is"),
-        ({"url": "http://host/a.zip", "into": "../x"}, "leaves the folder"),
-        ({"url": "http://host/a.zip", "into": "/x"}, "is absolute"),
-    ],
-)
-def test_a_wrong_entry_of_a_card_is_named(entry, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        read_downloads(Card(name="mine", format="voc", splits={}, download=(entry,)))
+        (url | {"inot": "x"}, "a download entry is"),
+        (url | {"into": "../x"}, "leaves the folder"),
+        (url | {"into": "/x"}, "is absolute"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_downloads(Card(name="mine", format="voc", splits={}, download=(entry,)))
 
 
 def test_the_command_fetches_and_unpacks_what_a_card_lists(resdet, server, tmp_path, monkeypatch) -> None:

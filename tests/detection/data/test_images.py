@@ -44,48 +44,45 @@ def test_pixels_come_as_they_are_stored(draw, tmp_path, suffix) -> None:
     np.testing.assert_array_equal(read_image(pixels, size=(5, 7)), NOISE[:5, :7])
 
 
-@pytest.mark.parametrize("orientation", [None, 1])  # without a tag and with one
-def test_a_jpeg_is_rgb_not_bgr(photograph, orientation) -> None:
-    pixels = read_image(str(photograph(orientation=orientation)), size=(40, 60))
-    assert_color(pixels[:, :30], RED)
-    assert_color(pixels[:, 34:], BLUE)
+def test_a_jpeg_is_rgb_not_bgr(photograph) -> None:
+    for orientation in (None, 1):  # without a tag and with one
+        pixels = read_image(str(photograph(orientation=orientation)), size=(40, 60))
+        assert_color(pixels[:, :30], RED)
+        assert_color(pixels[:, 34:], BLUE)
 
 
-@pytest.mark.parametrize(
-    ("name", "mode", "color", "expected"),
-    [
+def test_every_mode_becomes_rgb_and_transparency_is_left_out(tmp_path) -> None:
+    for name, mode, color, expected in [
         ("a.jpg", "L", 100, (100, 100, 100)),
         ("a.png", "L", 100, (100, 100, 100)),
         ("a.png", "1", 1, (255, 255, 255)),
         ("a.png", "RGBA", (10, 20, 30, 0), (10, 20, 30)),
         ("a.png", "LA", (10, 0), (10, 10, 10)),
         ("a.jpg", "CMYK", (0, 255, 255, 0), (255, 0, 0)),
-    ],
-)
-def test_every_mode_becomes_rgb_and_transparency_is_left_out(tmp_path, name, mode, color, expected) -> None:
-    Image.new(mode, (8, 6), color).save(tmp_path / name)
-    pixels = read_image(tmp_path / name, size=(6, 8))
-    assert pixels.shape == (6, 8, 3)
-    assert_color(pixels, expected)
+    ]:
+        Image.new(mode, (8, 6), color).save(tmp_path / name)
+        pixels = read_image(tmp_path / name, size=(6, 8))
+        assert pixels.shape == (6, 8, 3)
+        assert_color(pixels, expected)
 
 
-@pytest.mark.parametrize("transparency", [None, 0, bytes([0, 128])], ids=["opaque", "one colour", "per colour"])
-def test_a_palette_with_transparency_becomes_rgb(tmp_path, transparency) -> None:
+def test_a_palette_with_transparency_becomes_rgb(tmp_path) -> None:
     image = Image.new("P", (8, 6), 1)
     image.putpalette([255, 0, 0, 0, 255, 0])
     image.putpixel((0, 0), 0)
-    image.save(tmp_path / "a.png", transparency=transparency)
-    pixels = read_image(tmp_path / "a.png", size=(6, 8))
-    assert_color(pixels[1:], (0, 255, 0))
-    assert_color(pixels[:1, :1], (255, 0, 0))
+    for transparency in (None, 0, bytes([0, 128])):  # opaque, of one colour, of each
+        image.save(tmp_path / "a.png", transparency=transparency)
+        pixels = read_image(tmp_path / "a.png", size=(6, 8))
+        assert_color(pixels[1:], (0, 255, 0))
+        assert_color(pixels[:1, :1], (255, 0, 0))
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-@pytest.mark.parametrize("bits", [12, 16])
-def test_greys_of_twelve_and_sixteen_bits_fill_eight(draw, tmp_path, suffix, bits) -> None:
-    ramp = np.linspace(0, 2**bits - 1, 8 * 6).reshape(6, 8).astype(np.uint16)
-    pixels = read_image(draw(tmp_path / f"a.{suffix}", ramp))
-    np.testing.assert_array_equal(pixels, np.repeat((ramp >> (bits - 8))[..., None], 3, axis=2))
+def test_greys_of_twelve_and_sixteen_bits_fill_eight(draw, tmp_path, suffix) -> None:
+    for bits in (12, 16):
+        ramp = np.linspace(0, 2**bits - 1, 8 * 6).reshape(6, 8).astype(np.uint16)
+        pixels = read_image(draw(tmp_path / f"a.{suffix}", ramp))
+        np.testing.assert_array_equal(pixels, np.repeat((ramp >> (bits - 8))[..., None], 3, axis=2))
 
 
 # files that are no pictures
@@ -237,55 +234,42 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_read(tmp_path, options) -> Non
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-@pytest.mark.parametrize("size", [(120, 160), (121, 161), (7, 5)])
-def test_flat_and_grey_jpegs_are_whole(tmp_path, mode, size) -> None:
-    path, image = tmp_path / "a.jpg", smooth().resize((size[1], size[0])).convert(mode)
-    for grey in (0, 128, 255):
-        image.paste(Image.new(mode, (size[1], size[0]), (grey,) * len(image.getbands())), (0, size[0] // 3))
-        for optimize in (False, True):  # whose codes for a flat area are all zeros
-            image.save(path, optimize=optimize)
-            assert read_image(path, size=size, thorough=True).shape == (*size, 3)
-
-
-def test_a_photograph_before_another_in_one_file_is_read(tmp_path) -> None:
-    smooth().save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[smooth(64, 64)])
-    assert read_image(tmp_path / "a.jpg", thorough=True).shape == (120, 160, 3)
+def test_flat_and_grey_jpegs_are_whole(tmp_path, mode) -> None:
+    for size in ((120, 160), (121, 161), (7, 5)):
+        path, image = tmp_path / "a.jpg", smooth().resize((size[1], size[0])).convert(mode)
+        for grey in (0, 128, 255):
+            image.paste(Image.new(mode, (size[1], size[0]), (grey,) * len(image.getbands())), (0, size[0] // 3))
+            for optimize in (False, True):  # whose codes for a flat area are all zeros
+                image.save(path, optimize=optimize)
+                assert read_image(path, size=size, thorough=True).shape == (*size, 3)
+    smooth().save(tmp_path / "b.jpg", "MPO", save_all=True, append_images=[smooth(64, 64)])  # before another picture
+    assert read_image(tmp_path / "b.jpg", thorough=True).shape == (120, 160, 3)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "bmp", "gif", "jp2", "ppm"])
 def test_half_a_file_of_any_format_is_refused_and_most_by_the_header(tmp_path, suffix) -> None:
-    path = tmp_path / f"a.{suffix}"
+    path, size = tmp_path / f"a.{suffix}", (120, 160)
     smooth().save(path)
     data = path.read_bytes()
-    if suffix in ("jpg", "png"):
-        check_header(path, size=(120, 160), apply_exif=True)
-        with pytest.raises(ImageError, match="its annotation says 161x120"):
-            check_header(path, size=(120, 161), apply_exif=True)
+    check_header(path, size=size, apply_exif=True)
+    with pytest.raises(ImageError, match="its annotation says 161x120"):
+        check_header(path, size=(120, 161), apply_exif=True)
     for content in (data[: len(data) // 2], b"", b"<html>404</html>"):
         path.write_bytes(content)
         with pytest.raises(ImageError, match=re.escape(f"image {path} can't be read: ")):
             read_image(path)
-        if suffix in ("jpg", "png"):
+        if suffix in ("jpg", "png") or len(content) < 20:
             with pytest.raises(ImageError, match=re.escape(f"image {path} can't be read: ")):
-                check_header(path, size=(120, 160), apply_exif=True)
+                check_header(path, size=size, apply_exif=True)
 
 
 # real data
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["train2017/000000000086.jpg", "val2017/000000007888.jpg"])
-def test_the_greyscale_photographs_of_coco128_become_rgb(data_root_for_tests, name) -> None:
-    path = data_root_for_tests / "coco128" / name
-    with Image.open(path) as image:
-        assert image.mode == "L"
-        pixels = read_image(path, size=(image.height, image.width))
-    assert (pixels[..., 0] == pixels[..., 2]).all()
-    assert np.ptp(pixels) > 100
-
-
-@pytest.mark.data
 def test_damage_is_found_in_photographs_and_only_there(data_root_for_tests, tmp_path) -> None:
+    grey = read_image(data_root_for_tests / "coco128/train2017/000000000086.jpg")
+    assert ((grey[..., 0] == grey[..., 2]).all(), np.ptp(grey) > 100) == (True, True)
     rng, copy = random.Random(0), tmp_path / "a.jpg"
     for path in sorted((data_root_for_tests / "coco128/val2017").glob("*.jpg"))[::3]:
         assert read_image(path, thorough=True).size

@@ -76,12 +76,15 @@ def test_neither_the_number_of_workers_nor_the_start_changes_anything(index) -> 
     assert rows_of(train_batches(index, PLAIN, 6, seed=0)) != rows_of(train_batches(index, PLAIN, 6, seed=1))
 
 
-def test_another_seed_and_another_epoch_give_another_augmentation(make_index, paths) -> None:
+def test_seeds_and_epochs_augment_anew_and_rare_classes_come_more_often(make_index, paths) -> None:
     one_image = make_index([[((0, 0, 50, 50), 0, False)]], paths=paths[:1])
     config = replace(CONFIG, augment=JITTERED)
     first, second = (train_batches(one_image, config, 1, seed=seed)[0].images.pixels for seed in (0, 1))
     assert not torch.equal(first[:1], second[:1])
     assert not torch.equal(first[0], first[1])  # the same image once more
+    rare = make_index([[((0, 0, 9, 9), int(row == 3), False)] for row in range(8)], paths=paths)
+    config = replace(PLAIN, repeat_threshold=0.5)  # sqrt(0.5 / (1 / 8)) = 2
+    assert sorted(rows_of(train_batches(rare, config, 9))) == sorted([3, 3, 0, 1, 2, 4, 5, 6, 7] * 2)
 
 
 def test_training_and_test_images_have_the_configured_scales(index) -> None:
@@ -96,12 +99,6 @@ def test_training_and_test_images_have_the_configured_scales(index) -> None:
     assert sizes_of(batches) == {(40, 40)}
     assert_equal(train_batches(index, replace(config, workers=1), 6), batches)
     assert next(iter(build_test_loader(index, config))).images.size_list() == [(64, 48)]
-
-
-def test_images_of_a_rare_class_come_more_often(make_index, paths) -> None:
-    rare = make_index([[((0, 0, 9, 9), int(row == 3), False)] for row in range(8)], paths=paths)
-    config = replace(PLAIN, repeat_threshold=0.5)  # sqrt(0.5 / (1 / 8)) = 2
-    assert sorted(rows_of(train_batches(rare, config, 9))) == sorted([3, 3, 0, 1, 2, 4, 5, 6, 7] * 2)
 
 
 def test_objects_are_pasted_whatever_the_number_of_workers(index, make_index, paths) -> None:
@@ -129,30 +126,27 @@ def test_images_are_grouped_and_skipped_only_if_asked(index) -> None:
         assert set(rows_of(train_batches(index, replace(PLAIN, skip_empty=skip), 16))) == rows
 
 
-def test_mistakes_are_found_before_the_first_batch(index, make_index) -> None:
+def test_mistakes_are_found_before_the_first_batch_and_broken_images_named_from_any_process(index, make_index) -> None:
     empty = make_index([[], [((0, 0, 5, 5), 0, True)]])
     with pytest.raises(ValueError, match=r"no image to train on.*data\.skip_empty"):
         build_train_loader(empty, CONFIG, batch_size=2, seed=0)
     with pytest.raises(ValueError, match="did you mean 'HorizontalFlip'"):
         build_train_loader(index, replace(CONFIG, augment=({"HorizontalFip": {}},)), batch_size=2, seed=0)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_is_named_from_any_process(index, workers) -> None:
     Path(index.paths[4]).write_bytes(b"no image")
-    batches = iter(build_test_loader(index, replace(CONFIG, workers=workers)))
-    with pytest.raises(ValueError, match=r"image .*e\.jpg can't be read"):
-        list(batches)
-    # Left to the garbage collector, the end of the worker takes five seconds.
-    getattr(batches, "_shutdown_workers", lambda: None)()
+    for workers in (0, 1):
+        batches = iter(build_test_loader(index, replace(CONFIG, workers=workers)))
+        with pytest.raises(ValueError, match=r"image .*e\.jpg can't be read"):
+            list(batches)
+        # Left to the garbage collector, the end of the worker takes five seconds.
+        getattr(batches, "_shutdown_workers", lambda: None)()
 
 
-@pytest.mark.parametrize(("workers", "batch_size"), [(0, 1), (2, 1), (0, 3)])
-def test_testing_visits_each_image_once_without_augmentation(index, workers, batch_size) -> None:
-    batches = list(build_test_loader(index, replace(CONFIG, workers=workers), batch_size=batch_size))
-    assert rows_of(batches) == list(range(8))
-    first = batches[0].targets  # 60x80 upright: factor 48 / 60
-    torch.testing.assert_close(first.boxes[0, first.valid[0]], torch.tensor([[10.0, 20.0, 40.0, 50.0]]) * 0.8)
+def test_testing_visits_each_image_once_without_augmentation(index) -> None:
+    for workers, batch_size in ((0, 1), (2, 1), (0, 3)):
+        batches = list(build_test_loader(index, replace(CONFIG, workers=workers), batch_size=batch_size))
+        assert rows_of(batches) == list(range(8))
+        first = batches[0].targets  # 60x80 upright: factor 48 / 60
+        torch.testing.assert_close(first.boxes[0, first.valid[0]], torch.tensor([[10.0, 20.0, 40.0, 50.0]]) * 0.8)
     assert [batch.rows for batch in build_test_loader(index, CONFIG, rows=[6, 2])] == [(6,), (2,)]
     assert list(build_test_loader(index, CONFIG, rows=[])) == []
 

@@ -41,13 +41,13 @@ def rewrite(path, **changes) -> None:
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
 
 
-@pytest.mark.parametrize("ids", [(5, 6, 7), (7, 5, 6), (6, 7, 5), (7, 6, 5)])
-def test_what_is_written_comes_back_in_any_order(path, make_index, ids) -> None:
-    stored = read_proposals(path, make_index([[], [], []], ids=list(ids)))
-    for row, number in enumerate(ids):
-        found, expected = stored.of(row), make_proposals(BOXES[number])
-        assert torch.equal(found.boxes, expected.boxes)
-        assert torch.equal(found.scores, expected.scores)
+def test_what_is_written_comes_back_in_any_order(path, make_index) -> None:
+    for ids in ([5, 6, 7], [7, 5, 6], [6, 7, 5]):
+        stored = read_proposals(path, make_index([[], [], []], ids=ids))
+        for row, number in enumerate(ids):
+            found, expected = stored.of(row), make_proposals(BOXES[number])
+            assert torch.equal(found.boxes, expected.boxes)
+            assert torch.equal(found.scores, expected.scores)
     assert [file.name for file in path.parent.iterdir()] == ["proposals.safetensors"]
 
 
@@ -65,74 +65,50 @@ def test_no_proposals_and_boxes_that_rounding_put_a_hair_outside(index, tmp_path
 # files that would train a detector on nonsense
 
 
-@pytest.mark.parametrize(
-    ("ids", "parts"),
-    [
+def test_proposals_of_other_images_are_refused(path, make_index) -> None:
+    for ids, parts in (
         ([5, 8, 9], ("lack 2 of its 3 images (ids [8, 9])", "have 2 others (ids [6, 7])")),
         ([5, 6, 7, 8], ("lack 1 of its 4 images (ids [8])", "have 0 others")),
         ([5, 7], ("lack 0 of its 2 images", "have 1 others (ids [6])")),
-    ],
-)
-def test_proposals_of_other_images_are_refused(path, make_index, ids, parts) -> None:
-    with pytest.raises(ValueError, match=r"proposals\.safetensors are for other images") as error:
-        read_proposals(path, make_index([[] for _ in ids], ids=ids))
-    assert all(part in str(error.value) for part in (*parts, str(path)))
+    ):
+        with pytest.raises(ValueError, match=r"proposals\.safetensors are for other images") as error:
+            read_proposals(path, make_index([[] for _ in ids], ids=ids))
+        assert all(part in str(error.value) for part in (*parts, str(path)))
 
 
-@pytest.mark.parametrize(
-    "box",
-    [
-        (70, 20, 80.5, 40),
-        (10, 20, 30, 60.5),
-        (-0.5, 20, 30, 40),
-        (10, -0.5, 30, 40),
-        (30, 20, 30, 40),
-        (10, 40, 30, 20),
-        (10, 20, float("nan"), 40),
-        (10, 20, float("inf"), 40),
-    ],
-)
-def test_boxes_outside_or_without_area_are_refused(path, index, box) -> None:
-    boxes = load_file(path)["boxes"]
-    boxes[-1] = torch.tensor(box)
-    rewrite(path, boxes=boxes)
-    with pytest.raises(ValueError, match="1 boxes lie outside their image or have no area") as error:
-        read_proposals(path, index)
-    assert all(part in str(error.value) for part in (str(path), str(boxes[-1].tolist()), "2.jpg (80x60)"))
-
-
-def test_boxes_are_held_against_their_own_image(path, make_index) -> None:
+def test_boxes_outside_their_own_image_or_without_area_are_refused(path, index, make_index) -> None:
+    good, (nan, inf) = load_file(path)["boxes"], (float("nan"), float("inf"))
+    outside = [(70, 20, 80.5, 40), (10, 20, 30, 60.5), (-0.5, 20, 30, 40), (10, -0.5, 30, 40)]
+    for box in [*outside, (30, 20, 30, 40), (10, 40, 30, 20), (10, 20, nan, 40), (10, 20, inf, 40)]:
+        boxes = torch.cat([good[:-1], torch.tensor([box], dtype=torch.float32)])
+        rewrite(path, boxes=boxes)
+        with pytest.raises(ValueError, match="1 boxes lie outside their image or have no area") as error:
+            read_proposals(path, index)
+        assert all(part in str(error.value) for part in (str(path), str(boxes[-1].tolist()), "2.jpg (80x60)"))
+    rewrite(path, boxes=good)
     index = make_index([[], [], []], ids=[7, 6, 5], sizes=[(39, 80), (60, 80), (60, 80)])
     with pytest.raises(ValueError, match=r"1 boxes .*\[10\.0, 20\.0, 30\.0, 40\.0\] in 0\.jpg \(80x39\)"):
         read_proposals(path, index)
 
 
-@pytest.mark.parametrize("content", [b"", b"no tensors", b"\x08\0\0\0\0\0\0\0{}{}{}{}", None])
-def test_a_file_of_another_kind_is_refused(path, index, content) -> None:
-    path.unlink()
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"proposals\.safetensors can't be read"):
-        read_proposals(path, index)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        *((key, None) for key in ("image_ids", "ends", "boxes", "scores")),
-        *(("ends", torch.tensor(ends)) for ends in ([2, 2], [2, 2, 2], [2, 2, 4], [2, 1, 3], [-1, 2, 3])),
-        ("scores", torch.zeros(2)),
-        ("boxes", torch.ones(2, 4)),
-        ("boxes", torch.ones(3, 5)),
-        ("image_ids", torch.tensor([5, 6, 7, 8])),
-        ("image_ids", torch.tensor([5, 7, 7])),
-    ],
-)
-def test_arrays_that_are_missing_or_do_not_agree_are_refused(path, index, key, value) -> None:
-    rewrite(path, **{key: value})
-    message = f"is no file of proposals: it lacks {key}" if value is None else "is no file of proposals|other images"
-    with pytest.raises(ValueError, match=rf"proposals\.safetensors.*({message})"):
-        read_proposals(path, index)
+def test_files_whose_arrays_are_missing_or_do_not_agree_are_refused(path, index) -> None:
+    whole = load_file(path)
+    changes = [*((key, None) for key in ("image_ids", "ends", "boxes", "scores"))]
+    changes += [("ends", torch.tensor(ends)) for ends in ([2, 2], [2, 2, 2], [2, 2, 4], [2, 1, 3], [-1, 2, 3])]
+    changes += [("scores", torch.zeros(2)), ("boxes", torch.ones(2, 4)), ("boxes", torch.ones(3, 5))]
+    changes += [("image_ids", torch.tensor(ids)) for ids in ([5, 6, 7, 8], [5, 7, 7])]
+    for key, value in changes:
+        save_file(whole, path)
+        rewrite(path, **{key: value})
+        said = f"is no file of proposals: it lacks {key}" if value is None else "is no file of proposals|other images"
+        with pytest.raises(ValueError, match=rf"proposals\.safetensors.*({said})"):
+            read_proposals(path, index)
+    for content in (b"", b"no tensors", b"\x08\0\0\0\0\0\0\0{}{}{}{}", None):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"proposals\.safetensors can't be read"):
+            read_proposals(path, index)
 
 
 # proposals follow the pixels
