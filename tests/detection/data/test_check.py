@@ -105,17 +105,16 @@ def test_images_of_two_splits_or_under_two_names_are_noted_once_a_pair(index, ma
 
 
 def test_near_copies_are_noted_with_both_names(make_index, tmp_path) -> None:
-    coarse = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
-    for path, pixels in zip(paths, coarse, strict=True):
-        Image.fromarray(pixels).resize((160, 120), Image.Resampling.BICUBIC).save(path)
-    for name, number in (("test.jpg", 1), ("train.jpg", 2)):
-        Image.open(paths[number]).save(tmp_path / name, quality=60)
-    train = make_index([[]] * 4, paths=[*paths, str(tmp_path / "train.jpg")])
-    test = make_index([[]], paths=[str(tmp_path / "test.jpg")])
-    between, within = check_copies({"train": train, "test": test})
-    assert (within.kind, within.file) == ("nearly the same image", str(tmp_path / "train.jpg"))
-    assert (between.kind, between.file) == ("nearly the same image in two splits", str(tmp_path / "test.jpg"))
+    coarse, paths = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8), []
+    for number, pixels in enumerate(coarse):
+        image = Image.fromarray(pixels).resize((160, 120), Image.Resampling.BICUBIC)
+        paths.append(str(tmp_path / f"{number}.png"))
+        image.save(paths[number])
+        image.save(tmp_path / f"{number}.jpg", quality=60)
+    train = make_index([[]] * 4, paths=[*paths, str(tmp_path / "2.jpg")])
+    between, within = check_copies({"train": train, "test": make_index([[]], paths=[str(tmp_path / "1.jpg")])})
+    assert (within.kind, within.file) == ("nearly the same image", str(tmp_path / "2.jpg"))
+    assert (between.kind, between.file) == ("nearly the same image in two splits", str(tmp_path / "1.jpg"))
     assert paths[1] in between.detail
 
 

@@ -110,19 +110,16 @@ def test_bad_label_images_stop_before_the_first_step_and_name_the_file(files, lo
     assert names(load(ENTRY, bad_images="drop")[0]) == ["b.jpg"]  # which reads all
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
+def test_wrong_keys_of_a_card(load) -> None:
+    for keys, message in (
         ({"values": [1]}, "2 classes and 1 values"),
         ({"values": [1, 255]}, "given twice in values and void: .255."),
         ({"format": "coco", "values": [0, 1]}, "values is for"),
         ({"label_maps": "polygons"}, "label_maps is for the coco format"),
         ({"classes": []}, "1 to 255 classes"),
-    ],
-)
-def test_wrong_keys_of_a_card(load, keys, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        load({"images": "images"}, **keys)
+    ):
+        with pytest.raises(ValueError, match=message):
+            load({"images": "images"}, **keys)
 
 
 def test_polygons_make_label_maps_and_overlaps_and_crowds_are_void(make_coco, write_card, tmp_path, edit_json) -> None:

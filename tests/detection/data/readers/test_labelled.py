@@ -114,11 +114,6 @@ def test_labelme_shapes_that_cannot_be_read_are_errors(read) -> None:
     assert "did you mean 'cat'" in problems[-1].detail
 
 
-def test_labelme_boxes_are_scaled_to_another_size_on_request(read) -> None:
-    index, _ = read("labelme", labelme(RECTANGLE, imageHeight=40, imageWidth=50), fields=(), other_size="scale")
-    assert boxes(index) == [[20, 20, 40, 40]]
-
-
 # CVAT
 
 
@@ -142,25 +137,17 @@ def test_cvat_shapes_have_boxes(read) -> None:
     assert (len(index), kinds(problems)) == (0, [("dropped", "missing image")])
 
 
-@pytest.mark.parametrize(
-    ("format", "text", "said"),
-    [
-        ("cvat", "<annotations><track/></annotations>", "video"),
-        ("cvat", "<annotation/>", "<annotation>"),
-        ("cvat", "<annotations>", "no element"),
-        ("labelme", "{", ""),
-        ("labelme", "[]", ""),
-        ("labelme", '{"imagePath": "a.png"}', ""),
-        ("labelme", labelme(imageHeight="x"), ""),
-        ("label_studio", "{", ""),
-        ("label_studio", '{"a": 1}', ""),
-        ("csv", "name,age\nx,3\n", "filename"),
-    ],
-)
-def test_a_file_of_another_kind_is_an_error(read, format, text, said) -> None:
-    _, problems = read(format, text)
-    assert kinds(problems) == [BROKEN_FILE]
-    assert said in problems[0].detail
+def test_files_of_another_kind_are_errors(read) -> None:
+    for format, texts in {
+        "cvat": {"<annotations><track/></annotations>": "video", "<annotation/>": "<annotation>", "<annotations>": ""},
+        "labelme": {"{": "", "[]": "", '{"imagePath": "a.png"}': "", labelme(imageHeight="x"): "imageHeight"},
+        "label_studio": {"{": "", '{"a": 1}': ""},
+        "csv": {"name,age\nx,3\n": "filename"},
+    }.items():
+        for text, said in texts.items():
+            _, problems = read(format, text)
+            assert kinds(problems) == [BROKEN_FILE]
+            assert said in problems[0].detail
 
 
 # Label Studio, in percent
@@ -225,14 +212,21 @@ def test_the_longest_end_of_a_path_decides_which_image_a_name_means(tmp_path) ->
         assert [files.find(name) for name in names] == [found and tmp_path / found] * len(names)
 
 
-@pytest.mark.parametrize("format", ["yolo", "labelme", "cvat", "label_studio", "open_images", "csv"])
+ENTRIES = {
+    "yolo": ("yolo_plain", {"images": "."}),
+    "labelme": ("labelme", {}),
+    "cvat": ("cvat", {"annotations": "annotations.xml"}),
+    "label_studio": ("label_studio", {"annotations": "project-1-min.json"}),
+    "open_images": ("open_images", {"annotations": "boxes.csv", "names": "class-descriptions-boxable.csv"}),
+    "csv": ("csv", {"annotations": "boxes.csv"}),
+}
+
+
+@pytest.mark.parametrize("format", ENTRIES)
 def test_an_image_whose_header_cannot_be_read_is_left_out_on_request(made_folder, format) -> None:
-    folder = made_folder({"yolo": "yolo_plain"}.get(format, format))
+    folder, entry = made_folder(ENTRIES[format][0]), ENTRIES[format][1]
     (broken,) = folder.rglob("photo0.jpg")
     broken.write_bytes(b"no image")
-    file = {"cvat": "annotations.xml", "label_studio": "project-1-min.json"}.get(format, "boxes.csv")
-    entry = {"yolo": {"images": "."}, "labelme": {}}.get(format, {"annotations": file})
-    entry |= {"names": "class-descriptions-boxable.csv"} if format == "open_images" else {}
     for drop in (True, False):
         options = {"drop": True, "exif": "by_size", "drop_images": drop}
         index, (problem,) = FORMATS[format].read(folder, entry, ("bolt", "nut"), **options)

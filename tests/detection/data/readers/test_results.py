@@ -56,9 +56,8 @@ def test_masks_and_keypoints_give_the_box_where_there_is_none(read) -> None:
         read([POSED], replace(KNOWN, no_keypoints="two kinds"))
 
 
-@pytest.mark.parametrize(
-    ("first", "changes", "told"),
-    [
+def test_the_file_and_the_entry_are_named(read) -> None:
+    for first, changes, told in [
         (GOOD, {"image_id": 9}, "image_id is 9, expected an image of truth.json"),
         (GOOD, {"category_id": 2}, "category_id is 2, expected one of 18, 44"),
         (GOOD, {"score": None}, "score is None"),
@@ -72,12 +71,10 @@ def test_masks_and_keypoints_give_the_box_where_there_is_none(read) -> None:
         (POSED, {"keypoints": POSED["keypoints"][:3]}, "keypoints have 3 numbers"),
         (POSED, {"keypoints": [float("inf"), 4, 1, 9, 6, 1]}, "x of keypoint 'nose' is inf"),
         (POSED, {}, "keypoints is missing"),
-    ],
-)
-def test_the_file_and_the_entry_are_named(read, first, changes, told) -> None:
-    with pytest.raises(ValueError, match=r"results\.json") as raised:
-        read([first, GOOD | changes], POSES if first is POSED else KNOWN)
-    assert f"entry 1: {told}" in str(raised.value)
+    ]:
+        with pytest.raises(ValueError, match=r"results\.json") as raised:
+            read([first, GOOD | changes], POSES if first is POSED else KNOWN)
+        assert f"entry 1: {told}" in str(raised.value)
 
 
 def test_what_is_no_list_of_detections_is_refused(read, tmp_path) -> None:

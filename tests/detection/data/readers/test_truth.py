@@ -38,20 +38,16 @@ def test_numbers_are_kept_as_they_are_without_images(read) -> None:
     assert truth.areas.tolist() == [300.5, 300.5]
     bare = {key: value for key, value in OBJECT.items() if key != "area"}
     assert read(TRUTH | {"annotations": [bare]}).areas.tolist() == [400]
+    masked = OBJECT | {"segmentation": [[1, 1, 20, 1, 20, 20]]}
+    masks = read(TRUTH | {"annotations": [masked, OBJECT]}).masks
+    assert [is_empty(mask) for mask in masks] == [False, True]  # the second is unknown
+    assert read(TRUTH | {"annotations": [masked], "images": [{"id": 5}]}).masks is None  # of unknown size
     truth = read({"images": [], "annotations": [], "categories": []})
     assert (truth.ends.tolist(), truth.boxes.shape, truth.class_names) == ([], (0, 4), ())
 
 
-def test_masks_are_drawn_where_sizes_are_known(read) -> None:
-    masked = OBJECT | {"segmentation": [[1, 1, 20, 1, 20, 20]]}
-    masks = read(TRUTH | {"annotations": [masked, OBJECT]}).masks
-    assert [is_empty(mask) for mask in masks] == [False, True]  # the second is unknown
-    assert read(TRUTH | {"annotations": [masked], "images": [{"id": 5}]}).masks is None
-
-
-@pytest.mark.parametrize(
-    ("section", "row", "changes", "told"),
-    [
+def test_the_file_and_the_record_are_named(read) -> None:
+    for section, row, changes, told in [
         ("images", 1, {"id": 5}, "images[1]: id 5 occurs twice"),
         ("categories", 1, {"name": "dog"}, "categories[1]: id 7, name 'dog' occurs twice"),
         ("annotations", 0, {"image_id": 4}, "annotations[0]: image_id is 4"),
@@ -59,18 +55,13 @@ def test_masks_are_drawn_where_sizes_are_known(read) -> None:
         ("annotations", 1, {"bbox": [0, 0, 1, float("inf")]}, "annotations[1]: bbox is"),
         ("annotations", 1, {"iscrowd": 2}, "annotations[1]: iscrowd is 2"),
         ("annotations", 1, {"segmentation": [[1, 2, 3]]}, "mask in image 5"),
-    ],
-)
-def test_the_file_and_the_record_are_named(read, section, row, changes, told) -> None:
-    content = copy.deepcopy(TRUTH)
-    content[section][row] |= changes
-    with pytest.raises(ValueError, match=r"truth\.json") as raised:
-        read(content)
-    assert told in str(raised.value)
-
-
-def test_what_is_no_ground_truth_is_refused(read) -> None:
-    for lacking in ("images", "annotations", "categories"):
+    ]:
+        content = copy.deepcopy(TRUTH)
+        content[section][row] |= changes
+        with pytest.raises(ValueError, match=r"truth\.json") as raised:
+            read(content)
+        assert told in str(raised.value)
+    for lacking in TRUTH:
         with pytest.raises(ValueError, match=rf"truth\.json .* without the list {lacking}"):
             read({key: value for key, value in TRUTH.items() if key != lacking})
     with pytest.raises(ValueError, match="--detections"):
