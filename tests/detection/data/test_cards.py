@@ -196,17 +196,10 @@ def test_image_folders_load_and_name_the_classes_where_the_card_does_not(load_fo
     assert (index.class_names, index.labels.tolist(), problems) == (("cat", "dog"), [0, 1, 0, 1], [])
     index, problems = load_folders(classes=["dog", "cat"])
     assert (index.class_names, index.labels.tolist(), problems) == (("dog", "cat"), [0, 1], [])
-    with pytest.raises(
-        ValueError, match=r"(?s)has 2 errors:.*dog: .*did you mean 'dgo'\?.*dgo: class without an image"
-    ):
+    with pytest.raises(ValueError, match=r"(?s)has 2 errors:.*did you mean 'dgo'\?.*dgo: class without an image"):
         load_folders(classes=["dgo", "cat"])
-    for keys, message in (
-        ({"splits": {"train": {"folder": "../other"}}}, "folder is below the data set's, got '../other'"),
-        ({"splits": {"train": "train"}}, r"card 'folders': split 'train' takes {folder:}, or a list of such"),
-        ({"classes": ["../cat"]}, "a class is the name of a folder in"),
-    ):
-        with pytest.raises(ValueError, match=re.escape(message)):
-            load_folders(**keys)
+    with pytest.raises(ValueError, match=r"split 'train' takes \{folder:\}, or a list"):
+        load_folders(splits={"train": "train"})
 
 
 def test_names_give_the_classes_and_reach_the_reader_as_tolerances_do(make_voc, write_card, load) -> None:

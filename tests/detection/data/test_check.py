@@ -122,15 +122,11 @@ def test_near_copies_are_noted_with_both_names(make_index, tmp_path) -> None:
 
 
 @pytest.mark.data
-def test_bccd_holds_its_two_point_boxes_and_seven_doubles(data_root_for_tests) -> None:
+def test_known_findings_in_real_sets(data_root_for_tests) -> None:
     problems = check_objects(load_dataset(["bccd:trainval", "bccd:test"], data_root_for_tests)[0])
     tiny, doubled = (stems(problems, kind) for kind in ("box under 2 pixels", "object boxed twice"))
     assert {stem[-3:] for stem in tiny} == {"338", "343"}
     assert sorted(stem[-3:] for stem in doubled) == ["020", "100", "104", "251", "284", "331", "403"]
-
-
-@pytest.mark.data
-def test_the_thinnest_boxes_of_coco128_are_found_and_its_photographs_decode(data_root_for_tests) -> None:
     index, _ = load_dataset(["coco128:train"], data_root_for_tests)
     assert {int(stem) for stem in stems(check_objects(index), "box under 2 pixels")} == {531, 540, 542}
-    assert check_images(index.first(40), threads=2, track=silent) == []
+    assert check_images(index.first(30), threads=2, track=silent) == []

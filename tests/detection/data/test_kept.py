@@ -3,27 +3,22 @@
 import os
 from threading import Thread
 
-import pytest
-
 from detection.data import kept
 from detection.data.kept import content_digest, kept_file, store, taken
 
 
-@pytest.mark.parametrize(
-    ("environment", "folder"),
-    [
-        ({"RESDET_CACHE": "/a"}, "/a/data"),
-        ({"RESDET_CACHE": "", "XDG_CACHE_HOME": "/b"}, "/b/resdet/data"),
-        ({"RESDET_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/c"}, "/c/.cache/resdet/data"),
-        ({"RESDET_CACHE": "off", "XDG_CACHE_HOME": "/b"}, None),
-    ],
-)
-def test_the_environment_and_the_facts_say_where_files_are_kept(environment, folder, monkeypatch) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    found = kept_file(".x", 1, ["a"])
-    assert (found and str(found.parent)) == folder
-    assert (found == kept_file(".x", 1, ["b"])) == (folder is None)
+def test_the_environment_and_the_facts_say_where_files_are_kept(monkeypatch) -> None:
+    for cache, xdg, home, folder in [
+        ("/a", "", "", "/a/data"),
+        ("", "/b", "", "/b/resdet/data"),
+        ("", "", "/c", "/c/.cache/resdet/data"),
+        ("off", "/b", "", None),
+    ]:
+        for name, value in (("RESDET_CACHE", cache), ("XDG_CACHE_HOME", xdg), ("HOME", home)):
+            monkeypatch.setenv(name, value)
+        found = kept_file(".x", 1, ["a"])
+        assert (found and str(found.parent)) == folder
+        assert (found == kept_file(".x", 1, ["b"])) == (folder is None)
 
 
 def test_least_recently_used_files_go_beyond_the_limit(tmp_path, monkeypatch) -> None:

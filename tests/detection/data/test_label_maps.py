@@ -36,18 +36,15 @@ def test_values_become_labels(tmp_path, palette) -> None:
     assert maps.take(torch.tensor([1, 0])).labelled().tolist() == [False, True]
 
 
-@pytest.mark.parametrize(
-    ("image", "size", "message"),
-    [
+def test_what_is_no_label_is_named_with_its_file(draw, tmp_path) -> None:
+    for image, size, message in [
         (STORED, (3, 2), "3x2 pixels, its image 2x3"),
         (STORED + 2, (2, 3), "value 1, 2, 9, 10 .*0, 7-8, 255"),
         (np.zeros((2, 3, 3), np.uint8), (2, 3), "RGB"),
         (STORED.astype(np.uint16), (2, 3), "I;16"),
-    ],
-)
-def test_what_is_no_label_is_named_with_its_file(draw, tmp_path, image, size, message) -> None:
-    with pytest.raises(ImageError, match=f"a\\.png.*{message}"):
-        maps_of(draw(tmp_path / "a.png", image)).read(0, size)
+    ]:
+        with pytest.raises(ImageError, match=f"a\\.png.*{message}"):
+            maps_of(draw(tmp_path / "a.png", image)).read(0, size)
 
 
 def test_masks_make_label_maps_with_void_where_two_lie() -> None:

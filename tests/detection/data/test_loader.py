@@ -12,6 +12,7 @@ from PIL import Image
 
 from detection.config.detection import DetectorDataConfig, JitterConfig
 from detection.data.cards import load_dataset
+from detection.data.images import ImageError
 from detection.data.loader import build_test_loader, build_train_loader, detection_loader, load_data
 from detection.data.packed_strings import PackedStrings
 from detection.fields.keypoints import Keypoints
@@ -126,19 +127,30 @@ def test_images_are_grouped_and_skipped_only_if_asked(index) -> None:
         assert set(rows_of(train_batches(index, replace(PLAIN, skip_empty=skip), 16))) == rows
 
 
-def test_mistakes_are_found_before_the_first_batch_and_broken_images_named_from_any_process(index, make_index) -> None:
+def test_mistakes_are_found_before_the_first_batch(index, make_index) -> None:
     empty = make_index([[], [((0, 0, 5, 5), 0, True)]])
     with pytest.raises(ValueError, match=r"no image to train on.*data\.skip_empty"):
         build_train_loader(empty, CONFIG, batch_size=2, seed=0)
     with pytest.raises(ValueError, match="did you mean 'HorizontalFlip'"):
         build_train_loader(index, replace(CONFIG, augment=({"HorizontalFip": {}},)), batch_size=2, seed=0)
-    Path(index.paths[4]).write_bytes(b"no image")
+
+
+@pytest.mark.parametrize("damage", ["text", "missing", "size"])
+def test_an_image_error_reads_the_same_in_one_line_from_any_process(index, draw, damage) -> None:
+    path, errors = Path(index.paths[4]), []
+    path.unlink()
+    if damage != "missing":
+        draw(path, size=(20, 30)) if damage == "size" else path.write_bytes(b"no image")
     for workers in (0, 1):
         batches = iter(build_test_loader(index, replace(CONFIG, workers=workers)))
-        with pytest.raises(ValueError, match=r"image .*e\.jpg can't be read"):
+        with pytest.raises(ImageError) as error:
             list(batches)
         # Left to the garbage collector, the end of the worker takes five seconds.
         getattr(batches, "_shutdown_workers", lambda: None)()
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
+    assert errors[0].startswith(f"image {path} {'is 30x20 pixels, its' if damage == 'size' else 'can'}")
+    assert "\n" not in errors[0]
 
 
 def test_testing_visits_each_image_once_without_augmentation(index) -> None:
@@ -156,6 +168,7 @@ import pathlib, sys
 from detection.config.detection import DetectorDataConfig
 from detection.data.loader import build_train_loader
 from detection.data.cards import load_dataset
+from detection.data.images import ImageError
 index = load_dataset([sys.argv[1]], pathlib.Path(sys.argv[2]))[0]
 sys.kept = iter(build_train_loader(index, DetectorDataConfig(workers=1, augment=()), batch_size=1, seed=0))
 next(sys.kept)

@@ -39,15 +39,12 @@ def test_every_tag_is_an_object_the_whole_image(load) -> None:
     assert len(load(*ROWS, split="half")[0]) == 2
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("train_3,clear", "image that is missing.*row 6: 'train_3' is not below 'train-jpg'"),
-        ("train_0,clear", "image with two rows.*row 6: 'train_0'"),
-        ("train_0", "row 6 has 1 columns"),
-        ("train_0,wat", "'wat'; did you mean 'water'"),
-    ],
-)
-def test_a_bad_row_is_named(load, row, message) -> None:
-    with pytest.raises(ValueError, match=f"(?s){message}"):
-        load(*(ROWS if "row 6" in message else ()), row)
+def test_a_bad_row_is_named(load) -> None:
+    for rows, row, message in [
+        (ROWS, "train_3,clear", "image that is missing.*row 6: 'train_3' is not below 'train-jpg'"),
+        (ROWS, "train_0,clear", "image with two rows.*row 6: 'train_0'"),
+        (ROWS, "train_0", "row 6 has 1 columns"),
+        ((), "train_0,wat", "'wat'; did you mean 'water'"),
+    ]:
+        with pytest.raises(ValueError, match=f"(?s){message}"):
+            load(*rows, row)
