@@ -34,6 +34,12 @@ def test_values_become_labels(tmp_path, palette) -> None:
     assert maps.read(0, (2, 3)).tolist() == [[0, 0, 1], [VOID, VOID, 1]]
     assert (maps.read(1, (1, 2)).tolist(), maps.labelled().tolist()) == ([[VOID, VOID]], [True, False])
     assert maps.take(torch.tensor([1, 0])).labelled().tolist() == [False, True]
+    joined = LabelMaps.concatenate([maps, maps])
+    assert joined is not None
+    assert (joined.labelled().tolist(), LabelMaps.concatenate([None])) == ([True, False] * 2, None)
+    for other in (None, replace(maps, class_names=("road", "tree")), replace(maps, values={7: 0, 8: 1})):
+        with pytest.raises(ValueError, match="can't be joined"):
+            LabelMaps.concatenate([maps, other])
 
 
 def test_what_is_no_label_is_named_with_its_file(draw, tmp_path) -> None:

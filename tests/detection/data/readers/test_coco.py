@@ -101,7 +101,8 @@ def test_records_that_cannot_be_used_are_named(make_coco, edit_json) -> None:
         for image, width in zip(content["images"][3:], (0, -4, None), strict=True):
             image["width"] = width
         content["annotations"] += [*bad, *(annotation(8) | {key: value} for key, value in values.items())]
-        content["annotations"] += [{"id": 8, "image_id": 7, "category_id": 3}, annotation(9, 900)]
+        no_box = {"id": 8, "image_id": 7, "category_id": 3, "segmentation": [[1, 1, 9, 1, 9, 9]]}
+        content["annotations"] += [no_box, annotation(9, 900)]
         content["categories"].append({"id": 3, "name": "dog"})
 
     edit_json(file, change)
@@ -127,6 +128,7 @@ def test_records_that_cannot_be_used_are_named(make_coco, edit_json) -> None:
         (found,) = [problem for problem in problems if problem.detail.startswith(said)]
         assert (found.severity, found.kind, found.file) == ("error", kind, str(file))
     assert len([problem for problem in problems if problem.severity == "error"]) == len(expected)
+    assert [problem.detail[:15] for problem in problems if "add the box" in problem.detail] == ["annotations[11]"]
 
 
 def with_file_names(file, names):

@@ -42,18 +42,18 @@ def labelled(index):
 
 
 def test_names_skeleton_and_places_are_read_where_they_are_wanted(make, edit_json) -> None:
-    file = make(POINTS)
+    file = make(POINTS, None)
     index, problems = read(file)
     assert index.keypoints is not None
     assert (index.keypoints.names, index.keypoints.edges) == (tuple(NAMES), ((0, 1), (0, 2)))
     assert index.keypoints.mirrored == (0, 2, 1)
-    assert (labelled(index), problems, index.stored("keypoints", 1).shape) == ([SEEN], [], (0, 3, 3))
+    assert (labelled(index), problems, index.stored("keypoints", 1).shape) == ([SEEN, UNSEEN], [], (0, 3, 3))
     plain, problems = read(file, fields=())
     assert (plain.fields, plain.keypoints, problems) == ({}, None, [])
     edit_json(file, lambda content: content["annotations"][0].update(more=[{"a": 1}, {"b": 2}]))  # read as a whole
-    assert labelled(read(file)[0]) == [SEEN]
+    assert labelled(read(file)[0]) == [SEEN, UNSEEN]
     Image.new("RGB", (160, 120)).save(file.parent / "train/a.jpg")
-    assert labelled(read(file, other_size="scale")[0]) == [[[21, 41, 2], [25, 37, 1], [0, 0, 0]]]
+    assert labelled(read(file, other_size="scale")[0])[0] == [[21, 41, 2], [25, 37, 1], [0, 0, 0]]
 
 
 def test_objects_and_categories_without_keypoints_have_none_labelled(make) -> None:
