@@ -1,10 +1,11 @@
-"""Mirrors detection/data/images.py and jpeg.py."""
+"""Mirrors detection/data/images.py, jpeg.py and ppm.py."""
 
 import io
 import os
 import pickle
 import random
 import re
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -122,7 +123,7 @@ def test_two_threads_that_read_at_a_time_leave_the_warning_filters(photograph, m
     monkeypatch.setattr(Image, "open", open_overlapping)
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(read_image, first)
-        first_inside.wait(timeout=1)
+        assert first_inside.wait(timeout=1)
         other = pool.submit(read_image, second)
         one.result()
         first_done.set()
@@ -283,3 +284,37 @@ def test_an_error_survives_pickling_and_a_copy() -> None:
     error = ImageError("image a.jpg can't be read: OSError: it ends early")
     assert str(pickle.loads(pickle.dumps(error))) == str(error) == "image a.jpg can't be read: OSError: it ends early"
     assert isinstance(error, ValueError)  # what the programs show as one line
+
+
+# PPM files of others
+
+PIXELS = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+WRITTEN = b" ".join(b"%d" % value for value in PIXELS.ravel())
+BINARY, TEXT = b"2 2 255\n" + PIXELS.tobytes(), b"P3\n2 2\n# the pixels\n255\n" + WRITTEN
+
+
+@pytest.mark.parametrize("content", [b"P6 " + BINARY, b"P6\n# by hand\n# more\n" + BINARY, TEXT])
+def test_what_others_write_is_read(tmp_path, content) -> None:
+    (tmp_path / "a.ppm").write_bytes(content)
+    assert image_size(tmp_path / "a.ppm") == (2, 2)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.ppm"), PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(b"P6\n#" + b"x" * 20_000_000, "comments and blanks", id="a comment"),
+        pytest.param(b"P6\n" + b"#\n" * 10_000_000, "comments and blanks", id="comments"),
+        pytest.param(b"P6" + b" " * 20_000_000, "comments and blanks", id="blanks"),
+        pytest.param(b"P3 2 2 255\n0\n" + b"#\n" * 10_000_000 + WRITTEN, "more than 1000 comments", id="in the pixels"),
+        pytest.param(b"P3 2 2 255\n" + b"0 " * 99_999 + b"#\n" * 9_999_999, "1000 comments", id="behind them"),
+        pytest.param(b"P6", "EOF", id="nothing"),
+    ],
+)
+def test_comments_without_end_are_refused_at_once(tmp_path, content, message) -> None:
+    (tmp_path / "a.ppm").write_bytes(content)
+    start = time.process_time()
+    for read in (image_size, read_image):
+        with pytest.raises(ValueError, match=rf"image .*a\.ppm can't be read: .*{message}"):
+            read(tmp_path / "a.ppm")
+    assert time.process_time() - start < 2

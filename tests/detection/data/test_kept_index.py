@@ -1,11 +1,13 @@
-"""Mirrors detection/data/kept_index.py."""
+"""Mirrors detection/data/kept_index.py and bad_images.py: what was read once is not read again."""
 
 import os
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
-from detection.data import kept_index
+from detection.data import bad_images, kept_index
+from detection.data.bad_images import usable_images
 from detection.data.index import AnnotationIndex
 from detection.data.packed_strings import PackedStrings
 from detection.data.readers import coco
@@ -113,3 +115,35 @@ def test_a_folder_that_cannot_be_written_is_a_note(file, folder, monkeypatch) ->
     monkeypatch.setenv("RESDET_CACHE", str(folder.parent.parent / "file"))
     index, problems = read(file)
     assert (len(index.boxes), "RESDET_CACHE" in problems[-1].kind) == (2, True)
+
+
+# images
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    """The names of the images that were looked at, of sets of any size."""
+    found, check = [], bad_images.check_header
+
+    def look(path, **options):
+        found.append(Path(path).name)
+        check(path, **options)
+
+    monkeypatch.setattr(bad_images, "LEAST_IMAGES", 0)
+    monkeypatch.setenv("RESDET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(bad_images, "check_header", look)
+    return found
+
+
+def test_good_images_are_opened_once_and_bad_or_changed_ones_again(make_coco, opened) -> None:
+    folder = make_coco({1: "a.jpg", 2: "b.jpg", 3: "c.jpg"}, []).parent
+    entry = {"annotations": "train.json", "images": "train"}
+    index, _ = read_coco(folder, entry, ("cat",), drop=True, exif="apply")
+    for _ in range(2):
+        assert usable_images(index, "error") == (index, [])
+    assert sorted(opened) == ["a.jpg", "b.jpg", "c.jpg"]
+    Path(index.paths[1]).write_bytes(b"no image")
+    first = usable_images(index, "error")[1]
+    assert [problem.file for problem in first] == [index.paths[1]]
+    opened.clear()
+    assert (usable_images(index, "error")[1], opened) == (first, ["b.jpg"])
