@@ -4,6 +4,7 @@ import pickle
 from dataclasses import fields, replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def with_masks(index, *masks):
     return replace(index, fields={"masks": PackedStrings.pack([encode(mask.numpy())["counts"] for mask in masks])})
 
 
-def masks_of(index, row):
+def masks_of(index, row) -> Any:
     return index.target(row, fields=("masks",)).masks
 
 

@@ -77,10 +77,11 @@ def test_folders_of_cities_as_cityscapes_has_them(files) -> None:
 
 
 def test_vocs_lists_and_classes_not_objects(files) -> None:
+    root = files()
     for number in range(3):
         files(f"JPEGImages/2007_{number}.jpg")
         kinds = ("Class", "Object")
-        root = files(*(f"Segmentation{kind}/2007_{number}.png" for kind in kinds), values=(1, 15, 255))
+        files(*(f"Segmentation{kind}/2007_{number}.png" for kind in kinds), values=(1, 15, 255))
     (root / "ImageSets/Segmentation").mkdir(parents=True)
     for name, text in (("train", "2007_0\n2007_1\n"), ("val", "2007_2\n")):
         (root / f"ImageSets/Segmentation/{name}.txt").write_text(text)

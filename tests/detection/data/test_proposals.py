@@ -1,5 +1,7 @@
 """Mirrors detection/data/proposals.py, and what the data set and the loaders do with stored proposals."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -123,7 +125,7 @@ def picture(make_index, draw, tmp_path):
     return make_index([[(RECTANGLE, 1, False), ((50, 10, 70, 30), 0, True)]], ids=[5], paths=[str(path)])
 
 
-def sample_of(picture, boxes, *steps, shorter=60):
+def sample_of(picture, boxes, *steps, shorter=60) -> Any:
     """The picture as a sample with these proposals, or with none if ``boxes`` is None."""
     proposals = make_proposals(boxes or [])
     stored = StoredProposals(torch.tensor([len(proposals.boxes)]), proposals.boxes, proposals.scores)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def test_every_format_is_recognised_and_keeps_every_box(made_folder, made_boxes,
             assert box == pytest.approx(wanted, abs=0.01), name
 
 
-def masks_of(folder):
+def masks_of(folder) -> dict[str, Any]:
     index = read_all(recognise(folder), fields=("masks",))
     return {Path(path).name: index.target(row, fields=("masks",)).masks for row, path in enumerate(index.paths.all())}
 

@@ -1,6 +1,7 @@
 """Mirrors detection/data/samplers.py."""
 
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,8 @@ SIZES = torch.tensor([[80, 60]] * 3 + [[60, 60]] + [[60, 80]] * 6)
 REPEATS = torch.tensor([2.0, 1.25] + [1.0] * 8)
 
 
-def draw(count, *, rows=range(10), size=2, group=True, **options):
-    options = {"seed": 0} | options
-    sampler = TrainBatches(torch.tensor(rows), SIZES, batch_size=size, group_by_aspect=group, **options)
+def draw(count, *, rows: Any = range(10), size=2, group=True, seed=0, **options):
+    sampler = TrainBatches(torch.tensor(rows), SIZES, batch_size=size, group_by_aspect=group, seed=seed, **options)
     first = list(islice(sampler, count))
     assert list(islice(sampler, min(count, 20))) == first[:20]  # it can be gone through twice
     return first

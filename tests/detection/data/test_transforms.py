@@ -50,6 +50,11 @@ def scene(*boxes, size=SIZE, masks=True):
     return image, Target(boxes=rows, labels=labels, ignore=labels == 1, masks=stack if masks else None)
 
 
+def masks_of(target) -> torch.Tensor:
+    assert target.masks is not None
+    return target.masks
+
+
 def box_of(pixels):
     rows, columns = np.nonzero(np.asarray(pixels))
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else None
@@ -85,7 +90,7 @@ def test_resizing_scales_pixels_boxes_and_masks_and_leaves_its_arguments() -> No
     resized, moved = Resize(120, 400)(image, target)
     assert (resized.shape, resized.dtype) == ((120, 180, 3), np.uint8)
     assert moved.boxes.tolist() == [[40, 20, 80, 60]]
-    assert box_of(resized[..., 1] > 127) == box_of(moved.masks[0]) == [40, 20, 80, 60]
+    assert box_of(resized[..., 1] > 127) == box_of(masks_of(moved)[0]) == [40, 20, 80, 60]
     assert (moved.labels.tolist(), moved.ignore.tolist()) == ([0], [False])
     assert target.boxes.tolist() == [[20, 10, 40, 30]]
     resized, moved = Resize(100, 400)(*scene((20, 10, 88, 50), size=(61, 89)))  # whose sides round differently
@@ -110,8 +115,8 @@ def test_jitter_fits_the_image_into_the_canvas_and_pads_or_crops() -> None:
     np.testing.assert_array_equal(canvas[:120], resized)
     assert (canvas.shape, (canvas[120:] == PADDING).all()) == ((180, 180, 3), True)
     assert moved.boxes.tolist() == [[40, 20, 80, 60]]
-    assert torch.equal(moved.masks[:, :120], expected.masks)
-    assert not moved.masks[:, 120:].any()
+    assert torch.equal(masks_of(moved)[:, :120], masks_of(expected))
+    assert not masks_of(moved)[:, 120:].any()
     (image, target), corners = scene((0, 0, 45, 60), (45, 0, 90, 60), size=(60, 90)), set()
     for seed in range(40):
         canvas, moved = Jitter(90, 2.0, 2.0)(image, target, seed=(seed,))  # 120 x 180 pixels before the crop
@@ -131,7 +136,7 @@ def test_jitter_keeps_boxes_and_masks_on_their_pixels_and_draws_from_its_range()
         assert (canvas.shape, canvas.dtype, len(moved)) == ((100, 100, 3), np.uint8, int(visible is not None))
         if visible is not None:
             np.testing.assert_allclose(moved.boxes[0], visible, atol=1.01)
-            np.testing.assert_allclose(box_of(moved.masks[0]) or [], visible, atol=1.01)
+            np.testing.assert_allclose(box_of(masks_of(moved)[0]) or [], visible, atol=1.01)
     (image, target), jitter = scene((0, 0, 120, 90)), Jitter(120, 0.25, 0.75)
     widths = [jitter(image, target, seed=(0, seed))[1].boxes[0, 2].item() for seed in range(60)]
     assert 30 <= min(widths) < 36
@@ -164,8 +169,8 @@ def test_box_and_mask_bound_the_moved_pixels(step) -> None:
         if visible is not None:
             seen += 1
             np.testing.assert_allclose(moved.boxes[0], visible, atol=1.01)
-            assert (moved.masks.shape, moved.masks.dtype) == ((1, *moved_image.shape[:2]), torch.bool)
-            np.testing.assert_allclose(box_of(moved.masks[0]) or [], visible, atol=1.01)
+            assert (masks_of(moved).shape, masks_of(moved).dtype) == ((1, *moved_image.shape[:2]), torch.bool)
+            np.testing.assert_allclose(box_of(masks_of(moved)[0]) or [], visible, atol=1.01)
     assert seen >= 4
 
 
@@ -192,10 +197,10 @@ def test_objects_that_leave_the_picture_go_and_cut_ones_keep_what_is_visible() -
     assert moved_image.shape == (60, 70, 3)
     assert (moved.labels.tolist(), moved.ignore.tolist()) == ([1, 2], [True, False])
     assert moved.boxes.round().tolist() == [[10, 10, 30, 30], [60, 40, 70, 55]]
-    assert [box_of(mask) for mask in moved.masks] == [[10, 10, 30, 30], [60, 40, 70, 55]]
+    assert [box_of(mask) for mask in masks_of(moved)] == [[10, 10, 30, 30], [60, 40, 70, 55]]
     _, moved = run([crop(0, 0, 30, 20)], *scene(MIDDLE))
     assert (moved.boxes.shape, moved.boxes.dtype) == ((0, 4), torch.float32)
-    assert (moved.masks.shape, len(moved.labels)) == ((0, 20, 30), 0)
+    assert (masks_of(moved).shape, len(moved.labels)) == ((0, 20, 30), 0)
 
 
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
@@ -303,7 +308,7 @@ def test_what_is_no_step_is_refused() -> None:
 
 def test_ignored_objects_and_those_without_a_mask_are_not_chosen() -> None:
     _, objects = scene((0, 0, 20, 20), (40, 0, 60, 20), (80, 0, 100, 20))
-    objects.masks[2] = False
+    masks_of(objects)[2] = False
     assert choose(objects, np.random.default_rng(0)).labels.tolist() == [0]
     for none in (objects[1:], objects[:0]):
         assert len(choose(none, np.random.default_rng(0))) == 0
@@ -312,37 +317,37 @@ def test_ignored_objects_and_those_without_a_mask_are_not_chosen() -> None:
 def test_pasting_by_hand_leaves_the_arguments() -> None:
     image, target = scene((0, 0, 20, 20), (40, 0, 60, 20), (80, 0, 100, 20))
     other, objects = scene((10, 0, 30, 20), (40, 0, 60, 20))
-    before = target.boxes.clone(), target.masks.clone()
+    before = target.boxes.clone(), masks_of(target).clone()
     pasted, moved = paste(image, target, other + 1, objects)
     # The first is covered from x = 10 on, the second wholly, the third not; then come the new ones.
     assert moved.boxes.tolist() == [[0, 0, 10, 20], [80, 0, 100, 20], [10, 0, 30, 20], [40, 0, 60, 20]]
     assert (moved.labels.tolist(), moved.ignore.tolist()) == ([0, 2, 0, 1], [False, False, False, True])
-    assert [box_of(mask) for mask in moved.masks] == moved.boxes.tolist()
-    assert not (moved.masks[0] & moved.masks[2]).any()
+    assert [box_of(mask) for mask in masks_of(moved)] == moved.boxes.tolist()
+    assert not (masks_of(moved)[0] & masks_of(moved)[2]).any()
     expected = image.copy()
     expected[0:20, 10:30], expected[0:20, 40:60] = other[0:20, 10:30] + 1, other[0:20, 40:60] + 1
     np.testing.assert_array_equal(pasted, expected)
     assert torch.equal(target.boxes, before[0])
-    assert torch.equal(target.masks, before[1])
+    assert torch.equal(masks_of(target), before[1])
 
 
 def test_masks_decide_what_is_pasted_and_unknown_ones_keep_their_box() -> None:
     other, objects = scene((10, 10, 30, 30))
-    objects.masks[0, 20:] = False
+    masks_of(objects)[0, 20:] = False
     pasted, moved = paste(*scene(), other, objects)
     assert box_of(pasted[..., 1]) == [10, 10, 30, 20]
     assert moved.boxes.tolist() == [[10, 10, 30, 30]]  # its own, as annotated
     image, target = scene((0, 0, 20, 20), (40, 0, 60, 20))
-    target.masks[0] = False
+    masks_of(target)[0] = False
     _, moved = paste(image, target, *scene((0, 0, 80, 30)))
     assert moved.boxes.tolist() == [[0, 0, 20, 20], [0, 0, 80, 30]]
-    assert not moved.masks[0].any()
+    assert not masks_of(moved)[0].any()
 
 
 def test_objects_of_larger_images_are_cut_and_those_of_smaller_ones_fit() -> None:
     others = scene((100, 70, 130, 110), (125, 0, 140, 20), (0, 0, 10, 10), size=(120, 150))
     pasted, moved = paste(*scene(MIDDLE), *others)
-    assert (pasted.shape, moved.masks.shape) == ((90, 120, 3), (3, 90, 120))
+    assert (pasted.shape, masks_of(moved).shape) == ((90, 120, 3), (3, 90, 120))
     assert moved.boxes.tolist() == [list(MIDDLE), [100, 70, 120, 90], [0, 0, 10, 10]]  # the second is outside
     pasted, moved = paste(*scene(MIDDLE), *scene((5, 5, 20, 20), size=(40, 30)))
     assert (pasted.shape, moved.boxes.tolist()) == ((90, 120, 3), [list(MIDDLE), [5, 5, 20, 20]])

@@ -1,6 +1,7 @@
 """Mirrors detection/data/readers/coco.py, coco_images.py and coco_objects.py."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -216,7 +217,7 @@ POLYGON = [[10, 20, 40, 20, 40, 25, 10, 25]]
 CROWD = {"size": [60, 80], "counts": [60 * 10 + 20, 5, 60 * 70 - 25]}  # five pixels of column 10
 
 
-def masks_of(index, row):
+def masks_of(index, row) -> Any:
     return index.target(row, fields=("masks",)).masks
 
 

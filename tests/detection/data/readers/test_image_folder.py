@@ -4,6 +4,7 @@ import os
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def make(draw, tmp_path):
     return make
 
 
-def read(root, *classes, exif="apply", **entry):
+def read(root, *classes, exif: Any = "apply", **entry):
     return read_image_folder(root, {"folder": "train", **entry}, classes, exif=exif)
 
 

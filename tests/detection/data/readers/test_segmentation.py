@@ -1,5 +1,7 @@
 """Mirrors detection/data/readers/segmentation.py."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,7 +21,7 @@ def drawn(*regions):
 
 
 def read(file, *boxes):
-    rles = read_instances(file, list(boxes), SIZE, problems := [])
+    rles: Any = read_instances(file, list(boxes), SIZE, problems := [])
     return [None if rle is None else decode([rle], SIZE)[0].numpy() for rle in rles], problems
 
 

@@ -1,6 +1,7 @@
 """Mirrors detection/data/readers/voc.py, voc_list.py and voc_xml.py."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ CAT, DOG = ("cat", (1, 1, 10, 20), False), ("dog", (5, 6, 5, 6), True)
 BIG_DOG, OUTSIDE, WORDNET = ("dog", (31, 31, 50, 40), False), ("cat", (200, 1, 210, 20), False), "n02121808"
 
 
-def read(folder, entry=None, classes=CLASSES, *, drop=True, exif="apply", **options):
+def read(folder, entry=None, classes=CLASSES, *, drop=True, exif: Any = "apply", **options):
     return read_voc(folder, {"list": LIST, **(entry or {})}, classes, drop=drop, exif=exif, **options)
 
 
@@ -281,7 +282,7 @@ def test_masks_are_read_on_request_and_stay_with_their_objects(make_voc, draw) -
     numbers[30:40, 30:50], numbers[:20, :10] = 1, 2  # not in the order of the objects
     draw(folder / "SegmentationObject/a.png", numbers)
     index, (outside, without) = read(folder, {"instances": "SegmentationObject"}, fields=("masks",))
-    masks = [index.target(row, fields=("masks",)).masks for row in range(3)]
+    masks: list[Any] = [index.target(row, fields=("masks",)).masks for row in range(3)]
     np.testing.assert_array_equal(masks[0], [numbers == 2, numbers == 1])
     assert outside.kind == "box outside the image or without area"
     assert (without.severity, without.file) == ("dropped", str(folder / "Annotations/b.xml"))
