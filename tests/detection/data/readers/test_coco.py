@@ -205,6 +205,9 @@ def test_bad_boxes_are_dropped_or_errors_and_areas_that_do_not_fit_them_noted(ma
     assert (index.boxes.tolist(), index.ends.tolist()) == ([[10, 20, 40, 25]] * 2, [1, 2])
     assert (dropped.severity, error.severity, dropped.file) == ("dropped", "error", str(file))
     assert dropped.detail.startswith("annotation 2 of image 900, box")
+    for bad in ({"area": -1}, {"iscrowd": 2}, {"bbox": "x", "attributes": [{"a": 1}, {"b": 2}]}):  # alone in its file
+        problem = only_problem(make_coco(IMAGES, [annotation(1, **bad), annotation(2)]))
+        assert (problem.kind, problem.detail[:20]) == ("annotation record", "annotations[0] (id 1")
     for area in (0, 0.03, 4800):
         problem = only_problem(make_coco(IMAGES, [annotation(1, area=area), annotation(2, 900, area=area)]))
         assert (problem.severity, problem.kind[:18]) == ("note", "areas that don't f")

@@ -29,6 +29,10 @@ def test_what_is_no_value_is_refused_with_its_key(read) -> None:
         with pytest.raises(FieldError, match=r"^field is .*, expected ") as error:
             read(value, "field")
         assert len(str(error.value)) < 250
+    assert box([1, "2.5", 3, 4], "bbox") == (1, 2.5, 3, 4)
+    for four in ([1, 2, 3, None], [1] * 5, "1234"):
+        with pytest.raises(FieldError, match=r"^bbox is .*, expected "):
+            box(four, "bbox")
 
 
 def test_texts_can_be_written() -> None:
