@@ -62,7 +62,7 @@ def test_time_left_counts_from_the_first_look(monkeypatch) -> None:
     assert pace.left(60, None) is None
 
 
-def test_a_closed_pipe_ends_no_training(tmp_path: Path) -> None:
+def test_stdout_that_is_closed_early_ends_no_training(tmp_path: Path) -> None:
     # The reader goes away after two lines, before the program writes the third.
     command = f'{sys.executable} -c "$PROGRAM" {tmp_path}/done | head -2; exit ${{PIPESTATUS[0]}}'
     env = {"PROGRAM": PROGRAM, "PATH": "/usr/bin:/bin"}

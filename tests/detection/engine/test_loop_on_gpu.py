@@ -13,47 +13,32 @@ from torch.amp.grad_scaler import GradScaler
 from torch.backends import cudnn
 
 from detection.build import build_detector
-from detection.config.detection import (
-    AnchorConfig,
-    BoxConfig,
-    DetectionConfig,
-    DetectorBackboneConfig,
-    PostprocessConfig,
-    RPNConfig,
-)
+from detection.config.detection import DetectionConfig
+from detection.config.load import parse_config
 from detection.config.sections import SolverConfig
 from detection.data.dataset import Batch
 from detection.engine.feed import Feed
 from detection.engine.loop import TrainState, step
 from detection.engine.optim import build_optimizer
 from detection.engine.signals import StopRequest
-from detection.model.faster_rcnn import FasterRCNN
 from detection.padded import Targets
 from detection.structures import ImageBatch, Target
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")]
 
 DEVICE = torch.device("cuda")
 ALL = 100_000  # more samples than there are anchors and proposals: then no draw depends on the device
-CONFIG = DetectionConfig(
-    backbone=DetectorBackboneConfig(name="resnet18", norm="gn", freeze_at=0, roi_size=4),
-    anchors=AnchorConfig(sizes=(16.0, 32.0)),
-    rpn=RPNConfig(
-        channels=32,
-        allow_outside=True,
-        samples_per_image=ALL,
-        pre_nms_train=ALL,
-        pre_nms_test=64,
-        post_nms_train=20_000,
-        post_nms_test=16,
-        nms_iou=1.0,  # keeps all, else scores that are nearly equal would decide
-        min_size=2.0,
-    ),
-    box=BoxConfig(samples_per_image=ALL, pool="roi_align"),  # RoIPool rounds, and a hair makes a pixel
-    test=PostprocessConfig(score_threshold=0.1, max_detections=ALL),
+# An IoU of 1 keeps all proposals, else scores that are nearly equal would decide; RoIPool would round.
+CONFIG = parse_config(
+    DetectionConfig,
+    f"""
+backbone: {{name: resnet18, norm: gn, freeze_at: 0, roi_size: 4}}
+anchors: {{sizes: [16, 32]}}
+rpn: {{channels: 32, allow_outside: true, samples_per_image: {ALL}, pre_nms_train: {ALL}, pre_nms_test: 64,
+      post_nms_train: 20000, post_nms_test: 16, nms_iou: 1.0, min_size: 2}}
+box: {{samples_per_image: {ALL}, pool: roi_align}}
+test: {{score_threshold: 0.1, max_detections: {ALL}}}
+""",
 )
 
 
@@ -74,24 +59,16 @@ def make_batch() -> Batch:
 
 
 def make_target(boxes: list[list[float]], labels: list[int]) -> Target:
-    return Target(
-        boxes=torch.tensor(boxes), labels=torch.tensor(labels), ignore=torch.zeros(len(boxes), dtype=torch.bool)
-    )
-
-
-def make_detector(device: torch.device) -> FasterRCNN:
-    """Class scores far enough apart to have an order that rounding does not change."""
-    torch.manual_seed(0)
-    detector = build_detector(CONFIG, 3)
-    assert isinstance(detector, FasterRCNN)
-    nn.init.normal_(detector.box_stage.get_submodule("predictor.classes").get_parameter("weight"), std=0.5)
-    return detector.to(device)
+    return Target(boxes=torch.tensor(boxes), labels=torch.tensor(labels), ignore=torch.zeros(len(boxes)).bool())
 
 
 def make_state(device: torch.device, precision: str = "fp32") -> TrainState:
-    detector = make_detector(device)
+    """Class scores far enough apart to have an order that rounding does not change."""
+    torch.manual_seed(0)
+    detector = build_detector(CONFIG, 3)
+    nn.init.normal_(detector.get_parameter("box_stage.predictor.classes.weight"), std=0.5)
     scaler = GradScaler(device.type, enabled=precision == "fp16")
-    return TrainState(detector, build_optimizer(detector, SolverConfig()), scaler)
+    return TrainState(detector.to(device), build_optimizer(detector, SolverConfig()), scaler)
 
 
 def take_steps(state: TrainState, device: torch.device, *, steps: int = 2, **solver: Any) -> list[dict[str, float]]:
@@ -124,8 +101,7 @@ def test_train_steps_equal_those_of_the_cpu() -> None:
 def test_lower_precision_stays_finite(precision: str) -> None:
     state = make_state(DEVICE, precision)
     losses = take_steps(state, DEVICE, precision=precision, steps=8, clip_norm=5.0)
-    start = cpu_weights(make_state(torch.device("cpu")))
-    after = cpu_weights(state)
+    start, after = cpu_weights(make_state(torch.device("cpu"))), cpu_weights(state)
     assert len(losses) == 8
     assert all(torch.tensor(list(values.values())).isfinite().all() for values in losses)
     assert all(tensor.isfinite().all() and tensor.dtype == torch.float32 for tensor in after.values())
