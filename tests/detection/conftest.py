@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -74,10 +74,8 @@ def scenes(count: int = 12) -> list[Picture]:
 def draw(picture: Picture, path: Path) -> None:
     """Writes the picture: noise of its own, and its objects in the colour of their class."""
     generator = np.random.default_rng(int("".join(filter(str.isdigit, picture.name)) or 0))
-    coarse = generator.integers(0, 200, (6, 6, 3), dtype=np.uint8)
-    pixels = np.asarray(
-        Image.fromarray(coarse).resize((picture.width, picture.height), Image.Resampling.BICUBIC)
-    ).copy()
+    coarse = Image.fromarray(generator.integers(0, 200, (6, 6, 3), dtype=np.uint8))
+    pixels = np.array(coarse.resize((picture.width, picture.height), Image.Resampling.BICUBIC))
     for thing in picture.things:
         x1, y1, x2, y2 = map(int, thing.box)
         pixels[y1:y2, x1:x2] = (255, 40, 40) if thing.name == "bolt" else (40, 255, 40)
@@ -289,22 +287,19 @@ def write_csv_without_header(folder: Path, pictures: Sequence[Picture]) -> None:
     write_rows(folder / "boxes.csv", rows)
 
 
-WRITERS: Mapping[str, Callable[[Path, Sequence[Picture]], None]] = {
-    "voc": write_voc,
-    "voc_flat": write_voc_flat,
-    "coco": write_coco,
-    "roboflow": write_roboflow,
-    "yolo": write_yolo,
-    "yolo_polygons": partial(write_yolo, polygons=True),
-    "yolo_plain": write_yolo_plain,
-    "labelme": write_labelme,
-    "cvat": write_cvat,
-    "label_studio": write_label_studio,
-    "label_studio_full": write_label_studio_full,
-    "open_images": write_open_images,
-    "csv": write_csv,
-    "csv_without_header": write_csv_without_header,
-}
+FORMATS = (
+    write_voc,
+    write_voc_flat,
+    write_coco,
+    write_roboflow,
+    write_yolo,
+    write_yolo_plain,
+    write_labelme,
+    write_cvat,
+)
+FORMATS += (write_label_studio, write_label_studio_full, write_open_images, write_csv, write_csv_without_header)
+WRITERS = {write.__name__.removeprefix("write_"): write for write in FORMATS}
+WRITERS["yolo_polygons"] = partial(write_yolo, polygons=True)
 
 
 @pytest.fixture
@@ -376,30 +371,32 @@ def page_probe() -> str:
     return PROBE
 
 
-def browse(*args: str) -> str:
-    """Runs a headless browser with options and, last, a file; returns what it prints."""
-    *options, file = args
-    assert CHROMIUM is not None
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *options, f"file://{file}"]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+@pytest.fixture
+def browse() -> Callable[..., str]:
+    """Runs a headless browser with options and, last, a file; gives what it prints."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not on PATH")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu"]
+
+    def run(*options: str, file: Path) -> str:
+        started = [*command, *options, f"file://{file}"]
+        return subprocess.run(started, check=True, capture_output=True, text=True, timeout=120).stdout
+
+    return run
 
 
 @pytest.fixture
-def inspect_page() -> Callable[..., dict[str, Any]]:
+def inspect_page(browse) -> Callable[..., dict[str, Any]]:
     """What a page of this width (pixels) shows: see ``PROBE``; skipped where there is no browser."""
-    if CHROMIUM is None:
-        pytest.skip("chromium is not on PATH")
 
     def inspect(page: Path, width: int, *, script: str = "") -> dict[str, Any]:
         # A window is at least 500 pixels wide; a frame is as narrow as a phone.
         probed, frame = page.with_name("probed.html"), page.with_name("frame.html")
         probed.write_text(page.read_text().replace("</body>", f"<script>{script};{PROBE}</script></body>"))
-        frame.write_text(
-            f'<iframe src="probed.html" width="{width}" height="900" style="border:0"></iframe>'
-            "<script>onload = () => document.title = frames[0].document.title</script>"
-        )
+        inner = f'<iframe src="probed.html" width="{width}" height="900" style="border:0"></iframe>'
+        frame.write_text(f"{inner}<script>onload = () => document.title = frames[0].document.title</script>")
         size = f"--window-size={max(width, 500) + 40},1000"
-        dom = browse("--dump-dom", "--allow-file-access-from-files", size, str(frame))
+        dom = browse("--dump-dom", "--allow-file-access-from-files", size, file=frame)
         title = re.search(r"<title>(.*?)</title>", dom, re.DOTALL)
         assert title is not None
         return json.loads(html.unescape(title[1]))
@@ -408,14 +405,12 @@ def inspect_page() -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def print_page() -> Callable[[Path], bytes]:
+def print_page(browse) -> Callable[[Path], bytes]:
     """The PDF of a page; skipped where there is no browser."""
-    if CHROMIUM is None:
-        pytest.skip("chromium is not on PATH")
 
     def print_it(page: Path) -> bytes:
         pdf = page.with_suffix(".pdf")
-        browse(f"--print-to-pdf={pdf}", "--no-pdf-header-footer", str(page))
+        browse(f"--print-to-pdf={pdf}", "--no-pdf-header-footer", file=page)
         return pdf.read_bytes()
 
     return print_it

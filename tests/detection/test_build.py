@@ -97,8 +97,8 @@ def test_proposals(detector) -> None:
     assert rpn.matcher == Matcher(0.61, 0.22, match_best=True, ignore_overlap=0.91)
     assert rpn.sampler == BalancedSampler(33, 0.44)
     assert rpn.coder == BoxCoder((1.0, 1.0, 1.0, 1.0))
-    assert vars(rpn.train_filter) == {"pre_nms": 111, "post_nms": 33, "nms_iou": 0.77, "min_size": 8.0}
-    assert vars(rpn.test_filter) == {"pre_nms": 222, "post_nms": 44, "nms_iou": 0.77, "min_size": 8.0}
+    for kept, pre, post in ((rpn.train_filter, 111, 33), (rpn.test_filter, 222, 44)):
+        assert vars(kept) == {"pre_nms": pre, "post_nms": post, "nms_iou": 0.77, "min_size": 8.0}
     assert (rpn.allow_outside, rpn.smooth_l1_beta, rpn.box_loss_weight) == (True, 0.55, 0.66)
 
 

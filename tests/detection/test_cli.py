@@ -84,13 +84,6 @@ def test_a_mistake_is_one_line(arguments: list[str], status: int, message: str, 
     assert (outcome.out, outcome.err.count("\n")) == ("", 1)
 
 
-def test_debug_shows_the_traceback(resdet) -> None:
-    outcome = resdet(*MISTYPED, "--debug")
-    assert outcome.status == 1
-    assert outcome.err.startswith("Traceback")
-    assert outcome.err.endswith("error: no config key 'solver.base_rl'; did you mean 'solver.base_lr'?\n")
-
-
 def test_what_ends_a_training_is_one_line_but_a_fault_of_ours_keeps_its_traceback(resdet, monkeypatch) -> None:
     def ends_with(error: BaseException) -> Any:
         def fail(*_: object, **__: object) -> None:
@@ -108,6 +101,10 @@ def test_what_ends_a_training_is_one_line_but_a_fault_of_ours_keeps_its_tracebac
         assert (outcome.status, outcome.err) == (status, message)
     with pytest.raises(RuntimeError, match="size mismatch"):
         ends_with(RuntimeError("size mismatch"))
+    shown = resdet(*MISTYPED, "--debug")
+    assert shown.status == 1
+    assert shown.err.startswith("Traceback")
+    assert shown.err.endswith("error: no config key 'solver.base_rl'; did you mean 'solver.base_lr'?\n")
 
 
 def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:

@@ -64,15 +64,10 @@ def by_grid_sample(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tenso
     return functional.grid_sample(masks.double()[:, None], grid, align_corners=False)[:, 0]
 
 
-# training targets
-
-
 @pytest.mark.parametrize(
     ("geometry", "box", "cells", "row"),
     [
-        # 4 cells of 1.5 pixels. Of 4 samples a cell and axis, at 3/16, 9/16, 15/16 and 21/16 from its start, a mask of
-        # the pixels up to 3 has: all of the first cell; in the second 1.6875, 2.0625, 2.4375, 2.8125, where it falls
-        # from 1 at 2.5 to 0 at 3.5: shares of 1, 0.92, 0.08 and 0.
+        # 4 cells of 1.5 pixels with 4 samples an axis; the mask falls from 1 at 2.5 to 0 at 3.5: 1, 0.92, 0.08 and 0.
         ("exact", [0.0, 0, 6, 6], 4, [1, 1, 0, 0]),
         # Cells of 1.5 pixels have 2 samples an axis, at 0.375 and 1.125: the third cell's at 3.375 and 4.125.
         ("detectron2", [0.0, 0, 6, 6], 4, [1, 1, 0, 0]),
@@ -89,17 +84,13 @@ def test_targets_by_hand(geometry: MaskGeometry, box: list[float], cells: int, r
     assert MaskConfig().geometry == "exact"
 
 
-def test_exact_targets_are_those_of_aligned_roi_align() -> None:
+def test_targets_are_those_of_the_references_and_their_losses() -> None:
     masks, boxes, rows = random_masks_and_boxes()
     regions = torch.cat([rows[:, None], boxes], dim=1)
     expected = roi_align(masks[:, None].float(), regions, 14, sampling_ratio=4, aligned=True)[:, 0]
     exact = crop_and_resize(masks, boxes, 14, rows=rows, geometry="exact")
     clear = (expected - 0.5).abs() > 1e-5
     assert torch.equal(exact[clear], (expected > 0.5).float()[clear])
-
-
-def test_torchvisions_targets_and_losses() -> None:
-    masks, boxes, rows = random_masks_and_boxes()
     targets = crop_and_resize(masks, boxes, 28, rows=rows, geometry="torchvision")
     assert torch.equal(targets, project_masks_on_boxes(masks, boxes, rows, 28))
     logits, labels = torch.randn(30, 3, 28, 28), torch.randint(0, 3, (5,))
@@ -125,9 +116,6 @@ def test_rows_choose_the_mask_and_boxes_may_lie_anywhere(geometry: MaskGeometry)
         assert padded.isfinite().all()
 
 
-# probabilities in boxes, on the image
-
-
 @float_boxes
 def test_a_full_mask_covers_the_pixels_whose_centres_lie_in_its_box(geometry: MaskGeometry) -> None:
     masks = pasted(torch.ones(2, 28, 28), [[10.0, 20, 38, 48], [10.4, 20.6, 38.6, 47.4]], geometry)
@@ -135,11 +123,9 @@ def test_a_full_mask_covers_the_pixels_whose_centres_lie_in_its_box(geometry: Ma
     assert masks[0].sum() == 28 * 28
 
 
-def test_torchvisions_full_mask_covers_a_pixel_more() -> None:
-    assert extent(pasted(torch.ones(1, 28, 28), [[10.0, 20, 38, 48]], "torchvision")[0]) == [10, 20, 39, 49]
-
-
 def test_pasted_by_hand() -> None:
+    full = pasted(torch.ones(1, 28, 28), [[10.0, 20, 38, 48]], "torchvision")[0]
+    assert extent(full) == [10, 20, 39, 49]  # a pixel more than by the others
     # Cells of 4 pixels with centres at 2 and 6: 0.8 to 2, then down to 0.2 at 6, and on at 0.2. Pixel centres at
     # 0.5, 1.5, 2.5, .. have 0.8, 0.8, 0.725, 0.575, 0.425, 0.275, 0.2, 0.2.
     mask, box = torch.tensor([[[0.8, 0.2], [0.8, 0.2]]]), [[0.0, 0, 8, 8]]
@@ -187,9 +173,6 @@ def test_boxes_beyond_the_image_are_cut_and_take_no_memory(geometry: MaskGeometr
     assert [int(mask.sum()) for mask in half] == pixels
 
 
-# perfect targets, pasted
-
-
 @float_boxes
 @pytest.mark.parametrize("box", [[10.5, 20.5, 38.5, 48.5], [7.5, 3.5, 22.5, 57.5], [30.0, 12.0, 36.0, 17.0]])
 def test_a_rectangle_around_a_box_at_half_pixels_comes_back(geometry: MaskGeometry, box: list[float]) -> None:
@@ -197,8 +180,5 @@ def test_a_rectangle_around_a_box_at_half_pixels_comes_back(geometry: MaskGeomet
     around = torch.tensor([box]) + torch.tensor([-4.0, -3, 2, 2])
     target = crop_and_resize(mask, around, 28, geometry=geometry)
     assert (pasted(target, around, geometry) != mask).sum() == 0
-
-
-def test_torchvisions_do_not_come_back() -> None:
-    mask, box = rectangle(30, 12, 36, 17), torch.tensor([[30.0, 12, 36, 17]])
+    mask, box = rectangle(30, 12, 36, 17), torch.tensor([[30.0, 12, 36, 17]])  # torchvision's do not
     assert (pasted(crop_and_resize(mask, box, 28, geometry="torchvision"), box, "torchvision") != mask).sum() > 5

@@ -28,9 +28,6 @@ def rectangle(height: int, width: int, *rows: int) -> Tensor:
     return masks
 
 
-# objects
-
-
 def test_every_image_keeps_its_objects_and_the_rest_is_zero(make_target) -> None:
     targets = Targets.pad(
         [make_target(BOXES, [2, 1, 3], [False, True, False]), make_target(), make_target(BOXES[1:2], [1])]
@@ -92,9 +89,6 @@ def test_all_fields_move_together_and_further_ones_come_along(make_target) -> No
     assert Targets.pad([make_target()]).to("cpu").masks is None
 
 
-# proposals
-
-
 def test_regions_come_back_as_they_were(make_proposals) -> None:
     images = [make_proposals(*BOXES, scores=[0.5, 0.0, -2.0]), make_proposals(), make_proposals(BOXES[2])]
     regions = Regions.pad(images)
@@ -131,9 +125,6 @@ def test_valid_rows_are_taken_wherever_they_are(valid, width: int) -> None:
         for found in (trimmed.ragged()[row], regions.ragged()[row]):
             assert found.scores.tolist() == expected
             assert found.boxes[:, 0].tolist() == [4 * number for number in expected]
-
-
-# detections
 
 
 def test_each_image_gets_its_own_detections_without_the_padding() -> None:

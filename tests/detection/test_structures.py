@@ -18,9 +18,6 @@ def target(count: int, *, masks: bool = False) -> Target:
     )
 
 
-# rows
-
-
 @pytest.mark.parametrize("shape", [(4,), (2, 5), (1, 2, 4), (0,)])
 def test_boxes_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"boxes must have shape \(N, 4\), got"):
@@ -61,9 +58,6 @@ def test_rows_and_batches_move_together() -> None:
     assert target(2).to("cpu").masks is None
     stayed = ImageBatch.from_images([torch.zeros(3, 2, 5, dtype=torch.uint8)]).to("cpu")
     assert (stayed.size_list(), stayed.seeds) == ([(2, 5)], None)
-
-
-# batches
 
 
 def test_images_are_padded_at_the_right_and_at_the_bottom() -> None:

@@ -56,15 +56,11 @@ def test_training_shows_its_errors_and_a_test_finds_the_same(work, tmp_path: Pat
     assert any(line.lstrip().startswith("2/2 ") for line in lines)
     assert work.call("--test", work.run, "--output-dir", tmp_path).status == 0
     assert result_of(tmp_path)["classification"] == found
-
-
-@pytest.mark.parametrize("views", ["crop", "ten_crop", "dense"])
-def test_two_runs_are_tested_together(work, tmp_path: Path, views: str) -> None:
     runs = ("--test", work.run, "--test", work.run / "checkpoints" / "0000002.safetensors")
-    outcome = work.call(*runs, "--output-dir", tmp_path, f"classification.views={views}")
-    assert outcome.status == 0
-    assert f"4 images, views: {views}" in outcome.out
-    assert result_of(tmp_path)["views"] == views
+    together = work.call(*runs, "--output-dir", tmp_path, "classification.views=ten_crop")
+    assert together.status == 0
+    assert "4 images, views: ten_crop" in together.out
+    assert result_of(tmp_path)["views"] == "ten_crop"
 
 
 def test_a_training_is_named_after_the_config_and_a_test_lies_in_its_run(work, tmp_path: Path, monkeypatch) -> None:

@@ -150,9 +150,6 @@ def killed(config: ClassificationConfig, output: Path, *, at: int) -> None:
             run_pretraining(config, output)
 
 
-# whole runs
-
-
 def test_a_run_learns_and_its_figures_are_the_same_everywhere(config, finished, tmp_path: Path) -> None:
     output, result = finished
     assert result["classification"]["top1"] >= 0.9
@@ -183,19 +180,6 @@ def test_going_on_equals_never_having_stopped(config, finished, tmp_path: Path) 
     assert result["classification"] == finished[1]["classification"]
 
 
-def test_a_run_is_only_gone_on_with_where_that_is_said(config, finished) -> None:
-    with pytest.raises(ValueError, match="add --resume"):
-        run_pretraining(config, finished[0])
-    assert run_pretraining(config, finished[0], resume=True) == finished[1]
-
-
-def test_accuracy_in_words() -> None:
-    result = {"classification": {"top1": 0.9125, "top5": 1.0}, "images": 10000, "views": "ten_crop"}
-    assert (
-        classification.format_accuracy(result) == "top1 error 8.75, top5 error 0.00 % of 10000 images, views: ten_crop"
-    )
-
-
 def test_a_step_that_is_not_finite_is_taken_again_by_its_command(config, tmp_path: Path) -> None:
     wild = having(config, solver={"base_lr": 1e30, "iterations": 3})
     with pytest.raises(NotFiniteError, match=r"iteration 1: .*0000001\.json has all it takes") as error:
@@ -207,9 +191,6 @@ def test_a_step_that_is_not_finite_is_taken_again_by_its_command(config, tmp_pat
         run_pretraining(load_config(ClassificationConfig, folder / "config.yaml"), folder, resume=True)
     assert again.value.files == error.value.files
     assert str(again.value).partition(". Lower")[0] == str(error.value).partition(". Lower")[0]
-
-
-# what a config can ask for
 
 
 @pytest.mark.parametrize(
@@ -310,9 +291,6 @@ def test_a_critic_goes_on_with_the_turn_it_was_at(make_config, tmp_path: Path) -
     assert turns[:4] == [(True, False), (False, True), (True, False), (False, True)]
 
 
-# mistakes end before anything is trained
-
-
 def refused(config: ClassificationConfig, run: Path, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run_pretraining(config, run)
@@ -320,12 +298,10 @@ def refused(config: ClassificationConfig, run: Path, message: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["classification.top2", "bbox.AP", "classification", ""])
-def test_a_metric_that_does_not_exist_is_refused(config, tmp_path: Path, name: str) -> None:
-    wrong = having(config, solver={"best_metric": name})
-    refused(wrong, tmp_path / "run", f"solver.best_metric {name!r} names no ")
-
-
-def test_sets_and_runs_of_other_classes_are_refused(config, finished, tmp_path: Path) -> None:
+def test_figures_that_do_not_exist_and_other_classes_are_refused(config, finished, tmp_path: Path) -> None:
+    for name in ("classification.top2", "bbox.AP", "classification", ""):
+        wrong = having(config, solver={"best_metric": name})
+        refused(wrong, tmp_path / "run", f"solver.best_metric {name!r} names no ")
     draw(tmp_path / "train", 1)
     draw(tmp_path / "test", 1, classes=("red", "green"))
     card = folder_card(tmp_path, None)
@@ -337,21 +313,12 @@ def test_sets_and_runs_of_other_classes_are_refused(config, finished, tmp_path: 
     with pytest.raises(ValueError, match=r"data\.test is empty"):
         evaluate_classifiers(having(config, data={"test": ()}), [load(finished[0])], tmp_path / "result")
     assert not (tmp_path / "result").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+    for options, message in (
         ({"features": ("c2",)}, "c2 is one of the features"),  # so nothing is left as a tail
         ({"network": "attention_critic"}, r"cifar_resnet20 can't be a classification\.network attention_critic"),
-    ],
-)
-def test_a_network_that_cannot_be_is_refused(make_config, options, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build_classifier(make_config(**options), 3)
-
-
-# tests of one run or of several
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_classifier(having(config, classification=options), 3)
 
 
 def seen(config: ClassificationConfig, runs: Sequence[Path], output: Path) -> tuple[Tensor, dict[str, Any]]:
@@ -400,9 +367,6 @@ def test_places_and_the_top_five_of_six_classes(config, finished, tmp_path: Path
     run = replace(load(finished[0]), weights=model.state_dict(), class_names=tuple(names), config=six)
     result = evaluate_classifiers(six, [run], tmp_path / "result")
     assert result["classification"] == {"top1": pytest.approx(1 / 6), "top5": pytest.approx(5 / 6)}
-
-
-# starts of a detector, whose backbone has the weights of a run
 
 
 def detector(weights: Path, **backbone: Any) -> dict[str, Tensor]:

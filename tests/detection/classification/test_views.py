@@ -46,9 +46,6 @@ def make_views(kind: Any, **options: Any) -> ClassViews:
     return ClassViews(kind=kind, **{"crop": 2, "shorter_side": 5, "scales": (5,), **options})
 
 
-# training
-
-
 def test_the_recipe_of_cifar_pads_crops_and_mirrors(index) -> None:
     dataset = ClassImages(index, resize=Resize(32, 32), augment=Augment(CIFAR))
     padded, places = torch.nn.functional.pad(pixels_of(index.paths[1]), (4, 4, 4, 4)), set()
@@ -63,7 +60,7 @@ def test_the_recipe_of_cifar_pads_crops_and_mirrors(index) -> None:
     assert {mirrored for *_, mirrored in places} == {False, True}
 
 
-def test_the_object_is_the_whole_augmented_image(index) -> None:
+def test_the_object_is_the_whole_augmented_image_turned_as_its_tag_says(index, make_index, tmp_path: Path) -> None:
     steps = ({"CenterCrop": {"height": 20, "width": 10}},)  # without the object's own box
     dataset = ClassImages(index, resize=Resize(30, 100), augment=Augment(steps))
     for row in range(5):
@@ -75,6 +72,11 @@ def test_the_object_is_the_whole_augmented_image(index) -> None:
     for augment in (None, Augment(())):
         plain = ClassImages(index, resize=Resize(32, 32), augment=augment)[7, 2]
         assert torch.equal(plain.image, pixels_of(index.paths[2]))
+    tag, path = Image.Exif(), str(tmp_path / "turned.png")
+    tag[ORIENTATION] = 6
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(path, exif=tag)
+    turned = make_index([[((0, 0, 6, 8), 0, False)]], sizes=[(8, 6)], paths=[path])
+    assert ClassImages(turned, resize=Resize(6, 8))[0, 0].image.shape == (3, 8, 6)
 
 
 def test_a_sample_depends_on_seed_and_position_alone(index) -> None:
@@ -107,17 +109,6 @@ def test_batches_are_the_same_whatever_the_workers_and_the_start(index) -> None:
             assert batch.targets.valid.sum(dim=1).tolist() == [1] * len(batch.rows)
             assert batch.targets.labels[:, 0].tolist() == [row % 2 for row in batch.rows]
     assert sorted([row for batch in alone for row in batch.rows][:5]) == list(range(5))  # one pass
-
-
-def test_an_image_is_turned_as_its_tag_says(make_index, tmp_path: Path) -> None:
-    tag, path = Image.Exif(), str(tmp_path / "turned.png")
-    tag[ORIENTATION] = 6
-    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(path, exif=tag)
-    index = make_index([[((0, 0, 6, 8), 0, False)]], sizes=[(8, 6)], paths=[path])
-    assert ClassImages(index, resize=Resize(6, 8))[0, 0].image.shape == (3, 8, 6)
-
-
-# tests
 
 
 def test_crops_by_hand() -> None:

@@ -25,7 +25,6 @@ from detection.config.detection import (
 )
 from detection.config.load import dump_config, load_config
 from detection.config.sections import BackboneConfig
-from detection.engine import checkpoint as checkpoint_module
 from detection.engine.checkpoint import (
     Checkpoints,
     changed_keys,
@@ -107,9 +106,6 @@ def state_of(weights: Path) -> Path:
     return weights.with_suffix(".state.pt")
 
 
-# what goes in comes out
-
-
 def test_weights_config_classes_and_iteration_come_back(run: Path) -> None:
     state, other = make_state(), make_state(seed=1)
     path = make_checkpoints(run).save(state)
@@ -153,9 +149,6 @@ def test_averaged_weights_are_those_that_a_reader_gets(run: Path) -> None:
         assert_equal(read_checkpoint(path).weights, weights_of(state.ema.model))
 
 
-# which files there are
-
-
 def test_the_newest_stay_and_the_best_beside_them(run: Path) -> None:
     checkpoints, state = make_checkpoints(run), make_state()
     assert newest_of(run) is None
@@ -181,6 +174,7 @@ def test_the_score_of_the_best_f1_stands_in_evaluated_weights(run: Path, saved: 
     make_checkpoints(run).save_evaluated(make_state(), best=True, best_f1_score=0.37)
     files = [saved, saved.with_name("best.safetensors")]
     assert [read_checkpoint(path).best_f1_score for path in files] == [0.37] * 2
+    make_checkpoints(run).save_evaluated(make_state(), best=False)
     assert newest_of(run) is not None  # the state still belongs to the weights
 
 
@@ -216,40 +210,27 @@ def test_the_backbone_of_other_files_is_none(tmp_path: Path) -> None:
         assert stored_backbone(path) is None
 
 
-@pytest.mark.parametrize(("module", "name"), [(checkpoint_module, "save_file"), (checkpoint_module.torch, "save")])
+@pytest.mark.parametrize("name", ["save_file", "torch.save", "shutil.copyfile"])
 @pytest.mark.parametrize("again", [False, True])
-def test_a_disk_that_fills_up_leaves_what_was_there(run: Path, saved: Path, monkeypatch, module, name, again) -> None:
+def test_a_disk_that_fills_up_leaves_what_was_there(
+    run: Path, saved: Path, monkeypatch, name: str, again: bool
+) -> None:
+    checkpoints, state = make_checkpoints(run, keep=1), make_state(steps=2 if again else 3)
+    if "copy" in name:
+        checkpoints.save_evaluated(make_state(), best=True)
     before, content = names_in(run), saved.read_bytes()
 
     def fails(content: Any, path: Path, **options: Any) -> None:
         Path(path).write_bytes(b"half of it")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(module, name, fails)
+    monkeypatch.setattr(f"{Checkpoints.__module__}.{name}", fails)
     with pytest.raises(OSError, match="No space left"):
-        make_checkpoints(run, keep=1).save(make_state(steps=2 if again else 3))
+        checkpoints.save_evaluated(make_state(), best=True) if "copy" in name else checkpoints.save(state)
     assert names_in(run) == before
     assert saved.read_bytes() == content
-    assert newest_of(run)[0].path == resolve_weights(run) == saved
-
-
-def test_a_disk_that_fills_up_leaves_the_best(run: Path, saved: Path, monkeypatch) -> None:
-    checkpoints = make_checkpoints(run)
-    checkpoints.save_evaluated(make_state(), best=True)
-    before = names_in(run)
-
-    def fails(source: Path, path: Path) -> None:
-        Path(path).write_bytes(b"half of it")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(checkpoint_module.shutil, "copyfile", fails)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoints.save_evaluated(make_state(), best=True)
-    assert names_in(run) == before
-    assert read_checkpoint(run / "checkpoints" / "best.safetensors").iteration == 2
-
-
-# refusals say what is wrong with which file
+    assert newest_of(run)[0].path == saved
+    assert read_checkpoint(run).iteration == 2
 
 
 def refused(path: Path, message: str) -> None:
@@ -319,9 +300,6 @@ def test_other_classes_and_architectures_are_refused_with_both_sides(saved: Path
         assert_equal(weights_of(model), before)
 
 
-# Pairs: weights and state of two moments are no checkpoint
-
-
 @pytest.mark.parametrize("kind", ["Pairs: other run", "Pairs: other iteration", "Pairs: unknown weights"])
 def test_a_state_of_other_weights_is_refused(run: Path, saved: Path, tmp_path: Path, kind: str) -> None:
     words = "belongs to other weights"
@@ -340,11 +318,6 @@ def test_a_state_of_other_weights_is_refused(run: Path, saved: Path, tmp_path: P
         newest_of(run, print)
 
 
-def test_noting_an_evaluation_keeps_the_pair(run: Path, saved: Path) -> None:
-    make_checkpoints(run).save_evaluated(make_state(), best=False)
-    assert newest_of(run) is not None
-
-
 @pytest.mark.parametrize("stripped", [False, True])
 def test_a_damaged_state_and_none_before_it(run: Path, saved: Path, stripped: bool) -> None:
     file, said = state_of(saved), []
@@ -360,9 +333,6 @@ def test_a_damaged_state_and_none_before_it(run: Path, saved: Path, stripped: bo
     assert str(file) in str(error.value)
     assert len(said) == 1
     assert names_in(run) == PAIR
-
-
-# damage: a newer checkpoint that can't be read is passed over, whatever is wrong with it
 
 
 @pytest.fixture
@@ -393,18 +363,18 @@ def passed_over(run: Path, file: Path) -> None:
     assert names_in(run) == [*PAIR, "0000003.safetensors", aside[0], "0000003.state.pt", aside[1]]
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".state.pt"])
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
-def test_a_file_that_is_cut_off(run: Path, damaged: Path, suffix: str, share: float) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "part"),
+    [
+        *((".safetensors", part) for part in ("weights", "config", 0.0, 0.3, 0.9)),
+        *((".state.pt", part) for part in ("momentum", "no checksum", 0.0, 0.3, 0.9)),
+    ],
+)
+def test_a_file_that_is_cut_off_or_a_bit_that_is_flipped(run: Path, damaged: Path, suffix: str, part: Any) -> None:
     file = damaged.with_suffix(suffix)
-    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
-    passed_over(run, file)
-
-
-@pytest.mark.parametrize("part", ["weights", "config", "momentum", "no checksum"])
-def test_a_bit_that_is_flipped(run: Path, damaged: Path, part: str) -> None:
-    file = state_of(damaged) if part in ("momentum", "no checksum") else damaged
-    if part == "weights":
+    if isinstance(part, float):  # the share that is left
+        file.write_bytes(file.read_bytes()[: int(part * file.stat().st_size)])
+    elif part == "weights":
         flip(file, file.stat().st_size - 5)
     elif part == "config":
         flip(file, file.read_bytes().index(b"vgg11"), bit=1)

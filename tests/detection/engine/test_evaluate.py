@@ -149,9 +149,6 @@ def test_an_oracle_is_perfect() -> None:
         assert judged(run(Oracle(), 0).records, voc_metric=metric)["voc"]["metric"] == metric
 
 
-# label maps
-
-
 def test_label_maps_are_judged_on_the_stored_images(tmp_path: Path) -> None:
     labels, kept = np.zeros((100, 200), np.uint8), {}
     labels[:50] = 7
@@ -212,9 +209,6 @@ def test_the_best_class_is_the_same_however_many_are_resized_at_once(most: int, 
     assert found.dtype == torch.uint8
     assert torch.equal(found.long(), wanted)
     assert torch.equal(stored_labels(scores, (7, 6)).long(), scores.argmax(dim=0))
-
-
-# masks and keypoints
 
 
 def test_masks_are_pasted_at_the_size_of_the_stored_image_by_the_operations_that_are_given() -> None:

@@ -60,23 +60,20 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path, first, then, start: int, exp
     assert lines(tmp_path) == expected
 
 
-def test_an_evaluation_that_does_not_count_is_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rest", "evaluated", "expected"),
+    [
+        ('{"iteration": 20, "bbox.AP": 0.5}\n', True, [10, 20, 20]),
+        ('{"iteration": 20, "bbox.AP": 0.5}\n', False, [10, 20]),
+        *((half, True, [10, 20]) for half in ('{"iteration": 15, "loss/to', '{"iteration"', '{"loss": 1}\n', "3\n")),
+    ],
+)
+def test_an_evaluation_that_does_not_count_and_half_a_line_are_removed(tmp_path, rest, evaluated, expected) -> None:
     write(tmp_path, 10, 20)
     with (tmp_path / "metrics.jsonl").open("a") as stream:
-        stream.write('{"iteration": 20, "bbox.AP": 0.5}\n')
-    for evaluated, expected in ((True, [10, 20, 20]), (False, [10, 20])):
-        with open_log(tmp_path, start=20, evaluated=evaluated):
-            pass
-        assert lines(tmp_path) == expected
-
-
-@pytest.mark.parametrize("rest", ['{"iteration": 15, "loss/to', '{"iteration"', '{"loss": 1}\n', "3\n"])
-def test_half_a_line_of_a_killed_run_is_removed(tmp_path: Path, rest: str) -> None:
-    write(tmp_path, 10)
-    with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write(rest)
-    write(tmp_path, 30, start=20)
-    assert lines(tmp_path) == [10, 30]
+    with open_log(tmp_path, start=20, evaluated=evaluated):
+        assert lines(tmp_path) == expected
 
 
 def test_losses_rate_time_left_and_figures_are_said(tmp_path: Path, capsys) -> None:
