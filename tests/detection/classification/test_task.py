@@ -205,7 +205,7 @@ def test_a_step_that_is_not_finite_is_taken_again_by_its_command(config, tmp_pat
         pytest.param({"name": "cifar_attention56", "attention": "naive"}, {}, set(), marks=pytest.mark.slow),
     ],
 )
-def test_networks_and_regularisers_take_a_step_and_are_tested(make_config, tmp_path, capsys, backbone, options, names):
+def test_networks_and_regularisers_take_a_step(make_config, tmp_path, capsys, backbone, options, names) -> None:
     config = having(make_config(**options), backbone=backbone)
     run_pretraining(one_step(config), tmp_path / "run")
     assert losses(tmp_path / "run") == {"classification", "total", *names}
@@ -297,7 +297,6 @@ def refused(config: ClassificationConfig, run: Path, message: str) -> None:
     assert not run.exists()
 
 
-@pytest.mark.parametrize("name", ["classification.top2", "bbox.AP", "classification", ""])
 def test_figures_that_do_not_exist_and_other_classes_are_refused(config, finished, tmp_path: Path) -> None:
     for name in ("classification.top2", "bbox.AP", "classification", ""):
         wrong = having(config, solver={"best_metric": name})
