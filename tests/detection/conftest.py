@@ -287,17 +287,9 @@ def write_csv_without_header(folder: Path, pictures: Sequence[Picture]) -> None:
     write_rows(folder / "boxes.csv", rows)
 
 
-FORMATS = (
-    write_voc,
-    write_voc_flat,
-    write_coco,
-    write_roboflow,
-    write_yolo,
-    write_yolo_plain,
-    write_labelme,
-    write_cvat,
-)
-FORMATS += (write_label_studio, write_label_studio_full, write_open_images, write_csv, write_csv_without_header)
+FORMATS = [write_voc, write_voc_flat, write_coco, write_roboflow, write_yolo, write_yolo_plain, write_labelme]
+FORMATS += [write_cvat, write_label_studio, write_label_studio_full, write_open_images]
+FORMATS += [write_csv, write_csv_without_header]
 WRITERS = {write.__name__.removeprefix("write_"): write for write in FORMATS}
 WRITERS["yolo_polygons"] = partial(write_yolo, polygons=True)
 

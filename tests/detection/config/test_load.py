@@ -132,20 +132,10 @@ def test_mistakes_are_named(child: Path, override: str, message: str) -> None:
         load_config(Run, child, [override])
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "# no\n",
-        "net: [\n",
-        "[]\n",
-        "[net]\n",
-        "net\n",
-        "5\n",
-        "net: {a: b\n",
-        *("_BASE_: nothing.yaml\n", "_BASE_: config.yaml\n"),
-    ],
-)
+NO_MAPPINGS = ("", "# nothing but a comment\n", "net: [\n", "[]\n", "[net]\n", "net\n", "5\n", "net: {name: a\n")
+
+
+@pytest.mark.parametrize("text", [*NO_MAPPINGS, "_BASE_: nothing.yaml\n", "_BASE_: config.yaml\n"])
 def test_a_file_that_is_no_mapping_or_whose_base_is_missing_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(ValueError, match=r"(?s)config\.yaml" + (".*nothing" if "nothing.yaml" in text else "")):
         load_config(Run, write(tmp_path, text))
