@@ -390,7 +390,7 @@ def test_a_file_that_is_cut_off_or_a_bit_that_is_flipped(run: Path, damaged: Pat
 def test_every_bit_of_a_file_counts_or_changes_nothing(run: Path, damaged: Path, suffix: str) -> None:
     file, expected, found = damaged.with_suffix(suffix), newest_of(run), 0
     whole = file.read_bytes()
-    for place in range(7, len(whole), len(whole) // 50):
+    for place in range(7, len(whole), len(whole) // 30):
         flip(file, place, place % 8)
         newest = newest_of(run, lambda text: None)
         file.write_bytes(whole)
