@@ -189,6 +189,8 @@ def test_a_finished_run_gives_its_result_again_and_writes_nothing(make_trainer, 
     assert f"{again.output} is finished, at iteration 4; " in said
     assert "config changed, without effect on what is done: solver.base_lr: 0.1 -> 0.2" in said
     assert {path: path.stat().st_mtime_ns for path in again.output.rglob("*")}.keys() == before.keys()
+    make_trainer(name="untested").run()
+    assert make_trainer(name="untested", resume=True).run() == {}
 
 
 def test_a_run_that_was_killed_before_its_test_is_only_tested(make_trainer) -> None:
