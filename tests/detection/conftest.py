@@ -258,7 +258,7 @@ def write_rows(file: Path, rows: Sequence[Sequence[Any]], *, delimiter: str = ",
 def write_open_images(folder: Path, pictures: Sequence[Picture]) -> None:
     draw_all(folder / "images", pictures)
     header = ("ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")
-    rows = [[*header]]
+    rows: list[list[Any]] = [[*header]]
     for picture in pictures:
         for thing in picture.things:
             x1, y1, x2, y2 = thing.box
@@ -290,7 +290,7 @@ def write_csv_without_header(folder: Path, pictures: Sequence[Picture]) -> None:
 FORMATS = [write_voc, write_voc_flat, write_coco, write_roboflow, write_yolo, write_yolo_plain, write_labelme]
 FORMATS += [write_cvat, write_label_studio, write_label_studio_full, write_open_images]
 FORMATS += [write_csv, write_csv_without_header]
-WRITERS = {write.__name__.removeprefix("write_"): write for write in FORMATS}
+WRITERS: dict[str, Callable[..., None]] = {write.__name__.removeprefix("write_"): write for write in FORMATS}
 WRITERS["yolo_polygons"] = partial(write_yolo, polygons=True)
 
 

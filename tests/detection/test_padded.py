@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -60,14 +61,14 @@ def test_masks_lie_image_after_image_and_every_object_knows_its_row(make_target)
         make_target(masks=rectangle(2, 2)),
         make_target(BOXES[:1], masks=rectangle(5, 3, 4)),
     ]
-    targets = Targets.pad(images)
+    targets: Any = Targets.pad(images)
     assert targets.masks.shape == (3, 5, 6)
     for row, image in enumerate(images):
         own, (height, width) = targets.masks[targets.mask_rows[row, : len(image)]], image.masks.shape[1:]
         assert torch.equal(own[:, :height, :width], image.masks)
         assert own.sum() == image.masks.sum()  # the padding is empty
     assert ((targets.mask_rows >= 0) & (targets.mask_rows < 3)).all()
-    none = Targets.pad([make_target(masks=rectangle(4, 6))] * 2)  # which has a row to point at
+    none: Any = Targets.pad([make_target(masks=rectangle(4, 6))] * 2)  # which has a row to point at
     assert none.masks.shape == (1, 4, 6)
     assert not none.masks.any()
     assert not none.mask_rows.any()
@@ -128,7 +129,7 @@ def test_valid_rows_are_taken_wherever_they_are(valid, width: int) -> None:
 
 
 def test_each_image_gets_its_own_detections_without_the_padding() -> None:
-    found = Found(
+    found: Any = Found(
         boxes=torch.arange(24.0).view(2, 3, 4),
         valid=torch.tensor([[True, True, False], [False, False, False]]),
         scores=torch.tensor([[0.9, 0.4, 0.0], [0.0, 0.0, 0.0]]),

@@ -119,7 +119,7 @@ def test_detections_are_those_of_the_detector_in_pixels_of_the_given_image(predi
 
 
 def test_keypoints_have_their_names_and_lie_in_the_given_image(photo, tmp_path: Path) -> None:
-    found = Predictor.load(make_run(tmp_path / "run", CONFIG + KEYPOINTS))(photo, min_score=0)
+    found: Any = Predictor.load(make_run(tmp_path / "run", CONFIG + KEYPOINTS))(photo, min_score=0)
     places, boxes, records = found.keypoints[..., :2], found.boxes[:, None], found.records()
     assert found.keypoints.shape == (len(found), 3, 3)
     assert (places >= boxes[..., :2]).all()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from detection import progress
 from detection.progress import SCREEN, Pace, bar, tracked
@@ -56,7 +57,7 @@ def test_a_bar_inside_a_bar_is_drawn_below_it(terminal) -> None:
 def test_time_left_counts_from_the_first_look(monkeypatch) -> None:
     now = iter([100.0, 110.0, 120.0])
     monkeypatch.setattr("time.monotonic", lambda: next(now))
-    pace = Pace()
+    pace: Any = Pace()
     assert pace.left(50, 100) is None
     assert pace.left(60, 100).total_seconds() == 40
     assert pace.left(60, None) is None

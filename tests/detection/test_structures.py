@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -40,7 +42,7 @@ def test_rows_are_picked_in_every_field() -> None:
     picked = target(3)[torch.tensor([2, 0])]
     assert (picked.labels.tolist(), picked.masks) == ([2, 0], None)
     masks = torch.arange(5.0)[:, None, None].expand(5, 28, 28)
-    found = Detections(boxes=torch.zeros(5, 4), scores=torch.arange(5.0), labels=torch.arange(5), masks=masks)
+    found: Any = Detections(boxes=torch.zeros(5, 4), scores=torch.arange(5.0), labels=torch.arange(5), masks=masks)
     assert found[1:3].scores.tolist() == found[1:3].masks[:, 0, 0].tolist() == [1, 2]
     assert len(found[:0]) == 0
 

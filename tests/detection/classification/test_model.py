@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from detection.structures import ImageBatch, Proposals, Target
 K = 4
 LABELS = (2, 0, 3)
 SIZE = (24, 24)
-NETWORKS = {
+NETWORKS: dict[str, Any] = {
     "classifier": Classifier,
     "spp": lambda backbone, classes: Classifier(SPP(backbone), classes),
     "branchynet": BranchyNet,
@@ -31,7 +32,7 @@ NETWORKS = {
 }
 
 
-def make_model(kind: str = "classifier", **options) -> ImageClassifier:
+def make_model(kind: str = "classifier", **options: Any) -> Any:
     torch.manual_seed(0)
     backbone = build_backbone("cifar_resnet20", norm="gn", out_features=("c0", "c1"))
     return ImageClassifier(NETWORKS[kind](backbone, K), **options)

@@ -64,9 +64,13 @@ def make_config(tmp_path_factory) -> Callable[..., ClassificationConfig]:
     draw(root / "train", 8)
     draw(root / "test", 4, seed=1)
     card = folder_card(root)
-    moves = ({"Pad": {"padding": 4}}, {"RandomCrop": {"height": SIDE, "width": SIDE}}, {"HorizontalFlip": {"p": 0.5}})
-    sides = {"shorter_side": SIDE, "longer_side": SIDE}
-    schedule = {"iterations": STEPS, "images_per_step": 12, "base_lr": 0.02, "steps": (14,)}
+    moves: Any = (
+        {"Pad": {"padding": 4}},
+        {"RandomCrop": {"height": SIDE, "width": SIDE}},
+        {"HorizontalFlip": {"p": 0.5}},
+    )
+    sides: Any = {"shorter_side": SIDE, "longer_side": SIDE}
+    schedule: Any = {"iterations": STEPS, "images_per_step": 12, "base_lr": 0.02, "steps": (14,)}
 
     def make(**options: Any) -> ClassificationConfig:
         return ClassificationConfig(

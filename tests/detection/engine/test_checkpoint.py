@@ -120,7 +120,7 @@ def test_weights_config_classes_and_iteration_come_back(run: Path) -> None:
 
 
 @pytest.mark.parametrize("decay", [None, 0.9])
-def test_a_restored_state_goes_on_as_if_never_stopped(run: Path, decay: float | None) -> None:
+def test_a_restored_state_goes_on_as_if_never_stopped(run: Path, decay: Any) -> None:
     checkpoints, state, other = make_checkpoints(run), make_state(), make_state(seed=1)
     state.best = 0.25
     for one in (state, other) if decay else ():

@@ -126,11 +126,11 @@ def test_the_detector_runs_in_test_mode_without_gradients(precision: str, autoca
 
 
 def test_detections_of_a_class_that_is_not_judged_are_left_out_with_all_their_fields() -> None:
-    found = {"boxes": np.zeros((3, 4), np.float32), "scores": np.array([0.9, 0.8, 0.7], np.float32)}
+    found: Any = {"boxes": np.zeros((3, 4), np.float32), "scores": np.array([0.9, 0.8, 0.7], np.float32)}
     masks = tuple({"size": (100, 200), "counts": text} for text in (b"a", b"b", b"c"))
     found |= {"labels": np.array([1, 0, 1]), "fields": {"masks": masks}}
     unjudged = torch.tensor([[0, 1]])
-    record = make_record(replace(INDEX, unjudged=unjudged), 0, **found)
+    record: Any = make_record(replace(INDEX, unjudged=unjudged), 0, **found)
     assert (record.labels.tolist(), record.scores.tolist()) == ([0], [pytest.approx(0.8)])
     assert [mask["counts"] for mask in record.masks] == [b"b"]
     assert make_record(replace(INDEX, unjudged=unjudged), 1, **found).labels.tolist() == [1, 0, 1]
