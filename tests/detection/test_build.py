@@ -116,7 +116,8 @@ def test_box_stage(detector) -> None:
 
 
 def test_what_happens_in_a_test(detector) -> None:
-    tester, default = build_tester(CONFIG.test, [detector, detector]), build_tester(PostprocessConfig(), [detector])
+    tester: Any = build_tester(CONFIG.test, [detector, detector])
+    default = build_tester(PostprocessConfig(), [detector])
     assert tester.methods == Methods(refine=True, scales=(64, 96), flip=True)
     assert tester.postprocess == detector.postprocess == Postprocessor(0.11, 0.41, 13, 0.61, 0.7)
     assert list(tester.detectors) == [detector, detector]
@@ -268,7 +269,7 @@ def test_a_keypoint_stage_and_its_names() -> None:
 def test_a_cascade() -> None:
     detector = build(replace(PYRAMID, architecture="cascade_mask_rcnn"))
     assert isinstance(detector.box_stage, CascadeBoxStage)
-    stages = list(detector.box_stage.stages)
+    stages: list[Any] = list(detector.box_stage.stages)
     assert [stage.matcher.positive_iou for stage in stages] == [0.5, 0.6, 0.7]
     assert [stage.coder.weights[0] for stage in stages] == [10, 20, 30]
     assert len({id(stage.head) for stage in stages}) == 3

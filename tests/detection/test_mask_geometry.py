@@ -176,9 +176,10 @@ def test_boxes_beyond_the_image_are_cut_and_take_no_memory(geometry: MaskGeometr
 @float_boxes
 @pytest.mark.parametrize("box", [[10.5, 20.5, 38.5, 48.5], [7.5, 3.5, 22.5, 57.5], [30.0, 12.0, 36.0, 17.0]])
 def test_a_rectangle_around_a_box_at_half_pixels_comes_back(geometry: MaskGeometry, box: list[float]) -> None:
-    mask = rectangle(*(int(number) for number in box))
+    x1, y1, x2, y2 = map(int, box)
+    mask = rectangle(x1, y1, x2, y2)
     around = torch.tensor([box]) + torch.tensor([-4.0, -3, 2, 2])
     target = crop_and_resize(mask, around, 28, geometry=geometry)
     assert (pasted(target, around, geometry) != mask).sum() == 0
-    mask, box = rectangle(30, 12, 36, 17), torch.tensor([[30.0, 12, 36, 17]])  # torchvision's do not
-    assert (pasted(crop_and_resize(mask, box, 28, geometry="torchvision"), box, "torchvision") != mask).sum() > 5
+    mask, tight = rectangle(30, 12, 36, 17), torch.tensor([[30.0, 12, 36, 17]])  # torchvision's do not
+    assert (pasted(crop_and_resize(mask, tight, 28, geometry="torchvision"), tight, "torchvision") != mask).sum() > 5

@@ -375,9 +375,9 @@ def test_places_and_the_top_five_of_six_classes(config, finished, tmp_path: Path
 def detector(weights: Path, **backbone: Any) -> dict[str, Tensor]:
     """The state of a new detector."""
     torch.manual_seed(99)
-    pyramid = bool(backbone.get("fpn"))
+    pyramid, options = bool(backbone.get("fpn")), dict[str, Any](name="resnet18", norm="bn") | backbone
     config = DetectionConfig(
-        backbone=DetectorBackboneConfig(**{"name": "resnet18", "norm": "bn", "weights": str(weights)} | backbone),
+        backbone=DetectorBackboneConfig(weights=str(weights), **options),
         anchors=AnchorConfig(sizes=(32.0, 64.0, 128.0, 256.0, 512.0)) if pyramid else AnchorConfig(),
         box=BoxConfig(head="fc", head_channels=16) if pyramid or backbone.get("dilate_c5") else BoxConfig(),
     )
