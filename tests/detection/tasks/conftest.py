@@ -1,0 +1,153 @@
+"""A tiny data set and detector, its finished run, and what tests of whole runs do with them; once a session."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from detection.config.detection import (
+    AnchorConfig,
+    BoxConfig,
+    DetectionConfig,
+    DetectorBackboneConfig,
+    DetectorDataConfig,
+    DetectorSolverConfig,
+    PostprocessConfig,
+    RPNConfig,
+)
+from detection.data.digits import write_digits
+from detection.engine.log import RunLog
+from detection.tasks.train import run_training
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data root of six training and two test images."""
+    return write_digits(tmp_path_factory.mktemp("digits"), num_train=6, num_test=2).parent
+
+
+@pytest.fixture(scope="session")
+def tiny(digits: Path) -> DetectionConfig:
+    """A detector of 0.4 million weights that trains for four steps with a checkpoint after every second one."""
+    return DetectionConfig(
+        backbone=DetectorBackboneConfig(name="timm:test_resnet", norm="bn", fpn=True, fpn_channels=16),
+        anchors=AnchorConfig(sizes=(8.0, 16.0, 32.0, 64.0, 128.0)),
+        rpn=RPNConfig(
+            **{"channels": 16, "allow_outside": True, "samples_per_image": 16, "min_size": 2.0, "pre_nms_train": 64},
+            **{"pre_nms_test": 64, "post_nms_train": 16, "post_nms_test": 16},
+        ),
+        box=BoxConfig(samples_per_image=8, head="fc", head_channels=16),
+        test=PostprocessConfig(score_threshold=0.01),
+        data=DetectorDataConfig(
+            **{"train": ("digits:train",), "test": ("digits:test",), "root": str(digits)},
+            **{"shorter_side": 64, "longer_side": 96, "workers": 0},
+        ),
+        solver=DetectorSolverConfig(
+            **{"iterations": 4, "checkpoint_every": 2, "log_every": 1, "steps": (3,), "clip_norm": 5.0},
+            layout="channels_last",
+        ),
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="session")
+def changed() -> Callable[..., DetectionConfig]:
+    """Gives a config with other values: ``changed(config, solver__iterations=2, seed=5)``."""
+
+    def change(config: DetectionConfig, **values: Any) -> DetectionConfig:
+        for key, value in values.items():
+            section, _, name = key.rpartition("__")
+            own = {section: replace(getattr(config, section), **{name: value})} if section else {name: value}
+            config = replace(config, **own)
+        return config
+
+    return change
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The directory of a run, and what its training returned."""
+
+    path: Path
+    result: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def finished(tiny: DetectionConfig, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nothing interrupted; a test that writes copies it."""
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    return Run(path, run_training(tiny, path))
+
+
+@pytest.fixture(scope="session")
+def weights_of() -> Callable[..., dict[str, Tensor]]:
+    def read(run: Path, iteration: int = 4) -> dict[str, Tensor]:
+        return load_file(run / "checkpoints" / f"{iteration:07d}.safetensors")
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def metrics_of() -> Callable[[Path], list[dict[str, Any]]]:
+    return lambda run: [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def differing() -> Callable[..., list[str]]:
+    """Names of the tensors that differ by a bit; the names must be the same."""
+
+    def names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+        assert set(found) == set(expected)
+        return [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)]
+
+    return names
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing is saved on the way out."""
+
+
+@pytest.fixture(scope="session")
+def ends_at() -> Callable[..., Any]:
+    """A context in which a run ends right after it reported ``count`` steps: killed, or by a signal or an error."""
+
+    @contextmanager
+    def end(count: int, how: signal.Signals | type[BaseException] = Killed) -> Iterator[type[Killed]]:
+        record, seen = RunLog.metrics, 0
+
+        def interrupt(log: RunLog, iteration: int, values: Mapping[str, float]) -> None:
+            nonlocal seen
+            record(log, iteration, values)
+            seen += 1
+            if seen == count and isinstance(how, signal.Signals):
+                os.kill(os.getpid(), how)
+            elif seen == count:
+                raise how
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RunLog, "metrics", interrupt)
+            yield Killed
+
+    return end
+
+
+@pytest.fixture(scope="session")
+def run_until(ends_at: Callable[..., Any]) -> Callable[[DetectionConfig, Path, int], None]:
+    """Trains until the process is killed, right after ``count`` steps."""
+
+    def run(config: DetectionConfig, output: Path, count: int) -> None:
+        with ends_at(count) as killed, pytest.raises(killed):
+            run_training(config, output)
+
+    return run
