@@ -37,7 +37,7 @@ Compare = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory) -> Path:
     """An experiment over red and blue images in CIFAR-10's layout."""
     folder, random = tmp_path_factory.mktemp("work"), np.random.default_rng(0)
     for split, count in (("train", 6), ("test", 8)):
@@ -65,7 +65,7 @@ def own_signals() -> Iterator[None]:
 
 
 @pytest.fixture
-def compare(resdet: Callable[..., Any], folder: Path) -> Compare:
+def compare(resdet, folder) -> Compare:
     def call(*arguments: str, file: str = "depth.yaml", output: Path = folder / "out") -> Any:
         return resdet("compare", folder / file, "--output-dir", output, *arguments)
 
@@ -74,7 +74,7 @@ def compare(resdet: Callable[..., Any], folder: Path) -> Compare:
 
 @pytest.mark.slow
 def test_an_experiment_that_was_killed_goes_on_and_is_reported_anew_from_its_records(
-    folder: Path, tmp_path: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch
+    folder, tmp_path, compare, monkeypatch
 ) -> None:
     start, out = runs._start, folder / "out"
 
@@ -107,7 +107,7 @@ def test_an_experiment_that_was_killed_goes_on_and_is_reported_anew_from_its_rec
     assert (records / "report/report.md").read_text() == report
 
 
-def test_a_key_that_differs_and_is_not_allowed_is_refused(folder: Path, compare: Compare) -> None:
+def test_a_key_that_differs_and_is_not_allowed_is_refused(folder, compare) -> None:
     (folder / "unfair.yaml").write_text(DEPTH.replace("[backbone.name]", "[backbone.norm]"))
     refused = compare(file="unfair.yaml")
     assert refused.status == 1
@@ -115,7 +115,7 @@ def test_a_key_that_differs_and_is_not_allowed_is_refused(folder: Path, compare:
 
 
 @pytest.mark.parametrize("option", ["--plan", "--robustness", "--latency-on=cpu"])
-def test_what_only_detectors_have_is_refused(compare: Compare, option: str) -> None:
+def test_what_only_detectors_have_is_refused(compare, option) -> None:
     refused = compare(option)
     assert refused.status == 1
     assert option.partition("=")[0] in refused.err

@@ -40,7 +40,7 @@ seeds: [3]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     write_digits(folder / "data", num_train=4, num_test=3)
     (folder / "base.yaml").write_text(BASE)
@@ -57,7 +57,7 @@ def own_signals() -> Iterator[None]:
 
 
 @pytest.fixture
-def run(resdet: Callable[..., Any]) -> Run:
+def run(resdet) -> Run:
     """The exit status, and what was printed."""
 
     def call(folder: Path, *arguments: str) -> tuple[int, str]:
@@ -69,7 +69,7 @@ def run(resdet: Callable[..., Any]) -> Run:
 
 
 @pytest.mark.slow
-def test_an_experiment_with_a_diverging_variant_is_finished_and_reported(folder: Path, run: Run) -> None:
+def test_an_experiment_with_a_diverging_variant_is_finished_and_reported(folder, run) -> None:
     status, said = run(folder, "--jobs", "2")
     out = folder / "out"
     assert status == 1
@@ -85,7 +85,7 @@ def test_an_experiment_with_a_diverging_variant_is_finished_and_reported(folder:
 
 
 @pytest.fixture
-def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def called(monkeypatch) -> list[Any]:
     """What of the comparison and the report the command calls, in their place."""
     calls: list[Any] = []
 
@@ -107,14 +107,14 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-def test_a_run_by_index_leaves_the_report_to_the_end(folder: Path, called: list[Any], run: Run) -> None:
+def test_a_run_by_index_leaves_the_report_to_the_end(folder, called, run) -> None:
     assert run(folder, "--index", "1", "--retry-failed", "--gpus", "2")[0] == 0
     ((name, args, options, comparison),) = called
     assert (name, args, options) == ("run_one", (1,), {"retry_failed": True})
     assert comparison.placement == Placement(1, ("2",))
 
 
-def test_jobs_default_to_the_gpus(folder: Path, called: list[Any], run: Run) -> None:
+def test_jobs_default_to_the_gpus(folder, called, run) -> None:
     status, said = run(folder, "--gpus", "0,5")
     assert (status, said) == (0, f"report: {folder / 'out' / 'report.html'}\n")
     assert [call[0] for call in called] == ["run", "report"]
@@ -124,14 +124,14 @@ def test_jobs_default_to_the_gpus(folder: Path, called: list[Any], run: Run) -> 
     assert comparison.programs.costs[-1] == f"data.root={folder / 'data'}"
 
 
-def test_only_the_report_or_only_the_plan(folder: Path, called: list[Any], run: Run) -> None:
+def test_only_the_report_or_only_the_plan(folder, called, run) -> None:
     assert run(folder, "--report-only")[0] == 0
     assert [call[0] for call in called] == ["report"]
     assert run(folder, "--dry-run") == (0, "the plan\n")
     assert [call[0] for call in called] == ["report"]
 
 
-def test_mistakes_end_with_a_line(folder: Path, run: Run) -> None:
+def test_mistakes_end_with_a_line(folder, run) -> None:
     assert run(folder, "--jobs", "0") == (1, "error: --jobs takes a number from 1, got 0\n")
     _, said = run(folder, "solver.bas_lr=1")
     assert said == "error: variant 'plain': no config key 'solver.bas_lr'; did you mean 'solver.base_lr'?\n"

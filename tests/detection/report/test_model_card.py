@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -23,7 +21,7 @@ OLD = Path(__file__).parents[2] / "old_runs"
 
 
 @pytest.fixture
-def run(tested_run: Path, tmp_path: Path) -> Path:
+def run(tested_run, tmp_path) -> Path:
     return shutil.copytree(tested_run, tmp_path / "parts")
 
 
@@ -33,7 +31,7 @@ def rows(text: str) -> dict[str, list[str]]:
     return {first: rest for first, *rest in cells}
 
 
-def test_the_head_is_read_by_the_hubs_library(run: Path) -> None:
+def test_the_head_is_read_by_the_hubs_library(run) -> None:
     card = ModelCard.load(write_card(run, licence="CC-BY-4.0"))
     card.validate = None  # pyright: ignore[reportAttributeAccessIssue]  # asks the network
     data, result = card.data.to_dict(), json.loads((run / "test" / "result.json").read_text())
@@ -45,7 +43,7 @@ def test_the_head_is_read_by_the_hubs_library(run: Path) -> None:
     assert metrics["segm.AP50"] == pytest.approx(100 * result["segm"]["AP50"], abs=0.01)
 
 
-def test_figures_are_those_of_the_test_with_their_intervals(run: Path) -> None:
+def test_figures_are_those_of_the_test_with_their_intervals(run) -> None:
     recorded = read_run(run)
     assert recorded.tested is not None
     assert recorded.tested.objects == {"cat": 4, "dog": 4}
@@ -59,7 +57,7 @@ def test_figures_are_those_of_the_test_with_their_intervals(run: Path) -> None:
     assert found["attention"][0].startswith("old_coco:train")  # trained on, too
 
 
-def test_what_is_missing_is_named(run: Path) -> None:
+def test_what_is_missing_is_named(run) -> None:
     assert [line.partition(":")[0] for line in read_run(run).missing] == ["manifest.json"]
     (run / "test" / "detections.json").unlink()
     recorded = read_run(run)
@@ -74,7 +72,7 @@ def test_what_is_missing_is_named(run: Path) -> None:
     assert rows(write_card(run).read_text())["accuracy"] == ["not measured"]
 
 
-def test_changed_labels_give_no_interval(run: Path) -> None:
+def test_changed_labels_give_no_interval(run) -> None:
     file = run / "test" / "result.json"
     result = json.loads(file.read_text())
     result["bbox"]["AP"] = 0.5
@@ -84,7 +82,7 @@ def test_changed_labels_give_no_interval(run: Path) -> None:
     assert (tested.intervals, tested.objects) == ({}, None)
 
 
-def test_a_card_that_was_edited_is_left_alone(run: Path, resdet: Callable[..., Any]) -> None:
+def test_a_card_that_was_edited_is_left_alone(run, resdet) -> None:
     assert resdet("card", run, "--licence", "my own terms").status == 0
     card = run / "README.md"
     assert not is_edited(card)
@@ -96,18 +94,18 @@ def test_a_card_that_was_edited_is_left_alone(run: Path, resdet: Callable[..., A
     assert not is_edited(card)
 
 
-def test_its_code_loads_the_run(run: Path) -> None:
+def test_its_code_loads_the_run(run) -> None:
     text = write_card(run).read_text().partition("## How to load it")[2]
     code = [line.strip() for line in text.splitlines() if line.startswith("    ")]
     image = OLD / "data" / "coco" / "train" / "1.png"
     exec("\n".join(code).replace("photo.jpg", str(image)), {"print": lambda *_: None})
 
 
-def test_a_run_of_another_program_is_refused(resdet: Callable[..., Any]) -> None:
+def test_a_run_of_another_program_is_refused(resdet) -> None:
     assert "'classification'" in resdet("card", OLD / "format1" / "classifier").err
 
 
-def test_licences_of_the_weights_that_training_starts_from(run: Path) -> None:
+def test_licences_of_the_weights_that_training_starts_from(run) -> None:
     config = DetectionConfig(backbone=DetectorBackboneConfig(name="resnet18", weights="torchvision"))
     assert origin_of(config) == ("torchvision", "BSD-3-Clause")
     timm = DetectionConfig(backbone=DetectorBackboneConfig(name="timm:resnet18", weights="timm"))

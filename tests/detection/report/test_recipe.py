@@ -64,7 +64,7 @@ def test_what_the_arms_do_not_share_is_called_varied() -> None:
         (numbers(grid={"variants": {"net": {"scores": {"0.5": 0.1, "1": 0.3, "2": None}}}}), "net at x 1"),
     ],
 )
-def test_doubtful_figures_are_warned_of(given: dict[str, Any], told: str) -> None:
+def test_doubtful_figures_are_warned_of(given, told) -> None:
     (warning,) = warnings(given)
     assert told in warning
 
@@ -79,7 +79,7 @@ def test_doubtful_figures_are_warned_of(given: dict[str, Any], told: str) -> Non
         numbers(grid={"variants": {"net": {"scores": {"0.5": 0.1, "1": 0.3, "2": 0.2}}}}),
     ],
 )
-def test_sound_figures_are_not(given: dict[str, Any]) -> None:
+def test_sound_figures_are_not(given) -> None:
     assert warnings(given) == []
 
 

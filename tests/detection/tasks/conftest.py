@@ -42,10 +42,10 @@ def tiny(digits: Path) -> DetectionConfig:
     """A detector of 0.4 million weights that trains for four steps with a checkpoint after every second one."""
     return DetectionConfig(
         backbone=DetectorBackboneConfig(name="timm:test_resnet", norm="bn", fpn=True, fpn_channels=16),
-        anchors=AnchorConfig(sizes=(8.0, 16.0, 32.0, 64.0, 128.0)),
+        anchors=AnchorConfig(sizes=(16.0, 24.0, 32.0, 48.0, 64.0)),
         rpn=RPNConfig(
             **{"channels": 16, "allow_outside": True, "samples_per_image": 16, "min_size": 2.0, "pre_nms_train": 64},
-            **{"pre_nms_test": 64, "post_nms_train": 16, "post_nms_test": 16},
+            **{"pre_nms_test": 200, "post_nms_train": 16, "post_nms_test": 64},
         ),
         box=BoxConfig(samples_per_image=8, head="fc", head_channels=16),
         test=PostprocessConfig(score_threshold=0.01),

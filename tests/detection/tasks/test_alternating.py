@@ -14,12 +14,7 @@ import torch
 from torch import Tensor
 
 from detection.build import build_detector
-from detection.config.detection import (
-    AlternatingConfig,
-    DetectionConfig,
-    DetectorDataConfig,
-    DetectorSolverConfig,
-)
+from detection.config.detection import AlternatingConfig, DetectionConfig, DetectorDataConfig, DetectorSolverConfig
 from detection.config.load import dump_config
 from detection.data.cards import load_dataset
 from detection.data.index import AnnotationIndex

@@ -43,7 +43,7 @@ def checkpoint() -> Checkpoint[DetectionConfig]:
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def photos(tmp_path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
     generator = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint[DetectionConfig]) -> list[Facts]:
+def written(monkeypatch, checkpoint) -> list[Facts]:
     """Stands for the slow writing: a file that runs PyTorch, whose int8 model finds nothing; gives the facts."""
     detector = build_detector(CONFIG, 2, pretrained=False).eval()
     detector.load_state_dict(checkpoint.weights)
@@ -78,9 +78,7 @@ def wanted(photos: Path, **changes: Any) -> Wanted:
     return replace(Wanted(format="onnx", images=photos, timed=0), **changes)
 
 
-def test_files_lie_beside_their_proof(
-    checkpoint: Checkpoint[DetectionConfig], photos: Path, written: list[Facts], tmp_path: Path
-) -> None:
+def test_files_lie_beside_their_proof(checkpoint, photos, written, tmp_path) -> None:
     output = tmp_path / "export" / "onnx"
     proof = run_export(checkpoint, output, wanted(photos), say=lambda _: None)
     assert sorted(path.name for path in output.iterdir()) == ["export.json", "export.md", "model.onnx"]
@@ -92,9 +90,7 @@ def test_files_lie_beside_their_proof(
     assert proof["facts"]["class_names"] == ["cat", "dog"]
 
 
-def test_an_export_that_loses_too_much_leaves_nothing(
-    checkpoint: Checkpoint[DetectionConfig], photos: Path, written: list[Facts], tmp_path: Path
-) -> None:
+def test_an_export_that_loses_too_much_leaves_nothing(checkpoint, photos, written, tmp_path) -> None:
     output = tmp_path / "export" / "onnx_int8"
     output.mkdir(parents=True)
     (output / "earlier").touch()
@@ -107,7 +103,7 @@ def test_an_export_that_loses_too_much_leaves_nothing(
     assert not (output / "earlier").exists()
 
 
-def test_what_can_not_be_exported(checkpoint: Checkpoint[DetectionConfig], photos: Path, tmp_path: Path) -> None:
+def test_what_can_not_be_exported(checkpoint, photos, tmp_path) -> None:
     flipped = replace(checkpoint, config=replace(CONFIG, test=replace(CONFIG.test, flip=True)))
     for given, changes, key in (
         (checkpoint, {"format": "torch", "precision": "int8"}, "--int8"),
@@ -126,7 +122,7 @@ def test_a_missing_package_is_told_with_its_installation() -> None:
         optional("no_such_package", "--format onnx")
 
 
-def test_an_export_knows_its_run(checkpoint: Checkpoint[DetectionConfig]) -> None:
+def test_an_export_knows_its_run(checkpoint) -> None:
     detector = build_detector(CONFIG, 2, pretrained=False)
     facts = describe_export(
         checkpoint, detector, format="onnx", precision="fp32", size=(64, 96), batch=1, licence="none"

@@ -12,7 +12,6 @@ import torch
 from detection.build import build_detector
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config
-from detection.data.index import AnnotationIndex
 from detection.data.loader import load_data
 from detection.data.transforms import Resize
 from detection.tasks import fit
@@ -24,7 +23,7 @@ IMAGES = 4
 
 
 @pytest.mark.parametrize(("at_once", "expected"), [(12, 1), (11, 2), (6, 2), (5, 3), (1, 12), (0, None)])
-def test_the_fewest_parts_that_are_small_enough(at_once: int, expected: int | None) -> None:
+def test_the_fewest_parts_that_are_small_enough(at_once, expected) -> None:
     tried = list[int]()
 
     def holds(accumulate: int) -> bool:
@@ -35,7 +34,7 @@ def test_the_fewest_parts_that_are_small_enough(at_once: int, expected: int | No
     assert len(tried) <= 3
 
 
-def test_the_largest_images_have_objects_and_go_together(make_index: Callable[..., AnnotationIndex]) -> None:
+def test_the_largest_images_have_objects_and_go_together(make_index) -> None:
     sizes = [(60, 80), (80, 60), (60, 120), (120, 60), (60, 90), (60, 600)]  # (height, width)
     box = ((0, 0, 9, 9), 0, False)
     index = make_index([[box], [box], [box], [box, box], [box], []], sizes=sizes)
@@ -48,7 +47,7 @@ class TestParts:
     """Whole trials, on data as resdet init writes it."""
 
     @pytest.fixture
-    def config(self, made_folder: MadeFolder, tmp_path: Path) -> DetectionConfig:
+    def config(self, made_folder, tmp_path) -> DetectionConfig:
         project = init_folder(made_folder("csv"), tmp_path / "run", wishes=Wishes(start="none"), say=lambda _: None)
         changes = ("data.shorter_side=32", "data.longer_side=64", f"solver.images_per_step={IMAGES}", "device=cpu")
         return load_config(DetectionConfig, project.config, changes)
@@ -71,21 +70,15 @@ class TestParts:
         return found
 
     @pytest.mark.parametrize(("at_once", "expected"), [(1, 4), (2, 2), (3, 2), (IMAGES, 1)])
-    def test_the_memory_decides_and_the_model_stays(
-        self, config: DetectionConfig, monkeypatch: pytest.MonkeyPatch, at_once: int, expected: int
-    ) -> None:
+    def test_the_memory_decides_and_the_model_stays(self, config, monkeypatch, at_once, expected) -> None:
         assert self.parts(config, monkeypatch, at_once) == expected
 
-    def test_too_little_for_one_image_names_the_knobs(
-        self, config: DetectionConfig, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_too_little_for_one_image_names_the_knobs(self, config, monkeypatch) -> None:
         with pytest.raises(MemoryError, match=r"data\.shorter_side.*\(32, 64\).*solver\.precision"):
             self.parts(config, monkeypatch, 0)
 
 
-def test_a_cpu_says_that_nothing_has_to_fit(
-    made_folder: MadeFolder, resdet: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_cpu_says_that_nothing_has_to_fit(made_folder, resdet, tmp_path) -> None:
     begun = resdet("init", made_folder("csv"), "--from", "none", "--output-dir", tmp_path / "run")
     assert begun.status == 0
     short = ("solver.iterations=1", "solver.warmup_iterations=0", "data.workers=0", "data.val=[]", "data.test=[]")

@@ -54,7 +54,7 @@ class Workspace:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory) -> Path:
     return write_digits(tmp_path_factory.mktemp("data"), num_train=2, num_test=3).parent
 
 
@@ -67,16 +67,16 @@ def trained(folder: Path, root: Path, resdet: Resdet, card: str, config: str) ->
 
 
 @pytest.fixture(scope="module")
-def fcn(tmp_path_factory: pytest.TempPathFactory, root: Path, resdet: Resdet) -> Workspace:
+def fcn(tmp_path_factory, root, resdet) -> Workspace:
     return trained(tmp_path_factory.mktemp("fcn"), root, resdet, "digits_labels", FCN)
 
 
 @pytest.fixture(scope="module")
-def panoptic(tmp_path_factory: pytest.TempPathFactory, root: Path, resdet: Resdet) -> Workspace:
+def panoptic(tmp_path_factory, root, resdet) -> Workspace:
     return trained(tmp_path_factory.mktemp("panoptic"), root, resdet, "digits_panoptic", PANOPTIC)
 
 
-def test_a_semantic_network_is_measured_by_its_label_maps(fcn: Workspace) -> None:
+def test_a_semantic_network_is_measured_by_its_label_maps(fcn) -> None:
     assert "2 images, 11 classes" in fcn.said
     result = fcn.result()
     assert {"bbox", "voc", "best_f1"}.isdisjoint(result)
@@ -91,7 +91,7 @@ def test_a_semantic_network_is_measured_by_its_label_maps(fcn: Workspace) -> Non
     assert not (fcn.run / "detections.json").exists()
 
 
-def test_a_test_with_flip_and_scales_draws_and_counts_anew(fcn: Workspace) -> None:
+def test_a_test_with_flip_and_scales_draws_and_counts_anew(fcn) -> None:
     options = ("--weights", fcn.run, "--visualize", 1, f"data.root={fcn.root}", "test.flip=true", "test.scales=[48,64]")
     done = fcn.resdet("test", fcn.config, *options)
     assert done.status == 0, done.err
@@ -104,12 +104,9 @@ def test_a_test_with_flip_and_scales_draws_and_counts_anew(fcn: Workspace) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "card"),
-    [("fcn", "digits_labels"), pytest.param("panoptic", "digits_panoptic", marks=pytest.mark.slow)],
+    ("name", "card"), [("fcn", "digits_labels"), pytest.param("panoptic", "digits_panoptic", marks=pytest.mark.slow)]
 )
-def test_written_files_are_judged_as_the_network_was(
-    name: str, card: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_written_files_are_judged_as_the_network_was(name, card, request, tmp_path) -> None:
     own: Workspace = request.getfixturevalue(name)
     files = own.run / ("label_maps" if name == "fcn" else "panoptic.json")
     arguments = ("--gt", f"{card}:test", "--label-maps", f"own={files}", "--data-root", own.root)
@@ -122,14 +119,14 @@ def test_written_files_are_judged_as_the_network_was(
     assert shown["low"] <= shown["value"] <= shown["high"]
 
 
-def test_a_folder_above_the_files_and_none_are_told(fcn: Workspace) -> None:
+def test_a_folder_above_the_files_and_none_are_told(fcn) -> None:
     truth = ("evaluate", "--gt", "digits_labels:test", "--data-root", fcn.root, "--label-maps")
     assert "label_maps of a run" in fcn.resdet(*truth, fcn.run).err
     assert "panoptic.json" in fcn.resdet(*truth, fcn.run / "nothing").err
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_an_analysis_reads_the_counts_of_a_run(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_an_analysis_reads_the_counts_of_a_run(name, request, tmp_path) -> None:
     own: Workspace = request.getfixturevalue(name)
     done = own.resdet("analyze", own.run, "--output-dir", tmp_path)
     assert done.status == 0, done.err
@@ -143,7 +140,7 @@ def test_an_analysis_reads_the_counts_of_a_run(name: str, request: pytest.Fixtur
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_predictions_are_those_of_the_test(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_predictions_are_those_of_the_test(name, request, tmp_path) -> None:
     own: Workspace = request.getfixturevalue(name)
     photo = own.root / "digits" / "coco" / "test" / "000003.jpg"
     done = own.resdet("predict", "--weights", own.run, "--output-dir", tmp_path / "found", photo)

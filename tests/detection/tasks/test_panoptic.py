@@ -35,12 +35,12 @@ from detection.tasks.test import read_records, run_test
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory) -> Path:
     return write_digits(tmp_path_factory.mktemp("root"), num_train=1, num_test=4).parent
 
 
 @pytest.fixture(scope="module")
-def checkpoint(root: Path) -> Checkpoint[DetectionConfig]:
+def checkpoint(root) -> Checkpoint[DetectionConfig]:
     """Of a network that never learned anything, all of whose objects count."""
     config = DetectionConfig(
         architecture="panoptic_fpn",
@@ -63,14 +63,12 @@ def checkpoint(root: Path) -> Checkpoint[DetectionConfig]:
 
 
 @pytest.fixture(scope="module")
-def tested(
-    checkpoint: Checkpoint[DetectionConfig], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
+def tested(checkpoint, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     run = tmp_path_factory.mktemp("run")
     return run, run_test(checkpoint.config, checkpoint, run, say=lambda line: None)
 
 
-def test_boxes_masks_pixels_and_segments_are_judged(tested: tuple[Path, dict[str, Any]]) -> None:
+def test_boxes_masks_pixels_and_segments_are_judged(tested) -> None:
     run, result = tested
     assert {"bbox", "segm", "semseg", "panoptic"} <= result.keys()
     assert {"PQ", "SQ", "RQ", "PQ_things", "PQ_stuff"} <= result["panoptic"].keys()
@@ -80,9 +78,7 @@ def test_boxes_masks_pixels_and_segments_are_judged(tested: tuple[Path, dict[str
     assert all(record.masks is not None for record in records)
 
 
-def test_files_are_coco_s_and_give_the_same_figures_again(
-    root: Path, tested: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_files_are_coco_s_and_give_the_same_figures_again(root, tested, tmp_path) -> None:
     run, result = tested
     content = json.loads((run / "panoptic.json").read_text())
     assert [category["isthing"] for category in content["categories"]] == [1] * 10 + [0, 0]
@@ -96,9 +92,7 @@ def test_files_are_coco_s_and_give_the_same_figures_again(
     assert str(result["panoptic"]["PQ"])[:8] in json.dumps(numbers)
 
 
-def test_a_prediction_has_the_segments_that_the_test_wrote(
-    root: Path, checkpoint: Checkpoint[DetectionConfig], tested: tuple[Path, dict[str, Any]]
-) -> None:
+def test_a_prediction_has_the_segments_that_the_test_wrote(root, checkpoint, tested) -> None:
     predictor = Predictor.of(checkpoint, checkpoint.config)
     found = predictor(root / "digits/coco/test/000002.jpg")
     assert isinstance(found.segments, Segments)
@@ -108,7 +102,7 @@ def test_a_prediction_has_the_segments_that_the_test_wrote(
     assert found.plot().shape == found.image.shape
 
 
-def test_windows_and_ensembles_are_refused(checkpoint: Checkpoint[DetectionConfig], tmp_path: Path) -> None:
+def test_windows_and_ensembles_are_refused(checkpoint, tmp_path) -> None:
     with pytest.raises(ValueError, match="panoptic"):
         run_test(checkpoint.config, checkpoint, tmp_path, ensemble=[checkpoint], say=lambda line: None)
     with pytest.raises(ValueError, match=r"test\.slice"):

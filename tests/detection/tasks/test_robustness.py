@@ -26,7 +26,7 @@ from detection.tasks.test import run_test
 
 
 @pytest.mark.slow
-def test_detections_under_each_corruption_lie_beside_the_result(tmp_path: Path) -> None:
+def test_detections_under_each_corruption_lie_beside_the_result(tmp_path) -> None:
     config = DetectionConfig(
         backbone=DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=2),
         anchors=AnchorConfig(sizes=(16.0, 32.0)),

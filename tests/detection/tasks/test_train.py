@@ -113,11 +113,11 @@ def test_runs_that_a_command_must_not_go_on_with_are_refused(tiny, changed, run_
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(ValueError, match=r"holds a run \(0000002\.safetensors\); add --resume"):
         run_training(tiny, tmp_path)
-    sizes = (24.0, *tiny.anchors.sizes[1:])
+    sizes = (40.0, *tiny.anchors.sizes[1:])
     for values, message in (
         ({"backbone__name": "timm:test_resnet.r160_in1k"}, r"backbone\.name is 'timm:test_resnet\.r160_in1k' here"),
         ({"box__head_channels": 8}, "do not fit"),
-        ({"anchors__sizes": sizes}, r"anchors\.sizes is \[24\.0, .*\] here, and was \[8\.0, .*\]$"),
+        ({"anchors__sizes": sizes}, r"anchors\.sizes is \[40\.0, .*\] here, and was \[16\.0, .*\]$"),
         ({"backbone__freeze_at": 3}, r"groups of \[[\d, ]+\] parameters, .*\[[\d, ]+\].*backbone\.freeze_at and norm"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -172,9 +172,7 @@ def test_what_changes_no_weight(tiny, changed, iterations, is_finished, tmp_path
 @pytest.mark.parametrize(
     ("lower", "figures", "best"), [(False, (0.2, 0.5, 0.4, None), 2), (True, (0.5, None, 0.2, 0.3), 3)]
 )
-def test_best_checkpoint_has_the_best_metric(
-    watched, changed, tmp_path, monkeypatch, lower: bool, figures: tuple[float | None, ...], best: int
-) -> None:
+def test_best_checkpoint_has_the_best_metric(watched, changed, tmp_path, monkeypatch, lower, figures, best) -> None:
     seen = iter(figures)
     if lower:
         error = Metric("bbox.AP", "error", lower_is_better=True)
@@ -260,7 +258,7 @@ def test_averaged_weights_are_resumed_and_tested(watched, changed, run_until, we
     ],
 )
 def test_mistakes_are_named_before_any_step(
-    tiny, changed, make_voc, write_card, digits, tmp_path, values: dict[str, Any], message: str
+    tiny, changed, make_voc, write_card, digits, tmp_path, values, message
 ) -> None:
     card = tmp_path / "reversed.yaml"
     split = "{annotations: annotations/instances_test.json, images: test}"
@@ -293,7 +291,7 @@ class TestSaidAtTheStart:
         return changed(untested, data__limit=1, solver__iterations=1, solver__checkpoint_every=0, solver__log_sinks=())
 
     @pytest.mark.parametrize("form", ["bbox.per_class.{}.AP50", "voc.per_class.{}"])
-    def test_best_metric_of_a_class_that_val_lacks(self, short, changed, tmp_path, capsys, form: str) -> None:
+    def test_best_metric_of_a_class_that_val_lacks(self, short, changed, tmp_path, capsys, form) -> None:
         watched = changed(short, data__val=short.data.train)
         index = load_dataset(watched.data.train, Path(str(watched.data.root)))[0].first(1)
         present = index.class_names[int(index.labels[0])]
@@ -375,7 +373,7 @@ class TestErrorsOnTheWay:
     """Whatever ends a training costs no steps, unless the steps are what went wrong."""
 
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_unreadable_image(self, tiny, changed, is_finished, tmp_path, workers: int) -> None:
+    def test_unreadable_image(self, tiny, changed, is_finished, tmp_path, workers) -> None:
         root, run = other_root(tiny, tmp_path), tmp_path / "run"
         own = changed(tiny, data__root=str(root), data__workers=workers, solver__checkpoint_every=0)
         path = later_image(own)
@@ -515,7 +513,7 @@ class TestSignals:
 
     @pytest.mark.usefixtures("not_under_nohup")
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
-    def test_the_same_command_goes_on(self, tiny, changed, ends_at, is_finished, tmp_path, number: Any) -> None:
+    def test_the_same_command_goes_on(self, tiny, changed, ends_at, is_finished, tmp_path, number) -> None:
         with ends_at(3, number), pytest.raises(StoppedError) as error:
             run_training(changed(tiny, solver__checkpoint_every=0), tmp_path)
         message = str(error.value)

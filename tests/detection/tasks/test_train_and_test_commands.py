@@ -134,7 +134,7 @@ def test_options_and_overrides_reach_the_test(workspace, tmp_path) -> None:
         (("test.nms=0.5",), r"no config key 'test\.nms'; did you mean 'test\.nms_iou'\?"),
     ],
 )
-def test_mistakes_are_one_error(workspace, tmp_path, monkeypatch, arguments, message: str) -> None:
+def test_mistakes_are_one_error(workspace, tmp_path, monkeypatch, arguments, message) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = workspace.test(*arguments)
     assert re.search(f"^error: {message}", outcome.err)
@@ -167,7 +167,7 @@ def test_loss_that_is_not_finite_is_an_error_without_a_traceback(workspace, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["retinanet", "fcos", "keypoint_rcnn"])
-def test_configs_of_other_heads_train_and_are_tested(resdet, digits, tmp_path, name: str) -> None:
+def test_configs_of_other_heads_train_and_are_tested(resdet, digits, tmp_path, name) -> None:
     """The configs of configs/digits, at a small scale and for two steps."""
     small = ("data.shorter_side=64", "data.longer_side=96", "data.workers=0", f"data.root={digits}")
     short = ("solver.iterations=2", "solver.warmup_iterations=0", "solver.images_per_step=2", "device=cpu")

@@ -33,14 +33,14 @@ STEPS = 3
 
 
 @pytest.fixture(autouse=True)
-def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_compiler(monkeypatch) -> Iterator[None]:
     monkeypatch.setattr(compiled, "BACKEND", "eager")
     yield
     torch.compiler.reset()
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> DetectionConfig:
+def config(tmp_path_factory) -> DetectionConfig:
     """Images of one size, which is a frame: then eager batches have the same padding."""
     root = write_digits(tmp_path_factory.mktemp("data"), num_train=4, num_test=2).parent
     return DetectionConfig(
@@ -84,9 +84,7 @@ def weights(run: Path, iteration: int) -> dict[str, torch.Tensor]:
         pytest.param("inductor", marks=[pytest.mark.compiler, pytest.mark.timeout(1500)]),
     ],
 )
-def test_a_compiled_run_that_goes_on_equals_an_eager_one(
-    backend: str, config: DetectionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiled_run_that_goes_on_equals_an_eager_one(backend, config, tmp_path, monkeypatch) -> None:
     """With parts of a step, averaged weights and operations of a fixed order."""
     monkeypatch.setattr(compiled, "BACKEND", backend)
     eager = replace(with_solver(config, images_per_step=4, accumulate=2, ema_decay=0.9), deterministic=True)
@@ -103,9 +101,7 @@ def test_a_compiled_run_that_goes_on_equals_an_eager_one(
 
 
 @pytest.mark.slow
-def test_a_compiled_step_in_half_precision_that_is_not_finite_is_skipped(
-    config: DetectionConfig, tmp_path: Path
-) -> None:
+def test_a_compiled_step_in_half_precision_that_is_not_finite_is_skipped(config, tmp_path) -> None:
     own = with_solver(config, compile=True, precision="bf16", on_not_finite="skip", base_lr=1e30, clip_norm=None)
     run_training(own, tmp_path)
     assert len(lines(tmp_path)) == STEPS
@@ -113,7 +109,7 @@ def test_a_compiled_step_in_half_precision_that_is_not_finite_is_skipped(
 
 
 @pytest.mark.slow
-def test_compiled_tests_find_what_eager_ones_find(config: DetectionConfig, tmp_path: Path) -> None:
+def test_compiled_tests_find_what_eager_ones_find(config, tmp_path) -> None:
     run_training(with_solver(config, iterations=1), tmp_path)
     tested = replace(
         config, data=replace(config.data, test=("digits:test",)), test=replace(config.test, score_threshold=0.0)

@@ -70,7 +70,7 @@ def constant_state(depth: int = 50, classes: int = len(CLASSES)) -> dict[str, Te
 
 
 @pytest.mark.parametrize("depth", [50, 101])
-def test_the_zoo_s_tensors_all_have_a_place(depth: int) -> None:
+def test_the_zoo_s_tensors_all_have_a_place(depth) -> None:
     state = constant_state(depth, classes=80)
     config, converted = convert_detectron2(state, class_names=_class_names(state, "detectron2"))
     assert (config.architecture, config.backbone.name) == ("retinanet", f"resnet{depth}")
@@ -117,7 +117,7 @@ def test_settings_are_the_zoo_s_and_are_replaced() -> None:
         ({"MODEL.RETINANET.BBOX_REG_WEIGHTS": [10.0, 10.0, 5.0, 5.0]}, "BBOX_REG_WEIGHTS"),
     ],
 )
-def test_settings_without_a_place_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_settings_without_a_place_are_refused(settings, message) -> None:
     with pytest.raises(ValueError, match=message):
         convert_detectron2(constant_state(), class_names=CLASSES, settings=settings)
 
@@ -210,7 +210,7 @@ def loaded(config: DetectionConfig, weights: Mapping[str, Tensor]) -> OneStage:
 
 
 @torch.no_grad()
-def test_boxes_and_scores_are_detectron2_s(double_precision: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boxes_and_scores_are_detectron2_s(double_precision, monkeypatch) -> None:
     """From the feature maps on: clipped after NMS, anchors that are not rounded."""
     state = drawn_head()
     detector = loaded(*convert_detectron2(state, class_names=CLASSES))

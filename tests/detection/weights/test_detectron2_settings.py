@@ -70,7 +70,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_sections_are_flattened_and_used(tmp_path: Path) -> None:
+def test_sections_are_flattened_and_used(tmp_path) -> None:
     settings = read_settings(write(tmp_path / "lvis" / "config.yaml", LVIS))
     assert settings["MODEL.ROI_HEADS.SCORE_THRESH_TEST"] == 0.0001
     assert settings["SOLVER.STEPS"] == (60000, 80000)
@@ -81,7 +81,7 @@ def test_sections_are_flattened_and_used(tmp_path: Path) -> None:
     assert sections["box"]["coder_weights"] == (20.0, 20.0, 10.0, 10.0)
 
 
-def test_a_whole_config_of_a_training_is_understood(tmp_path: Path) -> None:
+def test_a_whole_config_of_a_training_is_understood(tmp_path) -> None:
     sections = tree()
     apply_settings(sections, read_settings(write(tmp_path / "config.yaml", DUMP)))
     assert sections["anchors"]["sizes"] == [32, 64, 128, 256, 512]
@@ -90,7 +90,7 @@ def test_a_whole_config_of_a_training_is_understood(tmp_path: Path) -> None:
     assert "solver" not in sections
 
 
-def test_a_base_lies_under_its_file(tmp_path: Path) -> None:
+def test_a_base_lies_under_its_file(tmp_path) -> None:
     write(tmp_path / "Base-RCNN-FPN.yaml", "INPUT: {MIN_SIZE_TEST: 640, MAX_SIZE_TEST: 640}")
     file = write(tmp_path / "lvis" / "config.yaml", LVIS + "\nVERSION: 2\n")
     assert read_settings(file)["INPUT.MIN_SIZE_TEST"] == 640
@@ -110,12 +110,12 @@ def test_a_base_lies_under_its_file(tmp_path: Path) -> None:
         ("X: !!python/object/apply:os.getcwd []", "can't be read"),
     ],
 )
-def test_a_file_that_says_nothing_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_says_nothing_is_refused(tmp_path, text, message) -> None:
     with pytest.raises(ValueError, match=message):
         read_settings(write(tmp_path / "config.yaml", text))
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"Detectron2's settings .*none\.yaml can't be read"):
         read_settings(tmp_path / "none.yaml")
 

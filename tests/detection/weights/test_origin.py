@@ -50,7 +50,7 @@ def torchvision_state(classes: int) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def files(tmp_path_factory) -> dict[str, Path]:
     """Files of 6 classes as torchvision and Detectron2 write them, and one of COCO's 91 rows."""
     folder = tmp_path_factory.mktemp("files")
     for name, classes in (("mine.pth", 6), ("coco.pth", 90)):
@@ -79,14 +79,14 @@ def _detectron2_config(folder: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_a_folder_of_its_own(tmp_path, monkeypatch) -> None:
     """Runs and downloads go to output/ of the working directory."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
 
 
 @pytest.fixture
-def served(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def served(files, tmp_path, monkeypatch) -> Iterator[list[str]]:
     """A detector "small" of the zoo on a local server; gives the paths that were asked for."""
     content, asked = files["coco.pth"].read_bytes(), list[str]()
     folder = tmp_path / "server"
@@ -113,24 +113,24 @@ def served(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPat
 class TestOrigin:
     """What a text means."""
 
-    def test_a_file_of_torchvision(self, files: dict[str, Path]) -> None:
+    def test_a_file_of_torchvision(self, files) -> None:
         for name in ("mine.pth", "wrapped.pth"):
             found = read_origin(str(files[name]))
             assert found.class_names == tuple(f"class {number}" for number in range(1, 7))
             assert found.config.backbone.name == "resnet50"
             assert found.weights["box_stage.predictor.classes.weight"].shape == (7, 1024)
 
-    def test_91_rows_of_torchvision_are_coco_s_classes(self, files: dict[str, Path]) -> None:
+    def test_91_rows_of_torchvision_are_coco_s_classes(self, files) -> None:
         found = read_origin(str(files["coco.pth"]))
         assert found.class_names == load_card("coco2017").classes
         assert found.weights["box_stage.predictor.classes.weight"].shape == (81, 1024)
 
-    def test_a_pickle_of_detectron2(self, files: dict[str, Path]) -> None:
+    def test_a_pickle_of_detectron2(self, files) -> None:
         found = read_origin(str(files["model_final.pkl"]))
         assert len(found.class_names) == 6
         assert found.config.backbone.weights_source == "msra"
 
-    def test_a_name_of_the_zoo_is_downloaded_once_and_is_a_run(self, served: list[str]) -> None:
+    def test_a_name_of_the_zoo_is_downloaded_once_and_is_a_run(self, served) -> None:
         found = read_origin("small")
         assert found.class_names == load_card("coco2017").classes
         assert origin_file("small") == origin.ZOO_FOLDER / "small" / "checkpoints" / "0000000.safetensors"
@@ -138,11 +138,11 @@ class TestOrigin:
         assert len(served) == 1
 
     @pytest.mark.parametrize("name", ["nowhere/run", "small.pth", "faster_rcnn_R_50_FPN"])
-    def test_what_is_nowhere_is_named(self, name: str) -> None:
+    def test_what_is_nowhere_is_named(self, name) -> None:
         with pytest.raises(ValueError, match=f"init '{name}' is no run, no file and no published detector"):
             read_origin(name)
 
-    def test_a_backbone_alone_is_refused_with_the_key_that_takes_it(self, tmp_path: Path) -> None:
+    def test_a_backbone_alone_is_refused_with_the_key_that_takes_it(self, tmp_path) -> None:
         torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "resnet.pth")
         with pytest.raises(ValueError, match=r"backbone\.weights"):
             read_origin(str(tmp_path / "resnet.pth"))
@@ -172,21 +172,15 @@ class TestFineTuning:
             assert not torch.equal(here.weights[name], there.weights[name])
             assert torch.allclose(here.weights[name], there.weights[name], atol=0.01)
 
-    def test_from_a_state_dict_of_torchvision(
-        self, made_folder: Callable[..., Path], resdet: Callable[..., Any], files: dict[str, Path]
-    ) -> None:
+    def test_from_a_state_dict_of_torchvision(self, made_folder, resdet, files) -> None:
         lines = self.trained(resdet, made_folder("csv"), files["mine.pth"])
         self.assert_carried(lines, files["mine.pth"])
 
-    def test_from_a_pickle_of_detectron2(
-        self, made_folder: Callable[..., Path], resdet: Callable[..., Any], files: dict[str, Path]
-    ) -> None:
+    def test_from_a_pickle_of_detectron2(self, made_folder, resdet, files) -> None:
         lines = self.trained(resdet, made_folder("csv"), files["model_final.pkl"])
         self.assert_carried(lines, files["model_final.pkl"])
 
-    def test_from_a_name_of_the_zoo(
-        self, made_folder: Callable[..., Path], resdet: Callable[..., Any], served: list[str]
-    ) -> None:
+    def test_from_a_name_of_the_zoo(self, made_folder, resdet, served) -> None:
         lines = self.trained(resdet, made_folder("csv"), "small")
         self.assert_carried(lines, origin.ZOO_FOLDER / "small")
         config = load_config(DetectionConfig, "output/csv/init/config.yaml")

@@ -121,7 +121,7 @@ def small() -> tuple[MaskRCNN, Architecture]:
 
 
 @pytest.fixture(scope="module")
-def state(small: tuple[MaskRCNN, Architecture]) -> dict[str, Tensor]:
+def state(small) -> dict[str, Tensor]:
     """Its weights by the old names; tests must not change them."""
     return as_published(small[0].state_dict())
 
@@ -430,24 +430,22 @@ class TestSameNumbers:
     @pytest.mark.parametrize(
         "sizes", [[(128, 160)], [(107, 151)], [(128, 160), (163, 99), (107, 151)]], ids=["one", "odd", "three"]
     )
-    def test_detections_of_noise(self, small: tuple[MaskRCNN, Architecture], sizes: list[tuple[int, int]]) -> None:
+    def test_detections_of_noise(self, small, sizes) -> None:
         assert_same_detections(*small, [noise(size, seed=number) for number, size in enumerate(sizes)])
 
     @pytest.mark.slow
     @pytest.mark.data
-    def test_detections_of_ten_photographs(
-        self, small: tuple[MaskRCNN, Architecture], data_root_for_tests: Path
-    ) -> None:
+    def test_detections_of_ten_photographs(self, small, data_root_for_tests) -> None:
         paths = sorted((data_root_for_tests / "coco128" / "val2017").glob("*.jpg"))[:10]
         images = [shrunk(path) for path in paths]
         assert len(images) == 10
         for batch in (images[:3], images[3:6], images[6:9], images[9:]):
             assert_same_detections(*small, batch)
 
-    def test_losses_and_gradients(self, small: tuple[MaskRCNN, Architecture]) -> None:
+    def test_losses_and_gradients(self, small) -> None:
         assert_same_losses(*small, [make_target((128, 160), seed=number) for number in range(2)])
 
-    def test_losses_where_an_image_has_no_objects(self, small: tuple[MaskRCNN, Architecture]) -> None:
+    def test_losses_where_an_image_has_no_objects(self, small) -> None:
         assert_same_losses(*small, [make_target((128, 160), seed=0), make_target((128, 160), seed=1, count=0)])
 
     @pytest.mark.slow
@@ -462,7 +460,7 @@ class TestSameNumbers:
         ],
         ids=lambda builder: builder.__name__,
     )
-    def test_every_builder(self, builder: Callable[..., FasterRCNN]) -> None:
+    def test_every_builder(self, builder) -> None:
         theirs = randomise(build(builder, **FEW))
         assert_same_detections(theirs, converted(theirs.state_dict()), [noise((96, 128), seed=0)])
 
@@ -515,7 +513,7 @@ def shrunk(path: Path) -> Tensor:
 class TestConfig:
     """Everything but the weights that changes numbers."""
 
-    def test_settings_are_the_defaults_of_torchvision(self, state: dict[str, Tensor]) -> None:
+    def test_settings_are_the_defaults_of_torchvision(self, state) -> None:
         config, _ = convert_torchvision(state, class_names=CLASSES)
         default = {name: entry.default for name, entry in signature(MaskRCNN.__init__).parameters.items()}
         assert config.data.shorter_side == default["min_size"]
@@ -535,7 +533,7 @@ class TestConfig:
         assert box.samples_per_image == default["box_batch_size_per_image"]
         assert box.positive_fraction == default["box_positive_fraction"]
 
-    def test_layers_are_read_off_the_weights(self, state: dict[str, Tensor]) -> None:
+    def test_layers_are_read_off_the_weights(self, state) -> None:
         config, _ = convert_torchvision(state, class_names=CLASSES)
         assert config.backbone.fpn_channels == config.rpn.channels == 64
         assert (config.box.head_convs, config.box.head_fcs, config.box.head_channels) == (0, 2, 128)
@@ -543,7 +541,7 @@ class TestConfig:
         assert config.mask.geometry == "torchvision"
         assert (config.backbone.fpn_norm, config.box.head_norm, config.mask.norm) == (None, None, None)
 
-    def test_without_masks(self, state: dict[str, Tensor]) -> None:
+    def test_without_masks(self, state) -> None:
         boxes_only = {name: value for name, value in state.items() if "mask" not in name}
         config, weights = convert_torchvision(boxes_only, class_names=CLASSES)
         assert config.architecture == "faster_rcnn"
@@ -552,11 +550,11 @@ class TestConfig:
     @pytest.mark.parametrize(
         "name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "wide_resnet50_2"]
     )
-    def test_the_body_is_told_by_its_blocks(self, name: str) -> None:
+    def test_the_body_is_told_by_its_blocks(self, name) -> None:
         config, _ = convert_torchvision(narrow_model(nn.BatchNorm2d, body=name).state_dict(), class_names=CLASSES)
         assert config.backbone.name == name
 
-    def test_published_files_have_an_eps_of_zero(self, state: dict[str, Tensor]) -> None:
+    def test_published_files_have_an_eps_of_zero(self, state) -> None:
         narrow_model(FrozenBatchNorm2d).load_state_dict(state)  # torchvision, too, reads the old names
         backbone = convert_torchvision(state, class_names=CLASSES)[0].backbone
         assert (backbone.norm, backbone.norm_eps) == ("frozen_bn", 0.0)
@@ -565,14 +563,14 @@ class TestConfig:
         backbone = convert_torchvision(narrow_model(nn.BatchNorm2d).state_dict(), class_names=CLASSES)[0].backbone
         assert (backbone.norm, backbone.norm_eps) == ("bn", 1e-5)
 
-    def test_eps_of_other_fixed_batch_normalisation_must_be_given(self, small: tuple[MaskRCNN, Architecture]) -> None:
+    def test_eps_of_other_fixed_batch_normalisation_must_be_given(self, small) -> None:
         state = small[0].state_dict()
         with pytest.raises(ValueError, match=r"do not tell the eps .* give norm_eps: 0\.0 if .* 1e-5 if"):
             convert_torchvision(state, class_names=CLASSES)
         assert convert_torchvision(state, class_names=CLASSES, norm_eps=1e-5)[0].backbone.norm_eps == 1e-5
         assert convert_torchvision(as_published(state), class_names=CLASSES, norm_eps=1e-5)[0].backbone.norm_eps == 1e-5
 
-    def test_old_and_new_names_give_the_same(self, small: tuple[MaskRCNN, Architecture]) -> None:
+    def test_old_and_new_names_give_the_same(self, small) -> None:
         state = small[0].state_dict()
         config, weights = convert_torchvision(state, class_names=CLASSES, norm_eps=0.0)
         old_config, old_weights = convert_torchvision(as_published(state), class_names=CLASSES)
@@ -584,7 +582,7 @@ class TestConfig:
 class TestRows:
     """Rows of the layers with one per class."""
 
-    def test_background_comes_last_and_has_no_box_and_no_mask(self, state: dict[str, Tensor]) -> None:
+    def test_background_comes_last_and_has_no_box_and_no_mask(self, state) -> None:
         _, weights = convert_torchvision(state, class_names=CLASSES)
         for kind in ("weight", "bias"):
             logits = state[f"roi_heads.box_predictor.cls_score.{kind}"]
@@ -642,7 +640,7 @@ class TestRows:
 class TestFile:
     """The file that a conversion ends in."""
 
-    def test_it_is_a_run_that_holds_the_detector(self, state: dict[str, Tensor], tmp_path: Path) -> None:
+    def test_it_is_a_run_that_holds_the_detector(self, state, tmp_path) -> None:
         config, weights = convert_torchvision(state, class_names=CLASSES)
         write_converted(tmp_path / "run", config, CLASSES, weights)
         checkpoint = read_checkpoint(tmp_path / "run")
@@ -651,7 +649,7 @@ class TestFile:
         load_detector_weights(detector, checkpoint, CLASSES)
         assert all(detector.state_dict()[name].equal(value) for name, value in weights.items())
 
-    def test_it_starts_a_detector_of_other_classes(self, state: dict[str, Tensor], tmp_path: Path) -> None:
+    def test_it_starts_a_detector_of_other_classes(self, state, tmp_path) -> None:
         config, weights = convert_torchvision(state, class_names=CLASSES)
         path = write_converted(tmp_path / "mine.safetensors", config, CLASSES, weights)
         detector = build_detector(config, 2, pretrained=False)
@@ -670,7 +668,7 @@ def assert_same_detections_of_both(first: FasterRCNN, second: FasterRCNN, images
 class TestTheWayBack:
     """From ours to torchvision."""
 
-    def test_only_the_background_s_box_and_mask_change(self, small: tuple[MaskRCNN, Architecture]) -> None:
+    def test_only_the_background_s_box_and_mask_change(self, small) -> None:
         state = small[0].state_dict()
         config, weights = convert_torchvision(state, class_names=CLASSES, norm_eps=0.0)
         back, code = to_torchvision(config, CLASSES, weights)
@@ -688,7 +686,7 @@ class TestTheWayBack:
         assert again == config
         assert all(same[name].equal(value) for name, value in weights.items())
 
-    def test_torchvision_s_model_finds_the_same(self, small: tuple[MaskRCNN, Architecture]) -> None:
+    def test_torchvision_s_model_finds_the_same(self, small) -> None:
         theirs = small[0]
         back, _ = to_torchvision(*_as_run(theirs.state_dict(), norm_eps=0.0))
         loaded = narrow_model(lambda channels: FrozenBatchNorm2d(channels, eps=0.0)).eval()
@@ -701,7 +699,7 @@ class TestTheWayBack:
         [fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2, keypointrcnn_resnet50_fpn],
         ids=lambda builder: builder.__name__,
     )
-    def test_torchvision_s_builder_takes_it(self, builder: Callable[..., FasterRCNN]) -> None:
+    def test_torchvision_s_builder_takes_it(self, builder) -> None:
         theirs = randomise(build(builder, **FEW))
         back, code = to_torchvision(*_as_run(theirs.state_dict()))
         assert code.startswith(f"model = {builder.__name__}(weights=None, weights_backbone=None, num_classes=6")
@@ -741,9 +739,7 @@ class TestTheWayBack:
             (lambda config: replace(config, box=replace(config.box, head_fcs=3)), r"box\.head_fcs 3 .* can't go"),
         ],
     )
-    def test_what_torchvision_lacks_does_not_go_back(
-        self, change: Callable[[DetectionConfig], DetectionConfig], message: str
-    ) -> None:
+    def test_what_torchvision_lacks_does_not_go_back(self, change, message) -> None:
         config, names, weights = _as_run(narrow_model(nn.BatchNorm2d).state_dict())
         with pytest.raises(ValueError, match=message):
             to_torchvision(change(config), names, weights)
@@ -799,7 +795,7 @@ def theirs_trains(model: nn.Module, name: str) -> bool:
 class TestRefusals:
     """Each says what was found and what would do."""
 
-    def test_other_number_of_classes(self, state: dict[str, Tensor]) -> None:
+    def test_other_number_of_classes(self, state) -> None:
         with pytest.raises(ValueError, match=r"know 5 classes beside the background, class_names has 2: give 5 names$"):
             convert_torchvision(state, class_names=("cat", "dog"))
 
@@ -814,24 +810,20 @@ class TestRefusals:
             convert_torchvision(state, class_names=CLASSES)
 
     @pytest.mark.parametrize(
-        ("builder", "name"),
-        [
-            (ssd300_vgg16, "SSD"),
-            (fasterrcnn_mobilenet_v3_large_fpn, "a detector over MobileNet"),
-        ],
+        ("builder", "name"), [(ssd300_vgg16, "SSD"), (fasterrcnn_mobilenet_v3_large_fpn, "a detector over MobileNet")]
     )
-    def test_other_models_are_named(self, builder: Callable[..., nn.Module], name: str) -> None:
+    def test_other_models_are_named(self, builder, name) -> None:
         with torch.device("meta"):
             state = builder(weights=None, weights_backbone=None).state_dict()
         with pytest.raises(ValueError, match=rf"torchvision's weights of {name} \("):
             convert_torchvision(state, class_names=CLASSES)
 
-    def test_layers_that_ours_lacks(self, state: dict[str, Tensor]) -> None:
+    def test_layers_that_ours_lacks(self, state) -> None:
         state = state | {"roi_heads.x.weight": torch.zeros(1)}
         with pytest.raises(ValueError, match=r"(?s)do not fit FasterRCNN.*unused: 1: roi_heads\.x"):
             convert_torchvision(state, class_names=CLASSES)
 
-    def test_layers_that_are_missing(self, state: dict[str, Tensor]) -> None:
+    def test_layers_that_are_missing(self, state) -> None:
         lacking = ("rpn.head.bbox_pred.bias", "roi_heads.box_predictor.cls_score.bias")
         state = {name: value for name, value in state.items() if name not in lacking}
         with pytest.raises(
@@ -839,17 +831,17 @@ class TestRefusals:
         ):
             convert_torchvision(state, class_names=CLASSES)
 
-    def test_a_predictor_with_one_box_for_all_classes(self, state: dict[str, Tensor]) -> None:
+    def test_a_predictor_with_one_box_for_all_classes(self, state) -> None:
         name = "roi_heads.box_predictor.bbox_pred.weight"
         with pytest.raises(ValueError, match=r"predictor\.deltas\.weight has 4 rows, .* have 4 for each of 6 classes"):
             convert_torchvision(state | {name: state[name][:4]}, class_names=CLASSES)
 
-    def test_a_body_of_other_shapes(self, state: dict[str, Tensor]) -> None:
+    def test_a_body_of_other_shapes(self, state) -> None:
         name = "backbone.body.layer1.0.conv1.weight"
         with pytest.raises(ValueError, match=r"backbone\.body\.layer1\.0\.conv1\.weight \(module .*\(128, 64, 3, 3\)"):
             convert_torchvision(state | {name: torch.zeros(128, 64, 3, 3)}, class_names=CLASSES)
 
-    def test_a_body_of_other_blocks(self, state: dict[str, Tensor]) -> None:
+    def test_a_body_of_other_blocks(self, state) -> None:
         state = {name: value for name, value in state.items() if "layer3.1" not in name}
         with pytest.raises(
             ValueError, match=r"stages of \(2, 2, 1, 2\) basic blocks, expected .*resnet18 \(2, 2, 2, 2\)"

@@ -92,7 +92,7 @@ def narrow_fcos() -> FCOS:
 @pytest.fixture(
     scope="module", params=[narrow_retinanet, narrow_retinanet_v2, narrow_fcos], ids=lambda make: make.__name__
 )
-def both(request: pytest.FixtureRequest) -> tuple[Theirs, OneStage]:
+def both(request) -> tuple[Theirs, OneStage]:
     """torchvision's model and ours with its weights."""
     theirs = spread(request.param())
     return theirs, converted(theirs.state_dict())
@@ -196,19 +196,18 @@ def make_target(size: tuple[int, int], *, seed: int, count: int) -> Target:
     return Target(boxes=boxes, labels=labels, ignore=torch.zeros(count, dtype=torch.bool))
 
 
-def test_detections_are_torchvisions(both: tuple[Theirs, OneStage]) -> None:
+def test_detections_are_torchvisions(both) -> None:
     assert_same_detections(*both, [noise((128, 160), seed=1), noise((107, 151), seed=2)])
 
 
-def test_losses_and_gradients_are_torchvisions(both: tuple[Theirs, OneStage]) -> None:
+def test_losses_and_gradients_are_torchvisions(both) -> None:
     """Of three images, one without objects; their sides are multiples of 32: torchvision trains on the padding too."""
     theirs, ours = both
     images = [noise((128, 160), seed=number) for number in range(3)]
     targets = [make_target((128, 160), seed=number, count=count) for number, count in enumerate((4, 0, 6))]
     theirs.train().backbone.eval()
     expected = theirs(
-        [image / 255 for image in images],
-        [{"boxes": target.boxes, "labels": target.labels + 1} for target in targets],
+        [image / 255 for image in images], [{"boxes": target.boxes, "labels": target.labels + 1} for target in targets]
     )
     found = ours(ImageBatch.from_images(images), targets)
     assert {LOSSES[name] for name in found} == set(expected)
@@ -229,13 +228,13 @@ def test_losses_and_gradients_are_torchvisions(both: tuple[Theirs, OneStage]) ->
 @pytest.mark.parametrize(
     "builder", [retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2, fcos_resnet50_fpn], ids=lambda make: make.__name__
 )
-def test_every_builder(builder: Callable[..., Theirs]) -> None:
+def test_every_builder(builder) -> None:
     torch.manual_seed(0)
     theirs = spread(builder(weights=None, weights_backbone=None, num_classes=len(CLASSES) + 1))
     assert_same_detections(theirs, converted(theirs.state_dict()), [noise((96, 128), seed=0)])
 
 
-def test_it_goes_back(both: tuple[Theirs, OneStage]) -> None:
+def test_it_goes_back(both) -> None:
     """torchvision's model finds the same with the written weights, whose row 0 is never found."""
     theirs, _ = both
     config, weights = convert_torchvision(theirs.state_dict(), class_names=CLASSES)

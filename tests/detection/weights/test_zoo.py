@@ -65,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def weights(tmp_path_factory) -> bytes:
     """The file of torchvision's second Faster R-CNN for VOC's 20 classes; each tensor repeats a number of its own."""
     path = tmp_path_factory.mktemp("weights") / "model.pth"
     with torch.device("meta"):
@@ -76,7 +76,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def server(weights: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(weights, monkeypatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with Server(weights) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -94,7 +94,7 @@ def sha256(content: bytes) -> str:
 
 
 @pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.name)
-def test_every_row_is_complete(entry: Entry) -> None:
+def test_every_row_is_complete(entry) -> None:
     assert find_entry(entry.name) is entry
     assert entry.url.startswith("https://")
     assert entry.licence
@@ -117,7 +117,7 @@ def test_the_tables_hold_all_of_detectron2_s_model_zoo() -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_does_not_load_is_refused_by_name_and_reason(name: str) -> None:
+def test_what_does_not_load_is_refused_by_name_and_reason(name) -> None:
     with pytest.raises(ValueError, match=rf"{name} of Detectron2's model zoo does not load here: ") as error:
         find_entry(name)
     assert str(error.value).endswith(REFUSED[name])
@@ -161,7 +161,7 @@ def test_an_unknown_name_lists_the_known_and_the_nearest() -> None:
         find_entry("fasterrcnn_resnet50")
 
 
-def test_a_file_name_without_a_checksum_is_refused(server: Server) -> None:
+def test_a_file_name_without_a_checksum_is_refused(server) -> None:
     with pytest.raises(ValueError, match=r"ends in 8 digits of a hash, got 'http.*model\.pth'"):
         _ = server.entry("model.pth").checksum
 
@@ -169,7 +169,7 @@ def test_a_file_name_without_a_checksum_is_refused(server: Server) -> None:
 # fetch
 
 
-def test_a_detector_is_downloaded_with_resume_and_becomes_a_run(server: Server, tmp_path: Path) -> None:
+def test_a_detector_is_downloaded_with_resume_and_becomes_a_run(server, tmp_path) -> None:
     server.cuts = [50_000]
     run = fetch(server.entry(f"model-{sha256(server.content)}.pth"), tmp_path)
     assert run == tmp_path / "small"
@@ -183,7 +183,7 @@ def test_a_detector_is_downloaded_with_resume_and_becomes_a_run(server: Server, 
     assert len(server.ranges) == 2
 
 
-def test_a_file_with_another_checksum_is_deleted_and_named(server: Server, tmp_path: Path) -> None:
+def test_a_file_with_another_checksum_is_deleted_and_named(server, tmp_path) -> None:
     found = hashlib.sha256(server.content).hexdigest()
     with pytest.raises(
         ValueError, match=rf"model-00000000\.pth: sha256 is {found}, expected 00000000\.\..*was deleted"
@@ -192,9 +192,7 @@ def test_a_file_with_another_checksum_is_deleted_and_named(server: Server, tmp_p
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
-def test_detectron2_s_files_are_checked_and_converted_as_such(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_detectron2_s_files_are_checked_and_converted_as_such(server, tmp_path, monkeypatch) -> None:
     digits = hashlib.md5(server.content).hexdigest()[:6]
     with pytest.raises(ValueError, match="cannot read weights"):
         fetch(server.entry(f"model_final_{digits}.pkl", source="detectron2"), tmp_path)
