@@ -103,7 +103,6 @@ def test_boxes_and_masks_are_judged_as_by_pycocotools_and_compared_by_what_both_
     found = write_evaluation(gt, files, tmp_path / "out")
     assert twelve(found, "plain") == pytest.approx(official(gt, plain), abs=1e-9)
     assert twelve(found, "masks", "segm") == pytest.approx(official(gt, masked, "segm"), abs=1e-9)
-    assert "VOC AP" in found.tables
     assert "mask AP" in found.page.read_text()
     (pair,) = found.numbers["pairs"]
     assert pair["detectors"]["AP"]["value"] > 0
@@ -161,6 +160,7 @@ def test_torchvision_s_detections(write, tmp_path) -> None:
     result = write_evaluation(gt, {"tv": [write("tv.json", detections)]}, tmp_path / "out")
     assert twelve(result, "tv") == pytest.approx(official(gt, detections), abs=1e-9)
     assert first(result, "tv")["bbox"]["AP"] > 0
+    assert "VOC AP" in result.tables
 
 
 def test_a_file_written_by_hand_as_a_library_does(write, tmp_path) -> None:

@@ -25,7 +25,7 @@ from detection.config.detection import (
     RPNConfig,
     SemanticConfig,
 )
-from detection.data.digits import CLASSES, STUFF, write_digits
+from detection.data.digits import CLASSES, STUFF
 from detection.data.panoptic_files import segment_numbers
 from detection.engine.checkpoint import Checkpoint
 from detection.predictor import Predictor
@@ -35,12 +35,7 @@ from detection.tasks.test import read_records, run_test
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return write_digits(tmp_path_factory.mktemp("root"), num_train=1, num_test=4).parent
-
-
-@pytest.fixture(scope="module")
-def checkpoint(root) -> Checkpoint[DetectionConfig]:
+def checkpoint(digits) -> Checkpoint[DetectionConfig]:
     """Of a network that never learned anything, all of whose objects count."""
     config = DetectionConfig(
         architecture="panoptic_fpn",
@@ -53,7 +48,7 @@ def checkpoint(root) -> Checkpoint[DetectionConfig]:
         panoptic=PanopticConfig(stuff=STUFF, instance_score=0.0, stuff_area=1),
         test=PostprocessConfig(score_threshold=0.0, max_detections=5),
         data=DetectorDataConfig(
-            test=("digits_panoptic:test",), root=str(root), shorter_side=96, longer_side=128, workers=0
+            test=("digits_panoptic:test",), root=str(digits), shorter_side=96, longer_side=128, workers=0
         ),
         device="cpu",
     )
@@ -78,7 +73,7 @@ def test_boxes_masks_pixels_and_segments_are_judged(tested) -> None:
     assert all(record.masks is not None for record in records)
 
 
-def test_files_are_coco_s_and_give_the_same_figures_again(root, tested, tmp_path) -> None:
+def test_files_are_coco_s_and_give_the_same_figures_again(digits, tested, tmp_path) -> None:
     run, result = tested
     content = json.loads((run / "panoptic.json").read_text())
     assert [category["isthing"] for category in content["categories"]] == [1] * 10 + [0, 0]
@@ -87,16 +82,16 @@ def test_files_are_coco_s_and_give_the_same_figures_again(root, tested, tmp_path
         areas = {info["id"]: info["area"] for info in annotation["segments_info"]}
         assert areas == {number: int((ids == number).sum()) for number in np.unique(ids).tolist() if number}
     numbers = write_map_evaluation(
-        "digits_panoptic:test", {"own": [run / "panoptic.json"]}, tmp_path, root=root, say=lambda line: None
+        "digits_panoptic:test", {"own": [run / "panoptic.json"]}, tmp_path, root=digits, say=lambda line: None
     ).numbers
     assert str(result["panoptic"]["PQ"])[:8] in json.dumps(numbers)
 
 
-def test_a_prediction_has_the_segments_that_the_test_wrote(root, checkpoint, tested) -> None:
+def test_a_prediction_has_the_segments_that_the_test_wrote(digits, checkpoint, tested) -> None:
     predictor = Predictor.of(checkpoint, checkpoint.config)
-    found = predictor(root / "digits/coco/test/000002.jpg")
+    found = predictor(digits / "digits/coco/test/000007.jpg")
     assert isinstance(found.segments, Segments)
-    ids = segment_numbers(np.asarray(Image.open(tested[0] / "panoptic" / "000002.png")))
+    ids = segment_numbers(np.asarray(Image.open(tested[0] / "panoptic" / "000007.png")))
     assert (found.segments.ids == ids).all()
     assert found.label_names == (*CLASSES, *STUFF)
     assert found.plot().shape == found.image.shape

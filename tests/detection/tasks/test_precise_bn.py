@@ -16,7 +16,6 @@ from detection.build import build_detector
 from detection.build_trunk import build_plain_backbone
 from detection.config.detection import BoxConfig, DetectionConfig, DetectorBackboneConfig, DetectorDataConfig, RPNConfig
 from detection.data.cards import load_dataset
-from detection.data.digits import write_digits
 from detection.data.loader import build_test_loader
 from detection.model.faster_rcnn import FasterRCNN
 from detection.structures import ImageBatch
@@ -24,9 +23,8 @@ from detection.tasks.precise_bn import recompute_statistics
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory) -> DetectionConfig:
-    root = write_digits(tmp_path_factory.mktemp("root"), num_train=6, num_test=1).parent
-    data = DetectorDataConfig(train=("digits:train",), root=str(root), shorter_side=64, longer_side=96, workers=0)
+def config(digits) -> DetectionConfig:
+    data = DetectorDataConfig(train=("digits:train",), root=str(digits), shorter_side=64, longer_side=96, workers=0)
     backbone = DetectorBackboneConfig(name="resnet18", norm="frozen_bn", freeze_at=2, roi_size=2)
     return DetectionConfig(backbone=backbone, rpn=RPNConfig(channels=8), box=BoxConfig(), data=data)
 
@@ -68,19 +66,6 @@ def test_the_file_is_one_that_a_frozen_backbone_takes(config, tmp_path, options)
             build_plain_backbone(replace(described, weights=str(path), stride_in=None), pretrained=True)
 
 
-def test_another_kind_of_file_is_refused(config, tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"go into a \.safetensors file, got '.*x\.pth'"):
-        recompute_statistics(config, tmp_path / "x.pth", images=1)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_network_without_them_is_refused(config, tmp_path) -> None:
-    plain = replace(config, backbone=DetectorBackboneConfig(name="vgg11", roi_size=2))
-    with pytest.raises(ValueError, match="has no option 'norm'"):
-        recompute_statistics(plain, tmp_path / "x.safetensors", images=1)
-    assert not list(tmp_path.iterdir())
-
-
 def test_an_image_folder_is_seen_as_in_classification(config, tmp_path) -> None:
     # One flat colour per image: the crop is that colour, so the mean response of a 1x1 network is known.
     for number, colour in enumerate([(10, 20, 30), (110, 20, 30)]):
@@ -107,11 +92,16 @@ def test_only_so_many_images_of_a_folder_are_read(config, tmp_path) -> None:
     folder.mkdir(parents=True)
     for number in range(4):
         Image.new("RGB", (64, 64), (number, 0, 0)).save(folder / f"{number}.png")
-    path = tmp_path / "backbone.safetensors"
-    assert recompute_statistics(config, path, images=3, folder=tmp_path / "images") == 3
+    assert recompute_statistics(config, tmp_path / "x.safetensors", images=3, folder=tmp_path / "images") == 3
 
 
-def test_a_folder_without_classes_is_refused(config, tmp_path) -> None:
-    (tmp_path / "images").mkdir()
-    with pytest.raises(ValueError, match="must be a folder with a subfolder of images per class"):
-        recompute_statistics(config, tmp_path / "x.safetensors", images=1, folder=tmp_path / "images")
+def test_other_files_networks_and_folders_are_refused(config, tmp_path) -> None:
+    plain = replace(config, backbone=DetectorBackboneConfig(name="vgg11", roi_size=2))
+    for own, name, options, message in (
+        (config, "x.pth", {}, r"go into a \.safetensors file, got '.*x\.pth'"),
+        (plain, "x.safetensors", {}, "has no option 'norm'"),
+        (config, "x.safetensors", {"folder": tmp_path}, "must be a folder with a subfolder of images per class"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recompute_statistics(own, tmp_path / name, images=1, **options)
+    assert not list(tmp_path.iterdir())
