@@ -19,6 +19,7 @@ from detection.data.index import AnnotationIndex
 from detection.engine.evaluate import evaluate
 from detection.evaluation.coco import coco_results
 from detection.evaluation.record import Record
+from detection.report.build import write_report
 
 
 def write_data(root: Path) -> tuple[str, Path]:
@@ -111,6 +112,12 @@ def whole_experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two variants, the second far better, with three seeds each; a test that writes copies it."""
     data = write_data(tmp_path_factory.mktemp("whole"))
     return write_experiment(data, {"resnet18": 0.5, "resnet34": 0.95}, seeds=(0, 1, 2))
+
+
+@pytest.fixture(scope="session")
+def whole_report(whole_experiment: Path) -> Path:
+    """Its page, beside report.json and report.md."""
+    return write_report(whole_experiment)
 
 
 def _config(spec: str, root: Path, backbone: str) -> DetectionConfig:

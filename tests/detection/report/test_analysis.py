@@ -58,7 +58,7 @@ def test_runs_are_compared_pair_by_pair_under_names_that_tell_them_apart(make_ru
     assert [(pair["a"], pair["b"]) for pair in numbers["pairs"]] == pairs
     assert numbers["pairs"][0]["verdict"].startswith("res/0 is better than plain/0")
     assert "res/0 (first) finds" in html
-    assert (tmp_path / "out" / "analysis.md").read_text().startswith("# Analysis: plain/0, res/0 and other/0")
+    assert (tmp_path / "out" / "analysis.md").read_text().startswith("# Analysis: plain/0 and res/0")
 
 
 def test_the_same_run_twice_is_refused(make_run, tmp_path) -> None:

@@ -35,8 +35,8 @@ def change_plan(output: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def report(whole_experiment) -> tuple[Path, dict[str, Any], str]:
-    return whole_experiment, *read(whole_experiment)
+def report(whole_experiment, whole_report) -> tuple[Path, dict[str, Any], str]:
+    return whole_experiment, json.loads((whole_report.parent / "report.json").read_text()), whole_report.read_text()
 
 
 class TestWholeExperiment:

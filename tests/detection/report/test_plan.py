@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from detection.evaluation.planning import Design, SeedNoise, visible_gap
-from detection.report.build import write_report
 from detection.report.compare import plan_claims
 from detection.report.plan import format_plan, read_pilot, stated_noise
 
@@ -40,12 +39,10 @@ def test_one_seed_plans_nothing_about_methods() -> None:
     assert "inf" not in text
 
 
-def test_the_pilot_is_a_report(make_experiment) -> None:
-    output = make_experiment({"a": 0.6, "b": 0.8}, seeds=(0, 1))
-    write_report(output)
-    noise, images = read_pilot(output / "report" / "report.json")
+def test_the_pilot_is_a_report(whole_report) -> None:
+    noise, images = read_pilot(whole_report.parent / "report.json")
     assert images == 12
-    found = json.loads((output / "report" / "report.json").read_text())["planning"]["noise"]
+    found = json.loads((whole_report.parent / "report.json").read_text())["planning"]["noise"]
     assert (noise.seed, noise.shared, noise.own) == (found["seed"], found["shared"], found["own"])
 
 
