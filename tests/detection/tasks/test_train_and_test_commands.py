@@ -91,17 +91,11 @@ def test_detections_load_in_pycocotools(workspace, digits) -> None:
         coco = COCO(str(truth))
         loaded = coco.loadRes(str(file))
     assert sorted(loaded.getImgIds()) == sorted(coco.getImgIds())
-    detections = json.loads(file.read_text())
-    assert detections
     sizes = {image["id"]: (image["width"], image["height"]) for image in json.loads(truth.read_text())["images"]}
-    for detection in detections:
+    for detection in json.loads(file.read_text()):
         (x, y, width, height), (right, bottom) = detection["bbox"], sizes[detection["image_id"]]
-        assert 1 <= detection["category_id"] <= 10
-        assert 0.01 < detection["score"] <= 1
-        assert min(x, y) >= 0
-        assert min(width, height) > 0
-        assert x + width <= right + 1e-3
-        assert y + height <= bottom + 1e-3
+        assert (1 <= detection["category_id"] <= 10, 0.01 < detection["score"] <= 1) == (True, True)
+        assert min(x, y, right + 1e-3 - x - width, bottom + 1e-3 - y - height) >= 0 < min(width, height)
 
 
 def test_options_and_overrides_reach_the_test(workspace, tmp_path) -> None:

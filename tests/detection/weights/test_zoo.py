@@ -69,8 +69,7 @@ def weights(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("weights") / "model.pth"
     with torch.device("meta"):
         shapes = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=21).state_dict()
-    # Without memory: every tensor is one number, which torch.save writes once.
-    state = {name: torch.tensor(i / 1000).expand(value.shape) for i, (name, value) in enumerate(shapes.items())}
+    state = {name: torch.full(value.shape, i / 1000) for i, (name, value) in enumerate(shapes.items())}
     torch.save(state, path)
     return path.read_bytes()
 
