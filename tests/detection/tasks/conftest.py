@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,20 +61,6 @@ def tiny(digits: Path) -> DetectionConfig:
     )
 
 
-@pytest.fixture(scope="session")
-def changed() -> Callable[..., DetectionConfig]:
-    """Gives a config with other values: ``changed(config, solver__iterations=2, seed=5)``."""
-
-    def change(config: DetectionConfig, **values: Any) -> DetectionConfig:
-        for key, value in values.items():
-            section, _, name = key.rpartition("__")
-            own = {section: replace(getattr(config, section), **{name: value})} if section else {name: value}
-            config = replace(config, **own)
-        return config
-
-    return change
-
-
 @dataclass(frozen=True, slots=True)
 class Run:
     """The directory of a run, and what its training returned."""
@@ -90,40 +76,49 @@ def finished(tiny: DetectionConfig, tmp_path_factory: pytest.TempPathFactory) ->
     return Run(path, run_training(tiny, path))
 
 
-@pytest.fixture(scope="session")
-def weights_of() -> Callable[..., dict[str, Tensor]]:
-    def read(run: Path, iteration: int = 4) -> dict[str, Tensor]:
-        return load_file(run / "checkpoints" / f"{iteration:07d}.safetensors")
-
-    return read
-
-
-@pytest.fixture(scope="session")
-def metrics_of() -> Callable[[Path], list[dict[str, Any]]]:
-    return lambda run: [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="session")
-def differing() -> Callable[..., list[str]]:
-    """Names of the tensors that differ by a bit; the names must be the same."""
-
-    def names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-        assert set(found) == set(expected)
-        return [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)]
-
-    return names
-
-
 class Killed(BaseException):
     """Ends a run as a kill does: nothing is saved on the way out."""
 
 
-@pytest.fixture(scope="session")
-def ends_at() -> Callable[..., Any]:
-    """A context in which a run ends right after it reported ``count`` steps: killed, or by a signal or an error."""
+class Lab:
+    """What tests do with configs and runs."""
+
+    def __init__(self, finished: Run) -> None:
+        self.finished = finished
+
+    @staticmethod
+    def changed(config: DetectionConfig, **values: Any) -> DetectionConfig:
+        """``config`` with other values, such as ``solver__iterations=2, seed=5``."""
+        for key, value in values.items():
+            section, _, name = key.rpartition("__")
+            own = {section: replace(getattr(config, section), **{name: value})} if section else {name: value}
+            config = replace(config, **own)
+        return config
+
+    @staticmethod
+    def weights_of(run: Path, iteration: int = 4) -> dict[str, Tensor]:
+        return load_file(run / "checkpoints" / f"{iteration:07d}.safetensors")
+
+    @staticmethod
+    def metrics_of(run: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+    def iterations(self, run: Path) -> list[int]:
+        return [line["iteration"] for line in self.metrics_of(run)]
+
+    @staticmethod
+    def differing(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+        """Names of the tensors that differ by a bit; the names must be the same."""
+        assert set(found) == set(expected)
+        return [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)]
+
+    def is_finished(self, run: Path) -> None:
+        """Asserts that ``run`` ended with the weights of the one that nothing interrupted."""
+        assert self.differing(self.weights_of(run), self.weights_of(self.finished.path)) == []
 
     @contextmanager
-    def end(count: int, how: signal.Signals | type[BaseException] = Killed) -> Iterator[type[Killed]]:
+    def ends_at(self, count: int, how: signal.Signals | type[BaseException] = Killed) -> Iterator[type[Killed]]:
+        """A context in which a run ends right after it reported ``count`` steps: killed, or by a signal or an error."""
         record, seen = RunLog.metrics, 0
 
         def interrupt(log: RunLog, iteration: int, values: Mapping[str, float]) -> None:
@@ -139,15 +134,12 @@ def ends_at() -> Callable[..., Any]:
             patch.setattr(RunLog, "metrics", interrupt)
             yield Killed
 
-    return end
+    def run_until(self, config: DetectionConfig, output: Path, count: int) -> None:
+        """Trains until the process is killed, right after ``count`` steps."""
+        with self.ends_at(count) as killed, pytest.raises(killed):
+            run_training(config, output)
 
 
 @pytest.fixture(scope="session")
-def run_until(ends_at: Callable[..., Any]) -> Callable[[DetectionConfig, Path, int], None]:
-    """Trains until the process is killed, right after ``count`` steps."""
-
-    def run(config: DetectionConfig, output: Path, count: int) -> None:
-        with ends_at(count) as killed, pytest.raises(killed):
-            run_training(config, output)
-
-    return run
+def lab(finished: Run) -> Lab:
+    return Lab(finished)

@@ -69,12 +69,14 @@ def test_what_each_step_trains_from_where_on_which_proposals_and_for_how_long() 
 
 
 @pytest.fixture(scope="module")
-def config(tiny, changed) -> DetectionConfig:
+def config(tiny, lab) -> DetectionConfig:
     """Norm layers that learn statistics in both parts, and other numbers of proposals in training than in a test."""
-    own = changed(tiny, rpn__pre_nms_test=12, rpn__post_nms_test=6, rpn__post_nms_train=20, solver__checkpoint_every=1)
-    own = changed(own, box__head_convs=1, box__head_fcs=1, box__head_norm="bn", box__pool_size=3)
+    own = lab.changed(
+        tiny, rpn__pre_nms_test=12, rpn__post_nms_test=6, rpn__post_nms_train=20, solver__checkpoint_every=1
+    )
+    own = lab.changed(own, box__head_convs=1, box__head_fcs=1, box__head_norm="bn", box__pool_size=3)
     lengths = AlternatingConfig(rpn_iterations=3, rpn_steps=(2,), box_iterations=2, box_steps=(1,))
-    return changed(own, alternating=lengths)
+    return lab.changed(own, alternating=lengths)
 
 
 @pytest.fixture(scope="module")
@@ -97,29 +99,29 @@ def whole(file, resdet, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def weights(weights_of):
-    return lambda output, number: weights_of(output / f"step{number}", ITERATIONS[number])
+def weights(lab):
+    return lambda output, number: lab.weights_of(output / f"step{number}", ITERATIONS[number])
 
 
-def test_parts_come_from_their_step_and_only_what_trains_changes(config, whole, weights, differing) -> None:
+def test_parts_come_from_their_step_and_only_what_trains_changes(config, whole, weights, lab) -> None:
     first, second, third, fourth = (weights(whole, number) for number in (1, 2, 3, 4))
     for later, earlier, name in (
         *((fourth, second, "backbone"), (third, second, "backbone")),
         *((fourth, third, "rpn"), (third, second, "box_stage")),
     ):
-        assert differing(part(later, name), part(earlier, name)) == []
+        assert lab.differing(part(later, name), part(earlier, name)) == []
     for name in ("backbone", "rpn", "box_stage"):
-        assert differing(part(first, name), part(second, name))
-    assert differing(part(third, "rpn"), part(second, "rpn"))
-    assert differing(part(fourth, "box_stage"), part(third, "box_stage"))
+        assert lab.differing(part(first, name), part(second, name))
+    assert lab.differing(part(third, "rpn"), part(second, "rpn"))
+    assert lab.differing(part(fourth, "box_stage"), part(third, "box_stage"))
     for name, moved in (("backbone", [3, 2, 2, 2]), ("box_stage", [0, 2, 2, 4])):  # statistics
         for state, count in zip((first, second, third, fourth), moved, strict=True):
             counters = {int(v) for key, v in part(state, name).items() if key.endswith("num_batches_tracked")}
             assert counters == {count}
     torch.manual_seed(config.seed)  # untrained parts start as the seed says: the first two with the same backbone
     start = build_detector(config, 10).state_dict()
-    assert differing(part(first, "box_stage"), part(start, "box_stage")) == []
-    assert differing(part(second, "rpn"), part(start, "rpn")) == []
+    assert lab.differing(part(first, "box_stage"), part(start, "box_stage")) == []
+    assert lab.differing(part(second, "rpn"), part(start, "rpn")) == []
 
 
 class TestProposals:
@@ -129,8 +131,8 @@ class TestProposals:
     def index(self, config) -> AnnotationIndex:
         return load_dataset(config.data.train, Path(str(config.data.root)))[0]
 
-    def test_are_those_of_the_step_before(self, config, changed, whole, weights, index, tmp_path) -> None:
-        many = changed(config, rpn__pre_nms_test=64, rpn__post_nms_test=20)  # as in training
+    def test_are_those_of_the_step_before(self, config, lab, whole, weights, index, tmp_path) -> None:
+        many = lab.changed(config, rpn__pre_nms_test=64, rpn__post_nms_test=20)  # as in training
         read = {number: read_proposals(whole / f"proposals{number}.safetensors", index) for number in (1, 3)}
         assert not torch.equal(read[1].boxes, read[3].boxes)
         for number, stored in read.items():
@@ -153,7 +155,7 @@ class TestProposals:
         assert torch.equal(again.scores, read[1].scores)
 
     def test_those_on_the_disk_decide_what_step_2_learns(
-        self, config, whole, weights, differing, tmp_path, monkeypatch
+        self, config, whole, weights, lab, tmp_path, monkeypatch
     ) -> None:
         read = read_proposals  # with the first proposal of every image alone, the box stage sees other regions
 
@@ -165,7 +167,7 @@ class TestProposals:
         monkeypatch.setattr("detection.data.loader.read_proposals", first_only)
         shutil.copytree(whole / "step1", tmp_path / "step1")
         run_alternating(config, tmp_path, say=lambda text: None)
-        assert differing(part(weights(tmp_path, 2), "box_stage"), part(weights(whole, 2), "box_stage"))
+        assert lab.differing(part(weights(tmp_path, 2), "box_stage"), part(weights(whole, 2), "box_stage"))
 
 
 class TestGoingOn:
@@ -186,21 +188,19 @@ class TestGoingOn:
         assert f"{whole / 'step4'} is finished, at iteration 2;" in again.out
         assert self.files_of(whole) == before
 
-    def test_last_step_again(self, config, whole, weights, differing, tmp_path) -> None:
+    def test_last_step_again(self, config, whole, weights, lab, tmp_path) -> None:
         output = Path(shutil.copytree(whole, tmp_path / "run"))
         shutil.rmtree(output / "step4")
         before = self.files_of(output)
         torch.manual_seed(12345)
         assert run_alternating(config, output, say=lambda text: None)["images"] == 2
-        assert differing(weights(output, 4), weights(whole, 4)) == []
+        assert lab.differing(weights(output, 4), weights(whole, 4)) == []
         after = self.files_of(output)
         assert {path: after[path] for path in before} == before
 
-    def test_killed_inside_step_3_also_before_its_first_checkpoint(
-        self, config, whole, weights, differing, ends_at, tmp_path
-    ) -> None:
+    def test_killed_inside_step_3_also_before_its_first_checkpoint(self, config, whole, weights, lab, tmp_path) -> None:
         output = tmp_path / "run"
-        with ends_at(3 + 2 + 2) as killed, pytest.raises(killed):
+        with lab.ends_at(3 + 2 + 2) as killed, pytest.raises(killed):
             run_alternating(config, output, say=lambda text: None)
         assert sorted(path.name for path in output.iterdir()) == ["proposals1.safetensors", "step1", "step2", "step3"]
         assert [path.stem for path in (output / "step3" / "checkpoints").glob("*.safetensors")] == ["0000001"]
@@ -213,11 +213,11 @@ class TestGoingOn:
             kinds = ["step 1 is done", "step 2 is done", "step 3 of 4", "step 4 of 4"]
             assert [text.partition(":")[0] for text in said] == kinds
             for number in (1, 2, 3, 4):
-                assert differing(weights(run, number), weights(whole, number)) == []
+                assert lab.differing(weights(run, number), weights(whole, number)) == []
 
-    def test_what_a_signal_advises_goes_on_with_the_overrides(self, file, resdet, ends_at, tmp_path) -> None:
+    def test_what_a_signal_advises_goes_on_with_the_overrides(self, file, resdet, lab, tmp_path) -> None:
         options = ("--output-dir", tmp_path, "data.limit=2", "alternating.box_iterations=1")  # in every step
-        with ends_at(1, signal.SIGTERM):
+        with lab.ends_at(1, signal.SIGTERM):
             stopped = resdet("alternating", file, *options)
         assert stopped.status == 75
         assert "the same command with --resume goes on" in stopped.err

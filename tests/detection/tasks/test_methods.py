@@ -58,11 +58,11 @@ def test_without_context_and_ensemble(methods, tmp_path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0", "2"]
 
 
-def test_with_context_and_ensemble(methods, tiny, changed, finished, tmp_path) -> None:
+def test_with_context_and_ensemble(methods, tiny, lab, finished, tmp_path) -> None:
     outcome = methods("--context-weights", finished.path)  # which have none
     assert outcome.err.startswith("error: ")
     assert "context" in outcome.err
-    run_training(changed(tiny, box__context=True, solver__iterations=1, data__test=()), tmp_path / "context")
+    run_training(lab.changed(tiny, box__context=True, solver__iterations=1, data__test=()), tmp_path / "context")
     outcome = methods("--context-weights", tmp_path / "context", "--ensemble", finished.path, "--limit", "1")
     assert outcome.status == 0
     assert "not run" not in outcome.out

@@ -60,7 +60,7 @@ def classes_card(digits, tmp_path):
     return write
 
 
-def test_figures_are_those_of_the_training_and_of_the_files(tiny, finished, checkpoint, changed, tmp_path) -> None:
+def test_figures_are_those_of_the_training_and_of_the_files(tiny, finished, checkpoint, lab, tmp_path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.yaml").write_text("seed: 7\n")
     result, expected = judge(tiny, checkpoint, tmp_path), finished.result
@@ -69,21 +69,21 @@ def test_figures_are_those_of_the_training_and_of_the_files(tiny, finished, chec
     assert (tmp_path / "detections.json").read_bytes() == (finished.path / "detections.json").read_bytes()
     assert not (tmp_path / "pictures").exists()
     assert (tmp_path / "config.yaml").read_text() == "seed: 7\n"  # a run keeps the config of its training
-    voc = judge(changed(tiny, data__test=("digits_voc:test",)), checkpoint, tmp_path / "voc")["voc"]
+    voc = judge(lab.changed(tiny, data__test=("digits_voc:test",)), checkpoint, tmp_path / "voc")["voc"]
     assert voc["per_class"] == pytest.approx(expected["voc"]["per_class"])
 
 
-def test_limit_and_pictures_also_without_a_detection(tiny, checkpoint, changed, tmp_path) -> None:
+def test_limit_and_pictures_also_without_a_detection(tiny, checkpoint, lab, tmp_path) -> None:
     said = list[str]()
-    silent = changed(tiny, test__score_threshold=1.0)
+    silent = lab.changed(tiny, test__score_threshold=1.0)
     result = judge(silent, checkpoint, tmp_path, limit=1, pictures=5, say=said.append)
     assert (result["images"], result["bbox"]["AP"], detections(tmp_path)) == (1, 0, [])
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["00000_000007.jpg"]
     assert said[-1].startswith("1 images, ")
 
 
-def test_slices_give_detections_in_pixels_of_the_whole_image(tiny, checkpoint, changed, tmp_path) -> None:
-    sliced = changed(tiny, test__score_threshold=0.0, test__slice=64, test__max_detections=3)
+def test_slices_give_detections_in_pixels_of_the_whole_image(tiny, checkpoint, lab, tmp_path) -> None:
+    sliced = lab.changed(tiny, test__score_threshold=0.0, test__slice=64, test__max_detections=3)
     judge(sliced, checkpoint, tmp_path)
     index, (record, _) = read_records(tmp_path)
     height, width = index.sizes[0].tolist()
@@ -96,12 +96,12 @@ def test_slices_give_detections_in_pixels_of_the_whole_image(tiny, checkpoint, c
     assert found == sorted(map(tuple, np.round(own.boxes.numpy(), 1).tolist()))
 
 
-def test_without_ground_truth_there_are_detections_and_no_figure(tiny, digits, changed, classes_card, tmp_path) -> None:
-    masked = changed(tiny, architecture="mask_rcnn", test__score_threshold=0.0, test__max_detections=2)
+def test_without_ground_truth_there_are_detections_and_no_figure(tiny, digits, lab, classes_card, tmp_path) -> None:
+    masked = lab.changed(tiny, architecture="mask_rcnn", test__score_threshold=0.0, test__max_detections=2)
     content = json.loads((digits / "digits/coco/annotations/instances_test.json").read_text())
     (tmp_path / "images.json").write_text(json.dumps({key: content[key] for key in ("images", "categories")}))
     lines = list[str]()
-    unknown = changed(masked, data__test=(classes_card(CLASSES, str(tmp_path / "images.json")),))
+    unknown = lab.changed(masked, data__test=(classes_card(CLASSES, str(tmp_path / "images.json")),))
     result = judge(unknown, untrained(masked), tmp_path / "out", say=lines.append)
     found = {key: value for key, value in figures(result).items() if key.startswith(("bbox.", "segm.", "voc."))}
     assert set(found.values()) == {None}
@@ -118,19 +118,19 @@ METHODS: dict[str, Any] = {"refine": True, "vote_iou": 0.5, "scales": (48, 96), 
 class TestMethods:
     """The paper's test-time methods and ensembles, by config keys over one checkpoint."""
 
-    def test_each_key_changes_the_detections(self, tiny, checkpoint, finished, changed, tmp_path) -> None:
+    def test_each_key_changes_the_detections(self, tiny, checkpoint, finished, lab, tmp_path) -> None:
         plain = detections(finished.path)
         for name, value in METHODS.items():
-            judge(changed(tiny, **{f"test__{name}": value}), checkpoint, tmp_path / name)
+            judge(lab.changed(tiny, **{f"test__{name}": value}), checkpoint, tmp_path / name)
             assert detections(tmp_path / name)
             assert detections(tmp_path / name) != plain
 
-    def test_all_together_over_an_ensemble_of_other_architectures(self, tiny, checkpoint, changed, tmp_path) -> None:
+    def test_all_together_over_an_ensemble_of_other_architectures(self, tiny, checkpoint, lab, tmp_path) -> None:
         # Each member is built as its own config says: one level with other anchors, context.
         other = DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=2)
-        c4 = changed(tiny, backbone=other, anchors__sizes=(24.0,), box__head="tail")
-        ensemble = [untrained(c4), untrained(changed(tiny, box__context=True))]
-        methods = changed(tiny, **{f"test__{name}": value for name, value in METHODS.items()})
+        c4 = lab.changed(tiny, backbone=other, anchors__sizes=(24.0,), box__head="tail")
+        ensemble = [untrained(c4), untrained(lab.changed(tiny, box__context=True))]
+        methods = lab.changed(tiny, **{f"test__{name}": value for name, value in METHODS.items()})
         assert judge(methods, checkpoint, tmp_path, ensemble=ensemble, pictures=1)["images"] == 2
         found = detections(tmp_path)
         assert found
@@ -145,9 +145,9 @@ class TestMethods:
         found, expected = (sorted(e["score"] for e in detections(run)) for run in (tmp_path, finished.path))
         assert found == pytest.approx(expected, abs=1e-4)
 
-    def test_training_ends_with_the_test_that_the_config_describes(self, tiny, changed, tmp_path) -> None:
-        methods = changed(tiny, **{f"test__{name}": value for name, value in METHODS.items()})
-        settings = changed(methods, box__context=True, solver__iterations=1)
+    def test_training_ends_with_the_test_that_the_config_describes(self, tiny, lab, tmp_path) -> None:
+        methods = lab.changed(tiny, **{f"test__{name}": value for name, value in METHODS.items()})
+        settings = lab.changed(methods, box__context=True, solver__iterations=1)
         trained = run_training(settings, tmp_path / "run")
         checkpoint = read_checkpoint(tmp_path / "run")
         assert checkpoint.config.box.context
@@ -157,10 +157,10 @@ class TestMethods:
 
 
 class TestWhatIsRefused:
-    def test_other_values_of_keys_that_change_no_shape(self, tiny, changed, tmp_path) -> None:
+    def test_other_values_of_keys_that_change_no_shape(self, tiny, lab, tmp_path) -> None:
         """The weights would load, and every figure would be wrong without a word."""
         backbone = DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=2)
-        config = changed(tiny, backbone=backbone, box__head="tail", anchors__sizes=(16.0, 32.0))
+        config = lab.changed(tiny, backbone=backbone, box__head="tail", anchors__sizes=(16.0, 32.0))
         checkpoint = untrained(config)
         for key, given, trained in (
             ("anchors.sizes", (16.0, 64.0), (16.0, 32.0)),
@@ -176,30 +176,32 @@ class TestWhatIsRefused:
             ("mask.geometry", "torchvision", "exact"),
         ):
             with pytest.raises(ValueError, match=rf": {key} is ") as error:
-                judge(changed(config, **{key.replace(".", "__"): given}), checkpoint, tmp_path / "out")
+                judge(lab.changed(config, **{key.replace(".", "__"): given}), checkpoint, tmp_path / "out")
             shown = [list(value) if isinstance(value, tuple) else value for value in (given, trained)]
             for part in (f"is {shown[0]!r} here", f"was {shown[1]!r}", "other.safetensors"):
                 assert part in str(error.value)
-        old, new = (changed(config, backbone__name="resnet50", backbone__stride_in=place) for place in ("1x1", "3x3"))
+        old, new = (
+            lab.changed(config, backbone__name="resnet50", backbone__stride_in=place) for place in ("1x1", "3x3")
+        )
         with pytest.raises(ValueError, match=r"backbone\.stride_in is '3x3' here.*was '1x1'"):
             judge(new, untrained(old), tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
     def test_what_only_training_or_the_test_reads_and_a_member_s_own_may_differ(
-        self, tiny, checkpoint, changed, tmp_path
+        self, tiny, checkpoint, lab, tmp_path
     ) -> None:
-        other = changed(tiny, backbone__freeze_at=0, rpn__post_nms_test=8, rpn__nms_iou=0.5, solver__iterations=1)
-        other = changed(other, box__samples_per_image=4, test__score_threshold=0.2)
-        member = replace(checkpoint, config=changed(tiny, anchors__offset=0.0))
+        other = lab.changed(tiny, backbone__freeze_at=0, rpn__post_nms_test=8, rpn__nms_iou=0.5, solver__iterations=1)
+        other = lab.changed(other, box__samples_per_image=4, test__score_threshold=0.2)
+        member = replace(checkpoint, config=lab.changed(tiny, anchors__offset=0.0))
         assert judge(other, checkpoint, tmp_path, ensemble=[member])["images"] == 2
 
-    def test_weights_that_do_not_fit(self, tiny, finished, checkpoint, changed, tmp_path) -> None:
+    def test_weights_that_do_not_fit(self, tiny, finished, checkpoint, lab, tmp_path) -> None:
         with pytest.raises(ValueError, match="do not fit") as error:
-            judge(changed(tiny, backbone__fpn_channels=8), checkpoint, tmp_path / "out")
+            judge(lab.changed(tiny, backbone__fpn_channels=8), checkpoint, tmp_path / "out")
         assert "backbone.lateral.c2.0.weight" in str(error.value)
         assert str(finished.path) in str(error.value)
         for into in (True, False):
-            module, weights = (changed(tiny, box__context=on) for on in (into, not into))
+            module, weights = (lab.changed(tiny, box__context=on) for on in (into, not into))
             with pytest.raises(ValueError, match="do not fit") as error:
                 judge(module, untrained(weights), tmp_path / "out")
             sides = (32, 16) if into else (16, 32)
@@ -208,8 +210,8 @@ class TestWhatIsRefused:
                 assert f"box_stage.predictor.{name}.weight ({shapes})" in str(error.value)
         assert not (tmp_path / "out").exists()
 
-    def test_other_classes(self, tiny, checkpoint, changed, classes_card, tmp_path) -> None:
-        own = changed(tiny, data__test=(classes_card([*CLASSES, "a"]),))
+    def test_other_classes(self, tiny, checkpoint, lab, classes_card, tmp_path) -> None:
+        own = lab.changed(tiny, data__test=(classes_card([*CLASSES, "a"]),))
         with pytest.raises(ValueError, match=r"'9'.*the data set has 11: .*'a'|class"):
             judge(own, checkpoint, tmp_path / "out")
         for other in ((*CLASSES[1:], CLASSES[0]), (*CLASSES, "a"), CLASSES[:-1]):
@@ -219,11 +221,11 @@ class TestWhatIsRefused:
             assert str(CLASSES) in str(error.value)
         assert not (tmp_path / "out").exists()
 
-    def test_no_test_set(self, tiny, checkpoint, changed, tmp_path) -> None:
+    def test_no_test_set(self, tiny, checkpoint, lab, tmp_path) -> None:
         with pytest.raises(ValueError, match=r"data\.test is empty; give a list of card:split"):
             load_index(tiny.data, (), key="data.test", say=print)
         with pytest.raises(ValueError, match=r"data\.test is empty"):
-            judge(changed(tiny, data__test=()), checkpoint, tmp_path)
+            judge(lab.changed(tiny, data__test=()), checkpoint, tmp_path)
 
 
 def test_the_device_of_machines_with_and_without_cuda(monkeypatch) -> None:
@@ -253,15 +255,15 @@ def test_records_are_read_back_from_a_run(tiny, checkpoint, tmp_path) -> None:
         read_records(tmp_path)
 
 
-def test_submissions_of_coco_and_voc_hold_the_detections_of_a_whole_split(tiny, checkpoint, changed, tmp_path) -> None:
+def test_submissions_of_coco_and_voc_hold_the_detections_of_a_whole_split(tiny, checkpoint, lab, tmp_path) -> None:
     judge(tiny, checkpoint, tmp_path / "coco", submit=True)
     (file,) = (tmp_path / "coco" / "submission").rglob("*.json")
     assert file.parent.name == "bbox"
     assert json.loads(file.read_text()) == detections(tmp_path / "coco") != []
-    judge(changed(tiny, data__test=("digits_voc:test",)), checkpoint, tmp_path / "voc", submit=True)
+    judge(lab.changed(tiny, data__test=("digits_voc:test",)), checkpoint, tmp_path / "voc", submit=True)
     main = tmp_path / "voc" / "submission" / "results" / "voc" / "Main"
     assert {file.name for file in main.iterdir()} == {f"comp4_det_test_{name}.txt" for name in CLASSES}
     for change in ({"data__test": ("digits:test", "digits:train")}, {"data__limit": 1}):
         with pytest.raises(ValueError, match=r"data\.test.*data\.limit"):
-            judge(changed(tiny, **change), checkpoint, tmp_path / "part", submit=True)
+            judge(lab.changed(tiny, **change), checkpoint, tmp_path / "part", submit=True)
     assert not (tmp_path / "part").exists()

@@ -42,29 +42,14 @@ LOSSES = ["loss/rpn_objectness", "loss/rpn_box", "loss/box_class", "loss/box_reg
 
 
 @pytest.fixture
-def watched(tiny, changed) -> DetectionConfig:
+def watched(tiny, lab) -> DetectionConfig:
     """Looks at its test set in training, too."""
-    return changed(tiny, data__val=tiny.data.test)
+    return lab.changed(tiny, data__val=tiny.data.test)
 
 
 @pytest.fixture
-def untested(tiny, changed) -> DetectionConfig:
-    return changed(tiny, data__test=())
-
-
-@pytest.fixture
-def iterations(metrics_of):
-    return lambda run: [line["iteration"] for line in metrics_of(run)]
-
-
-@pytest.fixture
-def is_finished(finished, weights_of, differing):
-    """Asserts that a run ended with the weights of the one that nothing interrupted."""
-
-    def check(run: Path) -> None:
-        assert differing(weights_of(run), weights_of(finished.path)) == []
-
-    return check
+def untested(tiny, lab) -> DetectionConfig:
+    return lab.changed(tiny, data__test=())
 
 
 def other_root(config: DetectionConfig, tmp_path: Path) -> Path:
@@ -72,19 +57,17 @@ def other_root(config: DetectionConfig, tmp_path: Path) -> Path:
     return Path(shutil.copytree(str(config.data.root), tmp_path / "root"))
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    tiny, finished, run_until, metrics_of, iterations, is_finished, tmp_path
-) -> None:
-    run_until(tiny, tmp_path, STEPS - 1)  # the checkpoint is one step older
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tiny, finished, lab, tmp_path) -> None:
+    lab.run_until(tiny, tmp_path, STEPS - 1)  # the checkpoint is one step older
     torch.manual_seed(12345)  # a new process has another random state
     run_training(tiny, tmp_path, resume=True)
-    is_finished(tmp_path)
+    lab.is_finished(tmp_path)
     names = ("iteration", *LOSSES, "learning_rate", "test/bbox.AP", "test/voc.mAP")
     found, expected = (
-        [[line.get(name) for name in names] for line in metrics_of(r)] for r in (tmp_path, finished.path)
+        [[line.get(name) for name in names] for line in lab.metrics_of(r)] for r in (tmp_path, finished.path)
     )
     assert found == expected
-    assert iterations(tmp_path) == [1, 2, 3, 4, 4]  # the last one: evaluation
+    assert lab.iterations(tmp_path) == [1, 2, 3, 4, 4]  # the last one: evaluation
     (entry,), (first, second) = read_manifest(finished.path), read_manifest(tmp_path)
     assert (entry["exit"], entry["first_iteration"], entry["last_iteration"]) == ("finished", 0, STEPS)
     assert {name: part["images"] for name, part in entry["data"].items()} == {"train": 6, "test": 2}
@@ -94,22 +77,22 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert second["first_iteration"] == 2
 
 
-def test_training_can_be_prolonged(untested, changed, iterations, tmp_path) -> None:
-    run_training(changed(untested, solver__iterations=2), tmp_path)
-    run_training(changed(untested, solver__iterations=3), tmp_path, resume=True)
-    assert iterations(tmp_path) == [1, 2, 3]
+def test_training_can_be_prolonged(untested, lab, tmp_path) -> None:
+    run_training(lab.changed(untested, solver__iterations=2), tmp_path)
+    run_training(lab.changed(untested, solver__iterations=3), tmp_path, resume=True)
+    assert lab.iterations(tmp_path) == [1, 2, 3]
     assert read_checkpoint(tmp_path).iteration == 3
 
 
-def test_resume_without_a_checkpoint_starts_anew(tiny, run_until, iterations, is_finished, tmp_path) -> None:
-    run_until(tiny, tmp_path, 1)
+def test_resume_without_a_checkpoint_starts_anew(tiny, lab, tmp_path) -> None:
+    lab.run_until(tiny, tmp_path, 1)
     run_training(tiny, tmp_path, resume=True)
-    assert iterations(tmp_path) == [1, 2, 3, 4, 4]
-    is_finished(tmp_path)
+    assert lab.iterations(tmp_path) == [1, 2, 3, 4, 4]
+    lab.is_finished(tmp_path)
 
 
-def test_runs_that_a_command_must_not_go_on_with_are_refused(tiny, changed, run_until, tmp_path) -> None:
-    run_until(tiny, tmp_path, 3)
+def test_runs_that_a_command_must_not_go_on_with_are_refused(tiny, lab, tmp_path) -> None:
+    lab.run_until(tiny, tmp_path, 3)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(ValueError, match=r"holds a run \(0000002\.safetensors\); add --resume"):
         run_training(tiny, tmp_path)
@@ -121,16 +104,16 @@ def test_runs_that_a_command_must_not_go_on_with_are_refused(tiny, changed, run_
         ({"backbone__freeze_at": 3}, r"groups of \[[\d, ]+\] parameters, .*\[[\d, ]+\].*backbone\.freeze_at and norm"),
     ):
         with pytest.raises(ValueError, match=message):
-            run_training(changed(tiny, **values), tmp_path, resume=True)
+            run_training(lab.changed(tiny, **values), tmp_path, resume=True)
     with pytest.raises(ValueError, match=r"groups of .* parameters"):
         run_training(tiny, tmp_path, resume=True, fixed=("rpn",))
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     assert read_checkpoint(tmp_path).iteration == 2
 
 
-def test_files_of_a_run(tiny, finished, metrics_of) -> None:
+def test_files_of_a_run(tiny, finished, lab) -> None:
     run, result = finished.path, finished.result
-    *steps, evaluation = metrics_of(run)
+    *steps, evaluation = lab.metrics_of(run)
     timing = {"seconds_per_step", "data_seconds", "memory_gib", "time"}
     assert [line["iteration"] for line in steps] == [1, 2, 3, 4]
     for line in steps:
@@ -162,80 +145,82 @@ def test_files_of_a_run(tiny, finished, metrics_of) -> None:
     ],
     ids=["workers", "evaluations"],
 )
-def test_what_changes_no_weight(tiny, changed, iterations, is_finished, tmp_path, values, lines) -> None:
+def test_what_changes_no_weight(tiny, lab, tmp_path, values, lines) -> None:
     torch.manual_seed(999)
-    run_training(changed(tiny, **values), tmp_path)
-    is_finished(tmp_path)
-    assert iterations(tmp_path) == lines
+    run_training(lab.changed(tiny, **values), tmp_path)
+    lab.is_finished(tmp_path)
+    assert lab.iterations(tmp_path) == lines
 
 
 @pytest.mark.parametrize(
     ("lower", "figures", "best"), [(False, (0.2, 0.5, 0.4, None), 2), (True, (0.5, None, 0.2, 0.3), 3)]
 )
-def test_best_checkpoint_has_the_best_metric(watched, changed, tmp_path, monkeypatch, lower, figures, best) -> None:
+def test_best_checkpoint_has_the_best_metric(watched, lab, tmp_path, monkeypatch, lower, figures, best) -> None:
     seen = iter(figures)
     if lower:
         error = Metric("bbox.AP", "error", lower_is_better=True)
         monkeypatch.setattr("detection.evaluation.metrics.METRICS", (error,))
     monkeypatch.setattr("detection.engine.trainer.read_metric", lambda result, key: next(seen))
-    run_training(changed(watched, solver__evaluate_every=1, solver__keep_checkpoints=1), tmp_path)
+    run_training(lab.changed(watched, solver__evaluate_every=1, solver__keep_checkpoints=1), tmp_path)
     assert read_checkpoint(tmp_path / "checkpoints" / "best.safetensors").iteration == best
     assert lower or read_checkpoint(tmp_path).iteration == best  # which the directory means
 
 
-def test_parts_of_a_step(untested, changed, run_until, metrics_of, tmp_path) -> None:
-    accumulated = changed(untested, solver__images_per_step=4, solver__accumulate=2, solver__iterations=3)
-    run_until(accumulated, tmp_path / "cut", 3)
+def test_parts_of_a_step(untested, lab, tmp_path) -> None:
+    accumulated = lab.changed(untested, solver__images_per_step=4, solver__accumulate=2, solver__iterations=3)
+    lab.run_until(accumulated, tmp_path / "cut", 3)
     run_training(accumulated, tmp_path / "cut", resume=True)
     run_training(accumulated, tmp_path / "whole")
-    cut, whole = ([[line[name] for name in LOSSES] for line in metrics_of(tmp_path / r)] for r in ("cut", "whole"))
+    cut, whole = ([[line[name] for name in LOSSES] for line in lab.metrics_of(tmp_path / r)] for r in ("cut", "whole"))
     assert cut == whole
 
 
-def test_bfloat16(tiny, changed, iterations, weights_of, tmp_path) -> None:
-    result = run_training(changed(tiny, solver__precision="bf16", solver__iterations=2), tmp_path)
-    assert (result["images"], iterations(tmp_path)) == (2, [1, 2, 2])
+def test_bfloat16(tiny, lab, tmp_path) -> None:
+    result = run_training(lab.changed(tiny, solver__precision="bf16", solver__iterations=2), tmp_path)
+    assert (result["images"], lab.iterations(tmp_path)) == (2, [1, 2, 2])
     assert all(
-        weight.dtype == torch.float32 for weight in weights_of(tmp_path, 2).values() if weight.is_floating_point()
+        weight.dtype == torch.float32 for weight in lab.weights_of(tmp_path, 2).values() if weight.is_floating_point()
     )
 
 
-def test_no_test_set(untested, changed, tmp_path) -> None:
-    assert run_training(changed(untested, solver__iterations=1), tmp_path) == {}
+def test_no_test_set(untested, lab, tmp_path) -> None:
+    assert run_training(lab.changed(untested, solver__iterations=1), tmp_path) == {}
     assert not (tmp_path / "result.json").exists()
     assert read_checkpoint(tmp_path).iteration == 1
 
 
-def test_sets_without_ground_truth_give_no_metric_and_choose_nothing(watched, changed, metrics_of, tmp_path) -> None:
+def test_sets_without_ground_truth_give_no_metric_and_choose_nothing(watched, lab, tmp_path) -> None:
     root, run = other_root(watched, tmp_path), tmp_path / "run"
     file = root / "digits" / "coco" / "annotations" / "instances_test.json"
     content = json.loads(file.read_text())
     del content["annotations"]
     file.write_text(json.dumps(content))
-    result = run_training(changed(watched, data__root=str(root), solver__evaluate_every=1, solver__iterations=2), run)
+    result = run_training(
+        lab.changed(watched, data__root=str(root), solver__evaluate_every=1, solver__iterations=2), run
+    )
     assert (result["bbox"]["AP"], result["voc"]["mAP"], result["weights"]["chosen_by"]) == (None, None, None)
     assert read_checkpoint(run).path.name == "0000002.safetensors"
-    assert not [key for line in metrics_of(run) for key in line if "AP" in key]
+    assert not [key for line in lab.metrics_of(run) for key in line if "AP" in key]
 
 
-def test_averaged_weights_are_resumed_and_tested(watched, changed, run_until, weights_of, differing, tmp_path) -> None:
+def test_averaged_weights_are_resumed_and_tested(watched, lab, tmp_path) -> None:
     """By AdamW, so that its state is part of the resume as well."""
-    averaging = changed(
+    averaging = lab.changed(
         watched, solver__ema_decay=0.9, solver__optimizer="adamw", solver__base_lr=1e-4, solver__clip_norm=None
     )
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run_training(averaging, whole)
-    run_until(averaging, cut, STEPS - 1)
+    lab.run_until(averaging, cut, STEPS - 1)
     torch.manual_seed(12345)
     run_training(averaging, cut, resume=True)
-    assert differing(weights_of(whole), weights_of(cut)) == []
+    assert lab.differing(lab.weights_of(whole), lab.weights_of(cut)) == []
     states = [torch.load(run / "checkpoints" / f"{STEPS:07d}.state.pt") for run in (whole, cut)]
     assert [state["ema"]["steps"] for state in states] == [STEPS, STEPS]
     trained = [state["ema"]["trained"] for state in states]
-    assert differing(*trained) == []
-    assert differing(trained[0], weights_of(whole))  # the average is another model
+    assert lab.differing(*trained) == []
+    assert lab.differing(trained[0], lab.weights_of(whole))  # the average is another model
     best = whole / "checkpoints" / "best.safetensors"
-    assert differing(load_file(best), weights_of(whole)) == []
+    assert lab.differing(load_file(best), lab.weights_of(whole)) == []
     for number, checkpoint in enumerate((whole, best)):
         output = tmp_path / str(number)
         run_test(averaging, read_checkpoint(checkpoint), output, say=lambda text: None)
@@ -257,9 +242,7 @@ def test_averaged_weights_are_resumed_and_tested(watched, changed, run_until, we
         ({"init": "{tmp}/absent"}, r"init '.*absent' is no run, no file"),
     ],
 )
-def test_mistakes_are_named_before_any_step(
-    tiny, changed, make_voc, write_card, digits, tmp_path, values, message
-) -> None:
+def test_mistakes_are_named_before_any_step(tiny, lab, make_voc, write_card, digits, tmp_path, values, message) -> None:
     card = tmp_path / "reversed.yaml"
     split = "{annotations: annotations/instances_test.json, images: test}"
     root, classes = digits / "digits" / "coco", json.dumps(CLASSES[::-1])
@@ -269,16 +252,17 @@ def test_mistakes_are_named_before_any_step(
     given = json.loads(json.dumps(values).replace("{tmp}", str(tmp_path)))
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     with pytest.raises(ValueError, match=message):
-        run_training(changed(tiny, **given), tmp_path / "run")
+        run_training(lab.changed(tiny, **given), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_pasting_reads_the_masks_without_a_mask_stage(tiny, changed, make_coco, write_card, tmp_path) -> None:
+def test_pasting_reads_the_masks_without_a_mask_stage(tiny, lab, make_coco, write_card, tmp_path) -> None:
     square = {"bbox": [5, 5, 10, 10], "segmentation": [[5, 5, 15, 5, 15, 15, 5, 15]], "area": 100, "iscrowd": 0}
     make_coco({1: "a.jpg"}, [{"id": 1, "image_id": 1, "category_id": 3, **square}])
     sets = {"data__train": (f"{write_card('coco')}:train",), "data__test": (f"{write_card('coco')}:train",)}
     run_training(
-        changed(tiny, **sets, data__root=str(tmp_path), data__copy_paste=0.5, solver__iterations=1), tmp_path / "run"
+        lab.changed(tiny, **sets, data__root=str(tmp_path), data__copy_paste=0.5, solver__iterations=1),
+        tmp_path / "run",
     )
     assert (tmp_path / "run" / "result.json").is_file()
 
@@ -287,22 +271,24 @@ class TestSaidAtTheStart:
     """What a user would else find out at the end."""
 
     @pytest.fixture
-    def short(self, untested, changed) -> DetectionConfig:
-        return changed(untested, data__limit=1, solver__iterations=1, solver__checkpoint_every=0, solver__log_sinks=())
+    def short(self, untested, lab) -> DetectionConfig:
+        return lab.changed(
+            untested, data__limit=1, solver__iterations=1, solver__checkpoint_every=0, solver__log_sinks=()
+        )
 
     @pytest.mark.parametrize("form", ["bbox.per_class.{}.AP50", "voc.per_class.{}"])
-    def test_best_metric_of_a_class_that_val_lacks(self, short, changed, tmp_path, capsys, form) -> None:
-        watched = changed(short, data__val=short.data.train)
+    def test_best_metric_of_a_class_that_val_lacks(self, short, lab, tmp_path, capsys, form) -> None:
+        watched = lab.changed(short, data__val=short.data.train)
         index = load_dataset(watched.data.train, Path(str(watched.data.root)))[0].first(1)
         present = index.class_names[int(index.labels[0])]
         lacking = next(name for label, name in enumerate(index.class_names) if label not in index.labels)
         for name in (present, lacking):
-            run_training(changed(watched, solver__best_metric=form.format(name)), tmp_path / name)
+            run_training(lab.changed(watched, solver__best_metric=form.format(name)), tmp_path / name)
             warned = f"data.val has no object of class '{lacking}'" in capsys.readouterr().out
             assert warned == (name == lacking)
 
-    def test_what_came_over_from_init_and_many_proposals(self, short, changed, finished, tmp_path, capsys) -> None:
-        run_training(changed(short, init=str(finished.path), rpn__post_nms_train=6000), tmp_path)
+    def test_what_came_over_from_init_and_many_proposals(self, short, lab, finished, tmp_path, capsys) -> None:
+        run_training(lab.changed(short, init=str(finished.path), rpn__post_nms_train=6000), tmp_path)
         out = capsys.readouterr().out
         assert f"starts from {finished.path}" in out
         assert f"classes kept: {', '.join(CLASSES)}\n  classes new: none" in out
@@ -320,23 +306,11 @@ class TestOtherSettingsOnTheWay:
         ],
     )
     def test_keys_of_the_optimizer_hold_at_once_and_are_said(
-        self,
-        untested,
-        changed,
-        run_until,
-        finished,
-        weights_of,
-        metrics_of,
-        differing,
-        tmp_path,
-        capsys,
-        values,
-        decays,
-        factors,
+        self, untested, lab, finished, tmp_path, capsys, values, decays, factors
     ) -> None:
-        run_until(untested, tmp_path, 3)  # the checkpoint is of iteration 2
+        lab.run_until(untested, tmp_path, 3)  # the checkpoint is of iteration 2
         keys = {f"solver__{key}": value for key, value in values.items()}
-        run_training(changed(untested, **keys, solver__base_lr=0.02), tmp_path, resume=True)
+        run_training(lab.changed(untested, **keys, solver__base_lr=0.02), tmp_path, resume=True)
         said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("config changed")]
         assert "config changed: solver.base_lr: 0.001 -> 0.02" in said
         assert f"config changed: solver.momentum: 0.9 -> {values['momentum']}" in said
@@ -346,18 +320,16 @@ class TestOtherSettingsOnTheWay:
         assert {group["momentum"] for group in groups} == {values["momentum"]}
         assert {group["weight_decay"] for group in groups} == decays
         assert {group["lr_factor"] for group in groups} == factors
-        assert [line["learning_rate"] for line in metrics_of(tmp_path)] == pytest.approx([1e-3, 1e-3, 2e-2, 2e-3])
-        assert differing(weights_of(tmp_path), weights_of(finished.path))
+        assert [line["learning_rate"] for line in lab.metrics_of(tmp_path)] == pytest.approx([1e-3, 1e-3, 2e-2, 2e-3])
+        assert lab.differing(lab.weights_of(tmp_path), lab.weights_of(finished.path))
 
     @pytest.mark.parametrize("precisions", [("fp32", "fp16"), ("fp16", "fp32")])
-    def test_into_and_out_of_half_precision(
-        self, untested, changed, run_until, weights_of, tmp_path, precisions
-    ) -> None:
-        first, second = (changed(untested, solver__precision=precision) for precision in precisions)
-        run_until(first, tmp_path, 3)
+    def test_into_and_out_of_half_precision(self, untested, lab, tmp_path, precisions) -> None:
+        first, second = (lab.changed(untested, solver__precision=precision) for precision in precisions)
+        lab.run_until(first, tmp_path, 3)
         run_training(second, tmp_path, resume=True)
         assert read_checkpoint(tmp_path).iteration == STEPS
-        assert all(weight.isfinite().all() for weight in weights_of(tmp_path).values())
+        assert all(weight.isfinite().all() for weight in lab.weights_of(tmp_path).values())
 
 
 def later_image(config: DetectionConfig) -> Path:
@@ -373,9 +345,9 @@ class TestErrorsOnTheWay:
     """Whatever ends a training costs no steps, unless the steps are what went wrong."""
 
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_unreadable_image(self, tiny, changed, is_finished, tmp_path, workers) -> None:
+    def test_unreadable_image(self, tiny, lab, tmp_path, workers) -> None:
         root, run = other_root(tiny, tmp_path), tmp_path / "run"
-        own = changed(tiny, data__root=str(root), data__workers=workers, solver__checkpoint_every=0)
+        own = lab.changed(tiny, data__root=str(root), data__workers=workers, solver__checkpoint_every=0)
         path = later_image(own)
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2] + END)
@@ -388,10 +360,10 @@ class TestErrorsOnTheWay:
         assert read_checkpoint(run).iteration == 2
         path.write_bytes(whole)  # with the image put right, nothing is lost
         run_training(own, run, resume=True)
-        is_finished(run)
+        lab.is_finished(run)
 
-    def test_killed_worker(self, tiny, changed, is_finished, tmp_path) -> None:
-        own = changed(tiny, data__workers=1, solver__checkpoint_every=0)
+    def test_killed_worker(self, tiny, lab, tmp_path) -> None:
+        own = lab.changed(tiny, data__workers=1, solver__checkpoint_every=0)
         path, read, trainer_pid = later_image(own), AnnotationIndex.image, os.getpid()
 
         def kill(index: AnnotationIndex, row: int) -> Any:
@@ -406,32 +378,32 @@ class TestErrorsOnTheWay:
                 run_training(own, tmp_path)
         assert read_checkpoint(tmp_path).iteration >= 1
         run_training(own, tmp_path, resume=True)
-        is_finished(tmp_path)
+        lab.is_finished(tmp_path)
 
-    def test_unreadable_images_of_the_first_step(self, tiny, changed, tmp_path) -> None:
+    def test_unreadable_images_of_the_first_step(self, tiny, lab, tmp_path) -> None:
         root, run = other_root(tiny, tmp_path), tmp_path / "run"
         for path in root.rglob("*.jpg"):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] + END)
         with pytest.raises(ImageError):
-            run_training(changed(tiny, data__root=str(root)), run)
+            run_training(lab.changed(tiny, data__root=str(root)), run)
         assert not (run / "checkpoints").exists()  # there is nothing to save
         for path in root.rglob("*.jpg"):
             path.write_bytes(b"")
         named = r"(?s)digits:train' has 6 errors.*000001\.jpg.*000006\.jpg.*bad_images: drop"
         with pytest.raises(ValueError, match=named):  # found out beforehand
-            run_training(changed(tiny, data__root=str(root)), run)
+            run_training(lab.changed(tiny, data__root=str(root)), run)
 
-    def test_ctrl_c(self, tiny, ends_at, is_finished, tmp_path, monkeypatch) -> None:
+    def test_ctrl_c(self, tiny, lab, tmp_path, monkeypatch) -> None:
         said = list[str]()
         monkeypatch.setattr(RunLog, "say", lambda log, text: said.append(text))
-        with ends_at(3, KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        with lab.ends_at(3, KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
             run_training(tiny, tmp_path)
         monkeypatch.undo()
         saved = tmp_path / "checkpoints" / "0000003.safetensors"
         assert said[-1] == f"stopped; saved {saved}, and --resume goes on from it"
         assert read_checkpoint(tmp_path).iteration == 3
         run_training(tiny, tmp_path, resume=True)
-        is_finished(tmp_path)
+        lab.is_finished(tmp_path)
 
     def test_no_memory_left(self, tiny, tmp_path, monkeypatch) -> None:
         def fail(*_: Any, **__: Any) -> None:
@@ -450,8 +422,8 @@ class TestErrorsOnTheWay:
         assert read_checkpoint(tmp_path / "test").iteration == STEPS
 
 
-def test_tensorboard_shows_objects_beside_detections_of_the_same_images(watched, changed, tmp_path) -> None:
-    run_training(changed(watched, solver__evaluate_every=2, solver__log_sinks=("tensorboard",)), tmp_path)
+def test_tensorboard_shows_objects_beside_detections_of_the_same_images(watched, lab, tmp_path) -> None:
+    run_training(lab.changed(watched, solver__evaluate_every=2, solver__log_sinks=("tensorboard",)), tmp_path)
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0}).Reload()
     tags = events.Tags()["images"]
     assert 1 <= len(tags) <= IMAGES
@@ -482,30 +454,30 @@ class TestEvaluationThatIsDue:
 
         return train
 
-    def test_last_one(self, watched, finished, cut_at, iterations, weights_of, differing, tmp_path) -> None:
+    def test_last_one(self, watched, finished, cut_at, lab, tmp_path) -> None:
         for place in ("detection.tasks.train.measure", "detection.engine.checkpoint.shutil.copyfile"):
             cut_at(place, watched, tmp_path)
         result = run_training(watched, tmp_path, resume=True)
         assert result["bbox"] == finished.result["bbox"]
-        assert iterations(tmp_path) == [1, 2, 3, 4, 4, 4]
+        assert lab.iterations(tmp_path) == [1, 2, 3, 4, 4, 4]
         best = load_file(tmp_path / "checkpoints" / "best.safetensors")
-        assert differing(best, weights_of(finished.path)) == []
+        assert lab.differing(best, lab.weights_of(finished.path)) == []
         assert run_training(watched, tmp_path, resume=True) == result
 
-    def test_one_on_the_way(self, watched, changed, cut_at, iterations, tmp_path) -> None:
-        often = changed(watched, solver__evaluate_every=2, solver__checkpoint_every=0)
+    def test_one_on_the_way(self, watched, lab, cut_at, tmp_path) -> None:
+        often = lab.changed(watched, solver__evaluate_every=2, solver__checkpoint_every=0)
         cut_at("detection.tasks.train.measure", often, tmp_path)
         assert read_checkpoint(tmp_path).iteration == 2
         run_training(often, tmp_path, resume=True)
-        assert iterations(tmp_path) == [1, 2, 2, 3, 4, 4, 4]
+        assert lab.iterations(tmp_path) == [1, 2, 2, 3, 4, 4, 4]
 
-    def test_one_that_a_signal_came_before(self, watched, changed, ends_at, iterations, tmp_path) -> None:
-        often = changed(watched, solver__evaluate_every=3, solver__checkpoint_every=0)
-        with ends_at(3, signal.SIGTERM), pytest.raises(StoppedError):
+    def test_one_that_a_signal_came_before(self, watched, lab, tmp_path) -> None:
+        often = lab.changed(watched, solver__evaluate_every=3, solver__checkpoint_every=0)
+        with lab.ends_at(3, signal.SIGTERM), pytest.raises(StoppedError):
             run_training(often, tmp_path)
-        assert iterations(tmp_path) == [1, 2, 3]
+        assert lab.iterations(tmp_path) == [1, 2, 3]
         run_training(often, tmp_path, resume=True)
-        assert iterations(tmp_path) == [1, 2, 3, 3, 4, 4, 4]
+        assert lab.iterations(tmp_path) == [1, 2, 3, 3, 4, 4, 4]
 
 
 class TestSignals:
@@ -513,27 +485,27 @@ class TestSignals:
 
     @pytest.mark.usefixtures("not_under_nohup")
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
-    def test_the_same_command_goes_on(self, tiny, changed, ends_at, is_finished, tmp_path, number) -> None:
-        with ends_at(3, number), pytest.raises(StoppedError) as error:
-            run_training(changed(tiny, solver__checkpoint_every=0), tmp_path)
+    def test_the_same_command_goes_on(self, tiny, lab, tmp_path, number) -> None:
+        with lab.ends_at(3, number), pytest.raises(StoppedError) as error:
+            run_training(lab.changed(tiny, solver__checkpoint_every=0), tmp_path)
         message = str(error.value)
         assert message.startswith(f"{number.name} ended the run after iteration 3 of 4; the same command with --resume")
         assert read_checkpoint(tmp_path).iteration == 3
         assert not (tmp_path / "result.json").exists()
         run_training(tiny, tmp_path, resume=True)
-        is_finished(tmp_path)
+        lab.is_finished(tmp_path)
         first, second = read_manifest(tmp_path)
         assert (first["exit"], first["last_iteration"]) == (f"StoppedError: {message}", 3)
         assert (second["exit"], second["first_iteration"], second["last_iteration"]) == ("finished", 3, 4)
 
-    def test_files_cut_short_do_not_stop_a_resume(self, tiny, changed, ends_at, tmp_path, capsys) -> None:
-        with ends_at(3, signal.SIGTERM), pytest.raises(StoppedError):
+    def test_files_cut_short_do_not_stop_a_resume(self, tiny, lab, tmp_path, capsys) -> None:
+        with lab.ends_at(3, signal.SIGTERM), pytest.raises(StoppedError):
             run_training(tiny, tmp_path)
         for name in ("manifest.json", "metrics.jsonl"):
             content = (tmp_path / name).read_text()
             (tmp_path / name).write_text(content[: len(content) - 9])
         (tmp_path / "result.json").write_text('{"bbox": {')
-        result = run_training(changed(tiny, data__limit=5), tmp_path, resume=True)
+        result = run_training(lab.changed(tiny, data__limit=5), tmp_path, resume=True)
         assert json.loads((tmp_path / "result.json").read_text()) == result
         assert "manifest.json.damaged now" in capsys.readouterr().out
         (tmp_path / "result.json").write_text('{"bbox": {')
@@ -545,7 +517,7 @@ class TestNotFinite:
     """What solver.on_not_finite says is done, and the step can be seen again."""
 
     @pytest.fixture
-    def train(self, untested, changed):
+    def train(self, untested, lab):
         """Trains with losses that are not a number in the steps that begin at ``iterations``."""
 
         def train(output: Path, *iterations: int, resume: bool = False, **solver: Any) -> None:
@@ -559,11 +531,11 @@ class TestNotFinite:
             keys = {f"solver__{key}": value for key, value in solver.items()}
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(trainer, "step", broken)
-                run_training(changed(untested, **keys), output, resume=resume)
+                run_training(lab.changed(untested, **keys), output, resume=resume)
 
         return train
 
-    def test_stop_leaves_all_it_takes_to_repeat_the_step(self, untested, train, metrics_of, tmp_path) -> None:
+    def test_stop_leaves_all_it_takes_to_repeat_the_step(self, untested, train, lab, tmp_path) -> None:
         run = tmp_path / "run"
         with pytest.raises(NotFiniteError, match=r"iteration 3: .*not_finite/0000003\.json has all it takes"):
             train(run, 3)
@@ -589,18 +561,18 @@ class TestNotFinite:
         ((paths, losses),) = seen
         assert paths == [(first, second)]
         run_training(untested, tmp_path / "whole")
-        line = metrics_of(tmp_path / "whole")[3]
+        line = lab.metrics_of(tmp_path / "whole")[3]
         assert [line[f"loss/{name}"] for name in losses] == list(losses.values())
 
-    def test_skip(self, train, ends_at, metrics_of, iterations, weights_of, differing, tmp_path) -> None:
+    def test_skip(self, train, lab, tmp_path) -> None:
         skipped, cut = tmp_path / "skip", tmp_path / "cut"
         train(skipped, 1, on_not_finite="skip")
-        assert iterations(skipped) == [1, 2, 3, 4]
-        assert metrics_of(skipped)[1]["loss/total"] == 0
-        with ends_at(3) as killed, pytest.raises(killed):  # a run that was killed in between ends the same
+        assert lab.iterations(skipped) == [1, 2, 3, 4]
+        assert lab.metrics_of(skipped)[1]["loss/total"] == 0
+        with lab.ends_at(3) as killed, pytest.raises(killed):  # a run that was killed in between ends the same
             train(cut, 1, on_not_finite="skip")
         train(cut, resume=True, on_not_finite="skip")
-        assert differing(weights_of(cut), weights_of(skipped)) == []
+        assert lab.differing(lab.weights_of(cut), lab.weights_of(skipped)) == []
         state = torch.load(cut / "checkpoints" / "0000004.state.pt", weights_only=True)
         assert state["not_finite"] == 1
 
@@ -610,45 +582,44 @@ class TestNotFinite:
         names = sorted(path.name for path in (tmp_path / "not_finite").iterdir())
         assert names == ["0000000", "0000000.json", "0000001.json", "0000002.json"]  # the state of the first only
 
-    def test_roll_back_takes_the_weights_of_the_checkpoint_and_goes_on(
-        self, train, iterations, weights_of, differing, tmp_path, capsys
-    ) -> None:
+    def test_roll_back_takes_the_weights_of_the_checkpoint_and_goes_on(self, train, lab, tmp_path, capsys) -> None:
         # The checkpoint is of iteration 2; the steps that begin at 2 and 3 are lost, and no further one follows.
         train(tmp_path / "late", 3, on_not_finite="roll_back")
-        assert differing(weights_of(tmp_path / "late"), weights_of(tmp_path / "late", 2)) == []
-        assert iterations(tmp_path / "late") == [1, 2, 3, 4]
+        assert lab.differing(lab.weights_of(tmp_path / "late"), lab.weights_of(tmp_path / "late", 2)) == []
+        assert lab.iterations(tmp_path / "late") == [1, 2, 3, 4]
         train(tmp_path / "early", 0, on_not_finite="roll_back")
         said = capsys.readouterr().out
         assert "skipped a step from the same weights, since no checkpoint is saved yet, 1 of 10" in said
 
-    def test_weights_that_explode_are_not_saved(self, untested, changed, run_until, tmp_path) -> None:
-        wild = changed(untested, solver__base_lr=1e30, solver__clip_norm=None, solver__checkpoint_every=1)
+    def test_weights_that_explode_are_not_saved(self, untested, lab, tmp_path) -> None:
+        wild = lab.changed(untested, solver__base_lr=1e30, solver__clip_norm=None, solver__checkpoint_every=1)
         with pytest.raises(NotFiniteError) as error:
             run_training(wild, tmp_path / "new")
         for part in ("iteration 1", "rpn_objectness", "box_regression", ".jpg"):
             assert part in str(error.value)
         kept = sorted(path.name for path in (tmp_path / "new" / "checkpoints").iterdir())
         assert kept == ["0000001.safetensors", "0000001.state.pt"]
-        run_until(untested, tmp_path / "old", 3)
+        lab.run_until(untested, tmp_path / "old", 3)
         folder = tmp_path / "old" / "checkpoints"
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         with pytest.raises(NotFiniteError, match="iteration 3"):
-            run_training(changed(wild, solver__checkpoint_every=0), tmp_path / "old", resume=True)
+            run_training(lab.changed(wild, solver__checkpoint_every=0), tmp_path / "old", resume=True)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_deterministic_runs_of_several_threads_are_the_same(
-    untested, changed, weights_of, differing, tmp_path, monkeypatch
-) -> None:
+def test_deterministic_runs_of_several_threads_are_the_same(untested, lab, tmp_path, monkeypatch) -> None:
     sizes = {"data__shorter_side": 192, "data__longer_side": 256}
-    settings, threads = changed(untested, **sizes, solver__iterations=2, deterministic=True), torch.get_num_threads()
+    settings, threads = (
+        lab.changed(untested, **sizes, solver__iterations=2, deterministic=True),
+        torch.get_num_threads(),
+    )
     try:
         torch.set_num_threads(3)
         for name in ("one", "two"):
             run_training(settings, tmp_path / name)
     finally:
         torch.set_num_threads(threads)
-    assert differing(weights_of(tmp_path / "one", 2), weights_of(tmp_path / "two", 2)) == []
+    assert lab.differing(lab.weights_of(tmp_path / "one", 2), lab.weights_of(tmp_path / "two", 2)) == []
     assert not torch.are_deterministic_algorithms_enabled()
     monkeypatch.setattr("detection.tasks.train.choose_device", lambda config: torch.device("cuda"))
     with pytest.raises(ValueError, match=r"set box\.pool to roi_align, or deterministic to false"):
@@ -659,22 +630,22 @@ def test_deterministic_runs_of_several_threads_are_the_same(
 class TestInit:
     """Runs that start from another detector."""
 
-    def test_starts_from_the_weights_of_the_run(self, untested, changed, finished, weights_of, tmp_path) -> None:
-        slow = changed(untested, solver__iterations=1, solver__base_lr=1e-12, seed=5, init=str(finished.path))
+    def test_starts_from_the_weights_of_the_run(self, untested, lab, finished, tmp_path) -> None:
+        slow = lab.changed(untested, solver__iterations=1, solver__base_lr=1e-12, seed=5, init=str(finished.path))
         run_training(slow, tmp_path)
-        started = weights_of(tmp_path, 1)
-        for name, weight in weights_of(finished.path).items():
+        started = lab.weights_of(tmp_path, 1)
+        for name, weight in lab.weights_of(finished.path).items():
             if "running" not in name and "num_batches" not in name:
                 torch.testing.assert_close(started[name], weight, atol=1e-6, rtol=1e-6)
 
-    def test_a_run_that_goes_on_does_not_start_again(self, untested, changed, finished, tmp_path) -> None:
+    def test_a_run_that_goes_on_does_not_start_again(self, untested, lab, finished, tmp_path) -> None:
         source = Path(shutil.copytree(finished.path, tmp_path / "source"))
-        begun = changed(untested, init=str(source), solver__iterations=1)
+        begun = lab.changed(untested, init=str(source), solver__iterations=1)
         run_training(begun, tmp_path / "run")
         shutil.rmtree(source)
-        run_training(changed(begun, solver__iterations=2), tmp_path / "run", resume=True)
+        run_training(lab.changed(begun, solver__iterations=2), tmp_path / "run", resume=True)
         assert read_checkpoint(tmp_path / "run").iteration == 2
 
-    def test_wrong_class_name_is_named(self, untested, changed, finished, tmp_path) -> None:
+    def test_wrong_class_name_is_named(self, untested, lab, finished, tmp_path) -> None:
         with pytest.raises(ValueError, match="init_classes maps '3' to 'three'"):
-            run_training(changed(untested, init=str(finished.path), init_classes={"3": "three"}), tmp_path)
+            run_training(lab.changed(untested, init=str(finished.path), init_classes={"3": "three"}), tmp_path)

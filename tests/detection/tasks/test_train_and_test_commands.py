@@ -38,10 +38,10 @@ class Workspace:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory, tiny, changed, resdet) -> Workspace:
+def workspace(tmp_path_factory, tiny, lab, resdet) -> Workspace:
     folder = tmp_path_factory.mktemp("work")
     config, run = folder / "tiny.yaml", folder / "run"
-    config.write_text(dump_config(changed(tiny, solver__iterations=2, solver__clip_norm=None)))
+    config.write_text(dump_config(lab.changed(tiny, solver__iterations=2, solver__clip_norm=None)))
     trained = resdet("train", config, "--output-dir", run)
     tested = resdet("test", config, "--weights", run, "--visualize", "2")
     return Workspace(resdet, config, run, trained, tested)
@@ -144,9 +144,9 @@ def test_resume_goes_on_and_a_second_start_does_not(workspace, tmp_path) -> None
     assert (run / "checkpoints" / "0000003.safetensors").is_file()
 
 
-def test_signal_ends_with_a_status_of_its_own(workspace, ends_at, tmp_path) -> None:
+def test_signal_ends_with_a_status_of_its_own(workspace, lab, tmp_path) -> None:
     arguments = ("train", workspace.config, "--output-dir", tmp_path, "--resume")
-    with ends_at(1, signal.SIGTERM):
+    with lab.ends_at(1, signal.SIGTERM):
         stopped = workspace.resdet(*arguments)
     assert stopped.status == 75
     assert stopped.err.startswith("stopped: SIGTERM ended the run after iteration 1 of 2; the same command")

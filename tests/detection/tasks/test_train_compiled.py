@@ -34,7 +34,7 @@ def no_compiler(monkeypatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def config(digits, changed) -> DetectionConfig:
+def config(digits, lab) -> DetectionConfig:
     """Images of one size, which is a frame: then eager batches have the same padding."""
     sides = {"shorter_side": 64, "longer_side": 64, "workers": 0}
     resized = ({"HorizontalFlip": {"p": 0.5}}, {"Resize": {"height": 64, "width": 64}})
@@ -57,40 +57,40 @@ def config(digits, changed) -> DetectionConfig:
         pytest.param("inductor", marks=[pytest.mark.compiler, pytest.mark.timeout(1500)]),
     ],
 )
-def test_a_compiled_run_that_goes_on_equals_an_eager_one(
-    backend: str, config, changed, metrics_of, weights_of, tmp_path, monkeypatch
-) -> None:
+def test_a_compiled_run_that_goes_on_equals_an_eager_one(backend: str, config, lab, tmp_path, monkeypatch) -> None:
     """With parts of a step, averaged weights and operations of a fixed order."""
     monkeypatch.setattr(compiled, "BACKEND", backend)
-    eager = changed(config, solver__images_per_step=4, solver__accumulate=2, solver__ema_decay=0.9, deterministic=True)
-    own = changed(eager, solver__compile=True)
+    eager = lab.changed(
+        config, solver__images_per_step=4, solver__accumulate=2, solver__ema_decay=0.9, deterministic=True
+    )
+    own = lab.changed(eager, solver__compile=True)
     run_training(eager, tmp_path / "eager")
-    run_training(changed(own, solver__iterations=2), tmp_path / "compiled")
+    run_training(lab.changed(own, solver__iterations=2), tmp_path / "compiled")
     run_training(own, tmp_path / "compiled", resume=True)
-    lines = metrics_of(tmp_path / "compiled")
-    losses, expected = ([line["loss/total"] for line in own] for own in (lines, metrics_of(tmp_path / "eager")))
+    lines = lab.metrics_of(tmp_path / "compiled")
+    losses, expected = ([line["loss/total"] for line in own] for own in (lines, lab.metrics_of(tmp_path / "eager")))
     assert losses == pytest.approx(expected, rel=1e-4)
-    found = weights_of(tmp_path / "compiled", STEPS)
-    for name, weight in weights_of(tmp_path / "eager", STEPS).items():
+    found = lab.weights_of(tmp_path / "compiled", STEPS)
+    for name, weight in lab.weights_of(tmp_path / "eager", STEPS).items():
         torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-5)
     assert (lines[1]["compiled_graphs"], lines[-1]["uncompiled_batches"]) == (1, 0)
 
 
 @pytest.mark.slow
-def test_a_compiled_step_in_half_precision_that_is_not_finite_is_skipped(config, changed, metrics_of, tmp_path) -> None:
+def test_a_compiled_step_in_half_precision_that_is_not_finite_is_skipped(config, lab, tmp_path) -> None:
     wild = {"solver__on_not_finite": "skip", "solver__base_lr": 1e30, "solver__clip_norm": None}
-    run_training(changed(config, solver__compile=True, solver__precision="bf16", **wild), tmp_path)
-    assert len(metrics_of(tmp_path)) == STEPS
+    run_training(lab.changed(config, solver__compile=True, solver__precision="bf16", **wild), tmp_path)
+    assert len(lab.metrics_of(tmp_path)) == STEPS
     assert [*(tmp_path / "not_finite").glob("*.json")]
 
 
 @pytest.mark.slow
-def test_compiled_tests_find_what_eager_ones_find(config, changed, tmp_path) -> None:
-    run_training(changed(config, solver__iterations=1), tmp_path)
-    tested = changed(config, data__test=("digits:test",), test__score_threshold=0.0)
+def test_compiled_tests_find_what_eager_ones_find(config, lab, tmp_path) -> None:
+    run_training(lab.changed(config, solver__iterations=1), tmp_path)
+    tested = lab.changed(config, data__test=("digits:test",), test__score_threshold=0.0)
     index: AnnotationIndex = load_test_set(tested, print)
     detector = restore_detector(tested, read_checkpoint(tmp_path), index.class_names)
-    own = changed(tested, test__compile=True)
+    own = lab.changed(tested, test__compile=True)
     with pytest.MonkeyPatch.context() as patch:  # padded alike
         patch.setattr(Graphs, "_run", lambda graphs, images: graphs.function(images))
         expected = measure(own, [detector], index).records
