@@ -14,7 +14,7 @@ def claim(value: float, half: float) -> dict[str, Any]:
     return {"value": value, "low": value - half, "high": value + half, "p": 0.01, "proven": abs(value) > half}
 
 
-def numbers(half: float, ap: str, costs: str = "", *, seeds: bool = True, **plan: Any) -> dict[str, Any]:
+def numbers(half: float, ap: str, costs: str = "", *, second: bool = True, **plan: Any) -> dict[str, Any]:
     """Arms a, b, .. with these APs, all intervals of differences ``half`` wide to each side."""
     arms = dict(zip("abc", map(float, ap.split()), strict=False))
     gflops = dict(zip("abc", map(float, costs.split()), strict=False))
@@ -22,9 +22,9 @@ def numbers(half: float, ap: str, costs: str = "", *, seeds: bool = True, **plan
     for a in arms:
         for b in (name for name in arms if name > a):
             own = {"AP": claim(arms[b] - arms[a], half)}
-            missing = None if seeds else f"a second seed of {a} and of {b}"
-            pairs.append({"a": a, "b": b, "detectors": own, "methods": own if seeds else None, "missing": missing})
-    known = {"seeds": [0, 1] if seeds else [0]}
+            missing = None if second else f"a second seed of {a} and of {b}"
+            pairs.append({"a": a, "b": b, "detectors": own, "methods": own if second else None, "missing": missing})
+    known = {"seeds": [0, 1] if second else [0]}
     variants = {name: {"costs": {"gflops": gflops[name]} if name in gflops else {}, **known} for name in arms}
     return {"variants": variants, "pairs": pairs, "confidence": 0.95, "planning": PLAN | plan if plan else None}
 
@@ -56,7 +56,7 @@ def test_without_a_winner_the_cheapest_that_is_not_proven_worse_is_named() -> No
 
 
 def test_what_one_seed_one_arm_and_unknown_noise_leave_unsaid() -> None:
-    first, second, third = lead(numbers(0.1, "0.3 0.5", seeds=False))
+    first, second, third = lead(numbers(0.1, "0.3 0.5", second=False))
     assert "this very detector on other images" in first
     assert "not known" in second
     assert "a second seed of a and b" in third
