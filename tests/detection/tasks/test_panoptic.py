@@ -14,15 +14,9 @@ from PIL import Image
 
 from detection.build import build_detector
 from detection.config.detection import (
-    AnchorConfig,
-    BoxConfig,
     DetectionConfig,
-    DetectorBackboneConfig,
-    DetectorDataConfig,
     MaskConfig,
     PanopticConfig,
-    PostprocessConfig,
-    RPNConfig,
     SemanticConfig,
 )
 from detection.data.digits import CLASSES, STUFF
@@ -35,22 +29,19 @@ from detection.tasks.test import read_records, run_test
 
 
 @pytest.fixture(scope="module")
-def checkpoint(digits) -> Checkpoint[DetectionConfig]:
+def checkpoint(tiny, lab) -> Checkpoint[DetectionConfig]:
     """Of a network that never learned anything, all of whose objects count."""
-    config = DetectionConfig(
-        architecture="panoptic_fpn",
-        backbone=DetectorBackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=16),
-        anchors=AnchorConfig(sizes=(16.0, 32.0, 64.0, 128.0, 256.0)),
-        rpn=RPNConfig(channels=16, pre_nms_test=16, post_nms_test=6, min_size=2.0),
-        box=BoxConfig(head="fc", head_fcs=1, head_channels=16, pool="roi_align"),
+    config = lab.changed(
+        tiny,
+        data__test=("digits_panoptic:test",),
+        data__train=(),
+        box__pool="roi_align",
+        test__score_threshold=0.0,
+        test__max_detections=5,
         mask=MaskConfig(convs=1, channels=8),
         semantic=SemanticConfig(channels=32, loss_weight=0.5),
         panoptic=PanopticConfig(stuff=STUFF, instance_score=0.0, stuff_area=1),
-        test=PostprocessConfig(score_threshold=0.0, max_detections=5),
-        data=DetectorDataConfig(
-            test=("digits_panoptic:test",), root=str(digits), shorter_side=96, longer_side=128, workers=0
-        ),
-        device="cpu",
+        architecture="panoptic_fpn",
     )
     torch.manual_seed(0)
     weights = build_detector(config, len(CLASSES)).state_dict()
