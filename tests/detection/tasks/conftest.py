@@ -40,23 +40,17 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(digits: Path) -> DetectionConfig:
     """A detector of 0.4 million weights that trains for four steps with a checkpoint after every second one."""
+    few: dict[str, Any] = {"pre_nms_train": 64, "pre_nms_test": 200, "post_nms_train": 16, "post_nms_test": 64}
+    small: dict[str, Any] = {"shorter_side": 64, "longer_side": 96, "workers": 0}
+    often: dict[str, Any] = {"checkpoint_every": 2, "log_every": 1, "layout": "channels_last"}
     return DetectionConfig(
         backbone=DetectorBackboneConfig(name="timm:test_resnet", norm="bn", fpn=True, fpn_channels=16),
         anchors=AnchorConfig(sizes=(16.0, 24.0, 32.0, 48.0, 64.0)),
-        rpn=RPNConfig(
-            **{"channels": 16, "allow_outside": True, "samples_per_image": 16, "min_size": 2.0, "pre_nms_train": 64},
-            **{"pre_nms_test": 200, "post_nms_train": 16, "post_nms_test": 64},
-        ),
+        rpn=RPNConfig(channels=16, allow_outside=True, samples_per_image=16, min_size=2.0, **few),
         box=BoxConfig(samples_per_image=8, head="fc", head_channels=16),
         test=PostprocessConfig(score_threshold=0.01),
-        data=DetectorDataConfig(
-            **{"train": ("digits:train",), "test": ("digits:test",), "root": str(digits)},
-            **{"shorter_side": 64, "longer_side": 96, "workers": 0},
-        ),
-        solver=DetectorSolverConfig(
-            **{"iterations": 4, "checkpoint_every": 2, "log_every": 1, "steps": (3,), "clip_norm": 5.0},
-            layout="channels_last",
-        ),
+        data=DetectorDataConfig(train=("digits:train",), test=("digits:test",), root=str(digits), **small),
+        solver=DetectorSolverConfig(iterations=4, steps=(3,), clip_norm=5.0, **often),
         device="cpu",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,7 @@ from detection.config.detection import (
     BoxConfig,
     DetectionConfig,
     DetectorBackboneConfig,
-    DetectorDataConfig,
     DetectorSolverConfig,
-    RPNConfig,
 )
 from detection.data.index import AnnotationIndex
 from detection.engine import compiled
@@ -34,19 +33,16 @@ def no_compiler(monkeypatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def config(digits, lab) -> DetectionConfig:
+def config(tiny) -> DetectionConfig:
     """Images of one size, which is a frame: then eager batches have the same padding."""
-    sides = {"shorter_side": 64, "longer_side": 64, "workers": 0}
     resized = ({"HorizontalFlip": {"p": 0.5}}, {"Resize": {"height": 64, "width": 64}})
-    solver = {"iterations": STEPS, "images_per_step": 2, "log_every": 1, "clip_norm": 5.0, "base_lr": 1e-4}
-    return DetectionConfig(
+    return replace(
+        tiny,
         backbone=DetectorBackboneConfig(name="resnet18", norm="frozen_bn", roi_size=2, freeze_at=2),
         anchors=AnchorConfig(sizes=(16.0, 32.0)),
-        rpn=RPNConfig(channels=16, allow_outside=True, samples_per_image=16, pre_nms_train=64, post_nms_train=16),
         box=BoxConfig(samples_per_image=8, pool="roi_align"),
-        data=DetectorDataConfig(train=("digits:train",), root=str(digits), augment=resized, **sides),
-        solver=DetectorSolverConfig(**solver),
-        device="cpu",
+        data=replace(tiny.data, test=(), augment=resized, longer_side=64),
+        solver=DetectorSolverConfig(iterations=STEPS, images_per_step=2, log_every=1, clip_norm=5.0, base_lr=1e-4),
     )
 
 
