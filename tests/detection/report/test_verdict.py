@@ -60,14 +60,9 @@ def test_what_one_seed_one_arm_and_unknown_noise_leave_unsaid() -> None:
     assert "this very detector on other images" in first
     assert "not known" in second
     assert "a second seed of a and b" in third
-    far, both, unknown = (
-        lead(numbers(0.1, "0.3 0.5", **plan))[2]
-        for plan in (
-            {"visible": 2.285},
-            {"seeds": None, "images": None},
-            {"noise": None, "seeds": None, "images": None},
-        )
-    )
+    few = {"seeds": None, "images": None}
+    plans: list[dict[str, Any]] = [{"visible": 2.285}, few, few | {"noise": None}]
+    far, both, unknown = (lead(numbers(0.1, "0.3 0.5", **plan))[2] for plan in plans)
     assert "228" not in far  # a gap beyond all AP is not promised
     assert "No gap" in far
     assert "more seeds and more images" in both

@@ -50,8 +50,9 @@ def no_network(monkeypatch) -> None:
 def begin(
     folder: Path, output: Path | None = None, *, say: Callable[[str], None] = lambda _: None, **wishes: Any
 ) -> Any:
-    machine = wishes.pop("machine", CPU)
-    return init_folder(folder, output, wishes=Wishes(**{"start": "none"} | wishes), machine=machine, say=say)
+    given: dict[str, Any] = {"start": "none"} | wishes
+    machine = given.pop("machine", CPU)
+    return init_folder(folder, output, wishes=Wishes(**given), machine=machine, say=say)
 
 
 def config_of(project: Any) -> DetectionConfig:

@@ -430,22 +430,22 @@ class TestSameNumbers:
     @pytest.mark.parametrize(
         "sizes", [[(128, 160)], [(107, 151)], [(128, 160), (163, 99), (107, 151)]], ids=["one", "odd", "three"]
     )
-    def test_detections_of_noise(self, small, sizes) -> None:
+    def test_detections_of_noise(self, small: tuple[MaskRCNN, Architecture], sizes) -> None:
         assert_same_detections(*small, [noise(size, seed=number) for number, size in enumerate(sizes)])
 
     @pytest.mark.slow
     @pytest.mark.data
-    def test_detections_of_ten_photographs(self, small, data_root_for_tests) -> None:
+    def test_detections_of_ten_photographs(self, small: tuple[MaskRCNN, Architecture], data_root_for_tests) -> None:
         paths = sorted((data_root_for_tests / "coco128" / "val2017").glob("*.jpg"))[:10]
         images = [shrunk(path) for path in paths]
         assert len(images) == 10
         for batch in (images[:3], images[3:6], images[6:9], images[9:]):
             assert_same_detections(*small, batch)
 
-    def test_losses_and_gradients(self, small) -> None:
+    def test_losses_and_gradients(self, small: tuple[MaskRCNN, Architecture]) -> None:
         assert_same_losses(*small, [make_target((128, 160), seed=number) for number in range(2)])
 
-    def test_losses_where_an_image_has_no_objects(self, small) -> None:
+    def test_losses_where_an_image_has_no_objects(self, small: tuple[MaskRCNN, Architecture]) -> None:
         assert_same_losses(*small, [make_target((128, 160), seed=0), make_target((128, 160), seed=1, count=0)])
 
     @pytest.mark.slow
@@ -541,7 +541,9 @@ class TestConfig:
         weights = {key: torch.zeros(()).expand(value.shape) for key, value in shapes.items()}
         assert convert_torchvision(weights, class_names=CLASSES)[0].backbone.name == name
 
-    def test_the_eps_is_told_by_old_names_by_trained_statistics_or_by_whoever_knows(self, small, state) -> None:
+    def test_the_eps_is_told_by_old_names_by_trained_statistics_or_by_whoever_knows(
+        self, small: tuple[MaskRCNN, Architecture], state
+    ) -> None:
         new = small[0].state_dict()
         narrow_model(FrozenBatchNorm2d).load_state_dict(state)  # torchvision, too, reads the old names
         old_config, old_weights = convert_torchvision(state, class_names=CLASSES)
@@ -633,7 +635,7 @@ def assert_same_detections_of_both(first: FasterRCNN, second: FasterRCNN, images
 class TestTheWayBack:
     """From ours to torchvision."""
 
-    def test_only_the_background_s_box_and_mask_change(self, small) -> None:
+    def test_only_the_background_s_box_and_mask_change(self, small: tuple[MaskRCNN, Architecture]) -> None:
         state = small[0].state_dict()
         config, weights = convert_torchvision(state, class_names=CLASSES, norm_eps=0.0)
         back, code = to_torchvision(config, CLASSES, weights)
@@ -651,7 +653,7 @@ class TestTheWayBack:
         assert again == config
         assert all(same[name].equal(value) for name, value in weights.items())
 
-    def test_torchvision_s_model_finds_the_same(self, small) -> None:
+    def test_torchvision_s_model_finds_the_same(self, small: tuple[MaskRCNN, Architecture]) -> None:
         theirs = small[0]
         back, _ = to_torchvision(*_as_run(theirs.state_dict(), norm_eps=0.0))
         loaded = narrow_model(lambda channels: FrozenBatchNorm2d(channels, eps=0.0)).eval()

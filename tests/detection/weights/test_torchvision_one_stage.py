@@ -196,11 +196,11 @@ def make_target(size: tuple[int, int], *, seed: int, count: int) -> Target:
     return Target(boxes=boxes, labels=labels, ignore=torch.zeros(count, dtype=torch.bool))
 
 
-def test_detections_are_torchvisions(both) -> None:
+def test_detections_are_torchvisions(both: tuple[Theirs, OneStage]) -> None:
     assert_same_detections(*both, [noise((128, 160), seed=1), noise((107, 151), seed=2)])
 
 
-def test_losses_and_gradients_are_torchvisions(both) -> None:
+def test_losses_and_gradients_are_torchvisions(both: tuple[Theirs, OneStage]) -> None:
     """Of three images, one without objects; their sides are multiples of 32: torchvision trains on the padding too."""
     theirs, ours = both
     images = [noise((128, 160), seed=number) for number in range(3)]
@@ -234,7 +234,7 @@ def test_every_builder(builder) -> None:
     assert_same_detections(theirs, converted(theirs.state_dict()), [noise((96, 128), seed=0)])
 
 
-def test_it_goes_back(both) -> None:
+def test_it_goes_back(both: tuple[Theirs, OneStage]) -> None:
     """torchvision's model finds the same with the written weights, whose row 0 is never found."""
     theirs, _ = both
     config, weights = convert_torchvision(theirs.state_dict(), class_names=CLASSES)
