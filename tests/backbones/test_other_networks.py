@@ -5,7 +5,7 @@ The contract of all networks is in test_base.py, and their sizes are in test_siz
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from backbones.all_conv import AllCNN
@@ -52,40 +52,24 @@ def test_trains(kind: str) -> None:
     assert min(losses[-5:]) < losses[0] / 2
 
 
-def test_all_conv_has_convolutions_and_no_pool() -> None:
+@torch.no_grad()
+def test_all_conv_has_convolutions_and_no_pool_and_classifies_by_the_average_of_cells() -> None:
     layers = [m for m in AllCNN(out_features=("c2",)).modules() if not list(m.children())]
     assert {type(m) for m in layers} == {nn.Conv2d, nn.ReLU, nn.Dropout}
     assert [m.stride[0] for m in layers if isinstance(m, nn.Conv2d)] == [1, 1, 2, 1, 1, 2, 1, 1]
-    for dropout in ({}, {"dropout": 0}):
-        rates = [m.p for m in AllCNN(**dropout).modules() if isinstance(m, nn.Dropout)]
-        assert rates == ([0, 0, 0] if dropout else [0.2, 0.5, 0.5])
-    trained = {name[:2] for name, p in AllCNN(freeze_at=2).named_parameters() if p.requires_grad}
-    assert trained == {"c2"}
-
-
-@torch.no_grad()
-def test_cells_of_all_conv_far_from_the_border_do_not_depend_on_the_size_of_the_image() -> None:
+    for backbone, rates in ((AllCNN(), [0.2, 0.5, 0.5]), (AllCNN(dropout=0), [0, 0, 0])):
+        assert [m.p for m in backbone.modules() if isinstance(m, nn.Dropout)] == rates
+    assert {name[:2] for name, p in AllCNN(freeze_at=2).named_parameters() if p.requires_grad} == {"c2"}
     torch.manual_seed(0)
-    backbone = AllCNN(out_features=("c2",)).eval()
-    image = torch.rand(1, 3, 96, 80)
+    backbone, image = AllCNN(out_features=("c2",)).eval(), torch.rand(1, 3, 96, 80)
+    # cells far from the border do not depend on the size of the image
     whole, part = backbone(image)["c2"], backbone(image[:, :, 16:80, 8:72])["c2"]
     torch.testing.assert_close(part[:, :, 6:-6, 6:-6], whole[:, :, 10:14, 8:12], rtol=1e-5, atol=1e-5)
     assert whole.std() > 0.01
-
-
-@torch.no_grad()
-def test_classifier_of_all_conv_is_the_average_of_a_1x1_convolution() -> None:
-    torch.manual_seed(0)
     classifier, images = Classifier(build_backbone("all_cnn_c"), 10).eval(), torch.rand(2, 3, 45, 20)
     maps = classifier.tail.maps(classifier.backbone(images)["c1"])
     per_cell = functional.conv2d(maps, classifier.fc.weight[:, :, None, None], classifier.fc.bias)
     torch.testing.assert_close(classifier(images), per_cell.mean(dim=(2, 3)), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["all_cnn_c", "cifar_resnet20"])
-def test_no_tail_after_the_last_stage(name: str) -> None:
-    with pytest.raises(ValueError, match="c2 is one of the features c0, c2; end them at c1"):
-        build_backbone(name, out_features=("c2", "c0")).tail()
 
 
 def test_stages_of_cifar_resnets_by_hand() -> None:
@@ -101,12 +85,9 @@ def test_stages_of_cifar_resnets_by_hand() -> None:
     assert not any("downsample" in name for name in residual)
     with pytest.raises(ValueError, match="for a feature pyramid"):
         pyramid_features("cifar_resnet20")
-
-
-def test_gate_weighs_by_the_map_or_by_one_more_than_the_map() -> None:
-    features, attention = torch.tensor([[[[2.0, -4.0]]]]), torch.tensor([[[[0.5, 0.0]]]])
-    assert Gate()(features, attention).flatten().tolist() == [1.0, 0.0]
-    assert Gate(residual=True)(features, attention).flatten().tolist() == [3.0, -4.0]
+    for name in ("all_cnn_c", "cifar_resnet20"):
+        with pytest.raises(ValueError, match="c2 is one of the features c0, c2; end them at c1"):
+            build_backbone(name, out_features=("c2", "c0")).tail()
 
 
 @torch.no_grad()
@@ -122,33 +103,24 @@ def test_cbam_by_hand() -> None:
     torch.testing.assert_close(layer(x), weighed * cells.sigmoid())
 
 
-def test_masks_go_down_to_the_same_size_in_all_stages_and_are_between_0_and_1() -> None:
+@pytest.mark.parametrize("residual", [True, False])
+def test_attention_weighs_by_the_map_or_by_one_more_than_the_map(residual: bool) -> None:
+    features, attention = torch.tensor([[[[2.0, -4.0]]]]), torch.tensor([[[[0.5, 0.0]]]])
+    assert Gate(residual=residual)(features, attention).flatten().tolist() == ([3.0, -4.0] if residual else [1.0, 0.0])
+    for kind in (AttentionNet, CifarAttentionNet):
+        with torch.device("meta"):
+            modules = list(kind(56, attention="residual" if residual else "naive").modules())
+        assert [gate.residual for gate in modules if isinstance(gate, Gate)] == [residual] * 3
+        assert [len(mask.down) for mask in modules if isinstance(mask, SoftMask)] == [3, 2, 1]  # to the same size
+
+
+def test_masks_are_between_0_and_1() -> None:
     torch.manual_seed(0)
-    with torch.device("meta"):
-        for kind in (AttentionNet, CifarAttentionNet):
-            assert [len(mask.down) for mask in kind(56).modules() if isinstance(mask, SoftMask)] == [3, 2, 1]
     mask = SoftMask(16, 2, design=BlockDesign("B", make_norm("bn", 1e-5), make_activation("relu"))).eval()
     for size in ((8, 8), (7, 5), (1, 3)):
         values = mask(torch.randn(2, 16, *size))
         assert values.shape == (2, 16, *size)
         assert ((values > 0) & (values < 1)).all()
-
-
-class Zeros(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
-
-
-@pytest.mark.parametrize(("attention", "residual"), [("residual", True), ("naive", False)])
-def test_trunk_of_a_mask_of_zeros_survives_residual_learning_alone(attention, residual: bool) -> None:
-    with torch.device("meta"):
-        gates = [m for m in AttentionNet(56, attention=attention).modules() if isinstance(m, Gate)]
-    assert [gate.residual for gate in gates] == [residual] * 3
-    module = CifarAttentionNet(56, norm="bn", attention=attention).get_submodule("layer1.1").eval()
-    module.register_module("mask", Zeros())
-    for name in ("before", "trunk", "after"):
-        module.register_module(name, nn.Identity())
-    assert module(torch.ones(1, 64, 4, 4)).eq(float(residual)).all()
 
 
 @pytest.mark.parametrize(
@@ -164,7 +136,7 @@ def test_attention_networks_that_there_are_not(kind, depth: int, options, messag
         kind(depth, **options)
 
 
-def test_gradient_of_shake_shake_is_shared_otherwise_than_the_values() -> None:
+def test_gradient_of_shake_shake_is_shared_otherwise_than_the_values_and_evenly_in_a_test() -> None:
     torch.manual_seed(0)
     one, other = torch.ones(64, 2, 3, 3, requires_grad=True), torch.zeros(64, 2, 3, 3, requires_grad=True)
     mixed = shake(one, other)  # the share of ``one``, image by image
@@ -176,10 +148,6 @@ def test_gradient_of_shake_shake_is_shared_otherwise_than_the_values() -> None:
     assert shares.mean(dim=1).tolist() == pytest.approx([0.5, 0.5], abs=0.15)
     assert shares.diff(dim=0).abs().min() > 0
     assert shares.corrcoef()[0, 1].abs() < 0.4
-
-
-def test_a_test_of_shake_shake_takes_half_of_each_branch() -> None:
-    torch.manual_seed(0)
     block, x = ShakeBlock(8, 8, stride=1, norm=nn.BatchNorm2d).eval(), torch.randn(2, 8, 5, 5)
     torch.testing.assert_close(block(x), x + 0.5 * block.branch1(x) + 0.5 * block.branch2(x))
     assert not torch.equal(block.train()(x), block(x))
