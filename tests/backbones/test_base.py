@@ -39,14 +39,13 @@ def stages_of(name: str) -> list[str]:
 
 
 def assert_learns_unless_frozen(*parts: nn.Module) -> None:
-    parameters = [parameter for part in parts for parameter in part.parameters()]
+    parameters = [*nn.ModuleList(parts).parameters()]
     assert [p.grad is not None for p in parameters] == [p.requires_grad for p in parameters]
     assert any(not p.requires_grad for p in parameters)
 
 
 @every_backbone
-@torch.no_grad()
-def test_features_have_the_channels_and_sizes_of_their_specs(name: str) -> None:
+def test_features_have_the_channels_and_sizes_of_their_specs_and_impossible_options_are_named(name: str) -> None:
     stages = stages_of(name)
     backbone = build_meta(name, out_features=(stages[-1], *stages[:-1]))
     for size in ((65, 97), (33, 50), (1, 31)):
@@ -54,6 +53,10 @@ def test_features_have_the_channels_and_sizes_of_their_specs(name: str) -> None:
         assert list(features) == list(backbone.specs) == stages
         for feature, spec in zip(features.values(), backbone.specs.values(), strict=True):
             assert feature.shape == (2, spec.channels, *(math.ceil(side / spec.stride) for side in size))
+    wrong = [("out_features", ()), ("out_features", ("c4", "c6")), ("out_features", "c5"), ("freeze_at", 6)]
+    for option, value in [*wrong, ("freeze_at", -1), ("roi_size", 0)]:
+        with pytest.raises(ValueError, match=option):
+            build_meta(name, **{option: value})
 
 
 @every_backbone
@@ -81,14 +84,14 @@ def test_the_default_feature_feeds_a_tail_that_owns_its_layers(name: str) -> Non
 def test_values_survive_a_round_trip_and_gradients_are_not_zero(name: str, side: int) -> None:
     torch.manual_seed(0)
     images = torch.randn(1, 3, 48, 48)
-    source, target = (build_backbone(name, roi_size=side, freeze_at=freeze_at).eval() for freeze_at in (0, 2))
+    free, source, target = (build_backbone(name, roi_size=side, freeze_at=stage).eval() for stage in (0, 2, 2))
     with torch.no_grad():
         (before,), (expected,) = target(images).values(), source(images).values()
         assert not torch.equal(before, expected)
         target.load_state_dict(source.state_dict())
         torch.testing.assert_close([*target(images).values()], [expected], rtol=0, atol=0)
-    for backbone in (source, target):
-        assert all(p.requires_grad for p in backbone.parameters()) == (backbone is source)
+    for backbone in (free, target):
+        assert all(p.requires_grad for p in backbone.parameters()) == (backbone is free)
         tail = backbone.train().tail().eval()
         (feature,) = backbone(images).values()
         vectors = tail(feature[:, :, :side, :side])
@@ -97,14 +100,6 @@ def test_values_survive_a_round_trip_and_gradients_are_not_zero(name: str, side:
         vectors.sum().backward()
         gradients = [p.grad for p in [*backbone.parameters(), *tail.parameters()] if p.requires_grad]
         assert all(gradient is not None and gradient.any() for gradient in gradients)
-
-
-@every_backbone
-def test_impossible_options_are_named(name: str) -> None:
-    wrong = [("out_features", ()), ("out_features", ("c4", "c6")), ("out_features", "c5"), ("freeze_at", 6)]
-    for option, value in [*wrong, ("freeze_at", -1), ("roi_size", 0)]:
-        with pytest.raises(ValueError, match=option):
-            build_meta(name, **{option: value})
 
 
 @pytest.mark.parametrize("name", DEEPEST)

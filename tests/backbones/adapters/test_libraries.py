@@ -92,12 +92,6 @@ def test_published_weights_are_asked_for_by_name_and_tag(monkeypatch: pytest.Mon
     assert asked == ["googlenet"]
 
 
-def test_weights_of_another_network_do_not_fit(tmp_path: Path) -> None:
-    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.pth")
-    with pytest.raises(ValueError, match=r"resnet18.pth' do not fit ConvNeXt"):
-        build_backbone("timm:convnext_atto", weights=str(tmp_path / "resnet18.pth"))
-
-
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -123,7 +117,10 @@ def test_what_cannot_be_a_backbone_is_refused_with_the_reason(name: str, options
         meta(name, **options)
 
 
-def test_without_timm_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_of_another_network_or_without_timm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.pth")
+    with pytest.raises(ValueError, match=r"resnet18.pth' do not fit ConvNeXt"):
+        build_backbone("timm:convnext_atto", weights=str(tmp_path / "resnet18.pth"))
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"pip install 'resdet\[timm\]'"):
         build_backbone("timm:resnet18")

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights
 
 from backbones.norm import FrozenBatchNorm
-from backbones.weights import load
-from backbones.weights.load import LoadReport, download_torchvision, load_matching, our_names, read_state_dict
+from backbones.weights.load import SOURCES, LoadReport, download_torchvision, load_matching, our_names, read_state_dict
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.zeros(2)}
 
@@ -22,9 +21,9 @@ def small_net() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4))
 
 
-def save(content: object, path: Path) -> Path:
+def save(content, path: Path) -> Path:
     if path.suffix == ".safetensors":
-        save_file(content, path)  # pyright: ignore[reportArgumentType]
+        save_file(content, path)
     elif path.suffix == ".pkl":
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
@@ -33,23 +32,18 @@ def save(content: object, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
-def test_reads_what_was_saved_and_names_what_is_truncated(tmp_path: Path, suffix: str) -> None:
+def test_reads_what_was_saved_and_names_what_is_damaged(tmp_path: Path, suffix: str) -> None:
     path = save(STATE, tmp_path / f"weights{suffix}")
     torch.testing.assert_close(read_state_dict(str(path)), STATE)
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"cannot read weights from '.*weights\."):
-        read_state_dict(path)
-    if suffix != ".safetensors":
-        for wrapper in ("state_dict", "model"):
-            torch.testing.assert_close(read_state_dict(save({wrapper: STATE, "epoch": 3}, path)), STATE)
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("content", [b"", b"not weights at all", b"PK\x03\x04 broken", bytes(range(256)) * 8])
-def test_damaged_file_is_named(tmp_path: Path, suffix: str, content: bytes) -> None:
-    path = tmp_path / f"weights{suffix}"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"cannot read weights from '.*weights\{suffix}'"):
+    broken = [path.read_bytes()[:-20], b"", b"not weights at all", b"PK\x03\x04 broken", bytes(range(256)) * 8]
+    for wrapper in ("state_dict", "model") if suffix != ".safetensors" else ():
+        torch.testing.assert_close(read_state_dict(save({wrapper: STATE, "epoch": 3}, path)), STATE)
+    for content in broken:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"cannot read weights from '.*weights\{suffix}'"):
+            read_state_dict(path)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"no weights file '.*weights"):
         read_state_dict(path)
 
 
@@ -69,8 +63,6 @@ def test_damaged_file_is_named(tmp_path: Path, suffix: str, content: bytes) -> N
 def test_file_without_a_mapping_of_tensors_is_named(tmp_path: Path, suffix: str, content, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_state_dict(save(content, tmp_path / f"other{suffix}"))
-    with pytest.raises(ValueError, match=r"no weights file '.*absent\.pth'"):
-        read_state_dict(tmp_path / "absent.pth")
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -79,38 +71,40 @@ def test_reads_pickled_arrays_and_pairs_of_them(tmp_path: Path, wrapped: bool) -
     content = {"model": arrays, "__author__": "me", "matching_heuristics": True} if wrapped else arrays
     state = read_state_dict(save(content, tmp_path / "weights.pkl"))
     assert {name: tuple(v.shape) for name, v in state.items()} == {"a": (2, 3), "conv1_1_w": (2, 3), "conv1_1_b": (2,)}
-    torch.testing.assert_close(state["a"], torch.arange(6.0).reshape(2, 3))
+    torch.testing.assert_close(state["a"], STATE["a.weight"])
 
 
-@pytest.mark.parametrize("digest", [None, "deadbeef"])
-def test_download_is_checked_and_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: str | None) -> None:
+@pytest.mark.parametrize("digest", ["", "deadbeef"])
+def test_download_is_checked_and_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: str) -> None:
     draft = save(STATE, tmp_path / "draft.pth")
     path = draft.rename(tmp_path / f"resnet18-{digest or hashlib.sha256(draft.read_bytes()).hexdigest()[:8]}.pth")
     monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1.value, "url", path.as_uri())
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    if digest is None:
+    if not digest:
         torch.testing.assert_close(download_torchvision("resnet18"), STATE)
         path.unlink()
         torch.testing.assert_close(download_torchvision("resnet18"), STATE)
         monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
-        with pytest.raises(ValueError, match=r"weights of resnet18 from file:.*give its path as weights"):
-            download_torchvision("resnet18")
-    else:
-        with pytest.raises(ValueError, match="invalid hash value"):
-            download_torchvision("resnet18")
+    with pytest.raises(ValueError, match="invalid hash value" if digest else "give its path as weights"):
+        download_torchvision("resnet18")
 
 
-def test_complete_load_reports_all_names_but_step_counters_of_either_side() -> None:
+def test_a_load_reports_all_names_but_step_counters_of_either_side() -> None:
     source, target = small_net(), small_net()
     source.get_buffer("1.running_mean").fill_(5.0)
-    report = load_matching(target, source.state_dict(), source="test")
-    assert report.loaded == ("0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var")
-    assert (report.missing, report.unused, report.mismatched) == ((), (), ())
-    torch.testing.assert_close(target.state_dict(), source.state_dict())
+    state = dict(source.state_dict())
+    report = load_matching(target, state, source="test")
+    assert report == LoadReport(("0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var"), (), (), ())
+    torch.testing.assert_close(dict(target.state_dict()), state)
     frozen = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), FrozenBatchNorm(4))
-    assert load_matching(frozen, source.state_dict(), source="test") == report
+    assert load_matching(frozen, state, source="test") == report
     assert load_matching(source, frozen.state_dict(), source="test") == report
     assert load_matching(nn.ReLU(), {}, source="test") == LoadReport((), (), (), ())
+    state |= {"head.bias": torch.ones(2)}
+    report = load_matching(target, state, source="test", unused_ok=("head.", "neck."))
+    assert (len(report.loaded), report.unused) == (5, ("head.bias",))
+    with pytest.raises(ValueError, match=r"unused: 1: tail\.bias"):
+        load_matching(target, state | {"tail.bias": torch.ones(2)}, source="test", unused_ok=("head.",))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -139,31 +133,18 @@ def test_misfit_lists_every_name_with_shapes_and_changes_nothing() -> None:
     assert long.splitlines()[1] == "missing: 13: p0, p1, p2, p3, p4, p5, p6, p7, p8, p9, and 3 more"
 
 
-def test_allowed_names_are_reported_and_the_rest_is_loaded() -> None:
-    net = small_net()
-    state = {name: torch.ones_like(value) for name, value in net.state_dict().items()} | {"head.bias": torch.ones(2)}
-    report = load_matching(net, state, source="test", unused_ok=("head.", "neck."))
-    assert (len(report.loaded), report.unused) == (5, ("head.bias",))
-    assert net.get_parameter("0.weight").eq(1).all()
-    with pytest.raises(ValueError, match=r"unused: 1: tail\.bias"):
-        load_matching(net, state | {"tail.bias": torch.ones(2)}, source="test", unused_ok=("head.",))
-
-
 def test_names_of_either_kind_become_ours() -> None:
-    def renamed(*names: str, source: str = "torchvision") -> list[str]:
-        return list(our_names(dict.fromkeys(names, Tensor()), source=source))
-
-    assert renamed("classifier.0.weight", "classifier.3.bias", "layer1.0.bn1.bias") == [
-        "fc6.weight", "fc7.bias", "layer1.0.bn1.bias",
-    ]  # fmt: skip
-    assert renamed("classifier.6.bias", source="caffe") == ["fc.bias"]
-    assert renamed("conv1_1_w", source="caffe") == ["features.0.weight"]
+    for name, ours, source in (
+        ("classifier.0.weight", "fc6.weight", "torchvision"),
+        ("classifier.3.bias", "fc7.bias", "torchvision"),
+        ("layer1.0.bn1.bias", "layer1.0.bn1.bias", "torchvision"),
+        ("classifier.6.bias", "fc.bias", "caffe"),
+        ("conv1_1_w", "features.0.weight", "caffe"),
+    ):
+        assert list(our_names({name: Tensor()}, source=source)) == [ours]
     with pytest.raises(ValueError, match=r"have Caffe's names; set backbone\.weights_source to 'msra'"):
-        renamed("conv1_w")
-
-
-def test_sources_of_caffe_s_networks() -> None:
+        our_names({"conv1_w": Tensor()}, source="torchvision")
     for name, mean in (("caffe", (102.9801, 115.9465, 122.7717)), ("msra", (103.53, 116.28, 123.675))):
-        source = load.SOURCES[name]
-        assert (source.input_stats.mean, source.input_stats.std) == (mean, (1.0, 1.0, 1.0))
-        assert (source.input_stats.channel_order, source.stride_in, source.norm_eps) == ("bgr", "1x1", 1e-5)
+        stats = SOURCES[name].input_stats
+        assert (stats.mean, stats.std, stats.channel_order) == (mean, (1.0, 1.0, 1.0), "bgr")
+        assert (SOURCES[name].stride_in, SOURCES[name].norm_eps) == ("1x1", 1e-5)
