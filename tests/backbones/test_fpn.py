@@ -65,13 +65,10 @@ def test_levels_by_convolutions_are_torchvisions(coarse, channels: int) -> None:
     torch.testing.assert_close([found["p6"], found["p7"]], list(wanted[1:]), rtol=1e-5, atol=1e-6)
 
 
-def test_starts_as_he_says_for_layers_without_activation() -> None:
+def test_starts_as_he_says_for_layers_without_activation_and_a_norm_takes_the_bias() -> None:
     conv = make_pyramid(channels=64).get_submodule("lateral.c5.0")
     assert conv.get_parameter("weight").var().item() == pytest.approx(1 / 512, rel=0.05)
     assert not conv.get_parameter("bias").any()
-
-
-def test_norm_follows_every_convolution_and_takes_its_bias() -> None:
     pyramid = make_pyramid(norm=make_norm("gn", 1e-5))
     for conv, norm in (block.children() for block in (*pyramid.lateral.values(), *pyramid.output.values())):
         assert (type(conv), conv.bias, isinstance(norm, nn.GroupNorm)) == (nn.Conv2d, None, True)
@@ -84,7 +81,7 @@ def test_gradient_reaches_every_parameter(coarse: str | None) -> None:
     assert not [name for name, p in pyramid.named_parameters() if p.requires_grad and p.grad is None]
 
 
-@pytest.mark.parametrize("features", [("c4",), ("c2", "c4"), ("c3", "c4", "c5")])
-def test_features_that_do_not_double_from_four_are_refused(features: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="strides 4, 8, 16"):
-        make_pyramid(features=features)
+def test_features_that_do_not_double_from_four_are_refused() -> None:
+    for features in (("c4",), ("c2", "c4"), ("c3", "c4", "c5")):
+        with pytest.raises(ValueError, match="strides 4, 8, 16"):
+            make_pyramid(features=features)

@@ -85,14 +85,3 @@ def test_objects_of_photographs_are_named_from_pixels_of_the_right_scale(number:
     network, paths = classifier(f"tf_efficientnet_lite{number}"), [folder / "china.jpg", folder / "flower.jpg"]
     assert guesses(network, paths, side).argmax(dim=1).tolist() == [698, 985]  # ImageNet's palace and daisy
     assert guesses(network, paths, side, unit=1 / 255).argmax(dim=1).tolist() != [698, 985]
-
-
-@pytest.mark.data
-def test_classes_of_photographs_are_plausible(data_root_for_tests: Path) -> None:
-    """Zebra, umbrella, moped and two more are among the first five of 1000 guesses."""
-    expected = {34: 340, 36: 879, 73: 665, 64: 409, 71: 829}  # COCO image -> ImageNet class
-    folder = data_root_for_tests / "coco128" / "train2017"
-    rows = guesses(classifier(), [folder / f"{number:012}.jpg" for number in expected], 224)
-    for row, label in zip(rows, expected.values(), strict=True):
-        assert label in row.topk(5).indices
-        assert row[label] > 0.1
