@@ -81,16 +81,9 @@ def rename_timm(name: str) -> str:
     The first normalisation in a network of the latter stands before the pool here and after it there. They commute
     where its weights are positive, as those of ``random_state`` are.
     """
-    for theirs, ours in (
-        (r"^stages\.0\.blocks\.0\.norm1\.", "bn1."),
-        (r"^stem\.conv\.", "conv1."),
-        (r"^norm\.", "closing.0."),
-        (r"^(head\.fc)\.", "fc."),
-        (r"\.downsample\.conv\.", ".downsample.0."),
-        (r"\.blocks\.", "."),
-        (r"\.norm(\d)\.", r".bn\1."),
-    ):
-        name = re.sub(theirs, ours, name)
+    name = name.replace("stages.0.blocks.0.norm1.", "bn1.").replace("stem.conv.", "conv1.").replace("head.fc.", "fc.")
+    name = name.replace(".downsample.conv.", ".downsample.0.").replace(".blocks.", ".")
+    name = re.sub(r"\.norm(\d)\.", r".bn\1.", re.sub(r"^norm\.", "closing.0.", name))
     return re.sub(r"^stages\.(\d)", lambda match: f"layer{int(match[1]) + 1}", name)
 
 

@@ -7,22 +7,11 @@ import pytest
 
 from detection.data.cards import load_dataset
 
-COMMANDS = {
-    "tools/analyze.py": "analyze",
-    "tools/check_data.py": "check",
-    "tools/compare_backbones.py": "compare",
-    "tools/convert_weights.py": "convert",
-    "tools/localize.py": "localize",
-    "tools/predict.py": "predict",
-    "tools/pretrain_net.py": "pretrain",
-    "tools/recompute_bn.py": "precise-bn",
-    "tools/test_methods.py": "methods",
-    "tools/test_net.py": "test",
-    "tools/train_alternating.py": "alternating",
-    "tools/train_net.py": "train",
-    "datasets/download.py": "download",
-    "datasets/make_digits.py": "digits",
-}
+COMMANDS = {"analyze": "analyze", "check_data": "check", "compare_backbones": "compare", "convert_weights": "convert"}
+COMMANDS |= {"localize": "localize", "predict": "predict", "pretrain_net": "pretrain", "recompute_bn": "precise-bn"}
+COMMANDS |= {"test_methods": "methods", "test_net": "test", "train_alternating": "alternating", "train_net": "train"}
+COMMANDS = {f"tools/{name}.py": command for name, command in COMMANDS.items()}
+COMMANDS |= {"datasets/download.py": "download", "datasets/make_digits.py": "digits"}
 GEOMETRIES = "exact", "detectron2"
 OPTIONS = {
     "tools/train_net.py": "digits/resnet18_c4.yaml --output-dir x --resume",
