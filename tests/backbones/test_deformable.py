@@ -1,5 +1,7 @@
 """Mirrors backbones/deformable.py; the plain convolution of the same weights is the reference."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ X = torch.randn(2, 4, 9, 7, dtype=torch.float64, generator=torch.Generator().man
 
 
 @torch.no_grad()
-def make_layer(*places: int, move: tuple[float, float] = (0, 0), sample=slice(None), modulated=False) -> DeformableConv:
+def make_layer(*places: int, move: tuple[float, float] = (0, 0), sample: Any = ..., modulated=False) -> DeformableConv:
     """One of stride, dilation and groups ``places``, which moves samples of its kernel by the same in every cell."""
     torch.manual_seed(1)
     layer = DeformableConv(4, 6, 3, *(places or (1, 1, 1)), modulated=modulated).double()

@@ -210,7 +210,7 @@ WAYS = {
 def test_gradients_of_a_stage_are_the_same_whatever_runs_it(way: str) -> None:
     stage, call = make_residual_stage(), WAYS[way]
     once = {name: gradient.clone() for name, gradient in gradients(stage).items()}
-    exact = {} if way == "compiled" else {"rtol": 0, "atol": 0}
+    exact: dict[str, Any] = {} if way == "compiled" else {"rtol": 0, "atol": 0}
     torch.testing.assert_close(gradients(stage, weighed(call(stage))), once, **exact)
     weighed(call(stage)).backward()
     twice = {name: 2 * gradient for name, gradient in once.items()}

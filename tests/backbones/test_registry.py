@@ -4,6 +4,7 @@ import hashlib
 import pickle
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,9 +50,11 @@ LACKING |= {"vgg16": "norm norm_eps", "vgg16_bn": "depth"}
 
 @pytest.mark.parametrize(("name", "options"), LACKING.items())
 def test_option_that_a_backbone_lacks_is_answered_with_those_it_has(name: str, options: str) -> None:
+    given: Any
     for option in options.split():
+        given = {option: 1}
         with pytest.raises(ValueError, match=f"{name} has no option '{option}' .*it has out_features, .*input_stats"):
-            build_backbone(name, **{option: 1})
+            build_backbone(name, **given)
     meta(name, **dict.fromkeys(options.split()))
 
 
@@ -75,6 +78,7 @@ def test_weights_from_a_file_are_loaded(files: Path) -> None:
 
 
 def test_a_source_brings_stats_and_stride_also_without_weights(files: Path) -> None:
+    options: Any
     for name, options in (
         ("resnet50", {"weights": "unread.pth", "load_weights": False}),
         ("resnet50", {}),

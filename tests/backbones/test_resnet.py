@@ -1,5 +1,7 @@
 """Mirrors resnet.py; equality with torchvision and timm is in test_classifier.py."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -114,14 +116,13 @@ def test_tail_averages_over_positions_and_its_stride_is_not_that_of_the_trunk() 
 
 
 def test_freeze_at_counts_the_stem_and_the_stages() -> None:
-    for kind, frozen in (
-        (ResNet, ["", "conv1 bn1 act1", "layer1", "layer2", "layer3", "layer4"]),
-        (CifarResNet, ["", "conv1 bn1 act1", "layer1", "layer2", "layer3 closing"]),
+    for make, frozen in (
+        (partial(ResNet, 18), ["", "conv1 bn1 act1", "layer1", "layer2", "layer3", "layer4"]),
+        (partial(CifarResNet, 20, PreactBasicBlock), ["", "conv1 bn1 act1", "layer1", "layer2", "layer3 closing"]),
     ):
         for freeze_at in range(len(frozen)):
             with torch.device("meta"):
-                args = (20, PreactBasicBlock) if kind is CifarResNet else (18,)
-                backbone = kind(*args, norm="gn", activation="prelu", freeze_at=freeze_at)
+                backbone = make(norm="gn", activation="prelu", freeze_at=freeze_at)
             parts = {True: set(), False: set()}
             for name, parameter in backbone.named_parameters():
                 parts[parameter.requires_grad].add(name.split(".")[0])

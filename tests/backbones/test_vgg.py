@@ -1,5 +1,7 @@
 """Mirrors vgg.py; equality with torchvision is in test_classifier.py."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -42,11 +44,11 @@ def test_freeze_at_counts_stages(norm: str | None) -> None:
 
 
 def test_tail_has_the_papers_sizes_and_is_two_linear_layers() -> None:
-    tail = meta_vgg(16).tail()
+    tail: Any = meta_vgg(16).tail()
     assert (tail.roi_size, tail.in_channels, tail.out_channels) == (7, 512, 4096)
     shapes = [tuple(value.shape) for value in tail.state_dict().values()]
     assert shapes == [(4096, 25088), (4096,), (4096, 4096), (4096,)]
-    tail, regions = small_vgg().tail().eval(), torch.randn(2, 512, 1, 1)
+    regions, tail = torch.randn(2, 512, 1, 1), small_vgg().tail().eval()
     torch.testing.assert_close(tail(regions), tail.fc7(tail.fc6(regions.flatten(1)).relu()).relu())
     assert tail.fc6.weight.std().item() == pytest.approx(0.01, rel=0.01)
     assert not tail.fc6.bias.any()

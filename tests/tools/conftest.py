@@ -24,7 +24,8 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
             runpy.run_path(str(ROOT / path), run_name="__main__")
         except SystemExit as end:
             status = end.code
-        return status, *capsys.readouterr()
+        said = capsys.readouterr()
+        return status, said.out, said.err
 
     return run
 

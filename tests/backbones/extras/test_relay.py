@@ -1,5 +1,7 @@
 """Mirrors relay.py."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -84,6 +86,7 @@ def test_frozen_lowest_layers_need_no_relay() -> None:
 
 
 def test_the_first_and_last_feature_are_the_default_and_others_must_follow_each_other() -> None:
+    options: Any
     with torch.device("meta"):
         model = RelayClassifier(build_backbone("cifar_resnet20", out_features=("c1", "c0")), 10)
         assert (model.stop, model.at) == ("c0", "c1")

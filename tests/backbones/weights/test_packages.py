@@ -1,6 +1,7 @@
 """Mirrors packages.py: files of packages that are installed or not, and what they bind."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,7 @@ def test_other_networks_are_refused(weights: str, name: str) -> None:
 
 
 def test_pixels_are_bound_with_and_without_the_package() -> None:
+    options: Any
     with torch.device("meta"):
         for options in ({"weights": "hed", "load_weights": False}, {"weights_source": "hed"}):
             assert build_backbone("vgg16", **options).input_stats == SOURCES["hed"].input_stats

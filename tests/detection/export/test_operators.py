@@ -1,5 +1,7 @@
 """Operators translated to ONNX give in ONNX Runtime and OpenVINO what PyTorch gives."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -61,7 +63,7 @@ def test_regions_are_pooled(options, run) -> None:
     if options and options[0] == 0:  # without a sample in an empty region, a runtime may give NaN
         regions = regions[regions[:, 3] > regions[:, 1]]
     for (found,) in run(pool, feature, regions):
-        tolerance = {"rtol": 1e-4, "atol": 1e-5} if options else {"rtol": 1e-6, "atol": 1e-6}
+        tolerance: Any = {"rtol": 1e-4, "atol": 1e-5} if options else {"rtol": 1e-6, "atol": 1e-6}
         np.testing.assert_allclose(found, pool(feature, regions), **tolerance)
 
 
