@@ -1,7 +1,5 @@
 """Mirrors detection/model/panoptic_merge.py."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -45,44 +43,36 @@ def by_pixels(found: list[tuple[float, int, Mask]], label_map: NDArray[np.uint8]
     return segments
 
 
-class TestMerging:
-    def test_the_better_object_keeps_what_both_claim(self) -> None:
-        found = merge([(0.7, 0, columns(2, 8)), (0.9, 1, columns(0, 4))])
-        assert found.ids[0].tolist() == [1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 0, 0]
-        assert found.found == (Segment(1, 1), Segment(2, 0))
+def test_by_hand() -> None:
+    # The better object keeps what both claim.
+    found = merge([(0.7, 0, columns(2, 8)), (0.9, 1, columns(0, 4))])
+    assert found.ids[0].tolist() == [1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 0, 0]
+    assert found.found == (Segment(1, 1), Segment(2, 0))
+    # An object that better ones cover by more than half is left out; weak, empty and covered ones too.
+    for second, labels in (((0.7, 0, columns(2, 6)), [1, 0]), ((0.6, 0, columns(1, 4)), [1])):
+        assert [s.label for s in merge([(0.9, 1, columns(0, 4)), second]).found] == labels
+    assert merge([(0.49, 0, columns(0, 4)), (0.9, 0, columns(0, 0))]).found == ()
+    both = [(0.9, 0, columns(0, 4)), (0.8, 0, columns(1, 3))]
+    assert merge(both, rule=replace(RULE, overlap=1.0)).found == (Segment(1, 0),)
+    assert merge([]).found == ()
+    # Stuff fills what objects leave if it is enough: 2 pixels of the second are too few.
+    label_map = np.array([[1, 1, 1, 1, 1, 1, 1, 2, 2, 0, 0, 0]], np.uint8)
+    found = merge([(0.9, 0, columns(0, 4))], label_map)
+    assert found.ids[0].tolist() == [1, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0]
+    assert found.found == (Segment(1, 0), Segment(2, 2))
 
-    def test_an_object_that_better_ones_cover_by_more_than_half_is_left_out(self) -> None:
-        half, more = (0.7, 0, columns(2, 6)), (0.6, 0, columns(1, 4))
-        assert [s.label for s in merge([(0.9, 1, columns(0, 4)), half]).found] == [1, 0]
-        assert [s.label for s in merge([(0.9, 1, columns(0, 4)), more]).found] == [1]
 
-    def test_weak_and_empty_objects_are_left_out(self) -> None:
-        assert merge([(0.49, 0, columns(0, 4)), (0.9, 0, columns(0, 0))]).found == ()
-
-    def test_an_object_of_which_nothing_is_left_makes_no_segment(self) -> None:
-        both = [(0.9, 0, columns(0, 4)), (0.8, 0, columns(1, 3))]
-        assert merge(both, rule=replace(RULE, overlap=1.0)).found == (Segment(1, 0),)
-
-    def test_stuff_fills_what_objects_leave_if_it_is_enough(self) -> None:
-        label_map = np.array([[1, 1, 1, 1, 1, 1, 1, 2, 2, 0, 0, 0]], np.uint8)
-        found = merge([(0.9, 0, columns(0, 4))], label_map)
-        assert found.ids[0].tolist() == [1, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0]  # 2 pixels of the second are too few
-        assert found.found == (Segment(1, 0), Segment(2, 2))
-
-    def test_nothing_found(self) -> None:
-        assert merge([]).found == ()
-
-    def test_equal_to_the_rule_pixel_by_pixel(self) -> None:
-        generator = np.random.default_rng(0)
-        for _ in range(200):
-            rule = Merging(num_things=4, overlap=float(generator.random()), stuff_area=int(generator.integers(1, 30)))
-            objects = list[tuple[float, int, Mask]]()
-            for _ in range(generator.integers(0, 8)):
-                top, left, height, width = generator.integers(0, 9, 4)
-                mask = np.zeros((9, 11), np.bool_)
-                mask[top : top + height, left : left + width] = True
-                objects.append((float(generator.random()), int(generator.integers(4)), mask))
-            label_map = generator.integers(0, 3, (9, 11)).astype(np.uint8)
-            found = merge(objects, label_map, rule)
-            got = [[s.label, *np.flatnonzero(found.ids == s.id).tolist()] for s in found.found]
-            assert got == by_pixels(objects, label_map, rule)
+def test_equal_to_the_rule_pixel_by_pixel() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        rule = Merging(num_things=4, overlap=float(generator.random()), stuff_area=int(generator.integers(1, 30)))
+        objects = list[tuple[float, int, Mask]]()
+        for _ in range(generator.integers(0, 8)):
+            top, left, height, width = generator.integers(0, 9, 4)
+            mask = np.zeros((9, 11), np.bool_)
+            mask[top : top + height, left : left + width] = True
+            objects.append((float(generator.random()), int(generator.integers(4)), mask))
+        label_map = generator.integers(0, 3, (9, 11)).astype(np.uint8)
+        found = merge(objects, label_map, rule)
+        got = [[s.label, *np.flatnonzero(found.ids == s.id).tolist()] for s in found.found]
+        assert got == by_pixels(objects, label_map, rule)

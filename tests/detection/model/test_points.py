@@ -1,7 +1,5 @@
 """Mirrors detection/model/points.py."""
 
-from __future__ import annotations
-
 import torch
 
 from detection.model.points import drawn_points, grid_points, on_image, sample_features, sample_masks, sample_regions
