@@ -1,7 +1,5 @@
 """Mirrors benchmark.py."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -18,23 +16,21 @@ def column(size: tuple[int, int], x: int, rows: slice = slice(10, 50)) -> np.nda
 
 
 def test_pixels_match_one_to_one_within_the_distance() -> None:
-    found, truth = match_edges(column(SIZE, 20), column(SIZE, 20))
-    assert (found.sum(), truth.sum()) == (40, 40)
-    assert not match_edges(column(SIZE, 20), column(SIZE, 21))[0].any()
-    assert match_edges(column(LARGE, 20), column(LARGE, 27))[0].sum() == 40
-    assert match_edges(column(LARGE, 20, slice(10, 11)), column(LARGE, 28, slice(10, 11)))[0].sum() == 0
-    # two lines near one: each of its pixels has one partner
-    both = column(LARGE, 20) | column(LARGE, 23)
-    found, truth = match_edges(both, column(LARGE, 21))
-    assert (found.sum(), truth.sum()) == (40, 40)
-    assert match_edges(both, np.zeros(LARGE, dtype=bool))[0].sum() == 0
+    def matched(edges: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
+        found, drawn = match_edges(edges, truth)
+        return found.sum(), drawn.sum()
 
-
-def test_a_pixel_gives_up_its_partner_where_another_has_none_else() -> None:
+    assert matched(column(SIZE, 20), column(SIZE, 20)) == (40, 40)
+    assert matched(column(SIZE, 20), column(SIZE, 21)) == (0, 0)
+    assert matched(column(LARGE, 20), column(LARGE, 27)) == (40, 40)
+    assert matched(column(LARGE, 20, slice(10, 11)), column(LARGE, 28, slice(10, 11))) == (0, 0)
+    both = column(LARGE, 20) | column(LARGE, 23)  # two lines near one: each of its pixels has one partner
+    assert matched(both, column(LARGE, 21)) == (40, 40)
+    assert matched(both, np.zeros(LARGE, dtype=bool)) == (0, 0)
+    # A pixel gives up its partner where another has none else: the first reaches 104 alone, the second both.
     found, truth = np.zeros(LARGE, dtype=bool), np.zeros(LARGE, dtype=bool)
-    found[100, [100, 107]] = True
-    truth[100, [104, 114]] = True  # the first reaches 104 alone, the second both
-    assert match_edges(found, truth)[0].sum() == 2
+    found[100, [100, 107]] = truth[100, [104, 114]] = True
+    assert matched(found, truth) == (2, 2)
 
 
 def test_counts_of_annotators_add_up_and_precision_asks_for_any() -> None:

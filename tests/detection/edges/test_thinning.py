@@ -1,7 +1,5 @@
 """Mirrors thinning.py."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.ndimage import label
 
@@ -17,31 +15,19 @@ def components(marked: np.ndarray, *, corners: bool = True) -> int:
 
 def test_lines_become_one_pixel_wide_and_stay_connected() -> None:
     thick = np.zeros((40, 60), dtype=bool)
-    thick[10:15, 5:50] = True
-    thick[5:35, 25:30] = True
+    thick[10:15, 5:50] = thick[5:35, 25:30] = True
     thinned = thin(thick)
     assert not (thinned & ~thick).any()
     assert components(thinned) == 1
-    assert thinned[:, 15].sum() == 1  # across the level line
-    assert thinned[30].sum() == 1  # across the upright one
-    assert np.array_equal(thin(thinned), thinned)
-
-
-def test_lines_of_one_pixel_and_single_pixels_stay() -> None:
+    assert (thinned[:, 15].sum(), thinned[30].sum()) == (1, 1)  # across the level and the upright line
     marked = np.zeros((20, 20), dtype=bool)
-    marked[5, 2:15] = True
-    marked[np.arange(8, 15), np.arange(8, 15)] = True
-    marked[18, 18] = True
-    assert np.array_equal(thin(marked), marked)
-
-
-def test_a_ring_keeps_its_hole() -> None:
+    marked[5, 2:15] = marked[np.arange(8, 15), np.arange(8, 15)] = marked[18, 18] = True
+    for fine in (thinned, marked):  # lines of one pixel and single pixels stay
+        assert np.array_equal(thin(fine), fine)
     ring = np.zeros((20, 20), dtype=bool)
     ring[4:16, 4:16] = True
     ring[8:12, 8:12] = False
-    thinned = thin(ring)
-    assert components(thinned) == 1
-    assert components(~thinned, corners=False) == 2
+    assert (components(thin(ring)), components(~thin(ring), corners=False)) == (1, 2)  # it keeps its hole
 
 
 def test_only_the_ridge_of_a_blurred_edge_is_left() -> None:
