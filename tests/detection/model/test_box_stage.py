@@ -100,17 +100,14 @@ class TestForward:
         torch.testing.assert_close(first.boxes, torch.stack([near, far]))
         torch.testing.assert_close(second.boxes[0], near.minimum(torch.tensor([31.0, 25, 31, 25])))
 
-    def test_each_image_gets_its_own_proposals(self, make_proposals) -> None:
-        feature, predictor = (
-            torch.tensor([1.0, 5, 9]).view(3, 1, 1, 1).expand(3, 2, 8, 8),
-            BoxPredictor(2, num_classes=1),
-        )
-        predictor.classes.weight.data = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    def test_images_do_not_mix(self, make_proposals) -> None:
+        stage, features = make_stage(random_predictor()), torch.rand(3, 2, 8, 8)
         proposals = [make_proposals(NEAR), make_proposals(), make_proposals(NEAR, FAR)]
-        found = score(make_stage(predictor), [feature], proposals, SIZES * 3)
-        assert [image.boxes.shape for image in found] == [(1, 1, 4), (0, 1, 4), (2, 1, 4)]
-        wanted = torch.tensor([[1.0], [9.0], [9.0]]).sigmoid()
-        torch.testing.assert_close(torch.cat([image.scores for image in found]), wanted)
+        found = score(stage, [features], proposals, SIZES * 3)
+        assert [image.boxes.shape for image in found] == [(1, 3, 4), (0, 3, 4), (2, 3, 4)]
+        for image, feature, own in zip(found, features.split(1), proposals, strict=True):
+            (alone,) = score(stage, [feature], [own])
+            torch.testing.assert_close((image.scores, image.boxes), (alone.scores, alone.boxes))
 
 
 @pytest.mark.parametrize(
@@ -150,13 +147,6 @@ class TestLosses:
         stage = make_stage(fixed([[1000.0] * 4, [1.0, 0, 0, 0], [1000.0] * 4]), **options)
         losses, _ = learn(stage, ones(), [make_proposals(NEAR, FAR)], [make_target([OBJECT], [1])])
         assert losses["box_regression"].item() == pytest.approx(expected, rel=1e-5)
-
-    def test_sampler_bounds_the_positives(self, make_target, make_proposals) -> None:
-        stage = make_stage(fixed(), sampler=BalancedSampler(4, 0.25))
-        proposals = make_proposals(NEAR, *[(float(x), 70.0, x + 20.0, 90.0) for x in range(10)])
-        losses, sample = learn(stage, ones(), [proposals], [make_target([OBJECT], [1])])
-        assert sample.valid.sum() == 4
-        assert losses["box_class"].item() == pytest.approx(-(math.log(0.2) + 3 * math.log(0.4)) / 4, rel=1e-6)
 
     @pytest.mark.parametrize("giou", [False, True])
     def test_images_of_a_batch_give_the_weighted_mean_of_their_own_losses(
@@ -244,43 +234,18 @@ class TestContext:
     FEATURES = (torch.rand(2, 2, 8, 8, generator=torch.Generator().manual_seed(0)),)
     SIZES = ((100, 90), (60, 120))
 
-    def vectors(self, features: Any, boxes: list[Any], images: list[int], sizes: Any, *, context: bool) -> Tensor:
+    def vectors(self, boxes: list[Any], images: list[int], *, context: bool) -> Tensor:
         stage = make_stage(BoxPredictor(4, num_classes=3), context=context)
         rows = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-        return stage.vectors(features, rows, torch.tensor(images, dtype=torch.int64), torch.tensor(sizes))
+        return stage.vectors(self.FEATURES, rows, torch.tensor(images, dtype=torch.int64), torch.tensor(self.SIZES))
 
     @pytest.mark.parametrize("images", [[0, 0, 1], [1, 1], [0], []])
     def test_is_the_whole_image_pooled_as_a_region_beside_each_region(self, images) -> None:
         boxes = [NEAR, FAR, (20.0, 5, 110, 50)][: len(images)]
-        found = self.vectors(self.FEATURES, boxes, images, self.SIZES, context=True)
-        plain = self.vectors(self.FEATURES, boxes, images, self.SIZES, context=False)
-        whole = [(0, 0, width, height) for height, width in self.SIZES]
-        contexts = self.vectors(self.FEATURES, whole, [0, 1], self.SIZES, context=False)
+        found, plain = (self.vectors(boxes, images, context=context) for context in (True, False))
+        contexts = self.vectors([(0, 0, width, height) for height, width in self.SIZES], [0, 1], context=False)
         torch.testing.assert_close(found, torch.cat([plain, contexts[images]], dim=1))
         assert not torch.allclose(contexts[0], contexts[1])
-
-    def test_by_hand(self) -> None:
-        # Cells of 16 pixels; the image of 32 x 64 pixels has 2 x 4 of them, the rest of the feature is padding.
-        feature = torch.full((1, 2, 8, 8), 100.0)
-        feature[0, 0, :2, :4], feature[0, 1, :2, :4] = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]), 1
-        (pooled,) = self.vectors([feature], [(0.0, 0, 15, 15)], [0], [(31, 63)], context=True)
-        # The region: round(15 / 16) = 1, so 2 x 2 cells, one per bin.  Of the image, RoIPool counts cells inclusively,
-        # up to round(63 / 16) = 4 and round(31 / 16) = 2: five columns, three rows.  Of its 2 x 2 bins, only the first
-        # lies in the image: rows 0 and 1, columns 0 to 2, with the maximum 7.
-        assert pooled.tolist() == [(1 + 2 + 5 + 6) / 4, 1, (7 + 100 + 100 + 100) / 4, (1 + 100 + 100 + 100) / 4]
-
-    def test_gradient_reaches_both_halves_and_the_feature_outside_the_regions(
-        self, make_target, make_proposals
-    ) -> None:
-        predictor, feature = random_predictor(4), self.FEATURES[0].clone().requires_grad_()
-        stage, targets = make_stage(predictor, context=True), [make_target([OBJECT], [1])] * 2
-        losses, _ = learn(stage, [feature], [make_proposals(NEAR)] * 2, targets, self.SIZES)
-        weights = predictor.classes.weight, predictor.deltas.weight
-        gradient, *halves = torch.autograd.grad(sum(losses.values()), [feature, *weights])
-        assert all(half.any() for weight in halves for half in weight.chunk(2, dim=1))
-        assert gradient[0, :, 3:].any()  # below the regions, which end at y 32
-        assert not gradient[0, :, :, 6:].any()  # beyond the image, which ends at x 90
-        assert not gradient[1, :, 4:].any()  # and the second's, at y 60
 
 
 def test_predictor() -> None:

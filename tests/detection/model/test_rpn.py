@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import RegionProposalNetwork
-from torchvision.ops import box_iou
 
 from detection.model.anchors import AnchorGenerator
 from detection.model.box_coder import BoxCoder
@@ -66,73 +65,31 @@ def gradients(losses: dict[str, Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(torch.stack(list(losses.values())).sum(), inputs, allow_unused=True)
 
 
-def keep(kept: ProposalFilter, boxes: Tensor, logits: Tensor, levels: Sequence[int] = ()) -> Proposals:
-    """What is left of the ``boxes`` (M, 4) of one image of 100 x 100; all of one level, or so many of each."""
-    counts = levels or [len(boxes)]
-    rows = nn.utils.rnn.pad_sequence(list(boxes.split(counts)), batch_first=True)[None]
-    scores = nn.utils.rnn.pad_sequence(list(logits.split(counts)), batch_first=True, padding_value=-torch.inf)[None]
-    return kept(rows, scores, torch.tensor([[100, 100]])).ragged()[0]
-
-
 def softplus(x: float) -> float:
     """Cross-entropy of a logit x whose label is 0; of -x whose label is 1."""
     return math.log1p(math.exp(x))
 
 
-class TestProposals:
-    """What comes out at test time, and of the filter."""
+@pytest.mark.parametrize("seed", range(3))
+def test_proposals_are_torchvisions(seed) -> None:
+    """From random logits and deltas at the nine anchors of each cell."""
+    generator = torch.Generator().manual_seed(seed)
+    logits, deltas = torch.randn(1, 432, generator=generator), 0.3 * torch.randn(1, 432, 4, generator=generator)
+    rpn = make_rpn(FixedHead(logits, deltas), test_filter=make_filter(pre_nms=200, post_nms=50, min_size=10.0))
+    rpn.anchors = nn.ModuleList([anchors := AnchorGenerator(16, sizes=[16.0, 32.0, 64.0], ratios=[0.5, 1.0, 2.0])])
+    (found,) = propose(rpn, torch.zeros(1, 1, 6, 8), (90, 120))
+    most: Any = {"pre_nms_top_n": {"testing": 200}, "post_nms_top_n": {"testing": 50}, "nms_thresh": 0.7}
+    theirs = RegionProposalNetwork(cast(Any, None), cast(Any, None), 0.7, 0.3, 256, 0.5, **most).eval()
+    theirs.min_size = 10.0
+    decoded = BoxCoder().decode(deltas, anchors(6, 8))
+    (boxes,), (scores,) = theirs.filter_proposals(decoded, logits.flatten(), [(90, 120)], [432])
+    torch.testing.assert_close((found.boxes, found.scores.sigmoid()), (boxes, scores))
 
-    def propose(self, seed: int, **options: Any) -> tuple[Tensor, Tensor, Any]:
-        """Boxes and scores from random logits and deltas at the nine anchors of each cell."""
-        generator = torch.Generator().manual_seed(seed)
-        logits, deltas = torch.randn(1, 432, generator=generator), torch.randn(1, 432, 4, generator=generator)
-        rpn = make_rpn(FixedHead(logits, 0.3 * deltas), test_filter=make_filter(**options))
-        rpn.anchors = nn.ModuleList([AnchorGenerator(16, sizes=[16.0, 32.0, 64.0], ratios=[0.5, 1.0, 2.0])])
-        (proposals,) = propose(rpn, torch.zeros(1, 1, 6, 8), (90, 120))
-        return proposals.boxes, proposals.scores, rpn
 
-    @pytest.mark.parametrize("seed", range(3))
-    def test_are_sorted_clipped_large_apart_and_torchvisions(self, seed) -> None:
-        boxes, scores, _ = self.propose(seed, pre_nms=300, post_nms=40, nms_iou=0.6, min_size=12)
-        assert len(boxes) == 40
-        assert (scores.diff() <= 0).all()
-        assert (boxes >= 0).all()
-        assert (boxes <= torch.tensor([120, 90, 120, 90])).all()
-        assert (boxes[:, 2:] - boxes[:, :2]).min() >= 12
-        assert (box_iou(boxes, boxes) - torch.eye(40)).max() <= 0.6
-        assert [part.shape for part in self.propose(seed, min_size=1e6)[:2]] == [(0, 4), (0,)]
-        boxes, scores, rpn = self.propose(seed, pre_nms=200, post_nms=50, nms_iou=0.7, min_size=10.0)
-        most: dict[str, Any] = {"pre_nms_top_n": {"testing": 200}, "post_nms_top_n": {"testing": 50}, "nms_thresh": 0.7}
-        theirs = RegionProposalNetwork(cast(Any, None), cast(Any, None), 0.7, 0.3, 256, 0.5, **most).eval()
-        theirs.min_size = 10.0
-        decoded = BoxCoder().decode(rpn.head.wanted, rpn.anchors[0](6, 8)).detach()
-        (their_boxes,), (their_scores,) = theirs.filter_proposals(
-            decoded, rpn.head.logits.detach().flatten(), [(90, 120)], [432]
-        )
-        torch.testing.assert_close(boxes, their_boxes)
-        torch.testing.assert_close(scores.sigmoid(), their_scores)
-
-    def test_the_filter_by_hand(self) -> None:
-        boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60]])  # the first two: IoU 0.8
-        logits = torch.tensor([0.2, 0.9, 0.5])
-        torch.testing.assert_close(keep(make_filter(nms_iou=0.7), boxes, logits).boxes, boxes[[1, 2]])
-        assert len(keep(make_filter(nms_iou=0.85), boxes, logits)) == 3
-        # The shortest side counts after clipping.
-        boxes = torch.tensor([[0.0, 0, 8, 50], [-30, 0, 7.9, 50], [60, 0, 110, 7.9], [92, 50, 200, 60]])
-        kept = keep(make_filter(min_size=8), boxes, torch.tensor([4.0, 3, 2, 1]))
-        torch.testing.assert_close(kept.boxes, torch.tensor([[0.0, 0, 8, 50], [92, 50, 100, 60]]))
-        empty = torch.tensor([[-20.0, 0, -5, 50], [3, 3, 3, 9], [100, 0, 130, 10]])
-        assert len(keep(make_filter(min_size=0), empty, torch.zeros(3))) == 0
-
-    def test_only_the_best_enter_nms_and_each_image_has_its_own_size(self) -> None:
-        rpn = make_rpn(FixedHead(torch.tensor([[0.1, 0.9, 0.5]])), test_filter=make_filter(pre_nms=2))
-        (proposals,) = propose(rpn, torch.zeros(1, 1, 1, 3), (16, 48))
-        torch.testing.assert_close(proposals.scores, torch.tensor([0.9, 0.5]))
-        torch.testing.assert_close(proposals.boxes, torch.tensor([[16.0, 0, 32, 16], [32, 0, 48, 16]]))
-        rpn = make_rpn(FixedHead(torch.zeros(2, 3)), size=32.0)
-        first, second = propose(rpn, torch.zeros(2, 1, 1, 3), (16, 48), (10, 20))
-        assert first.boxes.amax(dim=0).tolist() == [24, 0, 48, 16]
-        assert second.boxes.amax(dim=0)[2:].tolist() == [20, 10]
+def test_empty_boxes_are_dropped_at_any_minimum() -> None:
+    boxes, sizes = torch.tensor([[[[-20.0, 0, -5, 50], [3, 3, 3, 9], [100, 0, 130, 10]]]]), torch.tensor([[100, 100]])
+    (none,) = make_filter(min_size=0)(boxes, torch.zeros(1, 1, 3), sizes).ragged()
+    assert (none.boxes.shape, none.scores.shape) == ((0, 4), (0,))
 
 
 class TestLevels:
@@ -148,13 +105,14 @@ class TestLevels:
         assert ((columns >= 0) & (columns < 4)).all()
 
     def test_boxes_of_other_levels_are_no_rivals_and_the_best_of_all_are_kept(self) -> None:
-        # Twice the same two boxes, of IoU 0.8.
-        boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60]])
-        logits = torch.tensor([0.2, 0.9, 0.8, 0.3, -4.0])
+        # Twice the same two boxes, of IoU 0.8, and on the second level a third.
+        twice, far = [[0.0, 0, 10, 10], [0, 0, 10, 8]], [50.0, 50, 60, 60]
+        boxes, sizes = torch.tensor([[[*twice, [0.0] * 4], [*twice, far]]]), torch.tensor([[100, 100]])
         for most in (2, 1000):
-            kept = keep(make_filter(nms_iou=0.7, post_nms=most), boxes, logits, levels=[2, 3])
+            logits = torch.tensor([[[0.2, 0.9, -torch.inf], [0.8, 0.3, -4.0]]])
+            (kept,) = make_filter(post_nms=most)(boxes, logits, sizes).ragged()
             torch.testing.assert_close(kept.scores, torch.tensor([0.9, 0.8, -4.0])[:most])
-            torch.testing.assert_close(kept.boxes, boxes[[1, 2, 4]][:most])
+            torch.testing.assert_close(kept.boxes, torch.tensor([twice[1], twice[0], far])[:most])
 
     @pytest.mark.parametrize("path", [nullcontext, as_on_gpu])
     def test_an_image_proposes_what_it_proposes_alone(self, path) -> None:
@@ -212,13 +170,6 @@ class TestLosses:
         objectness = softplus(-0.4) + softplus(-0.3) + softplus(1.1) + softplus(0.4) + softplus(-0.3)
         assert losses["rpn_objectness"].item() == pytest.approx(objectness / 5, rel=1e-6)
         assert losses["rpn_box"].item() == pytest.approx((2 / 16 - BETA / 2) / 5, rel=1e-6)
-
-    def test_sampler_draws_from_each_image(self, make_target) -> None:
-        rpn = make_rpn(head := self.head(2), samples=2)  # one positive, one negative
-        _, losses = losses_of(rpn, torch.zeros(2, 1, 1, 3), self.SIZES * 2, [make_target(self.OBJECT)] * 2)
-        (logits,) = gradients(losses, head.logits)
-        assert (logits != 0).sum(dim=1).tolist() == [2, 2]
-        assert (logits[:, 0] < 0).all()
 
     def test_proposals_carry_no_gradient_and_pass_the_training_filter(self, make_target) -> None:
         head = FixedHead(torch.tensor([self.LOGITS]))

@@ -187,13 +187,6 @@ class TestScales:
         scored = detector.box_stage.decode(*said, torch.stack([rows, rows]), valid, IMAGES.sizes)
         assert_scored(score([detector], Methods(scales=scales)), images_of(scored))
 
-    def test_views_as_large_as_the_image_are_the_plain_test(self, detector) -> None:
-        images = ImageBatch.from_images([noise(64, 80), noise(96, 64)])
-        plain, scaled = (score([detector], Methods(scales=scales), images) for scales in ((), (64, 64)))
-        for ours, theirs in zip(scaled, plain, strict=True):
-            assert torch.equal(ours.scores, theirs.scores)
-            assert torch.equal(ours.boxes, theirs.boxes)
-
     def test_proposals_stay_at_the_given_scale(self, detector, monkeypatch) -> None:
         (_, expected), original, seen = propose(detector), detector.propose, []
         monkeypatch.setattr(
@@ -238,11 +231,6 @@ class TestFlip:
             propose_always(detector, boxes)
             found += score([detector], Methods(flip=True, scales=(48, 96)), ImageBatch.from_images([pixels]))
         assert_scored([one(found[1].scores, flipped(found[1].boxes, 80))], found[:1])
-
-    def test_images_as_large_as_each_other_do_not_mix(self, detector) -> None:
-        image, flip = noise(64, 80), Methods(flip=True)
-        batched = score([detector], flip, ImageBatch.from_images([image, image.flip(-1)]))
-        assert_scored(batched[:1], score([detector], flip, ImageBatch.from_images([image])))
 
 
 class TestRefinement:
@@ -306,9 +294,6 @@ class TestEnsemble:
         ]
         assert_scored(score(members, PLAIN), expected)
         assert not torch.allclose(said[0][0].scores, said[2][0].scores, atol=1e-2)
-
-    def test_order_of_the_members_does_not_matter(self, pair) -> None:
-        assert_same(detect(pair), detect(pair[::-1]))
 
     def test_merge_by_hand(self) -> None:
         first = one(torch.tensor([[0.2, 0.6]]), torch.tensor([[[0.0, 0, 10, 10], [2, 2, 4, 4]]]))
