@@ -20,11 +20,9 @@ from detection.boxes import iou
 from detection.classification.config import ClassificationConfig
 from detection.classification.task import build_classifier
 from detection.config.detection import AnchorConfig
-from detection.config.load import load_config
 from detection.config.sections import BackboneConfig, DataConfig, SolverConfig
 from detection.data.cards import load_dataset
 from detection.data.proposals import read_proposals
-from detection.data.transforms import Augment
 from detection.engine.checkpoint import read_checkpoint, write_converted
 from detection.localization.config import ClassRPNConfig, LocalizationConfig, LocalizerConfig
 from detection.localization.model import ClassRPN, RegionClassifier
@@ -349,12 +347,3 @@ def test_mistakes_are_named_before_any_time_is_lost(config, copy, tmp_path) -> N
     ):
         with pytest.raises(ValueError, match=match):
             LocalizerConfig(**options)
-
-
-def test_the_paper_s_config_crops(make_target) -> None:
-    path = Path(__file__).parents[3] / "configs" / "imagenet" / "loc_resnet101.yaml"
-    augment = Augment(load_config(LocalizationConfig, path).data.augment)
-    for position in range(5):
-        target = make_target([[0.0, 0.0, 500.0, 375.0]], [7])
-        image, cut = augment(np.zeros((375, 500, 3), np.uint8), target, seed=(0, position))
-        assert (image.shape, cut.boxes.tolist()) == ((224, 224, 3), [[0.0, 0.0, 224.0, 224.0]])

@@ -1,4 +1,4 @@
-"""Mirrors detection/model/box_stage.py."""
+"""Mirrors detection/model/box_stage.py and cascade.py."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from detection.model.box_coder import BoxCoder
 from detection.model.box_stage import BoxPredictor, BoxStage, RegionSample, ScoredBoxes
+from detection.model.cascade import CascadeBoxStage
 from detection.model.matcher import Matcher
 from detection.model.pooler import RegionPooler
 from detection.model.sampler import BalancedSampler
@@ -17,7 +18,6 @@ from detection.model.select import as_on_gpu
 from detection.padded import Regions, Targets
 from detection.structures import Proposals
 
-LOGITS = torch.log(torch.tensor([0.1, 0.2, 0.3, 0.4]))  # the last is the background's
 SIZES = [(100, 100)]
 NEAR, OBJECT, FAR = (10.0, 10, 30, 30), (12.0, 10, 32, 30), (70.0, 70, 90, 90)  # IoU of the first two: 9 / 11
 INSIDE, POOR = (72.0, 72, 88, 88), (12.0, 10, 32, 14)  # in FAR; IoU 0.2 with OBJECT
@@ -33,25 +33,21 @@ class MeanHead(nn.Module):
         return regions.mean(dim=(2, 3))
 
 
-class FixedPredictor(BoxPredictor):
-    """Says the same of every region."""
-
-    def __init__(self, deltas: Tensor) -> None:
-        super().__init__(2, num_classes=len(deltas))
-        self.said = deltas
-
-    def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        rows = vectors.shape[:-1]
-        return LOGITS.expand(*rows, -1), self.said.expand(*rows, -1, -1)
+def fixed(deltas: Any = ((0.0,) * 4,) * 3, probabilities: Any = (0.1, 0.2, 0.3, 0.4)) -> BoxPredictor:
+    """Says the same of every region; one row of deltas is for all classes, the last probability the background's."""
+    predictor = BoxPredictor(2, num_classes=len(probabilities) - 1, class_agnostic=len(deltas) == 1)
+    said = torch.tensor(probabilities).log(), torch.as_tensor(deltas).flatten()
+    for layer, values in zip((predictor.classes, predictor.deltas), said, strict=True):
+        nn.init.zeros_(layer.weight)
+        layer.bias.data = values
+    return predictor
 
 
-def fixed(deltas: Any = ((0.0,) * 4,) * 3) -> FixedPredictor:
-    return FixedPredictor(torch.as_tensor(deltas))
-
-
-def make_stage(predictor: BoxPredictor, *, negative_iou_low: float = 0.0, **options: Any) -> BoxStage:
+def make_stage(
+    predictor: BoxPredictor, *, positive_iou: float = 0.5, negative_iou_low: float = 0.0, **options: Any
+) -> BoxStage:
     parts: dict[str, Any] = {"sampler": BalancedSampler(64, 0.25), "coder": BoxCoder((10.0, 10.0, 5.0, 5.0)), **options}
-    matcher = Matcher(0.5, 0.5, negative_iou_low=negative_iou_low)
+    matcher = Matcher(positive_iou, positive_iou, negative_iou_low=negative_iou_low)
     return BoxStage(RegionPooler([16], 2), MeanHead(), predictor, matcher=matcher, **parts)
 
 
@@ -260,3 +256,91 @@ def test_predictor() -> None:
         logits, deltas = predictor(torch.zeros(5, 512))
     assert (logits.shape, logits.dtype) == ((5, 21), torch.float32)
     torch.testing.assert_close(deltas, torch.arange(80.0).reshape(1, 20, 4).expand(5, 20, 4))
+
+
+# Cascades
+
+WHITE, LARGE = torch.ones(1, 2, 8, 8), torch.tensor([[100, 100]])
+RIGHT, STILL = (0.25, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0)  # by a quarter of the width
+BOX, OTHER = (0.0, 0, 40, 40), (50.0, 50, 90, 90)
+
+
+def agnostic_stage(seed: int = 0, *, std: float = 0.1) -> BoxStage:
+    torch.manual_seed(seed)
+    predictor = BoxPredictor(2, num_classes=3, class_agnostic=True)
+    nn.init.normal_(predictor.deltas.weight, std=std)
+    return make_stage(predictor, coder=BoxCoder())
+
+
+def said_stage(deltas: Any, probabilities: Any = (0.2, 0.3, 0.5), positive_iou: float = 0.5) -> BoxStage:
+    return make_stage(fixed([deltas], probabilities), positive_iou=positive_iou, coder=BoxCoder())
+
+
+def cascade_losses(stages: list[BoxStage], proposals: Any, target: Any, features: Tensor = WHITE) -> dict[str, Tensor]:
+    given = Regions.pad([proposals]), Targets.pad([target]), LARGE, torch.arange(1)
+    losses: dict[str, Tensor] = {}
+    for output in CascadeBoxStage(stages).outputs([features], *given):
+        losses |= output.stage.losses(output)
+    return losses
+
+
+def test_boxes_go_from_stage_to_stage_and_scores_are_averaged(make_proposals) -> None:
+    cascade = CascadeBoxStage([said_stage(RIGHT), said_stage(RIGHT, (0.6, 0.1, 0.3))])
+    scored = cascade([WHITE], Regions.pad([make_proposals(BOX)]), LARGE)
+    torch.testing.assert_close(scored.scores, torch.tensor([[[0.4, 0.2]]]))
+    assert scored.boxes.tolist() == [[[[20, 0, 60, 40]]]]  # twice 10 pixels, the same for both classes
+    assert (scored.valid.all(), cascade.num_classes) == (True, 2)
+    nothing = cascade([WHITE], Regions.pad([make_proposals()]), LARGE)
+    assert [part[nothing.valid].shape for part in (nothing.scores, nothing.boxes)] == [(0, 2), (0, 1, 4)]
+
+
+def test_one_stage_is_a_plain_box_stage(make_proposals, make_target) -> None:
+    stage, proposals, target = agnostic_stage(), make_proposals(BOX, OTHER), make_target([(0.0, 0, 44, 40)], [1])
+    regions = Regions.pad([proposals])
+    found, wanted = CascadeBoxStage([stage])([WHITE], regions, LARGE), stage([WHITE], regions, LARGE)
+    torch.testing.assert_close((found.scores, found.boxes), (wanted.scores, wanted.boxes))
+    (output,) = stage.outputs([WHITE], regions, Targets.pad([target]), LARGE, torch.arange(1))
+    plain, losses = stage.losses(output), cascade_losses([stage], proposals, target)
+    torch.testing.assert_close(losses, {f"{name}_1": loss for name, loss in plain.items()})
+
+
+@pytest.mark.parametrize(("deltas", "label"), [(RIGHT, 1), (STILL, 2)])
+def test_a_later_stage_labels_the_boxes_that_it_gets(deltas, label, monkeypatch, make_proposals, make_target) -> None:
+    # The proposal has IoU 0.6 with the object, enough for the first stage only; moved, it is the object itself.
+    stages, target = [said_stage(deltas), said_stage(STILL, positive_iou=0.7)], make_target([(10.0, 0, 50, 40)], [1])
+    sample = stages[0].label(torch.tensor([[BOX]]), torch.tensor([[True]]), Targets.pad([target]))
+    assert sample.labels.tolist() == [[1]]
+    monkeypatch.setattr(stages[0], "draw", lambda *drawn: sample)
+    losses = cascade_losses(stages, make_proposals(BOX), target)
+    expected = -torch.tensor([0.2, 0.3, 0.5])[label].log()
+    torch.testing.assert_close((losses["box_class_2"], losses["box_regression_2"]), (expected, torch.tensor(0.0)))
+    assert list(losses) == ["box_class_1", "box_regression_1", "box_class_2", "box_regression_2"]
+
+
+def test_gradient_of_the_features_is_the_mean_over_stages(make_proposals, make_target) -> None:
+    stage, gradients = agnostic_stage(std=0.0), []  # every stage sees the same boxes
+    for count in (1, 3):
+        feature = WHITE.clone().requires_grad_()
+        losses = cascade_losses([stage] * count, make_proposals(BOX, OTHER), make_target([BOX], [1]), feature)
+        gradients += torch.autograd.grad(sum(losses.values()), feature)
+    assert gradients[0].any()
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_box_that_a_stage_emptied_has_no_part_in_the_next(make_proposals, make_target) -> None:
+    # The first stage moves it out of the image, where it is cut to a line.
+    stages = [said_stage((9.0, 0.0, 0.0, 0.0)), said_stage(STILL)]
+    losses = cascade_losses(stages, make_proposals(BOX), make_target([(10.0, 0, 50, 40)], [1]))
+    assert losses["box_class_1"] > 0
+    assert losses["box_class_2"].item() == losses["box_regression_2"].item() == 0
+
+
+def test_images_of_a_batch_do_not_mix(make_proposals) -> None:
+    cascade, features = CascadeBoxStage([agnostic_stage(0), agnostic_stage(1)]), torch.rand(2, 2, 8, 8)
+    sizes, given = torch.tensor([[100, 100], [60, 80]]), [make_proposals(BOX, OTHER), make_proposals((5, 5, 45, 30))]
+    joint = cascade([features], Regions.pad(given), sizes)
+    for row in range(2):
+        alone = cascade([features[row, None]], Regions.pad([given[row]]), sizes[row, None])
+        valid = joint.valid[row]
+        torch.testing.assert_close(joint.scores[row, valid], alone.scores[0])
+        torch.testing.assert_close(joint.boxes[row, valid], alone.boxes[0])
