@@ -79,8 +79,6 @@ def cost(positive: int | None) -> float:
 
 
 class TestClassLayers:
-    """Parts of the whole output."""
-
     def test_drawn_anchors_and_asked_classes_equal_the_whole_output_of_1x1_convolutions(self) -> None:
         layers, hidden = ClassLayers(8, num_anchors=3, num_classes=K), torch.randn(1, 8, 2, 3)
         spread(layers)
@@ -106,8 +104,6 @@ class TestClassLayers:
 
 
 class TestRPNLosses:
-    """Half of the drawn anchors are positives where there are enough."""
-
     def test_by_hand(self, make_target) -> None:
         # The object is the anchor of 32 px in the middle of four cells: every anchor of it has IoU < 0.7, the four of
         # IoU 9 / 23 are the best; the small ones inside it have IoU 1/16 ... 1/4.
@@ -154,8 +150,6 @@ class TestRPNLosses:
 
 
 class TestPropose:
-    """Boxes of the classes that are asked for."""
-
     @pytest.fixture
     def rpn(self) -> ClassRPN:
         rpn = make_rpn()
@@ -185,8 +179,6 @@ class TestPropose:
 
 
 class TestRegionClassifier:
-    """The R-CNN; each image of a batch is one region."""
-
     def make(self, **options: Any) -> RegionClassifier:
         return RegionClassifier(TinyBackbone(), num_classes=K, coder=BoxCoder((10.0, 10.0, 5.0, 5.0)), **options)
 

@@ -35,8 +35,6 @@ def test_each_image_has_one_class(make_index) -> None:
 
 
 class TestWarp:
-    """Where the pixels of a warped region come from."""
-
     def test_whole_pixels_are_copied_and_enlarging_is_that_of_opencv(self) -> None:
         image = noise(60, 80)
         (warped,) = warp(image, torch.tensor([[20.0, 8.0, 52.0, 40.0]]), SIDE)
@@ -74,8 +72,6 @@ def stored(*images: list[tuple[float, ...]]) -> StoredProposals:
 
 
 class TestDataset:
-    """Samples of two pictures with a white object on black, and of one without objects or proposals."""
-
     @pytest.fixture
     def index(self, make_index, tmp_path) -> AnnotationIndex:
         picture = np.zeros((60, 80, 3), np.uint8)

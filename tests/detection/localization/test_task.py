@@ -154,8 +154,6 @@ def rows_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.slow
 class TestWholeRun:
-    """What the four steps leave behind."""
-
     def test_errors(self, config, finished) -> None:
         result, said = run(config, finished)
         assert said == [f"step {number} is done" for number in (1, 2, 3, 4)]  # nothing is left
@@ -229,8 +227,6 @@ def refused(config: LocalizationConfig, output: Path, match: str) -> None:
 
 
 class TestWithoutGroundTruth:
-    """Guesses at a test set without ground truth go into the file that the challenge's server reads."""
-
     NUMBERS = "n1 1 other\nred 30 red_thing\ngreen 7 green_thing\nblue 900 blue_thing\n"
     BARE = (("bare", {"list": "ImageSets/bare.txt", "annotations": "none", "first_pixel": 0}),)
 

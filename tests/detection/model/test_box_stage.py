@@ -83,8 +83,6 @@ def score(stage: BoxStage, features: Any, proposals: Sequence[Proposals], sizes:
 
 
 class TestForward:
-    """Scores and boxes of proposals."""
-
     def test_by_hand(self, make_proposals) -> None:
         """Probabilities without the background; each class moves the proposal its own way; boxes are clipped."""
         stage = make_stage(fixed([[1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, math.log(2) * 5, 0]]))
@@ -132,8 +130,6 @@ def test_regions_and_the_class_loss_by_hand(
 
 
 class TestLosses:
-    """One object of class 1 out of 3, one region near it and one far away."""
-
     # Only class 1 may count; its deltas are right for NEAR (one tenth of its width, times 10) and 1 off for OBJECT.
     @pytest.mark.parametrize(
         ("options", "expected"),
@@ -177,8 +173,6 @@ class TestLosses:
 
 
 class TestDrawing:
-    """Which regions are trained on."""
-
     def test_an_image_draws_the_same_whatever_is_beside_it(self, make_target) -> None:
         stage, own = make_stage(fixed(), sampler=BalancedSampler(16, 0.25)), random_proposals(60, 0)
         target, busy = make_target([OBJECT, FAR], [1, 2]), make_target([NEAR] * 20)
@@ -225,8 +219,6 @@ class TestDrawing:
 
 
 class TestContext:
-    """The vector of the whole image beside every region's; two images of different sizes."""
-
     FEATURES = (torch.rand(2, 2, 8, 8, generator=torch.Generator().manual_seed(0)),)
     SIZES = ((100, 90), (60, 120))
 
@@ -333,14 +325,3 @@ def test_a_box_that_a_stage_emptied_has_no_part_in_the_next(make_proposals, make
     losses = cascade_losses(stages, make_proposals(BOX), make_target([(10.0, 0, 50, 40)], [1]))
     assert losses["box_class_1"] > 0
     assert losses["box_class_2"].item() == losses["box_regression_2"].item() == 0
-
-
-def test_images_of_a_batch_do_not_mix(make_proposals) -> None:
-    cascade, features = CascadeBoxStage([agnostic_stage(0), agnostic_stage(1)]), torch.rand(2, 2, 8, 8)
-    sizes, given = torch.tensor([[100, 100], [60, 80]]), [make_proposals(BOX, OTHER), make_proposals((5, 5, 45, 30))]
-    joint = cascade([features], Regions.pad(given), sizes)
-    for row in range(2):
-        alone = cascade([features[row, None]], Regions.pad([given[row]]), sizes[row, None])
-        valid = joint.valid[row]
-        torch.testing.assert_close(joint.scores[row, valid], alone.scores[0])
-        torch.testing.assert_close(joint.boxes[row, valid], alone.boxes[0])

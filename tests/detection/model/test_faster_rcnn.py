@@ -371,8 +371,6 @@ def test_training_and_a_fixed_rpn_have_filters_of_their_own(monkeypatch) -> None
 
 
 class TestGivenProposals:
-    """Proposals from a file take the place of the RPN's."""
-
     BOXES = torch.tensor([[4.0, 4, 44, 44], [36, 16, 76, 56], [0, 40, 24, 64]])
     GIVEN = Regions.pad([Proposals(boxes=BOXES, scores=torch.zeros(3))])
     EMPTY = Regions.pad([Proposals(boxes=torch.zeros(0, 4), scores=torch.zeros(0))])

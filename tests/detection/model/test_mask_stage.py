@@ -74,8 +74,6 @@ def loss_of(make_sample):
 
 
 class TestLosses:
-    """Cross-entropy per pixel."""
-
     def test_by_hand(self, loss_of, make_masked) -> None:
         # The first region is wholly inside its object of class 1, the second wholly outside the mask of class 0; an
         # object without a mask is left out.

@@ -135,17 +135,6 @@ def test_points_are_the_most_uncertain_of_many_and_uniform_ones() -> None:
     assert (apart[..., 30:] > 0.2).any(dim=2).all()
 
 
-def test_images_of_a_batch_give_the_weighted_mean_of_their_own_losses(losses_of, targets) -> None:
-    stage, maps = make_stage(), features()
-    joint = losses_of(stage, maps, targets, BOXES, OBJECTS)
-    alone = [
-        losses_of(stage, *(part[row : row + 1] for part in (maps, targets, BOXES, OBJECTS, SEEDS))) for row in (0, 1)
-    ]
-    for name, loss in joint.items():
-        expected = (2 * alone[0][name].item() + alone[1][name].item()) / 3  # of two masks and one
-        assert loss.item() == pytest.approx(expected, rel=1e-5)
-
-
 def test_gradients_reach_all_layers_and_are_finite_without_positives(losses_of, targets, make_target) -> None:
     stage, maps = make_stage(), features().requires_grad_()
     for objects in (OBJECTS, [[], []]):
@@ -168,37 +157,26 @@ def test_operators_do_not_grow_with_the_images_and_nothing_waits() -> None:
     assert (two.waits, two.operators < 250) == (0, True)
 
 
-def test_a_grid_holds_the_centres_of_cells_row_by_row() -> None:
+def test_points_and_what_lies_under_them_by_hand() -> None:
+    # A grid holds the centres of cells row by row; points lie in their box.
     assert grid_points(2, torch.zeros(1)).tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
-
-
-def test_points_lie_in_their_box() -> None:
     boxes = torch.tensor([[[10.0, 20.0, 30.0, 60.0], [0.0, 0.0, 0.0, 0.0]]])
     places = on_image(torch.tensor([[0.0, 0.0], [0.5, 0.25]]), boxes)
-    assert places[0, 0].tolist() == [[10.0, 20.0], [20.0, 30.0]]
-    assert places[0, 1].tolist() == [[0.0, 0.0], [0.0, 0.0]]
-
-
-def test_features_are_interpolated_between_the_centres_of_cells() -> None:
-    # Cells of 4 pixels have their centres at 2, 6, 10 and 14, where a ramp is what the place is.
+    assert places.tolist() == [[[[10.0, 20.0], [20.0, 30.0]], [[0.0, 0.0], [0.0, 0.0]]]]
+    # Cells of 4 pixels have their centres at 2, 6, 10 and 14, where a ramp is what the place is; at the border half of
+    # a zero outside, and nothing beyond.
     ramp = torch.tensor([2.0, 6.0, 10.0, 14.0]).expand(1, 1, 3, 4)
     places = torch.tensor([[[[2.0, 6.0], [7.5, 6.0], [14.0, 2.0], [16.0, 6.0], [30.0, 6.0]]]])
-    # At the border half of a zero outside, and nothing beyond.
     assert sample_features(ramp, places, 4).tolist() == [[[[2.0, 7.5, 14.0, 7.0, 0.0]]]]
-
-
-def test_each_region_has_points_of_its_own() -> None:
+    # Each region has points of its own.
     maps = torch.tensor([[[[0.0, 1.0]]], [[[5.0, 5.0]]]])
     points = torch.tensor([[[0.25, 0.5], [0.5, 0.5]], [[0.75, 0.5], [0.5, 0.5]]])
     assert sample_regions(maps, points).tolist() == [[[0.0, 0.5]], [[5.0, 5.0]]]
-
-
-def test_masks_are_interpolated_between_the_centres_of_pixels() -> None:
+    # Masks are interpolated between the centres of pixels.
     masks = torch.zeros(2, 4, 6, dtype=torch.bool)
     masks[1, :, 3:] = True
     places = torch.tensor([[[3.5, 2.0], [3.0, 2.0], [2.5, 2.0], [5.75, 0.5], [9.0, 2.0]]] * 2)
-    found = sample_masks(masks, places, torch.tensor([1, 0]))
-    assert found.tolist() == [[1.0, 0.5, 0.0, 0.75, 0.0], [0.0] * 5]
+    assert sample_masks(masks, places, torch.tensor([1, 0])).tolist() == [[1.0, 0.5, 0.0, 0.75, 0.0], [0.0] * 5]
     assert sample_masks(masks[:0], places, torch.tensor([0, 0])).tolist() == [[0.0] * 5] * 2
 
 

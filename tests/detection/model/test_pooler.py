@@ -111,19 +111,9 @@ def test_the_path_of_a_gpu_and_its_gradient_are_those_of_a_cpu(kind) -> None:
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
-@both_kinds
-def test_gradient_reaches_the_region_on_its_level_only(kind) -> None:
-    (feature, *_), levels = make_levels(), make_levels()[:4]
-    pool(RegionPooler([16], 2, kind=kind), [feature], [[32.0, 32, 63, 63]]).sum().backward()
-    assert feature.grad is not None
-    assert feature.grad[0, :, 2:5, 2:5].any()
-    assert not feature.grad[0, :, 6:].any()
-    pooler = RegionPooler(STRIDES, 2, kind=kind)
-    gradients = torch.autograd.grad(pool(pooler, levels, [[0.0, 0, 20, 20]], [[0.0, 0, 300, 250]]).sum(), levels)
-    reached = [[bool(image.any()) for image in gradient] for gradient in gradients]
-    assert reached == [[True, False], [False, False], [False, True], [False, False]]
-    nothing = pool(pooler, levels, [], [])
-    assert nothing.shape == (0, 3, 2, 2)
+def test_no_regions_have_a_gradient_of_zero() -> None:
+    nothing = pool(RegionPooler(STRIDES, 5), levels := make_levels()[:4], [], [])
+    assert nothing.shape == (0, 3, 5, 5)
     assert not any(gradient.any() for gradient in torch.autograd.grad(nothing.sum(), levels))
 
 

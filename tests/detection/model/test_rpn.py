@@ -93,8 +93,6 @@ def test_empty_boxes_are_dropped_at_any_minimum() -> None:
 
 
 class TestLevels:
-    """What several levels of a pyramid add."""
-
     def test_the_best_of_each_level_are_filled_up_to_equally_many(self) -> None:
         levels = [torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]]), torch.tensor([[0.7], [0.8]])]
         best, columns = make_filter(pre_nms=2).top(levels)
@@ -133,8 +131,6 @@ class TestLevels:
 
 
 class TestLosses:
-    """Three anchors side by side in an image of 16 x 48; the object is two pixels right of the first."""
-
     SIZES, FEATURE, LOGITS = ((16, 48),), torch.zeros(1, 1, 1, 3), (0.4, -0.3, 1.1)
     OBJECT = ((2.0, 0, 18, 16),)  # IoU 14 / 18 with the first anchor, 1 / 15 with the second
 

@@ -159,8 +159,6 @@ def test_no_methods_equal_the_detector_and_its_own_postprocessor_counts(pair) ->
 
 
 class TestScales:
-    """The box stage at two scales per region; the RPN at the given one."""
-
     @pytest.mark.parametrize("name", ["plain", "context"])
     def test_vectors_are_the_maximum_of_the_two_passes(self, name, monkeypatch, propose_always) -> None:
         monkeypatch.setattr("detection.model.test_time.views.REGION_SIDE", 32.0)  # as small as the images here
@@ -208,8 +206,6 @@ class TestScales:
 
 
 class TestFlip:
-    """The mean of both sides, each image mirrored within its own width."""
-
     def test_by_the_verbs(self, detector) -> None:
         feature, proposals = propose(detector)
         mirrored = [replace(p, boxes=flipped(p.boxes, width)) for p, (_, width) in zip(proposals, SIZES, strict=True)]
@@ -224,18 +220,8 @@ class TestFlip:
         assert_scored(score([detector], Methods(flip=True)), expected)
         assert not torch.allclose(expected[0].scores, plain[0].scores, atol=1e-3)
 
-    def test_mirrored_images_give_mirrored_boxes(self, detector, propose_always) -> None:
-        rows, image = torch.tensor([[4.0, 4, 50, 60], [10, 20, 34, 44]]), noise(64, 80)
-        found = []
-        for boxes, pixels in ((rows, image), (flipped(rows, 80), image.flip(-1))):
-            propose_always(detector, boxes)
-            found += score([detector], Methods(flip=True, scales=(48, 96)), ImageBatch.from_images([pixels]))
-        assert_scored([one(found[1].scores, flipped(found[1].boxes, 80))], found[:1])
-
 
 class TestRefinement:
-    """A second pass from the boxes of the first."""
-
     def test_by_the_verbs(self, detector, monkeypatch) -> None:
         feature, proposals = propose(detector)
         first = detector.boxes(feature, Regions.pad(proposals), IMAGES.sizes)
@@ -262,8 +248,6 @@ class TestRefinement:
 
 
 class TestEnsemble:
-    """The union of the proposals, the mean of scores and boxes."""
-
     @pytest.mark.parametrize("methods", [PLAIN, ALL], ids=["plain", "all"])
     def test_twice_the_same_model_is_the_model(self, detector, methods) -> None:
         # Every proposal is there twice, so the scored boxes are the model's twice over, per pass; NMS then removes the
@@ -301,13 +285,6 @@ class TestEnsemble:
         merged = merge_scored([first, second])
         torch.testing.assert_close(merged.scores, torch.tensor([[0.3, 0.3]]))
         assert merged.boxes.tolist() == [[[1, 2, 15, 20], [2, 2, 4, 4]]]
-
-    def test_member_without_proposals_still_scores(self, pair, propose_always) -> None:
-        _, proposals = propose(pair[0])
-        propose_always(pair[1], NONE)
-        scored = score(pair, PLAIN)
-        assert [len(image.scores) for image in scored] == [len(image) for image in proposals]
-        assert not torch.allclose(scored[0].scores, score(pair[:1], PLAIN)[0].scores, atol=1e-3)
 
 
 @pytest.mark.parametrize("half", [False, True])
