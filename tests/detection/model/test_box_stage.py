@@ -94,15 +94,6 @@ class TestForward:
         torch.testing.assert_close(first.boxes, torch.stack([near, far]))
         torch.testing.assert_close(second.boxes[0], near.minimum(torch.tensor([31.0, 25, 31, 25])))
 
-    def test_images_do_not_mix(self, make_proposals) -> None:
-        stage, features = make_stage(random_predictor()), torch.rand(3, 2, 8, 8)
-        proposals = [make_proposals(NEAR), make_proposals(), make_proposals(NEAR, FAR)]
-        found = score(stage, [features], proposals, SIZES * 3)
-        assert [image.boxes.shape for image in found] == [(1, 3, 4), (0, 3, 4), (2, 3, 4)]
-        for image, feature, own in zip(found, features.split(1), proposals, strict=True):
-            (alone,) = score(stage, [feature], [own])
-            torch.testing.assert_close((image.scores, image.boxes), (alone.scores, alone.boxes))
-
 
 @pytest.mark.parametrize(
     ("proposals", "objects", "low", "regions", "chances", "moved"),

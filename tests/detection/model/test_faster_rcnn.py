@@ -274,16 +274,6 @@ def test_images_at_once_are_as_each_alone_on_both_paths(kind) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
 
 
-@torch.no_grad()
-def test_an_image_draws_by_its_own_seed() -> None:
-    # Every image draws 8 anchors, of which its losses are means; so is the joint one of as many of each image.
-    detector = seeded(replace(CONFIG, rpn=replace(CONFIG.rpn, samples_per_image=8))).eval()
-    joint, rows = detector(batch(*AT_ONCE, seeds=[3, 4, 5]), OBJECTS), zip(AT_ONCE, OBJECTS, (3, 4, 5), strict=True)
-    alone = [detector(batch(image, seeds=[seed]), [target]) for image, target, seed in rows]
-    for name in LOSSES[:2]:
-        assert joint[name].item() == pytest.approx(sum(own[name].item() for own in alone) / 3, rel=1e-4)
-
-
 def test_a_cpu_trains_masks_of_as_many_regions_as_an_image_has_positive_ones() -> None:
     detector, rows = seeded(replace(PYRAMID, box=replace(PYRAMID.box, samples_per_image=256))), list[int]()
     assert detector.mask_stage is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from detection.boxes import iou
 from detection.model.box_stage import ScoredBoxes
@@ -206,16 +206,10 @@ def test_soft_nms_of_many_boxes_needs_no_matrix_of_them() -> None:
 
 def batch(*images: ScoredBoxes) -> ScoredBoxes:
     """Several images, of which those with fewer regions are padded by the best that there is: it must not count."""
-    most = max(image.scores.shape[1] for image in images)
-
-    def pad(values: Tensor, value: float) -> Tensor:
-        return torch.cat([values, values.new_full((1, most - values.shape[1], *values.shape[2:]), value)], dim=1)
-
-    boxes = [pad(image.boxes, 0) for image in images]
-    for rows, image in zip(boxes, images, strict=True):
-        rows[:, image.boxes.shape[1] :, ..., 2:] = 10
-    scores, valid = [pad(image.scores, 1.0) for image in images], [pad(image.valid, 0) for image in images]
-    return ScoredBoxes(torch.cat(scores), torch.cat(boxes), torch.cat(valid))
+    valid = pad_sequence([image.valid[0] for image in images], batch_first=True)
+    scores = pad_sequence([image.scores[0] for image in images], batch_first=True, padding_value=1.0)
+    boxes = pad_sequence([image.boxes[0] for image in images], batch_first=True)
+    return ScoredBoxes(scores, torch.where(valid[..., None, None], boxes, torch.tensor(SQUARE)), valid)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, cast
 
 import pytest
@@ -15,7 +14,6 @@ from detection.model.box_coder import BoxCoder
 from detection.model.matcher import Matcher
 from detection.model.rpn import RPN, ProposalFilter, RPNHead, places
 from detection.model.sampler import BalancedSampler
-from detection.model.select import as_on_gpu
 from detection.padded import Targets
 from detection.structures import Proposals, Target
 
@@ -111,23 +109,6 @@ class TestLevels:
             (kept,) = make_filter(post_nms=most)(boxes, logits, sizes).ragged()
             torch.testing.assert_close(kept.scores, torch.tensor([0.9, 0.8, -4.0])[:most])
             torch.testing.assert_close(kept.boxes, torch.tensor([twice[1], twice[0], far])[:most])
-
-    @pytest.mark.parametrize("path", [nullcontext, as_on_gpu])
-    def test_an_image_proposes_what_it_proposes_alone(self, path) -> None:
-        generator = torch.Generator().manual_seed(0)
-        corners = 90 * torch.rand(3, 4, 50, 2, generator=generator)
-        boxes = torch.cat([corners, corners + 5 + 40 * torch.rand(3, 4, 50, 2, generator=generator)], dim=3)
-        logits = torch.randint(0, 9, (3, 4, 50), generator=generator).float()  # ties too
-        sizes, kept = torch.tensor([[100, 120], [60, 70], [5, 5]]), make_filter(min_size=8, post_nms=60)
-        with path():
-            joint = kept(boxes, logits, sizes)
-            alone = [kept(*(part[i : i + 1] for part in (boxes, logits, sizes))).ragged()[0] for i in range(3)]
-        assert joint.boxes.shape[1] == 60
-        assert joint.boxes.isfinite().all()
-        for found, expected in zip(joint.ragged(), alone, strict=True):
-            assert torch.equal(found.boxes, expected.boxes)
-            assert torch.equal(found.scores, expected.scores)
-        assert [len(image) for image in alone] == [60, len(alone[1]), 0]
 
 
 class TestLosses:

@@ -86,17 +86,6 @@ def test_the_smallest_numbers_are_drawn_and_equal_ones_by_place() -> None:
     assert drawn.valid.all()
 
 
-def test_padding_of_the_batch_and_its_other_images_change_no_draw() -> None:
-    rows, sampler = states(30, 60, ignored=9), BalancedSampler(16, 0.25)
-    wide = torch.cat([rows, torch.full((40,), IGNORED, dtype=torch.int8)])
-    others = [states(count, 139 - 2 * count, ignored=count) for count in (0, 60)]
-    alone = parts(draw(sampler, rows, seeds=(7,)))
-    for image, batch in enumerate(([wide, *others], [others[0], wide, others[1]], [*others, wide])):
-        drawn = draw(sampler, *batch, seeds=tuple(7 if number == image else number + 100 for number in range(3)))
-        for found, expected in zip(parts(drawn, image), alone, strict=True):
-            assert torch.equal(found, expected)
-
-
 def test_impossible_samples_are_refused() -> None:
     for count, fraction in ((0, 0.5), (8, -0.1), (8, 1.1)):
         with pytest.raises(ValueError, match="count >= 1"):

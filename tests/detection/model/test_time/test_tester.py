@@ -1,9 +1,10 @@
 """Mirrors model/test_time/tester.py: what every method does to the scored boxes, before thresholds and NMS."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from detection.model.postprocess import Postprocessor
 from detection.model.test_time import tester  # not the class: pytest would collect it for its name
 from detection.model.test_time.tester import Methods, merge_scored, refined_proposals
 from detection.model.test_time.views import adjacent_scales, flip_boxes, flip_images, resize_images
-from detection.padded import Found, Regions
+from detection.padded import Regions
 from detection.structures import Detections, ImageBatch, Proposals
 
 CONFIG = settings.DetectionConfig(
@@ -34,7 +35,6 @@ MEMBERS = {
     "vgg": replace(CONFIG, backbone=settings.DetectorBackboneConfig(name="vgg11", roi_size=1)),
 }
 PLAIN, ALL = Methods(), Methods(refine=True, scales=(48, 64, 96), flip=True)
-NONE = torch.zeros(0, 4)
 
 
 def noise(height: int, width: int, *, seed: int = 0) -> Tensor:
@@ -67,22 +67,10 @@ def pair() -> list[Any]:
     return [member("plain"), member("context")]
 
 
-@dataclass(frozen=True)
-class Recorder(Postprocessor):
-    """Remembers what it was given."""
-
-    seen: list[ScoredBoxes] = field(default_factory=list)
-
-    def __call__(self, scored: ScoredBoxes) -> Found:
-        self.seen.append(scored)
-        return super().__call__(scored)
-
-
 def record(detectors: Sequence[Any], methods: Methods, images: ImageBatch = IMAGES) -> ScoredBoxes:
     """The scored boxes that a Tester hands to its postprocessor."""
-    tester.Tester(detectors, methods=methods, postprocess=(recorder := Recorder()))(images)
-    (scored,) = recorder.seen
-    return scored
+    tester.Tester(detectors, methods=methods, postprocess=(spy := Mock(wraps=Postprocessor())))(images)
+    return spy.call_args.args[0]
 
 
 def score(detectors: Sequence[Any], methods: Methods, images: ImageBatch = IMAGES) -> list[ScoredBoxes]:
