@@ -90,25 +90,15 @@ def test_empty_boxes_are_dropped_at_any_minimum() -> None:
     assert (none.boxes.shape, none.scores.shape) == ((0, 4), (0,))
 
 
-class TestLevels:
-    def test_the_best_of_each_level_are_filled_up_to_equally_many(self) -> None:
-        levels = [torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]]), torch.tensor([[0.7], [0.8]])]
-        best, columns = make_filter(pre_nms=2).top(levels)
-        expected = [[[0.9, 0.5], [0.7, -torch.inf]], [[0.3, 0.2], [0.8, -torch.inf]]]
-        torch.testing.assert_close(best, torch.tensor(expected))
-        assert columns[:, 0].tolist() == [[1, 2], [0, 1]]
-        assert columns[:, 1, 0].tolist() == [3, 3]  # among the anchors of all levels
-        assert ((columns >= 0) & (columns < 4)).all()
-
-    def test_boxes_of_other_levels_are_no_rivals_and_the_best_of_all_are_kept(self) -> None:
-        # Twice the same two boxes, of IoU 0.8, and on the second level a third.
-        twice, far = [[0.0, 0, 10, 10], [0, 0, 10, 8]], [50.0, 50, 60, 60]
-        boxes, sizes = torch.tensor([[[*twice, [0.0] * 4], [*twice, far]]]), torch.tensor([[100, 100]])
-        for most in (2, 1000):
-            logits = torch.tensor([[[0.2, 0.9, -torch.inf], [0.8, 0.3, -4.0]]])
-            (kept,) = make_filter(post_nms=most)(boxes, logits, sizes).ragged()
-            torch.testing.assert_close(kept.scores, torch.tensor([0.9, 0.8, -4.0])[:most])
-            torch.testing.assert_close(kept.boxes, torch.tensor([twice[1], twice[0], far])[:most])
+def test_boxes_of_other_levels_are_no_rivals_and_the_best_of_all_are_kept() -> None:
+    # Twice the same two boxes, of IoU 0.8, and on the second level a third.
+    twice, far = [[0.0, 0, 10, 10], [0, 0, 10, 8]], [50.0, 50, 60, 60]
+    boxes, sizes = torch.tensor([[[*twice, [0.0] * 4], [*twice, far]]]), torch.tensor([[100, 100]])
+    for most in (2, 1000):
+        logits = torch.tensor([[[0.2, 0.9, -torch.inf], [0.8, 0.3, -4.0]]])
+        (kept,) = make_filter(post_nms=most)(boxes, logits, sizes).ragged()
+        torch.testing.assert_close(kept.scores, torch.tensor([0.9, 0.8, -4.0])[:most])
+        torch.testing.assert_close(kept.boxes, torch.tensor([twice[1], twice[0], far])[:most])
 
 
 class TestLosses:

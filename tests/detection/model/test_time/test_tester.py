@@ -16,7 +16,7 @@ from detection.model.box_stage import ScoredBoxes
 from detection.model.faster_rcnn import FasterRCNN
 from detection.model.postprocess import Postprocessor
 from detection.model.test_time import tester  # not the class: pytest would collect it for its name
-from detection.model.test_time.tester import Methods, merge_scored, refined_proposals
+from detection.model.test_time.tester import Methods, refined_proposals
 from detection.model.test_time.views import adjacent_scales, flip_boxes, flip_images, resize_images
 from detection.padded import Regions
 from detection.structures import Detections, ImageBatch, Proposals
@@ -266,13 +266,6 @@ class TestEnsemble:
         ]
         assert_scored(score(members, PLAIN), expected)
         assert not torch.allclose(said[0][0].scores, said[2][0].scores, atol=1e-2)
-
-    def test_merge_by_hand(self) -> None:
-        first = one(torch.tensor([[0.2, 0.6]]), torch.tensor([[[0.0, 0, 10, 10], [2, 2, 4, 4]]]))
-        second = one(torch.tensor([[0.4, 0.0]]), torch.tensor([[[2.0, 4, 20, 30], [2, 2, 4, 4]]]))
-        merged = merge_scored([first, second])
-        torch.testing.assert_close(merged.scores, torch.tensor([[0.3, 0.3]]))
-        assert merged.boxes.tolist() == [[[1, 2, 15, 20], [2, 2, 4, 4]]]
 
 
 @pytest.mark.parametrize("half", [False, True])
