@@ -1,7 +1,6 @@
 """Mirrors detection/model/box_stage.py and cascade.py."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detection.model.box_coder import BoxCoder
-from detection.model.box_stage import BoxPredictor, BoxStage, RegionSample, ScoredBoxes
+from detection.model.box_stage import BoxPredictor, BoxStage, RegionSample
 from detection.model.cascade import CascadeBoxStage
 from detection.model.matcher import Matcher
 from detection.model.pooler import RegionPooler
@@ -75,24 +74,17 @@ def learn(stage: BoxStage, features, proposals, targets, sizes: Any = SIZES) -> 
     return stage.losses(output), output.sample
 
 
-def score(stage: BoxStage, features: Any, proposals: Sequence[Proposals], sizes: Any = SIZES) -> list[ScoredBoxes]:
-    """Scores (R, K) and boxes (R, K, 4) of the proposals of each image."""
-    scored = stage(features, Regions.pad(proposals), torch.tensor(sizes))
-    rows = zip(scored.scores, scored.boxes, scored.valid, strict=True)
-    return [ScoredBoxes(scores[valid], boxes[valid], valid[valid]) for scores, boxes, valid in rows]
-
-
-class TestForward:
-    def test_by_hand(self, make_proposals) -> None:
-        """Probabilities without the background; each class moves the proposal its own way; boxes are clipped."""
-        stage = make_stage(fixed([[1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, math.log(2) * 5, 0]]))
-        proposals = [make_proposals(NEAR, FAR), make_proposals(NEAR)]
-        first, second = score(stage, ones(2), proposals, [(100, 100), (25, 31)])
-        torch.testing.assert_close(first.scores, torch.tensor([[0.1, 0.2, 0.3]] * 2))
-        near = torch.tensor([[12.0, 10, 32, 30], [10, 8, 30, 28], [0, 10, 40, 30]])
-        far = torch.tensor([[72.0, 70, 92, 90], [70, 68, 90, 88], [60, 70, 100, 90]])
-        torch.testing.assert_close(first.boxes, torch.stack([near, far]))
-        torch.testing.assert_close(second.boxes[0], near.minimum(torch.tensor([31.0, 25, 31, 25])))
+def test_scores_and_boxes_by_hand(make_proposals) -> None:
+    """Probabilities without the background; each class moves the proposal its own way; boxes are clipped."""
+    stage = make_stage(fixed([[1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, math.log(2) * 5, 0]]))
+    proposals, sizes = [make_proposals(NEAR, FAR), make_proposals(NEAR)], torch.tensor([[100, 100], [25, 31]])
+    scored = stage(ones(2), Regions.pad(proposals), sizes)
+    torch.testing.assert_close(scored.scores[0], torch.tensor([[0.1, 0.2, 0.3]] * 2))
+    near = torch.tensor([[12.0, 10, 32, 30], [10, 8, 30, 28], [0, 10, 40, 30]])
+    far = torch.tensor([[72.0, 70, 92, 90], [70, 68, 90, 88], [60, 70, 100, 90]])
+    torch.testing.assert_close(scored.boxes[0], torch.stack([near, far]))
+    torch.testing.assert_close(scored.boxes[1, 0], near.minimum(torch.tensor([31.0, 25, 31, 25])))
+    assert scored.valid.tolist() == [[True, True], [True, False]]
 
 
 @pytest.mark.parametrize(

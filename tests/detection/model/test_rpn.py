@@ -102,6 +102,7 @@ def test_boxes_of_other_levels_are_no_rivals_and_the_best_of_all_are_kept() -> N
 
 
 class TestLosses:
+    # Three anchors side by side in an image of 16 x 48; the object is two pixels right of the first.
     SIZES, FEATURE, LOGITS = ((16, 48),), torch.zeros(1, 1, 1, 3), (0.4, -0.3, 1.1)
     OBJECT = ((2.0, 0, 18, 16),)  # IoU 14 / 18 with the first anchor, 1 / 15 with the second
 
