@@ -152,7 +152,9 @@ class TestLosses:
         assert not grads[0][1].any()  # the second image has no region
         losses, _ = learn(stage, ones(), [make_proposals()], [make_target()])
         assert [loss.item() for loss in losses.values()] == [0, 0]
-        assert not any(grad.any() for grad in torch.autograd.grad(sum(losses.values()), [*predictor.parameters()]))
+        assert not any(
+            grad.any() for grad in torch.autograd.grad(sum(losses.values(), torch.zeros(())), [*predictor.parameters()])
+        )
 
 
 class TestDrawing:
@@ -297,7 +299,7 @@ def test_gradient_of_the_features_is_the_mean_over_stages(make_proposals, make_t
     for count in (1, 3):
         feature = WHITE.clone().requires_grad_()
         losses = cascade_losses([stage] * count, make_proposals(BOX, OTHER), make_target([BOX], [1]), feature)
-        gradients += torch.autograd.grad(sum(losses.values()), feature)
+        gradients += torch.autograd.grad(sum(losses.values(), torch.zeros(())), feature)
     assert gradients[0].any()
     torch.testing.assert_close(*gradients)
 

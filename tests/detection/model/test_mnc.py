@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detection.build import build_detector
 from detection.config import detection as settings
 from detection.model.box_stage import ScoredBoxes
-from detection.model.mnc import MNC, MaskedStage, vote
+from detection.model.mnc import MNC, vote
 from detection.padded import Found, Regions, Targets
 from detection.structures import ImageBatch
 
@@ -69,9 +69,8 @@ def test_the_loss_of_masks_by_hand(targets) -> None:
 
 def test_categories_see_regions_under_their_masks() -> None:
     """A region without a mask is all zeros for the masked layers; one wholly inside is what the others see."""
-    stage = make_model().box_stage.eval()
-    assert isinstance(stage, MaskedStage)
-    pairs: Any = zip(stage.head.parameters(), stage.mask_head.parameters(), strict=True)
+    stage: Any = make_model().box_stage.eval()
+    pairs = zip(stage.head.parameters(), stage.mask_head.parameters(), strict=True)
     assert all(torch.equal(a, b) and a is not b for a, b in pairs)  # both begin with the backbone's weights
     stage.mask_head, seen, feature = stage.head, list[Tensor](), [torch.rand(1, 256, 4, 6)]
     stage.predictor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
