@@ -1,6 +1,7 @@
 """Mirrors detection/model/select.py."""
 
 from contextlib import nullcontext
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -58,16 +59,10 @@ def check(boxes: Tensor, scores: Tensor, threshold: float, classes: Tensor | Non
 
 
 @pytest.fixture
-def in_turn(monkeypatch) -> list[int]:
-    """How many groups were worked through in turn, call by call."""
-    calls, own = list[int](), select._one_by_one  # the path not to be taken
-
-    def count(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
-        calls.append(len(boxes))
-        return own(boxes, scores, classes, threshold)
-
-    monkeypatch.setattr(select, "_one_by_one", count)
-    return calls
+def in_turn(monkeypatch) -> Mock:
+    """Working through groups in turn, the path not to be taken on a GPU."""
+    monkeypatch.setattr(select, "_one_by_one", spy := Mock(wraps=select._one_by_one))
+    return spy
 
 
 class TestNMS:
@@ -76,9 +71,9 @@ class TestNMS:
         boxes, scores = dense(40, 300)
         for classes in (None, *(torch.arange(300).expand(40, -1) % kinds for kinds in (1, 3))):
             assert 0.01 < check(boxes, scores, threshold, classes).float().mean() < 0.9
-        in_turn.clear()
+        in_turn.reset_mock()
         survive(boxes, scores, None, 0.7, 300, gpu=True)
-        assert in_turn == []
+        assert not in_turn.called
 
     def test_twelve_thousand_candidates_of_eighty_classes(self) -> None:
         boxes, scores = dense(2, 12_000, spread=600)
@@ -116,9 +111,9 @@ class TestNMS:
         kept = check(boxes, scores, 0.4)
         assert kept[0].tolist() == [number % 2 == 0 for number in range(length)]
         assert kept[1].all()
-        in_turn.clear()
+        in_turn.reset_mock()
         survive(boxes, scores, None, 0.4, length, gpu=True)
-        assert in_turn == [2] * turns
+        assert in_turn.call_count == turns
 
     def test_what_lies_behind_the_head_is_looked_at_only_where_it_is_wanted(self, in_turn) -> None:
         # Boxes apart from each other: all survive, and the best 2,048 are enough for that many.
@@ -130,10 +125,10 @@ class TestNMS:
         scores[:, 1500:] = -torch.inf  # candidates that do not count are not waited for
         expected = one_by_one(boxes, scores, torch.zeros_like(scores), 0.5)
         assert torch.equal(survive(boxes, scores, None, 0.5, 10_000, gpu=True), expected)
-        assert in_turn == []
+        assert not in_turn.called
         boxes, scores = torch.stack([x, x, x + 10, x + 10], dim=1)[None], torch.linspace(0.9, 0.1, HEAD + 50)[None]
         assert survive(boxes, scores, None, 0.5, HEAD + 1, gpu=True).all()
-        assert in_turn == [1]
+        assert in_turn.call_count == 1
         boxes, scores = dense(2, HEAD + 700, spread=100)  # so dense that few survive
         expected = one_by_one(boxes, scores, torch.zeros_like(scores), 0.5)
         assert expected.sum(dim=1).max() < 500
