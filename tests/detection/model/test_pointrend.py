@@ -141,7 +141,7 @@ def test_gradients_reach_all_layers_and_are_finite_without_positives(losses_of, 
         losses = losses_of(
             stage, maps, targets, [own[: len(rows)] for own, rows in zip(BOXES, objects, strict=True)], objects
         )
-        gradients = torch.autograd.grad(sum(losses.values()), [maps, *stage.parameters()])
+        gradients = torch.autograd.grad(sum(losses.values(), torch.zeros(())), [maps, *stage.parameters()])
         assert all(gradient.isfinite().all() for gradient in gradients)
         assert all(gradient.any() for gradient in gradients) == bool(objects[0])
     assert [loss.item() for loss in losses.values()] == [0, 0]

@@ -47,13 +47,13 @@ SIZES = IMAGES.size_list()
 
 
 @cache
-def member(name: str) -> Any:
+def member(kind: str) -> Any:
     """A random detector whose scores and boxes differ from region to region; no test changes it."""
-    torch.manual_seed(list(MEMBERS).index(name))
-    detector = build_detector(MEMBERS[name], 3).eval().requires_grad_(False)
+    torch.manual_seed(list(MEMBERS).index(kind))
+    detector = build_detector(MEMBERS[kind], 3).eval().requires_grad_(False)
     assert isinstance(detector, FasterRCNN)
-    for layer in (detector.box_stage.predictor.classes, detector.box_stage.predictor.deltas):
-        nn.init.normal_(layer.weight, std=0.1)
+    for name in ("classes", "deltas"):
+        nn.init.normal_(detector.box_stage.get_parameter(f"predictor.{name}.weight"), std=0.1)
     return detector
 
 
