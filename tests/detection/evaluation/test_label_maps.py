@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from detection.evaluation.jackknife import jackknife
 from detection.evaluation.label_maps import (
@@ -26,7 +27,9 @@ from detection.structures import VOID
 NAMES = ("road", "sky", "car", "unseen")
 
 
-def make_record(image_id: int, counts: NDArray[np.integer], panoptic: NDArray[np.float64] | None = None) -> Record:
+def make_record(
+    image_id: int, counts: csr_array | NDArray[np.integer], panoptic: NDArray[np.float64] | None = None
+) -> Record:
     """An image without objects, whose labels were counted."""
     return Record(
         image_id=image_id,
@@ -39,7 +42,7 @@ def make_record(image_id: int, counts: NDArray[np.integer], panoptic: NDArray[np
         boxes=np.zeros((0, 4), np.float32),
         scores=np.zeros(0, np.float32),
         labels=np.zeros(0, np.int64),
-        label_counts=counts,
+        label_counts=csr_array(counts),
         panoptic_counts=panoptic,
         gt_masks=None if panoptic is None else (),
         masks=None if panoptic is None else (),
@@ -81,7 +84,7 @@ def test_figures_by_hand() -> None:
     true = np.array([[0, 0, 1, 1], [0, 0, 1, VOID]], np.uint8)
     predicted = np.array([[0, 0, 1, 2], [0, 1, VOID, 2]], np.uint8)
     counts = label_counts(true, predicted, 3)
-    assert counts.tolist() == [[3, 1, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0]]
+    assert counts.toarray().tolist() == [[3, 1, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0]]
     found = label_figures(pixel_totals([make_record(1, counts)], 3))
     assert found.iou[0].tolist() == [0.75, 0.25, 0]  # class 2 is predicted, and never true
     assert dict(zip(LABEL_NUMBERS, found.numbers[0].tolist(), strict=True)) == {

@@ -81,9 +81,9 @@ def test_labels_are_those_that_a_run_was_tested_on(tmp_path: Path) -> None:
     ("document", "old", "new", "named"),
     [
         ("README.md", "| 57.7 | 90.2 |", "| 58.7 | 90.2 |", "prints 58.7, the records give 57.7"),
-        ("docs/compare.md", "37.4 ± 3.1", "37.4 ± 2.1", "prints 2.1, the records give 3.1"),
+        ("docs/results.md", "37.4 ± 3.1", "37.4 ± 2.1", "prints 2.1, the records give 3.1"),
         ("docs/cost.md", "| 0.59 | 0.86 |", "| 0.49 | 0.86 |", "table 1 under 'Beside torchvision'"),  # no record
-        ("README.md", "AP 38.0 ± 1.3", "AP 39.0 ± 1.3", "AP 39.0"),  # a sentence without a record
+        ("docs/results.md", "AP 38.0 ± 1.3", "AP 39.0 ± 1.3", "AP 39.0"),  # a sentence without a record
     ],
 )
 def test_a_figure_altered_by_hand_is_named(
