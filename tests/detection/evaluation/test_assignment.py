@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
 from detection.evaluation.assignment import assign, order_rounds
 from detection.evaluation.candidates import Candidates
 
-Array = np.ndarray[Any, Any]
+Pairs = list[tuple[int, int, float]]
 
 
-def candidates(pairs: list[tuple[int, int, float]]) -> Candidates:
-    rows, objects, ious = (np.array(column) for column in zip(*pairs, strict=True))
-    return Candidates(rows=rows, objects=objects, ious=ious)
+def candidates(pairs: Pairs) -> Candidates:
+    rows, objects, ious = np.array(pairs, float).reshape(-1, 3).T
+    return Candidates(rows=rows.astype(np.int64), objects=objects.astype(np.int64), ious=ious)
 
 
-def slow(pairs: list[tuple[int, int, float]], count: int, threshold: float, ignored: Array, shared: Array) -> list[int]:
+def slow(pairs: Pairs, count: int, threshold: float, ignored: np.ndarray, shared: np.ndarray) -> list[int]:
     """Every detection after the other, as COCO's rule says."""
     taken, result = set[int](), []
     for row in range(count):
@@ -31,15 +29,10 @@ def slow(pairs: list[tuple[int, int, float]], count: int, threshold: float, igno
 
 @pytest.mark.parametrize("seed", range(30))
 def test_all_cells_at_once_as_one_detection_after_the_other(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    thresholds = np.array([0.5, 0.6, 0.8])
-    cells = np.sort(rng.integers(0, 5, 20))
-    gt_cells = np.sort(rng.integers(0, 5, 12))
-    pairs = [
-        (row, object_, float(rng.choice([0.5, 0.6, 0.7, 0.8])))
-        for row, object_ in np.argwhere(cells[:, None] == gt_cells).tolist()
-        if rng.random() < 0.7
-    ]
+    rng, thresholds = np.random.default_rng(seed), np.array([0.5, 0.6, 0.8])
+    cells, gt_cells = np.sort(rng.integers(0, 5, 20)), np.sort(rng.integers(0, 5, 12))
+    same = [pair for pair in np.argwhere(cells[:, None] == gt_cells).tolist() if rng.random() < 0.7]
+    pairs = [(row, object_, float(rng.choice([0.5, 0.6, 0.7, 0.8]))) for row, object_ in same]
     ignored = rng.random(12) < 0.3
     shared = ignored & (rng.random(12) < 0.5)
     rounds = order_rounds(candidates(pairs), cells, last_of_equals=True)
@@ -48,15 +41,10 @@ def test_all_cells_at_once_as_one_detection_after_the_other(seed: int) -> None:
         assert column == slow(pairs, 20, threshold, ignored, shared)
 
 
-def test_of_equal_overlaps_the_first_or_the_last() -> None:
-    none, pairs = np.zeros(2, np.bool_), candidates([(0, 0, 0.7), (0, 1, 0.7)])
+def test_of_equal_overlaps_the_first_or_the_last_and_without_any_nothing() -> None:
+    none, half = np.zeros(2, np.bool_), np.array([0.5])
     for last in (False, True):
-        rounds = order_rounds(pairs, np.zeros(1, np.int64), last_of_equals=last)
-        assert assign(rounds, 1, thresholds=np.array([0.5]), ignored=none, shared=none).tolist() == [[int(last)]]
-
-
-def test_no_candidates_take_nothing() -> None:
-    empty = Candidates(rows=np.empty(0, np.int64), objects=np.empty(0, np.int64), ious=np.empty(0))
-    none = np.zeros(0, np.bool_)
-    rounds = order_rounds(empty, np.zeros(3, np.int64), last_of_equals=True)
-    assert assign(rounds, 3, thresholds=np.array([0.5]), ignored=none, shared=none).tolist() == [[-1]] * 3
+        rounds = order_rounds(candidates([(0, 0, 0.7), (0, 1, 0.7)]), np.zeros(1, np.int64), last_of_equals=last)
+        assert assign(rounds, 1, thresholds=half, ignored=none, shared=none).tolist() == [[int(last)]]
+    rounds = order_rounds(candidates([]), np.zeros(3, np.int64), last_of_equals=True)
+    assert assign(rounds, 3, thresholds=half, ignored=none[:0], shared=none[:0]).tolist() == [[-1]] * 3

@@ -10,21 +10,14 @@ from detection.evaluation.claims import discoveries, family, is_discovered, sing
 P = np.array([0.01, 0.04, np.nan, 0.02, 0.5])
 
 
-def test_step_down_by_hand() -> None:
+def test_corrections_by_hand() -> None:
     # 4 x 0.01, 3 x 0.02, 2 x 0.04 and 0.5.
     np.testing.assert_allclose(step_down(P), [0.04, 0.08, np.nan, 0.06, 0.5])
     np.testing.assert_allclose(step_down(np.array([0.03, 0.02])), [0.04, 0.04])  # never below a smaller one's
-
-
-def test_discoveries_by_hand() -> None:
     # 4 / 1 x 0.01, 4 / 2 x 0.02, 4 / 3 x 0.04 and 0.5; never above a larger one's.
     np.testing.assert_allclose(discoveries(P), [0.04, 4 / 3 * 0.04, np.nan, 0.04, 0.5])
-
-
-def test_no_tests_are_no_claims() -> None:
     nothing = np.full(3, np.nan)
-    assert np.isnan(step_down(nothing)).all()
-    assert np.isnan(discoveries(nothing)).all()
+    assert np.isnan([step_down(nothing), discoveries(nothing)]).all()
     assert step_down(np.empty(0)).shape == (0,)
     assert single_level(nothing, 0.05, discovered=True) == 0.05
 
@@ -37,8 +30,7 @@ def test_intervals_of_a_family_leave_out_zero_where_a_discovery_is() -> None:
 
 def test_equal_variants_are_rarely_claimed_in_any_pair() -> None:
     p = np.random.default_rng(0).random((4000, 21))
-    false = np.mean([(step_down(row) <= 0.05).any() for row in p])
-    assert false == pytest.approx(0.05, abs=0.012)
+    assert np.mean([(step_down(row) <= 0.05).any() for row in p]) == pytest.approx(0.05, abs=0.012)
 
 
 @pytest.mark.parametrize(

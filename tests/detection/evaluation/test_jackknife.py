@@ -5,36 +5,36 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detection.evaluation.jackknife import Sample, Statistic, image_sets, jackknife
+from detection.evaluation.jackknife import Statistic, image_sets, jackknife
 
 VALUES = np.random.default_rng(0).normal(0, [1.0, 3.0], (50, 2))  # of two figures on each image
 
 
-def means(values: np.ndarray) -> Statistic:
-    """The weighted means of ``values`` (N, M)."""
-    return Statistic(
-        names=tuple(f"mean {column}" for column in range(values.shape[1])),
-        compute=lambda weights: weights @ values / weights.sum(axis=1, keepdims=True),
-        images=np.full(values.shape[1], len(values)),
-    )
+def means(values: np.ndarray, *, step: float = 0.0) -> Statistic:
+    """The weighted means of ``values`` (N, M), rounded to ``step``."""
 
+    def compute(weights: np.ndarray) -> np.ndarray:
+        found = weights @ values / weights.sum(axis=1, keepdims=True)
+        return np.round(found / step) * step if step else found
 
-def covariance(sample: Sample) -> np.ndarray:
-    return sample.influence.T @ sample.influence
+    count, width = values.shape
+    return Statistic(names=tuple(f"mean {i}" for i in range(width)), compute=compute, images=np.full(width, count))
 
 
 def test_the_variance_of_a_mean_is_the_textbooks() -> None:
     sample = jackknife(means(VALUES), 50)
     np.testing.assert_allclose(sample.values, VALUES.mean(axis=0))
-    np.testing.assert_allclose(covariance(sample), np.cov(VALUES.T) / 50)
+    np.testing.assert_allclose(sample.influence.T @ sample.influence, np.cov(VALUES.T) / 50)
     assert sample.influence.shape == (50, 2)
 
 
-def test_random_halves_estimate_the_same_variance() -> None:
-    values = np.random.default_rng(1).normal(0, 1, (507, 300))
-    sample = jackknife(means(values), 507)
-    assert sample.influence.shape == (100, 300)
-    assert (sample.influence**2).sum(axis=0).mean() == pytest.approx(1 / 507, rel=0.03)
+@pytest.mark.parametrize(("count", "step", "rel"), [(507, 0.0, 0.03), (400, 0.005, 0.1)])
+def test_random_halves_estimate_the_same_variance(count: int, step: float, rel: float) -> None:
+    # Steps are coarse for one image and fine for half of them, as AP is by its 101 recalls.
+    values = np.random.default_rng(1).normal(0, 1, (count, 300))
+    influence = jackknife(means(values, step=step), count).influence
+    assert influence.shape == (100, 300)
+    assert (influence**2).sum(axis=0).mean() == pytest.approx(1 / count, rel=rel)
 
 
 def test_sets_lack_one_image_or_half_of_them() -> None:
@@ -43,18 +43,6 @@ def test_sets_lack_one_image_or_half_of_them() -> None:
     assert set(sets.sum(axis=1).tolist()) == {253}
     assert abs(np.corrcoef(sets[0], sets[1])[0, 1]) < 0.2
     np.testing.assert_array_equal(image_sets(3), [[0, 1, 1], [1, 0, 1], [1, 1, 0]])
-
-
-def test_places_of_recalls_that_jitter_are_no_noise() -> None:
-    # Rounded to steps that are coarse for one image and fine for half of them, as AP is by its 101 recalls.
-    values = np.random.default_rng(2).normal(0, 1, (400, 50))
-    step = 0.005
-
-    def rounded(weights: np.ndarray) -> np.ndarray:
-        return np.round(means(values).compute(weights) / step) * step
-
-    coarse = Statistic(names=("rounded",) * 50, compute=rounded, images=np.full(50, 400))
-    assert (jackknife(coarse, 400).influence ** 2).sum(axis=0).mean() == pytest.approx(1 / 400, rel=0.1)
 
 
 def test_a_figure_without_a_value_on_some_halves_has_a_variance() -> None:
