@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detection.evaluation.coco import COCO_NUMBERS, CocoResult, IouType, coco_results
 from detection.evaluation.record import Record
+from detection.fields.keypoints import to_coco
 from detection.masks import RLE, empty_rle, encode, is_empty
 
 Array = np.ndarray[Any, Any]
@@ -129,24 +130,33 @@ def reference() -> Callable[..., CocoResult]:
     return evaluate_reference
 
 
-def evaluate_reference(
-    records: Sequence[Record], class_names: Sequence[str], *, iou_type: IouType = "bbox"
-) -> CocoResult:
+def evaluate_reference(records: Sequence[Record], class_names: Sequence[str], *, iou_type: IouType = "bbox") -> Any:
+    """CocoResult, or of keypoints the ten numbers and AP of each class."""
     if not records or not class_names:  # pycocotools takes an empty list of ids for "no restriction"
         return _result(np.full(len(COCO_NUMBERS), -1.0), np.full((10, 1, len(class_names)), -1.0))
     with redirect_stdout(io.StringIO()):
-        truth, found = (_index(records, class_names, rows(records, iou_type)) for rows in (_objects, _detections))
-        evaluation = COCOeval(truth, found, iou_type)
+        truth = _index(records, class_names, _objects(records, iou_type))
+        if iou_type == "keypoints":
+            found: Any = truth.loadRes(coco_results(records, range(1, 1001)))  # which takes areas from keypoints
+        else:
+            found = _index(records, class_names, _detections(records, iou_type))
+        evaluation: Any = COCOeval(truth, found, iou_type)
+        if records[0].keypoint_spec is not None:
+            evaluation.params.kpt_oks_sigmas = np.array(records[0].keypoint_spec.sigmas)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     # (thresholds, recalls, classes, areas, detection limits): all areas, 100 detections
-    return _result(evaluation.stats[: len(COCO_NUMBERS)], evaluation.eval["precision"][..., 0, -1])
+    precision, numbers = evaluation.eval["precision"][..., 0, -1], evaluation.stats[: len(COCO_NUMBERS)]
+    if iou_type == "keypoints":
+        return tuple(np.where(part < 0, np.nan, part) for part in (numbers, precision.mean(axis=(0, 1))))
+    return _result(numbers, precision)
 
 
 def _index(records: Sequence[Record], class_names: Sequence[str], annotations: list[dict[str, Any]]) -> COCO:
     coco: Any = COCO()
     coco.dataset = {
+        "info": {},
         "images": [{"id": r.image_id, "height": r.size[0], "width": r.size[1]} for r in records],
         "categories": [{"id": number, "name": name} for number, name in enumerate(class_names, start=1)],
         # COCOeval takes a match with id 0 for no match.
@@ -165,6 +175,9 @@ def _objects(records: Sequence[Record], iou_type: IouType) -> list[dict[str, Any
             own = {} if masks is None else {"segmentation": masks[row]}
             own |= {"image_id": record.image_id, "category_id": int(record.gt_labels[row]) + 1}
             own |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": float(record.gt_areas[row])}
+            if record.gt_keypoints is not None:
+                points = record.gt_keypoints[row]
+                own |= {"keypoints": to_coco(points[None])[0], "num_keypoints": int((points[:, 2] > 0).sum())}
             annotations.append(own | {"iscrowd": int(record.gt_ignore[row] or unknown)})
     return annotations
 
