@@ -1,4 +1,4 @@
-"""Mirrors inference.py, jackknife.py and claims.py, on means over images, and against a brute-force double bootstrap."""
+"""Mirrors inference.py, jackknife.py and claims.py, on means over images and against a double bootstrap."""
 
 from __future__ import annotations
 
