@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detection.evaluation import tide as errors
+from detection.evaluation import tide
 from detection.evaluation.record import Record
 from detection.evaluation.tide import ERROR_TYPES, error_gains, match_errors
 
@@ -56,36 +56,47 @@ def ap50(record: Make, easy: Record, reference: Any) -> Callable[..., float]:
     return lambda *parts, **options: reference([record(*parts, **options), easy], NAMES).AP50
 
 
+WORSE = (part(B, 0.3), 0, 0.7)
+
+
 @pytest.mark.parametrize(
-    ("name", "objects", "wrong", "fixed"),  # objects beside the cat, the wrong detection, and what its fix makes of it
+    ("name", "objects", "wrong", "fixed"),  # objects beside the cat, wrong detections, and what the fix makes of them
     [
-        ("Cls", [(B, 1)], (B, 0, 0.95), [(B, 1, 0.95)]),
-        ("Loc", [(B, 0)], (part(B, 0.3), 0, 0.95), [(B, 0, 0.95)]),
-        ("Both", [(B, 1)], (part(B, 0.3), 0, 0.95), []),
-        ("Dupe", [], (part(A, 0.9), 0, 0.8), []),
-        ("Bkg", [], (NOWHERE, 0, 0.95), []),
+        ("Cls", [(B, 1)], [(B, 0, 0.95)], [(B, 1, 0.95)]),
+        ("Loc", [(B, 0)], [(part(B, 0.3), 0, 0.95)], [(B, 0, 0.95)]),
+        ("Both", [(B, 1)], [(part(B, 0.3), 0, 0.95)], []),
+        ("Dupe", [], [(part(A, 0.9), 0, 0.8)], []),
+        ("Bkg", [], [(NOWHERE, 0, 0.95)], []),
+        # Two detections of the same lost cat: fixed, the better is a hit and the other is gone.
+        ("Loc", [(B, 0)], [WORSE, (part(B, 0.4), 0, 0.95)], [(B, 0, 0.95)]),
+        # The better one has the wrong class: fixing places removes the worse one and finds nothing.
+        ("Loc", [(B, 0)], [WORSE, (B, 1, 0.95)], [(B, 1, 0.95)]),
+        # Without false positives 2 of 3 cats and 1 of 2 dogs are found at precision 1.
+        ("FP", [(B, 0), (B, 1)], [(NOWHERE, 0, 0.97), (NOWHERE, 1, 0.6)], []),
     ],
 )
 def test_each_type_is_what_its_fix_gains(
-    name: str, objects: list[Any], wrong: Any, fixed: list[Any], gains: Any, ap50: Any
+    name: str, objects: list[Any], wrong: list[Any], fixed: list[Any], gains: Any, ap50: Any
 ) -> None:
-    before = [CAT, *objects], [FOUND, wrong]
+    before = [CAT, *objects], [FOUND, *wrong]
     found = gains(*before)
     assert found["AP50"] == pytest.approx(ap50(*before))
     assert found[name] == pytest.approx(ap50([CAT, *objects], [FOUND, *fixed]) - ap50(*before))
-    assert found[name] > 0.05
-    assert found.keys() & FIVE == {name}
+    if len(wrong) == 1:
+        assert found[name] > 0.05
+        assert found.keys() & FIVE == {name}
 
 
-def test_a_missed_object_is_fixed_by_taking_it_out(gains: Any) -> None:
-    assert gains([CAT, (B, 0)], [FOUND]) == pytest.approx(
-        {"AP50": (67 / 101 + 1) / 2, "Miss": 17 / 101, "FN": 17 / 101}
-    )
+def test_a_missed_object_is_fixed_by_taking_it_out(gains: Any, ap50: Any) -> None:
+    expected = {"AP50": (67 / 101 + 1) / 2, "Miss": 17 / 101, "FN": 17 / 101}
+    assert gains([CAT, (B, 0)], [FOUND]) == pytest.approx(expected)
     # One that another fix would find is not missed; FN does count it, as perfect recall wants it found.
     for wrong in ((part(B, 0.3), 0, 0.4), (B, 1, 0.4)):
         found = gains([CAT, (B, 0)], [FOUND, wrong])
         assert "Miss" not in found
         assert found["FN"] > 0.1
+    lost = [CAT, (B, 0), (B, 1)], [(NOWHERE, 0, 0.97), FOUND]  # without false negatives these are no objects
+    assert gains(*lost)["FN"] == pytest.approx(ap50(*lost, ignore=[1, 2]) - ap50(*lost))
 
 
 @pytest.mark.parametrize(
@@ -99,37 +110,11 @@ def test_limits_of_a_wrong_place(label: int, overlap: float, kinds: set[str], ga
     assert gains([CAT, (B, label)], [FOUND, (part(B, overlap), 0, 0.95)]).keys() & FIVE == kinds
 
 
-def test_of_two_types_place_goes_before_class(gains: Any) -> None:
-    # IoU 0.3 with a free cat, 1 with a found dog.
-    objects = [(B, 1), ((B[0], 0.0, B[2], 10 / 0.3), 0)]
+def test_place_goes_before_class_and_ignored_perfect_and_empty_sets_have_no_errors(gains: Any, record: Make) -> None:
+    objects = [(B, 1), ((B[0], 0.0, B[2], 10 / 0.3), 0)]  # IoU 0.3 with a free cat, 1 with a found dog
     assert gains(objects, [(B, 1, 0.9), (B, 0, 0.95)]).keys() & FIVE == {"Loc"}
-
-
-def test_one_fix_for_an_object_and_the_best_score_gets_it(gains: Any, ap50: Any) -> None:
-    objects, worse = [CAT, (B, 0)], (part(B, 0.3), 0, 0.7)
-    # Two detections of the same lost cat: fixed, the better is a hit and the other is gone.
-    before = objects, [FOUND, worse, (part(B, 0.4), 0, 0.95)]
-    assert gains(*before)["Loc"] == pytest.approx(ap50(objects, [FOUND, (B, 0, 0.95)]) - ap50(*before))
-    # The better one has the wrong class: fixing places removes the worse one and finds nothing.
-    before = objects, [FOUND, worse, (B, 1, 0.95)]
-    assert gains(*before)["Loc"] == pytest.approx(ap50(objects, [FOUND, (B, 1, 0.95)]) - ap50(*before))
-
-
-def test_ignored_objects_and_what_is_found_of_them_are_no_errors(gains: Any) -> None:
     found = gains([CAT, (B, 0), (C, 0)], [FOUND, (B, 0, 0.95), (B, 0, 0.94)], ignore=[1, 2])
-    assert found == pytest.approx({"AP50": 1.0})
-
-
-def test_false_positives_and_negatives_at_once(gains: Any, ap50: Any) -> None:
-    image = [CAT, (B, 0), (B, 1)], [(NOWHERE, 0, 0.97), (A, 0, 0.9), (NOWHERE, 1, 0.6)]
-    # Without false positives: 2 of 3 cats and 1 of 2 dogs at precision 1.
-    assert gains(*image)["FP"] == pytest.approx((67 + 51) / 202 - ap50(*image))
-    # Without false negatives the lost cat and dog are no objects.
-    assert gains(*image)["FN"] == pytest.approx(ap50(*image, ignore=[1, 2]) - ap50(*image))
-
-
-def test_perfect_and_empty_runs(gains: Any, record: Make) -> None:
-    assert gains([CAT], [FOUND]) == gains([], []) == pytest.approx({"AP50": 1.0})
+    assert found == gains([CAT], [FOUND]) == gains([], []) == pytest.approx({"AP50": 1.0})
     assert np.isnan(list(errors_of([record(), record(image_id=2)]).values())).all()
     # A class that is never found keeps AP 0 when its objects go.
     found = errors_of([record([(A, 1)]), record([CAT], [FOUND], image_id=2)])
@@ -157,18 +142,14 @@ def mixed(record: Make) -> Callable[..., list[Record]]:
     return make
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_fixes_of_all_six_types_together_leave_nothing_wrong(
-    seed: int, mixed: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_fixes_of_all_six_types_together_leave_nothing_wrong(mixed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # As the paper has it, 1 - AP50 is the sum of what the fixes gain one upon the other.
-    fix_one = errors._fix
-    monkeypatch.setattr(
-        errors, "_fix", lambda table, types: fix_one(table, set(ERROR_TYPES[:6]) if types == {"Cls"} else types)
-    )
-    run = errors_of(mixed(seed))
-    assert run["AP50"] < 0.8
-    assert run["AP50"] + run["Cls"] == pytest.approx(1)
+    fix, six = tide._fix, set(ERROR_TYPES[:6])
+    monkeypatch.setattr(tide, "_fix", lambda table, types: fix(table, six if types == {"Cls"} else types))
+    for seed in range(5):
+        run = errors_of(mixed(seed))
+        assert run["AP50"] < 0.8
+        assert run["AP50"] + run["Cls"] == pytest.approx(1)
 
 
 def test_weights_give_the_gains_of_the_repeated_images(mixed: Any, repeated: Any) -> None:

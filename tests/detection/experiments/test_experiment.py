@@ -14,7 +14,6 @@ import yaml
 from detection.classification.config import ClassificationConfig
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config, section_names
-from detection.config.schema import flatten
 from detection.experiments.experiment import (
     Experiment,
     Protocol,
@@ -142,9 +141,6 @@ def test_differences_of_sections_that_only_one_has() -> None:
     found = {difference.key: difference.values for difference in differences({"a": a, "b": b})}
     assert found["data.jitter.size"] == {"a": None, "b": 64}
     assert differences({"a": a, "c": a}) == ()
-    flat = flatten(DetectionConfig())  # as values of JSON
-    assert flat["anchors.sizes"] == [128.0, 256.0, 512.0]
-    assert (flat["init_classes"], flat["seed"], flat["backbone.weights"]) == ({}, 0, None)
 
 
 def test_every_variant_runs_under_every_head_which_differ_in_what_they_say(write: Write, tmp_path: Path) -> None:
@@ -171,24 +167,19 @@ def test_every_variant_runs_under_every_head_which_differ_in_what_they_say(write
             "variants needs two or more to compare, or one beside detections; got variants ['o",
         ),
         ({"variants": {"a/b": {}, "c": {}}}, "'a/b' names a folder: it takes letters, digits and . _ + -"),
-        ({"seeds": []}, "seeds takes one or more different numbers from 0, got []"),
         ({"seeds": [1, 1]}, "seeds takes one or more different numbers from 0, got [1, 1]"),
-        ({"seeds": [-1]}, "got [-1]"),
-        ({"allowed": ["data"]}, "allowed has 'data', which can't differ between variants: all variants are tested on"),
         ({"allowed": ["data.test"]}, "allowed has 'data.test', which can't differ between variants: all variants are"),
         ({"allowed": ["seed"]}, "can't differ between variants: `seeds` sets it for every variant alike"),
         ({"heads": {"two": {}}}, "heads takes two or more, each with two or more variants and without detections; got"),
         ({"heads": HEADS | {"a.b": {}}}, "'a.b' names a head, and its arms are HEAD.VARIANT"),
         ({"varients": {}}, "no config key 'varients'; did you mean 'variants'?"),
         ({"protocol": {"name": "equal"}}, "config key 'protocol.name' takes one of"),
-        ({"protocol": {"name": "equal_time"}}, "got None under equal_time"),
         ({"protocol": {"name": "equal_time", "minutes": 0}}, "got 0.0 under equal_time"),
         ({"protocol": {"minutes": 3}}, "got 3.0 under equal_steps"),
         ({"protocol": GRID | {"validation": []}}, "protocol.validation and perhaps protocol.train"),
         ({"protocol": {"factors": [1]}}, "got factors [1.0], validation [] and train [] under equal_steps"),
         ({"protocol": GRID | {"factors": [1, 1]}}, "protocol.factors are different positive numbers, got [1.0, 1.0]"),
         ({"detections": {"yolo": ["none.json"]}}, "detections.yolo is"),
-        ({"detections": {"yolo": []}}, "detections.yolo is"),
         ({"detections": {"yolo": ["base.yaml", "./base.yaml"]}}, "detections.yolo has a file twice"),
         ({"detections": {"small": ["base.yaml"]}}, "share the names ['small']"),
         ({"detections": {"../yolo": ["base.yaml"]}}, "names a folder"),
@@ -202,12 +193,8 @@ def test_files_that_describe_no_experiment(write: Write, keys: dict[str, Any], m
 
 
 def test_files_that_are_no_mapping(tmp_path: Path) -> None:
-    for name, text, message in (
-        ("a", "[1]", "must hold a YAML mapping"),
-        ("b", "{", "can't be read"),
-        ("c", None, "can't"),
-    ):
-        path = tmp_path / f"{name}.yaml"
+    path = tmp_path / "a.yaml"
+    for text, message in ((None, "can't be read"), ("[1]", "must hold a YAML mapping"), ("{", "can't be read")):
         if text is not None:
             path.write_text(text)
         with pytest.raises(ValueError, match=f"experiment {re.escape(str(path))} {message}"):
@@ -242,10 +229,3 @@ def test_experiments_are_the_single_configs(name: str, recipes: list[str]) -> No
         unused = {"rpn": single.rpn, "box": single.box} if single.one_stage else {}
         assert replace(found, backbone=single.backbone, **unused) == single
         assert replace(found.backbone, name=single.backbone.name) == single.backbone
-
-
-def test_the_small_experiment_has_twelve_runs_that_differ_in_the_name_of_the_backbone_alone() -> None:
-    experiment, variants = resolved(CONFIGS / "experiments" / "bccd.yaml")
-    assert len(experiment.seeds) * len(variants) == 12
-    assert [difference.key for difference in differences(variants)] == ["backbone.name"]
-    assert {config.backbone.norm for config in variants.values()} == {"gn"}
