@@ -9,15 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detection.evaluation import label_maps
 from detection.evaluation.jackknife import jackknife
-from detection.evaluation.label_maps import (
-    LABEL_NUMBERS,
-    LabelClasses,
-    check_comparable_maps,
-    label_counts,
-    label_figures,
-    pixel_totals,
-)
+from detection.evaluation.label_maps import LABEL_NUMBERS, label_counts, label_figures, pixel_totals
 from detection.evaluation.record import Record
 from detection.evaluation.run_figures import run_statistic
 from detection.structures import VOID
@@ -113,7 +107,7 @@ def test_a_panoptic_run_has_all_figures(record: Make) -> None:
         record(image_id=i, label_counts=of, panoptic_counts=rng.integers(1, 5, (4, 4)).astype(float), **own)
         for i, of in enumerate(counts)
     ]
-    statistic = run_statistic(records, NAMES[:2], labels=LabelClasses(NAMES, num_things=2))
+    statistic = run_statistic(records, NAMES[:2], labels=label_maps.LabelClasses(NAMES, num_things=2))
     sections = {name.partition(".")[0] for name in statistic.names}
     assert sections == {"bbox", "segm", "voc", "tide", "semseg", "panoptic"}
     values = dict(zip(statistic.names, statistic.compute(np.ones((1, 5), int))[0], strict=True))
@@ -126,8 +120,8 @@ def test_runs_that_were_judged_by_other_label_maps_are_not_compared(record: Make
         [record(image_id=i, label_counts=part) for i, part in enumerate(parts, start=1)]
         for parts in (counts, counts[..., [1, 0, 2]], [counts[0], np.array([[4, 0, 0], [2, 2, 0]])], [None, None])
     )
-    check_comparable_maps({"a": ours, "b": others[::-1]})
+    label_maps.check_comparable_maps({"a": ours, "b": others[::-1]})
     with pytest.raises(ValueError, match=r"a and b .*2\.jpg"):
-        check_comparable_maps({"a": ours, "b": lacking})
+        label_maps.check_comparable_maps({"a": ours, "b": lacking})
     with pytest.raises(ValueError, match="a and b"):
-        check_comparable_maps({"a": ours, "b": plain})
+        label_maps.check_comparable_maps({"a": ours, "b": plain})

@@ -14,16 +14,8 @@ import yaml
 from detection.classification.config import ClassificationConfig
 from detection.config.detection import DetectionConfig
 from detection.config.load import load_config, section_names
-from detection.experiments.experiment import (
-    Experiment,
-    Protocol,
-    check_fair,
-    covers,
-    differences,
-    load_experiment,
-    resolve_base,
-    resolve_variants,
-)
+from detection.experiments import experiment as module
+from detection.experiments.experiment import Experiment, check_fair, differences, load_experiment, resolve_variants
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 FILES = sorted((CONFIGS / "experiments").glob("*.yaml"))
@@ -65,8 +57,8 @@ def test_variants_change_the_base_as_a_mapping_or_as_a_list(write: Write) -> Non
     experiment, variants = resolved(
         write(overrides=["solver.iterations=7"], variants={**VARIANTS, "o": nested}), ["seed=3"]
     )
-    assert (experiment.name, experiment.seeds, experiment.protocol) == ("swap", (0, 1), Protocol())
-    base, other = resolve_base(experiment, DetectionConfig), variants.pop("o")
+    assert (experiment.name, experiment.seeds, experiment.protocol) == ("swap", (0, 1), module.Protocol())
+    base, other = module.resolve_base(experiment, DetectionConfig), variants.pop("o")
     assert (base.solver.iterations, base.solver.base_lr, base.seed) == (7, 0.01, 3)
     assert [config.backbone.name for config in variants.values()] == ["resnet18", "resnet34"]
     assert all(replace(config, backbone=base.backbone) == base for config in variants.values())
@@ -81,9 +73,9 @@ def test_allowed_differences_are_returned_with_all_values(write: Write) -> None:
     variants = {"a": ["backbone.name=vgg16", "backbone.dropout=0.1"], "b": ["backbone.name=vgg16"]}
     (found,) = check_fair(*resolved(write(variants=variants, allowed=["backbone"])))  # a section allows what is below
     assert found.key == "backbone.dropout"
-    assert covers("rpn", "rpn.channels")
-    assert covers("rpn.channels", "rpn.channels")
-    assert not covers("rpn.conv", "rpn.convs")
+    assert module.covers("rpn", "rpn.channels")
+    assert module.covers("rpn.channels", "rpn.channels")
+    assert not module.covers("rpn.conv", "rpn.convs")
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from detection.config.load import dump_config
 from detection.engine.checkpoint import Checkpoint
 from detection.experiments.methods import MethodRow, Outcome, format_outcomes, load_rows, read_outcomes, run_methods
 
+Calls = list[SimpleNamespace]
 TABLE9 = Path(__file__).parents[3] / "configs" / "methods" / "table9.yaml"
 CONFIG = DetectionConfig(
     test=PostprocessConfig(nms_iou=0.4, score_threshold=0.01),
@@ -46,25 +48,14 @@ WITH_CONTEXT = checkpoint("context", CONTEXT)
 MEMBERS = [checkpoint("one", CONFIG), checkpoint("two", CONTEXT)]
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What a test was asked for."""
-
-    config: DetectionConfig
-    checkpoint: str
-    output: Path
-    ensemble: list[str]
-    limit: int | None
-
-
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Call]:
-    """The tests that ran; the result of each is its number, and it leaves its files."""
-    calls: list[Call] = []
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
+    """What the tests that ran were asked for; the result of each is its number, and it leaves its files."""
+    calls = Calls()
 
     def run_test(config: DetectionConfig, checkpoint: Checkpoint, output: Path, **options: Any) -> dict[str, Any]:
-        ensemble = [str(member.path) for member in options["ensemble"]]
-        calls.append(Call(config, str(checkpoint.path), output, ensemble, options["limit"]))
+        names = {"checkpoint": str(checkpoint.path), "ensemble": [str(member.path) for member in options["ensemble"]]}
+        calls.append(SimpleNamespace(config=config, output=output, limit=options["limit"], **names))
         output.mkdir(parents=True, exist_ok=True)
         (output / "result.json").write_text(json.dumps({"number": len(calls)}))
         (output / "config.yaml").write_text(dump_config(config))
@@ -81,7 +72,7 @@ def run(
     return run_methods(config, rows, base, Path("out"), **options)
 
 
-def test_settings_add_up_and_context_and_ensemble_hold_for_all_rows_below(calls: list[Call]) -> None:
+def test_settings_add_up_and_context_and_ensemble_hold_for_all_rows_below(calls: Calls) -> None:
     outcomes = run(context=WITH_CONTEXT, ensemble=MEMBERS)
     assert [outcome.row for outcome in outcomes] == list(ROWS)
     plain = CONFIG.test
@@ -98,7 +89,7 @@ def test_settings_add_up_and_context_and_ensemble_hold_for_all_rows_below(calls:
     assert all(replace(call.config, test=CONFIG.test) == CONFIG for call in calls[:2])
 
 
-def test_rows_that_lack_their_checkpoints_do_not_run_but_their_settings_hold_below(calls: list[Call]) -> None:
+def test_rows_that_lack_their_checkpoints_do_not_run_but_their_settings_hold_below(calls: Calls) -> None:
     results = [outcome.result for outcome in run(limit=7)]
     assert results == [{"number": 1}, {"number": 2}, None, {"number": 3}, None, {"number": 4}]
     assert [call.output for call in calls] == [Path("out") / str(number) for number in (0, 1, 3, 5)]
@@ -111,13 +102,13 @@ def test_rows_that_lack_their_checkpoints_do_not_run_but_their_settings_hold_bel
 
 
 @pytest.mark.parametrize("setting", [{"refin": True}, {"vote_iou": 1.5}, {"scales": [400]}, {"flip": "yes"}])
-def test_a_bad_setting_of_the_last_row_costs_no_test(calls: list[Call], setting: dict[str, Any]) -> None:
+def test_a_bad_setting_of_the_last_row_costs_no_test(calls: Calls, setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"test\.{next(iter(setting))}"):
         run((*ROWS, MethodRow(name="bad", test=setting)))
     assert calls == []
 
 
-def test_a_resumed_table_tests_what_is_missing_older_than_its_weights_or_of_other_settings(calls: list[Call]) -> None:
+def test_a_resumed_table_tests_what_is_missing_older_than_its_weights_or_of_other_settings(calls: Calls) -> None:
     Path("weights").touch()
     os.utime("weights", (1, 1))
     base, other = replace(BASE, path=Path("weights")), replace(CONFIG, test=replace(CONFIG.test, nms_iou=0.5))
@@ -163,7 +154,7 @@ def test_golden_table() -> None:
     assert " ".join(format_outcomes([]).split()) == "AP50 AP +AP50 +AP s/image paper AP50 / AP"
 
 
-def test_table_9_has_the_figures_of_the_paper_and_turns_on_one_method_after_the_other(calls: list[Call]) -> None:
+def test_table_9_has_the_figures_of_the_paper_and_turns_on_one_method_after_the_other(calls: Calls) -> None:
     in_paper = [(row.name, row.paper[:11]) for row in load_rows(TABLE9) if row.paper[:1].isdigit()]
     assert in_paper == [
         ("baseline", "48.4 / 27.2"),

@@ -19,19 +19,8 @@ from typing import Any
 import pytest
 
 from detection.config.detection import DetectionConfig, DetectorBackboneConfig, DetectorSolverConfig
-from detection.experiments.runs import (
-    Placement,
-    Programs,
-    Run,
-    check_resumable,
-    child_environment,
-    execute,
-    is_done,
-    last_error,
-    read_status,
-    write_json,
-    write_status,
-)
+from detection.experiments import runs as module
+from detection.experiments.runs import Placement, Programs, Run, check_resumable, execute, read_status
 
 # Trains one step after the other, each in a line of metrics.jsonl, and goes on from the last; the backbone's name says
 # how it behaves.
@@ -120,7 +109,7 @@ def test_a_diverging_run_is_reported_the_rest_goes_on_and_it_is_tried_again_on_r
     runs = [make("diverging"), make("resnet18")]
     left, said = run_all(*runs)
     assert left == [runs[0]]
-    assert is_done(runs[1].folder)
+    assert module.is_done(runs[1].folder)
     assert "diverging/0: failed: loss is not finite at iteration 2" in said
     status, log = read_status(runs[0].folder), runs[0].folder / "log.txt"
     assert (status["state"], status["error"]) == ("failed", "loss is not finite at iteration 2")
@@ -140,7 +129,7 @@ def test_a_killed_run_is_reported_and_goes_on_at_the_next_start(make: Make, run_
     metrics = run.folder / "metrics.jsonl"
     whole = metrics.read_text()
     metrics.write_text(whole + '{"iteration": 2, "seco')  # a half-written line
-    write_status(run.folder, "failed", code="")
+    module.write_status(run.folder, "failed", code="")
     assert read_status(run.folder)["hours"] == pytest.approx(0.01)
     metrics.write_text(whole)
     assert run_all(run)[0] == []
@@ -216,21 +205,21 @@ def test_runs_at_once_take_turns_on_the_gpus_and_share_the_cores(
     assert seen[2] in "47"
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert child_environment(Placement(3))["OMP_NUM_THREADS"] == "2"
-    assert "OMP_NUM_THREADS" not in child_environment(Placement(1))
+    assert module.child_environment(Placement(3))["OMP_NUM_THREADS"] == "2"
+    assert "OMP_NUM_THREADS" not in module.child_environment(Placement(1))
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert child_environment(Placement(3))["OMP_NUM_THREADS"] == "5"
+    assert module.child_environment(Placement(3))["OMP_NUM_THREADS"] == "5"
     with pytest.raises(ValueError, match="--jobs takes a number from 1, got 0"):
         Placement(0)
 
 
 def test_the_last_error_is_found() -> None:
-    assert last_error("a\nerror: no data\nb\n", 1) == "no data"
-    assert last_error("Traceback\n\nRuntimeError: x\n\n", 1) == "RuntimeError: x"
-    assert last_error("", 3) == "said nothing"
+    assert module.last_error("a\nerror: no data\nb\n", 1) == "no data"
+    assert module.last_error("Traceback\n\nRuntimeError: x\n\n", 1) == "RuntimeError: x"
+    assert module.last_error("", 3) == "said nothing"
 
 
 def test_json_is_written_beside_and_renamed(tmp_path: Path) -> None:
-    write_json(tmp_path / "new" / "a.json", {"b": [1]})
+    module.write_json(tmp_path / "new" / "a.json", {"b": [1]})
     assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"b": [1]}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]

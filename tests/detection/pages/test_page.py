@@ -9,19 +9,8 @@ from typing import Any
 
 import pytest
 
-from detection.pages.page import (
-    Code,
-    Figure,
-    Links,
-    Notice,
-    Page,
-    Pictures,
-    Section,
-    Table,
-    Text,
-    write_html,
-    write_page,
-)
+from detection.pages import page as parts
+from detection.pages.page import Figure, Links, Notice, Page, Section, Table, Text, write_page
 from detection.pages.plots import Bar, Point, forest, scatter
 
 Inspect = Callable[..., dict[str, Any]]
@@ -40,8 +29,8 @@ def make_page(*, columns: int = 14, rows: int = 3) -> Page:
         Table("A wide table", [f"column {i}" for i in range(columns)], [["12.3 ± 4.5"] * columns] * rows),
         Figure("plot a/b", svg, "A plot", "dots"),
         Figure("plot 2", scatter("s", points, x_label="GFLOPs", y_label="AP"), "Another", "dots"),
-        Pictures("pair", [b"first", b"second"], "Two", ["left", "right"]),
-        Code("Lines to copy", ["anchors:", f"  sizes: [1, 2] # {'reason ' * 40}"]),
+        parts.Pictures("pair", [b"first", b"second"], "Two", ["left", "right"]),
+        parts.Code("Lines to copy", ["anchors:", f"  sizes: [1, 2] # {'reason ' * 40}"]),
         Table("Words", ["what", "value"], [["path", "/a" * 90]], words=True),
     ]
     sections = [Section("One section", blocks), Section("Empty", [])]
@@ -52,8 +41,8 @@ def make_page(*, columns: int = 14, rows: int = 3) -> Page:
 def written(tmp_path: Path) -> Write:
     """A page, or blocks of one, as HTML and as Markdown."""
 
-    def write(*parts: Any, lead: Any = ()) -> tuple[str, str]:
-        page = parts[0] if isinstance(parts[0], Page) else Page("t", "s", [], [Section("s", [*parts])], lead=lead)
+    def write(*own: Any, lead: Any = ()) -> tuple[str, str]:
+        page = own[0] if isinstance(own[0], Page) else Page("t", "s", [], [Section("s", [*own])], lead=lead)
         return write_page(page, tmp_path, "report").read_text(), (tmp_path / "report.md").read_text()
 
     return write
@@ -68,7 +57,7 @@ def test_html_asks_no_network_and_says_what_it_shows(written: Write, tmp_path: P
     assert re.findall(r'<img src="data:image/jpeg;base64,[^"]+" alt="(\w+)">', html) == ["left", "right"]
     assert html.count('role="img" aria-label="dots"') == 2
     (tmp_path / "one").mkdir()
-    alone = write_html(make_page(), tmp_path / "one" / "one.html")  # one file holds it all
+    alone = parts.write_html(make_page(), tmp_path / "one" / "one.html")  # one file holds it all
     assert alone.read_text().count("data:image/jpeg") == 2
     assert [path.name for path in alone.parent.iterdir()] == ["one.html"]
 
@@ -81,7 +70,7 @@ def test_text_from_outside_stays_text(written: Write) -> None:
     assert html.count("<script") == 1  # the page's own
     assert "&lt;script&gt;" in html
     assert not re.search(r"(?<!\\)[<`*]\w", text.replace("\n*", "\n"))
-    html, text = written(Code("c", ["a:", f"  b: {HOSTILE}"]))  # lines to copy stay lines
+    html, text = written(parts.Code("c", ["a:", f"  b: {HOSTILE}"]))  # lines to copy stay lines
     assert "<pre>a:\n  b: &lt;script&gt;x&lt;/script&gt; &amp; " in html
     assert f"    a:\n      b: {HOSTILE}" in text
 
