@@ -1,4 +1,4 @@
-"""Small scripts in the place of trainings."""
+"""A tiny data set, and small scripts in the place of trainings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture
+def card(make_coco: Callable[..., Path], write_card: Callable[..., str]) -> str:
+    """Four images of training, three of test and one of validation, with cats and dogs."""
+    for split, numbers in (("train", range(1, 5)), ("test", range(5, 8)), ("val", range(8, 9))):
+        cats = [{"id": n, "image_id": n, "category_id": 3, "bbox": [9, 9, 20, 20], "area": 400} for n in numbers]
+        make_coco({number: f"{number}.jpg" for number in numbers}, cats, split=split)
+    splits = {split: {"annotations": f"{split}.json", "images": split} for split in ("train", "test", "val")}
+    return write_card("coco", splits=splits)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from detection.data.digits import write_digits
 from detection.experiments.comparison import Comparison, measure_variant
 from detection.experiments.detectors import DETECTORS
 from detection.experiments.experiment import load_experiment
@@ -36,24 +35,13 @@ lines = [{"iteration": i, "seconds_per_step": 2.0 if name == "resnet34" else 1.0
 """
 BASE = """
 backbone: {norm: gn, roi_size: 1}
-data: {train: [digits:train], test: [digits:test]}
+data: {train: [coco.yaml:train], test: [coco.yaml:test]}
 solver: {base_lr: 0.01, iterations: 100, steps: [50, 80], warmup_iterations: 10, layout: contiguous}
 """
-GRID = {"name": "learning_rate_grid", "factors": [1, 2, 4], "validation": ["val.yaml:train"]}
-CARD = {"format": "coco", "root": "val/coco", "classes": list("0123456789")}
-CARD["splits"] = {"train": {"annotations": "annotations/instances_train.json", "images": "train"}}
+GRID = {"name": "learning_rate_grid", "factors": [1, 2, 4], "validation": ["coco.yaml:val"]}
 KIND = replace(DETECTORS, hash_weights=lambda config, _: f"{config.backbone.name} {config.seed}")  # builds no network
 
 Make = Callable[..., Comparison[Any]]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with digits, and other digits as val."""
-    folder = tmp_path_factory.mktemp("data")
-    write_digits(folder, num_train=2, num_test=1)
-    write_digits(tmp_path_factory.mktemp("other"), num_train=1, num_test=1).rename(folder / "val")
-    return folder
 
 
 @pytest.fixture
@@ -62,17 +50,16 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def make(tmp_path: Path, data: Path, said: list[str], program: Any, monkeypatch: pytest.MonkeyPatch) -> Make:
+def make(tmp_path: Path, card: str, said: list[str], program: Any, monkeypatch: pytest.MonkeyPatch) -> Make:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base.yaml").write_text(BASE)
-    (tmp_path / "val.yaml").write_text(yaml.safe_dump(CARD))
     trainer = program(TRAINER)
 
     def build(*backbones: str, seeds: tuple[int, ...] = (0,), **keys: Any) -> Comparison[Any]:
         variants = {name: [f"backbone.name={name}"] for name in backbones or ("resnet18", "plain18")}
         values = {"base": "base.yaml", "seeds": list(seeds), "allowed": ["backbone.name"], "variants": variants} | keys
         (tmp_path / "swap.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-        experiment = load_experiment("swap.yaml", [f"data.root={data}"])
+        experiment = load_experiment("swap.yaml", [f"data.root={tmp_path}"])
         programs = Programs(trainer, (*trainer, "--output-dir", "out"))
         return Comparison(experiment, KIND, Path("out"), programs, say=said.append)
 
@@ -199,13 +186,13 @@ def test_a_grid_grows_beyond_its_edge_for_all_variants_and_its_best_rate_is_trai
     assert make(protocol=GRID | {"factors": [0.5, 1], "extend": 3}).run()
     assert any("lies at an edge: resnet18/2, plain18/2 are tried too" in line for line in said)
     grid = read("grid.json")
-    assert grid["validation"] == ["val.yaml:train"]
+    assert grid["validation"] == ["coco.yaml:val"]
     scores = {"0.5": pytest.approx(0.485), "1": pytest.approx(0.49), "2": 0.5, "4": None}  # 4 diverges: enough
     entry = {"scores": scores, "chosen": 2.0, "base_lr": 0.02, "edge": False}
     assert grid["variants"] == {"resnet18": entry, "plain18": entry}
     assert solver("runs/plain18/0")["base_lr"] == 0.02
     searched = yaml.safe_load(Path("out/grid/plain18/1/config.yaml").read_text())
-    assert searched["data"]["test"] == ["val.yaml:train"]
+    assert searched["data"]["test"] == ["coco.yaml:val"]
     assert read_status(Path("out/runs/plain18/0"))["state"] == "done"
 
 
@@ -232,14 +219,16 @@ def test_an_array_trains_after_the_search_and_a_variant_without_a_rate_is_report
     assert f"plain34: {error}" in said
     assert read_status(Path("out/runs/plain34/0"))["error"] == error
     assert set(read("experiment.json")["hashes"]["initial_weights"]) == {"resnet18", "plain34"}
-    assert "search resnet18/1" in make(protocol=GRID | {"factors": [1, 2]}).plan()
 
 
 @pytest.mark.parametrize(
     ("keys", "names"),
     [
-        ({"validation": ["digits:test"]}, r"of data\.test \['digits:test'\] 1 are in"),
-        ({"validation": ["digits:train"]}, "protocol.train or else data.train and protocol.validation share 2 images"),
+        ({"validation": ["coco.yaml:test"]}, r"of data\.test \['coco\.yaml:test'\] 3 are in"),
+        (
+            {"validation": ["coco.yaml:train"]},
+            "protocol.train or else data.train and protocol.validation share 4 images",
+        ),
     ],
 )
 def test_rates_are_not_chosen_on_images_that_are_tested_or_trained_on(

@@ -13,7 +13,6 @@ import torch
 
 from detection.config.detection import DetectionConfig, DetectorBackboneConfig
 from detection.config.load import load_config
-from detection.data.digits import write_digits
 from detection.data.index import AnnotationIndex
 from detection.experiments import proof
 from detection.experiments.detectors import DETECTORS
@@ -92,8 +91,9 @@ def test_sets_that_share_an_image_are_refused(make_index: Callable[..., Annotati
     check_apart(("data.test", "validation"), first, make_index([[]], paths=["c.jpg"]))
 
 
-def test_an_experiment_is_described(tmp_path: Path) -> None:
-    base = "data: {train: [digits:train], test: [digits:test]}\nbackbone: {name: cifar_resnet20, norm: gn, roi_size: 1}"
+def test_an_experiment_is_described(card: str, tmp_path: Path) -> None:
+    base = f"data: {{train: ['{card}:train'], test: ['{card}:test']}}\n"
+    base += "backbone: {name: cifar_resnet20, norm: gn, roi_size: 1}"
     (tmp_path / "base.yaml").write_text(base)
     path, variants = tmp_path / "swap.yaml", "{a: [backbone.name=cifar_resnet32], b: []}"
     path.write_text(f"{{base: base.yaml, seeds: [4], allowed: [backbone.name], variants: {variants}}}")
@@ -102,16 +102,16 @@ def test_an_experiment_is_described(tmp_path: Path) -> None:
         experiment = load_experiment(path, [f"data.root={root}"])
         return describe(experiment, resolve_variants(experiment, DetectionConfig), DETECTORS, say=print)
 
-    with pytest.raises(ValueError, match="data set 'digits' is not at"):
-        described(tmp_path)
-    found = described(write_digits(tmp_path / "data", num_train=2, num_test=1).parent)
+    with pytest.raises(ValueError, match="data set 'coco' is not at"):
+        described(tmp_path / "none")
+    found = described(tmp_path)
     assert (found["name"], found["seeds"], found["allowed"]) == ("swap", [4], ["backbone.name"])
     assert found["protocol"]["name"] == "equal_steps"
     assert found["base"]["backbone.name"] == "cifar_resnet20"
     differing = {"a": "cifar_resnet32", "b": "cifar_resnet20"}
     assert found["differences"] == [{"key": "backbone.name", "values": differing}]
     assert {entry["what"] for entry in found["also_changes"]} >= {"backbone parameters"}
-    assert list(found["hashes"]["data"]) == ["digits:train", "digits:test"]
+    assert list(found["hashes"]["data"]) == [f"{card}:train", f"{card}:test"]
     hashes = [*found["hashes"]["data"].values(), *found["hashes"]["initial_weights"].values(), found["hashes"]["code"]]
     assert len(set(hashes)) == 5
     assert all(re.fullmatch("[0-9a-f]{64}", value) for value in hashes)
