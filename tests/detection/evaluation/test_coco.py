@@ -149,8 +149,8 @@ def test_known_value_under_weights(record: Make) -> None:
     assert math.isnan(none)
 
 
-def test_weights_give_the_ap_of_the_repeated_images(
-    random_records: Records, repeated: Any, reference: Any, monkeypatch: pytest.MonkeyPatch
+def test_weights_give_the_ap_of_repeated_images(
+    random_records: Records, repeated: Any, reference: Any, monkeypatch: Any
 ) -> None:
     records = random_records(0, 8)
     weights = np.random.default_rng(0).multinomial(8, np.full(8, 1 / 8), size=8)

@@ -165,9 +165,7 @@ def test_verdicts_of_methods_and_with_one_seed_of_detectors(own: Claim, start: s
         (OPEN, [UNKNOWN], ["too few images"]),
     ],
 )
-def test_heads_agree_where_they_differ_by_less_than_the_gain(
-    gain: Claim, claims: list[Claim], contained: list[str]
-) -> None:
+def test_heads_agree_within_the_gain(gain: Claim, claims: list[Claim], contained: list[str]) -> None:
     def contrast(own: Claim) -> Contrast:
         return Contrast(detectors={AP: own}, methods={AP: own}, missing=None, noise={})
 

@@ -111,7 +111,7 @@ def test_equal_methods_are_claimed_in_one_of_twenty_at_most(seeds: int, deviatio
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("deviations", [(0.3, 2.0), (1.0, 1.0), (0.0, 10.0)])
 @pytest.mark.parametrize("arms", [4, 7])
-def test_some_pair_of_many_equal_methods_is_claimed_in_one_of_twenty_at_most(
+def test_a_pair_of_many_is_claimed_in_one_of_twenty_at_most(
     seeds: int, deviations: tuple[float, float], arms: int
 ) -> None:
     runs, own = 4000, 0.3

@@ -76,7 +76,7 @@ WORSE = (part(B, 0.3), 0, 0.7)
     ],
 )
 def test_each_type_is_what_its_fix_gains(
-    name: str, objects: list[Any], wrong: list[Any], fixed: list[Any], gains: Any, ap50: Any
+    name: str, objects: Any, wrong: Any, fixed: Any, gains: Any, ap50: Any
 ) -> None:
     before = [CAT, *objects], [FOUND, *wrong]
     found = gains(*before)

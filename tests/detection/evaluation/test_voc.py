@@ -207,9 +207,7 @@ SMALL, LARGE, SECOND = (50, 50, 60, 60), (0, 0, 40, 40), (10, 0, 50, 40)
         ([], [(LARGE, 0.5)], math.nan),
     ],
 )
-def test_imagenet_asks_less_of_small_objects_and_the_better_score_chooses_first(
-    objects: list[Box], found: list[Any], expected: float, record: Make
-) -> None:
+def test_imagenet_by_hand(objects: list[Box], found: list[Any], expected: float, record: Make) -> None:
     assert imagenet(record(objects, found)) == pytest.approx(expected, nan_ok=True)
 
 

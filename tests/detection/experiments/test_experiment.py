@@ -22,6 +22,7 @@ FILES = sorted((CONFIGS / "experiments").glob("*.yaml"))
 VARIANTS = {"small": {"backbone": {"name": "resnet18"}}, "large": ["backbone.name=resnet34"]}
 HEADS = {"two": {}, "dense": {"architecture": "retinanet", "solver": {"base_lr": 0.02}}}
 PYRAMID = ["backbone.fpn=true", "box.head=fc"]
+TIME = {"name": "equal_time", "minutes": 5}
 GRID = {"name": "learning_rate_grid", "factors": [1, 2], "validation": ["bccd:val"]}
 
 Write = Callable[..., Path]
@@ -89,10 +90,7 @@ def test_allowed_differences_are_returned_with_all_values(write: Write) -> None:
         ({"variants": with_large("seed=5")}, "seed differs and .*: small has 0, large has 5. .*`seeds` sets it"),
         ({"variants": with_large("data.test=[bccd:val]")}, "all variants are tested on the same images"),
         ({"variants": with_large("solver.base_lr=1"), "protocol": GRID}, "The protocol learning_rate_grid sets it"),
-        (
-            {"variants": with_large("solver.iterations=9"), "protocol": {"name": "equal_time", "minutes": 5}},
-            "The protocol equal_time sets it",
-        ),
+        ({"variants": with_large("solver.iterations=9"), "protocol": TIME}, "The protocol equal_time sets it"),
         ({"variants": with_large("solver.base_lr=0.03"), "heads": HEADS}, "base_lr differs .*two.large has 0.03"),
         ({"heads": HEADS | {"two": ["data.test=[bccd:val]"]}}, "data.test differs .*variants and heads"),
         ({"heads": HEADS | {"two": ["seed=3"]}}, "seed differs .*variants and heads"),
@@ -107,17 +105,11 @@ def test_differences_that_are_not_allowed_are_refused(write: Write, keys: dict[s
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (
-            {"allowed": ["backbone.nam"]},
-            "allowed has 'backbone.nam', which is no config key; did you mean 'backbone.na",
-        ),
+        ({"allowed": ["backbone.nam"]}, "allowed has 'backbone.nam', which is no config key; did you mean 'backbone."),
         ({"allowed": ["zzzz"]}, "it takes section.key, such as backbone.name"),
         ({"overrides": ["solver.patience=3", "solver.evaluate_every=10"]}, "solver.patience 3"),  # may end early
         ({"variants": VARIANTS | {"large": ["backbone.nam=x"]}}, "variant 'large': no config key 'backbone.nam'"),
-        (
-            {"variants": VARIANTS | {"large": "resnet34"}},
-            "variant 'large': it takes a mapping, such as {backbone: {name:",
-        ),
+        ({"variants": VARIANTS | {"large": "resnet34"}}, "variant 'large': it takes a mapping, such as {backbone: {"),
         ({"variants": VARIANTS | {"large": ["data.test=[]"]}}, "variant 'large': data.test is empty"),
         ({"base": "none.yaml"}, "variant 'small': no config file '"),
     ],
@@ -166,7 +158,7 @@ def test_every_variant_runs_under_every_head_which_differ_in_what_they_say(write
         ({"heads": HEADS | {"a.b": {}}}, "'a.b' names a head, and its arms are HEAD.VARIANT"),
         ({"varients": {}}, "no config key 'varients'; did you mean 'variants'?"),
         ({"protocol": {"name": "equal"}}, "config key 'protocol.name' takes one of"),
-        ({"protocol": {"name": "equal_time", "minutes": 0}}, "got 0.0 under equal_time"),
+        ({"protocol": TIME | {"minutes": 0}}, "got 0.0 under equal_time"),
         ({"protocol": {"minutes": 3}}, "got 3.0 under equal_steps"),
         ({"protocol": GRID | {"validation": []}}, "protocol.validation and perhaps protocol.train"),
         ({"protocol": {"factors": [1]}}, "got factors [1.0], validation [] and train [] under equal_steps"),

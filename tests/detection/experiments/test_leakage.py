@@ -19,6 +19,7 @@ from detection.experiments.experiment import load_experiment, resolve_variants
 from detection.experiments.leakage import check_leakage
 
 Check = Callable[..., dict[str, Any]]
+Files = list[Path]
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test(check: Check, tmp_path: Path) -> list[Path]:
 
 
 def test_images_of_their_own_pass_and_are_not_read_again(
-    check: Check, train: list[Path], test: list[Path], said: list[str], monkeypatch: pytest.MonkeyPatch
+    check: Check, train: Files, test: Files, said: list[str], monkeypatch: Any
 ) -> None:
     found = check()
     assert (found["test_images"], found["train_images"], found["unread"]) == (3, 4, 0)
@@ -69,8 +70,8 @@ def test_images_of_their_own_pass_and_are_not_read_again(
         check()
 
 
-def test_copies_are_refused_with_both_files_and_what_to_type(
-    check: Check, train: list[Path], test: list[Path], tmp_path: Path, said: list[str]
+def test_copies_are_refused_with_both_files(
+    check: Check, train: Files, test: Files, tmp_path: Path, said: list[str]
 ) -> None:
     for number in (0, 2):
         shutil.copy(train[3 - number], test[number])
@@ -88,9 +89,7 @@ def test_copies_are_refused_with_both_files_and_what_to_type(
         check(overrides=[f"data.train=[{card}:train,{card}:test]"])
 
 
-def test_near_copies_and_a_training_set_that_is_not_there_are_told_and_not_refused(
-    check: Check, train: list[Path], test: list[Path], said: list[str]
-) -> None:
+def test_near_copies_and_missing_images_are_told(check: Check, train: Files, test: Files, said: list[str]) -> None:
     with Image.open(train[1]) as image:
         image.save(test[1], quality=70)
     found = check(near=True)

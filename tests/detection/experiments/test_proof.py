@@ -64,9 +64,7 @@ def test_a_stride_and_pre_training_that_differ_are_flagged() -> None:
     assert not {"tail", "head parameters"} & found.keys()  # both have the same fully connected head
 
 
-def test_hashes_are_of_the_seed_s_network_and_of_every_line_of_the_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hashes_are_of_the_network_and_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, start = with_backbone(name="cifar_resnet20", norm="gn", roi_size=1), tmp_path / "start.safetensors"
     start.write_bytes(b"weights")
     first, same, other = (DETECTORS.hash_weights(replace(config, seed=seed), 3) for seed in (0, 0, 1))

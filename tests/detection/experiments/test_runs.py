@@ -103,9 +103,7 @@ def test_a_run_is_trained_described_and_then_skipped(make: Make, run_all: RunAll
         check_resumable([run])
 
 
-def test_a_diverging_run_is_reported_the_rest_goes_on_and_it_is_tried_again_on_request_only(
-    make: Make, run_all: RunAll
-) -> None:
+def test_a_diverging_run_is_reported_and_tried_again_on_request_only(make: Make, run_all: RunAll) -> None:
     runs = [make("diverging"), make("resnet18")]
     left, said = run_all(*runs)
     assert left == [runs[0]]
@@ -173,9 +171,7 @@ def test_a_run_in_the_hands_of_another_process_is_left_alone(make: Make, run_all
     assert not (run.folder / "config.yaml").exists()
 
 
-def test_a_child_keeps_its_run_locked_when_the_parent_is_killed(
-    make: Make, run_all: RunAll, programs: Programs
-) -> None:
+def test_a_child_keeps_the_lock_of_a_killed_parent(make: Make, run_all: RunAll, programs: Programs) -> None:
     run = make("slow")
     script = (
         "import sys; from pathlib import Path; from detection.experiments.runs import *;"
@@ -195,9 +191,7 @@ def test_a_child_keeps_its_run_locked_when_the_parent_is_killed(
     assert said == ["slow/0: another process trains it; left alone"]
 
 
-def test_runs_at_once_take_turns_on_the_gpus_and_share_the_cores(
-    make: Make, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_at_once_take_turns_and_share_cores(make: Make, run_all: RunAll, monkeypatch: Any) -> None:
     runs = [make("resnet18", seed) for seed in range(3)]
     assert run_all(*runs, placement=Placement(2, ("4", "7")))[0] == []
     seen = [re.findall("GPU (.)", (run.folder / "log.txt").read_text())[0] for run in runs]

@@ -94,9 +94,7 @@ def test_what_is_no_list_of_keypoints_is_named(raw: object, message: str) -> Non
         ([{"ColorJitter": {"p": 1, "brightness": 0.01}}], False),
     ],
 )
-def test_keypoints_lie_on_their_pixels_and_a_mirror_swaps_sides(
-    faces: Target, steps: list[dict[str, Any]], *, swapped: bool
-) -> None:
+def test_keypoints_lie_on_pixels_and_a_mirror_swaps_sides(faces: Target, steps: Any, swapped: Any) -> None:
     given = places(faces)
     image, target = augmented(faces, *steps)
     first, second = places(target)
@@ -118,9 +116,7 @@ def test_keypoints_lie_on_their_pixels_and_a_mirror_swaps_sides(
         ({"CropAndPad": {"px": [0, 0, 0, -40], "sample_independently": False, "p": 1}}, (2, 1), (40, 0)),
     ],
 )
-def test_scales_lead_the_middle_of_a_pixel_to_the_middle_of_what_it_becomes(
-    faces: Target, step: dict[str, Any], scale: tuple[int, int], corner: tuple[int, int]
-) -> None:
+def test_scales_lead_middles_of_pixels_to_middles(faces: Target, step: Any, scale: Any, corner: Any) -> None:
     """Counted from the corner of the image a place is multiplied by the scale, between two flips too."""
     image, target = augmented(faces, step)
     for (x, y, _), (old_x, old_y, _) in zip(places(target)[-1], places(faces)[-1], strict=True):
@@ -167,9 +163,7 @@ def test_what_is_pasted_over_a_keypoint_hides_it(faces: Target) -> None:
     assert places(target) == [nose_under_it, second, second]
 
 
-def test_an_augmentation_that_cannot_move_keypoints_is_refused_by_name(
-    faces: Target, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_augmentations_that_cannot_move_keypoints_are_refused(faces: Target, monkeypatch: Any) -> None:
     def cannot(*_: object, **__: object) -> None:
         raise NotImplementedError("apply_to_keypoints is not implemented")
 

@@ -115,9 +115,7 @@ def test_line_ends_and_control_characters_break_nothing(written: Write) -> None:
 
 class TestInABrowser:
     @pytest.mark.parametrize("width", [390, 1280])
-    def test_nothing_reaches_over_the_edge_overlaps_or_is_pale(
-        self, tmp_path: Path, inspect_page: Inspect, width: int
-    ) -> None:
+    def test_nothing_is_outside_overlaps_or_is_pale(self, tmp_path: Path, inspect_page: Inspect, width: int) -> None:
         seen = inspect_page(write_page(make_page(), tmp_path, "report"), width)
         assert seen == {"width": width, "over": 0, "outside": [], "overlap": [], "pale": []}
 
