@@ -29,14 +29,7 @@ def record() -> Callable[..., Record]:
     return make_record
 
 
-def make_record(
-    objects: Sequence[Any] = (),
-    found: Sequence[Any] = (),
-    *,
-    image_id: int = 1,
-    ignore: Sequence[int] = (),
-    **others: Any,
-) -> Record:
+def make_record(objects: Any = (), found: Any = (), *, image_id: int = 1, ignore: Any = (), **others: Any) -> Record:
     """Areas are those of the boxes and labels 0 unless given; ``ignore`` are rows of ignored objects."""
     pairs = [item if len(item) == 2 else (item, 0) for item in objects]
     triples = [item if len(item) == 3 else (item[0], 0, item[1]) for item in found]
@@ -70,7 +63,7 @@ def make_random_records(
         objects = int(rng.integers(0, 8))
         corner, sides = rng.uniform(0, 60, (objects, 2)), np.exp(rng.uniform(np.log(12), np.log(230), (objects, 2)))
         gt_boxes, gt_labels = np.concatenate([corner, corner + sides], axis=1), rng.integers(0, 3, objects)
-        near = np.tile(gt_boxes + 0.0, (each, 1)) + rng.normal(0, 0.07, (each * objects, 4)) * np.tile(sides, (each, 2))
+        near = np.tile(gt_boxes, (each, 1)) + rng.normal(0, 0.07, (each * objects, 4)) * np.tile(sides, (each, 2))
         anywhere = rng.uniform(0, 200, (3, 2))
         boxes = np.concatenate([near, np.concatenate([anywhere, anywhere + rng.uniform(5, 90, (3, 2))], axis=1)])
         named = np.where(rng.random(each * objects) < wrong, rng.integers(0, 3), np.tile(gt_labels, each))
