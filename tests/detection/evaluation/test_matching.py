@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from detection.evaluation import candidates
+from detection.evaluation.columns import join_records
 from detection.evaluation.matching import check_comparable, match, match_image
 from detection.evaluation.overlaps import COCO_IOUS, box_iou, covered_share
 from detection.evaluation.record import Record
@@ -76,6 +77,9 @@ def test_packed_by_class_and_score_with_ties_by_image_id(record: Make) -> None:
 def test_pairs_in_parts_are_all_pairs(random_records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     records = random_records(0, 4)
     whole = [table.hits for table in match(records, "abcd").classes]
+    columns = join_records(records, 4)
+    with pytest.raises(ValueError, match="no masks"):
+        candidates.mask_candidates(columns, columns.gt_ignore, least=0.5)
     for chunk in (1, 7):
         monkeypatch.setattr(candidates, "_CHUNK", chunk)
         for table, hits in zip(match(records, "abcd").classes, whole, strict=True):
