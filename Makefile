@@ -1,4 +1,5 @@
 # make demo   from a folder of images and labels, which it makes itself, to a detector and its predictions
+# make docs   the site of docs/ in build/site, pages of commands, configs and Python included; warnings are errors
 # make gpu    tests and times on a CUDA device beside torchvision's, five minutes; docs/gpu
 # make test   format, lint, types, tests
 # make test-compiler   whole detectors by PyTorch's default compiler
@@ -12,7 +13,7 @@ DEMO_RUN := output/demo
 # Boxes alone, and short: five minutes on two cores.
 DEMO_CHANGES := architecture=faster_rcnn solver.best_metric=bbox.AP50 solver.iterations=360 solver.evaluate_every=0
 
-.PHONY: demo gpu mutants test test-compiler test-faults test-slow
+.PHONY: demo docs gpu mutants test test-compiler test-faults test-slow
 
 .venv/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
@@ -27,6 +28,13 @@ demo: .venv/installed
 	$(BIN)/resdet train $(DEMO_DATA)/digits/coco --output-dir $(DEMO_RUN) $(DEMO_CHANGES) "data.test=[]"
 	$(BIN)/resdet test $(DEMO_RUN)/init/config.yaml --weights $(DEMO_RUN) --visualize 12 $(DEMO_CHANGES)
 	$(BIN)/resdet predict --weights $(DEMO_RUN) --output-dir $(DEMO_RUN)/predictions $(DEMO_DATA)/digits/coco/test
+
+.venv/installed_docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	touch $@
+
+docs: .venv/installed_docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The Python at hand, if it has torch: a GPU's machine comes with its own.
 gpu:

@@ -82,7 +82,7 @@ class AllCNN(Backbone):
         he_initialise(self)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
+        """Returns feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
         x = self.drop(images)
         features = {}
         for stage in self._trunk:
@@ -92,7 +92,7 @@ class AllCNN(Backbone):
         return features
 
     def tail(self) -> ResNetTail:
-        """The stages after the trunk and the global average; they keep their names, such as ``c2``.
+        """Returns the stages after the trunk and the global average; they keep their names, such as ``c2``.
 
         Raises:
             ValueError: on a second call, or when "c2" is among the features.
@@ -105,7 +105,7 @@ class AllCNN(Backbone):
 
 
 def _stage(in_channels: int, sizes: Sequence[tuple[int, int]], *, stride: int, dropout: float) -> nn.Sequential:
-    """Convolutions, each with a ReLU; after a first one of stride 2 there is dropout."""
+    """Returns convolutions, each with a ReLU; after a first one of stride 2 there is dropout."""
     layers: list[nn.Module] = []
     for i, (channels, side) in enumerate(sizes):
         step = stride if i == 0 else 1

@@ -31,7 +31,7 @@ class Gate(nn.Module):
         self.residual = residual
 
     def forward(self, features: Tensor, attention: Tensor) -> Tensor:
-        """(N, C, H, W) of features (N, C, H, W) and a map that broadcasts to them."""
+        """Returns (N, C, H, W) of features (N, C, H, W) and a map that broadcasts to them."""
         return features + features * attention if self.residual else features * attention
 
 
@@ -45,7 +45,7 @@ class SqueezeExcitation(nn.Module):
         self.gate = Gate()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Maps (N, C, H, W) to (N, C, H, W)."""
         scale = functional.relu(self.fc1(x.mean(dim=(2, 3), keepdim=True)))  # (N, C / 16, 1, 1)
         return self.gate(x, self.fc2(scale).sigmoid())
 
@@ -67,7 +67,7 @@ class CBAM(nn.Module):
         self.spatial_gate = Gate()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Maps (N, C, H, W) to (N, C, H, W)."""
         pooled = x.mean(dim=(2, 3), keepdim=True), x.amax(dim=(2, 3), keepdim=True)  # (N, C, 1, 1) each
         average, largest = (self.fc2(functional.relu(self.fc1(values))) for values in pooled)
         x = self.channel_gate(x, (average + largest).sigmoid())

@@ -76,7 +76,7 @@ class SoftMask(nn.Module):
         self.head = FoldingSequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Maps (N, C, H, W) to (N, C, H, W)."""
         size = x.shape[-2:]
         maps: list[Tensor] = []
         for down in self.down:
@@ -106,7 +106,7 @@ class AttentionModule(nn.Module):
         self.after = _units(channels, 1, design)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Maps (N, C, H, W) to (N, C, H, W)."""
         x = self.before(x)
         return self.after(self.gate(self.trunk(x), self.mask(x)))
 

@@ -36,7 +36,7 @@ class FeatureSpec:
 
 @dataclass(frozen=True, slots=True)
 class InputStats:
-    """How pixels are normalised: reorder to ``channel_order``, subtract ``mean``, divide by ``std``.
+    """The normalisation of pixels: reorder to ``channel_order``, subtract ``mean``, divide by ``std``.
 
     Attributes:
         mean: per channel, in units of 0..255 pixels and in the order of ``channel_order``.
@@ -70,10 +70,10 @@ class Tail(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, regions: Tensor) -> Tensor:
-        """Vectors (R, out_channels) of pooled regions (R, in_channels, S, S)."""
+        """Returns vectors (R, out_channels) of pooled regions (R, in_channels, S, S)."""
 
     def maps(self, regions: Tensor) -> Tensor:
-        """The tail's last feature maps (R, out_channels, S', S') of pooled regions, where a mask can be read from them.
+        """Returns the tail's last feature maps (R, out_channels, S', S') of pooled regions, from which masks are read.
 
         Raises:
             ValueError: this tail has none.
@@ -83,7 +83,7 @@ class Tail(nn.Module, ABC):
         )
 
     def pool_whole_image(self, features: Tensor) -> Tensor:
-        """What a feature map (N, C, H, W) of whole images becomes before the tail can classify the images."""
+        """Pools a feature map (N, C, H, W) of whole images to what the tail takes for classification."""
         return features
 
 
@@ -107,18 +107,18 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
+        """Returns feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
 
     @abstractmethod
     def tail(self) -> Tail:
-        """The layers after the trunk, which the backbone gives up: their parameters have one owner.
+        """Returns the layers after the trunk, which the backbone gives up: their parameters have one owner.
 
         Raises:
             ValueError: on a second call, or when those layers belong to the trunk.
         """
 
     def _give_up(self, names: Sequence[str]) -> dict[str, nn.Module]:
-        """The direct children called ``names``, taken out of this module."""
+        """Returns the direct children called ``names``, taken out of this module."""
         if any(name not in self._modules for name in names):
             raise ValueError("tail() was called before, and its layers have one owner; keep the tail of the first call")
         layers = {name: self.get_submodule(name) for name in names}
@@ -140,7 +140,7 @@ def check_roi_size(roi_size: int) -> None:
 
 
 def order_features(out_features: Sequence[str], stages: Sequence[str]) -> tuple[str, ...]:
-    """``out_features`` in the order of ``stages``; ValueError when there is none, or one that is unknown."""
+    """Returns ``out_features`` in the order of ``stages``; ValueError when there is none, or one that is unknown."""
     if isinstance(out_features, str) or not out_features:
         raise ValueError(f"out_features must be a sequence of some of {', '.join(stages)}, got {out_features!r}")
     for name in out_features:

@@ -44,7 +44,7 @@ class Classifier(nn.Module):
         return self.fc.out_features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, K) of normalised float images (N, 3, H, W)."""
+        """Returns logits (N, K) of normalised float images (N, 3, H, W)."""
         features = self.backbone(images)
         last = features[list(self.backbone.specs)[-1]]
         return self.fc(self.tail(self.tail.pool_whole_image(last)))
@@ -52,7 +52,7 @@ class Classifier(nn.Module):
     def losses(
         self, images: Tensor, labels: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        """The loss of normalised float images (N, 3, H, W) of class probabilities ``labels`` (N, K).
+        """Returns the loss of normalised float images (N, 3, H, W) of class probabilities ``labels`` (N, K).
 
         ``criterion`` makes a scalar of logits and labels, both (N, K).
         """

@@ -53,7 +53,7 @@ class DeformableConv(nn.Conv2d):
             parameter.zero_()
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, O, ceil(H / stride), ceil(W / stride)), in the precision of a plain convolution."""
+        """Maps (N, C, H, W) to (N, O, ceil(H / stride), ceil(W / stride)), in the precision of a plain convolution."""
         chosen = self.offset(input)  # (N, 2 T or 3 T, H', W')
         # The operator knows no half precision on a CPU, and a place in a map of 200 cells has 11 bits in it.
         exact = torch.promote_types(input.dtype, torch.float32)

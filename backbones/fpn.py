@@ -67,7 +67,7 @@ class FPN(Backbone):
                 self.coarse[name] = _conv(width, channels, 3, None, stride=2)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
+        """Returns feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
         features = self.body(images)
         merged: Tensor | None = None
         outputs: list[Tensor] = []
@@ -91,7 +91,7 @@ class FPN(Backbone):
         return levels
 
     def tail(self) -> Tail:
-        """No layers are left after a pyramid.
+        """Refuses: no layers are left after a pyramid.
 
         Raises:
             ValueError: always.

@@ -71,13 +71,13 @@ class LibraryClassifier(nn.Module):
         fix_norms(self.model, norm, set(), name=name)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, K) of normalised float images (N, 3, H, W)."""
+        """Returns logits (N, K) of normalised float images (N, 3, H, W)."""
         return self._exits(images)[0]
 
     def losses(
         self, images: Tensor, labels: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        """The loss of normalised float images (N, 3, H, W) of class probabilities ``labels`` (N, K).
+        """Returns the loss of normalised float images (N, 3, H, W) of class probabilities ``labels`` (N, K).
 
         In training auxiliary classifiers have losses of their own; torchvision does not run them otherwise.
         """
@@ -124,7 +124,7 @@ class LibraryClassifier(nn.Module):
         return load_matching(self.model, given | {name: own[name] for name in kept}, source=source, unused_ok=AUXILIARY)
 
     def _exits(self, images: Tensor) -> list[Tensor]:
-        """Logits (N, K), each, of the head and, in training, of the auxiliary classifiers."""
+        """Returns logits (N, K), each, of the head and, in training, of the auxiliary classifiers."""
         out = self.model(images)
         return [logits for logits in out if logits is not None] if isinstance(out, tuple) else [out]
 

@@ -40,7 +40,7 @@ class FrozenBatchNorm(nn.Module):
         self.kept = dict[str, Any]()  # what backbones/folding.py computes of these and of a convolution's weights
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Maps (N, C, H, W) to (N, C, H, W)."""
         normalise = _FixedBatchNorm.apply if torch.is_grad_enabled() and x.requires_grad else _normalise
         return normalise(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
 
@@ -92,7 +92,7 @@ class _FixedBatchNorm(torch.autograd.Function):
 
 
 def make_norm(kind: NormKind, eps: float) -> NormLayer:
-    """A function from a number of channels to a normalisation layer of this kind.
+    """Returns a function from a number of channels to a normalisation layer of this kind.
 
     Group normalisation takes gcd(32, channels) groups: 32 where that divides the channels, else the largest power
     of two that does.
@@ -114,7 +114,7 @@ def make_norm(kind: NormKind, eps: float) -> NormLayer:
 
 
 def frozen_kind(kind: NormKind) -> NormKind:
-    """The kind for layers that must not change: batch statistics move without any gradient, so they get fixed."""
+    """Returns the kind for layers that must not change: batch statistics move without a gradient, so they get fixed."""
     return "frozen_bn" if kind in ("bn", "sync_bn") else kind
 
 

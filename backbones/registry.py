@@ -122,12 +122,12 @@ _LIBRARIES: dict[str, Builder] = {"timm": TimmBackbone, "torchvision": Torchvisi
 
 
 def backbone_names() -> tuple[str, ...]:
-    """The names that ``build_backbone`` takes, in the order of the table."""
+    """Returns the names that ``build_backbone`` takes, in the order of the table."""
     return tuple(_BUILDERS)
 
 
 def backbone_options(name: str) -> tuple[str, ...]:
-    """The options that the backbone ``name`` offers, such as ``norm``.
+    """Returns the options that the backbone ``name`` offers, such as ``norm``.
 
     Raises:
         ValueError: an unknown name.
@@ -149,7 +149,7 @@ def register(name: str, builder: Builder) -> None:
 
 
 def pyramid_features(name: str) -> tuple[str, ...]:
-    """The ``out_features`` with which the backbone ``name`` carries a feature pyramid.
+    """Returns the ``out_features`` with which the backbone ``name`` carries a feature pyramid.
 
     Raises:
         ValueError: it cannot, since its stages have other strides than 4, 8, ..
@@ -171,7 +171,7 @@ def build_backbone(
     input_stats: InputStats | None = None,
     **options: Any,
 ) -> Backbone:
-    """A backbone by name.
+    """Returns a backbone by name.
 
     Args:
         name: one of ``backbone_names()``, or a model of a library, such as "timm:densenet121" or
@@ -241,7 +241,7 @@ def _is_of_library(name: str) -> bool:
 
 
 def _find(name: str) -> Builder:
-    """The builder of a name of the table or of a library."""
+    """Returns the builder of a name of the table or of a library."""
     if _is_of_library(name):
         library, _, model_name = name.partition(":")
         return partial(_LIBRARIES[library], model_name)
@@ -268,13 +268,13 @@ def _library_backbone(
 
 
 def _options_of(builder: Builder) -> tuple[str, ...]:
-    """The named arguments of a builder, without those that a partial has bound."""
+    """Returns the named arguments of a builder, without those that a partial has bound."""
     bound = builder.keywords if isinstance(builder, partial) else {}
     return tuple(key for key in inspect.signature(builder).parameters if key not in bound)
 
 
 def _bind(given: Mapping[str, Any], offered: tuple[str, ...], source_name: str, *, check: bool) -> dict[str, Any]:
-    """The given options and, of those offered, the ones that the source of the weights decides.
+    """Returns the given options and, of those offered, the ones that the source of the weights decides.
 
     With ``check``, one that is given otherwise is refused; a whole detector's weights may need it.
     """

@@ -54,7 +54,7 @@ PRELU_START = 0.25  # "Delving Deep into Rectifiers", section 2.1
 
 @dataclass(frozen=True, slots=True)
 class BlockDesign:
-    """What a block is made of; ``ResNet`` explains the choices.
+    """The parts of a block; ``ResNet`` explains the choices.
 
     Attributes:
         dilation: of the 3x3 convolutions.
@@ -92,7 +92,7 @@ class PaddedShortcut(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C + new_channels, ceil(H / stride), ceil(W / stride))."""
+        """Maps (N, C, H, W) to (N, C + new_channels, ceil(H / stride), ceil(W / stride))."""
         return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
 
 
@@ -115,11 +115,11 @@ class ResidualBlock(nn.Module, ABC):
 
     @abstractmethod
     def branch(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
-        """The convolutions, with what stands between them."""
+        """Returns the convolutions, with what stands between them."""
 
     @abstractmethod
     def forward(self, x: Tensor, folded: FoldedWeights | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W'); ``folded`` is what a stage has made of the weights in ``pairs``."""
+        """Maps (N, C, H, W) to (N, C', H', W'); ``folded`` is what a stage has made of the weights in ``pairs``."""
 
     def pairs(self) -> list[Pair]:
         """Returns the convolutions that a norm follows, of the branch and of the shortcut."""
@@ -127,7 +127,7 @@ class ResidualBlock(nn.Module, ABC):
         return [(getattr(self, first), getattr(self, second)) for first, second in self.followed] + shortcut
 
     def _add_shortcut(self, in_channels: int, out_channels: int, *, stride: int, design: BlockDesign) -> None:
-        """Last of the layers, since the order in which layers are made is that of their random numbers."""
+        """Adds the shortcut last, since layers draw their random numbers in the order in which they are made."""
         attention = SqueezeExcitation if design.se else CBAM if design.cbam else None
         self.se = nn.Identity() if attention is None else attention(out_channels)
         self.downsample = _shortcut(
@@ -138,7 +138,7 @@ class ResidualBlock(nn.Module, ABC):
         return drop_blocks(x, self.dropblock) if self.training and self.dropblock > 0 else x
 
     def _join(self, x: Tensor, entering: Tensor, folded: FoldedWeights | None) -> Tensor:
-        """Branch plus shortcut of the block's input ``x``; ``entering`` is ``x`` as the first layers take it."""
+        """Adds the shortcut of the input ``x`` to the branch; ``entering`` is ``x`` as the first layers take it."""
         if self.training and self.death > 0 and torch.rand((), device="cpu").item() < self.death:
             # Gradients of zero, not none: parallel processes, which skip other blocks, average all of them.
             out = 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
@@ -281,13 +281,13 @@ class Stage(nn.Sequential):
 def convolution(
     in_channels: int, out_channels: int, kernel_size: int, stride: int, dilation: int = 1, groups: int = 1
 ) -> nn.Conv2d:
-    """Padded such that the size becomes ceil(size / stride); the normalisation layer after it holds the bias."""
+    """Returns a convolution padded to size ceil(size / stride); the normalisation layer after it holds the bias."""
     padding = dilation * (kernel_size // 2)
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False)
 
 
 def make_activation(kind: ActivationKind) -> ActivationLayer:
-    """A function from a number of channels to an activation; PReLU learns one slope per channel.
+    """Returns a function from a number of channels to an activation; PReLU learns one slope per channel.
 
     Raises:
         ValueError: an unknown kind.
@@ -309,14 +309,14 @@ def make_stage(
     stride: int,
     designs: Sequence[BlockDesign],
 ) -> Stage:
-    """One block for each of ``designs``; the first has the stride and takes ``in_channels``."""
+    """Returns one block for each of ``designs``; the first has the stride and takes ``in_channels``."""
     first = block(in_channels, width, stride=stride, design=designs[0])
     others = (block(width * block.expansion, width, stride=1, design=design) for design in designs[1:])
     return Stage(first, *others)
 
 
 def linear_decay(final: float, count: int) -> list[float]:
-    """Death probabilities of ``count`` blocks in a row, from ``final`` / ``count`` to ``final``.
+    """Returns the death probabilities of ``count`` blocks in a row, from ``final`` / ``count`` to ``final``.
 
     Raises:
         ValueError: ``final`` is not a probability below 1.
@@ -330,7 +330,7 @@ def linear_decay(final: float, count: int) -> list[float]:
 
 @torch.no_grad()
 def initialise(module: nn.Module, activation: ActivationKind) -> None:
-    """``he_initialise``, with the variance that keeps signals of their size under this activation.
+    """Applies ``he_initialise`` with the variance that keeps the size of signals under this activation.
 
     Samples of deformable convolutions start on the grid.
 
@@ -345,7 +345,7 @@ def initialise(module: nn.Module, activation: ActivationKind) -> None:
 
 
 def _middle(width: int, stride: int, design: BlockDesign, *, groups: int) -> nn.Conv2d:
-    """The 3x3 convolution of a bottleneck."""
+    """Returns the 3x3 convolution of a bottleneck."""
     if design.deform is None:
         return convolution(width, width, 3, stride, design.dilation, groups)
     return DeformableConv(width, width, 3, stride, design.dilation, groups, modulated=design.deform == "modulated")
@@ -358,7 +358,7 @@ def _relu(channels: int) -> nn.Module:
 def _shortcut(
     in_channels: int, out_channels: int, *, stride: int, design: BlockDesign, norm: NormLayer | None
 ) -> nn.Module | None:
-    """The layers of the shortcut; None is the identity, or no shortcut at all."""
+    """Returns the layers of the shortcut; None is the identity, or no shortcut at all."""
     if design.shortcut == "none" or (design.shortcut != "C" and in_channels == out_channels and stride == 1):
         return None
     if design.shortcut == "A":

@@ -91,11 +91,11 @@ class ResNetTail(Tail):
             self.add_module(name, layer)
 
     def forward(self, regions: Tensor) -> Tensor:
-        """Vectors (R, out_channels) of pooled regions (R, in_channels, S, S), of any S."""
+        """Returns vectors (R, out_channels) of pooled regions (R, in_channels, S, S), of any S."""
         return self.maps(regions).mean(dim=(2, 3))
 
     def maps(self, regions: Tensor) -> Tensor:
-        """(R, out_channels, S / stride, S / stride) before the average."""
+        """Returns (R, out_channels, S / stride, S / stride) before the average."""
         for layer in self.children():
             regions = layer(regions)
         return regions
@@ -145,7 +145,7 @@ class ResidualNetwork(Backbone):
         check_roi_size(self._roi_size)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
+        """Returns feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
         x = self._stem(images)
         features = {}
         for stage in self._trunk:
@@ -156,7 +156,7 @@ class ResidualNetwork(Backbone):
         return features
 
     def tail(self) -> ResNetTail:
-        """The stages after the trunk and the global average; they keep their names, such as ``layer4``.
+        """Returns the stages after the trunk and the global average; they keep their names, such as ``layer4``.
 
         Raises:
             ValueError: on a second call, or when the last stage is among the features.
@@ -325,7 +325,7 @@ class ResNet(ResidualNetwork):
         self._freeze(freeze_at)
 
     def _stem(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, 64, H / 4, W / 4)."""
+        """Maps (N, 3, H, W) to (N, 64, H / 4, W / 4)."""
         return functional.max_pool2d(super()._stem(images), 3, stride=2, padding=1)
 
 
@@ -357,6 +357,6 @@ def check_deform(deform: Sequence[str], *, modulated: bool, bottlenecks: bool) -
 
 
 def _stem_c(norm: NormLayer, activation: ActivationLayer) -> nn.Sequential:
-    """(N, 3, H, W) -> (N, 64, H / 2, W / 2), with the names of timm; the last normalisation is the network's bn1."""
+    """Maps (N, 3, H, W) to (N, 64, H / 2, W / 2), by timm's names; the last normalisation is the network's bn1."""
     first, second, third = convolution(3, 32, 3, 2), convolution(32, 32, 3, 1), convolution(32, 64, 3, 1)
     return FoldingSequential(first, norm(32), activation(32), second, norm(32), activation(32), third)

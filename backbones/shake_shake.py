@@ -61,7 +61,7 @@ class ShakeBlock(nn.Module):
         self.downsample = None if in_channels == channels else _Shortcut(in_channels, channels, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', ceil(H / stride), ceil(W / stride))."""
+        """Maps (N, C, H, W) to (N, C', ceil(H / stride), ceil(W / stride))."""
         one, other = self.branch1(x), self.branch2(x)
         shortcut = x if self.downsample is None else self.downsample(x)
         return shortcut + (shake(one, other) if self.training else (one + other) / 2)

@@ -1,4 +1,4 @@
-"""What is known about every backbone: paper, size, weights to be had, published errors; docs/backbones.md shows it.
+"""Facts about every backbone: paper, size, weights, published errors; docs/backbones.md shows them.
 
 Sizes are counted, errors of torchvision's weights and timm's licences are what these libraries say, and the rest of the
 published figures stand here.
@@ -153,7 +153,7 @@ class BackboneSummary:
 
 
 def describe(name: str) -> BackboneSummary:
-    """The entry of a name that ``build_backbone`` takes, of the table or with a prefix such as ``timm:``.
+    """Returns the entry of a name that ``build_backbone`` takes, of the table or with a prefix such as ``timm:``.
 
     Raises:
         ValueError: no such backbone.
@@ -221,7 +221,7 @@ def _weights(name: str, classifier: Any) -> tuple[Weights, ...]:
 
 
 def _timm_weights(model_name: str, published: Mapping[str, Any]) -> Weights:
-    """Those that timm takes for this name; it says no errors, but which of them are torchvision's."""
+    """Returns those that timm takes for this name; it says no errors, but which of them are torchvision's."""
     of_torchvision = published["tag"].startswith("tv_")
     error = _torchvision_error(model_name.partition(".")[0]) if of_torchvision else None
     return Weights(f"timm ({published['tag']})", published["license"] or "not stated", error)
@@ -234,7 +234,7 @@ def _torchvision_error(model_name: str) -> float:
 
 @torch.no_grad()
 def count_multiply_adds(network: nn.Module, size: tuple[int, int]) -> int:
-    """Multiply-adds of the convolutions and matrix products for one image of ``size`` (H, W), as papers count them.
+    """Returns the multiply-adds of convolutions and matrix products for one image of ``size`` (H, W), as in papers.
 
     A deformable convolution counts as a plain one and the one that gives its offsets, without the interpolation.
 
@@ -252,5 +252,5 @@ def count_multiply_adds(network: nn.Module, size: tuple[int, int]) -> int:
 
 
 def _flops_of_deformable(input: torch.Size, weight: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
-    """Two for each product of the O x C x k x k weights, at each of the output's cells."""
+    """Returns two for each product of the O x C x k x k weights, at each of the output's cells."""
     return 2 * out_shape[0] * out_shape[2] * out_shape[3] * weight.numel()

@@ -42,12 +42,12 @@ class TinyNetTail(Tail):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, regions: Tensor) -> Tensor:
-        """Vectors (R, 512) of pooled regions (R, 256, S, S)."""
+        """Returns vectors (R, 512) of pooled regions (R, 256, S, S)."""
         hidden = self.fc1(regions.flatten(start_dim=1))[:, :, None, None]  # PReLU's slopes are of channels
         return self.dropout(self.fc1_act(hidden).flatten(start_dim=1))
 
     def pool_whole_image(self, features: Tensor) -> Tensor:
-        """(N, 256, H, W) -> (N, 256, S, S): an average; nothing changes for images of 64 x 64."""
+        """Maps (N, 256, H, W) to (N, 256, S, S): an average; nothing changes for images of 64 x 64."""
         return functional.adaptive_avg_pool2d(features, self.roi_size)
 
 
@@ -105,7 +105,7 @@ class TinyNet(Backbone):
         nn.init.zeros_(self.fc1.bias)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
+        """Returns feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
         x, features = images, dict[str, Tensor]()
         for stage in CHANNELS:
             x = self.get_submodule(stage)(x)
@@ -116,7 +116,7 @@ class TinyNet(Backbone):
         return features
 
     def tail(self) -> TinyNetTail:
-        """The fully connected layer.
+        """Returns the fully connected layer.
 
         Raises:
             ValueError: on a second call, or when "c3" is not among the features.

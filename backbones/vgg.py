@@ -52,12 +52,12 @@ class VGGTail(Tail):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, regions: Tensor) -> Tensor:
-        """Vectors (R, 4096) of pooled regions (R, 512, S, S)."""
+        """Returns vectors (R, 4096) of pooled regions (R, 512, S, S)."""
         x = self.dropout(functional.relu(self.fc6(regions.flatten(start_dim=1))))  # (R, 4096)
         return self.dropout(functional.relu(self.fc7(x)))
 
     def pool_whole_image(self, features: Tensor) -> Tensor:
-        """(N, 512, H, W) -> (N, 512, S, S): the last max pool, then an average to the size that fc6 takes."""
+        """Maps (N, 512, H, W) to (N, 512, S, S): the last max pool, then an average to the size that fc6 takes."""
         pooled = functional.max_pool2d(features, 2, stride=2, ceil_mode=True)
         return functional.adaptive_avg_pool2d(pooled, self.roi_size)
 
@@ -128,7 +128,7 @@ class VGG(Backbone):
             nn.init.zeros_(linear.bias)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
+        """Returns feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
         features: dict[str, Tensor] = {}
         for index, x in run(list(self.features), images):
             stage = self._stage_at.get(index)
@@ -139,7 +139,7 @@ class VGG(Backbone):
         return features
 
     def tail(self) -> VGGTail:
-        """fc6 and fc7.
+        """Returns fc6 and fc7.
 
         Raises:
             ValueError: on a second call, or when "c5" is not among the features.

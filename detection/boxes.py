@@ -12,7 +12,7 @@ __all__ = ["areas", "clip", "inside", "intersection", "intersection_over_area", 
 
 
 def areas(boxes: Tensor) -> Tensor:
-    """Areas (...) of ``boxes`` (..., 4) in square pixels."""
+    """Returns the areas (...) of ``boxes`` (..., 4) in square pixels."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
@@ -22,12 +22,12 @@ def not_empty(boxes: Tensor) -> Tensor:
 
 
 def intersection(boxes: Tensor, others: Tensor) -> Tensor:
-    """Common area (..., M, G) of every box (..., M, 4) with every other (..., G, 4), square pixels."""
+    """Returns the common area (..., M, G) of every box (..., M, 4) with every other (..., G, 4), square pixels."""
     return _common(boxes, others, 0).mul_(_common(boxes, others, 1))
 
 
 def iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union (..., M, G) of every box (..., M, 4) with every other (..., G, 4); 0 of empty boxes.
+    """Returns the IoU (..., M, G) of every box (..., M, 4) with every other (..., G, 4); 0 for empty boxes.
 
     At its peak it needs three times the memory of the result.
     """
@@ -37,7 +37,7 @@ def iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def intersection_over_area(boxes: Tensor, regions: Tensor) -> Tensor:
-    """The share (..., M, G), 0..1, of each box (..., M, 4) that lies in each region (..., G, 4)."""
+    """Returns the share (..., M, G), 0..1, of each box (..., M, 4) that lies in each region (..., G, 4)."""
     return intersection(boxes, regions).div_(areas(boxes)[..., :, None].clamp(min=torch.finfo(boxes.dtype).tiny))
 
 
@@ -56,7 +56,7 @@ def inside(boxes: Tensor, sizes: Tensor) -> Tensor:
 
 
 def scale(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
-    """``boxes`` (..., 4) of an image of ``size`` (height, width), in pixels of the same image at ``new_size``."""
+    """Scales ``boxes`` (..., 4) in pixels of an image of ``size`` (height, width) to the image at ``new_size``."""
     y, x = new_size[0] / size[0], new_size[1] / size[1]
     return boxes * boxes.new_tensor([x, y, x, y])
 

@@ -1,4 +1,4 @@
-"""From a config to a detector.
+"""Builds a detector from a config.
 
 With build_panoptic.py, build_semantic.py, build_trunk.py and build_tester.py the only readers of config among model
 code.
@@ -226,7 +226,7 @@ def _rcnn(
     keypoints: bool = False,
     labels: bool = False,
 ) -> FasterRCNN:
-    """Faster R-CNN; stages of a cascade, masks (of a map or of points), keypoints, labels of every pixel on request."""
+    """Builds a Faster R-CNN and, on request, its cascade, masks (maps or points), keypoints and label map."""
     rpn = _proposals(config, backbone)
     ious = config.cascade.ious if cascade else (config.box.positive_iou,)
     stages = [

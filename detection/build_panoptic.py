@@ -1,4 +1,4 @@
-"""From a config to what makes a Mask R-CNN a Panoptic FPN: its branch for stuff, and the merging of both."""
+"""Builds the parts that make a Mask R-CNN a Panoptic FPN: its branch for stuff, and the merging of both."""
 
 from __future__ import annotations
 

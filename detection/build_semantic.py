@@ -1,4 +1,4 @@
-"""From a config to networks that label every pixel."""
+"""Builds networks that label every pixel from a config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a config to the stages that run on regions."""
+"""Builds the stages that run on regions from a config."""
 
 from __future__ import annotations
 
@@ -169,6 +169,6 @@ def build_keypoint_stage(config: DetectionConfig, backbone: Backbone) -> Keypoin
 
 
 def _pooled(backbone: Backbone) -> list[int]:
-    """Strides of the features that regions are pooled from: all, but of a pyramid not its coarse levels."""
+    """Returns strides of the features that regions are pooled from: all, but of a pyramid not its coarse levels."""
     pooled = backbone.body if isinstance(backbone, FPN) else backbone
     return [spec.stride for spec in pooled.specs.values()]

@@ -1,4 +1,4 @@
-"""From the test section of a config and its detectors to what tests images."""
+"""Builds the test-time pipeline of one or more detectors from the test section of a config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the backbone section of a config to a trunk with its weights, those of a run of ours too."""
+"""Builds a trunk with its weights, also those of a run, from the backbone section of a config."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LIBRARIES = ("torchvision", "timm", *PACKAGES)  # as weights: not a folder that 
 def build_plain_backbone(
     config: BackboneConfig, *, pretrained: bool, out_features: Sequence[str] | None = None
 ) -> Backbone:
-    """The backbone that ``config`` describes, without its pyramid.
+    """Returns the backbone that ``config`` describes, without its pyramid.
 
     Args:
         config: of the backbone; its weights may be the directory of a run of ``resdet pretrain``, or a checkpoint

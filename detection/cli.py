@@ -19,7 +19,7 @@ from detection.commands import data, detectors, evidence, networks, reproduction
 from detection.commands.base import Command, UsageError
 from detection.engine.signals import EXIT_STOPPED, StoppedError
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "command_parser", "main"]
 
 COMMANDS = (
     data.COMMANDS
@@ -78,6 +78,11 @@ def _parse(arguments: Sequence[str]) -> tuple[Command, argparse.Namespace]:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(COMMANDS)}"
         raise UsageError(f"no command {name!r}; {hint}")
+    return COMMANDS[name], command_parser(name).parse_intermixed_args(arguments[1:])
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """Returns the parser of one of ``COMMANDS``."""
     command = COMMANDS[name]
     parser = _Parser(
         prog=f"resdet {name}",
@@ -87,7 +92,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     )
     command.options(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return command, parser.parse_intermixed_args(arguments[1:])
+    return parser
 
 
 class _Version(argparse.Action):

@@ -57,7 +57,7 @@ def require_file(path: str | Path) -> None:
 
 
 def digest(tree: Any) -> str:
-    """SHA-256, hexadecimal, of the values in ``tree``: mappings in any order, lists, tuples, tensors, plain values."""
+    """Returns SHA-256, hexadecimal, of ``tree``: mappings in any order, lists, tuples, tensors, plain values."""
     found = hashlib.sha256()
     for part in _parts(tree):
         found.update(part)

@@ -1,4 +1,4 @@
-"""What a data set says of its keypoints: names, which ones a picture joins, which change places in a mirror, sigmas.
+"""The keypoints of a data set: names, edges that a picture draws, flip pairs, sigmas.
 
 Shapes: J keypoints.
 """

@@ -34,7 +34,7 @@ class RLE(TypedDict):
 
 
 def to_rle(segmentation: object, size: tuple[int, int], *, may_be_empty: bool = False) -> RLE:
-    """The mask that a COCO ``segmentation`` describes in an image of ``size``.
+    """Returns the mask that a COCO ``segmentation`` describes in an image of ``size``.
 
     Args:
         segmentation: polygons [[x, y, x, y, ...], ...] in pixels, whose union is the mask, or an RLE
@@ -61,12 +61,12 @@ def to_rle(segmentation: object, size: tuple[int, int], *, may_be_empty: bool = 
 
 
 def empty_rle(size: tuple[int, int]) -> RLE:
-    """The mask without a pixel of an image of ``size``."""
+    """Returns the mask without a pixel of an image of ``size``."""
     return _from_runs([size[0] * size[1]], size)
 
 
 def is_empty(rle: RLE) -> bool:
-    """Whether a mask has no pixel."""
+    """Returns whether a mask has no pixel."""
     return not coco_mask.area(rle)
 
 
@@ -77,12 +77,12 @@ def around(rle: RLE) -> tuple[float, float, float, float]:
 
 
 def encode(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> RLE:
-    """The RLE of ``mask`` (H, W); nothing is copied if it is uint8 in Fortran order."""
+    """Returns the RLE of ``mask`` (H, W); nothing is copied if it is uint8 in Fortran order."""
     return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
 
 
 def decode(rles: Sequence[RLE], size: tuple[int, int]) -> Tensor:
-    """The masks (N, H, W) bool of an image of ``size``."""
+    """Returns the masks (N, H, W) bool of an image of ``size``."""
     if not rles:
         return torch.zeros((0, *size), dtype=torch.bool)
     return torch.from_numpy(np.ascontiguousarray(_pixels(rles).transpose(2, 0, 1))).view(torch.bool)
@@ -118,7 +118,7 @@ def _checked_polygon(number: int, points: object) -> NDArray[np.float64]:
 
 
 def _outline(polygon: NDArray[np.float64]) -> float:
-    """The pixels that a polygon's edges but the last go across and down."""
+    """Returns the pixels that a polygon's edges but the last go across and down."""
     return float(np.abs(polygon[2:] - polygon[:-2]).sum())
 
 
@@ -136,7 +136,7 @@ def _checked_runs(segmentation: Mapping[Any, Any], size: tuple[int, int]) -> RLE
 
 
 def _uncompressed(counts: bytes) -> list[int]:
-    """The run lengths in compressed ``counts``.
+    """Returns the run lengths in compressed ``counts``.
 
     A number is written in groups of 5 bits plus 48, the lowest first; a sixth bit says that another group follows.
     From the fourth number on it is the difference to the number before the last.  Source: pycocotools, maskApi.c.

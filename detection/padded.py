@@ -1,4 +1,4 @@
-"""What the images of a batch hold, padded to equally many rows each, so that no shape depends on a value.
+"""Ground truth of a batch, padded to equally many rows per image, so that no shape depends on a value.
 
 The model works on these alone; ``pad`` and ``ragged`` are the borders to the containers of single images.
 

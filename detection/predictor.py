@@ -124,7 +124,7 @@ class Predictor:
         Args:
             weights: a .safetensors checkpoint, or a run directory: its best weights, else its newest; or an exported
                 file, or its folder, which runs in its own runtime on the CPU; or an address
-                hf://NAME/REPO[@REVISION][/PATH] of one of these.
+                ``hf://NAME/REPO[@REVISION][/PATH]`` of one of these.
             device: "auto" is CUDA where there is one.
             batch_size: images that ``stream`` looks at at once.
             test: keys of the config's section "test" with other values, such as ``slice=800``.

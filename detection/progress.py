@@ -1,4 +1,4 @@
-"""How far work has come: a live bar on a terminal, and a plain line now and then elsewhere.
+"""Progress: a live bar on a terminal, and a plain line now and then elsewhere.
 
 Bars may stand inside each other, as that of an evaluation in a training's, since all are drawn on SCREEN.
 """

@@ -23,7 +23,7 @@ OF_IMAGE = ("label_map", "label_scores")  # fields without a row per object
 
 
 def move(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """``tensor`` on ``device``; towards a GPU without waiting for the copy, away from it the values must be there."""
+    """Returns ``tensor`` on ``device``; copies to a GPU do not wait, and copies from it do."""
     return tensor.to(device, non_blocking=torch.device(device).type == "cuda")
 
 
@@ -47,7 +47,7 @@ class Rows:
         return len(self.boxes)
 
     def __getitem__(self, index: Tensor | slice) -> Self:
-        """The rows picked by a boolean mask (N,), an index tensor (M,) or a slice."""
+        """Returns the rows picked by a boolean mask (N,), an index tensor (M,) or a slice."""
         return replace(self, **{name: rows[index] for name, rows in self._rows().items()})
 
     def to(self, device: torch.device | str) -> Self:
@@ -70,7 +70,7 @@ class Proposals(Rows):
 
 @dataclass(frozen=True, slots=True)
 class Detections(Rows):
-    """What the detector returns for one image, best first."""
+    """The detections of one image, best first."""
 
     scores: Tensor  # (N,) probabilities
     labels: Tensor  # (N,) int64, 0..K-1
@@ -118,7 +118,7 @@ class ImageBatch:
 
     @classmethod
     def from_images(cls, images: Sequence[Tensor], seeds: Sequence[int] = ()) -> Self:
-        """A batch, channels last, of (3, H, W) uint8 RGB images of any sizes."""
+        """Returns a batch, channels last, of (3, H, W) uint8 RGB images of any sizes."""
         if not images:
             raise ValueError("a batch needs at least one image")
         for image in images:

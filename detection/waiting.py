@@ -1,4 +1,4 @@
-"""How long one process waits for another before it gives up; variables of the environment say otherwise, in minutes."""
+"""Time limits of waiting for another process; environment variables override them, in minutes."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def operations_of(call: Call) -> int:
 
 
 def seconds_of(call: Callable[[], None], device: str) -> float:
-    """Seconds of one call."""
+    """Returns seconds of one call."""
     started = time.perf_counter()
     call()
     if device == "cuda":
@@ -135,7 +135,7 @@ def seconds_of(call: Callable[[], None], device: str) -> float:
 
 
 def memory_of(call: Callable[[], None], device: str) -> float:
-    """GiB of tensors that one call needs at its peak, beyond what was there."""
+    """Returns GiB of tensors that one call needs at its peak, beyond what was there."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -56,7 +56,7 @@ def make_records(images: int, objects: int, detections: int, *, masks: bool) -> 
 
 
 def _record(rng: np.random.Generator, image_id: int, num_objects: int, num_detections: int) -> Record:
-    """Two of three detections lie around an object, most of them under its name."""
+    """Returns two of three detections lie around an object, most of them under its name."""
     gt_boxes = _boxes(rng, num_objects)
     gt_labels = rng.choice(CLASSES, 4)[rng.integers(0, 4, num_objects)]  # an image shows few classes
     boxes, labels = _boxes(rng, num_detections), rng.integers(0, CLASSES, num_detections)
@@ -87,7 +87,7 @@ def _boxes(rng: np.random.Generator, count: int) -> np.ndarray[Any, Any]:
 
 
 def _ellipses(rng: np.random.Generator, boxes: np.ndarray[Any, Any]) -> tuple[RLE, ...]:
-    """Masks of the whole image with an outline that is a little rough, inside ``boxes``."""
+    """Returns masks of the whole image with an outline that is a little rough, inside ``boxes``."""
     masks = []
     for x1, y1, x2, y2 in boxes.astype(np.float64):
         canvas = np.zeros(SIZE, np.uint8, order="F")

@@ -52,7 +52,7 @@ SAY = Console(soft_wrap=True, highlight=False).print
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is measured."""
+    """One measurement."""
 
     model: str
     way: Way

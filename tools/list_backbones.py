@@ -49,13 +49,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def library_names() -> list[str]:
-    """The backbones of other libraries that configs/backbones names."""
+    """Returns the backbones of other libraries that configs/backbones names."""
     paths = sorted(path for path in (ROOT / "configs" / "backbones").glob("*.yaml") if path.stem != "recipe")
     return [load_config(DetectionConfig, path).backbone.name for path in paths]
 
 
 def render(entries: Sequence[BackboneSummary], runs: Path) -> str:
-    """Four tables: networks for ImageNet from here, those of other libraries, for CIFAR-10 and for Tiny-ImageNet."""
+    """Renders four tables: ImageNet networks from here, from other libraries, CIFAR-10's and Tiny-ImageNet's."""
     own = [entry for entry in entries if entry.num_classes == 1000 and ":" not in entry.name]
     library = [entry for entry in entries if ":" in entry.name]
     small = [entry for entry in entries if entry.num_classes == 10]
@@ -105,7 +105,7 @@ def cifar_row(entry: BackboneSummary, figure: str) -> list[str]:
 
 
 def measured(entry: BackboneSummary, runs: Path) -> str:
-    """Percent of CIFAR-10's test images that a run here got wrong, and how long it trained."""
+    """Returns the percentage of CIFAR-10's test images that a run here got wrong, and how long it trained."""
     folders = (runs / f"cifar10_{name}" for name in (entry.name.removeprefix("cifar_"), entry.name))
     run = next((folder for folder in folders if (folder / "result.json").is_file()), None)
     if run is None:

@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def known_keys(run: Path) -> str:
-    """The keys of the run's first and last line, for a message."""
+    """Returns the keys of the run's first and last line, for a message."""
     path = run / "metrics.jsonl"
     if not path.is_file():
         return "which is missing"

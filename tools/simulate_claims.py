@@ -164,7 +164,7 @@ def experiments(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
-    """What is said of all pairs of one experiment with n seeds; arrays over the pairs."""
+    """The claims about all pairs of one experiment with n seeds; arrays over the pairs."""
 
     seeds: int
     difference: Floats
@@ -351,11 +351,7 @@ COLUMNS = {
     "deviation": "seed deviation, AP",
     "seeds": "seeds",
     "false": "false",
-    "old_false": "old",
     "power": "power",
-    "old_power": "old",
-    "power_at_5": "at 5 %",
-    "old_power_at_5": "old",
     "pooled_false": "pooled: false",
     "pooled_power": "power",
     "detectors_false": "detectors: false",
@@ -403,7 +399,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="fewer experiments, and none on 500 images: a minute")
     parser.add_argument("--json", type=Path, metavar="F", help="write all cells to this file")
-    parser.add_argument("--markdown", action="store_true", help="print the table for docs/compare.md")
+    parser.add_argument("--markdown", action="store_true", help="print the table for docs/claims.md")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     return parser.parse_args()
 

@@ -65,7 +65,7 @@ class Memory:
         self.workers.append(sum(memory_mib(child.pid) for child in multiprocessing.active_children() if child.pid))
 
     def slope(self, values: list[float]) -> float:
-        """MiB per 1,000 steps over the second half: the median of all pairs, which peaks while saving do not move."""
+        """Returns MiB per 1,000 steps over the second half: the median of all pairs, robust to peaks of saving."""
         half = len(values) // 2
         steps, mib = np.array(self.steps[half:]), np.array(values[half:])
         first, second = np.triu_indices(len(steps), 1)
@@ -73,7 +73,7 @@ class Memory:
 
 
 def memory_mib(pid: int) -> float:
-    """The memory of a process that no file lies behind, with its part of what lies in shared memory.
+    """Returns the memory of a process that no file lies behind, with its part of what lies in shared memory.
 
     Pages that a worker still shares with the trainer count as its own: else every one that either of them writes to,
     and so has for itself from then on, would look like a leak.

@@ -60,7 +60,7 @@ class Theirs(nn.Module):
 
 
 def train_theirs(config: DetectionConfig, output: Path) -> dict[str, Any]:
-    """The result of torchvision's network under ``config``'s data and solver."""
+    """Returns the result of torchvision's network under ``config``'s data and solver."""
     sets = load_data(config.data, say=print)
     index, test = sets["train"], sets["test"]
     return Trainer(
@@ -74,7 +74,7 @@ def train_theirs(config: DetectionConfig, output: Path) -> dict[str, Any]:
 
 
 def test_theirs(config: DetectionConfig, model: nn.Module, index: AnnotationIndex) -> dict[str, Any]:
-    """Ours in all but the network."""
+    """Tests torchvision's network; all but the network is ours."""
     records = predict(model, build_test_loader(index, config.data), index, device=choose_device(config.device)).records
     return evaluate(records, index.class_names, "area")
 

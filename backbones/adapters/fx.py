@@ -97,7 +97,7 @@ class TracedBackbone(Backbone):
         self._multiple = self._fit_sizes()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
+        """Returns feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
         height, width = images.shape[-2:]
         if self._multiple > 1:
             images = functional.pad(images, (0, -width % self._multiple, 0, -height % self._multiple))
@@ -108,7 +108,7 @@ class TracedBackbone(Backbone):
         }
 
     def tail(self) -> Tail:
-        """No layers behind the trunk are kept.
+        """Refuses: no layers behind the trunk are kept.
 
         Raises:
             ValueError: always.
@@ -141,7 +141,7 @@ class TracedBackbone(Backbone):
         """
 
     def _fit_sizes(self) -> int:
-        """What sides of images are padded to multiples of before the trunk; its unpadded layers are padded if need be.
+        """Returns the multiple to which image sides are padded; unpadded layers of the trunk are padded if need be.
 
         Raises:
             ValueError: the maps are not ceil(size / stride) either way.
@@ -161,7 +161,7 @@ class TracedBackbone(Backbone):
 
     @torch.no_grad()
     def _misfit(self, size: tuple[int, int]) -> str:
-        """What is wrong with the trunk's maps of an image of this size; empty if nothing."""
+        """Returns what is wrong with the trunk's maps of an image of this size; empty if nothing."""
         parameter = next(self.trunk.parameters())
         training = self.trunk.training
         self.trunk.eval()
@@ -188,7 +188,7 @@ class _FrozenBatchNormAct(FrozenBatchNorm):
         self.drop, self.act = layer.get_submodule("drop"), layer.get_submodule("act")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Maps (N, C, H, W) to (N, C, H, W)."""
         return self.act(self.drop(super().forward(x)))
 
 
@@ -225,7 +225,7 @@ def _pad_pool(layer: nn.MaxPool2d | nn.AvgPool2d) -> None:
 def _padding(
     kernel: int | tuple[int, ...], padding: int | tuple[int, ...], dilation: tuple[int, ...] = (1, 1)
 ) -> tuple[int, int]:
-    """``padding``, and where it is 0 along a side with an odd kernel half of that kernel."""
+    """Returns ``padding``, and where it is 0 along a side with an odd kernel half of that kernel."""
     vertical, horizontal = (
         d * (k // 2) if p == 0 and k % 2 else p for k, p, d in zip(_pair(kernel), _pair(padding), dilation, strict=True)
     )
@@ -241,7 +241,7 @@ def _spec(stage: str, origin: Stage) -> FeatureSpec:
 
 
 def _trace(model: nn.Module, nodes: Mapping[str, str], leaves: Leaves, *, name: str) -> DualGraphModule:
-    """``model`` up to the last of the modules ``nodes`` (module -> key of its output); it shares the layers."""
+    """Returns ``model`` up to the last of the modules ``nodes`` (module -> key of its output); it shares the layers."""
     kept = {"leaf_modules": list(leaves.modules), "autowrap_functions": list(leaves.functions)}
     try:
         trunk = create_feature_extractor(model, dict(nodes), tracer_kwargs=kept, suppress_diff_warning=True)
@@ -256,7 +256,7 @@ def _trace(model: nn.Module, nodes: Mapping[str, str], leaves: Leaves, *, name: 
 def _frozen_stem(
     model: nn.Module, stages: Mapping[str, Stage], freeze_at: int, leaves: Leaves, *, name: str
 ) -> set[str]:
-    """The names of the modules that c_k for k = ``freeze_at`` comes from, whose parameters are fixed here."""
+    """Returns the names of the modules that c_k for k = ``freeze_at`` comes from, whose parameters are fixed here."""
     choices = [0, *(int(stage.removeprefix("c")) for stage in stages)]
     if freeze_at not in choices:
         raise ValueError(
@@ -270,7 +270,7 @@ def _frozen_stem(
 
 
 def fix_norms(trunk: nn.Module, norm: Literal["bn", "frozen_bn"] | None, frozen: set[str], *, name: str) -> None:
-    """Batch normalisation with fixed statistics in the modules ``frozen``, or everywhere, unless ``norm`` is "bn"."""
+    """Fixes the statistics of batch norms in the modules ``frozen``, or everywhere, unless ``norm`` is "bn"."""
     check_choice(f"norm of {name}", norm, (None, "bn", "frozen_bn"))
     layers = {key: layer for key, layer in trunk.named_modules() if isinstance(layer, nn.BatchNorm2d)}
     if norm is not None and not layers:
@@ -281,7 +281,7 @@ def fix_norms(trunk: nn.Module, norm: Literal["bn", "frozen_bn"] | None, frozen:
 
 
 def _fixed(layer: nn.BatchNorm2d) -> FrozenBatchNorm:
-    """``layer`` with fixed statistics, scale and offset."""
+    """Returns ``layer`` with fixed statistics, scale and offset."""
     fixed = _FrozenBatchNormAct(layer) if hasattr(layer, "act") else FrozenBatchNorm(layer.num_features, layer.eps)
     fixed.load_state_dict(fixed.state_dict() | layer.state_dict())
     return fixed

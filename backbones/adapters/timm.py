@@ -77,7 +77,7 @@ class TimmBackbone(TracedBackbone):
 
 
 def read_timm_weights(model_name: str, weights: str) -> dict[str, Tensor]:
-    """The tensors of ``weights``, "timm" or a file, by timm's names; those of EfficientNet-Lite are renamed.
+    """Returns the tensors of ``weights``, "timm" or a file, by timm's names; those of EfficientNet-Lite are renamed.
 
     Raises:
         ValueError: they cannot be had.
@@ -87,7 +87,7 @@ def read_timm_weights(model_name: str, weights: str) -> dict[str, Tensor]:
 
 
 def create_timm_classifier(model_name: str, **options: Any) -> Any:
-    """The whole model with random weights; ``pretrained_cfg`` says what timm's weights for it are.
+    """Returns the whole model with random weights; ``pretrained_cfg`` says what timm's weights for it are.
 
     ``options`` are those of timm, such as ``num_classes``.
 
@@ -125,7 +125,7 @@ def _download(timm: ModuleType, model_name: str) -> dict[str, Tensor]:
 
 
 def _stages(model: nn.Module) -> dict[str, Stage]:
-    """c1 .. c5 as far as the model has maps of these strides; the last one where there are several."""
+    """Returns c1 .. c5 as far as the model has maps of these strides; the last one where there are several."""
     return {
         STRIDES[entry["reduction"]]: Stage(entry["module"], entry["num_chs"])
         for entry in getattr(model, "feature_info", ())

@@ -77,7 +77,7 @@ class TorchvisionBackbone(TracedBackbone):
 
 
 def create_torchvision_classifier(model_name: str) -> nn.Module:
-    """The whole model, without its auxiliary classifiers, with random weights.
+    """Returns the whole model, without its auxiliary classifiers, with random weights.
 
     Raises:
         ValueError: not one of those that are a backbone here.

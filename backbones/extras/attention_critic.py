@@ -59,7 +59,7 @@ class Critic(nn.Module):
         self.value = nn.Linear(HIDDEN, 1)
 
     def forward(self, features: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
-        """Gains (N, L) of L maps and the features that they weigh."""
+        """Returns gains (N, L) of L maps and the features that they weigh."""
         state: tuple[Tensor, Tensor] | None = None
         gains: list[Tensor] = []
         for seen, attention in zip(features, maps, strict=True):
@@ -102,7 +102,7 @@ class CriticClassifier(Classifier):
     def losses(
         self, images: Tensor, labels: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        """The loss of the classes, and that of the critic or of the maps; the one whose turn it is not is 0.
+        """Returns the loss of the classes, and that of the critic or of the maps; the one whose turn it is not is 0.
 
         Args:
             images: normalised float (N, 3, H, W).

@@ -24,7 +24,7 @@ BRANCH_CHANNELS = 64
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How an early exit is used.
+    """The settings of an early exit.
 
     Attributes:
         threshold: a sample leaves here when the entropy of its class probabilities is less, in nats: 0 lets nobody
@@ -68,11 +68,11 @@ class BranchyNet(Classifier):
                 raise ValueError(f"no module of {type(backbone).__name__} returns {name}, so no exit can follow it")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, K) of the exit that each of the normalised float images (N, 3, H, W) leaves by."""
+        """Returns logits (N, K) of the exit that each of the normalised float images (N, 3, H, W) leaves by."""
         return self.answer(images)[0]
 
     def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, K) of normalised float images (N, 3, H, W), and by which exit (N,) each left, counted from 0.
+        """Returns logits (N, K) of normalised float images (N, 3, H, W), and the exit (N,) that each left by, from 0.
 
         The layers after an exit see only the samples that are still in the network.
         """
@@ -94,7 +94,7 @@ class BranchyNet(Classifier):
         return torch.cat([own for _, own in left])[order], exits[order]
 
     def exits(self, images: Tensor) -> list[Tensor]:
-        """Logits (N, K) of every exit, from the first to the last, of normalised float images (N, 3, H, W)."""
+        """Returns logits (N, K) of every exit, from the first to the last, of normalised float images (N, 3, H, W)."""
         logits: list[Tensor] = []
 
         def stay(name: str, feature: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class BranchyNet(Classifier):
     def losses(
         self, images: Tensor, labels: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        """The weighted loss of every exit, for class probabilities ``labels`` (N, K).
+        """Returns the weighted loss of every exit, for class probabilities ``labels`` (N, K).
 
         Args:
             images: normalised float (N, 3, H, W).
@@ -121,7 +121,7 @@ class BranchyNet(Classifier):
         return losses
 
     def _run(self, images: Tensor, at_exit: Callable[[str, Tensor], Tensor]) -> Tensor:
-        """Logits of the last exit; every feature with an exit is replaced by what ``at_exit`` makes of it."""
+        """Returns logits of the last exit; every feature with an exit is replaced by what ``at_exit`` makes of it."""
         hooks = [
             self.backbone.get_submodule(self._sources[name]).register_forward_hook(_hook(at_exit, name))
             for name in self.rules
@@ -134,7 +134,7 @@ class BranchyNet(Classifier):
 
 
 def make_branch(channels: int, num_classes: int) -> nn.Sequential:
-    """A small classifier of a feature map: (N, channels, H, W) -> logits (N, num_classes)."""
+    """Returns a small classifier of a feature map: (N, channels, H, W) -> logits (N, num_classes)."""
     conv = nn.Conv2d(channels, BRANCH_CHANNELS, 3, padding=1)
     he_initialise(conv)
     pool = nn.AdaptiveAvgPool2d(1)
@@ -146,7 +146,7 @@ def _hook(at_exit: Callable[[str, Tensor], Tensor], name: str) -> Callable[[nn.M
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """In nats (N,), of the class probabilities that ``logits`` (N, K) stand for."""
+    """Returns the entropy in nats (N,) of the class probabilities that ``logits`` (N, K) stand for."""
     log = logits.float().log_softmax(dim=1)
     return -(log.exp() * log).sum(dim=1)
 

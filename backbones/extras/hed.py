@@ -49,7 +49,7 @@ class HED(nn.Module):
         self.fuse.register_load_state_dict_pre_hook(_add_bias)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Edge logits (N, 1, H, W) of normalised float images (N, 3, H, W): by feature, then those of ``fusion``."""
+        """Returns edge logits (N, 1, H, W) of normalised float images (N, 3, H, W): of features, then of ``fusion``."""
         height, width = images.shape[-2:]
         sides = {
             name: _enlarge(self.sides[name](feature), self.backbone.specs[name].stride)[..., :height, :width]
@@ -58,11 +58,11 @@ class HED(nn.Module):
         return {**sides, "fusion": self.fuse(torch.cat(list(sides.values()), dim=1))}
 
     def edges(self, images: Tensor) -> Tensor:
-        """Edge probabilities (N, 1, H, W): the mean of the side outputs' and the fusion's (section 2.2, testing)."""
+        """Returns edge probabilities (N, 1, H, W): the mean of side outputs and fusion (section 2.2, testing)."""
         return torch.stack([logits.sigmoid() for logits in self(images).values()]).mean(dim=0)
 
     def losses(self, images: Tensor, edges: Tensor) -> dict[str, Tensor]:
-        """The balanced loss of every side output and of the fusion, each of weight 1.
+        """Returns the balanced loss of every side output and of the fusion, each of weight 1.
 
         Args:
             images: normalised float (N, 3, H, W).
@@ -92,7 +92,7 @@ def published_hed() -> HED:
 
 
 def balanced_cross_entropy(logits: Tensor, edges: Tensor) -> Tensor:
-    """The mean over images and pixels of the cross-entropy in which edges and background weigh the same (equation 2).
+    """Returns the mean cross-entropy in which edges and background weigh the same (equation 2).
 
     The weight of an edge pixel is the share of background pixels in its image, and the other way round.
 
@@ -114,7 +114,7 @@ def _add_bias(fuse: nn.Module, state: dict[str, Tensor], prefix: str, *_: object
 
 
 def _enlarge(maps: Tensor, factor: int) -> Tensor:
-    """(N, 1, H', W') -> (N, 1, factor * H', factor * W'), bilinear."""
+    """Maps (N, 1, H', W') to (N, 1, factor * H', factor * W'), bilinear."""
     if factor == 1:
         return maps
     return functional.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)

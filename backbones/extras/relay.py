@@ -61,7 +61,7 @@ class RelayClassifier(Classifier):
     def losses(
         self, images: Tensor, labels: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        """The main and the weighted auxiliary loss, for class probabilities ``labels`` (N, K).
+        """Returns the main and the weighted auxiliary loss, for class probabilities ``labels`` (N, K).
 
         Args:
             images: normalised float (N, 3, H, W).

@@ -24,7 +24,7 @@ LEVELS = (1, 2, 3, 6)  # bins per side
 
 
 def num_bins(levels: Sequence[int]) -> int:
-    """B of a pyramid with so many bins per side on its levels."""
+    """Returns B, the bins of a pyramid with so many bins per side on its levels."""
     return sum(level**2 for level in levels)
 
 
@@ -40,7 +40,7 @@ class SpatialPyramid(nn.Module):
         self.levels = _checked(levels)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C * B), level by level, each with channels before rows before columns."""
+        """Maps (N, C, H, W) to (N, C * B), level by level, each with channels before rows before columns."""
         return torch.cat([functional.adaptive_max_pool2d(maps, level).flatten(1) for level in self.levels], dim=1)
 
 
@@ -63,7 +63,7 @@ class RegionPyramid(nn.Module):
         self.stride, self.levels = stride, _checked(levels)
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """(R, C * B) from the one map (N, C, H, W) and the boxes (R_i, 4) of each image, image by image.
+        """Returns (R, C * B) from the one map (N, C, H, W) and the boxes (R_i, 4) of each image, image by image.
 
         Boxes are in pixels of the image. The order within a vector is ``SpatialPyramid``'s.
         """
@@ -87,7 +87,7 @@ class SPPTail(Tail):
         self.pyramid = SpatialPyramid(levels)
 
     def forward(self, regions: Tensor) -> Tensor:
-        """Vectors (R, C * B) of pooled regions (R, C, S, S), of any S."""
+        """Returns vectors (R, C * B) of pooled regions (R, C, S, S), of any S."""
         return self.pyramid(regions)
 
 
@@ -114,16 +114,16 @@ class SPP(Backbone):
         self.body, self.levels = body, _checked(levels)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
+        """Returns feature maps (N, C, ceil(H / stride), ceil(W / stride)) of normalised float images (N, 3, H, W)."""
         return self.body(images)
 
     def tail(self) -> SPPTail:
-        """The pyramid over the last feature; it has no parameters, so it can be asked for again."""
+        """Returns the pyramid over the last feature; it has no parameters, so it can be asked for again."""
         return SPPTail(list(self.specs.values())[-1].channels, self.levels)
 
 
 def _checked(levels: Sequence[int]) -> tuple[int, ...]:
-    """``levels`` as a tuple."""
+    """Returns ``levels`` as a tuple."""
     if not levels or min(levels) < 1:
         raise ValueError(f"levels must be some bins per side, each at least 1, such as {LEVELS}, got {tuple(levels)}")
     return tuple(levels)

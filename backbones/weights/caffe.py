@@ -38,12 +38,12 @@ LINEAR_NAME = re.compile(r"(fc6|fc7|fc8|fc1000|pred)_([wb])")
 
 
 def has_caffe_names(state: Mapping[str, Tensor]) -> bool:
-    """Whether ``state`` is one of Caffe's ResNets or VGGs."""
+    """Returns whether ``state`` is one of Caffe's ResNets or VGGs."""
     return "conv1_w" in state or "conv1_1_w" in state
 
 
 def rename_caffe(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` by our names, those of torchvision; names that are neither a ResNet's nor a VGG's stay as they are.
+    """Returns ``state`` by our names, torchvision's; names of neither a ResNet nor a VGG stay as they are.
 
     A scale and an offset become batch normalisation of mean 0 whose variance and eps add up to 1. Our convolutions
     before batch normalisation have no bias: what a bias adds is taken off the mean, which is the same network.
@@ -74,7 +74,7 @@ def _our_name(name: str, vgg: Mapping[tuple[str, str], int]) -> str:
 
 
 def _vgg_layers(state: Mapping[str, Tensor]) -> dict[tuple[str, str], int]:
-    """The place of each convolution (stage, number) of a VGG: a ReLU follows each, a pooling each stage."""
+    """Returns the place of each convolution (stage, number) of a VGG: a ReLU follows each, a pooling each stage."""
     places = sorted({(match[1], match[2]) for name in state if (match := VGG_NAME.fullmatch(name))})
     return {place: 2 * number + int(place[0]) - 1 for number, place in enumerate(places)}
 

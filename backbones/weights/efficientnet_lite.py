@@ -28,12 +28,12 @@ _FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw
 
 
 def has_lite_names(state: Mapping[str, Tensor]) -> bool:
-    """Whether ``state`` has the names of the package."""
+    """Returns whether ``state`` has the names of the package."""
     return "_conv_stem.weight" in state
 
 
 def rename_lite(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The package's names -> timm's; a name that is in neither stays as it is."""
+    """Returns the package's names -> timm's; a name that is in neither stays as it is."""
     deeper = any(name.startswith(f"_blocks.{sum(DEEPER) - 1}.") for name in state)
     places = [f"blocks.{stage}.{i}" for stage, depth in enumerate(DEEPER if deeper else DEPTHS) for i in range(depth)]
     return {_timm_name(name, places): value for name, value in state.items()}

@@ -61,7 +61,7 @@ UNREADABLE = (
 
 @dataclass(frozen=True, slots=True)
 class WeightsSource:
-    """What weights silently need of the network that uses them.
+    """The properties of a network that its weights silently need.
 
     Attributes:
         input_stats: normalisation of the images they saw.
@@ -142,7 +142,7 @@ class LoadReport:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, of one by torch.save, or the arrays of a pickle (.pkl).
+    """Returns the tensors of a .safetensors file, of one by torch.save, or the arrays of a pickle (.pkl).
 
     They may lie under "state_dict" or "model". In a pickle, a pair of arrays at NAME is NAME_w and NAME_b.
 
@@ -183,7 +183,7 @@ def read_torch(path: Path) -> Any:
 
 
 def download_torchvision(name: str) -> dict[str, Tensor]:
-    """The state dict that torchvision trained on ImageNet (IMAGENET1K_V1), from its cache or the network.
+    """Returns the state dict that torchvision trained on ImageNet (IMAGENET1K_V1), from its cache or the network.
 
     Raises:
         ValueError: torchvision has no such model, cannot be reached, or sent something with another hash.
@@ -202,12 +202,12 @@ def download_torchvision(name: str) -> dict[str, Tensor]:
 
 
 def rename_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's names -> ours: VGG's linear layers are fc6 and fc7, the last layer of any network is fc."""
+    """Renames torchvision's layers: VGG's linear layers are fc6 and fc7, the last layer of any network is fc."""
     return {_our_name(name): value for name, value in state.items()}
 
 
 def our_names(state: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
-    """``state`` by our names; it has torchvision's or Caffe's.
+    """Returns ``state`` by our names; it has torchvision's or Caffe's.
 
     Raises:
         ValueError: Caffe's names, but ``source`` (a key of ``SOURCES``) says that torchvision trained it.
@@ -289,7 +289,7 @@ def _read(path: Path) -> Any:
 
 
 def _with_tensors(content: Mapping[Any, Any]) -> dict[Any, Any]:
-    """``content`` with tensors in the place of arrays, and pairs of arrays under two names."""
+    """Returns ``content`` with tensors in the place of arrays, and pairs of arrays under two names."""
     flat = dict[Any, Any]()
     for name, value in content.items():
         if isinstance(value, (tuple, list)) and len(value) == 2:
@@ -307,5 +307,5 @@ def _our_name(name: str) -> str:
 
 
 def _reportable(names: Iterable[str]) -> tuple[str, ...]:
-    """The names without the step counters of batch normalisation, which decide nothing at a fixed momentum."""
+    """Returns the names without the step counters of batch normalisation, which decide nothing at a fixed momentum."""
     return tuple(name for name in names if name.rpartition(".")[2] != "num_batches_tracked")

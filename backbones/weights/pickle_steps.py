@@ -29,7 +29,7 @@ ENCODING = ("_codecs.encode", "builtins.bytearray", "__builtin__.bytearray")
 
 @dataclass(slots=True, eq=False)
 class _Note:
-    """What a value would be.
+    """A stand-in for a value.
 
     Attributes:
         kind: "text", "small" (a whole number, None or a truth value), "list", "dict", "set", "tuple", "name", "made" by
@@ -234,12 +234,12 @@ def _take(stack: list[_Note | None], opcode: pickletools.OpcodeInfo) -> list[_No
 
 
 def _key(part: _Note) -> _Note:
-    """Of a pair [key, value], as Python 2 wrote an OrderedDict; else ``part``, as lists are no keys."""
+    """Returns the key of a pair [key, value] of Python 2's OrderedDict; else ``part``, as lists are no keys."""
     return part.parts[0] if part.kind == "list" and part.parts else part
 
 
 def _flat(note: _Note) -> Iterable[_Note]:
-    """The values of a tuple and of those in it, MAX_TUPLE at most."""
+    """Returns the values of a tuple and of those in it, MAX_TUPLE at most."""
     waiting = [note]
     while waiting:
         for part in waiting.pop().parts:

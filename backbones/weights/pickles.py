@@ -65,7 +65,7 @@ UNREADABLE = (
 
 
 def read_pickle(path: str | Path) -> Any:
-    """What the pickle at ``path`` holds: dicts, lists, tuples, strings, numbers, and numpy arrays of numbers.
+    """Reads the pickle at ``path``: dicts, lists, tuples, strings, numbers, and numpy arrays of numbers.
 
     Texts of Python 2, which are bytes, come back as latin-1.
 
@@ -125,7 +125,7 @@ def _is_torchs(name: str) -> bool:
 
 
 class _Global:
-    """What an admitted name stands for until the pickle calls it."""
+    """A stand-in for an admitted name until the pickle calls it."""
 
     __slots__ = ("make",)
 
@@ -173,7 +173,7 @@ class _Array(np.ndarray):
 
 
 def _is_shape(shape: Any) -> bool:
-    """Whether numpy can have an array of this shape, perhaps with no element."""
+    """Returns whether numpy can have an array of this shape, perhaps with no element."""
     return len(shape) <= MAX_DIMENSIONS and all(type(side) is int and 0 <= side < 2**63 for side in shape)
 
 

@@ -1,4 +1,4 @@
-"""What a file may hold beside numbers: dense tensors and plain containers, no larger than the file itself."""
+"""The values a file may hold beside numbers: dense tensors and plain containers, no larger than the file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_plain(tree: Any, size: int) -> None:
 
 
 def _bytes_of(tensor: Tensor, size: int) -> int:
-    """The bytes of a dense ``tensor`` on the CPU."""
+    """Returns the bytes of a dense ``tensor`` on the CPU."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         raise ValueError(f"it holds a tensor that is not dense: {tensor.layout}, device {tensor.device.type}")
     if tensor.is_conj() or tensor.is_neg():

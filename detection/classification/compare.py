@@ -134,7 +134,7 @@ def _sample(run: Path) -> tuple[str, Sample]:
 
 
 def _differences(variants: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, Any]]:
-    """The config keys in which the first runs differ, as far as their directories have a config."""
+    """Returns the config keys in which the first runs differ, as far as their directories have a config."""
     paths = {name: runs[0] / "config.yaml" for name, runs in variants.items()}
     if not all(path.is_file() for path in paths.values()):
         return {}

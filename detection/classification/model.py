@@ -67,7 +67,7 @@ class ImageClassifier(nn.Module):
         targets: Targets | None = None,
         proposals: Regions | None = None,
     ) -> Tensor | dict[str, Tensor]:
-        """Probabilities (N, K); with ``targets`` the losses.
+        """Returns probabilities (N, K); with ``targets`` the losses.
 
         Raises:
             ValueError: images of several sizes with targets, an image without an object, or with proposals, which
@@ -105,7 +105,7 @@ class ImageClassifier(nn.Module):
             return self.network.losses(pixels, blend(wanted, share), self._criterion)
 
     def _wanted(self, targets: Targets) -> Tensor:
-        """What each class (N, K) should get; of a softmax the rows sum to 1, as far as images have a class."""
+        """Returns the target (N, K) of each class; a softmax's rows sum to 1, as far as images have a class."""
         num_classes = self.network.num_classes
         if not self.tags:
             return F.one_hot(targets.labels[:, 0], num_classes).float()

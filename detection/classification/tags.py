@@ -106,6 +106,6 @@ def format_tags(result: Mapping[str, Any]) -> str:
 
 
 def _score(hits: Tensor, found: Tensor, wanted: Tensor, beta: float) -> Tensor:
-    """F-beta from counts of tags that are right, found and to be found."""
+    """Returns F-beta from the counts of tags that are right, found and to be found."""
     total = (beta**2 * wanted + found).double()
     return torch.where(total > 0, (1 + beta**2) * hits / total.clamp(min=1), 1.0)

@@ -161,7 +161,7 @@ def evaluate_weights(config: ClassificationConfig, output: Path) -> dict[str, An
 
 
 def build_classifier(config: ClassificationConfig, num_classes: int, *, pretrained: bool = True) -> ImageClassifier:
-    """The classifier that ``config`` describes, on the CPU; ``pretrained`` loads the backbone's weights.
+    """Returns the classifier that ``config`` describes, on the CPU; ``pretrained`` loads the backbone's weights.
 
     Raises:
         ValueError: an option that the backbone lacks, weights that do not fit it, or a backbone without a tail.
@@ -206,7 +206,7 @@ def _backbone_classifier(config: ClassificationConfig, num_classes: int, *, pret
 
 
 def restore_classifier(checkpoint: Checkpoint[ClassificationConfig], class_names: Sequence[str]) -> ImageClassifier:
-    """The classifier of a run of ``resdet pretrain``, on the CPU.
+    """Returns the classifier of a run of ``resdet pretrain``, on the CPU.
 
     Raises:
         ValueError: other classes than ``class_names``, or weights of something else.
@@ -217,7 +217,7 @@ def restore_classifier(checkpoint: Checkpoint[ClassificationConfig], class_names
 
 
 def format_accuracy(result: dict[str, Any]) -> str:
-    """A line about ``result``, in percent."""
+    """Returns a line about ``result``, in percent."""
     if TAGS in result:
         return format_tags(result)
     errors = ", ".join(f"{name} error {100 * (1 - result[SECTION][name]):.2f}" for name in _names(SECTION))
@@ -268,7 +268,7 @@ def read_images(
 
 
 def _images(config: ClassificationConfig, index: AnnotationIndex) -> AnnotationIndex:
-    """The images of ``index`` that can be classified."""
+    """Returns the images of ``index`` that can be classified."""
     return index if config.classification.tags else whole_images(index)
 
 
@@ -277,7 +277,7 @@ def _test_images(config: ClassificationConfig) -> AnnotationIndex:
 
 
 def _val_images(config: ClassificationConfig) -> AnnotationIndex | None:
-    """The images that a test chooses thresholds on; None: it needs none, or has none."""
+    """Returns the images that a test chooses thresholds on; None: it needs none, or has none."""
     if not config.classification.tags or not config.data.val:
         return None
     return load_index(config.data, config.data.val, key="data.val", say=only_main(print))
@@ -323,7 +323,7 @@ def _look(
     index: AnnotationIndex,
     reduce: Callable[[Tensor, Tensor], list[Found]],
 ) -> list[Found] | None:
-    """What ``reduce`` makes of probabilities (n, K) of images ``rows`` (n,), image by image, on the main process."""
+    """Returns ``reduce`` of the probabilities (n, K) of images ``rows`` (n,), image by image, on the main process."""
     device = choose_device(config.device)
     loader, count = _loader(config, index)
     seen: list[Found] = []
@@ -344,7 +344,7 @@ def _look(
 
 
 def _loader(config: ClassificationConfig, index: AnnotationIndex) -> tuple[DataLoader[Views], int]:
-    """The views of this process's share of ``index``, and how many images these are."""
+    """Returns the views of this process's share of ``index``, and how many images these are."""
     options, pin = config.classification, choose_device(config.device).type == "cuda"
     views = ClassViews(kind=options.views, crop=options.crop, shorter_side=options.shorter_side, scales=options.scales)
     rows = range(len(index))[rank() :: world_size()]
@@ -363,18 +363,18 @@ def _write(result: dict[str, Any], output: Path) -> dict[str, Any]:
 
 
 def _names(section: str) -> list[str]:
-    """The figures of a section; of a classifier "topN": N is how many of the likeliest may hold the image's own."""
+    """Returns the figures of a section; "topN" of a classifier: the true class is among the N likeliest."""
     return [metric.short_name for metric in shown_in("console", f"{section}.")]
 
 
 def _ranks(probabilities: Tensor, labels: Tensor) -> list[int]:
-    """How many classes (N,) are likelier, or as likely and before it, than each image's own; of (N, K) and (N,)."""
+    """Returns the rank (N,) of each image's class among (N, K); equally likely ones before it count, 0 is top-1."""
     order = probabilities.argsort(dim=1, descending=True, stable=True)
     return (order == labels[:, None]).int().argmax(dim=1).tolist()
 
 
 def _limit(name: str) -> int:
-    """N of "topN"."""
+    """Returns N of "topN"."""
     return int(name.removeprefix("top"))
 
 

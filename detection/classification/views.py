@@ -45,7 +45,7 @@ class ClassImages(DetectionDataset):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassViews:
-    """What a classifier is shown of an image.
+    """The views of an image that a classifier sees.
 
     Attributes:
         kind: "crop" the central one; "ten_crop" also those at the corners, and all five mirrored; "dense" the whole
@@ -62,7 +62,7 @@ class ClassViews:
     scales: tuple[int, ...]
 
     def of(self, image: Tensor) -> list[Tensor]:
-        """The views (3, H', W') of an ``image`` (3, H, W) uint8."""
+        """Returns the views (3, H', W') of an ``image`` (3, H, W) uint8."""
         if self.kind == "dense":
             return [_resized(image, scale) for scale in self.scales]
         resized, side = _resized(image, self.shorter_side), self.crop
@@ -98,7 +98,7 @@ class _ViewDataset(Dataset[tuple[int, list[Tensor]]]):
 def class_view_loader(
     index: AnnotationIndex, views: ClassViews, *, rows: Sequence[int], workers: int, pin: bool = False
 ) -> DataLoader[Any]:
-    """The ``views`` of the images ``rows`` of ``index``, as ``Views``."""
+    """Returns the ``views`` of the images ``rows`` of ``index``, as ``Views``."""
     batches = TestBatches(rows, batch_size=1 if views.kind == "dense" else AT_ONCE)
     return make_loader(_ViewDataset(index, views), batches, workers=workers, pin=pin, collate=_collate)
 
@@ -109,7 +109,7 @@ def _collate(samples: list[tuple[int, list[Tensor]]]) -> Views:
 
 
 def _resized(image: Tensor, shorter: int) -> Tensor:
-    """Left as it is where it has that size already."""
+    """Returns left as it is where it has that size already."""
     if min(image.shape[1:]) == shorter:
         return image
     (resized,) = resize_images(ImageBatch.from_images([image]), shorter).pixels

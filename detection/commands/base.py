@@ -1,4 +1,4 @@
-"""What the commands of ``resdet`` share: how they are described, and how a config stands on a command line.
+"""The shared parts of the commands of ``resdet``: descriptions, and a config on the command line.
 
 A task is imported when its command is called, after the config was read.
 """

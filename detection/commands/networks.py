@@ -59,7 +59,7 @@ def _pretrain_options(parser: ArgumentParser) -> None:
 
 def _pretrain(args: Namespace) -> Call:
     if args.test and args.resume:
-        raise UsageError("--resume goes on with a training, and --test trains nothing; give one of them")
+        raise UsageError("--resume continues a training and --test trains nothing; give one of them")
     if args.test_weights and (args.test or args.resume):
         raise UsageError("--test-weights tests published weights alone; leave --test and --resume out")
     config, path = read_config(args, ClassificationConfig)
@@ -138,7 +138,7 @@ def _edges_options(parser: ArgumentParser) -> None:
 
 def _edges(args: Namespace) -> Call:
     if args.test and args.resume:
-        raise UsageError("--resume goes on with a training, and --test trains nothing; give one of them")
+        raise UsageError("--resume continues a training and --test trains nothing; give one of them")
     config, path = read_config(args, EdgesConfig)
     from detection.edges.task import evaluate_edges, run_edges
     from detection.engine.checkpoint import read_checkpoint

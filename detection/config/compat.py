@@ -121,7 +121,7 @@ def hint(key: str) -> str | None:
 
 
 def _known(tree: Tree, schema: type) -> Tree:
-    """Without the sections and the keys that format 1 had for other programs."""
+    """Returns ``tree`` without the sections and keys that format 1 had for other programs."""
     sections, kept = section_classes(schema), Tree()
     for name, value in tree.items():
         if isinstance(value, Mapping) and name in sections:

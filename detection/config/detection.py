@@ -339,6 +339,8 @@ class AlternatingConfig:
 
 @checked
 class DetectionConfig(ProgramConfig):
+    """The options of training, testing and comparing detectors, a field for each key of a YAML file."""
+
     program: ClassVar[str] = "detection"
     architecture: ArchitectureName = "faster_rcnn"
     backbone: DetectorBackboneConfig = field(default_factory=DetectorBackboneConfig)

@@ -179,7 +179,7 @@ def _load(text: str) -> Any:
 
 
 def _written_out(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
-    """The characters of ``node``, one at least for every node below it; ``known`` are those counted already."""
+    """Returns the characters of ``node``, one at least for every node below it; ``known`` are those counted already."""
     if node not in known:
         known[node] = MAX_YAML + 1  # stays where an alias names a node that it lies in: it has no end
         if isinstance(node, yaml.MappingNode):
@@ -205,7 +205,7 @@ def _mapping(tree: Any, source: str | Path) -> dict[str, Any]:
 
 
 def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """``tree``, which takes the ``overrides``."""
+    """Returns ``tree``, which takes the ``overrides``."""
     for override in overrides:
         _override(tree, override)
     return tree

@@ -1,4 +1,4 @@
-"""What is wrong in a config, in words: key path, value, what was expected, the nearest name."""
+"""Messages about faults of a config: key path, value, what was expected, the nearest name."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _problem(item: Mapping[str, Any], schema: type) -> str:
 
 
 def _dotted(places: Iterable[str | int]) -> str:
-    """The place of an error as a key: section.key[2]."""
+    """Returns the place of an error as a key: section.key[2]."""
     text = ""
     for place in places:
         text += f"[{place}]" if isinstance(place, int) else f".{place}" if text else str(place)

@@ -1,7 +1,7 @@
 """Sections that the configs of several programs share, each option with its unit and its source.
 
 Defaults are the paper's where it states them (He et al. 2015, "Deep Residual Learning", appendix A, and Ren et al.
-2017, "Faster R-CNN"); docs/configuration.md lists what the papers leave open.
+2017, "Faster R-CNN"); docs/choices.md lists what the papers leave open.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class SolverConfig:
 
 @checked
 class ProgramConfig:
-    """What the config of every program has beside its sections."""
+    """The keys that every program's config has beside its sections."""
 
     program: ClassVar[str]  # stored in checkpoints
     backbone: BackboneConfig = field(default_factory=BackboneConfig)

@@ -132,6 +132,6 @@ def reached(ious: NDArray[np.float64], at: float) -> float:
 
 
 def _ious(sides: Sides, anchors: Sides) -> NDArray[np.float64]:
-    """IoU (M, A) of boxes with one centre."""
+    """Returns the IoU (M, A) of boxes with one centre."""
     common = np.minimum(sides[:, None], anchors[None]).prod(axis=2)
     return common / (sides.prod(axis=1)[:, None] + anchors.prod(axis=1)[None] - common)

@@ -28,7 +28,7 @@ KIND = "image that can't be used"
 def usable_images(
     index: AnnotationIndex, bad_images: Literal["error", "drop"]
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """The images of ``index`` that can be used, and a Problem for each of the others.
+    """Returns the images of ``index`` that can be used, and a Problem for each of the others.
 
     Args:
         index: the images.
@@ -91,7 +91,7 @@ def _reasons(index: AnnotationIndex, rows: Sequence[int], *, decode: bool) -> di
 
 
 def _reason(index: AnnotationIndex, row: int, *, decode: bool) -> str:
-    """Why image ``row`` can't be used; empty if it can, as far as was looked."""
+    """Returns why image ``row`` can't be used; empty if it can, as far as was looked."""
     height, width = index.sizes[row].tolist()
     path, apply_exif = index.paths[row], bool(index.apply_exif[row])
     try:

@@ -96,17 +96,17 @@ class Card:
         return {value: label for label, value in enumerate(values)} | dict.fromkeys(self.void, VOID)
 
     def folder(self, root: Path) -> Path:
-        """Where the data set lies below the data root ``root``."""
+        """Returns the data set's place below the data root ``root``."""
         return root / (self.root or self.name)
 
 
 def data_root(configured: str | None = None) -> Path:
-    """The folder that holds the data sets: ``configured``, else $RESDET_DATA_ROOT, else datasets/."""
+    """Returns the folder that holds the data sets: ``configured``, else $RESDET_DATA_ROOT, else datasets/."""
     return Path(configured or os.environ.get("RESDET_DATA_ROOT") or DATA)
 
 
 def load_card(name: str) -> Card:
-    """The card called ``name`` in datasets/, or the one at the path ``name`` if it ends in .yaml.
+    """Returns the card called ``name`` in datasets/, or the one at the path ``name`` if it ends in .yaml.
 
     Raises:
         ValueError: no such card, or a key or a value that no card has.
@@ -131,7 +131,7 @@ def load_card(name: str) -> Card:
 def load_dataset(
     specs: Sequence[str], root: Path, *, fields: Collection[str] = (), label_maps: bool = False
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """The images of all ``specs`` ("card:split", concatenated) below the data root ``root``, and what was dropped.
+    """Reads the images of all ``specs`` ("card:split", joined) below the data root ``root``, and what was dropped.
 
     ``fields`` (such as "masks") and ``label_maps`` are read too, which takes time and memory.
 
@@ -153,7 +153,7 @@ def load_dataset(
 
 
 def _shared_images(specs: Sequence[str], parts: Sequence[AnnotationIndex]) -> list[Problem]:
-    """A note for each of ``specs`` with images that one before it has too: they count twice."""
+    """Returns a note for each of ``specs`` with images that one before it has too: they count twice."""
     seen, problems = dict[str, str](), list[Problem]()
     for spec, part in zip(specs, parts, strict=True) if len(parts) > 1 else ():
         own = [part.paths[row] for row in range(len(part))]
@@ -168,7 +168,7 @@ def _shared_images(specs: Sequence[str], parts: Sequence[AnnotationIndex]) -> li
 def read_split(
     card: Card, split: str, root: Path, *, fields: Collection[str] = (), label_maps: bool = False
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """The images of one split with the ``fields`` of their objects, and all that is wrong with it, errors included.
+    """Reads the images of a split with the ``fields`` of their objects, and all that is wrong, errors included.
 
     With ``label_maps`` the index has those that the card gives.
 

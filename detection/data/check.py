@@ -39,7 +39,7 @@ class Summary:
 
 
 def summarize_index(index: AnnotationIndex) -> Summary:
-    """The counts of ``index``; sizes are COCO's, by area, without ignored objects."""
+    """Returns the counts of ``index``; sizes are COCO's, by area, without ignored objects."""
     labels, ignore, areas = index.labels.numpy(), index.ignore.numpy(), index.areas.numpy()
     rows = []
     for label, name in enumerate(index.class_names):
@@ -127,7 +127,7 @@ def check_copies(splits: Mapping[str, AnnotationIndex]) -> list[Problem]:
 
 
 def _near_copies(splits: Mapping[str, AnnotationIndex], looks: Mapping[str, Look]) -> list[Problem]:
-    """A note for each pair of images of different content that look alike."""
+    """Returns a note for each pair of images of different content that look alike."""
     names = dict[str, list[str]]()
     for split, index in splits.items():
         for row in range(len(index)):

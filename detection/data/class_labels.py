@@ -14,7 +14,7 @@ __all__ = ["image_labels", "image_tags", "whole_images"]
 
 
 def image_labels(index: AnnotationIndex) -> Tensor:
-    """The class (N,) of every image: that of its objects, or -1 where none is usable (not ignored).
+    """Returns the class (N,) of every image: that of its objects, or -1 where none is usable (not ignored).
 
     Raises:
         ValueError: an image has objects of two classes.
@@ -44,7 +44,7 @@ def image_tags(index: AnnotationIndex) -> Tensor:
 
 
 def whole_images(index: AnnotationIndex) -> AnnotationIndex:
-    """``index`` as a classification set: each image with one object, the whole of it, of the class that it shows.
+    """Returns ``index`` as a classification set: each image with one object, all of it, of the class that it shows.
 
     Images without a class, those whose objects are all ignored or which have none, are left out.
 

@@ -61,7 +61,7 @@ def paste(
 
 
 def _with_less(target: Target, changed: dict[str, Tensor]) -> Target:
-    """``target`` with ``changed`` fields, whose masks are parts of its own; boxes bound them where pixels were lost."""
+    """Returns ``target`` with ``changed`` fields whose masks lost pixels; boxes bound the masks that did."""
     before, after = count_pixels(_masks(target)), count_pixels(changed["masks"])
     boxes, less = target.boxes.clone(), (after > 0) & (after < before)
     # masks_to_boxes gives the last pixel, not the edge behind it.

@@ -151,11 +151,11 @@ class DetectionDataset(Dataset[Sample]):
         return Sample(image_row, self.index.paths[image_row], pixels, target, proposals, int(draws[0]) >> 1)
 
     def _image_row(self, row: int) -> int:
-        """The row in the index of a sample's image."""
+        """Returns the row in the index of a sample's image."""
         return row if self.slices is None else int(self.slices.images[row])
 
     def _named_view(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
-        """The image (H, W, 3) of ``row`` and its target, augmented and resized."""
+        """Returns the image (H, W, 3) of ``row`` and its target, augmented and resized."""
 
         def view() -> tuple[NDArray[np.uint8], Target]:
             return self.resize(*self._unresized(row, seed), seed=seed)
@@ -165,7 +165,7 @@ class DetectionDataset(Dataset[Sample]):
     def _named(
         self, row: int, view: Callable[[], tuple[NDArray[np.uint8], Target]]
     ) -> tuple[NDArray[np.uint8], Target]:
-        """What ``view`` makes of ``row``; its errors name the image.
+        """Returns ``view`` of ``row``; its errors name the image.
 
         Raises:
             ImageError: the file can't be read or is of another size than annotated, or can't be augmented or resized.
@@ -178,7 +178,7 @@ class DetectionDataset(Dataset[Sample]):
             raise ImageError(f"image {self.index.paths[self._image_row(row)]}: {error}") from error
 
     def _unresized(self, row: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], Target]:
-        """The image (H, W, 3) of ``row`` and its target, augmented; proposals are rows of the target."""
+        """Returns the image (H, W, 3) of ``row`` and its target, augmented; proposals are rows of the target."""
         image_row = self._image_row(row)
         image = self.index.image(image_row)
         target = self.index.target(image_row, fields=self.fields, label_maps=self.label_maps)
@@ -195,7 +195,7 @@ class DetectionDataset(Dataset[Sample]):
     def _paste(
         self, image: NDArray[np.uint8], target: Target, rows: Tensor, seed: tuple[int, int]
     ) -> tuple[NDArray[np.uint8], Target]:
-        """``image`` and ``target``, perhaps with objects of one of the images ``rows`` (R,) over it."""
+        """Returns ``image`` and ``target``, perhaps with objects of one of the images ``rows`` (R,) over it."""
         chance = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
         if chance.random() >= self.copy_paste or not len(rows):
             return image, target
@@ -205,7 +205,7 @@ class DetectionDataset(Dataset[Sample]):
 
 
 def _with_proposals(target: Target, proposals: Proposals) -> Target:
-    """``target`` with the proposals as further rows of label -1, so that they follow the pixels like objects."""
+    """Adds the proposals as rows of label -1, so that they follow the pixels like objects."""
     count = len(proposals)
     return target.joined(
         Target(
@@ -217,7 +217,7 @@ def _with_proposals(target: Target, proposals: Proposals) -> Target:
 
 
 def _without_proposals(target: Target) -> tuple[Target, Proposals]:
-    """The objects, and the proposals, best first; their scores are ranks, since training does not look at them."""
+    """Splits objects from proposals, best first; training ignores scores, so they are ranks."""
     boxes = target.boxes[target.labels < 0]
     return target[target.labels >= 0], Proposals(boxes=boxes, scores=-torch.arange(len(boxes)).float())
 
@@ -230,7 +230,7 @@ def _images(samples: Sequence[Sample]) -> ImageBatch:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """One batch of ``samples``, padded to a common size."""
+    """Returns one batch of ``samples``, padded to a common size."""
     proposals = [sample.proposals for sample in samples if sample.proposals is not None]
     return Batch(
         _images(samples),

@@ -50,7 +50,7 @@ _SHARPEN = [min(max(round(127.5 + (value - 115) * 4), 0), 255) for value in rang
 
 @dataclass(frozen=True, slots=True)
 class DigitSource:
-    """What the images of one split are made from."""
+    """The sources of the images of one split."""
 
     digits: NDArray[np.uint8]  # (M, 8, 8), ink is 255
     labels: NDArray[np.int64]  # (M,) 0..9
@@ -96,7 +96,7 @@ class Scene:
 
 
 def load_sources() -> tuple[DigitSource, DigitSource]:
-    """The sources of the train and of the test images.
+    """Returns the sources of the train and of the test images.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -114,7 +114,7 @@ def load_sources() -> tuple[DigitSource, DigitSource]:
 
 
 def draw_scene(source: DigitSource, rng: np.random.Generator) -> Scene:
-    """A photograph's crop with up to six digits on it; their boxes lie inside and hardly overlap."""
+    """Returns a photograph's crop with up to six digits on it; their boxes lie inside and hardly overlap."""
     height, width = (int(side) for side in rng.integers(_SIDE[0], _SIDE[1] + 1, size=2))
     pixels, photo = _background(source, (height, width), rng)
     objects = np.zeros((height, width), np.uint8)
@@ -134,7 +134,7 @@ def draw_scene(source: DigitSource, rng: np.random.Generator) -> Scene:
 def _background(
     source: DigitSource, size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[NDArray[np.floating], int]:
-    """(H, W, 3) a crop of one of the photographs, shrunk up to two times; and which one it is."""
+    """Returns (H, W, 3) a crop of one of the photographs, shrunk up to two times; and which one it is."""
     height, width = size
     number = int(rng.integers(len(source.photos)))
     photo = source.photos[number]
@@ -148,7 +148,7 @@ def _background(
 def _place(
     digit: NDArray[np.uint8], size: tuple[int, int], taken: list[NDArray[np.int64]], rng: np.random.Generator
 ) -> NDArray[np.uint8] | None:
-    """(H, W) the ink of ``digit`` (8, 8) at a free place of the image, or None after fifty misses."""
+    """Returns (H, W) the ink of ``digit`` (8, 8) at a free place of the image, or None after fifty misses."""
     height, width = size
     for _ in range(50):
         glyph = _turn_and_scale(digit, rng)
@@ -163,7 +163,7 @@ def _place(
 
 
 def _turn_and_scale(digit: NDArray[np.uint8], rng: np.random.Generator) -> Image.Image:
-    """The ink of ``digit``, large enough to see, with sharp but smooth edges."""
+    """Returns the ink of ``digit``, large enough to see, with sharp but smooth edges."""
     padded = Image.fromarray(np.pad(digit, 1))  # strokes touch the border of their 8x8 cells
     side = round(rng.uniform(*_SCALE) * padded.width / 8)
     glyph = padded.resize((side, side), Image.Resampling.BICUBIC)
@@ -172,7 +172,7 @@ def _turn_and_scale(digit: NDArray[np.uint8], rng: np.random.Generator) -> Image
 
 
 def _paint(pixels: NDArray[np.floating], layer: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.floating]:
-    """``pixels`` (H, W, 3) with the ink of ``layer`` (H, W): bright in a dark halo, or dark in a bright one."""
+    """Returns ``pixels`` (H, W, 3) with the ink of ``layer`` (H, W): bright in a dark halo, or dark in a bright one."""
     hue, bright = rng.uniform(), rng.uniform() < 0.6
     ink = colorsys.hsv_to_rgb(hue, rng.uniform(0.1, 0.5), 1.0) if bright else colorsys.hsv_to_rgb(hue, 0.9, 0.3)
     halo = colorsys.hsv_to_rgb(hue, 0.5, 0.12) if bright else colorsys.hsv_to_rgb(hue, 0.12, 1.0)
@@ -183,7 +183,7 @@ def _paint(pixels: NDArray[np.floating], layer: NDArray[np.uint8], rng: np.rando
 
 
 def _extent(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(4,) the tight box of a mask (H, W) that is not empty."""
+    """Returns (4,) the tight box of a mask (H, W) that is not empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
@@ -205,14 +205,14 @@ def _ends(mask: NDArray[np.bool_]) -> list[tuple[float, float]]:
 
 
 def _overlap(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
-    """Intersection of two boxes (4,) over the area of the smaller one, 0..1."""
+    """Returns intersection of two boxes (4,) over the area of the smaller one, 0..1."""
     sides = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
     smaller = min(np.prod(first[2:] - first[:2]), np.prod(second[2:] - second[:2]))
     return float(np.prod(sides.clip(min=0)) / smaller)
 
 
 def write_digits(root: Path, *, num_train: int = 600, num_test: int = 100, seed: int = 0) -> Path:
-    """The folder ``root``/digits, made anew: the same images in VOC layout (voc/) and in COCO layout (coco/).
+    """Returns the folder ``root``/digits, made anew: the same images in VOC layout (voc/) and in COCO layout (coco/).
 
     Raises:
         ValueError: the folder exists and was not made here, or a count is negative.
@@ -298,14 +298,14 @@ def _jpeg(image: NDArray[np.uint8]) -> bytes:
 
 
 def _palette_image(objects: NDArray[np.uint8]) -> Image.Image:
-    """Numbers (H, W) of objects or classes as an image with VOC's colours."""
+    """Returns numbers (H, W) of objects or classes as an image with VOC's colours."""
     image = Image.fromarray(objects)
     image.putpalette(color_map().tobytes())
     return image
 
 
 def _voc_xml(scene: Scene, file_name: str) -> bytes:
-    """One annotation file; its boxes are 1-based and hold their last pixel."""
+    """Returns one annotation file; its boxes are 1-based and hold their last pixel."""
     height, width = scene.objects.shape
     root = ElementTree.Element("annotation")
     _add(root, folder="voc", filename=file_name, segmented=1)

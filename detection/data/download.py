@@ -90,7 +90,7 @@ class Download:
 
 
 def read_downloads(card: Card) -> list[Download]:
-    """The ``download`` list of ``card``.
+    """Returns the ``download`` list of ``card``.
 
     Raises:
         ValueError: the card has no such list (the message holds its ``source`` text), or an entry is wrong.
@@ -109,7 +109,7 @@ def read_downloads(card: Card) -> list[Download]:
 def fetch(
     archive: Archive, folder: Path, *, progress: Progress | None = None, attempts: int = 5, wait: float = 1.0
 ) -> Path:
-    """The archive's path in ``folder``, downloaded unless it is already there with the right checksum.
+    """Returns the archive's path in ``folder``, downloaded unless it is already there with the right checksum.
 
     An interrupted download goes on where it stopped, within this call and in later ones.
 
@@ -188,7 +188,7 @@ def _transfer(url: str, part: Path, progress: Progress) -> bool:
 
 
 def _open(request: Request) -> HTTPResponse:
-    """The answer's head, within _TIMEOUT however slowly its letters come."""
+    """Returns the answer's head, within _TIMEOUT however slowly its letters come."""
     answers, errors = list[HTTPResponse](), list[Exception]()
 
     def ask() -> None:
@@ -225,7 +225,7 @@ class _Redirects(HTTPRedirectHandler):
 
 
 def _limit(url: str, part: Path, start: int, total: int | None) -> int:
-    """The most bytes that the file may have.
+    """Returns the most bytes that the file may have.
 
     Raises:
         ValueError: the disk has too little space for what the server says.
@@ -237,7 +237,7 @@ def _limit(url: str, part: Path, start: int, total: int | None) -> int:
 
 
 def _chunks(response: HTTPResponse) -> Iterator[bytes]:
-    """What comes, as it comes.
+    """Yields bytes as they come.
 
     Raises:
         TimeoutError: fewer than _SLOWEST bytes per second in _TIMEOUT.
@@ -257,7 +257,7 @@ def _request(url: str, offset: int) -> Request:
 
 
 def _range_of(response: HTTPResponse) -> tuple[int, int | None]:
-    """First byte that ``response`` carries, and the length of the whole file where it is told."""
+    """Returns the first byte that ``response`` carries, and the length of the whole file where it is told."""
     if response.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if match is None:
@@ -268,7 +268,7 @@ def _range_of(response: HTTPResponse) -> tuple[int, int | None]:
 
 
 def _settle_unsatisfied_range(content_range: str | None, part: Path, offset: int) -> bool:
-    """True when ``part`` already holds the whole file; otherwise it belongs to another file and goes."""
+    """Returns true when ``part`` already holds the whole file; otherwise it belongs to another file and goes."""
     if content_range == f"bytes */{offset}":
         return True
     part.unlink()
@@ -291,7 +291,7 @@ def _md5(path: Path) -> str:
 
 
 def _ignore(done: int, total: int | None) -> None:
-    """Progress that nobody watches."""
+    """Takes the progress that nobody watches."""
 
 
 def unpack(archive_path: Path, folder: Path) -> None:
@@ -341,7 +341,7 @@ def _unpack_tar(archive_path: Path, folder: Path) -> None:
 
 
 def _tar_members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
-    """All members; tarfile would take a damaged header for the end, and go round for ever where a size is negative."""
+    """Lists all members; tarfile takes a damaged header for the end, and loops for ever on a negative size."""
     members: list[tarfile.TarInfo] = []
     for member in tar:
         if member.size < 0 or (members and member.offset <= members[-1].offset):
@@ -367,7 +367,7 @@ class _RefusedError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """What decides whether a member of an archive is safe to write."""
+    """The facts that decide whether a member of an archive is safe to write."""
 
     name: str
     size: int  # bytes when unpacked
@@ -410,7 +410,7 @@ def _check_members(archive_path: Path, members: Sequence[_Member], folder: Path)
 
 
 def _problem_of_place(path: Path, folder: Path, known: dict[Path, bool]) -> str | None:
-    """Why what lies at ``path`` already, or above it, must not be written to; ``known`` holds what was found."""
+    """Returns why what lies at ``path``, or above it, must not be written to; ``known`` holds what was found."""
     if path.parent not in known:
         known[path.parent] = path.parent.resolve().is_relative_to(folder.resolve())
     if path != folder and not known[path.parent]:
@@ -423,13 +423,13 @@ def _problem_of_place(path: Path, folder: Path, known: dict[Path, bool]) -> str 
 
 
 def _free_bytes(folder: Path) -> int:
-    """On the disk of ``folder``, which need not exist yet."""
+    """Returns the free bytes on the disk of ``folder``, which need not exist yet."""
     folder = folder.absolute()
     return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
 def _problem_of_member(member: _Member, symlinks: set[str]) -> str | None:
-    """Why ``member`` must not be written, or None; ``symlinks`` are the normal names of the archive's links."""
+    """Returns why ``member`` must not be written, or None; ``symlinks`` are normal names of the archive's links."""
     if problem := _problem_of_path(member.name, symlinks):
         return problem
     if member.symlink_to is not None:
@@ -445,7 +445,7 @@ def _problem_of_member(member: _Member, symlinks: set[str]) -> str | None:
 
 
 def _problem_of_path(path: str, symlinks: set[str]) -> str | None:
-    """Why ``path`` may lead out of the folder it starts in, or None."""
+    """Returns why ``path`` may lead out of the folder it starts in, or None."""
     windows = PureWindowsPath(path)
     if windows.drive or windows.root:
         return "is absolute"
@@ -463,5 +463,5 @@ def _problem_of_path(path: str, symlinks: set[str]) -> str | None:
 
 
 def _normal(name: str) -> str:
-    """The one spelling of ``name`` where systems ignore case."""
+    """Returns the one spelling of ``name`` where systems ignore case."""
     return os.path.normpath(PureWindowsPath(name).as_posix()).replace(os.sep, "/").casefold()

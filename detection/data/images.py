@@ -169,7 +169,7 @@ def check_header(path: str | Path, *, size: tuple[int, int], apply_exif: bool) -
 
 
 def _frame(image: Image.Image) -> tuple[tuple[int, int], int]:
-    """(height, width) as stored and the value of the orientation tag, of an image that is not decoded yet."""
+    """Returns (height, width) as stored and the value of the orientation tag, of an image that is not decoded yet."""
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"it claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
     orientation = image.getexif().get(ORIENTATION)
@@ -186,7 +186,7 @@ def _size(stored: tuple[int, int], orientation: int, *, apply_exif: bool) -> tup
 
 
 def _turned(pixels: NDArray[np.uint8], orientation: int, *, back: bool = False) -> NDArray[np.uint8]:
-    """``pixels`` (H, W, 3) put upright, or ``back`` as they were stored."""
+    """Returns ``pixels`` (H, W, 3) put upright, or ``back`` as they were stored."""
     quarters, mirrored = TURNS[orientation]
     if back:
         pixels = np.rot90(pixels, -quarters)
@@ -195,7 +195,7 @@ def _turned(pixels: NDArray[np.uint8], orientation: int, *, back: bool = False) 
 
 
 def _read_jpeg(data: JPEGData, image: Image.Image, *, thorough: bool) -> NDArray[np.uint8]:
-    """Pixels as stored, also of a file that lacks only its end marker."""
+    """Returns pixels as stored, also of a file that lacks only its end marker."""
     if data.ended:
         # Of data that end early OpenCV would print a warning.
         pixels = _decoded_by_opencv(data.content) if image.mode in ("L", "RGB") else None
@@ -210,7 +210,7 @@ def _read_jpeg(data: JPEGData, image: Image.Image, *, thorough: bool) -> NDArray
 
 
 def _decoded_by_opencv(content: bytes) -> NDArray[np.uint8] | None:
-    """Pixels as stored, equal to Pillow's in four fifths of its time; None if OpenCV can't read them."""
+    """Returns pixels as stored, equal to Pillow's in four fifths of its time; None if OpenCV can't read them."""
     pixels = cv2.imdecode(np.frombuffer(content + END, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return None if pixels is None else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels), dtype=np.uint8)
 
@@ -231,7 +231,7 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _grey(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """8 bits of each value; cameras with 12 bits put them into the lower ones of 16."""
+    """Returns 8 bits of each value; cameras with 12 bits put them into the lower ones of 16."""
     bits = 12 if values.max(initial=0) < 1 << 12 else 16
     return (values >> (bits - 8)).astype(np.uint8)
 

@@ -63,11 +63,11 @@ class AnnotationIndex:
         return fields_of(self.keypoints)
 
     def objects(self, row: int) -> slice:
-        """Where the objects of image ``row`` stand."""
+        """Returns the slice of the objects of image ``row``."""
         return slice(*span(self.ends, row))
 
     def image(self, row: int) -> NDArray[np.uint8]:
-        """Pixels (H, W, 3) of image ``row``, RGB, as ``read_image`` gives them.
+        """Returns pixels (H, W, 3) of image ``row``, RGB, as ``read_image`` gives them.
 
         Raises:
             ImageError: the file can't be read or is of another size than its annotation says.
@@ -75,7 +75,7 @@ class AnnotationIndex:
         return read_image(self.paths[row], size=self._size(row), apply_exif=bool(self.apply_exif[row]))
 
     def target(self, row: int, *, fields: Collection[str] = (), label_maps: bool = False) -> Target:
-        """The objects of image ``row`` in pixels of the stored image, with the ``fields`` that are asked for.
+        """Returns the objects of image ``row`` in pixels of the stored image, with the ``fields`` that are asked for.
 
         With ``label_maps`` it has the image's label map.
 
@@ -128,7 +128,7 @@ class AnnotationIndex:
         return height, width
 
     def first(self, count: int) -> AnnotationIndex:
-        """The first ``count`` images and their objects."""
+        """Returns the first ``count`` images and their objects."""
         count = min(count, len(self))
         objects = slice(int(self.ends[count - 1]) if count else 0)
         return replace(
@@ -195,14 +195,14 @@ class AnnotationIndex:
         return self.unjudged[self.unjudged[:, 0] == row, 1]
 
     def num_wanted(self) -> Tensor:
-        """How many objects (N,) each image has that are not ignored."""
+        """Returns how many objects (N,) each image has that are not ignored."""
         counted = torch.cat([torch.zeros(1, dtype=torch.int64), (~self.ignore).cumsum(0)])
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), self.ends[:-1]])
         return counted[self.ends] - counted[starts]
 
     @classmethod
     def concatenate(cls, parts: Sequence[AnnotationIndex]) -> AnnotationIndex:
-        """All images of ``parts``; image ids that occur twice are replaced by 1..N.
+        """Returns all images of ``parts``; image ids that occur twice are replaced by 1..N.
 
         A field that only some parts have is unknown for the objects of the others.
 

@@ -37,7 +37,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def _probe() -> bytes:
-    """Data that some table of any file decodes to blocks, also where it waits for a certain restart marker."""
+    """Returns data that some table of any file decodes to blocks, also where it waits for a certain restart marker."""
     noise = random.Random(0).randbytes(64).replace(b"\xff", b"\x7f")
     return noise + b"".join(bytes([0xFF, 0xD0 + number]) + noise for number in range(8))
 
@@ -106,11 +106,11 @@ class JPEGData:
         )
 
     def _ends_early(self) -> bool:
-        """Whether blocks lack data: further bytes become pixels."""
+        """Returns whether blocks lack data: further bytes become pixels."""
         return not np.array_equal(_decode(self.content), _decode(self.content + PROBE))
 
     def _has_rest(self) -> bool:
-        """Whether data are left when all blocks are there: the last bytes don't matter."""
+        """Returns whether data are left when all blocks are there: the last bytes don't matter."""
         count = min(16, len(self.content) - self.start)
         try:
             return np.array_equal(_decode(self.content), _decode(self.content[:-count] + PROBE[:count]))
@@ -119,7 +119,7 @@ class JPEGData:
 
 
 def _all_end_first(tables: bytes) -> bool:
-    """Whether the first code, which is all zeros, ends a block in every AC table among the Huffman ``tables``."""
+    """Returns whether the all-zeros code ends a block in every AC table among the Huffman ``tables``."""
     at = 0
     while at + 17 <= len(tables):
         symbols = at + 17
@@ -130,7 +130,7 @@ def _all_end_first(tables: bytes) -> bool:
 
 
 def _may_be_grey(pixels: NDArray[np.uint8]) -> bool:
-    """Whether the last block has the luma of one without data."""
+    """Returns whether the last block has the luma of one without data."""
     if abs(_luma(pixels[-1, -1]) - GREY) > SPREAD:  # of most files one pixel tells
         return False
     height, width = pixels.shape[:2]
@@ -139,7 +139,7 @@ def _may_be_grey(pixels: NDArray[np.uint8]) -> bool:
 
 
 def _luma(pixel: NDArray[np.uint8]) -> float:
-    """Luma of a ``pixel``, (3,) RGB or one grey value."""
+    """Returns luma of a ``pixel``, (3,) RGB or one grey value."""
     return sum(map(mul, LUMA, pixel.tolist())) if pixel.ndim else float(pixel)
 
 

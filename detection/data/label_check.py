@@ -96,7 +96,9 @@ def _count(index: AnnotationIndex, row: int) -> Counted:
         return np.bincount(maps.read(row, (height, width)).ravel(), minlength=256)
     except ValueError as error:
         path = index.paths[row]
-        return Problem("error", "label map", maps.files[row] or path, str(error), images=(path,))
+        file = maps.files[row] or path
+        said = str(error).removeprefix("label image ").removeprefix(f"{file}: ")  # a problem names its file itself
+        return Problem("error", "label map", file, said, images=(path,))
 
 
 def _of_all(index: AnnotationIndex, counts: LabelCounts) -> list[Problem]:

@@ -38,7 +38,7 @@ class _Group:
 
 
 def find_label_images(tree: Tree) -> Layout | None:
-    """Label images: PNGs with few values of one byte a pixel, named as pictures beside them or in another folder."""
+    """Finds label images: PNGs with few one-byte values, named as pictures beside them or in another folder."""
     files, groups = dict[_Group, dict[str, PurePosixPath]](), dict[str, list[_Group]]()
     for path in tree.images:
         found = WORDS.fullmatch(path.stem)
@@ -98,7 +98,7 @@ def _is_of_labels(tree: Tree, paths: Sequence[PurePosixPath]) -> bool:
 
 
 def _values(file: Path) -> set[int] | None:
-    """The values of a file of one byte a pixel; None for another one."""
+    """Returns the values of a file of one byte a pixel; None for another one."""
     try:
         with Image.open(file, formats=FORMATS) as image:
             if image.mode not in ("P", "L", "1"):
@@ -111,7 +111,7 @@ def _values(file: Path) -> set[int] | None:
 def _entries(
     tree: Tree, files: dict[_Group, dict[str, PurePosixPath]], pictures: _Group, labels: _Group
 ) -> dict[str, dict[str, Any]]:
-    """The splits of two folders that belong together: by VOC's lists, else by their names."""
+    """Returns the splits of two folders that belong together: by VOC's lists, else by their names."""
     images, maps = pictures.folder, labels.folder
     split = split_of(images) or split_of(maps) or ALL
     while images.parts and maps.parts and images.name == maps.name and images != maps:
@@ -133,7 +133,7 @@ def _entries(
 
 
 def _classes(tree: Tree, paths: Sequence[PurePosixPath], notes: list[str]) -> dict[str, Any]:
-    """The keys of a card about classes: the values of the label images with their names, if a file has these."""
+    """Returns the keys of a card about classes: the label values with their names, if a file has these."""
     step = -(-len(paths) // SCANNED)
     scanned = {path: _values(tree.folder / path) for path in paths[::step]}
     values = set[int]().union(*(own or () for own in scanned.values()))
@@ -159,7 +159,7 @@ def _classes(tree: Tree, paths: Sequence[PurePosixPath], notes: list[str]) -> di
 
 
 def _names(tree: Tree) -> tuple[str, ...]:
-    """The lines of a text file of names, the one nearest to the folder."""
+    """Returns the lines of a text file of names, the one nearest to the folder."""
     for path in tree.having(".txt", ".names"):
         if path.name in NAME_FILES:
             lines = tree.head(path, size=1 << 16).splitlines()

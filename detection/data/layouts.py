@@ -61,7 +61,7 @@ class Layout:
 
 
 def find_yolo(tree: Tree) -> Layout | None:
-    """YOLO: a data.yaml with names, or text files beside images or below ``labels`` with lines of numbers."""
+    """Finds YOLO: a data.yaml with names, or text files beside images or below ``labels`` with lines of numbers."""
     for path in tree.having(".yaml", ".yml"):
         content = _yaml(tree, path)
         if isinstance(content, Mapping) and "names" in content and {"train", "val", "path"} & content.keys():
@@ -79,13 +79,13 @@ def find_yolo(tree: Tree) -> Layout | None:
 
 
 def find_data_yaml(tree: Tree, file: Path) -> Layout | None:
-    """YOLO by a data.yaml that lies elsewhere, and whose ``path`` leads to the folder."""
+    """Finds YOLO by a data.yaml that lies elsewhere, and whose ``path`` leads to the folder."""
     content = parse_yaml(file.read_text(encoding="utf-8"))
     return _yolo_of_yaml(tree, str(file.resolve()), PurePosixPath(), content)
 
 
 def _yolo_of_yaml(tree: Tree, path: str, beside: PurePosixPath, content: Mapping[str, Any]) -> Layout | None:
-    """The splits of a data.yaml at ``path``, whose own paths may begin at the folder ``beside`` it."""
+    """Returns the splits of a data.yaml at ``path``, whose own paths may begin at the folder ``beside`` it."""
     splits, notes = dict[str, list[Entry]](), list[str]()
     for name in SPLITS:
         given = content.get(name, content.get("valid") if name == "val" else None)
@@ -119,7 +119,7 @@ def _yolo_source(tree: Tree, beside: PurePosixPath, root: str, source: str) -> P
 
 
 def find_coco(tree: Tree) -> Layout | None:
-    """COCO: JSON files with the lists images and categories; of two with the same images the one with more objects."""
+    """Finds COCO's JSON files, with lists of images and categories; of two of the same images, the fuller one."""
     files = {
         path: content
         for path, content in tree.json.items()
@@ -157,7 +157,7 @@ def is_panoptic(content: Any) -> bool:
 
 
 def find_cvat(tree: Tree) -> Layout | None:
-    """CVAT: XML files whose root is <annotations> with <image> below it; images may say their subset."""
+    """Finds CVAT's XML files, whose root is <annotations> with <image> below it; images may say their subset."""
     heads = {path: tree.head(path, size=1 << 22) for path in tree.having(".xml") if "<annotations>" in tree.head(path)}
     files = [path for path, text in heads.items() if "<image " in text]
     if not files:
@@ -172,7 +172,7 @@ def find_cvat(tree: Tree) -> Layout | None:
 
 
 def find_voc(tree: Tree) -> Layout | None:
-    """VOC: XML files whose root is <annotation>, each with an image of its name."""
+    """Finds VOC's XML files, whose root is <annotation>, each with an image of its name."""
     files = [path for path in tree.having(".xml") if path.stem in tree.by_stem]
     if not files or not any("<annotation>" in tree.head(path) for path in files[:SAMPLED]):
         return None
@@ -198,7 +198,7 @@ def find_voc(tree: Tree) -> Layout | None:
 
 
 def _voc_entries(tree: Tree, folder: PurePosixPath, images: PurePosixPath, notes: list[str]) -> dict[str, Entry]:
-    """The splits of one folder of XML files: by its lists, else by its name."""
+    """Returns the splits of one folder of XML files: by its lists, else by its name."""
     entry, main = {"images": str(images), "annotations": str(folder)}, folder.parent / "ImageSets" / "Main"
     lists = {
         name: main / f"{name}.txt" for name in (*SPLITS, "trainval") if main / f"{name}.txt" in {*tree.having(".txt")}
@@ -214,7 +214,7 @@ def _voc_entries(tree: Tree, folder: PurePosixPath, images: PurePosixPath, notes
 
 
 def find_labelme(tree: Tree) -> Layout | None:
-    """LabelMe: JSON files with shapes and imagePath."""
+    """Finds LabelMe's JSON files, with shapes and imagePath."""
     files = [
         path
         for path, content in tree.json.items()
@@ -228,7 +228,7 @@ def find_labelme(tree: Tree) -> Layout | None:
 
 
 def find_label_studio(tree: Tree) -> Layout | None:
-    """Label Studio: JSON files with a list of tasks that name an image."""
+    """Finds Label Studio's JSON files, with a list of tasks that name an image."""
     files = [
         path for path, content in tree.json.items() if isinstance(content, list) and content and image_of(content[0])
     ]
@@ -239,7 +239,7 @@ def find_label_studio(tree: Tree) -> Layout | None:
 
 
 def find_open_images(tree: Tree) -> Layout | None:
-    """OpenImages: CSV files with the columns ImageID, LabelName, XMin and so on."""
+    """Finds OpenImages' CSV files, with the columns ImageID, LabelName, XMin and so on."""
     headers = {path: _csv_lines(tree, path) for path in tree.having(".csv")}
     files = [path for path, lines in headers.items() if lines and open_images_header(lines[0])]
     if not files:
@@ -258,7 +258,7 @@ def find_open_images(tree: Tree) -> Layout | None:
 
 
 def find_csv(tree: Tree) -> Layout | None:
-    """A CSV of boxes: columns for the image, the corners and the class; or six without names."""
+    """Returns a CSV of boxes: columns for the image, the corners and the class; or six without names."""
     files = [path for path in tree.having(".csv") if _is_table(_csv_lines(tree, path))]
     if not files:
         return None
@@ -267,7 +267,7 @@ def find_csv(tree: Tree) -> Layout | None:
 
 
 def find_image_folders(tree: Tree) -> Layout | None:
-    """Image folders: two or more folders of images, named as their classes, and no labels."""
+    """Finds image folders: two or more folders of images, named as their classes, and no labels."""
     depths = {len(folder.parts) for folder in tree.image_folders}
     if len(depths) != 1 or depths == {0}:
         return None
@@ -320,7 +320,7 @@ def _is_yolo_line(text: str) -> bool:
 
 
 def _csv_lines(tree: Tree, path: PurePosixPath) -> list[list[str]]:
-    """The first lines of a CSV."""
+    """Returns the first lines of a CSV."""
     text = tree.head(path)
     first = text.partition("\n")[0]
     with suppress(csv.Error):

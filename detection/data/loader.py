@@ -1,4 +1,4 @@
-"""From the data section of a config to loaders."""
+"""Builds loaders from the data section of a config."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def build_train_loader(
     proposals: Path | None = None,
     kind: type[DetectionDataset] = DetectionDataset,
 ) -> DataLoader[Batch]:
-    """Endless batches of ``batch_size`` augmented images, from batch number ``start`` of the run seeded ``seed``.
+    """Returns endless batches of ``batch_size`` augmented images, from batch ``start`` of the run seeded ``seed``.
 
     Args:
         index: images and objects.
@@ -234,7 +234,7 @@ def make_loader(
     pin: bool,
     collate: Callable[[Any], Any] = collate,
 ) -> DataLoader[Any]:
-    """What ``collate`` makes of the samples of ``dataset``, in the ``batches`` that the sampler says."""
+    """Loads ``collate`` of the samples of ``dataset``, in the ``batches`` of the sampler."""
     return Loader(
         dataset,
         batch_sampler=batches,

@@ -156,7 +156,7 @@ def _look(path: str) -> Look:
 
 
 def _near(looks: Sequence[Look], *, apart: int | None = None) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of ``looks`` that are alike; of one before the row ``apart`` and one from it on."""
+    """Returns pairs (i, j), i < j, of ``looks`` that are alike; of one before the row ``apart`` and one from it on."""
     if len(looks) < 2:
         return []
     signs = np.array([look.bits for look in looks], dtype=np.float32) * 2 - 1
@@ -176,5 +176,5 @@ def _near(looks: Sequence[Look], *, apart: int | None = None) -> list[tuple[int,
 
 
 def _difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    """Mean difference of greys, whatever the brightness."""
+    """Returns the mean difference of greys, whatever the brightness."""
     return float(np.abs((one - one.mean()) - (other - other.mean())).mean())

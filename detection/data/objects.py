@@ -123,7 +123,7 @@ def build_index(
     drop: bool,
     keypoints: KeypointSpec | None = None,
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """The index of ``images`` and ``objects``, without the boxes that can't be used, and a Problem for each of them.
+    """Builds the index of ``images`` and ``objects`` without unusable boxes, and a Problem for each of these.
 
     Args:
         images: what the reader found.
@@ -228,7 +228,7 @@ def _pack_fields(
     rows: NDArray[np.int64],
     files: Sequence[str],
 ) -> tuple[dict[str, PackedStrings], list[Problem]]:
-    """The fields of the objects ``rows``; unknown, and with a Problem, where there is no value that can be used.
+    """Packs the fields of the objects ``rows``; an unusable value is unknown, and a Problem.
 
     A field that no object has is left out, without a Problem.
     """
@@ -265,7 +265,7 @@ def files_in(folder: Path) -> set[str]:
 
 @lru_cache(maxsize=1024)  # every object of a class that the card lacks asks again, a millisecond each
 def nearest_class(name: str, class_names: tuple[str, ...]) -> str:
-    """The end of a message about a class name that the card lacks."""
+    """Returns the end of a message about a class name that the card lacks."""
     nearest = difflib.get_close_matches(name, class_names, n=1)
     name = name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..."
     return f"{name!r}; did you mean {nearest[0]!r}?" if nearest else f"{name!r}; the card has {listed(class_names)}"

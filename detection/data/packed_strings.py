@@ -52,11 +52,11 @@ class PackedStrings:
         return [characters[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
 
     def take(self, rows: Tensor) -> PackedStrings:
-        """The strings of ``rows`` (R,)."""
+        """Returns the strings of ``rows`` (R,)."""
         return self.pack([self.bytes_of(row) for row in rows.tolist()])
 
     def first(self, count: int) -> PackedStrings:
-        """The first ``count`` strings."""
+        """Returns the first ``count`` strings."""
         return PackedStrings(self.characters, self.ends[:count])
 
 

@@ -12,7 +12,7 @@ __all__ = ["find_coco_panoptic"]
 
 
 def find_coco_panoptic(tree: Tree) -> Layout | None:
-    """COCO panoptic: JSON files whose annotations have segments_info, each with its folder of PNGs and its images.
+    """Finds COCO panoptic's JSON files, with segments_info, each with its folder of PNGs and its images.
 
     The instances of the same images, where a file has them, are the objects.
     """

@@ -1,4 +1,4 @@
-"""What a reader finds wrong in a data set: collected first, judged once."""
+"""Problems that readers find in a data set: collected first, judged once."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def refuse_errors(
 
 
 def summarize(problems: Sequence[Problem]) -> str:
-    """One line with the count of every kind that is not an error; empty if there are none."""
+    """Returns one line with the count of every kind that is not an error; empty if there are none."""
     counts = Counter[str]()
     for problem in problems:
         if problem.severity != "error":
@@ -71,6 +71,6 @@ def summarize(problems: Sequence[Problem]) -> str:
 
 
 def listed(items: Collection[object], *, most: int = 10) -> str:
-    """The first ``most`` of ``items`` for a message, and how many more there are."""
+    """Returns the first ``most`` of ``items`` for a message, and how many more there are."""
     shown = ", ".join(str(item) for item in islice(items, most))
     return f"{shown} and {len(items) - most} more" if len(items) > most else shown or "none"

@@ -39,7 +39,7 @@ class StoredProposals:
     scores: Tensor  # (M,) float32
 
     def of(self, row: int) -> Proposals:
-        """The proposals of image ``row``."""
+        """Returns the proposals of image ``row``."""
         rows = slice(int(self.ends[row - 1]) if row else 0, int(self.ends[row]))
         return Proposals(boxes=self.boxes[rows], scores=self.scores[rows])
 
@@ -59,7 +59,7 @@ def write_proposals(path: Path, proposals: Sequence[Proposals], index: Annotatio
 
 
 def read_proposals(path: str | Path, index: AnnotationIndex) -> StoredProposals:
-    """The proposals at ``path`` in the order of ``index``.
+    """Returns the proposals at ``path`` in the order of ``index``.
 
     Raises:
         ValueError: no such file or not one of proposals; images of ``index`` that it lacks, or others; boxes outside

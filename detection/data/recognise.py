@@ -48,7 +48,7 @@ RECOGNISERS: dict[FormatName, Callable[[Tree], Layout | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class Recognised:
-    """What a folder holds.
+    """The format and content of a folder.
 
     Attributes:
         format: of the labels.

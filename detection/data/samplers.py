@@ -1,4 +1,4 @@
-"""Which images make up which batch.
+"""Samplers: the images that make up each batch.
 
 Batch n is a pure function of the seed and n, so a run resumes exactly.
 """
@@ -81,7 +81,7 @@ class TrainBatches(Sampler[list[Key]]):
             position += len(places)
 
     def _passes(self) -> Iterator[Tensor]:
-        """The places among ``rows``, in the order of one pass after the other."""
+        """Yields the places among ``rows``, in the order of one epoch after the other."""
         generator = torch.Generator().manual_seed(self.seed)
         while True:
             if self.repeats is None:
@@ -93,7 +93,7 @@ class TrainBatches(Sampler[list[Key]]):
 
 
 def repeat_factors(index: AnnotationIndex, rows: Tensor, threshold: float) -> Tensor:
-    """How often (R,) a pass has each image of ``rows`` (R,), float32, so that rare classes are seen more often.
+    """Returns how often (R,) a pass has each image of ``rows`` (R,), float32, so that rare classes are seen more often.
 
     For a class c that the share f(c) of these images has, r(c) = max(1, sqrt(threshold / f(c))); an image has the
     largest r of its classes.  Objects that are ignored do not count.

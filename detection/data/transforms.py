@@ -1,4 +1,4 @@
-"""What changes pixels, boxes and their fields together: augmentation by albumentations, and resizing.
+"""Transforms of pixels, boxes and their fields together: augmentation by albumentations, and resizing.
 
 Chance comes from a ``seed`` alone.
 
@@ -49,7 +49,7 @@ MIN_SIDE = 1.0  # pixels
 
 
 class Change(Protocol):
-    """What changes an image and its target together: an augmentation, a scale, a corruption."""
+    """A change of an image and its target together: an augmentation, a scale, a corruption."""
 
     def __call__(
         self, image: NDArray[np.uint8], target: Target, *, seed: Sequence[int]
@@ -67,7 +67,7 @@ class Resize:
     longer: int
 
     def size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The (height, width) that an image of ``size`` gets."""
+        """Returns the (height, width) that an image of ``size`` gets."""
         factor = min(self.shorter / min(size), self.longer / max(size))
         return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
@@ -83,7 +83,7 @@ class Resize:
         seed: Sequence[int] = (),
         out: NDArray[np.uint8] | None = None,
     ) -> tuple[NDArray[np.uint8], Target]:
-        """The image (H, W, 3), in ``out`` if it is given, and its target, both resized; ``seed`` does not matter."""
+        """Resizes the image (H, W, 3), into ``out`` if it is given, and its target; ``seed`` does not matter."""
         size = image.shape[0], image.shape[1]
         new_size = self.size(size)
         resized = cv2.resize(image, (new_size[1], new_size[0]), dst=out, interpolation=cv2.INTER_LINEAR)
@@ -111,7 +111,7 @@ class RandomResize:
     def __call__(
         self, image: NDArray[np.uint8], target: Target, *, seed: Sequence[int]
     ) -> tuple[NDArray[np.uint8], Target]:
-        """The image (H, W, 3) and its target, both resized."""
+        """Returns the image (H, W, 3) and its target, both resized."""
         return self.chosen(seed)(image, target)
 
     def chosen(self, seed: Sequence[int]) -> Resize:
@@ -140,7 +140,7 @@ class Jitter:
     def __call__(
         self, image: NDArray[np.uint8], target: Target, *, seed: Sequence[int]
     ) -> tuple[NDArray[np.uint8], Target]:
-        """The canvas (size, size, 3), which has the image at its top left, and its target."""
+        """Returns the canvas (size, size, 3), which has the image at its top left, and its target."""
         chance = _chance(seed)
         side = self.size * chance.uniform(self.low, self.high)
         size = image.shape[0], image.shape[1]
@@ -154,7 +154,7 @@ class Jitter:
         return canvas, self._move(target, size, (height, width), (top, left))
 
     def _move(self, target: Target, size: tuple[int, int], resized: tuple[int, int], corner: tuple[int, int]) -> Target:
-        """``target`` of an image of ``size`` in the canvas whose ``corner`` (y, x) lies in the ``resized`` image."""
+        """Moves ``target``, of ``size``, into the canvas whose ``corner`` (y, x) lies in the ``resized`` image."""
         top, left = corner
         shown = min(self.size, resized[0]), min(self.size, resized[1])
         boxes = clip(scale(target.boxes, size, resized) - torch.tensor([left, top, left, top]), shown)
@@ -168,7 +168,7 @@ class Jitter:
 
 
 def _chance(seed: Sequence[int]) -> np.random.Generator:
-    """Random numbers that are not those of ``Augment`` with the same seed."""
+    """Returns random numbers that are not those of ``Augment`` with the same seed."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
 
 
@@ -213,7 +213,7 @@ class Augment:
     def __call__(
         self, image: NDArray[np.uint8], target: Target, *, seed: Sequence[int]
     ) -> tuple[NDArray[np.uint8], Target]:
-        """The image (H, W, 3) and its target, changed together; the same ``seed`` gives the same change.
+        """Returns the image (H, W, 3) and its target, changed together; the same ``seed`` gives the same change.
 
         Objects that leave the image are dropped; pixels of the label map that came from nowhere are VOID.
 
@@ -237,7 +237,7 @@ class Augment:
         return _unpack(result, target, self._fields)
 
     def pixels(self, image: NDArray[np.uint8], *, seed: Sequence[int]) -> NDArray[np.uint8]:
-        """The image (H, W, 3) as ``__call__`` changes it with this ``seed``, in half the time, since no boxes move.
+        """Returns the image (H, W, 3) as ``__call__`` changes it with ``seed``, in half the time, as no boxes move.
 
         Raises:
             ValueError: a transform chooses by the boxes, or can't change this image.
@@ -260,7 +260,7 @@ class Augment:
             raise ValueError(f"{self._described(number, image)}: {error}; {self._repair(number)}") from error
 
     def _described(self, number: int | None, image: NDArray[np.uint8]) -> str:
-        """The step ``number`` (0 is the first) that failed on ``image``, for a message."""
+        """Returns the step ``number`` (0 is the first) that failed on ``image``, for a message."""
         step = "data.augment" if number is None else f"data.augment, step {number + 1}, {dict(self._steps[number])},"
         return f"{step} failed on an image of {image.shape[1]}x{image.shape[0]} pixels"
 
@@ -282,7 +282,7 @@ class Augment:
 
 
 def _failed(transforms: Sequence[Any], error: Exception) -> int | None:
-    """The number of the transform that raised ``error``; None if it was raised outside them."""
+    """Returns the number of the transform that raised ``error``; None if it was raised outside them."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         owner = frame.f_locals.get("self")
         for number, transform in enumerate(transforms):

@@ -147,7 +147,7 @@ def start_worker(_worker: int) -> None:
 
 
 def _killed_by(name: str) -> int | None:
-    """The exit status of a process that the signal ``name`` ended; None where the system has no such signal."""
+    """Returns the exit status of a process that the signal ``name`` ended; None where the system has no such signal."""
     return -signal.Signals[name] if hasattr(signal, name) else None
 
 

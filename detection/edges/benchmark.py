@@ -106,7 +106,7 @@ def thresholds(count: int) -> NDArray[np.float64]:
 def _shares(
     found: NDArray[np.int64], right: NDArray[np.int64], wanted: NDArray[np.int64], recalled: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Precision and recall; 0 where nothing is found or wanted."""
+    """Returns precision and recall; 0 where nothing is found or wanted."""
     return right / np.maximum(found, 1), recalled / np.maximum(wanted, 1)
 
 
@@ -118,7 +118,7 @@ def _f(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> NDArray[n
 def _best_between(
     precision: NDArray[np.float64], recall: NDArray[np.float64], at: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """The best F and its threshold, where precision and recall between two thresholds are interpolated."""
+    """Returns the best F and its threshold, where precision and recall between two thresholds are interpolated."""
     fine = np.linspace(0, len(at) - 1, STEPS * (len(at) - 1) + 1)
     places = np.arange(len(at))
     scores = _f(np.interp(fine, places, precision), np.interp(fine, places, recall))
@@ -127,7 +127,7 @@ def _best_between(
 
 
 def _area(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> float:
-    """The area below precision over recall, between the recalls that there are, in steps of 0.01."""
+    """Returns the area below precision over recall, between the recalls that there are, in steps of 0.01."""
     values, first = np.unique(recall, return_index=True)
     if len(values) < 2:
         return 0.0

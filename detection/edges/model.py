@@ -41,7 +41,7 @@ class EdgeDetector(nn.Module):
     def forward(
         self, images: ImageBatch, targets: Targets | None = None, proposals: Regions | None = None
     ) -> Tensor | dict[str, Tensor]:
-        """Edge probabilities (N, 1, H, W); with ``targets``, whose masks are annotators' boundaries, the losses.
+        """Returns edge probabilities (N, 1, H, W); with ``targets``, whose masks are boundaries, the losses.
 
         Raises:
             ValueError: with targets images of several sizes, or no boundaries; or proposals.

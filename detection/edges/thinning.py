@@ -47,7 +47,7 @@ def thin(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _removable(image: NDArray[np.bool_], *, second: bool) -> NDArray[np.bool_]:
-    """What one half of a round of thinning takes away."""
+    """Returns the pixels that one half of a round of thinning takes away."""
     # From the east neighbour on, against the clock; the ninth is the first again.
     shifts = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))
     x = [np.roll(image, (-row, -column), axis=(0, 1)) for row, column in shifts]
@@ -61,13 +61,13 @@ def _removable(image: NDArray[np.bool_], *, second: bool) -> NDArray[np.bool_]:
 
 
 def _triangle(values: Map, radius: int) -> Map:
-    """``values`` smoothed by a triangle that reaches ``radius`` pixels to each side, with mirrored borders."""
+    """Returns ``values`` smoothed by a triangle that reaches ``radius`` pixels to each side, with mirrored borders."""
     kernel = np.concatenate([np.arange(1, radius + 2), np.arange(radius, 0, -1)]) / (radius + 1) ** 2
     return correlate1d(correlate1d(values, kernel, axis=0, mode="reflect"), kernel, axis=1, mode="reflect")
 
 
 def _orientation(smooth: Map) -> Map:
-    """The angle across the edge at each pixel: the direction in which the second derivative is largest in size."""
+    """Returns the angle across the edge at each pixel: the direction of the largest second derivative."""
     down, right = np.gradient(smooth)
     _, right_right = np.gradient(right)
     down_down, down_right = np.gradient(down)

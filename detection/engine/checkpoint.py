@@ -123,7 +123,7 @@ class Checkpoints:
                 _write_state(path, saved, digest(read_weights(path)))
 
     def newest(self, say: Callable[[str], None]) -> tuple[Checkpoint[ProgramConfig], dict[str, Any]] | None:
-        """The newest checkpoint that can be read, and its training state; None if there is none.
+        """Returns the newest checkpoint that can be read, and its training state; None if there is none.
 
         ``say`` gets a line for every newer one that is damaged.  The main process chooses for all.
 
@@ -354,7 +354,7 @@ def load_detector_weights(model: nn.Module, checkpoint: Checkpoint[ProgramConfig
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Weights and metadata of a checkpoint whose checksum is right."""
+    """Returns weights and metadata of a checkpoint whose checksum is right."""
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
@@ -376,7 +376,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a .safetensors file; none of other files."""
+    """Returns the metadata of a .safetensors file; none of other files."""
     try:
         with safe_open(path, framework="pt") as opened:
             return opened.metadata() or {}
@@ -385,7 +385,7 @@ def _metadata(path: str | Path) -> dict[str, str]:
 
 
 def _program_of_format_1(weights: Mapping[str, Tensor], schema: type[ProgramConfig]) -> str:
-    """The program that trained weights without a word of it: classifiers can be told by their names."""
+    """Returns the program that trained weights without a word of it: classifiers can be told by their names."""
     if any(name.startswith("network.") for name in weights):
         return "classification"
     return schema.program if schema.program != "classification" else "detection"
@@ -402,7 +402,7 @@ def _write_state(weights: Path, state: Mapping[str, Any], weights_digest: str) -
 
 
 def _read_state(checkpoint: Checkpoint[ProgramConfig]) -> dict[str, Any]:
-    """The training state beside the weights of ``checkpoint``.
+    """Returns the training state beside the weights of ``checkpoint``.
 
     Raises:
         ValueError: it is damaged, or belongs to other weights.

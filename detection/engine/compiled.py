@@ -184,7 +184,7 @@ class CompiledTest(nn.Module):
 
 
 def _framed(frames: Frames, images: ImageBatch, others: Sequence[Targets | Regions]) -> list[Any]:
-    """``images`` in their frame and ``others`` with a few numbers of rows, always of the same memory format."""
+    """Returns ``images`` in their frame and ``others`` with a few numbers of rows, always of the same memory format."""
     size = frames.around((images.pixels.shape[2], images.pixels.shape[3]))
     found: list[Any] = [images.framed(size)]
     for other in others:

@@ -14,7 +14,7 @@ __all__ = ["fixed_order"]
 
 @contextmanager
 def fixed_order(enabled: bool) -> Iterator[None]:
-    """A part of the work in which torch takes no operation whose result depends on how threads take turns.
+    """Refuses, inside, operations of torch whose result depends on how threads take turns.
 
     The number of threads and the kind of processor still count: they decide how a sum is split up.
 

@@ -51,7 +51,7 @@ ROLL_CALL = timedelta(seconds=5)  # after an exchange that failed, to find out w
 
 @dataclass(frozen=True, slots=True)
 class _Processes:
-    """What this process shares with the others."""
+    """The state that this process shares with the others."""
 
     objects: torch_distributed.ProcessGroup  # over gloo
     flags: torch_distributed.ProcessGroup  # over gloo too; breaks alone, so that ``objects`` can say who is missing
@@ -101,22 +101,22 @@ def stop() -> None:
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Returns the number of this process, from 0."""
     return torch_distributed.get_rank() if _joined else 0
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Returns the number of processes."""
     return torch_distributed.get_world_size() if _joined else 1
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Returns whether this is the process that writes and prints."""
     return rank() == 0
 
 
 def only_main(say: Callable[[str], None]) -> Callable[[str], None]:
-    """``say`` on the main process, and silence on the others."""
+    """Returns ``say`` on the main process, and silence on the others."""
     return say if is_main() else _silence
 
 
@@ -127,7 +127,7 @@ def refuse_many(what: str) -> None:
 
 
 def any_rank(*flags: bool, doing: str) -> tuple[bool, ...]:
-    """Returns for each of ``flags`` if any process has set it: one all-reduce of a few bytes, without a barrier.
+    """Returns, for each of ``flags``, whether any process has set it: one all-reduce of a few bytes, without a barrier.
 
     Raises:
         RankError: as ``gather``.
@@ -141,7 +141,7 @@ def any_rank(*flags: bool, doing: str) -> tuple[bool, ...]:
 
 
 def gather(value: T, *, doing: str = "exchanging values", timeout: timedelta | None = None) -> list[T]:
-    """The ``value`` of every process in the order of ranks, on every process; any object that pickles.
+    """Returns the ``value`` of every process in the order of ranks, on every process; any object that pickles.
 
     Args:
         value: of this process.
@@ -160,13 +160,13 @@ def gather(value: T, *, doing: str = "exchanging values", timeout: timedelta | N
 
 
 def mean(values: Mapping[str, float]) -> dict[str, float]:
-    """The mean of every value over the processes; all must have the same names."""
+    """Returns the mean of every value over the processes; all must have the same names."""
     gathered = gather(dict(values))
     return {name: sum(own[name] for own in gathered) / len(gathered) for name in values}
 
 
 def collect(rows: Sequence[T], *, timeout: timedelta = EVALUATION_TIMEOUT) -> list[T] | None:
-    """All processes' ``rows`` in turns, beginning with rank 0, on the main process; None on the others.
+    """Returns all processes' ``rows`` in turns, beginning with rank 0, on the main process; None on the others.
 
     So what was shared out as ``rows[rank() :: world_size()]`` is back in its order.  Shares may be empty.
 
@@ -185,7 +185,7 @@ def collect(rows: Sequence[T], *, timeout: timedelta = EVALUATION_TIMEOUT) -> li
 
 @contextmanager
 def together(doing: str, *, timeout: timedelta | None = None) -> Iterator[None]:
-    """A part of the work after which all processes go on, or none does: if one raises, all raise.
+    """Raises on all processes, at the end of its block, where one of them raised in it.
 
     Args:
         doing: what the messages say.
@@ -211,7 +211,7 @@ def together(doing: str, *, timeout: timedelta | None = None) -> Iterator[None]:
 
 @contextmanager
 def exchanges(doing: str) -> Iterator[None]:
-    """A part of the work in which torch itself waits for the others, as DistributedDataParallel does.
+    """Marks a block in which torch itself waits for the others, as DistributedDataParallel does.
 
     Args:
         doing: what the message says.
@@ -226,11 +226,11 @@ def exchanges(doing: str) -> Iterator[None]:
         if not _joined or not (isinstance(error, torch_distributed.DistError) or "gloo" in str(error)):
             raise
         _meet(doing, ROLL_CALL)
-        raise _in_vain(doing, error) from error
+        raise _timed_out(doing, error) from error
 
 
 def images_per_rank(images_per_step: int, accumulate: int) -> int:
-    """How many images of a part of a step each process computes.
+    """Returns how many images of a part of a step each process computes.
 
     Raises:
         ValueError: the images cannot be shared out evenly.
@@ -248,7 +248,7 @@ def images_per_rank(images_per_step: int, accumulate: int) -> int:
 
 
 def replicated(model: nn.Module) -> nn.Module:
-    """``model``, whose backward pass averages the gradients of all processes; the model itself in a single one.
+    """Returns ``model``, whose backward pass averages the gradients of all processes; the model itself in a single one.
 
     Raises:
         ValueError: batch norm over all processes on a CPU, which torch lacks.
@@ -262,7 +262,7 @@ def replicated(model: nn.Module) -> nn.Module:
 
 
 def gradients_wait(replica: nn.Module, *, wait: bool) -> AbstractContextManager[None]:
-    """Where ``wait`` is set, backward passes of what ``replicated`` gave only add up: a later one averages the sum."""
+    """Skips the gradient all-reduce (DDP's ``no_sync``) while ``wait`` is true; a later one takes the sum."""
     return replica.no_sync() if wait and isinstance(replica, DistributedDataParallel) else nullcontext()
 
 
@@ -284,12 +284,12 @@ def _meet(doing: str, timeout: timedelta | None) -> None:
     try:
         torch_distributed.monitored_barrier(objects, timeout=timeout or usual, wait_all_ranks=True)
     except RuntimeError as error:
-        raise _in_vain(doing, error) from error
+        raise _timed_out(doing, error) from error
 
 
-def _in_vain(doing: str, error: Exception) -> RankError:
+def _timed_out(doing: str, error: Exception) -> RankError:
     return RankError(
-        f"rank {rank()} of {world_size()} waited in vain for the others, {doing}: {' '.join(str(error).split())}; "
-        "what the missing rank printed says why. Where it only was slow, RESDET_STEP_MINUTES or "
-        "RESDET_EVALUATION_MINUTES give it more time"
+        f"rank {rank()} of {world_size()} timed out waiting for the others, {doing}: {' '.join(str(error).split())}; "
+        "the output of the missing rank says why. If it was only slow, raise RESDET_STEP_MINUTES or "
+        "RESDET_EVALUATION_MINUTES"
     )

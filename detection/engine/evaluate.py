@@ -55,7 +55,7 @@ def predict(
     merge: Merge | None = None,
     keep: Keep | None = None,
 ) -> Predictions:
-    """A record for every image in ``batches``, with detections in the pixels of the stored image.
+    """Returns a record for every image in ``batches``, with detections in the pixels of the stored image.
 
     Args:
         detector: an Architecture or a Tester: what turns an ImageBatch into a list of Detections.
@@ -106,7 +106,7 @@ def _map_on_image(found: Detections, index: AnnotationIndex, row: int) -> NDArra
 def propose(
     detector: nn.Module, batches: Iterable[Batch], index: AnnotationIndex, *, device: torch.device
 ) -> list[Proposals]:
-    """The RPN's proposals for every image in ``batches``, in their order and in pixels of the stored images."""
+    """Returns the RPN's proposals for every image in ``batches``, in their order and in pixels of the stored images."""
     if not isinstance(detector, RegionVerbs):
         name = getattr(detector, "name", type(detector).__name__)
         raise ValueError(f"{name} makes no proposals; choose an architecture with an RPN")
@@ -130,7 +130,7 @@ def evaluate(
     labels: LabelClasses | None = None,
     boundary: bool = False,
 ) -> dict[str, Any]:
-    """The content of result.json.
+    """Returns the content of result.json.
 
     It has a section "segm" if the records have masks of objects and of detections, with ``boundary`` another one,
     "boundary", "keypoints" likewise, and "semseg" and "panoptic" if they have such counts; without records, the names

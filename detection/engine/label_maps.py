@@ -1,4 +1,4 @@
-"""From the scores of a network's classes at every pixel to label maps of stored images.
+"""Turns the class scores of a network at every pixel into label maps of stored images.
 
 Shapes: K classes, H W height and width; sizes are (height, width).
 """

@@ -17,7 +17,7 @@ __all__ = ["describe_device", "measure_latency", "percentile"]
 def measure_latency(
     model: nn.Module, batches: Sequence[ImageBatch], device: torch.device, *, dtype: torch.dtype, warmup: int
 ) -> list[float]:
-    """Seconds for each of ``batches``, from the images in memory to detections there, after ``warmup`` untimed ones."""
+    """Returns seconds for each of ``batches``, from images to detections in memory, after ``warmup`` untimed ones."""
     times = []
     for batch in [*batches[:warmup], *batches]:
         started = time.perf_counter()
@@ -29,7 +29,7 @@ def measure_latency(
 
 
 def percentile(values: Sequence[float], fraction: float) -> float:
-    """The value below which ``fraction`` of ``values`` lie, interpolated between neighbours."""
+    """Returns the value below which ``fraction`` of ``values`` lie, interpolated between neighbours."""
     return torch.tensor(values, dtype=torch.float64).quantile(fraction).item()
 
 

@@ -96,7 +96,7 @@ def set_layout(model: nn.Module, layout: Layout) -> None:
 def _seconds(
     layer: tuple[int, int, int, int], layout: Layout, device: torch.device, dtype: torch.dtype, size: tuple[int, int]
 ) -> float:
-    """Seconds of one convolution, forward and backward."""
+    """Returns seconds of one convolution, forward and backward."""
     channels, out, kernel, stride = layer
     width = max(size) // stride
     height = max(1, min(min(size) // stride, round(MULTIPLY_ADDS / (channels * out * kernel**2 * width))))

@@ -1,4 +1,4 @@
-"""Where a run's losses and metrics go: metrics.jsonl and the terminal always, and the sinks of ``solver.log_sinks``.
+"""Logs losses and metrics of a run: to metrics.jsonl, the terminal and the sinks of ``solver.log_sinks``.
 
 A new sink is a class with ``write`` and ``close``, its line in SINKS and its name in ``SolverConfig.log_sinks``.
 """
@@ -43,7 +43,7 @@ ROWS_PER_HEADER = 20
 
 @dataclass(frozen=True, slots=True)
 class LoggedRun:
-    """What a sink may want to know.
+    """The facts of a run that a sink may want.
 
     Args:
         folder: of the run.
@@ -149,7 +149,7 @@ class Terminal:
         if self._live.disable:
             return
         left = self._pace.left(iteration, self._iterations)
-        self._live.numbers = f"loss {sum(losses.values()):.4f}  rate {rate:.1e}"
+        self._live.numbers = f"loss {sum(losses.values()):.4f}  lr {rate:.1e}"
         self._live.update(self._task, completed=iteration, left="" if left is None else f"{left} left")
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -165,11 +165,11 @@ class Terminal:
         self._live.stop()
 
     def _cells(self, iteration: int, values: Mapping[str, float]) -> dict[str, str]:
-        """The text of each column, the most wanted first."""
+        """Returns the text of each column, the most wanted first."""
         cells = {name.removeprefix(LOSS): f"{value:.4f}" for name, value in values.items() if name.startswith(LOSS)}
         cells = {"total": cells.pop("total", ""), **cells}
         if "learning_rate" in values:
-            cells["rate"] = f"{values['learning_rate']:.1e}"
+            cells["lr"] = f"{values['learning_rate']:.1e}"
         if "seconds_per_step" in values:
             left = timedelta(seconds=round(values["seconds_per_step"] * (self._iterations - iteration)))
             cells |= {"s/step": f"{values['seconds_per_step']:.2f}", "left": str(left)}

@@ -68,7 +68,7 @@ class TrainState:
         return self.model if self.ema is None else self.ema.model
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the weights of ``tested``, in types that ``weights_only`` loading admits.
+        """Returns everything but the weights of ``tested``, in types that ``weights_only`` loading admits.
 
         All processes call it, since it has the random states of all.
         """
@@ -160,7 +160,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def random_state(device: torch.device) -> Random:
-    """Of torch, the only source of random numbers in the training process: data is seeded by its place in the run."""
+    """Returns the state of torch's generators; data do not use them, as they are seeded by their place in the run."""
     on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return {"cpu": torch.get_rng_state(), "cuda": on_gpu}
 

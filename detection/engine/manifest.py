@@ -36,7 +36,7 @@ def manifest_entry(
     data: Mapping[str, AnnotationIndex],
     device: torch.device,
 ) -> Iterator[list[str]]:
-    """A start of a run: its entry has no end while it goes on, and keeps none if the process is killed.
+    """Writes an entry for this start of a run; it gets its end at the end, and none if the process is killed.
 
     Gives a line of warning for every data set that has changed since the start before, and one for a broken manifest,
     which is put aside.
@@ -91,7 +91,7 @@ def made_by(device: torch.device) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    """The entries of the run in ``folder``, the first start first.
+    """Returns the entries of the run in ``folder``, the first start first.
 
     Raises:
         ValueError: the file is damaged.
@@ -151,7 +151,7 @@ def _hardware(device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with "-dirty" after it where files differ; None if it is an installed package."""
+    """Returns the commit of this checkout, "-dirty" after it where files differ; None of an installed package."""
     if not (REPOSITORY / ".git").exists():
         return None
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -39,7 +39,7 @@ LIBRARIES = ("aten", "prims", "torchvision")  # whose operators count as one; th
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What one call dispatched.
+    """The operators that one call dispatched.
 
     Attributes:
         operators: without views, which do no work on a device.
@@ -89,12 +89,12 @@ class _Counter(TorchDispatchMode):
 
 
 def _has_mask(indices: Sequence[Tensor | None]) -> bool:
-    """Whether an index of any dimension is boolean."""
+    """Returns whether an index of any dimension is boolean."""
     return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
 def _backend(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The dispatch key of the device of the tensors among the arguments."""
+    """Returns the dispatch key of the device of the tensors among the arguments."""
     leaves = _pytree.tree_leaves((args, dict(kwargs)))
     devices = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)}
     return torch._C.DispatchKey.CUDA if "cuda" in devices else torch._C.DispatchKey.CPU

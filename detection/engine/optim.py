@@ -18,7 +18,7 @@ POLY_POWER = 0.9  # Chen et al. 2017, "Rethinking Atrous Convolution", section 4
 
 
 def build_optimizer(model: nn.Module, solver: SolverConfig) -> Optimizer:
-    """SGD with momentum, or AdamW with torch's betas, over the trainable parameters of ``model``.
+    """Builds SGD with momentum, or AdamW with torch's betas, over the trainable parameters of ``model``.
 
     Biases learn at ``bias_lr_factor`` times the rate; neither they nor norm layers nor PReLU's slopes decay
     (He et al. 2015, "Delving Deep into Rectifiers", section 2.1).  AdamW takes no notice of ``momentum``.
@@ -53,7 +53,7 @@ def build_optimizer(model: nn.Module, solver: SolverConfig) -> Optimizer:
 
 
 def learning_rate(solver: SolverConfig, iteration: int) -> float:
-    """The rate of the optimizer step that starts at ``iteration`` (the first is 0)."""
+    """Returns the rate of the optimizer step that starts at ``iteration`` (the first is 0)."""
     if iteration < solver.warmup_iterations:
         progress = iteration / solver.warmup_iterations
         warmup = solver.warmup_factor + (1 - solver.warmup_factor) * progress
@@ -81,7 +81,7 @@ def clip_gradients(optimizer: Optimizer, max_norm: float) -> torch.Tensor:
 
 
 def gradient_norm(optimizer: Optimizer) -> torch.Tensor:
-    """The joint norm of all gradients."""
+    """Returns the joint norm of all gradients."""
     return nn.utils.get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a step whose numbers are not finite, and of the work done when a run ends early.
+"""Recovers from steps whose numbers are not finite, and saves the work of a run that ends early.
 
 RUN/not_finite/0000123.json  the problem, the images by process and part of the step, seed, config, command to replay it
 RUN/not_finite/0000123/      for the first one: a run directory with the state before the step
@@ -87,7 +87,7 @@ class Recovery:
         except (Exception, KeyboardInterrupt) as error:
             if state.iteration and not state.torn and (feed.failed or world_size() == 1):
                 with suppress(OSError):  # a full disk may be the error
-                    self.say(f"stopped; saved {self.checkpoints.save(state)}, and --resume goes on from it")
+                    self.say(f"stopped; saved {self.checkpoints.save(state)}; --resume continues from it")
             if feed.signal:
                 raise self.stopped(state, feed) from error
             raise
@@ -96,7 +96,7 @@ class Recovery:
         """Returns the error that ends a run which a signal has asked to end, and which is saved."""
         return StoppedError(
             f"{feed.signal or 'a signal to another process'} ended the run after iteration {state.iteration} of "
-            f"{self.config.solver.iterations}; the same command with --resume goes on from the newest in "
+            f"{self.config.solver.iterations}; the same command with --resume continues from the newest checkpoint in "
             f"{self.checkpoints.folder}"
         )
 
@@ -162,17 +162,18 @@ class Recovery:
         solver, data = self.config.solver, self.config.data
         if not state.torn:
             return (
-                f"the GPU has no memory left beside the training after iteration {state.iteration}: lower "
+                f"the GPU ran out of memory in an evaluation after iteration {state.iteration}: lower "
                 f"data.shorter_side and longer_side ({data.shorter_side}, {data.longer_side}), or set "
-                f"solver.precision=bf16 (now {solver.precision}); --resume goes on from the newest checkpoint. {error}"
+                f"solver.precision=bf16 (now {solver.precision}); --resume continues from the newest checkpoint. "
+                f"{error}"
             )
         fit = ", as --fit does" if self.tool == "train" else ""
         return (
-            f"the GPU has no memory left at iteration {state.iteration}: raise solver.accumulate "
+            f"the GPU ran out of memory at iteration {state.iteration}: raise solver.accumulate "
             f"(now {solver.accumulate}, of {solver.images_per_step} images a step) so that fewer images "
             f"are computed at once{fit}, or lower data.shorter_side and longer_side ({data.shorter_side}, "
             f"{data.longer_side}), or set solver.precision=bf16 (now {solver.precision}); "
-            f"--resume goes on from the newest checkpoint. {error}"
+            f"--resume continues from the newest checkpoint. {error}"
         )
 
 

@@ -26,7 +26,7 @@ class StopWaiting(BaseException):
 
 
 class StopRequest:
-    """Which signal has come, if one has."""
+    """The signal that has come, if one has."""
 
     def __init__(self) -> None:
         self.name: str | None = None

@@ -72,7 +72,7 @@ TOOL = "train"  # the command which detectors are trained by
 
 
 def is_finished(run: Path, config: ProgramConfig) -> bool:
-    """Whether the run in the directory ``run`` has come to its end."""
+    """Returns whether the run in the directory ``run`` has come to its end."""
     newest = Checkpoints(run / "checkpoints", keep=1, config=config, class_names=()).newest(SCREEN.print)
     if newest is None:
         return False
@@ -303,7 +303,7 @@ class Trainer:
         return result
 
     def _misses_evaluation(self, state: TrainState) -> bool:
-        """Whether the run ended between a checkpoint and the evaluation that was due."""
+        """Returns whether the run ended between a checkpoint and the evaluation that was due."""
         due = self.validate is not None and _evaluates(self.config.solver, state.iteration)
         return due and state.evaluated != state.iteration
 
@@ -353,7 +353,7 @@ def initial_state(
     fresh: bool,
     layout: Layout = "channels_last",
 ) -> TrainState:
-    """The state before the first step; weights of a run that goes on are not read, since the checkpoint's follow."""
+    """Returns the state before the first step; a resumed run reads no weights, since its checkpoint's follow."""
     torch.manual_seed(config.seed)
     model = build(fresh).to(device)
     set_layout(model, layout)
@@ -425,7 +425,7 @@ def _why_it_ends(solver: SolverConfig, state: TrainState) -> str:
 
 
 def _evaluates(solver: SolverConfig, iteration: int) -> bool:
-    """Whether an evaluation is due after ``iteration``."""
+    """Returns whether an evaluation is due after ``iteration``."""
     return iteration >= solver.iterations or _due(iteration, solver.evaluate_every)
 
 

@@ -24,7 +24,7 @@ __all__ = ["Carried", "differing_meaning", "load_initial_weights"]
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What a detector took from another one.
+    """The weights that a detector took from another one.
 
     Attributes:
         source: where the weights come from.
@@ -118,7 +118,7 @@ def differing_meaning(config: ProgramConfig, checkpoint: Checkpoint[ProgramConfi
 
 
 def _pairs(here: Sequence[str], there: Sequence[str], renamed: Mapping[str, str]) -> list[tuple[int, int]]:
-    """Pairs (class here, class there) of the classes that both know; each of theirs goes to one of ours."""
+    """Returns pairs (class here, class there) of the classes that both know; each of theirs goes to one of ours."""
     exact = {name: number for number, name in reversed([*enumerate(there)])}
     alike = {_plain(name): number for number, name in reversed([*enumerate(there)])}
     pairs, taken = list[tuple[int, int]](), {there.index(name) for name in renamed.values()}
@@ -138,7 +138,7 @@ def _plain(name: str) -> str:
 
 
 def _with_rows(there: Tensor, here: Tensor, pairs: Sequence[tuple[int, int]], rows: ClassRows) -> Tensor:
-    """``here`` (rows, ...) with the rows of the classes in ``pairs`` taken from ``there``."""
+    """Returns ``here`` (rows, ...) with the rows of the classes in ``pairs`` taken from ``there``."""
     if there.shape[1:] != here.shape[1:]:
         return there  # which does not fit
     result = here.detach().cpu().clone()
@@ -168,5 +168,5 @@ def _nothing_fits(
 
 
 def _first(weights: Mapping[str, Tensor]) -> str:
-    """The first layer of the backbone among ``weights``, by name."""
+    """Returns the first layer of the backbone among ``weights``, by name."""
     return min((name for name in weights if name.startswith("backbone.")), default="none")

@@ -1,4 +1,4 @@
-"""What scores mean: how often detections of a score are right, and the score from which on precision or recall is met.
+"""Calibration of scores: the precision at each score, and the score for a wished precision or recall.
 
 A detection is right if it is a hit at IoU 0.5 by COCO's matching; those of ignored objects are left out.
 
@@ -33,7 +33,7 @@ BINS = np.linspace(0, 1, 11)  # (B + 1,) edges; a score on an edge is in the low
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """How well scores say how often detections are right; fractions 0..1, NaN for an empty bin."""
+    """Reliability of scores by bin; fractions 0..1, NaN for an empty bin."""
 
     error: float  # mean distance between score and precision, each bin with its share of the detections
     score: NDArray[np.float64]  # (B,) mean score

@@ -1,4 +1,4 @@
-"""Which detections overlap which objects of their class and image: what every rule of matching chooses from.
+"""Pairs of overlapping detections and objects of one class and image, from which every matching rule chooses.
 
 IoU of masks is pycocotools'.  Most pairs need none: the pixels of both masks, and the boxes around them, already say
 that it stays under the least IoU asked for.

@@ -1,4 +1,4 @@
-"""What may be said of many differences at once: family-wise error rate and false discovery rate.
+"""Claims about many differences at once: family-wise error rate and false discovery rate.
 
 Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979;
 Benjamini and Hochberg, "Controlling the false discovery rate", JRSS B 1995; intervals of what was discovered:

@@ -198,7 +198,7 @@ def count_left_out(records: Sequence[Record]) -> int:
 
 
 def coco_results(records: Sequence[Record], category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """All detections in COCO's results format, ready for ``json.dump``.
+    """Returns all detections in COCO's results format, ready for ``json.dump``.
 
     Boxes become [x, y, width, height] in pixels; scores keep every digit. ``category_ids`` holds the data set's own
     id of label 0, 1, ..., K-1.  Masks, where the records have them, become "segmentation", an RLE with its counts as
@@ -232,14 +232,14 @@ def coco_results(records: Sequence[Record], category_ids: Sequence[int]) -> list
 
 
 def _segmentations(masks: Sequence[RLE] | None, count: int) -> list[dict[str, Any]]:
-    """The key "segmentation" of each of ``count`` objects, or none."""
+    """Returns the key "segmentation" of each of ``count`` objects, or none."""
     if masks is None:
         return [{}] * count
     return [{"segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode()}} for rle in masks]
 
 
 def _keypoints(keypoints: NDArray[np.floating] | None, count: int) -> list[dict[str, Any]]:
-    """The key "keypoints" of each of ``count`` detections, or none."""
+    """Returns the key "keypoints" of each of ``count`` detections, or none."""
     if keypoints is None:
         return [{}] * count
     return [{"keypoints": points} for points in to_coco(keypoints)]

@@ -1,5 +1,5 @@
-"""What a detector shows at one score threshold: confusions between classes, images that go well or badly, and objects
-that one detector finds and another misses.
+"""Errors at one score threshold: confusions between classes, the best and worst images, and objects that one detector
+finds and another misses.
 
 Shapes: K classes; D detections and G objects of one image.
 """
@@ -28,7 +28,7 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageScore:
-    """How one image went: objects found with their class, objects missed, and detections that found none."""
+    """The outcome of one image: objects found with their class, objects missed, and detections that found none."""
 
     row: int  # of the records
     hits: int
@@ -42,7 +42,7 @@ class ImageScore:
 
 
 def pair(record: Record, *, min_score: float) -> Pairs:
-    """The detections of at least ``min_score`` and their objects.
+    """Returns the detections of at least ``min_score`` and their objects.
 
     At IoU >= 0.5, best score first, each detection takes the free object of its class that it overlaps most; those left
     over then take, in the same order, what is left of other classes.  A detection that takes none and lies by half in
@@ -77,7 +77,7 @@ def confusion_matrix(records: Sequence[Record], num_classes: int, *, min_score: 
 
 
 def found_objects(record: Record, *, min_score: float) -> NDArray[np.bool_]:
-    """Which objects (G,) have a detection of their class of at least ``min_score``; no ignored one has."""
+    """Returns which objects (G,) have a detection of their class of at least ``min_score``; no ignored one has."""
     pairs = pair(record, min_score=min_score)
     taken = pairs.objects >= 0
     rows, objects = pairs.rows[taken], pairs.objects[taken]
@@ -87,7 +87,7 @@ def found_objects(record: Record, *, min_score: float) -> NDArray[np.bool_]:
 
 
 def rank_images(records: Sequence[Record], *, min_score: float) -> list[ImageScore]:
-    """All images with an object or a detection, best F1 first; of equal ones those with more hits and fewer errors."""
+    """Ranks all images with an object or a detection by F1; of equal ones, first more hits, then fewer errors."""
     scores = []
     for row, record in enumerate(records):
         hits = int(np.count_nonzero(found_objects(record, min_score=min_score)))
@@ -99,7 +99,7 @@ def rank_images(records: Sequence[Record], *, min_score: float) -> list[ImageSco
 
 
 def _take(overlaps: NDArray[np.float64], objects: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``objects`` (D,) with its -1 replaced by free objects; the rows of ``overlaps`` (D, G) are best first."""
+    """Returns ``objects`` (D,) with its -1 replaced by free objects; the rows of ``overlaps`` (D, G) are best first."""
     objects, free = objects.copy(), overlaps.copy()
     free[:, objects[objects >= 0]] = 0
     for row in np.flatnonzero((objects < 0) & (free >= HIT_IOU).any(axis=1)):

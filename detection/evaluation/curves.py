@@ -51,7 +51,7 @@ class ClassCurve:
 
 
 def class_curves(records: Sequence[Record], num_classes: int) -> tuple[ClassCurve, ...]:
-    """The curve (K,) of every class.
+    """Returns the curve (K,) of every class.
 
     Raises:
         ValueError: a label that is not in 0..num_classes-1, or an image that occurs twice.
@@ -70,7 +70,7 @@ def matched_curves(matches: MatchedRecords) -> tuple[ClassCurve, ...]:
 
 
 def mean_precision(curves: Sequence[ClassCurve]) -> NDArray[np.float64]:
-    """Precision (R,) at ``RECALLS``, averaged over the classes with objects; its mean is COCO's AP50.
+    """Returns precision (R,) at ``RECALLS``, averaged over the classes with objects; its mean is COCO's AP50.
 
     As in COCO's metric, the precision at a recall is the best at this recall or a higher one, 0 where none reaches it.
     NaN if no class has objects.
@@ -80,7 +80,7 @@ def mean_precision(curves: Sequence[ClassCurve]) -> NDArray[np.float64]:
 
 
 def f1_by_threshold(curves: Sequence[ClassCurve]) -> NDArray[np.float64]:
-    """F1 (S,) of the detections that score at least each of ``THRESHOLDS``, averaged over the classes with objects.
+    """Returns F1 (S,) of detections from each of ``THRESHOLDS`` on, averaged over the classes with objects.
 
     F1 = 2 hits / (detections + objects).  NaN if no class has objects.
     """
@@ -89,7 +89,7 @@ def f1_by_threshold(curves: Sequence[ClassCurve]) -> NDArray[np.float64]:
 
 
 def best_threshold(f1: NDArray[np.float64]) -> float:
-    """The highest of ``THRESHOLDS`` at which ``f1`` (S,) is best; 0.5 where it is NaN."""
+    """Returns the highest of ``THRESHOLDS`` at which ``f1`` (S,) is best; 0.5 where it is NaN."""
     if np.isnan(f1).any():
         return 0.5
     return float(THRESHOLDS[np.flatnonzero(f1 == f1.max())[-1]])
@@ -102,7 +102,7 @@ def best_f1(curves: Sequence[ClassCurve]) -> tuple[float, float] | tuple[None, N
 
 
 def score_of_as_many(records: Sequence[Record]) -> float:
-    """The score from which on there are as many detections as objects to find; 0 where there are fewer of the former.
+    """Returns the score above which there are as many detections as objects to find; 0 where there are too few.
 
     At it, two detectors show the same number of boxes, whatever their scores are like.
     """
@@ -112,14 +112,14 @@ def score_of_as_many(records: Sequence[Record]) -> float:
 
 
 def _interpolated(curve: ClassCurve) -> NDArray[np.float64]:
-    """Precision (R,) of one class that has objects."""
+    """Returns precision (R,) of one class that has objects."""
     best_from_here = np.maximum.accumulate(curve.precision[::-1])[::-1]
     first_reaching = np.searchsorted(curve.recall, RECALLS, side="left")
     return np.append(best_from_here, 0.0)[first_reaching]
 
 
 def _f1(curve: ClassCurve) -> NDArray[np.float64]:
-    """F1 (S,) of one class that has objects."""
+    """Returns F1 (S,) of one class that has objects."""
     # Thresholds of the scores' own digits: a score of 0.3 is kept at threshold 0.3.
     kept = np.searchsorted(-curve.scores, -THRESHOLDS.astype(curve.scores.dtype), side="right")
     hits = np.concatenate([[0], np.cumsum(curve.hits)])[kept]

@@ -1,4 +1,4 @@
-"""Whether the gain of one variant over another carries over from head to head: mean gains and interactions.
+"""Tests whether gains carry over from head to head: mean gains and interactions.
 
 A gain is the figure of a variant less that of another under the same head; an interaction is a gain under one head less
 the same gain under another.  Both are contrasts of arms, with the noise of images (paired: all arms see the same) and
@@ -43,7 +43,7 @@ class Interaction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcrossHeads:
-    """What is claimed of pairs of variants that two heads or more have."""
+    """The claims about pairs of variants that two heads or more have."""
 
     means: tuple[MeanGain, ...]
     interactions: tuple[Interaction, ...]

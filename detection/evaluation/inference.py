@@ -6,7 +6,7 @@ arm; with one, nothing is said of methods.
 
 Any figure with a ``Statistic`` goes through the same analysis: AP, by size and class, AR, VOC mAP, mask AP, types of
 errors.  Claims hold for all pairs of variants together; those of classes and types of errors have a false discovery
-rate.  ``tools/simulate_claims.py`` measures how often intervals cover and claims are false; docs/compare.md has the
+rate.  ``tools/simulate_claims.py`` measures how often intervals cover and claims are false; docs/claims.md has the
 table.  A claim is about a contrast: a weighted sum of arms, of which a pair's difference is the simplest.
 
 Shapes: n seeds, G sets of images, M figures, P contrasts.
@@ -83,7 +83,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:
-    """What is claimed of a weighted sum of variants, by key."""
+    """The claims about a weighted sum of variants, by key."""
 
     detectors: dict[str, Claim]
     methods: dict[str, Claim] | None
@@ -110,7 +110,7 @@ class Pooling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What ``compare_samples`` found."""
+    """The result of ``compare_samples``."""
 
     blocks: int  # sets of images that the intervals come from: as many as images, or random halves
     confidence: float  # 0..1

@@ -1,4 +1,4 @@
-"""What the choice of test images contributes to the figures of a run: the jackknife.
+"""The jackknife: the share of the choice of test images in the variance of a run's figures.
 
 Up to 100 images each one is left out.  With more, random halves are: AP is read at 101 recalls, whose places jitter
 when single images go, and with many images that jitter would count as noise.  The sets are the same for all runs of the

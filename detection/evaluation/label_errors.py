@@ -91,7 +91,7 @@ def find_label_errors(runs: Sequence[Sequence[Record]], *, min_score: float) -> 
 
 
 def _own_scores(records: Sequence[Record]) -> NDArray[np.float64]:
-    """Mean over runs of the best score (G,) of a detection of each object's class and place."""
+    """Returns the mean over runs of the best score (G,) of a detection of each object's class and place."""
     best = [
         np.where(
             (box_iou(one.boxes, one.gt_boxes) >= HIT_IOU) & (one.labels[:, None] == one.gt_labels),
@@ -104,7 +104,7 @@ def _own_scores(records: Sequence[Record]) -> NDArray[np.float64]:
 
 
 def _seen_scores(records: Sequence[Record]) -> NDArray[np.float64]:
-    """Best score (G,) in any run of any detection about where each object is."""
+    """Returns the best score (G,) in any run of any detection about where each object is."""
     best = [
         np.where(box_iou(one.boxes, one.gt_boxes) >= SEEN_IOU, one.scores[:, None], 0).max(axis=0, initial=0)
         for one in records
@@ -124,7 +124,7 @@ def _loose(records: Sequence[Record]) -> _Loose:
 
 
 def _doubts(row: int, record: Record, own: NDArray[np.float64], loose: _Loose, runs: int) -> list[Suspect]:
-    """Objects that loose detections say to be of another class, or to lie elsewhere."""
+    """Returns objects that loose detections say to be of another class, or to lie elsewhere."""
     overlaps, found = box_iou(loose.boxes, record.gt_boxes), list[Suspect]()
     for number in np.flatnonzero(~record.gt_ignore).tolist():
         label, iou = int(record.gt_labels[number]), overlaps[:, number]
@@ -160,7 +160,7 @@ def _missing(
 
 
 def _extra(records: Sequence[Record], seen: Sequence[NDArray[np.float64]], min_score: float) -> list[Suspect]:
-    """Objects that are not ``seen``, by how much more their like (class and size) is: ``min_score`` at least."""
+    """Returns objects not ``seen``, by how much more others of their class and size are: ``min_score`` at least."""
     if not records:
         return []
     labels = np.concatenate([record.gt_labels for record in records])
@@ -181,7 +181,7 @@ def _extra(records: Sequence[Record], seen: Sequence[NDArray[np.float64]], min_s
 
 
 def _agreed(loose: _Loose, runs: int) -> tuple[tuple[float, float, float, float], int, float] | None:
-    """The box and label that ``loose`` say together, and their mean score over all ``runs``; None if there are none."""
+    """Returns the box and label on which ``loose`` agree, and their mean score over all ``runs``; None of none."""
     best = None
     for label in dict.fromkeys(loose.labels.tolist()):
         own = _taken(loose, loose.labels == label)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from detection.evaluation.average_precision import mean_over_classes
 from detection.evaluation.record import Record
@@ -59,7 +60,7 @@ class LabelFigures:
     iou: Floats  # (B, K)
 
 
-def label_counts(true: NDArray[np.uint8], predicted: NDArray[np.integer], num_classes: int) -> NDArray[np.int32]:
+def label_counts(true: NDArray[np.uint8], predicted: NDArray[np.integer], num_classes: int) -> csr_array:
     """Returns the pixels (K, K + 1) of one image by true and by predicted class; the last column is none.
 
     Args:
@@ -83,7 +84,7 @@ def label_counts(true: NDArray[np.uint8], predicted: NDArray[np.integer], num_cl
                 f"{what} label {labels.min() if labels.min() < 0 else labels.max()} of {num_classes} classes"
             )
     cells = np.bincount(rows * (num_classes + 1) + columns, minlength=num_classes * (num_classes + 1))
-    return cells.reshape(num_classes, num_classes + 1).astype(np.int32)
+    return csr_array(cells.reshape(num_classes, num_classes + 1).astype(np.int32))
 
 
 def pixel_totals(records: Sequence[Record], num_classes: int) -> NDArray[np.int64]:
@@ -97,8 +98,8 @@ def pixel_totals(records: Sequence[Record], num_classes: int) -> NDArray[np.int6
     for row, record in zip(totals, ordered, strict=True):
         counts = record.label_counts
         if counts is None or counts.shape != (num_classes, num_classes + 1):
-            raise _unfit(record, "label", counts, num_classes)
-        row[:] = np.diagonal(counts), counts.sum(axis=1), counts[:, :-1].sum(axis=0)
+            raise _unfit(record, "label", None if counts is None else len(counts.indptr) - 1, num_classes)
+        row[:] = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)[:-1]
     return totals
 
 
@@ -108,7 +109,8 @@ def pixel_counts(records: Sequence[Record]) -> NDArray[np.int64] | None:
     for record in records:
         if record.label_counts is None:
             return None
-        total = record.label_counts.astype(np.int64) if total is None else total + record.label_counts
+        counts = record.label_counts.toarray().astype(np.int64)
+        total = counts if total is None else total + counts
     return total
 
 
@@ -123,7 +125,7 @@ def segment_counts(records: Sequence[Record], num_classes: int) -> NDArray[np.fl
     for row, record in zip(stacked, ordered, strict=True):
         counts = record.panoptic_counts
         if counts is None or len(counts) != num_classes:
-            raise _unfit(record, "panoptic", counts, num_classes)
+            raise _unfit(record, "panoptic", None if counts is None else len(counts), num_classes)
         row[:] = counts
     return stacked
 
@@ -166,8 +168,8 @@ def _by_id(records: Sequence[Record]) -> list[Record]:
     return sorted(records, key=lambda record: record.image_id)
 
 
-def _unfit(record: Record, what: str, counts: NDArray[Any] | None, num_classes: int) -> ValueError:
-    found = f"no {what} counts" if counts is None else f"{what} counts of {len(counts)} classes"
+def _unfit(record: Record, what: str, classes: int | None, num_classes: int) -> ValueError:
+    found = f"no {what} counts" if classes is None else f"{what} counts of {classes} classes"
     return ValueError(f"{record.file_name}: {found}, expected those of {num_classes} classes; test again")
 
 

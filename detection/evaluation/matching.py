@@ -68,7 +68,7 @@ class ClassMatches:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchedRecords:
-    """What AP is made of: detections and counts of objects, class by class."""
+    """The input of AP: detections and counts of objects, class by class."""
 
     class_names: tuple[str, ...]  # K
     image_ids: NDArray[np.int64]  # (N,) ascending
@@ -161,7 +161,7 @@ def match_image(record: Record) -> ImageMatches:
 
 
 def join(tables: Sequence[Table]) -> Table:
-    """The rows of all ``tables``, which are dataclasses of arrays, in one."""
+    """Returns the rows of all ``tables``, which are dataclasses of arrays, in one."""
     columns = {
         field.name: np.concatenate([getattr(table, field.name) for table in tables]) for field in fields(tables[0])
     }
@@ -220,7 +220,7 @@ def check_comparable(runs: Mapping[str, MatchedRecords]) -> None:
 
 
 def _mismatch(a: MatchedRecords, b: MatchedRecords) -> str | None:
-    """What was tested differently, first ``a`` and then ``b``; None for nothing."""
+    """Returns what was tested differently, first ``a`` and then ``b``; None for nothing."""
     for what, ours, theirs in (
         ("classes", list(a.class_names), list(b.class_names)),
         ("images", a.image_ids.tolist(), b.image_ids.tolist()),

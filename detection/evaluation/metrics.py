@@ -193,7 +193,7 @@ def percent(fraction: float | None) -> str:
 
 
 def _lower_is_better(key: str) -> bool:
-    """``key`` may be that of a class, such as "bbox.per_class.dog.AP50"."""
+    """Returns ``key`` may be that of a class, such as "bbox.per_class.dog.AP50"."""
     section, _, rest = key.partition(".per_class.")
     keys = {key, f"{section}.{rest.rpartition('.')[2]}"}
     return any(metric.lower_is_better for metric in METRICS if metric.key in keys)

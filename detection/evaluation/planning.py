@@ -1,4 +1,4 @@
-"""Which true gap between two methods an experiment sees with a given power, and what it takes to see a smaller one.
+"""Power: the true gap between two methods that an experiment sees, and what it takes to see a smaller one.
 
 Shapes: R simulated experiments.
 """

@@ -26,7 +26,7 @@ class ProposalRecord:
 
 
 def average_recall(records: Sequence[ProposalRecord], limits: Sequence[int] = (100, 300, 1000)) -> dict[str, float]:
-    """Recall at each limit of proposals per image, averaged over IoU 0.5 to 0.95; and at IoU 0.5 alone.
+    """Returns the recall at each limit of proposals per image, averaged over IoU 0.5 to 0.95; and at IoU 0.5 alone.
 
     Each object takes one proposal and each proposal one object, the pairs of the highest IoU first.
 
@@ -43,7 +43,7 @@ def average_recall(records: Sequence[ProposalRecord], limits: Sequence[int] = (1
 
 
 def _best_ious(record: ProposalRecord, limit: int) -> NDArray[np.float64]:
-    """The IoU (G,) of each object with the proposal that it takes, 0 for none."""
+    """Returns the IoU (G,) of each object with the proposal that it takes, 0 for none."""
     boxes, objects = record.boxes[:limit], record.gt_boxes
     found = np.zeros(len(objects))
     if not len(boxes) or not len(objects):

@@ -52,7 +52,7 @@ def result_dict(
     boundary: CocoResult | None = None,
     keypoints: KeypointResult | None = None,
 ) -> dict[str, Any]:
-    """The content of result.json: fractions 0..1, None where there is no value (JSON knows no NaN).
+    """Returns the content of result.json: fractions 0..1, None where there is no value (JSON knows no NaN).
 
     ``voc_metric`` is the definition behind "mAP" and "per_class" of the VOC part; the means by both interpolations are
     always there. ImageNet's is the area, and ``voc`` then comes from its matching. ``segm`` is COCO's metric of masks,
@@ -190,7 +190,7 @@ def _voc_table(result: dict[str, Any]) -> list[str]:
 
 
 def _computed_table(result: dict[str, Any]) -> list[str]:
-    """The metrics that have a function of their own."""
+    """Returns the metrics that have a function of their own."""
     known = figures(result)
     shown = [metric for metric in shown_in("console") if metric.compute is not None and metric.key in known]
     rows = [

@@ -101,14 +101,14 @@ def _with_only(results: Sequence[dict[str, Any]], key: str) -> list[dict[str, An
 
 
 def _rows(record: Record, first_pixel: int) -> Iterator[tuple[int, str, str]]:
-    """The label, score and box of each detection; the box with its last pixel, counted from ``first_pixel``."""
+    """Yields the label, score and box of each detection; boxes hold their last pixel, counted from ``first_pixel``."""
     for label, score, box in zip(record.labels.tolist(), record.scores.tolist(), record.boxes.tolist(), strict=True):
         x1, y1, x2, y2 = (value + first_pixel for value in box)
         yield label, f"{score:.9f}", f"{x1:.3f} {y1:.3f} {x2 - 1:.3f} {y2 - 1:.3f}"
 
 
 def _whole_pixels(box: Sequence[float], first_pixel: int) -> str:
-    """The ``box`` with its last pixel, counted from ``first_pixel``."""
+    """Returns the ``box`` with its last pixel, counted from ``first_pixel``."""
     x1, y1, x2, y2 = map(round, box)
     right, bottom = max(x2 - 1, 0), max(y2 - 1, 0)
     return " ".join(str(value + first_pixel) for value in (min(x1, right), min(y1, bottom), right, bottom))

@@ -121,7 +121,7 @@ def _image_table(image: int, record: Record, found: ImageMatches) -> _Table:
 
 
 def _kinds(own_iou: NDArray[np.float64], other_iou: NDArray[np.float64]) -> NDArray[np.str_]:
-    """The type (D,) of false positives from their IoU (D, G) with objects of their class and with the others."""
+    """Returns the type (D,) of false positives from their IoU (D, G) with objects of their class, and of others."""
     own, other = own_iou.max(axis=1, initial=0), other_iou.max(axis=1, initial=0)
     return np.select(
         [
@@ -136,7 +136,7 @@ def _kinds(own_iou: NDArray[np.float64], other_iou: NDArray[np.float64]) -> NDAr
 
 
 def _first_of_each(targets: NDArray[np.int64], eligible: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which rows (D,), best score first, are the first ``eligible`` ones of their target."""
+    """Returns which rows (D,), best score first, are the first ``eligible`` ones of their target."""
     rows = np.flatnonzero(eligible)
     first = np.zeros(len(targets), np.bool_)
     first[rows[np.unique(targets[rows], return_index=True)[1]]] = True
@@ -144,7 +144,7 @@ def _first_of_each(targets: NDArray[np.int64], eligible: NDArray[np.bool_]) -> N
 
 
 def _fix(table: _Table, types: set[str]) -> FlatMatches:
-    """The detections and objects that are left without errors of these ``types``."""
+    """Returns the detections and objects that are left without errors of these ``types``."""
     wrong = np.isin(table.errors, list(types))
     gained = wrong & (table.fixed_labels >= 0)
     hits = table.hits | gained

@@ -1,4 +1,4 @@
-"""What a comparison says of two variants, under one head or across heads, in plain words, with figures in percent."""
+"""The verdict on two variants, under one head or across heads, in plain words with figures in percent."""
 
 from __future__ import annotations
 

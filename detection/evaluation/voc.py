@@ -49,7 +49,7 @@ class VocResult:
 def evaluate_voc(
     records: Sequence[Record], class_names: Sequence[str], *, iou_threshold: float = HIT_IOU, imagenet: bool = False
 ) -> VocResult:
-    """AP of every class over ``records``, as the VOC development kit defines it.
+    """Computes AP of every class over ``records``, as the VOC development kit defines it.
 
     Detections of a class are ranked over all images by score; ties keep the order of image ids, then of rows.
     Each is compared with the one object of its class and image that it overlaps most: a hit where IoU >=

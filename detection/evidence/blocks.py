@@ -22,7 +22,7 @@ _END = "<!-- end of figures -->"
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What stands between two marks.
+    """The lines between two marks.
 
     Attributes:
         name: unique in its document.

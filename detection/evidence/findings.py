@@ -1,4 +1,4 @@
-"""What doesn't follow from records: where it stands, what is printed, what the records give, and what repairs it."""
+"""Findings: figures that don't follow from records, with their place, both values and the repair."""
 
 from __future__ import annotations
 

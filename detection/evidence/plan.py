@@ -48,7 +48,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What is done of an experiment, and what the rest takes.
+    """The finished runs of an experiment, and the time that the rest takes.
 
     Attributes:
         name: of the experiment, and of its folder in docs/experiments.

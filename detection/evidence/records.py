@@ -80,7 +80,7 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What experiments took: their number, that of their finished runs, and core hours of training."""
+    """The cost of experiments: their number, that of their finished runs, and core hours of training."""
 
     experiments: int
     runs: int

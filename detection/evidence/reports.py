@@ -1,4 +1,4 @@
-"""Whether an experiment's report follows from the records of its runs.
+"""Checks that an experiment's report follows from the records of its runs.
 
 Of detectors, at once: the reported figures of report.json are those of every result.json, and report.md and report.html
 say what report.json says.  ``recompute`` also makes each result.json anew of its detections, and the whole of
@@ -146,7 +146,7 @@ def _result(run: RunFolder, kept: AnnotationIndex | None, place: _Place) -> list
 
 
 def _pages(place: _Place, numbers: dict[str, Any]) -> list[Finding]:
-    """Compares report.md and report.html with ``numbers``; pictures of images are left out."""
+    """Compares report.md and, where there is one, report.html with ``numbers``; pictures of images are left out."""
     with undrawn():
         page, folder = report_page(numbers, []), place.folder / "report"
     printed = (folder / "report.md").read_text(encoding="utf-8").splitlines()
@@ -155,10 +155,12 @@ def _pages(place: _Place, numbers: dict[str, Any]) -> list[Finding]:
     for line in missing:
         near = difflib.get_close_matches(line, printed, n=1, cutoff=0)
         found.append(place.finding(folder / "report.md", changed(near[0], line), printed.index(near[0]) + 1))
+    path = folder / "report.html"
+    if not path.is_file():  # no record: it is not kept in git
+        return found
     with tempfile.TemporaryDirectory() as temporary:
-        html = write_html(page, Path(temporary) / "report.html").read_text(encoding="utf-8")
-    cells, path = CELLS.findall((folder / "report.html").read_text(encoding="utf-8")), folder / "report.html"
-    pairs = zip_longest(cells, CELLS.findall(html))
+        html = write_html(page, Path(temporary) / path.name).read_text(encoding="utf-8")
+    pairs = zip_longest(CELLS.findall(path.read_text(encoding="utf-8")), CELLS.findall(html))
     return found + [place.finding(path, f"a cell {changed(a, b)}") for a, b in pairs if a != b]
 
 

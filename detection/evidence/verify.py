@@ -27,7 +27,7 @@ REPAIR = "resdet verify --write writes the block again"
 
 @dataclass
 class Verdict:
-    """What was checked and what doesn't follow.
+    """The scope of a check, and the figures that don't follow.
 
     Attributes:
         findings: what is wrong; empty: every figure follows.

@@ -99,7 +99,7 @@ class Comparison(Generic[ConfigT]):
         return not left and not unmeasured and len(configs) == len(self.experiment.arms)
 
     def run_one(self, index: int, *, retry_failed: bool = False) -> bool:
-        """Run number ``index`` of ``plan``, on one of several machines; whether it is done now.
+        """Returns run number ``index`` of ``plan``, on one of several machines; whether it is done now.
 
         Raises:
             ValueError: as ``run``; no such run; or the runs or times that it rests on are missing.
@@ -123,7 +123,7 @@ class Comparison(Generic[ConfigT]):
         return not self._execute([chosen], retry_failed)
 
     def plan(self) -> str:
-        """The runs with their numbers, states, steps and estimated hours of training, from a few timed steps.
+        """Returns the runs with their numbers, states, steps and estimated hours of training, from a few timed steps.
 
         Under equal_time it also fixes the number of steps of each variant.
 
@@ -159,7 +159,7 @@ class Comparison(Generic[ConfigT]):
         return configs
 
     def seed_runs(self, configs: Mapping[str, ConfigT]) -> list[Run]:
-        """The runs that are compared."""
+        """Returns the runs that are compared."""
         return [
             Run(variant, str(seed), replace(_last(config), seed=seed), self.output / "runs" / variant / str(seed))
             for variant, config in configs.items()
@@ -167,7 +167,7 @@ class Comparison(Generic[ConfigT]):
         ]
 
     def grid_runs(self, configs: Mapping[str, ConfigT]) -> list[Run]:
-        """The runs that search the learning rate of each variant; none under other protocols.
+        """Returns the runs that search the learning rate of each variant; none under other protocols.
 
         Raises:
             ValueError: the images that the rate is chosen on are also tested or trained on.
@@ -206,12 +206,13 @@ class Comparison(Generic[ConfigT]):
         searched = list[Run]()
         while len(runs := self.grid_runs(configs)) > len(searched):
             if searched:
-                self.say(f"the best rate lies at an edge: {', '.join(map(str, runs[len(searched) :]))} are tried too")
+                more = ", ".join(map(str, runs[len(searched) :]))
+                self.say(f"the best learning rate lies at an edge of the grid: {more} are tried too")
             searched = runs
             self._execute(searched, retry_failed)
             left = [run for run in searched if not _has_ended(run)]  # a rate may well be too high
             if left:
-                self.say(f"no rate is chosen before these have ended: {', '.join(map(str, left))}")
+                self.say(f"no learning rate is chosen before these have ended: {', '.join(map(str, left))}")
                 return False
         return True
 
@@ -236,7 +237,7 @@ class Comparison(Generic[ConfigT]):
             check_apart((key, "protocol.validation"), self.kind.read(compared, specs, key, self.say), chosen)
 
     def _timed(self, *, write: bool, near: bool = False) -> dict[str, ConfigT]:
-        """Variant -> config, with the steps that equal_time gives it; these are measured if they are not known yet."""
+        """Returns variant -> config with the steps that equal_time gives it; unknown times are measured."""
         configs = self._laid_out(self.check(near=near), timed=write)
         minutes, path = self.experiment.protocol.minutes, self.output / "plan.json"
         if minutes is None:
@@ -258,7 +259,7 @@ class Comparison(Generic[ConfigT]):
         return {v: replace(config, solver=scale_solver(config.solver, steps[v])) for v, config in configs.items()}
 
     def _laid_out(self, configs: Mapping[str, ConfigT], *, timed: bool) -> dict[str, ConfigT]:
-        """``configs`` with the one layout of the experiment in place of auto: chosen once, for all runs and machines.
+        """Puts the one layout of the experiment in place of auto: chosen once, for all runs and machines.
 
         Runs of an experiment without it, of earlier versions or ``timed`` by none, are channels last.
         """
@@ -284,7 +285,7 @@ class Comparison(Generic[ConfigT]):
         return time
 
     def _with_rates(self, configs: Mapping[str, ConfigT]) -> dict[str, ConfigT]:
-        """``configs`` at the rates that the search chose; those without one are left out, and their runs failed."""
+        """Returns ``configs`` at the learning rates of the search; left out are those whose runs failed."""
         grid = choose_rates(self.grid_runs(configs), self._metric(configs))
         write_json(self.output / "grid.json", {**grid, "validation": list(self.experiment.protocol.validation)})
         found = {}
@@ -327,7 +328,7 @@ class Comparison(Generic[ConfigT]):
         write_json(self.output / "experiment.json", proof)
 
     def _measure(self, variant: str) -> bool:
-        """Whether the costs of ``variant`` are there, measured by a child process if need be."""
+        """Returns whether the costs of ``variant`` are there, measured by a child process if need be."""
         path, weights = self.output / "costs" / f"{variant}.json", cost_weights(self.output, variant)
         if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["weights"] == (weights and str(weights)):
             return True
@@ -366,5 +367,5 @@ def _has_ended(run: Run) -> bool:
 
 
 def _last(config: ConfigT) -> ConfigT:
-    """``config`` whose last weights are tested: an arm must not gain from a choice among its checkpoints."""
+    """Returns ``config`` whose last weights are tested: an arm must not gain from a choice among its checkpoints."""
     return replace(config, solver=replace(config.solver, best_metric=None))

@@ -1,4 +1,4 @@
-"""What a detector costs: parameters, multiply-adds, latency and memory, on the same images for everyone.
+"""Costs of a detector: parameters, multiply-adds, latency and memory, on the same images for all.
 
 Run it in a process of its own: the peak memory is that of the process.
 """
@@ -34,7 +34,7 @@ __all__ = ["count_gflops", "measure_costs"]
 def measure_costs(
     config: DetectionConfig, checkpoint: Checkpoint[DetectionConfig] | None, *, images: int = 50, warmup: int = 3
 ) -> dict[str, Any]:
-    """The costs of the detector that ``config`` describes, tested on the first ``images`` of ``config.data.test``.
+    """Measures the detector that ``config`` describes on the first ``images`` of ``config.data.test``.
 
     Args:
         config: of the run.
@@ -87,7 +87,7 @@ def measure_costs(
 
 @torch.no_grad()
 def count_gflops(detector: nn.Module, size: tuple[int, int], *, proposals: int) -> float:
-    """Billions of multiply-adds for one image of ``size`` (height, width) with a fixed number of ``proposals``.
+    """Returns billions of multiply-adds for one image of ``size`` (height, width) with a fixed number of ``proposals``.
 
     Counted are convolutions, matrix products and normalisation layers, as fvcore's FlopCountAnalysis knows them: one
     multiply-add is one operation, as in the tables of the papers.
@@ -106,7 +106,7 @@ class _FixedProposals(nn.Module):
         self.detector, self.count = detector, count
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """All that a test computes: layers that lead to no output would not be counted."""
+        """Returns all that a test computes: layers that lead to no output would not be counted."""
         height, width = pixels.shape[-2:]
         images = ImageBatch(pixels, torch.tensor([[height, width]]))
         if not isinstance(self.detector, RegionVerbs):

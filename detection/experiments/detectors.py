@@ -42,7 +42,7 @@ def _facts(config: DetectionConfig, num_classes: int) -> dict[str, Any]:
 
 
 def _hash_weights(config: DetectionConfig, num_classes: int) -> str:
-    """With ``config.init``, of that file.
+    """Returns the hash of the initial weights; with ``config.init``, of that file.
 
     Raises:
         ValueError: weights that can't be read or do not fit.

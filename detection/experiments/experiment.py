@@ -50,7 +50,7 @@ NEVER_ALLOWED = {
 
 @checked
 class Protocol:
-    """What is equal between variants.
+    """The quantity that is equal between variants.
 
     Attributes:
         name: "equal_steps", the same schedule; "equal_time", as many steps as fit into ``minutes`` of training, the
@@ -179,7 +179,7 @@ class KeyDifference:
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment in the YAML file at ``path``; ``overrides`` (key=value) follow those of the file.
+    """Returns the experiment in the YAML file at ``path``; ``overrides`` (key=value) follow those of the file.
 
     Raises:
         ValueError: no such file, or a key or value that no experiment has; the file is named.
@@ -209,7 +209,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
 
 def resolve_base(experiment: Experiment, schema: type[ConfigT]) -> ConfigT:
-    """What all variants start from, a config of ``schema``.
+    """Returns the config that all variants start from, of ``schema``.
 
     Raises:
         ValueError: no such config, or an override that it can't take.
@@ -218,7 +218,7 @@ def resolve_base(experiment: Experiment, schema: type[ConfigT]) -> ConfigT:
 
 
 def resolve_variants(experiment: Experiment, schema: type[ConfigT]) -> dict[str, ConfigT]:
-    """The whole config of every variant (under each head, where there are heads), at the base's seed.
+    """Returns the whole config of every variant (under each head, where there are heads), at the base's seed.
 
     Raises:
         ValueError: a key or value that no config of ``schema`` has (the variant is named), or no data to test on.
@@ -242,7 +242,7 @@ def resolve_variants(experiment: Experiment, schema: type[ConfigT]) -> dict[str,
 
 
 def check_fair(experiment: Experiment, configs: Mapping[str, ProgramConfig]) -> tuple[KeyDifference, ...]:
-    """The differences between ``configs``, all of which the experiment allows: within each head, where there are heads.
+    """Returns the differences between ``configs``, all allowed by the experiment; heads are compared one by one.
 
     Heads may differ in all but what the experiment decides.
 
@@ -265,7 +265,7 @@ def check_fair(experiment: Experiment, configs: Mapping[str, ProgramConfig]) -> 
 
 
 def differences(configs: Mapping[str, ProgramConfig]) -> tuple[KeyDifference, ...]:
-    """The keys in which ``configs`` (variant -> config) are not all equal."""
+    """Returns the keys in which ``configs`` (variant -> config) are not all equal."""
     flat = {variant: flatten(config) for variant, config in configs.items()}
     keys = dict.fromkeys(key for values in flat.values() for key in values)
     found = (KeyDifference(key, {variant: values.get(key) for variant, values in flat.items()}) for key in keys)
@@ -273,7 +273,7 @@ def differences(configs: Mapping[str, ProgramConfig]) -> tuple[KeyDifference, ..
 
 
 def covers(allowed: str, key: str) -> bool:
-    """Whether ``allowed`` is ``key`` or a section around it."""
+    """Returns whether ``allowed`` is ``key`` or a section around it."""
     return key == allowed or key.startswith(allowed + ".")
 
 
@@ -294,7 +294,7 @@ def _check_allowed(experiment: Experiment, schema: type[ProgramConfig]) -> None:
 
 
 def _as_overrides(changes: Any) -> list[str]:
-    """The key=value overrides that ``changes``, a mapping or a list of such, stands for."""
+    """Returns the key=value overrides that ``changes``, a mapping or a list of such, stands for."""
     if isinstance(changes, Mapping):
         return [f"{key}={json.dumps(value)}" for key, value in leaves(changes)]
     if isinstance(changes, list):

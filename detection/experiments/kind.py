@@ -1,4 +1,4 @@
-"""What an experiment asks of the networks that it compares, so that detectors and classifiers share one runner.
+"""The interface to the compared networks, so that detectors and classifiers share one runner.
 
 Detectors are in detectors.py; classifiers belong to a room of their own, and detection/report/classifiers.py has them.
 """

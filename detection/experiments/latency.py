@@ -36,7 +36,7 @@ IMAGES, WARMUP = 50, 3  # timed batches at most, and untimed ones before
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where and how detectors are timed.
+    """The device and settings of a timing.
 
     Attributes:
         device: "cpu" or "cuda".

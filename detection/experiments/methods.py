@@ -63,7 +63,7 @@ class _Plan:
 
 
 def load_rows(path: str | Path) -> tuple[MethodRow, ...]:
-    """The rows in the YAML file at ``path``.
+    """Returns the rows in the YAML file at ``path``.
 
     Raises:
         ValueError: no such file, or it describes no rows.
@@ -152,7 +152,7 @@ def _plan(
     context: Checkpoint | None,
     ensemble: Sequence[Checkpoint],
 ) -> _Plan:
-    """How the last of ``rows`` is tested, with all that the rows above it have set."""
+    """Returns how the last of ``rows`` is tested, with all that the rows above it have set."""
     settings: dict[str, Any] = asdict(config.test)
     for row in rows:
         settings |= row.test
@@ -165,7 +165,7 @@ def _plan(
 
 
 def format_outcomes(outcomes: Sequence[Outcome]) -> str:
-    """The table: AP50 and AP in percent, the gain over the last row that ran, seconds per image, the paper's row."""
+    """Formats AP50 and AP in percent, the gain over the last row that ran, seconds per image, the paper's row."""
     metrics = [named(key) for key in FIGURES]
     names = [metric.name for metric in metrics]
     header = ("", *names, *(f"+{name}" for name in names), "s/image", f"paper {' / '.join(names)}")

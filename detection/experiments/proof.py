@@ -1,4 +1,4 @@
-"""What the report of an experiment shows beside the results: what differs, what changes along, and what was equal."""
+"""The evidence beside an experiment's results: differences, side effects, and what was equal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def describe(
     *,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The content of experiment.json.
+    """Returns the content of experiment.json.
 
     Args:
         experiment: as read.
@@ -81,7 +81,7 @@ def check_apart(names: tuple[str, str], first: AnnotationIndex, second: Annotati
 
 
 def also_changes(configs: Mapping[str, ConfigT], num_classes: int, kind: Kind[ConfigT]) -> list[dict[str, Any]]:
-    """What differs between the networks of ``configs`` (variant -> config), whatever the config keys say.
+    """Returns what differs between the networks of ``configs`` (variant -> config) beside the config keys.
 
     Raises:
         ValueError: a network that can't be built.

@@ -1,4 +1,4 @@
-"""What the protocols of an experiment need: steps that are timed, schedules that are scaled, rates that are chosen."""
+"""Protocols of an experiment: timed steps, scaled schedules, chosen learning rates."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StepTime:
 
 
 def scale_solver(solver: SolverConfig, iterations: int) -> SolverConfig:
-    """``solver`` with its milestones and warm-up at the same fractions of ``iterations`` steps."""
+    """Returns ``solver`` with its milestones and warm-up at the same fractions of ``iterations`` steps."""
     factor = iterations / solver.iterations
     return replace(
         solver,

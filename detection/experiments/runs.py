@@ -77,7 +77,7 @@ class Programs:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How many runs at once, and the GPUs that they take turns on; none: the choice is torch's."""
+    """The number of runs at once, and the GPUs that they take turns on; none: torch chooses."""
 
     jobs: int = 1
     gpus: tuple[str, ...] = ()
@@ -164,12 +164,12 @@ def check_resumable(runs: Sequence[Run]) -> None:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether the run in ``folder`` is trained and tested."""
+    """Returns whether the run in ``folder`` is trained and tested."""
     return read_status(folder).get("state") == "done"
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The content of a run's status.json; empty if it has not begun."""
+    """Returns the content of a run's status.json; empty if it has not begun."""
     path = folder / "status.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -199,7 +199,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def child_environment(placement: Placement, slot: int = 0) -> dict[str, str]:
-    """The environment of the child in ``slot``: its GPU, and its share of the cores if there are several at once."""
+    """Returns the environment of the child in ``slot``: its GPU, and its share of the cores among several."""
     environment = dict(os.environ)
     if placement.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = placement.gpus[slot % len(placement.gpus)]
@@ -209,7 +209,7 @@ def child_environment(placement: Placement, slot: int = 0) -> dict[str, str]:
 
 
 def last_error(log: str, exit_code: int) -> str:
-    """Why a program that said ``log`` ended with ``exit_code``, in a line."""
+    """Returns, in a line, why a program that logged ``log`` ended with ``exit_code``."""
     if exit_code < 0:
         name = signal.Signals(-exit_code).name
         return f"ended by signal {-exit_code} ({name}): killed, perhaps because memory ran out"
@@ -220,7 +220,7 @@ def last_error(log: str, exit_code: int) -> str:
 
 
 def _is_wanted(run: Run, retry_failed: bool, say: Callable[[str], None]) -> bool:
-    """Whether a run is to be trained, or trained on; says so if it is not."""
+    """Returns whether a run is to be trained, or trained on; says so if it is not."""
     status = read_status(run.folder)
     if status.get("state") == "done":
         say(f"{run}: done before")
@@ -235,7 +235,7 @@ def _is_wanted(run: Run, retry_failed: bool, say: Callable[[str], None]) -> bool
 def _start(
     run: Run, programs: Programs, placement: Placement, slot: int, code: str, say: Callable[[str], None]
 ) -> _Child | None:
-    """The run's process; None if another process trains it now."""
+    """Returns the run's process; None if another process trains it now."""
     run.folder.mkdir(parents=True, exist_ok=True)
     lock = (run.folder / "compare.lock").open("a", encoding="utf-8")
     try:
@@ -276,7 +276,7 @@ def _finish(child: _Child, code: str, say: Callable[[str], None]) -> None:
     run, exit_code = child.run, child.process.returncode
     child.lock.close()
     if exit_code == EXIT_STOPPED:
-        say(f"{run}: stopped from outside; the next start goes on")
+        say(f"{run}: stopped from outside; the next start resumes it")
         return
     if exit_code == 0 and (run.folder / "result.json").is_file():
         write_status(run.folder, "done", code=code, exit_code=0)
@@ -304,7 +304,7 @@ def _stop(children: Sequence[_Child]) -> None:
 
 
 def _steps_done(run: Run) -> int:
-    """The steps that need not be waited for any more."""
+    """Returns the steps that need not be waited for any more."""
     if read_status(run.folder).get("state") in ("done", "failed"):
         return run.config.solver.iterations
     path = run.folder / "metrics.jsonl"
@@ -317,7 +317,7 @@ def _steps_done(run: Run) -> int:
 
 
 def _spent(metrics: Path) -> tuple[float, float]:
-    """Hours of training and peak memory, GiB, in a metrics.jsonl; lost steps of a run that was cut off do not count."""
+    """Returns hours of training and peak memory, GiB, from a metrics.jsonl; lost steps do not count."""
     seconds, memory, before = 0.0, 0.0, 0
     for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []:
         try:

@@ -79,7 +79,7 @@ def _onnx() -> Any:
 
 
 def _stable_sort(values: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
-    """TopK of everything, which takes the lower index first in ties."""
+    """Sorts by TopK of everything, which takes the lower index first in ties."""
     op = _onnx()
     count = op.Constant(value_ints=[int(values.shape[dim])])
     return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)

@@ -189,7 +189,7 @@ def load(path: str | Path) -> Checkpoint[DetectionConfig] | Exported:
     """Returns the checkpoint, or the exported detector, at ``path``.
 
     Args:
-        path: a file, a run directory, the folder of an export, or an address hf://NAME/REPO[@REVISION][/PATH].
+        path: a file, a run directory, the folder of an export, or an address ``hf://NAME/REPO[@REVISION][/PATH]``.
 
     Raises:
         ValueError: there is none, or it can't be read.

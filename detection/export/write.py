@@ -1,4 +1,4 @@
-"""From a detector to the files of one format and precision, in a folder."""
+"""Writes the files of a detector in one format and precision to a folder."""
 
 from __future__ import annotations
 

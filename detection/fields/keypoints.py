@@ -1,4 +1,4 @@
-"""How keypoints travel with boxes.
+"""Keypoints as a field that moves with boxes.
 
 A target has (M, J, 3) x, y and visibility (0 not labelled, 1 hidden, 2 visible), detections (D, J, 3) x, y and score.
 x and y are pixels with the corner of the first one at 0, as those of boxes, so a mirror leads x to width - x; COCO's
@@ -45,7 +45,7 @@ class Keypoints:
         self.spec = spec
 
     def pack(self, raw: Any, size: Size) -> bytes:
-        """``raw`` is COCO's flat list of x, y and visibility; None where an object has none, which is no fault."""
+        """Packs COCO's flat list ``raw`` of x, y and visibility; None where an object has none, which is no fault."""
         if raw is None or raw == []:
             return self.unknown(size)
         return of_coco(raw, () if self.spec is None else self.spec.names).astype(np.float32).tobytes()
@@ -67,7 +67,7 @@ class Keypoints:
     def place(
         self, values: Tensor, size: Size, resized: Size, corner: tuple[int, int], canvas: Size
     ) -> tuple[Tensor, Tensor]:
-        """An object stays whatever becomes of its keypoints, since its box is seen."""
+        """Returns an object stays whatever becomes of its keypoints, since its box is seen."""
         moved = self.resize(values, size, resized) - values.new_tensor([corner[1], corner[0], 0])
         shown = min(canvas[0], resized[0]), min(canvas[1], resized[1])
         return _seen(moved, shown), torch.ones(len(values), dtype=torch.bool)
@@ -76,7 +76,7 @@ class Keypoints:
         return _seen(values, size)
 
     def hide(self, values: Tensor, covered: Tensor) -> Tensor:
-        """A keypoint under another object is hidden, not unknown."""
+        """Returns a keypoint under another object is hidden, not unknown."""
         height, width = covered.shape
         columns = values[..., 0].long().clamp(0, max(width - 1, 0))
         rows = values[..., 1].long().clamp(0, max(height - 1, 0))
@@ -87,7 +87,7 @@ class Keypoints:
         return {"keypoint_params": {"format": "xy", "remove_invisible": False}}
 
     def to_albumentations(self, values: Tensor, size: Size) -> Mapping[str, Any]:
-        """Rows are x, y, visibility and number: it takes further columns along, and may leave rows out.
+        """Returns rows are x, y, visibility and number: it takes further columns along, and may leave rows out.
 
         Behind the keypoints come corners of small triangles, which tell a mirror image.
         """

@@ -1,4 +1,4 @@
-"""How instance masks travel with boxes.
+"""Instance masks as a field that moves with boxes.
 
 The index keeps the counts of their compressed run-length codes (RLE), a target has (M, H, W) bool, detections have
 (D, S, S) probabilities in their boxes, and a record has RLEs of the whole image.  An unknown mask has no pixel.
@@ -58,7 +58,7 @@ class Masks:
     def place(
         self, values: Tensor, size: Size, resized: Size, corner: tuple[int, int], canvas: Size
     ) -> tuple[Tensor, Tensor]:
-        """Source pixels are the nearest, as in ``resize``; an object goes with the last pixel of its mask."""
+        """Moves masks by nearest source pixels, as ``resize``; an object goes with the last pixel of its mask."""
         shown = [min(canvas[i], resized[i]) for i in (0, 1)]
         rows, columns = ((torch.arange(shown[i]) + corner[i] + 0.5) * (size[i] / resized[i]) for i in (0, 1))
         placed = values.new_zeros(len(values), *canvas)

@@ -47,7 +47,7 @@ class LocalizationErrors:
 
 
 def localization_error(records: Sequence[LocalizationRecord]) -> LocalizationErrors:
-    """The errors over all ``records`` with ground truth.
+    """Returns the errors over all ``records`` with ground truth.
 
     A guess is right if its class is the image's and its box has an IoU of at least 0.5 with any of the boxes.  Guesses
     after the fifth count nowhere.
@@ -63,7 +63,7 @@ def localization_error(records: Sequence[LocalizationRecord]) -> LocalizationErr
 
 
 def _hits(record: LocalizationRecord) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which of the first five guesses have the image's class, and which of these also a right box."""
+    """Returns which of the first five guesses have the image's class, and which of these also a right box."""
     classified = record.labels[:MAX_GUESSES] == record.label
     overlaps = box_iou(record.boxes[:MAX_GUESSES], record.gt_boxes)
     return classified, classified & (overlaps.max(axis=1) >= HIT_IOU)

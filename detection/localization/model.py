@@ -45,7 +45,7 @@ class ClassLayers(nn.Module):
         _initialise(self.classes, self.deltas, num_classes)
 
     def forward(self, cells: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (R, Q) and deltas (R, Q, 4) of ``classes`` (Q,) at all ``cells`` (H * W, C) of an image."""
+        """Returns logits (R, Q) and deltas (R, Q, 4) of ``classes`` (Q,) at all ``cells`` (H * W, C) of an image."""
         rows = (torch.arange(self.num_anchors, device=classes.device)[:, None] * self.num_classes + classes).flatten()
         deltas = (rows[:, None] * 4 + torch.arange(4, device=rows.device)).flatten()
         logits = F.linear(cells, self.classes.weight[rows], self.classes.bias[rows])  # (H * W, A * Q)
@@ -54,7 +54,7 @@ class ClassLayers(nn.Module):
         return logits.unflatten(1, shape).flatten(0, 1).float(), moves.unflatten(1, (*shape, 4)).flatten(0, 1).float()
 
     def logits_at(self, vectors: Tensor, anchors: Tensor) -> Tensor:
-        """Logits (M, K) of the ``anchors`` (M,), 0..A-1, of the cells that ``vectors`` (M, C) belong to."""
+        """Returns logits (M, K) of the ``anchors`` (M,), 0..A-1, of the cells that ``vectors`` (M, C) belong to."""
         weights = self.classes.weight.unflatten(0, (self.num_anchors, -1))
         biases = self.classes.bias.unflatten(0, (self.num_anchors, -1))
         order = anchors.argsort()
@@ -63,7 +63,7 @@ class ClassLayers(nn.Module):
         return torch.cat(logits)[order.argsort()].float()
 
     def deltas_at(self, vectors: Tensor, anchors: Tensor, labels: Tensor) -> Tensor:
-        """Deltas (M, 4) of one class ``labels`` (M,) each; the rest is as in ``logits_at``."""
+        """Returns deltas (M, 4) of one class ``labels`` (M,) each; the rest is as in ``logits_at``."""
         shape = (self.num_anchors, self.num_classes, 4)
         weights = self.deltas.weight.unflatten(0, shape)[anchors, labels]  # (M, 4, C)
         moves = (weights @ vectors[:, :, None]).squeeze(2)
@@ -112,7 +112,7 @@ class ClassRPN(nn.Module):
         self.smooth_l1_beta, self.box_loss_weight = smooth_l1_beta, box_loss_weight
 
     def forward(self, images: ImageBatch, targets: Targets, proposals: Regions | None = None) -> dict[str, Tensor]:
-        """The losses ``rpn_class`` and ``rpn_box``; ``proposals``, which every model gets in training, are not used."""
+        """Returns the losses ``rpn_class`` and ``rpn_box``; ``proposals``, which all models get, are not used."""
         hidden = self.hidden(images)
         image, rows, labels, goals = self._draw(hidden, images, targets)
         cells, numbers = rows // self.anchors.num_anchors, rows % self.anchors.num_anchors
@@ -125,12 +125,12 @@ class ClassRPN(nn.Module):
         return {"rpn_class": _logistic(logits, labels) * scale, "rpn_box": box * scale * self.box_loss_weight}
 
     def hidden(self, images: ImageBatch) -> Tensor:
-        """What the sibling layers look at, (N, C, H / stride, W / stride)."""
+        """Returns the input (N, C, H / stride, W / stride) of the sibling layers."""
         return F.relu(self.conv(self.backbone(self.normalize(images))[self.feature]))
 
     @torch.no_grad()
     def propose(self, hidden: Tensor, sizes: Tensor, classes: Sequence[Tensor]) -> list[Detections]:
-        """For each image the boxes that ``keep`` leaves of each of its ``classes`` (Q,): class after class, best first.
+        """Returns each image's boxes of its ``classes`` (Q,) that ``keep`` leaves: class after class, best first.
 
         Scores are those of the class's own logistic output, 0..1.  ``sizes`` (N, 2) are the heights and widths.
         """
@@ -149,7 +149,7 @@ class ClassRPN(nn.Module):
 
     @torch.no_grad()
     def _draw(self, hidden: Tensor, images: ImageBatch, targets: Targets) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The M anchors of all images that are trained on, image after image.
+        """Returns the M anchors of all images that are trained on, image after image.
 
         Returns:
             Image (M,), row (M,) among the image's anchors, label (M,), K for a negative, and deltas (M, 4) wanted.
@@ -199,7 +199,7 @@ class RegionClassifier(nn.Module):
         self.smooth_l1_beta, self.box_loss_weight = smooth_l1_beta, box_loss_weight
 
     def forward(self, images: ImageBatch, targets: Targets, proposals: Regions | None = None) -> dict[str, Tensor]:
-        """The losses ``rcnn_class`` and ``rcnn_box`` of warped regions; ``proposals`` are not used.
+        """Returns the losses ``rcnn_class`` and ``rcnn_box`` of warped regions; ``proposals`` are not used.
 
         A target holds the object that its region is to find, in pixels of the warped region, or nothing.
         """
@@ -216,7 +216,7 @@ class RegionClassifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: ImageBatch, regions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (M,), 0..1, and boxes (M, 4) of one class ``labels`` (M,) per warped region.
+        """Returns scores (M,), 0..1, and boxes (M, 4) of one class ``labels`` (M,) per warped region.
 
         ``regions`` (M, 4) say where each of ``images`` was cut from; the boxes are in the same pixels.
         """
@@ -231,18 +231,18 @@ class RegionClassifier(nn.Module):
 
 
 def _cells(hidden: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, H * W, C)."""
+    """Maps (N, C, H, W) to (N, H * W, C)."""
     return hidden.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _logistic(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum over ``logits`` (M, K) of the K binary cross-entropies; the label K (M,) is none of the classes."""
+    """Returns the sum over ``logits`` (M, K) of K binary cross-entropies; the label K (M,) is none of the classes."""
     wanted = F.one_hot(labels, logits.shape[1] + 1)[:, :-1].to(logits.dtype)
     return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
 
 
 def _initialise(classes: nn.Linear, deltas: nn.Linear, num_classes: int) -> None:
-    """Small random weights, and scores that begin at 1 / (2 K).
+    """Draws small random weights; scores begin at 1 / (2 K).
 
     Half of what is drawn is positive, for one class of K.  From 1/2 the loss would begin at K ln 2, which is 693 for
     1000 classes.

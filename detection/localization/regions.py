@@ -29,7 +29,7 @@ Key = tuple[int, int]  # (position in the run, number of the region)
 
 
 def warp(image: Tensor, regions: Tensor, side: int) -> Tensor:
-    """The ``regions`` (R, 4) of an ``image`` (3, H, W) uint8, each warped to (3, S, S) with S = ``side``: (R, 3, S, S).
+    """Warps the ``regions`` (R, 4) of an ``image`` (3, H, W) uint8 to (R, 3, S, S), S = ``side``.
 
     Bilinear, one point per pixel; a warped pixel's centre is taken from exactly where it lies in the region.
     """
@@ -38,7 +38,7 @@ def warp(image: Tensor, regions: Tensor, side: int) -> Tensor:
 
 
 def to_region(boxes: Tensor, region: Tensor, side: int) -> Tensor:
-    """``boxes`` (..., 4) of an image in pixels of its ``region`` (4,) warped to ``side`` pixels a side."""
+    """Returns ``boxes`` (..., 4) of an image in pixels of its ``region`` (4,) warped to ``side`` pixels a side."""
     corner, size = region[:2], region[2:] - region[:2]
     return (boxes - corner.repeat(2)) * (side / size).repeat(2)
 
@@ -114,6 +114,6 @@ class RegionBatches(Sampler[list[Key]]):
 def region_loader(
     dataset: RegionDataset, workers: int, *, batch_size: int, seed: int, start: int = 0, pin: bool = False
 ) -> DataLoader[Batch]:
-    """Endless batches of ``batch_size`` warped regions, from batch number ``start`` of the run seeded ``seed``."""
+    """Returns endless batches of ``batch_size`` warped regions, from batch ``start`` of the run seeded ``seed``."""
     batches = RegionBatches(len(dataset), batch_size=batch_size, seed=seed, start=start)
     return make_loader(dataset, batches, workers=workers, pin=pin)

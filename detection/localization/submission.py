@@ -49,7 +49,7 @@ def find_submission(config: LocalizationConfig) -> Callable[[Sequence[Guesses], 
 
 
 def _class_numbers(file: Path, class_names: Sequence[str]) -> list[int]:
-    """The challenge's numbers of ``class_names``."""
+    """Returns the challenge's numbers of ``class_names``."""
     kit = "it belongs to the development kit of https://image-net.org/challenges/LSVRC/2015/ (CLS-LOC)"
     try:
         require_file(file)

@@ -119,7 +119,7 @@ def run_localization(config: LocalizationConfig, output: Path, *, say: Callable[
 
 
 def build_class_rpn(config: LocalizationConfig, num_classes: int, pretrained: bool = True) -> ClassRPN:
-    """The RPN that ``config`` describes, on c5, on the CPU; ``pretrained`` loads the backbone's weights.
+    """Returns the RPN that ``config`` describes, on c5, on the CPU; ``pretrained`` loads the backbone's weights.
 
     Raises:
         ValueError: an option that the backbone lacks, or weights that do not fit it.
@@ -150,7 +150,7 @@ def build_class_rpn(config: LocalizationConfig, num_classes: int, pretrained: bo
 
 
 def build_region_classifier(config: LocalizationConfig, num_classes: int, pretrained: bool = True) -> RegionClassifier:
-    """The R-CNN that ``config`` describes, on the CPU; ``pretrained`` loads the backbone's weights.
+    """Returns the R-CNN that ``config`` describes, on the CPU; ``pretrained`` loads the backbone's weights.
 
     Raises:
         ValueError: an option that the backbone lacks, or weights that do not fit it.
@@ -166,7 +166,7 @@ def build_region_classifier(config: LocalizationConfig, num_classes: int, pretra
 
 
 def format_errors(result: dict[str, Any]) -> str:
-    """The table of ``run_localization``'s result: errors in percent, and the paper's; or where the guesses are."""
+    """Formats ``run_localization``'s errors in percent, and the paper's; or where the guesses are."""
     if "submission" in result:
         return f"guesses at {result['images']} images without ground truth: {result['submission']}"
     header = ("", "top-5 LOC", "top-1 LOC", "top-5 CLS", "paper's top-5")
@@ -192,7 +192,7 @@ class _ClassPredictor(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class _Networks:
-    """What a test runs."""
+    """The networks of a test."""
 
     rpn: ClassRPN
     rcnn: RegionClassifier
@@ -214,7 +214,7 @@ def _is_left(number: int, path: Path, say: Callable[[str], None], *, done: bool)
 
 
 def _build_classifier(config: LocalizationConfig, class_names: Sequence[str]) -> _ClassPredictor | None:
-    """The classifier of a run, or of a file for the config's backbone; None if the config names no weights for it."""
+    """Builds the classifier of a run, or of a file for the config's backbone; None if no weights are named."""
     weights, num_classes = config.localization.classifier, len(class_names)
     if weights is None:
         return None
@@ -261,7 +261,7 @@ def _restored(
     run: Path,
     class_names: Sequence[str],
 ) -> NetworkT:
-    """The network of ``run`` with its newest weights.
+    """Returns the network of ``run`` with its newest weights.
 
     Raises:
         ValueError: ``run`` has other classes, or under ``config`` its weights mean something else.
@@ -278,7 +278,7 @@ def _restored(
 def _propose_all(
     config: LocalizationConfig, rpn: ClassRPN, index: AnnotationIndex, labels: Tensor, say: Callable[[str], None]
 ) -> list[Proposals]:
-    """Dense proposals of each image's class ``labels`` (N,), best first, in its pixels; none where that is -1."""
+    """Returns dense proposals of each image's class ``labels`` (N,), best first, in its pixels; none for -1."""
     found = [Proposals(boxes=torch.zeros(0, 4), scores=torch.zeros(0))] * len(index)
     with _inference(config):
         for row, image in _stored_images(config, index, _labelled(labels), say):
@@ -291,7 +291,7 @@ def _propose_all(
 def _test(
     config: LocalizationConfig, networks: _Networks, index: AnnotationIndex, labels: Tensor, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The content of localization.json."""
+    """Returns the content of localization.json."""
     records: dict[str, list[LocalizationRecord]] = {name: [] for name in ROWS}
     with _inference(config):
         for row, image in _stored_images(config, index, _labelled(labels), say):
@@ -311,7 +311,7 @@ def _test(
 def _guess_all(
     config: LocalizationConfig, networks: _Networks, index: AnnotationIndex, say: Callable[[str], None]
 ) -> list[Guesses]:
-    """The guesses at every image, those of the row "RPN + R-CNN, dense, predicted"."""
+    """Returns the guesses at every image, those of the row "RPN + R-CNN, dense, predicted"."""
     guesses = list[Guesses]()
     unknown = torch.zeros(0, dtype=torch.int64, device=choose_device(config.device))
     with _inference(config):
@@ -323,7 +323,7 @@ def _guess_all(
 
 
 def _row(name: str, records: Sequence[LocalizationRecord]) -> dict[str, Any]:
-    """One row of the result: fractions 0..1, None for a row that was not run."""
+    """Returns one row of the result: fractions 0..1, None for a row that was not run."""
     errors = localization_error(records)
     figures = {"top5_error": errors.top5, "top1_error": errors.top1, "top5_class_error": errors.top5_class}
     return {"name": name, **{key: value if records else None for key, value in figures.items()}, "paper": ROWS[name]}
@@ -331,21 +331,21 @@ def _row(name: str, records: Sequence[LocalizationRecord]) -> dict[str, Any]:
 
 @contextmanager
 def _inference(config: LocalizationConfig) -> Iterator[None]:
-    """No gradients, and the config's precision."""
+    """Disables gradients and sets the config's precision."""
     device, dtype = choose_device(config.device), PRECISIONS[config.solver.precision]
     with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         yield
 
 
 def _labelled(labels: Tensor) -> list[int]:
-    """The rows of ``labels`` (N,) that are a class."""
+    """Returns the rows of ``labels`` (N,) that are a class."""
     return (labels >= 0).nonzero().flatten().tolist()
 
 
 def _stored_images(
     config: LocalizationConfig, index: AnnotationIndex, rows: Sequence[int], say: Callable[[str], None]
 ) -> Iterator[tuple[int, ImageBatch]]:
-    """Each of ``rows`` and the pixels of its image, as stored."""
+    """Yields each of ``rows`` and the pixels of its image, as stored."""
     device = choose_device(config.device)
     for number, row in enumerate(rows):
         if number and number % SAY_EVERY == 0:
@@ -357,7 +357,7 @@ def _stored_images(
 def _localize(
     config: LocalizationConfig, networks: _Networks, image: ImageBatch, label: Tensor
 ) -> dict[str, tuple[Detections, Tensor]]:
-    """For each row of the table the boxes found in ``image`` and the classes to guess, best first.
+    """Returns, for each row of the table, the boxes found in ``image`` and the classes to guess, best first.
 
     ``label`` (1,) is the image's class; (0,) where it is unknown, and the oracle's rows are left out.
     """
@@ -391,7 +391,7 @@ def _center_crop(image: ImageBatch, config: LocalizationConfig) -> _View:
 
 
 def _propose(rpn: ClassRPN, views: Sequence[_View], classes: Tensor, size: tuple[int, int]) -> Detections:
-    """The best boxes of each of ``classes`` (Q,) in any of the ``views``, in pixels of the image of ``size``."""
+    """Returns the best boxes of each of ``classes`` (Q,) in any of the ``views``, in pixels of the image."""
     parts = []
     for view in views:
         (found,) = rpn.propose(rpn.hidden(view.images), view.images.sizes, [classes])
@@ -404,7 +404,7 @@ def _propose(rpn: ClassRPN, views: Sequence[_View], classes: Tensor, size: tuple
 
 
 def _refine(rcnn: RegionClassifier, image: ImageBatch, found: Detections, side: int) -> Detections:
-    """``found`` with the R-CNN's scores and boxes."""
+    """Returns ``found`` with the R-CNN's scores and boxes."""
     scores, boxes = [found.scores[:0]], [found.boxes[:0]]
     for start in range(0, len(found), REGIONS_AT_ONCE):
         part = found[start : start + REGIONS_AT_ONCE]
@@ -416,7 +416,7 @@ def _refine(rcnn: RegionClassifier, image: ImageBatch, found: Detections, side: 
 
 
 def _guesses(found: Detections, classes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The best box (Q, 4) of each of ``classes`` (Q,); the whole image where nothing was found."""
+    """Returns the best box (Q, 4) of each of ``classes`` (Q,); the whole image where nothing was found."""
     height, width = size
     whole = found.boxes.new_tensor([[0, 0, width, height]])
     boxes = []

@@ -99,7 +99,7 @@ class AnchorGenerator(nn.Module):
         return len(self.cell_anchors)
 
     def forward(self, height: int, width: int, padded: tuple[int, int] | None = None) -> Tensor:
-        """Anchors (H * W * A, 4) in pixels of the resized image, row by row, all A of a cell together.
+        """Returns anchors (H * W * A, 4) in pixels of the resized image, row by row, all A of a cell together.
 
         ``padded`` is the (height, width) in pixels that the feature map was computed from; rounded anchors need it.
         """

@@ -1,4 +1,4 @@
-"""What every architecture is, and which of its rows belong to classes.
+"""The base of every architecture, and the rows that belong to its classes.
 
 An architecture gives losses of images with targets, and a typed prediction of images without.  One that looks at
 regions also has the verbs that test-time methods compose.  The table of architectures is in detection/build.py.
@@ -64,7 +64,7 @@ class Architecture(nn.Module, ABC):
         return self
 
     def features(self, images: ImageBatch) -> list[Tensor]:
-        """The trunk's feature maps (N, C, H / stride, W / stride), finest first."""
+        """Returns the trunk's feature maps (N, C, H / stride, W / stride), finest first."""
         return list(self.backbone(self.normalize(images)).values())
 
     @overload

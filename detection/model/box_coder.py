@@ -36,7 +36,7 @@ class BoxCoder:
             raise ValueError(f"a box coder takes four weights, got {self.weights}")
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """Deltas (..., 4) from ``anchors`` (..., 4) to ``boxes`` (..., 4); both need a positive width and height."""
+        """Returns deltas (..., 4) from ``anchors`` (..., 4) to ``boxes`` (..., 4); both need positive sides."""
         box_center, box_size = _center_and_size(boxes)
         anchor_center, anchor_size = _center_and_size(anchors)
         shift = (box_center - anchor_center) / anchor_size
@@ -45,7 +45,7 @@ class BoxCoder:
         return deltas if self.weights == (1.0,) * 4 else deltas * boxes.new_tensor(self.weights)
 
     def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
-        """Boxes (..., 4), in float32 or float64, reached from ``anchors`` (..., 4) by ``deltas`` (..., 4)."""
+        """Returns boxes (..., 4), in float32 or float64, reached from ``anchors`` (..., 4) by ``deltas`` (..., 4)."""
         deltas = at_least_single(deltas)  # half precision loses pixels
         deltas = deltas if self.weights == (1.0,) * 4 else deltas / deltas.new_tensor(self.weights)
         anchor_center, anchor_size = _center_and_size(anchors.to(deltas.dtype))
@@ -55,6 +55,6 @@ class BoxCoder:
 
 
 def _center_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., 4) xyxy -> centers (..., 2) as (x, y) and sizes (..., 2) as (width, height)."""
+    """Maps boxes (..., 4) xyxy to centers (..., 2) as (x, y) and sizes (..., 2) as (width, height)."""
     top_left, bottom_right = boxes[..., :2], boxes[..., 2:]
     return (top_left + bottom_right) / 2, bottom_right - top_left

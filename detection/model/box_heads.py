@@ -51,7 +51,7 @@ class FCHead(nn.Module):
         self.fcs = nn.Sequential(*layers)  # as PyTorch initialises them: larger weights diverge from scratch
 
     def forward(self, regions: Tensor) -> Tensor:
-        """Vectors (R, D) of pooled regions (R, C, S, S)."""
+        """Returns vectors (R, D) of pooled regions (R, C, S, S)."""
         maps = self.convs(regions)
         if torch.is_grad_enabled() or maps.is_contiguous():
             return self.fcs(maps.flatten(1))
@@ -62,7 +62,7 @@ class FCHead(nn.Module):
 def conv_layers(
     in_channels: int, channels: int, count: int, norm: NormLayer | None, *, bias: bool = False
 ) -> nn.Sequential:
-    """``count`` 3x3 convolutions with normalisation and ReLU, initialised as in "Delving Deep into Rectifiers".
+    """Returns ``count`` 3x3 convolutions with normalisation and ReLU, initialised as in "Delving Deep into Rectifiers".
 
     They have a bias where no normalisation follows, or with ``bias``.
     """

@@ -34,7 +34,7 @@ OBJECTS = 1 << 24  # number of an image's first object among the candidates, aft
 
 
 class RegionHead(Protocol):
-    """What turns pooled regions (R, C, S, S) into vectors (R, D): a backbone's tail, or any such module."""
+    """A module from pooled regions (R, C, S, S) to vectors (R, D): a backbone's tail, or any such."""
 
     out_channels: int  # D
 
@@ -43,7 +43,7 @@ class RegionHead(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ScoredBoxes:
-    """What the stage says of the proposals of every image, before anything is thrown away."""
+    """The stage's output for the proposals of every image, before postprocessing."""
 
     scores: Tensor  # (N, P, K) probabilities; the background's is what is left to 1
     boxes: Tensor  # (N, P, K or 1, 4) clipped, pixels of the resized image; 1: the same box for every class
@@ -73,7 +73,7 @@ class RegionSample:
 
 @dataclass(frozen=True, slots=True)
 class RegionOutput:
-    """What a stage says of the regions that it is trained on."""
+    """The stage's output for the regions that it is trained on."""
 
     stage: BoxStage
     sample: RegionSample
@@ -101,7 +101,7 @@ class BoxPredictor(nn.Module):
         nn.init.zeros_(self.deltas.bias)
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (..., K + 1) and deltas (..., K or 1, 4), in float32 or float64, of ``vectors`` (..., D)."""
+        """Returns logits (..., K + 1) and deltas (..., K or 1, 4), in float32 or float64, of ``vectors`` (..., D)."""
         return at_least_single(self.classes(vectors)), at_least_single(self.deltas(vectors).unflatten(-1, (-1, 4)))
 
 
@@ -157,17 +157,17 @@ class BoxStage(nn.Module):
         return self.sampler.most_positives
 
     def forward(self, features: Sequence[Tensor], proposals: Regions, sizes: Tensor) -> ScoredBoxes:
-        """Scores and boxes of ``proposals`` from the levels ``features`` (N, C, H, W) of images of ``sizes`` (N, 2)."""
+        """Returns scores and boxes of ``proposals`` from ``features`` (N, C, H, W) of images of ``sizes`` (N, 2)."""
         logits, deltas = self.predictor(self.batch_vectors(features, proposals.boxes, sizes))
         return self.decode(logits, deltas, proposals.boxes, proposals.valid, sizes)
 
     def batch_vectors(self, features: Sequence[Tensor], boxes: Tensor, sizes: Tensor) -> Tensor:
-        """(N, P, D) of the regions ``boxes`` (N, P, 4); (N, P, 2 D) with context."""
+        """Returns (N, P, D) of the regions ``boxes`` (N, P, 4); (N, P, 2 D) with context."""
         images = image_rows(boxes)
         return self.vectors(features, boxes.flatten(0, 1), images, sizes).unflatten(0, boxes.shape[:2])
 
     def vectors(self, features: Sequence[Tensor], boxes: Tensor, images: Tensor, sizes: Tensor) -> Tensor:
-        """(R, D) what the head says of the regions ``boxes`` (R, 4) of the ``images`` (R,); (R, 2 D) with context.
+        """Returns the head's vectors (R, D) of regions ``boxes`` (R, 4) of the ``images`` (R,); (R, 2 D) with context.
 
         ``sizes`` (N, 2) are the heights and widths of all N images.
         """
@@ -182,7 +182,7 @@ class BoxStage(nn.Module):
         return torch.cat([regions, context[images]], dim=1)
 
     def decode(self, logits: Tensor, deltas: Tensor, boxes: Tensor, valid: Tensor, sizes: Tensor) -> ScoredBoxes:
-        """Scores and boxes from the predictor's ``logits`` (N, P, K + 1) and ``deltas`` (N, P, K or 1, 4)."""
+        """Returns scores and boxes from the predictor's ``logits`` (N, P, K + 1) and ``deltas`` (N, P, K or 1, 4)."""
         decoded = clip(self.coder.decode(deltas, boxes[:, :, None]), sizes)
         return ScoredBoxes(logits.softmax(dim=-1)[..., :-1], decoded, valid)
 
@@ -212,7 +212,7 @@ class BoxStage(nn.Module):
 
     @torch.no_grad()
     def label(self, boxes: Tensor, valid: Tensor, targets: Targets) -> RegionSample:
-        """All of ``boxes`` (N, R, 4) that are ``valid`` (N, R) and not ignored, as they are trained on undrawn."""
+        """Labels all of ``boxes`` (N, R, 4) that are ``valid`` (N, R) and not ignored, without sampling."""
         matches = self.matcher(boxes, targets, valid)
         used = matches.positive | matches.negative
         return self._labelled(boxes, targets, matches.indices, matches.positive, used)

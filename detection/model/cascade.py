@@ -47,7 +47,7 @@ class CascadeBoxStage(nn.Module):
         return self._stages()[0].most_positives
 
     def forward(self, features: Sequence[Tensor], proposals: Regions, sizes: Tensor) -> ScoredBoxes:
-        """Scores, averaged over the stages, and the last stage's boxes of ``proposals``."""
+        """Returns scores, averaged over the stages, and the last stage's boxes of ``proposals``."""
         boxes = proposals.boxes
         scored: list[ScoredBoxes] = []
         for stage in self._stages():
@@ -80,5 +80,5 @@ class CascadeBoxStage(nn.Module):
 
 
 def _scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """``x``, whose gradient is multiplied by ``factor``."""
+    """Returns ``x``, whose gradient is multiplied by ``factor``."""
     return x * factor + x.detach() * (1 - factor)

@@ -1,4 +1,4 @@
-"""Which rows of a layer belong to a class, so that another set of classes can keep the rows that it knows."""
+"""Rows of layers by class, so that another set of classes keeps the rows that it knows."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class FasterRCNN(Architecture):
         targets: Targets | Sequence[Target] | None = None,
         proposals: Regions | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
-        """Scalar losses by name, of the parts that are not fixed, if there are targets; else each image's detections.
+        """Returns scalar losses by name, of the trained parts, if there are targets; else each image's detections.
 
         ``proposals`` take the place of the RPN's. All boxes are in pixels of the images as given.
         """
@@ -108,7 +108,7 @@ class FasterRCNN(Architecture):
     def _later_losses(
         self, features: Sequence[Tensor], sample: RegionSample, targets: Targets, seeds: Tensor
     ) -> dict[str, Tensor]:
-        """Losses of the stages after the box stage, on the positive regions that it drew."""
+        """Returns losses of the stages after the box stage, on the positive regions that it drew."""
         losses: dict[str, Tensor] = {}
         if self.mask_stage is None and self.keypoint_stage is None:
             return losses
@@ -122,22 +122,22 @@ class FasterRCNN(Architecture):
         return losses
 
     def detect(self, images: ImageBatch, proposals: Regions | None = None) -> Found:
-        """Detections of all images, padded to equally many: a test as one graph."""
+        """Returns detections of all images, padded to equally many: a test as one graph."""
         features = self.features(images)
         proposals = self.propose(features, images) if proposals is None else proposals
         found = self.postprocess(self.boxes(features, proposals, images.sizes))
         return self.label_scores(features, self.keypoints(features, self.masks(features, found)), images)
 
     def propose(self, features: Sequence[Tensor], images: ImageBatch) -> Regions:
-        """Proposals of each of the ``images`` that the ``features`` are of, best first."""
+        """Returns proposals of each of the ``images`` that the ``features`` are of, best first."""
         return self.rpn(features, images.sizes, self.normalize.padded(images))
 
     def boxes(self, features: Sequence[Tensor], proposals: Regions, sizes: Tensor) -> ScoredBoxes:
-        """Scores and boxes of every proposal of each image, before thresholds and NMS."""
+        """Returns scores and boxes of every proposal of each image, before thresholds and NMS."""
         return self.box_stage(features, proposals, sizes)
 
     def masks(self, features: Sequence[Tensor], found: Found) -> Found:
-        """``found`` with masks; as it is, from a detector without a mask stage."""
+        """Returns ``found`` with masks; as it is, from a detector without a mask stage."""
         if self.mask_stage is None:
             return found
         if isinstance(self.mask_stage, PointStage):
@@ -145,11 +145,11 @@ class FasterRCNN(Architecture):
         return self.mask_stage(features, _trimmed(found), self.box_stage.shared_body())
 
     def keypoints(self, features: Sequence[Tensor], found: Found) -> Found:
-        """``found`` with keypoints; as it is, from a detector without a keypoint stage."""
+        """Returns ``found`` with keypoints; as it is, from a detector without a keypoint stage."""
         return found if self.keypoint_stage is None else self.keypoint_stage(features, _trimmed(found))
 
     def label_scores(self, features: Sequence[Tensor], found: Found, images: ImageBatch) -> Found:
-        """``found`` with scores of every pixel of the ``images``; as it is, from a detector without a label stage."""
+        """Returns ``found`` with scores of every pixel of ``images``; as it is, if there is no label stage."""
         if self.label_stage is None:
             return found
         height, width = images.pixels.shape[2:]

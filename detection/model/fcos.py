@@ -77,7 +77,7 @@ class PointMatcher:
         return Matches(positive, usable & ~(covered | positive), indices)
 
     def _match(self, points: Points, targets: Targets, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Area (N, M) of, and row among the objects ``part``, the smallest that fits; being in an ignored one."""
+        """Returns the area (N, M) and row of the smallest fitting object of ``part``, and being in an ignored one."""
         objects = targets.boxes[:, part]
         x, y = points.centers.unbind(1)
         x1, y1, x2, y2 = objects[..., None].unbind(2)  # (N, g, 1)
@@ -164,13 +164,13 @@ class FCOSHead(DenseHead):
         }
 
     def _sides(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances (N, M_l, 4) in cells to the left, top, right and bottom side, and logits (N, M_l)."""
+        """Returns distances (N, M_l, 4) in cells to the left, top, right and bottom side, and logits (N, M_l)."""
         hidden = self.box_tower(feature)
         sides = F.relu(self.deltas(hidden)).permute(0, 2, 3, 1).flatten(1, 2)
         return at_least_single(sides), at_least_single(self.centerness(hidden).flatten(1))
 
     def _points(self, features: Sequence[Tensor], padded: tuple[int, int]) -> list[Points]:
-        """The points of every level."""
+        """Returns the points of every level."""
         levels = []
         for number, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
             centers = cell_points(
@@ -187,7 +187,7 @@ class FCOSHead(DenseHead):
 
     @torch.no_grad()
     def _match(self, points: Points, sizes: Tensor, targets: Targets) -> tuple[Matches, Tensor, Tensor]:
-        """The matches of ``points``, and the label (N, M) and box (N, M, 4) of the object of each.
+        """Returns the matches of ``points``, and the label (N, M) and box (N, M, 4) of the object of each.
 
         The box of a point that is not positive is the square around it.
         """
@@ -204,7 +204,7 @@ def _joined(levels: Sequence[Points]) -> Points:
 
 
 def _decode(sides: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
-    """Boxes (N, M, 4) whose sides are ``sides`` (N, M, 4) cells of ``strides`` pixels from ``centers``."""
+    """Returns boxes (N, M, 4) whose sides are ``sides`` (N, M, 4) cells of ``strides`` pixels from ``centers``."""
     pixels = sides * strides
     return torch.cat([centers - pixels[..., :2], centers + pixels[..., 2:]], dim=-1)
 

@@ -48,7 +48,7 @@ class KeypointHead(nn.Module):
         return self.maps.out_channels
 
     def forward(self, regions: Tensor) -> Tensor:
-        """Logits (R, J, M, M), M = 4 S, of regions (R, C, S, S)."""
+        """Returns logits (R, J, M, M), M = 4 S, of regions (R, C, S, S)."""
         maps = self.maps(self.convs(regions))
         return F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
 
@@ -66,12 +66,12 @@ class KeypointStage(nn.Module):
         self.pooler, self.head = pooler, head
 
     def forward(self, features: Sequence[Tensor], found: Found) -> Found:
-        """``found`` with keypoints (N, D, J, 3): x, y and score of the maxima of their maps."""
+        """Returns ``found`` with keypoints (N, D, J, 3): x, y and score of the maxima of their maps."""
         keypoints = self._find(features, found.boxes.flatten(0, 1), image_rows(found.boxes))
         return replace(found, keypoints=keypoints.unflatten(0, found.labels.shape))
 
     def losses(self, features: Sequence[Tensor], sample: RegionSample, targets: Targets) -> dict[str, Tensor]:
-        """The loss ``keypoint`` of the positive regions of ``sample``: cross-entropy over the M x M cells of a map.
+        """Returns the loss ``keypoint`` of the positive regions of ``sample``: cross-entropy over M x M cells.
 
         It is the mean over the labelled keypoints that lie in their region, hidden ones too.
 
@@ -95,11 +95,11 @@ class KeypointStage(nn.Module):
         return {"keypoint": (entropy * weight).sum() / weight.sum().clamp(min=1)}
 
     def _find(self, features: Sequence[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
-        """Keypoints (R, J, 3) of each of ``boxes`` (R, 4) of the ``images`` (R,)."""
+        """Returns keypoints (R, J, 3) of each of ``boxes`` (R, 4) of the ``images`` (R,)."""
         height, width = features[0].shape[-2:]
         longest = max(height, width) * self.pooler.strides[0]  # of the padded images
         return find_peaks(self._maps(features, boxes, images), boxes, longest=longest)
 
     def _maps(self, features: Sequence[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
-        """Logits (R, J, M, M) of each of ``boxes`` (R, 4) of the ``images`` (R,)."""
+        """Returns logits (R, J, M, M) of each of ``boxes`` (R, 4) of the ``images`` (R,)."""
         return at_least_single(self.head(self.pooler(features, boxes, images)))

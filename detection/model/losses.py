@@ -16,8 +16,9 @@ TINY = 1e-7  # square pixels; torchvision's loss, which waits for a GPU at its b
 
 
 def smooth_l1(deltas: Tensor, targets: Tensor, beta: float, weight: Tensor) -> Tensor:
-    """Sum over all elements of 0.5 x^2 / beta for |x| < beta, else |x| - beta / 2; beta 0 is L1. Scalar, of the
-    precision of ``deltas``, at least float32.
+    """Returns the sum over all elements of 0.5 x^2 / beta for |x| < beta, else |x| - beta / 2; beta 0 is L1.
+
+    It is a scalar of the precision of ``deltas``, at least float32.
 
     Args:
         deltas: (..., 4).
@@ -32,7 +33,7 @@ def smooth_l1(deltas: Tensor, targets: Tensor, beta: float, weight: Tensor) -> T
 
 
 def giou(boxes: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-    """Sum over ``boxes`` (..., 4) of 1 - generalised IoU with ``targets`` (..., 4), 0 to 2 each; a scalar.
+    """Returns the sum over ``boxes`` (..., 4) of 1 - generalised IoU with ``targets`` (..., 4), 0 to 2 each; a scalar.
 
     ``weight`` (...) is that of each row; 0 leaves it out.
 
@@ -49,7 +50,7 @@ def giou(boxes: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
 
 
 def focal(logits: Tensor, labels: Tensor, positive: Tensor, weight: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    """Sum over rows and classes of -alpha_t (1 - p_t)^gamma log(p_t), p of sigmoids; a scalar.
+    """Returns the sum over rows and classes of -alpha_t (1 - p_t)^gamma log(p_t), p of sigmoids; a scalar.
 
     No target of the size of the logits is made: all classes count as background, and the own class of a positive row
     is corrected.
@@ -72,7 +73,7 @@ def focal(logits: Tensor, labels: Tensor, positive: Tensor, weight: Tensor, *, a
 
 
 def pixel_cross_entropy(logits: Tensor, label_maps: Tensor) -> Tensor:
-    """Mean cross-entropy over the labelled pixels of all images, a scalar; 0 where no pixel is labelled.
+    """Returns the mean cross-entropy over the labelled pixels of all images, a scalar; 0 where no pixel is labelled.
 
     Args:
         logits: (N, K, H, W).

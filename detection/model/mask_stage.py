@@ -50,7 +50,7 @@ class MaskHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, regions: Tensor) -> Tensor:
-        """Logits (R, K, M, M), M = 2 S, of regions (R, C, S, S)."""
+        """Returns logits (R, K, M, M), M = 2 S, of regions (R, C, S, S)."""
         return self.masks(F.relu(self.upsample(self.convs(regions))))
 
 
@@ -71,7 +71,7 @@ class MaskStage(nn.Module):
     def forward(
         self, features: Sequence[Tensor], found: Found, body: Callable[[Tensor], Tensor] | None = None
     ) -> Found:
-        """``found`` with masks (N, D, M, M), probabilities of the detection's own class.
+        """Returns ``found`` with masks (N, D, M, M), probabilities of the detection's own class.
 
         ``body`` are layers that the regions (R, C, S, S) go through before the head: a tail shared with the boxes.
         """
@@ -86,7 +86,7 @@ class MaskStage(nn.Module):
         targets: Targets,
         body: Callable[[Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The loss ``mask`` of the positive regions of ``sample``: cross-entropy per pixel of the object's class.
+        """Returns the loss ``mask`` of the positive regions of ``sample``: per pixel, of the object's class.
 
         Regions of objects without a mask have no part in it.
 
@@ -114,7 +114,7 @@ class MaskStage(nn.Module):
         labels: Tensor,
         body: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        """Logits (R, M, M) of the class ``labels`` (R,) of each of ``boxes`` (R, 4) of the ``images`` (R,)."""
+        """Returns logits (R, M, M) of the class ``labels`` (R,) of each of ``boxes`` (R, 4) of the ``images`` (R,)."""
         regions = self.pooler(features, boxes, images)
         logits = at_least_single(self.head(regions if body is None else body(regions)))  # (R, K, M, M)
         side = logits.shape[-1]

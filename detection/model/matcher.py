@@ -83,7 +83,7 @@ class Matcher:
     def _match(
         self, boxes: Tensor, targets: Targets, usable: Tensor, part: slice
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Highest IoU with, and row among, the objects ``part``; being the best of one; lying in an ignored one."""
+        """Returns the best IoU, its row among ``part``, being the best of an object, lying in an ignored one."""
         objects, area, tiny = targets.boxes[:, part], areas(boxes)[:, None], torch.finfo(boxes.dtype).tiny
         common = intersection(objects, boxes)  # (N, g, M)
         hidden = ((common >= area * self.ignore_overlap) & targets.ignore[:, part, None]).any(dim=1)

@@ -1,6 +1,6 @@
 """Multi-task Network Cascades: boxes, then their masks, then the categories of both, and once more on better boxes.
 
-Where this differs from the paper is in docs/paper.md: regions are pooled by RoIAlign, so no gradient reaches a box.
+Where this differs from the paper is in docs/mnc.md: regions are pooled by RoIAlign, so no gradient reaches a box.
 
 Source: Dai, He and Sun 2016, "Instance-aware Semantic Segmentation via Multi-task Network Cascades", sections 3 and 4.
 Shapes: N images, C channels, P proposals, R regions of all images, D detections, K classes, S side of the pooled
@@ -74,13 +74,13 @@ class MaskLayers(nn.Module):
         nn.init.zeros_(self.mask.bias)
 
     def forward(self, regions: Tensor) -> Tensor:
-        """Logits (R, M, M) of regions (R, C, S, S)."""
+        """Returns logits (R, M, M) of regions (R, C, S, S)."""
         return self.mask(F.relu(self.narrow(regions.flatten(1)))).unflatten(1, (self.side, self.side))
 
 
 @dataclass(frozen=True, slots=True)
 class _MaskedOutput(RegionOutput):
-    """What the stage says of the regions that it is trained on, with their masks."""
+    """The stage's output for the regions that it is trained on, with their masks."""
 
     masks: Tensor = None  # pyright: ignore[reportAssignmentType]  # (N * R, M, M) logits; it follows a default
     goals: Tensor = None  # pyright: ignore[reportAssignmentType]  # (N * R, M, M)
@@ -191,7 +191,7 @@ class MaskedStage(BoxStage):
         return super().losses(output) | mask
 
     def _look(self, features: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Class logits (N, P, K + 1), deltas (N, P, K or 1, 4) and mask logits (N * P, M, M) of ``boxes`` (N, P, 4)."""
+        """Returns class logits (N, P, K + 1), deltas (N, P, K or 1, 4), mask logits (N * P, M, M) of ``boxes``."""
         regions = self.pooler(features, boxes.flatten(0, 1), image_rows(boxes))
         masks = at_least_single(self.layers(regions))
         shares = F.adaptive_avg_pool2d(masks.sigmoid()[:, None], self.pooler.size).to(regions.dtype)
@@ -234,7 +234,7 @@ class MNC(Architecture):
         targets: Targets | Sequence[Target] | None = None,
         proposals: Regions | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
-        """Scalar losses by name if there are targets, else each image's detections; ``proposals`` replace the RPN's."""
+        """Returns losses by name if there are targets, else detections; ``proposals`` replace the RPN's."""
         if targets is None:
             return self.detect(images, proposals).ragged()
         targets = self.padded_targets(images, targets)
@@ -247,7 +247,7 @@ class MNC(Architecture):
         return losses
 
     def detect(self, images: ImageBatch, proposals: Regions | None = None) -> Found:
-        """Detections of all images, padded to equally many: a test as one graph."""
+        """Returns detections of all images, padded to equally many: a test as one graph."""
         features = self.features(images)
         own = self.rpn(features, images.sizes, self.normalize.padded(images)) if proposals is None else proposals
         scored, masks = self.box_stage.instances(features, own, images.sizes)

@@ -62,7 +62,7 @@ class Dense:
     best: int = 1000
 
     def class_loss(self, logits: Tensor, labels: Tensor, matches: Matches, scale: Tensor) -> Tensor:
-        """Focal loss of ``logits`` (N, M, K) of what is not ignored.
+        """Returns the focal loss of ``logits`` (N, M, K) of what is not ignored.
 
         Args:
             logits: as above.
@@ -146,7 +146,7 @@ class DenseHead(nn.Module, ABC):
         """Returns what a reader of a comparison must know of it."""
 
     def logits(self, feature: Tensor) -> Tensor:
-        """Logits (N, M_l, K) of a level (N, C, H, W); the layer's rows of a class lie together."""
+        """Returns logits (N, M_l, K) of a level (N, C, H, W); the layer's rows of a class lie together."""
         maps = self.classes(self.class_tower(feature)).permute(0, 2, 3, 1)  # (N, H, W, K * A)
         rows = maps.unflatten(-1, (self.num_classes, -1)).transpose(-1, -2)  # (N, H, W, A, K)
         return at_least_single(rows.reshape(len(feature), -1, self.num_classes))
@@ -182,7 +182,7 @@ class OneStage(Architecture):
         targets: Targets | Sequence[Target] | None = None,
         proposals: Regions | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
-        """Scalar losses by name if there are targets, else each image's detections; boxes in pixels of ``images``.
+        """Returns losses by name if there are targets, else each image's detections, in pixels of ``images``.
 
         Raises:
             ValueError: ``proposals``, which it has no use for.
@@ -195,7 +195,7 @@ class OneStage(Architecture):
         return self.head.losses(self.features(images), images.sizes, self.normalize.padded(images), targets)
 
     def detect(self, images: ImageBatch) -> Found:
-        """Detections of all images, padded to equally many: a test as one graph."""
+        """Returns detections of all images, padded to equally many: a test as one graph."""
         found = self.head(self.features(images), self.normalize.padded(images))
         clipped = clip(found.boxes, images.sizes)
         valid = (found.scores > self.postprocess.score_threshold) & not_empty(clipped)
@@ -232,7 +232,7 @@ def pick(scores: Tensor, count: int) -> Picked:
 
 
 def _tower(channels: int, count: int, norm: NormLayer | None, *, bias: bool) -> nn.Sequential:
-    """``count`` 3x3 convolutions of ``channels``, with ReLU, from a Gaussian of the paper's deviation 0.01."""
+    """Returns ``count`` 3x3 convolutions of ``channels``, with ReLU, from a Gaussian of the paper's deviation 0.01."""
     layers = conv_layers(channels, channels, count, norm, bias=bias)
     for layer in layers.modules():
         if isinstance(layer, nn.Conv2d):
@@ -241,7 +241,7 @@ def _tower(channels: int, count: int, norm: NormLayer | None, *, bias: bool) -> 
 
 
 def output_layer(in_channels: int, out_channels: int, *, bias: float = 0.0) -> nn.Conv2d:
-    """A 3x3 convolution, from a Gaussian of deviation 0.01, whose biases begin with ``bias``."""
+    """Returns a 3x3 convolution, from a Gaussian of deviation 0.01, whose biases begin with ``bias``."""
     layer = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     nn.init.normal_(layer.weight, std=0.01)
     assert layer.bias is not None

@@ -27,7 +27,7 @@ __all__ = ["CoarseHead", "PointHead", "PointSettings", "PointStage"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PointSettings:
-    """How points are drawn.
+    """The settings of point sampling.
 
     Attributes:
         train_points: of a region, that a step learns from.
@@ -84,7 +84,7 @@ class CoarseHead(nn.Module):
         _start(self.narrow, self.shrink, last=self.masks)
 
     def forward(self, regions: Tensor) -> Tensor:
-        """Logits (R, K, M, M) of regions (R, C, S, S)."""
+        """Returns logits (R, K, M, M) of regions (R, C, S, S)."""
         vectors = self.fcs(self.shrink(self.narrow(regions)).flatten(1))
         return self.masks(vectors).unflatten(1, (self.num_classes, self.side, self.side))
 
@@ -108,7 +108,7 @@ class PointHead(nn.Module):
         _start(self.layers, last=self.masks)
 
     def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
-        """Logits (R, K, P) of the features (R, C, P) and the coarse logits (R, K, P) at points."""
+        """Returns logits (R, K, P) of the features (R, C, P) and the coarse logits (R, K, P) at points."""
         x = torch.cat([fine, coarse], dim=1)
         for layer in self.layers:
             x = torch.cat([F.relu(layer(x)), coarse], dim=1)
@@ -146,7 +146,7 @@ class PointStage(nn.Module):
         return self.coarse.side * 2**self.settings.steps
 
     def forward(self, features: Sequence[Tensor], found: Found) -> Found:
-        """``found`` with masks (N, D, T, T), probabilities of the detection's own class."""
+        """Returns ``found`` with masks (N, D, T, T), probabilities of the detection's own class."""
         boxes, labels = found.boxes, found.labels.flatten()
         coarse = self._coarse_logits(features[0], boxes)  # (N * D, K, M, M)
         side, grid = self._first_side(), self._points_of(boxes, grid_points(self._first_side(), coarse))
@@ -166,7 +166,7 @@ class PointStage(nn.Module):
     def losses(
         self, features: Sequence[Tensor], sample: RegionSample, targets: Targets, seeds: Tensor
     ) -> dict[str, Tensor]:
-        """The losses ``mask`` of the coarse masks and ``mask_point`` of points of the positive regions of ``sample``.
+        """Returns the losses ``mask``, of coarse masks, and ``mask_point``, of points, of positives of ``sample``.
 
         Both are the mean cross-entropy of the object's class; regions of objects without a mask have no part in them.
         ``seeds`` (N,) are those of the random points.
@@ -195,7 +195,7 @@ class PointStage(nn.Module):
 
     @torch.no_grad()
     def _training_points(self, coarse: Tensor, labels: Tensor, boxes: Tensor, seeds: Tensor) -> Tensor:
-        """Points (N, R, P, 2) to learn from: the most uncertain of many, and uniform ones."""
+        """Returns points (N, R, P, 2) to learn from: the most uncertain of many, and uniform ones."""
         count, settings = self.settings.train_points, self.settings
         certain = count - int(settings.importance * count)
         drawn = drawn_points(seeds, boxes.shape[1], settings.oversample * count + certain, boxes)
@@ -206,20 +206,20 @@ class PointStage(nn.Module):
         return torch.cat([chosen, uniform], dim=1).unflatten(0, boxes.shape[:2])
 
     def _coarse_logits(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """Logits (N * R, K, M, M) of the regions ``boxes`` (N, R, 4)."""
+        """Returns logits (N * R, K, M, M) of the regions ``boxes`` (N, R, 4)."""
         side = self.coarse.pool_size
         pooled = sample_features(features, on_image(grid_points(side, boxes), boxes), self.stride)
         regions = pooled.transpose(1, 2).flatten(0, 1).unflatten(2, (side, side))  # (N * R, C, S, S)
         return at_least_single(self.coarse(regions.to(features.dtype)))
 
     def _point_logits(self, features: Tensor, boxes: Tensor, points: Tensor, coarse: Tensor) -> Tensor:
-        """Logits (N * R, K, P) of ``points`` (N, R, P, 2) of ``boxes`` (N, R, 4) with ``coarse`` logits."""
+        """Returns logits (N * R, K, P) of ``points`` (N, R, P, 2) of ``boxes`` (N, R, 4) with ``coarse`` logits."""
         fine = sample_features(features, on_image(points, boxes), self.stride).transpose(1, 2).flatten(0, 1)
         known = sample_regions(coarse, points.flatten(0, 1))
         return at_least_single(self.points(fine.to(features.dtype), known.to(features.dtype)))
 
     def _first_side(self) -> int:
-        """The side up to which every point would be looked at: no step before it is needed."""
+        """Returns the side up to which every point would be looked at: no step before it is needed."""
         side = self.coarse.side
         while 4 * side**2 <= self.settings.test_points and side < self.side:
             side *= 2

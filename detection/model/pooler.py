@@ -66,7 +66,7 @@ class RegionPooler(nn.Module):
         return pooled.to(features[0].dtype)
 
     def _levels(self, boxes: Tensor) -> Tensor:
-        """The level (R,) of each of ``boxes`` (R, 4), 0 for the finest."""
+        """Returns the level (R,) of each of ``boxes`` (R, 4), 0 for the finest."""
         if len(self.strides) == 1:
             return torch.zeros_like(boxes[:, 0], dtype=torch.int64)
         sides = areas(boxes).clamp(min=0).sqrt()
@@ -75,7 +75,7 @@ class RegionPooler(nn.Module):
         return level.clamp(0, len(self.strides) - 1).long()
 
     def _pool(self, levels: Sequence[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
-        """torchvision's operators on every level; a box is a point on all levels but its own, and is left out there."""
+        """Pools by torchvision's operators on every level; a box is a point on all levels but its own, and left out."""
         rows = images[:, None].to(boxes.dtype)
         if len(levels) == 1:
             return self._operator(levels[0], torch.cat([rows, boxes], dim=1), 1 / self.strides[0])
@@ -95,7 +95,7 @@ class RegionPooler(nn.Module):
         return roi_align(feature, regions, size, spatial_scale=scale, sampling_ratio=samples, aligned=aligned)
 
     def _align_on_cpu(self, levels: Sequence[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
-        """torchvision's ``roi_align`` as sums of weighted cells, of which PyTorch has a kernel for all cores.
+        """Computes torchvision's ``roi_align`` as sums of weighted cells, for which PyTorch uses all cores.
 
         torchvision's own kernel for the CPU goes backward on one core, one channel at a time.  The cells of all levels
         stand in one table, so that no level's boxes have to be picked out.
@@ -164,7 +164,7 @@ def _made_again(made: Sequence[tuple[Tensor, Callable[[], Tensor]]]) -> Iterator
 
 
 def _taps(start: Tensor, length: Tensor, bins: int, samples: int, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells of one axis that a bin's samples interpolate between, and their weights: two (R, bins, 2 * samples).
+    """Returns the cells of one axis between which samples interpolate, and weights: two (R, bins, 2 * samples).
 
     Args:
         start: (R,) of each region, in cells.

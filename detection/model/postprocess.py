@@ -1,4 +1,4 @@
-"""What is kept of the scored boxes: score threshold, NMS within each class, the best of what is left.
+"""Postprocessing of scored boxes: score threshold, NMS within each class, the best of what is left.
 
 Shapes: N images, P proposals, K classes, M candidates, D detections.
 """
@@ -43,11 +43,11 @@ class Postprocessor:
     soft_nms_sigma: float | None = None
 
     def __call__(self, scored: ScoredBoxes) -> Found:
-        """Detections of each image, best first, in the pixels of ``scored``."""
+        """Returns detections of each image, best first, in the pixels of ``scored``."""
         return self.choose(self._candidates(scored))
 
     def choose(self, candidates: Found) -> Found:
-        """Detections of each image, best first, among ``candidates``, of which those that count are ``valid``."""
+        """Returns each image's detections, best first, among the ``candidates`` that are ``valid``."""
         if self.soft_nms_sigma is None:
             boxes, scores, labels = candidates.boxes, candidates.scores, candidates.labels
             kept = nms(boxes, scores, labels, self.nms_iou, self.max_detections)
@@ -63,7 +63,7 @@ class Postprocessor:
         return found if self.vote_iou is None else replace(found, boxes=_vote(found, candidates, self.vote_iou))
 
     def _candidates(self, scored: ScoredBoxes) -> Found:
-        """The scored boxes of all classes above the threshold that are not empty, region by region.
+        """Returns the scored boxes of all classes above the threshold that are not empty, region by region.
 
         Ties of their scores are then decided by their places, whatever the batch: equal scores are usual, as regions
         over the same cells have them.
@@ -89,14 +89,14 @@ class Postprocessor:
 
 
 def _vote(found: Found, voters: Found, vote_iou: float) -> Tensor:
-    """The boxes (N, D, 4) of ``found``, each the mean of the ``voters`` of its class that agree with it."""
+    """Returns the boxes (N, D, 4) of ``found``, each the mean of the ``voters`` of its class that agree with it."""
     agrees = (iou(found.boxes, voters.boxes) >= vote_iou) & (found.labels[:, :, None] == voters.labels[:, None])
     weights = agrees * voters.scores.clamp(min=0)[:, None]  # (N, D, M); every detection is among its own voters
     return (weights @ voters.boxes) / weights.sum(dim=2, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def _soften(candidates: Found, sigma: float, score_threshold: float, most: int) -> Tensor:
-    """The scores (N, M) that Soft-NMS leaves the ``most`` best of ``candidates``; -inf for the others.
+    """Returns the scores (N, M) that Soft-NMS leaves the ``most`` best of ``candidates``; -inf for the others.
 
     A score only falls, and not once its box was the best of those that wait: boxes leave in the order of their final
     scores, so that what leaves after the ``most`` first need not be known.
@@ -117,7 +117,7 @@ def _soften(candidates: Found, sigma: float, score_threshold: float, most: int) 
 
 
 def rescale(detections: Detections, size: tuple[int, int], new_size: tuple[int, int]) -> Detections:
-    """``detections`` of an image of ``size`` (height, width), in pixels of the same image at ``new_size``."""
+    """Returns ``detections`` of an image of ``size`` (height, width), in pixels of the same image at ``new_size``."""
     boxes, keypoints = scale(detections.boxes, size, new_size), detections.keypoints
     if keypoints is not None:
         keypoints = keypoints * keypoints.new_tensor([new_size[1] / size[1], new_size[0] / size[0], 1.0])

@@ -89,18 +89,18 @@ class RetinaNetHead(DenseHead):
         }
 
     def _deltas(self, feature: Tensor) -> Tensor:
-        """Deltas (N, M_l, 4) of a level (N, C, H, W), in the order of the anchors."""
+        """Returns deltas (N, M_l, 4) of a level (N, C, H, W), in the order of the anchors."""
         deltas = self.deltas(self.box_tower(feature)).permute(0, 2, 3, 1)  # (N, H, W, A * 4)
         return at_least_single(deltas.reshape(len(feature), -1, 4))
 
     def _anchors(self, features: Sequence[Tensor], padded: tuple[int, int]) -> list[Tensor]:
-        """Anchors (M_l, 4) of every level."""
+        """Returns anchors (M_l, 4) of every level."""
         pairs = zip(self.anchors, features, strict=True)
         return [anchors(feature.shape[-2], feature.shape[-1], padded) for anchors, feature in pairs]
 
     @torch.no_grad()
     def _match(self, anchors: Tensor, sizes: Tensor, targets: Targets) -> tuple[Matches, Tensor, Tensor]:
-        """The matches of ``anchors`` (M, 4), and the label (N, M) and box (N, M, 4) of the object of each.
+        """Returns the matches of ``anchors`` (M, 4), and the label (N, M) and box (N, M, 4) of the object of each.
 
         The box of an anchor that is not positive is the anchor itself.
         """

@@ -44,7 +44,7 @@ class RPNHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, M_l) and deltas (N, M_l, 4) from one level (N, C, H, W), in the order of the anchors."""
+        """Returns logits (N, M_l) and deltas (N, M_l, 4) from one level (N, C, H, W), in the order of the anchors."""
         hidden = F.relu(self.conv(feature))
         for layer in self.more:
             hidden = F.relu(layer(hidden))
@@ -54,7 +54,7 @@ class RPNHead(nn.Module):
 
 
 class ProposalFilter:
-    """Which decoded anchors become proposals: the best of each level, clipped, not tiny, and not doubled.
+    """A filter from decoded anchors to proposals: the best of each level, clipped, not tiny, after NMS.
 
     Args:
         pre_nms: how many of a level's best scores enter NMS, which is done within each level.
@@ -132,7 +132,7 @@ class RPN(nn.Module):
         self.smooth_l1_beta, self.box_loss_weight = smooth_l1_beta, box_loss_weight
 
     def forward(self, features: Sequence[Tensor], sizes: Tensor, padded: tuple[int, int]) -> Regions:
-        """Test-time proposals.
+        """Returns test-time proposals.
 
         Args:
             features: of each level (N, C, H, W).
@@ -145,7 +145,7 @@ class RPN(nn.Module):
     def losses(
         self, features: Sequence[Tensor], sizes: Tensor, padded: tuple[int, int], targets: Targets, seeds: Tensor
     ) -> tuple[Regions, dict[str, Tensor]]:
-        """Training proposals, without a gradient, and the losses ``rpn_objectness`` and ``rpn_box``.
+        """Returns training proposals, without a gradient, and the losses ``rpn_objectness`` and ``rpn_box``.
 
         ``seeds`` (N,) are those of the random choice among each image's anchors.
         """
@@ -165,18 +165,18 @@ class RPN(nn.Module):
         return proposals, {"rpn_objectness": objectness / count, "rpn_box": box / count * self.box_loss_weight}
 
     def _predict(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Logits (N, M_l) and deltas (N, M_l, 4) of every level."""
+        """Returns logits (N, M_l) and deltas (N, M_l, 4) of every level."""
         outputs = [self.head(feature) for feature in features]
         return [logits for logits, _ in outputs], [deltas for _, deltas in outputs]
 
     def _anchors(self, features: Sequence[Tensor], padded: tuple[int, int]) -> Tensor:
-        """Anchors (M, 4) of all levels."""
+        """Returns anchors (M, 4) of all levels."""
         pairs = zip(self.anchors, features, strict=True)
         return torch.cat([anchors(feature.shape[-2], feature.shape[-1], padded) for anchors, feature in pairs])
 
     @torch.no_grad()
     def _sample(self, anchors: Tensor, sizes: Tensor, targets: Targets, seeds: Tensor) -> tuple[Drawn, Tensor]:
-        """The drawn anchors of each image, and the deltas (N, R, 4) wanted of the positive ones."""
+        """Returns the drawn anchors of each image, and the deltas (N, R, 4) wanted of the positive ones."""
         usable = usable_anchors(anchors, sizes, allow_outside=self.allow_outside)
         matches = self.matcher(anchors[None], targets, usable)
         drawn = self.sampler(matches.positive, matches.negative, hash32(seeds, places(anchors), ANCHORS))

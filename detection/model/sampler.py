@@ -19,7 +19,7 @@ AFTER = 1 << 57  # above every key
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What is drawn of every image: positives first, then negatives, then padding."""
+    """The sample of every image: positives first, then negatives, then padding."""
 
     columns: Tensor  # (N, R) int64 0..M-1
     positive: Tensor  # (N, R) bool

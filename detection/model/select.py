@@ -86,7 +86,7 @@ def _(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: floa
 
 
 def _one_by_one(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: float) -> Tensor:
-    """Exact NMS of every group and class in turn."""
+    """Applies exact NMS to every group and class in turn."""
     kept = torch.full_like(scores, -torch.inf)
     for row, counts in enumerate(scores > -torch.inf):
         candidates = counts.nonzero().flatten()
@@ -98,7 +98,7 @@ def _one_by_one(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_thres
 
 
 def _fixed_points(boxes: Tensor, classes: Tensor | None, iou_threshold: float, steps: int) -> tuple[Tensor, Tensor]:
-    """Greedy NMS of each group, as far as ``steps`` lead: as many as its longest chain of suppressions.
+    """Applies greedy NMS to each group, as far as ``steps`` lead: as many as its longest chain of suppressions.
 
     Args:
         boxes: (N, M, 4), each group by falling score.

@@ -35,7 +35,7 @@ class LabelHead(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor], sizes: Tensor | None = None) -> Tensor:
-        """Logits (N, K, h, w) of the trunk's features (N, C, h, w), finest first.
+        """Returns logits (N, K, h, w) of the trunk's features (N, C, h, w), finest first.
 
         ``sizes`` (N, 2) are the images' heights and widths; None: all fill the batch.
         """
@@ -85,7 +85,7 @@ class SemanticNetwork(Architecture):
         targets: Targets | Sequence[Target] | None = None,
         proposals: Regions | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
-        """Scalar losses by name if there are targets, else the ``label_scores`` of each image, without objects.
+        """Returns scalar losses by name if there are targets, else the ``label_scores`` of each image, without objects.
 
         Raises:
             ValueError: ``proposals``, which it has no use for, or targets without label maps.
@@ -103,7 +103,7 @@ class SemanticNetwork(Architecture):
         return losses
 
     def detect(self, images: ImageBatch) -> Found:
-        """Scores of every pixel of the batch, and no objects: a test as one graph."""
+        """Returns scores of every pixel of the batch, and no objects: a test as one graph."""
         logits = pixel_logits(self.head(self.features(images), images.sizes), self.normalize.padded(images))
         height, width = images.pixels.shape[2:]
         none = logits.new_zeros(len(images), 0)
@@ -132,7 +132,7 @@ def pixel_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def pixel_loss(logits: Tensor, targets: Targets, padded: tuple[int, int]) -> Tensor:
-    """Cross-entropy of ``logits`` (N, K, h, w) with the label maps of ``targets``, mean over the labelled pixels.
+    """Returns cross-entropy of ``logits`` (N, K, h, w) with the label maps of ``targets``, mean over labelled pixels.
 
     Args:
         logits: of images of size ``padded``.

@@ -44,7 +44,7 @@ class FCNHead(LabelHead):
         self.classes = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, features: Sequence[Tensor], sizes: Tensor | None = None) -> Tensor:
-        """Logits (N, K, h, w) of the last of ``features`` (N, C, h, w)."""
+        """Returns logits (N, K, h, w) of the last of ``features`` (N, C, h, w)."""
         return self.classes(self.dropout(self.conv(features[-1])))
 
     def describe(self) -> str:
@@ -88,7 +88,7 @@ class DeepLabHead(LabelHead):
         self.classes = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, features: Sequence[Tensor], sizes: Tensor | None = None) -> Tensor:
-        """Logits (N, K, h, w) of the last of ``features`` (N, C, h, w)."""
+        """Returns logits (N, K, h, w) of the last of ``features`` (N, C, h, w)."""
         feature = features[-1]
         parts = [branch(feature) for branch in self.branches]
         parts.append(self._whole(feature, sizes).expand_as(parts[0]))
@@ -96,7 +96,7 @@ class DeepLabHead(LabelHead):
         return self.classes(self.conv(joined))
 
     def _whole(self, feature: Tensor, sizes: Tensor | None) -> Tensor:
-        """(N, channels, 1, 1) of the mean over the cells of each image, those of the batch's padding left out.
+        """Returns (N, channels, 1, 1) of the mean over the cells of each image, those of the batch's padding left out.
 
         Raises:
             ValueError: a training step of a single image, of which batch normalisation can't tell the variance.
@@ -152,7 +152,7 @@ class SemanticFPNHead(LabelHead):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, features: Sequence[Tensor], sizes: Tensor | None = None) -> Tensor:
-        """Logits (N, K, h, w) of stride 4 of ``features`` (N, C, h, w), finest first; coarser levels are left out."""
+        """Returns logits (N, K, h, w) of stride 4 of ``features`` (N, C, h, w), finest first; others are left out."""
         used = zip(self.levels.values(), features, strict=False)
         return self.classes(torch.stack([level(feature) for level, feature in used]).sum(dim=0))
 
@@ -176,7 +176,7 @@ class _Double(nn.Module):
 
 
 def _conv(in_channels: int, channels: int, norm: NormLayer, *, kernel: int = 1, dilation: int = 1) -> nn.Sequential:
-    """A convolution that keeps the size, normalisation and ReLU; initialised as PyTorch does."""
+    """Returns a convolution that keeps the size, normalisation and ReLU; initialised as PyTorch does."""
     padding = dilation * (kernel // 2)
     conv = nn.Conv2d(in_channels, channels, kernel, padding=padding, dilation=dilation, bias=False)
     return nn.Sequential(conv, norm(channels), nn.ReLU(inplace=True))

@@ -99,7 +99,7 @@ def _log_ticks(axes: Axes, which: str) -> None:
 
 
 def _squares(axes: Axes, series: Sequence[str]) -> None:
-    """A legend of filled squares, where there are several series."""
+    """Adds a legend of filled squares, where there are several series."""
     if len(series) > 1:
         handles = [
             axes.plot([], [], marker="s", linestyle="", color=look(number)[0], label=printable(name))[0]

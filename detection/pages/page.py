@@ -156,9 +156,10 @@ class Page:
 def write_page(page: Page, folder: Path, stem: str) -> Path:
     """Writes STEM.html, STEM.md and the figures of the latter into ``folder``; gives the path of the HTML."""
     figures = folder / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     blocks = (block for section in page.sections for block in section.blocks)
     for name, content in (file for b in blocks if isinstance(b, (Figure, Pictures)) for file in b.files.items()):
+        figures.mkdir(exist_ok=True)
         (figures / name).write_bytes(content)
     (folder / f"{stem}.md").write_text(markdown(page), encoding="utf-8")
     return write_html(page, folder / f"{stem}.html")
@@ -185,13 +186,13 @@ def _html(page: Page) -> str:
 
 
 def _inline(svg: str) -> Markup:
-    """``svg`` without a size of its own, so that it takes that of its box."""
+    """Returns ``svg`` without a size of its own, so that it takes that of its box."""
     root, end, rest = svg.partition(">")
     return Markup(re.sub(r' (?:width|height)="[^"]*"', "", root) + end + rest)  # made here, of escaped text
 
 
 def _groups(blocks: Sequence[Block]) -> list[list[Block]]:
-    """``blocks`` with neighbours of the same kind together where these stand side by side on a wide page."""
+    """Returns ``blocks`` with neighbours of the same kind together where these stand side by side on a wide page."""
     groups: list[list[Block]] = []
     for block in blocks:
         if groups and isinstance(block, (Figure, Pictures)) and type(block) is type(groups[-1][0]):
@@ -243,7 +244,7 @@ def _cell(text: str) -> str:
 
 
 def _file_stem(name: str) -> str:
-    """``name`` as that of a file; where characters had to go, names that differ still do."""
+    """Returns ``name`` as that of a file; where characters had to go, names that differ still do."""
     stem = re.sub(r"[^\w.+-]", "_", name)[:50]
     return stem if stem == name else f"{stem}-{digest(name)[:8]}"
 

@@ -75,7 +75,7 @@ class Point:
 
 
 def scatter(name: str, points: Sequence[Point], *, x_label: str, y_label: str) -> str:
-    """``points`` with their names; a line joins those on the Pareto front."""
+    """Returns ``points`` with their names; a line joins those on the Pareto front."""
 
     def fill(axes: Axes) -> None:
         front = sorted((p.cost, 100 * (p.bar.value or 0)) for p in points if p.on_front)
@@ -98,7 +98,7 @@ def forest(
     dots: Mapping[str, Sequence[float]] | None = None,
     zero: bool = False,
 ) -> str:
-    """A line per row, from top to bottom, with one interval per series; ``dots`` adds single values to a row.
+    """Returns a line per row, from top to bottom, with one interval per series; ``dots`` adds single values to a row.
 
     ``zero`` marks it, for differences.
     """
@@ -133,7 +133,7 @@ def lines(
     percent: bool = True,
     limit: float | None = None,
 ) -> str:
-    """Curves (x, y); those of one series, such as the seeds of a variant, look alike.
+    """Returns curves (x, y); those of one series, such as the seeds of a variant, look alike.
 
     Args:
         name: unique on a page.
@@ -163,7 +163,7 @@ def lines(
 
 
 def matrix(name: str, counts: NDArray[np.int64], labels: Sequence[str], *, x_label: str, y_label: str) -> str:
-    """A confusion matrix (K + 1, K + 1): the shade is a cell's share of its row, and small ones show their counts."""
+    """Draws a confusion matrix (K + 1, K + 1): shades are shares of a row, and small ones show their counts."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
     def fill(axes: Axes) -> None:
@@ -209,14 +209,14 @@ def _covers(x: float, y: float, width: float, taken: Sequence[tuple[float, float
 
 
 def look(number: int) -> tuple[str, str, Any]:
-    """Colour, marker and dashes of the series ``number``."""
+    """Returns the colour, marker and dashes of the series ``number``."""
     return COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)]
 
 
 def _dot(
     axes: Axes, place: float, bar: Bar, look: tuple[str, str, Any], *, vertical: bool, hollow: bool = False
 ) -> None:
-    """A value with its interval; ``place`` is where on the other axis."""
+    """Draws a value with its interval; ``place`` is where on the other axis."""
     if bar.value is None:
         return
     color, marker, _ = look
@@ -228,7 +228,7 @@ def _dot(
 
 
 def legend(axes: Axes, series: Sequence[tuple[str, tuple[str, str, Any]]], *, lines: bool = False) -> None:
-    """Above the axes, where it hides nothing."""
+    """Draws the legend above the axes, where it hides nothing."""
     series = [(printable(name), look) for name, look in series]
     handles = [
         axes.plot(
@@ -252,7 +252,7 @@ def undrawn() -> Iterator[None]:
 
 
 def draw(name: str, fill: Callable[[Axes], None], *, height: float) -> str:
-    """The SVG that ``fill`` makes; identifiers are made from ``name``, so that figures share a page."""
+    """Returns the SVG that ``fill`` makes; identifiers are made from ``name``, so that figures share a page."""
     if not _drawn.get():
         return "<svg></svg>"
     stream = io.StringIO()
@@ -265,7 +265,7 @@ def draw(name: str, fill: Callable[[Axes], None], *, height: float) -> str:
 
 
 def _plain(svg: str) -> str:
-    """``svg`` from its root element on, without metadata and without identifiers that nothing refers to."""
+    """Returns ``svg`` from its root element on, without metadata and without identifiers that nothing refers to."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     return re.sub(r'(<\w+) id="[\w.]+_\d+"', r"\1", svg)  # in tags only: text may hold the same

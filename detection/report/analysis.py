@@ -1,4 +1,4 @@
-"""What one run gets wrong, or how runs of the same test images differ: OUTPUT/analysis.{html,md,json}.
+"""The errors of one run, or differences of runs on the same images: OUTPUT/analysis.{html,md,json}.
 
 Beside it the labels that the runs doubt, as files for annotation tools (report/label_errors.py).
 """
@@ -153,7 +153,7 @@ def compare_records(
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """The last parts of the paths of ``runs``, as many as tell them apart."""
+    """Returns the last parts of the paths of ``runs``, as many as tell them apart."""
     resolved = [run.resolve() for run in runs]
     if not runs or len(set(resolved)) < len(runs):
         raise ValueError(f"an analysis takes run directories, each once, got {', '.join(map(str, runs)) or 'none'}")
@@ -189,7 +189,7 @@ def _label_errors(numbers: dict[str, Any], index: AnnotationIndex, shown: Mappin
 
 
 def _suspects(shown: Mapping[str, Shown]) -> list[Suspect]:
-    """What all runs together say of the labels, where their detections are confident."""
+    """Returns the labels that all runs together doubt, where their detections are confident."""
     return find_label_errors([run.records for run in shown.values()], min_score=CONFIDENT)
 
 
@@ -275,7 +275,7 @@ def _largest_confusions(counts: NDArray[np.int64], labels: Sequence[str]) -> lis
 
 
 def _images(name: str, numbers: dict[str, Any], index: AnnotationIndex, run: Shown) -> Section:
-    """The images that go best and worst."""
+    """Returns the images that go best and worst."""
     ranking = numbers["variants"][name]["ranking"]
     worst = ranking[::-1][:MAX_PICTURES]
     best = ranking[: max(0, min(MAX_PICTURES, len(ranking) - len(worst)))]

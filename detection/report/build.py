@@ -82,7 +82,7 @@ def _facts(numbers: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _pictures(evidence: Evidence) -> list[Pictures]:
-    """For every pair that finds objects, and both ways, the images with most that one finds and the other misses."""
+    """Returns, for each pair and both ways, the images with most objects that one finds and the other misses."""
     pairs = [pair for pair in evidence.comparison.pairs if {pair.a, pair.b} <= {*evidence.shown}]
     ways = [way for pair in pairs for way in ((pair.a, pair.b), (pair.b, pair.a))]
     each = max(1, MAX_PICTURES // max(len(ways), 1))
@@ -92,14 +92,14 @@ def _pictures(evidence: Evidence) -> list[Pictures]:
 
 
 def only_found_by(index: AnnotationIndex, shown: Mapping[str, Shown], a: str, b: str, number: int) -> list[Pictures]:
-    """The ``number`` images with the most objects that ``a`` finds and ``b`` misses, with the detections of both."""
+    """Returns the ``number`` images with most objects that ``a`` finds and ``b`` misses, drawn with both."""
     only = [x & ~y for x, y in zip(shown[a].found, shown[b].found, strict=True)]
     rows = np.argsort([-int(found.sum()) for found in only], kind="stable")[:number].tolist()
     return [_both(index, row, {name: shown[name] for name in (a, b)}, only[row]) for row in rows if only[row].any()]
 
 
 def _both(index: AnnotationIndex, row: int, shown: Mapping[str, Shown], only: NDArray[np.bool_]) -> Pictures:
-    """Image ``row`` with the detections of two runs; objects ``only`` (G,), which the first alone finds, are framed."""
+    """Draws image ``row`` with the detections of two runs; objects ``only`` (G,) of the first are framed."""
     a, b = shown
     jpegs = [
         picture(index, row, run.records[row], min_score=run.equal_score, marked=run.records[row].gt_boxes[only])

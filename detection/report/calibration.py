@@ -1,4 +1,4 @@
-"""What the scores of a run mean: their calibration, and the score for a wished precision or recall."""
+"""The section on scores of a run: their calibration, and the score for a wished precision or recall."""
 
 from __future__ import annotations
 

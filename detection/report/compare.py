@@ -76,7 +76,7 @@ def run_comparison(
         if robustness:
             _corrupt(comparison.output, say)
     except KeyboardInterrupt as error:
-        raise StoppedError("the runs are saved; the same command goes on") from error
+        raise StoppedError("the runs are saved; the same command resumes them") from error
     classifies = comparison.kind is CLASSIFIERS
     page = write_classifier_report(comparison.output, say=say) if classifies else write_report(comparison.output)
     if page is not None:
@@ -181,7 +181,7 @@ def _comparison(
     *,
     needs_detectors: str = "",
 ) -> Comparison[Any]:
-    """The comparison of the file at ``path``; ``needs_detectors`` is an option that classifiers can't take."""
+    """Returns the comparison of the file at ``path``; ``needs_detectors`` is an option that classifiers can't take."""
     file = find_config(path)
     experiment = load_experiment(file, overrides)
     kind = _kind(experiment)

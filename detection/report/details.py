@@ -137,7 +137,7 @@ def curves_section(numbers: dict[str, Any]) -> Section:
 
 
 def operating_figures(numbers: dict[str, Any]) -> list[Block]:
-    """Precision against recall, and F1 against the score threshold; none of variants that find no objects."""
+    """Returns precision against recall, and F1 against the score threshold; none of variants that find no objects."""
     variants = numbers["variants"]
     if not all("precision_at_recall" in variant for variant in variants.values()):
         return []

@@ -1,4 +1,4 @@
-"""Whether the gains of backbones carry over from head to head: the first section of an experiment with heads."""
+"""The first section of an experiment with heads: do the gains of backbones carry over?"""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def write_suggestions(
 
 
 def _suggested(suspects: Sequence[Suspect], record: Record, index: AnnotationIndex) -> list[dict[str, Any]]:
-    """The labels of an image as COCO's annotations, changed as its suspects say."""
+    """Returns the labels of an image as COCO's annotations, changed as its suspects say."""
     changed = {one.object: one for one in suspects if one.object is not None}
     labels = list[dict[str, Any]]()
     for number in range(len(record.gt_boxes)):
@@ -146,7 +146,7 @@ def _entry(box: NDArray[np.floating], label: int, index: AnnotationIndex, *, ign
 def _task(
     name: str, size: tuple[int, int], labels: Sequence[dict[str, Any]], index: AnnotationIndex, score: float
 ) -> dict[str, Any]:
-    """A task of Label Studio with one prediction; its coordinates are percent of the image."""
+    """Returns a task of Label Studio with one prediction; its coordinates are percent of the image."""
     names, (height, width) = dict(zip(index.category_ids, index.class_names, strict=True)), size
     result = []
     for label in labels:
@@ -168,7 +168,7 @@ def _words(one: Suspect, record: Record, names: Sequence[str]) -> str:
 
 
 def _drawn(suspects: Sequence[Suspect]) -> list[list[Suspect]]:
-    """The suspects of each picture, of one kind and image; the likeliest first."""
+    """Returns the suspects of each picture, of one kind and image; the likeliest first."""
     groups, kinds = dict[tuple[int, Kind], list[Suspect]](), dict.fromkeys(KINDS, 0)
     for one in suspects:
         if (one.row, one.kind) in groups:
@@ -180,7 +180,7 @@ def _drawn(suspects: Sequence[Suspect]) -> list[list[Suspect]]:
 
 
 def _picture(number: int, group: Sequence[Suspect], index: AnnotationIndex, record: Record) -> Block:
-    """The surroundings of the suspects of one kind in one image.
+    """Returns the surroundings of the suspects of one kind in one image.
 
     Labels are thin white and framed where they are doubted, what is suggested has its class and score.
     """
@@ -210,7 +210,7 @@ def _picture(number: int, group: Sequence[Suspect], index: AnnotationIndex, reco
 
 
 def _window(boxes: NDArray[np.floating], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The part x1, y1, x2, y2 of an image of ``size`` around ``boxes`` (N, 4), 4 to 3 where there is room."""
+    """Returns the part x1, y1, x2, y2 of an image of ``size`` around ``boxes`` (N, 4), 4 to 3 where there is room."""
     (x1, y1), (x2, y2) = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()
     height = max(CONTEXT * max(x2 - x1, y2 - y1), LEAST_CONTEXT)
     width = height * 4 / 3

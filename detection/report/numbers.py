@@ -69,7 +69,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """What the detections of one run show."""
+    """Curves, thresholds and matched objects of one run."""
 
     records: Sequence[Record]
     precision: NDArray[np.float64]  # at curves.RECALLS, mean over classes
@@ -156,7 +156,7 @@ def show_objects(runs: Mapping[str, Sequence[Sequence[Record]]], num_classes: in
 
 
 def show(records: Sequence[Record], num_classes: int) -> Shown:
-    """What ``records`` show."""
+    """Returns the curves, thresholds and matched objects of ``records``."""
     curves = class_curves(records, num_classes)
     f1 = f1_by_threshold(curves)
     equal_score = score_of_as_many(records)
@@ -171,7 +171,7 @@ def show(records: Sequence[Record], num_classes: int) -> Shown:
 
 
 def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None) -> dict[str, Any]:
-    """The content of report.json."""
+    """Returns the content of report.json."""
     plan = experiment.plan
     heads = ["heads"] if "heads" in plan else []
     numbers: dict[str, Any] = {
@@ -216,7 +216,7 @@ def experiment_numbers(experiment: ExperimentFolder, evidence: Evidence | None) 
 
 
 def as_json(value: Any) -> Any:
-    """``value`` with dataclasses, arrays and NaN turned into what JSON knows."""
+    """Returns ``value`` with dataclasses, arrays and NaN turned into what JSON knows."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, np.ndarray):
@@ -322,7 +322,7 @@ def voc_metric(run: Path) -> VocMetric:
 
 
 def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and sample standard deviation; None for the latter of a single value."""
+    """Returns the mean and sample standard deviation; None for the latter of a single value."""
     known = [value for value in values if value is not None]
     return {
         "mean": statistics.fmean(known) if known else None,
@@ -336,7 +336,7 @@ def _ratio(value: float | None, cost: float | None) -> float | None:
 
 
 def _paper(run: Path, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The paper's figures for the detector of ``run`` with ours and whether it is accepted (None: no band)."""
+    """Returns the paper's figures for the detector of ``run`` with ours and whether it is accepted (None: no band)."""
     config = load_config(DetectionConfig, run / "config.yaml")
     rows = []
     for cell in paper_cells(config.backbone.name, config.data.train, config.data.test):

@@ -66,10 +66,10 @@ def accept_from(cell: Cell, runs: int) -> float | None:
 
 
 def paper_cells(backbone: str, train: Sequence[str], test: Sequence[str]) -> list[Cell]:
-    """The figures for this backbone, trained and tested on these data sets."""
+    """Returns the figures for this backbone, trained and tested on these data sets."""
     return [cell for cell in CELLS if (cell.backbone, cell.train, (cell.test,)) == (backbone, set(train), tuple(test))]
 
 
 def table_cells(table: str, backbone: str, train: Sequence[str]) -> list[Cell]:
-    """The figures of ``table`` for this backbone, trained on these data sets, wherever it is tested."""
+    """Returns the figures of ``table`` for this backbone, trained on these data sets, wherever it is tested."""
     return [cell for cell in CELLS if (cell.table, cell.backbone, cell.train) == (table, backbone, set(train))]

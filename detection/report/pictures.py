@@ -16,7 +16,7 @@ __all__ = ["picture"]
 def picture(
     index: AnnotationIndex, row: int, record: Record, *, min_score: float, marked: NDArray[np.floating] | None = None
 ) -> bytes:
-    """The JPEG of image ``row`` with the detections of ``record`` that score at least ``min_score``.
+    """Returns the JPEG of image ``row`` with the detections of ``record`` that score at least ``min_score``.
 
     Boxes ``marked`` (M, 4), in pixels of the image, get a frame.
     """

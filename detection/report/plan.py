@@ -1,4 +1,4 @@
-"""What an experiment will be able to show, before it is run: from the noise of a pilot, or from stated noise."""
+"""The power of an experiment before it runs, from the noise of a pilot or from stated noise."""
 
 from __future__ import annotations
 

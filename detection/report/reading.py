@@ -33,7 +33,7 @@ class RunFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentFolder:
-    """What was planned, what became of it, and what each variant costs."""
+    """The plan of an experiment, the state of its runs, and the cost of each variant."""
 
     plan: dict[str, Any]  # experiment.json
     detections: dict[str, tuple[Path, ...]]  # arm that is not trained -> its files of detections
@@ -45,7 +45,7 @@ class ExperimentFolder:
     leakage: Any  # leakage.json; None where copies were not looked for
 
     def done(self, variant: str) -> list[RunFolder]:
-        """Its finished runs."""
+        """Returns its finished runs."""
         return [run for run in self.runs if run.variant == variant and run.state == "done"]
 
     @property
@@ -55,7 +55,7 @@ class ExperimentFolder:
 
 
 def read_experiment(output: Path, needed: Sequence[str] = FOUND) -> ExperimentFolder:
-    """The experiment in the folder ``output``.
+    """Returns the experiment in the folder ``output``.
 
     A run counts as done only with its result and one of the files ``needed``, and where the results are of several test
     sets, only on the set that was planned.
@@ -81,7 +81,7 @@ def read_experiment(output: Path, needed: Sequence[str] = FOUND) -> ExperimentFo
 
 
 def read_metrics(run: Path, key: str, *, file: str = "metrics.jsonl") -> tuple[list[int], list[float]]:
-    """Iterations and values of ``key`` in the run's metrics.jsonl; of an iteration that was repeated, the last.
+    """Returns iterations and values of ``key`` in the run's metrics.jsonl; of an iteration that was repeated, the last.
 
     A line that a crash cut short is left out.
     """

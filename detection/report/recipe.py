@@ -1,4 +1,4 @@
-"""How the arms of an experiment were trained, in a line, and what makes its figures doubtful."""
+"""The training of an experiment's arms in a line, and what makes its figures doubtful."""
 
 from __future__ import annotations
 

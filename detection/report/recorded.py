@@ -53,7 +53,7 @@ class DataSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tested:
-    """What is known of the weights by a test.
+    """The facts about the weights that a test records.
 
     Attributes:
         folder: that holds the result.

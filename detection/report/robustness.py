@@ -1,4 +1,4 @@
-"""What corrupted images cost: AP under each corruption, and the loss against clean images, with intervals.
+"""AP on corrupted images, and the loss against clean images, with intervals.
 
 Of label maps mIoU or PQ takes the place of AP.
 """

@@ -39,7 +39,7 @@ PROTOCOLS = {
 
 
 def experiment_sections(numbers: dict[str, Any], pictures: Sequence[Pictures]) -> list[Section]:
-    """All sections, the conclusion first; without a finished run, those that need none."""
+    """Returns all sections, the conclusion first; without a finished run, those that need none."""
     if not numbers["variants"]:
         return [
             Section("Conclusion", [Notice("No run has finished: there is nothing to compare yet.", warning=True)]),
@@ -66,13 +66,13 @@ def experiment_sections(numbers: dict[str, Any], pictures: Sequence[Pictures]) -
 
 
 def protocol_name(protocol: dict[str, Any]) -> str:
-    """In words."""
+    """Returns the protocol in words."""
     name = PROTOCOLS[protocol["name"]]
     return name if protocol["minutes"] is None else f"{name}, {protocol['minutes']:g} minutes a run"
 
 
 def _weights(variants: dict[str, Any]) -> str:
-    """Which weights were tested, in a sentence."""
+    """Returns which weights were tested, in a sentence."""
     kinds = dict.fromkeys(kind for variant in variants.values() for kind in variant.get("weights", ()))
     return f"Tested are the {'; '.join(kinds)}." if kinds else ""
 
@@ -114,7 +114,7 @@ def _over_seeds(variant: dict[str, Any], metric: Metric) -> str:
 
 
 def _paper_blocks(numbers: dict[str, Any]) -> list[Block]:
-    """The paper's cells beside ours, where the experiment repeats them."""
+    """Returns the paper's cells beside ours, where the experiment repeats them."""
     verdicts = {True: "inside the band", False: "outside the band", None: "no band known"}
     rows = [
         [
@@ -189,7 +189,7 @@ def _minutes(numbers: dict[str, Any]) -> list[Block]:
 
 
 def _grid_table(grid: dict[str, Any]) -> Table:
-    """The search of the learning rates, one run per factor and variant."""
+    """Returns the search of the learning rates, one run per factor and variant."""
     factors = list(dict.fromkeys(factor for found in grid["variants"].values() for factor in found["scores"]))
     rows = [
         [

@@ -1,4 +1,4 @@
-"""Whether the detectors of an experiment were tested on the images that it says, and on none that training saw."""
+"""Checks that detectors were tested on the stated images, and on none that training saw."""
 
 from __future__ import annotations
 

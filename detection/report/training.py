@@ -1,4 +1,4 @@
-"""How a run trained: loss and the deciding figure of validation by iteration, by epoch and by minute."""
+"""Training curves of a run: loss and the deciding validation figure by iteration, epoch and minute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which arm to take: the first lines of a comparison, made of what is proven of each pair.
+"""The first lines of a comparison: the arm to take, from what is proven of each pair.
 
 An arm is behind where another is proven better.  Who is behind nobody stays in question, and of these the cheapest is
 named: a difference that is not proven is no reason to pay.

@@ -14,7 +14,7 @@ MINUS = "\N{MINUS SIGN}"  # as wide as a plus
 
 
 def spread(over_seeds: Mapping[str, Any], *, scale: float = 100, digits: int = 1) -> str:
-    """57.7 ± 0.4: mean and standard deviation over seeds, the latter only where there are several."""
+    """Formats mean and standard deviation over seeds, 57.7 ± 0.4; the latter only where there are several."""
     if over_seeds["mean"] is None:
         return NONE
     mean = f"{scale * over_seeds['mean']:.{digits}f}"
@@ -22,17 +22,17 @@ def spread(over_seeds: Mapping[str, Any], *, scale: float = 100, digits: int = 1
 
 
 def percent_interval(interval: Mapping[str, float | None]) -> str:
-    """57.7 [55.1, 60.0]."""
+    """Formats a value with its interval: 57.7 [55.1, 60.0]."""
     return _interval(interval, "")
 
 
 def differing(interval: Mapping[str, float | None] | None) -> str:
-    """+1.2 [+0.3, +2.1]: the same for a difference."""
+    """Formats a difference with its interval: +1.2 [+0.3, +2.1]."""
     return NONE if interval is None else _interval(interval, "+")
 
 
 def claimed(claim: Mapping[str, Any] | None) -> str:
-    """+1.2 [+0.3, +2.1]*: a difference, with a star where it is proven."""
+    """Formats a difference with its interval, and a star where it is proven: +1.2 [+0.3, +2.1]*."""
     return differing(claim) + ("*" if claim is not None and claim["proven"] else "")
 
 
@@ -61,17 +61,17 @@ def deciding(numbers: Mapping[str, Any]) -> str:
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """1,234.5."""
+    """Formats a number: 1,234.5."""
     return NONE if value is None else f"{value:,.{digits}f}"
 
 
 def pair_name(pair: Mapping[str, Any]) -> str:
-    """Which variant is subtracted from which."""
+    """Returns which variant is subtracted from which."""
     return f"{pair['b']} {MINUS} {pair['a']}"
 
 
 def bar(interval: Mapping[str, float | None]) -> Bar:
-    """An interval as a plot takes it."""
+    """Returns an interval as a plot takes it."""
     return Bar(value=interval["value"], low=interval["low"], high=interval["high"])
 
 

@@ -1,4 +1,4 @@
-"""What a table takes: data and weights that are missing, with the command that gets them, steps and hours."""
+"""The needs of a table: missing data and weights, with the command that gets them, steps and hours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many objects of a data set no anchor reaches: of a config, and of the anchors and sizes that would fit.
+"""Counts objects that no anchor reaches: of a config, and of the anchors and sizes that would fit.
 
 Shapes: M objects, A anchors of a cell.
 """

@@ -28,7 +28,7 @@ from detection.progress import SCREEN, tracked
 from detection.tasks.anchor_reach import Reach, reach_of_config, reach_of_suggested, suggest
 from detection.tasks.data_page import write_data_page
 from detection.tasks.data_pictures import Finding
-from detection.tasks.label_sections import Labelled
+from detection.tasks.label_sections import LabelledSplit
 from detection.tasks.recipe import Choice, config_text
 
 __all__ = ["check_card"]
@@ -38,10 +38,10 @@ TRAINED_ON = ("train", "trainval")  # splits whose objects anchors are to fit; e
 
 @dataclass(slots=True)
 class _Found:
-    """What the splits hold, and what is wrong with them."""
+    """The content of the splits, and the problems found."""
 
     indexes: dict[str, AnnotationIndex] = field(default_factory=dict)
-    labelled: dict[str, Labelled] = field(default_factory=dict)  # those with label maps
+    labelled: dict[str, LabelledSplit] = field(default_factory=dict)  # those with label maps
     findings: dict[Problem, list[str]] = field(default_factory=dict)  # each with the splits that have it
     errors: int = 0
 
@@ -123,7 +123,7 @@ def _check_split(card: Card, split: str, root: Path, found: _Found, *, images: b
     if len(index.boxes) or index.label_maps is None or not index.has_ground_truth:
         _show_counts(index)
     if maps.label_maps is not None and maps.has_ground_truth:
-        found.labelled[split] = Labelled(maps, _check_labels(maps, split, found) if images else None)
+        found.labelled[split] = LabelledSplit(maps, _check_labels(maps, split, found) if images else None)
 
 
 def _check_labels(index: AnnotationIndex, split: str, found: _Found) -> LabelCounts:
@@ -159,7 +159,7 @@ def _show_counts(index: AnnotationIndex) -> None:
 def _reached(
     index: AnnotationIndex, suggested: Sequence[Choice], detector: DetectionConfig | None, config: Path | None
 ) -> list[Reach]:
-    """What the anchors of the config, if there is one, and those that are suggested reach."""
+    """Returns what the anchors of the config, if there is one, and the suggested ones reach."""
     name = "" if config is None else f"{config.parent.name}/{config.name}"
     own = None if detector is None else reach_of_config(index, detector, name)
     fitting = reach_of_suggested(index, suggested, detector)

@@ -18,7 +18,7 @@ from detection.tasks.data_sections import (
     objects_section,
     splits_section,
 )
-from detection.tasks.label_sections import Labelled, label_pictures, labels_section
+from detection.tasks.label_sections import LabelledSplit, label_pictures, labels_section
 
 __all__ = ["write_data_page"]
 
@@ -30,7 +30,7 @@ def write_data_page(
     path: Path,
     name: str,
     splits: Mapping[str, AnnotationIndex],
-    labelled: Mapping[str, Labelled],
+    labelled: Mapping[str, LabelledSplit],
     findings: Sequence[Finding],
     reached: Sequence[Reach],
     lines: Sequence[str],
@@ -75,7 +75,7 @@ def write_data_page(
     return write_html(page, path)
 
 
-def _holds(index: AnnotationIndex, labelled: Labelled | None) -> str:
+def _holds(index: AnnotationIndex, labelled: LabelledSplit | None) -> str:
     counts = [f"{len(index)} images"]
     if index.label_maps is None or len(index.boxes):
         counts.append(f"{len(index.boxes)} objects")
@@ -119,7 +119,7 @@ def _findings(findings: Sequence[Finding], splits: Mapping[str, AnnotationIndex]
 
 
 def _kinds(findings: Sequence[Finding]) -> list[tuple[tuple[str, str], list[Finding]]]:
-    """Findings of each severity and kind, in their order."""
+    """Returns findings of each severity and kind, in their order."""
     kinds = dict[tuple[str, str], list[Finding]]()
     for finding in findings:
         kinds.setdefault((finding.problem.severity, finding.problem.kind), []).append(finding)

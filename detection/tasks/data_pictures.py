@@ -77,7 +77,7 @@ def sample_pictures(split: str, index: AnnotationIndex) -> list[Pictures]:
 
 
 def _samples(index: AnnotationIndex) -> Iterator[int]:
-    """Rows of images: the first of an order drawn once that hold each class, then the others."""
+    """Yields rows of images in an order drawn once: first those that hold each class, then the others."""
     order = np.random.default_rng(0).permutation(len(index)).tolist()
     rows = torch.repeat_interleave(torch.arange(len(index)), torch.diff(index.ends, prepend=index.ends.new_zeros(1)))
     counts = index.labels.bincount(minlength=len(index.class_names))
@@ -120,7 +120,7 @@ class _Images:
         self.stems = {stem: next(iter(paths)) for stem, paths in stems.items() if len(paths) == 1}
 
     def draw(self, path: str, boxes: Sequence[tuple[float, ...]]) -> bytes | None:
-        """The JPEG of an image with its labels, the ``boxes`` framed; None if it can't be read or is not known."""
+        """Draws an image with its labels as a JPEG, the ``boxes`` framed; None if it can't be read or is not known."""
         place = self.places.get(path) or self.places.get(self.stems.get(Path(path).stem, ""))
         if place is None:
             return None
@@ -141,7 +141,7 @@ def _draw(index: AnnotationIndex, row: int, boxes: Sequence[tuple[float, ...]]) 
 
 
 def _under_labels(index: AnnotationIndex, row: int, image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
-    """``image`` (H, W, 3), ``scale`` times as large, with its label map if that can be read."""
+    """Returns ``image`` (H, W, 3), ``scale`` times as large, with its label map if that can be read."""
     maps = index.label_maps
     assert maps is not None
     try:

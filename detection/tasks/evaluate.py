@@ -20,7 +20,7 @@ __all__ = ["Judged", "name_files", "read_detections", "read_judged", "without_ob
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What several methods found in the same images.
+    """The detections of several methods in the same images.
 
     Attributes:
         class_names: K.

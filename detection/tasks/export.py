@@ -58,7 +58,7 @@ UNMATCHED: dict[Precision, float] = {"fp32": 0.01, "fp16": 0.05, "int8": 0.3}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What an export may lose.
+    """The loss that an export may cause.
 
     Attributes:
         unmatched: share of the detections of both without a match, or of pixels of another class, 0..1; None: 0.01 of
@@ -74,7 +74,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What is exported, and how it is proven.
+    """The parts of an export, and its checks.
 
     Attributes:
         format, precision: of the file.

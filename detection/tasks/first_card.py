@@ -88,7 +88,7 @@ def draw_card(found: Recognised, place: Path, *, group: str | None, seed: int, s
 
 
 def _card(found: Recognised) -> Card:
-    """The card of a folder as it lies there, with the classes of the data."""
+    """Returns the card of a folder as it lies there, with the classes of the data."""
     card = Card(
         name=found.folder.name,
         format=found.format,
@@ -102,7 +102,7 @@ def _card(found: Recognised) -> Card:
 
 
 def _read(card: Card, name: str, say: Say) -> list[AnnotationIndex]:
-    """The images of each entry of a split, with their masks; says what is wrong."""
+    """Returns the images of each entry of a split, with their masks; says what is wrong."""
     parts = list[AnnotationIndex]()
     for entry in card.splits[name]:
         fields = ("masks",) if "fields" in FORMATS[card.format].options else ()
@@ -131,7 +131,7 @@ def _shares(whole: str, images: int) -> dict[str, float]:
 
 
 def _looks(sets: Mapping[str, AnnotationIndex], say: Say) -> dict[str, Look]:
-    """What every image looks like, by its path; of very many images like nothing."""
+    """Returns path -> what the image looks like; of very many images nothing."""
     paths = [*dict.fromkeys(path for index in sets.values() for path in index.paths)]
     if len(paths) > MANY_IMAGES:
         say(f"{len(paths)} images: no copies are looked for, which takes minutes; resdet check does it")
@@ -148,7 +148,7 @@ def _draw(
     seed: int,
     say: Say,
 ) -> dict[str, list[int]]:
-    """The rows of each set."""
+    """Returns the rows of each set."""
     paths = [*index.paths]
     groups, rule = group_images(paths, pattern=group)
     pairs = pairs_alike([looks[path] for path in paths])
@@ -160,7 +160,7 @@ def _draw(
 
 
 def _label_counts(index: AnnotationIndex) -> NDArray[np.int64]:
-    """Which classes (N, K) images have a pixel of."""
+    """Returns which classes (N, K) images have a pixel of."""
     return check_label_maps(index)[0].present.astype(np.int64)
 
 
@@ -171,7 +171,7 @@ def _lists(
     rows: Mapping[str, list[int]],
     place: Path,
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[str]]]:
-    """The entries of the drawn splits, each with its list, and the lines of the lists."""
+    """Returns the entries of the drawn splits, each with its list, and the lines of the lists."""
     splits, lists = {name: list[dict[str, Any]]() for name in rows}, dict[str, list[str]]()
     start = 0
     for number, (part, entry) in enumerate(zip(parts, entries, strict=True), start=1):

@@ -132,7 +132,7 @@ def largest_images(index: AnnotationIndex, resize: Resize, count: int, *, mixed:
 
 
 def _holds(config: DetectionConfig, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> bool:
-    """Whether ``device`` holds the training of ``model``, of which it trains a copy; lets go of everything."""
+    """Returns whether ``device`` holds the training of ``model``, of which it trains a copy; lets go of everything."""
     parts = min(2, config.solver.accumulate)  # the second is computed beside the gradient of the first
     solver = replace(config.solver, accumulate=parts, images_per_step=parts)
     _limit(device, SHARE)

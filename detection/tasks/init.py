@@ -1,4 +1,4 @@
-"""From a folder of images and labels to what training needs: a card, a split and a config, all written out.
+"""Writes all that training on a folder of images and labels needs: a card, a split and a config.
 
 OUTPUT/init/card.yaml     the data set: format, classes, splits
 OUTPUT/init/train.txt     and val.txt, test.txt: the images of the splits, where the folder had none
@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """What ``init_folder`` wrote or found.
+    """The files that ``init_folder`` wrote or found.
 
     Attributes:
         output: the directory of the run that follows.
@@ -59,7 +59,7 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What a user may say of it; the defaults leave it to the data.
+    """The choices a user may make; the defaults leave them to the data.
 
     Attributes:
         start: a run, a checkpoint, a name in the zoo, a file of another project, or "none"; None: a published detector
@@ -130,7 +130,7 @@ def init_folder(
 
 
 def _existing(project: Project, root: Path, wishes: Wishes, say: Say) -> Project:
-    """The files of an earlier call, if they are of this folder and these wishes."""
+    """Returns the files of an earlier call, if they are of this folder and these wishes."""
     card = load_card(str(project.card))
     anew = "add --overwrite to write them anew, or choose another --output-dir"
     if Path(str(card.root)) != root:
@@ -153,7 +153,7 @@ def _detector(
     machine: Machine,
     say: Say,
 ) -> str:
-    """The config of a detector, or of a semantic or panoptic network where the images have label maps."""
+    """Returns the config of a detector, or of a semantic or panoptic network where the images have label maps."""
     index = sets["train"]
     maps = index.label_maps
     if maps is None:
@@ -177,7 +177,7 @@ def _detector(
 def _start(
     wanted: str | None, names: Sequence[str], kind: str, images: int, say: Say
 ) -> tuple[str | None, Checkpoint[DetectionConfig] | None]:
-    """Where training starts; one of ``names``, published ones that nobody asked for, may be out of reach.
+    """Returns where training starts; published ``names`` that nobody asked for may be out of reach.
 
     Raises:
         ValueError, ConnectionError: ``wanted`` can't be had.
@@ -202,13 +202,13 @@ def _start(
 
 
 def _needs(kind: str, images: int) -> str:
-    """What training a network of ``kind`` from nothing takes."""
+    """Returns what training a network of ``kind`` from nothing takes."""
     enough = f"{images} images are enough to try" if images >= FEW_IMAGES else f"{images} images make a weak one"
     return f"From nothing a {kind} learns from some {FEW_IMAGES:,} images and many epochs (COCO: 118,000); {enough}"
 
 
 def _classifier(specs: Mapping[str, str]) -> str:
-    """The config of a classifier: of resdet pretrain."""
+    """Returns the config of a classifier: of resdet pretrain."""
     choices = [
         Choice("backbone.name", "resnet18", "small; resdet list backbones has others"),
         Choice("data.train", [specs["train"]]),

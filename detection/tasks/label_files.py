@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.sparse import csr_array
 
 from detection.data.index import AnnotationIndex
 from detection.data.label_maps import LabelMaps
@@ -130,7 +131,8 @@ def write_counts(path: Path, records: Sequence[Record], maps: LabelMaps) -> None
         "class_names": maps.class_names,
         "num_things": maps.num_things,
         "images": [
-            {"image_id": record.image_id, "file_name": record.file_name} | _sparse(record) for record in records
+            {"image_id": record.image_id, "file_name": Path(record.file_name).name} | _sparse(record)
+            for record in records
         ],
     }
     write_text(path, json.dumps(content))
@@ -161,8 +163,8 @@ def read_counts(path: Path, records: Sequence[Record], maps: LabelMaps) -> list[
 def _sparse(record: Record) -> dict[str, Any]:
     entry = dict[str, Any]()
     if record.label_counts is not None:
-        rows, columns = np.nonzero(record.label_counts)
-        cells = zip(rows.tolist(), columns.tolist(), record.label_counts[rows, columns].tolist(), strict=True)
+        counts = record.label_counts.tocoo()
+        cells = zip(counts.row.tolist(), counts.col.tolist(), counts.data.tolist(), strict=True)
         entry["label_counts"] = [*map(list, cells)]  # true class, predicted class or K for none, pixels
     if record.panoptic_counts is not None:
         rows = np.flatnonzero(record.panoptic_counts.any(axis=1))
@@ -173,9 +175,8 @@ def _sparse(record: Record) -> dict[str, Any]:
 def _with(record: Record, entry: Mapping[str, Any], num_classes: int) -> Record:
     labels, segments = None, None
     if "label_counts" in entry:
-        labels = np.zeros((num_classes, num_classes + 1), np.int32)
-        for true, predicted, pixels in entry["label_counts"]:
-            labels[true, predicted] = pixels
+        rows, columns, pixels = np.array(entry["label_counts"], np.int32).reshape(-1, 3).T
+        labels = csr_array((pixels, (rows, columns)), (num_classes, num_classes + 1))
     if "panoptic_counts" in entry:
         segments = np.zeros((num_classes, 4))
         for row, *counts in entry["panoptic_counts"]:

@@ -110,7 +110,7 @@ def _size(index: AnnotationIndex, machine: Machine) -> list[Choice]:
 
 
 def _of_origin(origin: Checkpoint[DetectionConfig]) -> list[Choice]:
-    """What the network that training starts from binds."""
+    """Returns what the network that training starts from binds."""
     own, default = flatten(origin.config), flatten(DetectionConfig())
     keys = [key for key in own if key.split(".")[0] in BOUND and own[key] != default[key]]
     keys = [key for key in keys if key not in ("backbone.weights", "backbone.freeze_at")]
@@ -118,7 +118,7 @@ def _of_origin(origin: Checkpoint[DetectionConfig]) -> list[Choice]:
 
 
 def _from_scratch(batch: int, side: int) -> list[Choice]:
-    """The network, of images whose longer ``side`` is so many pixels."""
+    """Returns the network, of images whose longer ``side`` is so many pixels."""
     norm = "bn" if batch >= 8 else "gn"
     stride = 8 if side <= SMALL_SIDE else 16
     rates = [max(1, round(share * side / stride)) for share in RATES]

@@ -1,4 +1,4 @@
-"""What a data set's page says of label maps: the share of each class, and images under the colours of their labels."""
+"""Sections on label maps of a data set's page: the share of each class, and images under their labels."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from detection.pages.data_plots import shares
 from detection.pages.page import Block, Figure, Notice, Pictures, Section, Table
 from detection.pages.photos import jpeg, page_scale
 
-__all__ = ["Labelled", "label_pictures", "labels_section"]
+__all__ = ["LabelledSplit", "label_pictures", "labels_section"]
 
 MAX_CLASSES = 20  # of the figure; the table has all
 MAX_SAMPLES = 8  # of a split
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabelledSplit:
     """A split with label maps.
 
     Attributes:
@@ -34,7 +34,7 @@ class Labelled:
     counts: LabelCounts | None
 
 
-def labels_section(splits: Mapping[str, Labelled]) -> Section:
+def labels_section(splits: Mapping[str, LabelledSplit]) -> Section:
     """Returns how much of the pixels each class has in each split, and which classes a split lacks."""
     counts = {split: own.counts for split, own in splits.items() if own.counts is not None and own.counts.labelled}
     if not counts:
@@ -65,7 +65,7 @@ def labels_section(splits: Mapping[str, Labelled]) -> Section:
     return Section("Label maps", blocks)
 
 
-def label_pictures(split: str, labelled: Labelled) -> list[Pictures]:
+def label_pictures(split: str, labelled: LabelledSplit) -> list[Pictures]:
     """Returns images of a split under the colours of their labels: of every class, the rarest first, then any."""
     index, drawn = labelled.index, list[Pictures]()
     for row in _samples(labelled):
@@ -80,8 +80,8 @@ def label_pictures(split: str, labelled: Labelled) -> list[Pictures]:
     return drawn
 
 
-def _samples(labelled: Labelled) -> Iterator[int]:
-    """Rows of images: the first of an order drawn once that have a pixel of each class, then the others."""
+def _samples(labelled: LabelledSplit) -> Iterator[int]:
+    """Yields rows of images in an order drawn once: first those that have a pixel of each class, then the others."""
     maps = labelled.index.label_maps
     assert maps is not None
     rows = maps.labelled().nonzero().flatten().numpy()

@@ -67,7 +67,7 @@ def draw_watched(
 def _beside(
     index: AnnotationIndex, row: int, record: Record, min_score: float, found: Labelled | None
 ) -> NDArray[np.uint8]:
-    """The labels of an image, and beside them its label map, or its detections over thin white objects."""
+    """Returns the labels of an image, and beside them its label map, or its detections over thin white objects."""
     image, names = index.image(row), index.class_names
     scale = min(1.0, LONGEST / max(image.shape[:2]))
     if found is not None and index.label_maps is not None:
@@ -78,7 +78,7 @@ def _beside(
 
 
 def _map(image: NDArray[np.uint8], labelled: Labelled, index: AnnotationIndex, scale: float) -> NDArray[np.uint8]:
-    """``image`` under a label map, ``scale`` times as large."""
+    """Returns ``image`` under a label map, ``scale`` times as large."""
     assert index.label_maps is not None
     outlines = None if labelled.segments is None else labelled.segments.ids
     return draw_label_map(image, labelled.labels, index.label_maps.class_names, outlines=outlines, scale=scale)

@@ -90,7 +90,7 @@ def _detection_set(config: DetectionConfig, images: int) -> DataLoader[Any]:
 
 
 def _image_folder(folder: Path, images: int) -> DataLoader[Any]:
-    """Central 224 x 224 crops of images with a shorter side of 256, as classification sees them, from all classes."""
+    """Loads central 224 x 224 crops of images with a shorter side of 256, as in classification, of all classes."""
     try:
         found = ImageFolder(folder, transform=Compose([Resize(256), CenterCrop(224), PILToTensor()]))
     except OSError as error:

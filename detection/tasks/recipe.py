@@ -51,7 +51,7 @@ ONE_SIDED = ("left", "right")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What training runs on.
+    """The hardware that training runs on.
 
     Attributes:
         kind: "cuda" or "cpu".
@@ -158,7 +158,7 @@ def data_choices(index: AnnotationIndex, sets: Mapping[str, str]) -> list[Choice
     """Returns the data ``sets`` and the flip that fits the classes of ``index``, the training set."""
     one_sided = [name for name in index.class_names if _is_one_sided(name)]
     flips = [] if one_sided else [{"HorizontalFlip": {"p": 0.5}}]
-    why = f"mirrored, {one_sided[0]!r} would be another class" if one_sided else "objects may face either way"
+    why = f"flipped, {one_sided[0]!r} would be another class" if one_sided else "objects may face either way"
     objects = "" if index.label_maps is not None else f"{len(index.boxes)} objects, "
     counts = f"{len(index)} images, {objects}{len(index.class_names)} classes"
     measured = "measured once, at the end"
@@ -173,7 +173,7 @@ def data_choices(index: AnnotationIndex, sets: Mapping[str, str]) -> list[Choice
 
 
 def _is_one_sided(name: str) -> bool:
-    """Whether the mirrored picture of a class shows another one, or none: letters, digits, left and right."""
+    """Returns whether the mirrored picture of a class shows another one, or none: letters, digits, left and right."""
     words = name.lower().replace("_", " ").replace("-", " ").split()
     return (len(name) == 1 and name.isalnum()) or any(word in ONE_SIDED for word in words)
 
@@ -212,7 +212,7 @@ def fitting_anchors(objects: NDArray[np.float64], least: Sequence[float] = LEAST
 
 
 def _sides(index: AnnotationIndex, shorter: int, longer: int) -> NDArray[np.float64]:
-    """Width and height (M, 2) of the objects in resized images, without ignored and tiny ones."""
+    """Returns width and height (M, 2) of the objects in resized images, without ignored and tiny ones."""
     boxes, _ = resized_boxes(index, shorter, longer)
     return boxes[:, 2:] - boxes[:, :2]
 
@@ -226,7 +226,7 @@ def fitting_batch(machine: Machine, shorter: int, longer: int) -> int:
 
 
 def _of_origin(origin: Checkpoint[DetectionConfig], objects: NDArray[np.float64], *, masks: bool) -> list[Choice]:
-    """What the detector that training starts from binds, and how well its anchors fit."""
+    """Returns what the detector that training starts from binds, and how well its anchors fit."""
     own, default = flatten(origin.config), flatten(DetectionConfig())
     keys = [key for key in own if key.split(".")[0] in BOUND and own[key] != default[key]]
     keys = [key for key in keys if key not in ("backbone.weights", "backbone.freeze_at") and not _is_idle(origin, key)]

@@ -1,4 +1,4 @@
-"""Which files a data set's evaluation server reads, by its card."""
+"""The files that a data set's evaluation server reads, by its card."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from detection.build import (
     judged_fields,
     needed_fields,
 )
-from detection.build_panoptic import build_merge
+from detection.build_panoptic import build_merge, with_stuff
 from detection.build_tester import build_image_tester, slice_images
 from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, load_config
@@ -91,7 +91,9 @@ def load_test_set(config: DetectionConfig, say: Callable[[str], None]) -> Annota
         ValueError: no data set, one with errors, or one without the label maps that the network predicts.
     """
     data, fields, parts = config.data, needed_fields(config), data_parts(config)
-    return load_index(data, data.test, key="data.test", say=say, fields=fields, limit=data.limit, **parts)
+    index = load_index(data, data.test, key="data.test", say=say, fields=fields, limit=data.limit, **parts)
+    with_stuff(config, index.label_maps)
+    return index
 
 
 def run_test(
@@ -159,7 +161,7 @@ def warn_of_many_proposals(number: int, key: str, say: Callable[[str], None]) ->
 def proposal_recall(
     config: DetectionConfig, checkpoint: Checkpoint[DetectionConfig], output: Path, *, limit: int | None = None
 ) -> dict[str, float | None]:
-    """Average recall of the RPN's 100, 300 and 1000 best proposals on ``config.data.test``; writes proposals.json.
+    """Measures recall of the RPN's 100, 300 and 1000 best proposals on ``config.data.test``; writes proposals.json.
 
     Args:
         config: of the run.
@@ -201,7 +203,7 @@ def _write_recall(records: Sequence[ProposalRecord], output: Path) -> dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What detectors do on a data set.
+    """The detections on a data set, and their figures.
 
     Attributes:
         result: the content of result.json, the same on every process.
@@ -317,18 +319,18 @@ def write_measured(
 
 
 def _voc_metric(config: DetectionConfig) -> VocMetric:
-    """The definition of VOC's metric that the first card to be tested or watched asks for."""
+    """Returns the definition of VOC's metric that the first card to be tested or watched asks for."""
     first = next(iter((*config.data.test, *config.data.val)))
     return load_card(first.rpartition(":")[0]).voc_metric
 
 
 def _share(index: AnnotationIndex, limit: int | None) -> range:
-    """The rows of ``index`` that this process tests, of the first ``limit``."""
+    """Returns the rows of ``index`` that this process tests, of the first ``limit``."""
     return range(len(index) if limit is None else min(limit, len(index)))[rank() :: world_size()]
 
 
 def read_records(run: Path, *, say: Callable[[str], None] = SCREEN.print) -> tuple[AnnotationIndex, list[Record]]:
-    """The test images of a run directory, and its detections.json and segmentation.json as records in their order.
+    """Reads a run's test images, and its detections.json and segmentation.json as records in their order.
 
     The images are those of which the result says that they were tested, whatever the config says.
 

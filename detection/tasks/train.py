@@ -147,7 +147,7 @@ def _without_truth(metric: str, val: AnnotationIndex) -> str | None:
 
 
 def _build(config: DetectionConfig, index: AnnotationIndex, fixed: Sequence[str], *, fresh: bool) -> Architecture:
-    """The detector of ``config``, with its initial weights if the run is a fresh one."""
+    """Returns the detector of ``config``, with its initial weights if the run is a fresh one."""
     detector = build_detector(config, len(index.class_names), pretrained=fresh and config.init is None, fixed=fixed)
     if fresh and config.init is not None:
         say = only_main(SCREEN.print)

@@ -1,4 +1,4 @@
-"""What a detector must have in common with one of another project before its weights can go there."""
+"""The settings a detector must share with another project's before its weights convert back."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ LEVELS = 5  # of a pyramid
 def convert_detectron2(
     state: Mapping[str, Tensor], *, class_names: Sequence[str], settings: Mapping[str, Any] | None = None
 ) -> tuple[DetectionConfig, dict[str, Tensor]]:
-    """The config under which a detector gives Detectron2's numbers, and ``state`` by that detector's names.
+    """Returns the config under which a detector gives Detectron2's numbers, and ``state`` by that detector's names.
 
     Detectron2's background is the last class, as ours. Older files also hold the anchors and the normalisation of the
     pixels; these must be what the config says.
@@ -86,7 +86,7 @@ def convert_detectron2(
     panoptic = f"{HEAD}.classes.weight" in renamed
     if count != len(class_names) and not panoptic:
         raise ValueError(
-            f"the weights know {count} classes beside the background, class_names has {len(class_names)}: "
+            f"the weights know {count} classes besides the background, class_names has {len(class_names)}: "
             f"give {count} names, in the order of the rows"
         )
     tree = _shared_settings(renamed, architecture, backbone=_backbone(renamed))
@@ -105,7 +105,7 @@ def convert_detectron2(
 def _convert_semantic(
     state: Mapping[str, Tensor], class_names: Sequence[str], settings: Mapping[str, Any]
 ) -> tuple[DetectionConfig, dict[str, Tensor]]:
-    """As ``convert_detectron2``, for semantic FPN, every class of which has its row."""
+    """Converts as ``convert_detectron2``, for semantic FPN, every class of which has its row."""
     renamed = {our_name(our_semantic_name(name)): value for name, value in state.items()}
     count = len(renamed["head.classes.weight"])
     if count != len(class_names):
@@ -153,7 +153,7 @@ def _architecture(state: Mapping[str, Tensor]) -> Architecture:
 
 
 def _predictor(state: Mapping[str, Tensor]) -> str:
-    """The name of the (first) box predictor in ``state``, which has our names."""
+    """Returns the name of the (first) box predictor in ``state``, which has our names."""
     for predictor in ("box_stage.predictor", "box_stage.stages.0.predictor"):
         needed = ("rpn.head.conv.weight", f"{predictor}.classes.weight", f"{predictor}.deltas.bias")
         if all(name in state for name in needed):
@@ -170,7 +170,7 @@ def _backbone(state: Mapping[str, Tensor]) -> str:
 
 
 def _shared_settings(state: Mapping[str, Tensor], architecture: Architecture, *, backbone: str) -> dict[str, Any]:
-    """Those of the model zoo's settings, as sections of our config, that do not depend on the head in ``state``."""
+    """Returns the model zoo's settings, as sections of our config, that do not depend on the head in ``state``."""
     norm = _body_norm(state)
     pyramid: dict[str, Any] = {}
     if architecture == "fpn":
@@ -198,7 +198,7 @@ def _shared_settings(state: Mapping[str, Tensor], architecture: Architecture, *,
 
 
 def _zoo_settings(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Any]:
-    """The model zoo's settings for the layers after the trunk in ``state``, which has our names, as sections."""
+    """Returns the model zoo's settings for the layers after the trunk in ``state``, by our names, as sections."""
     fpn = architecture == "fpn"
     return {
         "anchors": {"sizes": [32, 64, 128, 256, 512], "ratios": [0.5, 1.0, 2.0], "offset": 0.0},
@@ -240,7 +240,7 @@ def _norm_after(state: Mapping[str, Tensor], block: str) -> str | None:
 
 
 def _masks_for_all(state: dict[str, Tensor], num_classes: int) -> dict[str, Tensor]:
-    """``state`` with one mask for all classes (CLS_AGNOSTIC_MASK) as the mask of each."""
+    """Returns ``state`` with one mask for all classes (CLS_AGNOSTIC_MASK) as the mask of each."""
     names = (f"{layer}.{part}" for layer in ("mask_stage.head.masks", POINTS) for part in ("weight", "bias"))
     shared = {name: state[name] for name in names if name in state and len(state[name]) == 1}
     return state | {name: value.expand(num_classes, *value.shape[1:]) for name, value in shared.items()}

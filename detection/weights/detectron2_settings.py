@@ -244,7 +244,7 @@ def _keys(tree: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _applies(tree: Mapping[str, Any], section: str, key: str) -> bool:
-    """Whether the detector of ``tree`` has the layers that a key of our config is about."""
+    """Returns whether the detector of ``tree`` has the layers that a key of our config is about."""
     match section, key:
         case "cascade", _:
             return "cascade" in tree["architecture"]
@@ -338,7 +338,7 @@ def _close(value: Any, known: float) -> bool:
 
 
 def _literal(value: Any) -> Any:
-    """``value``; a text that is a Python tuple or list, as Detectron2's files hold them, as that."""
+    """Returns ``value``; a text that is a Python tuple or list, as Detectron2's files hold them, as that."""
     if not isinstance(value, str) or not value.startswith(("(", "[")):
         return value
     try:
@@ -348,5 +348,5 @@ def _literal(value: Any) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    """``value`` with lists as tuples."""
+    """Returns ``value`` with lists as tuples."""
     return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value

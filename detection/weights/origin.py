@@ -111,7 +111,7 @@ def _converted(file: Path) -> Checkpoint[DetectionConfig]:
 
 
 def _class_names(state: Mapping[str, Tensor], project: str) -> tuple[str, ...]:
-    """The classes of a file that names none: those of a card, else "class 1", "class 2" and so on."""
+    """Returns the classes of a file that names none: those of a card, else "class 1", "class 2" and so on."""
     if pixels := label_map_classes(state):
         return pixels
     rows = next((len(state[name]) for name in SCORES if name in state), 1)

@@ -169,7 +169,7 @@ def _torchvision(
 
 
 def _labeller(name: str, weights: WeightsEnum) -> Entry:
-    """A network of torchvision's that predicts label maps of VOC's classes."""
+    """Returns a network of torchvision's that predicts label maps of VOC's classes."""
     figures = weights.meta["_metrics"]["COCO-val2017-VOC-labels"]
     data, url = f"{VOC_LABELS}:val", weights.url
     return Entry(name, "torchvision", url, data, None, miou=figures["miou"], pixel_accuracy=figures["pixel_acc"])
@@ -185,7 +185,7 @@ def _detectron2(
     pq: float | None = None,
     settings: Settings | None = None,
 ) -> Entry:
-    """The row of the file ``path``, which ends in folder/name/number/file."""
+    """Returns the row of the file ``path``, which ends in folder/name/number/file."""
     folder, name = path.split("/")[-4:-2]
     data, suffix = FOLDERS.get(folder, ("coco2017:val", ""))
     if keypoint_ap is not None:

@@ -1,4 +1,4 @@
-"""Which ResNet or ResNeXt the weights of a detector have, by the blocks and groups in them, and which pyramid."""
+"""Tells the ResNet, ResNeXt and pyramid of a detector's weights by their blocks and groups."""
 
 from __future__ import annotations
 

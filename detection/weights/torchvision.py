@@ -63,7 +63,7 @@ COCO_ROWS: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"
 def convert_torchvision(
     state: Mapping[str, Tensor], *, class_names: Sequence[str], norm_eps: float | None = None
 ) -> tuple[DetectionConfig, dict[str, Tensor]]:
-    """The config under which a detector gives torchvision's numbers, and ``state`` by that detector's names.
+    """Returns the config under which a detector gives torchvision's numbers, and ``state`` by that detector's names.
 
     torchvision's background is row 0, ours the last of the class logits; boxes and masks have none. Where ``state`` has
     the published 91 rows and ``class_names`` are COCO's 80, the rows of unused category ids are dropped: their small
@@ -102,7 +102,7 @@ def convert_torchvision(
 def _convert_one_stage(
     state: Mapping[str, Tensor], kind: Kind, class_names: Sequence[str], norm_eps: float | None
 ) -> tuple[DetectionConfig, dict[str, Tensor]]:
-    """As ``convert_torchvision``, for RetinaNet and FCOS, whose row 0 no object is trained on."""
+    """Converts as ``convert_torchvision``, for RetinaNet and FCOS, whose row 0 no object is trained on."""
     renamed = one_stage_names(state, kind)
     rows = _class_rows(count_classes(renamed), class_names)
     eps = _norm_eps(state) if norm_eps is None else norm_eps
@@ -126,14 +126,14 @@ def _refuse_others(state: Mapping[str, Tensor]) -> None:
 
 
 def _class_rows(count: int, class_names: Sequence[str]) -> list[int]:
-    """The row of ``count`` that each of ``class_names`` has; row 0 is the background's."""
+    """Returns the row of ``count`` that each of ``class_names`` has; row 0 is the background's."""
     if count == len(class_names) + 1:
         return list(range(1, count))
     if count == len(COCO_ROWS) and set(class_names) == set(COCO_ROWS[1:]) - {"N/A"}:
         return [COCO_ROWS.index(name) for name in class_names]
     used = ", or COCO's 80 by their names in datasets/coco2017.yaml" if count == len(COCO_ROWS) else ""
     raise ValueError(
-        f"the weights know {count - 1} classes beside the background, class_names has {len(class_names)}: "
+        f"the weights know {count - 1} classes besides the background, class_names has {len(class_names)}: "
         f"give {count - 1} names{used}"
     )
 
@@ -159,12 +159,12 @@ def _norm_eps(state: Mapping[str, Tensor]) -> float:
 
 
 def _counts_steps(state: Mapping[str, Tensor]) -> bool:
-    """Whether the body has BatchNorm2d; FrozenBatchNorm2d has no step counters."""
+    """Returns whether the body has BatchNorm2d; FrozenBatchNorm2d has no step counters."""
     return "backbone.body.bn1.num_batches_tracked" in state
 
 
 def _config(state: Mapping[str, Tensor], *, norm_eps: float) -> DetectionConfig:
-    """torchvision's settings for the layers in ``state``, which has our names."""
+    """Returns torchvision's settings for the layers in ``state``, which has our names."""
     return DetectionConfig(
         backbone=_backbone_config(state, norm_eps=norm_eps, channels=state["rpn.head.conv.weight"].shape[1]),
         anchors=AnchorConfig(sizes=(32.0, 64.0, 128.0, 256.0, 512.0), ratios=(0.5, 1.0, 2.0), offset=0.0, rounded=True),

@@ -59,7 +59,7 @@ def is_semantic(state: Mapping[str, Tensor]) -> bool:
 def convert_semantic(
     state: Mapping[str, Tensor], class_names: Sequence[str]
 ) -> tuple[DetectionConfig, dict[str, Tensor]]:
-    """The config under which a network gives torchvision's logits, and ``state`` by that network's names.
+    """Returns the config under which a network gives torchvision's logits, and ``state`` by that network's names.
 
     Every class, the background included, has its row in torchvision's order.
 
@@ -137,7 +137,7 @@ def _renamed(name: str, rules: Rules) -> str:
 
 
 def _config(state: Mapping[str, Tensor]) -> DetectionConfig:
-    """torchvision's settings for the layers in ``state``, which has our names."""
+    """Returns torchvision's settings for the layers in ``state``, which has our names."""
     deep = "head.project.0.weight" in state
     return DetectionConfig(
         architecture="deeplabv3" if deep else "fcn",

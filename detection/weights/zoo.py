@@ -26,7 +26,7 @@ __all__ = ["REFUSED", "ZOO", "Entry", "fetch", "find_entry"]
 
 
 def find_entry(name: str) -> Entry:
-    """The row of ``ZOO`` called ``name``.
+    """Returns the row of ``ZOO`` called ``name``.
 
     Raises:
         ValueError: there is none, and the nearest is named; or it is one that does not load here, and the reason is.
@@ -42,7 +42,7 @@ def find_entry(name: str) -> Entry:
 
 
 def fetch(entry: Entry, folder: Path, *, progress: Progress | None = None, attempts: int = 5) -> Path:
-    """The directory of ``entry`` in ``folder``, that of a run: config.yaml and checkpoints/.
+    """Returns the directory of ``entry`` in ``folder``, that of a run: config.yaml and checkpoints/.
 
     Downloaded, checked and converted unless it is there; an interrupted download goes on in a later call.
 

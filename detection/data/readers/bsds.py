@@ -67,7 +67,7 @@ def parse_bsds(folder: Path, entry: dict[str, Any], classes: tuple[str, ...]) ->
 
 
 def _read(file: Path) -> list[np.ndarray]:
-    """The boundaries (H, W) bool of each annotator."""
+    """Returns the boundaries (H, W) bool of each annotator."""
     cells = loadmat(file)["groundTruth"]
     return [np.asarray(cell["Boundaries"][0, 0]) > 0 for cell in cells.flat]
 

@@ -84,7 +84,7 @@ def read_coco(
     fields: Collection[str] = (),
     polygons: bool = False,
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """The index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
+    """Returns the index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
 
     With "masks" among ``fields``, segmentations are read too: polygons, and RLE of crowds; with "keypoints", these, and
     their names and skeleton in the categories.  Objects of categories without keypoints have none that is labelled.  A
@@ -199,7 +199,7 @@ def _read_blocks(stream: BinaryIO, content: _Content) -> _Content:
 
 
 def _load(file: _File) -> dict[str, list[Any]]:
-    """The lists of a COCO file, perhaps without ``annotations``; empty ones where it can't be read."""
+    """Returns the lists of a COCO file, perhaps without ``annotations``; empty ones where it can't be read."""
     empty: dict[str, list[Any]] = {key: [] for key in LISTS}
     try:
         require_file(file.path)
@@ -300,7 +300,7 @@ def _usable_objects(content: _Content, classes: tuple[str, ...], file: _File) ->
 
 
 def _area_notes(objects: ObjectArrays, file: str) -> list[Problem]:
-    """A note if most areas can't be those of masks in their boxes; they decide which objects are small."""
+    """Returns a note if most areas can't be those of masks in their boxes; they decide which objects are small."""
     areas, boxes = objects.areas, objects.boxes
     wrong = list[int]()
     with np.errstate(all="ignore"):  # boxes may hold any number here; the index checks them later

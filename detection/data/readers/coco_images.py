@@ -96,7 +96,7 @@ class Images:
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(height, width) of a record; None if it has neither."""
+    """Returns (height, width) of a record; None if it has neither."""
     if image.get("height") is None and image.get("width") is None:
         return None
     height, width = (whole_number(image.get(key, MISSING), key) for key in ("height", "width"))

@@ -273,7 +273,7 @@ def _kept(column: NDArray[Any], kept: NDArray[np.bool_]) -> NDArray[Any]:
 
 
 def _described(position: int, record: Any, error: FieldError) -> str:
-    """``error`` of ``record`` behind what identifies it."""
+    """Returns ``error`` of ``record`` behind what identifies it."""
     known = record if isinstance(record, dict) else {}
     ids = ", ".join(f"{key} {shown(known[key])}" for key in ("id", "image_id") if key in known)
     repair = ""

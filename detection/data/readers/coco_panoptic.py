@@ -87,7 +87,7 @@ def read_coco_panoptic(
     fields: Collection[str] = (),
     label_maps: bool = False,
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """The index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
+    """Returns the index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
 
     Its objects are of the things among ``classes``, its label maps, where they are asked for, of all, things first.
     The PNGs are read with the images; only masks that come from the segments need them here.
@@ -147,7 +147,7 @@ def coco_panoptic_classes(folder: Path, entry: dict[str, Any]) -> tuple[str, ...
 
 
 def _load(file: _File) -> dict[str, list[Any]]:
-    """The lists of a panoptic file; empty ones where it can't be read."""
+    """Returns the lists of a panoptic file; empty ones where it can't be read."""
     try:
         require_file(file.path)
         content = json.loads(file.path.read_bytes())

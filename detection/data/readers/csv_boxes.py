@@ -88,7 +88,7 @@ def lines_of(file: Path, labels: Labels) -> list[list[str]]:
 
 
 def _plain_rows(file: Path, labels: Labels) -> list[Row]:
-    """The rows by what their columns are."""
+    """Returns the rows by what their columns are."""
     lines = lines_of(file, labels)
     if not lines:
         return []

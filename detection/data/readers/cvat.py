@@ -103,7 +103,7 @@ def _objects(node: ElementTree.Element, where: str, file: Path, labels: Labels) 
 
 
 def _outline(shape: ElementTree.Element) -> tuple[Box, Any]:
-    """Box and mask of a shape; a mask that is painted gives its box alone."""
+    """Returns box and mask of a shape; a mask that is painted gives its box alone."""
     if shape.tag == "polygon":
         points = [_pair(text) for text in shape.get("points", "").split(";") if text]
         if len(points) < 3:
@@ -121,7 +121,7 @@ def _outline(shape: ElementTree.Element) -> tuple[Box, Any]:
 
 
 def _turned(box: Box, angle: float) -> Box:
-    """The box around ``box`` turned about its centre."""
+    """Returns the box around ``box`` turned about its centre."""
     x, y, half_width, half_height = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, *_halves(box)
     cosine, sine = abs(math.cos(angle)), abs(math.sin(angle))
     width, height = cosine * half_width + sine * half_height, sine * half_width + cosine * half_height

@@ -47,7 +47,7 @@ class Frames:
         self.unturned, self.scaled, self.opened = 0, 0, 0
 
     def find(self, path: str, annotated: tuple[int, int] | None) -> Frame:
-        """The frame of the image at ``path``.
+        """Returns the frame of the image at ``path``.
 
         Args:
             path: of the image.
@@ -81,7 +81,7 @@ class Frames:
         return Frame(annotated, apply)  # reading the pixels says what is wrong
 
     def notes(self, source: str) -> list[Problem]:
-        """The counts of what was tolerated in ``source``."""
+        """Returns the counts of what was tolerated in ``source``."""
         counts = {
             "image not turned by its EXIF tag, as its annotated size says": self.unturned,
             "boxes scaled to an image of another resolution": self.scaled,

@@ -43,7 +43,7 @@ class ImageFolderSplit:
 def read_image_folder(
     folder: Path, entry: dict[str, Any], classes: tuple[str, ...], *, exif: Exif
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """The index of the split ``entry`` of the data set at ``folder``, by class and file name, and its problems.
+    """Returns the index of the split ``entry`` of the data set at ``folder``, by class and file name, and its problems.
 
     ``classes`` are the names of the folders; if there are none, every folder is a class, in alphabetical order.
 
@@ -61,7 +61,7 @@ def read_image_folder(
 
 
 def _sorted(root: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...], list[Problem], list[Path], list[int]]:
-    """Classes, problems, files and their labels of a folder of a folder for each class."""
+    """Returns classes, problems, files and their labels of a folder of a folder for each class."""
     found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     classes = classes or tuple(found)
     if not classes:
@@ -88,7 +88,7 @@ def _sorted(root: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...], list
 def _listed(
     root: Path, file: Path, classes: tuple[str, ...]
 ) -> tuple[tuple[str, ...], list[Problem], list[Path], list[int]]:
-    """Classes, problems, files and their labels of a folder of images whose classes ``file`` lists."""
+    """Returns classes, problems, files and their labels of a folder of images whose classes ``file`` lists."""
     try:
         lines = [line.split() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
@@ -114,7 +114,7 @@ def _listed(
 def _index(
     files: list[Path], labels: list[int], classes: tuple[str, ...], problems: list[Problem], *, apply_exif: bool
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """The index of ``files``, each with one object of its label, and ``problems`` with those of the files."""
+    """Returns the index of ``files``, each with one object of its label, and ``problems`` with those of the files."""
     images, objects = ImageRows(), ObjectRows()
     for path, label, size in zip(files, labels, _sizes(files, apply_exif=apply_exif), strict=True):
         if isinstance(size, ValueError):
@@ -143,7 +143,7 @@ def _index(
 
 
 def _sizes(files: list[Path], *, apply_exif: bool) -> Iterable[tuple[int, int] | ValueError]:
-    """(height, width) of every file, or what is wrong with it."""
+    """Returns (height, width) of every file, or what is wrong with it."""
 
     def read(path: Path) -> tuple[int, int] | ValueError:
         try:

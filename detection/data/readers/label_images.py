@@ -105,7 +105,7 @@ def read_label_images(
 
 
 def _unlabelled(missing: Mapping[str, str]) -> list[Problem]:
-    """A note if there are ``missing`` label images, by image."""
+    """Returns a note if there are ``missing`` label images, by image."""
     if not missing:
         return []
     path, label = next(iter(missing.items()))
@@ -149,7 +149,7 @@ def _known(name: str, split: LabelImagesSplit, found: Mapping[str, Path], by_nam
 
 
 def _key(path: Path, above: Path, split: LabelImagesSplit) -> str | None:
-    """The path of an image below ``above`` without its suffix; None for another file, such as a label image there."""
+    """Returns the path of an image below ``above`` without its suffix; None for another file, such as a label."""
     relative = path.relative_to(above).as_posix()
     if split.image_suffix:
         return relative.removesuffix(split.image_suffix) if relative.endswith(split.image_suffix) else None

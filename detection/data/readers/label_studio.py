@@ -97,7 +97,7 @@ def _results(task: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _objects(result: Mapping[str, Any], where: str, file: Path, labels: Labels) -> Iterator[LabelledObject]:
-    """An object for each class that ``result`` has: mostly one."""
+    """Yields an object for each class that ``result`` has, mostly one."""
     value = {**result, **value} if isinstance(value := result.get("value"), Mapping) else result
     names = next((value[key] for key in CLASS_KEYS if isinstance(value.get(key), list)), None)
     if names is None or not ("points" in value or "x" in value):
@@ -110,7 +110,7 @@ def _objects(result: Mapping[str, Any], where: str, file: Path, labels: Labels) 
 
 
 def _outline(value: Mapping[str, Any]) -> tuple[Box, Any]:
-    """Box and mask, in fractions of the image."""
+    """Returns box and mask, in fractions of the image."""
     if "points" in value:
         points = value["points"]
         if type(points) is not list or len(points) < 3 or not all(type(p) is list and len(p) == 2 for p in points):
@@ -129,7 +129,7 @@ def _outline(value: Mapping[str, Any]) -> tuple[Box, Any]:
 
 
 def _turned(box: Box, angle: float, sides: tuple[float, ...]) -> Box:
-    """The box around a rectangle that is turned clockwise about its first corner, where pixels are square."""
+    """Returns the box around a rectangle that is turned clockwise about its first corner, where pixels are square."""
     x, y, width, height = box
     across, down = width * sides[0], height * sides[1]
     corners = ((0.0, 0.0), (across, 0.0), (0.0, down), (across, down))

@@ -176,7 +176,7 @@ def _add_objects(
 
 
 def _scaled(mask: Any, sx: float, sy: float) -> Any:
-    """``mask`` in pixels of the image that is read; None for a run-length code of another resolution."""
+    """Returns ``mask`` in pixels of the image that is read; None for a run-length code of another resolution."""
     if (sx, sy) == (1.0, 1.0) or mask is None:
         return mask
     if not isinstance(mask, list):

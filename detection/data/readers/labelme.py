@@ -70,7 +70,7 @@ def _read(file: Path, files: ImageFiles, labels: Labels) -> None:
 
 
 def _image(file: Path, name: str, files: ImageFiles) -> Path | None:
-    """The image of a label file: where it says, else the one of its own name, else the only one of that name."""
+    """Finds a label file's image: the one it names, else the one of its own name, else the only one so named."""
     beside = file.parent / Path(name.replace("\\", "/")).name
     if name and beside.is_file():
         return beside
@@ -101,7 +101,7 @@ def _objects(shapes: list[Any], size: tuple[int, int] | None, file: Path, labels
 
 
 def _outline(record: Mapping[str, Any], kind: str, size: tuple[int, int] | None) -> tuple[Box, Any]:
-    """Box and mask of a shape.
+    """Returns box and mask of a shape.
 
     Raises:
         FieldError: a kind that is not known, or points that do not fit it.
@@ -132,7 +132,7 @@ def _points(value: Any) -> list[tuple[float, float]]:
 
 
 def _mask(encoded: Any, corner: tuple[int, int], size: tuple[int, int]) -> Any:
-    """The run-length code of a mask that lies as a PNG in the file; None where it can't be read."""
+    """Returns the run-length code of a mask that lies as a PNG in the file; None where it can't be read."""
     try:
         with Image.open(io.BytesIO(base64.b64decode(encoded)), formats=("PNG",)) as picture:
             pixels = np.asarray(picture).astype(bool)

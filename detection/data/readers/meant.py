@@ -27,7 +27,7 @@ class Meant:
         self._files: dict[tuple[str, ...], str] | None = None
 
     def hint(self, name: str) -> str:
-        """The end of a message about ``name``: which file it probably means; empty if none."""
+        """Returns the end of a message about ``name``: which file it probably means; empty if none."""
         if self._files is None:
             self._files = {}
             for file in islice(_below(self._folder), MAX_FILES):
@@ -40,7 +40,7 @@ class Meant:
 
 
 def inside(folder: str, images: str, name: str) -> str | None:
-    """The path of the file ``name`` below ``images``, by its text; None if it lies neither there nor in ``folder``."""
+    """Returns the path of the file ``name`` below ``images``; None if it lies neither there nor in ``folder``."""
     path = f"{images}/{name}"
     if not (name.startswith("/") or "//" in path or "./" in path or name.endswith("/.")):
         return path  # as nearly all
@@ -57,7 +57,7 @@ def _below(folder: Path) -> Iterator[str]:
 
 
 def _key(name: str) -> tuple[str, ...]:
-    """What names of one file have in common: their parts, without what tools change."""
+    """Returns what names of one file have in common: their parts, without what tools change."""
     plain = unicodedata.normalize("NFC", unquote(name)).replace("\\", "/").casefold()
     stem, dot, suffix = plain.strip().rpartition(".")
     plain = stem if f"{dot}{suffix}" in SUFFIXES else plain

@@ -59,7 +59,7 @@ class Results:
 
 @dataclass(slots=True)
 class _Columns:
-    """What was read so far, in the file's order."""
+    """The columns read so far, in the file's order."""
 
     images: list[int] = field(default_factory=list)
     boxes: list[tuple[float, float, float, float]] = field(default_factory=list)

@@ -30,7 +30,7 @@ MIN_IOU = 0.25
 def read_instances(
     file: Path, boxes: list[tuple[float, float, float, float]], size: tuple[int, int], problems: list[Problem]
 ) -> list[object]:
-    """The RLE of each object of one image, in the order of its ``boxes``; None where it has no mask.
+    """Returns the RLE of each object of one image, in the order of its ``boxes``; None where it has no mask.
 
     Object numbers need not follow the annotation: the box and the mask that overlap best belong together, then the
     best of the others, and so on.  A file that is missing leaves all objects without a mask.
@@ -49,7 +49,7 @@ def read_instances(
 
 
 def _read(file: Path, size: tuple[int, int], problems: list[Problem]) -> NDArray[np.uint8]:
-    """(H, W); (0, 0) where there is no such file or it can't be used."""
+    """Returns (H, W); (0, 0) where there is no such file or it can't be used."""
     try:
         require_file(file)
         with Image.open(file, formats=FORMATS) as image:
@@ -66,13 +66,13 @@ def _read(file: Path, size: tuple[int, int], problems: list[Problem]) -> NDArray
 
 
 def _extent(mask: NDArray[np.bool_]) -> list[float]:
-    """The tight box (x1, y1, x2, y2) of a mask with pixels."""
+    """Returns the tight box (x1, y1, x2, y2) of a mask with pixels."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
 
 
 def _match(overlaps: Tensor) -> list[int | None]:
-    """The mask of each object, by IoU (objects, masks), the best pair first; each mask goes to one object."""
+    """Returns the mask of each object, by IoU (objects, masks), the best pair first; each mask goes to one object."""
     left = overlaps.nan_to_num()  # a box may hold any number here; the index checks it later
     matches: list[int | None] = [None] * len(overlaps)
     while left.numel() and left.max() >= MIN_IOU:

@@ -54,7 +54,7 @@ class Truth:
 
 @dataclass(slots=True)
 class _Read:
-    """What was read so far."""
+    """The columns read so far."""
 
     path: Path
     problems: list[Problem] = field(default_factory=list)

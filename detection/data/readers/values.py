@@ -108,7 +108,7 @@ def mapping(value: Any, key: str) -> Mapping[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """The start of ``value`` for a message."""
+    """Returns the start of ``value`` for a message."""
     if type(value) is str:
         return ascii(value) if len(value) <= 60 else f"{value[:60]!a}..."
     try:

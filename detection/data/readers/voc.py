@@ -63,7 +63,7 @@ def read_voc(
     names: Mapping[str, str] | None = None,
     fields: Collection[str] = (),
 ) -> tuple[AnnotationIndex, list[Problem]]:
-    """The index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
+    """Returns the index of the split ``entry`` of the data set at ``folder``, and all that is wrong with it.
 
     ``names`` are classes that the files call otherwise: {name in the files: class}.  With "masks" among ``fields``,
     the split's ``instances`` are read too.  If no image has an annotation, as VOC's test images, the index has no
@@ -149,7 +149,7 @@ class _Reader:
         return has_ground_truth
 
     def _listed(self) -> list[ListedImage]:
-        """The images of the split's lists; without a list, those that have an XML file."""
+        """Returns the images of the split's lists; without a list, those that have an XML file."""
         if self._split.list is not None:
             return read_lists(self._folder, self._split.list, self._stored.find, self._meant.hint, self.problems)
         root, listed = self._folder / self._split.annotations, list[ListedImage]()
@@ -166,7 +166,7 @@ class _Reader:
         return self._folder / self._split.annotations / f"{image.name}.xml"
 
     def _wanted(self, listed: list[ListedImage]) -> list[ListedImage]:
-        """``listed`` without those whose labels are partial, where the split says so."""
+        """Returns ``listed`` without those whose labels are partial, where the split says so."""
         partial = sum(image.partial for image in listed)
         if self._split.partial is None or not partial:
             return listed
@@ -179,7 +179,7 @@ class _Reader:
         return [image for image in listed if not (dropped and image.partial)]
 
     def _blacklist(self, listed: list[ListedImage]) -> tuple[set[str], set[tuple[str, str]]]:
-        """The numbers of images that are left out, and pairs (image, name of a class) whose objects are ignored."""
+        """Returns numbers of images that are left out, and pairs (image, class name) whose objects are ignored."""
         if self._split.blacklist is None:
             return set(), set()
         file = self._folder / self._split.blacklist
@@ -257,7 +257,7 @@ class _StoredImages:
         self._listed: dict[str, dict[str, Path]] = {}
 
     def find(self, name: str) -> Path | None:
-        """The image called ``name``; None if there is none."""
+        """Returns the image called ``name``; None if there is none."""
         parent, _, stem = name.rpartition("/")
         if parent not in self._listed:
             folder, found = self._folder / parent, {}

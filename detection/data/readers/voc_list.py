@@ -37,7 +37,7 @@ class ListedImage:
 def read_lists(
     folder: Path, pattern: str, stored: Callable[[str], object], hint: Callable[[str], str], problems: list[Problem]
 ) -> list[ListedImage]:
-    """The images of a split, each once, in the order of its lists.
+    """Returns the images of a split, each once, in the order of its lists.
 
     Of one list a name may occur once; several, as in ImageNet one per class, may share images.
 
@@ -67,7 +67,7 @@ def read_lists(
 
 
 def read_blacklist(file: Path, problems: list[Problem]) -> tuple[set[str], set[tuple[str, str]]]:
-    """The numbers of images that a challenge does not judge, and pairs with the name of a class.
+    """Returns the numbers of images that a challenge does not judge, and pairs with the name of a class.
 
     A file that is missing is a note: without it figures are not the challenge's.
     """
@@ -92,7 +92,7 @@ def read_blacklist(file: Path, problems: list[Problem]) -> tuple[set[str], set[t
 
 
 def _names(path: Path, stored: Callable[[str], object], problems: list[Problem]) -> Iterator[tuple[str, str]]:
-    """The names in one list and their numbers.
+    """Yields the names in one list and their numbers.
 
     A second column is the flag of a class (-1: the image has no such object, and is left out) or, in ImageNet, a
     running number.
@@ -112,7 +112,7 @@ def _names(path: Path, stored: Callable[[str], object], problems: list[Problem])
 
 
 def _decode(data: bytes, stored: Callable[[str], object]) -> list[str]:
-    """The lines of a list, without blank ones.
+    """Returns the lines of a list, without blank ones.
 
     Raises:
         ValueError: it has another encoding than those known, or names that are not found under any.
@@ -141,7 +141,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _without_suffix(name: str, stored: Callable[[str], object]) -> str:
-    """``name`` without the suffix of an image, where it has one and the image is found without."""
+    """Returns ``name`` without the suffix of an image, where it has one and the image is found without."""
     stem, dot, suffix = name.rpartition(".")
     if f"{dot}{suffix.lower()}" not in IMAGE_SUFFIXES or _leaves(name) or stored(name) or not stored(stem):
         return name
@@ -149,5 +149,5 @@ def _without_suffix(name: str, stored: Callable[[str], object]) -> str:
 
 
 def _leaves(name: str) -> bool:
-    """Whether the path ``name`` could lead out of the folder it is taken below."""
+    """Returns whether the path ``name`` could lead out of the folder it is taken below."""
     return "\\" in name or name.startswith("/") or any(part.startswith(".") for part in PurePosixPath(name).parts)

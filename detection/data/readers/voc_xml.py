@@ -103,7 +103,7 @@ class XMLProblems:
             self.count("box that starts at pixel 0", file, f"xmin or ymin is 0, and VOC counts from 1; {repair}")
 
     def notes(self, source: str) -> list[Problem]:
-        """A note for each of what was counted."""
+        """Returns a note for each of what was counted."""
         notes = [
             Problem("note", kind, self._files[kind, detail], f"{detail} ({count} times; this file is the first)", count)
             for (kind, detail), count in self._counts.items()
@@ -128,7 +128,7 @@ def xml_files(folder: Path) -> list[Path]:
 
 
 def parse(file: Path) -> ElementTree.Element:
-    """The root of a VOC annotation.
+    """Returns the root of a VOC annotation.
 
     Raises:
         FileNotFoundError: there is none.
@@ -153,7 +153,7 @@ def parse(file: Path) -> ElementTree.Element:
 
 
 def annotated_size(root: ElementTree.Element) -> tuple[int, int] | None:
-    """(height, width) as annotated; None where the file has none, or 0.
+    """Returns (height, width) as annotated; None where the file has none, or 0.
 
     Raises:
         FieldError: a side is no number.
@@ -217,7 +217,7 @@ def _box(node: ElementTree.Element, file: Path, problems: XMLProblems) -> tuple[
 
 
 def _flag(node: ElementTree.Element, file: Path, problems: XMLProblems) -> bool:
-    """Whether an object is difficult; a tool that does not know it writes Unspecified."""
+    """Returns whether an object is difficult; a tool that does not know it writes Unspecified."""
     text = (node.findtext("difficult") or "0").strip()
     if text.lower() == "unspecified":
         problems.count("flag without a value, taken for 0", file, f"difficult is {text!r}")
@@ -226,7 +226,7 @@ def _flag(node: ElementTree.Element, file: Path, problems: XMLProblems) -> bool:
 
 
 def _found(node: ElementTree.Element, key: str) -> str:
-    """The text of an element of ``node``; MISSING if there is none."""
+    """Returns the text of an element of ``node``; MISSING if there is none."""
     text = node.findtext(key)
     return MISSING if text is None else text
 
@@ -245,7 +245,7 @@ def _check_case(node: ElementTree.Element, known: Container[str], file: Path, pr
 
 
 def _check_elements(root: ElementTree.Element, file: Path, objects: bool, problems: XMLProblems) -> Iterator[str]:
-    """What hides objects; other elements that VOC lacks are counted."""
+    """Yields what hides objects; other elements that VOC lacks are counted."""
     for child in root:
         if child.tag in KNOWN or child.find(".//object") is not None:
             continue

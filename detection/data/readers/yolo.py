@@ -88,7 +88,7 @@ def _declared(folder: Path, names: str | None) -> tuple[str, ...]:
 
 
 def _images(folder: Path, source: Path, labels: Labels) -> Iterator[Path]:
-    """The images of a folder, or those that a text file lists, by paths from its folder or the data set's."""
+    """Yields the images of a folder, or those that a text file lists, by paths from its folder or the data set's."""
     if source.is_dir():
         yield from images_below(source)
         return

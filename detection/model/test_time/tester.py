@@ -25,7 +25,7 @@ __all__ = ["Methods", "Tester", "merge_scored", "refined_proposals"]
 
 @dataclass(frozen=True, slots=True)
 class Methods:
-    """What is done beyond a plain test.
+    """The methods beyond a plain test.
 
     Attributes:
         refine: a second pass pools from the boxes of the first; both passes' boxes enter NMS.
@@ -67,11 +67,11 @@ class Tester(nn.Module):
         self.detectors, self.methods, self.postprocess = nn.ModuleList(detectors), methods, postprocess
 
     def forward(self, images: ImageBatch) -> list[Detections]:
-        """Detections of each image, best first, in pixels of the images as given."""
+        """Returns detections of each image, best first, in pixels of the images as given."""
         return Architecture.ragged(self.detect(images), images)
 
     def detect(self, images: ImageBatch) -> Found:
-        """Detections of all images, padded to equally many."""
+        """Returns detections of all images, padded to equally many."""
         lookups = [_Lookup(detector, images, self.methods) for detector in self._members()]
         proposals = _union([lookup.detector.propose(lookup.base, images) for lookup in lookups])
         scored = merge_scored([lookup.score(proposals) for lookup in lookups])
@@ -98,7 +98,7 @@ class _Lookup:
             self.sides.append(_Pyramid(detector, flip_images(images), methods.scales))
 
     def score(self, proposals: Regions) -> ScoredBoxes:
-        """Scores and boxes of the proposals of each image, averaged over the sides."""
+        """Returns scores and boxes of the proposals of each image, averaged over the sides."""
         stage = _stage(self.detector)
         if not isinstance(stage, BoxStage):
             return self.detector.boxes(self.base, proposals, self.sizes)
@@ -123,7 +123,7 @@ class _Pyramid:
         self.features = [base] if base is not None and not scales else [detector.features(view) for view in views]
 
     def vectors(self, boxes: Tensor) -> Tensor:
-        """(N, P, D) of the regions ``boxes`` (N, P, 4), in pixels of the images as given.
+        """Returns (N, P, D) of the regions ``boxes`` (N, P, 4), in pixels of the images as given.
 
         With scales, each region's vector is the element-wise maximum (maxout) over its two adjacent scales.
         """
@@ -150,7 +150,7 @@ def _stage(detector: RegionVerbs | nn.Module) -> object:
 
 
 def refined_proposals(scored: ScoredBoxes) -> Regions:
-    """The box that every proposal's best class moved it to, as proposals for a second pass."""
+    """Returns the box that every proposal's best class moved it to, as proposals for a second pass."""
     scores, labels = scored.scores.max(dim=2)
     rows = labels if scored.boxes.shape[2] > 1 else torch.zeros_like(labels)
     boxes = scored.boxes.gather(2, rows[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
@@ -158,7 +158,7 @@ def refined_proposals(scored: ScoredBoxes) -> Regions:
 
 
 def merge_scored(members: Sequence[ScoredBoxes]) -> ScoredBoxes:
-    """The mean of what ``members`` say of the same proposals."""
+    """Returns the mean of what ``members`` say of the same proposals."""
     if len(members) == 1:
         return members[0]
     scores = torch.stack([member.scores for member in members]).mean(dim=0)
@@ -168,14 +168,14 @@ def merge_scored(members: Sequence[ScoredBoxes]) -> ScoredBoxes:
 
 
 def merge_masks(members: Sequence[Found]) -> Found:
-    """The same detections, with the mean of the masks of those ``members`` that have any."""
+    """Returns the same detections, with the mean of the masks of those ``members`` that have any."""
     masks = [member.masks for member in members if member.masks is not None]
     having = next((member for member in members if member.masks is not None), members[0])
     return replace(having, masks=torch.stack(masks).mean(dim=0) if masks else None)
 
 
 def _union(members: Sequence[Regions]) -> Regions:
-    """All proposals of the ``members``; they are no longer sorted, which nothing needs that scores them."""
+    """Returns all proposals of the ``members``; they are no longer sorted, which nothing needs that scores them."""
     return Regions(
         boxes=torch.cat([member.boxes for member in members], dim=1),
         valid=torch.cat([member.valid for member in members], dim=1),

@@ -23,7 +23,7 @@ REGION_SIDE = 224.0  # pixels; a region is looked up where it is about as large 
 
 
 def adjacent_scales(boxes: Tensor, shorter: Tensor, scales: Sequence[int]) -> Tensor:
-    """For each region the lower of the two adjacent scales that it is looked up in, as an index into ``scales``.
+    """Returns each region's lower one of the two adjacent scales, as an index into ``scales``.
 
     The two are those between which the region's side, the root of its area, passes 224 pixels; the lowest or the
     highest two if it does so outside.
@@ -43,7 +43,7 @@ def adjacent_scales(boxes: Tensor, shorter: Tensor, scales: Sequence[int]) -> Te
 
 
 def resize_images(images: ImageBatch, shorter: int) -> ImageBatch:
-    """The images with their shorter sides scaled to ``shorter`` pixels, bilinear and, when shrinking, smoothed."""
+    """Scales images to shorter sides of ``shorter`` pixels, bilinear and, when shrinking, antialiased."""
     resized = []
     for pixels, (height, width) in zip(images.pixels, images.size_list(), strict=True):
         factor = shorter / min(height, width)
@@ -55,7 +55,7 @@ def resize_images(images: ImageBatch, shorter: int) -> ImageBatch:
 
 
 def flip_images(images: ImageBatch) -> ImageBatch:
-    """The images mirrored left to right, each within its own width."""
+    """Returns the images mirrored left to right, each within its own width."""
     pixels = images.pixels.clone()
     for row, (_, width) in zip(pixels, images.size_list(), strict=True):
         row[:, :, :width] = row[:, :, :width].flip(-1)
@@ -63,7 +63,7 @@ def flip_images(images: ImageBatch) -> ImageBatch:
 
 
 def flip_boxes(boxes: Tensor, widths: Tensor) -> Tensor:
-    """``boxes`` (N, ..., 4) in the mirrored images of ``widths`` (N,) pixels; twice gives the same boxes."""
+    """Returns ``boxes`` (N, ..., 4) in the mirrored images of ``widths`` (N,) pixels; twice gives the same boxes."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     widths = widths.view(-1, *[1] * (x1.ndim - 1))
     return torch.stack([widths - x2, y1, widths - x1, y2], dim=-1)
