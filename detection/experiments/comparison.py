@@ -116,7 +116,7 @@ class Comparison(Generic[ConfigT]):
             found = self._with_rates(configs)
             if chosen.variant not in found:
                 return False
-            chosen = replace(chosen, config=replace(found[chosen.variant], seed=chosen.config.seed))
+            chosen = replace(chosen, config=replace(_last(found[chosen.variant]), seed=chosen.config.seed))
             configs |= found
         if not (self.output / "experiment.json").is_file():
             self._write_proof(configs)

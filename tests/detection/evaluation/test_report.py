@@ -1,32 +1,27 @@
-"""Mirrors detection/evaluation/report.py."""
+"""Mirrors report.py and metrics.py: the table of figures, and what is printed and kept of it."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from detection.engine.evaluate import evaluate
+from detection.evaluation import metrics
 from detection.evaluation.coco import CocoResult
+from detection.evaluation.metrics import METRICS, Metric, is_better, named, read_metric, shown_figures
+from detection.evaluation.record import Record
 from detection.evaluation.report import format_tables, result_dict
 from detection.evaluation.voc import VocResult
 
 NAMES = ["cat", "dining table", "unseen"]
 COCO = CocoResult(
-    AP=0.2716,
-    AP50=0.5,
-    AP75=0.25,
-    APs=math.nan,
-    APm=0.1,
-    APl=1.0,
-    AR1=0.3,
-    AR10=0.4,
-    AR100=0.45,
-    ARs=math.nan,
-    ARm=0.0,
-    ARl=1.0,
+    **{"AP": 0.2716, "AP50": 0.5, "AP75": 0.25, "APs": math.nan, "APm": 0.1, "APl": 1.0},
+    **{"AR1": 0.3, "AR10": 0.4, "AR100": 0.45, "ARs": math.nan, "ARm": 0.0, "ARl": 1.0},
     class_ap=np.array([0.3, 0.243, np.nan]),
     class_ap50=np.array([0.6, 0.4, np.nan]),
     class_ap75=np.array([0.5, 0.0, np.nan]),
@@ -53,80 +48,102 @@ unseen             -
 mean            50.0"""
 
 
-def test_known_content() -> None:
-    result = result_dict(COCO, VOC, NAMES, voc_metric="area")
-    assert result["bbox"]["AP"] == 0.2716
-    assert result["bbox"]["APs"] is None
-    assert result["bbox"]["per_class"]["dining table"] == {"AP": 0.243, "AP50": 0.4, "AP75": 0.0}
-    assert result["voc"] == {
-        "mAP": pytest.approx(0.55),
-        "metric": "area",
-        "mAP_11point": pytest.approx(0.5),
-        "mAP_area": pytest.approx(0.55),
-        "per_class": {"cat": 0.8, "dining table": 0.3, "unseen": None},
-    }
+def test_content_and_golden_tables_also_from_a_file_without_nan() -> None:
+    area, points = (result_dict(COCO, VOC, NAMES, voc_metric=metric) for metric in ("area", "11point"))
+    assert (area["bbox"]["AP"], area["bbox"]["APs"]) == (0.2716, None)
+    assert area["bbox"]["per_class"]["dining table"] == {"AP": 0.243, "AP50": 0.4, "AP75": 0.0}
+    both = {"mAP_11point": pytest.approx(0.5), "mAP_area": pytest.approx(0.55)}
+    of_classes = {"cat": 0.8, "dining table": 0.3, "unseen": None}
+    assert area["voc"] == {"mAP": pytest.approx(0.55), "metric": "area", **both, "per_class": of_classes}
+    voc = points["voc"]
+    assert (voc["metric"], voc["mAP"], voc["per_class"]["cat"]) == ("11point", voc["mAP_11point"], 0.75)
+    read = json.loads(json.dumps(points, allow_nan=False))  # raises at a NaN
+    assert read == points
+    assert format_tables(points) == format_tables(read) == TABLES
+    long = format_tables(result_dict(COCO, VOC, ["cat", "x" * 200, "unseen"], voc_metric="area")).splitlines()
+    assert max(map(len, long)) <= 80
+    assert "24.3" in next(line for line in long if line.startswith("xxx"))
 
 
-def test_metric_chooses_the_voc_numbers() -> None:
-    voc = result_dict(COCO, VOC, NAMES, voc_metric="11point")["voc"]
-    assert (voc["metric"], voc["mAP"]) == ("11point", voc["mAP_11point"])
-    assert voc["per_class"]["cat"] == 0.75
-
-
-def test_json_round_trip_without_nan() -> None:
-    result = result_dict(COCO, VOC, NAMES, voc_metric="11point")
-    assert json.loads(json.dumps(result, allow_nan=False)) == result  # allow_nan=False raises at a NaN
-
-
-def test_golden_tables() -> None:
-    assert format_tables(result_dict(COCO, VOC, NAMES, voc_metric="11point")) == TABLES
-
-
-def test_tables_come_from_the_file_alike() -> None:
-    result = result_dict(COCO, VOC, NAMES, voc_metric="11point")
-    assert format_tables(json.loads(json.dumps(result))) == TABLES
-
-
-def test_long_names_are_cut_at_80_columns() -> None:
-    names = ["cat", "x" * 200, "unseen"]
-    tables = format_tables(result_dict(COCO, VOC, names, voc_metric="area"))
-    assert max(len(line) for line in tables.splitlines()) <= 80
-    assert "24.3" in next(line for line in tables.splitlines() if line.startswith("xxx"))
-
-
-def test_no_classes() -> None:
-    nothing = np.empty(0)
-    coco = CocoResult(
-        **dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), math.nan),
-        **dict.fromkeys(("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"), math.nan),
-        class_ap=nothing,
-        class_ap50=nothing,
-        class_ap75=nothing,
-    )
-    result = result_dict(coco, VocResult(ap_11point=nothing, ap_area=nothing), [], voc_metric="area")
-    assert result["voc"]["mAP"] is None
-    assert format_tables(result).endswith("class      AP\nmean        -")
-
-
-def test_mistakes_are_named() -> None:
+def test_masks_get_a_section_and_a_table_of_their_own_and_no_classes_a_mean() -> None:
+    segm = replace(COCO, AP=0.2, class_ap=np.array([0.25, 0.15, np.nan]))
+    result = result_dict(COCO, VOC, NAMES, voc_metric="11point", segm=segm)
+    assert list(result) == ["bbox", "segm", "voc"]
+    assert (result["segm"]["AP"], result["segm"]["per_class"]["dining table"]["AP"]) == (0.2, 0.15)
+    boxes, voc = TABLES.split("VOC AP")
+    masks = boxes.replace("box", "mask").replace("27.2", "20.0").replace("  24.3", "  15.0")
+    masks = masks.replace(" 30.0    60", " 25.0    60")
+    assert format_tables(result) == f"{boxes}{masks}VOC AP{voc}"
+    none = np.empty(0)
+    coco, voc = replace(COCO, class_ap=none, class_ap50=none, class_ap75=none), VocResult(ap_11point=none, ap_area=none)
+    nothing = result_dict(coco, voc, [], voc_metric="area")
+    assert nothing["voc"]["mAP"] is None
+    assert format_tables(nothing).endswith("class      AP\nmean        -")
     with pytest.raises(ValueError, match="voc_metric is one of 11point, area, imagenet, got 'voc07'"):
         result_dict(COCO, VOC, NAMES, voc_metric="voc07")  # pyright: ignore[reportArgumentType]  # the mistake itself
     with pytest.raises(ValueError, match="zip"):
         result_dict(COCO, VOC, NAMES[:2], voc_metric="area")
 
 
-def test_masks_get_a_section_and_a_table_of_their_own() -> None:
-    segm = replace(COCO, AP=0.2, class_ap=np.array([0.25, 0.15, np.nan]))
-    result = result_dict(COCO, VOC, NAMES, voc_metric="11point", segm=segm)
-    assert list(result) == ["bbox", "segm", "voc"]
-    assert (result["segm"]["AP"], result["bbox"]["AP"]) == (0.2, 0.2716)
-    assert result["segm"]["per_class"]["dining table"]["AP"] == 0.15
-    assert "segm" not in result_dict(COCO, VOC, NAMES, voc_metric="11point")
-    boxes, voc = TABLES.split("VOC AP")
-    masks = (
-        boxes.replace("box", "mask")
-        .replace("27.2", "20.0")
-        .replace("  24.3", "  15.0")
-        .replace(" 30.0    60", " 25.0    60")
+RESULT = {"bbox": {"AP": 0.5, "AR": None, "per_class": {"cat": {"AP": 0.25}, "a.b": {"AP": 0.75}}}, "images": 3}
+
+
+def test_figures_are_named_with_dots() -> None:
+    keys = ("bbox.AP", "bbox.AR", "bbox.per_class.cat.AP", "bbox.per_class.a.b.AP", "images")
+    assert [read_metric(RESULT, key) for key in keys] == [0.5, None, 0.25, 0.75, 3]
+    for key in ("bbox.ap", "segm.AP", "bbox", "bbox.AP.x", "", "bbox.per_class", "voc.metric"):
+        with pytest.raises(ValueError, match=r"solver\.best_metric .* It has bbox\.AP, bbox\.AR, images, voc\.mAP$"):
+            read_metric(RESULT | {"voc": {"metric": "area", "mAP": 0.5}}, key)
+    for key, near in (("bbox.ap50", "bbox.AP50"), ("bbox.per_class.cta.AP50", "bbox.per_class.cat.AP50")):
+        with pytest.raises(ValueError, match=f"'{key}' names no .* did you mean '{near}'"):
+            read_metric(evaluate([], ("cat",), "area"), key)
+    assert named("segm.AP").name == "mask AP"
+    with pytest.raises(KeyError, match=r"no metric 'bbox\.AP60'; known: bbox\.AP, "):
+        named("bbox.AP60")
+    assert (metrics.percent(0.5771), metrics.percent(None)) == ("57.7", "-")
+    assert (named("bbox.AP").format(0.5771), named("seconds_per_image").format(0.5771)) == ("57.7", "0.577")
+
+
+def test_every_figure_of_an_evaluation_is_in_the_table_once() -> None:
+    result = evaluate([], (), "area", fields=("masks", "keypoints"))
+    del result["best_f1"]  # a threshold for pictures and predictions, with the F1 that it reaches
+    found = {key for key in metrics.figures(result) if ".per_class" not in key}
+    assert found == {m.key for m in METRICS if m.key.startswith(("bbox.", "segm.", "keypoints.", "voc."))}
+    for names in ([metric.key for metric in METRICS], [metric.name for metric in metrics.shown_in("report")]):
+        assert len(set(names)) == len(names)
+
+
+@pytest.fixture
+def _extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metric as a stranger would add it: one function and one line."""
+
+    def extra_boxes(records: Sequence[Record], class_names: Sequence[str]) -> float:
+        return float(np.mean([len(record.boxes) - len(record.gt_boxes) for record in records])) if records else math.nan
+
+    options = {"lower_is_better": True, "is_fraction": False}
+    extra = Metric("counts.extra", "extra boxes", ("log", "console"), extra_boxes, **options)
+    monkeypatch.setattr(metrics, "METRICS", (*METRICS, extra))
+
+
+@pytest.mark.usefixtures("_extra")
+def test_which_of_two_figures_is_better() -> None:
+    better = [("bbox.AP", 0.5, 0.4), ("bbox.AP", 0.0, None), ("counts.extra", 0.3, 0.4)]
+    better.append(("counts.per_class.cat.extra", 0.3, 0.4))
+    worse = [("bbox.AP", 0.4, 0.4), ("bbox.AP", None, None), ("bbox.AP", None, 0.4), ("counts.extra", 0.5, 0.4)]
+    worse.append(("voc.per_class.cat", 0.3, 0.4))
+    assert [is_better(*case) for case in better + worse] == [True] * 4 + [False] * 5
+
+
+@pytest.mark.usefixtures("_extra")
+def test_a_metric_of_one_function_and_one_line_is_everywhere(record: Callable[..., Record]) -> None:
+    box = [0, 0, 5, 5]
+    result, nothing = (
+        evaluate(records, ("cat",), "area") for records in ([record([box], [(box, 0.9)] * 3)], list[Record]())
     )
-    assert format_tables(result) == f"{boxes}{masks}VOC AP{voc}"
+    assert (result["counts"], nothing["counts"]) == ({"extra": 2.0}, {"extra": None})
+    logged = shown_figures(result, "log")
+    assert [logged[key] for key in ("bbox.AP", "bbox.AP50", "bbox.AP75", "voc.mAP")] == pytest.approx([1.0] * 4)
+    assert logged["counts.extra"] == read_metric(result, "counts.extra") == 2
+    assert "bbox.APs" not in logged
+    for content, shown in ((result, "2.000"), (nothing, "-")):
+        assert ["extra", "boxes", shown] in [line.split() for line in format_tables(content).splitlines()]

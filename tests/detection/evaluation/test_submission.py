@@ -5,43 +5,30 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from detection.evaluation.record import Record
 from detection.evaluation.submission import write_coco, write_imagenet_det, write_imagenet_loc, write_voc
+from detection.masks import encode
 
 
-def record_of(image_id: int, name: str, boxes: list[list[float]], labels: list[int]) -> Record:
-    return Record(
-        image_id=image_id,
-        file_name=name,
-        size=(40, 60),
-        gt_boxes=np.zeros((0, 4), np.float32),
-        gt_labels=np.zeros(0, np.int64),
-        gt_ignore=np.zeros(0, np.bool_),
-        gt_areas=np.zeros(0, np.float32),
-        boxes=np.array(boxes, np.float32).reshape(-1, 4),
-        scores=np.full(len(boxes), 0.5, np.float32),
-        labels=np.array(labels, np.int64),
-    )
+@pytest.fixture
+def records(record: Callable[..., Record]) -> tuple[Record, Record]:
+    """The whole image is (0, 0, 60, 40); VOC calls that 1 1 60 40, ImageNet 0 0 59 39."""
+    names = [{"size": (40, 60), "file_name": f"JPEGImages/2008_00000{i}.jpg"} for i in (1, 2)]
+    found = [([0, 0, 60, 40], 1, 0.5), ([2.5, 3, 10, 12], 0, 0.5)]
+    return record([], found, image_id=7, **names[0]), record(image_id=9, **names[1])
 
 
-# The whole image is (0, 0, 60, 40); VOC calls that 1 1 60 40, ImageNet 0 0 59 39.
-RECORDS = (
-    record_of(7, "JPEGImages/2008_000001.jpg", [[0, 0, 60, 40], [2.5, 3, 10, 12]], [1, 0]),
-    record_of(9, "JPEGImages/2008_000002.jpg", [], []),
-)
-
-
-def test_voc_counts_pixels_from_1(tmp_path: Path) -> None:
-    files = write_voc(RECORDS, ("cat", "dog", "cow"), tmp_path, year="VOC2012", split="test", first_pixel=1)
+def test_voc_counts_pixels_from_1(records: list[Record], tmp_path: Path) -> None:
+    files = write_voc(records, ("cat", "dog", "cow"), tmp_path, year="VOC2012", split="test", first_pixel=1)
     main = tmp_path / "results" / "VOC2012" / "Main"
     assert files == [main / f"comp4_det_test_{name}.txt" for name in ("cat", "dog", "cow")]
     assert [file.read_text() for file in files] == [
@@ -51,8 +38,8 @@ def test_voc_counts_pixels_from_1(tmp_path: Path) -> None:
     ]
 
 
-def test_imagenet_counts_pixels_from_0_and_classes_from_1(tmp_path: Path) -> None:
-    (file,) = write_imagenet_det(RECORDS, tmp_path, split="test", first_pixel=0)
+def test_imagenet_counts_pixels_from_0_and_classes_from_1(records: list[Record], tmp_path: Path) -> None:
+    (file,) = write_imagenet_det(records, tmp_path, split="test", first_pixel=0)
     assert file.read_text().splitlines() == [
         "7 2 0.500000000 0.000 0.000 59.000 39.000",
         "7 1 0.500000000 2.500 3.000 9.000 11.000",
@@ -76,32 +63,29 @@ def test_localisation_has_a_line_of_whole_pixels_an_image(tmp_path: Path, first_
     assert file.read_text() == "".join(f"{line}\n" for line in lines)
 
 
-@pytest.mark.parametrize("masks", [False, True])
-def test_coco_reads_what_was_written(tmp_path: Path, masks: bool) -> None:
-    whole = coco_mask.encode(np.asfortranarray(np.ones((40, 60), np.uint8)))
-    records = [replace(r, masks=(whole,) * len(r.boxes), gt_masks=()) if masks else r for r in RECORDS]
-    files = write_coco(records, (3, 5), tmp_path, split="test-dev2017")
-    name = "detections_test-dev2017_resdet_results.json"
-    assert files == [tmp_path / kind / name for kind in (["bbox", "segm"] if masks else ["bbox"])]
-    images = [{"id": 7, "height": 40, "width": 60}, {"id": 9, "height": 40, "width": 60}]
+@pytest.mark.parametrize("kinds", [["bbox"], ["bbox", "segm"]])
+def test_coco_reads_what_was_written(kinds: list[str], records: list[Record], tmp_path: Path) -> None:
+    whole = encode(np.ones((40, 60), np.bool_))
+    masked = [replace(r, masks=(whole,) * len(r.boxes), gt_masks=()) for r in records]
+    files = write_coco(masked if "segm" in kinds else records, (3, 5), tmp_path, split="test-dev2017")
+    assert files == [tmp_path / kind / "detections_test-dev2017_resdet_results.json" for kind in kinds]
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        dataset: Any = {"images": images, "categories": [{"id": 3}, {"id": 5}], "annotations": []}
-        truth.dataset = dataset
+        truth: Any = COCO()
+        truth.dataset = {"images": [{"id": 7, "height": 40, "width": 60}, {"id": 9, "height": 40, "width": 60}]}
+        truth.dataset |= {"categories": [{"id": 3}, {"id": 5}], "annotations": []}
         truth.createIndex()
         read = [truth.loadRes(str(file)).dataset["annotations"] for file in files]
     assert [(found["image_id"], found["category_id"]) for found in read[0]] == [(7, 5), (7, 3)]
     assert read[0][0]["bbox"] == [0, 0, 60, 40]
     assert all("segmentation" not in entry for entry in json.loads(files[0].read_text()))
-    if masks:
-        assert [found["area"] for found in read[1]] == [2400, 2400]  # of the masks, not of the boxes
-        assert all("bbox" not in entry for entry in json.loads(files[1].read_text()))
+    for file, entries in zip(files[1:], read[1:], strict=True):
+        assert [found["area"] for found in entries] == [2400, 2400]  # of the masks, not of the boxes
+        assert all("bbox" not in entry for entry in json.loads(file.read_text()))
 
 
-def test_coco_gets_keypoints_without_boxes_as_numbers_of_pixels(tmp_path: Path) -> None:
+def test_coco_gets_keypoints_without_boxes_as_numbers_of_pixels(records: list[Record], tmp_path: Path) -> None:
     points = np.array([[[10.5, 20.25, 0.75]], [[3.5, 4.5, 0.5]]], np.float32)
-    own = replace(RECORDS[0], keypoints=points)
-    files = write_coco([own], (17, 18), tmp_path, split="test-dev2017")
+    files = write_coco([replace(records[0], keypoints=points)], (17, 18), tmp_path, split="test-dev2017")
     assert [file.parent.name for file in files] == ["bbox", "keypoints"]
     assert json.loads(files[1].read_text()) == [
         {"image_id": 7, "category_id": 18, "score": 0.5, "keypoints": [10, 19.75, 0.75]},

@@ -17,17 +17,11 @@ from detection.evidence.plan import format_plan, load_evidence, plan_evidence
 from detection.evidence.run import run_evidence
 from detection.evidence.verify import verify
 
-LIST = """
-budget_hours: 0.5
-run_minutes: 10
-experiments: [{file: depth.yaml, minutes: 6}]
-"""
+LIST = "{budget_hours: 0.5, run_minutes: 10, experiments: [{file: depth.yaml, minutes: 6}]}"
 DEPTH = """
 base: base.yaml
 allowed: [backbone.name]
-variants:
-  plain20: {}
-  resnet20: {backbone: {name: cifar_resnet20}}
+variants: {plain20: {}, resnet20: {backbone: {name: cifar_resnet20}}}
 seeds: [0, 1]
 """
 BASE = """
@@ -40,7 +34,7 @@ device: cpu
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder: a list of one experiment of four runs over red and blue images."""
     for name, text in (("list.yaml", LIST), ("depth.yaml", DEPTH), ("base.yaml", BASE), ("README.md", "# Results\n")):
         (tmp_path / name).write_text(text)
@@ -56,18 +50,19 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     card = {"format": "image_folder", "root": str(tmp_path), "classes": ["red", "blue"], "splits": splits}
     (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
     monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def record(run: Path, **status: Any) -> None:
-    run.mkdir(parents=True)
-    (run / "status.json").write_text(json.dumps(status))
+    before = signal.getsignal(signal.SIGTERM)  # which the command takes, here in the process of the tests
+    yield tmp_path
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_committed_records_count_as_done_and_say_what_the_rest_takes(checkout: Path) -> None:
     runs = checkout / "docs" / "experiments" / "depth" / "runs"
-    record(runs / "plain20" / "0", state="done", hours=0.2)
-    record(runs / "resnet20" / "0", state="failed", hours=0.1)
+    for run, status in (
+        ("plain20/0", {"state": "done", "hours": 0.2}),
+        ("resnet20/0", {"state": "failed", "hours": 0.1}),
+    ):
+        (runs / run).mkdir(parents=True)
+        (runs / run / "status.json").write_text(json.dumps(status))
     evidence = load_evidence("list.yaml")
     (planned,) = plan_evidence(evidence, checkout)
     assert planned.hours == {"runs/plain20/0": 0.2}
@@ -76,25 +71,13 @@ def test_committed_records_count_as_done_and_say_what_the_rest_takes(checkout: P
     assert "warning: depth runs/plain20/0 took 12.0 minutes" in format_plan(evidence, [planned])
     with pytest.raises(ValueError, match=r"budget_hours is 0\.5"):
         run_evidence("list.yaml")
-
-
-@pytest.mark.parametrize("change", [("minutes: 6", "hours: 6"), ("depth.yaml", "deep.yaml")])
-def test_a_bad_list_is_named(change: tuple[str, str], checkout: Path) -> None:
-    (checkout / "list.yaml").write_text(LIST.replace(*change))
-    with pytest.raises(ValueError, match=r"list\.yaml|deep\.yaml"):
-        plan_evidence(load_evidence("list.yaml"), checkout)
-
-
-@pytest.fixture
-def own_signals() -> Iterator[None]:
-    """The command takes SIGTERM, here in the process of the tests."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+    for old, new in (("minutes: 6", "hours: 6"), ("depth.yaml", "deep.yaml")):
+        (checkout / "list.yaml").write_text(LIST.replace(old, new))
+        with pytest.raises(ValueError, match=r"list\.yaml|deep\.yaml"):
+            plan_evidence(load_evidence("list.yaml"), checkout)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("own_signals")
 def test_runs_leave_records_alone_which_count_in_a_clone(checkout: Path, resdet: Callable[..., Any]) -> None:
     (checkout / "depth.yaml").write_text(DEPTH.replace("[0, 1]", "[0]"))
     ended = resdet("evidence", "--list", "list.yaml")

@@ -9,42 +9,35 @@ import pytest
 import torch
 import yaml
 
-from detection.data.digits import write_digits
 from detection.experiments.experiment import load_experiment
 from detection.experiments.latency import Place, measure_latencies
 
 BASE = """
-backbone: {name: resnet18, norm: gn, roi_size: 1}
+backbone: {name: cifar_resnet20, norm: gn, roi_size: 1}
 rpn: {channels: 8, pre_nms_test: 16, post_nms_test: 4}
-data: {train: [digits:train], test: [digits:test], shorter_side: 32, longer_side: 48}
+data: {train: [coco.yaml:train], test: [coco.yaml:test], shorter_side: 32, longer_side: 48}
 device: cpu
 """
 
 
 @pytest.mark.slow
-def test_each_place_has_a_file_of_all_variants(tmp_path: Path) -> None:
-    root = write_digits(tmp_path / "root", num_train=1, num_test=5).parent
+@pytest.mark.usefixtures("card")
+def test_each_place_has_a_file_of_all_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "base.yaml").write_text(BASE)
-    values = {
-        "base": "base.yaml",
-        "seeds": [0],
-        "allowed": ["backbone.name"],
-        "variants": {"small": [], "plain": ["backbone.name=plain18"]},
-    }
+    variants = {"small": [], "plain": ["backbone.name=cifar_plain20"]}
+    values = {"base": "base.yaml", "seeds": [0], "allowed": ["backbone.name"], "variants": variants}
     (tmp_path / "swap.yaml").write_text(yaml.safe_dump(values))
-    experiment = load_experiment(tmp_path / "swap.yaml", [f"data.root={root}"])
-    before = torch.get_num_threads()
-    said: list[str] = []
-    one = measure_latencies(experiment, tmp_path / "out", Place(threads=1), say=said.append)
-    two = measure_latencies(experiment, tmp_path / "out", Place(batch=2, precision="bf16"), say=said.append)
+    experiment, before = load_experiment(tmp_path / "swap.yaml", [f"data.root={tmp_path}"]), torch.get_num_threads()
+    places = Place(threads=1), Place(batch=2, precision="bf16")
+    paths = [measure_latencies(experiment, tmp_path / "out", place, say=str) for place in places]
     assert torch.get_num_threads() == before
-    assert one.parent == two.parent == tmp_path / "out" / "latency"
-    assert one != two
-    first, second = (json.loads(path.read_text()) for path in (one, two))
+    assert {path.parent for path in paths} == {tmp_path / "out" / "latency"}
+    first, second = (json.loads(path.read_text()) for path in paths)
     assert (first["threads"], first["batch"], first["precision"]) == (1, 1, "fp32")
     assert "1 thread" in first["described"]
-    assert [first["variants"]["small"]["images"], second["variants"]["small"]["images"]] == [5, 4]
-    assert first["variants"].keys() == {"small", "plain"}
+    assert [first["variants"]["small"]["images"], second["variants"]["small"]["images"]] == [3, 2]
+    assert first["variants"].keys() == variants.keys()
     assert all(0 < row["p50"] <= row["p95"] and row["weights"] is None for row in second["variants"].values())
 
 

@@ -19,7 +19,7 @@ from detection.experiments.experiment import load_experiment, resolve_variants
 from detection.experiments.leakage import check_leakage
 
 Check = Callable[..., dict[str, Any]]
-TRAIN, TEST = "coco/train", "coco/test"
+Files = list[Path]
 
 
 @pytest.fixture
@@ -28,47 +28,51 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def check(tmp_path: Path, make_coco: Callable[..., Path], write_card: Callable[..., str], said: list[str]) -> Check:
-    """Looks for leakage in an experiment with four images of training and three of test; gives leakage.json."""
-    for split, numbers in (("train", range(1, 5)), ("test", range(5, 8))):
-        cats = [{"id": n, "image_id": n, "category_id": 3, "bbox": [9, 9, 20, 20], "area": 400} for n in numbers]
-        make_coco({number: f"{number}.jpg" for number in numbers}, cats, split=split)
-    splits = {split: {"annotations": f"{split}.json", "images": split} for split in ("train", "test")}
-    card = write_card("coco", splits=splits)
+def check(tmp_path: Path, card: str, said: list[str]) -> Check:
+    """Looks for leakage in an experiment; gives leakage.json."""
     (tmp_path / "base.yaml").write_text(f"data: {{train: ['{card}:train'], test: ['{card}:test'], root: {tmp_path}}}")
 
     def call(*, near: bool = False, **keys: Any) -> dict[str, Any]:
         variants = {"a": {}, "b": {"backbone": {"name": "plain18"}}}
         values = {"base": "base.yaml", "seeds": [0], "allowed": ["backbone.name"], "variants": variants} | keys
         (tmp_path / "swap.yaml").write_text(yaml.safe_dump(values))
-        experiment = load_experiment(tmp_path / "swap.yaml")
-        check_leakage(
-            experiment,
-            resolve_variants(experiment, DetectionConfig),
-            DETECTORS,
-            tmp_path / "out",
-            near=near,
-            say=said.append,
-        )
-        return json.loads((tmp_path / "out" / "leakage.json").read_text())
+        experiment, output = load_experiment(tmp_path / "swap.yaml"), tmp_path / "out"
+        configs = resolve_variants(experiment, DetectionConfig)
+        check_leakage(experiment, configs, DETECTORS, output, near=near, say=said.append)
+        return json.loads((output / "leakage.json").read_text())
 
     return call
 
 
-def images(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.jpg"))
+@pytest.fixture
+def train(check: Check, tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "coco/train").glob("*.jpg"))
 
 
-def test_images_of_their_own_pass_without_a_word(check: Check, said: list[str]) -> None:
+@pytest.fixture
+def test(check: Check, tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "coco/test").glob("*.jpg"))
+
+
+def test_images_of_their_own_pass_and_are_not_read_again(
+    check: Check, train: Files, test: Files, said: list[str], monkeypatch: Any
+) -> None:
     found = check()
     assert (found["test_images"], found["train_images"], found["unread"]) == (3, 4, 0)
-    assert found["copies"] == {"count": 0, "examples": []}
-    assert found["near_copies"] is None
+    assert (found["copies"], found["near_copies"]) == ({"count": 0, "examples": []}, None)
     assert said == []
+    before = check(near=True)
+    monkeypatch.setattr(near_copies, "_content", lambda _: pytest.fail("a file was read"))
+    assert check() == check(near=True) == before
+    monkeypatch.undo()
+    shutil.copy(train[0], test[0])
+    with pytest.raises(ValueError, match="1 are in"):
+        check()
 
 
-def test_copies_are_refused_with_both_files_and_what_to_type(check: Check, tmp_path: Path, said: list[str]) -> None:
-    train, test = images(tmp_path / TRAIN), images(tmp_path / TEST)
+def test_copies_are_refused_with_both_files(
+    check: Check, train: Files, test: Files, tmp_path: Path, said: list[str]
+) -> None:
     for number in (0, 2):
         shutil.copy(train[3 - number], test[number])
     with pytest.raises(ValueError, match="allow_leakage: true") as refusal:
@@ -80,47 +84,27 @@ def test_copies_are_refused_with_both_files_and_what_to_type(check: Check, tmp_p
     assert found["copies"]["count"] == 2
     assert [str(test[0]), str(train[3])] in found["copies"]["examples"]
     assert any(line.startswith("warning: ") for line in said)
-
-
-def test_a_set_that_is_trained_and_tested_is_refused(check: Check, tmp_path: Path) -> None:
     card = tmp_path / "coco.yaml"
-    with pytest.raises(ValueError, match="3 are in"):
+    with pytest.raises(ValueError, match="3 are in"):  # a set that is trained and tested
         check(overrides=[f"data.train=[{card}:train,{card}:test]"])
 
 
-def test_near_copies_are_told_and_not_refused(check: Check, tmp_path: Path, said: list[str]) -> None:
-    with Image.open(images(tmp_path / TRAIN)[1]) as image:
-        image.save(images(tmp_path / TEST)[1], quality=70)
+def test_near_copies_and_missing_images_are_told(check: Check, train: Files, test: Files, said: list[str]) -> None:
+    with Image.open(train[1]) as image:
+        image.save(test[1], quality=70)
     found = check(near=True)
     assert found["copies"]["count"] == 0
-    assert found["near_copies"]["examples"] == [[str(images(tmp_path / TEST)[1]), str(images(tmp_path / TRAIN)[1])]]
-    assert str(images(tmp_path / TEST)[1]) in said[-1]
+    assert found["near_copies"]["examples"] == [[str(test[1]), str(train[1])]]
+    assert str(test[1]) in said.pop()
+    said.clear()
+    shutil.rmtree(train[0].parent)
+    check()
+    assert [line.startswith("warning: ") and "coco.yaml:train" in line for line in said] == [True]
 
 
-def test_files_that_have_not_changed_are_not_read_again(
-    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = check(near=True)
-    monkeypatch.setattr(near_copies, "_content", lambda _: pytest.fail("a file was read"))
-    assert check() == check(near=True) == before
-    monkeypatch.undo()
-    shutil.copy(images(tmp_path / TRAIN)[0], images(tmp_path / TEST)[0])
-    with pytest.raises(ValueError, match="1 are in"):
-        check()
-
-
-def test_only_files_of_one_size_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_files_of_one_size_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     monkeypatch.setattr(near_copies, "_content", lambda path: read.append(path) or path[-1].encode())
     pairs, unread = near_copies.copies_between({"a1": 10, "b2": 20, "c3": 30}, {"d1": 10, "e2": 21, "f4": 30})
     assert sorted(read) == ["a1", "c3", "d1", "f4"]
     assert (pairs, unread) == ([("a1", "d1")], [])
-
-
-def test_a_training_set_that_is_not_there_is_told(check: Check, tmp_path: Path, said: list[str]) -> None:
-    shutil.rmtree(tmp_path / TRAIN)
-    with pytest.raises(FileNotFoundError):  # no leakage.json
-        check()
-    (line,) = said
-    assert line.startswith("warning: ")
-    assert "coco.yaml:train" in line

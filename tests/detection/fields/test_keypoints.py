@@ -23,14 +23,14 @@ from detection.windows import Window
 
 SIZE = (60, 80)
 FACE = KeypointSpec(("nose", "left_eye", "right_eye"))
-MakeTarget = Callable[..., Target]
+FLIP = {"HorizontalFlip": {"p": 1}}
 
 # In COCO's numbers of pixels: nose, left eye and, not labelled, right eye; then one of which the left eye is hidden.
 FACES = ([10, 20, 2, 30, 5, 2, 0, 0, 0], [50, 30, 2, 60, 20, 1, 70, 20, 2])
 
 
 @pytest.fixture
-def faces(make_target: MakeTarget) -> Target:
+def faces(make_target: Callable[..., Target]) -> Target:
     values = torch.tensor(np.array([of_coco(face, FACE.names) for face in FACES]), dtype=torch.float32)
     return replace(make_target([(5, 5, 40, 40), (45, 15, 75, 40)]), keypoints=values)
 
@@ -38,9 +38,8 @@ def faces(make_target: MakeTarget) -> Target:
 def marked() -> np.ndarray[Any, np.dtype[np.uint8]]:
     """A picture whose labelled pixels are white."""
     image = np.zeros((*SIZE, 3), np.uint8)
-    for face in FACES:
-        for x, y, seen in np.array(face).reshape(-1, 3):
-            image[y, x] = 255 * (seen > 0)
+    for x, y, seen in np.array(FACES).reshape(-1, 3):
+        image[y, x] = 255 * (seen > 0)
     return image
 
 
@@ -49,19 +48,22 @@ def places(target: Target) -> list[list[list[float]]]:
     return target.keypoints.tolist()
 
 
+def augmented(faces: Target, *steps: dict[str, Any], spec: KeypointSpec = FACE) -> tuple[Any, Target]:
+    return Augment(list(steps), fields_of(spec))(marked(), faces, seed=(1,))
+
+
 def test_a_number_of_a_pixel_is_its_middle_and_what_is_not_labelled_is_nowhere() -> None:
     field = Keypoints(FACE)
     packed = [field.pack([10, 20, 2, 7, 7, 0, 79, 59, 1], SIZE), field.unknown(SIZE), field.pack(None, SIZE)]
     values = field.unpack(packed, SIZE)
     assert values.tolist() == [[[10.5, 20.5, 2], [0, 0, 0], [79.5, 59.5, 1]], [[0] * 3] * 3, [[0] * 3] * 3]
     assert to_coco(values)[0] == [10, 20, 2, -0.5, -0.5, 0, 79, 59, 1]
-
-
-def test_a_keypoint_outside_its_image_is_kept_for_tests_and_not_trained_on() -> None:
-    field = Keypoints(FACE)
+    # Outside its image it is kept for tests and not trained on.
     values = field.unpack([field.pack([100, 20, 2, 10, 20, 2, -5, 3, 2], SIZE)], SIZE)
     assert values[0, 0].tolist() == [100.5, 20.5, 2]
     assert field.to_tensor(values, SIZE)[0].tolist() == [[0, 0, 0], [10.5, 20.5, 2], [0, 0, 0]]
+    found = Tensor([[[1.5, 2.5, 0.9]]])
+    assert Keypoints().on_image(found, torch.zeros(1, 4), SIZE).tolist() == found.tolist()
 
 
 @pytest.mark.parametrize(
@@ -83,26 +85,24 @@ def test_what_is_no_list_of_keypoints_is_named(raw: object, message: str) -> Non
 @pytest.mark.parametrize(
     ("steps", "swapped"),
     [
-        ([{"HorizontalFlip": {"p": 1}}], True),
+        ([FLIP], True),
         ([{"VerticalFlip": {"p": 1}}], True),  # a mirror image too, upside down
         ([{"Transpose": {"p": 1}}], True),
-        ([{"HorizontalFlip": {"p": 1}}, {"VerticalFlip": {"p": 1}}], False),  # turned by 180 degrees
+        ([FLIP, {"VerticalFlip": {"p": 1}}], False),  # turned by 180 degrees
         ([{"RandomRotate90": {"p": 1}}], False),
         ([{"Affine": {"scale": 1.0, "translate_px": {"x": 3, "y": 7}, "p": 1}}], False),
         ([{"ColorJitter": {"p": 1, "brightness": 0.01}}], False),
     ],
 )
-def test_keypoints_lie_on_their_pixels_and_a_mirror_swaps_sides(
-    faces: Target, steps: list[dict[str, Any]], *, swapped: bool
-) -> None:
-    image, target = Augment(steps, fields_of(FACE))(marked(), faces, seed=(1,))
-    (first, second), given = places(target), places(faces)
+def test_keypoints_lie_on_pixels_and_a_mirror_swaps_sides(faces: Target, steps: Any, swapped: Any) -> None:
+    given = places(faces)
+    image, target = augmented(faces, *steps)
+    first, second = places(target)
     assert [points[2] for points in first] == ([2, 0, 2] if swapped else [2, 2, 0])
     assert [points[2] for points in second] == ([2, 2, 1] if swapped else [2, 1, 2])
-    for x, y, seen in [*first, *second]:
-        if seen:
-            assert (x % 1, y % 1) == (0.5, 0.5)
-            assert image[int(y), int(x)].min() > 200
+    for x, y, _ in (point for point in [*first, *second] if point[2]):
+        assert (x % 1, y % 1) == (0.5, 0.5)
+        assert image[int(y), int(x)].min() > 200
     assert given == places(faces)  # arguments are not changed
 
 
@@ -116,91 +116,57 @@ def test_keypoints_lie_on_their_pixels_and_a_mirror_swaps_sides(
         ({"CropAndPad": {"px": [0, 0, 0, -40], "sample_independently": False, "p": 1}}, (2, 1), (40, 0)),
     ],
 )
-def test_scales_lead_the_middle_of_a_pixel_to_the_middle_of_what_it_becomes(
-    faces: Target, step: dict[str, Any], scale: tuple[int, int], corner: tuple[int, int]
-) -> None:
+def test_scales_lead_middles_of_pixels_to_middles(faces: Target, step: Any, scale: Any, corner: Any) -> None:
     """Counted from the corner of the image a place is multiplied by the scale, between two flips too."""
-    flip = {"HorizontalFlip": {"p": 1}}
-    image, target = Augment([step], fields_of(FACE))(marked(), faces, seed=(1,))
-    for (x, y, _), (old_x, old_y, seen) in zip(places(target)[-1], places(faces)[-1], strict=True):
-        assert seen
+    image, target = augmented(faces, step)
+    for (x, y, _), (old_x, old_y, _) in zip(places(target)[-1], places(faces)[-1], strict=True):
         assert (x, y) == ((old_x - corner[0]) * scale[0], (old_y - corner[1]) * scale[1])
     if corner == (0, 0):
-        flipped, turned = Augment([flip, step, flip], fields_of(FACE))(marked(), faces, seed=(1,))
+        flipped, turned = augmented(faces, FLIP, step, FLIP)
         assert (places(turned), flipped.shape) == (places(target), image.shape)
 
 
-def test_a_flip_leads_x_to_width_minus_x_as_it_does_with_boxes(faces: Target) -> None:
-    _, target = Augment([{"HorizontalFlip": {"p": 1}}], fields_of(FACE))(marked(), faces, seed=(0,))
+def test_a_flip_leads_x_to_width_minus_x_as_it_does_with_boxes_and_swaps_names_with_sides(faces: Target) -> None:
+    target = augmented(faces, FLIP)[1]
     assert places(target)[0] == [[69.5, 20.5, 2], [0, 0, 0], [49.5, 5.5, 2]]
     np.testing.assert_allclose(target.boxes[0].tolist(), [40, 5, 75, 40], atol=1e-4)
-
-
-def test_names_without_sides_are_not_swapped(faces: Target) -> None:
-    plain = KeypointSpec(("a", "b", "c"))
-    _, target = Augment([{"HorizontalFlip": {"p": 1}}], fields_of(plain))(marked(), faces, seed=(0,))
-    assert places(target)[0] == [[69.5, 20.5, 2], [49.5, 5.5, 2], [0, 0, 0]]
-
-
-def test_a_crop_leaves_what_it_shows_labelled_and_drops_objects_with_their_keypoints(faces: Target) -> None:
-    crop = {"Crop": {"x_min": 20, "y_min": 0, "x_max": 80, "y_max": 25, "p": 1}}
-    _, target = Augment([crop], fields_of(FACE))(marked(), faces, seed=(0,))
-    assert places(target) == [
-        [[0, 0, 0], [10.5, 5.5, 2], [0, 0, 0]],
-        [[0, 0, 0], [40.5, 20.5, 1], [50.5, 20.5, 2]],
-    ]
-    crop = {"Crop": {"x_min": 42, "y_min": 0, "x_max": 80, "y_max": 60, "p": 1}}
-    _, target = Augment([crop], fields_of(FACE))(marked(), faces, seed=(0,))
-    assert places(target) == [[[8.5, 30.5, 2], [18.5, 20.5, 1], [28.5, 20.5, 2]]]
-
-
-def test_images_without_objects_pass_and_bring_none(faces: Target) -> None:
-    for target in (faces[:0], replace(faces, keypoints=None)):
-        _, moved = Augment([{"HorizontalFlip": {"p": 1}}], fields_of(FACE))(marked(), target, seed=(0,))
-        assert len(moved) == len(target)
-        assert (moved.keypoints is None) == (target.keypoints is None)
+    plain = augmented(faces, FLIP, spec=KeypointSpec(("a", "b", "c")))[1]
+    assert places(plain)[0] == [[69.5, 20.5, 2], [49.5, 5.5, 2], [0, 0, 0]]
+    for given in (faces[:0], replace(faces, keypoints=None)):  # images without objects pass and bring none
+        moved = augmented(given, FLIP)[1]
+        assert (len(moved), moved.keypoints is None) == (len(given), given.keypoints is None)
     assert Targets.pad([faces, faces[:0]]).keypoints is not None
 
 
-def test_resizing_scales_pixels_with_their_middles(faces: Target) -> None:
-    _, target = Resize(120, 1000)(marked(), faces)
-    assert places(target)[0] == [[21, 41, 2], [61, 11, 2], [0, 0, 0]]
+def test_a_crop_leaves_what_it_shows_labelled_and_drops_objects_with_their_keypoints(faces: Target) -> None:
+    top = {"Crop": {"x_min": 20, "y_min": 0, "x_max": 80, "y_max": 25, "p": 1}}
+    hidden, second = [[0, 0, 0], [10.5, 5.5, 2], [0, 0, 0]], [[0, 0, 0], [40.5, 20.5, 1], [50.5, 20.5, 2]]
+    assert places(augmented(faces, top)[1]) == [hidden, second]
+    right = {"Crop": {"x_min": 42, "y_min": 0, "x_max": 80, "y_max": 60, "p": 1}}
+    assert places(augmented(faces, right)[1]) == [[[8.5, 30.5, 2], [18.5, 20.5, 1], [28.5, 20.5, 2]]]
 
 
-def test_a_canvas_and_a_window_hold_what_they_show(faces: Target) -> None:
+def test_resizing_canvases_and_windows_move_pixels_with_their_middles(faces: Target) -> None:
+    twice = [[21, 41, 2], [61, 11, 2], [0, 0, 0]]
+    assert places(Resize(120, 1000)(marked(), faces)[1])[0] == twice
     image, target = Jitter(160, 1.0, 1.0)(marked(), faces, seed=(0,))  # twice as large, in the upper left corner
-    assert image.shape == (160, 160, 3)
-    assert places(target)[0] == [[21, 41, 2], [61, 11, 2], [0, 0, 0]]
+    assert (image.shape, places(target)[0]) == ((160, 160, 3), twice)
     _, target = cut(marked(), faces, Window((10, 40), (50, 25)), visible=0.5)
     assert places(target) == [[[10.5, 20.5, 2], [20.5, 10.5, 1], [0, 0, 0]]]
 
 
 def test_what_is_pasted_over_a_keypoint_hides_it(faces: Target) -> None:
-    masks = torch.zeros(2, *SIZE, dtype=torch.bool)
-    masks[0, 5:40, 5:40] = True
-    masks[1, 15:40, 45:75] = True
-    faces = replace(faces, masks=masks)
-    over = torch.zeros(1, *SIZE, dtype=torch.bool)
-    over[:, 15:30, 5:20] = True
-    _, target = paste(marked(), faces, marked(), replace(faces[1:], masks=over))
-    assert places(target) == [
-        [[10.5, 20.5, 1], [30.5, 5.5, 2], [0, 0, 0]],  # the nose is under it
-        [[50.5, 30.5, 2], [60.5, 20.5, 1], [70.5, 20.5, 2]],
-        [[50.5, 30.5, 2], [60.5, 20.5, 1], [70.5, 20.5, 2]],
-    ]
+    masks, over = torch.zeros(2, *SIZE, dtype=torch.bool), torch.zeros(1, *SIZE, dtype=torch.bool)
+    masks[0, 5:40, 5:40] = masks[1, 15:40, 45:75] = over[:, 15:30, 5:20] = True
+    _, target = paste(marked(), replace(faces, masks=masks), marked(), replace(faces[1:], masks=over))
+    nose_under_it, second = [[10.5, 20.5, 1], [30.5, 5.5, 2], [0, 0, 0]], places(faces)[1]
+    assert places(target) == [nose_under_it, second, second]
 
 
-def test_an_augmentation_that_cannot_move_keypoints_is_refused_by_name(
-    faces: Target, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_augmentations_that_cannot_move_keypoints_are_refused(faces: Target, monkeypatch: Any) -> None:
     def cannot(*_: object, **__: object) -> None:
         raise NotImplementedError("apply_to_keypoints is not implemented")
 
     monkeypatch.setattr("albumentations.HorizontalFlip.apply_to_keypoints", cannot)
     with pytest.raises(ValueError, match=r"step 2, .*HorizontalFlip.*not implemented; .*leave it out"):
-        Augment([{"ColorJitter": {}}, {"HorizontalFlip": {"p": 1}}], fields_of(FACE))(marked(), faces, seed=(0,))
-
-
-def test_detections_keep_their_places_on_the_image() -> None:
-    values = Tensor([[[1.5, 2.5, 0.9]]])
-    assert Keypoints().on_image(values, torch.zeros(1, 4), SIZE).tolist() == values.tolist()
+        augmented(faces, {"ColorJitter": {}}, FLIP)

@@ -18,24 +18,15 @@ Resdet = Callable[..., Any]
 JOBS = ("vgg16_voc07", "resnet101_voc07", "vgg16_voc12", "resnet101_voc12")
 
 
-def finished(output: Path) -> dict[Path, int]:
-    """The times at which the checkpoints of trainings were written, by run directory."""
-    files = output.glob("*/step*/checkpoints/*.safetensors")
-    return {file.parent.parent: file.stat().st_mtime_ns for file in files}
-
-
-def test_plan_names_what_is_missing_and_measures_nothing(resdet: Resdet, tmp_path: Path) -> None:
+def test_plan_names_what_is_missing_and_measures_nothing(resdet: Resdet, tmp_path: Path, tiny: tuple[str, ...]) -> None:
     outcome = resdet("reproduce", "table7", "--dry-run", "--output-dir", tmp_path / "out", f"data.root={tmp_path}")
-    assert outcome.status is None or outcome.status == 0
-    assert f"resdet download voc2007 --root {tmp_path}" in outcome.out
-    assert "80000 + 40000 + 80000 + 40000, 0 done" in outcome.out
+    assert not outcome.status
+    for named in (f"resdet download voc2007 --root {tmp_path}", "80000 + 40000 + 80000 + 40000, 0 done"):
+        assert named in outcome.out
     assert outcome.out.count("not measured") >= len(JOBS)
     assert "vgg16-397923af.pth" in outcome.out
     assert not (tmp_path / "out").exists()
-
-
-def test_plan_finds_data_in_their_real_layouts(resdet: Resdet, tmp_path: Path, tiny: tuple[str, ...]) -> None:
-    outcome = resdet("reproduce", "table10", "--dry-run", "--output-dir", tmp_path, *tiny)
+    outcome = resdet("reproduce", "table10", "--dry-run", "--output-dir", tmp_path, *tiny)  # data in their real layouts
     assert "resdet download" not in outcome.out
     assert "  weights  the run resnet101_context_trainval\n" in outcome.out
     assert "  missing  resnet101_context_trainval\n" in outcome.out
@@ -71,6 +62,11 @@ def test_table_9_tests_every_row_once(resdet: Resdet, tmp_path: Path, tiny: tupl
 
 @pytest.mark.faults
 def test_a_killed_reproduction_goes_on_to_the_table(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    def finished() -> dict[str, int]:
+        """The times at which the checkpoints of trainings were written, by run directory."""
+        files = tmp_path.glob("*/step*/checkpoints/*.safetensors")
+        return {str(file.parent.parent.relative_to(tmp_path)): file.stat().st_mtime_ns for file in files}
+
     command = [sys.executable, "-m", "resdet", "reproduce", "table7", "--output-dir", str(tmp_path), *tiny]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with (tmp_path / "first.txt").open("w") as log:
@@ -80,18 +76,16 @@ def test_a_killed_reproduction_goes_on_to_the_table(tmp_path: Path, tiny: tuple[
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    before = finished(tmp_path)
-    assert sorted(str(folder.relative_to(tmp_path)) for folder in before) == [
-        *(f"{JOBS[1]}/step{number}" for number in (1, 2)),
-        *(f"{JOBS[0]}/step{number}" for number in (1, 2, 3, 4)),
-    ]
+    before = finished()
+    ended = [(JOBS[1], 1), (JOBS[1], 2), *((JOBS[0], number) for number in (1, 2, 3, 4))]
+    assert sorted(before) == [f"{job}/step{number}" for job, number in ended]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    after = finished(tmp_path)
-    assert {folder.relative_to(tmp_path).parts[0] for folder in after} == set(JOBS)
+    after = finished()
+    assert {folder.partition("/")[0] for folder in after} == set(JOBS)
     assert {folder: after[folder] for folder in before} == before
     figures = json.loads((tmp_path / "table7.json").read_text())["figures"]
     assert [figure["value"] is not None for figure in figures] == [True, True, False, False]
-    assert "VGG-16, VOC 2007 test" in done.stdout
     assert {figure["verdict"] for figure in figures} == {"", "trained; VOC's server measures it"}
+    assert "VGG-16, VOC 2007 test" in done.stdout
     assert "not the paper's recipe" in done.stdout

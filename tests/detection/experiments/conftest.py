@@ -1,0 +1,35 @@
+"""A tiny data set, and small scripts in the place of trainings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def card(make_coco: Callable[..., Path], write_card: Callable[..., str]) -> str:
+    """Four images of training, three of test and one of validation, with cats and dogs."""
+    for split, numbers in (("train", range(1, 5)), ("test", range(5, 8)), ("val", range(8, 9))):
+        cats = [{"id": n, "image_id": n, "category_id": 3, "bbox": [9, 9, 20, 20], "area": 400} for n in numbers]
+        make_coco({number: f"{number}.jpg" for number in numbers}, cats, split=split)
+    splits = {split: {"annotations": f"{split}.json", "images": split} for split in ("train", "test", "val")}
+    return write_card("coco", splits=splits)
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[[str], tuple[str, ...]]:
+    """A command that runs a script; it has ``option`` and ``config`` of a training's command line, and ``run``."""
+
+    def make(script: str) -> tuple[str, ...]:
+        path = tmp_path / "trainer.py"
+        start = "import json, os, pathlib, sys, yaml\nplace = sys.argv.index('--output-dir')\nrest = sys.argv[place:]\n"
+        start += "option = dict(zip(rest[::2], rest[1::2]))\nrun = pathlib.Path(option['--output-dir'])\n"
+        start += "config = yaml.load(open(sys.argv[1]), yaml.CSafeLoader) if place == 2 else {}\n"
+        path.write_text(start + script)
+        # Without the packages of the site it starts sooner.
+        return sys.executable, "-S", "-c", f"import sys; sys.path = {sys.path!r}; exec(open({str(path)!r}).read())"
+
+    return make
