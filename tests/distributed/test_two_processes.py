@@ -211,7 +211,7 @@ def test_what_the_processes_tell_each_other(both: Both) -> None:
 )
 def test_a_process_that_does_not_come_is_named(both: Both, job: str, doing: str) -> None:
     for rank, said in enumerate(both.of(job)):
-        assert said.startswith(f"RankError: rank {rank} of 2 waited in vain for the others, {doing}: ")
+        assert said.startswith(f"RankError: rank {rank} of 2 timed out waiting for the others, {doing}: ")
     waiting = both.of("late")[0]
     assert "Ranks 1 failed" in waiting
     assert "1000 ms" in waiting

@@ -87,7 +87,7 @@ def test_losses_rate_time_left_and_figures_are_said(tmp_path: Path, capsys) -> N
     assert said[0] == "[bold]no markup[/bold] :smile:"
     first, second = (dict(zip(said[1].split(), line.split(), strict=True)) for line in said[2:4])
     assert first.pop("GiB") == second.pop("GiB") == f"{peak_memory_gib(CPU):.1f}"
-    rest = {"step": "40/100", "rate": "1.0e-03", "s/step": "2.00", "left": "0:02:00"}
+    rest = {"step": "40/100", "lr": "1.0e-03", "s/step": "2.00", "left": "0:02:00"}
     assert first == {"total": "0.5000", "box_class": "0.2500", **rest}
     assert second == {"total": "0.2500", "box_class": "0.1250", **rest}
     assert "bbox.AP 0.500  voc.mAP 0.750" in said[4]
@@ -105,7 +105,7 @@ def test_on_a_terminal_two_lines_of_its_width_follow_every_step(tmp_path: Path, 
     shown = terminal.lines()
     row, numbers, header = shown[-2], shown[-1], next(line for line in shown if "total" in line)
     assert re.search(r"^3/100 .* 3 % .*\d:\d\d:\d\d left", row)
-    assert re.fullmatch(r"loss 0\.7500  rate 1\.0e-03  \d+\.\d GiB", numbers)
+    assert re.fullmatch(r"loss 0\.7500  lr 1\.0e-03  \d+\.\d GiB", numbers)
     assert max(map(len, shown)) <= 80
     assert header.split()[:3] == ["step", "total", "part0"]
     assert "part11" not in header

@@ -220,7 +220,7 @@ class TestGoingOn:
         with lab.ends_at(1, signal.SIGTERM):
             stopped = resdet("alternating", file, *options)
         assert stopped.status == 75
-        assert "the same command with --resume goes on" in stopped.err
+        assert "the same command with --resume continues" in stopped.err
         done = resdet("alternating", file, *options, "--resume")
         assert (done.status, done.err) == (0, "")
         assert "2 images" in done.out

@@ -112,7 +112,7 @@ def test_errors_are_one_line(state, card, tmp_path, resdet) -> None:
     file, theirs, run = tmp_path / "model.pth", tmp_path / "theirs.pth", tmp_path / "run"
     torch.save(state, file)
     torch.save({"model": {"proposal_generator.rpn_head.conv.weight": torch.zeros(1)}}, theirs)
-    counted = "the weights know 2 classes beside the background, class_names has 80: give 2 names\n"
+    counted = "the weights know 2 classes besides the background, class_names has 80: give 2 names\n"
     for arguments, message in (
         ((file, "--classes", card), "the names do not tell the eps"),
         ((file, "--norm-eps", "0"), counted),

@@ -395,7 +395,7 @@ class TestErrorsOnTheWay:
             run_training(tiny, tmp_path)
         monkeypatch.undo()
         saved = tmp_path / "checkpoints" / "0000003.safetensors"
-        assert said[-1] == f"stopped; saved {saved}, and --resume goes on from it"
+        assert said[-1] == f"stopped; saved {saved}; --resume continues from it"
         assert read_checkpoint(tmp_path).iteration == 3
         run_training(tiny, tmp_path, resume=True)
         lab.is_finished(tmp_path)

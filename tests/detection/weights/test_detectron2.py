@@ -640,7 +640,7 @@ def test_other_weights_are_refused(make, message) -> None:
 
 
 def test_another_number_of_classes_is_refused() -> None:
-    with pytest.raises(ValueError, match="know 80 classes beside the background, class_names has 20: give 80 names"):
+    with pytest.raises(ValueError, match="know 80 classes besides the background, class_names has 20: give 80 names"):
         convert_detectron2(c4_state(), class_names=class_names("faster_rcnn_R_50_C4_voc"))
 
 

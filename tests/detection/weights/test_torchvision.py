@@ -748,7 +748,9 @@ class TestRefusals:
     """Each says what was found and what would do."""
 
     def test_other_classes(self, state, ninety) -> None:
-        with pytest.raises(ValueError, match=r"know 5 classes beside the background, class_names has 2: give 5 names$"):
+        with pytest.raises(
+            ValueError, match=r"know 5 classes besides the background, class_names has 2: give 5 names$"
+        ):
             convert_torchvision(state, class_names=("cat", "dog"))
         with pytest.raises(ValueError, match=r"give 90 names, or COCO's 80 by their names in datasets/coco2017\.yaml"):
             convert_torchvision(ninety, class_names=[*COCO_NAMES[:-1], "tooth brush"])
