@@ -11,7 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from detection.structures import Proposals, Target
 Box = tuple[float, float, float, float]
 VOCObjects = Sequence[tuple[str, Box, bool]]  # class name, (xmin, ymin, xmax, ymax) as in the XML, difficult
 Objects = Sequence[tuple[Box, int, bool]]  # (x1, y1, x2, y2), label, ignore
+CLASSES = ("cat", "dog")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -70,13 +71,7 @@ def resdet() -> Callable[..., Outcome]:
 def make_voc(tmp_path: Path) -> Callable[..., Path]:
     """A VOC data set of 60x80 (height x width) pictures at tmp_path/FOLDER with one split."""
 
-    def make(
-        images: Mapping[str, VOCObjects],
-        *,
-        folder: str = "voc",
-        split: str = "train",
-        sizes: Mapping[str, tuple[int, int]] | None = None,
-    ) -> Path:
+    def make(images: Mapping[str, VOCObjects], folder: str = "voc", split: str = "train", sizes: Any = None) -> Path:
         root = tmp_path / folder
         for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
             (root / part).mkdir(parents=True, exist_ok=True)
@@ -96,9 +91,9 @@ def make_coco(tmp_path: Path) -> Callable[..., Path]:
 
     def make(
         images: Mapping[int, str],
-        annotations: Sequence[Mapping[str, Any]],
+        annotations: Any,
         *,
-        categories: Mapping[int, str] | None = None,
+        categories: Any = None,
         folder: str = "coco",
         split: str = "train",
     ) -> Path:
@@ -106,13 +101,10 @@ def make_coco(tmp_path: Path) -> Callable[..., Path]:
         (root / split).mkdir(parents=True, exist_ok=True)
         for number, name in images.items():
             _noise((60, 80), seed=number).save(root / split / name)
-        content = {
-            "images": [{"id": number, "file_name": name, "height": 60, "width": 80} for number, name in images.items()],
-            "annotations": list(annotations),
-            "categories": [{"id": n, "name": name} for n, name in (categories or {3: "cat", 18: "dog"}).items()],
-        }
+        records = [{"id": number, "file_name": name, "height": 60, "width": 80} for number, name in images.items()]
+        classes = [{"id": n, "name": name} for n, name in (categories or {3: "cat", 18: "dog"}).items()]
         file = root / f"{split}.json"
-        file.write_text(json.dumps(content))
+        file.write_text(json.dumps({"images": records, "annotations": list(annotations), "categories": classes}))
         return file
 
     return make
@@ -123,9 +115,8 @@ def write_card(tmp_path: Path) -> Callable[..., str]:
     """A card at tmp_path/NAME.yaml for what make_voc or make_coco wrote; keys given as None are left out."""
 
     def write(kind: str, *, card: str | None = None, **keys: Any) -> str:
-        entry = (
-            {"list": "ImageSets/Main/train.txt"} if kind == "voc" else {"annotations": "train.json", "images": "train"}
-        )
+        voc, coco = {"list": "ImageSets/Main/train.txt"}, {"annotations": "train.json", "images": "train"}
+        entry = voc if kind == "voc" else coco
         values = {"format": kind, "root": kind, "classes": ["cat", "dog"], "splits": {"train": entry}} | keys
         path = tmp_path / f"{card or kind}.yaml"
         path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
@@ -139,12 +130,7 @@ def make_index() -> Callable[..., AnnotationIndex]:
     """An index made by hand, without files: one list of objects per image; an area is that of the box."""
 
     def make(
-        images: Sequence[Objects],
-        *,
-        ids: Sequence[int] | None = None,
-        sizes: Sequence[tuple[int, int]] | None = None,
-        paths: Sequence[str] | None = None,
-        class_names: tuple[str, ...] = ("cat", "dog"),
+        images: Sequence[Objects], *, ids: Any = None, sizes: Any = None, paths: Any = None, class_names: Any = CLASSES
     ) -> AnnotationIndex:
         objects = [item for image in images for item in image]
         boxes = torch.tensor([box for box, _, _ in objects], dtype=torch.float32).reshape(-1, 4)
@@ -170,11 +156,7 @@ def make_target() -> Callable[..., Target]:
     """The objects of one image; labels are 0 and nothing is ignored unless said."""
 
     def make(
-        boxes: Sequence[Sequence[float]] = (),
-        labels: Sequence[int] = (),
-        ignore: Sequence[bool] = (),
-        *,
-        masks: Tensor | None = None,
+        boxes: Sequence[Sequence[float]] = (), labels: Any = (), ignore: Any = (), *, masks: Tensor | None = None
     ) -> Target:
         return Target(
             boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
@@ -222,15 +204,10 @@ def _noise(size: tuple[int, int], *, seed: int) -> Image.Image:
 
 
 def _voc_xml(size: tuple[int, int], objects: VOCObjects) -> str:
-    root = ElementTree.Element("annotation")
-    sizes = ElementTree.SubElement(root, "size")
-    for key, value in (("width", size[1]), ("height", size[0]), ("depth", 3)):
-        ElementTree.SubElement(sizes, key).text = str(value)
+    width, height = (f"<{key}>{side}</{key}>" for key, side in (("width", size[1]), ("height", size[0])))
+    parts = ["<annotation><size>", width, height, "<depth>3</depth></size>"]
     for name, box, difficult in objects:
-        node = ElementTree.SubElement(root, "object")
-        ElementTree.SubElement(node, "name").text = name
-        ElementTree.SubElement(node, "difficult").text = str(int(difficult))
-        bounds = ElementTree.SubElement(node, "bndbox")
-        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
-            ElementTree.SubElement(bounds, key).text = str(value)
-    return ElementTree.tostring(root, encoding="unicode")
+        sides = "".join(f"<{key}>{v}</{key}>" for key, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+        parts.append(f"<object><name>{escape(name)}</name><difficult>{int(difficult)}</difficult>")
+        parts.append(f"<bndbox>{sides}</bndbox></object>")
+    return "".join([*parts, "</annotation>"])

@@ -12,21 +12,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from detection.build import build_detector
-from detection.config.detection import (
-    AnchorConfig,
-    BoxConfig,
-    DenseConfig,
-    DetectionConfig,
-    DetectorBackboneConfig,
-    MaskConfig,
-    RPNConfig,
-)
+from detection.config.detection import DetectionConfig
+from detection.config.load import build_dataclass
 from detection.engine.checkpoint import load_detector_weights, read_checkpoint
 from detection.model.architecture import Architecture
 from detection.structures import ImageBatch, Target
@@ -35,74 +30,60 @@ RECORDED = Path(__file__).parent / "everything_drawn.json"
 OLD = Path(__file__).parent / "old_runs" / "format1"
 OLD_RUNS = ("c4/at_60.safetensors", "cascade", "fpn_mask")
 ALL = 100_000
-C4 = DetectionConfig(
-    backbone=DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=4),
-    anchors=AnchorConfig(sizes=(16.0, 32.0)),
-    rpn=RPNConfig(channels=32, allow_outside=True, pre_nms_train=200, post_nms_train=20, min_size=2.0),
-)
-PYRAMID = replace(
-    C4,
-    backbone=DetectorBackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=32),
-    anchors=AnchorConfig(sizes=(8.0, 16.0, 32.0, 64.0, 128.0)),
-    box=BoxConfig(head="fc", pool="roi_align", head_channels=32),
-    architecture="mask_rcnn",
-    mask=MaskConfig(pool_size=4, convs=1, channels=8, geometry="torchvision"),
-)
-RETINANET = replace(
-    PYRAMID,
-    backbone=replace(PYRAMID.backbone, fpn_coarse="p5"),
-    anchors=AnchorConfig(sizes=(16.0, 32.0, 64.0, 128.0, 256.0)),
-    architecture="retinanet",
-    dense=DenseConfig(convs=1, norm="gn"),
-)
-CONFIGS = {
-    "c4": C4,
-    "c4, inside": replace(C4, rpn=replace(C4.rpn, allow_outside=False)),
-    "c4, context": replace(C4, box=BoxConfig(pool="roi_align", context=True)),
-    "c4, hard negatives": replace(C4, box=BoxConfig(negative_iou_low=0.1, class_agnostic=True)),
-    "c4, masks": replace(C4, architecture="mask_rcnn", mask=MaskConfig(channels=8, geometry="torchvision")),
-    "vgg": replace(C4, backbone=DetectorBackboneConfig(name="vgg11", roi_size=2, dropout=0.0)),
-    "pyramid": PYRAMID,
-    "pyramid, giou": replace(PYRAMID, box=replace(PYRAMID.box, loss="giou", sampling_ratio=0)),
-    "retinanet": RETINANET,
-    "retinanet, giou": replace(RETINANET, dense=replace(RETINANET.dense, loss="giou", normalizer="running")),
-    "fcos": replace(RETINANET, architecture="fcos", dense=replace(RETINANET.dense, normalizer="batch")),
-    "cascade, masks": replace(PYRAMID, architecture="cascade_mask_rcnn", box=replace(PYRAMID.box, class_agnostic=True)),
-}
+# Sections are those of the config named first, with changes.
+CONFIGS_YAML = """
+c4: [null, {backbone: {name: resnet18, norm: gn, roi_size: 4}, anchors: {sizes: [16, 32]}, rpn: {channels: 32,
+  allow_outside: true, pre_nms_train: 200, post_nms_train: 20, min_size: 2}}]
+c4, inside: [c4, {rpn: {allow_outside: false}}]
+c4, context: [c4, {box: {pool: roi_align, context: true}}]
+c4, hard negatives: [c4, {box: {negative_iou_low: 0.1, class_agnostic: true}}]
+c4, masks: [c4, {architecture: mask_rcnn, mask: {channels: 8, geometry: torchvision}}]
+vgg: [c4, {backbone: {name: vgg11, norm: null, roi_size: 2, dropout: 0}}]
+pyramid: [c4, {backbone: {roi_size: null, fpn: true, fpn_channels: 32}, anchors: {sizes: [8, 16, 32, 64, 128]},
+  box: {head: fc, pool: roi_align, head_channels: 32}, architecture: mask_rcnn, mask: {pool_size: 4, convs: 1,
+  channels: 8, geometry: torchvision}}]
+pyramid, giou: [pyramid, {box: {loss: giou, sampling_ratio: 0}}]
+retinanet: [pyramid, {backbone: {fpn_coarse: p5}, anchors: {sizes: [16, 32, 64, 128, 256]}, architecture: retinanet,
+  dense: {convs: 1, norm: gn}}]
+retinanet, giou: [retinanet, {dense: {loss: giou, normalizer: running}}]
+fcos: [retinanet, {architecture: fcos, dense: {normalizer: batch}}]
+cascade, masks: [pyramid, {architecture: cascade_mask_rcnn, box: {class_agnostic: true}}]
+"""
 
 
-def everything_drawn(config: DetectionConfig) -> DetectionConfig:
-    return replace(
-        config,
-        rpn=replace(config.rpn, samples_per_image=ALL, positive_fraction=1.0),
-        box=replace(config.box, samples_per_image=ALL, positive_fraction=1.0),
-    )
+def read_configs() -> dict[str, DetectionConfig]:
+    trees: dict[str | None, dict[str, Any]] = {None: {}}
+    for name, (base, changes) in yaml.safe_load(CONFIGS_YAML).items():
+        tree = trees[base]
+        changed = {key: {**tree.get(key, {}), **new} if isinstance(new, dict) else new for key, new in changes.items()}
+        trees[name] = tree | changed
+    return {name: build_dataclass(DetectionConfig, tree) for name, tree in trees.items() if name}
+
+
+CONFIGS = read_configs()
 
 
 def make_detector(name: str) -> Architecture:
-    if name in OLD_RUNS:
-        checkpoint = read_checkpoint(OLD / name)
-        detector = build_detector(everything_drawn(checkpoint.config), 2, pretrained=False)
+    checkpoint = read_checkpoint(OLD / name) if name in OLD_RUNS else None
+    config = checkpoint.config if checkpoint else CONFIGS[name]
+    every: Any = {"samples_per_image": ALL, "positive_fraction": 1.0}
+    torch.manual_seed(0)
+    config = replace(config, rpn=replace(config.rpn, **every), box=replace(config.box, **every))
+    detector = build_detector(config, 2, pretrained=False)
+    if checkpoint:
         load_detector_weights(detector, checkpoint, ("cat", "dog"))
-    else:
-        torch.manual_seed(0)
-        detector = build_detector(everything_drawn(CONFIGS[name]), 2, pretrained=False)
     # The old core makes single precision of the pixels whatever the precision of the weights.
     detector.normalize.register_forward_hook(lambda _module, _images, pixels: pixels.double())
     return detector.train().double()
 
 
-def make_target(boxes: list[list[float]], labels: list[int], ignore: list[bool], size: tuple[int, int]) -> Target:
-    """Every mask is the left part of its box."""
+def make_target(boxes: list[list[float]], ignore: list[bool], size: tuple[int, int]) -> Target:
+    """Objects of the classes 0, 1, ...; every mask is the left part of its box."""
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
     for row, (x1, y1, x2, y2) in enumerate(boxes):
         masks[row, int(y1) : int(y2), int(x1) : int(x2) - 5] = True
-    return Target(
-        boxes=torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4),
-        labels=torch.tensor(labels, dtype=torch.int64),
-        ignore=torch.tensor(ignore, dtype=torch.bool),
-        masks=masks,
-    )
+    rows = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+    return Target(rows, torch.arange(len(boxes)), torch.tensor(ignore, dtype=torch.bool), masks)
 
 
 def measure(name: str) -> dict[str, float]:
@@ -115,9 +96,9 @@ def measure(name: str) -> dict[str, float]:
     image = torch.stack([2 * x + y, 3 * y, (x * y) % 256]).clamp(0, 255).to(torch.uint8)
     images = ImageBatch.from_images([image, image[:, :48, :64].flip(2), image.flip(1)])
     targets = [
-        make_target([[7.3, 9.1, 41.7, 38.2], [39.4, 21.3, 72.9, 53.6]], [0, 1], [False, False], (64, 80)),
-        make_target([[4.2, 12.9, 29.3, 41.1], [31.2, 1.3, 62.8, 21.4]], [0, 1], [False, True], (48, 64)),
-        make_target([], [], [], (64, 80)),
+        make_target([[7.3, 9.1, 41.7, 38.2], [39.4, 21.3, 72.9, 53.6]], [False, False], (64, 80)),
+        make_target([[4.2, 12.9, 29.3, 41.1], [31.2, 1.3, 62.8, 21.4]], [False, True], (48, 64)),
+        make_target([], [], (64, 80)),
     ]
     detector = make_detector(name)
     losses: Mapping[str, Tensor] = detector(images, targets)

@@ -6,61 +6,39 @@ the driver.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.nn import functional
 
 from backbones.registry import build_backbone
 from detection.build import build_detector
-from detection.config.detection import (
-    AnchorConfig,
-    BoxConfig,
-    DetectionConfig,
-    DetectorBackboneConfig,
-    KeypointConfig,
-    MaskConfig,
-    RPNConfig,
-)
+from detection.config.detection import DetectionConfig
+from detection.config.load import build_dataclass
 from detection.config.sections import SolverConfig
 from detection.data.dataset import Batch
 from detection.engine.ema import EMA
 from detection.engine.optim import build_optimizer, clip_gradients
-from detection.model.box_stage import BoxStage
 from detection.model.faster_rcnn import FasterRCNN
-from detection.model.losses import smooth_l1
-from detection.padded import Found, Regions, Targets
+from detection.padded import Regions, Targets
 from detection.structures import ImageBatch, Target, present
 
 SIZE = (64, 96)
-SIZES = [SIZE, (48, 96)]
-RPN = RPNConfig(channels=8, samples_per_image=16)
-PYRAMID = DetectorBackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=8)
-FC = BoxConfig(head="fc", pool="roi_align", head_channels=8, class_agnostic=True)
-LEVELS = AnchorConfig(sizes=(8.0, 16.0, 32.0, 64.0, 128.0))
-CONFIGS = {
-    "tail": DetectionConfig(
-        backbone=DetectorBackboneConfig(name="resnet18", roi_size=2),
-        anchors=AnchorConfig(sizes=(16.0, 32.0)),
-        rpn=RPN,
-        box=BoxConfig(context=True),
-    ),
-    "pyramid": DetectionConfig(
-        backbone=PYRAMID, anchors=LEVELS, rpn=RPN, box=FC, architecture="mask_rcnn", mask=MaskConfig(channels=8)
-    ),
-    "keypoints": DetectionConfig(
-        backbone=PYRAMID,
-        anchors=LEVELS,
-        rpn=RPN,
-        box=FC,
-        architecture="keypoint_rcnn",
-        keypoint=KeypointConfig(names=("head", "tail"), convs=1, channels=8),
-    ),
-}
+CONFIGS = yaml.safe_load("""
+tail: {backbone: {name: resnet18, roi_size: 2}, anchors: {sizes: [16, 32]}, box: {context: true}}
+pyramid: {architecture: mask_rcnn, mask: {channels: 8}}
+keypoints: {architecture: keypoint_rcnn, keypoint: {names: [head, tail], convs: 1, channels: 8}}
+""")
+PYRAMID = yaml.safe_load("""
+backbone: {name: resnet18, norm: gn, fpn: true, fpn_channels: 8}
+anchors: {sizes: [8, 16, 32, 64, 128]}
+rpn: {channels: 8, samples_per_image: 16}
+box: {head: fc, pool: roi_align, head_channels: 8, class_agnostic: true}
+""")
 
 
 @pytest.fixture(autouse=True)
@@ -69,14 +47,9 @@ def fake() -> Iterator[FakeTensorMode]:
         yield mode
 
 
-@pytest.fixture(params=list(CONFIGS))
-def detector(request: pytest.FixtureRequest, fake: FakeTensorMode) -> FasterRCNN:
-    return make_detector(request.param, fake)
-
-
 def make_detector(name: str, fake: FakeTensorMode) -> FasterRCNN:
     with unset_fake_temporarily():
-        detector = build_detector(CONFIGS[name], 3)
+        detector = build_detector(build_dataclass(DetectionConfig, PYRAMID | CONFIGS[name]), 3)
     assert isinstance(detector, FasterRCNN)
     move(detector, fake)
     return detector
@@ -92,47 +65,30 @@ def move(model: nn.Module, fake: FakeTensorMode) -> None:
             setattr(module, key, fake.from_tensor(buffer).to("cuda"))
 
 
-def rand(*shape: int) -> Tensor:
-    return torch.rand(*shape, device="cuda")
-
-
 def make_batch() -> Batch:
     """As a loader gives it, on the CPU."""
-    images = ImageBatch(
-        torch.zeros(2, 3, *SIZE, dtype=torch.uint8), torch.tensor(SIZES), torch.zeros(2, dtype=torch.int64)
-    )
-    targets = Targets.pad([make_target(), make_target()])
-    return Batch(images, targets, (0, 1), ("a.jpg", "b.jpg"), make_regions("cpu"))
+    pixels, sizes = torch.zeros(2, 3, *SIZE, dtype=torch.uint8), torch.tensor([SIZE, (48, 96)])
+    labels, masks = torch.zeros(2, dtype=torch.int64), torch.zeros(2, *SIZE, dtype=torch.bool)
+    target = Target(torch.rand(2, 4), labels, labels.bool(), masks, torch.rand(2, 2, 3))
+    images, boxes = ImageBatch(pixels, sizes, torch.zeros(2, dtype=torch.int64)), torch.rand(2, 5, 4)
+    regions = Regions(boxes=boxes, valid=torch.ones(2, 5, dtype=torch.bool), scores=boxes[..., 0])
+    return Batch(images, Targets.pad([target, target]), (0, 1), ("a.jpg", "b.jpg"), regions)
 
 
-def make_target() -> Target:
-    return Target(
-        boxes=torch.rand(2, 4),
-        labels=torch.zeros(2, dtype=torch.int64),
-        ignore=torch.zeros(2, dtype=torch.bool),
-        masks=torch.zeros(2, *SIZE, dtype=torch.bool),
-        keypoints=torch.rand(2, 2, 3),
-    )
+def assert_on_gpu(tensors: Iterable[object]) -> None:
+    assert {tensor.device.type for tensor in tensors if isinstance(tensor, Tensor)} == {"cuda"}
 
 
-def make_regions(device: str) -> Regions:
-    boxes = torch.rand(2, 5, 4, device=device)
-    return Regions(boxes=boxes, valid=torch.ones_like(boxes[..., 0], dtype=torch.bool), scores=boxes[..., 0])
-
-
-def test_mixed_devices_are_found() -> None:
-    on_cpu, on_gpu = torch.rand(2), rand(2)
-    with pytest.raises(RuntimeError, match="cuda"):
-        on_gpu.add(on_cpu)
-
-
-def test_a_batch_arrives_whole() -> None:
+def test_a_batch_arrives_whole_and_mixed_devices_are_found() -> None:
     moved = make_batch().to("cuda")
     assert moved.proposals is not None
     parts = [present(part) for part in (moved.images, moved.targets, moved.proposals)]
     tensors = [tensor for part in parts for tensor in part.values() if isinstance(tensor, Tensor)]
     assert len(tensors) == 13
-    assert {tensor.device.type for tensor in tensors} == {"cuda"}
+    assert_on_gpu(tensors)
+    on_cpu, on_gpu = torch.rand(2), torch.rand(2, device="cuda")
+    with pytest.raises(RuntimeError, match="cuda"):
+        on_gpu.add(on_cpu)
 
 
 @pytest.mark.parametrize(
@@ -142,77 +98,19 @@ def test_features_of_a_backbone_of_every_kind(fake: FakeTensorMode, name: str) -
     with unset_fake_temporarily():
         backbone = build_backbone(name)
     move(backbone, fake)
-    features = backbone(rand(2, 3, *SIZE))
-    assert {feature.device.type for feature in features.values()} == {"cuda"}
+    assert_on_gpu(backbone(torch.rand(2, 3, *SIZE, device="cuda")).values())
 
 
-def test_features_and_predictions_of_the_rpn(detector: FasterRCNN) -> None:
-    images = make_batch().to("cuda").images
-    features = detector.features(images)
-    logits, deltas = zip(*(detector.rpn.head(feature) for feature in features), strict=True)
-    anchors = [make(*feature.shape[-2:], SIZE) for make, feature in zip(detector.rpn.anchors, features, strict=True)]
-    assert torch.cat(logits, 1).shape == (2, len(torch.cat(anchors)))
-    decoded = detector.rpn.coder.decode(torch.cat(deltas, 1), torch.cat(anchors))
-    assert {tensor.device.type for tensor in (*features, *logits, decoded)} == {"cuda"}
-
-
-def stage_of(detector: FasterRCNN) -> BoxStage:
-    assert isinstance(detector.box_stage, BoxStage)
-    return detector.box_stage
-
-
-def features_of(detector: FasterRCNN) -> list[Tensor]:
-    return detector.features(make_batch().to("cuda").images)
-
-
-def test_pooling_head_and_boxes(detector: FasterRCNN) -> None:
-    stage = stage_of(detector)
-    scored = stage(features_of(detector), make_regions("cuda"), make_batch().to("cuda").images.sizes)
-    assert scored.boxes.shape[:2] == (2, 5)
-    assert {tensor.device.type for tensor in (scored.boxes, scored.scores, scored.valid)} == {"cuda"}
-
-
-def test_masks_of_detections(fake: FakeTensorMode) -> None:
-    detector = make_detector("pyramid", fake)
-    labels = torch.zeros(2, 4, dtype=torch.int64, device="cuda")
-    found = detector.masks(features_of(detector), Found(rand(2, 4, 4), labels.bool(), rand(2, 4), labels))
-    assert found.masks is not None
-    assert found.masks.device.type == "cuda"
-
-
-def test_keypoints_of_detections(fake: FakeTensorMode) -> None:
-    detector, labels = make_detector("keypoints", fake), torch.zeros(2, 4, dtype=torch.int64, device="cuda")
-    found = detector.keypoints(features_of(detector), Found(rand(2, 4, 4), labels.bool(), rand(2, 4), labels))
-    assert found.keypoints is not None
-    assert found.keypoints.device.type == "cuda"
-
-
-def test_loss_formulas(detector: FasterRCNN) -> None:
-    stage, boxes, images = stage_of(detector), rand(5, 4), torch.tensor([0, 0, 0, 1, 1], device="cuda")
-    sizes = make_batch().to("cuda").images.sizes
-    logits, deltas = stage.predictor(stage.vectors(features_of(detector), boxes, images, sizes))
-    labels, goals = torch.zeros(5, dtype=torch.int64, device="cuda"), rand(5, 4)
-    chosen = deltas[torch.arange(5, device="cuda"), labels if deltas.shape[1] > 1 else 0]
-    encoded = stage.coder.encode(goals, boxes)
-    losses = [
-        functional.cross_entropy(logits, labels, reduction="sum"),
-        smooth_l1(chosen, encoded, stage.smooth_l1_beta, weight=rand(5)),
-    ]
-    assert {loss.device.type for loss in losses} == {"cuda"}
-
-
-def test_a_whole_step_forward(detector: FasterRCNN) -> None:
-    batch = make_batch().to("cuda")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_whole_step_forward_and_a_whole_test(fake: FakeTensorMode, name: str) -> None:
+    detector, batch = make_detector(name, fake), make_batch().to("cuda")
     losses = detector(batch.images, batch.targets)
     assert len(losses) >= 4
-    assert {loss.device.type for loss in losses.values()} == {"cuda"}
-
-
-def test_a_whole_test(detector: FasterRCNN) -> None:
+    assert_on_gpu(losses.values())
     with torch.no_grad():
-        found = detector.eval().detect(make_batch().to("cuda").images)
+        found = detector.eval().detect(batch.images)
     assert found.boxes.shape[::2] == (2, 4)
-    assert {tensor.device.type for tensor in present(found).values()} == {"cuda"}
+    assert_on_gpu(present(found).values())
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -225,5 +123,4 @@ def test_a_step_of_the_optimizer_and_of_the_average(fake: FakeTensorMode, optimi
     norm = clip_gradients(descent, 1.0)
     descent.step()
     average.update(detector)
-    assert norm.device.type == "cuda"
-    assert {tensor.device.type for tensor in average.model.state_dict().values()} == {"cuda"}
+    assert_on_gpu([norm, *average.model.state_dict().values()])

@@ -29,10 +29,8 @@ from detection.model.select import hash32
 from detection.padded import Regions, Targets
 from detection.structures import Detections, ImageBatch, Proposals, Target
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
-]
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+pytestmark = [pytest.mark.gpu, NO_GPU]
 
 DEVICE, CPU = torch.device("cuda"), torch.device("cpu")
 ALL = 100_000  # more samples than there are anchors and proposals: then no draw depends on the device
@@ -55,9 +53,7 @@ def make_batch() -> tuple[ImageBatch, Targets]:
 
 
 def make_target(boxes: list[list[float]], labels: list[int]) -> Target:
-    return Target(
-        boxes=torch.tensor(boxes), labels=torch.tensor(labels), ignore=torch.zeros(len(boxes), dtype=torch.bool)
-    )
+    return Target(torch.tensor(boxes), torch.tensor(labels), torch.zeros(len(boxes), dtype=torch.bool))
 
 
 def make_detector(device: torch.device) -> FasterRCNN:
@@ -102,24 +98,18 @@ def take_steps(detector: nn.Module, device: torch.device, steps: int = 2) -> lis
     return found
 
 
-def test_steps_equal_those_of_the_cpu() -> None:
-    cpu, gpu = make_detector(CPU), make_detector(DEVICE)
+def test_steps_equal_those_of_the_cpu_and_compiled_ones_eager_ones() -> None:
+    cpu, gpu, compiled = make_detector(CPU), make_detector(DEVICE), make_detector(DEVICE)
     start = {name: tensor.clone() for name, tensor in cpu.state_dict().items()}
     expected, found = take_steps(cpu, CPU), take_steps(gpu, DEVICE)
     assert len(expected[0]) == 4
-    for ours, theirs in zip(found, expected, strict=True):
+    compiled.compile(fullgraph=True, dynamic=False)
+    for ours, theirs in (*zip(found, expected, strict=True), *zip(take_steps(compiled, DEVICE), found, strict=True)):
         assert ours == pytest.approx(theirs, rel=2e-3)
     after = gpu.state_dict()
     for name, tensor in cpu.state_dict().items():
         moved = (tensor - start[name]).norm()
         assert (after[name].cpu() - tensor).norm() <= 0.02 * moved + 1e-6, name
-
-
-def test_a_compiled_step_equals_an_eager_one() -> None:
-    eager, compiled = make_detector(DEVICE), make_detector(DEVICE)
-    compiled.compile(fullgraph=True, dynamic=False)
-    for ours, theirs in zip(take_steps(compiled, DEVICE), take_steps(eager, DEVICE), strict=True):
-        assert ours == pytest.approx(theirs, rel=2e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -135,31 +125,20 @@ def test_lower_precision_finds_finite_boxes_in_float32(dtype: torch.dtype) -> No
         assert image.scores.isfinite().all()
 
 
-def proposals(device: torch.device) -> Regions:
-    boxes = torch.tensor([[4.0, 4, 36, 40], [0, 16, 24, 44], [20, 8, 60, 44], [30, 20, 64, 48]])
-    return Regions.pad([Proposals(boxes=boxes, scores=torch.zeros(4))] * 2).to(device)
-
-
 @torch.no_grad()
-def test_detections_of_given_proposals_equal_those_of_the_cpu() -> None:
-    images, _ = make_batch()
-    expected = make_detector(CPU).eval()(images, None, proposals(CPU))
-    found = make_detector(DEVICE).eval()(images.to(DEVICE), None, proposals(DEVICE))
-    for ours, theirs in zip(found, expected, strict=True):
+def test_detections_equal_those_of_the_cpu() -> None:
+    boxes = torch.tensor([[4.0, 4, 36, 40], [0, 16, 24, 44], [20, 8, 60, 44], [30, 20, 64, 48]])
+    regions = Regions.pad([Proposals(boxes=boxes, scores=torch.zeros(4))] * 2)
+    (images, _), cpu, gpu = make_batch(), make_detector(CPU).eval(), make_detector(DEVICE).eval()
+    given = gpu(images.to(DEVICE), None, regions.to(DEVICE))
+    for ours, theirs in zip(given, cpu(images, None, regions), strict=True):
         assert len(theirs)
         assert ours.boxes.device.type == "cuda"
         moved = ours.to("cpu")
         assert torch.equal(moved.labels, theirs.labels)
         torch.testing.assert_close(moved.scores, theirs.scores, atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(moved.boxes, theirs.boxes, atol=0.05, rtol=0)
-
-
-@torch.no_grad()
-def test_detections_equal_those_of_the_cpu() -> None:
-    images, _ = make_batch()
-    expected = make_detector(CPU).eval()(images)
-    found = make_detector(DEVICE).eval()(images.to(DEVICE))
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(gpu(images.to(DEVICE)), cpu(images), strict=True):
         moved = ours.to("cpu")
         assert len(theirs)
         # Proposals whose logits are nearly equal may change places, and with them who suppresses whom.
@@ -174,8 +153,7 @@ def test_detections_moved_to_the_cpu_hold_their_values_at_once() -> None:
     busy = torch.rand(2048, 2048, device=DEVICE)
     for _ in range(200):
         busy = (busy @ busy).remainder(1.0)
-    count = 2048
-    found = Detections(boxes=busy[:, :4] + 1, scores=busy[:, 4] + 1, labels=torch.arange(1, count + 1, device=DEVICE))
+    found = Detections(boxes=busy[:, :4] + 1, scores=busy[:, 4] + 1, labels=torch.arange(1, 2049, device=DEVICE))
     moved = found.to("cpu")
     at_once = [tensor.clone() for tensor in (moved.boxes, moved.scores, moved.labels)]
     torch.cuda.synchronize()
@@ -198,9 +176,8 @@ def test_the_gpu_draws_what_the_cpu_draws() -> None:
 
 
 def test_keypoints_are_where_a_cpu_finds_them() -> None:
-    maps = torch.nn.functional.interpolate(
-        torch.randn(20, 17, 28, 28, generator=torch.Generator().manual_seed(0)), scale_factor=2.0, mode="bilinear"
-    )
+    noise = torch.randn(20, 17, 28, 28, generator=torch.Generator().manual_seed(0))
+    maps = nn.functional.interpolate(noise, scale_factor=2.0, mode="bilinear")
     corners = 200 * torch.rand(20, 2, generator=torch.Generator().manual_seed(1))
     boxes = torch.cat([corners, corners + torch.linspace(5, 600, 20)[:, None] * torch.tensor([1.0, 0.5])], dim=1)
     expected = find_peaks(maps, boxes, longest=800)

@@ -1,13 +1,19 @@
-"""Importing the packages does nothing else."""
+"""Mirrors resdet.py: the public names, what importing costs and does, and other packages of the same names."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import resdet
+from detection.predictor import Predictor
+from detection.tasks.train import run_training
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,14 +45,53 @@ print(json.dumps({
 """
 
 
+def python(code: str, *paths: Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*paths, ROOT)))}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_public_names_are_those_of_the_packages_and_the_version_the_commands() -> None:
+    assert (resdet.Predictor, resdet.train) == (Predictor, run_training)
+    assert all(getattr(resdet, name) is not None for name in resdet.__all__)
+    assert set(resdet.__all__) <= set(dir(resdet))
+    with pytest.raises(AttributeError, match="'resdet' has no attribute 'trian'"):
+        _ = resdet.trian  # pyright: ignore[reportAttributeAccessIssue]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", resdet.__version__)
+    command = [sys.executable, "-m", "resdet", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"resdet {resdet.__version__}\n"
+
+
+LATE = "tensorboard torch.utils.tensorboard matplotlib detection.evaluation detection.report"
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("imported", "names"),
+    [
+        ("resdet", ("torch", "numpy", "detection.cli")),
+        pytest.param("resdet; resdet.Predictor", tuple(LATE.split()), marks=SLOW),
+        pytest.param("detection.engine.trainer", ("tensorboard", "torch.utils.tensorboard"), marks=SLOW),
+    ],
+)
+def test_what_an_import_leaves_for_later(imported: str, names: tuple[str, ...]) -> None:
+    done = python(f"import sys, {imported}; print([name for name in sys.modules if name.startswith({names})])")
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
 @pytest.mark.slow
 def test_importing_everything_has_no_side_effect() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == {"handlers": [], "environment": [], "signals": [], "threads": []}
+    assert json.loads(python(PROGRAM).stdout) == {"handlers": [], "environment": [], "signals": [], "threads": []}
 
 
-@pytest.mark.slow
-def test_a_trainer_imports_no_tensorboard() -> None:
-    program = "import sys, detection.engine.trainer; print([name for name in sys.modules if 'tensorboard' in name])"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+@pytest.mark.parametrize("name", ["backbones", "detection"])
+def test_another_package_of_the_same_name_is_told_with_both_paths(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()  # a folder without Python files is no package
+    assert python("import resdet", tmp_path, cwd=tmp_path).returncode == 0
+    (tmp_path / name / "__init__.py").touch()
+    done = python("import resdet", tmp_path, cwd=tmp_path)
+    assert done.returncode == 1
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith(f"ImportError: import {name} finds {tmp_path / name / '__init__.py'}")
+    assert str(ROOT / name / "__init__.py") in message

@@ -5,25 +5,21 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "from_folder_to_export.ipynb"
-QUICK = {
-    "IMAGES": 16,
-    "TEST_IMAGES": 4,
-    "OPTIONS": "architecture=faster_rcnn solver.best_metric=bbox.AP solver.iterations=2 solver.images_per_step=2 "
-    "solver.evaluate_every=0 data.shorter_side=64 data.longer_side=96 data.workers=0 "
-    "rpn.post_nms_test=20 test.max_detections=10",
-    "PROOF": "--limit 2 --timed 0 --max-unmatched 1",
-}
+OPTIONS = """architecture=faster_rcnn solver.best_metric=bbox.AP solver.iterations=2 solver.images_per_step=2
+ solver.evaluate_every=0 data.shorter_side=64 data.longer_side=96 data.workers=0 rpn.post_nms_test=20
+ test.max_detections=10"""
+QUICK = {"IMAGES": 16, "TEST_IMAGES": 4, "OPTIONS": " ".join(OPTIONS.split())}
+QUICK |= {"PROOF": "--limit 2 --timed 0 --max-unmatched 1"}
 
 
 @pytest.mark.faults
-def test_the_notebook_runs(resdet: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_runs(resdet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def shell(line: str) -> None:
         command, *arguments = shlex.split(line)
         assert command == "resdet"

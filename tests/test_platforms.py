@@ -98,21 +98,18 @@ def test_reading_predicting_and_evaluating_work_elsewhere(tmp_path: Path) -> Non
 
 def test_text_files_are_utf_8() -> None:
     """Else they are what the system takes for text."""
-    found = [(path.name, ast.unparse(call)) for path in SOURCES for call in calls_in(path) if is_text(call)]
+    trees = {path.name: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+    calls = [(name, node) for name, tree in trees.items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    found = [(name, ast.unparse(call)) for name, call in calls if is_text(call)]
     assert len(found) > 20
     assert [entry for entry in found if "encoding=" not in entry[1]] == []
 
 
-def calls_in(path: Path) -> list[ast.Call]:
-    return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-
-
 def is_text(call: ast.Call) -> bool:
     """Whether it opens, reads or writes text, or a process; write_text(path, text) is ours."""
-    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    owner, _, name = ast.unparse(call.func).rpartition(".")
     texts = [ast.unparse(value) for value in (*call.args, *(word.value for word in call.keywords))]
-    owner = ast.unparse(call.func).rpartition(".")[0]
     if name == "open":
-        mode = next((text for text in texts if text.strip("'") in ("r", "a", "w", "x", "a+", "r+", "w+")), "")
-        return owner not in ("os", "Image", "tarfile") and (bool(mode) or not texts)
+        mode = any(text.strip("'") in ("r", "a", "w", "x", "a+", "r+", "w+") for text in texts)
+        return owner not in ("os", "Image", "tarfile") and (mode or not texts)
     return name == "read_text" or (name == "write_text" and owner != "") or "text=True" in ast.unparse(call)

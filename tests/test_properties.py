@@ -1,8 +1,7 @@
-"""What holds for any input of the pure functions, by hypothesis."""
+"""What holds for any input of pure functions, by hypothesis."""
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any, get_args
 
 import numpy as np
@@ -16,21 +15,17 @@ from torch import Tensor
 from detection.boxes import areas, clip, inside, intersection_over_area, iou, scale
 from detection.config.detection import BoxConfig, DetectionConfig, DetectorDataConfig, DetectorSolverConfig
 from detection.config.load import dump_config, parse_config
-from detection.data.samplers import TrainBatches
 from detection.evaluation.record import Record
 from detection.evaluation.voc import evaluate_voc
 from detection.mask_geometry import MaskGeometry
 from detection.mask_pasting import paste
 from detection.masks import decode, encode, to_rle
-from detection.model import matcher as matcher_module
 from detection.model.box_coder import BoxCoder
 from detection.model.box_stage import ScoredBoxes
-from detection.model.matcher import Matcher, Matches
+from detection.model.matcher import Matcher
 from detection.model.postprocess import Postprocessor
-from detection.model.sampler import BalancedSampler
-from detection.model.select import as_on_gpu, nms
 from detection.padded import Targets
-from detection.structures import ImageBatch, Target
+from detection.structures import Target
 
 coco_mask: Any = pycocotools_mask
 
@@ -52,50 +47,23 @@ def boxes(draw: st.DrawFn, *, least: int = 0, most: int = 8, empty: bool = True)
     return torch.stack([x, y, x + width, y + height], dim=1)
 
 
-# boxes
-
-
 @properties
-@given(boxes(), boxes())
-def test_iou_is_a_share_and_symmetric(first: Tensor, second: Tensor) -> None:
-    overlaps = iou(first, second)
+@given(boxes(), boxes(), SIZES, SIZES)
+def test_boxes(first: Tensor, second: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> None:
+    overlaps, shares = iou(first, second), intersection_over_area(first, second)
     assert overlaps.shape == (len(first), len(second))
     assert ((overlaps >= 0) & (overlaps <= 1 + 1e-4)).all()
     torch.testing.assert_close(overlaps, iou(second, first).T)
-
-
-@properties
-@given(boxes(empty=False))
-def test_iou_of_a_box_with_itself_is_one(own: Tensor) -> None:
-    torch.testing.assert_close(iou(own, own).diagonal(), torch.ones(len(own)))
-
-
-@properties
-@given(boxes(), boxes())
-def test_the_share_of_a_box_is_no_less_than_its_iou(first: Tensor, second: Tensor) -> None:
-    shares = intersection_over_area(first, second)
-    assert ((shares >= iou(first, second) - 1e-5) & (shares <= 1 + 1e-4)).all()
-
-
-@properties
-@given(boxes(), SIZES)
-def test_clipped_boxes_lie_inside_and_stay(own: Tensor, size: tuple[int, int]) -> None:
-    clipped = clip(own, size)
-    sizes = torch.tensor([size])
+    assert ((shares >= overlaps - 1e-5) & (shares <= 1 + 1e-4)).all()
+    whole = first[((first[:, 2:] - first[:, :2]) > 0.05).all(dim=1)]
+    torch.testing.assert_close(iou(whole, whole).diagonal(), torch.ones(len(whole)))
+    clipped, sizes = clip(first, size), torch.tensor([size])
     assert inside(clipped, sizes).all()
     assert torch.equal(clip(clipped, size), clipped)
-    assert torch.equal(clipped[inside(own, sizes)[0]], own[inside(own, sizes)[0]])
-    assert torch.equal(clip(own[None], sizes)[0], clipped)
-    assert (areas(clipped) <= areas(own)).all()
-
-
-@properties
-@given(boxes(), SIZES, SIZES)
-def test_scaling_there_and_back(own: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> None:
-    torch.testing.assert_close(scale(scale(own, size, new_size), new_size, size), own, rtol=1e-4, atol=1e-3)
-
-
-# box coder and matcher
+    assert torch.equal(clipped[inside(first, sizes)[0]], first[inside(first, sizes)[0]])
+    assert torch.equal(clip(first[None], sizes)[0], clipped)
+    assert (areas(clipped) <= areas(first)).all()
+    torch.testing.assert_close(scale(scale(first, size, new_size), new_size, size), first, rtol=1e-4, atol=1e-3)
 
 
 @st.composite
@@ -120,7 +88,9 @@ def test_what_is_encoded_is_decoded(pair: tuple[Tensor, Tensor], weights: tuple[
 @given(boxes(most=12, empty=False), boxes(most=6, empty=False), st.lists(st.booleans(), min_size=6, max_size=6))
 def test_what_a_matcher_promises(rows: Tensor, objects: Tensor, flags: list[bool]) -> None:
     ignore = torch.tensor(flags[: len(objects)], dtype=torch.bool)
-    matches = match(rows, objects, ignore)
+    target = Target(boxes=objects, labels=torch.zeros(len(objects), dtype=torch.int64), ignore=ignore)
+    usable = torch.ones(1, len(rows), dtype=torch.bool)
+    matches = Matcher(0.5, 0.25, match_best=True)(rows[None], Targets.pad([target]), usable)
     positive, negative, indices = matches.positive[0], matches.negative[0], matches.indices[0]
     overlaps = iou(rows, objects).masked_fill(ignore, 0.0)
     best = overlaps.amax(dim=1) if len(objects) else torch.zeros(len(rows))
@@ -131,70 +101,10 @@ def test_what_a_matcher_promises(rows: Tensor, objects: Tensor, flags: list[bool
         torch.testing.assert_close(overlaps.gather(1, indices[:, None])[:, 0], best, rtol=1e-6, atol=0)
         reachable = (overlaps > 0).any(dim=0)
         if reachable.any():
-            reached = overlaps[positive]
-            torch.testing.assert_close(
-                reached.amax(dim=0)[reachable], overlaps.amax(dim=0)[reachable], rtol=1e-6, atol=0
-            )
+            reached, most = (rows.amax(dim=0)[reachable] for rows in (overlaps[positive], overlaps))
+            torch.testing.assert_close(reached, most, rtol=1e-6, atol=0)
     else:
         assert not positive.any()
-
-
-@properties
-@given(boxes(most=20), boxes(most=20), st.lists(st.booleans(), min_size=20, max_size=20), st.integers(1, 200))
-def test_slices_change_no_match(rows: Tensor, objects: Tensor, flags: list[bool], elements: int) -> None:
-    ignore = torch.tensor(flags[: len(objects)], dtype=torch.bool)
-    whole, default = match(rows, objects, ignore), matcher_module.MAX_ELEMENTS
-    matcher_module.MAX_ELEMENTS = elements
-    try:
-        sliced = match(rows, objects, ignore)
-    finally:
-        matcher_module.MAX_ELEMENTS = default
-    for name in ("positive", "negative", "indices"):
-        assert torch.equal(getattr(sliced, name), getattr(whole, name))
-
-
-def match(rows: Tensor, objects: Tensor, ignore: Tensor) -> Matches:
-    """The matches of one image; the best box of every object is positive."""
-    target = Target(boxes=objects, labels=torch.zeros(len(objects), dtype=torch.int64), ignore=ignore)
-    usable = torch.ones(1, len(rows), dtype=torch.bool)
-    return Matcher(0.5, 0.25, match_best=True)(rows[None], Targets.pad([target]), usable)
-
-
-@properties
-@given(st.data(), st.integers(1, 40), st.integers(1, 60), st.floats(0, 1))
-def test_what_a_sampler_promises(data: st.DataObject, available: int, count: int, fraction: float) -> None:
-    states = torch.from_numpy(data.draw(arrays(np.int8, (3, available), elements=st.integers(-1, 1))))
-    numbers = torch.from_numpy(data.draw(arrays(np.int64, (3, available), elements=st.integers(0, 2**32 - 1))))
-    drawn = BalancedSampler(count, fraction)(states == 1, states == 0, numbers)
-    for row in range(3):
-        own, positive, valid = drawn.columns[row], drawn.positive[row], drawn.valid[row]
-        positives = min(int(count * fraction), int((states[row] == 1).sum()))
-        negatives = min(count - positives, int((states[row] == 0).sum()))
-        assert (int(positive.sum()), int((valid & ~positive).sum())) == (positives, negatives)
-        assert len(own[valid].unique()) == positives + negatives
-        assert (states[row, own[positive]] == 1).all()
-        assert (states[row, own[valid & ~positive]] == 0).all()
-        for part, state in ((own[positive], 1), (own[valid & ~positive], 0)):
-            left = [c for c in (states[row] == state).nonzero().flatten().tolist() if c not in part.tolist()]
-            if len(part) and left:  # who is drawn has a smaller number
-                assert numbers[row, part].max() <= numbers[row, left].min()
-
-
-@properties
-@given(st.data(), st.integers(1, 20), st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]))
-def test_nms_on_a_gpu_is_that_of_a_cpu(data: st.DataObject, count: int, threshold: float) -> None:
-    corners = data.draw(arrays(np.int64, (2, count, 2), elements=st.integers(0, 12)))
-    sides = data.draw(arrays(np.int64, (2, count, 2), elements=st.integers(0, 12)))
-    rows = torch.from_numpy(np.concatenate([corners, corners + sides], axis=2)).float()
-    scores = torch.from_numpy(data.draw(arrays(np.int64, (2, count), elements=st.integers(-1, 5)))).float()
-    scores = scores.masked_fill(scores < 0, -torch.inf)
-    classes = torch.from_numpy(data.draw(arrays(np.int64, (2, count), elements=st.integers(0, 2))))
-    expected = nms(rows, scores, classes, threshold, count)
-    with as_on_gpu():
-        assert torch.equal(nms(rows, scores, classes, threshold, count), expected)
-
-
-# what is kept, and its figures
 
 
 @properties
@@ -207,8 +117,7 @@ def test_what_is_kept_and_why(own: Tensor, data: st.DataObject) -> None:
         boxes=torch.cat([own[None], padding], dim=1)[:, :, None].expand(-1, -1, 2, -1),
         valid=torch.tensor([[True] * len(own) + [False]]),
     )
-    (found,) = Postprocessor(score_threshold=0.25, nms_iou=0.5, max_detections=1000)(scored).ragged()
-    (best,) = Postprocessor(score_threshold=0.25, nms_iou=0.5, max_detections=3)(scored).ragged()
+    found, best = (Postprocessor(0.25, 0.5, most)(scored).ragged()[0] for most in (1000, 3))
     given_scores = torch.from_numpy(scores)
     assert torch.equal(best.boxes, found.boxes[:3])
     assert (found.scores > 0.25).all()
@@ -231,52 +140,16 @@ def test_average_precision_is_a_share_that_a_late_mistake_does_not_change(
     nothing = torch.tensor([[5000.0, 5000.0, 5001.0, 5001.0]])
 
     def precision(found: Tensor, scores: np.ndarray[Any, Any]) -> tuple[float, float]:
-        record = Record(
-            image_id=1,
-            file_name="1.jpg",
-            size=(600, 600),
-            gt_boxes=objects.numpy(),
-            gt_labels=np.zeros(len(objects), np.int64),
-            gt_ignore=np.zeros(len(objects), np.bool_),
-            gt_areas=areas(objects).numpy(),
-            boxes=found.numpy(),
-            scores=scores,
-            labels=np.zeros(len(found), np.int64),
-        )
-        result = evaluate_voc([record], ["cat"])
+        none = np.zeros(len(objects), np.bool_)
+        truth: Any = {"gt_boxes": objects.numpy(), "gt_labels": none.astype(np.int64), "gt_ignore": none}
+        own: Any = {"boxes": found.numpy(), "scores": scores, "labels": np.zeros(len(found), np.int64)}
+        image: Any = {"image_id": 1, "file_name": "1.jpg", "size": (600, 600), "gt_areas": areas(objects).numpy()}
+        result = evaluate_voc([Record(**image, **truth, **own)], ["cat"])
         return result.mean_ap_11point, result.mean_ap_area
 
     own = precision(detections, scores)
     assert all(0 <= value <= 1 for value in own)
     assert precision(torch.cat([detections, nothing]), np.append(scores, np.float32(0.25))) == own
-
-
-@properties
-@given(st.integers(1, 30), st.sampled_from([(1, 3), (2, 4), (3, 6)]), st.integers(0, 20), st.booleans(), st.data())
-def test_processes_share_out_the_batches_of_one_wherever_they_start(
-    count: int, processes_and_size: tuple[int, int], start: int, group: bool, data: st.DataObject
-) -> None:
-    processes, batch_size = processes_and_size
-    sizes = torch.from_numpy(data.draw(arrays(np.int32, (count, 2), elements=st.integers(1, 9))))
-
-    def draw(begin: int, number: int, processes: int) -> list[list[tuple[int, int]]]:
-        batches = TrainBatches(
-            torch.arange(count),
-            sizes,
-            batch_size=batch_size,
-            seed=1,
-            group_by_aspect=group,
-            start=begin,
-            share=(number, processes),
-        )
-        return list(islice(batches, start + 5 - begin))
-
-    shares = [draw(start, number, processes) for number in range(processes)]
-    joined = [[key for part in parts for key in part] for parts in zip(*shares, strict=True)]
-    assert joined == draw(0, 0, 1)[start:]
-
-
-# masks
 
 
 @properties
@@ -319,12 +192,6 @@ def test_any_counts_fill_the_image_or_are_refused(counts: str | list[int]) -> No
     assert decode([rle], (6, 7)).shape == (1, 6, 7)
 
 
-# configs and batches
-
-
-FRACTIONS = st.floats(1e-300, 1.0)
-
-
 @properties
 @given(
     seed=st.integers(0, 2**31 - 1),
@@ -332,25 +199,7 @@ FRACTIONS = st.floats(1e-300, 1.0)
     weights=st.tuples(*[st.floats(1e-3, 1e3)] * 4),
     train=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=3),
 )
-def test_configs_come_back(
-    seed: int, rate: float, weights: tuple[float, float, float, float], train: list[str]
-) -> None:
-    config = DetectionConfig(
-        seed=seed,
-        solver=DetectorSolverConfig(base_lr=rate),
-        box=BoxConfig(coder_weights=weights),
-        data=DetectorDataConfig(train=tuple(train)),
-    )
+def test_configs_come_back(seed: int, rate: float, weights: Any, train: list[str]) -> None:
+    data, solver = DetectorDataConfig(train=tuple(train)), DetectorSolverConfig(base_lr=rate)
+    config = DetectionConfig(seed=seed, solver=solver, box=BoxConfig(coder_weights=weights), data=data)
     assert parse_config(DetectionConfig, dump_config(config)) == config
-
-
-@properties
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4))
-def test_batches_pad_with_zeros_and_change_nothing_else(sizes: list[tuple[int, int]]) -> None:
-    images = [torch.full((3, *size), 255, dtype=torch.uint8) for size in sizes]
-    batch = ImageBatch.from_images(images)
-    assert batch.size_list() == sizes
-    assert batch.pixels.shape[-2:] == (max(h for h, _ in sizes), max(w for _, w in sizes))
-    for pixels, (height, width) in zip(batch.pixels, sizes, strict=True):
-        assert (pixels[:, :height, :width] == 255).all()
-        assert pixels.sum() == 3 * height * width * 255

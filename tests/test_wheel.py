@@ -9,8 +9,9 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -34,9 +35,8 @@ def run(command: Sequence[str | Path], cwd: Path) -> str:
     told = {"PYTHONPATH", "RESDET_DATA_ROOT", "VIRTUAL_ENV"}
     environment = {name: value for name, value in os.environ.items() if name not in told}
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -103,36 +103,26 @@ def test_help_names_and_the_api_are_there_from_an_empty_folder(environment: Path
     assert files_below(tmp_path) == set()
 
 
-@pytest.mark.parametrize("kind", ["voc", "coco"])
 def test_check_train_test_and_predict_from_an_empty_folder(
-    kind: str,
-    environment: Path,
-    make_voc: Callable[..., Path],
-    make_coco: Callable[..., Path],
-    tmp_path: Path,
+    environment: Path, make_voc: Any, make_coco: Any, tmp_path: Path
 ) -> None:
     resdet, empty = environment / "bin" / "resdet", tmp_path / "empty"
     installed = files_below(site_packages(environment))
-    card: dict[str, object]
-    if kind == "voc":
-        objects = [("cat", (1, 1, 40, 50), False), ("dog", (20, 10, 70, 55), False)]
-        make_voc({"a": objects, "b": objects[:1]}, folder="empty/datasets/pets")
-        card = {"splits": {"train": {"list": "ImageSets/Main/train.txt"}}}
-        image = "datasets/pets/JPEGImages/a.jpg"
-    else:
-        rows = [(1, 3, [1, 1, 39, 49]), (1, 18, [20, 10, 50, 45]), (2, 3, [5, 5, 40, 30])]
-        objects = [
-            {"id": n, "image_id": i, "category_id": c, "bbox": b, "area": b[2] * b[3], "iscrowd": 0}
-            for n, (i, c, b) in enumerate(rows, 1)
-        ]
-        make_coco({1: "a.png", 2: "b.png"}, objects, folder="empty/datasets/pets")
-        card = {"splits": {"train": {"annotations": "train.json", "images": "train"}}}
-        image = "datasets/pets/train/a.png"
-    card |= {"format": kind, "classes": ["cat", "dog"]}
-    (empty / "datasets" / "pets.yaml").write_text(yaml.safe_dump(card))
+    objects = [("cat", (1, 1, 40, 50), False), ("dog", (20, 10, 70, 55), False)]
+    make_voc({"a": objects, "b": objects[:1]}, folder="empty/datasets/pets")
+    rows = [(1, 3, [1, 1, 39, 49]), (1, 18, [20, 10, 50, 45]), (2, 3, [5, 5, 40, 30])]
+    names = ("id", "image_id", "category_id", "bbox", "area")
+    boxes = [dict(zip(names, (n, i, c, b, b[2] * b[3]), strict=True)) for n, (i, c, b) in enumerate(rows)]
+    make_coco({1: "a.png", 2: "b.png"}, boxes, folder="empty/datasets/toys")
+    lists = {"pets": ("voc", {"list": "ImageSets/Main/train.txt"})}
+    lists["toys"] = ("coco", {"annotations": "train.json", "images": "train"})
+    for name, (kind, entry) in lists.items():
+        card = {"splits": {"train": entry}, "format": kind, "classes": ["cat", "dog"]}
+        (empty / "datasets" / f"{name}.yaml").write_text(yaml.safe_dump(card))
+        assert "no errors" in run([resdet, "check", name], empty)
 
-    assert "no errors" in run([resdet, "check", "pets"], empty)
-    config = ("digits/resnet18_c4", "data.train=[pets:train]", "data.test=[pets:train]", *SMALL)
+    image = "datasets/pets/JPEGImages/a.jpg"
+    config = ("digits/resnet18_c4", "data.train=[pets:train]", "data.test=[toys:train]", *SMALL)
     assert "COCO box AP" in run([resdet, "train", *config, "--output-dir", "run"], empty)
     assert "COCO box AP" in run([resdet, "test", *config, "--weights", "run", "--visualize", "1"], empty)
     run([resdet, "predict", image, "--weights", "run", "--output-dir", "found", "--min-score", "0"], empty)

@@ -49,7 +49,7 @@ SCHEMAS = {
     LocalizationConfig: ("Configs of localisation", "`resdet localize`"),
     EdgesConfig: ("Configs of edges", "`resdet edges`"),
 }
-# Public names are declared by the table of docs/public_api.md, which tests/test_public_api.py holds to the code.
+# Public names are declared by the table of docs/public_api.md, which tests/test_release.py holds to the code.
 PUBLIC = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
 METHODS = {"Predictor": ["load", "__call__", "stream"]}
 PAGE = re.compile(r"docs/[a-z]+\.md")

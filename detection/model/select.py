@@ -110,7 +110,7 @@ def _fixed_points(boxes: Tensor, classes: Tensor | None, iou_threshold: float, s
         Suppressed (N, M) bool, and (N,) bool: that is final.
     """
     size = max(1, MAX_ELEMENTS // max(1, boxes.shape[1] ** 2))
-    labels = [None] * len(boxes) if classes is None else classes.split(size)
+    labels = [None] * max(1, len(boxes)) if classes is None else classes.split(size)
     results = [
         _fixed_point(part, own, iou_threshold, steps) for part, own in zip(boxes.split(size), labels, strict=False)
     ]

@@ -10,8 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,6 +26,7 @@ from detection.progress import SCREEN
 from detection.tasks.test import run_test
 
 Box = tuple[float, float, float, float]
+CLASSES = ("bolt", "nut")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def scenes(count: int = 12) -> list[Picture]:
         for place in range(0 if number == count - 1 else 1 + number % 3):
             x, y = (int(generator.integers(0, side - 33)) for side in (width, height))
             box = (float(x), float(y), float(x + generator.integers(12, 33)), float(y + generator.integers(12, 33)))
-            things.append(Thing(("bolt", "nut")[(number + place) % 2], box))
+            things.append(Thing(CLASSES[(number + place) % 2], box))
         pictures.append(Picture(f"photo{number}.jpg", height, width, tuple(things)))
     return pictures
 
@@ -72,10 +74,8 @@ def scenes(count: int = 12) -> list[Picture]:
 def draw(picture: Picture, path: Path) -> None:
     """Writes the picture: noise of its own, and its objects in the colour of their class."""
     generator = np.random.default_rng(int("".join(filter(str.isdigit, picture.name)) or 0))
-    coarse = generator.integers(0, 200, (6, 6, 3), dtype=np.uint8)
-    pixels = np.asarray(
-        Image.fromarray(coarse).resize((picture.width, picture.height), Image.Resampling.BICUBIC)
-    ).copy()
+    coarse = Image.fromarray(generator.integers(0, 200, (6, 6, 3), dtype=np.uint8))
+    pixels = np.array(coarse.resize((picture.width, picture.height), Image.Resampling.BICUBIC))
     for thing in picture.things:
         x1, y1, x2, y2 = map(int, thing.box)
         pixels[y1:y2, x1:x2] = (255, 40, 40) if thing.name == "bolt" else (40, 255, 40)
@@ -83,126 +83,106 @@ def draw(picture: Picture, path: Path) -> None:
     Image.fromarray(pixels).save(path, quality=95)
 
 
-def write_voc(
-    folder: Path, pictures: Sequence[Picture], *, images: str = "JPEGImages", xml: str = "Annotations"
-) -> None:
+def element(parent: ElementTree.Element, name: str, text: Any = None, /, **attributes: Any) -> ElementTree.Element:
+    node = ElementTree.SubElement(parent, name, {key: str(value) for key, value in attributes.items()})
+    node.text = None if text is None else str(text)
+    return node
+
+
+def draw_all(folder: Path, pictures: Sequence[Picture]) -> None:
+    for picture in pictures:
+        draw(picture, folder / picture.name)
+
+
+def write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content))
+
+
+def write_voc(folder: Path, pictures: Sequence[Picture], images: str = "JPEGImages", xml: str = "Annotations") -> None:
+    draw_all(folder / images, pictures)
+    (folder / xml).mkdir(exist_ok=True)
     for picture in pictures:
         root = ElementTree.Element("annotation")
-        size = ElementTree.SubElement(root, "size")
+        size = element(root, "size")
         for key, value in (("width", picture.width), ("height", picture.height), ("depth", 3)):
-            ElementTree.SubElement(size, key).text = str(value)
+            element(size, key, value)
         for thing in picture.things:
-            node = ElementTree.SubElement(root, "object")
-            ElementTree.SubElement(node, "name").text = thing.name
-            bounds = ElementTree.SubElement(node, "bndbox")
-            x1, y1, x2, y2 = thing.box
+            node = element(root, "object")
+            element(node, "name", thing.name)
+            bounds, (x1, y1, x2, y2) = element(node, "bndbox"), thing.box
             for key, value in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
-                ElementTree.SubElement(bounds, key).text = f"{value:g}"
-        path = folder / xml / Path(picture.name).with_suffix(".xml")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ElementTree.ElementTree(root).write(path)
-        draw(picture, folder / images / picture.name)
+                element(bounds, key, f"{value:g}")
+        ElementTree.ElementTree(root).write(folder / xml / Path(picture.name).with_suffix(".xml"))
 
 
 def write_voc_flat(folder: Path, pictures: Sequence[Picture]) -> None:
     write_voc(folder, pictures, images=".", xml=".")
 
 
-def coco_content(pictures: Sequence[Picture], *, folder: str = "") -> dict[str, Any]:
-    annotations = list[dict[str, Any]]()
+def coco_content(pictures: Sequence[Picture]) -> dict[str, Any]:
+    images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
     for number, picture in enumerate(pictures):
+        sizes = {"height": picture.height, "width": picture.width}
+        images.append({"id": number, "file_name": picture.name, **sizes})
         for thing in picture.things:
-            x1, y1, x2, y2 = thing.box
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": 1 + ("bolt", "nut").index(thing.name),
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": 0,
-                    "segmentation": [[value for point in thing.polygon for value in point]],
-                }
-            )
-    return {
-        "images": [
-            {"id": number, "file_name": folder + p.name, "height": p.height, "width": p.width}
-            for number, p in enumerate(pictures)
-        ],
-        "annotations": annotations,
-        # As Roboflow writes them, with a class above the others.
-        "categories": [
-            {"id": 0, "name": "parts", "supercategory": "none"},
-            {"id": 1, "name": "bolt", "supercategory": "parts"},
-            {"id": 2, "name": "nut", "supercategory": "parts"},
-        ],
-    }
+            (x1, y1, x2, y2), ids = thing.box, {"id": len(annotations) + 1, "image_id": number, "iscrowd": 0}
+            shape = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+            polygon = [[value for point in thing.polygon for value in point]]
+            category = 1 + CLASSES.index(thing.name)
+            annotations.append({**ids, "category_id": category, **shape, "segmentation": polygon})
+    # As Roboflow writes them, with a class above the others.
+    categories = [{"id": 0, "name": "parts", "supercategory": "none"}]
+    categories += [{"id": 1 + n, "name": name, "supercategory": "parts"} for n, name in enumerate(CLASSES)]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def write_coco(folder: Path, pictures: Sequence[Picture]) -> None:
-    for picture in pictures:
-        draw(picture, folder / "images" / picture.name)
-    (folder / "labels.json").write_text(json.dumps(coco_content(pictures)))
+    draw_all(folder / "images", pictures)
+    write_json(folder / "labels.json", coco_content(pictures))
 
 
 def write_roboflow(folder: Path, pictures: Sequence[Picture]) -> None:
     """COCO as Roboflow exports it: a file beside the images of each split."""
     for split, own in (("train", pictures[:-4]), ("valid", pictures[-4:-2]), ("test", pictures[-2:])):
-        for picture in own:
-            draw(picture, folder / split / picture.name)
-        (folder / split / "_annotations.coco.json").write_text(json.dumps(coco_content(own)))
+        draw_all(folder / split, own)
+        write_json(folder / split / "_annotations.coco.json", coco_content(own))
 
 
 def yolo_lines(picture: Picture, *, polygons: bool) -> str:
-    lines = list[str]()
+    lines, width, height = list[str](), picture.width, picture.height
     for thing in picture.things:
         x1, y1, x2, y2 = thing.box
-        if polygons:
-            values = [
-                value / side
-                for point in thing.polygon
-                for value, side in zip(point, (picture.width, picture.height), strict=True)
-            ]
-        else:
-            values = [
-                (x1 + x2) / 2 / picture.width,
-                (y1 + y2) / 2 / picture.height,
-                (x2 - x1) / picture.width,
-                (y2 - y1) / picture.height,
-            ]
-        lines.append(f"{('bolt', 'nut').index(thing.name)} " + " ".join(f"{value:.6f}" for value in values))
-    return "".join(f"{line}\n" for line in lines)
+        corners = [value for x, y in thing.polygon for value in (x / width, y / height)]
+        box = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+        values = " ".join(f"{value:.6f}" for value in (corners if polygons else box))
+        lines.append(f"{CLASSES.index(thing.name)} {values}\n")
+    return "".join(lines)
 
 
 def write_yolo(folder: Path, pictures: Sequence[Picture], *, polygons: bool = False) -> None:
     """As Ultralytics: images/train, labels/train and a data.yaml."""
     for split, own in (("train", pictures[:-3]), ("val", pictures[-3:])):
+        draw_all(folder / "images" / split, own)
+        (folder / "labels" / split).mkdir(parents=True)
         for picture in own:
-            draw(picture, folder / "images" / split / picture.name)
-            label = folder / "labels" / split / Path(picture.name).with_suffix(".txt")
-            label.parent.mkdir(parents=True, exist_ok=True)
             if picture.things:
+                label = folder / "labels" / split / Path(picture.name).with_suffix(".txt")
                 label.write_text(yolo_lines(picture, polygons=polygons))
-    (folder / "data.yaml").write_text(
-        "path: ../somewhere\ntrain: images/train\nval: images/val\nnames: {0: bolt, 1: nut}\n"
-    )
-
-
-def write_yolo_polygons(folder: Path, pictures: Sequence[Picture]) -> None:
-    write_yolo(folder, pictures, polygons=True)
+    names = "path: ../somewhere\ntrain: images/train\nval: images/val\nnames: {0: bolt, 1: nut}\n"
+    (folder / "data.yaml").write_text(names)
 
 
 def write_yolo_plain(folder: Path, pictures: Sequence[Picture]) -> None:
     """Text files beside the images, and a file with a class a line."""
+    draw_all(folder, pictures)
     for picture in pictures:
-        draw(picture, folder / picture.name)
         (folder / picture.name).with_suffix(".txt").write_text(yolo_lines(picture, polygons=False))
     (folder / "classes.txt").write_text("bolt\nnut\n")
 
 
 def write_labelme(folder: Path, pictures: Sequence[Picture]) -> None:
+    draw_all(folder, pictures)
     for number, picture in enumerate(pictures):
-        draw(picture, folder / picture.name)
         shapes = list[dict[str, Any]]()
         for thing in picture.things:
             x1, y1, x2, y2 = thing.box
@@ -210,76 +190,64 @@ def write_labelme(folder: Path, pictures: Sequence[Picture]) -> None:
             points = [[x2, y1], [x1, y2]] if number % 2 else [[*point] for point in thing.polygon]
             kind = "rectangle" if number % 2 else "polygon"
             shapes.append({"label": thing.name, "points": points, "shape_type": kind, "group_id": None, "flags": {}})
-        content = {
-            "version": "5.4.1",
-            "flags": {},
-            "shapes": shapes,
-            "imagePath": f"..\\pictures\\{picture.name}",
-            "imageData": None,
-            "imageHeight": picture.height,
-            "imageWidth": picture.width,
-        }
-        (folder / picture.name).with_suffix(".json").write_text(json.dumps(content))
+        image = {"imagePath": f"..\\pictures\\{picture.name}", "imageData": None}
+        sizes = {"imageHeight": picture.height, "imageWidth": picture.width}
+        content = {"version": "5.4.1", "flags": {}, "shapes": shapes, **image, **sizes}
+        write_json((folder / picture.name).with_suffix(".json"), content)
 
 
 def write_cvat(folder: Path, pictures: Sequence[Picture]) -> None:
+    draw_all(folder / "images", pictures)
     root = ElementTree.Element("annotations")
-    ElementTree.SubElement(root, "version").text = "1.1"
-    labels = ElementTree.SubElement(ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task"), "labels")
-    for name in ("bolt", "nut"):
-        ElementTree.SubElement(ElementTree.SubElement(labels, "label"), "name").text = name
+    element(root, "version", "1.1")
+    labels = element(element(element(root, "meta"), "task"), "labels")
+    for name in CLASSES:
+        element(element(labels, "label"), "name", name)
     for number, picture in enumerate(pictures):
-        draw(picture, folder / "images" / picture.name)
-        sizes = {"width": str(picture.width), "height": str(picture.height)}
-        node = ElementTree.SubElement(root, "image", {"id": str(number), "name": picture.name, **sizes})
+        node = element(root, "image", id=number, name=picture.name, width=picture.width, height=picture.height)
         for place, thing in enumerate(picture.things):
             if place % 2:
-                points = ";".join(f"{x:.2f},{y:.2f}" for x, y in thing.polygon)
-                ElementTree.SubElement(node, "polygon", {"label": thing.name, "points": points})
+                element(
+                    node, "polygon", label=thing.name, points=";".join(f"{x:.2f},{y:.2f}" for x, y in thing.polygon)
+                )
             else:
                 corners = dict(zip(("xtl", "ytl", "xbr", "ybr"), (f"{value:.2f}" for value in thing.box), strict=True))
-                ElementTree.SubElement(node, "box", {"label": thing.name, "occluded": "0", **corners})
+                element(node, "box", label=thing.name, occluded=0, **corners)
     ElementTree.ElementTree(root).write(folder / "annotations.xml")
 
 
 def studio_value(picture: Picture, thing: Thing, *, polygon: bool) -> dict[str, Any]:
-    x1, y1, x2, y2 = thing.box
+    (x1, y1, x2, y2), across, down = thing.box, 100 / picture.width, 100 / picture.height
     sides = {"original_width": picture.width, "original_height": picture.height}
     if polygon:
         points = [[100 * x / picture.width, 100 * y / picture.height] for x, y in thing.polygon]
         return {"points": points, "closed": True, "polygonlabels": [thing.name], **sides}
-    across, down = 100 / picture.width, 100 / picture.height
     shape = {"x": x1 * across, "y": y1 * down, "width": (x2 - x1) * across, "height": (y2 - y1) * down, "rotation": 0}
     return {**shape, "rectanglelabels": [thing.name], **sides}
 
 
 def write_label_studio(folder: Path, pictures: Sequence[Picture]) -> None:
     """JSON-MIN, with names as they are after an upload."""
+    draw_all(folder / "images", pictures)
     tasks = list[dict[str, Any]]()
     for number, picture in enumerate(pictures):
-        draw(picture, folder / "images" / picture.name)
         task: dict[str, Any] = {"id": number, "image": f"/data/upload/1/0a1b2c3d-{picture.name}", "annotator": 1}
         if picture.things:
             task["label"] = [studio_value(picture, thing, polygon=bool(number % 2)) for thing in picture.things]
         tasks.append(task)
-    (folder / "project-1-min.json").write_text(json.dumps(tasks))
+    write_json(folder / "project-1-min.json", tasks)
 
 
 def write_label_studio_full(folder: Path, pictures: Sequence[Picture]) -> None:
-    tasks = list[dict[str, Any]]()
+    draw_all(folder / "images", pictures)
+    tasks, box = list[dict[str, Any]](), {"x": 0, "y": 0, "width": 9, "height": 9, "rectanglelabels": ["nut"]}
+    wrong = {"was_cancelled": True, "result": [{"value": box}]}
     for number, picture in enumerate(pictures):
-        draw(picture, folder / "images" / picture.name)
-        results = [
-            {"type": "rectanglelabels", "value": (value := studio_value(picture, thing, polygon=False)), **value}
-            for thing in picture.things
-        ]
-        wrong = {
-            "was_cancelled": True,
-            "result": [{"value": {"x": 0, "y": 0, "width": 9, "height": 9, "rectanglelabels": ["nut"]}}],
-        }
+        values = [studio_value(picture, thing, polygon=False) for thing in picture.things]
+        results = [{"type": "rectanglelabels", "value": value, **value} for value in values]
         image = f"/data/local-files/?d=disk/images/{picture.name}"
         tasks.append({"id": number, "data": {"image": image}, "annotations": [wrong, {"result": results}]})
-    (folder / "export.json").write_text(json.dumps(tasks))
+    write_json(folder / "export.json", tasks)
 
 
 def write_rows(file: Path, rows: Sequence[Sequence[Any]], *, delimiter: str = ",") -> None:
@@ -288,15 +256,14 @@ def write_rows(file: Path, rows: Sequence[Sequence[Any]], *, delimiter: str = ",
 
 
 def write_open_images(folder: Path, pictures: Sequence[Picture]) -> None:
-    rows: list[list[Any]] = [
-        ["ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax", "IsGroupOf"]
-    ]
+    draw_all(folder / "images", pictures)
+    header = ("ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")
+    rows: list[list[Any]] = [[*header]]
     for picture in pictures:
-        draw(picture, folder / "images" / picture.name)
         for thing in picture.things:
             x1, y1, x2, y2 = thing.box
-            name = {"bolt": "/m/01", "nut": "/m/02"}[thing.name]
             corners = [x1 / picture.width, x2 / picture.width, y1 / picture.height, y2 / picture.height]
+            name = {"bolt": "/m/01", "nut": "/m/02"}[thing.name]
             rows.append([Path(picture.name).stem, "xclick", name, 1, *(f"{value:.6f}" for value in corners), 0])
     write_rows(folder / "boxes.csv", rows)
     write_rows(folder / "class-descriptions-boxable.csv", [["/m/01", "bolt"], ["/m/02", "nut"]])
@@ -304,40 +271,27 @@ def write_open_images(folder: Path, pictures: Sequence[Picture]) -> None:
 
 def write_csv(folder: Path, pictures: Sequence[Picture]) -> None:
     """As TensorFlow's tutorials: filename, width, height, class and corners; here with semicolons."""
+    draw_all(folder / "photos", pictures)
     rows: list[list[Any]] = [["filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"]]
     for picture in pictures:
-        draw(picture, folder / "photos" / picture.name)
-        rows += [[picture.name, picture.width, picture.height, thing.name, *thing.box] for thing in picture.things]
-        if not picture.things:
-            rows.append([picture.name, picture.width, picture.height, "", "", "", "", ""])
+        things = [[thing.name, *thing.box] for thing in picture.things] or [[""] * 5]
+        rows += [[picture.name, picture.width, picture.height, *own] for own in things]
     write_rows(folder / "boxes.csv", rows, delimiter=";")
 
 
 def write_csv_without_header(folder: Path, pictures: Sequence[Picture]) -> None:
+    draw_all(folder, pictures)
     rows = list[list[Any]]()
     for picture in pictures:
-        draw(picture, folder / picture.name)
-        rows += [[picture.name, *thing.box, thing.name] for thing in picture.things]
-        rows += [] if picture.things else [[picture.name, "", "", "", "", ""]]
+        rows += [[picture.name, *own] for own in [[*thing.box, thing.name] for thing in picture.things] or [[""] * 5]]
     write_rows(folder / "boxes.csv", rows)
 
 
-WRITERS: Mapping[str, Callable[[Path, Sequence[Picture]], None]] = {
-    "voc": write_voc,
-    "voc_flat": write_voc_flat,
-    "coco": write_coco,
-    "roboflow": write_roboflow,
-    "yolo": write_yolo,
-    "yolo_polygons": write_yolo_polygons,
-    "yolo_plain": write_yolo_plain,
-    "labelme": write_labelme,
-    "cvat": write_cvat,
-    "label_studio": write_label_studio,
-    "label_studio_full": write_label_studio_full,
-    "open_images": write_open_images,
-    "csv": write_csv,
-    "csv_without_header": write_csv_without_header,
-}
+FORMATS = [write_voc, write_voc_flat, write_coco, write_roboflow, write_yolo, write_yolo_plain, write_labelme]
+FORMATS += [write_cvat, write_label_studio, write_label_studio_full, write_open_images]
+FORMATS += [write_csv, write_csv_without_header]
+WRITERS: dict[str, Callable[..., None]] = {write.__name__.removeprefix("write_"): write for write in FORMATS}
+WRITERS["yolo_polygons"] = partial(write_yolo, polygons=True)
 
 
 @pytest.fixture
@@ -409,30 +363,32 @@ def page_probe() -> str:
     return PROBE
 
 
-def browse(*args: str) -> str:
-    """Runs a headless browser with options and, last, a file; returns what it prints."""
-    *options, file = args
-    assert CHROMIUM is not None
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *options, f"file://{file}"]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+@pytest.fixture
+def browse() -> Callable[..., str]:
+    """Runs a headless browser with options and, last, a file; gives what it prints."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not on PATH")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu"]
+
+    def run(*options: str, file: Path) -> str:
+        started = [*command, *options, f"file://{file}"]
+        return subprocess.run(started, check=True, capture_output=True, text=True, timeout=120).stdout
+
+    return run
 
 
 @pytest.fixture
-def inspect_page() -> Callable[..., dict[str, Any]]:
+def inspect_page(browse) -> Callable[..., dict[str, Any]]:
     """What a page of this width (pixels) shows: see ``PROBE``; skipped where there is no browser."""
-    if CHROMIUM is None:
-        pytest.skip("chromium is not on PATH")
 
     def inspect(page: Path, width: int, *, script: str = "") -> dict[str, Any]:
         # A window is at least 500 pixels wide; a frame is as narrow as a phone.
         probed, frame = page.with_name("probed.html"), page.with_name("frame.html")
         probed.write_text(page.read_text().replace("</body>", f"<script>{script};{PROBE}</script></body>"))
-        frame.write_text(
-            f'<iframe src="probed.html" width="{width}" height="900" style="border:0"></iframe>'
-            "<script>onload = () => document.title = frames[0].document.title</script>"
-        )
+        inner = f'<iframe src="probed.html" width="{width}" height="900" style="border:0"></iframe>'
+        frame.write_text(f"{inner}<script>onload = () => document.title = frames[0].document.title</script>")
         size = f"--window-size={max(width, 500) + 40},1000"
-        dom = browse("--dump-dom", "--allow-file-access-from-files", size, str(frame))
+        dom = browse("--dump-dom", "--allow-file-access-from-files", size, file=frame)
         title = re.search(r"<title>(.*?)</title>", dom, re.DOTALL)
         assert title is not None
         return json.loads(html.unescape(title[1]))
@@ -441,14 +397,12 @@ def inspect_page() -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def print_page() -> Callable[[Path], bytes]:
+def print_page(browse) -> Callable[[Path], bytes]:
     """The PDF of a page; skipped where there is no browser."""
-    if CHROMIUM is None:
-        pytest.skip("chromium is not on PATH")
 
     def print_it(page: Path) -> bytes:
         pdf = page.with_suffix(".pdf")
-        browse(f"--print-to-pdf={pdf}", "--no-pdf-header-footer", str(page))
+        browse(f"--print-to-pdf={pdf}", "--no-pdf-header-footer", file=page)
         return pdf.read_bytes()
 
     return print_it

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,20 @@ from detection.predictor import Predictor
 from detection.weights.origin import read_origin
 
 TOKEN = "hf_of_a_test"
-
+PATH = re.compile(r"/(api/models/)?(?P<repo>\w+/\w+)(/(\w+)/(?P<revision>\w+))?(/(?P<file>.*)|\?.*)?")
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub 2.4's own upload
 
 
-class Hub:
+class Hub(ThreadingHTTPServer):
     """The repositories of the stand-in: name -> private, and file -> content by commit."""
 
     def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
         self.private, self.commits = dict[str, bool](), dict[str, list[dict[str, bytes]]]()
         self.blobs, self.asked = dict[str, bytes](), list[str]()
+        self.address = f"http://127.0.0.1:{self.server_port}"
 
-    def files(self, repo: str, revision: str) -> dict[str, bytes] | None:
+    def files(self, repo: str, revision: str = "main") -> dict[str, bytes] | None:
         commits = self.commits[repo]
         if revision == "main":
             return commits[-1] if commits else {}
@@ -46,22 +48,14 @@ class Hub:
         return f"{len(self.commits[repo]):040x}"
 
 
-class Server(ThreadingHTTPServer):
-    """Serves ``hub``."""
-
-    def __init__(self, hub: Hub) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.hub, self.address = hub, f"http://127.0.0.1:{self.server_port}"
-
-
 class Handler(BaseHTTPRequestHandler):
     """The requests of huggingface_hub to make, fill and read a repository, without Xet."""
 
-    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
+    server: Hub  # pyright: ignore[reportIncompatibleVariableOverride]
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
-        self.server.hub.asked.append(self.path)
+        self.server.asked.append(self.path)
 
     def answer(self, content: Any, *, status: int = 200, **headers: str) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -79,14 +73,14 @@ class Handler(BaseHTTPRequestHandler):
     def known(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers["Content-Length"]))
+
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
-        hub = self.server.hub
-        match = re.fullmatch(
-            r"/(api/models/)?(?P<repo>\w+/\w+)(/(\w+)/(?P<revision>\w+))?(/(?P<file>.*)|\?.*)?", self.path
-        )
+        hub, match = self.server, PATH.fullmatch(self.path)
         if match is None or self.path == "/api/agent-harnesses":
             return self.refuse(404, "EntryNotFound")
         repo, revision = match["repo"], match["revision"] or "main"
@@ -99,12 +93,13 @@ class Handler(BaseHTTPRequestHandler):
             content = files[match["file"]]
             return self.answer(content, ETag=f'"{hashlib.sha256(content).hexdigest()}"', X_Repo_Commit=revision)
         if "/tree/" in self.path:
-            return self.answer([_entry(name, content) for name, content in files.items()])
+            sizes = {name: (len(content), hashlib.sha1(content).hexdigest()) for name, content in files.items()}
+            return self.answer([{"type": "file", "path": n, "size": s, "oid": oid} for n, (s, oid) in sizes.items()])
         sha = hub.sha(repo) if revision == "main" else revision
         return self.answer({"id": repo, "sha": sha, "private": hub.private[repo], "siblings": []})
 
     def do_POST(self) -> None:
-        content = self.rfile.read(int(self.headers["Content-Length"]))
+        content = self.body()
         if self.path == "/api/validate-yaml":
             return self.answer({"warnings": []})
         if not self.known:
@@ -112,63 +107,52 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             return self.create(json.loads(content))
         if "/preupload/" in self.path:
-            return self.answer({"files": [_upload_mode(file["path"]) for file in json.loads(content)["files"]]})
+            modes = {True: "lfs", False: "regular"}
+            names = [file["path"] for file in json.loads(content)["files"]]
+            files = [{"path": n, "uploadMode": modes[n.endswith(".safetensors")], "shouldIgnore": False} for n in names]
+            return self.answer({"files": files})
         if "/info/lfs/" in self.path:
-            objects = [_upload_action(wanted, self.server.address) for wanted in json.loads(content)["objects"]]
+            wanted, upload = json.loads(content)["objects"], f"{self.server.address}/lfs/"
+            objects = [{**own, "actions": {"upload": {"href": upload + own["oid"]}}} for own in wanted]
             return self.answer({"transfer": "basic", "objects": objects})
         return self.commit([json.loads(line) for line in content.splitlines()])
 
     def do_PUT(self) -> None:
-        content, digest = self.rfile.read(int(self.headers["Content-Length"])), self.path.removeprefix("/lfs/")
+        content, digest = self.body(), self.path.removeprefix("/lfs/")
         assert hashlib.sha256(content).hexdigest() == digest
-        self.server.hub.blobs[digest] = content
+        self.server.blobs[digest] = content
         self.answer({})
 
     def create(self, given: dict[str, Any]) -> None:
-        hub, repo = self.server.hub, f"{given['organization']}/{given['name']}"
+        hub, repo = self.server, f"{given['organization']}/{given['name']}"
         private = given.get("visibility") == "private" or given.get("private", False)  # the latter before 2.0
         hub.private[repo], hub.commits[repo] = private, []
-        self.answer({"url": f"{self.server.address}/{repo}"})
+        self.answer({"url": f"{hub.address}/{repo}"})
 
     def commit(self, lines: list[dict[str, Any]]) -> None:
-        hub, repo = self.server.hub, "/".join(self.path.split("/")[3:5])
-        files = dict(hub.files(repo, "main") or {})
-        for line in lines:
-            value = line["value"]
-            if line["key"] == "file":
+        hub, repo = self.server, "/".join(self.path.split("/")[3:5])
+        files = dict(hub.files(repo) or {})
+        for key, value in ((line["key"], line["value"]) for line in lines):
+            if key == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "lfsFile":
+            elif key == "lfsFile":
                 files[value["path"]] = hub.blobs[value["oid"]]
         hub.commits[repo].append(files)
-        self.answer({"commitUrl": f"{self.server.address}/{repo}", "commitOid": hub.sha(repo)})
-
-
-def _entry(name: str, content: bytes) -> dict[str, Any]:
-    return {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-
-
-def _upload_mode(path: str) -> dict[str, Any]:
-    return {"path": path, "uploadMode": "lfs" if path.endswith(".safetensors") else "regular", "shouldIgnore": False}
-
-
-def _upload_action(wanted: dict[str, Any], address: str) -> dict[str, Any]:
-    return {**wanted, "actions": {"upload": {"href": f"{address}/lfs/{wanted['oid']}"}}}
+        self.answer({"commitUrl": f"{hub.address}/{repo}", "commitOid": hub.sha(repo)})
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+def hub(monkeypatch, tmp_path: Path) -> Iterator[Hub]:
     """An empty hub that huggingface_hub talks to, with an empty cache and a token that may write."""
-    state = Hub()
-    with Server(state) as server:
+    with Hub() as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        monkeypatch.setattr(constants, "ENDPOINT", server.address)
         template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        values = {"ENDPOINT": server.address, "HF_HUB_DISABLE_XET": True, "HUGGINGFACE_CO_URL_TEMPLATE": template}
+        files = {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_TOKEN_PATH": str(tmp_path / "token")}
+        for name, value in {**values, **files}.items():
+            monkeypatch.setattr(constants, name, value)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield state
+        yield server
         server.shutdown()
 
 
@@ -178,40 +162,35 @@ def run(tested_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pushed(hub: Hub, run: Path, resdet: Callable[..., Any]) -> Path:
+def pushed(hub: Hub, run: Path, resdet) -> Path:
     """The run in the hub as me/parts."""
     done = resdet("push", run, "me/parts")
     assert done.status == 0, done.err
     return run
 
 
-def test_a_run_comes_back_from_the_hub(hub: Hub, pushed: Path, tmp_path: Path) -> None:
+def test_a_run_comes_back_from_the_hub_with_a_card(hub: Hub, pushed: Path, tmp_path: Path) -> None:
+    files = hub.files("me/parts") or {}
     assert hub.private == {"me/parts": True}
-    assert sorted(hub.files("me/parts", "main") or ()) == [
-        *("README.md", "checkpoints/0000060.safetensors", "config.yaml", "test/result.json"),
-    ]
+    assert sorted(files) == ["README.md", "checkpoints/0000060.safetensors", "config.yaml", "test/result.json"]
     own, back = read_checkpoint(pushed), load("hf://me/parts")
     assert isinstance(back, type(own))
     assert back.path.is_relative_to(tmp_path / "cache")
     assert all(torch.equal(values, back.weights[name]) for name, values in own.weights.items())
     image = Path(__file__).parents[1] / "old_runs" / "data" / "coco" / "train" / "1.png"
-    found, expected = (Predictor.load(weights)(image, min_score=0) for weights in ("hf://me/parts", pushed))
-    assert torch.equal(found.boxes, expected.boxes)
-    assert Predictor.load("hf://me/parts").threshold == Predictor.load(pushed).threshold  # of test/result.json
+    ours, theirs = (Predictor.load(weights) for weights in (pushed, "hf://me/parts"))
+    assert torch.equal(ours(image, min_score=0).boxes, theirs(image, min_score=0).boxes)
+    assert ours.threshold == theirs.threshold  # of test/result.json
     assert find_config("hf://me/parts/config.yaml").read_bytes() == (pushed / "config.yaml").read_bytes()
     assert read_origin("hf://me/parts").iteration == 60
     assert read_checkpoint(Path("hf://me/parts/checkpoints/0000060.safetensors")).iteration == 60
-
-
-def test_its_card_loads_from_the_hub(hub: Hub, pushed: Path) -> None:
-    text = (hub.files("me/parts", "main") or {})["README.md"].decode()
-    data = ModelCard(text).data.to_dict()
+    text = files["README.md"].decode()
     expected = {"license": "unknown", "library_name": "resdet", "pipeline_tag": "image-segmentation"}
-    assert expected.items() <= data.items()
+    assert expected.items() <= ModelCard(text).data.to_dict().items()
     assert "Predictor.load('hf://me/parts')" in text
 
 
-def test_a_revision_stays_as_it_was(hub: Hub, pushed: Path, resdet: Callable[..., Any]) -> None:
+def test_a_revision_stays_as_it_was(hub: Hub, pushed: Path, resdet) -> None:
     first = hub.sha("me/parts")
     assert resdet("push", pushed, "me/parts", "--licence", "mit").status == 0
     cards = [local_path(f"hf://me/parts@{revision}/test/result.json") for revision in (first, "main")]
@@ -221,22 +200,20 @@ def test_a_revision_stays_as_it_was(hub: Hub, pushed: Path, resdet: Callable[...
         load("hf://me/parts@gone")
 
 
-def test_offline_the_cache_is_enough(hub: Hub, pushed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_the_cache_is_enough_and_errors_name_it(hub: Hub, pushed: Path, monkeypatch) -> None:
     load("hf://me/parts")
     before = len(hub.asked)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert isinstance(load("hf://me/parts"), type(read_checkpoint(pushed)))
+    for name, value, part in (
+        ("HF_HUB_OFFLINE", True, "unset HF_HUB_OFFLINE"),
+        ("ENDPOINT", "http://127.0.0.1:9", "127.0.0.1:9"),  # nobody listens
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(constants, name, value)
+            assert name == "ENDPOINT" or isinstance(load("hf://me/parts"), type(read_checkpoint(pushed)))
+            with pytest.raises(ConnectionError) as told:
+                load("hf://me/other")
+            assert all(own in str(told.value) for own in ("hf://me/other", constants.HF_HUB_CACHE, part))
     assert len(hub.asked) == before
-    with pytest.raises(ConnectionError) as told:
-        load("hf://me/other")
-    assert all(part in str(told.value) for part in ("hf://me/other", constants.HF_HUB_CACHE, "unset HF_HUB_OFFLINE"))
-
-
-def test_without_a_network_the_error_names_the_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens
-    with pytest.raises(ConnectionError) as told:
-        load("hf://me/parts")
-    assert all(part in str(told.value) for part in ("hf://me/parts", constants.HF_HUB_CACHE, "127.0.0.1:9"))
 
 
 def test_what_is_no_run_is_refused(hub: Hub, pushed: Path) -> None:
@@ -259,11 +236,15 @@ def test_what_is_no_run_is_refused(hub: Hub, pushed: Path) -> None:
         local_path("hf://me/else/export/torch")
 
 
-def test_a_push_says_what_it_lacks(
-    hub: Hub, run: Path, resdet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_push_says_what_it_lacks_and_a_dry_run_pushes_nothing(hub: Hub, run: Path, resdet, monkeypatch) -> None:
     assert "NAME/REPO" in resdet("push", run, "parts").err
     assert "resdet export" in resdet("push", run, "me/parts", "--exports").err
+    (run / "export" / "onnx").mkdir(parents=True)
+    (run / "export" / "onnx" / "model.onnx").write_bytes(b"graph")
+    done = resdet("push", run, "me/parts", "--exports", "--dry-run")
+    assert done.status == 0
+    assert "export/onnx/model.onnx" in done.out
+    assert hub.asked == []
     hub.private["me/shown"], hub.commits["me/shown"] = False, []
     assert "--public" in resdet("push", run, "me/shown").err
     assert resdet("push", run, "me/shown", "--public").status == 0
@@ -272,15 +253,6 @@ def test_a_push_says_what_it_lacks(
     monkeypatch.delenv("HF_TOKEN")
     assert "hf auth login" in resdet("push", run, "me/parts").err
     assert "me/parts" not in hub.private
-
-
-def test_a_dry_run_pushes_nothing(hub: Hub, run: Path, resdet: Callable[..., Any]) -> None:
-    (run / "export" / "onnx").mkdir(parents=True)
-    (run / "export" / "onnx" / "model.onnx").write_bytes(b"graph")
-    done = resdet("push", run, "me/parts", "--exports", "--dry-run")
-    assert done.status == 0
-    assert "export/onnx/model.onnx" in done.out
-    assert hub.asked == []
 
 
 def test_addresses_are_told_from_paths() -> None:

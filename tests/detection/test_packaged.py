@@ -11,24 +11,15 @@ from detection.packaged import CONFIGS, DATA, find_config, headlines, names_belo
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["voc/vgg16_c4_07", "voc/vgg16_c4_07.yaml", "configs/voc/vgg16_c4_07.yaml"])
-def test_a_packaged_config_is_found_from_any_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert find_config(name).resolve() == ROOT / "configs" / "voc" / "vgg16_c4_07.yaml"
-
-
-def test_a_file_goes_before_a_packaged_config_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_packaged_config_is_found_from_any_folder_unless_a_file_has_its_name(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     own = Path("configs/voc/vgg16_c4_07.yaml")
+    for name in ("voc/vgg16_c4_07", "voc/vgg16_c4_07.yaml", own):
+        assert find_config(name).resolve() == ROOT / own
     own.parent.mkdir(parents=True)
     own.write_text("{}")
     assert find_config(own) == own
-
-
-def test_an_unknown_config_names_the_nearest() -> None:
-    with pytest.raises(
-        ValueError, match=r"no config file 'voc/resnet101_c4_712'; did you mean 'voc/resnet101_c4_0712'"
-    ):
+    with pytest.raises(ValueError, match="no config file 'voc/resnet101_c4_712'; did you mean 'voc/resnet101_c4_0712'"):
         find_config("voc/resnet101_c4_712")
 
 
@@ -39,11 +30,5 @@ def test_names_and_headlines_are_those_of_all_files_below(tmp_path: Path) -> Non
     (tmp_path / "notes.txt").touch()
     assert names_below(tmp_path) == ["a", "b/one"]
     assert headlines(tmp_path) == [("a", ""), ("b/one", "The first.")]
-
-
-def test_every_packaged_config_says_what_it_is() -> None:
     assert [name for name, line in headlines(CONFIGS) if not line] == []
-
-
-def test_data_lie_in_the_clone() -> None:
     assert DATA == ROOT / "datasets"

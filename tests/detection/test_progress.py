@@ -8,17 +8,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from detection import progress
 from detection.progress import SCREEN, Pace, bar, tracked
 
 ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import sys, time
+from detection.progress import SCREEN
+for number in range(5):
+    SCREEN.print(str(number))
+    time.sleep(0.2)
+print('also printed')
+open(sys.argv[1], 'w').write('the end')
+"""
 
 
-def test_elsewhere_than_on_a_terminal_a_plain_line_comes_now_and_then(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_elsewhere_than_on_a_terminal_a_plain_line_comes_now_and_then(monkeypatch, capsys) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     with tracked("abc", "testing", total=3, count=lambda _: 1) as items:
         assert list(items) == ["a", "b", "c"]
@@ -32,7 +37,7 @@ def test_elsewhere_than_on_a_terminal_a_plain_line_comes_now_and_then(
     assert second.startswith("a.zip: 3.0 MB of 6.0 MB, 0:00:00 left")
 
 
-def test_a_bar_inside_a_bar_is_drawn_below_it(terminal: Any) -> None:
+def test_a_bar_inside_a_bar_is_drawn_below_it(terminal) -> None:
     with bar("trainings", 4, unit="steps") as move:
         move(1, None)
         with tracked(range(2), "testing", total=4, count=lambda _: 2) as items:
@@ -49,38 +54,19 @@ def test_a_bar_inside_a_bar_is_drawn_below_it(terminal: Any) -> None:
     assert max(map(len, shown)) <= 80
 
 
-def test_time_left_counts_from_the_first_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_left_counts_from_the_first_look(monkeypatch) -> None:
     now = iter([100.0, 110.0, 120.0])
     monkeypatch.setattr("time.monotonic", lambda: next(now))
-    pace = Pace()
+    pace: Any = Pace()
     assert pace.left(50, 100) is None
-    found = pace.left(60, 100)
-    assert found is not None
-    assert found.total_seconds() == 40
+    assert pace.left(60, 100).total_seconds() == 40
     assert pace.left(60, None) is None
 
 
-def test_a_closed_pipe_ends_no_training(tmp_path: Path) -> None:
+def test_stdout_that_is_closed_early_ends_no_training(tmp_path: Path) -> None:
     # The reader goes away after two lines, before the program writes the third.
-    program = "\n".join(
-        (
-            "import sys, time",
-            "from detection.progress import SCREEN",
-            "for number in range(5):",
-            "    SCREEN.print(str(number))",
-            "    time.sleep(0.2)",
-            "print('also printed')",
-            "open(sys.argv[1], 'w').write('the end')",
-        )
-    )
     command = f'{sys.executable} -c "$PROGRAM" {tmp_path}/done | head -2; exit ${{PIPESTATUS[0]}}'
-    done = subprocess.run(
-        ["bash", "-c", command],
-        check=False,
-        cwd=ROOT,
-        env={"PROGRAM": program, "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-    )
+    env = {"PROGRAM": PROGRAM, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", command], check=False, cwd=ROOT, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n1\n", "")
     assert (tmp_path / "done").read_text() == "the end"

@@ -18,12 +18,12 @@ from detection.visualize import draw_boxes, draw_record, save_picture
 
 BLACK = np.zeros((480, 500, 3), np.uint8)  # too large to be grown
 NAMES = ("cat", "dog")
+CAT = [100.0, 200, 200, 250]
+DOG = [300.0, 200, 400, 250]
 
 
-def record(
-    *, gt: list[list[float]] | None = None, boxes: list[list[float]] | None = None, scores: tuple[float, ...] = ()
-) -> Record:
-    gt_boxes, found = (np.array(rows or [], np.float32).reshape(-1, 4) for rows in (gt, boxes))
+def record(*boxes: list[float], scores: tuple[float, ...] = (0.9, 0.8), gt=()) -> Record:
+    gt_boxes, found = (np.array(rows, np.float32).reshape(-1, 4) for rows in (gt, boxes))
     return Record(
         image_id=1,
         file_name="a.jpg",
@@ -33,7 +33,7 @@ def record(
         gt_ignore=np.zeros(len(gt_boxes), np.bool_),
         gt_areas=np.ones(len(gt_boxes), np.float32),
         boxes=found,
-        scores=np.array(scores, np.float32),
+        scores=np.array(scores[: len(found)], np.float32),
         labels=np.arange(len(found), dtype=np.int64) % len(NAMES),
     )
 
@@ -43,32 +43,28 @@ def drawn_box(picture: NDArray[np.uint8]) -> list[int]:
     return [columns.min(), rows.min(), columns.max(), rows.max()]
 
 
-def test_nothing_to_draw_gives_a_copy() -> None:
-    picture = draw_record(BLACK, record(), NAMES)
-    np.testing.assert_array_equal(picture, BLACK)
-    assert picture is not BLACK
-
-
 def test_ground_truth_is_a_white_frame_on_its_box() -> None:
     picture = draw_record(BLACK, record(gt=[[100, 200, 300, 250]]), NAMES)
     assert min(*picture[200, 150], *picture[225, 300]) > 200
     assert picture[225, 200].tolist() == [0, 0, 0]
     np.testing.assert_allclose(drawn_box(picture), [100, 200, 300, 250], atol=1)
+    nothing = draw_record(BLACK, record(), NAMES)
+    np.testing.assert_array_equal(nothing, BLACK)
+    assert nothing is not BLACK
 
 
 def test_detections_are_drawn_in_a_colour_per_class_with_a_caption() -> None:
-    picture = draw_record(BLACK, record(boxes=[[100, 200, 200, 250], [300, 200, 400, 250]], scores=(0.9, 0.8)), NAMES)
+    picture = draw_record(BLACK, record(CAT, DOG), NAMES)
     cat, dog = picture[250, 150].tolist(), picture[250, 350].tolist()
     assert cat != dog
     assert max(cat) == max(dog) == 255
     assert drawn_box(picture)[1] < 195  # the caption stands above its box
     assert not BLACK.any()
-
-
-def test_unsure_detections_are_left_out() -> None:
-    unsure = record(boxes=[[100, 200, 200, 250]], scores=(0.49,))
+    unsure = record(CAT, scores=(0.49,))
     assert not draw_record(BLACK, unsure, NAMES).any()
     assert draw_record(BLACK, unsure, NAMES, min_score=0.4).any()
+    framed = draw_record(BLACK, record([100, 0, 200, 100]), NAMES)  # at the upper border the caption stays inside
+    assert (framed[3:10, 102:110] == framed[100, 150]).all(axis=2).any()
 
 
 def test_an_image_keeps_its_size_unless_another_scale_is_asked_for() -> None:
@@ -77,19 +73,16 @@ def test_an_image_keeps_its_size_unless_another_scale_is_asked_for() -> None:
     picture = draw_record(small, truth, NAMES, scale=10)
     assert picture.shape == (480, 600, 3)
     np.testing.assert_allclose(drawn_box(picture), [100, 200, 300, 250], atol=1)
-
-
-@pytest.mark.parametrize("size", [(4, 3000), (70_000, 1), (1, 1), (3000, 4000)])
-def test_pictures_of_any_size_are_drawn(size: tuple[int, int]) -> None:
-    box = [[0.0, 0.0, size[1], size[0]]]
-    picture = draw_record(np.zeros((*size, 3), np.uint8), record(boxes=box * 2, scores=(0.9, 0.8)), NAMES)
-    assert picture.shape == (*size, 3)
-    assert picture.any()
+    for size in ((4, 3000), (70_000, 1), (1, 1)):
+        box = [0.0, 0.0, size[1], size[0]]
+        picture = draw_record(np.zeros((*size, 3), np.uint8), record(box, box), NAMES)
+        assert picture.shape == (*size, 3)
+        assert picture.any()
 
 
 def test_lines_and_letters_grow_with_the_image() -> None:
     def drawn(side: int) -> tuple[int, int]:
-        found = record(boxes=[[side / 4, side / 2, side * 3 / 4, side * 3 / 4]], scores=(0.9,))
+        found = record([side / 4, side / 2, side * 3 / 4, side * 3 / 4])
         picture = draw_record(np.zeros((side, side, 3), np.uint8), found, NAMES)
         return int(np.count_nonzero(picture[side * 5 // 8, : side // 2, 0])), side // 2 - drawn_box(picture)[1]
 
@@ -99,68 +92,47 @@ def test_lines_and_letters_grow_with_the_image() -> None:
 
 
 def test_captions_cover_boxes_and_not_each_other() -> None:
-    found = record(boxes=[[100, 200, 300, 300], [100, 200, 300, 300]], scores=(0.9, 0.8))
-    best = record(boxes=[[100, 200, 300, 300]], scores=(0.9,))
-    both, one = draw_record(BLACK, found, NAMES), draw_record(BLACK, best, NAMES)
+    box = [100.0, 200, 300, 300]
+    both, one = draw_record(BLACK, record(box, box), NAMES), draw_record(BLACK, record(box), NAMES)
     np.testing.assert_array_equal(both[180:198, 102:160], one[180:198, 102:160])  # the better one's is whole
     second = both[204:216, 104:150]
     assert {tuple(color) for color in second.reshape(-1, 3).tolist()} >= {(0, 0, 0)}  # and the other's lies in the box
 
 
-@pytest.mark.parametrize("color", [(255, 255, 255), (0, 0, 0), (255, 89, 89), (89, 89, 255), (119, 119, 119)])
-def test_letters_have_contrast_to_any_color(color: tuple[int, int, int]) -> None:
+def test_a_note_stands_at_the_lower_left_where_there_is_room_in_letters_of_contrast() -> None:
+    nothing = (np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), NAMES)
+    noted = draw_boxes(BLACK, *nothing, note="score >= 0.50")
+    assert noted[-20:, :150].max() > 200
+    assert not noted[:-30].any()
+    assert not draw_boxes(BLACK[:60, :60], *nothing, note="score >= 0.50").any()
+
     def luminance(values: tuple[int, int, int]) -> float:
         linear = [((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 255 / 12.92 for c in values]
         return float(np.dot([0.2126, 0.7152, 0.0722], linear))
 
-    low, high = sorted(map(luminance, (color, letters_color(color))))
-    assert (high + 0.05) / (low + 0.05) >= 4.5  # as WCAG asks for
+    for color in ((255, 255, 255), (0, 0, 0), (255, 89, 89), (89, 89, 255), (119, 119, 119)):
+        low, high = sorted(map(luminance, (color, letters_color(color))))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, color  # as WCAG asks for
 
 
-def test_a_note_stands_at_the_lower_left_where_there_is_room() -> None:
-    boxes, scores, labels = np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)
-    noted = draw_boxes(BLACK, boxes, scores, labels, NAMES, note="score >= 0.50")
-    assert noted[-20:, :150].max() > 200
-    assert not noted[:-30].any()
-    assert not draw_boxes(BLACK[:60, :60], boxes, scores, labels, NAMES, note="score >= 0.50").any()
-
-
-def test_what_is_too_large_for_a_format_becomes_a_png(tmp_path: Path) -> None:
-    assert save_picture(tmp_path / "a.jpg", np.zeros((70_000, 1, 3), np.uint8)) == tmp_path / "a.jpg.png"
-    assert save_picture(tmp_path / "a.webp", np.zeros((1, 17_000, 3), np.uint8)) == tmp_path / "a.webp.png"
-    assert (tmp_path / "a.webp.png").is_file()
-
-
-def test_a_caption_at_the_upper_border_stays_in_the_picture() -> None:
-    framed = draw_record(BLACK, record(boxes=[[100, 0, 200, 100]], scores=(0.9,)), NAMES)
-    frame = framed[100, 150]
-    assert (framed[3:10, 102:110] == frame).all(axis=2).any()
-
-
-def test_a_saved_picture_keeps_red_and_blue_apart(tmp_path: Path) -> None:
+def test_pictures_are_saved_in_a_format_that_takes_them_or_refused(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "red.png"
     save_picture(path, np.full((4, 5, 3), (250, 10, 20), np.uint8))
     with Image.open(path) as image:
-        assert image.size == (5, 4)
-        assert image.getpixel((0, 0)) == (250, 10, 20)
-
-
-def test_a_folder_in_the_way_is_named(tmp_path: Path) -> None:
+        assert (image.size, image.getpixel((0, 0))) == ((5, 4), (250, 10, 20))
+    assert save_picture(tmp_path / "a.jpg", np.zeros((70_000, 1, 3), np.uint8)) == tmp_path / "a.jpg.png"
+    assert save_picture(tmp_path / "a.webp", np.zeros((1, 17_000, 3), np.uint8)) == tmp_path / "a.webp.png"
+    assert (tmp_path / "a.webp.png").is_file()
     (tmp_path / "a.png").mkdir()
-    with pytest.raises(ValueError, match=r"a\.png"):
-        save_picture(tmp_path / "a.png", BLACK)
-
-
-def test_an_unknown_suffix_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.picture"):
-        save_picture(tmp_path / "a.picture", BLACK)
+    for name in ("a.png", "a.picture"):  # a folder in the way, and an unknown suffix
+        with pytest.raises(ValueError, match=name):
+            save_picture(tmp_path / name, BLACK)
 
 
 def test_masks_are_half_transparent_in_the_colour_of_their_class_with_an_outline() -> None:
-    grey = np.full((480, 500, 3), 100, np.uint8)
-    shape = np.zeros((480, 500), np.bool_)
+    grey, shape = np.full((480, 500, 3), 100, np.uint8), np.zeros((480, 500), np.bool_)
     shape[210:240, 120:180] = True
-    found = record(boxes=[[100, 200, 200, 250], [300, 200, 400, 250]], scores=(0.9, 0.4))
+    found = record(CAT, DOG, scores=(0.9, 0.4))
     plain = draw_record(grey, found, NAMES)
     picture = draw_record(grey, replace(found, masks=(encode(shape), encode(np.ones_like(shape)))), NAMES)
     color = plain[250, 150]  # of the frame
@@ -170,48 +142,35 @@ def test_masks_are_half_transparent_in_the_colour_of_their_class_with_an_outline
     changed = (picture != plain).any(axis=2)
     assert not changed[:200].any()  # the mask of the other detection, which is too unsure, is not drawn
     assert changed[212:238, 122:178].all()
-
-
-def test_a_mask_grows_with_a_small_image() -> None:
-    shape = np.zeros((48, 60), np.bool_)
-    shape[20:30, 10:40] = True
-    small = replace(record(boxes=[[10, 20, 40, 30]], scores=(0.9,)), size=(48, 60), masks=(encode(shape),))
-    picture = draw_record(np.zeros((48, 60, 3), np.uint8), small, NAMES, scale=10)
-    assert picture[205:295, 105:395].any(axis=2).all()
-    assert not picture[310:, :].any()
+    low = np.zeros((48, 60), np.bool_)
+    low[20:30, 10:40] = True
+    small = replace(record([10, 20, 40, 30]), size=(48, 60), masks=(encode(low),))
+    grown = draw_record(np.zeros((48, 60, 3), np.uint8), small, NAMES, scale=10)
+    assert grown[205:295, 105:395].any(axis=2).all()
+    assert not grown[310:, :].any()
 
 
 def points(*rows: list[float]) -> NDArray[np.float32]:
     return np.array([rows], np.float32)
 
 
-FACE = KeypointSpec(("nose", "left_eye", "right_eye"), edges=((0, 1), (0, 2)))
-FOUND = np.array([[100.0, 100, 400, 400]])
-
-
 def test_keypoints_are_joined_and_have_the_colours_of_their_sides() -> None:
+    face = KeypointSpec(("nose", "left_eye", "right_eye"), edges=((0, 1), (0, 2)))
+    found = (BLACK, np.array([[100.0, 100, 400, 400]]), None, np.array([0]), ("cat",))
     drawn = points([200, 200, 1], [150, 300, 1], [300, 300, 0.5])
-    canvas = draw_boxes(BLACK, FOUND, None, np.array([0]), ("cat",), keypoints=drawn, keypoint_spec=FACE)
+    canvas = draw_boxes(*found, keypoints=drawn, keypoint_spec=face)
     assert canvas[300, 150].tolist() == [255, 140, 0]
     assert canvas[300, 300].tolist() == [30, 144, 255]
     assert canvas[250, 175].any()  # the middle of the edge to the left eye
     assert canvas[250, 250].any()
-    plain = draw_boxes(BLACK, FOUND, None, np.array([0]), ("cat",), keypoints=drawn)
+    plain = draw_boxes(*found, keypoints=drawn)
     assert plain[300, 150].any()
     assert not plain[250, 175].any()
-
-
-def test_a_keypoint_that_is_not_labelled_is_not_drawn_nor_joined() -> None:
-    drawn = points([200, 200, 2], [150, 300, 0], [0, 0, 0])
-    canvas = draw_boxes(BLACK, FOUND, None, np.array([0]), ("cat",), keypoints=drawn, keypoint_spec=FACE)
-    assert canvas[200, 200].any()
-    assert not canvas[300, 150].any()
-    assert not canvas[250, 175].any()
-
-
-def test_keypoints_of_a_record_are_drawn_where_its_detections_are_shown() -> None:
-    both = record(boxes=[[10, 10, 60, 60], [200, 200, 400, 400]], scores=(0.9, 0.1))
-    both = replace(both, keypoints=np.concatenate([points([30, 40, 1]), points([300, 300, 1])]))
+    unlabelled = points([200, 200, 2], [150, 300, 0], [0, 0, 0])
+    canvas = draw_boxes(*found, keypoints=unlabelled, keypoint_spec=face)
+    assert [bool(canvas[y, x].any()) for y, x in ((200, 200), (300, 150), (250, 175))] == [True, False, False]
+    both = record([10, 10, 60, 60], [200, 200, 400, 400], scores=(0.9, 0.1))
+    both = replace(both, keypoints=np.concatenate([points([30, 40, 1]), points([300, 300, 1])]))  # the latter is unsure
     canvas = draw_record(BLACK, both, NAMES)
     assert canvas[40, 30].any()
     assert not canvas[300, 300].any()

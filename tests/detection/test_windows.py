@@ -13,7 +13,7 @@ from detection.windows import Window, windows
 @pytest.mark.parametrize(
     ("size", "side", "overlap"), [((1000, 1700), 400, 0.2), ((401, 400), 400, 0.5), ((90, 5), 64, 0)]
 )
-def test_windows_cover_every_pixel_and_share_the_overlap(size: tuple[int, int], side: int, overlap: float) -> None:
+def test_windows_cover_every_pixel_and_share_the_overlap(size, side: int, overlap: float) -> None:
     found, covered = windows(size, side, overlap), np.zeros(size, np.int64)
     for window in found:
         covered[window.slices] += 1

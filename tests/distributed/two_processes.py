@@ -2,15 +2,19 @@
 
 Every FOLDER/jobs/NAME.yaml is a config, which is trained into FOLDER/NAME; a directory that holds a run goes on.
 FOLDER/classifier.yaml is that of a classifier.
+
+With CONFIG, OUTPUT and VICTIM it trains CONFIG into OUTPUT, and something happens to VICTIM: a rank is killed, on the
+first attempt only; "torchrun" gets SIGNAL, a fourth argument; "none" is nobody.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -29,8 +33,10 @@ from detection.config.detection import AlternatingConfig, DetectionConfig
 from detection.config.load import load_config
 from detection.data.dataset import DetectionDataset
 from detection.data.images import ImageError
+from detection.data.loader import detection_loader
 from detection.engine import compiled, distributed
 from detection.engine.checkpoint import read_checkpoint
+from detection.tasks import train
 from detection.tasks.alternating import run_alternating
 from detection.tasks.test import proposal_recall, run_test
 from detection.tasks.train import run_training
@@ -39,10 +45,10 @@ from detection.tasks.train import run_training
 FIXED = {"rpn_alone": ("box_stage",), "boxes_alone": ("rpn", "backbone"), "masks_fixed": ("box_stage",)}
 
 
-def attempt(work: Callable[[], Any]) -> Any:
+def attempt(work: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """What ``work`` gives, or its error in words."""
     try:
-        return work()
+        return work(*args, **options)
     except Exception as error:  # noqa: BLE001  # whatever it is, the test looks at it
         return f"{type(error).__name__}: {error}"
 
@@ -109,31 +115,22 @@ def count_rounds(config: DetectionConfig, output: Path) -> dict[str, int]:
     Those of a report, a checkpoint, the start and the end are the same in both.
     """
     names = ("all_reduce", "monitored_barrier", "all_gather_object", "gather_object", "broadcast")
-    counts: list[Counter[str]] = []
+    counts: list[list[int]] = []
     for steps in (3, 7):
-        counts.append(Counter())
         with ExitStack() as stack:
-            for name in names:
-                wrapped = counted(getattr(torch_distributed, name), name, counts[-1])
-                stack.enter_context(patch.object(torch_distributed, name, wrapped))
+            patches = [patch.object(torch_distributed, n, wraps=getattr(torch_distributed, n)) for n in names]
+            calls = [stack.enter_context(one) for one in patches]
             solver = replace(config.solver, iterations=steps, log_every=100, checkpoint_every=0)
             run_training(replace(config, solver=solver), output / str(steps))
-    return {name: counts[1][name] - counts[0][name] for name in names}
-
-
-def counted(function: Callable[..., Any], name: str, counts: Counter[str]) -> Callable[..., Any]:
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        counts[name] += 1
-        return function(*args, **kwargs)
-
-    return wrapped
+        counts.append([call.call_count for call in calls])
+    return {name: many - few for name, few, many in zip(names, *counts, strict=True)}
 
 
 def evaluations(folder: Path) -> dict[str, Any]:
     """Results on shares that are uneven (3 images) and empty (1 image), of the run FOLDER/one."""
     config, checkpoint = load_config(DetectionConfig, folder / "one" / "config.yaml"), read_checkpoint(folder / "one")
-    found = {str(n): attempt(lambda n=n: run_test(config, checkpoint, folder / f"test{n}", limit=n)) for n in (1, 3)}
-    return found | {"recall": attempt(lambda: proposal_recall(config, checkpoint, folder / "test_recall", limit=3))}
+    found = {str(n): attempt(run_test, config, checkpoint, folder / f"test{n}", limit=n) for n in (1, 3)}
+    return found | {"recall": attempt(proposal_recall, config, checkpoint, folder / "test_recall", limit=3)}
 
 
 def alternate(folder: Path) -> dict[str, Any]:
@@ -141,6 +138,29 @@ def alternate(folder: Path) -> dict[str, Any]:
     config = load_config(DetectionConfig, folder / "one" / "config.yaml")
     short = AlternatingConfig(rpn_iterations=1, box_iterations=1, rpn_steps=(), box_steps=())
     return run_alternating(replace(config, alternating=short), folder / "alternating")
+
+
+KILLED_AFTER, STOPPED_AFTER = 2, 1  # steps
+
+
+def faulty_loader(*args: Any, **kwargs: Any) -> Iterator[Any]:
+    noting = signal.getsignal(signal.SIGTERM)  # the handler until a signal has come
+    for number, batch in enumerate(detection_loader(*args, **kwargs)):
+        first_attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if number == KILLED_AFTER and first_attempt and str(distributed.rank()) == sys.argv[3]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number == STOPPED_AFTER and sys.argv[3] == "torchrun":
+            if distributed.rank() == 0:
+                os.kill(os.getppid(), signal.Signals[sys.argv[4]])
+            while signal.getsignal(signal.SIGTERM) is noting:  # torchrun hands it on to every process
+                time.sleep(0.01)
+        yield batch
+
+
+def train_with_a_fault() -> None:
+    with patch.object(train, "detection_loader", faulty_loader):  # all that training asks of it
+        run_training(load_config(DetectionConfig, sys.argv[1]), Path(sys.argv[2]), resume=True)
+    sys.stdout.write(f"rank {distributed.rank()} came to the end\n")
 
 
 def main() -> None:
@@ -152,32 +172,24 @@ def main() -> None:
         "gather": distributed.gather({"rank": distributed.rank()}),
         "mean": distributed.mean({"loss": float(distributed.rank())}),
         "collect": [shares(count) for count in (0, 1, 4, 5)],
-        "one fails": attempt(lambda: fail_on(1)),
-        "both fail": attempt(lambda: fail_on(0, 1)),
+        "one fails": attempt(fail_on, 1),
+        "both fail": attempt(fail_on, 0, 1),
         "none fails": attempt(fail_on),
         "statistics": shared_statistics(),
         "evaluations": evaluations(folder),
-        "alternating": attempt(lambda: alternate(folder)),
+        "alternating": attempt(alternate, folder),
     }
     for job in sorted((folder / "jobs").glob("*.yaml")):
-        config = load_config(DetectionConfig, job)
-        fixed = FIXED.get(job.stem, ())
+        config, fixed, run = load_config(DetectionConfig, job), FIXED.get(job.stem, ()), folder / job.stem
         with patch.object(compiled, "BACKEND", "eager"):  # graphs are made as always, and no compiler runs them
-            outcomes[job.stem] = attempt(
-                lambda config=config, run=folder / job.stem, fixed=fixed: run_training(
-                    config, run, resume=True, fixed=fixed
-                )
-            )
+            outcomes[job.stem] = attempt(run_training, config, run, resume=True, fixed=fixed)
     classifier = load_config(ClassificationConfig, folder / "classifier.yaml")
-    outcomes["classifier"] = attempt(lambda: run_pretraining(classifier, folder / "classifier"))
-    outcomes["rounds"] = attempt(
-        lambda: count_rounds(load_config(DetectionConfig, folder / "rounds.yaml"), folder / "rounds")
-    )
-    unreadable = load_config(DetectionConfig, folder / "unreadable.yaml")
-    for name in ("unreadable", "unreadable_first"):
-        breaks = {"unreadable": 2, "unreadable_first": 0}[name]
-        with patch.object(DetectionDataset, "__getitems__", broken_on_rank_1(breaks)):
-            outcomes[name] = attempt(lambda name=name: run_training(unreadable, folder / name))
+    outcomes["classifier"] = attempt(run_pretraining, classifier, folder / "classifier")
+    rounds, unreadable = (load_config(DetectionConfig, folder / f"{name}.yaml") for name in ("rounds", "unreadable"))
+    outcomes["rounds"] = attempt(count_rounds, rounds, folder / "rounds")
+    for name, batch in (("unreadable", 2), ("unreadable_first", 0)):
+        with patch.object(DetectionDataset, "__getitems__", broken_on_rank_1(batch)):
+            outcomes[name] = attempt(run_training, unreadable, folder / name)
     outcomes["late in a step"] = attempt(wait_inside_a_step)
     outcomes["late to the flag"] = attempt(wait_for_the_flag)
     outcomes["late"] = attempt(wait_for_a_late_one)  # the last: then they have lost each other
@@ -185,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main() if len(sys.argv) == 2 else train_with_a_fault()

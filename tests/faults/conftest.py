@@ -8,29 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from detection.config.detection import DetectionConfig
-from detection.config.load import build_dataclass, dump_config
+from detection.config.load import build_dataclass
 from detection.data.digits import write_digits
 
-TINY: dict[str, Any] = {
-    "backbone": {"name": "resnet18", "norm": "gn", "roi_size": 2},
-    "anchors": {"sizes": [16, 32]},
-    "rpn": {
-        "channels": 16,
-        "allow_outside": True,
-        "samples_per_image": 16,
-        "pre_nms_train": 64,
-        "pre_nms_test": 64,
-        "post_nms_train": 16,
-        "post_nms_test": 16,
-        "min_size": 2,
-    },
-    "box": {"samples_per_image": 8},
-    "data": {"train": ["digits:train"], "shorter_side": 64, "longer_side": 96, "workers": 1},
-    "device": "cpu",
-}
+TINY = yaml.safe_load("""
+backbone: {name: resnet18, norm: gn, roi_size: 2}
+anchors: {sizes: [16, 32]}
+rpn: {channels: 16, allow_outside: true, samples_per_image: 16, pre_nms_train: 64, pre_nms_test: 64,
+  post_nms_train: 16, post_nms_test: 16, min_size: 2}
+box: {samples_per_image: 8}
+data: {train: ["digits:train"], shorter_side: 64, longer_side: 96, workers: 1}
+device: cpu
+""")
 
 
 @pytest.fixture(scope="session")
@@ -45,23 +38,13 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Detec
     return make
 
 
-@pytest.fixture
-def write_config(tmp_path: Path) -> Callable[[DetectionConfig], Path]:
-    def write(config: DetectionConfig) -> Path:
-        path = tmp_path / "config.yaml"
-        path.write_text(dump_config(config))
-        return path
-
-    return write
-
-
 @pytest.fixture(scope="session")
-def differing() -> Callable[[Path, Path, int], list[str]]:
-    """The names of the weights that two runs do not have in common, bit for bit, at an iteration."""
+def assert_same() -> Callable[[Path, Path, int], None]:
+    """Compares the weights of two runs at an iteration, bit for bit."""
 
-    def compare(one: Path, other: Path, iteration: int) -> list[str]:
+    def compare(one: Path, other: Path, iteration: int) -> None:
         found, expected = (load_file(run / "checkpoints" / f"{iteration:07d}.safetensors") for run in (one, other))
         assert set(found) == set(expected)
-        return [name for name, weight in expected.items() if not torch.equal(found[name], weight)]
+        assert [name for name, weight in expected.items() if not torch.equal(found[name], weight)] == []
 
     return compare

@@ -9,7 +9,6 @@ import io
 import json
 import pickle
 import pickletools
-import random
 import re
 import resource
 import sys
@@ -22,6 +21,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -34,137 +34,78 @@ from safetensors.torch import save_file
 from backbones.weights.load import read_state_dict
 from detection.config.detection import DetectionConfig
 from detection.config.load import dump_config, load_config
-from detection.data.cards import load_card
-from detection.data.download import unpack
-from detection.data.images import image_size, read_image
-from detection.data.index import AnnotationIndex
-from detection.data.proposals import read_proposals, write_proposals
-from detection.data.readers.coco import read_coco
-from detection.data.readers.segmentation import read_instances
-from detection.data.readers.voc import read_voc
+from detection.data import cards, download, images, proposals
+from detection.data.readers import coco, segmentation, voc
 from detection.engine import checkpoint
-from detection.engine.checkpoint import Checkpoint, read_checkpoint, write_converted
 from detection.files import digest
 from detection.masks import encode
 from detection.structures import Proposals
 
-QUICK, FULL = 60, 3000  # mutations of each format
-SLOW = 600  # in place of FULL, where a mutation is a program
-SECONDS = 5.0  # for one input; all of these files are small
-MEMORY = 1 << 20  # KiB more than before
-
-MakeVOC = Callable[..., Path]
-MakeCOCO = Callable[..., Path]
-MakeIndex = Callable[..., AnnotationIndex]
-Random = random.Random
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A valid file, how it is mutated, and its reader, which gives the problems that it counts."""
-
-    file: Path
-    read: Callable[[], Sequence[object]]
-    mutate: Callable[[Random, bytes], bytes]
-
-
-# mutations
-
-
+QUICK, FULL, SLOW = 60, 3000, 600  # mutations of each format; SLOW replaces FULL where a mutation is a program
+SECONDS, MEMORY = 5.0, 1 << 20  # for one input, all of which are small; KiB more than before
+counts = pytest.mark.parametrize(
+    "count", [QUICK, pytest.param(FULL, marks=[pytest.mark.faults, pytest.mark.timeout(900)])]
+)
 NUMBERS = (b"0", b"-1", b"1e400", b"NaN", b"-Infinity", b"9" * 400, b"9" * 5000, b"200000", b"4294967296", b"1.5", b"")
 TEXTS = (b"\0", b"\xff\xfe", b"\\ud800", b"../../x", b"&a;", b"*a", b"!!python/name:os.system ", b"'", b'"', b"{", b"<")
 NESTED = (b"[" * 50_000, b'{"a":' * 5000, b"<a>" * 50_000, b"- " * 5000)
+VALUES: tuple[Any, ...] = (
+    *(None, True, 0, -1, 2.5, 1e30, float("nan"), float("inf"), 10**400, 2**63, 200_000, "", "x", "../../x"),
+    *("/etc/passwd", "a\0b", "\ud800", "x" * 5000, "1" * 5000, [], {}, [1, 2], [[1, 2]], {"a": 1}),
+)
+BINARY = ("bits", "end", "gap", "repeat", "span", "text")
 
 
-def flip_bits(rng: Random, data: bytearray) -> None:
-    for _ in range(rng.randint(1, 8)):
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-
-
-def truncate(rng: Random, data: bytearray) -> None:
-    del data[rng.randrange(len(data)) :]
-
-
-def delete_span(rng: Random, data: bytearray) -> None:
+def damage(rng: Random, data: bytearray, kind: str) -> None:
+    """Changes ``data`` in one place."""
+    if kind == "bits":
+        for _ in range(rng.randint(1, 8)):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        return
+    if kind == "number":
+        if numbers := list(re.finditer(rb"\d+", data)):
+            start, end = rng.choice(numbers).span()
+            data[start:end] = rng.choice(NUMBERS)
+        return
     start = rng.randrange(len(data))
-    del data[start : start + rng.randint(1, 64)]
+    if kind == "end":
+        del data[start:]
+    elif kind == "gap":
+        del data[start : start + rng.randint(1, 64)]
+    elif kind == "repeat":
+        data[start:start] = data[start : start + rng.randint(1, 64)] * rng.choice((1, 1, 100))
+    elif kind == "span":
+        length = rng.randint(1, 16)
+        data[start : start + length] = bytes([rng.choice((0, 0x7F, 0x80, 0xFF))]) * length
+    else:
+        data[start:start] = rng.choice((*TEXTS, *TEXTS, *NESTED, rng.randbytes(8)))
 
 
-def repeat_span(rng: Random, data: bytearray) -> None:
-    start = rng.randrange(len(data))
-    data[start:start] = data[start : start + rng.randint(1, 64)] * rng.choice((1, 1, 100))
-
-
-def overwrite_span(rng: Random, data: bytearray) -> None:
-    start, length = rng.randrange(len(data)), rng.randint(1, 16)
-    data[start : start + length] = bytes([rng.choice((0, 0x7F, 0x80, 0xFF))]) * length
-
-
-def insert_text(rng: Random, data: bytearray) -> None:
-    start = rng.randrange(len(data))
-    data[start:start] = rng.choice((*TEXTS, *TEXTS, *NESTED, rng.randbytes(8)))
-
-
-def change_number(rng: Random, data: bytearray) -> None:
-    numbers = list(re.finditer(rb"\d+", data))
-    if numbers:
-        start, end = rng.choice(numbers).span()
-        data[start:end] = rng.choice(NUMBERS)
-
-
-BINARY = (flip_bits, truncate, delete_span, repeat_span, overwrite_span, insert_text)
-
-
-def mutate_bytes(rng: Random, data: bytes) -> bytes:
+def mutate_bytes(rng: Random, data: bytes, kinds: Sequence[str] = BINARY) -> bytes:
     changed = bytearray(data)
     for _ in range(rng.randint(1, 3)):
         if changed:
-            rng.choice(BINARY)(rng, changed)
+            damage(rng, changed, rng.choice(kinds))
     return bytes(changed)
 
 
 def mutate_text(rng: Random, data: bytes) -> bytes:
-    changed = bytearray(data)
-    for _ in range(rng.randint(1, 3)):
-        if changed:
-            rng.choice((*BINARY, change_number, change_number, change_number))(rng, changed)
-    return bytes(changed)
-
-
-VALUES: tuple[Any, ...] = (
-    None,
-    True,
-    0,
-    -1,
-    2.5,
-    1e30,
-    float("nan"),
-    float("inf"),
-    10**400,
-    2**63,
-    200_000,
-    "",
-    "x",
-    "../../x",
-    "/etc/passwd",
-    "a\0b",
-    "\ud800",
-    "x" * 5000,
-    "1" * 5000,
-    [],
-    {},
-    [1, 2],
-    [[1, 2]],
-    {"a": 1},
-)
+    return mutate_bytes(rng, data, (*BINARY, "number", "number", "number"))
 
 
 def mutate_tree(rng: Random, tree: Any) -> None:
     """Changes a value somewhere in ``tree``, or leaves it out, repeats it or buries it."""
-    places = [(parent, key) for parent in containers(tree) for key in keys_of(parent)]
-    if not places:
+
+    def places(tree: Any) -> list[tuple[Any, Any]]:
+        if not isinstance(tree, (dict, list)):
+            return []
+        keys = list(tree) if isinstance(tree, dict) else range(len(tree))
+        children = tree.values() if isinstance(tree, dict) else tree
+        return [(tree, key) for key in keys] + [place for child in children for place in places(child)]
+
+    if not (found := places(tree)):
         return
-    parent, key = rng.choice(places)
+    parent, key = rng.choice(found)
     kind = rng.randrange(6)
     if kind == 0:
         del parent[key]
@@ -177,71 +118,60 @@ def mutate_tree(rng: Random, tree: Any) -> None:
         parent[key] = deepcopy(rng.choice(VALUES))
 
 
-def containers(tree: Any) -> list[Any]:
-    if not isinstance(tree, (dict, list)):
-        return []
-    children = tree.values() if isinstance(tree, dict) else tree
-    return ([tree] if tree else []) + [found for child in children for found in containers(child)]
-
-
-def keys_of(container: Any) -> list[Any]:
-    return list(container) if isinstance(container, dict) else list(range(len(container)))
-
-
-def mutate_json(rng: Random, data: bytes) -> bytes:
-    if rng.random() < 0.3:
+def mutate_json(rng: Random, data: bytes, share: float = 0.3, load: Any = json.loads, dump: Any = json.dumps) -> bytes:
+    if rng.random() < share:
         return mutate_text(rng, data)
-    tree = json.loads(data)
-    for _ in range(rng.randint(1, 3)):
-        mutate_tree(rng, tree)
-    return json.dumps(tree).encode()
-
-
-def mutate_yaml(rng: Random, data: bytes) -> bytes:
-    if rng.random() < 0.5:
-        return mutate_text(rng, data)
-    tree = yaml.safe_load(data)
+    tree = load(data)
     for _ in range(rng.randint(1, 3)):
         mutate_tree(rng, tree)
     sys.set_int_max_str_digits(0)
     try:
-        return yaml.safe_dump(tree).encode(errors="surrogatepass")
+        return dump(tree).encode(errors="surrogatepass")
     finally:
         sys.set_int_max_str_digits(4300)
 
 
+def mutate_yaml(rng: Random, data: bytes) -> bytes:
+    return mutate_json(rng, data, 0.5, yaml.safe_load, yaml.safe_dump)
+
+
+def split_header(data: bytes) -> tuple[bytes, bytes]:
+    """Header and tensors of a .safetensors file: JSON behind its length."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    return data[8:end], data[end:]
+
+
+def with_header(header: bytes, tensors: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header + tensors
+
+
 def mutate_header(rng: Random, data: bytes) -> bytes:
-    """Of a .safetensors file: JSON behind its length."""
-    length = int.from_bytes(data[:8], "little")
     if rng.random() < 0.3:
         return mutate_bytes(rng, data)
-    header = mutate_json(rng, data[8 : 8 + length])
-    return len(header).to_bytes(8, "little") + header + data[8 + length :]
+    header, tensors = split_header(data)
+    return with_header(mutate_json(rng, header), tensors)
 
 
 def mutate_metadata(rng: Random, data: bytes) -> bytes:
-    """Of a checkpoint: the texts that belong to the weights, without the checksum that would give them away."""
-    length = int.from_bytes(data[:8], "little")
+    """Changes the texts of a checkpoint, without the checksum that would give them away."""
     if rng.random() < 0.3:
         return mutate_header(rng, data)
-    header = json.loads(data[8 : 8 + length])
-    texts = header["__metadata__"]
+    header, tensors = split_header(data)
+    tree = json.loads(header)
+    texts = tree["__metadata__"]
     texts.pop("sha256", None)
     key = rng.choice(sorted(texts))
     mutate = mutate_yaml if key == "config" else mutate_text
     texts[key] = mutate(rng, texts[key].encode()).decode(errors="replace")
-    written = json.dumps(header).encode()
-    return len(written).to_bytes(8, "little") + written + data[8 + length :]
+    return with_header(json.dumps(tree).encode(), tensors)
 
 
 def mutate_fields(rng: Random, data: bytes) -> bytes:
-    """Of a tar file: the numbers in a header, with their checksum made right again."""
+    """Changes numbers in a header of a tar file and makes its checksum right again."""
     if rng.random() < 0.5:
         return mutate_bytes(rng, data)
-    changed, start = (
-        bytearray(data),
-        512 * rng.choice([i for i in range(len(data) // 512) if data[512 * i + 257 :][:5] == b"ustar"]),
-    )
+    headers = [i for i in range(len(data) // 512) if data[512 * i + 257 :][:5] == b"ustar"]
+    changed, start = bytearray(data), 512 * rng.choice(headers)
     place, length = rng.choice(((0, 100), (100, 8), (124, 12), (136, 12), (156, 1), (157, 100), (345, 100)))
     field = rng.choice((b"\xff" * length, b"\x80" + rng.randbytes(length), b"7" * length, bytes(length), b"../x", b"L"))
     changed[start + place : start + place + length] = field[:length].ljust(length, b"\0")
@@ -268,16 +198,12 @@ STEPS = (
     b"N0" * 30_000,
     b"cbuiltins\nbytearray\n\x8a\x05\x00\xe4\x0bT\x02\x85R0",
     b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x09\x00\x00\x00hex_codec\x86R0",
-    b"\x82\x01",
-    b"R",
-    b"b",
-    b"s",
-    b"\x81",
+    *(b"\x82\x01", b"R", b"b", b"s", b"\x81"),
 )
 
 
 def mutate_steps(rng: Random, data: bytes) -> bytes:
-    """Of a pickle: other steps between two of its own."""
+    """Puts other steps between two of a pickle."""
     places = [place for _, _, place in pickletools.genops(data) if place] or [2]
     for _ in range(rng.randint(1, 2)):
         place = rng.choice(places)
@@ -286,7 +212,7 @@ def mutate_steps(rng: Random, data: bytes) -> bytes:
 
 
 def mutate_members(rng: Random, data: bytes) -> bytes:
-    """Of a zip file by torch.save: its pickle changed, members compressed, repeated, renamed or inflated."""
+    """Changes the pickle of a file by torch.save, or compresses, repeats, renames or inflates members."""
     written = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(written, "w") as new:
         for name in old.namelist():
@@ -305,33 +231,38 @@ def mutate_members(rng: Random, data: bytes) -> bytes:
 # valid files and their readers
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A valid file, how it is mutated, and its reader, which gives the problems that it counts."""
+
+    file: Path
+    read: Callable[[], Any]
+    mutate: Callable[[Random, bytes], bytes]
+
+
+def raising(file: Path, read: Callable[[], object], mutate: Callable[[Random, bytes], bytes]) -> Subject:
+    """A subject whose reader raises instead of counting."""
+    return Subject(file, lambda: (read(), ())[1], mutate)
+
+
+CLASSES = ("cat", "dog")
 OBJECTS = [("cat", (10, 20, 40, 25), False), ("dog", (1, 1, 80, 60), True)]
+CARD = """{format: voc, classes: [cat, dog], names: {kitten: cat}, splits: {train: {list: a}}, download: [{
+  url: "https://example.org/a.tar", md5: "00000000000000000000000000000000", into: .}], exif: apply, bad_boxes: drop}"""
 POLYGON = [[10, 10, 30, 10, 30, 30, 10.5, 30]]
+WEIGHTS = {"conv.weight": torch.arange(24.0).reshape(2, 3, 2, 2), "conv.bias": torch.zeros(2, dtype=torch.float16)}
 
 
-@pytest.fixture
-def subject(
-    request: pytest.FixtureRequest, tmp_path: Path, make_voc: MakeVOC, make_coco: MakeCOCO, make_index: MakeIndex
-) -> Subject:
-    """The subject called as the test's parameter."""
-    name = request.param
-    if name in ("voc xml", "voc list"):
-        return voc_subject(make_voc, name)
-    if name == "coco json":
-        return coco_subject(make_coco)
-    if name == "proposals":
-        return proposals_subject(tmp_path, make_index)
-    return MAKERS[name](tmp_path)
+def read_voc(root: Path) -> tuple[Any, list[Any]]:
+    return voc.read_voc(root, {"list": "ImageSets/Main/train.txt"}, CLASSES, drop=True, exif="apply")
 
 
-def voc_subject(make_voc: MakeVOC, name: str) -> Subject:
-    root = make_voc({"a": OBJECTS, "b": OBJECTS})
-    file = root / ("Annotations/a.xml" if name == "voc xml" else "ImageSets/Main/train.txt")
-    entry = {"list": "ImageSets/Main/train.txt"}
-    return Subject(file, lambda: read_voc(root, entry, ("cat", "dog"), drop=True, exif="apply")[1], mutate_text)
+def read_coco(file: Path, **options: Any) -> tuple[Any, list[Any]]:
+    entry = {"annotations": "train.json", "images": "train"}
+    return coco.read_coco(file.parent, entry, CLASSES, drop=True, exif="apply", **options)
 
 
-def coco_subject(make_coco: MakeCOCO) -> Subject:
+def coco_subject(make_coco: Any) -> Subject:
     box: dict[str, Any] = {"category_id": 3, "bbox": [10, 20, 30, 5], "area": 150, "iscrowd": 0}
     runs = {"size": [60, 80], "counts": [100, 50, 60 * 80 - 150]}
     compressed = {"size": [60, 80], "counts": encode(np.eye(60, 80, dtype=np.uint8))["counts"].decode()}
@@ -341,75 +272,28 @@ def coco_subject(make_coco: MakeCOCO) -> Subject:
         {"id": 3, "image_id": 9, **box, "segmentation": compressed},
     ]
     file = make_coco({7: "a.jpg", 9: "b.jpg"}, annotations)
-    entry = {"annotations": "train.json", "images": "train"}
-
-    def read() -> Sequence[object]:
-        return read_coco(file.parent, entry, ("cat", "dog"), drop=True, exif="apply", fields=("masks",))[1]
-
-    return Subject(file, read, mutate_json)
+    return Subject(file, lambda: read_coco(file, fields=("masks",))[1], mutate_json)
 
 
-def proposals_subject(folder: Path, make_index: MakeIndex) -> Subject:
-    file, index = folder / "proposals.safetensors", make_index([[], []])
-    boxes = torch.tensor([[0.0, 0, 10, 10], [5, 5, 50, 50]])
-    write_proposals(file, [Proposals(boxes=boxes, scores=torch.tensor([0.5, 0.25]))] * 2, index)
-    return Subject(file, lambda: quiet(lambda: read_proposals(file, index)), mutate_header)
-
-
-def card_subject(folder: Path) -> Subject:
-    file = folder / "pets.yaml"
-    keys = {"format": "voc", "classes": ["cat", "dog"], "names": {"kitten": "cat"}, "splits": {"train": {"list": "a"}}}
-    downloads = [{"url": "https://example.org/a.tar", "md5": "0" * 32, "into": "."}]
-    file.write_text(yaml.safe_dump({**keys, "download": downloads, "exif": "apply", "bad_boxes": "drop"}))
-    return Subject(file, lambda: quiet(lambda: load_card(str(file))), mutate_yaml)
-
-
-def config_subject(folder: Path) -> Subject:
-    file = folder / "config.yaml"
-    (folder / "base.yaml").write_text("seed: 3\nsolver: {base_lr: 1e-4}\n")
-    sections = yaml.safe_load(dump_config(DetectionConfig()))
-    kept = {name: sections[name] for name in ("backbone", "anchors", "mask", "test", "seed")}
-    file.write_text("_BASE_: base.yaml\n" + yaml.safe_dump(kept))
-    return Subject(file, lambda: quiet(lambda: load_config(DetectionConfig, file)), mutate_yaml)
-
-
-def image_subject(suffix: str) -> Callable[[Path], Subject]:
-    def make(folder: Path) -> Subject:
-        file, exif = folder / f"a.{suffix}", Image.Exif()
-        exif[ExifTags.Base.Orientation] = 6
-        pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(file, exif=exif)
-
-        def read() -> Sequence[object]:
-            return quiet(lambda: (image_size(file), read_image(file)))
-
-        return Subject(file, read, mutate_bytes)
-
-    return make
+def image_subject(folder: Path, suffix: str) -> Subject:
+    file, exif = folder / f"a.{suffix}", Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(file, exif=exif)
+    return raising(file, lambda: (images.image_size(file), images.read_image(file)), mutate_bytes)
 
 
 def instances_subject(folder: Path) -> Subject:
-    file, numbers = folder / "a.png", np.zeros((24, 32), np.uint8)
+    file, numbers, problems = folder / "a.png", np.zeros((24, 32), np.uint8), list[Any]()
     numbers[2:10, 3:20], numbers[12:20, 3:20] = 1, 2
-    image = Image.fromarray(numbers, mode=None).convert("P")
-    image.save(file)
+    Image.fromarray(numbers, mode=None).convert("P").save(file)
     boxes = [(3.0, 2.0, 20.0, 10.0), (3.0, 12.0, 20.0, 20.0)]
 
-    def read() -> Sequence[object]:
-        problems = []
-        read_instances(file, boxes, (24, 32), problems)
+    def read() -> list[Any]:
+        problems.clear()
+        segmentation.read_instances(file, boxes, (24, 32), problems)
         return problems
 
     return Subject(file, read, mutate_bytes)
-
-
-def weights() -> dict[str, torch.Tensor]:
-    return {"conv.weight": torch.arange(24.0).reshape(2, 3, 2, 2), "conv.bias": torch.zeros(2, dtype=torch.float16)}
-
-
-def checkpoint_subject(folder: Path) -> Subject:
-    file = write_converted(folder / "model.safetensors", DetectionConfig(), ("cat", "dog"), weights())
-    return Subject(file, lambda: quiet(lambda: read_checkpoint(file)), mutate_metadata)
 
 
 def training_state_subject(folder: Path) -> Subject:
@@ -418,8 +302,8 @@ def training_state_subject(folder: Path) -> Subject:
     state = {"optimizer": {"state": momentum}, "iteration": 1, "best": None, "random": [{"cpu": random_state}]}
     torch.save({"sha256": digest(state), **state}, file)
     # Its file is not read: to parse its config takes longer than all else.
-    beside = Checkpoint(file.with_name("0000001.safetensors"), {}, DetectionConfig(), (), iteration=1)
-    return Subject(file, lambda: quiet(lambda: checkpoint._read_state(beside)), mutate_bytes)
+    beside = checkpoint.Checkpoint(file.with_name("0000001.safetensors"), {}, DetectionConfig(), (), iteration=1)
+    return raising(file, lambda: checkpoint._read_state(beside), mutate_bytes)
 
 
 def pairs_subject(folder: Path) -> Subject:
@@ -427,219 +311,130 @@ def pairs_subject(folder: Path) -> Subject:
     file, states = folder / "0000001.state.pt", list[bytes]()
     for run in range(4):
         for iteration in (1, 2):
-            own = {name: tensor + run + iteration - 1 for name, tensor in weights().items()}
+            own = {name: tensor + run + iteration - 1 for name, tensor in WEIGHTS.items()}
             state = {"optimizer": {}, "iteration": iteration, "run": run, "weights_sha256": digest(own)}
             torch.save({**state, "sha256": digest(state)}, file)
             states.append(file.read_bytes())
     file.write_bytes(states[0])
-    beside = Checkpoint(file.with_name("0000001.safetensors"), weights(), DetectionConfig(), (), iteration=1)
+    beside = checkpoint.Checkpoint(file.with_name("0000001.safetensors"), WEIGHTS, DetectionConfig(), (), iteration=1)
 
-    def read() -> Sequence[object]:
+    def read() -> None:
         state = checkpoint._read_state(beside)
         assert (state["run"], state["iteration"]) == (0, 1)
-        return ()
 
     def mutate(rng: Random, data: bytes) -> bytes:
         return rng.choice(states[1:]) if rng.random() < 0.7 else mutate_bytes(rng, rng.choice(states))
 
-    return Subject(file, read, mutate)
+    return raising(file, read, mutate)
 
 
-def state_dict_subject(suffix: str, *, steps: bool = False) -> Callable[[Path], Subject]:
-    def make(folder: Path) -> Subject:
-        file, arrays = folder / f"model.{suffix}", {name: value.numpy() for name, value in weights().items()}
-        if suffix == "safetensors":
-            save_file(weights(), file)
-        elif suffix == "pkl":
-            file.write_bytes(pickle.dumps({"model": arrays, "__author__": "x", "pair": (1, 2)}, protocol=2))
-        else:
-            torch.save({"model": weights()}, file, _use_new_zipfile_serialization=suffix == "pth")
-        mutate = mutate_header if suffix == "safetensors" else mutate_bytes
-        if steps:
-            mutate = mutate_members if suffix == "pth" else mutate_steps
-        return Subject(file, lambda: quiet(lambda: read_state_dict(file)), mutate)
+def weights_subject(folder: Path, suffix: str, mutate: Callable[[Random, bytes], bytes]) -> Subject:
+    file, arrays = folder / f"model.{suffix}", {name: value.numpy() for name, value in WEIGHTS.items()}
+    if suffix == "safetensors":
+        save_file(WEIGHTS, file)
+    elif suffix == "pkl":
+        file.write_bytes(pickle.dumps({"model": arrays, "__author__": "x", "pair": (1, 2)}, protocol=2))
+    else:
+        torch.save({"model": WEIGHTS}, file, _use_new_zipfile_serialization=suffix == "pth")
+    return raising(file, lambda: read_state_dict(file), mutate)
+
+
+def archive_subject(folder: Path, suffix: str) -> Subject:
+    file, numbers = folder / f"a.{suffix}", iter(range(1 << 30))
+    if suffix == "zip":
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("good/a.txt", "text" * 100)
+            archive.writestr("good/b.txt", "other")
+    else:
+        with tarfile.open(file, "w:gz" if suffix == "tar.gz" else "w") as tar:
+            for name in ("good/a.txt", "good/b.txt"):
+                info = tarfile.TarInfo(name)
+                info.size = 700
+                tar.addfile(info, io.BytesIO(b"x" * 700))
+            link = tarfile.TarInfo("good/link")
+            link.type, link.linkname = tarfile.SYMTYPE, "a.txt"
+            tar.addfile(link)
+    mutate = mutate_fields if suffix == "tar" else mutate_bytes
+    return raising(file, lambda: download.unpack(file, folder / "out" / str(next(numbers))), mutate)
+
+
+SUFFIXES = ("jpg", "png", "tif", "webp", "bmp", "gif")
+SUBJECTS = (
+    *("voc xml", "voc list", "coco json", "proposals", "card", "config", *SUFFIXES, "instances png", "checkpoint"),
+    *(
+        "training state",
+        "weights safetensors",
+        "weights pkl",
+        "weights pth",
+        "weights legacy",
+        "steps pkl",
+        "steps pth",
+    ),
+    *("pairs", "zip", "tar", "tar.gz"),
+)
+
+
+@pytest.fixture
+def make_subject(tmp_path: Path, make_voc: Any, make_coco: Any, make_index: Any) -> Callable[[str], Subject]:
+    def annotations(name: str) -> Subject:
+        if name == "coco json":
+            return coco_subject(make_coco)
+        if name == "proposals":
+            file, index = tmp_path / "proposals.safetensors", make_index([[], []])
+            boxes = torch.tensor([[0.0, 0, 10, 10], [5, 5, 50, 50]])
+            proposals.write_proposals(file, [Proposals(boxes=boxes, scores=torch.tensor([0.5, 0.25]))] * 2, index)
+            return raising(file, lambda: proposals.read_proposals(file, index), mutate_header)
+        root = make_voc({"a": OBJECTS, "b": OBJECTS})
+        file = root / {"voc xml": "Annotations/a.xml", "voc list": "ImageSets/Main/train.txt"}[name]
+        return Subject(file, lambda: read_voc(root)[1], mutate_text)
+
+    def make(name: str) -> Subject:
+        kind, _, suffix = name.partition(" ")
+        if name == "card":
+            file = tmp_path / "pets.yaml"
+            file.write_text(yaml.safe_dump(yaml.safe_load(CARD)))
+            return raising(file, lambda: cards.load_card(str(file)), mutate_yaml)
+        if name == "config":
+            file, sections = tmp_path / "config.yaml", yaml.safe_load(dump_config(DetectionConfig()))
+            (tmp_path / "base.yaml").write_text("seed: 3\nsolver: {base_lr: 1e-4}\n")
+            kept = {name: sections[name] for name in ("backbone", "anchors", "mask", "test", "seed")}
+            file.write_text("_BASE_: base.yaml\n" + yaml.safe_dump(kept))
+            return raising(file, lambda: load_config(DetectionConfig, file), mutate_yaml)
+        if name == "checkpoint":
+            file = tmp_path / "model.safetensors"
+            checkpoint.write_converted(file, DetectionConfig(), CLASSES, WEIGHTS)
+            return raising(file, lambda: checkpoint.read_checkpoint(file), mutate_metadata)
+        if kind in ("weights", "steps"):
+            mutate = {"weights safetensors": mutate_header, "steps pkl": mutate_steps, "steps pth": mutate_members}
+            return weights_subject(tmp_path, suffix, mutate.get(name, mutate_bytes))
+        if name in SUFFIXES:
+            return image_subject(tmp_path, name)
+        if name in ("zip", "tar", "tar.gz"):
+            return archive_subject(tmp_path, name)
+        others = {"pairs": pairs_subject, "training state": training_state_subject, "instances png": instances_subject}
+        return others[name](tmp_path) if name in others else annotations(name)
 
     return make
 
 
-def archive_subject(suffix: str) -> Callable[[Path], Subject]:
-    def make(folder: Path) -> Subject:
-        file = folder / f"a.{suffix}"
-        if suffix == "zip":
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                archive.writestr("good/a.txt", "text" * 100)
-                archive.writestr("good/b.txt", "other")
-        else:
-            with tarfile.open(file, "w:gz" if suffix == "tar.gz" else "w") as tar:
-                for name in ("good/a.txt", "good/b.txt"):
-                    info = tarfile.TarInfo(name)
-                    info.size = 700
-                    tar.addfile(info, io.BytesIO(b"x" * 700))
-                link = tarfile.TarInfo("good/link")
-                link.type, link.linkname = tarfile.SYMTYPE, "a.txt"
-                tar.addfile(link)
-        numbers = iter(range(1 << 30))
-        mutate = mutate_fields if suffix == "tar" else mutate_bytes
-        return Subject(file, lambda: quiet(lambda: unpack(file, folder / "out" / str(next(numbers)))), mutate)
-
-    return make
-
-
-MAKERS: dict[str, Callable[[Path], Subject]] = {
-    "card": card_subject,
-    "config": config_subject,
-    **{suffix: image_subject(suffix) for suffix in ("jpg", "png", "tif", "webp", "bmp", "gif")},
-    "instances png": instances_subject,
-    "checkpoint": checkpoint_subject,
-    "training state": training_state_subject,
-    **{f"weights {suffix}": state_dict_subject(suffix) for suffix in ("safetensors", "pkl", "pth", "legacy")},
-    **{f"steps {suffix}": state_dict_subject(suffix, steps=True) for suffix in ("pkl", "pth")},
-    "pairs": pairs_subject,
-    **{suffix: archive_subject(suffix) for suffix in ("zip", "tar", "tar.gz")},
-}
-SUBJECTS = ("voc xml", "voc list", "coco json", "proposals", *MAKERS)
-
-
-def quiet(read: Callable[[], object]) -> Sequence[object]:
-    """For a reader that raises instead of counting."""
-    read()
-    return ()
-
-
-# the tests
-
-
-@pytest.mark.parametrize("subject", SUBJECTS, indirect=True)
-def test_damaged_files(subject: Subject, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    fuzz(subject, tmp_path, request.node.callspec.id, QUICK)
-
-
-@pytest.mark.faults
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("subject", SUBJECTS, indirect=True)
-def test_thousands_of_damaged_files(subject: Subject, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    name = request.node.callspec.id
-    fuzz(subject, tmp_path, name, SLOW if name.startswith("steps") else FULL)
-
-
-@pytest.mark.parametrize("count", [QUICK, pytest.param(FULL, marks=[pytest.mark.faults, pytest.mark.timeout(900)])])
-def test_values_of_other_types_are_the_same_or_refused(make_coco: MakeCOCO, count: int) -> None:
-    """Of COCO's records: text and floats that spell the same value, and what is no such value at all."""
-    subject = coco_subject(make_coco)
-    original, outcomes = subject.file.read_bytes(), Counter[str]()
-    expected = read_index(subject)
-    for number in range(count):
-        rng, tree = Random(f"values {number}"), json.loads(original)
-        section = rng.choice([key for key in FIELDS for _ in FIELDS[key]])
-        record = rng.choice(tree[section])
-        key = rng.choice(FIELDS[section])
-        same = rng.random() < 0.5
-        change = respell if same else replace_kind
-        if isinstance(record[key], list):
-            place = rng.randrange(len(record[key]))
-            record[key][place] = change(rng, record[key][place])
-        else:
-            record[key] = change(rng, record[key])
-        subject.file.write_text(json.dumps(tree))
-        problems = subject.read()
-        described = f"values, mutation {number}: {section} {key} {record[key]!r}"
-        if same or not problems:
-            assert not problems, described
-            assert read_index(subject) == expected, described
-        outcomes["refused" if problems else "the same"] += 1
-    sys.stdout.write(f"\nvalues: {count} files, {dict(outcomes)}\n")
-
-
-FIELDS = {
-    "images": ("id", "height", "width"),
-    "annotations": ("id", "image_id", "category_id", "bbox", "iscrowd", "area"),
-    "categories": ("id",),
-}
-
-
-def respell(rng: Random, value: float) -> object:
-    spelt = [value, float(value), str(value), f" {value} ", str(float(value)), f"+{value}"]
-    return rng.choice(spelt[:5] if value in (0, 1) else spelt)
-
-
-def replace_kind(rng: Random, value: object) -> object:
-    words: list[object] = ["", "x", "1,5", "1_0", "0x1", "--1", "zero", None, [], {}, [value], {"0": value}, 10**400]
-    return rng.choice([*words, float("nan"), 1e39, 2 if value in (0, 1) else True])
-
-
-def read_index(subject: Subject) -> list[object]:
-    """Everything that the reader of COCO files made of the file."""
-    entry = {"annotations": subject.file.name, "images": "train"}
-    index, _ = read_coco(subject.file.parent, entry, ("cat", "dog"), drop=True, exif="apply")
-    return [
-        value.tolist() for value in (index.image_ids, index.sizes, index.boxes, index.labels, index.ignore, index.areas)
-    ]
-
-
-@pytest.mark.parametrize("count", [QUICK, pytest.param(FULL, marks=[pytest.mark.faults, pytest.mark.timeout(900)])])
-def test_foreign_xml_never_loses_an_object_without_a_word(make_voc: MakeVOC, count: int) -> None:
-    root = make_voc({"a": OBJECTS, "b": OBJECTS})
-    file, outcomes = root / "Annotations" / "a.xml", Counter[str]()
-    original, entry = file.read_text(), {"list": "ImageSets/Main/train.txt"}
-    expected, _ = read_voc(root, entry, ("cat", "dog"), drop=True, exif="apply")
-    for number in range(count):
-        rng, text = Random(f"foreign {number}"), original
-        for _ in range(rng.randint(1, 2)):
-            text = rng.choice((rename, rename, wrap, move_namespace, to_attribute))(rng, text)
-        file.write_text(text)
-        index, problems = read_voc(root, entry, ("cat", "dog"), drop=True, exif="apply")
-        same = torch.equal(index.boxes, expected.boxes) and torch.equal(index.ignore, expected.ignore)
-        assert same or problems, f"foreign, mutation {number}: {text}"
-        outcomes["said" if problems else "the same"] += 1
-    sys.stdout.write(f"\nforeign XML: {count} files, {dict(outcomes)}\n")
-
-
-def tags(text: str) -> list[str]:
-    return sorted(set(re.findall(r"<(\w+)>", text)))
-
-
-def rename(rng: Random, text: str) -> str:
-    """One element everywhere, or all of them, under another name."""
-    found = tags(text)
-    for tag in found if rng.random() < 0.1 else [rng.choice(found)]:
-        new = rng.choice((tag.title(), tag.upper(), f"{tag}s", f"x:{tag}", f"{tag}_", "box", "item", "x"))
-        text = text.replace(f"<{tag}>", f"<{new}>").replace(f"</{tag}>", f"</{new}>")
-    return text.replace("<annotation>", '<annotation xmlns:x="http://example.org">')
-
-
-def wrap(rng: Random, text: str) -> str:
-    """All elements of a name in another."""
-    tag, new = rng.choice(tags(text)), rng.choice(("objects", "data", "box", "x"))
-    return text.replace(f"<{tag}>", f"<{new}><{tag}>").replace(f"</{tag}>", f"</{tag}></{new}>")
-
-
-def move_namespace(rng: Random, text: str) -> str:
-    tag = rng.choice(tags(text))
-    return text.replace(f"<{tag}>", f'<{tag} xmlns="http://example.org/{tag}">')
-
-
-def to_attribute(rng: Random, text: str) -> str:
-    """One element's text as an attribute."""
-    return re.sub(r"<(\w+)>([^<]*)</\1>", r'<\1 value="\2"/>', text, count=rng.randint(1, 20))
-
-
-def fuzz(subject: Subject, folder: Path, name: str, count: int) -> None:
-    original, before = subject.file.read_bytes(), files_outside(folder)
+@counts
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_damaged_files(make_subject: Callable[[str], Subject], tmp_path: Path, name: str, count: int) -> None:
+    subject, outcomes, slowest = make_subject(name), Counter[str](), 0.0
+    original, before = subject.file.read_bytes(), files_outside(tmp_path)
     assert not subject.read()
-    outcomes, slowest = Counter[str](), 0.0
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in range(count):
-        subject.file.write_bytes(subject.mutate(random.Random(f"{name} {number}"), original))
+    for number in range(min(count, SLOW) if name.startswith("steps") else count):
+        subject.file.write_bytes(subject.mutate(Random(f"{name} {number}"), original))
         start = time.process_time()
         outcomes[outcome(subject, f"{name}, mutation {number}")] += 1
         slowest = max(slowest, time.process_time() - start)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
-    sys.stdout.write(
-        f"\n{name}: {count} files, {dict(sorted(outcomes.items()))}, slowest {slowest:.2f} s, {memory >> 10} MiB\n"
-    )
+    counted = f"{outcomes.total()} files, {dict(sorted(outcomes.items()))}"
+    sys.stdout.write(f"\n{name}: {counted}, slowest {slowest:.2f} s, {memory >> 10} MiB\n")
     assert slowest < SECONDS
     assert memory < MEMORY
-    assert files_outside(folder) == before
+    assert files_outside(tmp_path) == before
     assert outcomes["refused"] + outcomes["problems"] > 0
 
 
@@ -657,3 +452,86 @@ def outcome(subject: Subject, described: str) -> str:
 def files_outside(folder: Path) -> set[Path]:
     """Everything beside the folder that archives are unpacked in, which is OUT."""
     return {path for path in folder.rglob("*") if folder / "out" not in (path, *path.parents)}
+
+
+FIELDS = {
+    "images": ("id", "height", "width"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "iscrowd", "area"),
+    "categories": ("id",),
+}
+
+
+@counts
+def test_values_of_other_types_are_the_same_or_refused(make_coco: Any, count: int) -> None:
+    """Of COCO's records: text and floats that spell the same value, and what is no such value at all."""
+
+    def respell(rng: Random, value: float) -> object:
+        spelt = [value, float(value), str(value), f" {value} ", str(float(value)), f"+{value}"]
+        return rng.choice(spelt[:5] if value in (0, 1) else spelt)
+
+    def replace_kind(rng: Random, value: object) -> object:
+        words: list[object] = ["", "x", "1,5", "1_0", "0x1", "--1", "zero", None, [], {}, [value], {"0": value}]
+        return rng.choice([*words, 10**400, float("nan"), 1e39, 2 if value in (0, 1) else True])
+
+    def read_index() -> list[object]:
+        index, _ = read_coco(subject.file)
+        parts = (index.image_ids, index.sizes, index.boxes, index.labels, index.ignore, index.areas)
+        return [value.tolist() for value in parts]
+
+    subject = coco_subject(make_coco)
+    original, expected, outcomes = subject.file.read_bytes(), read_index(), Counter[str]()
+    for number in range(count):
+        rng, tree = Random(f"values {number}"), json.loads(original)
+        section = rng.choice([key for key in FIELDS for _ in FIELDS[key]])
+        record = rng.choice(tree[section])
+        key = rng.choice(FIELDS[section])
+        same = rng.random() < 0.5
+        change = respell if same else replace_kind
+        if isinstance(record[key], list):
+            place = rng.randrange(len(record[key]))
+            record[key][place] = change(rng, record[key][place])
+        else:
+            record[key] = change(rng, record[key])
+        subject.file.write_text(json.dumps(tree))
+        problems = subject.read()
+        described = f"values, mutation {number}: {section} {key} {record[key]!r}"
+        if same or not problems:
+            assert not problems, described
+            assert read_index() == expected, described
+        outcomes["refused" if problems else "the same"] += 1
+    sys.stdout.write(f"\nvalues: {count} files, {dict(outcomes)}\n")
+
+
+@counts
+def test_foreign_xml_never_loses_an_object_without_a_word(make_voc: Any, count: int) -> None:
+    """Elements are renamed, wrapped in another, moved to a namespace or made attributes."""
+
+    def change(rng: Random, text: str) -> str:
+        kind = rng.choice(("name", "name", "wrap", "namespace", "attribute"))
+        if kind == "attribute":
+            return re.sub(r"<(\w+)>([^<]*)</\1>", r'<\1 value="\2"/>', text, count=rng.randint(1, 20))
+        tags = sorted(set(re.findall(r"<(\w+)>", text)))
+        if kind == "name":
+            for tag in tags if rng.random() < 0.1 else [rng.choice(tags)]:
+                new = rng.choice((tag.title(), tag.upper(), f"{tag}s", f"x:{tag}", f"{tag}_", "box", "item", "x"))
+                text = text.replace(f"<{tag}>", f"<{new}>").replace(f"</{tag}>", f"</{new}>")
+            return text.replace("<annotation>", '<annotation xmlns:x="http://example.org">')
+        tag = rng.choice(tags)
+        if kind == "wrap":
+            new = rng.choice(("objects", "data", "box", "x"))
+            return text.replace(f"<{tag}>", f"<{new}><{tag}>").replace(f"</{tag}>", f"</{tag}></{new}>")
+        return text.replace(f"<{tag}>", f'<{tag} xmlns="http://example.org/{tag}">')
+
+    root, outcomes = make_voc({"a": OBJECTS, "b": OBJECTS}), Counter[str]()
+    file = root / "Annotations" / "a.xml"
+    original, (expected, _) = file.read_text(), read_voc(root)
+    for number in range(count):
+        rng, text = Random(f"foreign {number}"), original
+        for _ in range(rng.randint(1, 2)):
+            text = change(rng, text)
+        file.write_text(text)
+        index, problems = read_voc(root)
+        same = torch.equal(index.boxes, expected.boxes) and torch.equal(index.ignore, expected.ignore)
+        assert same or problems, f"foreign, mutation {number}: {text}"
+        outcomes["said" if problems else "the same"] += 1
+    sys.stdout.write(f"\nforeign XML: {count} files, {dict(outcomes)}\n")

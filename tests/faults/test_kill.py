@@ -9,20 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from detection.config.detection import DetectionConfig
+from detection.config.load import dump_config
 from detection.engine.signals import EXIT_STOPPED
 from detection.tasks.train import run_training
 
 ROOT = Path(__file__).parents[2]
 STEPS, KILLS = 8, 50
-
-Compare = Callable[[Path, Path, int], list[str]]
 
 
 def start(config: DetectionConfig, run: Path) -> BaseProcess:
@@ -33,14 +32,6 @@ def start(config: DetectionConfig, run: Path) -> BaseProcess:
     return process
 
 
-def kill(process: BaseProcess) -> bool:
-    """Whether the process was still there to be killed."""
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    return process.exitcode == -signal.SIGKILL
-
-
 def saved(run: Path) -> list[str]:
     return sorted(path.name for path in run.glob("checkpoints/*.safetensors"))
 
@@ -48,7 +39,7 @@ def saved(run: Path) -> list[str]:
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
 def test_killed_at_random_moments(
-    tiny_config: Callable[..., DetectionConfig], differing: Compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_config: Any, assert_same: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, whole = tiny_config(iterations=STEPS, checkpoint_every=1), tmp_path / "whole"
     begun = time.perf_counter()
@@ -64,18 +55,20 @@ def test_killed_at_random_moments(
         process = start(config, run)
         process.join(timeout=moments.uniform(0, seconds))
         if process.is_alive():
-            kills += kill(process)
+            process.kill()
+            process.join()
+            kills += process.exitcode == -signal.SIGKILL  # else it came to its end just before
             in_save += bool(list(run.glob("checkpoints/*.tmp")))
             at_start += saved(run) == before
         else:
             assert process.exitcode == 0
-            assert differing(run, whole, STEPS) == []
+            assert_same(run, whole, STEPS)
             finished += 1
             if not before:  # a whole run: the machine may have become faster, and most would then come to their end
                 seconds = min(seconds, time.perf_counter() - begun)
     process = start(config, tmp_path / f"run{finished}")
     process.join()
-    assert differing(tmp_path / f"run{finished}", whole, STEPS) == []
+    assert_same(tmp_path / f"run{finished}", whole, STEPS)
     with capsys.disabled():
         parts = f"{in_save} in the middle of a file, {at_start} before the first step was saved"
         print(f"\n{kills} kills over {finished + 1} runs, {parts}")  # noqa: T201
@@ -108,15 +101,10 @@ run_training(config, run)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["save", "save_file"], ids=["state", "weights"])
-def test_killed_in_the_middle_of_a_save(
-    tiny_config: Callable[..., DetectionConfig],
-    write_config: Callable[[DetectionConfig], Path],
-    differing: Compare,
-    tmp_path: Path,
-    name: str,
-) -> None:
+def test_killed_in_the_middle_of_a_save(tiny_config: Any, assert_same: Any, tmp_path: Path, name: str) -> None:
     config, run = tiny_config(iterations=3, checkpoint_every=1), tmp_path / "run"
-    command = [sys.executable, "-c", KILLED_IN_SAVE, str(write_config(config)), str(run), name]
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    command = [sys.executable, "-c", KILLED_IN_SAVE, str(tmp_path / "config.yaml"), str(run), name]
     assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == -signal.SIGKILL
     files = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert "0000001.safetensors" in files
@@ -124,21 +112,16 @@ def test_killed_in_the_middle_of_a_save(
     assert len([file for file in files if file.endswith(".tmp")]) == 1
     run_training(config, run, resume=True)
     run_training(config, tmp_path / "whole")
-    assert differing(run, tmp_path / "whole", 3) == []
+    assert_same(run, tmp_path / "whole", 3)
     assert not list(run.glob("checkpoints/*.tmp"))
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_program_and_its_workers(
-    tiny_config: Callable[..., DetectionConfig],
-    write_config: Callable[[DetectionConfig], Path],
-    differing: Compare,
-    tmp_path: Path,
-) -> None:
+def test_sigterm_to_the_program_and_its_workers(tiny_config: Any, assert_same: Any, tmp_path: Path) -> None:
     config, run = tiny_config(iterations=8, checkpoint_every=0), tmp_path / "run"
-    tool = [sys.executable, str(ROOT / "tools" / "train_net.py"), "--config-file", str(write_config(config))]
-    command = [*tool, "--output-dir", str(run), "--resume"]
-    pipe = subprocess.PIPE
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    tool = [sys.executable, str(ROOT / "tools" / "train_net.py"), "--config-file", str(tmp_path / "config.yaml")]
+    command, pipe = [*tool, "--output-dir", str(run), "--resume"], subprocess.PIPE
     process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
     assert process.stdout is not None
     while not process.stdout.readline().lstrip().startswith("2/8"):
@@ -151,4 +134,4 @@ def test_sigterm_to_the_program_and_its_workers(
     assert 2 <= saved < 8
     run_training(config, run, resume=True)
     run_training(config, tmp_path / "whole")
-    assert differing(run, tmp_path / "whole", 8) == []
+    assert_same(run, tmp_path / "whole", 8)

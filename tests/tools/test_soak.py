@@ -1,42 +1,35 @@
 """Mirrors tools/soak.py: what it takes for memory, for a leak, and a training of a few steps."""
 
-from __future__ import annotations
-
 import mmap
 import os
 import re
-import runpy
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from detection.data.digits import write_digits
 
-ROOT = Path(__file__).parents[2]
+CONFIG = Path(__file__).parents[2] / "configs" / "digits" / "resnet18_c4.yaml"
 
 
 @pytest.fixture(scope="module")
-def tool() -> dict[str, Any]:
-    """What its ``main`` finds under the names of its file."""
-    return runpy.run_path(str(ROOT / "tools" / "soak.py"))["main"].__globals__
+def tool(names_of):
+    return names_of("soak.py")
 
 
-def test_memory_of_a_process(tool: dict[str, Any]) -> None:
+def test_memory_of_a_process(tool) -> None:
     content = b"1" * (64 << 20)  # made before, since an allocator may keep it
     before = tool["memory_mib"](os.getpid())
     # From the system: an allocator may have as much left over from what went before.
     with mmap.mmap(-1, len(content), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as held:
         held.write(content)
-        after = tool["memory_mib"](os.getpid())
-    assert after - before == pytest.approx(64, abs=1)
+        assert tool["memory_mib"](os.getpid()) - before == pytest.approx(64, abs=1)
 
 
-def test_slope_is_that_of_the_second_half(tool: dict[str, Any]) -> None:
-    steps = [100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
+def test_slope_is_that_of_the_second_half(tool) -> None:
     trainer = [7.0, 90.0, 95.0, 96.0, 99.0, 100.0, 101.0, 120.0, 103.0, 104.0]  # with a peak at 800
-    memory = tool["Memory"](steps=steps, trainer=trainer, workers=[3.0] * 10)
+    memory = tool["Memory"](steps=list(range(100, 1001, 100)), trainer=trainer, workers=[3.0] * 10)
     assert memory.slope(memory.trainer) == pytest.approx(10)
     assert memory.slope(memory.workers) == pytest.approx(0)
 
@@ -44,18 +37,12 @@ def test_slope_is_that_of_the_second_half(tool: dict[str, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("limit", "status"), [("1e9", 0), ("-1e9", 1)])
 def test_a_short_soak(
-    tool: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    limit: str,
-    status: int,
+    tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], limit: str, status: int
 ) -> None:
     root = write_digits(tmp_path, num_train=4, num_test=1).parent
-    config = str(ROOT / "configs" / "digits" / "resnet18_c4.yaml")
-    sizes = ["data.shorter_side=64", "data.longer_side=96", "solver.images_per_step=1"]
-    command = ["soak.py", "--config-file", config, "--steps", "4", f"--limit={limit}", "device=cpu"]
-    monkeypatch.setattr(sys, "argv", [*command, f"data.root={root}", *sizes])
+    changes = ["data.shorter_side=64", "data.longer_side=96", "solver.images_per_step=1", "device=cpu"]
+    options = ["--config-file", str(CONFIG), "--steps", "4", f"--limit={limit}", f"data.root={root}", *changes]
+    monkeypatch.setattr(sys, "argv", ["soak.py", *options])
     monkeypatch.setitem(tool, "SAMPLES", 4)
     assert tool["main"]() == status
     lines = capsys.readouterr().out.splitlines()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +15,11 @@ from detection.evaluation.jackknife import jackknife
 IMAGES = 80
 
 
-def write(folder: Path, right: Sequence[float], digest: str = "same") -> Path:
+def write(folder: Path, share: float, seed: int = 0, digest: str = "same") -> Path:
+    """A run that was right in about this share of the images."""
     folder.mkdir(parents=True)
-    content = {"images": digest, "figures": {"classification.top1": list(right)}}
-    (folder / "per_image.json").write_text(json.dumps(content))
+    figures = {"classification.top1": answers(share, seed)}
+    (folder / "per_image.json").write_text(json.dumps({"images": digest, "figures": figures}))
     return folder
 
 
@@ -30,20 +29,17 @@ def answers(share: float, seed: int) -> list[float]:
 
 def test_the_deviation_over_images_is_that_of_a_share() -> None:
     right = answers(0.7, 0)
-    sample = jackknife(image_statistic({"classification.top1": right}), IMAGES)
-    share = sum(right) / IMAGES
+    sample, share = jackknife(image_statistic({"classification.top1": right}), IMAGES), sum(right) / IMAGES
     assert sample.values.tolist() == [pytest.approx(share)]
-    variance = float((sample.influence**2).sum())
-    assert math.sqrt(variance) == pytest.approx(math.sqrt(share * (1 - share) / (IMAGES - 1)))
+    deviation = math.sqrt(float((sample.influence**2).sum()))
+    assert deviation == pytest.approx(math.sqrt(share * (1 - share) / (IMAGES - 1)))
 
 
-def test_a_clear_difference_is_claimed_and_none_is_not(tmp_path: Path, resdet: Callable[..., Any]) -> None:
-    shares = {"weak": 0.2, "strong": 0.8, "same": 0.8}
-    runs = {
-        name: [write(tmp_path / name / str(seed), answers(share, 10 * place + seed)) for seed in range(3)]
-        for place, (name, share) in enumerate(shares.items())
-    }
-    words = [f"{name}={','.join(map(str, own))}" for name, own in runs.items()]
+def test_a_clear_difference_is_claimed_and_none_is_not(tmp_path: Path, resdet) -> None:
+    words = []
+    for place, (name, share) in enumerate({"weak": 0.2, "strong": 0.8, "same": 0.8}.items()):
+        runs = [str(write(tmp_path / name / str(seed), share, 10 * place + seed)) for seed in range(3)]
+        words.append(f"{name}={','.join(runs)}")
     outcome = resdet("compare-classifiers", *words, "--output-dir", tmp_path / "report")
     assert outcome.status == 0, outcome.err
     assert "strong is better than weak by " in outcome.out
@@ -55,21 +51,22 @@ def test_a_clear_difference_is_claimed_and_none_is_not(tmp_path: Path, resdet: C
 
 
 def test_one_seed_says_nothing_of_methods(tmp_path: Path) -> None:
-    runs = {name: [write(tmp_path / name, answers(share, 1))] for name, share in (("a", 0.2), ("b", 0.9))}
-    result = compare_classifiers(runs, tmp_path / "report")
-    assert result["variants"]["a"]["methods"] is None
-    assert "b is better than a" in (tmp_path / "report" / "report.md").read_text()
-    assert "nothing is said of the methods, which takes" in (tmp_path / "report" / "report.md").read_text()
+    runs = {name: [write(tmp_path / name, share, 1)] for name, share in (("a", 0.2), ("b", 0.9))}
+    assert compare_classifiers(runs, tmp_path / "report")["variants"]["a"]["methods"] is None
+    said = (tmp_path / "report" / "report.md").read_text()
+    assert "b is better than a" in said
+    assert "nothing is said of the methods" in said
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
-    one = write(tmp_path / "one", answers(0.5, 0))
-    with pytest.raises(ValueError, match="takes two or more variants"):
-        compare_classifiers({"a": [one]}, tmp_path)
-    with pytest.raises(ValueError, match=r"absent has no per_image\.json"):
-        compare_classifiers({"a": [one], "b": [tmp_path / "absent"]}, tmp_path)
-    with pytest.raises(ValueError, match=r"other of b was tested on other images than .*one of a"):
-        compare_classifiers({"a": [one], "b": [write(tmp_path / "other", answers(0.5, 0), "else")]}, tmp_path)
+    one, other = write(tmp_path / "one", 0.5), write(tmp_path / "other", 0.5, digest="else")
+    for more, message in (
+        ({}, "takes two or more variants"),
+        ({"b": [tmp_path / "absent"]}, r"absent has no per_image\.json"),
+        ({"b": [other]}, r"other of b was tested on other images than .*one of a"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare_classifiers({"a": [one], **more}, tmp_path)
 
 
 def test_shares_are_read_back_whole_and_take_a_bit_where_all_are_right_or_wrong(tmp_path: Path) -> None:

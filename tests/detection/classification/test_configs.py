@@ -27,18 +27,17 @@ def picture(path: Path, side: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def run(path: Path, root: Path, output: Path, *changes: str) -> dict[str, Any]:
-    config = load_config(ClassificationConfig, path, [*QUICK, f"data.root={root}", *changes])
+def run(name: str, root: Path, output: Path, *changes: str) -> dict[str, Any]:
+    config = load_config(ClassificationConfig, CONFIGS / f"{name}.yaml", [*QUICK, f"data.root={root}", *changes])
     result = run_pretraining(config, output)
-    losses = (output / "metrics.jsonl").read_text()
-    assert "NaN" not in losses
+    assert "NaN" not in (output / "metrics.jsonl").read_text()
     return result
 
 
 @pytest.fixture(scope="module")
-def tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    folder, lines = root / "tiny-imagenet-200", list[str]()
+def tiny_imagenet(tmp_path_factory) -> Path:
+    root, lines = tmp_path_factory.mktemp("data"), list[str]()
+    folder = root / "tiny-imagenet-200"
     for number, name in enumerate(("n01443537", "n01629819", "n01641577")):
         for image in range(2):
             picture(folder / "train" / name / "images" / f"{name}_{image}.JPEG", 64)
@@ -51,48 +50,35 @@ def tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def amazon(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    lines = ["image_name,tags"]
-    for number in range(20):
-        picture(root / "amazon" / "train-jpg" / f"train_{number}.jpg", 256)
-        lines.append(f"train_{number},{'haze primary' if number % 2 else 'clear primary water'}")
-    (root / "amazon" / "train_v2.csv").write_text("\n".join(lines) + "\n")
-    return root
-
-
 @pytest.mark.parametrize(
     "name", [name if name == "net5_5x5" else pytest.param(name, marks=pytest.mark.slow) for name in TINY]
 )
-def test_tiny_imagenet(tiny_imagenet: Path, tmp_path: Path, name: str) -> None:
-    result = run(CONFIGS / "tiny_imagenet" / f"{name}.yaml", tiny_imagenet, tmp_path)
+def test_tiny_imagenet(tiny_imagenet, tmp_path: Path, name: str) -> None:
+    result = run(f"tiny_imagenet/{name}", tiny_imagenet, tmp_path)
     assert (result["images"], result["classification"]["top5"]) == (3, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", AMAZON)
-def test_amazon(amazon: Path, tmp_path: Path, name: str) -> None:
+def test_amazon(tmp_path: Path, name: str) -> None:
+    for number in range(20):
+        picture(tmp_path / "amazon" / "train-jpg" / f"train_{number}.jpg", 256)
+    lines = [f"train_{number},{'haze primary' if number % 2 else 'clear primary water'}" for number in range(20)]
+    (tmp_path / "amazon" / "train_v2.csv").write_text("\n".join(["image_name,tags", *lines]) + "\n")
     small = ("backbone.weights=null", "data.augment=[{RandomCrop: {height: 64, width: 64}}]", "data.shorter_side=64")
-    views = (
-        "data.longer_side=64",
-        "classification.crop=64",
-        "classification.shorter_side=64",
-        "solver.evaluate_every=0",
-    )
+    views = ("data.longer_side=64", "classification.crop=64", "classification.shorter_side=64")
     cells = ("backbone.roi_size=1",) if name.startswith("vgg") else ()  # of fc6, which has most of the parameters
-    result = run(CONFIGS / "amazon" / f"{name}.yaml", amazon, tmp_path, *small, *views, *cells)
-    assert result["images"] == 2
-    assert len(result["thresholds"]) == 17
+    changes = (*small, *views, *cells, "solver.evaluate_every=0")
+    result = run(f"amazon/{name}", tmp_path, tmp_path / "run", *changes)
+    assert (result["images"], len(result["thresholds"])) == (2, 17)
     assert math.isfinite(result["tags"]["F2"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LIBRARY)
-def test_networks_of_libraries(tiny_imagenet: Path, tmp_path: Path, name: str) -> None:
+def test_networks_of_libraries(tiny_imagenet, tmp_path: Path, name: str) -> None:
     sets = ("data.train=[tiny_imagenet:train]", "data.test=[tiny_imagenet:val]", "data.augment=[]")
     side = 299 if name == "inception_v3" else 64  # its auxiliary classifier takes no less
-    sizes = (f"data.shorter_side={side}", f"data.longer_side={side}")
-    views = (f"classification.crop={side}", f"classification.shorter_side={side}")
-    result = run(CONFIGS / "imagenet" / f"cls_{name}.yaml", tiny_imagenet, tmp_path, *sets, *sizes, *views)
-    assert result["images"] == 3
+    keys = ("data.shorter_side", "data.longer_side", "classification.crop", "classification.shorter_side")
+    changes = (*sets, *(f"{key}={side}" for key in keys))
+    assert run(f"imagenet/cls_{name}", tiny_imagenet, tmp_path, *changes)["images"] == 3

@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from backbones.classifier import Classifier
 from backbones.registry import build_backbone
 from detection.classification.compare import read_shares
-from detection.classification.config import ClassificationConfig, ClassifierConfig, ClassifierSolverConfig
+from detection.classification.config import ClassificationConfig
 from detection.classification.model import ImageClassifier
 from detection.classification.tags import choose_thresholds, f_beta, tag_figures
 from detection.classification.task import evaluate_classifiers, format_accuracy, run_pretraining
-from detection.config.sections import BackboneConfig, DataConfig
+from detection.config.load import parse_config
 from detection.engine.checkpoint import read_checkpoint
 from detection.padded import Targets
-from detection.structures import ImageBatch, Target
+from detection.structures import ImageBatch
 
+SIDE = 16
 CARD = """
 format: image_tags
 root: ROOT
@@ -33,10 +33,17 @@ splits:
   val: {tags: train_v2.csv, images: train-jpg, fraction: [0.6, 0.8]}
   test: {tags: train_v2.csv, images: train-jpg, fraction: [0.8, 1]}
 """
-SIDE = 16
+CONFIG = f"""
+backbone: {{name: cifar_resnet20, norm: bn}}
+data: {{train: [ROOT/chips.yaml:train], val: [ROOT/chips.yaml:val], test: [ROOT/chips.yaml:test],
+       shorter_side: {SIDE}, longer_side: {SIDE}, workers: 0}}
+solver: {{iterations: 60, images_per_step: 12, base_lr: 0.05, steps: [45], best_metric: tags.F2, evaluate_every: 60}}
+classification: {{crop: {SIDE}, shorter_side: {SIDE}, tags: true, loss: LOSS}}
+device: cpu
+"""
 
 
-def bits(*rows: str) -> Tensor:
+def bits(*rows: str) -> torch.Tensor:
     return torch.tensor([[mark == "1" for mark in row] for row in rows])
 
 
@@ -53,53 +60,38 @@ def test_chosen_thresholds_are_as_good_as_any_of_the_grid() -> None:
     truth = torch.rand(60, 2, generator=random) < torch.tensor([0.5, 0.2])
     shift = torch.tensor([0.0, -0.3])  # the second class has lower probabilities
     probabilities = (0.5 * truth + 0.5 * torch.rand(60, 2, generator=random) + shift).clamp(0.0, 0.99)
-    thresholds = choose_thresholds(probabilities, truth)
-    grid = torch.arange(1, 100) / 100
+    thresholds, grid = choose_thresholds(probabilities, truth), torch.arange(1, 100) / 100
     every = [f_beta(probabilities > torch.stack([a, b]), truth).mean() for a in grid for b in grid]
     own = f_beta(probabilities > thresholds, truth).mean()
-    shared = max(f_beta(probabilities > step, truth).mean() for step in grid)
     assert own == pytest.approx(float(max(every)), abs=5e-3)
-    assert own > shared
-
-
-def target(*labels: int, ignored: int = 0) -> Target:
-    count = len(labels) + ignored
-    return Target(
-        boxes=torch.tensor([[0.0, 0.0, 8.0, 8.0]]).repeat(count, 1),
-        labels=torch.tensor([*labels, *[2] * ignored], dtype=torch.int64),
-        ignore=torch.tensor([False] * len(labels) + [True] * ignored),
-    )
+    assert own > max(f_beta(probabilities > step, truth).mean() for step in grid)  # a threshold that all share
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-def test_losses_by_hand(loss: Any) -> None:
-    model = ImageClassifier(Classifier(build_backbone("cifar_resnet20"), 3), loss=loss, tags=True).eval()
-    assert isinstance(model.network, Classifier)
-    torch.nn.init.zeros_(model.network.fc.weight)
-    logits = torch.tensor([0.5, -1.0, 2.0])
-    with torch.no_grad():
-        model.network.fc.bias.copy_(logits)
-    images = ImageBatch.from_images([torch.zeros(3, 8, 8, dtype=torch.uint8)] * 3)
-    targets = Targets.pad([target(0, 1, 0), target(2), target(ignored=1)])
-    value = model(images, targets)["classification"].item()
-    if loss == "softmax":  # two classes share the first image; the last has none
-        log = logits.log_softmax(0)
+def test_losses_by_hand(loss: Any, make_target) -> None:
+    network = Classifier(build_backbone("cifar_resnet20"), 3)
+    network.fc.weight.data.zero_()
+    network.fc.bias.data = logits = torch.tensor([0.5, -1.0, 2.0])
+    model = ImageClassifier(network, loss=loss, tags=True).eval()
+    images, box = ImageBatch.from_images([torch.zeros(3, 8, 8, dtype=torch.uint8)] * 3), (0.0, 0.0, 8.0, 8.0)
+    # two classes share the first image; the last has none
+    targets = Targets.pad(
+        [make_target([box] * 3, [0, 1, 0]), make_target([box], [2]), make_target([box], [2], ignore=[True])]
+    )
+    if loss == "softmax":
+        shares, log = logits.softmax(0), logits.log_softmax(0)
         expected = -(0.5 * (log[0] + log[1]) + log[2]) / 3
     else:
-        wanted = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
-        p = logits.sigmoid()
-        expected = -(wanted * p.log() + (1 - wanted) * (1 - p).log()).mean()
-    assert value == pytest.approx(float(expected), rel=1e-5)
-    assert model(images)[0].tolist() == pytest.approx(
-        (logits.softmax(0) if loss == "softmax" else logits.sigmoid()).tolist()
-    )
+        shares, wanted = logits.sigmoid(), torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+        expected = -(wanted * shares.log() + (1 - wanted) * (1 - shares).log()).mean()
+    assert model(images, targets)["classification"].item() == pytest.approx(float(expected), rel=1e-5)
+    assert model(images)[0].tolist() == pytest.approx(shares.tolist())
 
 
-def make_config(folder: Path, loss: Any, **options: Any) -> ClassificationConfig:
+def make_config(folder: Path, loss: str) -> ClassificationConfig:
     """Pictures in which every colour is there or not, and a run on them."""
-    random = np.random.default_rng(0)
+    random, lines = np.random.default_rng(0), ["image_name,tags"]
     (folder / "train-jpg").mkdir(parents=True)
-    lines = ["image_name,tags"]
     for number in range(100):
         marks = random.permutation([True, random.random() < 0.5, random.random() < 0.3])
         pixels = np.clip(60 + 150 * marks + random.normal(0, 20, (SIDE, SIDE, 3)), 0, 255)
@@ -108,16 +100,7 @@ def make_config(folder: Path, loss: Any, **options: Any) -> ClassificationConfig
         lines.append(f"train_{number},{' '.join(tags)}")
     (folder / "train_v2.csv").write_text("\n".join(lines) + "\n")
     (folder / "chips.yaml").write_text(CARD.replace("ROOT", str(folder)))
-    sets: dict[str, Any] = {split: (f"{folder}/chips.yaml:{split}",) for split in ("train", "val", "test")}
-    return ClassificationConfig(
-        backbone=BackboneConfig(name="cifar_resnet20", norm="bn"),
-        data=DataConfig(**sets, shorter_side=SIDE, longer_side=SIDE, workers=0),
-        solver=ClassifierSolverConfig(
-            iterations=60, images_per_step=12, base_lr=0.05, steps=(45,), best_metric="tags.F2", evaluate_every=60
-        ),
-        classification=ClassifierConfig(crop=SIDE, shorter_side=SIDE, tags=True, loss=loss, **options),
-        device="cpu",
-    )
+    return parse_config(ClassificationConfig, CONFIG.replace("ROOT", str(folder)).replace("LOSS", loss))
 
 
 @pytest.mark.slow
@@ -130,16 +113,13 @@ def test_learns_the_colours_and_two_runs_are_an_ensemble(loss: str, tmp_path: Pa
     assert set(result["thresholds"]) == {"red", "green", "blue"}
     shares = read_shares(tmp_path / "run")[1]["tags.F2"]
     assert sum(shares) / len(shares) == pytest.approx(result["tags"]["F2"])
-    run = read_checkpoint(tmp_path / "run", ClassificationConfig)
     other = run_pretraining(replace(config, seed=1), tmp_path / "other")
-    both = evaluate_classifiers(
-        config, [run, read_checkpoint(tmp_path / "other", ClassificationConfig)], tmp_path / "both"
-    )
+    runs = [read_checkpoint(tmp_path / name, ClassificationConfig) for name in ("run", "other")]
+    both = evaluate_classifiers(config, runs, tmp_path / "both")
     assert both["tags"]["F2"] >= min(result["tags"]["F2"], other["tags"]["F2"]) - 0.05
     assert f"20 images, views: crop, thresholds chosen on {config.data.val[0]}" in format_accuracy(both)
-    unchosen = evaluate_classifiers(replace(config, data=replace(config.data, val=())), [run], tmp_path / "fixed")
+    unchosen = evaluate_classifiers(replace(config, data=replace(config.data, val=())), runs[:1], tmp_path / "fixed")
     assert (set(unchosen["thresholds"].values()), unchosen["thresholds_chosen_on"]) == ({0.2}, [])
+    wrong = replace(config, solver=replace(config.solver, best_metric="classification.top1"))
     with pytest.raises(ValueError, match=r"best_metric 'classification\.top1' names no figure"):
-        run_pretraining(
-            replace(config, solver=replace(config.solver, best_metric="classification.top1")), tmp_path / "no"
-        )
+        run_pretraining(wrong, tmp_path / "no")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,27 +26,21 @@ from detection.classification.compare import read_shares
 from detection.classification.config import ClassificationConfig, ClassifierConfig, ClassifierSolverConfig
 from detection.classification.exits import exit_costs
 from detection.classification.library import load_published
-from detection.classification.model import ImageClassifier
-from detection.classification.task import (
-    build_classifier,
-    evaluate_classifiers,
-    evaluate_weights,
-    format_accuracy,
-    run_pretraining,
-)
+from detection.classification.task import build_classifier, evaluate_classifiers, evaluate_weights, run_pretraining
 from detection.config.detection import AnchorConfig, BoxConfig, DetectionConfig, DetectorBackboneConfig
 from detection.config.load import load_config
 from detection.config.sections import BackboneConfig, DataConfig
-from detection.engine.checkpoint import read_checkpoint
+from detection.engine.checkpoint import Checkpoint, read_checkpoint
 from detection.engine.log import RunLog
 from detection.engine.loop import NotFiniteError
 
 SIDE = 32
 COLOURS = {"red": (200, 60, 60), "green": (60, 190, 60), "blue": (60, 60, 220)}
 STEPS = 20
+Finished = tuple[Path, dict[str, Any]]  # a run's directory and its result
 
 
-def draw(folder: Path, count: int, *, seed: int, classes: Sequence[str] = tuple(COLOURS)) -> None:
+def draw(folder: Path, count: int, *, seed: int = 0, classes: Sequence[str] = tuple(COLOURS)) -> None:
     """``count`` pictures of every class: its colour and noise."""
     random = np.random.default_rng(seed)
     for name in classes:
@@ -56,618 +50,409 @@ def draw(folder: Path, count: int, *, seed: int, classes: Sequence[str] = tuple(
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number}.png")
 
 
-def write_card(root: Path, **keys: Any) -> str:
+def folder_card(root: Path, classes: Sequence[str] | None = tuple(COLOURS)) -> str:
     splits = {split: {"folder": split} for split in ("train", "test")}
-    card = {"format": "image_folder", "root": str(root), "classes": list(COLOURS), "splits": splits} | keys
+    names = {} if classes is None else {"classes": list(classes)}
     path = root / "colours.yaml"
-    path.write_text(yaml.safe_dump({key: value for key, value in card.items() if value is not None}))
+    path.write_text(yaml.safe_dump({"format": "image_folder", "root": str(root), "splits": splits, **names}))
     return str(path)
 
 
-def make_root(folder: Path) -> Path:
-    draw(folder / "train", 8, seed=0)
-    draw(folder / "test", 4, seed=1)
-    write_card(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_root(tmp_path_factory.mktemp("colours"))
-
-
-def make_config(root: Path, **options: Any) -> ClassificationConfig:
-    sizes: dict[str, Any] = {"crop": SIDE, "shorter_side": SIDE}
-    return ClassificationConfig(
-        backbone=BackboneConfig(name="cifar_resnet20", norm="bn"),
-        data=DataConfig(
-            train=(f"{root}/colours.yaml:train",),
-            test=(f"{root}/colours.yaml:test",),
-            root=str(root),
-            shorter_side=SIDE,
-            longer_side=SIDE,
-            augment=(
-                {"Pad": {"padding": 4}},
-                {"RandomCrop": {"height": SIDE, "width": SIDE}},
-                {"HorizontalFlip": {"p": 0.5}},
-            ),
-            workers=0,
-        ),
-        solver=ClassifierSolverConfig(
-            iterations=STEPS,
-            images_per_step=12,
-            base_lr=0.02,
-            steps=(14,),
-            checkpoint_every=8,
-            log_every=1,
-        ),
-        classification=ClassifierConfig(**sizes | options),
-        device="cpu",
+def make_config(tmp_path_factory) -> Callable[..., ClassificationConfig]:
+    root = tmp_path_factory.mktemp("colours")
+    draw(root / "train", 8)
+    draw(root / "test", 4, seed=1)
+    card = folder_card(root)
+    moves: Any = (
+        {"Pad": {"padding": 4}},
+        {"RandomCrop": {"height": SIDE, "width": SIDE}},
+        {"HorizontalFlip": {"p": 0.5}},
     )
+    sides: Any = {"shorter_side": SIDE, "longer_side": SIDE}
+    schedule: Any = {"iterations": STEPS, "images_per_step": 12, "base_lr": 0.02, "steps": (14,)}
+
+    def make(**options: Any) -> ClassificationConfig:
+        return ClassificationConfig(
+            backbone=BackboneConfig(name="cifar_resnet20", norm="bn"),
+            data=DataConfig(train=(f"{card}:train",), test=(f"{card}:test",), augment=moves, workers=0, **sides),
+            solver=ClassifierSolverConfig(**schedule, checkpoint_every=8, log_every=1),
+            classification=ClassifierConfig(**{"crop": SIDE, "shorter_side": SIDE, **options}),
+            device="cpu",
+        )
+
+    return make
 
 
 @pytest.fixture(scope="module")
-def config(root: Path) -> ClassificationConfig:
+def config(make_config) -> ClassificationConfig:
     """With all that draws numbers."""
-    return make_config(root, mixup=0.2, label_smoothing=0.1)
+    return make_config(mixup=0.2, label_smoothing=0.1)
 
 
-def with_solver(config: ClassificationConfig, **options: Any) -> ClassificationConfig:
-    return replace(config, solver=replace(config.solver, **options))
-
-
-def with_data(config: ClassificationConfig, **options: Any) -> ClassificationConfig:
-    return replace(config, data=replace(config.data, **options))
+def having(config: ClassificationConfig, **sections: dict[str, Any]) -> ClassificationConfig:
+    return replace(config, **{name: replace(getattr(config, name), **own) for name, own in sections.items()})
 
 
 def one_step(config: ClassificationConfig, **backbone: Any) -> ClassificationConfig:
     """A run of a single step without a test."""
-    quick = with_solver(with_data(config, test=()), iterations=1, images_per_step=4)
-    return replace(quick, backbone=replace(quick.backbone, **backbone))
+    return having(config, data={"test": ()}, solver={"iterations": 1, "images_per_step": 4}, backbone=backbone)
 
 
 @pytest.fixture(scope="module")
-def finished(config: ClassificationConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The directory and the result of a run that nothing interrupted."""
+def finished(config, tmp_path_factory) -> Finished:
+    """A run that nothing interrupted."""
     output = tmp_path_factory.mktemp("runs") / "finished"
     return output, run_pretraining(config, output)
 
 
 @pytest.fixture(scope="module")
-def started(config: ClassificationConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def started(config, tmp_path_factory) -> Path:
     """A run of one step of a ResNet-18."""
     output = tmp_path_factory.mktemp("runs") / "resnet18"
     run_pretraining(one_step(config, name="resnet18"), output)
     return output
 
 
-@pytest.fixture(scope="module")
-def other(config: ClassificationConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of another seed that is not done."""
-    output = tmp_path_factory.mktemp("runs") / "other"
-    run_pretraining(replace(one_step(config), seed=5), output)
-    return output
+def load(run: Path) -> Checkpoint[ClassificationConfig]:
+    return read_checkpoint(run, ClassificationConfig)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def losses(run: Path) -> set[str]:
+    return {name.removeprefix("loss/") for name in metrics(run)[0] if name.startswith("loss/")}
+
+
 def weights_of(run: Path, iteration: int) -> dict[str, Tensor]:
     return load_file(run / "checkpoints" / f"{iteration:07d}.safetensors")
 
 
-def differing(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
+def assert_equal(first, second) -> None:
     assert set(first) == set(second)
-    return [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
+    assert [name for name, tensor in first.items() if not torch.equal(tensor, second[name])] == []
 
 
 class Killed(BaseException):
     """Ends a run as a kill does: nothing is saved on the way out."""
 
 
-def killed_at(step: int) -> Callable[..., None]:
-    """RunLog.metrics that ends the run as a kill does, right after ``step`` was reported."""
+def killed(config: ClassificationConfig, output: Path, *, at: int) -> None:
+    """A run that ends as by a kill right after it reported a step."""
     record = RunLog.metrics
 
-    def interrupt(log: RunLog, iteration: int, values: Mapping[str, float]) -> None:
+    def interrupt(log: RunLog, iteration: int, values: Any) -> None:
         record(log, iteration, values)
-        if iteration == step:
+        if iteration == at:
             raise Killed
 
-    return interrupt
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "metrics", interrupt)
+        with pytest.raises(Killed):
+            run_pretraining(config, output)
 
 
-class TestWholeRun:
-    """What a run leaves behind."""
-
-    def test_learns_the_colours(self, finished: tuple[Path, dict[str, Any]]) -> None:
-        assert finished[1]["classification"]["top1"] >= 0.9
-        first, last = (metrics(finished[0])[step]["loss/classification"] for step in (0, STEPS - 1))
-        assert last < first
-
-    def test_result_is_the_file(self, finished: tuple[Path, dict[str, Any]]) -> None:
-        output, result = finished
-        assert json.loads((output / "result.json").read_text()) == result
-        assert set(result) == {"classification", "images", "views", "trained", "weights"}
-        assert set(result["classification"]) == {"top1", "top5"}
-        assert result["classification"]["top5"] == 1  # of three classes
-        assert (result["images"], result["views"]) == (12, "crop")
-        _, shares = read_shares(output)
-        assert {name: sum(own) / len(own) for name, own in shares.items()} == {
-            f"classification.{name}": value for name, value in result["classification"].items()
-        }
-
-    def test_metrics(self, finished: tuple[Path, dict[str, Any]]) -> None:
-        *steps, evaluation = metrics(finished[0])
-        assert [line["iteration"] for line in steps] == list(range(1, STEPS + 1))
-        assert all(line["loss/total"] == line["loss/classification"] for line in steps)
-        assert evaluation["test/classification.top1"] == finished[1]["classification"]["top1"]
-        assert evaluation["test/classification.top5"] == 1
-
-    def test_checkpoint_knows_its_classes(self, finished: tuple[Path, dict[str, Any]]) -> None:
-        checkpoint = read_checkpoint(finished[0], ClassificationConfig)
-        assert (checkpoint.class_names, checkpoint.iteration) == (tuple(COLOURS), STEPS)
-
-    def test_going_on_equals_never_having_stopped(
-        self, config: ClassificationConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
-    ) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(RunLog, "metrics", killed_at(10))  # the checkpoint is of iteration 8
-            with pytest.raises(Killed):
-                run_pretraining(config, tmp_path)
-        torch.manual_seed(12345)
-        result = run_pretraining(config, tmp_path, resume=True)
-        assert differing(weights_of(tmp_path, STEPS), weights_of(finished[0], STEPS)) == []
-        names = ("iteration", "loss/classification", "learning_rate", "test/classification.top1")
-        ours, theirs = (
-            [[line.get(name) for name in names] for line in metrics(run)] for run in (tmp_path, finished[0])
-        )
-        assert ours == theirs
-        assert result["classification"] == finished[1]["classification"]
-
-    def test_other_run_in_the_directory_is_refused(
-        self, config: ClassificationConfig, finished: tuple[Path, dict[str, Any]]
-    ) -> None:
-        with pytest.raises(ValueError, match="add --resume"):
-            run_pretraining(config, finished[0])
-        assert run_pretraining(config, finished[0], resume=True) == finished[1]
-
-    @pytest.mark.parametrize(
-        ("views", "shown"), [("crop", f"crop {SIDE} of shorter_side {SIDE}"), ("dense", "scales 24, 32")]
-    )
-    def test_sizes_are_shown_before_training(
-        self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], views: str, shown: str
-    ) -> None:
-        run_pretraining(one_step(make_config(root, views=views, scales=(24, 32))), tmp_path)
-        line = f"images: data.shorter_side {SIDE} in training, classification.{shown} in a test"
-        assert line in capsys.readouterr().out
-
-    def test_accuracy_in_words(self) -> None:
-        result = {"classification": {"top1": 0.9125, "top5": 1.0}, "images": 10000, "views": "ten_crop"}
-        assert format_accuracy(result) == "top1 error 8.75, top5 error 0.00 % of 10000 images, views: ten_crop"
+def test_a_run_learns_and_its_figures_are_the_same_everywhere(config, finished, tmp_path: Path) -> None:
+    output, result = finished
+    assert result["classification"]["top1"] >= 0.9
+    assert (result["classification"]["top5"], result["images"], result["views"]) == (1, 12, "crop")  # of three classes
+    assert json.loads((output / "result.json").read_text()) == result
+    _, shares = read_shares(output)
+    own = {f"classification.{name}": value for name, value in result["classification"].items()}
+    assert {name: sum(values) / len(values) for name, values in shares.items()} == own
+    *steps, evaluation = metrics(output)
+    assert [line["iteration"] for line in steps] == list(range(1, STEPS + 1))
+    assert all(line["loss/total"] == line["loss/classification"] for line in steps)
+    assert steps[-1]["loss/total"] < steps[0]["loss/total"]
+    assert {f"test/{name}": value for name, value in own.items()}.items() <= evaluation.items()
+    assert (load(output).class_names, load(output).iteration) == (tuple(COLOURS), STEPS)
+    again = evaluate_classifiers(config, [load(output)], tmp_path)
+    assert again["classification"] == result["classification"]
+    assert json.loads((tmp_path / "result.json").read_text()) == again
 
 
-class TestOptions:
-    """What a config can ask for."""
-
-    def test_averaged_weights_are_tested_and_saved(self, config: ClassificationConfig, tmp_path: Path) -> None:
-        plain = with_solver(one_step(config), iterations=2)
-        run_pretraining(plain, tmp_path / "plain")
-        run_pretraining(with_solver(plain, ema_decay=0.5), tmp_path / "averaged")
-        trained, averaged = weights_of(tmp_path / "plain", 2), weights_of(tmp_path / "averaged", 2)
-        assert "network.fc.weight" in differing(trained, averaged)
-        state = torch.load(tmp_path / "averaged" / "checkpoints" / "0000002.state.pt", weights_only=True)
-        assert differing(state["ema"]["trained"], trained) == []
-
-    @pytest.mark.parametrize(
-        ("options", "losses"),
-        [
-            ({"network": "spp", "features": ("c1",)}, {"classification"}),
-            ({"network": "branchynet"}, {"classification", "exit_c1"}),
-            ({"network": "branchynet", "features": ("c1", "c0")}, {"classification", "exit_c0", "exit_c1"}),
-            ({"network": "relay", "features": ("c0", "c1")}, {"classification", "auxiliary"}),
-        ],
-        ids=["spp", "one exit", "two exits", "relay"],
-    )
-    def test_networks(self, root: Path, tmp_path: Path, options: dict[str, Any], losses: set[str]) -> None:
-        config = make_config(root, **options)
-        run_pretraining(one_step(config), tmp_path / "run")
-        (line,) = metrics(tmp_path / "run")
-        assert {name.removeprefix("loss/") for name in line if name.startswith("loss/")} == losses | {"total"}
-        result = evaluate_classifiers(
-            config, [read_checkpoint(tmp_path / "run", ClassificationConfig)], tmp_path / "test"
-        )
-        assert result["images"] == 12
-
-    def test_exits_are_curves_of_accuracy_against_cost(self, root: Path, tmp_path: Path) -> None:
-        config = make_config(root, network="branchynet", features=("c0", "c1"), exit_thresholds=(0.1, 9.0))
-        run_pretraining(one_step(config), tmp_path / "run")
-        run = [read_checkpoint(tmp_path / "run", ClassificationConfig)]
-        network = build_classifier(config, 3).network
-        assert isinstance(network, BranchyNet)
-        assert [rule.threshold for rule in network.rules.values()] == [0.1, 9.0]
-        exits = evaluate_classifiers(config, run, tmp_path / "test")["exits"]
-        assert [point["multiply_adds"] for point in (exits[0], exits[-1])] == [
-            costs[place] for costs in [exit_costs(network, SIDE)] for place in (-1, 0)
-        ]
-        assert (exits[0]["shares"], exits[-1]["shares"]) == ((0, 0, 1), (1, 0, 0))
-        assert (tmp_path / "test" / "exits.svg").is_file()
-
-    def test_networks_of_libraries_keep_their_head(self, root: Path, tmp_path: Path) -> None:
-        pytest.importorskip("timm")
-        config = one_step(make_config(root), name="timm:mobilenetv3_small_050")
-        run_pretraining(config, tmp_path / "run")
-        run = read_checkpoint(tmp_path / "run", ClassificationConfig)
-        assert (
-            evaluate_classifiers(with_data(config, test=make_config(root).data.test), [run], tmp_path / "test")[
-                "images"
-            ]
-            == 12
-        )
-        # another run starts from its layers, of other classes or these, and a detector's trunk too
-        again = build_classifier(one_step(config, weights=str(tmp_path / "run")), 5).state_dict()
-        name = "network.model.blocks.0.0.conv_dw.weight"
-        assert torch.equal(again[name], run.weights[name])
-        backbone = DetectorBackboneConfig(name=config.backbone.name, norm="bn", weights=str(tmp_path / "run"))
-        detector = build_detector(DetectionConfig(backbone=backbone, box=BoxConfig(head="fc", head_channels=16)), 5)
-        assert torch.equal(detector.state_dict()["backbone.trunk.blocks.0.0.conv_dw.weight"], run.weights[name])
-        with pytest.raises(ValueError, match=r"no option freeze_at; of backbone it takes name, weights, norm"):
-            build_classifier(one_step(config, freeze_at=2), 3)
-        with pytest.raises(ValueError, match=r"classification\.features must be \[\], got \['c4'\]"):
-            build_classifier(replace(config, classification=replace(config.classification, features=("c4",))), 3)
-
-    def test_published_weights_are_tested_with_their_head(self, root: Path, tmp_path: Path) -> None:
-        config = make_config(root)
-        trained = build_classifier(config, 3).network
-        plain = {
-            name.split(".", 1)[1] if not name.startswith("fc.") else name: v for name, v in trained.state_dict().items()
-        }
-        torch.save(plain, tmp_path / "weights.pth")
-        published = replace(config, backbone=replace(config.backbone, weights=str(tmp_path / "weights.pth")))
-        result = evaluate_weights(published, tmp_path / "test")
-        assert (result["images"], result["weights"]) == (12, {"published": str(tmp_path / "weights.pth")})
-        model = ImageClassifier(trained)
-        torch.save({"conv1.weight": plain["conv1.weight"]}, tmp_path / "weights.pth")
-        with pytest.raises(ValueError, match=r"(?s)nothing was loaded.*missing"):
-            load_published(model.network, published.backbone)
-        with pytest.raises(ValueError, match=r"backbone\.weights is unset"):
-            load_published(model.network, config.backbone)
-
-    def test_steps_in_parts_of_bfloat16_with_looks_at_the_validation_set(
-        self, config: ClassificationConfig, tmp_path: Path
-    ) -> None:
-        options = {"iterations": 2, "accumulate": 2, "precision": "bf16", "evaluate_every": 1, "optimizer": "adamw"}
-        run_pretraining(with_solver(with_data(config, val=config.data.test), **options), tmp_path)
-        assert ["classification.top1" in line for line in metrics(tmp_path)] == [False, True, False, True, False]
-
-    def test_detection_set_whose_images_show_one_class_each(
-        self,
-        config: ClassificationConfig,
-        make_voc: Callable[..., Path],
-        write_card: Callable[..., str],
-        tmp_path: Path,
-    ) -> None:
-        cat, dog = ("cat", (1, 1, 30, 30), False), ("dog", (1, 1, 30, 30), False)
-        make_voc({"a": [cat, cat], "b": [dog, ("cat", (1, 1, 9, 9), True)], "c": []})
-        spec = f"{write_card('voc')}:train"
-        voc = with_solver(with_data(config, train=(spec,), test=(spec,), root=str(tmp_path)), iterations=1)
-        assert run_pretraining(with_solver(voc, images_per_step=2), tmp_path / "run")["images"] == 2
-
-    def test_backbone_without_a_tail_is_refused(self, root: Path) -> None:
-        with pytest.raises(ValueError, match="c2 is one of the features"):
-            build_classifier(make_config(root, features=("c2",)), 3)
+def test_going_on_equals_never_having_stopped(config, finished, tmp_path: Path) -> None:
+    killed(config, tmp_path, at=10)  # the checkpoint is of iteration 8
+    torch.manual_seed(12345)
+    result = run_pretraining(config, tmp_path, resume=True)
+    assert_equal(weights_of(tmp_path, STEPS), weights_of(finished[0], STEPS))
+    names = ("iteration", "loss/classification", "learning_rate", "test/classification.top1")
+    ours, theirs = ([[line.get(name) for name in names] for line in metrics(run)] for run in (tmp_path, finished[0]))
+    assert ours == theirs
+    assert result["classification"] == finished[1]["classification"]
 
 
-class TestMistakes:
-    """They end before anything is trained."""
+def test_a_step_that_is_not_finite_is_taken_again_by_its_command(config, tmp_path: Path) -> None:
+    wild = having(config, solver={"base_lr": 1e30, "iterations": 3})
+    with pytest.raises(NotFiniteError, match=r"iteration 1: .*0000001\.json has all it takes") as error:
+        run_pretraining(wild, tmp_path / "run")
+    folder = tmp_path / "run" / "not_finite" / "0000001"
+    dump = json.loads(folder.with_suffix(".json").read_text())
+    assert dump["replay"] == f"resdet pretrain {folder / 'config.yaml'} --output-dir {folder} --resume"
+    with pytest.raises(NotFiniteError) as again:
+        run_pretraining(load_config(ClassificationConfig, folder / "config.yaml"), folder, resume=True)
+    assert again.value.files == error.value.files
+    assert str(again.value).partition(". Lower")[0] == str(error.value).partition(". Lower")[0]
 
-    def refused(self, config: ClassificationConfig, folder: Path, message: str) -> None:
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "names"),
+    [
+        ({}, {"network": "spp", "features": ("c1",)}, set()),
+        ({}, {"network": "relay", "features": ("c0", "c1"), "views": "dense", "scales": (24, 32)}, {"auxiliary"}),
+        ({}, {"cutmix": 1.0}, set()),
+        ({}, {"manifold_mixup": 2.0, "features": ("c0", "c1")}, set()),
+        ({"dropblock": 0.1}, {}, set()),
+        pytest.param({"name": "cifar_shake_shake26_2x32d"}, {}, set(), marks=pytest.mark.slow),
+        pytest.param({"name": "cifar_attention56", "attention": "naive"}, {}, set(), marks=pytest.mark.slow),
+    ],
+)
+def test_networks_and_regularisers_take_a_step(make_config, tmp_path, capsys, backbone, options, names) -> None:
+    config = having(make_config(**options), backbone=backbone)
+    run_pretraining(one_step(config), tmp_path / "run")
+    assert losses(tmp_path / "run") == {"classification", "total", *names}
+    assert math.isfinite(metrics(tmp_path / "run")[0]["loss/total"])
+    shown = "scales 24, 32" if "scales" in options else f"crop {SIDE} of shorter_side {SIDE}"
+    assert f"images: data.shorter_side {SIDE} in training, classification.{shown}" in capsys.readouterr().out
+    assert evaluate_classifiers(config, [load(tmp_path / "run")], tmp_path / "test")["images"] == 12
+
+
+def test_exits_are_curves_of_accuracy_against_cost(make_config, tmp_path: Path) -> None:
+    config = make_config(network="branchynet", features=("c1", "c0"), exit_thresholds=(0.1, 9.0))
+    run_pretraining(one_step(config), tmp_path / "run")
+    assert losses(tmp_path / "run") == {"classification", "exit_c0", "exit_c1", "total"}
+    network = build_classifier(config, 3).network
+    assert isinstance(network, BranchyNet)
+    assert [rule.threshold for rule in network.rules.values()] == [0.1, 9.0]
+    exits = evaluate_classifiers(config, [load(tmp_path / "run")], tmp_path / "test")["exits"]
+    cheapest, *_, dearest = exit_costs(network, SIDE)
+    assert [point["multiply_adds"] for point in (exits[0], exits[-1])] == [dearest, cheapest]
+    assert (exits[0]["shares"], exits[-1]["shares"]) == ((0, 0, 1), (1, 0, 0))
+    assert (tmp_path / "test" / "exits.svg").is_file()
+
+
+def test_networks_of_libraries_keep_their_head(make_config, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    config, run = one_step(make_config(), name="timm:mobilenetv3_small_050"), tmp_path / "run"
+    run_pretraining(config, run)
+    tested = having(config, data={"test": make_config().data.test})
+    assert evaluate_classifiers(tested, [load(run)], tmp_path / "test")["images"] == 12
+    # another run starts from its layers, of other classes or these, and a detector's trunk too
+    again = build_classifier(one_step(config, weights=str(run)), 5).state_dict()
+    layer, own = "blocks.0.0.conv_dw.weight", load(run).weights
+    assert torch.equal(again[f"network.model.{layer}"], own[f"network.model.{layer}"])
+    backbone = DetectorBackboneConfig(name=config.backbone.name, norm="bn", weights=str(run))
+    detector = build_detector(DetectionConfig(backbone=backbone, box=BoxConfig(head="fc", head_channels=16)), 5)
+    assert torch.equal(detector.state_dict()[f"backbone.trunk.{layer}"], own[f"network.model.{layer}"])
+    with pytest.raises(ValueError, match=r"no option freeze_at; of backbone it takes name, weights, norm"):
+        build_classifier(one_step(config, freeze_at=2), 3)
+    with pytest.raises(ValueError, match=r"classification\.features must be \[\], got \['c4'\]"):
+        build_classifier(having(config, classification={"features": ("c4",)}), 3)
+
+
+def test_published_weights_are_tested_with_their_head(make_config, tmp_path: Path) -> None:
+    config, path = make_config(), tmp_path / "weights.pth"
+    network = build_classifier(config, 3).network
+    plain = {n if n.startswith("fc.") else n.split(".", 1)[1]: value for n, value in network.state_dict().items()}
+    torch.save(plain, path)
+    published = having(config, backbone={"weights": str(path)})
+    result = evaluate_weights(published, tmp_path / "test")
+    assert (result["images"], result["weights"]) == (12, {"published": str(path)})
+    torch.save({"conv1.weight": plain["conv1.weight"]}, path)
+    with pytest.raises(ValueError, match=r"(?s)nothing was loaded.*missing"):
+        load_published(network, published.backbone)
+    with pytest.raises(ValueError, match=r"backbone\.weights is unset"):
+        load_published(network, config.backbone)
+
+
+def test_steps_in_parts_of_bfloat16_with_looks_at_the_validation_set(config, tmp_path: Path) -> None:
+    options = {"iterations": 2, "accumulate": 2, "precision": "bf16", "evaluate_every": 1, "optimizer": "adamw"}
+    run_pretraining(having(config, data={"val": config.data.test}, solver=options), tmp_path)
+    assert ["classification.top1" in line for line in metrics(tmp_path)] == [False, True, False, True, False]
+
+
+def test_a_detection_set_must_show_one_class_an_image(config, make_voc, write_card, tmp_path: Path) -> None:
+    cat, dog = ("cat", (1, 1, 30, 30), False), ("dog", (1, 1, 30, 30), False)
+    sets = {"train": (spec := (f"{write_card('voc')}:train",)), "test": spec, "root": str(tmp_path)}
+    voc = having(config, data=sets, solver={"iterations": 1, "images_per_step": 2})
+    make_voc({"a": [cat, cat], "b": [dog, ("cat", (1, 1, 9, 9), True)], "c": []})
+    assert run_pretraining(voc, tmp_path / "run")["images"] == 2
+    make_voc({"a": [cat, dog]})
+    refused(voc, tmp_path / "both", r"a\.jpg has objects of the classes cat, dog")
+
+
+@pytest.mark.slow
+def test_a_critic_goes_on_with_the_turn_it_was_at(make_config, tmp_path: Path) -> None:
+    small = one_step(make_config(network="attention_critic"), name="cifar_attention56")
+    config = having(small, solver={"iterations": 4, "checkpoint_every": 1})
+    run_pretraining(config, tmp_path / "whole")
+    killed(config, tmp_path / "killed", at=2)
+    run_pretraining(config, tmp_path / "killed", resume=True)
+    assert_equal(weights_of(tmp_path / "whole", 4), weights_of(tmp_path / "killed", 4))
+    turns = [(line["loss/critic"] != 0, line["loss/attention"] != 0) for line in metrics(tmp_path / "whole")]
+    assert turns[:4] == [(True, False), (False, True), (True, False), (False, True)]
+
+
+def refused(config: ClassificationConfig, run: Path, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_pretraining(config, run)
+    assert not run.exists()
+
+
+def test_figures_that_do_not_exist_and_other_classes_are_refused(config, finished, tmp_path: Path) -> None:
+    for name in ("classification.top2", "bbox.AP", "classification", ""):
+        wrong = having(config, solver={"best_metric": name})
+        refused(wrong, tmp_path / "run", f"solver.best_metric {name!r} names no ")
+    draw(tmp_path / "train", 1)
+    draw(tmp_path / "test", 1, classes=("red", "green"))
+    card = folder_card(tmp_path, None)
+    sets = having(config, data={"train": (f"{card}:train",), "test": (f"{card}:test",)})
+    refused(sets, tmp_path / "run", r"train has the classes \('blue', 'green', 'red'\), data\.test has \('green', 'r")
+    folder_card(tmp_path, ["red", "green"])
+    with pytest.raises(ValueError, match=r"was trained on 3 classes .*, the data set has 2"):
+        evaluate_classifiers(sets, [load(finished[0])], tmp_path / "result")
+    with pytest.raises(ValueError, match=r"data\.test is empty"):
+        evaluate_classifiers(having(config, data={"test": ()}), [load(finished[0])], tmp_path / "result")
+    assert not (tmp_path / "result").exists()
+    for options, message in (
+        ({"features": ("c2",)}, "c2 is one of the features"),  # so nothing is left as a tail
+        ({"network": "attention_critic"}, r"cifar_resnet20 can't be a classification\.network attention_critic"),
+    ):
         with pytest.raises(ValueError, match=message):
-            run_pretraining(config, folder / "run")
-        assert not (folder / "run").exists()
-
-    @pytest.mark.parametrize("name", ["classification.top2", "bbox.AP", "classification", ""])
-    def test_metric_that_does_not_exist(self, config: ClassificationConfig, tmp_path: Path, name: str) -> None:
-        self.refused(with_solver(config, best_metric=name), tmp_path, f"solver.best_metric {name!r} names no ")
-
-    def test_two_sets_of_other_classes(self, config: ClassificationConfig, tmp_path: Path) -> None:
-        root = tmp_path / "root"
-        draw(root / "train", 1, seed=0)
-        draw(root / "test", 1, seed=0, classes=("red", "green"))
-        card = write_card(root, classes=None)
-        sets = with_data(config, train=(f"{card}:train",), test=(f"{card}:test",))
-        self.refused(
-            sets, tmp_path, r"data\.train has the classes \('blue', 'green', 'red'\), data\.test has \('green', 'red'\)"
-        )
-
-    def test_image_of_two_classes(
-        self,
-        config: ClassificationConfig,
-        make_voc: Callable[..., Path],
-        write_card: Callable[..., str],
-        tmp_path: Path,
-    ) -> None:
-        make_voc({"a": [("cat", (1, 1, 30, 30), False), ("dog", (1, 1, 30, 30), False)]})
-        spec = f"{write_card('voc')}:train"
-        both = with_data(config, train=(spec,), test=(), root=str(tmp_path))
-        self.refused(both, tmp_path, r"a\.jpg has objects of the classes cat, dog")
+            build_classifier(having(config, classification=options), 3)
 
 
-class TestNotFinite:
-    """A step that can't be taken."""
-
-    def test_its_command_takes_it_again(self, config: ClassificationConfig, tmp_path: Path) -> None:
-        wild = with_solver(config, base_lr=1e30, iterations=3)
-        with pytest.raises(NotFiniteError, match=r"iteration 1: .*0000001\.json has all it takes") as error:
-            run_pretraining(wild, tmp_path / "run")
-        folder = tmp_path / "run" / "not_finite" / "0000001"
-        dump = json.loads(folder.with_suffix(".json").read_text())
-        assert dump["replay"] == (f"resdet pretrain {folder / 'config.yaml'} --output-dir {folder} --resume")
-        with pytest.raises(NotFiniteError) as again:
-            run_pretraining(load_config(ClassificationConfig, folder / "config.yaml"), folder, resume=True)
-        assert again.value.files == error.value.files
-        assert str(again.value).partition(". Lower")[0] == str(error.value).partition(". Lower")[0]
+def seen(config: ClassificationConfig, runs: Sequence[Path], output: Path) -> tuple[Tensor, dict[str, Any]]:
+    """The probabilities (N, K) that a test of ``runs`` finds, and its result."""
+    found, ranks = list[Tensor](), classification._ranks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classification, "_ranks", lambda p, labels: found.append(p) or ranks(p, labels))
+        result = evaluate_classifiers(config, [load(run) for run in runs], output)
+    return torch.cat(found), result
 
 
-class TestTogether:
-    """Tests of one run or of several."""
+@pytest.mark.parametrize(
+    "options",
+    [{"views": "crop"}, {"views": "ten_crop", "crop": 28}, {"views": "dense", "scales": (32, 48)}],
+    ids=lambda options: options["views"],
+)
+def test_probabilities_are_the_average_over_runs_and_views(make_config, finished, tmp_path: Path, options) -> None:
+    other = tmp_path / "other"
+    run_pretraining(replace(one_step(make_config()), seed=5), other)
+    config, runs = make_config(**options), (finished[0], other)
+    alone = [seen(config, [run], tmp_path / "alone")[0] for run in runs]
+    both, result = seen(config, runs, tmp_path / "both")
+    assert both.shape == (12, 3)
+    torch.testing.assert_close(both, (alone[0] + alone[1]) / 2)
+    assert not torch.allclose(alone[0], alone[1])
+    right = both.argmax(dim=1) == torch.arange(3).repeat_interleave(4)
+    assert result["classification"]["top1"] == pytest.approx(right.float().mean().item())
+    assert (result["images"], result["views"]) == (12, options["views"])
+    if scales := options.get("scales"):  # views of an image are averaged after the softmax
+        single = [seen(make_config(views="dense", scales=(s,)), [other], tmp_path / "single")[0] for s in scales]
+        torch.testing.assert_close(alone[1], (single[0] + single[1]) / 2)
 
-    def seen(self, config: ClassificationConfig, runs: Sequence[Path], output: Path) -> tuple[Tensor, dict[str, Any]]:
-        """The probabilities (N, K) that a test of ``runs`` finds, and its result."""
-        found: list[Tensor] = []
-        ranks = classification._ranks
 
-        def look(probabilities: Tensor, labels: Tensor) -> list[int]:
-            found.append(probabilities)
-            return ranks(probabilities, labels)
+def test_places_and_the_top_five_of_six_classes(config, finished, tmp_path: Path) -> None:
+    probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [0.4, 0.4, 0.2], [0.4, 0.4, 0.2]])
+    assert classification._ranks(probabilities, torch.tensor([0, 1, 0, 1])) == [0, 1, 0, 1]
+    names = [f"class{number}" for number in range(6)]
+    for name in names:
+        (tmp_path / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "test" / name / "a.png")
+    six = having(config, data={"test": (f"{folder_card(tmp_path, names)}:test",)})
+    model = build_classifier(six, 6)
+    assert isinstance(model.network, Classifier)
+    torch.nn.init.zeros_(model.network.fc.weight)
+    model.network.fc.bias.data = torch.tensor([3.0, 5.0, 1.0, 0.0, 2.0, 4.0])
+    run = replace(load(finished[0]), weights=model.state_dict(), class_names=tuple(names), config=six)
+    result = evaluate_classifiers(six, [run], tmp_path / "result")
+    assert result["classification"] == {"top1": pytest.approx(1 / 6), "top5": pytest.approx(5 / 6)}
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(classification, "_ranks", look)
-            result = evaluate_classifiers(config, [read_checkpoint(run, ClassificationConfig) for run in runs], output)
-        return torch.cat(found), result
 
-    def test_one_run_gives_the_figures_of_its_training(
-        self, config: ClassificationConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
-    ) -> None:
-        result = evaluate_classifiers(config, [read_checkpoint(finished[0], ClassificationConfig)], tmp_path)
-        assert result["classification"] == finished[1]["classification"]
-        assert json.loads((tmp_path / "result.json").read_text()) == result
-
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {"views": "crop"},
-            {"views": "ten_crop", "crop": 28},
-            {"views": "dense", "scales": (32, 48)},
-        ],
-        ids=lambda options: options["views"],
+def detector(weights: Path, **backbone: Any) -> dict[str, Tensor]:
+    """The state of a new detector."""
+    torch.manual_seed(99)
+    pyramid, options = bool(backbone.get("fpn")), dict[str, Any](name="resnet18", norm="bn") | backbone
+    config = DetectionConfig(
+        backbone=DetectorBackboneConfig(weights=str(weights), **options),
+        anchors=AnchorConfig(sizes=(32.0, 64.0, 128.0, 256.0, 512.0)) if pyramid else AnchorConfig(),
+        box=BoxConfig(head="fc", head_channels=16) if pyramid or backbone.get("dilate_c5") else BoxConfig(),
     )
-    def test_probabilities_are_the_average_over_runs_and_views(
-        self, root: Path, finished: tuple[Path, dict[str, Any]], other: Path, tmp_path: Path, options: dict[str, Any]
-    ) -> None:
-        config = make_config(root, **options)
-        alone = [self.seen(config, [run], tmp_path / "alone")[0] for run in (finished[0], other)]
-        both, result = self.seen(config, [finished[0], other], tmp_path / "both")
-        assert both.shape == (12, 3)
-        torch.testing.assert_close(both, (alone[0] + alone[1]) / 2)
-        assert not torch.allclose(alone[0], alone[1])
-        right = both.argmax(dim=1) == torch.arange(3).repeat_interleave(4)
-        assert result["classification"]["top1"] == pytest.approx(right.float().mean().item())
-        assert (result["images"], result["views"]) == (12, options["views"])
-
-    def test_views_of_an_image_are_averaged_after_the_softmax(
-        self, root: Path, finished: tuple[Path, dict[str, Any]], tmp_path: Path
-    ) -> None:
-        config = make_config(root, views="dense", scales=(32, 48))
-        both, _ = self.seen(config, [finished[0]], tmp_path)
-        single = [
-            self.seen(make_config(root, views="dense", scales=(scale,)), [finished[0]], tmp_path)[0]
-            for scale in (32, 48)
-        ]
-        torch.testing.assert_close(both, (single[0] + single[1]) / 2)
-
-    def test_places_by_hand(self) -> None:
-        probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [0.4, 0.4, 0.2], [0.4, 0.4, 0.2]])
-        assert classification._ranks(probabilities, torch.tensor([0, 1, 0, 1])) == [0, 1, 0, 1]
-
-    def test_top_five_of_six_classes(self, config: ClassificationConfig, tmp_path: Path) -> None:
-        names = [f"class{number}" for number in range(6)]
-        for name in names:
-            (tmp_path / "test" / name).mkdir(parents=True)
-            Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "test" / name / "a.png")
-        card = write_card(tmp_path, classes=names)
-        six = with_data(config, test=(f"{card}:test",))
-        model = build_classifier(six, 6)
-        assert isinstance(model.network, Classifier)
-        torch.nn.init.zeros_(model.network.fc.weight)
-        with torch.no_grad():
-            model.network.fc.bias.copy_(torch.tensor([3.0, 5.0, 1.0, 0.0, 2.0, 4.0]))
-        checkpoint = replace(
-            read_checkpoint(run_once(six, tmp_path), ClassificationConfig),
-            weights=model.state_dict(),
-            class_names=tuple(names),
-            config=six,
-        )
-        result = evaluate_classifiers(six, [checkpoint], tmp_path / "result")
-        assert result["classification"] == {"top1": pytest.approx(1 / 6), "top5": pytest.approx(5 / 6)}
-
-    def test_run_of_other_classes_is_refused(
-        self, config: ClassificationConfig, finished: tuple[Path, dict[str, Any]], tmp_path: Path
-    ) -> None:
-        draw(tmp_path / "test", 1, seed=0, classes=("red", "green"))
-        card = write_card(tmp_path, classes=["red", "green"])
-        two = with_data(config, test=(f"{card}:test",))
-        with pytest.raises(ValueError, match=r"was trained on 3 classes .*, the data set has 2"):
-            evaluate_classifiers(two, [read_checkpoint(finished[0], ClassificationConfig)], tmp_path / "result")
-        with pytest.raises(ValueError, match=r"data\.test is empty"):
-            evaluate_classifiers(
-                with_data(config, test=()), [read_checkpoint(finished[0], ClassificationConfig)], tmp_path / "result"
-            )
-        assert not (tmp_path / "result").exists()
+    return build_detector(config, 5).state_dict()
 
 
-def run_once(config: ClassificationConfig, folder: Path) -> Path:
-    """The directory of a run of one step on pictures of its own."""
-    draw(folder / "once" / "train", 2, seed=0)
-    card = write_card(folder / "once")
-    run_pretraining(one_step(with_data(config, train=(f"{card}:train",))), folder / "once" / "run")
-    return folder / "once" / "run"
+def layers(run: Path) -> dict[str, Tensor]:
+    """The layers of the run's backbone, its tail among them, without the step counters."""
+    named = {n: w for n, w in weights_of(run, 1).items() if not n.endswith("num_batches_tracked")}
+    return {name.split(".", 2)[2]: tensor for name, tensor in named.items() if not name.startswith("network.fc.")}
 
 
-class TestStartOfADetector:
-    """Its backbone has the weights of a run."""
+@pytest.mark.parametrize(
+    ("options", "body", "tail"),
+    [
+        ({}, "backbone.", "box_stage.head."),
+        ({"norm": "frozen_bn"}, "backbone.", "box_stage.head."),
+        ({"fpn": True}, "backbone.body.", "backbone.body."),
+        ({"dilate_c5": True}, "backbone.", "backbone."),
+    ],
+)
+def test_a_detector_starts_from_a_run(started, options, body: str, tail: str) -> None:
+    file = started / "checkpoints" / "0000001.safetensors" if "norm" in options else started
+    state, trained = detector(file, **options), layers(started)
+    assert len(trained) == 100  # 20 convolutions and as many normalisation layers of four tensors each
+    for name, tensor in trained.items():
+        assert torch.equal(state[(tail if name.startswith("layer4.") else body) + name], tensor), name
 
-    def detector(self, **backbone: Any) -> dict[str, Tensor]:
-        """The state of a new detector."""
-        torch.manual_seed(99)
-        pyramid = bool(backbone.get("fpn"))
-        options: dict[str, Any] = {"name": "resnet18", "norm": "bn"} | backbone
-        sizes = (32.0, 64.0, 128.0, 256.0, 512.0)
-        config = DetectionConfig(
-            backbone=DetectorBackboneConfig(**options),
-            anchors=AnchorConfig(sizes=sizes) if pyramid else AnchorConfig(),
-            box=BoxConfig(head="fc", head_channels=16) if pyramid or backbone.get("dilate_c5") else BoxConfig(),
-        )
-        return build_detector(config, 5).state_dict()
 
-    def trained(self, run: Path) -> dict[str, Tensor]:
-        """The layers of the run's backbone, its tail among them, without the step counters."""
-        return {
-            name.split(".", 2)[2]: tensor
-            for name, tensor in weights_of(run, 1).items()
-            if not name.startswith("network.fc.") and not name.endswith("num_batches_tracked")
-        }
+def test_a_detector_starts_from_spatial_pyramid_pooling_with_its_source_of_weights(make_config, tmp_path: Path) -> None:
+    config = one_step(make_config(network="spp", features=("c5",)), name="resnet18", weights_source="msra")
+    run_pretraining(config, tmp_path)
+    for weights in (tmp_path, tmp_path / "checkpoints" / "0000001.safetensors"):
+        with pytest.raises(ValueError, match=r"backbone\.weights_source is 'torchvision' here, and was 'msra'"):
+            detector(weights, fpn=True)  # no name of a tensor shows it
+    state = detector(tmp_path, fpn=True, weights_source="msra")
+    assert [
+        name for name, tensor in layers(tmp_path).items() if not torch.equal(state[f"backbone.{name}"], tensor)
+    ] == []
 
-    @pytest.mark.parametrize("norm", ["bn", "frozen_bn"])
-    @pytest.mark.parametrize("file", [False, True], ids=["directory", "file"])
-    def test_with_its_tail(self, started: Path, norm: str, file: bool) -> None:
-        weights = started / "checkpoints" / "0000001.safetensors" if file else started
-        detector, trained = self.detector(weights=str(weights), norm=norm), self.trained(started)
-        assert len(trained) == 100  # 20 convolutions and as many normalisation layers of four tensors each
-        for name, tensor in trained.items():
-            owner = "box_stage.head." if name.startswith("layer4.") else "backbone."
-            assert torch.equal(detector[owner + name], tensor), name
 
-    @pytest.mark.parametrize("options", [{"fpn": True}, {"dilate_c5": True}], ids=["pyramid", "dilated"])
-    def test_without_a_tail(self, started: Path, options: dict[str, Any]) -> None:
-        detector = self.detector(weights=str(started), **options)
-        for name, tensor in self.trained(started).items():
-            owner = "backbone.body." if "fpn" in options else "backbone."
-            assert torch.equal(detector[owner + name], tensor), name
+def test_a_detector_starts_from_the_average_of_a_network_with_an_exit(make_config, tmp_path: Path) -> None:
+    config = having(one_step(make_config(network="branchynet"), name="resnet18"), solver={"ema_decay": 0.9})
+    run_pretraining(config, tmp_path)
+    assert losses(tmp_path) == {"classification", "exit_c4", "total"}
+    name = "layer4.0.conv1.weight"
+    found = detector(tmp_path)[f"box_stage.head.{name}"]
+    assert torch.equal(found, weights_of(tmp_path, 1)[f"network.tail.{name}"])
+    state = torch.load(tmp_path / "checkpoints" / "0000001.state.pt", weights_only=True)
+    assert not torch.equal(found, state["ema"]["trained"][f"network.tail.{name}"])
 
-    def test_of_spatial_pyramid_pooling(self, root: Path, tmp_path: Path) -> None:
-        config = one_step(make_config(root, network="spp", features=("c5",)), name="resnet18")
-        run_pretraining(config, tmp_path)
-        detector = self.detector(weights=str(tmp_path), fpn=True)
-        for name, tensor in self.trained(tmp_path).items():
-            assert torch.equal(detector[f"backbone.{name}"], tensor), name
 
-    def test_of_a_network_with_an_exit(self, root: Path, tmp_path: Path) -> None:
-        config = one_step(make_config(root, network="branchynet"), name="resnet18")
-        run_pretraining(config, tmp_path)
-        assert torch.equal(
-            self.detector(weights=str(tmp_path))["box_stage.head.layer4.0.conv1.weight"],
-            weights_of(tmp_path, 1)["network.tail.layer4.0.conv1.weight"],
-        )
-
-    def test_averaged_weights_are_taken(self, config: ClassificationConfig, tmp_path: Path) -> None:
-        once = with_solver(one_step(config, name="resnet18"), ema_decay=0.9)
-        run_pretraining(once, tmp_path)
-        state = torch.load(tmp_path / "checkpoints" / "0000001.state.pt", weights_only=True)
-        detector = self.detector(weights=str(tmp_path))
-        name = "layer4.0.conv1.weight"
-        assert torch.equal(detector[f"box_stage.head.{name}"], weights_of(tmp_path, 1)[f"network.tail.{name}"])
-        assert not torch.equal(detector[f"box_stage.head.{name}"], state["ema"]["trained"][f"network.tail.{name}"])
-
-    @pytest.mark.parametrize(
-        ("options", "names"),
-        [
-            ({"name": "resnet34"}, r"backbone.name is 'resnet34' here, and was 'resnet18'"),
-            ({"name": "plain18"}, r"backbone.name is 'plain18' here, and was 'resnet18'"),
-            ({"shortcut": "A"}, r"backbone.shortcut is 'A' here, and was None"),
-            ({"norm": "gn"}, r"(?s)do not fit ResNet.*unused: .*bn1\.running_mean"),
-        ],
-        ids=["resnet34", "plain18", "shortcut", "gn"],
-    )
-    def test_of_another_architecture_is_refused(self, started: Path, options: dict[str, Any], names: str) -> None:
-        with pytest.raises(ValueError, match=f"(?s){names.removeprefix('(?s)')}"):
-            self.detector(weights=str(started), **options)
-
-    @pytest.mark.parametrize("file", [False, True], ids=["directory", "file"])
-    def test_of_other_options_that_no_name_shows_is_refused(
-        self, config: ClassificationConfig, tmp_path: Path, file: bool
-    ) -> None:
-        run_pretraining(one_step(config, name="resnet18", weights_source="msra"), tmp_path)
-        weights = tmp_path / "checkpoints" / "0000001.safetensors"
-        message = r"backbone\.weights_source is 'torchvision' here, and was 'msra'"
+def test_a_start_of_another_architecture_or_from_nothing_is_refused(started, tmp_path: Path) -> None:
+    for weights, options, message in (
+        (started, {"name": "resnet34"}, r"backbone.name is 'resnet34' here, and was 'resnet18'"),
+        (started, {"shortcut": "A"}, r"backbone.shortcut is 'A' here, and was None"),
+        (started, {"norm": "gn"}, r"(?s)do not fit ResNet.*unused: .*bn1\.running_mean"),
+        (tmp_path, {}, "no checkpoint at "),
+        (tmp_path / "absent", {}, r"no weights file .*absent"),
+    ):
         with pytest.raises(ValueError, match=message):
-            self.detector(weights=str(weights if file else tmp_path))
-        detector = self.detector(weights=str(tmp_path), weights_source="msra")
-        assert torch.equal(detector["backbone.conv1.weight"], weights_of(tmp_path, 1)["network.backbone.conv1.weight"])
-
-    def test_directory_without_a_checkpoint_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="no checkpoint at "):
-            self.detector(weights=str(tmp_path))
-        with pytest.raises(ValueError, match=r"no weights file .*absent"):
-            self.detector(weights=str(tmp_path / "absent"))
-
-    def test_classifier_starts_from_another_of_other_classes(
-        self, config: ClassificationConfig, started: Path, tmp_path: Path
-    ) -> None:
-        draw(tmp_path / "train", 2, seed=0, classes=("red", "green"))
-        card = write_card(tmp_path, classes=["red", "green"])
-        slow = with_solver(one_step(config, name="resnet18", weights=str(started)), base_lr=1e-12)
-        run_pretraining(with_data(slow, train=(f"{card}:train",)), tmp_path / "run")
-        name = "network.tail.layer4.1.conv2.weight"
-        torch.testing.assert_close(weights_of(tmp_path / "run", 1)[name], weights_of(started, 1)[name])
-
-    def test_a_run_that_goes_on_needs_no_start(
-        self, config: ClassificationConfig, started: Path, tmp_path: Path
-    ) -> None:
-        start = Path(shutil.copytree(started, tmp_path / "start"))
-        begun = one_step(config, name="resnet18", weights=str(start))
-        run_pretraining(begun, tmp_path / "run")
-        shutil.rmtree(start)
-        run_pretraining(with_solver(begun, iterations=2), tmp_path / "run", resume=True)
-        assert read_checkpoint(tmp_path / "run", ClassificationConfig).iteration == 2
-        assert math.isfinite(metrics(tmp_path / "run")[-1]["loss/total"])
+            detector(weights, **options)
 
 
-class TestRegularisersAndAttention:
-    """Each switch of docs/classification.md trains from a config."""
-
-    @pytest.mark.parametrize(
-        ("backbone", "options"),
-        [
-            ({}, {"cutmix": 1.0}),
-            ({}, {"manifold_mixup": 2.0, "features": ("c0", "c1")}),
-            ({"dropblock": 0.1}, {}),
-            pytest.param({"name": "cifar_shake_shake26_2x32d"}, {}, marks=pytest.mark.slow),
-            pytest.param({"name": "cifar_attention56", "attention": "naive"}, {}, marks=pytest.mark.slow),
-        ],
-    )
-    def test_takes_a_step(self, root: Path, tmp_path: Path, backbone: dict[str, Any], options: dict[str, Any]) -> None:
-        run_pretraining(one_step(make_config(root, **options), **backbone), tmp_path / "run")
-        assert math.isfinite(metrics(tmp_path / "run")[0]["loss/classification"])
-
-    @pytest.mark.slow
-    def test_critic_goes_on_with_the_turn_it_was_at(
-        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        small = one_step(make_config(root, network="attention_critic"), name="cifar_attention56")
-        config = with_solver(small, iterations=4, checkpoint_every=1)
-        run_pretraining(config, tmp_path / "whole")
-        with monkeypatch.context() as patch:
-            patch.setattr(RunLog, "metrics", killed_at(2))
-            with pytest.raises(Killed):
-                run_pretraining(config, tmp_path / "killed")
-        run_pretraining(config, tmp_path / "killed", resume=True)
-        assert not differing(weights_of(tmp_path / "whole", 4), weights_of(tmp_path / "killed", 4))
-        turns = [(line["loss/critic"] != 0, line["loss/attention"] != 0) for line in metrics(tmp_path / "whole")]
-        assert turns[:4] == [(True, False), (False, True), (True, False), (False, True)]
-
-    def test_backbone_without_attention_has_nothing_for_a_critic(self, root: Path) -> None:
-        config = make_config(root, network="attention_critic")
-        with pytest.raises(ValueError, match=r"cifar_resnet20 can't be a classification\.network attention_critic"):
-            build_classifier(config, 3)
+def test_a_classifier_starts_from_another_of_other_classes_and_goes_on_without_it(
+    config, started, tmp_path: Path
+) -> None:
+    draw(tmp_path / "train", 2, classes=("red", "green"))
+    sets = {"train": (f"{folder_card(tmp_path, ['red', 'green'])}:train",)}
+    start = shutil.copytree(started, tmp_path / "start")
+    slow = having(one_step(config, name="resnet18", weights=str(start)), data=sets, solver={"base_lr": 1e-12})
+    run_pretraining(slow, tmp_path / "run")
+    name = "network.tail.layer4.1.conv2.weight"
+    torch.testing.assert_close(weights_of(tmp_path / "run", 1)[name], weights_of(started, 1)[name])
+    shutil.rmtree(start)
+    run_pretraining(having(slow, solver={"iterations": 2}), tmp_path / "run", resume=True)
+    assert load(tmp_path / "run").iteration == 2
+    assert math.isfinite(metrics(tmp_path / "run")[-1]["loss/total"])

@@ -48,67 +48,42 @@ class Required:
     count: int = 1
 
 
-@pytest.fixture
-def child(tmp_path: Path) -> Path:
-    (tmp_path / "base.yaml").write_text("net: {norm: gn, name: vgg16}\nsolver: {base_lr: 1, iterations: 5}\n")
-    path = tmp_path / "child.yaml"
-    path.write_text("_BASE_: base.yaml\nnet: {name: resnet18, stages: [c5]}\nsolver: {base_lr: 1e-4}\n")
-    return path
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "config.yaml"
+def write(folder: Path, text: str, name: str = "config") -> Path:
+    path = folder / f"{name}.yaml"
     path.write_text(text)
     return path
 
 
-# what wins
+@pytest.fixture
+def child(tmp_path: Path) -> Path:
+    write(tmp_path, "net: {norm: gn, name: vgg16}\nsolver: {base_lr: 1, iterations: 5}\n", "base")
+    text = "_BASE_: base.yaml\nnet: {name: resnet18, stages: [c5]}\nsolver: {base_lr: 1e-4}\n"
+    return write(tmp_path, text, "child")
 
 
-def test_child_wins_over_base_and_base_over_defaults(child: Path) -> None:
+def test_child_wins_over_base_and_base_over_defaults(child: Path, tmp_path: Path) -> None:
     config = load_config(Run, child)
     assert config.net == Net(name="resnet18", norm="gn", stages=("c5",))
     assert config.solver == Solver(base_lr=1e-4, iterations=5)
-
-
-def test_a_base_may_have_a_base_of_its_own(child: Path, tmp_path: Path) -> None:
-    path = write(tmp_path, "_BASE_: child.yaml\nsolver: {iterations: 7}\n")
-    config = load_config(Run, path)
+    config = load_config(Run, write(tmp_path, "_BASE_: child.yaml\nsolver: {iterations: 7}\n"))  # a base of a base
     assert (config.net.name, config.net.norm, config.solver.iterations) == ("resnet18", "gn", 7)
+    assert parse_config(Run, "") == Run()
 
 
 def test_overrides_win_over_files_and_the_last_over_the_first(child: Path) -> None:
-    overrides = ["solver.iterations=3", "net.weights=r50.pth", "solver.clip_norm=35", "solver.iterations=4", "flip=no"]
-    config = load_config(Run, child, overrides)
-    assert (config.solver.iterations, config.solver.clip_norm) == (4, 35.0)
-    assert (config.net.weights, config.net.name, config.flip) == ("r50.pth", "resnet18", False)
+    overrides = ["solver.iterations=3", "net.norm=null", "solver.clip_norm=35", "solver.iterations=4", "flip=no"]
+    values = ["solver.steps=[1, 2]", "augment=[{Blur: {p: 0.5}}]", "net.weights=a=b", "extra.x=2"]
+    config = load_config(Run, child, overrides + values)
+    assert (config.solver.iterations, config.solver.clip_norm, config.solver.steps) == (4, 35.0, (1, 2))
+    assert (config.net.weights, config.net.norm, config.net.name) == ("a=b", None, "resnet18")
+    assert (config.flip, config.augment, config.extra) == (False, ({"Blur": {"p": 0.5}},), {"x": 2.0})
 
 
-def test_an_override_may_hold_a_list_a_mapping_or_an_equals_sign(child: Path) -> None:
-    config = load_config(
-        Run, child, ["solver.steps=[1, 2]", "augment=[{Blur: {p: 0.5}}]", "net.weights=a=b", "extra.x=2"]
-    )
-    assert config.solver.steps == (1, 2)
-    assert config.augment == ({"Blur": {"p": 0.5}},)
-    assert config.net.weights == "a=b"
-    assert config.extra == {"x": 2.0}
-
-
-# values
-
-
-@pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", "+1.e-4", "1_0e-5"])
-def test_numbers_in_scientific_notation_are_floats(child: Path, text: str) -> None:
-    assert load_config(Run, child, [f"solver.base_lr={text}"]).solver.base_lr == 1e-4
-
-
-def test_an_integer_serves_as_a_float_and_stays_one_of_its_type(child: Path) -> None:
+def test_numbers_in_scientific_notation_are_floats_and_integers_serve_as_floats(child: Path) -> None:
+    for text in ("1e-4", "1E-4", "0.0001", "+1.e-4", "1_0e-5"):
+        assert load_config(Run, child, [f"solver.base_lr={text}"]).solver.base_lr == 1e-4
     solver = load_config(Run, child, ["solver.base_lr=2", "solver.iterations=3"]).solver
     assert (type(solver.base_lr), type(solver.iterations)) == (float, int)
-
-
-def test_null_gives_none_where_it_is_allowed(child: Path) -> None:
-    assert load_config(Run, child, ["net.norm=null"]).net.norm is None
 
 
 def test_dump_and_load_give_an_equal_config(tmp_path: Path) -> None:
@@ -119,20 +94,9 @@ def test_dump_and_load_give_an_equal_config(tmp_path: Path) -> None:
         flip=False,
         extra={"ä": 0.1},
     )
-    assert load_config(Run, write(tmp_path, dump_config(config))) == config
-    assert parse_config(Run, dump_config(config)) == config
-
-
-def test_a_dump_with_tuples_inside_free_values_is_plain_yaml() -> None:
-    text = dump_config(Run(augment=({"Rotate": {"limit": (-5, 5)}},)))
-    assert parse_config(Run, text).augment == ({"Rotate": {"limit": [-5, 5]}},)
-
-
-def test_an_empty_text_gives_the_defaults() -> None:
-    assert parse_config(Run, "") == Run()
-
-
-# mistakes
+    assert load_config(Run, write(tmp_path, dump_config(config))) == parse_config(Run, dump_config(config)) == config
+    tuples = dump_config(Run(augment=({"Rotate": {"limit": (-5, 5)}},)))  # inside free values they are plain YAML
+    assert parse_config(Run, tuples).augment == ({"Rotate": {"limit": [-5, 5]}},)
 
 
 @pytest.mark.parametrize(
@@ -141,13 +105,14 @@ def test_an_empty_text_gives_the_defaults() -> None:
         ("solver.base_rl=1", "'solver.base_rl'; did you mean 'solver.base_lr'?"),
         ("slover.base_lr=1", "'slover'; did you mean 'solver'?"),
         ("solver.zzzzzzzzzzz=1", "known keys: base_lr, iterations, clip_norm, steps"),
+        ("net.clip_norm=3", "'net.clip_norm'; did you mean 'solver.clip_norm'"),  # a key of another section
         ("net.norm=xx", "'net.norm' takes one of 'bn', 'frozen_bn' or 'gn', got 'xx'"),
         ("net.stages=c5", "'net.stages' takes a list, such as [a, b], got 'c5'"),
         ("net.stages=[c4, 1]", "'net.stages[1]' takes a text, got 1"),
-        ("net.name=5", "'net.name' takes a text, got 5"),
         ("net.name=null", "'net.name' takes a text, got None"),
         ("net=5", "'net' takes a section of keys, got 5"),
         ("solver.base_lr=fast", "'solver.base_lr' takes a number, got 'fast'"),
+        ("solver.base_lr='1e-4'", "'solver.base_lr' takes a number, got '1e-4'"),
         ("solver.base_lr=true", "'solver.base_lr' takes a number, got True"),
         ("solver.base_lr=[1]", "'solver.base_lr' takes a number, got [1]"),
         ("solver.iterations=1.5", "'solver.iterations' takes a whole number, got 1.5"),
@@ -159,6 +124,7 @@ def test_an_empty_text_gives_the_defaults() -> None:
         ("solver", "section.key=value, got 'solver'"),
         ("solver.base_lr.x=1", "'base_lr' is not a section"),
         ("=1", "no config key ''"),
+        ("solver.steps=[1", "solver.steps"),
     ],
 )
 def test_mistakes_are_named(child: Path, override: str, message: str) -> None:
@@ -166,39 +132,15 @@ def test_mistakes_are_named(child: Path, override: str, message: str) -> None:
         load_config(Run, child, [override])
 
 
-def test_an_override_that_is_no_yaml_is_named(child: Path) -> None:
-    with pytest.raises(ValueError, match=r"solver\.steps"):
-        load_config(Run, child, ["solver.steps=[1"])
+NO_MAPPINGS = ("", "# nothing but a comment\n", "net: [\n", "[]\n", "[net]\n", "net\n", "5\n", "net: {name: a\n")
 
 
-def test_a_mistake_in_a_base_is_found(child: Path, tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text("net: {nrom: gn}\n")
-    with pytest.raises(ValueError, match=r"'net\.nrom'; did you mean 'net.norm'"):
-        load_config(Run, child)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no config file '.*nothing\.yaml'"):
-        load_config(Run, tmp_path / "nothing.yaml")
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "# nothing but a comment\n", "net: [\n", "[]\n", "[net]\n", "net\n", "5\n", "net: {name: a\n"],
-)
-def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ValueError, match=r"config\.yaml"):
+@pytest.mark.parametrize("text", [*NO_MAPPINGS, "_BASE_: nothing.yaml\n", "_BASE_: config.yaml\n"])
+def test_a_file_that_is_no_mapping_or_whose_base_is_missing_is_named(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match=r"(?s)config\.yaml" + (".*nothing" if "nothing.yaml" in text else "")):
         load_config(Run, write(tmp_path, text))
-
-
-def test_a_missing_base_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"(?s)config\.yaml.*nothing\.yaml"):
-        load_config(Run, write(tmp_path, "_BASE_: nothing.yaml\n"))
-
-
-def test_a_file_that_is_its_own_base_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"config\.yaml"):
-        load_config(Run, write(tmp_path, "_BASE_: config.yaml\n"))
+    with pytest.raises(ValueError, match=r"no config file '.*absent\.yaml'"):
+        load_config(Run, tmp_path / "absent.yaml")
 
 
 def test_yaml_builds_no_python_objects(tmp_path: Path) -> None:
@@ -208,27 +150,16 @@ def test_yaml_builds_no_python_objects(tmp_path: Path) -> None:
     assert not touched.exists()
 
 
-def test_a_key_without_default_that_is_missing_is_named() -> None:
-    with pytest.raises(ValueError, match="'path'"):
-        build_dataclass(Required, {"count": 2})
-
-
-def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
-    path = write(tmp_path, "net: {nrom: gn, name: 3}\nsolver: {iterations: true, steps: [1, x]}\nflip: 1\n")
+def test_all_mistakes_are_named_at_once_also_of_a_base_and_keys_that_are_missing(child: Path, tmp_path: Path) -> None:
+    write(tmp_path, "net: {nrom: gn, name: 3}\nsolver: {iterations: true, steps: [1, x]}\nflip: 1\n", "base")
     with pytest.raises(ValueError, match="5 problems") as error:
-        load_config(Run, path)
+        load_config(Run, tmp_path / "base.yaml")
     for said in ("'net.norm'", "'net.name'", "'solver.iterations'", "'solver.steps[1]'", "'flip'"):
         assert said in str(error.value)
-
-
-def test_a_text_is_no_number() -> None:
-    with pytest.raises(ValueError, match=r"'solver\.base_lr' takes a number, got '1e-4'"):
-        parse_config(Run, "solver: {base_lr: '1e-4'}")
-
-
-def test_a_key_of_another_section_is_found() -> None:
-    with pytest.raises(ValueError, match=r"'net\.clip_norm'; did you mean 'solver\.clip_norm'"):
-        parse_config(Run, "net: {clip_norm: 3}")
+    with pytest.raises(ValueError, match=r"'net\.nrom'; did you mean 'net.norm'"):
+        load_config(Run, child)
+    with pytest.raises(ValueError, match="'path'"):
+        build_dataclass(Required, {"count": 2})
 
 
 def test_the_schema_for_editors_knows_keys_and_choices() -> None:

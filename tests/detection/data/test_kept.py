@@ -1,41 +1,27 @@
 """Mirrors detection/data/kept.py."""
 
-from __future__ import annotations
-
 import os
-from pathlib import Path
 from threading import Thread
-
-import pytest
 
 from detection.data import kept
 from detection.data.kept import content_digest, kept_file, store, taken
 
 
-@pytest.mark.parametrize(
-    ("environment", "folder"),
-    [
-        ({"RESDET_CACHE": "/a"}, "/a/data"),
-        ({"RESDET_CACHE": "", "XDG_CACHE_HOME": "/b"}, "/b/resdet/data"),
-        ({"RESDET_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/c"}, "/c/.cache/resdet/data"),
-        ({"RESDET_CACHE": "off", "XDG_CACHE_HOME": "/b"}, None),
-    ],
-)
-def test_the_environment_says_where_files_are_kept(
-    environment: dict[str, str], folder: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    found = kept_file(".x", "facts")
-    assert (found and str(found.parent)) == folder
+def test_the_environment_and_the_facts_say_where_files_are_kept(monkeypatch) -> None:
+    for cache, xdg, home, folder in [
+        ("/a", "", "", "/a/data"),
+        ("", "/b", "", "/b/resdet/data"),
+        ("", "", "/c", "/c/.cache/resdet/data"),
+        ("off", "/b", "", None),
+    ]:
+        for name, value in (("RESDET_CACHE", cache), ("XDG_CACHE_HOME", xdg), ("HOME", home)):
+            monkeypatch.setenv(name, value)
+        found = kept_file(".x", 1, ["a"])
+        assert (found and str(found.parent)) == folder
+        assert (found == kept_file(".x", 1, ["b"])) == (folder is None)
 
 
-def test_other_facts_lead_to_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RESDET_CACHE", "/a")
-    assert kept_file(".x", 1, ["a"]) == kept_file(".x", 1, ["a"]) != kept_file(".x", 1, ["b"])
-
-
-def test_least_recently_used_files_go_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_least_recently_used_files_go_beyond_the_limit(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(kept, "MOST_BYTES", 250)
     for name, used in (("old", 1), ("new", 3), ("middle", 2)):
         (tmp_path / f"{name}.x").write_bytes(bytes(100))
@@ -44,10 +30,10 @@ def test_least_recently_used_files_go_beyond_the_limit(tmp_path: Path, monkeypat
     assert {path.name for path in tmp_path.iterdir()} == {"own.x", "new.x"}
 
 
-def test_one_at_a_time_makes_a_file(tmp_path: Path) -> None:
-    path, order = tmp_path / "below" / "a.x", list[str]()
+def test_one_at_a_time_makes_a_file_and_a_folder_that_cannot_be_made_stops_nobody(tmp_path) -> None:
+    path, order = tmp_path / "below/a.x", []
 
-    def other() -> None:
+    def other():
         with taken(path):
             order.append("other")
 
@@ -58,18 +44,14 @@ def test_one_at_a_time_makes_a_file(tmp_path: Path) -> None:
         order.append("first")
     thread.join(10)
     assert order == ["first", "other"]
-
-
-def test_a_folder_that_cannot_be_made_stops_nobody(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with taken(tmp_path / "file" / "a.x"):
+    with taken(tmp_path / "file/a.x"):
         pass
 
 
-def test_every_byte_counts_for_the_digest_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_byte_counts_for_the_digest_of_a_file(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(kept, "PART", 4)
-    contents = [b"", b"abcd", b"abcdefghi", b"abcdefghj", b"Abcdefghi", b"abcdefgh"]
-    found = set[str]()
+    contents, found = [b"", b"abcd", b"abcdefghi", b"abcdefghj", b"Abcdefghi", b"abcdefgh"], set()
     for content in contents:
         (tmp_path / "a").write_bytes(content)
         found.add(content_digest(tmp_path / "a"))

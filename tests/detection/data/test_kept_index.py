@@ -1,52 +1,47 @@
-"""Mirrors detection/data/kept_index.py."""
+"""Mirrors detection/data/kept_index.py and bad_images.py: what was read once is not read again."""
 
-from __future__ import annotations
-
-import json
 import os
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from detection.data import kept_index
+from detection.data import bad_images, kept_index
+from detection.data.bad_images import usable_images
 from detection.data.index import AnnotationIndex
 from detection.data.packed_strings import PackedStrings
-from detection.data.problems import Problem
 from detection.data.readers import coco
 from detection.data.readers.coco import read_coco
 
-MakeCOCO = Callable[..., Path]
-IMAGES = {7: "a.jpg", 900: "b.jpg"}
 OBJECT = {"image_id": 7, "category_id": 3, "segmentation": [[10, 20, 40, 20, 40, 25]]}
-RECORDS = [
-    {"id": 1, "bbox": [10, 20, 30, 5], **OBJECT},
-    {"id": 2, "bbox": [10, 20, 300, 5], **OBJECT},
-]  # cut at the border
+RECORDS = [{"id": 1, "bbox": [10, 20, 30, 5], **OBJECT}, {"id": 2, "bbox": [10, 20, 300, 5], **OBJECT}]  # one is cut
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path, monkeypatch):
     """The folder in which small files are kept too."""
     monkeypatch.setattr(kept_index, "LEAST_BYTES", 0)
     monkeypatch.setenv("RESDET_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "data"
+    return tmp_path / "cache/data"
 
 
 @pytest.fixture
-def unread(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def unread(monkeypatch):
     """Makes another parse of the annotations an error."""
     return lambda: monkeypatch.setattr(coco, "list_blocks", lambda *_: pytest.fail("it was read again"))
 
 
-def read(file: Path, *fields: str) -> tuple[AnnotationIndex, list[Problem]]:
+@pytest.fixture
+def file(make_coco):
+    return make_coco({7: "a.jpg", 900: "b.jpg"}, RECORDS)
+
+
+def read(file, *fields):
     entry = {"annotations": file.name, "images": "train"}
     return read_coco(file.parent, entry, ("dog", "cat"), drop=True, exif="apply", fields=fields or ("masks",))
 
 
-def plain(value: Any) -> Any:
+def plain(value):
     """Returns an index, or a part of one, as values that compare."""
     if isinstance(value, AnnotationIndex):
         return {own.name: plain(getattr(value, own.name)) for own in fields(value)}
@@ -57,84 +52,54 @@ def plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def kept(folder: Path) -> list[Path]:
-    return [*folder.glob("*.safetensors")]
+@pytest.mark.parametrize("field", ["masks", "keypoints"])
+def test_an_index_is_the_same_from_the_file_and_as_kept(file, edit_json, folder, unread, monkeypatch, field) -> None:
+    def change(content):
+        content["annotations"][0]["keypoints"] = [11, 21, 2, 0, 0, 0]
+        content["categories"][0] |= {"keypoints": ["nose", "left_eye"], "skeleton": [[1, 2]]}
 
-
-def test_an_index_is_the_same_from_the_file_and_as_kept(
-    make_coco: MakeCOCO, folder: Path, unread: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = make_coco(IMAGES, RECORDS)
+    edit_json(file, change)
     monkeypatch.setenv("RESDET_CACHE", "off")
-    index, problems = read(file)
-    assert not folder.exists()
+    index, problems = read(file, field)
+    assert (folder.exists(), index.keypoints is None) == (False, field == "masks")
     monkeypatch.setenv("RESDET_CACHE", str(folder.parent))
-    first = read(file)
+    read(file, "masks" if field == "keypoints" else "keypoints")  # another kept file
+    first = read(file, field)
     unread()
-    for found, notes in (first, read(file)):
+    for found, notes in (first, read(file, field)):
         assert plain(found) == plain(index)
         assert notes == problems != []
 
 
-def test_keypoints_are_kept_with_their_names(
-    make_coco: MakeCOCO, folder: Path, unread: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = make_coco(IMAGES, [{**RECORDS[0], "keypoints": [11, 21, 2, 0, 0, 0]}])
-    content = json.loads(file.read_text())
-    content["categories"][0] |= {"keypoints": ["nose", "left_eye"], "skeleton": [[1, 2]]}
-    file.write_text(json.dumps(content))
-    assert read(file)[0].keypoints is None  # another file
-    monkeypatch.setenv("RESDET_CACHE", "off")
-    index, _ = read(file, "keypoints")
-    monkeypatch.setenv("RESDET_CACHE", str(folder.parent))
-    read(file, "keypoints")
-    unread()
-    found, _ = read(file, "keypoints")
-    assert found.keypoints == index.keypoints is not None
-    assert plain(found) == plain(index)
-
-
-def test_a_file_of_the_same_size_and_time_but_other_content_is_read(make_coco: MakeCOCO, folder: Path) -> None:
-    file = make_coco(IMAGES, RECORDS)
+def test_a_file_of_the_same_size_and_time_but_other_content_is_read(file, folder) -> None:
     before = file.stat()
     read(file)
     file.write_text(file.read_text().replace("[10, 20, 30, 5]", "[11, 20, 30, 5]"))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert file.stat().st_size == before.st_size
     assert read(file)[0].boxes[0, 0] == 11
-
-
-def test_an_image_that_is_gone_is_missed(make_coco: MakeCOCO, folder: Path) -> None:
-    file = make_coco(IMAGES, RECORDS)
-    read(file)
-    (file.parent / "train" / "b.jpg").unlink()
+    (file.parent / "train/b.jpg").unlink()
     assert [problem.kind for problem in read(file)[1] if problem.severity == "error"] == ["missing image"]
 
 
-def test_errors_are_not_kept(make_coco: MakeCOCO, folder: Path) -> None:
-    file = make_coco(IMAGES, [*RECORDS, RECORDS[0]])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["annotations"].append(RECORDS[0]),  # an error
+        lambda content: [image.pop(side) for image in content["images"] for side in ("height", "width")],
+    ],
+)
+def test_errors_and_sizes_that_came_out_of_images_are_not_kept(file, edit_json, folder, change) -> None:
+    edit_json(file, change)
     assert read(file)[1] == read(file)[1]
-    assert kept(folder) == []
-
-
-def test_sizes_that_came_out_of_images_are_not_kept(make_coco: MakeCOCO, folder: Path) -> None:
-    file = make_coco(IMAGES, RECORDS)
-    content = json.loads(file.read_text())
-    for image in content["images"]:
-        del image["height"], image["width"]
-    file.write_text(json.dumps(content))
-    assert len(read(file)[0]) == 2
-    assert kept(folder) == []
+    assert (len(read(file)[0]), [*folder.glob("*.safetensors")]) == (2, [])
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"x" * 99, lambda data: data[:-9] + b"\7" * 9])
-def test_a_broken_file_is_written_anew_with_a_note(
-    damage: Callable[[bytes], bytes], make_coco: MakeCOCO, folder: Path, unread: Callable[[], None]
-) -> None:
-    file = make_coco(IMAGES, RECORDS)
+def test_a_broken_file_is_written_anew_with_a_note(damage, file, folder, unread) -> None:
     index, problems = read(file)
     expected = plain(index)
-    (path,) = kept(folder)
+    (path,) = folder.glob("*.safetensors")
     broken = damage(path.read_bytes())
     path.unlink()  # else the map of ``index`` changes
     path.write_bytes(broken)
@@ -145,12 +110,40 @@ def test_a_broken_file_is_written_anew_with_a_note(
     assert read(file)[1] == problems
 
 
-def test_a_folder_that_cannot_be_written_is_a_note(
-    make_coco: MakeCOCO, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = make_coco(IMAGES, RECORDS)
+def test_a_folder_that_cannot_be_written_is_a_note(file, folder, monkeypatch) -> None:
     (folder.parent.parent / "file").touch()
     monkeypatch.setenv("RESDET_CACHE", str(folder.parent.parent / "file"))
     index, problems = read(file)
-    assert len(index.boxes) == 2
-    assert "RESDET_CACHE" in problems[-1].kind
+    assert (len(index.boxes), "RESDET_CACHE" in problems[-1].kind) == (2, True)
+
+
+# images
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    """The names of the images that were looked at, of sets of any size."""
+    found, check = [], bad_images.check_header
+
+    def look(path, **options):
+        found.append(Path(path).name)
+        check(path, **options)
+
+    monkeypatch.setattr(bad_images, "LEAST_IMAGES", 0)
+    monkeypatch.setenv("RESDET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(bad_images, "check_header", look)
+    return found
+
+
+def test_good_images_are_opened_once_and_bad_or_changed_ones_again(make_coco, opened) -> None:
+    folder = make_coco({1: "a.jpg", 2: "b.jpg", 3: "c.jpg"}, []).parent
+    entry = {"annotations": "train.json", "images": "train"}
+    index, _ = read_coco(folder, entry, ("cat",), drop=True, exif="apply")
+    for _ in range(2):
+        assert usable_images(index, "error") == (index, [])
+    assert sorted(opened) == ["a.jpg", "b.jpg", "c.jpg"]
+    Path(index.paths[1]).write_bytes(b"no image")
+    first = usable_images(index, "error")[1]
+    assert [problem.file for problem in first] == [index.paths[1]]
+    opened.clear()
+    assert (usable_images(index, "error")[1], opened) == (first, ["b.jpg"])

@@ -1,7 +1,5 @@
 """A small stand-in for BSDS500 in its real layout."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,11 +1,11 @@
-"""Mirrors benchmark.py."""
-
-from __future__ import annotations
+"""Mirrors benchmark.py and thinning.py."""
 
 import numpy as np
 import pytest
+from scipy.ndimage import label
 
 from detection.edges.benchmark import EdgeCounts, edge_figures, match_edges, measure_image
+from detection.edges.thinning import suppress, thin
 
 SIZE = (60, 80)  # a diagonal of 100: pixels match up to 0.75 away, which is the pixel itself
 LARGE = (600, 800)  # 7.5
@@ -18,23 +18,21 @@ def column(size: tuple[int, int], x: int, rows: slice = slice(10, 50)) -> np.nda
 
 
 def test_pixels_match_one_to_one_within_the_distance() -> None:
-    found, truth = match_edges(column(SIZE, 20), column(SIZE, 20))
-    assert (found.sum(), truth.sum()) == (40, 40)
-    assert not match_edges(column(SIZE, 20), column(SIZE, 21))[0].any()
-    assert match_edges(column(LARGE, 20), column(LARGE, 27))[0].sum() == 40
-    assert match_edges(column(LARGE, 20, slice(10, 11)), column(LARGE, 28, slice(10, 11)))[0].sum() == 0
-    # two lines near one: each of its pixels has one partner
-    both = column(LARGE, 20) | column(LARGE, 23)
-    found, truth = match_edges(both, column(LARGE, 21))
-    assert (found.sum(), truth.sum()) == (40, 40)
-    assert match_edges(both, np.zeros(LARGE, dtype=bool))[0].sum() == 0
+    def matched(edges: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
+        found, drawn = match_edges(edges, truth)
+        return found.sum(), drawn.sum()
 
-
-def test_a_pixel_gives_up_its_partner_where_another_has_none_else() -> None:
+    assert matched(column(SIZE, 20), column(SIZE, 20)) == (40, 40)
+    assert matched(column(SIZE, 20), column(SIZE, 21)) == (0, 0)
+    assert matched(column(LARGE, 20), column(LARGE, 27)) == (40, 40)
+    assert matched(column(LARGE, 20, slice(10, 11)), column(LARGE, 28, slice(10, 11))) == (0, 0)
+    both = column(LARGE, 20) | column(LARGE, 23)  # two lines near one: each of its pixels has one partner
+    assert matched(both, column(LARGE, 21)) == (40, 40)
+    assert matched(both, np.zeros(LARGE, dtype=bool)) == (0, 0)
+    # A pixel gives up its partner where another has none else: the first reaches 104 alone, the second both.
     found, truth = np.zeros(LARGE, dtype=bool), np.zeros(LARGE, dtype=bool)
-    found[100, [100, 107]] = True
-    truth[100, [104, 114]] = True  # the first reaches 104 alone, the second both
-    assert match_edges(found, truth)[0].sum() == 2
+    found[100, [100, 107]] = truth[100, [104, 114]] = True
+    assert matched(found, truth) == (2, 2)
 
 
 def test_counts_of_annotators_add_up_and_precision_asks_for_any() -> None:
@@ -71,3 +69,37 @@ def test_figures_by_hand() -> None:
 def test_an_image_without_edges_found_or_drawn() -> None:
     none = measure_image(np.zeros(SIZE), [np.zeros(SIZE, dtype=bool)], count=2)
     assert edge_figures([none]) == {"ODS": 0, "threshold": pytest.approx(1 / 3), "OIS": 0, "AP": 0}
+
+
+def components(marked: np.ndarray, *, corners: bool = True) -> int:
+    """How many parts there are, connected by sides and perhaps by corners."""
+    found = np.zeros(marked.shape, dtype=np.int32)
+    label(marked, np.ones((3, 3)) if corners else None, output=found)
+    return int(found.max())
+
+
+def test_lines_become_one_pixel_wide_and_stay_connected() -> None:
+    thick = np.zeros((40, 60), dtype=bool)
+    thick[10:15, 5:50] = thick[5:35, 25:30] = True
+    thinned = thin(thick)
+    assert not (thinned & ~thick).any()
+    assert components(thinned) == 1
+    assert (thinned[:, 15].sum(), thinned[30].sum()) == (1, 1)  # across the level and the upright line
+    marked = np.zeros((20, 20), dtype=bool)
+    marked[5, 2:15] = marked[np.arange(8, 15), np.arange(8, 15)] = marked[18, 18] = True
+    for fine in (thinned, marked):  # lines of one pixel and single pixels stay
+        assert np.array_equal(thin(fine), fine)
+    ring = np.zeros((20, 20), dtype=bool)
+    ring[4:16, 4:16] = True
+    ring[8:12, 8:12] = False
+    assert (components(thin(ring)), components(~thin(ring), corners=False)) == (1, 2)  # it keeps its hole
+
+
+def test_only_the_ridge_of_a_blurred_edge_is_left() -> None:
+    rows, columns = np.indices((80, 100))
+    for distance, along in ((columns - 50, rows), (rows - 40, columns), ((rows - columns) / np.sqrt(2), rows)):
+        ridge = np.exp(-(distance**2) / 18.0)
+        left = suppress(ridge)
+        inner = (np.minimum(rows, 79 - rows) > 15) & (np.minimum(columns, 99 - columns) > 15) & (along > 0)
+        assert (np.abs(distance[inner & (left > 0.1)]) <= 1.0).all()
+        assert (left[inner & (np.abs(distance) < 0.1)] > 0.5).all()

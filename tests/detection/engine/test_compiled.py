@@ -12,36 +12,26 @@ from torch import Tensor
 from detection.engine import compiled
 from detection.engine.compiled import Frames, Graphs
 from detection.padded import Targets
-from detection.structures import ImageBatch, Target
+from detection.structures import ImageBatch
 
 FRAMES = Frames.of_scale(60, 100)
 
 
 @pytest.fixture(autouse=True)
-def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_compiler(monkeypatch) -> Iterator[None]:
     monkeypatch.setattr(compiled, "BACKEND", "eager")
     yield
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize(
-    ("size", "frame"),
-    [
-        ((60, 60), (64, 64)),
-        ((60, 80), (64, 96)),
-        ((80, 60), (96, 64)),
-        ((60, 100), (64, 128)),
-        ((30, 100), (64, 128)),
-        ((60, 97), (64, 128)),
+def test_a_size_takes_the_smallest_frame_that_holds_it() -> None:
+    for size, frame in (
+        *(((60, 60), (64, 64)), ((60, 80), (64, 96)), ((80, 60), (96, 64)), ((60, 100), (64, 128))),
+        *(((30, 100), (64, 128)), ((60, 97), (64, 128))),
         ((100, 100), (128, 128)),  # upright and lying images
         ((100, 130), (128, 160)),  # beyond all frames
-    ],
-)
-def test_a_size_takes_the_smallest_frame_that_holds_it(size: tuple[int, int], frame: tuple[int, int]) -> None:
-    assert FRAMES.around(size) == frame
-
-
-def test_frames_of_800_and_1333() -> None:
+    ):
+        assert FRAMES.around(size) == frame
     lying = {(800, 800), (800, 1088), (800, 1344)}
     assert set(Frames.of_scale(800, 1333).sizes) == lying | {(w, h) for h, w in lying} | {(1344, 1344)}
     assert Frames.of_scale(1024, 1024).sizes == ((1024, 1024),)
@@ -52,12 +42,8 @@ def brightness(images: ImageBatch, targets: Targets) -> Tensor:
     return images.pixels.float().sum() + (targets.boxes.sum(dim=2) * targets.valid).sum()
 
 
-def branching(images: ImageBatch, targets: Targets) -> Tensor:
-    return brightness(images, targets) if targets.valid.any() else torch.zeros(())
-
-
 @pytest.fixture
-def make_batch(make_target: Callable[..., Target]) -> Callable[..., tuple[ImageBatch, Targets]]:
+def make_batch(make_target):
     def make(height: int, width: int, objects: int = 1, *, masks: bool = False) -> tuple[ImageBatch, Targets]:
         shapes = torch.ones(objects, height, width, dtype=torch.bool) if masks else None
         target = make_target([(1, 2, 3, 4)] * objects, masks=shapes)
@@ -71,7 +57,7 @@ def run_on(lines: list[str], function: Callable[..., Any] = brightness) -> Graph
     return Graphs(function, "solver.compile", FRAMES, say=lines.append, records=True)
 
 
-def test_batches_of_many_sizes_share_a_few_graphs(make_batch: Callable[..., Any]) -> None:
+def test_batches_of_many_sizes_share_a_few_graphs(make_batch) -> None:
     lines: list[str] = []
     graphs = run_on(lines)
     for width in range(66, 96, 4):
@@ -85,7 +71,7 @@ def test_batches_of_many_sizes_share_a_few_graphs(make_batch: Callable[..., Any]
     assert "2 images of 64 x 96 pixels, 128 targets each" in lines[1]
 
 
-def test_masks_are_padded_to_the_frame(make_batch: Callable[..., Any]) -> None:
+def test_masks_are_padded_to_the_frame(make_batch) -> None:
     shapes: set[torch.Size] = set()
 
     def area(images: ImageBatch, targets: Targets) -> Tensor:
@@ -99,9 +85,7 @@ def test_masks_are_padded_to_the_frame(make_batch: Callable[..., Any]) -> None:
     assert shapes == {(32, 64, 96)}
 
 
-def test_shapes_beyond_the_limit_are_computed_uncompiled(
-    make_batch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shapes_beyond_the_limit_are_computed_uncompiled(make_batch, monkeypatch) -> None:
     monkeypatch.setattr(compiled, "MOST_GRAPHS", 1)
     lines: list[str] = []
     graphs = run_on(lines)
@@ -112,14 +96,15 @@ def test_shapes_beyond_the_limit_are_computed_uncompiled(
     assert [line.startswith("warning: solver.compile: ") for line in lines] == [False, True]
 
 
-def test_a_model_that_is_no_single_graph_is_refused_with_the_key(make_batch: Callable[..., Any]) -> None:
+def test_a_model_that_is_no_single_graph_is_refused_with_the_key(make_batch) -> None:
+    def branching(images: ImageBatch, targets: Targets) -> Tensor:
+        return brightness(images, targets) if targets.valid.any() else torch.zeros(())
+
     with pytest.raises(ValueError, match=r"^solver\.compile: .*set solver\.compile=false"):
         run_on([], branching)(*make_batch(60, 60))
 
 
-def test_partitions_and_skips_of_cuda_graphs_are_reported(
-    make_batch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_partitions_and_skips_of_cuda_graphs_are_reported(make_batch, monkeypatch) -> None:
     def partitioned(module: Any, _inputs: Any) -> Any:
         counters = torch._dynamo.utils.counters["inductor"]  # as Inductor on a GPU
         counters["cudagraph_partitions"] += 3

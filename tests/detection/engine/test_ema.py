@@ -9,16 +9,12 @@ from torch import nn
 from detection.engine.ema import EMA
 
 
-def make_model() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+def copied(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def move(model: nn.Module) -> None:
-    """Changes every weight and statistic."""
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            tensor.add_(torch.ones_like(tensor) if tensor.dtype == torch.int64 else torch.rand_like(tensor))
+def same(model: nn.Module, values: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
 
 
 def test_the_average_by_hand_with_the_warm_up_of_the_decay() -> None:
@@ -33,33 +29,24 @@ def test_the_average_by_hand_with_the_warm_up_of_the_decay() -> None:
         assert ema.steps == step
 
 
-def test_statistics_are_averaged_and_counters_copied() -> None:
-    model = make_model()
+def test_statistics_are_averaged_counters_copied_and_the_model_and_its_average_are_apart() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+    ema, before = EMA(model, 0.9), copied(model)
+    for _ in range(5):
+        ema.update(model)
+    assert same(ema.model, before)  # what never moves stays exactly
     ema = EMA(model, 0.9)
-    before = {name: value.clone() for name, value in ema.model.state_dict().items()}
-    move(model)
+    for value in model.state_dict().values():
+        value.add_(1 if value.dtype == torch.int64 else torch.rand_like(value))
+    assert same(ema.model, before)
     ema.update(model)
-    after, now = ema.model.state_dict(), model.state_dict()
+    after, now = ema.model.state_dict(), copied(model)
     for name in ("0.weight", "0.bias", "1.weight", "1.running_mean", "1.running_var"):
         torch.testing.assert_close(after[name], before[name] * 2 / 11 + now[name] * 9 / 11)
     assert after["1.num_batches_tracked"] == now["1.num_batches_tracked"] == 1
-
-
-def test_the_model_and_its_average_are_apart() -> None:
-    model = make_model()
-    ema = EMA(model, 0.9)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    move(ema.model)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert same(model, now)
     ema.model.eval()
     assert model.training
     assert not any(parameter.requires_grad for parameter in ema.model.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_what_never_moves_stays_exactly() -> None:
-    model = make_model()
-    ema = EMA(model, 0.9)
-    for _ in range(5):
-        ema.update(model)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in ema.model.state_dict().items())

@@ -1,70 +1,38 @@
-"""Mirrors detection/engine/loop.py on CUDA: steps of a run against the CPU's."""
+"""Mirrors detection/engine/loop.py on CUDA; tests/test_gpu.py holds a GPU's steps to the CPU's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import repeat
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.backends import cudnn
 
 from detection.build import build_detector
-from detection.config.detection import (
-    AnchorConfig,
-    BoxConfig,
-    DetectionConfig,
-    DetectorBackboneConfig,
-    PostprocessConfig,
-    RPNConfig,
-)
+from detection.config.detection import DetectionConfig
+from detection.config.load import parse_config
 from detection.config.sections import SolverConfig
 from detection.data.dataset import Batch
 from detection.engine.feed import Feed
 from detection.engine.loop import TrainState, step
 from detection.engine.optim import build_optimizer
 from detection.engine.signals import StopRequest
-from detection.model.faster_rcnn import FasterRCNN
 from detection.padded import Targets
-from detection.structures import ImageBatch, Target
+from detection.structures import ImageBatch
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
-]
-
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")]
 DEVICE = torch.device("cuda")
-ALL = 100_000  # more samples than there are anchors and proposals: then no draw depends on the device
-CONFIG = DetectionConfig(
-    backbone=DetectorBackboneConfig(name="resnet18", norm="gn", freeze_at=0, roi_size=4),
-    anchors=AnchorConfig(sizes=(16.0, 32.0)),
-    rpn=RPNConfig(
-        channels=32,
-        allow_outside=True,
-        samples_per_image=ALL,
-        pre_nms_train=ALL,
-        pre_nms_test=64,
-        post_nms_train=20_000,
-        post_nms_test=16,
-        nms_iou=1.0,  # keeps all, else scores that are nearly equal would decide
-        min_size=2.0,
-    ),
-    box=BoxConfig(samples_per_image=ALL, pool="roi_align"),  # RoIPool rounds, and a hair makes a pixel
-    test=PostprocessConfig(score_threshold=0.1, max_detections=ALL),
-)
+CONFIG = """
+backbone: {name: resnet18, norm: gn, freeze_at: 0, roi_size: 4}
+anchors: {sizes: [16, 32]}
+rpn: {channels: 32, post_nms_test: 16, min_size: 2}
+test: {score_threshold: 0.1}
+"""
 
 
-@pytest.fixture(autouse=True)
-def whole_precision() -> Iterator[None]:
-    """Convolutions in float32 instead of TF32, whose 10 bits would hide mistakes."""
-    with cudnn.flags(enabled=True, allow_tf32=False):
-        yield
-
-
-def make_batch() -> Batch:
+@pytest.fixture
+def batch(make_target) -> Batch:
     """Two images of different sizes, made by arithmetic, with two objects and one."""
     y, x = torch.meshgrid(torch.arange(64), torch.arange(80), indexing="ij")
     image = torch.stack([2 * x + y, 3 * y, (x * y) % 256]).clamp(0, 255).to(torch.uint8)
@@ -73,73 +41,34 @@ def make_batch() -> Batch:
     return Batch(images, Targets.pad(targets), (0, 1), ("a.jpg", "b.jpg"))
 
 
-def make_target(boxes: list[list[float]], labels: list[int]) -> Target:
-    return Target(
-        boxes=torch.tensor(boxes), labels=torch.tensor(labels), ignore=torch.zeros(len(boxes), dtype=torch.bool)
-    )
-
-
-def make_detector(device: torch.device) -> FasterRCNN:
-    """Class scores far enough apart to have an order that rounding does not change."""
+def make_state(precision: str = "fp32") -> TrainState:
     torch.manual_seed(0)
-    detector = build_detector(CONFIG, 3)
-    assert isinstance(detector, FasterRCNN)
-    nn.init.normal_(detector.box_stage.get_submodule("predictor.classes").get_parameter("weight"), std=0.5)
-    return detector.to(device)
-
-
-def make_state(device: torch.device, precision: str = "fp32") -> TrainState:
-    detector = make_detector(device)
-    scaler = GradScaler(device.type, enabled=precision == "fp16")
+    detector = build_detector(parse_config(DetectionConfig, CONFIG), 3).to(DEVICE)
+    scaler = GradScaler("cuda", enabled=precision == "fp16")
     return TrainState(detector, build_optimizer(detector, SolverConfig()), scaler)
 
 
-def take_steps(state: TrainState, device: torch.device, *, steps: int = 2, **solver: Any) -> list[dict[str, float]]:
-    """Takes ``steps`` steps on batches on the CPU, as loaders give them; the losses of each."""
-    config = SolverConfig(**solver)
-    feed = Feed(repeat(make_batch()), parts=config.accumulate, steps=steps, stop=StopRequest())
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_stays_finite(batch, precision: Any) -> None:
+    state, config = make_state(precision), SolverConfig(precision=precision, clip_norm=5.0)
+    start = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    feed = Feed(repeat(batch), parts=1, steps=8, stop=StopRequest())  # batches on the CPU, as loaders give them
     feed.begin()
     state.model.train()
-    return [step(state, state.model, feed, config, device) for _ in range(steps)]
-
-
-def cpu_weights(state: TrainState) -> dict[str, Tensor]:
-    return {name: tensor.cpu() for name, tensor in state.model.state_dict().items()}
-
-
-def test_train_steps_equal_those_of_the_cpu() -> None:
-    cpu, gpu = make_state(torch.device("cpu")), make_state(DEVICE)
-    start = cpu_weights(cpu)
-    expected, found = take_steps(cpu, torch.device("cpu")), take_steps(gpu, DEVICE)
-    assert len(expected[0]) == 4
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours == pytest.approx(theirs, rel=2e-3)
-    after, wanted = cpu_weights(gpu), cpu_weights(cpu)
-    for name, tensor in wanted.items():
-        moved = (tensor - start[name]).norm()
-        assert (after[name] - tensor).norm() <= 0.02 * moved + 1e-6, name
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_lower_precision_stays_finite(precision: str) -> None:
-    state = make_state(DEVICE, precision)
-    losses = take_steps(state, DEVICE, precision=precision, steps=8, clip_norm=5.0)
-    start = cpu_weights(make_state(torch.device("cpu")))
-    after = cpu_weights(state)
-    assert len(losses) == 8
+    losses = [step(state, state.model, feed, config, DEVICE) for _ in range(8)]
     assert all(torch.tensor(list(values.values())).isfinite().all() for values in losses)
+    after = state.model.state_dict()
     assert all(tensor.isfinite().all() and tensor.dtype == torch.float32 for tensor in after.values())
     assert any(not torch.equal(tensor, start[name]) for name, tensor in after.items())
     with torch.no_grad(), torch.autocast("cuda", dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision]):
-        found = state.model.eval()(make_batch().images.to(DEVICE))
+        found = state.model.eval()(batch.images.to(DEVICE))
     for image in found:
         assert image.boxes.dtype == image.scores.dtype == torch.float32
         assert image.boxes.isfinite().all()
         assert image.scores.isfinite().all()
 
 
-def test_a_batch_in_pinned_memory_arrives_whole() -> None:
-    batch = make_batch()
+def test_a_batch_in_pinned_memory_arrives_whole(batch) -> None:
     moved = batch.pin_memory().to(DEVICE)
     assert torch.equal(moved.images.pixels.cpu(), batch.images.pixels)
     assert torch.equal(moved.images.sizes.cpu(), batch.images.sizes)
@@ -147,8 +76,8 @@ def test_a_batch_in_pinned_memory_arrives_whole() -> None:
         assert torch.equal(getattr(moved.targets, name).cpu(), getattr(batch.targets, name))
 
 
-def test_random_state_of_the_gpu_comes_back() -> None:
-    state = make_state(DEVICE)
+def test_the_random_state_of_the_gpu_comes_back() -> None:
+    state = make_state()
     saved = state.state_dict()
     drawn = torch.rand(3, device=DEVICE)
     state.load_state_dict(saved)

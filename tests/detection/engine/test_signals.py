@@ -11,19 +11,26 @@ import pytest
 from detection.engine.signals import STOPPING, stop_request
 
 
+def handlers() -> list[object]:
+    return [signal.getsignal(each) for each in STOPPING]
+
+
 @pytest.mark.usefixtures("not_under_nohup")
 @pytest.mark.parametrize("number", STOPPING)
-def test_first_signal_is_noted_and_handlers_come_back(number: signal.Signals) -> None:
-    before = [signal.getsignal(each) for each in STOPPING]
+def test_the_first_signal_is_noted_and_handlers_come_back(number: signal.Signals) -> None:
+    before = handlers()
     with stop_request() as request:
         assert request.name is None
         os.kill(os.getpid(), number)
         assert request.name == number.name
-        assert [signal.getsignal(each) for each in STOPPING] == before
-    assert [signal.getsignal(each) for each in STOPPING] == before
+        assert handlers() == before
+    assert handlers() == before
+    with pytest.raises(ValueError, match="x"), stop_request():
+        raise ValueError("x")
+    assert handlers() == before
 
 
-def test_second_ctrl_c_ends_at_once() -> None:
+def test_a_second_ctrl_c_ends_at_once() -> None:
     with stop_request() as request:
         os.kill(os.getpid(), signal.SIGINT)
         assert request.name == "SIGINT"
@@ -31,24 +38,17 @@ def test_second_ctrl_c_ends_at_once() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_handlers_come_back_after_an_error() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ValueError, match="x"), stop_request():
-        raise ValueError("x")
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
 def test_another_thread_notes_nothing() -> None:
     found = []
 
     def work() -> None:
         with stop_request() as request:
-            found.append((request.name, signal.getsignal(signal.SIGTERM)))
+            found.append((request.name, handlers()))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [(None, signal.getsignal(signal.SIGTERM))]
+    assert found == [(None, handlers())]
 
 
 def test_a_closed_terminal_is_ignored_under_nohup() -> None:

@@ -17,28 +17,22 @@ from detection.model.class_rows import ClassRows
 from detection.model.mask_stage import MaskHead
 
 CONFIG = DetectionConfig(backbone=DetectorBackboneConfig(name="vgg11", freeze_at=2))
-
-
-def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert set(found) == set(expected)
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
+THERE = ("person", "airplane", "cat")
 
 
 class Predictor(nn.Module):
     """The two last layers, with weights that say where they come from: 1000 side + 10 class + coordinate."""
 
-    def __init__(self, classes: int, features: int, side: int) -> None:
+    def __init__(self, classes: int, side: int, *, features: int = 2, agnostic: bool = False) -> None:
         super().__init__()
-        self.class_rows = {"classes": ClassRows(1, background=True), "deltas": ClassRows(4)}
-        self.classes, self.deltas = nn.Linear(features, classes + 1), nn.Linear(features, 4 * classes)
+        self.class_rows = {"classes": ClassRows(1, background=True)} | ({} if agnostic else {"deltas": ClassRows(4)})
+        self.classes = nn.Linear(features, classes + 1)
+        self.deltas = nn.Linear(features, 4 if agnostic else 4 * classes)
         rows = 1000.0 * side + 10.0 * torch.arange(classes + 1)
-        with torch.no_grad():
-            for parameter in (self.classes.weight, self.classes.bias):
-                parameter.copy_(rows.reshape(-1, *[1] * (parameter.ndim - 1)).expand_as(parameter))
-            rows = (rows[:-1, None] + torch.arange(4)).flatten()
-            for parameter in (self.deltas.weight, self.deltas.bias):
-                parameter.copy_(rows.reshape(-1, *[1] * (parameter.ndim - 1)).expand_as(parameter))
+        corners = (rows[:-1, None] + torch.arange(4)).flatten()
+        for layer, values in ((self.classes, rows), (self.deltas, corners[: self.deltas.out_features])):
+            layer.bias.data = values
+            layer.weight.data = values[:, None].repeat(1, features)
 
 
 class TinyDetector(nn.Module):
@@ -47,31 +41,28 @@ class TinyDetector(nn.Module):
     def __init__(self, classes: int, *, features: int = 2, side: int = 1, width: int = 3) -> None:
         super().__init__()
         self.backbone = nn.Sequential(nn.Conv2d(3, width, 1), nn.BatchNorm2d(width))
-        self.box_stage = nn.Module()
-        self.box_stage.predictor = Predictor(classes, features, side)
+        self.box_stage = nn.ModuleDict({"predictor": Predictor(classes, side, features=features)})
         nn.init.constant_(self.backbone.get_parameter("0.weight"), float(side))
         nn.init.constant_(self.backbone.get_buffer("1.running_mean"), float(side))
 
 
 class TinyCascade(nn.Module):
-    """As ``TinyDetector``, of two stages with one box for all classes."""
+    """Two stages with one box for all classes, and a mask stage."""
 
     def __init__(self, classes: int, *, side: int) -> None:
         super().__init__()
-        predictors = [Predictor(classes, 2, side) for _ in range(2)]
-        for predictor in predictors:
-            predictor.deltas = Predictor(1, 2, side).deltas
-            predictor.class_rows = {"classes": ClassRows(1, background=True)}
-        self.box_stage = nn.Module()
-        self.box_stage.stages = nn.ModuleList(nn.ModuleDict({"predictor": predictor}) for predictor in predictors)
+        stages = [nn.ModuleDict({"predictor": Predictor(classes, side, agnostic=True)}) for _ in range(2)]
+        self.box_stage = nn.ModuleDict({"stages": nn.ModuleList(stages)})
+        self.mask_stage = nn.ModuleDict({"head": MaskHead(2, num_classes=classes, convs=0, channels=2)})
+        self.get_parameter("mask_stage.head.masks.bias").data.copy_(1000.0 * side + torch.arange(classes))
 
 
-THERE = ("person", "airplane", "cat")
-
-
-def tiny_checkpoint(names: tuple[str, ...] = THERE, **options: Any) -> Checkpoint:
-    model = TinyDetector(len(names), side=2, **options)
+def stored(model: nn.Module, names: tuple[str, ...] = THERE) -> Checkpoint:
     return Checkpoint(Path("coco.safetensors"), dict(model.state_dict()), CONFIG, names, 0)
+
+
+def tiny_checkpoint(**options: Any) -> Checkpoint:
+    return stored(TinyDetector(len(THERE), side=2, **options))
 
 
 def sources(model: nn.Module) -> tuple[list[float], list[float]]:
@@ -84,144 +75,108 @@ def sources(model: nn.Module) -> tuple[list[float], list[float]]:
     return found[0], found[1]
 
 
-class TestInitialWeights:
-    """A start from a detector of other classes."""
+def assert_equal(found, expected) -> None:
+    assert set(found) == set(expected)
+    assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
 
-    def test_rows_of_shared_classes_are_carried_over(self) -> None:
-        model = TinyDetector(3)
-        carried = load_initial_weights(model, tiny_checkpoint(), ("cat", "dog", "person"), {})
-        assert (carried.classes, carried.new_classes) == (("cat", "person"), ("dog",))
-        classes, deltas = sources(model)
-        # 2020 is the third class there, 1010 the second here; the background is the fourth row of both.
-        assert classes == [2020, 1010, 2000, 2030]
-        assert deltas == [2020, 2021, 2022, 2023, 1010, 1011, 1012, 1013, 2000, 2001, 2002, 2003]
 
-    def test_background_is_carried_over_between_other_numbers_of_classes(self) -> None:
-        fewer, more = TinyDetector(1), TinyDetector(5)
-        load_initial_weights(fewer, tiny_checkpoint(), ("cat",), {})
-        assert sources(fewer)[0] == [2020, 2030]
-        load_initial_weights(more, tiny_checkpoint(), ("a", "b", "c", "d", "airplane"), {})
-        assert sources(more)[0] == [1000, 1010, 1020, 1030, 2010, 2030]
+def copied(state: Any) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in state.items()}
 
-    def test_mask_rows_have_no_background(self) -> None:
-        here, there = TinyDetector(3), TinyDetector(3, side=2)
-        for model, side in ((here, 1000.0), (there, 2000.0)):
-            model.mask_stage = nn.Module()
-            model.mask_stage.head = MaskHead(2, num_classes=3, convs=0, channels=2)
-            model.get_parameter("mask_stage.head.masks.bias").data.copy_(side + torch.arange(3))
-        checkpoint = Checkpoint(Path("coco.safetensors"), dict(there.state_dict()), CONFIG, THERE, 0)
-        load_initial_weights(here, checkpoint, ("cat", "dog", "cow"), {})
-        assert here.get_parameter("mask_stage.head.masks.bias").tolist() == [2002, 1001, 1002]
 
-    def test_every_stage_of_a_cascade_and_its_one_box_for_all_classes(self) -> None:
-        here, there = TinyCascade(2, side=1), TinyCascade(3, side=2)
-        checkpoint = Checkpoint(Path("coco.safetensors"), dict(there.state_dict()), CONFIG, THERE, 0)
-        load_initial_weights(here, checkpoint, ("dog", "cat"), {})
-        for number in range(2):
-            stage = f"box_stage.stages.{number}.predictor"
-            assert here.get_parameter(f"{stage}.classes.bias").tolist() == [1000, 2020, 2030]
-            assert here.get_parameter(f"{stage}.deltas.bias").tolist() == [2000, 2001, 2002, 2003]
+def test_rows_of_shared_classes_are_carried_over_and_everything_else_statistics_included() -> None:
+    model, checkpoint = TinyDetector(3), tiny_checkpoint()
+    before = copied(checkpoint.weights)
+    carried = load_initial_weights(model, checkpoint, ("cat", "dog", "person"), {})
+    assert (carried.classes, carried.new_classes) == (("cat", "person"), ("dog",))
+    # 2020 is the third class there, 1010 the second here; the background is the fourth row of both.
+    classes, deltas = sources(model)
+    assert classes == [2020, 1010, 2000, 2030]
+    assert deltas == [2020, 2021, 2022, 2023, 1010, 1011, 1012, 1013, 2000, 2001, 2002, 2003]
+    state = model.state_dict()
+    assert state["backbone.0.weight"].unique().tolist() == state["backbone.1.running_mean"].unique().tolist() == [2.0]
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    assert_equal(checkpoint.weights, before)  # they share no memory
+    same = TinyDetector(3)
+    assert load_initial_weights(same, checkpoint, THERE, {}).classes == THERE
+    assert_equal(same.state_dict(), checkpoint.weights)
 
-    def test_everything_else_is_loaded_statistics_included(self) -> None:
-        model = TinyDetector(2)
-        load_initial_weights(model, tiny_checkpoint(), ("cat", "dog"), {})
-        state = model.state_dict()
-        assert state["backbone.0.weight"].unique().tolist() == [2.0]
-        assert state["backbone.1.running_mean"].unique().tolist() == [2.0]
 
-    def test_renamed_classes(self) -> None:
-        model = TinyDetector(2)
-        carried = load_initial_weights(model, tiny_checkpoint(), ("aeroplane", "dog"), {"aeroplane": "airplane"})
-        assert carried.classes == ("aeroplane",)
-        assert sources(model)[0] == [2010, 1010, 2030]
+@pytest.mark.parametrize(
+    ("here", "renamed", "carried", "rows"),
+    [
+        (("cat",), {}, ("cat",), [2020, 2030]),
+        (("a", "b", "c", "d", "airplane"), {}, ("airplane",), [1000, 1010, 1020, 1030, 2010, 2030]),
+        (("aeroplane", "dog"), {"aeroplane": "airplane"}, ("aeroplane",), [2010, 1010, 2030]),
+        (("cat", "person"), {"cat": "airplane"}, ("cat", "person"), [2010, 2000, 2030]),  # both know it, as another
+        (("aeroplane", "dog"), {}, (), [1000, 1010, 2030]),
+        (("dog", " CAT"), {}, (" CAT",), [1000, 2020, 2030]),  # names are the same in another spelling
+        (("cat", "Cat"), {}, ("cat",), [2020, 1010, 2030]),  # but two spellings do not share rows
+    ],
+)
+def test_which_rows_are_carried_over(here, renamed, carried, rows: list[float]) -> None:
+    model = TinyDetector(len(here))
+    found = load_initial_weights(model, tiny_checkpoint(), here, renamed)
+    assert (found.classes, found.new_layers) == (carried, ())
+    assert set(found.new_classes) == set(here) - set(carried)
+    assert sources(model)[0] == rows
+    assert model.state_dict()["backbone.0.weight"].unique().tolist() == [2.0]
 
-    def test_a_name_that_both_know_may_mean_another_class(self) -> None:
-        model = TinyDetector(2)
-        load_initial_weights(model, tiny_checkpoint(), ("cat", "person"), {"cat": "airplane"})
-        assert sources(model)[0] == [2010, 2000, 2030]
 
-    def test_same_classes_give_the_detector_itself(self) -> None:
-        model, checkpoint = TinyDetector(3), tiny_checkpoint()
-        assert load_initial_weights(model, checkpoint, THERE, {}).classes == THERE
-        assert_equal(dict(model.state_dict()), checkpoint.weights)
+def test_every_stage_of_a_cascade_its_one_box_for_all_classes_and_masks_without_background() -> None:
+    here, there = TinyCascade(2, side=1), TinyCascade(3, side=2)
+    load_initial_weights(here, stored(there), ("dog", "cat"), {})
+    for number in range(2):
+        stage = f"box_stage.stages.{number}.predictor"
+        assert here.get_parameter(f"{stage}.classes.bias").tolist() == [1000, 2020, 2030]
+        assert here.get_parameter(f"{stage}.deltas.bias").tolist() == [2000, 2001, 2002, 2003]
+    assert here.get_parameter("mask_stage.head.masks.bias").tolist() == [1000, 2002]
 
-    def test_checkpoint_and_model_share_no_memory(self) -> None:
-        model, checkpoint = TinyDetector(2), tiny_checkpoint()
-        before = {name: tensor.clone() for name, tensor in checkpoint.weights.items()}
-        load_initial_weights(model, checkpoint, ("cat", "dog"), {})
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.zero_()
-        assert_equal(checkpoint.weights, before)
 
-    def refused(self, model: nn.Module, checkpoint: Checkpoint, *arguments: Any) -> str:
-        """The message; the model must be as it was."""
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        with pytest.raises(ValueError, match=r"coco\.safetensors") as error:
-            load_initial_weights(model, checkpoint, *arguments)
-        assert_equal(dict(model.state_dict()), before)
-        return str(error.value)
+def refused(model: nn.Module, checkpoint: Checkpoint, names: tuple[str, ...], renamed: Any = None) -> str:
+    """The message; the model must be as it was."""
+    before = copied(model.state_dict())
+    with pytest.raises(ValueError, match=r"coco\.safetensors") as error:
+        load_initial_weights(model, checkpoint, names, renamed or {})
+    assert_equal(model.state_dict(), before)
+    return str(error.value)
 
-    def test_layers_of_other_names_are_told_by_the_first_of_each(self) -> None:
-        there = tiny_checkpoint()
-        renamed = {name.replace("backbone.", "backbone.body."): value for name, value in there.weights.items()}
-        message = self.refused(TinyDetector(3), replace(there, weights=renamed), THERE, {})
-        assert "backbone.body.0.bias there and backbone.0.bias here" in message
 
-    def test_without_a_common_class_all_but_their_rows_is_carried_over(self) -> None:
-        model = TinyDetector(2)
-        carried = load_initial_weights(model, tiny_checkpoint(), ("aeroplane", "dog"), {})
-        assert (carried.classes, carried.new_classes, carried.new_layers) == ((), ("aeroplane", "dog"), ())
-        assert sources(model) == ([1000, 1010, 2030], [1000, 1001, 1002, 1003, 1010, 1011, 1012, 1013])
-        assert model.state_dict()["backbone.0.weight"].unique().tolist() == [2.0]
-
-    @pytest.mark.parametrize("name", ["Cat", "CAT", " cat"])
-    def test_names_are_the_same_in_another_spelling(self, name: str) -> None:
-        assert load_initial_weights(TinyDetector(2), tiny_checkpoint(), ("dog", name), {}).classes == (name,)
-
-    def test_two_spellings_of_one_class_do_not_share_its_rows(self) -> None:
-        carried = load_initial_weights(TinyDetector(2), tiny_checkpoint(), ("cat", "Cat"), {})
-        assert (carried.classes, carried.new_classes) == (("cat",), ("Cat",))
-
-    @pytest.mark.parametrize("renamed", [{"plane": "airplane"}, {"aeroplane": "plane"}, {"airplane": "aeroplane"}])
-    def test_wrong_names(self, renamed: dict[str, str]) -> None:
-        message = self.refused(TinyDetector(2), tiny_checkpoint(), ("aeroplane", "cat"), renamed)
-        ((here, there),) = renamed.items()
-        for part in (f"init_classes maps {here!r} to {there!r}", "('aeroplane', 'cat')", str(THERE)):
+def test_what_does_not_fit_is_refused_with_both_sides() -> None:
+    there = tiny_checkpoint()
+    moved = {name.replace("backbone.", "backbone.body."): value for name, value in there.weights.items()}
+    message = refused(TinyDetector(3), replace(there, weights=moved), THERE)
+    assert "backbone.body.0.bias there and backbone.0.bias here" in message
+    message = refused(TinyDetector(2, width=4), there, ("cat", "dog"))
+    assert "backbone.0.weight is (4, 3, 1, 1) here and (3, 3, 1, 1) there" in message
+    assert CONFIG.backbone.name in message
+    for here, other in {"plane": "airplane", "aeroplane": "plane", "airplane": "aeroplane"}.items():
+        message = refused(TinyDetector(2), there, ("aeroplane", "cat"), {here: other})
+        for part in (f"init_classes maps {here!r} to {other!r}", "('aeroplane', 'cat')", str(THERE)):
             assert part in message
+    there.weights["backbone.0.weight"][0] = torch.nan
+    assert "backbone.0.weight" in refused(TinyDetector(2), there, ("cat", "dog"))
 
-    def test_a_backbone_that_does_not_fit_at_all_is_refused(self) -> None:
-        message = self.refused(TinyDetector(2, width=4), tiny_checkpoint(), ("cat", "dog"), {})
-        assert "backbone.0.weight is (4, 3, 1, 1) here and (3, 3, 1, 1) there" in message
-        assert CONFIG.backbone.name in message
 
-    def test_weights_that_are_not_finite_are_refused(self) -> None:
-        checkpoint = tiny_checkpoint()
-        checkpoint.weights["backbone.0.weight"][0] = torch.nan
-        assert "backbone.0.weight" in self.refused(TinyDetector(2), checkpoint, ("cat", "dog"), {})
-
-    def test_a_part_that_the_source_lacks_begins_anew_and_one_too_many_is_named(self) -> None:
-        model, checkpoint = TinyDetector(2), tiny_checkpoint()
-        model.neck = nn.Linear(1, 1)
-        checkpoint.weights["old.weight"] = torch.zeros(1)
-        own = model.neck.weight.clone()
-        carried = load_initial_weights(model, checkpoint, ("cat", "dog"), {})
-        assert (carried.new_layers, carried.unused) == (("neck.weight", "neck.bias"), ("old.weight",))
-        assert torch.equal(model.neck.weight, own)
-        assert any("neck.weight" in line for line in carried.lines)
-
-    @pytest.mark.parametrize("features", [(4, 2), (2, 4)], ids=["into_context", "out_of_context"])
-    def test_layers_that_read_other_vectors_begin_anew(self, features: tuple[int, int]) -> None:
-        # The context doubles what the two last layers read.
-        here, there = features
-        model, checkpoint = TinyDetector(2, features=here), tiny_checkpoint(features=there)
-        before = model.state_dict()["box_stage.predictor.classes.weight"].clone()
-        carried = load_initial_weights(model, checkpoint, ("cat", "dog"), {})
+def test_a_part_that_the_source_lacks_begins_anew_and_one_too_many_is_named() -> None:
+    model, checkpoint = TinyDetector(2), tiny_checkpoint()
+    model.neck = nn.Linear(1, 1)
+    checkpoint.weights["old.weight"], own = torch.zeros(1), model.neck.weight.clone()
+    carried = load_initial_weights(model, checkpoint, ("cat", "dog"), {})
+    assert (carried.new_layers, carried.unused) == (("neck.weight", "neck.bias"), ("old.weight",))
+    assert torch.equal(model.neck.weight, own)
+    assert any("neck.weight" in line for line in carried.lines)
+    for here, there in ((4, 2), (2, 4)):  # with a context the two last layers read twice as much, or no more
+        model = TinyDetector(2, features=here)
+        own = model.state_dict()["box_stage.predictor.classes.weight"].clone()
+        carried = load_initial_weights(model, tiny_checkpoint(features=there), ("cat", "dog"), {})
         assert carried.new_layers == ("box_stage.predictor.classes.weight", "box_stage.predictor.deltas.weight")
-        assert torch.equal(model.state_dict()["box_stage.predictor.classes.weight"], before)
+        assert torch.equal(model.state_dict()["box_stage.predictor.classes.weight"], own)
 
-    def test_options_that_change_what_weights_mean_are_named(self) -> None:
-        other = DetectionConfig(backbone=DetectorBackboneConfig(name="vgg11", norm_eps=0.5))
-        assert differing_meaning(CONFIG, tiny_checkpoint()) == []
-        (line,) = differing_meaning(other, tiny_checkpoint())
-        assert "backbone.norm_eps" in line
+
+def test_options_that_change_what_weights_mean_are_named() -> None:
+    other = DetectionConfig(backbone=DetectorBackboneConfig(name="vgg11", norm_eps=0.5))
+    assert differing_meaning(CONFIG, tiny_checkpoint()) == []
+    (line,) = differing_meaning(other, tiny_checkpoint())
+    assert "backbone.norm_eps" in line

@@ -17,6 +17,9 @@ from detection.data.packed_strings import PackedStrings
 from detection.evidence.labels import read_labels, write_labels
 from detection.evidence.reports import check_report
 from detection.evidence.verify import verify
+from detection.pages.page import write_html
+from detection.pages.plots import undrawn
+from detection.report.build import report_page
 
 ROOT = Path(__file__).parents[3]
 BCCD = Path("docs/experiments/bccd")
@@ -148,6 +151,10 @@ def test_a_report_is_held_to_the_results_of_its_runs(tmp_path: Path) -> None:
     shutil.copytree(ROOT / BCCD, folder, ignore=shutil.ignore_patterns("detections.json", "figures"))
     for run in folder.glob("runs/*/*"):
         (run / "detections.json").touch()
+    with undrawn():
+        page = report_page(json.loads((folder / "report" / "report.json").read_text()), [])
+    write_html(page, folder / "report" / "report.html")
+    assert check_report(folder, tmp_path) == []
     path = folder / "runs" / "plain18" / "0" / "result.json"
     result = json.loads(path.read_text())
     result["bbox"]["AP"] = 0.5

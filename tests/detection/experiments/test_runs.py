@@ -137,7 +137,7 @@ def test_a_killed_run_is_reported_and_goes_on_at_the_next_start(make: Make, run_
 def test_a_run_that_was_told_to_stop_is_no_failure_and_one_without_a_result_is(make: Make, run_all: RunAll) -> None:
     run, forgetful = make("preempted"), make("forgetful")
     left, said = run_all(run)
-    assert (left, said[-1]) == ([run], "preempted/0: stopped from outside; the next start goes on")
+    assert (left, said[-1]) == ([run], "preempted/0: stopped from outside; the next start resumes it")
     assert read_status(run.folder)["state"] == "running"
     assert run_all(run, forgetful)[0] == [forgetful]
     assert read_status(forgetful.folder)["error"].startswith("called with")

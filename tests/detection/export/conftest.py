@@ -1,7 +1,5 @@
 """Runs functions as exported files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,14 +31,9 @@ def run(tmp_path: Path) -> Callable[..., Iterator[list[np.ndarray]]]:
     def export_and_run(function: Callable[..., Any], *inputs: Tensor) -> Iterator[list[np.ndarray]]:
         onnxruntime, openvino = pytest.importorskip("onnxruntime"), pytest.importorskip("openvino")
         pytest.importorskip("onnxscript")
-        path = tmp_path / "function.onnx"
-        program: Any = torch.onnx.export(
-            torch.export.export(Function(function), inputs),
-            dynamo=True,
-            opset_version=OPSET,
-            custom_translation_table=dict(translations(NUM_CLASSES)),
-            verbose=False,
-        )
+        path, exported = tmp_path / "function.onnx", torch.export.export(Function(function), inputs)
+        options = {"opset_version": OPSET, "custom_translation_table": dict(translations(NUM_CLASSES))}
+        program: Any = torch.onnx.export(exported, dynamo=True, verbose=False, **options)
         shorten_sorts(program.model)
         program.save(path)
         arrays = [values.numpy() for values in inputs]

@@ -1,6 +1,6 @@
 """Mirrors detection/model/box_heads.py."""
 
-from __future__ import annotations
+from typing import Any
 
 import pytest
 import torch
@@ -11,36 +11,24 @@ from backbones.norm import make_norm
 from detection.model.box_heads import PART, FCHead
 
 
-def test_is_torchvisions_two_layers() -> None:
+def test_is_torchvisions_two_layers_also_by_parts() -> None:
     torch.manual_seed(0)
     ours, theirs = FCHead(4, 3, channels=8), TwoMLPHead(4 * 3 * 3, 8)
     theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
-    regions = torch.randn(5, 4, 3, 3)
-    torch.testing.assert_close(ours(regions), theirs(regions))
+    regions = torch.randn(2 * PART + 3, 4, 3, 3)
+    with torch.no_grad():  # regions of channels last are taken by parts
+        for given in (regions, regions.to(memory_format=torch.channels_last)):
+            torch.testing.assert_close(ours(given), theirs(regions))
 
 
-def test_regions_of_channels_last_are_taken_by_parts() -> None:
-    torch.manual_seed(0)
-    head, regions = FCHead(4, 3, channels=8), torch.randn(2 * PART + 3, 4, 3, 3)
-    with torch.no_grad():
-        torch.testing.assert_close(head(regions.to(memory_format=torch.channels_last)), head(regions))
-
-
-def test_convolutions_come_first_and_keep_the_size() -> None:
-    head = FCHead(4, 3, convs=2, conv_channels=6, fcs=1, channels=8)
-    assert head.out_channels == 8
+@pytest.mark.parametrize(("norm", "kind"), [("bn", nn.BatchNorm2d), ("gn", nn.GroupNorm), (None, nn.Identity)])
+def test_convolutions_come_first_and_keep_the_size(norm, kind) -> None:
+    head = FCHead(4, 3, convs=2, conv_channels=6, fcs=1, channels=8, norm=norm and make_norm(norm, 1e-5))
+    modules: Any = list(head.modules())
     assert head.convs(torch.rand(5, 4, 3, 3)).shape == (5, 6, 3, 3)
-    assert head(torch.rand(5, 4, 3, 3)).shape == (5, 8)
-    assert [layer.in_features for layer in head.fcs if isinstance(layer, nn.Linear)] == [54]
-
-
-@pytest.mark.parametrize("norm", ["bn", "gn"])
-def test_norm_takes_the_bias_of_its_convolution(norm: str) -> None:
-    head = FCHead(4, 3, convs=1, conv_channels=6, norm=make_norm(norm, 1e-5))  # pyright: ignore[reportArgumentType]
-    (conv,) = (module for module in head.modules() if isinstance(module, nn.Conv2d))
-    assert conv.bias is None
-    assert len([m for m in head.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)]) == 1
-
-
-def test_no_regions() -> None:
-    assert FCHead(4, 3, convs=1, channels=8)(torch.zeros(0, 4, 3, 3)).shape == (0, 8)
+    assert (head(torch.rand(5, 4, 3, 3)).shape, head(torch.zeros(0, 4, 3, 3)).shape) == ((5, 8), (0, 8))
+    assert head.out_channels == 8
+    assert [layer.in_features for layer in modules if isinstance(layer, nn.Linear)] == [54]
+    # A norm takes the bias of its convolution.
+    assert [layer.bias is None for layer in modules if isinstance(layer, nn.Conv2d)] == [norm is not None] * 2
+    assert sum(isinstance(layer, kind) for layer in modules) == (2 if norm else 0)

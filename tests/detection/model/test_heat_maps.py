@@ -1,7 +1,5 @@
 """Mirrors detection/model/heat_maps.py."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -30,11 +28,9 @@ def random_boxes(count: int, *, least: float, most: float, seed: int) -> Tensor:
 
 
 def test_cells_are_torchvisions() -> None:
-    generator = torch.Generator().manual_seed(0)
     boxes = random_boxes(40, least=5, most=200, seed=1).float()
-    places = boxes[:, None, :2] + (1.4 * torch.rand(40, 9, 2, generator=generator) - 0.2) * (
-        boxes[:, 2:] - boxes[:, :2]
-    ).unsqueeze(1)
+    shares = 1.4 * torch.rand(40, 9, 2, generator=torch.Generator().manual_seed(0)) - 0.2
+    places = boxes[:, None, :2] + shares * (boxes[:, 2:] - boxes[:, :2]).unsqueeze(1)
     places[:, 0], places[:, 1] = boxes[:, :2], boxes[:, 2:]  # on both borders
     keypoints = torch.cat([places, torch.arange(9).remainder(3).expand(40, 9)[..., None].float()], dim=2)
     expected, valid = keypoints_to_heatmap(keypoints, boxes, SIDE)
@@ -46,7 +42,7 @@ def test_cells_are_torchvisions() -> None:
 
 
 @pytest.mark.parametrize(("least", "most"), [(0.3, 30), (30, 112), (112, 300), (300, 1333)])
-def test_peaks_are_torchvisions(least: float, most: float) -> None:
+def test_peaks_are_torchvisions(least, most) -> None:
     """At all sizes of regions, also where the maps have many maxima of about the same height."""
     maps, boxes = smooth_maps(8, 6, seed=0), random_boxes(8, least=least, most=most, seed=1)
     points, logits = heatmaps_to_keypoints(maps, boxes)
@@ -62,13 +58,10 @@ def test_peaks_of_float32_are_within_a_pixel() -> None:
     assert (find_peaks(maps, boxes, longest=512)[..., :2] - points[..., :2]).abs().max() <= 1
 
 
-def test_the_place_and_the_score_of_a_single_cell() -> None:
+def test_the_place_and_the_score_of_a_single_cell_and_of_none() -> None:
     maps = torch.zeros(1, 1, 4, 4)
     maps[0, 0, 1, 2] = 5.0
-    (x, y, score), longest = find_peaks(maps, torch.tensor([[10.0, 20.0, 14.0, 24.0]]), longest=4)[0, 0].tolist(), 4
-    assert (x, y) == (10 + 2.5 * longest / 4, 20 + 1.5 * longest / 4)  # the middle of the cell
+    x, y, score = find_peaks(maps, torch.tensor([[10.0, 20.0, 14.0, 24.0]]), longest=4)[0, 0].tolist()
+    assert (x, y) == (10 + 2.5, 20 + 1.5)  # the middle of the cell
     assert score == pytest.approx(math.exp(5) / (math.exp(5) + 15), rel=1e-6)
-
-
-def test_no_regions() -> None:
     assert find_peaks(torch.zeros(0, 3, 4, 4), torch.zeros(0, 4), longest=100).shape == (0, 3, 3)

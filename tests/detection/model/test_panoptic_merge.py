@@ -1,42 +1,21 @@
 """Mirrors detection/model/panoptic_merge.py."""
 
-from __future__ import annotations
-
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from detection.masks import RLE, encode
+from detection.masks import encode
 from detection.model.panoptic_merge import Merging
-from detection.segments import Segment, Segments
-
-RULE = Merging(num_things=2, instance_score=0.5, overlap=0.5, stuff_area=3)
-Mask = NDArray[np.bool_]
 
 
-def columns(first: int, end: int) -> Mask:
-    """Columns ``first`` to ``end`` of an image of 1 x 12 pixels."""
-    return ((np.arange(12) >= first) & (np.arange(12) < end))[None]
-
-
-def merge(
-    found: list[tuple[float, int, Mask]], label_map: NDArray[np.uint8] | None = None, rule: Merging = RULE
-) -> Segments:
-    """``found`` are scores, labels and masks."""
-    masks: tuple[RLE, ...] = tuple(encode(mask) for _, _, mask in found)
-    scores, labels = np.array([s for s, _, _ in found]), np.array([label for _, label, _ in found], np.int64)
-    return rule(scores, labels, masks, np.zeros((1, 12), np.uint8) if label_map is None else label_map)
-
-
-def by_pixels(found: list[tuple[float, int, Mask]], label_map: NDArray[np.uint8], rule: Merging) -> list[list[int]]:
+def by_pixels(found: list[Any], label_map: Any, rule: Merging) -> list[list[int]]:
     """The paper's rule on sets of pixels: (label, pixels) of each segment, in their order."""
     taken, segments = set[int](), list[list[int]]()
     for score, label, mask in sorted(found, key=lambda item: -item[0]):
         pixels = set(np.flatnonzero(mask).tolist())
         if score < rule.instance_score or not pixels or len(pixels & taken) / len(pixels) > rule.overlap:
             continue
-        segments.append([label, *sorted(pixels - taken)])
+        segments += [[label, *sorted(pixels - taken)]] if pixels - taken else []
         taken |= pixels
     for stuff in range(1, int(label_map.max(initial=0)) + 1):
         pixels = set(np.flatnonzero(label_map == stuff).tolist()) - taken
@@ -45,44 +24,20 @@ def by_pixels(found: list[tuple[float, int, Mask]], label_map: NDArray[np.uint8]
     return segments
 
 
-class TestMerging:
-    def test_the_better_object_keeps_what_both_claim(self) -> None:
-        found = merge([(0.7, 0, columns(2, 8)), (0.9, 1, columns(0, 4))])
-        assert found.ids[0].tolist() == [1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 0, 0]
-        assert found.found == (Segment(1, 1), Segment(2, 0))
-
-    def test_an_object_that_better_ones_cover_by_more_than_half_is_left_out(self) -> None:
-        half, more = (0.7, 0, columns(2, 6)), (0.6, 0, columns(1, 4))
-        assert [s.label for s in merge([(0.9, 1, columns(0, 4)), half]).found] == [1, 0]
-        assert [s.label for s in merge([(0.9, 1, columns(0, 4)), more]).found] == [1]
-
-    def test_weak_and_empty_objects_are_left_out(self) -> None:
-        assert merge([(0.49, 0, columns(0, 4)), (0.9, 0, columns(0, 0))]).found == ()
-
-    def test_an_object_of_which_nothing_is_left_makes_no_segment(self) -> None:
-        both = [(0.9, 0, columns(0, 4)), (0.8, 0, columns(1, 3))]
-        assert merge(both, rule=replace(RULE, overlap=1.0)).found == (Segment(1, 0),)
-
-    def test_stuff_fills_what_objects_leave_if_it_is_enough(self) -> None:
-        label_map = np.array([[1, 1, 1, 1, 1, 1, 1, 2, 2, 0, 0, 0]], np.uint8)
-        found = merge([(0.9, 0, columns(0, 4))], label_map)
-        assert found.ids[0].tolist() == [1, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0]  # 2 pixels of the second are too few
-        assert found.found == (Segment(1, 0), Segment(2, 2))
-
-    def test_nothing_found(self) -> None:
-        assert merge([]).found == ()
-
-    def test_equal_to_the_rule_pixel_by_pixel(self) -> None:
-        generator = np.random.default_rng(0)
-        for _ in range(200):
-            rule = Merging(num_things=4, overlap=float(generator.random()), stuff_area=int(generator.integers(1, 30)))
-            objects = list[tuple[float, int, Mask]]()
-            for _ in range(generator.integers(0, 8)):
-                top, left, height, width = generator.integers(0, 9, 4)
-                mask = np.zeros((9, 11), np.bool_)
-                mask[top : top + height, left : left + width] = True
-                objects.append((float(generator.random()), int(generator.integers(4)), mask))
-            label_map = generator.integers(0, 3, (9, 11)).astype(np.uint8)
-            found = merge(objects, label_map, rule)
-            got = [[s.label, *np.flatnonzero(found.ids == s.id).tolist()] for s in found.found]
-            assert got == by_pixels(objects, label_map, rule)
+def test_equal_to_the_rule_pixel_by_pixel() -> None:
+    """Also with shares, scores and areas exactly at their limits, and without any object."""
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        overlap, area = float(generator.choice([0.25, 0.5, 0.75, 1.0])), int(generator.integers(1, 30))
+        rule, objects = Merging(num_things=4, instance_score=0.5, overlap=overlap, stuff_area=area), list[Any]()
+        for score in generator.permutation(20)[: generator.integers(0, 8)] / 20:
+            top, left, height, width = generator.integers(0, 9, 4)
+            mask = np.zeros((9, 11), np.bool_)
+            mask[top : top + height, left : left + width] = True
+            objects.append((float(score), int(generator.integers(4)), mask))
+        label_map = generator.integers(0, 3, (9, 11)).astype(np.uint8)
+        scores, labels = np.array([own[0] for own in objects]), np.array([own[1] for own in objects], np.int64)
+        found = rule(scores, labels, tuple(encode(mask) for _, _, mask in objects), label_map)
+        got = [[s.label, *np.flatnonzero(found.ids == s.id).tolist()] for s in found.found]
+        assert got == by_pixels(objects, label_map, rule)
+        assert set(np.unique(found.ids).tolist()) <= {0, *(s.id for s in found.found)}

@@ -16,7 +16,7 @@ from detection.report.analysis import write_analysis
 Make = Callable[..., Path]
 
 
-def test_one_run(make_run: Make, tmp_path: Path) -> None:
+def test_one_run(make_run, tmp_path) -> None:
     run = make_run(tmp_path / "runs" / "first", skill=0.7)
     page = write_analysis([run], tmp_path / "out")
     html, numbers = page.read_text(), json.loads((tmp_path / "out" / "analysis.json").read_text())
@@ -38,33 +38,37 @@ def test_one_run(make_run: Make, tmp_path: Path) -> None:
     assert f1 == sorted(f1, reverse=True)
     assert "worst 1" in html
     assert "best 1" in html
+    coco = json.loads((tmp_path / "out" / "label_errors.json").read_text())
+    tasks = json.loads((tmp_path / "out" / "label_studio.json").read_text())
+    assert [task["data"]["image"] for task in tasks] == [image["file_name"] for image in coco["images"]]
+    results = [result for task in tasks for result in task["predictions"][0]["result"]]
+    assert len(results) == len(coco["annotations"]) > 0
+    for result, label in zip(results, coco["annotations"], strict=True):
+        value, (x, y, width, height) = result["value"], label["bbox"]  # in percent
+        percent = [100 * x / 80, 100 * y / 60, 100 * width / 80, 100 * height / 60]
+        assert [value[name] for name in ("x", "y", "width", "height")] == pytest.approx(percent)
 
 
-def test_two_runs_are_compared_under_names_that_tell_them_apart(make_run: Make, tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / name / "0", skill=skill) for name, skill in (("plain", 0.4), ("res", 1.0))]
+def test_runs_are_compared_pair_by_pair_under_names_that_tell_them_apart(make_run, tmp_path) -> None:
+    skills = {"plain": 0.4, "res": 1.0, "other": 0.8}
+    runs = [make_run(tmp_path / name / "0", skill=skill) for name, skill in skills.items()]
     html = write_analysis(runs, tmp_path / "out").read_text()
     numbers = json.loads((tmp_path / "out" / "analysis.json").read_text())
-    assert [(pair["a"], pair["b"]) for pair in numbers["pairs"]] == [("plain/0", "res/0")]
+    pairs = [("plain/0", "res/0"), ("plain/0", "other/0"), ("res/0", "other/0")]
+    assert [(pair["a"], pair["b"]) for pair in numbers["pairs"]] == pairs
     assert numbers["pairs"][0]["verdict"].startswith("res/0 is better than plain/0")
     assert "res/0 (first) finds" in html
     assert (tmp_path / "out" / "analysis.md").read_text().startswith("# Analysis: plain/0 and res/0")
 
 
-def test_the_same_run_twice_is_refused(make_run: Make, tmp_path: Path) -> None:
+def test_the_same_run_twice_is_refused(make_run, tmp_path) -> None:
     run = make_run(tmp_path / "run")
     with pytest.raises(ValueError, match="run directories, each once, got"):
         write_analysis([run, tmp_path / "." / "run"], tmp_path / "out")
 
 
-def test_three_runs_are_compared_pair_by_pair(make_run: Make, tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / str(seed), skill=0.8, seed=seed) for seed in range(3)]
-    write_analysis(runs, tmp_path / "out")
-    numbers = json.loads((tmp_path / "out" / "analysis.json").read_text())
-    assert [(pair["a"], pair["b"]) for pair in numbers["pairs"]] == [("0", "1"), ("0", "2"), ("1", "2")]
-
-
 def test_injected_label_errors_are_first_by_file_and_their_suggestions_undo_them(
-    make_run: Make, data: tuple[str, Path], write_card: Callable[..., str], tmp_path: Path
+    make_run, data, write_card, tmp_path
 ) -> None:
     runs = [
         make_run(tmp_path / "runs" / str(seed), skill=1.0, seed=seed) for seed in (2, 3)
@@ -91,17 +95,3 @@ def test_injected_label_errors_are_first_by_file_and_their_suggestions_undo_them
     index, problems = load_dataset([spec], root)  # it reads as a data set
     assert not problems
     assert len(index) == len(suggested["images"])
-
-
-def test_pre_annotations_say_the_same_in_percent(make_run: Make, tmp_path: Path) -> None:
-    write_analysis([make_run(tmp_path / "run", skill=0.6)], tmp_path / "out")
-    coco = json.loads((tmp_path / "out" / "label_errors.json").read_text())
-    tasks = json.loads((tmp_path / "out" / "label_studio.json").read_text())
-    assert [task["data"]["image"] for task in tasks] == [image["file_name"] for image in coco["images"]]
-    results = [result for task in tasks for result in task["predictions"][0]["result"]]
-    assert len(results) == len(coco["annotations"]) > 0
-    for result, label in zip(results, coco["annotations"], strict=True):
-        value, (x, y, width, height) = result["value"], label["bbox"]
-        assert [value[name] for name in ("x", "y", "width", "height")] == pytest.approx(
-            [100 * x / 80, 100 * y / 60, 100 * width / 80, 100 * height / 60]
-        )

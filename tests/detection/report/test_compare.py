@@ -1,23 +1,28 @@
-"""Mirrors detection/report/compare.py: a whole experiment on a handful of tiny images, with real trainings."""
+"""Mirrors detection/report/compare.py and classifiers.py: whole experiments on a handful of tiny images."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
 from detection.data.digits import write_digits
+from detection.experiments import runs
 from detection.experiments.comparison import Comparison
 from detection.experiments.runs import Placement
 from detection.report import compare
 
-Run = Callable[..., tuple[int, str]]
 BASE = """
 backbone: {norm: gn, roi_size: 2}
 anchors: {sizes: [16, 32]}
@@ -37,15 +42,21 @@ variants:
   diverging: [backbone.name=resnet18, solver.base_lr=1.0e+30]
 seeds: [3]
 """
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("work")
-    write_digits(folder / "data", num_train=4, num_test=3)
-    (folder / "base.yaml").write_text(BASE)
-    (folder / "swap.yaml").write_text(SWAP)
-    return folder
+CLASSIFIER = """
+backbone: {name: cifar_plain20, norm: bn}
+data: {train: [CARD:train], test: [CARD:test], shorter_side: 32, longer_side: 32, augment: [], workers: 0}
+solver: {iterations: 30, images_per_step: 4, checkpoint_every: 10, log_every: 10, layout: contiguous}
+classification: {crop: 32, shorter_side: 32}
+device: cpu
+"""
+DEPTH = """
+base: base.yaml
+allowed: [backbone.name]
+variants:
+  plain20: {}
+  resnet20: {backbone: {name: cifar_resnet20}}
+seeds: [3]
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -56,11 +67,20 @@ def own_signals() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    write_digits(folder / "data", num_train=4, num_test=3)
+    (folder / "base.yaml").write_text(BASE)
+    (folder / "swap.yaml").write_text(SWAP)
+    return folder
+
+
 @pytest.fixture
-def run(resdet: Callable[..., Any]) -> Run:
+def run(resdet, folder):
     """The exit status, and what was printed."""
 
-    def call(folder: Path, *arguments: str) -> tuple[int, str]:
+    def call(*arguments: str) -> tuple[int, str]:
         given = (folder / "swap.yaml", "--output-dir", folder / "out", f"data.root={folder / 'data'}")
         outcome = resdet("compare", *given, *arguments)
         return outcome.status, outcome.out + outcome.err
@@ -69,8 +89,8 @@ def run(resdet: Callable[..., Any]) -> Run:
 
 
 @pytest.mark.slow
-def test_an_experiment_with_a_diverging_variant_is_finished_and_reported(folder: Path, run: Run) -> None:
-    status, said = run(folder, "--jobs", "2")
+def test_an_experiment_with_a_diverging_variant_is_finished_and_reported(folder, run) -> None:
+    status, said = run("--jobs", "2")
     out = folder / "out"
     assert status == 1
     assert said.endswith("error: not every run is done; the lines above and status.json of each run say why\n")
@@ -84,9 +104,7 @@ def test_an_experiment_with_a_diverging_variant_is_finished_and_reported(folder:
     assert "diverging" in (out / "report" / "report.md").read_text()
 
 
-@pytest.fixture
-def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What of the comparison and the report the command calls, in their place."""
+def test_what_the_command_calls(folder, run, monkeypatch) -> None:
     calls: list[Any] = []
 
     def note(name: str) -> Any:
@@ -104,37 +122,91 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         monkeypatch.setattr(Comparison, name, note(name))
     monkeypatch.setattr(Comparison, "plan", lambda _: "the plan")
     monkeypatch.setattr(compare, "write_report", write_report)
-    return calls
-
-
-def test_a_run_by_index_leaves_the_report_to_the_end(folder: Path, called: list[Any], run: Run) -> None:
-    assert run(folder, "--index", "1", "--retry-failed", "--gpus", "2")[0] == 0
-    ((name, args, options, comparison),) = called
+    assert run("--index", "1", "--retry-failed", "--gpus", "2")[0] == 0  # leaves the report to the end
+    ((name, args, options, comparison),) = calls
     assert (name, args, options) == ("run_one", (1,), {"retry_failed": True})
     assert comparison.placement == Placement(1, ("2",))
-
-
-def test_jobs_default_to_the_gpus(folder: Path, called: list[Any], run: Run) -> None:
-    status, said = run(folder, "--gpus", "0,5")
-    assert (status, said) == (0, f"report: {folder / 'out' / 'report.html'}\n")
-    assert [call[0] for call in called] == ["run", "report"]
-    comparison = called[0][3]
-    assert comparison.placement == Placement(2, ("0", "5"))
+    calls.clear()
+    assert run("--gpus", "0,5") == (0, f"report: {folder / 'out' / 'report.html'}\n")
+    assert [call[0] for call in calls] == ["run", "report"]
+    comparison = calls[0][3]
+    assert comparison.placement == Placement(2, ("0", "5"))  # jobs default to the GPUs
     assert comparison.programs.train == (sys.executable, "-m", "resdet", "train")
     assert comparison.programs.costs[-1] == f"data.root={folder / 'data'}"
+    calls.clear()
+    assert run("--report-only")[0] == 0
+    assert run("--dry-run") == (0, "the plan\n")
+    assert [call[0] for call in calls] == ["report"]
 
 
-def test_only_the_report_or_only_the_plan(folder: Path, called: list[Any], run: Run) -> None:
-    assert run(folder, "--report-only")[0] == 0
-    assert [call[0] for call in called] == ["report"]
-    assert run(folder, "--dry-run") == (0, "the plan\n")
-    assert [call[0] for call in called] == ["report"]
+def test_mistakes_end_with_a_line(run) -> None:
+    assert run("--jobs", "0") == (1, "error: --jobs takes a number from 1, got 0\n")
+    unknown = "error: variant 'plain': no config key 'solver.bas_lr'; did you mean 'solver.base_lr'?\n"
+    assert run("solver.bas_lr=1")[1] == unknown
+    costs = "error: --costs other: the experiment has the variants plain, diverging\n"
+    assert run("--costs", "other")[1] == costs
 
 
-def test_mistakes_end_with_a_line(folder: Path, run: Run) -> None:
-    assert run(folder, "--jobs", "0") == (1, "error: --jobs takes a number from 1, got 0\n")
-    _, said = run(folder, "solver.bas_lr=1")
-    assert said == "error: variant 'plain': no config key 'solver.bas_lr'; did you mean 'solver.base_lr'?\n"
-    assert (
-        run(folder, "--costs", "other")[1] == "error: --costs other: the experiment has the variants plain, diverging\n"
-    )
+class TestClassifiers:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def folder(cls, tmp_path_factory) -> Path:
+        """An experiment over red and blue images in CIFAR-10's layout."""
+        folder, random = tmp_path_factory.mktemp("classifiers"), np.random.default_rng(0)
+        for split, count in (("train", 6), ("test", 8)):
+            for channel, name in ((0, "red"), (2, "blue")):
+                (folder / split / name).mkdir(parents=True)
+                for number in range(count):
+                    pixels = random.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+                    pixels[..., channel] += 100
+                    Image.fromarray(pixels).save(folder / split / name / f"{number:04}.png")
+        splits = {split: {"folder": split} for split in ("train", "test")}
+        card = {"format": "image_folder", "root": str(folder), "classes": ["red", "blue"], "splits": splits}
+        (folder / "card.yaml").write_text(yaml.safe_dump(card))
+        (folder / "base.yaml").write_text(CLASSIFIER.replace("CARD", str(folder / "card.yaml")))
+        (folder / "depth.yaml").write_text(DEPTH)
+        (folder / "unfair.yaml").write_text(DEPTH.replace("[backbone.name]", "[backbone.norm]"))
+        return folder
+
+    @pytest.mark.slow
+    def test_an_experiment_that_was_killed_goes_on_and_is_reported_anew_from_its_records(
+        self, folder, tmp_path, resdet, monkeypatch
+    ) -> None:
+        start, out, command = runs._start, folder / "out", ("compare", folder / "depth.yaml", "--output-dir")
+
+        def start_and_kill(run: runs.Run, *arguments: Any) -> Any:
+            child = start(run, *arguments)
+            if child is not None and str(run) == "resnet20/3":
+                while child.process.poll() is None and not any(run.folder.glob("checkpoints/*.state.pt")):
+                    time.sleep(0.01)
+                child.process.kill()
+            return child
+
+        with monkeypatch.context() as patch:
+            patch.setattr(runs, "_start", start_and_kill)
+            assert resdet(*command, out).status == 1
+        assert runs.read_status(out / "runs/resnet20/3")["exit"] == -signal.SIGKILL
+        again = resdet(*command, out)
+        assert again.status == 0, again.err
+        assert "plain20/3: done before" in again.out
+        metrics = (out / "runs/resnet20/3/metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["iteration"] for line in metrics if "loss/total" in line] == [10, 20, 30]
+        report = (out / "report/report.md").read_text()
+        for said in ("| plain20 | 1 |", "| `backbone.name` | cifar_plain20 | cifar_resnet20 |", "| plain20 | 0.27 | "):
+            assert said in report
+        records, left_out = tmp_path / "records", ("checkpoints", "tensorboard", "report", "*.jpg")
+        shutil.copytree(out, records, ignore=shutil.ignore_patterns(*left_out))
+        (folder / "test").rename(folder / "away")
+        only = resdet(*command, records, "--report-only")
+        (folder / "away").rename(folder / "test")
+        assert only.status == 0, only.err
+        assert (records / "report/report.md").read_text() == report
+
+    def test_what_is_unfair_and_what_only_detectors_have_is_refused(self, folder, resdet, tmp_path) -> None:
+        refused = resdet("compare", folder / "unfair.yaml", "--output-dir", tmp_path)
+        assert refused.status == 1
+        assert "backbone.name differs and is not allowed to: plain20 has 'cifar_plain20'" in refused.err
+        for option in ("--plan", "--robustness", "--latency-on=cpu"):
+            refused = resdet("compare", folder / "depth.yaml", "--output-dir", tmp_path, option)
+            assert refused.status == 1
+            assert option.partition("=")[0] in refused.err

@@ -26,11 +26,9 @@ from detection.tasks.evaluate import name_files
 SIZE = (60, 80)
 CATEGORIES = {3: "cat", 18: "dog", 90: "sheep <&>"}
 
-Write = Callable[..., Path]
-
 
 @pytest.fixture
-def write(tmp_path: Path) -> Write:
+def write(tmp_path) -> Callable[[str, Any], Path]:
     """Writes JSON into a file of this name."""
 
     def write(name: str, content: Any) -> Path:
@@ -42,22 +40,13 @@ def write(tmp_path: Path) -> Write:
 
 
 def make_truth(*, images: int = 12) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    annotations = []
-    for image in range(1, images + 1):
-        for _ in range(4):
-            x, y, width, height = rng.uniform([0, 0, 8, 8], [50, 30, 30, 28]).round(2).tolist()
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image,
-                    "category_id": int(rng.choice([*CATEGORIES])),
-                    "bbox": [x, y, width, height],
-                    "area": round(0.7 * width * height, 3),
-                    "iscrowd": int(rng.random() < 0.1),
-                    "segmentation": [[x, y, x + width, y, x + width, y + height]],
-                }
-            )
+    rng, annotations = np.random.default_rng(0), list[dict[str, Any]]()
+    for image in np.repeat(range(1, images + 1), 4).tolist():
+        x, y, width, height = rng.uniform([0, 0, 8, 8], [50, 30, 30, 28]).round(2).tolist()
+        own = {"id": len(annotations) + 1, "image_id": image, "category_id": int(rng.choice([*CATEGORIES]))}
+        own |= {"area": round(0.7 * width * height, 3), "iscrowd": int(rng.random() < 0.1)}
+        polygon = [x, y, x + width, y, x + width, y + height]
+        annotations.append(own | {"bbox": [x, y, width, height], "segmentation": [polygon]})
     return {
         "images": [{"id": i, "file_name": f"{i}.jpg", "height": 60, "width": 80} for i in range(1, images + 1)],
         "categories": [{"id": i, "name": name} for i, name in CATEGORIES.items()],
@@ -65,10 +54,9 @@ def make_truth(*, images: int = 12) -> dict[str, Any]:
     }
 
 
-def find(truth: dict[str, Any], *, skill: float, seed: int, masks: bool = False) -> list[dict[str, Any]]:
+def find(truth: dict[str, Any], *, skill: float, seed: int = 1, masks: bool = False) -> list[dict[str, Any]]:
     """Returns moved objects, some under another name, and false alarms, as another program would write them."""
-    rng = np.random.default_rng(seed)
-    found = []
+    rng, found = np.random.default_rng(seed), list[dict[str, Any]]()
     for annotation in truth["annotations"]:
         if rng.random() > skill:
             continue
@@ -81,7 +69,6 @@ def find(truth: dict[str, Any], *, skill: float, seed: int, masks: bool = False)
             found.append(entry | {"segmentation": {"size": [*SIZE], "counts": mask["counts"].decode()}})
         else:
             found.append(entry | {"bbox": [x, y, width, height]})
-        if not masks:
             found.append(entry | {"bbox": [40.25, 20, 20, 20], "score": 0.3 * score})
     return found
 
@@ -101,87 +88,68 @@ def official(
     return [None if value < 0 else float(value) for value in evaluation.stats]
 
 
+def first(evaluation: Evaluation, method: str) -> dict[str, Any]:
+    return evaluation.numbers["variants"][method]["results"][0]
+
+
 def twelve(evaluation: Evaluation, method: str, section: str = "bbox") -> list[float | None]:
-    return [evaluation.numbers["variants"][method]["results"][0][section][name] for name in COCO_NUMBERS]
+    return [first(evaluation, method)[section][name] for name in COCO_NUMBERS]
 
 
-def test_numbers_are_those_of_pycocotools(write: Write, tmp_path: Path) -> None:
+def test_boxes_and_masks_are_judged_as_by_pycocotools_and_compared_by_what_both_have(write, tmp_path) -> None:
     truth = make_truth()
-    gt, detections = write("gt.json", truth), find(truth, skill=0.8, seed=1)
-    found = write_evaluation(gt, {"a": [write("a.json", detections)]}, tmp_path / "out")
-    assert twelve(found, "a") == pytest.approx(official(gt, detections), abs=1e-9)
-    assert "VOC AP" in found.tables
-
-
-def test_masks_are_judged_where_detections_have_them(write: Write, tmp_path: Path) -> None:
-    truth = make_truth()
-    gt, detections = write("gt.json", truth), find(truth, skill=0.9, seed=1, masks=True)
-    found = write_evaluation(gt, {"a": [write("a.json", detections)]}, tmp_path / "out")
-    assert twelve(found, "a", "segm") == pytest.approx(official(gt, detections, "segm"), abs=1e-9)
-    assert "mask AP" in found.page.read_text()
-
-
-def test_detections_with_and_without_masks_are_compared_by_their_boxes(write: Write, tmp_path: Path) -> None:
-    gt, truth = write("gt.json", make_truth()), make_truth()
-    files = {
-        name: [write(f"{name}.json", find(truth, skill=skill, seed=1, masks=masks))]
-        for name, skill, masks in (("plain", 0.5, False), ("masks", 0.9, True))
-    }
+    gt, plain, masked = write("gt.json", truth), find(truth, skill=0.5), find(truth, skill=0.9, masks=True)
+    files = {"plain": [write("plain.json", plain)], "masks": [write("masks.json", masked)]}
     found = write_evaluation(gt, files, tmp_path / "out")
+    assert twelve(found, "plain") == pytest.approx(official(gt, plain), abs=1e-9)
+    assert twelve(found, "masks", "segm") == pytest.approx(official(gt, masked, "segm"), abs=1e-9)
+    assert "mask AP" in found.page.read_text()
     (pair,) = found.numbers["pairs"]
     assert pair["detectors"]["AP"]["value"] > 0
     assert not [name for name in pair["detectors"] if "mask" in name]
-    assert found.numbers["variants"]["masks"]["results"][0]["segm"]["AP"] > 0
     assert found.numbers["not_compared"] == {"masks": ["masks"]}
     assert "Not compared: masks, which only masks has" in found.tables
     assert found.tables.splitlines()[-1] in found.page.with_suffix(".md").read_text()
 
 
-def test_keypoints_are_judged_where_detections_have_them(write: Write, tmp_path: Path) -> None:
+def test_keypoints_are_judged_where_detections_have_them(write, tmp_path) -> None:
     truth, rng = make_truth(), np.random.default_rng(0)
     for category in truth["categories"]:
         category["keypoints"] = [f"k{number}" for number in range(17)]
-    detections = find(truth, skill=0.9, seed=1)
+    detections = find(truth, skill=0.9)
     for entry in (*truth["annotations"], *detections):
         x, y, width, height = entry["bbox"]
         places = np.linspace([x, y], [x + width, y + height], 17) + rng.normal(0, 1, (17, 2))
         entry["keypoints"] = np.column_stack([places, np.full(17, 2)]).ravel().tolist()
         entry["num_keypoints"] = 17
-    gt = write("gt.json", truth)
-    files = {"a": [write("a.json", detections)]}
-    sigmas = [0.1] * 17
+    gt, files, sigmas = write("gt.json", truth), {"a": [write("a.json", detections)]}, [0.1] * 17
     found = write_evaluation(gt, files, tmp_path / "out", keypoint_sigmas=sigmas)
     without_boxes = [{key: value for key, value in entry.items() if key != "bbox"} for entry in detections]
-    numbers = found.numbers["variants"]["a"]["results"][0]["keypoints"]
+    numbers = first(found, "a")["keypoints"]
     expected = official(gt, without_boxes, "keypoints", sigmas=np.array(sigmas))
     assert [numbers[name] for name in KEYPOINT_NUMBERS] == pytest.approx(expected, abs=1e-9)
     assert "keypoint AP" in found.page.read_text()
     assert "COCO keypoint AP" in found.tables
-    default = write_evaluation(gt, files, tmp_path / "default").numbers["variants"]["a"]["results"][0]
+    default = first(write_evaluation(gt, files, tmp_path / "default"), "a")
     assert default["keypoints"]["AP"] < numbers["AP"]  # 0.05 is stricter
     for wrong, message in ((gt, "each of the 17 keypoints"), (write("plain.json", make_truth()), "plain.json has not")):
         with pytest.raises(ValueError, match=message):
             write_evaluation(wrong, files, tmp_path / "out", keypoint_sigmas=[0.1])
 
 
-def test_torchvision_s_detections(write: Write, tmp_path: Path) -> None:
+def test_torchvision_s_detections(write, tmp_path) -> None:
     torch.manual_seed(0)
-    model: Any = fasterrcnn_mobilenet_v3_large_320_fpn(
-        weights=None, weights_backbone=None, num_classes=4, box_score_thresh=0.0, box_nms_thresh=0.7
-    ).eval()
-    with torch.no_grad():  # spread, or all scores are alike
+    options: dict[str, Any] = {"weights": None, "weights_backbone": None, "box_score_thresh": 0.0}
+    model: Any = fasterrcnn_mobilenet_v3_large_320_fpn(**options, num_classes=4, box_nms_thresh=0.7).eval()
+    truth, detections = make_truth(images=4), list[dict[str, Any]]()
+    with torch.no_grad():
         for layer in (model.roi_heads.box_predictor.cls_score, model.roi_heads.box_predictor.bbox_pred):
-            layer.weight.normal_(0, 0.5)
-    truth = make_truth(images=4)
-    detections = []
-    with torch.inference_mode():
+            layer.weight.normal_(0, 0.5)  # spread, or all scores are alike
         for image in truth["images"]:
             (found,) = model([torch.rand(3, *SIZE)])
             for box, label, score in zip(*(found[key].tolist() for key in ("boxes", "labels", "scores")), strict=True):
-                x1, y1, x2, y2 = box
-                category = [*CATEGORIES][label - 1]
-                bbox = [x1, y1, x2 - x1, y2 - y1]
-                detections.append({"image_id": image["id"], "category_id": category, "bbox": bbox, "score": score})
+                own = {"image_id": image["id"], "category_id": [*CATEGORIES][label - 1], "score": score}
+                detections.append(own | {"bbox": [*box[:2], box[2] - box[0], box[3] - box[1]]})
     assert len(detections) > 100
     # objects are some of what it found, so that there are hits and misses
     for number, annotation in enumerate(truth["annotations"]):
@@ -189,91 +157,80 @@ def test_torchvision_s_detections(write: Write, tmp_path: Path) -> None:
         annotation |= {key: chosen[key] for key in ("image_id", "category_id", "bbox")}
         annotation["area"] = chosen["bbox"][2] * chosen["bbox"][3]
     gt = write("gt.json", truth)
-    found = write_evaluation(gt, {"tv": [write("tv.json", detections)]}, tmp_path / "out")
-    assert twelve(found, "tv") == pytest.approx(official(gt, detections), abs=1e-9)
-    assert found.numbers["variants"]["tv"]["metrics"]["AP"]["mean"] > 0
+    result = write_evaluation(gt, {"tv": [write("tv.json", detections)]}, tmp_path / "out")
+    assert twelve(result, "tv") == pytest.approx(official(gt, detections), abs=1e-9)
+    assert first(result, "tv")["bbox"]["AP"] > 0
+    assert "VOC AP" in result.tables
 
 
-def test_a_file_written_by_hand_as_a_library_does(write: Write, tmp_path: Path) -> None:
+def test_a_file_written_by_hand_as_a_library_does(write, tmp_path) -> None:
     """Numbers as text, further keys, images without file names and sizes, categories in any order."""
+    own = {"bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0}
     truth = {
         "info": {"year": 2020},
         "images": [{"id": 1}, {"id": 2}],
         "categories": [{"id": 2, "name": "dog", "supercategory": "animal"}, {"id": 1, "name": "cat"}],
-        "annotations": [
-            {"id": 10, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0},
-            {"id": 11, "image_id": 2, "category_id": 2, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0},
-        ],
+        "annotations": [{"id": 9 + i, "image_id": i, "category_id": i, **own} for i in (1, 2)],
     }
     detections = [
         {"image_id": 1, "category_id": 1, "bbox": ["0", "0", "10", "10"], "score": "0.9", "id": 1, "area": 100},
         {"image_id": 2, "category_id": 2, "bbox": [0, 0, 10, 4], "score": 0.8, "segmentation": []},
     ]
-    files = {"lib": [write("lib.json", detections)]}
-    found = write_evaluation(write("gt.json", truth), files, tmp_path / "out")
+    found = write_evaluation(write("gt.json", truth), {"lib": [write("lib.json", detections)]}, tmp_path / "out")
     assert found.numbers["class_names"] == ["cat", "dog"]
-    per_class = found.numbers["variants"]["lib"]["results"][0]["bbox"]["per_class"]
+    per_class = first(found, "lib")["bbox"]["per_class"]
     assert (per_class["cat"]["AP"], per_class["dog"]["AP"]) == (pytest.approx(1), 0)
 
 
-def test_an_injected_gain_is_claimed_and_a_copy_is_not(write: Write, tmp_path: Path) -> None:
+def test_an_injected_gain_is_claimed_and_a_copy_is_not(write, tmp_path) -> None:
     truth = make_truth(images=60)
-    gt = write("gt.json", truth)
-    weak = [write(f"weak{seed}.json", find(truth, skill=0.6, seed=seed)) for seed in range(3)]
-    strong = [write(f"strong{seed}.json", find(truth, skill=0.9, seed=seed)) for seed in range(3)]
-    files = {"weak": weak, "copy": weak, "strong": strong}
-    found = write_evaluation(gt, files, tmp_path / "out", wanted=Wanted(precision=0.5, recall=0.5))
-    pairs = {(pair["a"], pair["b"]): pair for pair in found.numbers["pairs"]}
-    assert pairs["weak", "copy"]["methods"]["AP"]["value"] == 0
-    assert not any(claim["proven"] for claim in pairs["weak", "copy"]["methods"].values())
-    assert pairs["weak", "strong"]["methods"]["AP"]["proven"]
+    weak, strong = (
+        [write(f"{name}{seed}.json", find(truth, skill=skill, seed=seed)) for seed in range(3)]
+        for name, skill in (("weak", 0.6), ("strong", 0.9))
+    )
+    files, wanted = {"weak": weak, "copy": weak, "strong": strong}, Wanted(precision=0.5, recall=0.5)
+    found = write_evaluation(write("gt.json", truth), files, tmp_path / "out", wanted=wanted)
+    pairs = {(pair["a"], pair["b"]): pair["methods"] for pair in found.numbers["pairs"]}
+    assert pairs["weak", "copy"]["AP"]["value"] == 0
+    assert not any(claim["proven"] for claim in pairs["weak", "copy"].values())
+    assert pairs["weak", "strong"]["AP"]["proven"]
     assert found.numbers["variants"]["strong"]["seeds"] == [1, 2, 3]
     assert "strong" in found.tables.splitlines()[-3]  # the verdict
-    point = found.numbers["variants"]["strong"]["points"]["all classes"]["precision"]
-    assert point["precision"] >= 0.5
+    assert found.numbers["variants"]["strong"]["points"]["all classes"]["precision"]["precision"] >= 0.5
 
 
-def test_detections_that_coco_leaves_out_are_told(write: Write, tmp_path: Path) -> None:
-    truth = make_truth(images=2)
+def test_detections_that_coco_leaves_out_are_told(write, tmp_path) -> None:
     many = [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 5, 5], "score": i / 200} for i in range(130)]
-    said: list[str] = []
-    files = {"many": [write("many.json", many)]}
-    found = write_evaluation(write("gt.json", truth), files, tmp_path / "out", say=said.append)
-    assert found.numbers["variants"]["many"]["results"][0]["left_out"] == 30
+    said, gt = list[str](), write("gt.json", make_truth(images=2))
+    found = write_evaluation(gt, {"many": [write("many.json", many)]}, tmp_path / "out", say=said.append)
+    assert first(found, "many")["left_out"] == 30
     assert [re.findall(r"\d+", line)[:2] for line in said] == [["30", "100"]]
 
 
 def test_names_of_methods() -> None:
-    assert name_files(["x/a.json", "b=c.json,d.json"]) == {
-        "a": [Path("x/a.json")],
-        "b": [Path("c.json"), Path("d.json")],
-    }
+    named = {"a": [Path("x/a.json")], "b": [Path("c.json"), Path("d.json")]}
+    assert name_files(["x/a.json", "b=c.json,d.json"]) == named
     for wrong in (["=a.json"], ["a="], ["x/a.json", "y/a.json"], ["b=c.json,./c.json"]):
         with pytest.raises(ValueError, match="--detections"):
             name_files(wrong)
 
 
-def test_the_command_writes_page_markdown_and_numbers(write: Write, tmp_path: Path, resdet: Callable[..., Any]) -> None:
-    truth = make_truth()
-    gt, out = write("gt.json", truth), tmp_path / "out"
+def test_the_command_writes_page_markdown_and_numbers(write, tmp_path, resdet) -> None:
+    truth, out = make_truth(), tmp_path / "out"
+    gt = write("gt.json", truth)
     a, b = (write(f"{name}.json", find(truth, skill=skill, seed=2)) for name, skill in (("a", 0.5), ("b", 0.95)))
     outcome = resdet("evaluate", "--gt", gt, "--detections", a, f"second={b}", "--output-dir", out)
     assert outcome.status == 0, outcome.err
     assert str(out / "evaluation.html") in outcome.out
-    numbers = json.loads((out / "evaluation.json").read_text())
-    assert list(numbers["variants"]) == ["a", "second"]
+    assert list(json.loads((out / "evaluation.json").read_text())["variants"]) == ["a", "second"]
     html = (out / "evaluation.html").read_text()
     assert "sheep &lt;&amp;&gt;" in html
     headings = re.findall(r"<h2[^>]*>([^<]+)</h2>", html)
     assert headings[:2] == ["Results", "Types of errors"]
     assert {"Curves", "Per class", "Confusions", "Scores"} <= {*headings}
     assert (out / "evaluation.md").is_file()
-
-
-def test_a_broken_file_is_told_in_one_line(write: Write, tmp_path: Path, resdet: Callable[..., Any]) -> None:
-    gt = write("gt.json", make_truth())
     bad = write("bad.json", [{"image_id": 99, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1}])
-    outcome = resdet("evaluate", "--gt", gt, "--detections", bad, "--output-dir", tmp_path / "out")
+    outcome = resdet("evaluate", "--gt", gt, "--detections", bad, "--output-dir", out)
     assert outcome.status == 1
     assert "bad.json" in outcome.err
     assert "image_id is 99" in outcome.err
@@ -281,11 +238,8 @@ def test_a_broken_file_is_told_in_one_line(write: Write, tmp_path: Path, resdet:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_is_readable_in_a_browser(
-    write: Write, tmp_path: Path, inspect_page: Callable[..., dict[str, Any]], width: int
-) -> None:
-    truth = make_truth()
-    skills = {"cascade_rcnn_swin_large_fpn": 0.9, "b": 0.6, "c": 0.5}
+def test_the_page_is_readable_in_a_browser(write, tmp_path, inspect_page, width: int) -> None:
+    truth, skills = make_truth(), {"cascade_rcnn_swin_large_fpn": 0.9, "b": 0.6, "c": 0.5}
     files = {
         name: [write(f"{name}{seed}.json", find(truth, skill=skill, seed=seed)) for seed in range(2)]
         for name, skill in skills.items()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -23,7 +21,7 @@ OLD = Path(__file__).parents[2] / "old_runs"
 
 
 @pytest.fixture
-def run(tested_run: Path, tmp_path: Path) -> Path:
+def run(tested_run, tmp_path) -> Path:
     return shutil.copytree(tested_run, tmp_path / "parts")
 
 
@@ -33,20 +31,24 @@ def rows(text: str) -> dict[str, list[str]]:
     return {first: rest for first, *rest in cells}
 
 
-def test_the_head_is_read_by_the_hubs_library(run: Path) -> None:
-    card = ModelCard.load(write_card(run, licence="CC-BY-4.0"))
+def test_the_head_is_read_by_the_hubs_library_and_its_code_loads_the_run(run) -> None:
+    path = write_card(run, licence="CC-BY-4.0")
+    card = ModelCard.load(path)
     card.validate = None  # pyright: ignore[reportAttributeAccessIssue]  # asks the network
     data, result = card.data.to_dict(), json.loads((run / "test" / "result.json").read_text())
-    assert data["license"] == "cc-by-4.0"
+    assert (data["license"], data["datasets"]) == ("cc-by-4.0", ["old_coco"])
     assert {"object-detection", "instance-segmentation", "mask-rcnn"} <= set(data["tags"])
-    assert data["datasets"] == ["old_coco"]
     metrics = {metric["type"]: metric["value"] for metric in data["model-index"][0]["results"][0]["metrics"]}
     assert metrics["bbox.AP"] == pytest.approx(100 * result["bbox"]["AP"], abs=0.01)
     assert metrics["segm.AP50"] == pytest.approx(100 * result["segm"]["AP50"], abs=0.01)
+    text, image = path.read_text().partition("## How to load it")[2], OLD / "data" / "coco" / "train" / "1.png"
+    code = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    exec("\n".join(code).replace("photo.jpg", str(image)), {"print": lambda *_: None})
 
 
-def test_figures_are_those_of_the_test_with_their_intervals(run: Path) -> None:
+def test_figures_are_those_of_the_test_with_their_intervals(run) -> None:
     recorded = read_run(run)
+    assert [line.partition(":")[0] for line in recorded.missing] == ["manifest.json"]
     assert recorded.tested is not None
     assert recorded.tested.objects == {"cat": 4, "dog": 4}
     interval = recorded.tested.intervals["bbox.AP"]
@@ -59,32 +61,25 @@ def test_figures_are_those_of_the_test_with_their_intervals(run: Path) -> None:
     assert found["attention"][0].startswith("old_coco:train")  # trained on, too
 
 
-def test_what_is_missing_is_named(run: Path) -> None:
-    assert [line.partition(":")[0] for line in read_run(run).missing] == ["manifest.json"]
+def test_what_is_missing_or_no_longer_true_gives_no_figure(run) -> None:
+    file = run / "test" / "result.json"
+    result = json.loads(file.read_text())
+    file.write_text(json.dumps(result | {"bbox": result["bbox"] | {"AP": 0.5}}))
+    tested = read_run(run).tested
+    assert tested is not None
+    assert (tested.intervals, tested.objects) == ({}, None)  # the labels have changed
     (run / "test" / "detections.json").unlink()
-    recorded = read_run(run)
-    assert recorded.tested is not None
-    assert recorded.tested.intervals == {}
-    assert "detections.json" in (recorded.tested.no_intervals or "")
-    result = json.loads((run / "test" / "result.json").read_text())
-    (run / "test" / "result.json").write_text(json.dumps(result | {"weights": {"iteration": 30}}))
+    tested = read_run(run).tested
+    assert tested is not None
+    assert (tested.intervals, "detections.json" in (tested.no_intervals or "")) == ({}, True)
+    file.write_text(json.dumps(result | {"weights": {"iteration": 30}}))
     recorded = read_run(run)
     assert recorded.tested is None  # figures of other weights are not those of these
     assert any("test/result.json is of iteration 30" in line for line in recorded.missing)
     assert rows(write_card(run).read_text())["accuracy"] == ["not measured"]
 
 
-def test_changed_labels_give_no_interval(run: Path) -> None:
-    file = run / "test" / "result.json"
-    result = json.loads(file.read_text())
-    result["bbox"]["AP"] = 0.5
-    file.write_text(json.dumps(result))
-    tested = read_run(run).tested
-    assert tested is not None
-    assert (tested.intervals, tested.objects) == ({}, None)
-
-
-def test_a_card_that_was_edited_is_left_alone(run: Path, resdet: Callable[..., Any]) -> None:
+def test_a_card_that_was_edited_is_left_alone(run, resdet) -> None:
     assert resdet("card", run, "--licence", "my own terms").status == 0
     card = run / "README.md"
     assert not is_edited(card)
@@ -94,26 +89,15 @@ def test_a_card_that_was_edited_is_left_alone(run: Path, resdet: Callable[..., A
     assert "--overwrite" in resdet("card", run).err
     assert resdet("card", run, "--overwrite").status == 0
     assert not is_edited(card)
-
-
-def test_its_code_loads_the_run(run: Path) -> None:
-    text = write_card(run).read_text().partition("## How to load it")[2]
-    code = [line.strip() for line in text.splitlines() if line.startswith("    ")]
-    image = OLD / "data" / "coco" / "train" / "1.png"
-    exec("\n".join(code).replace("photo.jpg", str(image)), {"print": lambda *_: None})
-
-
-def test_a_run_of_another_program_is_refused(resdet: Callable[..., Any]) -> None:
     assert "'classification'" in resdet("card", OLD / "format1" / "classifier").err
 
 
-def test_licences_of_the_weights_that_training_starts_from(run: Path) -> None:
+def test_licences_of_the_weights_that_training_starts_from(run) -> None:
     config = DetectionConfig(backbone=DetectorBackboneConfig(name="resnet18", weights="torchvision"))
-    assert origin_of(config) == ("torchvision", "BSD-3-Clause")
     timm = DetectionConfig(backbone=DetectorBackboneConfig(name="timm:resnet18", weights="timm"))
-    assert origin_of(timm) == ("timm", "apache-2.0")
-    assert origin_of(replace(config, init="faster_rcnn_R_50_FPN_3x")) == ("faster_rcnn_R_50_FPN_3x", "CC BY-SA 3.0")
-    assert origin_of(replace(config, init="output/mine")) == ("output/mine", None)
+    zoo, mine = (replace(config, init=init) for init in ("faster_rcnn_R_50_FPN_3x", "output/mine"))
+    expected = [("torchvision", "BSD-3-Clause"), ("timm", "apache-2.0"), (zoo.init, "CC BY-SA 3.0"), (mine.init, None)]
+    assert [origin_of(one) for one in (config, timm, zoo, mine)] == expected
     recorded = read_run(run)
     started = replace(recorded, checkpoint=replace(recorded.checkpoint, config=config))
     table = licence_section(started, None).blocks[0]

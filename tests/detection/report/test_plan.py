@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from detection.evaluation.planning import Design, SeedNoise, visible_gap
-from detection.report.build import write_report
 from detection.report.compare import plan_claims
 from detection.report.plan import format_plan, read_pilot, stated_noise
 
@@ -41,12 +39,10 @@ def test_one_seed_plans_nothing_about_methods() -> None:
     assert "inf" not in text
 
 
-def test_the_pilot_is_a_report(make_experiment: Callable[..., Path]) -> None:
-    output = make_experiment({"a": 0.6, "b": 0.8}, seeds=(0, 1))
-    write_report(output)
-    noise, images = read_pilot(output / "report" / "report.json")
+def test_the_pilot_is_a_report(whole_report) -> None:
+    noise, images = read_pilot(whole_report.parent / "report.json")
     assert images == 12
-    found = json.loads((output / "report" / "report.json").read_text())["planning"]["noise"]
+    found = json.loads((whole_report.parent / "report.json").read_text())["planning"]["noise"]
     assert (noise.seed, noise.shared, noise.own) == (found["seed"], found["shared"], found["own"])
 
 
@@ -58,14 +54,14 @@ def test_reports_of_an_older_version_are_pilots_too() -> None:
     assert "4 variants" in plan_claims(BCCD, pilot=report)
 
 
-def test_a_pilot_that_says_nothing_of_seeds_is_refused(tmp_path: Path) -> None:
+def test_a_pilot_that_says_nothing_of_seeds_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no two variants with two seeds each.*--noise"):
         read_pilot(DOCS / "bccd_backbones" / "report.json")
     with pytest.raises(ValueError, match=r"is no report\.json with results.*resdet compare"):
         plan_claims(BCCD, tmp_path)
 
 
-def test_stated_noise_takes_no_data(tmp_path: Path) -> None:
+def test_stated_noise_takes_no_data(tmp_path) -> None:
     text = plan_claims(BCCD, tmp_path, stated=(1.0, 0.5), images=1000, gap=2.0)
     assert "1,000 images" in text
     assert "to see 2 AP" in text

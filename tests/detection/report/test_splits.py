@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import pytest
 from detection.pages.page import Text
 from detection.report.reading import read_experiment
 from detection.report.splits import copies_text, split_numbers, split_warnings
-
-Make = Callable[..., Path]
 
 COPIES = {"count": 2, "examples": [["t/5.jpg", "t/1.jpg"]]}
 LEAKAGE = {"test_images": 72, "train_images": 205, "unread": 0, "copies": {"count": 0, "examples": []}}
@@ -24,11 +21,10 @@ def change(path: Path, **values: Any) -> None:
 
 
 @pytest.fixture
-def planned(make_experiment: Make) -> Path:
+def planned(make_experiment) -> Path:
     """An experiment of two variants and two seeds, tested on "card:test"."""
     output = make_experiment({"resnet18": 0.5, "resnet34": 0.9})
-    base = {"data.train": ["card:train"], "data.test": ["card:test"]}
-    change(output / "experiment.json", base=base)
+    change(output / "experiment.json", base={"data.train": ["card:train"], "data.test": ["card:test"]})
     for result in output.glob("runs/*/*/result.json"):
         change(result, tested_on=["card:test"])
     return output
@@ -39,7 +35,7 @@ def manifest(output: Path, run: str, **sets: tuple[int, str]) -> None:
     (output / "runs" / run / "manifest.json").write_text(json.dumps([{"data": data}]))
 
 
-def test_the_planned_test_set_is_no_doubt(planned: Path) -> None:
+def test_the_planned_test_set_is_no_doubt(planned) -> None:
     for run in ("resnet18/0", "resnet18/1", "resnet34/0"):
         manifest(planned, run, train=(205, "a"), test=(72, "b"))
     found = split_numbers(read_experiment(planned))
@@ -47,16 +43,21 @@ def test_the_planned_test_set_is_no_doubt(planned: Path) -> None:
     assert split_warnings({"splits": found, "leakage": LEAKAGE | {"near_copies": None}}) == []
 
 
-def test_a_result_of_an_earlier_version_is_of_the_set_of_its_config(make_experiment: Make) -> None:
-    output = make_experiment({"resnet18": 0.5, "resnet34": 0.9})
-    found = split_numbers(read_experiment(output))
+def test_a_result_of_an_earlier_version_is_of_the_set_of_its_config(whole_experiment) -> None:
+    found = split_numbers(read_experiment(whole_experiment))
     assert found["tested_on"] is None
     assert len(found["shared"]) == 1  # the fixture trains and tests on the same images
     (warning,) = split_warnings({"splits": found})
     assert found["shared"][0] in warning
 
 
-def test_another_split_in_all_runs_is_warned_of(planned: Path) -> None:
+def test_another_split_is_warned_of_in_all_runs_and_left_out_in_one(planned) -> None:
+    change(planned / "runs/resnet34/1/result.json", tested_on=["card:val"])
+    experiment = read_experiment(planned)
+    (run,) = experiment.unfinished
+    assert (run.variant, run.seed, run.state) == ("resnet34", 1, "failed")
+    assert "card:val" in str(run.error)
+    assert split_numbers(experiment)["tested_on"] is None
     for result in planned.glob("runs/*/*/result.json"):
         change(result, tested_on=["card:val"])
     (warning,) = split_warnings({"splits": split_numbers(read_experiment(planned))})
@@ -64,16 +65,7 @@ def test_another_split_in_all_runs_is_warned_of(planned: Path) -> None:
     assert "card:test" in warning
 
 
-def test_a_run_on_another_split_than_the_others_is_left_out(planned: Path) -> None:
-    change(planned / "runs/resnet34/1/result.json", tested_on=["card:val"])
-    experiment = read_experiment(planned)
-    (run,) = experiment.unfinished
-    assert (run.variant, run.seed, run.state) == ("resnet34", 1, "failed")
-    assert "card:val" in str(run.error)
-    assert split_numbers(experiment)["tested_on"] is None
-
-
-def test_data_that_changed_between_runs_are_warned_of(planned: Path) -> None:
+def test_data_that_changed_between_runs_are_warned_of(planned) -> None:
     manifest(planned, "resnet18/0", train=(205, "a"))
     manifest(planned, "resnet18/1", train=(205, "moved"))
     manifest(planned, "resnet34/0", train=(205, "with masks"))

@@ -38,7 +38,7 @@ def config(anchors: AnchorConfig, *, fpn: bool) -> DetectionConfig:
 
 
 @pytest.fixture
-def index(make_index: MakeIndex) -> AnnotationIndex:
+def index(make_index) -> AnnotationIndex:
     rng = np.random.default_rng(0)
     corners, sides = rng.uniform((8, 8), (40, 30), (30, 2)), rng.uniform(4, 24, (30, 2))
     boxes = np.concatenate([corners, corners + sides], axis=1).tolist()
@@ -46,9 +46,7 @@ def index(make_index: MakeIndex) -> AnnotationIndex:
 
 
 @pytest.mark.parametrize(("anchors", "fpn"), [(SINGLE, False), (PYRAMID, True)])
-def test_the_best_anchor_is_the_best_of_the_whole_grid(
-    index: AnnotationIndex, anchors: AnchorConfig, fpn: bool
-) -> None:
+def test_the_best_anchor_is_the_best_of_the_whole_grid(index, anchors, fpn) -> None:
     made = config(anchors, fpn=fpn)
     reach = reach_of_config(index, made, "c")
     assert reach is not None
@@ -61,7 +59,7 @@ def test_the_best_anchor_is_the_best_of_the_whole_grid(
     assert len(reach.anchors) == sum(grid.num_anchors for grid in grids)
 
 
-def test_suggested_anchors_have_as_many_sizes_as_the_config_and_reach_more(index: AnnotationIndex) -> None:
+def test_suggested_anchors_have_as_many_sizes_as_the_config_and_reach_more(index) -> None:
     made = config(AnchorConfig(), fpn=False)
     suggested = suggest(index, made)
     values = {choice.key: choice.value for choice in suggested}
@@ -71,9 +69,7 @@ def test_suggested_anchors_have_as_many_sizes_as_the_config_and_reach_more(index
     assert fitting.missed(0.5).sum() < own.missed(0.5).sum() == len(own.ious) == 30
 
 
-def test_several_sizes_a_level_are_of_their_level_and_without_anchors_nothing_is_suggested(
-    index: AnnotationIndex,
-) -> None:
+def test_several_sizes_a_level_are_of_their_level_and_without_anchors_nothing_is_suggested(index) -> None:
     several = replace(PYRAMID, sizes=tuple(8.0 * 2 ** (number / 2) for number in range(10)))
     dense = replace(config(several, fpn=True), architecture="retinanet")
     dense = replace(dense, backbone=replace(dense.backbone, fpn_coarse="p5"))
@@ -88,5 +84,5 @@ def test_several_sizes_a_level_are_of_their_level_and_without_anchors_nothing_is
     assert suggest(index, points) == []
 
 
-def test_without_an_object_nothing_is_suggested(make_index: MakeIndex) -> None:
+def test_without_an_object_nothing_is_suggested(make_index) -> None:
     assert suggest(make_index([])) == suggest(make_index([[]])) == []

@@ -1,29 +1,29 @@
-"""Mirrors detection/tasks/check.py: what is printed, and the exit status."""
+"""Mirrors detection/tasks/check.py and data_page.py: what is printed, the exit status, and the page in a browser."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
 
 from detection.tasks.check import check_card
+from detection.tasks.init import Wishes, init_folder
 
 CAT = ("cat", (1, 1, 10, 20), False)
 DOG = ("dog", (5, 6, 55, 56), True)
-
-Run = Callable[..., tuple[object, str]]
+OUTSIDE = ("dog", (300, 1, 310, 9), False)
 
 
 @pytest.fixture
-def run(resdet: Callable[..., Any], tmp_path: Path) -> Run:
+def run(resdet, tmp_path) -> Callable[..., tuple[object, str]]:
     """Checks data below tmp_path: the exit status and what was printed."""
 
-    def check(*args: str) -> tuple[object, str]:
+    def check(*args: object) -> tuple[object, str]:
         outcome = resdet("check", *args, "--root", tmp_path)
         return outcome.status, outcome.out + outcome.err
 
@@ -31,12 +31,12 @@ def run(resdet: Callable[..., Any], tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def card(make_voc: Callable[..., Path], write_card: Callable[..., str]) -> str:
+def card(make_voc, write_card) -> str:
     make_voc({"a": [CAT, DOG], "b": []})
-    return write_card("voc", classes=["cat", "dog", "cow"])
+    return write_card("voc", classes=["cat", "dog", "[cow]"])
 
 
-def test_good_data_gives_zero_and_counts(run: Run, card: str) -> None:
+def test_good_data_gives_zero_counts_and_lines_of_a_config(run, card) -> None:
     status, output = run(card)
     assert status == 0
     assert "voc:train" in output
@@ -45,152 +45,124 @@ def test_good_data_gives_zero_and_counts(run: Run, card: str) -> None:
     assert cells["cat"] == ["1", "0", "1", "0", "0"]
     assert cells["dog"] == ["1", "1", "0", "0", "0"]
     assert cells["all"] == ["2", "1", "1", "0", "0"]
+    assert "[cow]" in cells  # names are printed as they are
     assert output.rstrip().endswith("no errors")
+    values = yaml.safe_load(output[output.index("# What fits") :].removesuffix("no errors\n"))
+    assert set(values) == {"data", "anchors"}
+    assert (values["data"]["shorter_side"], values["data"]["longer_side"]) == (64, 80)
+    assert (len(values["anchors"]["sizes"]), len(values["anchors"]["ratios"])) == (5, 3)
 
 
-def test_no_anchors_are_suggested_for_image_folders(run: Run, tmp_path: Path) -> None:
+def test_no_anchors_are_suggested_for_image_folders(run, tmp_path) -> None:
     image = tmp_path / "train" / "cat" / "a.png"
     image.parent.mkdir(parents=True)
     Image.effect_noise((32, 32), 50).save(image)
     card = tmp_path / "mine.yaml"
     card.write_text(f"{{format: image_folder, root: {tmp_path}, splits: {{train: {{folder: train}}}}}}")
-    status, output = run(str(card))
-    assert status == 0
-    assert "cat" in output
-    assert "anchors" not in output
+    status, output = run(card)
+    assert (status, "cat" in output, "anchors" in output) == (0, True, False)
 
 
-def test_a_truncated_image_gives_one_and_is_named(run: Run, card: str, tmp_path: Path) -> None:
-    image = tmp_path / "voc" / "JPEGImages" / "b.jpg"
+def test_errors_are_named_with_their_files_and_give_one(run, card, tmp_path) -> None:
+    folder = tmp_path / "voc"
+    image = folder / "JPEGImages" / "b.jpg"
     image.write_bytes(image.read_bytes()[:600])
     status, output = run(card)
     assert status == 1
     assert f"error: {image}: image: " in output
     assert output.rstrip().endswith("1 error")
-
-
-def test_images_may_be_left_unread(run: Run, card: str, tmp_path: Path) -> None:
-    (tmp_path / "voc" / "JPEGImages" / "b.jpg").write_bytes(b"no image")
     assert run(card, "--skip-images")[0] == 0
-
-
-def test_every_error_is_listed_with_its_file(run: Run, card: str, tmp_path: Path) -> None:
-    folder = tmp_path / "voc"
     (folder / "Annotations" / "b.xml").unlink()
     (folder / "ImageSets" / "Main" / "train.txt").write_text("a\nb\nc\n")
-    status, output = run(card)
+    status, output = run(card, "--skip-images")
     assert status == 1
     assert f"error: {folder / 'Annotations' / 'b.xml'}: missing annotation" in output
     assert f"error: {folder / 'JPEGImages' / 'c.jpg'}: missing image" in output
     assert output.rstrip().endswith("2 errors")
 
 
-def test_dropped_boxes_and_notes_are_told_but_are_no_errors(
-    run: Run, make_voc: Callable[..., Path], write_card: Callable[..., str]
-) -> None:
-    make_voc({"a": [CAT, CAT, ("dog", (300, 1, 310, 9), False)]})
-    status, output = run(write_card("voc"))
-    assert status == 0
-    assert "dropped: " in output
-    assert "note: " in output
-    assert "object boxed twice" in output
-
-
-def test_an_empty_split_gives_one(run: Run, make_voc: Callable[..., Path], write_card: Callable[..., str]) -> None:
-    make_voc({})
-    status, output = run(write_card("voc"))
-    assert status == 1
-    assert "no usable image" in output
-
-
-def test_only_the_asked_splits_are_read_and_an_unknown_one_gives_one(run: Run, card: str) -> None:
+def test_an_empty_split_an_unknown_one_a_missing_folder_and_an_unknown_card(run, card, make_voc, write_card) -> None:
     assert run(card, "--split", "train")[0] == 0
     status, output = run(card, "--split", "train", "--split", "tset")
     assert status == 1
     assert "no split 'tset'; it has train" in output
     assert "2 images" in output
-
-
-def test_a_missing_folder_says_where_to_get_the_data(run: Run, write_card: Callable[..., str]) -> None:
-    status, output = run(write_card("voc", root="nowhere", source="from the shop"))
-    assert status == 1
-    assert "Where to get it: from the shop" in output
-
-
-def test_an_unknown_card_ends_with_a_message(run: Run) -> None:
-    status, message = run("bcdc")
-    assert status == 1
-    assert message.startswith("error: no card 'bcdc'")
-
-
-def test_class_names_are_printed_as_they_are(
-    run: Run, make_voc: Callable[..., Path], write_card: Callable[..., str]
-) -> None:
-    make_voc({"a": []})
-    _, output = run(write_card("voc", classes=["[red]", "dog"]))
-    assert "[red]" in output
-
-
-def test_an_image_with_the_content_of_another_is_noted(run: Run, card: str, tmp_path: Path) -> None:
-    images = tmp_path / "voc" / "JPEGImages"
-    (images / "b.jpg").write_bytes((images / "a.jpg").read_bytes())
+    status, output = run(write_card("voc", card="other", root="nowhere", source="from the shop"))
+    assert (status, "Where to get it: from the shop" in output) == (1, True)
+    status, output = run("bcdc")
+    assert (status, output.startswith("error: no card 'bcdc'")) == (1, True)
+    make_voc({})
     status, output = run(card)
-    assert status == 0
-    assert f"note: {images / 'b.jpg'}: same image twice: it has the content of {images / 'a.jpg'}" in output
-    assert "same image" not in run(card, "--skip-images")[1]
+    assert (status, "no usable image" in output) == (1, True)
 
 
-def test_suggested_sizes_and_anchors_are_lines_of_a_config(run: Run, card: str) -> None:
-    _, output = run(card)
-    lines = output[output.index("# What fits") :].removesuffix("no errors\n")
-    values = yaml.safe_load(lines)
-    assert set(values) == {"data", "anchors"}
-    assert (values["data"]["shorter_side"], values["data"]["longer_side"]) == (64, 80)
-    assert len(values["anchors"]["sizes"]) == 5
-    assert len(values["anchors"]["ratios"]) == 3
-
-
-def test_anchors_of_a_config_are_held_against_the_objects(run: Run, card: str, tmp_path: Path) -> None:
+def test_anchors_of_a_config_are_held_against_the_objects(run, card, tmp_path) -> None:
     config = tmp_path / "small.yaml"
     config.write_text("anchors: {sizes: [14], ratios: [2.0]}\ndata: {shorter_side: 60, longer_side: 80}\n")
-    _, output = run(card, "--config", str(config))
+    _, output = run(card, "--config", config)
     reached = re.findall(r"^(.*): no anchor reaches (\d+) of (\d+) objects", output, re.MULTILINE)
-    assert [(Path(name).name, total) for name, _, total in reached] == [
-        ("small.yaml", "1"),
-        ("suggested anchors", "1"),
-    ]
+    assert [(Path(name).name, total) for name, _, total in reached] == [("small.yaml", "1"), ("suggested anchors", "1")]
     assert "sizes: [14.0]" in output  # the only object is 10 x 20
 
 
-def test_the_page_shows_every_finding_and_asks_no_network(
-    run: Run, make_voc: Callable[..., Path], write_card: Callable[..., str], tmp_path: Path
-) -> None:
-    folder = make_voc({"a": [CAT, CAT], "b": [DOG, ("dog", (300, 1, 310, 9), False)], "c": [CAT]})
-    (folder / "JPEGImages" / "b.jpg").write_bytes((folder / "JPEGImages" / "c.jpg").read_bytes())
-    page = tmp_path / "data.html"
-    status, output = run(write_card("voc"), "--page", str(page))
-    html = page.read_text()
+def test_dropped_boxes_and_notes_are_told_shown_on_the_page_and_no_errors(run, make_voc, write_card, tmp_path) -> None:
+    folder = make_voc({"a": [CAT, CAT], "b": [DOG, OUTSIDE], "c": [CAT]})
+    copied, images = folder / "JPEGImages" / "b.jpg", folder / "JPEGImages"
+    (images / "c.jpg").write_bytes(copied.read_bytes())
+    page, card = tmp_path / "data.html", write_card("voc")
+    status, output = run(card, "--page", page)
     assert status == 0
-    assert f"page: {page}" in output
+    assert f"note: {images / 'c.jpg'}: same image twice: it has the content of {copied}" in output
+    for text in ("dropped: ", "object boxed twice", f"page: {page}"):
+        assert text in output
+    html = page.read_text()
     captions = re.findall(r"<figcaption>(dropped|note): ([^(.]+)", html)
     assert captions[0] == ("dropped", "box outside the image or without area ")
     assert {kind.strip() for _, kind in captions} >= {"object boxed twice", "same image twice"}
-    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", html)
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", html)  # asks no network
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.html", "voc", "voc.yaml"]
-
-
-def test_a_card_that_lies_nowhere_and_one_without_objects_have_a_page(
-    run: Run, make_voc: Callable[..., Path], write_card: Callable[..., str], tmp_path: Path
-) -> None:
-    page = tmp_path / "data.html"
-    assert run(write_card("voc", root="nowhere"), "--page", str(page))[0] == 1
-    assert "split that can&#39;t be read" in page.read_text()
-    make_voc({"a": []})
-    assert run(write_card("voc"), "--page", str(page))[0] == 0
-    assert "Sizes and anchors" not in page.read_text()
+    assert "same image" not in run(card, "--skip-images")[1]
 
 
 @pytest.mark.usefixtures("no_reader")
-def test_a_page_is_written_whether_or_not_what_is_printed_is_read(card: str, tmp_path: Path) -> None:
-    assert check_card(card, tmp_path, page=tmp_path / "data.html") == 0
-    assert (tmp_path / "data.html").is_file()
+def test_pages_of_a_card_that_lies_nowhere_of_one_without_objects_and_one_whose_output_nobody_reads(
+    card, make_voc, write_card, tmp_path
+) -> None:
+    page = tmp_path / "data.html"
+    assert check_card(card, tmp_path, page=page) == 0
+    assert page.is_file()
+    assert check_card(write_card("voc", root="nowhere"), tmp_path, page=page) == 1
+    assert "split that can&#39;t be read" in page.read_text()
+    make_voc({"a": []})
+    assert check_card(write_card("voc"), tmp_path, page=page) == 0
+    assert "Sizes and anchors" not in page.read_text()
+
+
+def test_every_part_of_the_data_has_a_section_that_can_be_read(made_folder, inspect_page, tmp_path) -> None:
+    """Of a folder with polygons, one image twice, and a broken one."""
+    folder, page = made_folder("labelme"), tmp_path / "data.html"
+    images = sorted(path for path in folder.rglob("*") if path.suffix in (".jpg", ".png"))
+    images[1].write_bytes(images[0].read_bytes())
+    images[2].write_bytes(images[2].read_bytes()[:500])
+    project = init_folder(folder, tmp_path / "run", wishes=Wishes(start="none"), say=lambda _: None)
+    check_card(str(project.card), Path(), page=page, config=project.config)
+    found = re.findall(r"<h2[^>]*>([^<]+)</h2>", page.read_text())
+    titles = ["Classes", "Objects per image", "Sizes and anchors", "Splits compared", "Masks"]
+    assert [title for title in found if not title.startswith("Samples of")] == ["Findings", *titles]
+    for width in (390, 1280):
+        seen = inspect_page(page, width)
+        assert seen == {"width": width, "over": 0, "outside": [], "overlap": [], "pale": []}
+
+
+def test_keypoints_have_a_table_and_are_drawn(make_coco, tmp_path) -> None:
+    record = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [5, 5, 40, 40], "keypoints": [10, 20, 2, 30, 20, 1]}
+    file = make_coco({7: "a.jpg"}, [record, record | {"id": 2, "keypoints": [0] * 6}])
+    categories = [{"id": 3, "name": "cat", "keypoints": ["left_eye", "right_eye"]}]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"categories": categories}))
+    splits, card = {"train": {"annotations": file.name, "images": "train"}}, file.parent / "cats.yaml"
+    card.write_text(yaml.safe_dump({"format": "coco", "root": str(file.parent), "splits": splits}))
+    assert check_card(str(card), Path(), images=False, page=tmp_path / "page.html") == 0
+    rows = re.findall(r"<tr>(.*?)</tr>", (tmp_path / "page.html").read_text(), re.DOTALL)
+    cells = [re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", row) for row in rows]
+    assert ["left_eye", "right_eye", "0.025", "50.0", "0.0"] in cells
+    assert ["right_eye", "left_eye", "0.025", "0.0", "50.0"] in cells

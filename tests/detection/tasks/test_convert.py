@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,47 +28,40 @@ from detection.config.detection import (
 from detection.config.load import load_config
 from detection.engine.checkpoint import read_checkpoint, write_converted
 
-Resdet = Callable[..., Any]
 CLASSES = ("cat", "dog")
 
 
 @pytest.fixture(scope="module")
 def state() -> Mapping[str, Tensor]:
-    body = resnet18(norm_layer=FrozenBatchNorm2d)
     stages = {f"layer{number + 1}": str(number) for number in range(4)}
+    body = resnet18(norm_layer=FrozenBatchNorm2d)
     backbone = BackboneWithFPN(body, stages, [64, 128, 256, 512], out_channels=16)
     model = FasterRCNN(backbone, box_head=TwoMLPHead(16 * 7 * 7, 8), box_predictor=FastRCNNPredictor(8, 3))
     return model.state_dict()
 
 
 @pytest.fixture
-def card(tmp_path: Path) -> Path:
+def card(tmp_path) -> Path:
     path = tmp_path / "pets.yaml"
     path.write_text("format: coco\nclasses: [cat, dog]\nsplits: {}\n")
     return path
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "training_script"])
-def test_torchvision(state: Mapping[str, Tensor], card: Path, tmp_path: Path, wrapped: bool, resdet: Resdet) -> None:
+def test_torchvision_there_and_back(state, card, tmp_path, wrapped: bool, resdet) -> None:
     torch.save({"model": state, "epoch": 3} if wrapped else state, tmp_path / "model.pth")
-    run = tmp_path / "run"
+    run, back = tmp_path / "run", tmp_path / "back.pth"
     outcome = resdet("convert", tmp_path / "model.pth", "--output", run, "--classes", card, "--norm-eps", "0")
     assert outcome.status == 0
     assert "2 classes, resnet18" in outcome.out
     assert str(run / "checkpoints" / "0000000.safetensors") in outcome.out
+    assert "images of 800 to 1333 px, 1000 proposals, scores from 0.05" in outcome.out
     checkpoint = read_checkpoint(run)
     assert checkpoint.class_names == CLASSES
     assert checkpoint.config == load_config(DetectionConfig, run / "config.yaml")
     assert checkpoint.config.backbone.norm_eps == 0
     stem = "backbone.body.conv1.weight"
     assert checkpoint.weights[stem].equal(state[stem])
-    assert "images of 800 to 1333 px, 1000 proposals, scores from 0.05" in outcome.out
-
-
-def test_there_and_back(state: Mapping[str, Tensor], card: Path, tmp_path: Path, resdet: Resdet) -> None:
-    torch.save(state, tmp_path / "model.pth")
-    run, back = tmp_path / "run", tmp_path / "back.pth"
-    assert resdet("convert", tmp_path / "model.pth", "--output", run, "--classes", card, "--norm-eps", "0").status == 0
     outcome = resdet("convert", run, "--to", "torchvision", "--output", back)
     assert outcome.status == 0
     assert f"{back}; labels 1 to 2" in outcome.out
@@ -77,15 +69,20 @@ def test_there_and_back(state: Mapping[str, Tensor], card: Path, tmp_path: Path,
     written = torch.load(back, weights_only=True)
     assert set(written) == set(state)
     assert all(written[name].equal(value) for name, value in state.items() if "bbox_pred" not in name)
-    outcome = resdet("convert", run, "--to", "detectron2", "--output", back)
-    assert outcome.err.startswith("error: backbone.name resnet18")
-    outcome = resdet("convert", run, "--to", "detectron2", "--output", tmp_path / "other")
-    assert outcome.err.startswith("error: --output takes a .pth file with --to detectron2")
-    outcome = resdet("convert", run, "--to", "torchvision", "--output", back, "--classes", card)
-    assert outcome.status == 2
+    for options, status, message in (
+        (("--to", "detectron2", "--output", back), 1, "error: backbone.name resnet18"),
+        (
+            ("--to", "detectron2", "--output", tmp_path / "x"),
+            1,
+            "error: --output takes a .pth file with --to detectron2",
+        ),
+        (("--to", "torchvision", "--output", back, "--classes", card), 2, ""),
+    ):
+        outcome = resdet("convert", run, *options)
+        assert (outcome.status, outcome.err.startswith(message)) == (status, True)
 
 
-def test_settings_of_detectron2(card: Path, tmp_path: Path, resdet: Resdet) -> None:
+def test_settings_of_detectron2(card, tmp_path, resdet) -> None:
     """A C4 for two classes, to here with its settings, and back with the same."""
     config = DetectionConfig(
         backbone=DetectorBackboneConfig(weights_source="msra", roi_size=14),
@@ -100,39 +97,34 @@ def test_settings_of_detectron2(card: Path, tmp_path: Path, resdet: Resdet) -> N
     weights = {name: torch.full(value.shape, 0.01) for name, value in shapes.items()}
     run, file = write_converted(tmp_path / "run.safetensors", config, CLASSES, weights), tmp_path / "model.pth"
     assert resdet("convert", run, "--to", "detectron2", "--output", file).status == 0
-    settings = yaml.safe_load(file.with_suffix(".yaml").read_text())
-    assert settings["MODEL"]["ROI_HEADS"]["NUM_CLASSES"] == 2
-    assert settings["MODEL"]["ROI_HEADS"]["SCORE_THRESH_TEST"] == 0.0001
+    heads = yaml.safe_load(file.with_suffix(".yaml").read_text())["MODEL"]["ROI_HEADS"]
+    assert (heads["NUM_CLASSES"], heads["SCORE_THRESH_TEST"]) == (2, 0.0001)
     arguments = ("convert", file, "--classes", card, "--output", tmp_path / "again")
     outcome = resdet(*arguments, "--settings", file.with_suffix(".yaml"))
     assert outcome.out.splitlines()[-1].endswith("(--settings config.yaml says otherwise): nothing")
     again = read_checkpoint(tmp_path / "again")
     assert (again.config.test, again.config.data) == (config.test, config.data)
     assert set(again.weights) == set(weights)
-    outcome = resdet(*arguments)
-    assert "INPUT.MIN_SIZE_TEST 800, INPUT.MAX_SIZE_TEST 1333" in outcome.out
+    assert "INPUT.MIN_SIZE_TEST 800, INPUT.MAX_SIZE_TEST 1333" in resdet(*arguments).out
 
 
-def test_errors_are_one_line(state: Mapping[str, Tensor], card: Path, tmp_path: Path, resdet: Resdet) -> None:
-    torch.save(state, tmp_path / "model.pth")
-    outcome = resdet("convert", tmp_path / "model.pth", "--output", tmp_path / "run", "--classes", card)
-    assert outcome.err.startswith("error: the names do not tell the eps")
-    outcome = resdet("convert", tmp_path / "model.pth", "--output", tmp_path / "run", "--norm-eps", "0")
-    assert outcome.err == "error: the weights know 2 classes beside the background, class_names has 80: give 2 names\n"
-    assert not (tmp_path / "run").exists()
-
-
-def test_detectron2_is_told_by_its_names(card: Path, tmp_path: Path, resdet: Resdet) -> None:
-    torch.save({"model": {"proposal_generator.rpn_head.conv.weight": torch.zeros(1)}}, tmp_path / "model.pth")
-    arguments = (tmp_path / "model.pth", "--output", tmp_path / "run", "--classes", card)
-    outcome = resdet("convert", *arguments)
-    assert "Detectron2" in outcome.err
-    outcome = resdet("convert", *arguments, "--norm-eps", "0")
-    assert outcome.err == "error: --norm-eps is for torchvision's weights, these are Detectron2's; leave it out\n"
-
-
-def test_settings_are_detectron2_s(state: Mapping[str, Tensor], card: Path, tmp_path: Path, resdet: Resdet) -> None:
-    torch.save(state, tmp_path / "model.pth")
-    arguments = ("--output", tmp_path / "run", "--classes", card, "--settings", tmp_path / "config.yaml")
-    outcome = resdet("convert", tmp_path / "model.pth", *arguments)
-    assert outcome.err == "error: --settings is for Detectron2's weights, these are not; leave it out\n"
+def test_errors_are_one_line(state, card, tmp_path, resdet) -> None:
+    file, theirs, run = tmp_path / "model.pth", tmp_path / "theirs.pth", tmp_path / "run"
+    torch.save(state, file)
+    torch.save({"model": {"proposal_generator.rpn_head.conv.weight": torch.zeros(1)}}, theirs)
+    counted = "the weights know 2 classes besides the background, class_names has 80: give 2 names\n"
+    for arguments, message in (
+        ((file, "--classes", card), "the names do not tell the eps"),
+        ((file, "--norm-eps", "0"), counted),
+        ((theirs, "--classes", card), ""),
+        (
+            (theirs, "--norm-eps", "0"),
+            "--norm-eps is for torchvision's weights, these are Detectron2's; leave it out\n",
+        ),
+        ((file, "--settings", run), "--settings is for Detectron2's weights, these are not; leave it out\n"),
+    ):
+        outcome = resdet("convert", *arguments, "--output", run)
+        assert outcome.err.startswith(f"error: {message}")
+        assert outcome.err.count("\n") == 1
+    assert "Detectron2" in resdet("convert", theirs, "--classes", card, "--output", run).err
+    assert not run.exists()

@@ -43,18 +43,16 @@ def checkpoint() -> Checkpoint[DetectionConfig]:
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    for number, size in enumerate([(80, 60), (60, 80)]):  # width, height
-        pixels = generator.integers(0, 256, (*reversed(size), 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    return folder
+def photos(tmp_path) -> Path:
+    (tmp_path / "photos").mkdir()
+    for number, size in enumerate([(60, 80), (80, 60)]):  # height, width
+        pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    return tmp_path / "photos"
 
 
 @pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint[DetectionConfig]) -> list[Facts]:
+def written(monkeypatch, checkpoint) -> list[Facts]:
     """Stands for the slow writing: a file that runs PyTorch, whose int8 model finds nothing; gives the facts."""
     detector = build_detector(CONFIG, 2, pretrained=False).eval()
     detector.load_state_dict(checkpoint.weights)
@@ -78,9 +76,7 @@ def wanted(photos: Path, **changes: Any) -> Wanted:
     return replace(Wanted(format="onnx", images=photos, timed=0), **changes)
 
 
-def test_files_lie_beside_their_proof(
-    checkpoint: Checkpoint[DetectionConfig], photos: Path, written: list[Facts], tmp_path: Path
-) -> None:
+def test_files_lie_beside_their_proof(checkpoint, photos, written, tmp_path) -> None:
     output = tmp_path / "export" / "onnx"
     proof = run_export(checkpoint, output, wanted(photos), say=lambda _: None)
     assert sorted(path.name for path in output.iterdir()) == ["export.json", "export.md", "model.onnx"]
@@ -92,9 +88,8 @@ def test_files_lie_beside_their_proof(
     assert proof["facts"]["class_names"] == ["cat", "dog"]
 
 
-def test_an_export_that_loses_too_much_leaves_nothing(
-    checkpoint: Checkpoint[DetectionConfig], photos: Path, written: list[Facts], tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("written")
+def test_an_export_that_loses_too_much_leaves_nothing(checkpoint, photos, tmp_path) -> None:
     output = tmp_path / "export" / "onnx_int8"
     output.mkdir(parents=True)
     (output / "earlier").touch()
@@ -107,7 +102,7 @@ def test_an_export_that_loses_too_much_leaves_nothing(
     assert not (output / "earlier").exists()
 
 
-def test_what_can_not_be_exported(checkpoint: Checkpoint[DetectionConfig], photos: Path, tmp_path: Path) -> None:
+def test_what_can_not_be_exported(checkpoint, photos, tmp_path) -> None:
     flipped = replace(checkpoint, config=replace(CONFIG, test=replace(CONFIG.test, flip=True)))
     for given, changes, key in (
         (checkpoint, {"format": "torch", "precision": "int8"}, "--int8"),
@@ -119,25 +114,20 @@ def test_what_can_not_be_exported(checkpoint: Checkpoint[DetectionConfig], photo
     ):
         with pytest.raises(ValueError, match=key):
             run_export(given, tmp_path / "export", wanted(photos, **changes))
-
-
-def test_a_missing_package_is_told_with_its_installation() -> None:
     with pytest.raises(ImportError, match=r"--format onnx.*pip install 'resdet\[export\]'"):
         optional("no_such_package", "--format onnx")
 
 
-def test_an_export_knows_its_run(checkpoint: Checkpoint[DetectionConfig]) -> None:
+def test_an_export_knows_its_run(checkpoint) -> None:
     detector = build_detector(CONFIG, 2, pretrained=False)
-    facts = describe_export(
-        checkpoint, detector, format="onnx", precision="fp32", size=(64, 96), batch=1, licence="none"
-    )
+    kind: dict[str, Any] = {"format": "onnx", "precision": "fp32", "size": (64, 96), "batch": 1, "licence": "none"}
+    facts = describe_export(checkpoint, detector, **kind)
     exported = Exported(Path("model.onnx"), Facts.from_text(facts.to_text(), Path("model.onnx")), lambda *_: [])
     assert exported.facts == facts
     exported.check_run(checkpoint)
     exported.check_config(CONFIG, ("cat", "dog"))
-    other = replace(checkpoint, weights=detector.state_dict())
     with pytest.raises(ValueError, match=r"another run.*iteration 7"):
-        exported.check_run(other)
+        exported.check_run(replace(checkpoint, weights=detector.state_dict()))
     with pytest.raises(ValueError, match=r"\('dog', 'cat'\)"):
         exported.check_config(CONFIG, ("dog", "cat"))
     with pytest.raises(ValueError, match=r"test\.nms_iou is 0\.9"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.data.digits import write_digits
 from detection.predictor import Predictor
 
-Resdet = Callable[..., Any]
-DATA = "data: {{train: [{0}:train], val: [{0}:test], test: [{0}:test], shorter_side: 64, longer_side: 96, workers: 0}}"
 FCN = """
 architecture: fcn
 backbone: {name: resnet18, norm: gn}
-solver: {iterations: 1, images_per_step: 2, log_every: 1, best_metric: semseg.mIoU}
-device: cpu
 """
 PANOPTIC = """
 architecture: panoptic_fpn
@@ -33,18 +27,21 @@ mask: {channels: 16, convs: 1}
 semantic: {channels: 16}
 panoptic: {instance_score: 0.1, stuff_area: 16}
 test: {score_threshold: 0.01}
-solver: {iterations: 1, images_per_step: 2, log_every: 1, best_metric: panoptic.PQ}
+"""
+SETTINGS = """
+solver: {{iterations: 1, images_per_step: 2, log_every: 1, best_metric: {figure}}}
+data: {{train: [{card}:train], val: [{card}:test], test: [{card}:test], shorter_side: 64, longer_side: 96, workers: 0}}
 device: cpu
 """
-BOTH = ("fcn", pytest.param("panoptic", marks=pytest.mark.slow))
 
 
 @dataclass(frozen=True, slots=True)
-class Workspace:
+class Own:
     """A run of one iteration."""
 
-    resdet: Resdet
-    root: Path
+    name: str
+    card: str
+    figure: str
     config: Path
     run: Path
     said: str
@@ -54,112 +51,96 @@ class Workspace:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_digits(tmp_path_factory.mktemp("data"), num_train=2, num_test=3).parent
+def trained(tmp_path_factory, digits, resdet):
+    def train(name: str, config: str, card: str, figure: str) -> Own:
+        folder = tmp_path_factory.mktemp(name)
+        path, run = folder / "tiny.yaml", folder / "run"
+        path.write_text(config + SETTINGS.format(card=card, figure=figure))
+        done = resdet("train", path, "--output-dir", run, f"data.root={digits}")
+        assert done.status == 0, done.err
+        return Own(name, card, figure, path, run, done.out)
 
-
-def trained(folder: Path, root: Path, resdet: Resdet, card: str, config: str) -> Workspace:
-    path, run = folder / "tiny.yaml", folder / "run"
-    path.write_text(f"{config}{DATA.format(card)}\n")
-    done = resdet("train", path, "--output-dir", run, f"data.root={root}")
-    assert done.status == 0, done.err
-    return Workspace(resdet, root, path, run, done.out)
-
-
-@pytest.fixture(scope="module")
-def fcn(tmp_path_factory: pytest.TempPathFactory, root: Path, resdet: Resdet) -> Workspace:
-    return trained(tmp_path_factory.mktemp("fcn"), root, resdet, "digits_labels", FCN)
+    return train
 
 
 @pytest.fixture(scope="module")
-def panoptic(tmp_path_factory: pytest.TempPathFactory, root: Path, resdet: Resdet) -> Workspace:
-    return trained(tmp_path_factory.mktemp("panoptic"), root, resdet, "digits_panoptic", PANOPTIC)
+def fcn(trained) -> Own:
+    return trained("fcn", FCN, "digits_labels", "semseg.mIoU")
 
 
-def test_a_semantic_network_is_measured_by_its_label_maps(fcn: Workspace) -> None:
-    assert "2 images, 11 classes" in fcn.said
+@pytest.fixture(scope="module")
+def panoptic(trained) -> Own:
+    return trained("panoptic", PANOPTIC, "digits_panoptic", "panoptic.PQ")
+
+
+@pytest.fixture(scope="module", params=["fcn", pytest.param("panoptic", marks=pytest.mark.slow)])
+def own(request) -> Own:
+    return request.getfixturevalue(request.param)
+
+
+def test_a_semantic_network_is_measured_by_its_label_maps(fcn) -> None:
+    assert "6 images, 11 classes" in fcn.said
+    assert "mIoU" in fcn.said
     result = fcn.result()
     assert {"bbox", "voc", "best_f1"}.isdisjoint(result)
     assert 0 <= result["semseg"]["mIoU"] <= result["semseg"]["pixel_accuracy"] <= 1
     assert result["weights"]["chosen_by"] == "semseg.mIoU"
-    assert "mIoU" in fcn.said
-    assert sorted(path.name for path in (fcn.run / "label_maps").iterdir()) == [
-        "000003.png",
-        "000004.png",
-        "000005.png",
-    ]
+    assert sorted(path.name for path in (fcn.run / "label_maps").iterdir()) == ["000007.png", "000008.png"]
     assert not (fcn.run / "detections.json").exists()
 
 
-def test_a_test_with_flip_and_scales_draws_and_counts_anew(fcn: Workspace) -> None:
-    options = ("--weights", fcn.run, "--visualize", 1, f"data.root={fcn.root}", "test.flip=true", "test.scales=[48,64]")
-    done = fcn.resdet("test", fcn.config, *options)
+def test_a_test_with_flip_and_scales_draws_and_counts_anew(fcn, digits, resdet) -> None:
+    options = (fcn.config, "--weights", fcn.run, f"data.root={digits}")
+    done = resdet("test", *options, "--visualize", 1, "test.flip=true", "test.scales=[48,64]")
     assert done.status == 0, done.err
     assert str(fcn.run / "test" / "label_maps") in done.out
     assert len([*(fcn.run / "test" / "pictures").iterdir()]) == 1
     assert fcn.result("test")["semseg"] != fcn.result()["semseg"]
-    refused = fcn.resdet("test", fcn.config, "--weights", fcn.run, f"data.root={fcn.root}", "--submit")
+    refused = resdet("test", *options, "--submit")
     assert refused.status != 0
     assert "label_maps/" in refused.err
 
 
-@pytest.mark.parametrize(
-    ("name", "card"),
-    [("fcn", "digits_labels"), pytest.param("panoptic", "digits_panoptic", marks=pytest.mark.slow)],
-)
-def test_written_files_are_judged_as_the_network_was(
-    name: str, card: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    own: Workspace = request.getfixturevalue(name)
-    files = own.run / ("label_maps" if name == "fcn" else "panoptic.json")
-    arguments = ("--gt", f"{card}:test", "--label-maps", f"own={files}", "--data-root", own.root)
-    done = own.resdet("evaluate", *arguments, "--output-dir", tmp_path)
+def test_written_files_and_the_counts_of_a_run_are_judged_as_the_network_was(own, digits, resdet, tmp_path) -> None:
+    truth = ("evaluate", "--gt", f"{own.card}:test", "--data-root", digits, "--output-dir", tmp_path, "--label-maps")
+    files = own.run / ("label_maps" if own.name == "fcn" else "panoptic.json")
+    done = resdet(*truth, f"own={files}")
     assert done.status == 0, done.err
     (variant,) = json.loads((tmp_path / "evaluation.json").read_text())["variants"].values()
     for section in ("semseg", "panoptic"):
         assert variant["results"][0].get(section) == own.result().get(section)
-    shown = variant["intervals"]["mIoU" if name == "fcn" else "PQ"]
+    section, figure = own.figure.split(".")
+    shown = variant["intervals"][figure]
     assert shown["low"] <= shown["value"] <= shown["high"]
-
-
-def test_a_folder_above_the_files_and_none_are_told(fcn: Workspace) -> None:
-    truth = ("evaluate", "--gt", "digits_labels:test", "--data-root", fcn.root, "--label-maps")
-    assert "label_maps of a run" in fcn.resdet(*truth, fcn.run).err
-    assert "panoptic.json" in fcn.resdet(*truth, fcn.run / "nothing").err
-
-
-@pytest.mark.parametrize("name", BOTH)
-def test_an_analysis_reads_the_counts_of_a_run(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    own: Workspace = request.getfixturevalue(name)
-    done = own.resdet("analyze", own.run, "--output-dir", tmp_path)
+    if own.name == "fcn":
+        assert "label_maps of a run" in resdet(*truth, own.run).err
+        assert "panoptic.json" in resdet(*truth, own.run / "nothing").err
+    done = resdet("analyze", own.run, "--output-dir", tmp_path)
     assert done.status == 0, done.err
     numbers = json.loads((tmp_path / "analysis.json").read_text())
     (variant,) = numbers["variants"].values()
-    section, figure = ("semseg", "mIoU") if name == "fcn" else ("panoptic", "PQ")
-    assert numbers["deciding"]["key"] == f"{section}.{figure}"
+    assert numbers["deciding"]["key"] == own.figure
     assert variant["intervals"][figure]["value"] == pytest.approx(own.result()[section][figure])
-    assert ("errors" in variant) == (name == "panoptic")  # those of objects
+    assert ("errors" in variant) == (own.name == "panoptic")  # those of objects
     assert np.sum(variant["pixels"]) > 0
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_predictions_are_those_of_the_test(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    own: Workspace = request.getfixturevalue(name)
-    photo = own.root / "digits" / "coco" / "test" / "000003.jpg"
-    done = own.resdet("predict", "--weights", own.run, "--output-dir", tmp_path / "found", photo)
+def test_predictions_are_those_of_the_test(own, digits, resdet, tmp_path) -> None:
+    photo = digits / "digits" / "coco" / "test" / "000007.jpg"
+    done = resdet("predict", "--weights", own.run, "--output-dir", tmp_path / "found", photo)
     assert done.status == 0, done.err
     found = Predictor.load(own.run, device="cpu")(photo)
     assert found.label_map is not None
-    with Image.open(tmp_path / "found" / "000003.jpg.labels.png") as image:
+    with Image.open(tmp_path / "found" / "000007.jpg.labels.png") as image:
         np.testing.assert_array_equal(np.asarray(image), found.label_map)
     entries = json.loads((tmp_path / "found" / "predictions.json").read_text())[str(photo)]
     shares = {entry["class"]: entry["share"] for entry in entries if "share" in entry}
     assert shares == {key: share for key, share in found.shares.items() if key in shares}
     assert found.plot().shape == found.image.shape
-    if name == "fcn":
+    if own.name == "fcn":
         assert found.label_names == ("background", *map(str, range(10)))
         assert sum(shares.values()) == pytest.approx(1)
-        with Image.open(own.run / "label_maps" / "000003.png") as image:
+        with Image.open(own.run / "label_maps" / "000007.png") as image:
             np.testing.assert_array_equal(np.asarray(image), found.label_map)  # the card's values are the labels
     else:
         assert found.segments is not None

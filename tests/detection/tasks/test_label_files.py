@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ VALUES = {7: 0, 8: 1, 0: VOID, 255: VOID}
 
 
 @pytest.fixture
-def index(make_index: MakeIndex, tmp_path: Path) -> AnnotationIndex:
+def index(make_index, tmp_path) -> AnnotationIndex:
     paths = [str(tmp_path / name) for name in ("a/one.jpg", "b/One.jpg", "two.jpg")]
     maps = LabelMaps(class_names=("road", "car"), files=PackedStrings.pack(["", "", ""]), values=VALUES)
     return replace(make_index([[], [], []], ids=[5, 9, 11], paths=paths, sizes=[(2, 3)] * 3), label_maps=maps)
@@ -38,11 +37,11 @@ def maps_of(index: AnnotationIndex) -> LabelMaps:
     return index.label_maps
 
 
-def test_images_of_one_name_have_files_of_their_own(index: AnnotationIndex) -> None:
+def test_images_of_one_name_have_files_of_their_own(index) -> None:
     assert file_stems(index) == ["one_5", "One_9", "two"]
 
 
-def test_label_maps_are_written_in_the_values_of_the_card_and_read_back(index: AnnotationIndex, tmp_path: Path) -> None:
+def test_label_maps_are_written_in_the_values_of_the_card_and_read_back(index, tmp_path) -> None:
     labels = np.array([[0, 1, VOID], [1, 1, 0]], np.uint8)
     write = LabelFiles(index, tmp_path)
     for row in range(3):
@@ -60,7 +59,7 @@ def test_label_maps_are_written_in_the_values_of_the_card_and_read_back(index: A
         predicted_maps(index, tmp_path / "label_maps")
 
 
-def test_segments_are_written_in_cocos_panoptic_format(index: AnnotationIndex, tmp_path: Path) -> None:
+def test_segments_are_written_in_cocos_panoptic_format(index, tmp_path) -> None:
     values = {1: 0, 300: 1}  # ids of categories, which need not fit a pixel
     panoptic = replace(maps_of(index), values=values, num_things=1, segments=PackedStrings.pack(["[]"] * 3))
     write = LabelFiles(replace(index, label_maps=panoptic), tmp_path)
@@ -75,7 +74,7 @@ def test_segments_are_written_in_cocos_panoptic_format(index: AnnotationIndex, t
     assert sorted(path.name for path in (tmp_path / "panoptic").iterdir()) == ["one_5.png", "two.png"]
 
 
-def test_counts_come_back_as_they_were(index: AnnotationIndex, tmp_path: Path) -> None:
+def test_counts_come_back_as_they_were(index, tmp_path) -> None:
     rng, plain = np.random.default_rng(0), without_objects(index)
     counted = [
         replace(

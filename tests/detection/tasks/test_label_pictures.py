@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from detection.structures import Target
 from detection.tasks.label_pictures import draw_labels, hatch
 
 
-def test_ignored_objects_are_hatched_and_others_keep_their_inside(make_target: Callable[..., Target]) -> None:
+def test_ignored_objects_are_hatched_and_others_keep_their_inside(make_target) -> None:
     image = np.full((480, 480, 3), 128, np.uint8)
     target = make_target([(20, 40, 120, 140), (220, 40, 320, 140)], [0, 0], [False, True])
     canvas = draw_labels(image, target, ("cat",))
@@ -28,7 +26,7 @@ def test_boxes_outside_leave_the_canvas_as_it_is() -> None:
     assert not canvas.any()
 
 
-def test_keypoints_of_what_is_not_ignored_are_drawn(make_target: Callable[..., Target]) -> None:
+def test_keypoints_of_what_is_not_ignored_are_drawn(make_target) -> None:
     image = np.full((480, 480, 3), 128, np.uint8)
     target = make_target([(20, 40, 220, 240), (240, 40, 460, 240)], [0, 0], [False, True])
     points = torch.tensor([[[120.0, 140, 2], [0, 0, 0]], [[360.0, 141, 2], [0, 0, 0]]])

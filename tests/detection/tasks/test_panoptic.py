@@ -14,18 +14,12 @@ from PIL import Image
 
 from detection.build import build_detector
 from detection.config.detection import (
-    AnchorConfig,
-    BoxConfig,
     DetectionConfig,
-    DetectorBackboneConfig,
-    DetectorDataConfig,
     MaskConfig,
     PanopticConfig,
-    PostprocessConfig,
-    RPNConfig,
     SemanticConfig,
 )
-from detection.data.digits import CLASSES, STUFF, write_digits
+from detection.data.digits import CLASSES, STUFF
 from detection.data.panoptic_files import segment_numbers
 from detection.engine.checkpoint import Checkpoint
 from detection.predictor import Predictor
@@ -35,27 +29,19 @@ from detection.tasks.test import read_records, run_test
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_digits(tmp_path_factory.mktemp("root"), num_train=1, num_test=4).parent
-
-
-@pytest.fixture(scope="module")
-def checkpoint(root: Path) -> Checkpoint[DetectionConfig]:
+def checkpoint(tiny, lab) -> Checkpoint[DetectionConfig]:
     """Of a network that never learned anything, all of whose objects count."""
-    config = DetectionConfig(
-        architecture="panoptic_fpn",
-        backbone=DetectorBackboneConfig(name="resnet18", norm="gn", fpn=True, fpn_channels=16),
-        anchors=AnchorConfig(sizes=(16.0, 32.0, 64.0, 128.0, 256.0)),
-        rpn=RPNConfig(channels=16, pre_nms_test=16, post_nms_test=6, min_size=2.0),
-        box=BoxConfig(head="fc", head_fcs=1, head_channels=16, pool="roi_align"),
+    config = lab.changed(
+        tiny,
+        data__test=("digits_panoptic:test",),
+        data__train=(),
+        box__pool="roi_align",
+        test__score_threshold=0.0,
+        test__max_detections=5,
         mask=MaskConfig(convs=1, channels=8),
         semantic=SemanticConfig(channels=32, loss_weight=0.5),
         panoptic=PanopticConfig(stuff=STUFF, instance_score=0.0, stuff_area=1),
-        test=PostprocessConfig(score_threshold=0.0, max_detections=5),
-        data=DetectorDataConfig(
-            test=("digits_panoptic:test",), root=str(root), shorter_side=96, longer_side=128, workers=0
-        ),
-        device="cpu",
+        architecture="panoptic_fpn",
     )
     torch.manual_seed(0)
     weights = build_detector(config, len(CLASSES)).state_dict()
@@ -63,14 +49,12 @@ def checkpoint(root: Path) -> Checkpoint[DetectionConfig]:
 
 
 @pytest.fixture(scope="module")
-def tested(
-    checkpoint: Checkpoint[DetectionConfig], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
+def tested(checkpoint, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     run = tmp_path_factory.mktemp("run")
     return run, run_test(checkpoint.config, checkpoint, run, say=lambda line: None)
 
 
-def test_boxes_masks_pixels_and_segments_are_judged(tested: tuple[Path, dict[str, Any]]) -> None:
+def test_boxes_masks_pixels_and_segments_are_judged(tested) -> None:
     run, result = tested
     assert {"bbox", "segm", "semseg", "panoptic"} <= result.keys()
     assert {"PQ", "SQ", "RQ", "PQ_things", "PQ_stuff"} <= result["panoptic"].keys()
@@ -80,9 +64,7 @@ def test_boxes_masks_pixels_and_segments_are_judged(tested: tuple[Path, dict[str
     assert all(record.masks is not None for record in records)
 
 
-def test_files_are_coco_s_and_give_the_same_figures_again(
-    root: Path, tested: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_files_are_coco_s_and_give_the_same_figures_again(digits, tested, tmp_path) -> None:
     run, result = tested
     content = json.loads((run / "panoptic.json").read_text())
     assert [category["isthing"] for category in content["categories"]] == [1] * 10 + [0, 0]
@@ -91,24 +73,22 @@ def test_files_are_coco_s_and_give_the_same_figures_again(
         areas = {info["id"]: info["area"] for info in annotation["segments_info"]}
         assert areas == {number: int((ids == number).sum()) for number in np.unique(ids).tolist() if number}
     numbers = write_map_evaluation(
-        "digits_panoptic:test", {"own": [run / "panoptic.json"]}, tmp_path, root=root, say=lambda line: None
+        "digits_panoptic:test", {"own": [run / "panoptic.json"]}, tmp_path, root=digits, say=lambda line: None
     ).numbers
     assert str(result["panoptic"]["PQ"])[:8] in json.dumps(numbers)
 
 
-def test_a_prediction_has_the_segments_that_the_test_wrote(
-    root: Path, checkpoint: Checkpoint[DetectionConfig], tested: tuple[Path, dict[str, Any]]
-) -> None:
+def test_a_prediction_has_the_segments_that_the_test_wrote(digits, checkpoint, tested) -> None:
     predictor = Predictor.of(checkpoint, checkpoint.config)
-    found = predictor(root / "digits/coco/test/000002.jpg")
+    found = predictor(digits / "digits/coco/test/000007.jpg")
     assert isinstance(found.segments, Segments)
-    ids = segment_numbers(np.asarray(Image.open(tested[0] / "panoptic" / "000002.png")))
+    ids = segment_numbers(np.asarray(Image.open(tested[0] / "panoptic" / "000007.png")))
     assert (found.segments.ids == ids).all()
     assert found.label_names == (*CLASSES, *STUFF)
     assert found.plot().shape == found.image.shape
 
 
-def test_windows_and_ensembles_are_refused(checkpoint: Checkpoint[DetectionConfig], tmp_path: Path) -> None:
+def test_windows_and_ensembles_are_refused(checkpoint, tmp_path) -> None:
     with pytest.raises(ValueError, match="panoptic"):
         run_test(checkpoint.config, checkpoint, tmp_path, ensemble=[checkpoint], say=lambda line: None)
     with pytest.raises(ValueError, match=r"test\.slice"):

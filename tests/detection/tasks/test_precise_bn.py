@@ -16,7 +16,6 @@ from detection.build import build_detector
 from detection.build_trunk import build_plain_backbone
 from detection.config.detection import BoxConfig, DetectionConfig, DetectorBackboneConfig, DetectorDataConfig, RPNConfig
 from detection.data.cards import load_dataset
-from detection.data.digits import write_digits
 from detection.data.loader import build_test_loader
 from detection.model.faster_rcnn import FasterRCNN
 from detection.structures import ImageBatch
@@ -24,14 +23,13 @@ from detection.tasks.precise_bn import recompute_statistics
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> DetectionConfig:
-    root = write_digits(tmp_path_factory.mktemp("root"), num_train=6, num_test=1).parent
-    data = DetectorDataConfig(train=("digits:train",), root=str(root), shorter_side=64, longer_side=96, workers=0)
+def config(digits) -> DetectionConfig:
+    data = DetectorDataConfig(train=("digits:train",), root=str(digits), shorter_side=64, longer_side=96, workers=0)
     backbone = DetectorBackboneConfig(name="resnet18", norm="frozen_bn", freeze_at=2, roi_size=2)
     return DetectionConfig(backbone=backbone, rpn=RPNConfig(channels=8), box=BoxConfig(), data=data)
 
 
-def test_statistics_are_those_of_all_images(config: DetectionConfig, tmp_path: Path) -> None:
+def test_statistics_are_those_of_all_images(config, tmp_path) -> None:
     path = tmp_path / "backbone.safetensors"
     torch.manual_seed(0)
     assert recompute_statistics(config, path, images=100) == 6
@@ -54,9 +52,7 @@ def test_statistics_are_those_of_all_images(config: DetectionConfig, tmp_path: P
 
 
 @pytest.mark.parametrize("options", [{}, {"name": "resnet50", "stride_in": "1x1"}], ids=["resnet18", "1x1"])
-def test_the_file_is_one_that_a_frozen_backbone_takes(
-    config: DetectionConfig, tmp_path: Path, options: dict[str, str]
-) -> None:
+def test_the_file_is_one_that_a_frozen_backbone_takes(config, tmp_path, options) -> None:
     path = tmp_path / "backbone.safetensors"
     described = replace(config.backbone, **options)
     recompute_statistics(replace(config, backbone=described), path, images=2)
@@ -70,20 +66,7 @@ def test_the_file_is_one_that_a_frozen_backbone_takes(
             build_plain_backbone(replace(described, weights=str(path), stride_in=None), pretrained=True)
 
 
-def test_another_kind_of_file_is_refused(config: DetectionConfig, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"go into a \.safetensors file, got '.*x\.pth'"):
-        recompute_statistics(config, tmp_path / "x.pth", images=1)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_network_without_them_is_refused(config: DetectionConfig, tmp_path: Path) -> None:
-    plain = replace(config, backbone=DetectorBackboneConfig(name="vgg11", roi_size=2))
-    with pytest.raises(ValueError, match="has no option 'norm'"):
-        recompute_statistics(plain, tmp_path / "x.safetensors", images=1)
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_image_folder_is_seen_as_in_classification(config: DetectionConfig, tmp_path: Path) -> None:
+def test_an_image_folder_is_seen_as_in_classification(config, tmp_path) -> None:
     # One flat colour per image: the crop is that colour, so the mean response of a 1x1 network is known.
     for number, colour in enumerate([(10, 20, 30), (110, 20, 30)]):
         folder = tmp_path / "images" / f"class{number}"
@@ -104,16 +87,21 @@ def test_an_image_folder_is_seen_as_in_classification(config: DetectionConfig, t
     )
 
 
-def test_only_so_many_images_of_a_folder_are_read(config: DetectionConfig, tmp_path: Path) -> None:
+def test_only_so_many_images_of_a_folder_are_read(config, tmp_path) -> None:
     folder = tmp_path / "images" / "only"
     folder.mkdir(parents=True)
     for number in range(4):
         Image.new("RGB", (64, 64), (number, 0, 0)).save(folder / f"{number}.png")
-    path = tmp_path / "backbone.safetensors"
-    assert recompute_statistics(config, path, images=3, folder=tmp_path / "images") == 3
+    assert recompute_statistics(config, tmp_path / "x.safetensors", images=3, folder=tmp_path / "images") == 3
 
 
-def test_a_folder_without_classes_is_refused(config: DetectionConfig, tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    with pytest.raises(ValueError, match="must be a folder with a subfolder of images per class"):
-        recompute_statistics(config, tmp_path / "x.safetensors", images=1, folder=tmp_path / "images")
+def test_other_files_networks_and_folders_are_refused(config, tmp_path) -> None:
+    plain = replace(config, backbone=DetectorBackboneConfig(name="vgg11", roi_size=2))
+    for own, name, options, message in (
+        (config, "x.pth", {}, r"go into a \.safetensors file, got '.*x\.pth'"),
+        (plain, "x.safetensors", {}, "has no option 'norm'"),
+        (config, "x.safetensors", {"folder": tmp_path}, "must be a folder with a subfolder of images per class"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recompute_statistics(own, tmp_path / name, images=1, **options)
+    assert not list(tmp_path.iterdir())

@@ -22,9 +22,7 @@ Resdet = Callable[..., Any]
 ENTRY = Entry("small", "torchvision", "http://host/model-00000000.pth", "digits:test", ap=12.3, mask_ap=45.6)
 
 
-def test_a_detector_of_the_zoo_is_tested_as_it_was_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resdet: Resdet
-) -> None:
+def test_a_detector_of_the_zoo_is_tested_as_it_was_published(tmp_path, monkeypatch, resdet) -> None:
     root = write_digits(tmp_path / "data", num_train=1, num_test=2).parent
     with torch.device("meta"):
         shapes = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=11).state_dict()
@@ -59,11 +57,11 @@ def test_a_detector_of_the_zoo_is_tested_as_it_was_published(
         (("a.yaml", "--zoo", "small"), ""),
     ],
 )
-def test_a_config_and_weights_or_the_zoo(resdet: Resdet, arguments: tuple[str, ...], missing: str) -> None:
+def test_a_config_and_weights_or_the_zoo(resdet, arguments, missing) -> None:
     outcome = resdet("test", *arguments)
     assert outcome.status == 2
     assert outcome.err == f"error: give a config and --weights, or --zoo alone{missing}\n"
 
 
-def test_an_unknown_name_ends_with_the_known(resdet: Resdet) -> None:
+def test_an_unknown_name_ends_with_the_known(resdet) -> None:
     assert resdet("test", "--zoo", "faster").err.startswith("error: no detector 'faster' in the zoo")

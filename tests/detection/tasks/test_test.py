@@ -1,4 +1,4 @@
-"""Mirrors detection/tasks/test.py: what a test refuses; whole tests are in test_train.py."""
+"""Mirrors detection/tasks/test.py: whole tests of checkpoints, and what a test refuses."""
 
 from __future__ import annotations
 
@@ -12,161 +12,81 @@ import pytest
 import torch
 
 from detection.build import build_detector
-from detection.config.detection import (
-    AnchorConfig,
-    BoxConfig,
-    DetectionConfig,
-    DetectorBackboneConfig,
-    DetectorDataConfig,
-    PostprocessConfig,
-    RPNConfig,
-)
-from detection.data.digits import CLASSES, write_digits
+from detection.config.detection import DetectionConfig, DetectorBackboneConfig
+from detection.data.digits import CLASSES
 from detection.data.loader import load_index
-from detection.engine.checkpoint import Checkpoint
+from detection.engine.checkpoint import Checkpoint, read_checkpoint
 from detection.engine.device import choose_device
 from detection.engine.evaluate import evaluate
 from detection.evaluation.coco import coco_results
 from detection.evaluation.metrics import figures
 from detection.predictor import Predictor
 from detection.tasks.test import read_records, run_test
+from detection.tasks.train import run_training
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_digits(tmp_path_factory.mktemp("root"), num_train=1, num_test=1).parent
+def untrained(config: DetectionConfig, class_names: tuple[str, ...] = CLASSES) -> Checkpoint:
+    """Reads as the checkpoint of a detector that never learned anything."""
+    torch.manual_seed(7)
+    weights = build_detector(config, len(class_names)).state_dict()
+    return Checkpoint(Path("other.safetensors"), weights, config, class_names, 0)
 
 
-@pytest.fixture(scope="module")
-def config(root: Path) -> DetectionConfig:
-    return DetectionConfig(
-        backbone=DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=2),
-        anchors=AnchorConfig(sizes=(16.0, 32.0)),
-        rpn=RPNConfig(channels=16, pre_nms_test=16, post_nms_test=4, min_size=2.0),
-        data=DetectorDataConfig(test=("digits:test",), root=str(root), shorter_side=48, longer_side=64, workers=0),
-        device="cpu",
-    )
+def judge(config: DetectionConfig, checkpoint: Any, output: Path, **options: Any) -> dict[str, Any]:
+    options.setdefault("say", lambda text: None)
+    return run_test(config, checkpoint, output, **options)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(config: DetectionConfig) -> Checkpoint:
-    return untrained(config)
+def detections(output: Path) -> list[dict[str, Any]]:
+    return json.loads((output / "detections.json").read_text())
 
 
-def untrained(config: DetectionConfig) -> Checkpoint:
-    """What a checkpoint of a detector that never learned anything reads as."""
-    torch.manual_seed(0)
-    weights = build_detector(config, len(CLASSES)).state_dict()
-    return Checkpoint(Path("trained.safetensors"), weights, config, CLASSES, 0)
+@pytest.fixture
+def checkpoint(finished) -> Checkpoint:
+    return read_checkpoint(finished.path)
 
 
-def with_key(config: DetectionConfig, key: str, value: Any) -> DetectionConfig:
-    section, name = key.split(".")
-    return replace(config, **{section: replace(getattr(config, section), **{name: value})})
+@pytest.fixture
+def classes_card(digits, tmp_path):
+    """Writes a card of the test images whose classes are called otherwise, or whose file is another."""
 
-
-OTHERS = [
-    ("anchors.sizes", (16.0, 64.0), (16.0, 32.0)),
-    ("anchors.ratios", (2.0, 1.0, 0.5), (0.5, 1.0, 2.0)),
-    ("anchors.offset", 0.0, 0.5),
-    ("box.pool", "roi_align", "roi_pool"),
-    ("box.sampling_ratio", 1, 2),
-    ("box.coder_weights", (1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)),
-    ("backbone.roi_size", 4, 2),
-    ("backbone.tail_stride", 2, None),
-    ("backbone.stochastic_depth", 0.5, None),
-    ("backbone.weights_source", "caffe", "torchvision"),
-    ("mask.geometry", "torchvision", "exact"),
-]
-
-
-class TestKeysThatChangeNoShape:
-    """The weights would load, and every figure would be wrong without a word."""
-
-    @pytest.mark.parametrize(("key", "given", "trained"), OTHERS, ids=[key for key, _, _ in OTHERS])
-    def test_other_value_is_refused_with_key_and_both_values(
-        self, config: DetectionConfig, checkpoint: Checkpoint, tmp_path: Path, key: str, given: Any, trained: Any
-    ) -> None:
-        with pytest.raises(ValueError, match=rf": {key} is ") as error:
-            run_test(with_key(config, key, given), checkpoint, tmp_path / "out", say=lambda text: None)
-        shown = [list(value) if isinstance(value, tuple) else value for value in (given, trained)]
-        for part in (f"is {shown[0]!r} here", f"was {shown[1]!r}", "trained.safetensors"):
-            assert part in str(error.value)
-        assert not (tmp_path / "out").exists()
-
-    def test_other_place_of_the_stride_is_refused(self, config: DetectionConfig, tmp_path: Path) -> None:
-        # Only bottleneck blocks have one.
-        old, new = (
-            replace(config, backbone=replace(config.backbone, name="resnet50", stride_in=place))
-            for place in ("1x1", "3x3")
+    def write(classes: list[str], file: str = "annotations/instances_test.json") -> str:
+        root, card = digits / "digits" / "coco", tmp_path / "mine.yaml"
+        split = {"annotations": file, "images": "test"}
+        card.write_text(
+            json.dumps({"format": "coco", "root": str(root), "classes": classes, "splits": {"test": split}})
         )
-        with pytest.raises(ValueError, match=r"backbone\.stride_in is '3x3' here.*was '1x1'"):
-            run_test(new, untrained(old), tmp_path, say=lambda text: None)
+        return f"{card}:test"
 
-    def test_equal_values_pass(self, config: DetectionConfig, checkpoint: Checkpoint, tmp_path: Path) -> None:
-        result = run_test(config, checkpoint, tmp_path, say=lambda text: None)
-        assert result["images"] == 1
-
-    def test_what_only_training_or_only_the_test_reads_may_differ(
-        self, config: DetectionConfig, checkpoint: Checkpoint, tmp_path: Path
-    ) -> None:
-        other = replace(
-            config,
-            backbone=replace(config.backbone, freeze_at=0),
-            rpn=replace(config.rpn, post_nms_test=8, nms_iou=0.5),
-            box=BoxConfig(samples_per_image=8),
-            test=replace(config.test, score_threshold=0.2),
-            solver=replace(config.solver, iterations=1),
-        )
-        assert run_test(other, checkpoint, tmp_path, say=lambda text: None)["images"] == 1
-
-    def test_members_of_an_ensemble_answer_to_their_own_config(
-        self, config: DetectionConfig, checkpoint: Checkpoint, tmp_path: Path
-    ) -> None:
-        member = replace(checkpoint, config=with_key(config, "anchors.sizes", (24.0, 48.0)))
-        result = run_test(config, checkpoint, tmp_path, ensemble=[member], say=lambda text: None)
-        assert result["images"] == 1
+    return write
 
 
-class TestChooseDevice:
-    """The device of a config on machines with and without CUDA."""
-
-    @pytest.mark.parametrize(
-        ("device", "available", "expected"),
-        [
-            ("auto", True, "cuda"),
-            ("auto", False, "cpu"),
-            ("cpu", True, "cpu"),
-            ("cpu", False, "cpu"),
-            ("cuda", True, "cuda"),
-        ],
-    )
-    def test_by_hand(self, monkeypatch: pytest.MonkeyPatch, device: Any, available: bool, expected: str) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-        assert choose_device(device).type == expected
-
-    def test_missing_cuda_is_refused_with_the_way_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        with pytest.raises(ValueError, match=r"no CUDA device; set device=auto or device=cpu"):
-            choose_device("cuda")
+def test_figures_are_those_of_the_training_and_of_the_files(tiny, finished, checkpoint, lab, tmp_path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text("seed: 7\n")
+    result, expected = judge(tiny, checkpoint, tmp_path), finished.result
+    assert (result["bbox"], result["voc"]) == (expected["bbox"], expected["voc"])
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert (tmp_path / "detections.json").read_bytes() == (finished.path / "detections.json").read_bytes()
+    assert not (tmp_path / "pictures").exists()
+    assert (tmp_path / "config.yaml").read_text() == "seed: 7\n"  # a run keeps the config of its training
+    voc = judge(lab.changed(tiny, data__test=("digits_voc:test",)), checkpoint, tmp_path / "voc")["voc"]
+    assert voc["per_class"] == pytest.approx(expected["voc"]["per_class"])
 
 
-def test_no_data_set_is_named_by_its_key(config: DetectionConfig) -> None:
-    with pytest.raises(ValueError, match=r"data\.test is empty; give a list of card:split"):
-        load_index(config.data, (), key="data.test", say=print)
+def test_limit_and_pictures_also_without_a_detection(tiny, checkpoint, lab, tmp_path) -> None:
+    said = list[str]()
+    silent = lab.changed(tiny, test__score_threshold=1.0)
+    result = judge(silent, checkpoint, tmp_path, limit=1, pictures=5, say=said.append)
+    assert (result["images"], result["bbox"]["AP"], detections(tmp_path)) == (1, 0, [])
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["00000_000007.jpg"]
+    assert said[-1].startswith("1 images, ")
 
 
-def test_no_test_set_is_refused(config: DetectionConfig, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.test is empty"):
-        run_test(replace(config, data=replace(config.data, test=())), checkpoint, tmp_path)
-
-
-def test_slices_give_detections_in_pixels_of_the_whole_image(
-    config: DetectionConfig, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
-    sliced = replace(config, test=PostprocessConfig(score_threshold=0.0, slice=64, max_detections=3))
-    run_test(sliced, checkpoint, tmp_path, say=lambda text: None)
-    index, (record,) = load_index(config.data, config.data.test, key="data.test", say=print), read_records(tmp_path)[1]
+def test_slices_give_detections_in_pixels_of_the_whole_image(tiny, checkpoint, lab, tmp_path) -> None:
+    sliced = lab.changed(tiny, test__score_threshold=0.0, test__slice=64, test__max_detections=3)
+    judge(sliced, checkpoint, tmp_path)
+    index, (record, _) = read_records(tmp_path)
     height, width = index.sizes[0].tolist()
     assert len(record.boxes) > 3  # each window has its own
     assert record.boxes[:, 2:].max(axis=0).tolist() > [width / 2, height / 2]
@@ -177,90 +97,175 @@ def test_slices_give_detections_in_pixels_of_the_whole_image(
     assert found == sorted(map(tuple, np.round(own.boxes.numpy(), 1).tolist()))
 
 
-def test_without_ground_truth_there_are_detections_and_no_figure(
-    config: DetectionConfig, root: Path, tmp_path: Path
-) -> None:
-    masked = replace(config, architecture="mask_rcnn", test=replace(config.test, score_threshold=0.0))
-    content = json.loads((root / "digits/coco/annotations/instances_test.json").read_text())
+def test_without_ground_truth_there_are_detections_and_no_figure(tiny, digits, lab, classes_card, tmp_path) -> None:
+    masked = lab.changed(tiny, architecture="mask_rcnn", test__score_threshold=0.0, test__max_detections=2)
+    content = json.loads((digits / "digits/coco/annotations/instances_test.json").read_text())
     (tmp_path / "images.json").write_text(json.dumps({key: content[key] for key in ("images", "categories")}))
-    card, split = tmp_path / "mine.yaml", {"annotations": str(tmp_path / "images.json"), "images": "test"}
-    values = {"format": "coco", "root": "digits/coco", "classes": list(CLASSES), "splits": {"test": split}}
-    card.write_text(json.dumps(values))
-    lines: list[str] = []
-    unknown = with_key(masked, "data.test", (f"{card}:test",))
-    result = run_test(unknown, untrained(masked), tmp_path / "out", say=lines.append)
+    lines = list[str]()
+    unknown = lab.changed(masked, data__test=(classes_card(CLASSES, str(tmp_path / "images.json")),))
+    result = judge(unknown, untrained(masked), tmp_path / "out", say=lines.append)
     found = {key: value for key, value in figures(result).items() if key.startswith(("bbox.", "segm.", "voc."))}
     assert set(found.values()) == {None}
     assert {"bbox.AP", "segm.AP", "voc.mAP"} <= found.keys()
-    assert json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert detections(tmp_path / "out")
     (line,) = [line for line in lines if "no figure" in line]
     for part in ("data.test", str(tmp_path / "images.json"), "'annotations'"):
         assert part in line
 
 
-class TestReadRecords:
-    """The run is written by ``run_test`` itself."""
+METHODS: dict[str, Any] = {"refine": True, "vote_iou": 0.5, "scales": (48, 96), "flip": True}
 
-    @pytest.fixture
-    def run(self, config: DetectionConfig, checkpoint: Checkpoint, tmp_path: Path) -> Path:
-        tested = replace(config, test=replace(config.test, score_threshold=0.0))
-        run_test(tested, checkpoint, tmp_path)
-        return tmp_path
 
-    def test_a_run_keeps_the_config_of_its_training(
-        self, config: DetectionConfig, checkpoint: Checkpoint, tmp_path: Path
+class TestMethods:
+    """The paper's test-time methods and ensembles, by config keys over one checkpoint."""
+
+    def test_each_key_changes_the_detections(self, tiny, checkpoint, finished, lab, tmp_path) -> None:
+        plain = detections(finished.path)
+        for name, value in METHODS.items():
+            judge(lab.changed(tiny, **{f"test__{name}": value}), checkpoint, tmp_path / name)
+            assert detections(tmp_path / name)
+            assert detections(tmp_path / name) != plain
+
+    def test_all_together_over_an_ensemble_of_other_architectures(self, tiny, checkpoint, lab, tmp_path) -> None:
+        # Each member is built as its own config says: one level with other anchors, context.
+        other = DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=2)
+        c4 = lab.changed(tiny, backbone=other, anchors__sizes=(24.0,), box__head="tail")
+        ensemble = [untrained(c4), untrained(lab.changed(tiny, box__context=True))]
+        methods = lab.changed(tiny, **{f"test__{name}": value for name, value in METHODS.items()})
+        assert judge(methods, checkpoint, tmp_path, ensemble=ensemble, pictures=1)["images"] == 2
+        found = detections(tmp_path)
+        assert found
+        assert all(entry["bbox"][2] > 0 and entry["bbox"][3] > 0 and 0.01 < entry["score"] <= 1 for entry in found)
+
+    def test_ensemble_of_twice_the_same_checkpoint_is_the_checkpoint(
+        self, tiny, finished, checkpoint, tmp_path
     ) -> None:
-        (tmp_path / "checkpoints").mkdir()
-        (tmp_path / "config.yaml").write_text("seed: 7\n")
-        run_test(config, checkpoint, tmp_path)
-        assert (tmp_path / "config.yaml").read_text() == "seed: 7\n"
+        double = judge(tiny, checkpoint, tmp_path, ensemble=[checkpoint])
+        assert double["bbox"]["AP"] == pytest.approx(finished.result["bbox"]["AP"], abs=1e-4)
+        assert double["voc"]["mAP"] == pytest.approx(finished.result["voc"]["mAP"], abs=1e-4)
+        found, expected = (sorted(e["score"] for e in detections(run)) for run in (tmp_path, finished.path))
+        assert found == pytest.approx(expected, abs=1e-4)
 
-    def test_gives_back_the_detections_and_the_same_result(self, run: Path) -> None:
-        index, records = read_records(run)
-        detections = json.loads((run / "detections.json").read_text())
-        assert len(detections) > 0
-        assert coco_results(records, index.category_ids) == detections
-        result = json.loads((run / "result.json").read_text())
-        assert evaluate(records, index.class_names, "area")["bbox"] == result["bbox"]
-
-    def test_only_the_images_that_were_tested(self, run: Path) -> None:
-        result = json.loads((run / "result.json").read_text())
-        (run / "result.json").write_text(json.dumps(result | {"images": 0}))
-        (run / "detections.json").write_text("[]")
-        assert read_records(run)[1] == []
-
-    def test_detection_of_an_unknown_image_is_refused(self, run: Path) -> None:
-        (run / "detections.json").write_text('[{"image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]')
-        with pytest.raises(ValueError, match=r"entry 0: image_id is 99, .* digits:test; has the data set"):
-            read_records(run)
-
-    def test_missing_detections_are_refused_with_the_way_out(self, run: Path) -> None:
-        (run / "detections.json").unlink()
-        with pytest.raises(ValueError, match=r"detections\.json can't be read: .*: resdet test writes it"):
-            read_records(run)
+    def test_training_ends_with_the_test_that_the_config_describes(self, tiny, lab, tmp_path) -> None:
+        methods = lab.changed(tiny, **{f"test__{name}": value for name, value in METHODS.items()})
+        settings = lab.changed(methods, box__context=True, solver__iterations=1)
+        trained = run_training(settings, tmp_path / "run")
+        checkpoint = read_checkpoint(tmp_path / "run")
+        assert checkpoint.config.box.context
+        assert checkpoint.weights["box_stage.predictor.classes.weight"].shape == (11, 32)
+        assert judge(settings, checkpoint, tmp_path / "test")["bbox"] == trained["bbox"]
+        assert detections(tmp_path / "run") == detections(tmp_path / "test")
 
 
-class TestSubmission:
-    def test_of_coco_holds_the_same_detections(
-        self, tmp_path: Path, config: DetectionConfig, checkpoint: Checkpoint
+class TestWhatIsRefused:
+    def test_other_values_of_keys_that_change_no_shape(self, tiny, lab, tmp_path) -> None:
+        """The weights would load, and every figure would be wrong without a word."""
+        backbone = DetectorBackboneConfig(name="resnet18", norm="gn", roi_size=2)
+        config = lab.changed(tiny, backbone=backbone, box__head="tail", anchors__sizes=(16.0, 32.0))
+        checkpoint = untrained(config)
+        for key, given, trained in (
+            ("anchors.sizes", (16.0, 64.0), (16.0, 32.0)),
+            ("anchors.ratios", (2.0, 1.0, 0.5), (0.5, 1.0, 2.0)),
+            ("anchors.offset", 0.0, 0.5),
+            ("box.pool", "roi_align", "roi_pool"),
+            ("box.sampling_ratio", 1, 2),
+            ("box.coder_weights", (1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)),
+            ("backbone.roi_size", 4, 2),
+            ("backbone.tail_stride", 2, None),
+            ("backbone.stochastic_depth", 0.5, None),
+            ("backbone.weights_source", "caffe", "torchvision"),
+            ("mask.geometry", "torchvision", "exact"),
+        ):
+            with pytest.raises(ValueError, match=rf": {key} is ") as error:
+                judge(lab.changed(config, **{key.replace(".", "__"): given}), checkpoint, tmp_path / "out")
+            shown = [list(value) if isinstance(value, tuple) else value for value in (given, trained)]
+            for part in (f"is {shown[0]!r} here", f"was {shown[1]!r}", "other.safetensors"):
+                assert part in str(error.value)
+        old, new = (
+            lab.changed(config, backbone__name="resnet50", backbone__stride_in=place) for place in ("1x1", "3x3")
+        )
+        with pytest.raises(ValueError, match=r"backbone\.stride_in is '3x3' here.*was '1x1'"):
+            judge(new, untrained(old), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_what_only_training_or_the_test_reads_and_a_member_s_own_may_differ(
+        self, tiny, checkpoint, lab, tmp_path
     ) -> None:
-        run_test(with_key(config, "test.score_threshold", 0.0), checkpoint, tmp_path, submit=True)
-        (file,) = (tmp_path / "submission").rglob("*.json")
-        assert file.parent.name == "bbox"
-        assert json.loads(file.read_text()) == json.loads((tmp_path / "detections.json").read_text()) != []
+        other = lab.changed(tiny, backbone__freeze_at=0, rpn__post_nms_test=8, rpn__nms_iou=0.5, solver__iterations=1)
+        other = lab.changed(other, box__samples_per_image=4, test__score_threshold=0.2)
+        member = replace(checkpoint, config=lab.changed(tiny, anchors__offset=0.0))
+        assert judge(other, checkpoint, tmp_path, ensemble=[member])["images"] == 2
 
-    def test_of_voc_has_a_file_for_each_class(
-        self, tmp_path: Path, config: DetectionConfig, checkpoint: Checkpoint
-    ) -> None:
-        data = replace(config.data, test=("digits_voc:test",))
-        run_test(replace(config, data=data), checkpoint, tmp_path, submit=True)
-        main = tmp_path / "submission" / "results" / "voc" / "Main"
-        assert {file.name for file in main.iterdir()} == {f"comp4_det_test_{name}.txt" for name in CLASSES}
+    def test_weights_that_do_not_fit(self, tiny, finished, checkpoint, lab, tmp_path) -> None:
+        with pytest.raises(ValueError, match="do not fit") as error:
+            judge(lab.changed(tiny, backbone__fpn_channels=8), checkpoint, tmp_path / "out")
+        assert "backbone.lateral.c2.0.weight" in str(error.value)
+        assert str(finished.path) in str(error.value)
+        for into in (True, False):
+            module, weights = (lab.changed(tiny, box__context=on) for on in (into, not into))
+            with pytest.raises(ValueError, match="do not fit") as error:
+                judge(module, untrained(weights), tmp_path / "out")
+            sides = (32, 16) if into else (16, 32)
+            for name, rows in (("classes", 11), ("deltas", 40)):
+                shapes = f"module ({rows}, {sides[0]}), weights ({rows}, {sides[1]})"
+                assert f"box_stage.predictor.{name}.weight ({shapes})" in str(error.value)
+        assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("change", [{"test": ("digits:test", "digits:train")}, {"limit": 1}])
-    def test_is_of_one_whole_split(
-        self, tmp_path: Path, config: DetectionConfig, checkpoint: Checkpoint, change: dict[str, Any]
-    ) -> None:
+    def test_other_classes(self, tiny, checkpoint, lab, classes_card, tmp_path) -> None:
+        own = lab.changed(tiny, data__test=(classes_card([*CLASSES, "a"]),))
+        with pytest.raises(ValueError, match=r"'9'.*the data set has 11: .*'a'|class"):
+            judge(own, checkpoint, tmp_path / "out")
+        for other in ((*CLASSES[1:], CLASSES[0]), (*CLASSES, "a"), CLASSES[:-1]):
+            with pytest.raises(ValueError, match=r"other\.safetensors") as error:
+                judge(tiny, checkpoint, tmp_path / "out", ensemble=[untrained(tiny, other)])
+            assert str(other) in str(error.value)
+            assert str(CLASSES) in str(error.value)
+        assert not (tmp_path / "out").exists()
+
+    def test_no_test_set(self, tiny, checkpoint, lab, tmp_path) -> None:
+        with pytest.raises(ValueError, match=r"data\.test is empty; give a list of card:split"):
+            load_index(tiny.data, (), key="data.test", say=print)
+        with pytest.raises(ValueError, match=r"data\.test is empty"):
+            judge(lab.changed(tiny, data__test=()), checkpoint, tmp_path)
+
+
+def test_the_device_of_machines_with_and_without_cuda(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [choose_device(name).type for name in ("auto", "cpu", "cuda")] == ["cuda", "cpu", "cuda"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [choose_device(name).type for name in ("auto", "cpu")] == ["cpu", "cpu"]
+    with pytest.raises(ValueError, match=r"no CUDA device; set device=auto or device=cpu"):
+        choose_device("cuda")
+
+
+def test_records_are_read_back_from_a_run(tiny, checkpoint, tmp_path) -> None:
+    judge(tiny, checkpoint, tmp_path)
+    index, records = read_records(tmp_path)
+    found, result = detections(tmp_path), json.loads((tmp_path / "result.json").read_text())
+    assert found
+    assert coco_results(records, index.category_ids) == found
+    assert evaluate(records, index.class_names, "area")["bbox"] == result["bbox"]
+    file = tmp_path / "detections.json"
+    file.write_text('[{"image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]')
+    with pytest.raises(ValueError, match=r"entry 0: image_id is 99, .* digits:test; has the data set"):
+        read_records(tmp_path)
+    file.write_text("[]")
+    (tmp_path / "result.json").write_text(json.dumps(result | {"images": 0}))
+    assert read_records(tmp_path)[1] == []  # only the images that were tested
+    file.unlink()
+    with pytest.raises(ValueError, match=r"detections\.json can't be read: .*: resdet test writes it"):
+        read_records(tmp_path)
+
+
+def test_submissions_of_coco_and_voc_hold_the_detections_of_a_whole_split(tiny, checkpoint, lab, tmp_path) -> None:
+    judge(tiny, checkpoint, tmp_path / "coco", submit=True)
+    (file,) = (tmp_path / "coco" / "submission").rglob("*.json")
+    assert file.parent.name == "bbox"
+    assert json.loads(file.read_text()) == detections(tmp_path / "coco") != []
+    judge(lab.changed(tiny, data__test=("digits_voc:test",)), checkpoint, tmp_path / "voc", submit=True)
+    main = tmp_path / "voc" / "submission" / "results" / "voc" / "Main"
+    assert {file.name for file in main.iterdir()} == {f"comp4_det_test_{name}.txt" for name in CLASSES}
+    for change in ({"data__test": ("digits:test", "digits:train")}, {"data__limit": 1}):
         with pytest.raises(ValueError, match=r"data\.test.*data\.limit"):
-            run_test(replace(config, data=replace(config.data, **change)), checkpoint, tmp_path, submit=True)
-        assert not list(tmp_path.iterdir())
+            judge(lab.changed(tiny, **change), checkpoint, tmp_path / "part", submit=True)
+    assert not (tmp_path / "part").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -27,7 +26,7 @@ def make_batch(make_target: MakeTarget) -> Batch:
     return collate(samples)
 
 
-def test_padding_ignored_regions_and_objects_can_be_told_apart(make_target: MakeTarget) -> None:
+def test_padding_ignored_regions_and_objects_can_be_told_apart(make_target) -> None:
     grid = draw_batch(make_batch(make_target), ("cat", "dog"))
     first, second = grid[:640, :640], grid[:640, 644:1284]  # each 480 x 480 drawn at 640
     assert (first[340:620, 20:620] == PADDING).all()
@@ -37,7 +36,7 @@ def test_padding_ignored_regions_and_objects_can_be_told_apart(make_target: Make
     assert (first[120:240, 430:580] != 128).any(axis=2).mean() > 0.2  # inside what is ignored
 
 
-def test_only_the_first_batch_of_a_fresh_run_is_drawn(make_target: MakeTarget, tmp_path: Path) -> None:
+def test_only_the_first_batch_of_a_fresh_run_is_drawn(make_target, tmp_path) -> None:
     batches, path = [make_batch(make_target)] * 3, tmp_path / "train_batch.jpg"
 
     def load(*, start: int, seed: int) -> list[Batch]:
@@ -55,7 +54,7 @@ def test_only_the_first_batch_of_a_fresh_run_is_drawn(make_target: MakeTarget, t
     assert written[:2] == b"\xff\xd8"
 
 
-def test_drawing_changes_neither_the_batch_nor_random_numbers(make_target: MakeTarget) -> None:
+def test_drawing_changes_neither_the_batch_nor_random_numbers(make_target) -> None:
     batch = make_batch(make_target)
     before, state = batch.images.pixels.clone(), torch.get_rng_state()
     draw_batch(batch, ("cat", "dog"))
@@ -63,7 +62,7 @@ def test_drawing_changes_neither_the_batch_nor_random_numbers(make_target: MakeT
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_picture_that_cant_be_written_ends_no_run(make_target: MakeTarget, tmp_path: Path) -> None:
+def test_a_picture_that_cant_be_written_ends_no_run(make_target, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     said = list[str]()
     drawing = drawing_first(
@@ -73,7 +72,7 @@ def test_a_picture_that_cant_be_written_ends_no_run(make_target: MakeTarget, tmp
     assert len(said) == 1
 
 
-def test_keypoints_are_drawn_where_targets_have_them(make_target: MakeTarget) -> None:
+def test_keypoints_are_drawn_where_targets_have_them(make_target) -> None:
     target = replace(make_target([(40, 40, 200, 200)]), keypoints=torch.tensor([[[60.0, 100, 2], [180.0, 100, 1]]]))
     batch = collate([Sample(0, "0.jpg", torch.full((3, 240, 240), 128, dtype=torch.uint8), target)])
     spec = KeypointSpec(("left_eye", "right_eye"), edges=((0, 1),))

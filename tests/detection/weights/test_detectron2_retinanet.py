@@ -16,8 +16,6 @@ from torch.nn import functional as F  # noqa: N812  # the name that torch's own 
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from detection.build import build_detector
-from detection.config.detection import DetectionConfig
-from detection.model.one_stage import OneStage
 from detection.structures import ImageBatch
 from detection.weights.detectron2 import convert_detectron2
 from detection.weights.detectron2_settings import settings_of
@@ -31,36 +29,33 @@ ANCHORS = 9
 NORM = ("weight", "bias", "running_mean", "running_var")
 
 
-def convolution(name: str, *shape: int, normalised: bool = False) -> Shapes:
-    if normalised:
-        return {f"{name}.weight": shape, **{f"{name}.norm.{part}": shape[:1] for part in NORM}}
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-
-
 def retinanet_shapes(depth: int, classes: int) -> Shapes:
-    body, shapes = "backbone.bottom_up", convolution("backbone.bottom_up.stem.conv1", 64, 3, 7, 7, normalised=True)
+    shapes = Shapes()
+
+    def add(name: str, *shape: int, normalised: bool = False) -> None:
+        parts = [f"norm.{part}" for part in NORM] if normalised else ["bias"]
+        shapes.update({f"{name}.weight": shape, **{f"{name}.{part}": shape[:1] for part in parts}})
+
+    body = "backbone.bottom_up"
+    add(f"{body}.stem.conv1", 64, 3, 7, 7, normalised=True)
     for number, blocks in enumerate(BLOCKS[depth], start=2):
         inner, outer = 16 * 2**number, 64 * 2**number
         for block in range(blocks):
             place, entering = f"{body}.res{number}.{block}", outer if block else 64 if number == 2 else outer // 2
             if not block:
-                shapes |= convolution(f"{place}.shortcut", outer, entering, 1, 1, normalised=True)
-            shapes |= convolution(f"{place}.conv1", inner, entering, 1, 1, normalised=True)
-            shapes |= convolution(f"{place}.conv2", inner, inner, 3, 3, normalised=True)
-            shapes |= convolution(f"{place}.conv3", outer, inner, 1, 1, normalised=True)
+                add(f"{place}.shortcut", outer, entering, 1, 1, normalised=True)
+            add(f"{place}.conv1", inner, entering, 1, 1, normalised=True)
+            add(f"{place}.conv2", inner, inner, 3, 3, normalised=True)
+            add(f"{place}.conv3", outer, inner, 1, 1, normalised=True)
     for number in (3, 4, 5):
-        shapes |= convolution(f"backbone.fpn_lateral{number}", 256, 64 * 2**number, 1, 1)
-        shapes |= convolution(f"backbone.fpn_output{number}", 256, 256, 3, 3)
-    shapes |= convolution("backbone.top_block.p6", 256, 2048, 3, 3)
-    shapes |= convolution("backbone.top_block.p7", 256, 256, 3, 3)
-    for subnet in ("cls_subnet", "bbox_subnet"):
-        for layer in (0, 2, 4, 6):
-            shapes |= convolution(f"head.{subnet}.{layer}", 256, 256, 3, 3)
-    return (
-        shapes
-        | convolution("head.cls_score", ANCHORS * classes, 256, 3, 3)
-        | convolution("head.bbox_pred", ANCHORS * 4, 256, 3, 3)
-    )
+        add(f"backbone.fpn_lateral{number}", 256, 64 * 2**number, 1, 1)
+        add(f"backbone.fpn_output{number}", 256, 256, 3, 3)
+    add("backbone.top_block.p6", 256, 2048, 3, 3)
+    for name in ("backbone.top_block.p7", *(f"head.{net}_subnet.{i}" for net in ("cls", "bbox") for i in (0, 2, 4, 6))):
+        add(name, 256, 256, 3, 3)
+    add("head.cls_score", ANCHORS * classes, 256, 3, 3)
+    add("head.bbox_pred", ANCHORS * 4, 256, 3, 3)
+    return shapes
 
 
 def constant_state(depth: int = 50, classes: int = len(CLASSES)) -> dict[str, Tensor]:
@@ -70,15 +65,12 @@ def constant_state(depth: int = 50, classes: int = len(CLASSES)) -> dict[str, Te
 
 
 @pytest.mark.parametrize("depth", [50, 101])
-def test_the_zoo_s_tensors_all_have_a_place(depth: int) -> None:
+def test_the_zoo_s_tensors_all_have_a_place(depth) -> None:
     state = constant_state(depth, classes=80)
     config, converted = convert_detectron2(state, class_names=_class_names(state, "detectron2"))
     assert (config.architecture, config.backbone.name) == ("retinanet", f"resnet{depth}")
-    assert (config.backbone.fpn_coarse, config.backbone.stride_in, config.backbone.weights_source) == (
-        "c5",
-        "1x1",
-        "msra",
-    )
+    backbone = config.backbone
+    assert (backbone.fpn_coarse, backbone.stride_in, backbone.weights_source) == ("c5", "1x1", "msra")
     assert len(converted) == len(state) + 1
     assert converted["head.scale.positives"].item() == 100  # which Detectron2 begins with, and does not save
     for theirs, ours in (
@@ -110,19 +102,7 @@ def test_settings_are_the_zoo_s_and_are_replaced() -> None:
     assert own.anchors.sizes[:4] == (10, 11, 12, 20)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"MODEL.META_ARCHITECTURE": "GeneralizedRCNN"}, "'RetinaNet' and cannot be changed"),
-        ({"MODEL.RETINANET.BBOX_REG_WEIGHTS": [10.0, 10.0, 5.0, 5.0]}, "BBOX_REG_WEIGHTS"),
-    ],
-)
-def test_settings_without_a_place_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        convert_detectron2(constant_state(), class_names=CLASSES, settings=settings)
-
-
-def test_it_goes_back_with_the_same_bits_and_settings() -> None:
+def test_it_goes_back_with_the_same_bits_and_settings_or_is_refused() -> None:
     state = constant_state() | {"head.cls_score.bias": torch.arange(float(ANCHORS * len(CLASSES)))}
     config, converted = convert_detectron2(state, class_names=CLASSES)
     back, settings = to_detectron2(config, CLASSES, converted)
@@ -130,10 +110,6 @@ def test_it_goes_back_with_the_same_bits_and_settings() -> None:
     assert all(back[name].equal(value) for name, value in state.items())
     assert (settings["MODEL.META_ARCHITECTURE"], settings["MODEL.RETINANET.NUM_CLASSES"]) == ("RetinaNet", 3)
     assert convert_detectron2(back, class_names=CLASSES, settings=settings)[0] == config
-
-
-def test_what_detectron2_lacks_does_not_go_back() -> None:
-    config, converted = convert_detectron2(constant_state(), class_names=CLASSES)
     for changed, key in (
         (replace(config, backbone=replace(config.backbone, fpn_coarse="p5")), r"backbone\.fpn_coarse p5"),
         (replace(config, dense=replace(config.dense, clip_first=True)), r"dense\.clip_first is True"),
@@ -141,6 +117,12 @@ def test_what_detectron2_lacks_does_not_go_back() -> None:
     ):
         with pytest.raises(ValueError, match=key):
             to_detectron2(changed, CLASSES, converted)
+    for setting, value, message in (  # without a place here
+        ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "'RetinaNet' and cannot be changed"),
+        ("MODEL.RETINANET.BBOX_REG_WEIGHTS", [10.0, 10.0, 5.0, 5.0], "BBOX_REG_WEIGHTS"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert_detectron2(constant_state(), class_names=CLASSES, settings={setting: value})
 
 
 @pytest.fixture
@@ -202,26 +184,21 @@ def zoo_detections(state: Mapping[str, Tensor], levels: list[Tensor], size: tupl
     return clip_boxes_to_image(boxes[kept], size), scores[kept], labels[kept]
 
 
-def loaded(config: DetectionConfig, weights: Mapping[str, Tensor]) -> OneStage:
-    detector = build_detector(config, len(CLASSES), pretrained=False)
-    detector.load_state_dict(dict(weights))
-    assert isinstance(detector, OneStage)
-    return detector.eval()
-
-
 @torch.no_grad()
-def test_boxes_and_scores_are_detectron2_s(double_precision: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boxes_and_scores_are_detectron2_s(double_precision, monkeypatch) -> None:
     """From the feature maps on: clipped after NMS, anchors that are not rounded."""
     state = drawn_head()
-    detector = loaded(*convert_detectron2(state, class_names=CLASSES))
+    config, weights = convert_detectron2(state, class_names=CLASSES)
+    detector = build_detector(config, len(CLASSES), pretrained=False).eval()
+    detector.load_state_dict(weights)
     generator = torch.Generator().manual_seed(1)
     levels = [torch.randn(1, 256, *size, generator=generator) for size in ((12, 16), (6, 8), (3, 4), (2, 2), (1, 1))]
     monkeypatch.setattr(detector, "features", lambda images: levels)
     (found,) = detector(ImageBatch.from_images([torch.zeros(3, 96, 128, dtype=torch.uint8)]))
     boxes, scores, labels = zoo_detections(state, levels, (96, 128))
     filled = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # ours drops the others before the best 100 are taken
-    assert int(filled.sum()) >= 50
-    assert found.labels[: int(filled.sum())].equal(labels[filled])
-    torch.testing.assert_close(found.scores[: int(filled.sum())], scores[filled], rtol=0, atol=1e-9)
-    # cells are float32 in the anchors
-    torch.testing.assert_close(found.boxes[: int(filled.sum())], boxes[filled], rtol=0, atol=1e-4)
+    count = int(filled.sum())
+    assert count >= 50
+    assert found.labels[:count].equal(labels[filled])
+    torch.testing.assert_close(found.scores[:count], scores[filled], rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.boxes[:count], boxes[filled], rtol=0, atol=1e-4)  # cells are float32 in anchors

@@ -65,7 +65,7 @@ def theirs() -> dict[str, Tensor]:
     return state | head_state()
 
 
-def test_names_and_shapes_are_detectron2s(theirs: dict[str, Tensor]) -> None:
+def test_names_and_shapes_are_detectron2s(theirs) -> None:
     config = DetectionConfig(
         architecture="semantic_fpn",
         backbone=DetectorBackboneConfig(name="resnet50", fpn=True),
@@ -79,7 +79,7 @@ def test_names_and_shapes_are_detectron2s(theirs: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def test_the_head_gives_detectron2s_logits(theirs: dict[str, Tensor]) -> None:
+def test_the_head_gives_detectron2s_logits(theirs) -> None:
     config, weights = convert_detectron2(theirs, class_names=CLASSES)
     network = build_detector(config, len(CLASSES), pretrained=False).eval()
     network.load_state_dict(weights, strict=False)
@@ -90,7 +90,7 @@ def test_the_head_gives_detectron2s_logits(theirs: dict[str, Tensor]) -> None:
     torch.testing.assert_close(found, reference(theirs, levels), rtol=1e-4, atol=1e-4)
 
 
-def test_it_goes_back_with_its_settings(theirs: dict[str, Tensor]) -> None:
+def test_it_goes_back_with_its_settings(theirs) -> None:
     settings = {"MODEL.META_ARCHITECTURE": "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": 0.5}
     config, weights = convert_detectron2(theirs, class_names=CLASSES, settings=settings)
     assert (config.architecture, config.semantic.loss_weight, config.backbone.stride_in) == ("semantic_fpn", 0.5, "1x1")
@@ -102,7 +102,7 @@ def test_it_goes_back_with_its_settings(theirs: dict[str, Tensor]) -> None:
     assert not any(name.startswith(("MODEL.RPN", "MODEL.ROI", "MODEL.ANCHOR")) for name in written)
 
 
-def test_other_settings_are_refused(theirs: dict[str, Tensor]) -> None:
+def test_other_settings_are_refused(theirs) -> None:
     for name, value in (("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 8), ("MODEL.META_ARCHITECTURE", "PanopticFPN")):
         with pytest.raises(ValueError, match=name):
             convert_detectron2(theirs, class_names=CLASSES, settings={name: value})

@@ -28,8 +28,6 @@ TEST:
 SOLVER:
   STEPS: (60000, 80000)
 """
-
-
 # Keys that the config.yaml of any training holds, with their values there.
 DUMP = """
 VERSION: 2
@@ -54,49 +52,47 @@ TEST: {AUG: {ENABLED: false, FLIP: true}, EVAL_PERIOD: 0, PRECISE_BN: {ENABLED: 
 """
 
 
-def tree() -> dict[str, Any]:
-    """Sections of a Mask R-CNN with a pyramid."""
-    return {
+def applied(settings: Any) -> dict[str, Any]:
+    """Sections of a Mask R-CNN with a pyramid after ``settings``."""
+    sections = {
         "architecture": "mask_rcnn",
         "backbone": {"weights_source": "msra", "fpn": True, "dilate_c5": None},
         "box": {"head": "fc"},
         "mask": {"pool_size": 14, "norm": None},
     }
+    apply_settings(sections, settings)
+    return sections
 
 
-def write(path: Path, text: str) -> Path:
+def read(path: Path, text: str) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    return path
+    return read_settings(path)
 
 
-def test_sections_are_flattened_and_used(tmp_path: Path) -> None:
-    settings = read_settings(write(tmp_path / "lvis" / "config.yaml", LVIS))
-    assert settings["MODEL.ROI_HEADS.SCORE_THRESH_TEST"] == 0.0001
+def test_sections_are_flattened_and_used(tmp_path) -> None:
+    settings = read(tmp_path / "lvis" / "config.yaml", LVIS)
     assert settings["SOLVER.STEPS"] == (60000, 80000)
-    sections = tree()
-    apply_settings(sections, settings)
+    sections = applied(settings)
     assert sections["test"] == {"score_threshold": 0.0001, "max_detections": 300}
     assert sections["backbone"]["stride_in"] == "3x3"
     assert sections["box"]["coder_weights"] == (20.0, 20.0, 10.0, 10.0)
+    assert applied({"MODEL.PIXEL_STD": [57.375, 57.120, 58.395]})["backbone"]["weights_source"] == "caffe2"
 
 
-def test_a_whole_config_of_a_training_is_understood(tmp_path: Path) -> None:
-    sections = tree()
-    apply_settings(sections, read_settings(write(tmp_path / "config.yaml", DUMP)))
+def test_a_whole_config_of_a_training_is_understood(tmp_path) -> None:
+    sections = applied(read(tmp_path / "config.yaml", DUMP))
     assert sections["anchors"]["sizes"] == [32, 64, 128, 256, 512]
     assert sections["mask"]["norm"] == "gn"
     assert (sections["backbone"]["norm"], sections["backbone"]["freeze_at"]) == ("frozen_bn", 2)
     assert "solver" not in sections
 
 
-def test_a_base_lies_under_its_file(tmp_path: Path) -> None:
-    write(tmp_path / "Base-RCNN-FPN.yaml", "INPUT: {MIN_SIZE_TEST: 640, MAX_SIZE_TEST: 640}")
-    file = write(tmp_path / "lvis" / "config.yaml", LVIS + "\nVERSION: 2\n")
-    assert read_settings(file)["INPUT.MIN_SIZE_TEST"] == 640
+def test_a_base_lies_under_its_file(tmp_path) -> None:
+    (tmp_path / "Base-RCNN-FPN.yaml").write_text("INPUT: {MIN_SIZE_TEST: 640, MAX_SIZE_TEST: 640}")
+    assert read(tmp_path / "lvis" / "config.yaml", LVIS + "\nVERSION: 2\n")["INPUT.MIN_SIZE_TEST"] == 640
     cityscapes = "_BASE_: Base-RCNN-FPN.yaml\nINPUT: {MIN_SIZE_TEST: 1024, MAX_SIZE_TEST: 2048}"
-    sections = tree()
-    apply_settings(sections, read_settings(write(tmp_path / "cityscapes.yaml", cityscapes)))
+    sections = applied(read(tmp_path / "cityscapes.yaml", cityscapes))
     assert sections["data"] == {"shorter_side": 1024, "longer_side": 2048}
 
 
@@ -110,17 +106,8 @@ def test_a_base_lies_under_its_file(tmp_path: Path) -> None:
         ("X: !!python/object/apply:os.getcwd []", "can't be read"),
     ],
 )
-def test_a_file_that_says_nothing_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_says_nothing_or_is_missing_is_refused(tmp_path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_settings(write(tmp_path / "config.yaml", text))
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+        read(tmp_path / "config.yaml", text)
     with pytest.raises(ValueError, match=r"Detectron2's settings .*none\.yaml can't be read"):
         read_settings(tmp_path / "none.yaml")
-
-
-def test_pixels_of_the_resnext() -> None:
-    sections = tree()
-    apply_settings(sections, {"MODEL.PIXEL_STD": [57.375, 57.120, 58.395]})
-    assert sections["backbone"]["weights_source"] == "caffe2"

@@ -26,19 +26,19 @@ from detection.weights.to_detectron2 import to_detectron2
 
 # A training of seconds.
 SHORT = (
-    "solver.iterations=1",
-    "solver.images_per_step=1",
-    "solver.warmup_iterations=0",
-    "data.workers=0",
-    "data.val=[]",
-    "data.test=[]",
-    "data.shorter_side=64",
-    "data.longer_side=96",
-    "solver.log_sinks=[]",
-    "rpn.post_nms_train=64",
-    "rpn.post_nms_test=16",
-    "device=cpu",
+    *("solver.iterations=1", "solver.images_per_step=1", "solver.warmup_iterations=0", "solver.log_sinks=[]"),
+    *("data.workers=0", "data.val=[]", "data.test=[]", "data.shorter_side=64", "data.longer_side=96"),
+    *("rpn.post_nms_train=64", "rpn.post_nms_test=16", "device=cpu"),
 )
+# Settings that Detectron2 has, for the layers of torchvision's detector.
+DETECTRON2 = """
+backbone: {name: resnet50, weights_source: msra, stride_in: 3x3, norm: frozen_bn, freeze_at: 2, fpn: true}
+anchors: {sizes: [32, 64, 128, 256, 512], offset: 0.0}
+rpn: {channels: 256, allow_outside: true, pre_nms_test: 1000, post_nms_test: 1000, min_size: 0.0}
+box: {head: fc, pool: roi_align, sampling_ratio: 0}
+test: {nms_iou: 0.5}
+data: {shorter_side: 800, longer_side: 1333}
+"""
 
 
 def torchvision_state(classes: int) -> dict[str, Tensor]:
@@ -50,43 +50,29 @@ def torchvision_state(classes: int) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def files(tmp_path_factory) -> dict[str, Path]:
     """Files of 6 classes as torchvision and Detectron2 write them, and one of COCO's 91 rows."""
     folder = tmp_path_factory.mktemp("files")
     for name, classes in (("mine.pth", 6), ("coco.pth", 90)):
         torch.save(torchvision_state(classes), folder / name)
     torch.save({"model": torchvision_state(6)}, folder / "wrapped.pth")
     found = read_origin(str(folder / "mine.pth"))
-    config = load_config(DetectionConfig, _detectron2_config(folder))
-    state, _ = to_detectron2(config, found.class_names, found.weights)
+    (folder / "detectron2.yaml").write_text(DETECTRON2)
+    state, _ = to_detectron2(load_config(DetectionConfig, folder / "detectron2.yaml"), found.class_names, found.weights)
     content = {"model": {name: value.numpy() for name, value in state.items()}, "__author__": "somebody"}
     (folder / "model_final.pkl").write_bytes(pickle.dumps(content))
     return {path.name: path for path in folder.iterdir()}
 
 
-def _detectron2_config(folder: Path) -> Path:
-    """Settings that Detectron2 has, for the layers of torchvision's detector."""
-    path = folder / "detectron2.yaml"
-    path.write_text(
-        "backbone: {name: resnet50, weights_source: msra, stride_in: 3x3, norm: frozen_bn, freeze_at: 2, fpn: true}\n"
-        "anchors: {sizes: [32, 64, 128, 256, 512], offset: 0.0}\n"
-        "rpn: {channels: 256, allow_outside: true, pre_nms_test: 1000, post_nms_test: 1000, min_size: 0.0}\n"
-        "box: {head: fc, pool: roi_align, sampling_ratio: 0}\n"
-        "test: {nms_iou: 0.5}\n"
-        "data: {shorter_side: 800, longer_side: 1333}\n"
-    )
-    return path
-
-
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_a_folder_of_its_own(tmp_path, monkeypatch) -> None:
     """Runs and downloads go to output/ of the working directory."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
 
 
 @pytest.fixture
-def served(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def served(files, tmp_path, monkeypatch) -> Iterator[list[str]]:
     """A detector "small" of the zoo on a local server; gives the paths that were asked for."""
     content, asked = files["coco.pth"].read_bytes(), list[str]()
     folder = tmp_path / "server"
@@ -110,42 +96,35 @@ def served(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-class TestOrigin:
-    """What a text means."""
+def test_files_of_torchvision_and_detectron2_and_their_classes(files) -> None:
+    coco, own = load_card("coco2017").classes, tuple(f"class {number}" for number in range(1, 7))
+    for name, names, source in (
+        *(("mine.pth", own, "torchvision"), ("wrapped.pth", own, "torchvision")),
+        *(("coco.pth", coco, "torchvision"), ("model_final.pkl", None, "msra")),  # 91 rows are COCO's classes
+    ):
+        found = read_origin(str(files[name]))
+        assert names in (None, found.class_names)
+        assert (found.config.backbone.name, found.config.backbone.weights_source) == ("resnet50", source)
+        rows = (81 if name == "coco.pth" else 7, 1024)
+        assert found.weights["box_stage.predictor.classes.weight"].shape == rows
 
-    def test_a_file_of_torchvision(self, files: dict[str, Path]) -> None:
-        for name in ("mine.pth", "wrapped.pth"):
-            found = read_origin(str(files[name]))
-            assert found.class_names == tuple(f"class {number}" for number in range(1, 7))
-            assert found.config.backbone.name == "resnet50"
-            assert found.weights["box_stage.predictor.classes.weight"].shape == (7, 1024)
 
-    def test_91_rows_of_torchvision_are_coco_s_classes(self, files: dict[str, Path]) -> None:
-        found = read_origin(str(files["coco.pth"]))
-        assert found.class_names == load_card("coco2017").classes
-        assert found.weights["box_stage.predictor.classes.weight"].shape == (81, 1024)
+@pytest.mark.slow
+def test_a_name_of_the_zoo_is_downloaded_once_and_is_a_run(served) -> None:
+    found = read_origin("small")
+    assert found.class_names == load_card("coco2017").classes
+    assert origin_file("small") == origin.ZOO_FOLDER / "small" / "checkpoints" / "0000000.safetensors"
+    assert read_checkpoint(origin.ZOO_FOLDER / "small").config == found.config
+    assert len(served) == 1
 
-    def test_a_pickle_of_detectron2(self, files: dict[str, Path]) -> None:
-        found = read_origin(str(files["model_final.pkl"]))
-        assert len(found.class_names) == 6
-        assert found.config.backbone.weights_source == "msra"
 
-    def test_a_name_of_the_zoo_is_downloaded_once_and_is_a_run(self, served: list[str]) -> None:
-        found = read_origin("small")
-        assert found.class_names == load_card("coco2017").classes
-        assert origin_file("small") == origin.ZOO_FOLDER / "small" / "checkpoints" / "0000000.safetensors"
-        assert read_checkpoint(origin.ZOO_FOLDER / "small").config == found.config
-        assert len(served) == 1
-
-    @pytest.mark.parametrize("name", ["nowhere/run", "small.pth", "faster_rcnn_R_50_FPN"])
-    def test_what_is_nowhere_is_named(self, name: str) -> None:
+def test_what_is_nowhere_and_a_backbone_alone_are_refused(tmp_path) -> None:
+    for name in ("nowhere/run", "small.pth", "faster_rcnn_R_50_FPN"):
         with pytest.raises(ValueError, match=f"init '{name}' is no run, no file and no published detector"):
             read_origin(name)
-
-    def test_a_backbone_alone_is_refused_with_the_key_that_takes_it(self, tmp_path: Path) -> None:
-        torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "resnet.pth")
-        with pytest.raises(ValueError, match=r"backbone\.weights"):
-            read_origin(str(tmp_path / "resnet.pth"))
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "resnet.pth")
+    with pytest.raises(ValueError, match=r"backbone\.weights"):  # the key that takes it
+        read_origin(str(tmp_path / "resnet.pth"))
 
 
 @pytest.mark.slow
@@ -172,21 +151,11 @@ class TestFineTuning:
             assert not torch.equal(here.weights[name], there.weights[name])
             assert torch.allclose(here.weights[name], there.weights[name], atol=0.01)
 
-    def test_from_a_state_dict_of_torchvision(
-        self, made_folder: Callable[..., Path], resdet: Callable[..., Any], files: dict[str, Path]
-    ) -> None:
-        lines = self.trained(resdet, made_folder("csv"), files["mine.pth"])
-        self.assert_carried(lines, files["mine.pth"])
+    @pytest.mark.parametrize("name", ["mine.pth", "model_final.pkl"])
+    def test_from_a_file(self, made_folder, resdet, files, name: str) -> None:
+        self.assert_carried(self.trained(resdet, made_folder("csv"), files[name]), files[name])
 
-    def test_from_a_pickle_of_detectron2(
-        self, made_folder: Callable[..., Path], resdet: Callable[..., Any], files: dict[str, Path]
-    ) -> None:
-        lines = self.trained(resdet, made_folder("csv"), files["model_final.pkl"])
-        self.assert_carried(lines, files["model_final.pkl"])
-
-    def test_from_a_name_of_the_zoo(
-        self, made_folder: Callable[..., Path], resdet: Callable[..., Any], served: list[str]
-    ) -> None:
+    def test_from_a_name_of_the_zoo(self, made_folder, resdet, served) -> None:
         lines = self.trained(resdet, made_folder("csv"), "small")
         self.assert_carried(lines, origin.ZOO_FOLDER / "small")
         config = load_config(DetectionConfig, "output/csv/init/config.yaml")

@@ -121,7 +121,7 @@ def small() -> tuple[MaskRCNN, Architecture]:
 
 
 @pytest.fixture(scope="module")
-def state(small: tuple[MaskRCNN, Architecture]) -> dict[str, Tensor]:
+def state(small) -> dict[str, Tensor]:
     """Its weights by the old names; tests must not change them."""
     return as_published(small[0].state_dict())
 
@@ -430,14 +430,12 @@ class TestSameNumbers:
     @pytest.mark.parametrize(
         "sizes", [[(128, 160)], [(107, 151)], [(128, 160), (163, 99), (107, 151)]], ids=["one", "odd", "three"]
     )
-    def test_detections_of_noise(self, small: tuple[MaskRCNN, Architecture], sizes: list[tuple[int, int]]) -> None:
+    def test_detections_of_noise(self, small: tuple[MaskRCNN, Architecture], sizes) -> None:
         assert_same_detections(*small, [noise(size, seed=number) for number, size in enumerate(sizes)])
 
     @pytest.mark.slow
     @pytest.mark.data
-    def test_detections_of_ten_photographs(
-        self, small: tuple[MaskRCNN, Architecture], data_root_for_tests: Path
-    ) -> None:
+    def test_detections_of_ten_photographs(self, small: tuple[MaskRCNN, Architecture], data_root_for_tests) -> None:
         paths = sorted((data_root_for_tests / "coco128" / "val2017").glob("*.jpg"))[:10]
         images = [shrunk(path) for path in paths]
         assert len(images) == 10
@@ -462,7 +460,7 @@ class TestSameNumbers:
         ],
         ids=lambda builder: builder.__name__,
     )
-    def test_every_builder(self, builder: Callable[..., FasterRCNN]) -> None:
+    def test_every_builder(self, builder) -> None:
         theirs = randomise(build(builder, **FEW))
         assert_same_detections(theirs, converted(theirs.state_dict()), [noise((96, 128), seed=0)])
 
@@ -482,18 +480,11 @@ class TestKeypoints:
         assert_same_detections(theirs, ours, [noise((128, 160), seed=0), noise((107, 151), seed=1)])
         assert_same_losses(theirs, ours, [make_target((128, 160), seed=number) for number in range(2)])
 
-    def test_settings_are_the_defaults_of_torchvision(self) -> None:
+    def test_settings_and_other_keypoints_which_are_numbered_and_go_back(self) -> None:
         config, _ = convert_torchvision(narrow_keypoint_model().state_dict(), class_names=CLASSES, norm_eps=1e-5)
-        keypoint = config.keypoint
-        assert (config.architecture, keypoint.pool_size, keypoint.convs, keypoint.channels) == (
-            "keypoint_rcnn",
-            14,
-            2,
-            32,
-        )
-        assert (len(keypoint.names), keypoint.names[:2], keypoint.edges[0]) == (17, ("nose", "left_eye"), (15, 13))
-
-    def test_other_keypoints_are_numbered_and_go_back(self) -> None:
+        own = config.keypoint
+        assert (config.architecture, own.pool_size, own.convs, own.channels) == ("keypoint_rcnn", 14, 2, 32)
+        assert (len(own.names), own.names[:2], own.edges[0]) == (17, ("nose", "left_eye"), (15, 13))
         state = narrow_keypoint_model(3).state_dict()
         config, weights = convert_torchvision(state, class_names=CLASSES, norm_eps=1e-5)
         assert (config.keypoint.names, config.keypoint.edges) == (("1", "2", "3"), ())
@@ -511,80 +502,74 @@ def shrunk(path: Path) -> Tensor:
     return functional.interpolate(image.double(), size=size, mode="bilinear", antialias=True)[0].to(torch.uint8)
 
 
-@pytest.mark.slow
 class TestConfig:
     """Everything but the weights that changes numbers."""
 
-    def test_settings_are_the_defaults_of_torchvision(self, state: dict[str, Tensor]) -> None:
+    def test_settings_are_the_defaults_of_torchvision_and_layers_are_read_off_the_weights(self, state) -> None:
         config, _ = convert_torchvision(state, class_names=CLASSES)
         default = {name: entry.default for name, entry in signature(MaskRCNN.__init__).parameters.items()}
-        assert config.data.shorter_side == default["min_size"]
-        assert config.data.longer_side == default["max_size"]
         rpn, box, test = config.rpn, config.box, config.test
-        assert (rpn.pre_nms_train, rpn.pre_nms_test, rpn.post_nms_train, rpn.post_nms_test) == tuple(
-            default[f"rpn_{when}_nms_top_n_{mode}"] for when in ("pre", "post") for mode in ("train", "test")
-        )
-        assert rpn.nms_iou == default["rpn_nms_thresh"]
-        assert (rpn.positive_iou, rpn.negative_iou) == (default["rpn_fg_iou_thresh"], default["rpn_bg_iou_thresh"])
-        assert rpn.samples_per_image == default["rpn_batch_size_per_image"]
-        assert rpn.positive_fraction == default["rpn_positive_fraction"]
-        assert (test.score_threshold, test.nms_iou) == (default["box_score_thresh"], default["box_nms_thresh"])
-        assert test.max_detections == default["box_detections_per_img"]
-        assert box.positive_iou == default["box_fg_iou_thresh"] == default["box_bg_iou_thresh"]
+        assert {
+            **{"min_size": config.data.shorter_side, "max_size": config.data.longer_side},
+            **{"rpn_pre_nms_top_n_train": rpn.pre_nms_train, "rpn_pre_nms_top_n_test": rpn.pre_nms_test},
+            **{"rpn_post_nms_top_n_train": rpn.post_nms_train, "rpn_post_nms_top_n_test": rpn.post_nms_test},
+            **{"rpn_nms_thresh": rpn.nms_iou, "rpn_batch_size_per_image": rpn.samples_per_image},
+            **{"rpn_fg_iou_thresh": rpn.positive_iou, "rpn_bg_iou_thresh": rpn.negative_iou},
+            **{"rpn_positive_fraction": rpn.positive_fraction, "box_positive_fraction": box.positive_fraction},
+            **{"box_score_thresh": test.score_threshold, "box_nms_thresh": test.nms_iou},
+            **{"box_fg_iou_thresh": box.positive_iou, "box_bg_iou_thresh": box.positive_iou},
+            **{"box_detections_per_img": test.max_detections, "box_batch_size_per_image": box.samples_per_image},
+        }.items() <= default.items()
         assert box.negative_iou_low == 0
-        assert box.samples_per_image == default["box_batch_size_per_image"]
-        assert box.positive_fraction == default["box_positive_fraction"]
-
-    def test_layers_are_read_off_the_weights(self, state: dict[str, Tensor]) -> None:
-        config, _ = convert_torchvision(state, class_names=CLASSES)
         assert config.backbone.fpn_channels == config.rpn.channels == 64
         assert (config.box.head_convs, config.box.head_fcs, config.box.head_channels) == (0, 2, 128)
         assert (config.architecture, config.mask.convs, config.mask.channels) == ("mask_rcnn", 2, 32)
         assert config.mask.geometry == "torchvision"
         assert (config.backbone.fpn_norm, config.box.head_norm, config.mask.norm) == (None, None, None)
-
-    def test_without_masks(self, state: dict[str, Tensor]) -> None:
         boxes_only = {name: value for name, value in state.items() if "mask" not in name}
         config, weights = convert_torchvision(boxes_only, class_names=CLASSES)
         assert config.architecture == "faster_rcnn"
         assert not any("mask" in name for name in weights)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "wide_resnet50_2"]
     )
     def test_the_body_is_told_by_its_blocks(self, name: str) -> None:
-        config, _ = convert_torchvision(narrow_model(nn.BatchNorm2d, body=name).state_dict(), class_names=CLASSES)
-        assert config.backbone.name == name
+        with torch.device("meta"):
+            shapes = narrow_model(nn.BatchNorm2d, body=name).state_dict()
+        weights = {key: torch.zeros(()).expand(value.shape) for key, value in shapes.items()}
+        assert convert_torchvision(weights, class_names=CLASSES)[0].backbone.name == name
 
-    def test_published_files_have_an_eps_of_zero(self, state: dict[str, Tensor]) -> None:
+    def test_the_eps_is_told_by_old_names_by_trained_statistics_or_by_whoever_knows(
+        self, small: tuple[MaskRCNN, Architecture], state
+    ) -> None:
+        new = small[0].state_dict()
         narrow_model(FrozenBatchNorm2d).load_state_dict(state)  # torchvision, too, reads the old names
-        backbone = convert_torchvision(state, class_names=CLASSES)[0].backbone
-        assert (backbone.norm, backbone.norm_eps) == ("frozen_bn", 0.0)
-
-    def test_trained_batch_normalisation_has_its_eps(self) -> None:
-        backbone = convert_torchvision(narrow_model(nn.BatchNorm2d).state_dict(), class_names=CLASSES)[0].backbone
-        assert (backbone.norm, backbone.norm_eps) == ("bn", 1e-5)
-
-    def test_eps_of_other_fixed_batch_normalisation_must_be_given(self, small: tuple[MaskRCNN, Architecture]) -> None:
-        state = small[0].state_dict()
-        with pytest.raises(ValueError, match=r"do not tell the eps .* give norm_eps: 0\.0 if .* 1e-5 if"):
-            convert_torchvision(state, class_names=CLASSES)
-        assert convert_torchvision(state, class_names=CLASSES, norm_eps=1e-5)[0].backbone.norm_eps == 1e-5
-        assert convert_torchvision(as_published(state), class_names=CLASSES, norm_eps=1e-5)[0].backbone.norm_eps == 1e-5
-
-    def test_old_and_new_names_give_the_same(self, small: tuple[MaskRCNN, Architecture]) -> None:
-        state = small[0].state_dict()
-        config, weights = convert_torchvision(state, class_names=CLASSES, norm_eps=0.0)
-        old_config, old_weights = convert_torchvision(as_published(state), class_names=CLASSES)
+        old_config, old_weights = convert_torchvision(state, class_names=CLASSES)
+        config, weights = convert_torchvision(new, class_names=CLASSES, norm_eps=0.0)
         assert old_config == config
         assert set(old_weights) == set(weights)
         assert all(old_weights[name].equal(value) for name, value in weights.items())
+        trained = convert_torchvision(narrow_model(nn.BatchNorm2d).state_dict(), class_names=CLASSES)[0].backbone
+        backbone = config.backbone
+        assert (backbone.norm, backbone.norm_eps, trained.norm, trained.norm_eps) == ("frozen_bn", 0.0, "bn", 1e-5)
+        with pytest.raises(ValueError, match=r"do not tell the eps .* give norm_eps: 0\.0 if .* 1e-5 if"):
+            convert_torchvision(new, class_names=CLASSES)
+        for given in (new, state):
+            assert convert_torchvision(given, class_names=CLASSES, norm_eps=1e-5)[0].backbone.norm_eps == 1e-5
+
+
+@pytest.fixture(scope="module")
+def ninety() -> dict[str, Tensor]:
+    """A state with COCO's 91 rows."""
+    return narrow_model(nn.BatchNorm2d, num_classes=90).state_dict()
 
 
 class TestRows:
     """Rows of the layers with one per class."""
 
-    def test_background_comes_last_and_has_no_box_and_no_mask(self, state: dict[str, Tensor]) -> None:
+    def test_background_comes_last_and_has_no_box_and_no_mask(self, state) -> None:
         _, weights = convert_torchvision(state, class_names=CLASSES)
         for kind in ("weight", "bias"):
             logits = state[f"roi_heads.box_predictor.cls_score.{kind}"]
@@ -594,13 +579,11 @@ class TestRows:
             masks = state[f"roi_heads.mask_predictor.mask_fcn_logits.{kind}"]
             assert weights[f"mask_stage.head.masks.{kind}"].equal(masks[1:])
 
-    def test_rows_of_unused_category_ids_are_dropped(self) -> None:
-        theirs = narrow_model(nn.BatchNorm2d, num_classes=90)
-        config, weights = convert_torchvision(theirs.state_dict(), class_names=COCO_NAMES)
-        assert len(COCO_NAMES) == 80
-        logits = theirs.state_dict()["roi_heads.box_predictor.cls_score.bias"]
-        deltas = theirs.state_dict()["roi_heads.box_predictor.bbox_pred.bias"]
-        masks = theirs.state_dict()["roi_heads.mask_predictor.mask_fcn_logits.weight"]
+    def test_rows_of_unused_category_ids_are_dropped(self, ninety) -> None:
+        assert load_card("coco2017").classes == COCO_NAMES
+        config, weights = convert_torchvision(ninety, class_names=COCO_NAMES)
+        logits, deltas = (ninety[f"roi_heads.box_predictor.{name}.bias"] for name in ("cls_score", "bbox_pred"))
+        masks = ninety["roi_heads.mask_predictor.mask_fcn_logits.weight"]
         for name, category_id in (("person", 1), ("stop sign", 13), ("toothbrush", 90)):
             row = COCO_NAMES.index(name)
             assert weights["box_stage.predictor.classes.bias"][row] == logits[category_id]
@@ -609,6 +592,11 @@ class TestRows:
             assert weights["mask_stage.head.masks.weight"][row].equal(masks[category_id])
         assert weights["box_stage.predictor.classes.bias"][-1] == logits[0]
         build_detector(config, 80, pretrained=False).load_state_dict(weights)
+        # Names of the used categories may come in any order, and one may have ninety of one's own.
+        _, turned = convert_torchvision(ninety, class_names=COCO_NAMES[::-1])
+        assert turned["box_stage.predictor.classes.bias"][0] == logits[90]
+        _, own = convert_torchvision(ninety, class_names=[f"class {number}" for number in range(90)])
+        assert len(own["box_stage.predictor.classes.weight"]) == 91
 
     def test_the_other_scores_take_what_the_dropped_rows_held(self) -> None:
         theirs = randomise(narrow_model(nn.BatchNorm2d, num_classes=90))
@@ -623,41 +611,19 @@ class TestRows:
         assert len(expected["scores"]) >= 10
         assert_same(expected, in_order(replace(found, labels=ids[found.labels] - 1), expected))
 
-    def test_names_of_the_used_categories_may_come_in_any_order(self) -> None:
-        state = narrow_model(nn.BatchNorm2d, num_classes=90).state_dict()
-        _, weights = convert_torchvision(state, class_names=COCO_NAMES[::-1])
-        row = state["roi_heads.box_predictor.cls_score.weight"][90]
-        assert weights["box_stage.predictor.classes.weight"][0].equal(row)
 
-    def test_ninety_classes_of_ones_own(self) -> None:
-        state = narrow_model(nn.BatchNorm2d, num_classes=90).state_dict()
-        names = [f"class {number}" for number in range(90)]
-        _, weights = convert_torchvision(state, class_names=names)
-        assert len(weights["box_stage.predictor.classes.weight"]) == 91
-
-    def test_card_has_the_names_that_torchvision_has(self) -> None:
-        assert load_card("coco2017").classes == COCO_NAMES
-
-
-class TestFile:
-    """The file that a conversion ends in."""
-
-    def test_it_is_a_run_that_holds_the_detector(self, state: dict[str, Tensor], tmp_path: Path) -> None:
-        config, weights = convert_torchvision(state, class_names=CLASSES)
-        write_converted(tmp_path / "run", config, CLASSES, weights)
-        checkpoint = read_checkpoint(tmp_path / "run")
-        assert checkpoint.config == config == load_config(DetectionConfig, tmp_path / "run" / "config.yaml")
-        detector = build_detector(config, len(CLASSES), pretrained=False)
-        load_detector_weights(detector, checkpoint, CLASSES)
-        assert all(detector.state_dict()[name].equal(value) for name, value in weights.items())
-
-    def test_it_starts_a_detector_of_other_classes(self, state: dict[str, Tensor], tmp_path: Path) -> None:
-        config, weights = convert_torchvision(state, class_names=CLASSES)
-        path = write_converted(tmp_path / "mine.safetensors", config, CLASSES, weights)
-        detector = build_detector(config, 2, pretrained=False)
-        assert load_initial_weights(detector, read_checkpoint(path), ("yak", "dog"), {}).classes == ("dog",)
-        for layer in ("box_stage.predictor.classes.bias", "mask_stage.head.masks.weight"):
-            assert detector.state_dict()[layer][1].equal(weights[layer][1])
+def test_the_file_is_a_run_and_starts_a_detector_of_other_classes(state, tmp_path) -> None:
+    config, weights = convert_torchvision(state, class_names=CLASSES)
+    write_converted(tmp_path / "run", config, CLASSES, weights)
+    checkpoint = read_checkpoint(tmp_path / "run")
+    assert checkpoint.config == config == load_config(DetectionConfig, tmp_path / "run" / "config.yaml")
+    detector = build_detector(config, len(CLASSES), pretrained=False)
+    load_detector_weights(detector, checkpoint, CLASSES)
+    assert all(detector.state_dict()[name].equal(value) for name, value in weights.items())
+    detector = build_detector(config, 2, pretrained=False)
+    assert load_initial_weights(detector, checkpoint, ("yak", "dog"), {}).classes == ("dog",)
+    for layer in ("box_stage.predictor.classes.bias", "mask_stage.head.masks.weight"):
+        assert detector.state_dict()[layer][1].equal(weights[layer][1])
 
 
 def assert_same_detections_of_both(first: FasterRCNN, second: FasterRCNN, images: Sequence[Tensor]) -> None:
@@ -666,7 +632,6 @@ def assert_same_detections_of_both(first: FasterRCNN, second: FasterRCNN, images
         assert all(found[name].equal(value) for name, value in expected.items())
 
 
-@pytest.mark.slow
 class TestTheWayBack:
     """From ours to torchvision."""
 
@@ -701,7 +666,7 @@ class TestTheWayBack:
         [fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2, keypointrcnn_resnet50_fpn],
         ids=lambda builder: builder.__name__,
     )
-    def test_torchvision_s_builder_takes_it(self, builder: Callable[..., FasterRCNN]) -> None:
+    def test_torchvision_s_builder_takes_it(self, builder) -> None:
         theirs = randomise(build(builder, **FEW))
         back, code = to_torchvision(*_as_run(theirs.state_dict()))
         assert code.startswith(f"model = {builder.__name__}(weights=None, weights_backbone=None, num_classes=6")
@@ -709,44 +674,27 @@ class TestTheWayBack:
         loaded.load_state_dict(back)
         assert_same_detections_of_both(theirs, loaded, [noise((96, 128), seed=0)])
 
-    def test_a_frozen_stage_gets_its_counters_back(self) -> None:
+    def test_a_frozen_stage_gets_its_counters_back_and_what_the_builder_takes_is_said(self) -> None:
         state = narrow_model(nn.BatchNorm2d).state_dict()
         config, names, weights = _as_run(state)
-        config = replace(config, backbone=replace(config.backbone, fix_statistics=True))
-        detector = build_detector(config, len(names), pretrained=False)
+        fixed = replace(config, backbone=replace(config.backbone, fix_statistics=True))
+        detector = build_detector(fixed, len(names), pretrained=False)
         detector.load_state_dict(weights, strict=False)
         assert "backbone.body.bn1.num_batches_tracked" not in detector.state_dict()
-        back, _ = to_torchvision(config, names, detector.state_dict())
-        assert set(back) == set(state)
-
-    def test_what_the_builder_takes_is_said(self) -> None:
-        config, names, weights = _as_run(narrow_model(nn.BatchNorm2d).state_dict())
+        assert set(to_torchvision(fixed, names, detector.state_dict())[0]) == set(state)
         test, rpn = replace(config.test, nms_iou=0.3), replace(config.rpn, post_nms_test=300, min_size=0.0)
         _, code = to_torchvision(replace(config, test=test, rpn=rpn), names, weights)
         assert "num_classes=6, rpn_post_nms_top_n_test=300, box_nms_thresh=0.3)" in code
         assert "model.rpn.min_size = 0.0" in code
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            (
-                lambda config: replace(config, anchors=replace(config.anchors, offset=0.5)),
-                r"anchors\.offset is 0\.5, torch",
-            ),
-            (
-                lambda config: replace(config, box=replace(config.box, pool="roi_align")),
-                r"box\.pool is 'roi_align', torch",
-            ),
-            (lambda config: replace(config, test=replace(config.test, vote_iou=0.5)), r"test\.vote_iou is 0\.5"),
-            (lambda config: replace(config, box=replace(config.box, head_fcs=3)), r"box\.head_fcs 3 .* can't go"),
-        ],
-    )
-    def test_what_torchvision_lacks_does_not_go_back(
-        self, change: Callable[[DetectionConfig], DetectionConfig], message: str
-    ) -> None:
-        config, names, weights = _as_run(narrow_model(nn.BatchNorm2d).state_dict())
-        with pytest.raises(ValueError, match=message):
-            to_torchvision(change(config), names, weights)
+        for section, key, value, message in (
+            ("anchors", "offset", 0.5, r"anchors\.offset is 0\.5, torch"),
+            ("box", "pool", "roi_align", r"box\.pool is 'roi_align', torch"),
+            ("test", "vote_iou", 0.5, r"test\.vote_iou is 0\.5"),
+            ("box", "head_fcs", 3, r"box\.head_fcs 3 .* can't go"),
+        ):
+            changed = replace(config, **{section: replace(getattr(config, section), **{key: value})})
+            with pytest.raises(ValueError, match=message):
+                to_torchvision(changed, names, weights)
 
 
 def _as_run(
@@ -799,59 +747,46 @@ def theirs_trains(model: nn.Module, name: str) -> bool:
 class TestRefusals:
     """Each says what was found and what would do."""
 
-    def test_other_number_of_classes(self, state: dict[str, Tensor]) -> None:
-        with pytest.raises(ValueError, match=r"know 5 classes beside the background, class_names has 2: give 5 names$"):
+    def test_other_classes(self, state, ninety) -> None:
+        with pytest.raises(
+            ValueError, match=r"know 5 classes besides the background, class_names has 2: give 5 names$"
+        ):
             convert_torchvision(state, class_names=("cat", "dog"))
-
-    def test_other_names_for_the_published_rows(self) -> None:
-        state = narrow_model(nn.BatchNorm2d, num_classes=90).state_dict()
         with pytest.raises(ValueError, match=r"give 90 names, or COCO's 80 by their names in datasets/coco2017\.yaml"):
-            convert_torchvision(state, class_names=[*COCO_NAMES[:-1], "tooth brush"])
+            convert_torchvision(ninety, class_names=[*COCO_NAMES[:-1], "tooth brush"])
 
     def test_other_detectors(self) -> None:
         state = {"backbone.body.conv1.weight": torch.zeros(1), "head.x.weight": torch.zeros(1)}
         with pytest.raises(ValueError, match=r"no weights of .*fasterrcnn.* nothing in them becomes rpn\.head\.conv"):
             convert_torchvision(state, class_names=CLASSES)
+        for builder, name in ((ssd300_vgg16, "SSD"), (fasterrcnn_mobilenet_v3_large_fpn, "a detector over MobileNet")):
+            with torch.device("meta"):
+                state = builder(weights=None, weights_backbone=None).state_dict()
+            with pytest.raises(ValueError, match=rf"torchvision's weights of {name} \("):
+                convert_torchvision(state, class_names=CLASSES)
 
     @pytest.mark.parametrize(
-        ("builder", "name"),
+        ("without", "changed", "message"),
         [
-            (ssd300_vgg16, "SSD"),
-            (fasterrcnn_mobilenet_v3_large_fpn, "a detector over MobileNet"),
+            ("-", {"roi_heads.x.weight": (1,)}, r"(?s)do not fit FasterRCNN.*unused: 1: roi_heads\.x"),
+            (
+                r"(bbox_pred|cls_score)\.bias",
+                {},
+                r"missing: \d: rpn\.head\.deltas\.bias, box_stage\.predictor\.classes",
+            ),
+            (
+                "-",
+                {"roi_heads.box_predictor.bbox_pred.weight": (4, 128)},
+                r"weight has 4 rows, .* 4 for each of 6 classes",
+            ),
+            ("-", {"backbone.body.layer1.0.conv1.weight": (128, 64, 3, 3)}, r"\(module .*\(128, 64, 3, 3\)"),
+            ("layer3.1", {}, r"stages of \(2, 2, 1, 2\) basic blocks, expected .*resnet18 \(2, 2, 2, 2\)"),
         ],
+        ids=["unused", "missing", "one_box", "shapes", "blocks"],
     )
-    def test_other_models_are_named(self, builder: Callable[..., nn.Module], name: str) -> None:
-        with torch.device("meta"):
-            state = builder(weights=None, weights_backbone=None).state_dict()
-        with pytest.raises(ValueError, match=rf"torchvision's weights of {name} \("):
-            convert_torchvision(state, class_names=CLASSES)
-
-    def test_layers_that_ours_lacks(self, state: dict[str, Tensor]) -> None:
-        state = state | {"roi_heads.x.weight": torch.zeros(1)}
-        with pytest.raises(ValueError, match=r"(?s)do not fit FasterRCNN.*unused: 1: roi_heads\.x"):
-            convert_torchvision(state, class_names=CLASSES)
-
-    def test_layers_that_are_missing(self, state: dict[str, Tensor]) -> None:
-        lacking = ("rpn.head.bbox_pred.bias", "roi_heads.box_predictor.cls_score.bias")
-        state = {name: value for name, value in state.items() if name not in lacking}
-        with pytest.raises(
-            ValueError, match=r"missing: 2: rpn\.head\.deltas\.bias, box_stage\.predictor\.classes\.bias"
-        ):
-            convert_torchvision(state, class_names=CLASSES)
-
-    def test_a_predictor_with_one_box_for_all_classes(self, state: dict[str, Tensor]) -> None:
-        name = "roi_heads.box_predictor.bbox_pred.weight"
-        with pytest.raises(ValueError, match=r"predictor\.deltas\.weight has 4 rows, .* have 4 for each of 6 classes"):
-            convert_torchvision(state | {name: state[name][:4]}, class_names=CLASSES)
-
-    def test_a_body_of_other_shapes(self, state: dict[str, Tensor]) -> None:
-        name = "backbone.body.layer1.0.conv1.weight"
-        with pytest.raises(ValueError, match=r"backbone\.body\.layer1\.0\.conv1\.weight \(module .*\(128, 64, 3, 3\)"):
-            convert_torchvision(state | {name: torch.zeros(128, 64, 3, 3)}, class_names=CLASSES)
-
-    def test_a_body_of_other_blocks(self, state: dict[str, Tensor]) -> None:
-        state = {name: value for name, value in state.items() if "layer3.1" not in name}
-        with pytest.raises(
-            ValueError, match=r"stages of \(2, 2, 1, 2\) basic blocks, expected .*resnet18 \(2, 2, 2, 2\)"
-        ):
-            convert_torchvision(state, class_names=CLASSES)
+    def test_layers_that_are_missing_unused_or_of_other_shapes(
+        self, state, without: str, changed: dict[str, tuple[int, ...]], message: str
+    ) -> None:
+        own = {name: value for name, value in state.items() if not re.search(without, name)}
+        with pytest.raises(ValueError, match=message):
+            convert_torchvision(own | {name: torch.zeros(s) for name, s in changed.items()}, class_names=CLASSES)

@@ -92,7 +92,7 @@ def narrow_fcos() -> FCOS:
 @pytest.fixture(
     scope="module", params=[narrow_retinanet, narrow_retinanet_v2, narrow_fcos], ids=lambda make: make.__name__
 )
-def both(request: pytest.FixtureRequest) -> tuple[Theirs, OneStage]:
+def both(request) -> tuple[Theirs, OneStage]:
     """torchvision's model and ours with its weights."""
     theirs = spread(request.param())
     return theirs, converted(theirs.state_dict())
@@ -207,8 +207,7 @@ def test_losses_and_gradients_are_torchvisions(both: tuple[Theirs, OneStage]) ->
     targets = [make_target((128, 160), seed=number, count=count) for number, count in enumerate((4, 0, 6))]
     theirs.train().backbone.eval()
     expected = theirs(
-        [image / 255 for image in images],
-        [{"boxes": target.boxes, "labels": target.labels + 1} for target in targets],
+        [image / 255 for image in images], [{"boxes": target.boxes, "labels": target.labels + 1} for target in targets]
     )
     found = ours(ImageBatch.from_images(images), targets)
     assert {LOSSES[name] for name in found} == set(expected)
@@ -229,7 +228,7 @@ def test_losses_and_gradients_are_torchvisions(both: tuple[Theirs, OneStage]) ->
 @pytest.mark.parametrize(
     "builder", [retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2, fcos_resnet50_fpn], ids=lambda make: make.__name__
 )
-def test_every_builder(builder: Callable[..., Theirs]) -> None:
+def test_every_builder(builder) -> None:
     torch.manual_seed(0)
     theirs = spread(builder(weights=None, weights_backbone=None, num_classes=len(CLASSES) + 1))
     assert_same_detections(theirs, converted(theirs.state_dict()), [noise((96, 128), seed=0)])
@@ -267,20 +266,20 @@ def test_what_torchvision_lacks_does_not_go_back() -> None:
 
 
 def test_settings_are_the_defaults_of_torchvision() -> None:
-    first = settings(as_published(narrow_retinanet().state_dict()))
-    second = settings(narrow_retinanet_v2().state_dict())
-    fcos = settings(narrow_fcos().state_dict())
-    assert [config.architecture for config in (first, second, fcos)] == ["retinanet", "retinanet", "fcos"]
-    assert first.anchors.sizes[:6] == (32, 40, 50, 64, 80, 101)
-    assert first.test == second.test
-    assert [(config.test.score_threshold, config.test.nms_iou) for config in (first, fcos)] == [(0.05, 0.5), (0.2, 0.6)]
-    assert [config.test.max_detections for config in (first, fcos)] == [300, 100]
-    assert [(config.dense.norm, config.dense.loss) for config in (first, second)] == [
-        (None, "smooth_l1"),
-        ("gn", "giou"),
+    states = [
+        as_published(narrow_retinanet().state_dict()),
+        *(m().state_dict() for m in (narrow_retinanet_v2, narrow_fcos)),
     ]
-    assert [config.backbone.fpn_coarse for config in (first, second, fcos)] == ["p5", "c5", "p5"]
-    assert [config.dense.normalizer for config in (first, fcos)] == ["image", "batch"]
+    first, second, fcos = map(settings, states)
+    assert first.anchors.sizes[:6] == (32, 40, 50, 64, 80, 101)
+    for config, name, test, dense, coarse in (
+        (first, "retinanet", (0.05, 0.5, 300), (None, "smooth_l1", "image"), "p5"),
+        (second, "retinanet", (0.05, 0.5, 300), ("gn", "giou", "image"), "c5"),
+        (fcos, "fcos", (0.2, 0.6, 100), (fcos.dense.norm, fcos.dense.loss, "batch"), "p5"),
+    ):
+        assert (config.architecture, config.backbone.fpn_coarse) == (name, coarse)
+        assert (config.test.score_threshold, config.test.nms_iou, config.test.max_detections) == test
+        assert (config.dense.norm, config.dense.loss, config.dense.normalizer) == dense
 
 
 def test_old_names_are_those_of_an_eps_of_zero_but_of_fcos() -> None:

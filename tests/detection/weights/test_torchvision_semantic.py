@@ -46,7 +46,7 @@ def normalized(pixels: Tensor) -> Tensor:
 
 @pytest.mark.slow
 @every_builder
-def test_logits_and_losses_are_torchvisions_and_the_weights_go_back(builder: Builder) -> None:
+def test_logits_and_losses_are_torchvisions_and_the_weights_go_back(builder) -> None:
     """The losses are those of the criterion in torchvision's references."""
     theirs = build(builder).eval()
     config, weights = convert_torchvision(theirs.state_dict(), class_names=CLASSES)
@@ -79,7 +79,7 @@ def state() -> dict[str, Tensor]:
     return {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in shapes.items()}
 
 
-def test_a_network_without_the_second_head(state: dict[str, Tensor]) -> None:
+def test_a_network_without_the_second_head(state) -> None:
     config, weights = convert_torchvision(state, class_names=CLASSES)
     assert (config.architecture, config.semantic.aux_weight, config.backbone.output_stride) == ("deeplabv3", 0, 8)
     assert (config.data.shorter_side, config.backbone.norm) == (520, "bn")
@@ -88,7 +88,7 @@ def test_a_network_without_the_second_head(state: dict[str, Tensor]) -> None:
     assert back.keys() == state.keys()
 
 
-def test_what_torchvision_lacks_does_not_go_back(state: dict[str, Tensor]) -> None:
+def test_what_torchvision_lacks_does_not_go_back(state) -> None:
     config, weights = convert_torchvision(state, class_names=CLASSES)
     coarse = replace(config, backbone=replace(config.backbone, output_stride=16))
     with pytest.raises(ValueError, match=r"backbone\.output_stride 16"):
@@ -98,7 +98,7 @@ def test_what_torchvision_lacks_does_not_go_back(state: dict[str, Tensor]) -> No
         to_torchvision(other, CLASSES, weights)
 
 
-def test_classes_are_counted_with_the_background(state: dict[str, Tensor]) -> None:
+def test_classes_are_counted_with_the_background(state) -> None:
     with pytest.raises(ValueError, match="the weights know 5 classes, the background included, class_names has 4"):
         convert_torchvision(state, class_names=CLASSES[1:])
     assert label_map_classes(state) == ("background", "class 1", "class 2", "class 3", "class 4")

@@ -39,9 +39,8 @@ class Server(ThreadingHTTPServer):
     def entry(self, file: str, **changes: Any) -> Entry:
         """A row whose file is called ``file``."""
         url = f"http://127.0.0.1:{self.server_address[1]}/some/folder/{file}"
-        return Entry(
-            **{"name": "small", "source": "torchvision", "url": url, "data": "voc2007:test", "ap": 1.0} | changes
-        )
+        own = {"name": "small", "source": "torchvision", "url": url, "data": "voc2007:test", "ap": 1.0}
+        return Entry(**own | changes)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -65,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def weights(tmp_path_factory) -> bytes:
     """The file of torchvision's second Faster R-CNN for VOC's 20 classes; each tensor repeats a number of its own."""
     path = tmp_path_factory.mktemp("weights") / "model.pth"
     with torch.device("meta"):
@@ -76,7 +75,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def server(weights: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(weights, monkeypatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with Server(weights) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -86,41 +85,39 @@ def server(weights: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.join()
 
 
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:8]
-
-
 # the table
 
 
-@pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.name)
-def test_every_row_is_complete(entry: Entry) -> None:
-    assert find_entry(entry.name) is entry
-    assert entry.url.startswith("https://")
-    assert entry.licence
-    algorithm, digits = entry.checksum
-    assert (algorithm, len(digits)) == {"torchvision": ("sha256", 8), "detectron2": ("md5", 6)}[entry.source]
-    card, _, split = entry.data.partition(":")
-    assert split in load_card(card).splits if entry.has_card else len(entry.class_names) in (8, 21, 1230)
-    assert (card == "coco2017_panoptic") == (entry.pq is not None) == ("panoptic" in entry.name)
-    assert entry.ap is None or 20 < entry.ap < 60
-    masks = re.search("mask|panoptic|pointrend", entry.name) is not None
-    assert masks == (entry.mask_ap is not None) or "200ep" in entry.name
-    assert ("keypoint" in entry.name) == (entry.keypoint_ap is not None) == (card == "coco2017_keypoints")
-
-
-def test_the_tables_hold_all_of_detectron2_s_model_zoo() -> None:
+def test_every_row_is_complete_and_detectron2_s_zoo_is_whole() -> None:
+    for entry in ZOO:
+        assert find_entry(entry.name) is entry
+        assert entry.url.startswith("https://")
+        assert entry.licence
+        algorithm, digits = entry.checksum
+        assert (algorithm, len(digits)) == {"torchvision": ("sha256", 8), "detectron2": ("md5", 6)}[entry.source]
+        card, _, split = entry.data.partition(":")
+        assert split in load_card(card).splits if entry.has_card else len(entry.class_names) in (8, 21, 1230)
+        assert (card == "coco2017_panoptic") == (entry.pq is not None) == ("panoptic" in entry.name)
+        assert entry.ap is None or 20 < entry.ap < 60
+        masks = re.search("mask|panoptic|pointrend", entry.name) is not None
+        assert masks == (entry.mask_ap is not None) or "200ep" in entry.name
+        assert ("keypoint" in entry.name) == (entry.keypoint_ap is not None) == (card == "coco2017_keypoints")
     assert [entry.source for entry in ZOO] == ["torchvision"] * 13 + ["detectron2"] * 59
     assert len({entry.name for entry in ZOO}) == len({entry.url for entry in ZOO}) == len(ZOO)
     assert len(ZOO) - 13 + len(REFUSED) == 64 + 4  # of projects/PointRend
     assert not {entry.name for entry in ZOO} & REFUSED.keys()
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_does_not_load_is_refused_by_name_and_reason(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name} of Detectron2's model zoo does not load here: ") as error:
-        find_entry(name)
-    assert str(error.value).endswith(REFUSED[name])
+def test_what_does_not_load_is_refused_by_name_and_reason(server) -> None:
+    for name, reason in REFUSED.items():
+        with pytest.raises(ValueError, match=rf"{name} of Detectron2's model zoo does not load here: ") as error:
+            find_entry(name)
+        assert str(error.value).endswith(reason)
+    nearest = r"no detector 'fasterrcnn_resnet50'.*did you mean 'fasterrcnn_resnet50_fpn'\?"
+    with pytest.raises(ValueError, match=nearest):
+        find_entry("fasterrcnn_resnet50")
+    with pytest.raises(ValueError, match=r"ends in 8 digits of a hash, got 'http.*model\.pth'"):
+        _ = server.entry("model.pth").checksum
 
 
 def test_the_document_has_the_rows_of_the_tables() -> None:
@@ -133,45 +130,33 @@ def test_the_document_has_the_rows_of_the_tables() -> None:
 
 
 def test_addresses_and_figures_of_some_rows() -> None:
-    pyramid, voc = find_entry("mask_rcnn_R_50_FPN_3x"), find_entry("faster_rcnn_R_50_C4_voc")
-    prefix = "https://dl.fbaipublicfiles.com/detectron2"
-    folder = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600"
-    assert pyramid.url == f"{prefix}/{folder}/model_final_f10217.pkl"
-    assert (pyramid.ap, pyramid.ap50, pyramid.mask_ap, pyramid.data) == (41.0, None, 37.2, "coco2017:val")
-    assert voc.url == f"{prefix}/PascalVOC-Detection/faster_rcnn_R_50_C4/142202221/model_final_b1acc2.pkl"
-    assert (voc.ap, voc.ap50, voc.data) == (51.9, 80.3, "voc2007:test")
-    first = find_entry("fasterrcnn_resnet50_fpn")
-    assert first.url == "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
-    assert (first.ap, first.mask_ap, first.checksum) == (37.0, None, ("sha256", "258fb6c6"))
-    pixels = find_entry("deeplabv3_resnet101")
-    assert pixels.url == "https://download.pytorch.org/models/deeplabv3_resnet101_coco-586e9e4e.pth"
-    assert (pixels.ap, pixels.miou, pixels.pixel_accuracy, pixels.class_names[15]) == (None, 67.4, 92.4, "person")
-    persons, legacy = find_entry("keypointrcnn_resnet50_fpn"), find_entry("keypointrcnn_resnet50_fpn_legacy")
-    assert (persons.ap, persons.keypoint_ap, persons.norm_eps) == (54.6, 65.0, None)
-    assert (legacy.ap, legacy.keypoint_ap, legacy.norm_eps) == (50.6, 61.1, 1e-5)
-    zoo_persons = find_entry("keypoint_rcnn_R_50_FPN_3x")
-    assert zoo_persons.url == f"{prefix}/COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x/137849621/model_final_a6e10b.pkl"
-    assert (zoo_persons.ap, zoo_persons.keypoint_ap) == (55.4, 65.5)
-
-
-def test_an_unknown_name_lists_the_known_and_the_nearest() -> None:
-    with pytest.raises(
-        ValueError, match=r"no detector 'fasterrcnn_resnet50'.*did you mean 'fasterrcnn_resnet50_fpn'\?"
+    zoo, torchvision = "https://dl.fbaipublicfiles.com/detectron2", "https://download.pytorch.org/models"
+    voc = "PascalVOC-Detection/faster_rcnn_R_50_C4/142202221/model_final_b1acc2.pkl"
+    persons = "COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x/137849621/model_final_a6e10b.pkl"
+    for name, url, keys, values in (
+        ("faster_rcnn_R_50_C4_voc", f"{zoo}/{voc}", "ap ap50 data", [51.9, 80.3, "voc2007:test"]),
+        ("keypoint_rcnn_R_50_FPN_3x", f"{zoo}/{persons}", "ap ap50 keypoint_ap", [55.4, None, 65.5]),
+        (
+            "fasterrcnn_resnet50_fpn",
+            f"{torchvision}/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+            "ap mask_ap",
+            [37.0, None],
+        ),
+        ("deeplabv3_resnet101", f"{torchvision}/deeplabv3_resnet101_coco-586e9e4e.pth", "miou ap", [67.4, None]),
     ):
-        find_entry("fasterrcnn_resnet50")
-
-
-def test_a_file_name_without_a_checksum_is_refused(server: Server) -> None:
-    with pytest.raises(ValueError, match=r"ends in 8 digits of a hash, got 'http.*model\.pth'"):
-        _ = server.entry("model.pth").checksum
+        entry = find_entry(name)
+        assert entry.url == url
+        assert [getattr(entry, key) for key in keys.split()] == values
+    assert [find_entry(f"keypointrcnn_resnet50_fpn{end}").norm_eps for end in ("", "_legacy")] == [None, 1e-5]
 
 
 # fetch
 
 
-def test_a_detector_is_downloaded_with_resume_and_becomes_a_run(server: Server, tmp_path: Path) -> None:
+def test_a_detector_is_downloaded_with_resume_and_becomes_a_run(server, tmp_path) -> None:
     server.cuts = [50_000]
-    run = fetch(server.entry(f"model-{sha256(server.content)}.pth"), tmp_path)
+    digits = hashlib.sha256(server.content).hexdigest()[:8]
+    run = fetch(server.entry(f"model-{digits}.pth"), tmp_path)
     assert run == tmp_path / "small"
     assert server.ranges == [None, "bytes=50000-"]
     checkpoint = read_checkpoint(run)
@@ -183,32 +168,26 @@ def test_a_detector_is_downloaded_with_resume_and_becomes_a_run(server: Server, 
     assert len(server.ranges) == 2
 
 
-def test_a_file_with_another_checksum_is_deleted_and_named(server: Server, tmp_path: Path) -> None:
+def test_a_file_with_another_checksum_is_deleted_and_named(server, tmp_path) -> None:
     found = hashlib.sha256(server.content).hexdigest()
-    with pytest.raises(
-        ValueError, match=rf"model-00000000\.pth: sha256 is {found}, expected 00000000\.\..*was deleted"
-    ):
+    message = rf"model-00000000\.pth: sha256 is {found}, expected 00000000\.\..*was deleted"
+    with pytest.raises(ValueError, match=message):
         fetch(server.entry("model-00000000.pth"), tmp_path)
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
-def test_detectron2_s_files_are_checked_and_converted_as_such(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_detectron2_s_files_are_checked_and_converted_as_such(server, tmp_path, monkeypatch) -> None:
     digits = hashlib.md5(server.content).hexdigest()[:6]
     with pytest.raises(ValueError, match="cannot read weights"):
         fetch(server.entry(f"model_final_{digits}.pkl", source="detectron2"), tmp_path)
-    given: list[Any] = []
+    given, own = list[Any](), {"TEST.DETECTIONS_PER_IMAGE": 300}
 
-    def convert(
-        state: dict[str, torch.Tensor], *, class_names: tuple[str, ...], settings: Mapping[str, Any]
-    ) -> tuple[DetectionConfig, dict[str, torch.Tensor]]:
+    def convert(state: Any, *, class_names: tuple[str, ...], settings: Mapping[str, Any]) -> Any:
         given.extend((class_names, settings))
         return DetectionConfig(), {"a": torch.zeros(1)}
 
     monkeypatch.setattr(zoo, "convert_detectron2", convert)
-    own = {"TEST.DETECTIONS_PER_IMAGE": 300}
-    entry = server.entry(f"model_final_{digits}.pth", source="detectron2", name="other", settings=own)
-    run = fetch(entry, tmp_path)
+    file = f"model_final_{digits}.pth"
+    run = fetch(server.entry(file, source="detectron2", name="other", settings=own), tmp_path)
     assert given == [load_card("voc2007").classes, own]
     assert list(read_checkpoint(run).weights) == ["a"]

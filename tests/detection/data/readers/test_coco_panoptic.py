@@ -1,11 +1,6 @@
 """Mirrors detection/data/readers/coco_panoptic.py, detection/data/panoptic_files.py and the panoptic label maps."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +8,13 @@ from PIL import Image
 
 from detection.data.cards import load_card, load_dataset
 from detection.data.images import ImageError
-from detection.data.index import AnnotationIndex
 from detection.data.panoptic_files import panoptic_annotation, panoptic_categories, save_segments
-from detection.data.problems import Problem
 from detection.data.readers.coco_panoptic import coco_panoptic_classes, read_coco_panoptic
 from detection.segments import Segment, Segments
 from detection.structures import VOID
 
 CLASSES = ("cat", "dog", "sky")  # the last is stuff
 ENTRY = {"panoptic": "panoptic.json", "segments": "segments", "images": "images"}
-Edit = Callable[[dict[str, Any]], None]
-
 IDS = np.zeros((4, 6), np.int32)
 IDS[:2] = 70_000  # sky: all three bytes of a pixel
 IDS[2, :2] = 5  # a cat
@@ -32,13 +23,11 @@ SEGMENTS = Segments(IDS, (Segment(5, 0), Segment(300, 1, crowd=True), Segment(70
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(draw, tmp_path):
     """A data set of one image with a cat, a crowd of dogs and sky, and one that is void."""
-    (tmp_path / "images").mkdir()
-    (tmp_path / "segments").mkdir()
-    for name in ("1.jpg", "2.jpg"):
-        Image.new("RGB", (6, 4)).save(tmp_path / "images" / name)
-    save_segments(SEGMENTS, tmp_path / "segments" / "1.png")
+    for name in ("images/1.jpg", "images/2.jpg", "segments/1.png"):
+        draw(tmp_path / name, size=(4, 6))
+    save_segments(SEGMENTS, tmp_path / "segments/1.png")
     content = {
         "images": [{"id": n, "file_name": f"{n}.jpg", "height": 4, "width": 6} for n in (1, 2)],
         "annotations": [panoptic_annotation(SEGMENTS, (3, 18, 187), image_id=1, file_name="1.png")],
@@ -48,124 +37,98 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def edit(folder: Path, change: Edit) -> None:
-    file = folder / "panoptic.json"
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
-
-
-def read(folder: Path, *, fields: tuple[str, ...] = ("masks",), **entry: str) -> tuple[AnnotationIndex, list[Problem]]:
+def read(folder, *, fields=("masks",), **entry):
     split = ENTRY | entry
     return read_coco_panoptic(folder, split, CLASSES, drop=True, exif="apply", fields=fields, label_maps=True)
 
 
-class TestReadCocoPanoptic:
-    def test_things_are_objects_with_masks_and_all_classes_are_labels(self, folder: Path) -> None:
-        index, problems = read(folder)
-        assert not problems
-        assert (index.class_names, index.category_ids) == (("cat", "dog"), (3, 18))
-        target = index.target(0, fields=("masks",), label_maps=True)
-        assert target.boxes.tolist() == [[0, 2, 2, 3], [4, 2, 6, 4]]
-        assert target.labels.tolist() == [0, 1]
-        assert target.ignore.tolist() == [False, True]
-        assert target.masks is not None
-        assert (target.masks.numpy() == np.stack([IDS == 5, IDS == 300])).all()
-        assert target.label_map is not None
-        assert target.label_map.tolist() == [[2] * 6, [2] * 6, [0, 0, VOID, VOID, 1, 1], [VOID] * 4 + [1, 1]]
-
-    def test_segments_come_back_as_they_were_written(self, folder: Path) -> None:
-        maps = read(folder)[0].label_maps
-        assert maps is not None
-        assert (maps.class_names, maps.num_things) == (CLASSES, 2)
-        found = maps.read_segments(0, (4, 6))
-        assert found.found == SEGMENTS.found
-        assert (found.ids == IDS).all()
-
-    def test_an_image_without_an_annotation_is_void(self, folder: Path) -> None:
-        target = read(folder)[0].target(1, label_maps=True)
-        assert len(target) == 0
-        assert target.label_map is not None
-        assert (target.label_map == VOID).all()
-
-    def test_objects_of_an_instances_file_take_the_place_of_the_segments(self, folder: Path) -> None:
-        content = json.loads((folder / "panoptic.json").read_text())
-        square = [[1.0, 1, 3, 1, 3, 4, 1, 4]]
-        own = {"id": 1, "image_id": 1, "category_id": 18, "bbox": [1, 1, 2, 3], "segmentation": square}
-        (folder / "instances.json").write_text(json.dumps(content | {"annotations": [own]}))
-        index, problems = read(folder, annotations="instances.json")
-        assert not [problem for problem in problems if problem.severity == "error"]
-        assert index.boxes.tolist() == [[1, 1, 3, 4]]
-        assert index.label_maps is not None
-        assert index.label_maps.read_segments(0, (4, 6)).found == SEGMENTS.found
-
-    def test_classes_of_the_data_are_things_and_then_stuff(self, folder: Path) -> None:
-        edit(folder, lambda content: content["categories"].reverse())
-        assert coco_panoptic_classes(folder, ENTRY) == CLASSES
-
-    def test_a_card_leads_to_it(self, folder: Path) -> None:
-        card = folder / "card.yaml"
-        card.write_text(f"{{format: coco_panoptic, root: {folder}, splits: {{train: {json.dumps(ENTRY)}}}}}")
-        index, _ = load_dataset([f"{card}:train"], folder, label_maps=True)
-        assert index.class_names == CLASSES[:2]
-        assert index.label_maps is not None
-        assert load_dataset([f"{card}:train"], folder)[0].label_maps is None
-
-    def test_the_card_of_coco_has_80_things_and_53_kinds_of_stuff(self) -> None:
-        assert len(load_card("coco2017_panoptic").classes) == 133
-        assert load_card("coco2017_panoptic").classes[:80] == load_card("coco2017").classes
-
-    @pytest.mark.parametrize(
-        ("change", "kind", "value"),
-        [
-            (lambda c: c["annotations"][0]["segments_info"][0].update(category_id=77), "category id", "77"),
-            (lambda c: c["annotations"][0]["segments_info"][0].update(id=300), "duplicate segment id", "300"),
-            (lambda c: c["annotations"][0]["segments_info"][0].update(id=1 << 24), "segment record", "16777216"),
-            (lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd="x"), "segment record", "x"),
-            (lambda c: c["annotations"][0]["segments_info"][0].pop("bbox"), "segment record", "bbox"),
-            (lambda c: c["annotations"][0].update(image_id=9), "image that is not listed", "9"),
-            (lambda c: c["annotations"][0].update(file_name="7.png"), "missing label image", "7.png"),
-            (lambda c: c["annotations"][0].update(file_name="../../7.png"), "outside", "7.png"),
-            (lambda c: c["annotations"][0].update(segments_info=None), "annotation record", "segments_info"),
-            (lambda c: c["annotations"].append(c["annotations"][0]), "two annotations", "1.png"),
-            (lambda c: c["categories"][0].pop("isthing"), "category record", "isthing"),
-            (lambda c: c["categories"].pop(0), "class of the card that the file lacks", "cat"),
-            (lambda c: c["categories"][0].update(name="lynx"), "class that the card lacks", "lynx"),
-            (lambda c: c.pop("annotations"), "no panoptic annotations", "annotations"),
-        ],
-    )
-    def test_what_is_wrong_in_the_file_is_named(self, folder: Path, change: Edit, kind: str, value: str) -> None:
-        edit(folder, change)
-        errors = [problem for problem in read(folder, fields=())[1] if problem.severity == "error"]
-        assert [error for error in errors if kind in error.kind and value in str(error)], errors
-        assert all(str(folder) in error.file for error in errors)
+def test_things_are_objects_with_masks_and_all_classes_are_labels(folder) -> None:
+    index, problems = read(folder)
+    assert (problems, index.class_names, index.category_ids) == ([], ("cat", "dog"), (3, 18))
+    target = index.target(0, fields=("masks",), label_maps=True)
+    assert target.boxes.tolist() == [[0, 2, 2, 3], [4, 2, 6, 4]]
+    assert (target.labels.tolist(), target.ignore.tolist()) == ([0, 1], [False, True])
+    assert target.masks is not None
+    np.testing.assert_array_equal(target.masks, [IDS == 5, IDS == 300])
+    assert target.label_map is not None
+    assert target.label_map.tolist() == [[2] * 6, [2] * 6, [0, 0, VOID, VOID, 1, 1], [VOID] * 4 + [1, 1]]
+    void = index.target(1, label_maps=True)  # without an annotation
+    assert (len(void), void.label_map is not None and set(void.label_map.flatten().tolist())) == (0, {VOID})
 
 
-def _unlisted_in_the_png(folder: Path) -> None:
-    edit(folder, lambda content: content["annotations"][0]["segments_info"].pop(0))
+def test_segments_come_back_as_they_were_written(folder) -> None:
+    maps = read(folder)[0].label_maps
+    assert maps is not None
+    assert (maps.class_names, maps.num_things) == (CLASSES, 2)
+    found = maps.read_segments(0, (4, 6))
+    assert found.found == SEGMENTS.found
+    np.testing.assert_array_equal(found.ids, IDS)
 
 
-def _unlisted_in_the_json(folder: Path) -> None:
-    save_segments(Segments(np.where(IDS == 300, 0, IDS).astype(np.int32), ()), folder / "segments" / "1.png")
+def test_objects_of_an_instances_file_take_the_place_of_the_segments(folder) -> None:
+    content = json.loads((folder / "panoptic.json").read_text())
+    square = [[1.0, 1, 3, 1, 3, 4, 1, 4]]
+    own = {"id": 1, "image_id": 1, "category_id": 18, "bbox": [1, 1, 2, 3], "segmentation": square}
+    (folder / "instances.json").write_text(json.dumps(content | {"annotations": [own]}))
+    index, problems = read(folder, annotations="instances.json")
+    assert not [problem for problem in problems if problem.severity == "error"]
+    assert index.boxes.tolist() == [[1, 1, 3, 4]]
+    assert index.label_maps is not None
+    assert index.label_maps.read_segments(0, (4, 6)).found == SEGMENTS.found
 
 
-def _of_another_size(folder: Path) -> None:
-    save_segments(Segments(IDS[:3], ()), folder / "segments" / "1.png")
+def test_cards_lead_to_it_with_things_before_stuff(folder, edit_json) -> None:
+    edit_json(folder / "panoptic.json", lambda content: content["categories"].reverse())
+    assert coco_panoptic_classes(folder, ENTRY) == CLASSES
+    card = folder / "card.yaml"
+    card.write_text(f"{{format: coco_panoptic, root: {folder}, splits: {{train: {json.dumps(ENTRY)}}}}}")
+    index, _ = load_dataset([f"{card}:train"], folder, label_maps=True)
+    assert (index.class_names, index.label_maps is None) == (CLASSES[:2], False)
+    assert load_dataset([f"{card}:train"], folder)[0].label_maps is None
+    assert len(load_card("coco2017_panoptic").classes) == 133
+    assert load_card("coco2017_panoptic").classes[:80] == load_card("coco2017").classes
 
 
-def _grey(folder: Path) -> None:
-    Image.new("L", (6, 4)).save(folder / "segments" / "1.png")
+@pytest.mark.parametrize(
+    ("change", "kind", "value"),
+    [
+        (lambda c: c["annotations"][0]["segments_info"][0].update(category_id=77), "category id", "77"),
+        (lambda c: c["annotations"][0]["segments_info"][0].update(id=300), "duplicate segment id", "300"),
+        (lambda c: c["annotations"][0]["segments_info"][0].update(id=1 << 24), "segment record", "16777216"),
+        (lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd="x"), "segment record", "x"),
+        (lambda c: c["annotations"][0]["segments_info"][0].pop("bbox"), "segment record", "bbox"),
+        (lambda c: c["annotations"][0].update(image_id=9), "image that is not listed", "9"),
+        (lambda c: c["annotations"][0].update(file_name="7.png"), "missing label image", "7.png"),
+        (lambda c: c["annotations"][0].update(file_name="../../7.png"), "outside", "7.png"),
+        (lambda c: c["annotations"][0].update(segments_info=None), "annotation record", "segments_info"),
+        (lambda c: c["annotations"].append(c["annotations"][0]), "two annotations", "1.png"),
+        (lambda c: c["categories"][0].pop("isthing"), "category record", "isthing"),
+        (lambda c: c["categories"].pop(0), "class of the card that the file lacks", "cat"),
+        (lambda c: c["categories"][0].update(name="lynx"), "class that the card lacks", "lynx"),
+        (lambda c: c.pop("annotations"), "no panoptic annotations", "annotations"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named(folder, edit_json, change, kind, value) -> None:
+    edit_json(folder / "panoptic.json", change)
+    errors = [problem for problem in read(folder, fields=())[1] if problem.severity == "error"]
+    assert [error for error in errors if kind in error.kind and value in str(error)], errors
+    assert all(str(folder) in error.file for error in errors)
 
 
-class TestHostilePNG:
-    @pytest.mark.parametrize(
-        ("damage", "value"),
-        [(_unlisted_in_the_png, "5"), (_unlisted_in_the_json, "300"), (_of_another_size, "6x3"), (_grey, "mode is L")],
-    )
-    def test_file_and_value_are_named(self, folder: Path, damage: Callable[[Path], None], value: str) -> None:
-        damage(folder)
+def test_png_files_that_do_not_fit_are_named_with_the_value(folder, edit_json) -> None:
+    def assert_named(value):
         with pytest.raises(ImageError, match=rf"1\.png.*{value}"):
             read(folder, fields=())[0].target(0, label_maps=True)
         error = next(problem for problem in read(folder)[1] if problem.severity == "error")
-        assert error.file.endswith("1.png")
-        assert value in error.detail
+        assert (error.file.endswith("1.png"), value in error.detail) == (True, True)
+
+    png = folder / "segments/1.png"
+    save_segments(Segments(np.where(IDS == 300, 0, IDS).astype(np.int32), ()), png)
+    assert_named("300")  # which the PNG lacks
+    save_segments(Segments(IDS[:3], ()), png)
+    assert_named("6x3")
+    Image.new("L", (6, 4)).save(png)
+    assert_named("mode is L")
+    save_segments(SEGMENTS, png)
+    edit_json(folder / "panoptic.json", lambda content: content["annotations"][0]["segments_info"].pop(0))
+    assert_named("5")  # which the JSON lacks

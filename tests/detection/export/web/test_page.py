@@ -1,12 +1,9 @@
 """The page of an export in a real browser finds what PyTorch finds, and says what is wrong."""
 
-from __future__ import annotations
-
 import json
 import os
 import runpy
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +14,8 @@ from PIL import Image
 from torch import nn
 
 from detection.build import build_detector
-from detection.config.detection import (
-    AnchorConfig,
-    BoxConfig,
-    DetectionConfig,
-    DetectorBackboneConfig,
-    DetectorDataConfig,
-    MaskConfig,
-    RPNConfig,
-)
+from detection.config.detection import DetectionConfig
+from detection.config.load import parse_config
 from detection.data.images import read_image
 from detection.data.transforms import Resize
 from detection.engine.checkpoint import Checkpoint
@@ -36,14 +26,17 @@ from detection.structures import Detections
 from detection.tasks.export import Wanted, run_export
 
 RUNTIME = os.environ.get("RESDET_ONNXRUNTIME_WEB")  # a folder with onnxruntime-web's files; else npm brings them
-CONFIG = DetectionConfig(
-    architecture="mask_rcnn",
-    backbone=DetectorBackboneConfig(name="resnet18", weights=None, fpn=True, fpn_channels=16),
-    anchors=AnchorConfig(sizes=(16.0, 32.0, 64.0, 128.0, 256.0)),
-    rpn=RPNConfig(channels=16, pre_nms_test=50, post_nms_test=20),
-    box=BoxConfig(head="fc", head_channels=16, pool="roi_align"),
-    mask=MaskConfig(pool_size=7, convs=1, channels=8),
-    data=DetectorDataConfig(test=(), shorter_side=64, longer_side=96),
+CONFIG = parse_config(
+    DetectionConfig,
+    """
+architecture: mask_rcnn
+backbone: {name: resnet18, weights: null, fpn: true, fpn_channels: 16}
+anchors: {sizes: [16, 32, 64, 128, 256]}
+rpn: {channels: 16, pre_nms_test: 50, post_nms_test: 20}
+box: {head: fc, head_channels: 16, pool: roi_align}
+mask: {pool_size: 7, convs: 1, channels: 8}
+data: {test: [], shorter_side: 64, longer_side: 96}
+""",
 )
 FRAME = 64, 96
 TOOL = runpy.run_path(str(Path(__file__).parents[4] / "tools" / "browse_export.py"))
@@ -72,21 +65,12 @@ def checkpoint() -> Checkpoint[DetectionConfig]:
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image of 90 x 135 pixels, which is resized to 64 x 96."""
     path = tmp_path_factory.mktemp("photos") / "photo.png"
-    pixels = np.random.default_rng(0).integers(0, 256, (90, 135, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 135, 3), dtype=np.uint8)).save(path)
     return path
 
 
 @pytest.fixture(scope="module")
-def tall(photo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The photo on its side, which exceeds the frame."""
-    path = tmp_path_factory.mktemp("tall") / "tall.png"
-    Image.fromarray(read_image(photo).transpose(1, 0, 2)).save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def folder(checkpoint: Checkpoint[DetectionConfig], photo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(checkpoint, photo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A web export."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
@@ -105,13 +89,13 @@ def folder(checkpoint: Checkpoint[DetectionConfig], photo: Path, tmp_path_factor
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser():
     with TOOL["open_browser"]() as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[tuple[str, list[str]]]:
+def server(folder: Path):
     """The address of a plain server of ``folder``, and what it was asked for."""
     with TOOL["serve"](folder) as served:
         yield served
@@ -126,9 +110,9 @@ def expected(checkpoint: Checkpoint[DetectionConfig], photo: Path) -> Detections
     return TOOL["find"](framed, Resize(64, 96), photo)[0]
 
 
-def test_it_finds_what_pytorch_finds(
-    browser: Any, server: tuple[str, list[str]], checkpoint: Checkpoint[DetectionConfig], photo: Path, tall: Path
-) -> None:
+def test_it_finds_what_pytorch_finds(browser, server, checkpoint, photo: Path, tmp_path: Path) -> None:
+    tall = tmp_path / "tall.png"  # the photo on its side, which exceeds the frame
+    Image.fromarray(read_image(photo).transpose(1, 0, 2)).save(tall)
     assert browser.open(f"{server[0]}/index.html").startswith("Ready")
     for file, pixels in ((photo, 1e-3), (tall, 2e-2)):  # the second is smoothed, where a float32 may round otherwise
         wanted, found = expected(checkpoint, file), browser.look_at(file)["found"]
@@ -140,25 +124,24 @@ def test_it_finds_what_pytorch_finds(
         torch.testing.assert_close(seen.masks, wanted.masks, rtol=0, atol=pixels / 10)
 
 
-def test_it_shows_what_the_user_wants_to_see(
-    browser: Any, server: tuple[str, list[str]], photo: Path, page_probe: str
-) -> None:
+def test_it_shows_what_the_user_wants_to_see(browser, server, photo: Path, page_probe: str) -> None:
     browser.open(f"{server[0]}/index.html")
     found = browser.look_at(photo)["found"]
-    shown = "[...document.querySelectorAll('#rows th')].map(cell => cell.textContent)"
-    set_least = "const it = document.getElementById('threshold'); it.value = {}; it.oninput()"
-    browser.run(set_least.format(0))
-    assert browser.run(shown) == [NAMES[one["label"]] for one in found]
+    set_least = "{{ const it = document.getElementById('threshold'); it.value = {}; it.oninput() }}"
+
+    def shown(after: Any) -> list[str]:
+        browser.run(after if isinstance(after, str) else set_least.format(after))
+        return browser.run("[...document.querySelectorAll('#rows th')].map(cell => cell.textContent)")
+
+    assert shown(0) == [NAMES[one["label"]] for one in found]
     least = sorted(one["score"] for one in found)[len(found) // 2]
-    browser.run(f"{{ {set_least.format(np.floor(100 * least) / 100)} }}")
-    best = browser.run(shown)
+    best = shown(np.floor(100 * least) / 100)
     assert len(set(best)) == 2
     assert len(best) < len(found)
-    browser.run("document.querySelectorAll('#classes input')[1].click()")
-    assert browser.run(shown) == [name for name in best if name != NAMES[1]]
-    browser.run("document.getElementById('none').click()")
-    assert browser.run(shown) == []
-    browser.run(f"document.getElementById('all').click(); {{ {set_least.format(0)} }}")
+    without = [name for name in best if name != NAMES[1]]
+    assert shown("document.querySelectorAll('#classes input')[1].click()") == without
+    assert shown("document.getElementById('none').click()") == []
+    assert shown(f"document.getElementById('all').click(); {set_least.format(0)}")
     for width in (390, 1280):
         browser("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         for scheme in ("light", "dark"):
@@ -169,7 +152,7 @@ def test_it_shows_what_the_user_wants_to_see(
             assert seen["outside"] == seen["overlap"] == seen["pale"] == []
 
 
-def test_nothing_leaves_the_browser(browser: Any, server: tuple[str, list[str]], photo: Path) -> None:
+def test_nothing_leaves_the_browser(browser, server, photo: Path) -> None:
     address, asked = server
     browser.requests.clear()
     browser.open(f"{address}/index.html")
@@ -182,19 +165,17 @@ def test_nothing_leaves_the_browser(browser: Any, server: tuple[str, list[str]],
     assert not any("?sent" in line for line in asked)
 
 
-def test_what_goes_wrong_is_told(
-    browser: Any, server: tuple[str, list[str]], folder: Path, photo: Path, tmp_path: Path
-) -> None:
+def test_what_goes_wrong_is_told(browser, server, folder: Path, photo: Path, tmp_path: Path) -> None:
+    page = f"{server[0]}/index.html"
     assert "python -m http.server" in browser.open(f"file://{folder}/index.html")
-    assert browser.open(f"{server[0]}/index.html").startswith("Ready")
-    text = tmp_path / "notes.png"
-    text.write_text("no image")
-    browser.choose(text)
+    assert browser.open(page).startswith("Ready")
+    (tmp_path / "notes.png").write_text("no image")
+    browser.choose(tmp_path / "notes.png")
     assert "notes.png" in browser.wait("no image")
     assert browser.look_at(photo)["found"]  # and it goes on
     before = browser("Page.addScriptToEvaluateOnNewDocument", source="delete globalThis.WebAssembly")["identifier"]
-    assert "WebAssembly" in browser.open(f"{server[0]}/index.html")
+    assert "WebAssembly" in browser.open(page)
     browser("Page.removeScriptToEvaluateOnNewDocument", identifier=before)
     (folder / "model.onnx").rename(folder / "elsewhere.onnx")
-    assert "model.onnx" in browser.open(f"{server[0]}/index.html")
+    assert "model.onnx" in browser.open(page)
     (folder / "elsewhere.onnx").rename(folder / "model.onnx")

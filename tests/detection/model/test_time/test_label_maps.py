@@ -1,7 +1,5 @@
 """Mirrors detection/model/test_time/label_maps.py."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -38,7 +36,7 @@ def images() -> ImageBatch:
     return ImageBatch.from_images([torch.randint(256, (3, *s), generator=generator).byte() for s in sizes])
 
 
-def test_mirrored_images_and_ensembles_are_averaged_as_probabilities(images: ImageBatch) -> None:
+def test_mirrored_images_and_ensembles_are_averaged_as_probabilities(images) -> None:
     networks = Slope(), Slope(3.0)
     found = scores_of(LabelTester(networks, flip=True)(images))
     for row, (height, width) in enumerate(images.size_list()):
@@ -50,7 +48,7 @@ def test_mirrored_images_and_ensembles_are_averaged_as_probabilities(images: Ima
         torch.testing.assert_close(found[row].exp(), wanted)
 
 
-def test_scales_are_brought_back_to_the_image_before_they_are_averaged(images: ImageBatch) -> None:
+def test_scales_are_brought_back_to_the_image_before_they_are_averaged(images) -> None:
     found = scores_of(LabelTester([Slope()], scales=(6, 14))(images))
     assert [tuple(image.shape) for image in found] == [(2, 9, 12), (2, 12, 7)]
     torch.testing.assert_close(found[0].exp().sum(dim=0), torch.ones(9, 12))

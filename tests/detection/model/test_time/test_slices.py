@@ -1,18 +1,15 @@
 """Mirrors detection/model/test_time/slices.py."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import replace
+from unittest.mock import Mock
 
-import pytest
+import cv2
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from detection.data.transforms import Resize
 from detection.model.test_time.slices import Cutting, Merge, Sliced, merge_slices
-from detection.structures import Detections, ImageBatch, Target
+from detection.structures import Detections, ImageBatch
 
 
 def found(*rows: tuple[list[float], float, int]) -> Detections:
@@ -28,26 +25,11 @@ def bright_squares(images: ImageBatch) -> list[Detections]:
     assert len(set(images.size_list())) == 1  # padding changes what a network finds
     results = []
     for pixels, (height, width) in zip(images.pixels, images.size_list(), strict=True):
-        bright = pixels[0, :height, :width] > 127
-        boxes = [box for box in components(bright) if min(box[2] - box[0], box[3] - box[1]) >= 8]
+        bright = (pixels[0, :height, :width] > 127).byte().numpy()
+        _, _, regions, _ = cv2.connectedComponentsWithStats(bright)
+        boxes = [[float(x), float(y), float(x + w), float(y + h)] for x, y, w, h, _ in regions[1:] if min(w, h) >= 8]
         results.append(found(*((box, 0.5 + (box[2] - box[0]) * 1e-4, 0) for box in boxes)))
     return results
-
-
-def components(bright: Tensor) -> list[list[float]]:
-    """The boxes of connected regions: labels spread from neighbour to neighbour."""
-    labels = torch.arange(1, bright.numel() + 1, dtype=torch.float32).view(1, 1, *bright.shape) * bright
-    while True:
-        spread = functional.max_pool2d(labels, 3, stride=1, padding=1) * bright
-        if torch.equal(spread, labels):
-            break
-        labels = spread
-    boxes = []
-    for label in labels.unique():
-        rows, columns = (labels[0, 0] == label).nonzero(as_tuple=True)
-        if label:
-            boxes.append([float(v) for v in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)])
-    return boxes
 
 
 def large_image(*squares: tuple[int, int, int]) -> ImageBatch:
@@ -89,22 +71,16 @@ def test_keypoints_move_with_their_boxes() -> None:
 
 
 def test_an_object_larger_than_a_window_is_one_detection() -> None:
-    (own,) = sliced()(large_image((60, 20, 200)))
-    assert own.boxes.tolist() == [[60, 20, 260, 220]]
-    (pieces,) = sliced(whole=False)(large_image((60, 20, 200)))
+    (own,) = sliced()(large_image((60, 20, 140)))
+    assert own.boxes.tolist() == [[60, 20, 200, 160]]
+    (pieces,) = sliced(whole=False)(large_image((60, 20, 140)))
     assert len(pieces) > 1
 
 
 def test_an_image_no_larger_than_a_window_is_looked_at_once() -> None:
-    calls = list[int]()
-
-    def count(images: ImageBatch) -> list[Detections]:
-        calls.append(len(images))
-        return bright_squares(images)
-
-    small = ImageBatch.from_images([torch.zeros(3, 100, 90, dtype=torch.uint8)])
-    (own,) = Sliced(count, cutting=Cutting(128), fit=lambda size: size)(small)
-    assert (calls, len(own)) == ([1], 0)
+    look, small = Mock(wraps=bright_squares), ImageBatch.from_images([torch.zeros(3, 100, 90, dtype=torch.uint8)])
+    (own,) = Sliced(look, cutting=Cutting(128), fit=lambda size: size)(small)
+    assert ([len(call.args[0]) for call in look.call_args_list], len(own)) == ([1], 0)
 
 
 def test_each_image_of_a_batch_is_cut_within_its_own_size() -> None:
@@ -114,41 +90,36 @@ def test_each_image_of_a_batch_is_cut_within_its_own_size() -> None:
     torch.testing.assert_close(second.boxes, torch.tensor([[0.0, 0.0, 50.0, 40.0]]))
 
 
-def test_views_are_resized_as_whole_images_are(make_target: Callable[..., Target]) -> None:
-    seen = list[Tensor]()
-
-    def see(images: ImageBatch) -> list[Detections]:
-        seen.extend(images.pixels)
-        return [found() for _ in range(len(images))]
-
+def test_views_are_resized_as_whole_images_are(make_target) -> None:
+    see = Mock(side_effect=lambda images: [found() for _ in range(len(images))])
     image = torch.randint(0, 255, (3, 60, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Sliced(see, cutting=Cutting(128), fit=Resize(100, 200).size)(ImageBatch.from_images([image]))
     expected = Resize(100, 200)(image.permute(1, 2, 0).numpy(), make_target())[0]
-    assert (seen[0].permute(1, 2, 0).int() - torch.from_numpy(expected).int()).abs().max() <= 1
+    assert (
+        see.call_args_list[0].args[0].pixels[0].permute(1, 2, 0).int() - torch.from_numpy(expected).int()
+    ).abs().max() <= 1
 
 
-@pytest.mark.parametrize(("rule", "kept"), [("ios", [1]), ("nms", [0, 1])])
-def test_a_cut_piece_goes_though_its_score_is_better(rule: Merge, kept: list[int]) -> None:
-    own = found(([0, 0, 20, 100], 0.9, 0), ([0, 0, 100, 100], 0.6, 0))
-    merged = merge_slices(own, torch.tensor([True, False]), rule=rule, nms_iou=0.3)
-    assert merged.boxes.tolist() == own.boxes[kept].tolist()
+def merged(*rows: tuple[list[float], float, int], cut: tuple[bool, ...] = (), rule: Merge = "ios") -> list[float]:
+    """The scores that are left of these detections, of which some are cut by their window."""
+    own = found(*rows)
+    own = replace(own, masks=own.scores[:, None, None].expand(-1, 4, 4))  # masks go with their boxes
+    left = merge_slices(own, torch.tensor(cut or [False] * len(own)), rule=rule, nms_iou=0.3)
+    assert left.masks is not None
+    assert left.masks[:, 0, 0].tolist() == left.scores.tolist()
+    assert left.boxes.tolist() == [
+        box for score in left.scores for box, own_score, _ in rows if abs(own_score - score) < 1e-6
+    ]
+    return [round(score, 4) for score in left.scores.tolist()]
 
 
-def test_a_whole_object_within_a_larger_one_stays() -> None:
-    own = found(([0, 0, 100, 100], 0.9, 0), ([10, 10, 30, 30], 0.5, 0))
-    assert len(merge_slices(own, torch.tensor([False, False]), rule="ios", nms_iou=0.3)) == 2
-
-
-def test_another_class_suppresses_nothing() -> None:
-    own = found(([0, 0, 50, 50], 0.9, 0), ([0, 0, 50, 50], 0.8, 1), ([0, 0, 50, 49], 0.7, 1))
-    merged = merge_slices(own, torch.zeros(3, dtype=torch.bool), rule="ios", nms_iou=0.3)
-    assert (merged.labels.tolist(), merged.scores.tolist()) == ([0, 1], pytest.approx([0.9, 0.8]))
-
-
-def test_masks_go_with_their_boxes() -> None:
-    masks = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
-    own = found(([0, 0, 9, 9], 0.4, 0), ([50, 50, 59, 59], 0.9, 0), ([0, 0, 9, 8], 0.3, 0))
-    own = Detections(boxes=own.boxes, scores=own.scores, labels=own.labels, masks=masks)
-    merged = merge_slices(own, torch.zeros(3, dtype=torch.bool), rule="nms", nms_iou=0.3)
-    assert merged.masks is not None
-    torch.testing.assert_close(merged.masks, masks[[1, 0]])
+def test_merging_by_hand() -> None:
+    # A cut piece goes though its score is better, unless the rule is NMS alone.
+    piece, whole = ([0.0, 0, 20, 100], 0.9, 0), ([0.0, 0, 100, 100], 0.6, 0)
+    assert merged(piece, whole, cut=(True, False)) == [0.6]
+    assert merged(piece, whole, cut=(True, False), rule="nms") == [0.9, 0.6]
+    # A whole object within a larger one stays; another class suppresses nothing.
+    assert merged(([0.0, 0, 100, 100], 0.9, 0), ([10.0, 10, 30, 30], 0.5, 0)) == [0.9, 0.5]
+    assert merged(([0.0, 0, 50, 50], 0.9, 0), ([0.0, 0, 50, 50], 0.8, 1), ([0.0, 0, 50, 49], 0.7, 1)) == [0.9, 0.8]
+    rows = ([0.0, 0, 9, 9], 0.4, 0), ([50.0, 50, 59, 59], 0.9, 0), ([0.0, 0, 9, 8], 0.3, 0)
+    assert merged(*rows, rule="nms") == [0.9, 0.4]
