@@ -128,12 +128,13 @@ def evaluate_reference(records: Sequence[Record], class_names: Sequence[str], *,
     if not records or not class_names:  # pycocotools takes an empty list of ids for "no restriction"
         return _result(np.full(len(COCO_NUMBERS), -1.0), np.full((10, 1, len(class_names)), -1.0))
     with redirect_stdout(io.StringIO()):
-        truth = _index(records, class_names, _objects(records, iou_type))
+        truth: Any = _index(records, class_names, _objects(records, iou_type))
         if iou_type == "keypoints":
             found: Any = truth.loadRes(coco_results(records, range(1, 1001)))  # which takes areas from keypoints
         else:
             found = _index(records, class_names, _detections(records, iou_type))
-        evaluation: Any = COCOeval(truth, found, iou_type)
+        kind: Any = iou_type
+        evaluation: Any = COCOeval(truth, found, kind)
         if records[0].keypoint_spec is not None:
             evaluation.params.kpt_oks_sigmas = np.array(records[0].keypoint_spec.sigmas)
         evaluation.evaluate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,12 +195,13 @@ def test_methods_that_are_equal_are_claimed_rarely_with_very_unequal_seeds() -> 
 
 def test_impossible_requests_are_named() -> None:
     one = [sample(RNG(0).normal(0, 1, IMAGES))]
-    for arms, options, message in (
+    cases: list[tuple[Any, Any, str]] = [
         ({}, {}, "no variants"),
         ({"a": one, "b": []}, {}, "variant b has no runs, expected one or more"),
         ({"a": one}, {"confidence": 95}, r"confidence is a fraction between 0 and 1, got 95; 0\.95 is usual"),
         ({"a": one, "b": [sample(RNG(0).normal(0, 1, 30))]}, {}, "samples of other figures or of other sets"),
         ({"a": one, "b": one}, {"pool": True}, "takes a variant with two seeds or more"),
-    ):
+    ]
+    for arms, options, message in cases:
         with pytest.raises(ValueError, match=message):
             compare_samples(arms, **options)

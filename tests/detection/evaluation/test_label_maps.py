@@ -40,7 +40,7 @@ def counted(record: Make) -> Callable[[Maps], list[Record]]:
     ]
 
 
-def brute_force(maps: Maps) -> list[float]:
+def brute_force(maps: Maps) -> list[Any]:
     """The figures, and the IoU of each class, by sets of pixels."""
     true, predicted, place = dict[int, set[int]](), dict[int, set[int]](), 0
     for of_true, of_predicted in maps:

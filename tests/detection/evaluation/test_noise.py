@@ -137,7 +137,8 @@ def gap_of(**changes: int | bool) -> float:
 
 
 def test_the_visible_gap_is_claimed_in_8_of_10_experiments_of_the_noise_that_is_read_off_them() -> None:
-    rng, images, runs, arms = RNG(1), DESIGN.images, 1000, []
+    arms: Any = []
+    rng, images, runs = RNG(1), DESIGN.images, 1000
     for mean in (0.0, gap_of()):
         seed, own = rng.normal(0, NOISE.seed, (runs, DESIGN.seeds, 1)), NOISE.own
         per_image = mean + seed + rng.normal(0, own, (runs, DESIGN.seeds, images))

@@ -144,7 +144,8 @@ def mixed(record: Make) -> Callable[..., list[Record]]:
 
 def test_the_fixes_of_all_six_types_together_leave_nothing_wrong(mixed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # As the paper has it, 1 - AP50 is the sum of what the fixes gain one upon the other.
-    fix, six = tide._fix, set(ERROR_TYPES[:6])
+    six: Any = set(ERROR_TYPES[:6])
+    fix = tide._fix
     monkeypatch.setattr(tide, "_fix", lambda table, types: fix(table, six if types == {"Cls"} else types))
     for seed in range(5):
         run = errors_of(mixed(seed))

@@ -30,7 +30,7 @@ def test_each_place_has_a_file_of_all_variants(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "swap.yaml").write_text(yaml.safe_dump(values))
     experiment, before = load_experiment(tmp_path / "swap.yaml", [f"data.root={tmp_path}"]), torch.get_num_threads()
     places = Place(threads=1), Place(batch=2, precision="bf16")
-    paths = [measure_latencies(experiment, tmp_path / "out", place, say=str) for place in places]
+    paths = [measure_latencies(experiment, tmp_path / "out", place, say=lambda _: None) for place in places]
     assert torch.get_num_threads() == before
     assert {path.parent for path in paths} == {tmp_path / "out" / "latency"}
     first, second = (json.loads(path.read_text()) for path in paths)

@@ -23,7 +23,7 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def with_backbone(**options: Any) -> DetectionConfig:
-    return DetectionConfig(backbone=DetectorBackboneConfig(**{"name": "resnet18"} | options))
+    return DetectionConfig(backbone=DetectorBackboneConfig(**dict[str, Any](name="resnet18") | options))
 
 
 def changes(**configs: DetectionConfig) -> dict[str, dict[str, Any]]:

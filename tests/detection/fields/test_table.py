@@ -110,7 +110,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def read(folder: Path, points: Sequence[object], masks: Sequence[object] = ()) -> tuple[AnnotationIndex, list[Problem]]:
     """a.png with objects at (10, 20, 30, 40) and (40, 10, 70, 50), b.png with one at (0, 0, 20, 20)."""
-    boxes = [(10, 20, 30, 40), (0, 0, 20, 20), (40, 10, 70, 50)]
+    boxes = [(10.0, 20.0, 30.0, 40.0), (0.0, 0.0, 20.0, 20.0), (40.0, 10.0, 70.0, 50.0)]
     names, rest = ["first", "second", "third"], {"ignore": [False] * 3, "areas": [None] * 3}
     objects = ObjectRows(images=[0, 1, 0], boxes=boxes, labels=[0] * 3, names=names, **rest)
     objects.fields["points"] += points

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,7 +19,7 @@ NAME = 'a\n$b_{1}$ \0 <c> & " id="text_1"'
 SHOWN = r'a\n$b_{1}$ \x00 <c> & " id="text_1"'
 BAR = Bar(value=0.5, low=0.4, high=0.6)
 SIDES = np.array([[10.0, 20.0], [300.0, 200.0]])
-AXES = {"x_label": "x", "y_label": "y"}
+AXES: dict[str, Any] = {"x_label": "x", "y_label": "y"}
 
 
 def texts(svg: str) -> list[str]:
