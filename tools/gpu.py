@@ -112,7 +112,7 @@ def measure(rows: Sequence[Row], device: torch.device, *, side: int, until: floa
 
     Args:
         rows: in their order; one that would start after ``until`` is not run.
-        device: of all.
+        device: device of all.
         side: shorter side of the images, pixels.
         until: seconds of ``time.monotonic``.
     """

@@ -46,9 +46,9 @@ def make_pair(device: torch.device, *, masks: bool = False, depth: int = 50) -> 
     """Returns torchvision's detector over a pyramid, as it comes with ImageNet weights but with random ones, and ours.
 
     Args:
-        device: of both.
+        device: device of both.
         masks: Mask R-CNN instead of Faster R-CNN.
-        depth: of the ResNet.
+        depth: depth of the ResNet.
     """
     theirs = make_theirs(depth, masks=masks)
     ours = _make_ours(depth, masks=masks)
@@ -121,8 +121,8 @@ def calls(
         theirs: on ``device``; set to the mode that ``way`` needs, as are all.
         ours: by name.
         side: shorter side of the images, pixels.
-        images: of a call; they lie on the CPU before each.
-        device: of all.
+        images: images of a call; they lie on the CPU before each.
+        device: device of all.
     """
     pixels, targets = make_images(side, images)
     take_images_of(theirs, side)

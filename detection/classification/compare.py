@@ -46,9 +46,9 @@ def compare_classifiers(
     Args:
         variants: name -> a run directory, or that of a test, per seed.
         output: directory, made if needed.
-        confidence: of intervals, and 1 less the rate of false claims.
+        confidence: confidence of intervals, and 1 less the rate of false claims.
         pool: claims of methods take one seed deviation for all variants.
-        title: of the report.
+        title: title of the report.
         sections: lines of Markdown that end the report.
 
     Raises:

@@ -32,7 +32,7 @@ def measure_classifier_costs(
     Early exits are all counted.
 
     Args:
-        config: of the run.
+        config: config of the run.
         checkpoint: trained weights; None: random.
 
     Returns:

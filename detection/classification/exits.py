@@ -35,7 +35,7 @@ class ExitPoint:
     Attributes:
         threshold: nats.
         top1: share of the images that get the right class.
-        multiply_adds: of an image, on average.
+        multiply_adds: multiply adds of an image, on average.
         shares: (E,) of the images, by the exit that they leave by.
     """
 
@@ -51,9 +51,9 @@ def measure_exits(model: ImageClassifier, batches: Iterable[Views], labels: Tens
 
     Args:
         model: holds the network.
-        batches: of this process, whose first view counts.
+        batches: batches of this process, whose first view counts.
         labels: (N,) of all images.
-        side: of the square images whose cost is counted, pixels.
+        side: side of the square images whose cost is counted, pixels.
     """
     network = model.network
     assert isinstance(network, BranchyNet)

@@ -27,7 +27,7 @@ class Mixing:
 
     Attributes:
         kind: "mixup" of pixels, "cutmix", or "manifold" mixup, of pixels or of a feature map.
-        alpha: of the beta distribution of the shares.
+        alpha: alpha of the beta distribution of the shares.
     """
 
     kind: Literal["mixup", "cutmix", "manifold"]

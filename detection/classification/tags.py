@@ -39,7 +39,7 @@ def choose_thresholds(probabilities: Tensor, truth: Tensor, beta: float = BETA) 
     Args:
         probabilities: (N, K).
         truth: (N, K) bool.
-        beta: of F-beta.
+        beta: beta of F-beta.
     """
     grid = torch.tensor(GRID, dtype=probabilities.dtype)
     shared = torch.stack([f_beta(probabilities > step, truth, beta).mean() for step in grid])

@@ -78,7 +78,7 @@ def run_pretraining(config: ClassificationConfig, output: Path, *, resume: bool 
     """Trains the classifier that ``config`` describes into ``output`` and returns its last result.
 
     Args:
-        config: of the run.
+        config: config of the run.
         output: the run directory, made if needed.
         resume: go on from the newest checkpoint in it, if there is one.
 
@@ -118,7 +118,7 @@ def evaluate_classifiers(
     Several are an ensemble: their probabilities are averaged.  Thresholds of tags are chosen on ``config.data.val``.
 
     Args:
-        config: of the test: data, views, device, precision.
+        config: config of the test: data, views, device, precision.
         checkpoints: each is built as its own config says.
         output: directory for result.json.
 
@@ -146,7 +146,7 @@ def evaluate_weights(config: ClassificationConfig, output: Path) -> dict[str, An
     Classes go by their order: ImageNet's weights have its WordNet ids sorted, as folders are.
 
     Args:
-        config: of the network, its weights and the test.
+        config: config of the network, its weights and the test.
         output: directory for result.json.
 
     Raises:

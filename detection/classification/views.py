@@ -52,7 +52,7 @@ class ClassViews:
             image at each of ``scales``, as the fully convolutional form of a network takes it. Corners are those of the
             whole image; Krizhevsky et al. cut its central square first.
         crop: side of a crop, pixels.
-        shorter_side: of the image that crops are cut from, pixels.
+        shorter_side: shorter side of the image that crops are cut from, pixels.
         scales: shorter sides of the whole images, pixels.
     """
 

@@ -23,7 +23,7 @@ class Cited:
     """An experiment of the list.
 
     Attributes:
-        file: of configs/, such as experiments/bccd.
+        file: file of configs/, such as experiments/bccd.
         minutes: of training on one core that a run is expected to take, from timed steps; done runs say better.
     """
 
@@ -51,7 +51,7 @@ class Planned:
     """The finished runs of an experiment, and the time that the rest takes.
 
     Attributes:
-        name: of the experiment, and of its folder in docs/experiments.
+        name: name of the experiment, and of its folder in docs/experiments.
         path: its file.
         hours: of the runs that are done, by VARIANT/SEED; of searches of learning rates too.
         left: runs that are not done.

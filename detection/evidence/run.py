@@ -53,7 +53,7 @@ def run_evidence(
         only: name of the one experiment to run.
         jobs: runs at once.
         retry_failed: go on with failed runs too.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Returns:
         What ``verify`` finds at the end; None where runs are left.

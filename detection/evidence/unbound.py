@@ -76,8 +76,8 @@ class Loose:
     Attributes:
         line: its first, from 1.
         heading: above it.
-        number: of the table under the heading.
-        lines: as they stand.
+        number: number of the table under the heading.
+        lines: its lines in the document.
     """
 
     line: int

@@ -32,7 +32,7 @@ class Verdict:
     Attributes:
         findings: what is wrong; empty: every figure follows.
         figures: values in blocks.
-        blocks: of all documents.
+        blocks: blocks of all documents.
         records: that the blocks are made of.
         unbound: kind -> tables and sentences whose figures have no record.
         reports: experiment -> how its report was checked.
@@ -66,7 +66,7 @@ def verify(root: Path, *, write: bool = False, full: bool = False, say: Callable
         root: holds README.md and docs/.
         write: writes the blocks that differ anew; digests and reports are left alone.
         full: recomputes results and reports from detections too, where the labels of the test images are known.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
         ValueError: no checkout, or broken marks, templates or records.

@@ -62,12 +62,12 @@ class Comparison(Generic[ConfigT]):
     """An experiment and where and how it is run.
 
     Attributes:
-        experiment: as read.
-        kind: of its networks.
+        experiment: the experiment, as read from its file.
+        kind: kind of its networks.
         output: directory of all its files.
         programs: how trainings are started.
-        placement: how many at once, and where.
-        say: takes lines to show.
+        placement: number of runs in parallel, and their GPUs.
+        say: called with each line of progress.
     """
 
     experiment: Experiment

@@ -37,7 +37,7 @@ def measure_costs(
     """Measures the detector that ``config`` describes on the first ``images`` of ``config.data.test``.
 
     Args:
-        config: of the run.
+        config: config of the run.
         checkpoint: trained weights, since the number of detections decides what their selection costs; None: random.
         images: how many are timed, one at a time.
         warmup: how many of them are run before, untimed.

@@ -29,7 +29,7 @@ class Kind(Generic[ConfigT]):
 
     Attributes:
         schema: of the base and its variants.
-        command: of resdet, which trains one and tests it.
+        command: command of resdet, which trains one and tests it.
         metric: figure of result.json by which a config's learning rates are chosen where solver.best_metric names none.
         read: images of a config from "card:split" names; takes the key that messages name, and takes lines to show.
         facts: what a reader must know of a config's network for so many classes, by name; made without weights.

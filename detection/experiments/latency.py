@@ -40,8 +40,8 @@ class Place:
 
     Attributes:
         device: "cpu" or "cuda".
-        threads: of the CPU; None: torch's choice.
-        precision: of convolutions and matrix products.
+        threads: threads of the CPU; None: torch's choice.
+        precision: precision of convolutions and matrix products.
         batch: images at once.
         exported: name of the export in each run that is timed, such as "onnx"; None: PyTorch.
     """

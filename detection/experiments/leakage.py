@@ -50,7 +50,7 @@ def check_leakage(
         kind: reads the images.
         output: folder of the experiment.
         near: also look for near copies, which decodes all images.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
         ValueError: copies that the experiment doesn't allow.

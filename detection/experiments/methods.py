@@ -26,7 +26,7 @@ class MethodRow:
     """One row of the table.
 
     Attributes:
-        name: as printed.
+        name: name of the row, as printed.
         test: keys of the config's ``test`` section that this row and all below it change.
         needs: this row and all below it use the checkpoint trained with context, or the ensemble.
         paper: the paper's figures, as printed.
@@ -94,13 +94,13 @@ def run_methods(
     """Tests every row that the given checkpoints allow; the files of row i lie in ``output``/i.
 
     Args:
-        config: of ``checkpoint``; its ``data`` and ``test`` sections hold for all rows.
+        config: config of ``checkpoint``; its ``data`` and ``test`` sections hold for all rows.
         rows: each adds its settings to those of the rows above.
-        checkpoint: of the rows above the first that needs context.
+        checkpoint: checkpoint of the rows above the first that needs context.
         output: directory for results.
         context: a detector trained with context, built as its own config says.
         ensemble: further detectors for the rows that need an ensemble.
-        limit: only the first images.
+        limit: number of images, the first ones; None: all.
         resume: keep the results in ``output`` of rows that were tested under the same config after these checkpoints
             were written.
 

@@ -36,9 +36,9 @@ def describe(
     """Returns the content of experiment.json.
 
     Args:
-        experiment: as read.
+        experiment: the experiment, as read from its file.
         configs: variant -> its config as it is trained, at the first seed.
-        kind: of the networks.
+        kind: kind of the networks.
         say: takes a line for data sets with dropped objects.
 
     Raises:

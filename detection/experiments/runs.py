@@ -111,10 +111,10 @@ def execute(
     Args:
         runs: in the order in which they start.
         programs: how a training is started.
-        placement: how many at once, and where.
+        placement: number of runs in parallel, and their GPUs.
         code: hash of the code, for their status files.
         retry_failed: also go on with runs that failed by an error of their own, such as a loss that is not finite.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Returns:
         Those that are not done.

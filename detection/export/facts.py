@@ -27,16 +27,16 @@ class Facts:
     """The metadata of an exported file.
 
     Attributes:
-        format, precision: of the file.
+        format, precision: format and precision of the file.
         size: (height, width) of the frame in pixels; images lie at its top left, zeros fill the rest.
         batch: images of a call.
-        class_names: of the labels.
+        class_names: class names of the labels.
         resize: shorter and longer side in pixels that images are scaled to before; the graph does not resize.
         mean, std, channel_order: of the normalisation, which the graph does.
         score_threshold, nms_iou, max_detections: of the graph's detections.
-        config: of the run, YAML.
+        config: config of the run, YAML.
         shown_score, shown_origin: least score of detections that a predictor shows, and where it comes from.
-        licence: of the weights.
+        licence: licence of the weights.
         run: SHA-256 of the run's weights and classes.
         weights, iteration: file name and iteration of the checkpoint.
         float_parts: of an int8 model, the parts that stayed float.

@@ -78,7 +78,7 @@ def lossy_parts(
 
     Args:
         parts: from ``find_parts``.
-        loss: of a model with these parts quantised, 0..1.
+        loss: loss of a model with these parts quantised, 0..1.
         limit: 0..1.
     """
     if loss(list(parts)) <= limit:

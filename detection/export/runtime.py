@@ -104,9 +104,9 @@ class Exported(Framed):
     """A detector in an exported file.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         facts: its metadata.
-        config: of its run.
+        config: config of its run.
         class_names: K names.
     """
 
@@ -166,7 +166,7 @@ def open_exported(path: str | Path, *, threads: int | None = None) -> Exported:
 
     Args:
         path: a .pt2, .onnx or .xml file that ``resdet export`` wrote, or their folder.
-        threads: of ONNX Runtime and OpenVINO; None: as many as PyTorch takes.
+        threads: threads of ONNX Runtime and OpenVINO; None: as many as PyTorch takes.
 
     Raises:
         ValueError: there is none, or it is damaged or of another program.

@@ -52,10 +52,10 @@ class RegionDataset(Dataset[Sample]):
 
     Args:
         index: images and objects.
-        proposals: of every image.
+        proposals: proposals of every image.
         side: S, of a warped region.
         positive_iou: overlap from which a region is positive.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class RegionBatches(Sampler[list[Key]]):
     Args:
         num_regions: M.
         batch_size: regions per batch.
-        seed: of the run.
+        seed: seed of the run.
         start: number of the batch to begin with.
     """
 

@@ -62,7 +62,7 @@ def write_analysis(runs: Sequence[Path], output: Path, *, say: Callable[[str], N
     Args:
         runs: with config.yaml, result.json and detections.json, of the same test images.
         output: the folder to write into.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
         ValueError: no run or one twice, broken files, or runs of different images or classes.

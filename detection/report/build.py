@@ -37,7 +37,7 @@ def write_report(output: Path, *, say: Callable[[str], None] = print) -> Path:
 
     Args:
         output: the folder that resdet compare wrote.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
         ValueError: no experiment there, broken files, or data that are not those that were tested.

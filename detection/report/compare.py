@@ -57,7 +57,7 @@ def run_comparison(
         only: number of the one run to take, of ``plan_comparison``; the report is left to the end.
         train: false writes the report of what is there.
         robustness: also test every finished run on corrupted images, where that has not been done.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
         ValueError: an unfair experiment, test images that training sees, bad data or config, or a run that began with

@@ -78,9 +78,9 @@ def write_evaluation(
         output: the folder to write into.
         voc_metric: the definition behind VOC mAP.
         wanted: precision and recall for which a score is looked up.
-        keypoint_sigmas: of OKS, one for each keypoint; none: COCO's by their names, else 0.05.
+        keypoint_sigmas: keypoint sigmas of OKS, one for each keypoint; none: COCO's by their names, else 0.05.
         boundary: also judge the boundaries of masks, where there are masks.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
         ValueError: a file that can't be used; it is named, with its entries.
@@ -104,7 +104,7 @@ def write_map_evaluation(
         files: method -> one folder of label images, or one file in COCO's panoptic format, for each of its seeds.
         output: the folder to write into.
         root: folder of all data sets; None: the environment's.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
         ValueError: a data set or files that can't be used; the file is named.

@@ -49,8 +49,8 @@ def write_card(run: Path, *, licence: str | None = None, repo: str | None = None
     """Writes the card of the directory ``run``, and returns its path.
 
     Args:
-        run: of a detector.
-        licence: of the weights; None: that of the card there, else not stated.
+        run: run of a detector.
+        licence: licence of the weights; None: that of the card there, else not stated.
         repo: NAME/REPO of the hub that its code loads from; None: ``run``.
         overwrite: also a card that was edited.
 

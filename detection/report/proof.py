@@ -78,7 +78,7 @@ def sample_runs(
         runs: name -> the records of each seed, of the same test images.
         class_names: name -> those of its records.
         voc_metric: the definition behind "VOC mAP".
-        boundary: also the figures of the boundaries of masks.
+        boundary: also compute boundary AP of masks.
         labels: the classes of label maps; None: those of the records.
 
     Raises:

@@ -33,11 +33,11 @@ def push_run(
     Args:
         run: directory of a detector.
         repo: NAME/REPO of the hub.
-        licence: of the weights; None: that of the card there, else not stated.
+        licence: licence of the weights; None: that of the card there, else not stated.
         exports: upload export/ too.
         public: everybody may see it.
         dry_run: list the files and upload nothing; the card is written.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
         ValueError: a name that the hub does not take, no run or one of another program, or ``upload``'s.

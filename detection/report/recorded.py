@@ -85,7 +85,7 @@ class Recorded:
         starts: the entries of manifest.json.
         tested: None: no test of these weights.
         exports: folder below export/ -> its export.json.
-        costs: of resdet compare; None: not measured.
+        costs: costs of resdet compare; None: not measured.
         missing: records that there are not, each with its reason.
     """
 

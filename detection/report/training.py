@@ -24,7 +24,7 @@ def training_numbers(run: RunFolder, figure: Mapping[str, str]) -> dict[str, Any
     """Returns loss and ``figure`` of ``run`` by iteration; the latter also by epoch and by minute, None if not known.
 
     Args:
-        run: that was trained.
+        run: run that was trained.
         figure: its "key" in metrics.jsonl, and its "name" here.
     """
     name = figure["name"]

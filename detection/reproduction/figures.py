@@ -24,8 +24,8 @@ class Figure:
     """A cell of the paper's table beside ours.
 
     Attributes:
-        program: of the table's file.
-        row: as printed.
+        program: program of the table's file.
+        row: name of the row, as printed.
         metric: name of the figure.
         value: ours, fraction 0..1; None: there is none.
         paper: the paper's.

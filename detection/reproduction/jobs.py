@@ -65,7 +65,7 @@ class Job:
     Attributes:
         program: as the table's file describes it.
         config: what it runs.
-        folder: of its files.
+        folder: folder of its files.
         before: the jobs that it needs, by name.
         rows: of methods: the file with its rows.
         recipe: the config without the changes of the command line.

@@ -25,7 +25,7 @@ class Program:
     """One run that a table needs.
 
     Attributes:
-        name: of its folder; tables that share a run give it the same name.
+        name: name of its folder; tables that share a run give it the same name.
         run: the command of resdet.
         config: its config file, relative to the table's.
         changes: key=value changes of it.

@@ -22,9 +22,9 @@ def plan_table(name: str, output: Path | None = None, *, overrides: Sequence[str
     """Returns the plan of the table ``name``; arguments as ``reproduce_table``.
 
     Args:
-        name: of a table, or its file.
-        output: of all runs.
-        overrides: of all configs.
+        name: name of a table, or its file.
+        output: output of all runs.
+        overrides: overrides of all configs.
         timed: first time a step of each run whose data are there.
 
     Raises:
@@ -50,10 +50,10 @@ def reproduce_table(
     A run whose data or weights are missing, or that fails, leaves the others alone.
 
     Args:
-        name: of a table of ``table_names``, such as table7, or the YAML file of one.
+        name: name of a table of ``table_names``, such as table7, or the YAML file of one.
         output: directory of all runs, which tables share; default: output/reproduce.
         overrides: key=value changes of all configs.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
         ValueError: no such table or config, or runs of another config in ``output``.

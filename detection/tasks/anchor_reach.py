@@ -39,13 +39,13 @@ class Reach:
     """Anchors, and the best of them for each object, ignored and thin ones left out.
 
     Attributes:
-        name: of the anchors.
+        name: name of the anchors.
         size: shorter and longer side to which images are resized, pixels.
         anchors: (A, 2) width and height of all levels.
         sides: (M, 2) width and height of the objects in resized images.
         labels: (M,).
         ious: (M,) with the best anchor where it lies on its grid.
-        class_names: of the K classes.
+        class_names: class names of the K classes.
     """
 
     name: str

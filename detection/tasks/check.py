@@ -69,12 +69,12 @@ def check_card(
     """Prints problems and counts of the card ``name`` below the data root ``root``; returns the number of errors.
 
     Args:
-        name: of a card, or its path.
+        name: name of a card, or its path.
         root: the data root.
         splits: only these; empty: all of the card.
         images: also decode the images, and look for copies of one.
         page: also draw all of it on this HTML page.
-        config: of a detector, whose anchors are held against the objects.
+        config: config of a detector, whose anchors are held against the objects.
 
     Raises:
         ValueError: no such card, or a bad config.

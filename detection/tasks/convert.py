@@ -43,7 +43,7 @@ def convert_weights(
         classes: a card with the classes in the order of the weights; of networks of label maps the background, which
             has the first row, may be left out, and where the card has other classes the weights' own are taken.  Of
             panoptic networks things, and perhaps stuff after them.
-        norm_eps: of torchvision's v1 trained further, see docs/weights.md.
+        norm_eps: batch-norm epsilon of a fine-tuned v1 of torchvision; see docs/weights.md.
         settings: Detectron2's config.yaml, where the detector is not of its model zoo.
 
     Raises:

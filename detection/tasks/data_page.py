@@ -38,8 +38,8 @@ def write_data_page(
     """Writes the page of a data set to ``path``, and gives it.
 
     Args:
-        path: of the HTML file.
-        name: of the data set.
+        path: path of the HTML file.
+        name: name of the data set.
         splits: what could be read.
         labelled: those of them with label maps.
         findings: worst first.

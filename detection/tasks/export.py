@@ -77,13 +77,13 @@ class Wanted:
     """The parts of an export, and its checks.
 
     Attributes:
-        format, precision: of the file.
+        format, precision: format and precision of the file.
         size: (height, width) of the frame; None: the smallest that holds the images of the proof, as they are resized.
         batch: images of a call.
         images: folder whose images prove and calibrate; None: the run's data.test proves, data.train calibrates.
         count: images of each.
         timed: images whose latency is measured; 0: none.
-        licence: of the weights; None: what the config tells.
+        licence: licence of the weights; None: the licence that the config implies.
         page: adds the page that runs an ONNX model in a browser.
         runtime: folder with onnxruntime-web for the page; None: from npm or its registry.
         limits: that fail the export.
@@ -108,10 +108,10 @@ def run_export(
     """Writes the files of ``output`` and returns the content of export.json.
 
     Args:
-        checkpoint: of a run.
+        checkpoint: checkpoint of a run.
         output: folder; an export in it is replaced.
         wanted: format, precision, sizes and limits.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
         ValueError: a detector, size or test-time method that can't be exported, no images, or a limit exceeded; then

@@ -42,7 +42,7 @@ class FirstCard:
     """A card and what it describes.
 
     Attributes:
-        card: of the data set.
+        card: card of the data set.
         sets: train, val and test, as far as there are.
         lists: files of the drawn splits -> the images in them.
     """
@@ -59,8 +59,8 @@ def draw_card(found: Recognised, place: Path, *, group: str | None, seed: int, s
         found: the folder.
         place: where the lists will lie.
         group: regular expression on the path of an image, for groups that stay together.
-        seed: of the split.
-        say: takes lines.
+        seed: seed of the split.
+        say: called with each line of progress.
 
     Raises:
         ValueError: the labels are of no use, or ``group`` is no regular expression.

@@ -39,11 +39,11 @@ def fit_memory(
     """Returns ``config`` with the fewest solver.accumulate parts that ``device`` holds; on a CPU as it is.
 
     Args:
-        config: of the training.
+        config: config of the training.
         build: gives the model on the CPU.
         index: the training set.
-        device: that trains.
-        say: takes lines.
+        device: device that trains.
+        say: called with each line of progress.
 
     Raises:
         ValueError: several processes, or nothing to train on.
@@ -102,7 +102,7 @@ def smallest_accumulate(images: int, holds: Callable[[int], bool]) -> int | None
     """Returns the fewest parts that a step can be computed in; None if a single image is too much.
 
     Args:
-        images: of a step, a multiple of the parts.
+        images: images of a step, a multiple of the parts.
         holds: whether the memory holds a step of so many parts.
     """
     numbers = [number for number in range(1, images + 1) if images % number == 0]
@@ -118,7 +118,7 @@ def largest_images(index: AnnotationIndex, resize: Resize, count: int, *, mixed:
     Args:
         index: images.
         resize: to the size that the model sees.
-        count: how many.
+        count: number of images.
         mixed: batches hold upright beside lying images, padded to the sides of both.
     """
     wanted = index.num_wanted().tolist()

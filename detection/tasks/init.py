@@ -65,8 +65,8 @@ class Wishes:
         start: a run, a checkpoint, a name in the zoo, a file of another project, or "none"; None: a published detector
             if it can be had.
         group: regular expression on the path of an image, for groups that stay together.
-        format: of the labels.
-        seed: of the split.
+        format: format of the labels.
+        seed: seed of the split.
         overwrite: write everything anew.
     """
 
@@ -88,11 +88,11 @@ def init_folder(
     """Writes card, split and config for the data in ``folder``, unless they are there; returns where they lie.
 
     Args:
-        folder: of images and labels, or a file of labels in it, or a data.yaml.
-        output: of the run that follows; None: output/NAME of the folder.
-        wishes: of the user.
-        machine: that trains; None: this one.
-        say: takes lines.
+        folder: folder of images and labels, or a file of labels in it, or a data.yaml.
+        output: output of the run that follows; None: output/NAME of the folder.
+        wishes: choices of the user.
+        machine: machine that trains; None: this one.
+        say: called with each line of progress.
 
     Raises:
         ValueError: no known labels, labels without an image that can be used, or another data set's files in

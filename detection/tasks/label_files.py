@@ -47,7 +47,7 @@ class LabelFiles:
     """Writes each label map that it is given, as ``predict`` finds it.
 
     Args:
-        index: of the test set.
+        index: index of the test set.
         output: directory for the folders of files.
         pictures: how many images are also drawn, the first ones.
     """

@@ -34,8 +34,8 @@ def choose_for_labels(
     Args:
         index: the training set, with label maps.
         sets: train, val and test -> card:split.
-        machine: that trains.
-        init: of the config: where training starts; None: from nothing.
+        machine: machine that trains.
+        init: where training starts, as in the config; None: from scratch.
         origin: the network that ``init`` names.
 
     Raises:

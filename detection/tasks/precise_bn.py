@@ -40,7 +40,7 @@ def recompute_statistics(config: DetectionConfig, path: Path, *, images: int, fo
     layer, with the config that tells what its weights need.
 
     Args:
-        config: of a run; its backbone and weights are used.
+        config: config of a run; its backbone and weights are used.
         path: a .safetensors file to write.
         images: how many of the training set at most.
         folder: a classification set, one subfolder per class, as the paper takes ImageNet's; None takes

@@ -56,7 +56,7 @@ def predict_sources(
         output: directory, made if needed; it must not hold a prediction.
         min_score: detections below are left out, in all or by class; None: the predictor's threshold.
         max_frames: of each video and camera.
-        say: takes a line for each image and video.
+        say: called with a line for each image and video.
 
     Raises:
         ValueError: a path that does not exist, no image, a class that there is not, or a prediction in ``output``.
@@ -149,7 +149,7 @@ class OutputNames:
     No two are the same, also where a file system does not tell "A.jpg" from "a.jpg".
 
     Args:
-        sources: as the user gave them.
+        sources: sources as the user gave them.
     """
 
     def __init__(self, sources: Iterable[CliSource]) -> None:

@@ -96,8 +96,8 @@ def choose(
     Args:
         index: the training set, with masks if it has any.
         sets: train, val and test -> card:split.
-        machine: that trains.
-        init: of the config: where training starts; None: from nothing.
+        machine: machine that trains.
+        init: where training starts, as in the config; None: from scratch.
         origin: the detector that ``init`` names.
 
     Raises:

@@ -42,11 +42,11 @@ def run_corrupted(
     """Tests ``checkpoint`` on ``config.data.test`` under each corruption at each strength.
 
     Args:
-        config: of the run.
+        config: config of the run.
         checkpoint: weights of a detector that ``config`` describes.
         output: directory for robustness/.
-        limit: only the first images.
-        say: takes lines to show.
+        limit: number of images, the first ones; None: all.
+        say: called with each line of progress.
 
     Raises:
         ValueError: bad data or config, or weights that do not fit.

@@ -110,14 +110,14 @@ def run_test(
     """Tests ``checkpoint`` on ``config.data.test``, writes the files of ``output`` and returns the result.
 
     Args:
-        config: of the run.
+        config: config of the run.
         checkpoint: weights of a detector that ``config`` describes, or an export of it.
         output: directory for result.json, detections.json, config.yaml and pictures/.
         ensemble: further detectors, each built as its own config says; they must know the same classes.
-        limit: only the first images.
+        limit: number of images, the first ones; None: all.
         pictures: how many images to draw.
         submit: also write submission/.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
         ValueError: bad data or config, weights that do not fit, or ``submit`` and a data set without a server.
@@ -164,10 +164,10 @@ def proposal_recall(
     """Measures recall of the RPN's 100, 300 and 1000 best proposals on ``config.data.test``; writes proposals.json.
 
     Args:
-        config: of the run.
+        config: config of the run.
         checkpoint: weights of a detector that ``config`` describes; its box stage need not be trained.
         output: directory for proposals.json.
-        limit: only the first images.
+        limit: number of images, the first ones; None: all.
 
     Raises:
         ValueError: bad data or config, or weights that do not fit.
@@ -229,10 +229,10 @@ def measure(
     """Tests ``detectors`` on the images of ``index``; without ground truth, figures are None.
 
     Args:
-        config: of the run.
+        config: config of the run.
         detectors: one, or an ensemble.
-        index: of the test set.
-        limit: only the first images.
+        index: index of the test set.
+        limit: number of images, the first ones; None: all.
         corrupt: changes the images before.
         output: directory for label maps, where the detectors predict some.
         pictures: how many of them to draw.
@@ -336,7 +336,7 @@ def read_records(run: Path, *, say: Callable[[str], None] = SCREEN.print) -> tup
 
     Args:
         run: holds config.yaml, result.json (how many images were tested) and the files of what its detector finds.
-        say: takes lines to show.
+        say: called with each line of progress.
 
     Raises:
         ValueError: a file is missing or broken, bad data, or a detection of an image or category that they lack.

@@ -51,7 +51,7 @@ def run_training(
     Under torchrun every process calls it, and all return the same.
 
     Args:
-        config: of the run.
+        config: config of the run.
         output: the run directory, made if needed.
         resume: go on from the newest checkpoint in it, if there is one.
         fit: first find the fewest parts of a step that the GPU's memory holds, in place of solver.accumulate.
