@@ -1,4 +1,4 @@
-"""Label maps and panoptic segmentations of any program, as the records that the evaluation reads."""
+"""Reads label maps and panoptic segmentations of any program into the records of the evaluation."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ __all__ = ["read_judged_maps"]
 
 
 def read_judged_maps(truth: str, files: Mapping[str, Sequence[Path]], *, root: Path | None = None) -> Judged:
-    """Returns what was counted in the label maps of ``files`` (method -> one of each seed) beside those of ``truth``.
+    """Counts the label maps in ``files`` (method -> one per seed) against those of ``truth``.
 
-    A folder holds a label image for each image of the data set, called like it.  A file is in COCO's panoptic format,
-    and its PNGs lie in the folder beside it that is called like it.
+    A folder holds a label image for each image of the data set, with the same name.  A file is in COCO's panoptic
+    format, and its PNGs lie in the folder of the same name beside it.
 
     Args:
         truth: CARD:SPLIT.
         files: folders and files.
-        root: folder of all data sets; None: the environment's.
+        root: data root; None: $RESDET_DATA_ROOT, else datasets/.
 
     Raises:
         ValueError: a data set without label maps or whose labels are unknown, or a file that can't be used.
@@ -57,7 +57,7 @@ def _judged(index: AnnotationIndex, path: Path) -> list[Record]:
 
 
 def _panoptic_maps(index: AnnotationIndex, path: Path) -> LabelMaps:
-    """Returns the segments that ``path`` lists of the images of ``index``."""
+    """Returns the segments that the file ``path`` lists for the images of ``index``."""
     truth = index.label_maps
     assert truth is not None
     if truth.segments is None:
