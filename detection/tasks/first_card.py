@@ -160,7 +160,7 @@ def _draw(
 
 
 def _label_counts(index: AnnotationIndex) -> NDArray[np.int64]:
-    """Returns 1 in (N, K) for each class that an image has a pixel of."""
+    """Returns (N, K) of 0 and 1: whether image n has a pixel of class k."""
     return check_label_maps(index)[0].present.astype(np.int64)
 
 
