@@ -32,7 +32,7 @@ class Finding:
 
 
 def changed(printed: str | None, expected: str | None) -> str:
-    """Describes how a line differs from the ``expected`` one (None: no such line), by its numbers if only they differ."""
+    """Describes how a line differs from the ``expected`` one (None: no such line), by numbers if only they differ."""
     if printed is None:
         return f"lacks {expected!r}"
     if expected is None:
