@@ -50,7 +50,7 @@ def read_blocks(text: str) -> list[Block]:
         if found:
             name, begin = found[1], number + 1
             if any(block.name == name for block in blocks):
-                raise ValueError(f"line {number + 1}: figures {name!r} stand twice; give them two names")
+                raise ValueError(f"line {number + 1}: figures {name!r} exist twice; give each a unique name")
         elif line.strip() == _END:
             if name is None:
                 raise ValueError(f"line {number + 1}: {_END!r} ends nothing; '<!-- figures: NAME -->' begins a block")

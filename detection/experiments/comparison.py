@@ -112,7 +112,7 @@ class Comparison(Generic[ConfigT]):
         if searched and chosen not in searched:
             missing = [n for n, run in enumerate(runs) if run in searched and not _has_ended(run)]
             if missing:
-                raise ValueError(f"--index {index} needs the rates that the search finds; not done yet: runs {missing}")
+                raise ValueError(f"--index {index} needs the rates of the search, whose runs {missing} are not done")
             found = self._with_rates(configs)
             if chosen.variant not in found:
                 return False
@@ -207,12 +207,12 @@ class Comparison(Generic[ConfigT]):
         while len(runs := self.grid_runs(configs)) > len(searched):
             if searched:
                 more = ", ".join(map(str, runs[len(searched) :]))
-                self.say(f"the best learning rate lies at an edge of the grid: {more} are tried too")
+                self.say(f"the best learning rate lies at an edge of the grid; also trying {more}")
             searched = runs
             self._execute(searched, retry_failed)
             left = [run for run in searched if not _has_ended(run)]  # a rate may be too high
             if left:
-                self.say(f"no learning rate is chosen before these have ended: {', '.join(map(str, left))}")
+                self.say(f"learning rates are chosen after these runs: {', '.join(map(str, left))}")
                 return False
         return True
 

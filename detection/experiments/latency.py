@@ -117,7 +117,7 @@ def _tester(config: DetectionConfig, weights: Path | None, place: Place, class_n
     checkpoint = None if weights is None else read_checkpoint(weights)
     if place.exported is not None:
         if weights is None or checkpoint is None:
-            raise ValueError(f"--exported {place.exported}: no run is finished, so that none is exported")
+            raise ValueError(f"--exported {place.exported}: no run is finished, so there is no export to time")
         exported = open_exported(weights / "export" / place.exported, threads=place.threads)
         exported.check_run(checkpoint)
         return exported

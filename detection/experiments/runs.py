@@ -243,7 +243,7 @@ def _start(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
-        say(f"{run}: another process trains it; left alone")
+        say(f"{run}: skipped, as another process trains it")
         return None
     try:
         write_text(run.folder / "config.yaml", dump_config(run.config))
@@ -276,7 +276,7 @@ def _finish(child: _Child, code: str, say: Callable[[str], None]) -> None:
     run, exit_code = child.run, child.process.returncode
     child.lock.close()
     if exit_code == EXIT_STOPPED:
-        say(f"{run}: stopped from outside; the next start resumes it")
+        say(f"{run}: stopped by a signal; the same command continues it")
         return
     if exit_code == 0 and (run.folder / "result.json").is_file():
         write_status(run.folder, "done", code=code, exit_code=0)

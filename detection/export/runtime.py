@@ -133,7 +133,7 @@ class Exported(Framed):
         own, other = self.facts.run, run_digest(checkpoint)
         if own != other:
             raise ValueError(
-                f"{self.path} is an export of another run: of weights {own[:12]} at iteration {self.facts.iteration}, "
+                f"{self.path} is an export of another run: weights {own[:12]} of iteration {self.facts.iteration}, "
                 f"and {checkpoint.path} holds {other[:12]} at iteration {checkpoint.iteration}; export the run again"
             )
 

@@ -76,7 +76,7 @@ def run_comparison(
         if robustness:
             _corrupt(comparison.output, say)
     except KeyboardInterrupt as error:
-        raise StoppedError("the runs are saved; the same command resumes them") from error
+        raise StoppedError("checkpoints are saved; the same command continues") from error
     classifies = comparison.kind is CLASSIFIERS
     page = write_classifier_report(comparison.output, say=say) if classifies else write_report(comparison.output)
     if page is not None:

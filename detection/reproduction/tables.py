@@ -80,7 +80,7 @@ class PaperTable:
             unknown = [name for name in program.needs if name not in known]
             if unknown or program.name in known:
                 raise ValueError(
-                    f"program {program.name!r} must have a name of its own and come after those that it needs; "
+                    f"program {program.name!r} must have a unique name and follow the programs it needs; "
                     f"before it come {', '.join(sorted(known)) or 'none'}, and it needs {', '.join(program.needs)}"
                 )
             known.add(program.name)

@@ -76,7 +76,7 @@ def _run(job: Job, say: Callable[[str], None]) -> None:
         return
     if lacks := missing(job):
         for lack in lacks:
-            say(f"{job.program.name}: not run for want of {lack}")
+            say(f"{job.program.name}: not run, missing {lack}")
         return
     say(f"{job.program.name}: in {job.folder}")
     try:

@@ -111,7 +111,7 @@ def name_files(given: Sequence[str], *, option: str = "--detections") -> dict[st
         if not name or not paths:
             raise ValueError(f"{option} {text!r}: expected A.json, or NAME=A1.json,A2.json with a file per seed")
         if len({path.resolve() for path in paths}) < len(paths):
-            raise ValueError(f"{option} {text!r}: a file stands twice, expected the detections of another seed")
+            raise ValueError(f"{option} {text!r}: a file is given twice, expected the detections of another seed")
         if name in files:
             raise ValueError(f"{option}: two methods are called {name!r}; name them as in NAME={listed}")
         files[name] = paths
@@ -121,7 +121,7 @@ def name_files(given: Sequence[str], *, option: str = "--detections") -> dict[st
 def _with_sigmas(truth: Truth, sigmas: tuple[float, ...]) -> Truth:
     if truth.keypoint_spec is None:
         why = truth.known.no_keypoints or "its categories name none"
-        raise ValueError(f"--keypoint-sigmas are of keypoints, which {truth.known.source} has not: {why}")
+        raise ValueError(f"--keypoint-sigmas needs keypoints, which {truth.known.source} lacks: {why}")
     return replace(truth, keypoint_spec=replace(truth.keypoint_spec, sigmas=sigmas))
 
 

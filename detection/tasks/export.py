@@ -173,9 +173,9 @@ def _whole(output: Path) -> Iterator[Path]:
 
 def _check(config: DetectionConfig, wanted: Wanted) -> None:
     if wanted.format == "torch" and wanted.precision == "int8":
-        raise ValueError("--int8 is of --format onnx and openvino; torch takes --half")
+        raise ValueError("--int8 is for --format onnx and openvino; with torch use --half")
     if wanted.page and wanted.batch != 1:
-        raise ValueError(f"the page of --format web looks at one image at a time; leave out --batch {wanted.batch}")
+        raise ValueError(f"the page of --format web takes one image at a time; leave out --batch {wanted.batch}")
     if wanted.page and not config.finds_objects:
         raise ValueError(
             f"the page of --format web draws boxes and masks, and architecture {config.architecture} finds no objects; "

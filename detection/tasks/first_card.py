@@ -112,7 +112,7 @@ def _read(card: Card, name: str, say: Say) -> list[AnnotationIndex]:
         _say_dropped(problems, say)
         parts.append(index)
     if not sum(map(len, parts)):
-        raise ValueError(f"{card.root}: the split {name!r} has no image that can be used; resdet check says more")
+        raise ValueError(f"{card.root}: the split {name!r} has no usable image; resdet check lists the reasons")
     return parts
 
 
@@ -134,7 +134,7 @@ def _looks(sets: Mapping[str, AnnotationIndex], say: Say) -> dict[str, Look]:
     """Returns path -> appearance of the image, to find copies; empty for very many images."""
     paths = [*dict.fromkeys(path for index in sets.values() for path in index.paths)]
     if len(paths) > MANY_IMAGES:
-        say(f"{len(paths)} images: no copies are looked for, which takes minutes; resdet check does it")
+        say(f"{len(paths)} images: not searched for copies, which takes minutes; resdet check does it")
         return dict.fromkeys(paths, Look(None, None, None))
     return dict(zip(paths, look_at(paths), strict=True))
 

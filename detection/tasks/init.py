@@ -106,7 +106,7 @@ def init_folder(
         return _existing(project, root, wishes, say)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
-            f"{project.config} is not there yet, and one process must write it: run resdet init {folder} first"
+            f"{project.config} does not exist yet, and only one process may write it; first type: resdet init {folder}"
         )
     found = recognise(folder, format=wishes.format)
     for line in found.lines:
@@ -131,16 +131,16 @@ def init_folder(
 def _existing(project: Project, root: Path, wishes: Wishes, say: Say) -> Project:
     """Returns the files of an earlier call; raises ValueError if they belong to another folder or other wishes."""
     card = load_card(str(project.card))
-    anew = "add --overwrite to write them anew, or choose another --output-dir"
+    anew = "add --overwrite to replace it, or choose another --output-dir"
     if Path(str(card.root)) != root:
-        raise ValueError(f"{project.card} is of {card.root}, and not of {root}; {anew}")
+        raise ValueError(f"{project.card} is the card of {card.root}, not of {root}; {anew}")
     if wishes.group is not None or wishes.format not in (None, card.format):
-        raise ValueError(f"{project.card} is there, and --group and --format are for a new one; {anew}")
+        raise ValueError(f"{project.card} exists, and --group and --format are for a new card; {anew}")
     content = parse_yaml(project.config.read_text(encoding="utf-8"))
     start = content.get("init") if isinstance(content, Mapping) else None
     if wishes.start is not None and wishes.start != (start or "none"):
-        raise ValueError(f"{project.config} starts from {start or 'none'}, and not from {wishes.start}; {anew}")
-    say(f"card and config of an earlier call: {project.card}, {project.config} (--overwrite writes them anew)")
+        raise ValueError(f"{project.config} starts from {start or 'none'}, not from {wishes.start}; {anew}")
+    say(f"card and config of an earlier call: {project.card}, {project.config} (--overwrite replaces them)")
     return replace(project, classifies=card.format == "image_folder")
 
 
@@ -182,7 +182,7 @@ def _start(
         ValueError, ConnectionError: ``wanted`` is not available.
     """
     if wanted == "none":
-        say(f"starts from nothing, as asked. {_needs(kind, images)}")
+        say(f"starts from scratch, as requested. {_needs(kind, images)}")
         return None, None
     if wanted is not None:
         with bar(wanted, unit="bytes") as move:
@@ -190,12 +190,12 @@ def _start(
     reasons = list[str]()
     for name in names:
         try:
-            say(f"starts from {name} if it can be had: {find_entry(name).url}")
+            say(f"starts from {name} if it is available: {find_entry(name).url}")
             with bar(name, unit="bytes") as move:
                 return name, read_origin(name, progress=move, attempts=1)
         except (ValueError, OSError) as error:
             reasons.append(str(error))
-    say(f"no published {kind} can be had ({reasons[0]}). {_needs(kind, images)}")
+    say(f"no published {kind} is available ({reasons[0]}). {_needs(kind, images)}")
     say(f"  on a machine with a network: download {find_entry(names[0]).url}, copy it here, and add --from FILE")
     return None, None
 
@@ -203,7 +203,7 @@ def _start(
 def _needs(kind: str, images: int) -> str:
     """Returns a line on the data that training a network of ``kind`` from scratch needs."""
     enough = f"{images} images are enough to try" if images >= FEW_IMAGES else f"{images} images make a weak one"
-    return f"From nothing a {kind} learns from some {FEW_IMAGES:,} images and many epochs (COCO: 118,000); {enough}"
+    return f"From scratch a {kind} needs some {FEW_IMAGES:,} images and many epochs (COCO: 118,000); {enough}"
 
 
 def _classifier(specs: Mapping[str, str]) -> str:

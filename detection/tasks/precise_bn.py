@@ -53,7 +53,7 @@ def recompute_statistics(config: DetectionConfig, path: Path, *, images: int, fo
         ValueError: bad data or config, a backbone without batch normalisation, or another kind of file.
     """
     if path.suffix != ".safetensors":
-        raise ValueError(f"the weights go into a .safetensors file, got {str(path)!r}")
+        raise ValueError(f"--output takes a .safetensors file, got {str(path)!r}")
     batches = _detection_set(config, images) if folder is None else _image_folder(folder, images)
     # Trunk and tail together are the whole network, whatever head the config has.
     plain = BackboneConfig(**{f.name: getattr(config.backbone, f.name) for f in fields(BackboneConfig)})

@@ -130,7 +130,7 @@ def run_test(
     write_submission = find_submission(config.data, objects=config.finds_objects) if submit else None
     if isinstance(checkpoint, Exported):
         if ensemble:
-            raise ValueError(f"{checkpoint.path} is an export, which is tested alone; leave out --ensemble")
+            raise ValueError(f"{checkpoint.path} is an export, which has no ensemble; leave out --ensemble")
         checkpoint.check_config(config, index.class_names)
         source, detectors = checkpoint.source, [checkpoint]
     else:

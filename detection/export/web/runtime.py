@@ -82,7 +82,7 @@ def _bring(kept: Path) -> None:
             return
         except (OSError, ValueError, tarfile.TarError, subprocess.TimeoutExpired) as error:
             reasons.append(str(error))
-    raise ValueError(f"{PACKAGE} can't be had: {'; '.join(reasons)}; {_by_hand()}")
+    raise ValueError(f"{PACKAGE} is not available: {'; '.join(reasons)}; {_by_hand()}")
 
 
 def _by_npm(folder: Path) -> Path:
