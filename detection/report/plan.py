@@ -57,7 +57,7 @@ def stated_noise(seed: float, image: float, images: int) -> SeedNoise:
 
 
 def format_plan(noise: SeedNoise, design: Design, *, gap: float, figure: str = "AP") -> str:
-    """Returns the gap in ``figure`` that ``design`` can show, and the seeds and images for other gaps and for ``gap``."""
+    """Returns the gap in ``figure`` that ``design`` can show, and the seeds and images for other gaps and ``gap``."""
     images = [factor * design.images for factor in IMAGE_FACTORS]
     rows = [[str(n), *(_points(visible_gap(noise, replace(design, seeds=n, images=m))) for m in images)] for n in SEEDS]
     by_image = math.sqrt(design.images)
