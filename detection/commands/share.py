@@ -49,7 +49,9 @@ def _push_options(parser: ArgumentParser) -> None:
     parser.add_argument("repo", metavar="NAME/REPO", help="repository of the hub; created if it does not exist")
     parser.add_argument("--licence", help="of the weights, such as apache-2.0 (default: the card's, else not stated)")
     parser.add_argument("--exports", action="store_true", help="also upload export/")
-    parser.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
+    parser.add_argument(
+        "--public", action="store_true", help="create a public repository, or push to one (default: private)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only write the card and list files and sizes")
 
 

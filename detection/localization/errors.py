@@ -41,8 +41,8 @@ class LocalizationErrors:
     """Errors as fractions 0..1 of the images; NaN without images."""
 
     images: int  # number of images with ground truth
-    top1: float  # the first guess is wrong
-    top5: float  # the first five are
+    top1: float  # share of images whose first guess is wrong
+    top5: float  # all of the first five guesses are wrong
     top5_class: float  # none of the first five has the right class: the classification error
 
 

@@ -35,7 +35,7 @@ def push_run(
         repo: NAME/REPO of the hub.
         licence: licence of the weights; None: that of the card there, else not stated.
         exports: also upload export/.
-        public: make a new repository public.
+        public: create a public repository, or push to an existing public one.
         dry_run: only write the card and list the files.
         say: called with each line of progress.
 

@@ -31,7 +31,7 @@ __all__ = ["FirstCard", "card_text", "draw_card"]
 
 ALL = "all"  # name of the only split in a folder without splits
 LEAST_FOR_TEST = 100  # images; a smaller data set gets no test set
-MANY_IMAGES = 20_000  # from here on a broken image is an error: to decode all takes minutes at every start
+MANY_IMAGES = 20_000  # with more, a broken image is an error: decoding all takes minutes at every start
 ROOT = Path()  # cards of folders have absolute paths
 
 Say = Callable[[str], None]
