@@ -97,7 +97,7 @@ FILTERS: dict[str, Callable[..., str]] = {
 
 
 def _plan(experiment: str, *, noise: tuple[float, float], images: int) -> str:
-    """Returns what resdet compare EXPERIMENT --plan prints with stated noise."""
+    """Returns the output of resdet compare EXPERIMENT --plan with stated noise."""
     return plan_claims(find_config(experiment), stated=noise, images=images)
 
 

@@ -43,7 +43,7 @@ def measure_apart(model: Path, images: Sequence[Tensor], *, threads: int) -> Tim
     """Measures ``model``, a checkpoint or an exported file, on ``images`` (3, H, W), one at a time.
 
     Raises:
-        RuntimeError: the process failed; its last line says why.
+        RuntimeError: the process failed; the message has its last line.
     """
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder, "images.pt")

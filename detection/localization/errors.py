@@ -63,7 +63,7 @@ def localization_error(records: Sequence[LocalizationRecord]) -> LocalizationErr
 
 
 def _hits(record: LocalizationRecord) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Returns which of the first five guesses have the image's class, and which of these also a right box."""
+    """Returns two masks of the first five guesses: those with the image's class, and those of them with a right box."""
     classified = record.labels[:MAX_GUESSES] == record.label
     overlaps = box_iou(record.boxes[:MAX_GUESSES], record.gt_boxes)
     return classified, classified & (overlaps.max(axis=1) >= HIT_IOU)

@@ -1,4 +1,4 @@
-"""What is proven about each pair of an experiment, and what more knowledge would cost."""
+"""Proven differences of each pair of an experiment, and the seeds or images that would tell more."""
 
 from __future__ import annotations
 
