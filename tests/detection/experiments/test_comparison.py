@@ -200,13 +200,13 @@ def test_a_grid_that_grows_renumbers_no_run(make: Make) -> None:
     grown = comparison.plan().splitlines()
     assert [line.split()[:3] for line in grown[1:7]] == [line.split()[:3] for line in numbered[1:7]]
     assert sum("search" in line for line in grown) == 6
-    with pytest.raises(ValueError, match=r"not done yet: runs \[6, 7\]"):
+    with pytest.raises(ValueError, match=r"runs \[6, 7\] are not done"):
         comparison.run_one(4)
 
 
 def test_an_array_trains_after_the_search_and_a_variant_without_a_rate_is_reported(make: Make, said: list[str]) -> None:
     comparison = make("resnet18", "plain34", protocol=GRID | {"factors": [1, 2]})
-    with pytest.raises(ValueError, match=r"--index 4 needs the rates that .*; not done yet: runs \[0, 1, 2, 3\]"):
+    with pytest.raises(ValueError, match=r"--index 4 needs the rates .* runs \[0, 1, 2, 3\] are not done"):
         comparison.run_one(4)
     assert [comparison.run_one(index) for index in range(6)] == [True, True, False, False, True, False]
     assert solver("runs/resnet18/0")["base_lr"] == 0.02
