@@ -99,7 +99,7 @@ class Comparison(Generic[ConfigT]):
         return not left and not unmeasured and len(configs) == len(self.experiment.arms)
 
     def run_one(self, index: int, *, retry_failed: bool = False) -> bool:
-        """Trains and tests run number ``index`` of ``plan``, on one of several machines; returns whether it is done now.
+        """Trains and tests run ``index`` of ``plan``, on one of several machines; returns whether it is done now.
 
         Raises:
             ValueError: as ``run``; no such run; or missing runs or times that it depends on.
@@ -123,7 +123,7 @@ class Comparison(Generic[ConfigT]):
         return not self._execute([chosen], retry_failed)
 
     def plan(self) -> str:
-        """Returns the runs with numbers, states, iterations and estimated hours of training, from a few timed iterations.
+        """Returns the runs with numbers, states, iterations and estimated hours, from a few timed iterations.
 
         Under equal_time it also fixes the number of iterations of each variant.
 
