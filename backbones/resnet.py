@@ -115,8 +115,8 @@ class StagePlan:
 class ResidualNetwork(Backbone):
     """A stem, stages of residual blocks, and after pre-activation blocks one more normalisation and activation.
 
-    The features are the outputs of stages. Those of pre-activation blocks are bare sums, except for the last stage, which
-    ends in the closing layers. A subclass makes the stem, and then the stages with ``_add_stages``.
+    The features are the outputs of stages: bare sums after pre-activation blocks, except for the last stage, which ends
+    in the closing layers. A subclass makes the stem, and then the stages with ``_add_stages``.
 
     Args:
         specs: of all stages, in their order.
@@ -330,12 +330,12 @@ class ResNet(ResidualNetwork):
 
 
 def check_output_stride(output_stride: int, names: Sequence[str], *, dilate_c5: bool) -> None:
-    """Raises ValueError for an unknown stride, and for one other than 32 without c5 in the trunk or with ``dilate_c5``."""
+    """Raises ValueError for an unknown stride, and for any but 32 without c5 in the trunk or with ``dilate_c5``."""
     check_choice("output_stride", output_stride, tuple(OUTPUT_STRIDES))
     if output_stride < FULL_STRIDE and (dilate_c5 or "c5" not in names):
         raise ValueError(
-            f"output_stride {output_stride} applies to c5 in the trunk, whose features are {', '.join(names)}, and takes "
-            f"the place of dilate_c5, which is {dilate_c5}; set it to {FULL_STRIDE} or leave dilate_c5 out"
+            f"output_stride {output_stride} applies to c5 in the trunk, whose features are {', '.join(names)}, and "
+            f"takes the place of dilate_c5, which is {dilate_c5}; set it to {FULL_STRIDE} or leave dilate_c5 out"
         )
 
 
@@ -351,7 +351,7 @@ def check_deform(deform: Sequence[str], *, modulated: bool, bottlenecks: bool) -
     for stage in deform:
         check_choice("deform", stage, STAGES)
     if deform and not bottlenecks:
-        raise ValueError(f"deform applies to the 3x3 convolutions of bottlenecks, which this network lacks; got {deform}")
+        raise ValueError(f"deform applies to the 3x3 convolutions of bottlenecks, and this network has none; got {deform}")
     if modulated and not deform:
         raise ValueError("deform_modulated applies to the stages in deform, which names none; set it to c3, c4 and c5")
 

@@ -88,8 +88,8 @@ def read_pickle(path: str | Path) -> Any:
 def check_torch_file(path: Path) -> None:
     """Raises if ``torch.load`` would take unbounded time or memory for a file by torch.save.
 
-    Beyond ``check_steps``, it rejects compressed or overlapping zip members, by which a mebibyte becomes a gibibyte when
-    read, and very long words, for which torch's error message takes quadratic time.
+    Beyond ``check_steps``, it rejects compressed or overlapping zip members, by which a mebibyte becomes a gibibyte
+    when read, and very long words, for which torch's error message takes quadratic time.
 
     Raises:
         ValueError: one of these problems, or a damaged file.
