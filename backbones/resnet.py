@@ -351,7 +351,7 @@ def check_deform(deform: Sequence[str], *, modulated: bool, bottlenecks: bool) -
     for stage in deform:
         check_choice("deform", stage, STAGES)
     if deform and not bottlenecks:
-        raise ValueError(f"deform applies to the 3x3 convolutions of bottlenecks, and this network has none; got {deform}")
+        raise ValueError(f"deform applies to 3x3 convolutions of bottlenecks, and this network has none; got {deform}")
     if modulated and not deform:
         raise ValueError("deform_modulated applies to the stages in deform, which names none; set it to c3, c4 and c5")
 

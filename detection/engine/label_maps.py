@@ -54,7 +54,7 @@ def stored_labels(scores: Tensor, size: tuple[int, int]) -> Tensor:
             better = values > best
             labels, best = found.add(start).where(better, labels), values.where(better, best)
     if labels is None:
-        raise ValueError("scores of no class; a label map needs one or more")
+        raise ValueError("label scores have no class; a label map needs at least 1")
     return labels.byte()
 
 
@@ -73,7 +73,7 @@ def labelled(labels: NDArray[np.uint8], objects: dict[str, Any] | None = None, m
 
 
 def read_labelled(maps: LabelMaps, row: int, size: tuple[int, int]) -> Labelled:
-    """Returns what ``maps`` have of image ``row``, which is of ``size`` (height, width).
+    """Returns the labels of image ``row``, of ``size`` (height, width), from ``maps``.
 
     Raises:
         ImageError: the label image can't be read or does not fit.

@@ -44,7 +44,7 @@ class Timing:
 
     @property
     def best(self) -> Layout:
-        """The faster one; channels last where there is little between them."""
+        """The faster layout; channels last if the difference is small."""
         return "contiguous" if self.contiguous < MARGIN * self.channels_last else "channels_last"
 
     def __str__(self) -> str:

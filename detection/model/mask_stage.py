@@ -86,7 +86,7 @@ class MaskStage(nn.Module):
         targets: Targets,
         body: Callable[[Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Returns the loss ``mask`` of positive regions of ``sample``: mean cross-entropy per pixel, of the object's class.
+        """Returns the loss ``mask`` of positive regions of ``sample``: cross-entropy per pixel, of the object's class.
 
         Regions of objects without a mask do not count.
 

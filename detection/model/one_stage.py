@@ -33,7 +33,7 @@ __all__ = ["Dense", "DenseHead", "LossScale", "Normalizer", "OneStage", "Picked"
 
 Normalizer = Literal["image", "batch", "running"]
 
-RUNNING_START, RUNNING_SHARE = 100.0, 0.1  # positives of a batch at first; share of a step in the mean.  Source: Detectron2
+RUNNING_START, RUNNING_SHARE = 100.0, 0.1  # initial positives of a batch; share of a step in the mean.  Detectron2's
 
 
 @dataclass(frozen=True, kw_only=True)
