@@ -61,7 +61,7 @@ def build_plain_backbone(
 
 
 def local_weights(weights: str) -> str:
-    """Returns ``weights`` as they are if they have a library's name, else where they lie on this machine.
+    """Returns ``weights`` unchanged if they have a library's name, else their path on this machine.
 
     Raises:
         ValueError, ConnectionError, ImportError: as ``local_path``.
@@ -84,7 +84,7 @@ def weights_of_run(run: Path) -> dict[str, Tensor]:
 
 
 def file_of_a_run(config: BackboneConfig, *, check: bool) -> Path | None:
-    """Returns the weights of ``config`` where a run of ours made them; None for others, and for a run that is gone.
+    """Returns the weights file of ``config`` if a run of ours made it; None for others, and for a missing run.
 
     Raises:
         ValueError: with ``check``, it trained a network of other options.

@@ -199,7 +199,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint[DetectionConfig]: ...
 @overload
 def read_checkpoint(path: str | Path, schema: type[ConfigT]) -> Checkpoint[ConfigT]: ...
 def read_checkpoint(path: str | Path, schema: type[ProgramConfig] = DetectionConfig) -> Checkpoint[ProgramConfig]:
-    """Returns the checkpoint at ``path``: a .safetensors file, or a run directory (its chosen weights, else the newest).
+    """Returns the checkpoint at ``path``: a .safetensors file, or a run directory: its chosen weights, else the newest.
 
     Its config may be of an earlier version.
 

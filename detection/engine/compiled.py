@@ -58,8 +58,8 @@ class Frames:
 class Graphs:
     """A function of a batch, compiled by torch.compile to one graph per shape.
 
-    After ``MOST_GRAPHS`` shapes, batches of new shapes run uncompiled, with a warning.  If ``records`` is set, graphs on
-    a GPU are also recorded as CUDA graphs.
+    After ``MOST_GRAPHS`` shapes, batches of new shapes run uncompiled, with a warning.  If ``records`` is set, graphs
+    on a GPU are also recorded as CUDA graphs.
 
     Args:
         function: the function to compile; takes an ImageBatch and its targets or proposals.
@@ -143,8 +143,8 @@ class Graphs:
             _, _, height, width = images.pixels.shape
             self.say(
                 f"warning: {self.key}: {self.count} graphs are compiled, and batches still have new shapes, now "
-                f"{len(images)} images of {height} x {width} pixels: batches of new shapes are computed uncompiled, at the speed of "
-                f"{self.key}=false; let data.augment end in few sizes, or set {self.key}=false"
+                f"{len(images)} images of {height} x {width} pixels: batches of new shapes are computed uncompiled, at the "
+                f"speed of {self.key}=false; let data.augment end in few sizes, or set {self.key}=false"
             )
 
 

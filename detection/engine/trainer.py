@@ -122,8 +122,8 @@ class Trainer:
         require_packages(solver.log_sinks)
         if solver.patience and validate is None:
             raise ValueError(
-                f"solver.patience {solver.patience} counts evaluations on data.val, but "
-                f"{list(config.data.val)} there has no objects to evaluate; name images there, or set solver.patience to 0"
+                f"solver.patience {solver.patience} counts evaluations on data.val, but {list(config.data.val)} has no "
+                "objects to evaluate; name images there, or set solver.patience to 0"
             )
         self.config, self.output, self.index, self.sets = config, output, index, sets or {}
         self.load, self.validate, self.draw, self.test, self.tool = load, validate, draw, test, tool
