@@ -143,8 +143,8 @@ class Graphs:
             _, _, height, width = images.pixels.shape
             self.say(
                 f"warning: {self.key}: {self.count} graphs are compiled, and batches still have new shapes, now "
-                f"{len(images)} images of {height} x {width} pixels: batches of new shapes are computed uncompiled, at the "
-                f"speed of {self.key}=false; let data.augment end in few sizes, or set {self.key}=false"
+                f"{len(images)} images of {height} x {width} pixels: batches of new shapes are computed uncompiled, at "
+                f"the speed of {self.key}=false; let data.augment end in few sizes, or set {self.key}=false"
             )
 
 

@@ -185,7 +185,7 @@ def _triangles(size: Size) -> NDArray[np.float64]:
 
 
 def _is_mirrored(corners: NDArray[np.float64], numbers: NDArray[np.int64]) -> bool:
-    """Returns whether most of ``_triangles`` were flipped, by the ``corners`` (R, 2) left and their ``numbers`` (R,)."""
+    """Returns whether most of ``_triangles`` were flipped, by the returned ``corners`` (R, 2) of ``numbers`` (R,)."""
     places = np.full((27, 2), np.nan)
     places[numbers] = corners
     first, second, third = places.reshape(9, 3, 2).transpose(1, 0, 2)
