@@ -76,7 +76,7 @@ class _Kind:
     """An entry of the table of architectures."""
 
     build: Builder
-    fields: tuple[str, ...] = ()  # of objects, beside boxes and labels, that it is trained on
+    fields: tuple[str, ...] = ()  # of objects, besides boxes and labels, that it is trained on
 
 
 def build_detector(
@@ -114,7 +114,7 @@ def compile_losses(config: DetectionConfig, model: nn.Module, say: Callable[[str
 
 
 def needed_fields(config: DetectionConfig, *, training: bool = False) -> tuple[str, ...]:
-    """Returns the fields of objects, beside boxes and labels, that training or testing ``config``'s detector needs."""
+    """Returns the fields of objects, besides boxes and labels, that training or testing ``config``'s detector needs."""
     fields = ARCHITECTURES[config.architecture].fields
     return tuple(dict.fromkeys((*fields, "masks"))) if training and config.data.copy_paste > 0 else fields
 

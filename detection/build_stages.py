@@ -103,7 +103,7 @@ def build_masked_stage(config: DetectionConfig, backbone: Backbone, *, num_class
 def build_mask_stage(
     config: DetectionConfig, backbone: Backbone, box_stage: BoxStage, *, num_classes: int
 ) -> MaskStage:
-    """Returns the mask branch beside ``box_stage``."""
+    """Returns the mask branch of a detector with ``box_stage``."""
     mask, spec = config.mask, list(backbone.specs.values())[-1]
     shared = config.box.head == "tail"  # then the masks see what the tail has made of the regions
     pooler = RegionPooler(

@@ -32,7 +32,7 @@ def build_plain_backbone(
 
     Args:
         config: of the backbone; its weights may be the directory of a run of ``resdet pretrain``, or a checkpoint
-            of it, if that had the same options where they change what weights mean; or an address hf://NAME/REPO.
+            of it, if its options that change the meaning of weights were the same; or an address hf://NAME/REPO.
         pretrained: load the weights; False where those of a whole model follow.
         out_features: stages to return; None for the backbone's own default.
 

@@ -18,7 +18,7 @@ __all__ = ["digest", "require_file", "write_text", "write_whole"]
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` fill a temporary file beside ``path``, syncs and renames it; an error leaves ``path`` alone.
+    """Lets ``write`` fill a temporary file next to ``path``, syncs and renames it; an error leaves ``path`` alone.
 
     Raises:
         OSError: it can't be written; the message says how much space is left.

@@ -73,7 +73,7 @@ def local_path(path: str | Path) -> Path:
 
 
 def results_folder(weights: str | Path, folder: Path) -> Path:
-    """Returns ``folder``, beside the ``weights``; where these are in the hub's cache, one below output/hub."""
+    """Returns ``folder`` for results of local ``weights``; for weights on the hub, a folder below output/hub."""
     address = parse_address(weights)
     if address is None:
         return folder

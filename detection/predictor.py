@@ -264,7 +264,7 @@ class Predictor:
     def _on_image(
         self, picture: Picture, image: NDArray[np.uint8], found: Detections, scores: Tensor, note: str
     ) -> Prediction:
-        """Returns what is ``found``, in pixels of the ``image``, from the least ``scores`` (K,) on."""
+        """Returns the detections in ``found`` of at least ``scores`` (K,), in pixels of the ``image``."""
         own = replace(found, label_scores=None)[found.scores >= scores[found.labels]]
         labels = self._labelled(found, _size(image))
         return Prediction(

@@ -1,4 +1,4 @@
-"""Progress: a live bar on a terminal, and a plain line now and then elsewhere.
+"""Shows progress: a live bar on a terminal, and a plain line at intervals elsewhere.
 
 Bars may be nested, such as an evaluation's in a training's, since all are drawn on SCREEN.
 """

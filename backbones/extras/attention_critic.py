@@ -28,7 +28,7 @@ __all__ = ["Critic", "CriticClassifier", "gain"]
 CHANNELS, CELLS = 32, 4  # of the profile of a map: its channels, and its rows and columns of cells
 HIDDEN = 64
 PENALTY = 1.0  # minus the reward of a map in an image that the network gets wrong
-ACTOR_WEIGHT = 0.1  # of the estimated gain beside the loss of the classes
+ACTOR_WEIGHT = 0.1  # of the estimated gain; the class loss has weight 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Critic(nn.Module):
     """Estimates the gain of every map of a network; the same weights serve maps of any shape.
 
     A map and its features are described by their averages over the cells, brought to 32 values, and over the channels,
-    brought to 4 x 4.  A recurrent cell goes from the first map to the last.
+    brought to 4 x 4.  A recurrent cell runs from the first map to the last.
     """
 
     def __init__(self) -> None:

@@ -146,7 +146,7 @@ def _hook(at_exit: Callable[[str, Tensor], Tensor], name: str) -> Callable[[nn.M
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Returns the entropy in nats (N,) of the class probabilities that ``logits`` (N, K) stand for."""
+    """Returns the entropy in nats (N,) of the class probabilities given by ``logits`` (N, K)."""
     log = logits.float().log_softmax(dim=1)
     return -(log.exp() * log).sum(dim=1)
 

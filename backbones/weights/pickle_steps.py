@@ -126,7 +126,7 @@ class _Paper:
             self.stack += [SMALL_NOTE if small else OTHER_NOTE for _ in after]
 
     def _act(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
-        """Notes what a call makes, or what lies outside of the pickle."""
+        """Notes the result of a call, or an object outside the pickle."""
         taken = _take(self.stack, opcode)
         if opcode.name == "REDUCE":
             called, args = taken

@@ -1,4 +1,4 @@
-"""Checkpoints: the model as safetensors with its config and class names, and the rest of the training state beside it.
+"""Checkpoints: the model as safetensors with its config and class names, and the training state in a second file.
 
     checkpoints/0005000.safetensors   weights to test with; metadata: format, program, config, class names, iteration
     checkpoints/0005000.state.pt      optimizer, scaler, random states, best metric; read with weights_only; where the
@@ -183,7 +183,7 @@ class Checkpoints:
             write_weights(Checkpoint(path, weights, self.config, self.class_names, state.iteration, best_f1_score))
         except OSError:
             if not path.is_file():
-                _remove(path)  # the state beside it only takes space
+                _remove(path)  # its state only takes space
             raise
 
 
@@ -364,7 +364,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     missing = [key for key in ("config", "class_names", "iteration") if key not in metadata]
     if missing:
         raise ValueError(f"{file} is no detector checkpoint: its metadata lacks {missing}")
-    if metadata.get("format", str(FORMAT)) not in map(str, range(2, FORMAT + 1)):  # format 1 said none
+    if metadata.get("format", str(FORMAT)) not in map(str, range(2, FORMAT + 1)):  # files of format 1 have no key
         raise ValueError(
             f"{file} has the format {metadata['format']!r:.80}, and this version reads 1 to {FORMAT}; update resdet"
         )
@@ -402,7 +402,7 @@ def _write_state(weights: Path, state: Mapping[str, Any], weights_digest: str) -
 
 
 def _read_state(checkpoint: Checkpoint[ProgramConfig]) -> dict[str, Any]:
-    """Returns the training state beside the weights of ``checkpoint``.
+    """Returns the training state that belongs to the weights of ``checkpoint``.
 
     Raises:
         ValueError: it is damaged, or belongs to other weights.

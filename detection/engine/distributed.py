@@ -116,7 +116,7 @@ def is_main() -> bool:
 
 
 def only_main(say: Callable[[str], None]) -> Callable[[str], None]:
-    """Returns ``say`` on the main process, and silence on the others."""
+    """Returns ``say`` on the main process, and a function that prints nothing on the others."""
     return say if is_main() else _silence
 
 
@@ -217,7 +217,7 @@ def exchanges(doing: str) -> Iterator[None]:
         doing: activity named in the message.
 
     Raises:
-        RankError: as ``gather``, in place of torch's errors, which do not say who waited for whom.
+        RankError: as ``gather``, instead of torch's errors, which do not name the missing process.
     """
     try:
         yield

@@ -59,11 +59,11 @@ def stored_labels(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def labelled(labels: NDArray[np.uint8], objects: dict[str, Any] | None = None, merge: Merge | None = None) -> Labelled:
-    """Returns ``labels`` (H, W) as they are, or with ``merge`` the segments of these and the ``objects``.
+    """Returns ``labels`` (H, W) unchanged, or with ``merge`` the segments of these and the ``objects``.
 
     Args:
         labels: of the network's own classes.
-        objects: "scores", "labels" and "masks" of what is detected in the stored image.
+        objects: "scores", "labels" and "masks" of the detections in the stored image.
         merge: of a panoptic network.
     """
     if merge is None or objects is None:

@@ -1,4 +1,4 @@
-"""The memory layout of images and weights, chosen by timing convolutions in both on the device at hand.
+"""The memory layout of images and weights, chosen by timing convolutions in both on the device.
 
 Without AVX-512, the gradient of weights over large channels-last maps takes three times what it takes over contiguous
 ones; with it the two are alike, and on GPUs channels last is the faster one.

@@ -56,7 +56,7 @@ def count_operators(call: Callable[[], Any], *, path: AbstractContextManager[Any
     """Returns the counts of one ``call``, with its backward passes; compiled functions run uncompiled.
 
     Args:
-        call: what is counted.
+        call: the function whose operators are counted.
         path: context that selects the GPU code path.
     """
     counter = _Counter()

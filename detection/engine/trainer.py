@@ -95,7 +95,7 @@ class Trainer:
         sets: data.val and data.test, for the manifest.
         resume: go on from the newest checkpoint in ``output``, if there is one.
         tool: the resdet command that resumes such a run.
-        compiled: compiles the model's losses, and says what it does; None: they are not compiled.
+        compiled: compiles the model's losses, with lines of progress; None: they are not compiled.
 
     Raises:
         ValueError: the config is invalid.
@@ -262,7 +262,7 @@ class Trainer:
         stops = feed.stops and not last
         evaluates = self.validate is not None and _evaluates(solver, state.iteration)
         if last or evaluates or stops or _due(state.iteration, solver.checkpoint_every):
-            self.checkpoints.save(state)  # first, so that whatever an evaluation meets costs no training
+            self.checkpoints.save(state)  # first, so that an error in an evaluation costs no training
         if stops:
             raise recovery.stopped(state, feed)
         feed.check()
@@ -332,7 +332,7 @@ class Trainer:
 
 
 def layout_of(config: ProgramConfig, device: torch.device, say: Callable[[str], None]) -> Layout:
-    """Returns the layout of a new run: the configured one, or the faster one here, with the reason for ``say``."""
+    """Returns the layout of a new run: the configured one, or the faster one here; ``say`` gets the reason."""
     solver, size = config.solver, (config.data.shorter_side, config.data.longer_side)
     if solver.layout != "auto":
         return solver.layout

@@ -118,7 +118,7 @@ def differing_meaning(config: ProgramConfig, checkpoint: Checkpoint[ProgramConfi
 
 
 def _pairs(here: Sequence[str], there: Sequence[str], renamed: Mapping[str, str]) -> list[tuple[int, int]]:
-    """Returns pairs (class here, class there) of the classes that both know; each of theirs goes to one of ours."""
+    """Returns pairs (class here, class there) of the shared classes; each of theirs is carried over to one of ours."""
     exact = {name: number for number, name in reversed([*enumerate(there)])}
     alike = {_plain(name): number for number, name in reversed([*enumerate(there)])}
     pairs, taken = list[tuple[int, int]](), {there.index(name) for name in renamed.values()}

@@ -77,7 +77,7 @@ class PointMatcher:
         return Matches(positive, usable & ~(covered | positive), indices)
 
     def _match(self, points: Points, targets: Targets, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns area (N, M) and row of the smallest object of ``part`` that fits, and whether an ignored one holds it."""
+        """Returns area (N, M) and row of the smallest fitting object of ``part``, and being in an ignored one."""
         objects = targets.boxes[:, part]
         x, y = points.centers.unbind(1)
         x1, y1, x2, y2 = objects[..., None].unbind(2)  # (N, g, 1)

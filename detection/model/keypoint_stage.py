@@ -1,4 +1,4 @@
-"""The keypoint branch: a heat map for every keypoint, from the regions of the boxes that were found.
+"""The keypoint branch: a heat map for every keypoint, from the regions of detected boxes.
 
 Source: Mask R-CNN (He et al. 2017), section 5.
 Shapes: N images, C channels, R regions of an image, D detections, J keypoints, S pooled size, M side of the maps.

@@ -1,4 +1,4 @@
-"""The mask branch: a small mask for every class, from the regions of the boxes that were found.
+"""The mask branch: a small mask for every class, from the regions of detected boxes.
 
 Source: Mask R-CNN (He et al. 2017), section 3.
 Shapes: N images, C channels, R regions of an image, D detections, K classes, S pooled size, M side of the masks.

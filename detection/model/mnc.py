@@ -46,7 +46,7 @@ VOTERS = 32  # the best voters of a detection; later ones have little weight
 
 
 class MaskLayers(nn.Module):
-    """Two fully connected layers from a pooled region to its mask, whatever its category.
+    """Two fully connected layers from a pooled region to its mask, the same for every category.
 
     Args:
         in_channels: C of the regions.

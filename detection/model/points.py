@@ -20,7 +20,7 @@ POINTS = 3  # stream of random numbers, see ``hash32``
 
 
 def grid_points(side: int, like: Tensor) -> Tensor:
-    """Returns the centres (side * side, 2) of the cells of a region, row by row, where ``like`` lies."""
+    """Returns the centres (side * side, 2) of the cells of a region, row by row, on the device of ``like``."""
     centres = (torch.arange(side, dtype=like.dtype, device=like.device) + 0.5) / side
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     return torch.stack([x, y], dim=-1).flatten(0, 1)

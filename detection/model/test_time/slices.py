@@ -58,7 +58,7 @@ class Sliced(nn.Module):
     """Detects objects in large images by windows.
 
     Args:
-        detect: detections of a batch; an Architecture, a Tester, or anything that is called as they are.
+        detect: detections of a batch; an Architecture, a Tester, or a function with the same call.
         cutting: how images are cut and detections merged.
         fit: maps the size of a view to the (height, width) at which ``detect`` takes it.
     """
