@@ -47,7 +47,7 @@ class LibraryClassifier(nn.Module):
 
     Attributes:
         input_stats: the normalisation of images that the library's weights need.
-        heads: names in ``model`` of the tensors with one row per class.
+        heads: names in ``model`` of the tensors whose shape depends on the number of classes.
 
     Raises:
         ValueError: no such network, or ``norm`` for one without batch normalisation.

@@ -114,7 +114,7 @@ def make_norm(kind: NormKind, eps: float) -> NormLayer:
 
 
 def frozen_kind(kind: NormKind) -> NormKind:
-    """Returns the norm for frozen layers: fixed batch norm, as batch statistics move even without a gradient."""
+    """Returns the norm for frozen layers: batch norm becomes fixed, as its statistics move without a gradient."""
     return "frozen_bn" if kind in ("bn", "sync_bn") else kind
 
 

@@ -56,7 +56,7 @@ def parse_address(text: str | Path) -> Address | None:
         return None
     match = ADDRESS.fullmatch(str(text).replace("\\", "/"))
     if match is None or ".." in PurePosixPath(match["inside"] or "").parts:
-        raise ValueError(f"{str(text)!r} is no address of the hub: give hf://NAME/REPO, hf://NAME/REPO@REVISION/PATH")
+        raise ValueError(f"{str(text)!r} is no address of the hub; give hf://NAME/REPO or hf://NAME/REPO@REVISION/PATH")
     return Address(match["repo"], match["revision"], match["inside"] or "")
 
 

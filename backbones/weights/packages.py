@@ -88,7 +88,7 @@ def find_packaged(weights: str | None, backbone: str) -> PackagedWeights | None:
         return None
     if backbone not in PACKAGES[weights]:
         known = ", ".join(PACKAGES[weights])
-        raise ValueError(f"backbone.weights {weights!r} is for {known}, got backbone.name {backbone!r}")
+        raise ValueError(f"backbone.weights {weights!r} fits {known} only, got backbone.name {backbone!r}")
     return PACKAGES[weights][backbone]
 
 

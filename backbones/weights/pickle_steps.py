@@ -203,7 +203,7 @@ class _Paper:
     def _spend(self, size: int) -> None:
         self.room -= size
         if self.room < 0:
-            raise ValueError("it repeats its texts over and over")
+            raise ValueError("it repeats its texts too often")
 
     def _hash(self, keys: Iterable[_Note]) -> None:
         self.keys += sum(key.weight for key in keys if key.kind not in ("text", "small"))

@@ -89,7 +89,7 @@ class TrainState:
         """Restores the result of ``state_dict`` and torch's random state.  ``model`` has the saved weights already.
 
         Learning rates, momentum and weight decay are those of the resumed config.  A weight average that only the
-        config has starts from the saved weights.  A process without a saved random state keeps its own.
+        config has starts from the saved weights.  A process without a saved random state gets a new seed.
 
         Raises:
             ValueError: the saved optimizer is of another kind, or has other parameters.
