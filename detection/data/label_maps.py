@@ -103,8 +103,9 @@ class LabelMaps:
         known[[*self.values]], table[[*self.values]] = True, [*self.values.values()]
         if not known.take(values).all():
             unknown = [str(value) for value in np.unique(values).tolist() if not known[value]]
+            what = f"value {unknown[0]} is" if len(unknown) == 1 else f"values {listed(unknown)} are"
             raise ImageError(
-                f"label image {file}: value {listed(unknown)} is not among those of its card ({_ranges(self.values)}); "
+                f"label image {file}: {what} not among those of its card ({_ranges(self.values)}); "
                 "add it to `values` or `void` of the card, or mend the file (a palette image saved as grey holds "
                 "brightness, not classes)"
             )
@@ -192,7 +193,9 @@ def _opened(file: str, size: tuple[int, int], modes: tuple[str, ...]) -> Iterato
         require_file(file)
         with Image.open(file, formats=FORMATS) as image:
             if (image.height, image.width) != size:
-                raise ValueError(f"it is {image.width}x{image.height} pixels, its image {size[1]}x{size[0]}")
+                raise ValueError(
+                    f"it is {image.width}x{image.height} pixels, its image {size[1]}x{size[0]}; save it at that size"
+                )
             if image.mode not in modes:
                 raise ValueError(f"its mode is {image.mode}, expected {' or '.join(modes)}{_repair(image.mode, modes)}")
             yield image
@@ -203,7 +206,7 @@ def _opened(file: str, size: tuple[int, int], modes: tuple[str, ...]) -> Iterato
 def _repair(mode: str, modes: tuple[str, ...]) -> str:
     """Returns the end of a message about a file of ``mode``."""
     if modes != MODES:
-        return ""
+        return "; save the number of each pixel's segment as R + 256 G + 65536 B"
     if mode.startswith("I"):
         return ", 8 bits a pixel: save it anew with values 0 to 255"
     return (

@@ -64,23 +64,26 @@ def _panoptic_maps(index: AnnotationIndex, path: Path) -> LabelMaps:
         raise ValueError(f"{path} is a panoptic segmentation, and the data set has no labels of single objects")
     try:
         found = {entry["image_id"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))["annotations"]}
-        rows = [_segments(found, id_, truth.values, path) for id_ in index.image_ids.tolist()]
+        missing = [str(id_) for id_ in index.image_ids.tolist() if id_ not in found]
+        rows = [] if missing else [_segments(found[id_], truth.values) for id_ in index.image_ids.tolist()]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is not in COCO's panoptic format: {error}") from error
+    if missing:
+        raise ValueError(
+            f"{path} lacks {len(missing)} of the {len(index)} test images: image_id {listed(missing)}; "
+            "predict all of them (without data.limit)"
+        )
     files = [str(path.with_suffix("") / name) for name, _ in rows]
     return replace(
         truth, files=PackedStrings.pack(files), segments=PackedStrings.pack([json.dumps(listed) for _, listed in rows])
     )
 
 
-def _segments(
-    found: Mapping[int, Any], image_id: int, labels: Mapping[int, int], path: Path
-) -> tuple[str, list[list[int]]]:
+def _segments(entry: Mapping[str, Any], labels: Mapping[int, int]) -> tuple[str, list[list[int]]]:
     """Returns the name of the PNG of an image and [id, label, crowd] of its segments."""
-    if image_id not in found:
-        raise ValueError(f"it has no entry for image {image_id} of the test set")
-    entry = found[image_id]
     unknown = {info["category_id"] for info in entry["segments_info"]} - {*labels}
     if unknown:
-        raise ValueError(f"image {image_id} has segments of category {listed([*map(str, unknown)])}, which is unknown")
+        raise ValueError(
+            f"image {entry['image_id']} has segments of category {listed([*map(str, unknown)])}, which is unknown"
+        )
     return entry["file_name"], [[info["id"], labels[info["category_id"]], 0] for info in entry["segments_info"]]

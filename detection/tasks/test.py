@@ -93,7 +93,10 @@ def load_test_set(config: DetectionConfig, say: Callable[[str], None]) -> Annota
     """
     data, fields, parts = config.data, needed_fields(config), data_parts(config)
     index = load_index(data, data.test, key="data.test", say=say, fields=fields, limit=data.limit, **parts)
-    with_stuff(config, index.label_maps)
+    try:
+        with_stuff(config, index.label_maps)
+    except ValueError as error:
+        raise ValueError(f"data.test {', '.join(data.test)}: {error}") from error
     return index
 
 

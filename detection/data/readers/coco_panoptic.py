@@ -300,7 +300,8 @@ def _objects(
             try:
                 ids = maps.read_segments(row, (height, width)).ids
             except ImageError as error:
-                file.problems.append(Problem("error", "label image", path, str(error)))
+                said = str(error).removeprefix("label image ").removeprefix(f"{path}: ")
+                file.problems.append(Problem("error", "label image", path, said))
                 continue
         for own in things:
             name = f"segment {own.id} of image {images.ids[row]}"
