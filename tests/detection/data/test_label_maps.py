@@ -45,7 +45,7 @@ def test_values_become_labels(tmp_path, palette) -> None:
 def test_what_is_no_label_is_named_with_its_file(draw, tmp_path) -> None:
     for image, size, message in [
         (STORED, (3, 2), "3x2 pixels, its image 2x3"),
-        (STORED + 2, (2, 3), "value 1, 2, 9, 10 .*0, 7-8, 255"),
+        (STORED + 2, (2, 3), "values 1, 2, 9, 10 are .*0, 7-8, 255"),
         (np.zeros((2, 3, 3), np.uint8), (2, 3), "RGB"),
         (STORED.astype(np.uint16), (2, 3), "I;16"),
     ]:

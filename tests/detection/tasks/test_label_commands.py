@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,15 @@ def test_written_files_and_the_counts_of_a_run_are_judged_as_the_network_was(own
     if own.name == "fcn":
         assert "label_maps of a run" in resdet(*truth, own.run).err
         assert "panoptic.json" in resdet(*truth, own.run / "nothing").err
+    else:
+        content = json.loads(files.read_text())
+        content["annotations"] = content["annotations"][:-1]
+        (tmp_path / "less.json").write_text(json.dumps(content))
+        assert re.search(
+            r"less\.json lacks 1 of the 2 test images: image_id 8;", resdet(*truth, tmp_path / "less.json").err
+        )
+        options = (own.config, "--weights", own.run, f"data.root={digits}", "data.test=[digits_labels:test]")
+        assert "data.test digits_labels:test: architecture panoptic_fpn" in resdet("test", *options).err
     done = resdet("analyze", own.run, "--output-dir", tmp_path)
     assert done.status == 0, done.err
     numbers = json.loads((tmp_path / "analysis.json").read_text())
