@@ -239,7 +239,7 @@ def make_loader(
     return Loader(
         dataset,
         batch_sampler=batches,
-        num_workers=min(workers, os.cpu_count() or 1),  # more workers than cores only wait; the number changes no sample
+        num_workers=min(workers, os.cpu_count() or 1),  # more than cores would only wait; the number changes no sample
         collate_fn=collate,
         pin_memory=pin,
         generator=torch.Generator(),  # otherwise starting the workers would use the run's random generator

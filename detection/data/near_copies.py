@@ -146,7 +146,7 @@ def _look(path: str) -> Look:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 return Look(content, None, None)
-            image.draft("L", (8 * SIDE, 8 * SIDE))  # decodes a JPEG at about this size, which is faster
+            image.draft("L", (8 * SIDE, 8 * SIDE))  # decodes a JPEG at about this size
             grey = ImageOps.exif_transpose(image).convert("L")
             bits = imagehash.phash(grey).hash.reshape(-1)
             small = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX))
