@@ -107,8 +107,8 @@ def cut(
     """Returns the part of an image (H, W, 3) in ``window``, and its objects, in pixels of the window.
 
     Boxes, fields and the label map are cut.  An object is ignored (neither positive nor background) if the window shows
-    less than the fraction ``visible`` of its box.  It is dropped if less than a pixel, or nothing of a field that it had
-    (its mask), is left.
+    less than the fraction ``visible`` of its box.  It is dropped if less than a pixel of it, or nothing of a field that
+    it had (its mask), is left.
     """
     rows, columns = window.slices
     (top, left), size = window.corner, (image.shape[0], image.shape[1])
