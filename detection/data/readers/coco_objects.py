@@ -185,7 +185,7 @@ class Annotations:
         boxes, ignore, rows, labels = _kept(boxes, kept), _kept(ignore, kept), _kept(rows, kept), _kept(labels, kept)
         places = np.flatnonzero(kept).tolist() if self._fields else []
         fields = {name: [values[row] for row in places] for name, values in self._fields.items()}
-        self._ids, self._images, self._categories = array("q"), array("q"), array("q")  # views keep the memory that is used
+        self._ids, self._images, self._categories = array("q"), array("q"), array("q")  # views keep their memory
         self._boxes, self._areas, self._ignore = array("d"), array("d"), array("b")
         boxes[:, 2:] += boxes[:, :2]
         for row in np.flatnonzero(np.isin(rows, [*scales])).tolist() if scales else ():
