@@ -58,7 +58,7 @@ def boundary(rle: RLE) -> RLE:
     height, width = rle["size"]
     mask = decode_columns(rle)
     x1, y1, x2, y2 = map(int, around(rle))
-    inside = mask.T[x1:x2, y1:y2]  # of the box, outside of which there is nothing
+    inside = mask.T[x1:x2, y1:y2]  # the box of the mask
     side = 2 * boundary_width((height, width)) + 1
     square = cv2.getStructuringElement(cv2.MORPH_RECT, (side, side))
     inside -= cv2.erode(inside, square, borderType=cv2.BORDER_CONSTANT, borderValue=(0,))

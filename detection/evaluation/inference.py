@@ -230,10 +230,10 @@ def _contrasts(
     keys: Sequence[str],
     alpha: float,
 ) -> list[Contrast]:
-    """Returns the claims by ``noises``, which may be pooled, and each contrast's ``own`` noise."""
+    """Returns the claims from ``noises``, which may be pooled; contrasts keep their ``own`` noise."""
     if not contrasts:
         return []
-    # From 0 on, a difference b - a of two arms is -a + b, and the same to the last bit.
+    # sum() starts at 0, so the difference b - a of two arms is -a + b, equal to the last bit.
     values = np.stack([sum(w * arms[name][0].mean(axis=0) for name, w in row.items()) for row in contrasts])
     limits = [sum(map(abs, row.values())) / 2 for row in contrasts]
     seeded = [row for row, noise in zip(contrasts, noises, strict=True) if _is_seeded(noise)]

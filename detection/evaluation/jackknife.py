@@ -1,8 +1,8 @@
 """The jackknife: the variance of a run's figures over the choice of test images.
 
-Up to 100 images, each image is left out once.  With more images, random halves are left out.  AP is read at 101 recalls,
-which jitter when single images are left out, and with many images this jitter would count as noise.  The sets are the
-same for all runs on the same images, so the difficulty of an image cancels in a difference.
+Up to 100 images, each image is left out once.  With more images, random halves are left out.  AP is read at 101
+recalls, which jitter when single images are left out, and with many images this jitter would count as noise.  The sets
+are the same for all runs on the same images, so the difficulty of an image cancels in a difference.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 11; Shao and Wu, "A general theory for
 jackknife variance estimation", Annals of Statistics 1989, for halves.

@@ -2,9 +2,9 @@
 
 The IoU of a class is computed over its pixels in all images together.  A class without true and predicted pixels has no
 IoU and is left out of the mean; a class that is predicted but never true has IoU 0.  This is the definition of
-Cityscapes' scripts.  PASCAL VOC's and torchvision's reference scripts agree if every class has a true pixel, and so does
-Detectron2, which leaves out all classes without a true pixel.  Void pixels are left out.  A pixel without a prediction
-is a miss of its true class.
+Cityscapes' scripts.  PASCAL VOC's and torchvision's reference scripts agree if every class has a true pixel, and so
+does Detectron2, which leaves out all classes without a true pixel.  Void pixels are left out.  A pixel without a
+prediction is a miss of its true class.
 
 Source: Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective", IJCV 2015, section 2.2; Long
 et al., "Fully Convolutional Networks for Semantic Segmentation", 2015, section 5, for frequency-weighted IoU and
