@@ -195,7 +195,7 @@ class KeypointConfig:
     Source: Mask R-CNN, section 5.
     """
 
-    # Names of the keypoints, and pairs (from 0) to join in drawings. Empty: those of the training set.
+    # Names of the keypoints, and pairs (from 0) to join in drawings. Empty: the training set's.
     names: tuple[str, ...] = ()
     edges: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()
     pool_size: Count = field(default=14, metadata=MODEL)  # side of the pooled regions; heatmaps have four times this side
@@ -270,7 +270,7 @@ class PostprocessConfig:
     # Box voting among boxes of at least this IoU; the paper gives no value.
     vote_iou: Annotated[float, Field(gt=0, le=1)] | None = None
     refine: bool = False  # run the box stage again on its own boxes: appendix B, box refinement
-    scales: tuple[Count, ...] = ()  # rising shorter sides for multi-scale tests of box stage or label network: appendix B
+    scales: tuple[Count, ...] = ()  # rising shorter sides for multi-scale tests of boxes or label maps: appendix B
     flip: bool = False  # average with the flipped image
     # Side in pixels of the stored image: test on overlapping windows of this side, each resized like a whole image.
     slice: SliceSide | None = None

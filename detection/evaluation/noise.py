@@ -4,7 +4,7 @@ The mean over n seeds of an arm has the variance m + (p + q) / n.  m is the vari
 is the variance over images of each seed, as two detectors trained alike err on different images; p is the variance of
 seeds alone.  *These detectors on other images* have m + q / n.  *These methods, trained anew* also have p, and p + q is
 estimated from the n figures of the seeds, with n - 1 degrees of freedom.  A contrast of more than two arms, such as the
-difference of a gain between two heads, is a weighted sum of arms, and each variance is multiplied by its weight squared.
+difference of a gain between two heads, is a weighted sum of arms; variances are multiplied by the squared weights.
 
 Half an interval for methods is sqrt(c_G^2 m + sum over arms of c_n^2 s^2 / n), where each variance has a critical value
 for its degrees of freedom.  For a single claim this is Student's quantile, and the interval has at least its nominal

@@ -96,7 +96,7 @@ def visible_gap(noise: SeedNoise, design: Design, *, power: float = POWER) -> fl
 
 
 def visible_between_detectors(noise: Noise, alpha: float, *, power: float = POWER) -> float:
-    """Returns the true gap between two detectors at hand that other images as many would show with this ``power``."""
+    """Returns the true gap between two given detectors that as many other images would show with this ``power``."""
     return float((-stdtrit(noise.image_freedom, alpha / 2) + ndtri(power)) * np.sqrt(noise.images))
 
 
