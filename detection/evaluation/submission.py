@@ -67,7 +67,7 @@ def write_imagenet_loc(
 ) -> Path:
     """Writes a line for each image, in the order of the split's list, and returns the file's path.
 
-    ``class_numbers`` are the challenge's numbers of the labels 0..K-1.  Boxes are rounded to whole pixels, at least one.
+    ``class_numbers`` are the challenge's numbers of the labels 0..K-1.  Boxes are rounded to whole pixels.
     """
     lines = [
         " ".join(

@@ -40,7 +40,7 @@ def parse_bsds(folder: Path, entry: dict[str, Any], classes: tuple[str, ...]) ->
     """Returns the labels of the split ``entry``, with images in the order of their names.
 
     Raises:
-        ValueError: ``entry`` is no description of such a split.
+        ValueError: ``entry`` does not describe such a split.
     """
     split = build_dataclass(BSDSSplit, entry)
     labels = Labels(declared=(BOUNDARY,))
