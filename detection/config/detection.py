@@ -195,7 +195,7 @@ class KeypointConfig:
     Source: Mask R-CNN, section 5.
     """
 
-    # Names of the keypoints, and pairs (from 0) to join in drawings. Empty: from the training set.
+    # Names of the keypoints, and pairs (from 0) to join in drawings. Empty: of the training set.
     names: tuple[str, ...] = ()
     edges: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()
     pool_size: Count = field(default=14, metadata=MODEL)  # side of the pooled regions; heatmaps have four times this side

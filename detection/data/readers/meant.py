@@ -40,7 +40,7 @@ class Meant:
 
 
 def inside(folder: str, images: str, name: str) -> str | None:
-    """Returns the path of the file ``name`` below ``images``; None if it lies neither there nor in ``folder``."""
+    """Returns the path of the file ``name`` below ``images``; None if it is neither there nor in ``folder``."""
     path = f"{images}/{name}"
     if not (name.startswith("/") or "//" in path or "./" in path or name.endswith("/.")):
         return path  # as nearly all

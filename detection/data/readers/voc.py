@@ -196,7 +196,7 @@ class _Reader:
         return images, pairs
 
     def _add(self, image: ListedImage, path: Path, root: ElementTree.Element | None, unjudged: Collection[int]) -> None:
-        """Adds an image and its objects, ignoring those with ``unjudged`` labels; without a ``root``, only the image."""
+        """Adds an image and its objects, ignoring ``unjudged`` labels; without a ``root``, only the image."""
         file = self._file(image)
         try:
             frame = self._frames.find(str(path), None if root is None else annotated_size(root))

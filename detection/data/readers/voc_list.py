@@ -1,4 +1,4 @@
-"""Reads the lists of a VOC split: one image name a line, perhaps with a number, and the devkits' blacklists."""
+"""Reads the lists of a VOC split: one image name per line, optionally with a number, and the devkits' blacklists."""
 
 from __future__ import annotations
 

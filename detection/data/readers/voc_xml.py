@@ -84,7 +84,7 @@ class XMLProblems:
         self.problems, self.first_pixel = problems, first_pixel
         self._counts = Counter[tuple[str, str]]()  # (kind, detail) -> how often
         self._files = dict[tuple[str, str], str]()  # -> the first file
-        self._starts = self._ends = 0  # boxes that begin at pixel 0, and boxes that end at the pixel numbered like the side
+        self._starts = self._ends = 0  # boxes from pixel 0, and boxes to the pixel numbered like the side
 
     def error(self, kind: str, file: Path, detail: str) -> None:
         self.problems.append(Problem("error", kind, str(file), detail))
