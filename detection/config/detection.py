@@ -198,7 +198,7 @@ class KeypointConfig:
     # Names of the keypoints, and pairs (from 0) to join in drawings. Empty: of the training set.
     names: tuple[str, ...] = ()
     edges: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()
-    pool_size: Count = field(default=14, metadata=MODEL)  # side of the pooled regions; heatmaps have four times this side
+    pool_size: Count = field(default=14, metadata=MODEL)  # side of the pooled regions; heatmaps have four times it
     convs: NonNegativeInt = 8  # 3x3 convolutions before the upsampling
     channels: Count = 512
 

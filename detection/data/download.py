@@ -219,7 +219,7 @@ class _Redirects(HTTPRedirectHandler):
         if not secure or (old.scheme == "http" and new.hostname != old.hostname):
             fp.close()
             raise ValueError(
-                f"{req.full_url}: the server leads to {newurl}, which is another host or protocol; nothing was taken. "
+                f"{req.full_url}: the server redirects to {newurl}, another host or protocol; nothing was downloaded. "
                 "If that is the file's new address, put it into the card"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)

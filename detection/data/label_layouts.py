@@ -139,7 +139,7 @@ def _classes(tree: Tree, paths: Sequence[PurePosixPath], notes: list[str]) -> di
     values = set[int]().union(*(own or () for own in scanned.values()))
     if odd := [str(path) for path, own in scanned.items() if own is None]:
         notes.append(
-            f"label images that are not grey or palette, and are dropped: {listed(odd)}; resdet check says why"
+            f"dropped label images that are not grey or palette: {listed(odd)}; run resdet check for the reasons"
         )
     void = {VOID_VALUE} & values if len(values) > 2 and max(values - {VOID_VALUE}) < FEW else set[int]()
     classes = sorted(values - void)

@@ -167,7 +167,7 @@ def _download(url: str) -> bytes:
         while part := response.read1(1 << 16):
             content += part
             if len(content) > URL_BYTES:
-                raise ValueError(f"it has more than {URL_BYTES >> 20} MiB; download it and give the file")
+                raise ValueError(f"it has more than {URL_BYTES >> 20} MiB; download it and pass its path")
             if time.monotonic() > end:
-                raise TimeoutError(f"it did not come in {URL_SECONDS:.0f} s; download it and give the file")
+                raise TimeoutError(f"it took more than {URL_SECONDS:.0f} s; download the file and pass its path")
     return bytes(content)

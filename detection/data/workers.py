@@ -112,7 +112,7 @@ class _Batches(_MultiProcessingDataLoaderIter):
                 f"{named} was killed, as the system does when memory runs out: lower data.workers (now "
                 f"{self._num_workers})"
             )
-        return f"{named} ended with status {status}; data.workers=0 (now {self._num_workers}) shows more"
+        return f"{named} ended with status {status}; set data.workers=0 (now {self._num_workers}) to see its error"
 
     def _awaited(self) -> str:
         """Returns the files of the batch that is waited for."""

@@ -41,8 +41,8 @@ def read_origin(init: str, *, progress: Progress | None = None, attempts: int = 
     """Returns the detector of ``init``.
 
     Args:
-        init: a run directory, a .safetensors checkpoint, a file of torchvision or Detectron2, an address hf://NAME/REPO,
-            or a name in the zoo, which is downloaded to ``ZOO_FOLDER`` if missing.
+        init: a run directory, a .safetensors checkpoint, a file of torchvision or Detectron2, hf://NAME/REPO, or a name
+            in the zoo, which is downloaded to ``ZOO_FOLDER`` if missing.
         progress: called after each chunk of the download.
         attempts: number of connections before giving up.
 

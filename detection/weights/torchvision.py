@@ -66,8 +66,8 @@ def convert_torchvision(
     """Returns the config of a detector equal to torchvision's, and ``state`` under that detector's names.
 
     torchvision's background is row 0, ours the last of the class logits; boxes and masks have none. If ``state`` has
-    the published 91 rows and ``class_names`` are COCO's 80, the rows of unused category ids are dropped, and their small
-    probability is distributed over the other classes.
+    the published 91 rows and ``class_names`` are COCO's 80, the rows of unused category ids are dropped, and their
+    small probability is distributed over the other classes.
 
     Args:
         state: state dict of a torchvision detector.
