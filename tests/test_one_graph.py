@@ -300,6 +300,7 @@ def assert_same_file(family: str, folder: Path, format: ExportFormat, batch: int
 def test_an_onnx_file_finds_what_eager_finds(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
+    (tmp_path / "labels").mkdir()
     assert_same_file("FCN", tmp_path / "labels", "onnx", batch=2)
     assert_same_file("FPN", tmp_path, "onnx", batch=2)
     model = onnx.load(tmp_path / "model.onnx")
