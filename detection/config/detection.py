@@ -418,7 +418,7 @@ class DetectionConfig(ProgramConfig):
             )
         if self.one_stage and not self.backbone.fpn:
             raise ValueError(
-                f"architecture {self.architecture} stands on a pyramid: set backbone.fpn to true, and "
+                f"architecture {self.architecture} needs a feature pyramid: set backbone.fpn to true, and "
                 "backbone.fpn_coarse to c5 or p5 for the paper's levels p3 to p7"
             )
 

@@ -69,7 +69,7 @@ def _read_tree(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is its own _BASE_, directly or through another file, or nested too deeply") from error
     except FileNotFoundError as error:
         raise ValueError(
-            f"{path}: {error}; a _BASE_ is a path from the folder of its file, and those that come with resdet lie in "
+            f"{path}: {error}; a _BASE_ is a path from the folder of its file, and those that come with resdet are in "
             f"{CONFIGS}"
         ) from error
     except (*UNREADABLE, AssertionError, OSError) as error:  # fvcore asserts that a section inherits from a section
@@ -214,7 +214,7 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
 def _override(tree: dict[str, Any], override: str) -> None:
     dotted_key, equals, text = override.partition("=")
     if not equals:
-        raise ValueError(f"an override reads section.key=value, got {override!r}")
+        raise ValueError(f"an override has the form section.key=value, got {override!r}")
     *sections, key = dotted_key.split(".")
     node: Any = tree
     for section in sections:

@@ -119,9 +119,7 @@ def load_card(name: str) -> Card:
     if not isinstance(values, Mapping):
         raise ValueError(f"card {path} holds no keys")
     if "format" not in values and values.keys() & {"solver", "_BASE_"}:
-        raise ValueError(
-            f"{path} is the config of a training and no card: give the card before the colon in its data.train"
-        )
+        raise ValueError(f"{path} is a training config, not a card: give the card before the colon in its data.train")
     try:
         return build_dataclass(Card, {"name": path.stem, **values})
     except ValueError as error:
@@ -255,7 +253,7 @@ def _entries(card: Card, split: str) -> list[dict[str, Any]]:
 def _parse(spec: str) -> tuple[Card, str]:
     name, colon, split = spec.rpartition(":")
     if not colon or not name or not split:
-        raise ValueError(f"a data set reads card:split, such as voc2007:trainval, got {spec!r}")
+        raise ValueError(f"a data set has the form card:split, such as voc2007:trainval, got {spec!r}")
     return load_card(name), split
 
 

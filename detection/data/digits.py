@@ -222,7 +222,7 @@ def write_digits(root: Path, *, num_train: int = 600, num_test: int = 100, seed:
         raise ValueError(f"counts and seed must not be negative, got {num_train}, {num_test} and {seed}")
     target = (root / "digits").resolve()
     if target.exists() and not (target / MARKER).is_file():
-        raise ValueError(f"{target} was not made by resdet digits and stays as it is; move it or pass another --root")
+        raise ValueError(f"{target} was not made by resdet digits and was not changed; move it or pass another --root")
     target.parent.mkdir(parents=True, exist_ok=True)
     train, test = load_sources()
     # A sibling folder shares the file system, so that the finished folder takes its place in one step.

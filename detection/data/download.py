@@ -146,7 +146,7 @@ def fetch(
         raise ConnectionError(
             f"{archive.url}: gave up after {attempts} attempt{'s' * (attempts > 1)} with {size} bytes in {part} "
             f"({reason}); "
-            "run the same command again to go on from there"
+            "run the same command again to resume"
         )
     _check_md5(archive, part)
     return part.replace(path)

@@ -171,7 +171,7 @@ def check_header(path: str | Path, *, size: tuple[int, int], apply_exif: bool) -
 def _frame(image: Image.Image) -> tuple[tuple[int, int], int]:
     """Returns the stored (height, width) and the value of the orientation tag of an image that is not decoded yet."""
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"it claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
+        raise ValueError(f"its header declares {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
     orientation = image.getexif().get(ORIENTATION)
     stored = image.height, image.width
     if image.format == "TIFF":  # Pillow gives the turned size

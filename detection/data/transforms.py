@@ -343,7 +343,7 @@ def _suit_labels(transform: A.BasicTransform) -> None:
 
 def _transform(step: Mapping[str, Any]) -> A.BasicTransform:
     if len(step) != 1:
-        raise ValueError(f"an augmentation step reads {{name: arguments}}, got {dict(step)}")
+        raise ValueError(f"an augmentation step has the form {{name: arguments}}, got {dict(step)}")
     ((name, arguments),) = step.items()
     kind = getattr(A, name, None)
     if not (isinstance(kind, type) and issubclass(kind, A.BasicTransform)):

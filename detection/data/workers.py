@@ -90,8 +90,8 @@ class _Batches(_MultiProcessingDataLoaderIter):
                 self._asked.pop(data[0], None)
                 return data
         raise ChildProcessError(
-            f"no loader worker has given a batch for {LONGEST_WAIT:.0f} s; {self._awaited()}. See whether its disk "
-            f"answers; data.workers=0 (now {self._num_workers}) reads in the main process, and RESDET_BATCH_MINUTES "
+            f"no loader worker has returned a batch for {LONGEST_WAIT:.0f} s; {self._awaited()}. Check that its disk "
+            f"responds; data.workers=0 (now {self._num_workers}) reads in the main process, and RESDET_BATCH_MINUTES "
             "gives it more time"
         )
 

@@ -341,7 +341,7 @@ def _seed_variances(arms: Arms) -> tuple[NDArray[np.integer], Floats]:
     """Returns the number of seeds (A,) and the variance over them (A, M) of each arm with several."""
     several = [values for values, _ in arms.values() if len(values) > 1]
     if not several:
-        raise ValueError("pooling the seeds takes a variant with two seeds or more; every variant has one")
+        raise ValueError("pooling needs a variant with at least two seeds; every variant has one")
     return np.array([len(values) for values in several]), np.stack([values.var(axis=0, ddof=1) for values in several])
 
 

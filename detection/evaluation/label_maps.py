@@ -153,13 +153,13 @@ def check_comparable_maps(runs: Mapping[str, Sequence[Record]]) -> None:
     for name, records in others:
         for a, b in zip(_by_id(expected), _by_id(records), strict=True):
             if (a.label_counts is None) != (b.label_counts is None):
-                raise ValueError(f"{first} and {name} are not comparable: one of them alone predicts label maps")
+                raise ValueError(f"{first} and {name} are not comparable: only one of them predicts label maps")
             if a.label_counts is None or b.label_counts is None:
                 continue
             ours, theirs = a.label_counts.sum(axis=1), b.label_counts.sum(axis=1)
             if not np.array_equal(ours, theirs):
                 raise ValueError(
-                    f"{first} and {name} are not comparable: {a.file_name} was judged by other label maps; test "
+                    f"{first} and {name} are not comparable: {a.file_name} was evaluated with other label maps; test "
                     "both on the same data"
                 )
 
